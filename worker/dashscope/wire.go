@@ -1,0 +1,178 @@
+package dashscope
+
+import "time"
+
+// Paths of the service, below the base URL (which ends in /api/v1). Each is
+// answered with and without a trailing slash (Model Studio pages and both
+// official SDKs, which differ).
+const (
+	PathText2Image = "/services/aigc/text2image/image-synthesis"
+	PathTasks      = "/tasks"
+	PathUploads    = "/uploads"
+)
+
+// Request and response headers.
+const (
+	// HeaderAsync must be "enable" on every create; without it the service
+	// answers 403 AccessDenied.
+	HeaderAsync = "X-DashScope-Async"
+	// HeaderOSSResolve must be "enable" whenever an input is an oss:// name.
+	HeaderOSSResolve = "X-DashScope-OssResourceResolve"
+	// HeaderWorkspace names a workspace; needed with a RAM sub-account's key.
+	HeaderWorkspace = "X-DashScope-WorkSpace"
+	// HeaderSimulated is set to "true" on every answer of the simulator and on
+	// nothing else, so that a simulated image is never taken for a real one.
+	HeaderSimulated = "X-Danqing-Simulated"
+	// HeaderGateway is set by Danqing's own DashScope-compatible API. A worker
+	// that finds it at its base URL must refuse to start: it would submit to
+	// itself.
+	HeaderGateway = "X-Danqing-Gateway"
+)
+
+// Task states (manage-asynchronous-tasks page). SUSPENDED stands in both SDKs'
+// enums and on no page; like them, treat it as not terminal.
+const (
+	StatusPending   = "PENDING"
+	StatusRunning   = "RUNNING"
+	StatusSuspended = "SUSPENDED"
+	StatusSucceeded = "SUCCEEDED"
+	StatusFailed    = "FAILED"
+	StatusCanceled  = "CANCELED"
+	// StatusUnknown is answered, with HTTP 200, for a task that never existed
+	// or is older than 24 hours.
+	StatusUnknown = "UNKNOWN"
+)
+
+// TaskLifetime is how long a task can be queried after its creation and a
+// result URL lives (text-to-image API reference).
+const TaskLifetime = 24 * time.Hour
+
+// CreateRequest is the body of a create.
+type CreateRequest struct {
+	Model      string     `json:"model"`
+	Input      Input      `json:"input"`
+	Parameters Parameters `json:"parameters"`
+}
+
+// Input says what to paint. RefImg is an http(s) URL or an oss:// name; the
+// document's curl lines spell it ref_image, the parameter table and both SDKs
+// ref_img, which is what is sent. SketchImageURL is how old samples hand over a
+// local file; if both are there, ref_img wins.
+type Input struct {
+	Prompt         string `json:"prompt"`
+	NegativePrompt string `json:"negative_prompt,omitempty"`
+	RefImg         string `json:"ref_img,omitempty"`
+	RefImage       string `json:"ref_image,omitempty"`
+	SketchImageURL string `json:"sketch_image_url,omitempty"`
+}
+
+// Parameters shape the image. An absent N means 4 to the service, at four times
+// the price of one image.
+type Parameters struct {
+	Style       string   `json:"style,omitempty"`
+	Size        string   `json:"size,omitempty"`
+	N           *int     `json:"n,omitempty"`
+	Seed        *int64   `json:"seed,omitempty"`
+	RefStrength *float64 `json:"ref_strength,omitempty"`
+	RefMode     string   `json:"ref_mode,omitempty"`
+}
+
+// TaskResponse answers a create and a query.
+type TaskResponse struct {
+	RequestID string     `json:"request_id,omitempty"`
+	Output    TaskOutput `json:"output"`
+	Usage     *Usage     `json:"usage,omitempty"`
+}
+
+// TaskOutput is a task as the query shows it. Only TaskID and TaskStatus are
+// always there. Code and Message are set on FAILED tasks; the HTTP status of
+// such an answer is 200. Times are "2006-01-02 15:04:05.000" in UTC+8.
+type TaskOutput struct {
+	TaskID        string       `json:"task_id"`
+	TaskStatus    string       `json:"task_status"`
+	SubmitTime    string       `json:"submit_time,omitempty"`
+	ScheduledTime string       `json:"scheduled_time,omitempty"`
+	EndTime       string       `json:"end_time,omitempty"`
+	Results       []Result     `json:"results,omitempty"`
+	TaskMetrics   *TaskMetrics `json:"task_metrics,omitempty"`
+	Code          string       `json:"code,omitempty"`
+	Message       string       `json:"message,omitempty"`
+}
+
+// Result is one image: a URL, or the code and message of why there is none. A
+// task with at least one URL is SUCCEEDED.
+type Result struct {
+	URL          string `json:"url,omitempty"`
+	OrigPrompt   string `json:"orig_prompt,omitempty"`
+	ActualPrompt string `json:"actual_prompt,omitempty"`
+	Code         string `json:"code,omitempty"`
+	Message      string `json:"message,omitempty"`
+}
+
+// TaskMetrics counts a task's images.
+type TaskMetrics struct {
+	Total     int `json:"TOTAL"`
+	Succeeded int `json:"SUCCEEDED"`
+	Failed    int `json:"FAILED"`
+}
+
+// Usage is what is charged: successful images only.
+type Usage struct {
+	ImageCount int `json:"image_count"`
+}
+
+// ListResponse answers a list. It has no output object.
+type ListResponse struct {
+	Total     int        `json:"total"`
+	TotalPage int        `json:"total_page"`
+	PageNo    int        `json:"page_no"`
+	PageSize  int        `json:"page_size"`
+	RequestID string     `json:"request_id,omitempty"`
+	Data      []TaskInfo `json:"data"`
+}
+
+// TaskInfo is a task as the list shows it: no prompt, no results. RequestID is
+// that of the create. Times are Unix milliseconds, zero while not reached.
+type TaskInfo struct {
+	TaskID           string `json:"task_id"`
+	Status           string `json:"status"`
+	ModelName        string `json:"model_name"`
+	Region           string `json:"region,omitempty"`
+	APIKeyID         string `json:"api_key_id,omitempty"`
+	CallerUID        string `json:"caller_uid,omitempty"`
+	CallerParentID   string `json:"caller_parent_id,omitempty"`
+	RequestID        string `json:"request_id,omitempty"`
+	GmtCreate        int64  `json:"gmt_create"`
+	StartTime        int64  `json:"start_time,omitempty"`
+	EndTime          int64  `json:"end_time,omitempty"`
+	UserAPIUniqueKey string `json:"user_api_unique_key,omitempty"`
+}
+
+// PolicyResponse answers a request for an upload credential.
+type PolicyResponse struct {
+	RequestID string `json:"request_id,omitempty"`
+	Data      Policy `json:"data"`
+}
+
+// Policy is an upload credential for the temporary store. It lives
+// ExpireInSeconds; what is uploaded with it lives 48 hours and belongs to the
+// account and model it was asked for.
+type Policy struct {
+	Policy              string `json:"policy"`
+	Signature           string `json:"signature"`
+	UploadDir           string `json:"upload_dir"`
+	UploadHost          string `json:"upload_host"`
+	ExpireInSeconds     int    `json:"expire_in_seconds"`
+	MaxFileSizeMB       int    `json:"max_file_size_mb"`
+	CapacityLimitMB     int    `json:"capacity_limit_mb"`
+	OSSAccessKeyID      string `json:"oss_access_key_id"`
+	XOSSObjectACL       string `json:"x_oss_object_acl"`
+	XOSSForbidOverwrite string `json:"x_oss_forbid_overwrite"`
+}
+
+// ErrorResponse is the body of a refusal.
+type ErrorResponse struct {
+	Code      string `json:"code"`
+	Message   string `json:"message"`
+	RequestID string `json:"request_id,omitempty"`
+}
