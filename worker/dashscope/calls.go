@@ -1,0 +1,246 @@
+package dashscope
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// taskIDPattern holds the UUIDs that the service makes and nothing that could
+// change a path.
+var taskIDPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
+
+// Created is the answer to a create: the task exists.
+type Created struct {
+	TaskID    string
+	Status    string    // PENDING, as a rule
+	RequestID string    // that the list shows too; may be ""
+	Simulated bool      // the simulator answered
+	Date      time.Time // the service's clock; zero if it sent none
+}
+
+// Create makes a task. It sends the request once, on a connection of its own,
+// and follows no redirect.
+//
+// It fails with an [*Error]. After [KindAmbiguous] the caller must not create
+// again before it has looked for the task; after every other kind there is no
+// task for certain. Cancelling ctx while the request is out is ambiguous too:
+// to stop well, let it run.
+func (c *Client) Create(ctx context.Context, req CreateRequest) (*Created, error) {
+	body, err := encode(req)
+	if err != nil {
+		return nil, invalid(opCreate, err)
+	}
+	ctx, cancel := withTimeout(ctx, c.timeouts.create)
+	defer cancel()
+	r, err := c.request(ctx, http.MethodPost, PathText2Image, nil, bytes.NewReader(body))
+	if err != nil {
+		return nil, invalid(opCreate, err)
+	}
+	r.GetBody = nil // without it net/http cannot send the body again
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set(HeaderAsync, "enable")
+	for _, ref := range []string{req.Input.RefImg, req.Input.RefImage, req.Input.SketchImageURL} {
+		if strings.HasPrefix(ref, "oss://") {
+			r.Header.Set(HeaderOSSResolve, "enable")
+		}
+	}
+	a := c.exchange(c.posts, opCreate, r)
+	// Only what is needed is decoded: no oddity elsewhere may hide a task_id. One
+	// counts whatever the status: a task that can be asked for is not ambiguous.
+	var got struct {
+		Output struct {
+			TaskID     string `json:"task_id"`
+			TaskStatus string `json:"task_status"`
+		} `json:"output"`
+	}
+	if a.err != nil || json.Unmarshal(a.body, &got) != nil || !taskIDPattern.MatchString(got.Output.TaskID) {
+		return nil, c.fault(opCreate, a)
+	}
+	return &Created{
+		TaskID: got.Output.TaskID, Status: got.Output.TaskStatus, RequestID: requestID(a.body),
+		Simulated: a.simulated(), Date: a.date(),
+	}, nil
+}
+
+// encode writes JSON that leaves <auto> as it is, like both SDKs.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
+func requestID(body []byte) string {
+	var r struct {
+		RequestID string `json:"request_id"`
+	}
+	if json.Unmarshal(body, &r) != nil {
+		return ""
+	}
+	return clean(r.RequestID)
+}
+
+// Task is the answer to a query.
+type Task struct {
+	TaskResponse
+	Simulated bool      // the simulator answered
+	Date      time.Time // the service's clock; zero if it sent none
+}
+
+// Query asks for a task. It waits for its turn first. The answer bears this
+// task's ID and some status, which may be one that this package does not know.
+// Messages in it are cleaned of the queries of URLs.
+//
+// It fails with an [*Error] of [KindTemporary], [KindThrottled] or
+// [KindAccount], none of which says anything about the task.
+func (c *Client) Query(ctx context.Context, taskID string) (*Task, error) {
+	if !taskIDPattern.MatchString(taskID) {
+		return nil, invalid(opQuery, fmt.Errorf("task_id %q: not a task's ID", taskID))
+	}
+	a, err := c.ask(ctx, opQuery, http.MethodGet, PathTasks+"/"+taskID, nil)
+	if err != nil {
+		return nil, err
+	}
+	t := &Task{Simulated: a.simulated(), Date: a.date()}
+	if json.Unmarshal(a.body, &t.TaskResponse) != nil || t.Output.TaskStatus == "" {
+		return nil, c.fault(opQuery, a)
+	}
+	if t.Output.TaskID != taskID {
+		if t.Output.TaskID != "" {
+			a.err = errors.New("answer is about another task")
+			return nil, c.fault(opQuery, a)
+		}
+		t.Output.TaskID = taskID
+	}
+	t.Output.Message = clean(c.scrub(t.Output.Message))
+	for i := range t.Output.Results {
+		t.Output.Results[i].Message = clean(c.scrub(t.Output.Results[i].Message))
+	}
+	return t, nil
+}
+
+// Cancel cancels a task, which works only while it is PENDING. It waits for its
+// turn first.
+//
+// It fails with an [*Error], which is [ErrNotPending] if the task has got
+// further. After [KindTemporary] it may be cancelled or not: query it.
+func (c *Client) Cancel(ctx context.Context, taskID string) error {
+	if !taskIDPattern.MatchString(taskID) {
+		return invalid(opCancel, fmt.Errorf("task_id %q: not a task's ID", taskID))
+	}
+	_, err := c.ask(ctx, opCancel, http.MethodPost, PathTasks+"/"+taskID+"/cancel", nil)
+	e, ok := errors.AsType[*Error](err)
+	if ok && e.Status == http.StatusBadRequest && normal(e.Code) == normal("UnsupportedOperation") {
+		e.Err = ErrNotPending
+	}
+	return err
+}
+
+// ListFilter chooses tasks. The zero value means the first page of ten of all
+// tasks of the last 24 hours. There is no filter by time: its zone is not
+// documented.
+type ListFilter struct {
+	TaskID   string
+	Model    string
+	Status   string
+	PageNo   int // from 1; 0 means 1
+	PageSize int // 0 means the service's 10; the maximum is not documented
+}
+
+// Page is one page of a list.
+type Page struct {
+	ListResponse
+	Simulated bool      // the simulator answered
+	Date      time.Time // the service's clock; zero if it sent none
+}
+
+// List lists the tasks of the whole main account, over all its keys. It waits
+// for its turn first. It fails with an [*Error] as Query does; an answer without
+// a total is such an error, never an empty list.
+func (c *Client) List(ctx context.Context, f ListFilter) (*Page, error) {
+	p, _, err := c.list(ctx, f)
+	return p, err
+}
+
+func (c *Client) list(ctx context.Context, f ListFilter) (*Page, answer, error) {
+	q := url.Values{"page_no": {strconv.Itoa(or(f.PageNo, 1))}}
+	for k, v := range map[string]string{"task_id": f.TaskID, "model_name": f.Model, "status": f.Status} {
+		if v != "" {
+			q.Set(k, v)
+		}
+	}
+	if f.PageSize != 0 {
+		q.Set("page_size", strconv.Itoa(f.PageSize))
+	}
+	a, err := c.ask(ctx, opList, http.MethodGet, PathTasks, q)
+	if err != nil {
+		return nil, a, err
+	}
+	p := &Page{Simulated: a.simulated(), Date: a.date()}
+	p.Total = -1
+	if json.Unmarshal(a.body, &p.ListResponse) != nil || p.Total < 0 {
+		return nil, a, c.fault(opList, a)
+	}
+	return p, a, nil
+}
+
+// Endpoint is who answers at the base URL.
+type Endpoint struct {
+	Simulated bool      // the simulator
+	Gateway   bool      // a Danqing: a worker must not submit to it
+	Date      time.Time // its clock; zero if it sent none
+}
+
+// Probe lists one task, which costs nothing, to learn whether the key is good
+// and who answers. If an answer came at all, the Endpoint is filled even when
+// there is an error, which is an [*Error] as List's.
+func (c *Client) Probe(ctx context.Context) (Endpoint, error) {
+	_, a, err := c.list(ctx, ListFilter{PageSize: 1})
+	return Endpoint{Simulated: a.simulated(), Gateway: a.header.Get(HeaderGateway) != "", Date: a.date()}, err
+}
+
+// ask makes a call that can be repeated: it waits for its turn, sends, and
+// returns a complete answer of HTTP 200.
+func (c *Client) ask(ctx context.Context, op, method, path string, query url.Values) (answer, error) {
+	if err := c.turns.Wait(ctx); err != nil {
+		return answer{}, &Error{Op: op, Kind: KindTemporary, Err: fmt.Errorf("wait for a turn: %w", or(context.Cause(ctx), err))}
+	}
+	return c.get(ctx, op, method, path, query)
+}
+
+func (c *Client) get(ctx context.Context, op, method, path string, query url.Values) (answer, error) {
+	ctx, cancel := withTimeout(ctx, c.timeouts.query)
+	defer cancel()
+	r, err := c.request(ctx, method, path, query, nil)
+	if err != nil {
+		return answer{}, invalid(op, err)
+	}
+	a := c.exchange(c.questions, op, r)
+	if a.err != nil || a.status != http.StatusOK {
+		return a, c.fault(op, a)
+	}
+	return a, nil
+}
+
+// ParseTime reads the times of a query's answer, "2006-01-02 15:04:05.000". They
+// have no zone; that it is UTC+8 follows from the async-task-api page's sample,
+// whose event is published eight hours "before" its task ends.
+func ParseTime(s string) (time.Time, error) {
+	t, err := time.ParseInLocation(time.DateTime, s, time.FixedZone("UTC+8", 8*60*60))
+	if err != nil {
+		return time.Time{}, fmt.Errorf("parse time %q: %w", clean(s), err)
+	}
+	return t, nil
+}

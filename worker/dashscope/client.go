@@ -1,0 +1,289 @@
+package dashscope
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// DefaultBaseURL is the shared host in Beijing, the only region that has
+// wanx-v1 (text-to-image API reference).
+const DefaultBaseURL = "https://dashscope.aliyuncs.com/api/v1"
+
+const (
+	defaultCreateTimeout = 60 * time.Second
+	// defaultQueryTimeout is short because asking again is free.
+	defaultQueryTimeout  = 10 * time.Second
+	defaultUploadTimeout = 2 * time.Minute
+	// defaultQueriesPerSecond is half of the 20 QPS that the account has for
+	// query, list and cancel (manage-asynchronous-tasks page), so that other
+	// programs with the account can still ask.
+	defaultQueriesPerSecond = 10
+	// dialTimeout leaves a create time to be refused for certain, instead of
+	// spending all of its timeout on a host that drops packets.
+	dialTimeout = 10 * time.Second
+	// maxBodyBytes is two thousand list entries of 500 bytes.
+	maxBodyBytes = 1 << 20
+)
+
+// Config configures a [Client]. The zero value of every field but APIKey means
+// its default.
+type Config struct {
+	// BaseURL is what the paths are appended to: http or https, ending in
+	// /api/v1 like the official SDKs' DASHSCOPE_HTTP_BASE_URL. "" means
+	// [DefaultBaseURL].
+	BaseURL string
+	// APIKey is sent to BaseURL's host and to no other. Required. It is not
+	// printed by fmt, log/slog or encoding/json.
+	APIKey string `json:"-"`
+	// Workspace is sent as X-DashScope-WorkSpace; "" sends none. A RAM
+	// sub-account's key needs it.
+	Workspace string
+	// DialContext opens connections. nil means a net.Dialer with a timeout of
+	// 10 s, through the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name
+	// (never for a loopback host). If set, proxies are not used.
+	DialContext func(ctx context.Context, network, addr string) (net.Conn, error) `json:"-"`
+	// UserAgent names the program to the service. "" means "danqing".
+	UserAgent string
+	// CreateTimeout bounds a create, connecting included; 0 means 60 s.
+	CreateTimeout time.Duration
+	// QueryTimeout bounds a query, list, cancel or request for an upload policy,
+	// not counting the wait for its turn; 0 means 10 s.
+	QueryTimeout time.Duration
+	// UploadTimeout bounds the transfer of a file; 0 means 2 minutes.
+	UploadTimeout time.Duration
+	// QueriesPerSecond limits queries, lists and cancels together, evenly
+	// spaced; 0 means 10, half of what an account has.
+	QueriesPerSecond float64
+	// Logger gets a debug line per call; nil logs nothing.
+	Logger *slog.Logger `json:"-"`
+}
+
+// Format prints the configuration without the key, whatever the verb.
+func (c Config) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "{BaseURL:%s APIKey:**redacted** Workspace:%s}", c.BaseURL, c.Workspace)
+}
+
+// LogValue logs the configuration without the key.
+func (c Config) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(c)) }
+
+// Client talks to one account of the service. It may be used by many goroutines.
+type Client struct {
+	base      *url.URL
+	authorize func(*http.Request)   // a closure, so that %v of a Client shows no key
+	scrub     func(s string) string // removes the key and signed queries from a text
+	userAgent string
+	timeouts  struct{ create, query, upload time.Duration }
+	turns     *rate.Limiter
+	log       *slog.Logger
+	// questions keeps connections open. posts opens one per request: a stale
+	// connection can then never make a create ambiguous, and net/http, which
+	// repeats requests on reused connections only, has none to repeat on.
+	questions, posts *http.Client
+}
+
+// New checks cfg and returns a client. It does not connect. The error names
+// every bad field.
+func New(cfg Config) (*Client, error) {
+	base, err := parseBaseURL(cfg.BaseURL)
+	problems := []error{err}
+	if cfg.APIKey == "" {
+		problems = append(problems, errors.New("APIKey: required"))
+	} else if !headerValue(cfg.APIKey) {
+		problems = append(problems, errors.New("APIKey: holds a space or a character other than printable ASCII"))
+	}
+	if !headerValue(cfg.Workspace) {
+		problems = append(problems, errors.New("Workspace: holds a space or a character other than printable ASCII"))
+	}
+	if cfg.CreateTimeout < 0 || cfg.QueryTimeout < 0 || cfg.UploadTimeout < 0 || cfg.QueriesPerSecond < 0 {
+		problems = append(problems, errors.New("CreateTimeout, QueryTimeout, UploadTimeout, QueriesPerSecond: must not be negative"))
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, fmt.Errorf("dashscope configuration: %w", err)
+	}
+	c := &Client{
+		base:      base,
+		userAgent: or(cfg.UserAgent, "danqing"),
+		turns:     rate.NewLimiter(rate.Limit(or(cfg.QueriesPerSecond, defaultQueriesPerSecond)), 1),
+		log:       or(cfg.Logger, slog.New(slog.DiscardHandler)),
+		questions: newHTTPClient(cfg.DialContext, true),
+		posts:     newHTTPClient(cfg.DialContext, false),
+		authorize: func(r *http.Request) {
+			r.Header.Set("Authorization", "Bearer "+cfg.APIKey)
+			if cfg.Workspace != "" {
+				r.Header.Set(HeaderWorkspace, cfg.Workspace)
+			}
+		},
+		scrub: func(s string) string { return scrub(s, cfg.APIKey) },
+	}
+	c.timeouts.create = or(cfg.CreateTimeout, defaultCreateTimeout)
+	c.timeouts.query = or(cfg.QueryTimeout, defaultQueryTimeout)
+	c.timeouts.upload = or(cfg.UploadTimeout, defaultUploadTimeout)
+	return c, nil
+}
+
+// or returns v, or def if v is its zero value.
+func or[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+// headerValue tells whether s can stand in a header and in a log line as one
+// word.
+func headerValue(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
+}
+
+func parseBaseURL(s string) (*url.URL, error) {
+	u, err := url.Parse(strings.TrimSuffix(or(s, DefaultBaseURL), "/"))
+	switch {
+	case err != nil: // its text may hold a password
+		return nil, errors.New("BaseURL: not a URL")
+	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
+		return nil, errors.New("BaseURL: must have no user, query or fragment")
+	case u.Scheme != "http" && u.Scheme != "https", u.Host == "", !strings.HasSuffix(u.Path, "/api/v1"):
+		return nil, fmt.Errorf("BaseURL: %q must start with https:// or http:// and end in /api/v1", s)
+	}
+	return u, nil
+}
+
+func newHTTPClient(dial func(context.Context, string, string) (net.Conn, error), keepAlive bool) *http.Client {
+	proxy := proxyFromEnvironment
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	} else {
+		proxy = nil
+	}
+	var http1 http.Protocols
+	http1.SetHTTP1(true) // HTTP/2 repeats requests by itself after GOAWAY
+	return &http.Client{
+		Transport: &http.Transport{
+			Proxy:                  proxy,
+			DialContext:            dial,
+			Protocols:              &http1,
+			DisableKeepAlives:      !keepAlive,
+			DisableCompression:     true,
+			TLSHandshakeTimeout:    dialTimeout,
+			IdleConnTimeout:        90 * time.Second, // as http.DefaultTransport
+			MaxResponseHeaderBytes: 64 << 10,
+		},
+		// A redirect would repeat a POST or carry the key elsewhere.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// proxyFromEnvironment hides the variable's value, which may hold a password.
+func proxyFromEnvironment(r *http.Request) (*url.URL, error) {
+	u, err := http.ProxyFromEnvironment(r)
+	if err != nil {
+		return nil, errors.New("HTTPS_PROXY or HTTP_PROXY is not a proxy's address")
+	}
+	return u, nil
+}
+
+// BaseURL returns a copy of the URL that the paths are appended to, without a
+// trailing slash.
+func (c *Client) BaseURL() *url.URL {
+	u := *c.base
+	return &u
+}
+
+// CloseIdleConnections closes the connections that wait for the next query.
+func (c *Client) CloseIdleConnections() { c.questions.CloseIdleConnections() }
+
+// answer is what came of a request.
+type answer struct {
+	connected bool // the request may have been sent, in part at least
+	status    int  // 0 if no answer came
+	header    http.Header
+	body      []byte
+	err       error // why there is no answer, or none that is complete
+}
+
+func (a answer) simulated() bool { return a.header.Get(HeaderSimulated) == "true" }
+
+// date returns the service's clock, or the zero time.
+func (a answer) date() time.Time {
+	t, err := http.ParseTime(a.header.Get("Date"))
+	if err != nil {
+		return time.Time{}
+	}
+	return t
+}
+
+// request prepares a call of the service with the key in it.
+func (c *Client) request(ctx context.Context, method, path string, query url.Values, body io.Reader) (*http.Request, error) {
+	u := c.BaseURL()
+	u.Path += path
+	u.RawQuery = query.Encode()
+	r, err := http.NewRequestWithContext(ctx, method, u.String(), body)
+	if err != nil {
+		return nil, err
+	}
+	c.authorize(r)
+	r.Header.Set("Accept", "application/json")
+	r.Header.Set("User-Agent", c.userAgent)
+	return r, nil
+}
+
+// exchange sends r and reads the answer.
+func (c *Client) exchange(hc *http.Client, op string, r *http.Request) (a answer) {
+	ctx, started := r.Context(), time.Now()
+	defer func() {
+		c.log.LogAttrs(ctx, slog.LevelDebug, "dashscope call", slog.String("op", op),
+			slog.Int("status", a.status), slog.Duration("duration", time.Since(started)), slog.Bool("err", a.err != nil))
+	}()
+	// GotConn runs on this goroutine when the connection, TLS and proxy
+	// included, stands; nothing of the request is written before.
+	r = r.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(httptrace.GotConnInfo) { a.connected = true },
+	}))
+	resp, err := hc.Do(r)
+	if err != nil {
+		a.err = c.transportError(ctx, err)
+		return a
+	}
+	defer func() { _ = resp.Body.Close() }()
+	a.status, a.header = resp.StatusCode, resp.Header
+	a.body, err = io.ReadAll(io.LimitReader(resp.Body, maxBodyBytes+1))
+	switch {
+	case err != nil:
+		a.err = fmt.Errorf("answer cut short: %w", c.transportError(ctx, err))
+	case len(a.body) > maxBodyBytes:
+		a.err = fmt.Errorf("answer longer than %d bytes", maxBodyBytes)
+	}
+	return a
+}
+
+// transportError drops the URL that net/http puts around an error, and the key
+// should a server have sent it back.
+func (c *Client) transportError(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	if ue, ok := errors.AsType[*url.Error](err); ok {
+		err = ue.Err
+	}
+	if text := err.Error(); c.scrub(text) != text {
+		return errors.New(c.scrub(text))
+	}
+	return err
+}
+
+// withTimeout bounds ctx with an error that says what did not come.
+func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, d, fmt.Errorf("no answer within %s: %w", d, context.DeadlineExceeded))
+}

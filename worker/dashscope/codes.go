@@ -1,0 +1,143 @@
+package dashscope
+
+import "strings"
+
+const (
+	hintAccount  = "check the API key, the account's balance and whether the model is activated for it in the Model Studio (百炼) console"
+	hintTerminal = "change the request: the service will not accept it as it is"
+	hintKey      = "check DASHSCOPE_API_KEY: a key works in its own region only, so it must also fit DASHSCOPE_HTTP_BASE_URL"
+	hintActivate = "activate the model in the Model Studio (百炼) console, and give the key's workspace the right to call it"
+	hintFree     = "the free quota is used up: switch off \"free quota only\" for the model in the console, or wait for new quota"
+	hintPay      = "top up the Alibaba Cloud account; after payment it takes some minutes until the service answers again"
+	hintField    = "correct the field that the message names"
+	hintImage    = "the reference image must be JPG, PNG, BMP, TIFF or WEBP, at most 10 MB, 256 to 4096 pixels a side, at a public URL without Chinese characters"
+	hintModerate = "the service's moderation refused the prompt or an image: reword the prompt, change the reference, or try another seed"
+	hintPace     = "lower the concurrency or wait: the limit counts all keys and programs of the account"
+)
+
+// Where a row of the table comes from.
+const (
+	srcErr    = "error-code page"
+	srcTasks  = "manage-asynchronous-tasks page"
+	srcJava   = "Java SDK 2.22.29, PublicErrorDef"
+	srcThird  = "third-party tests only"
+	srcV1Page = "text-to-image API reference"
+)
+
+// code is what is known of one of the service's codes. It also stands for
+// the codes below it: InvalidParameter for InvalidParameter.DataInspection.
+type code struct {
+	name    string // as documented; compared without case, spaces and underscores
+	message string // if set, the message must contain it, in any case
+	kind    Kind   // what it means in a 4xx, in a FAILED task or in a result
+	hint    string
+	source  string
+}
+
+// codes returns the table. Rows with a message stand before those without.
+func codes() []code {
+	return []code{
+		// The request or its image.
+		{"InvalidParameter", "timed out", KindRetry, hintImage, srcErr},
+		{"InvalidParameter", "", KindTerminal, hintField, srcErr + ", " + srcV1Page},
+		{"InvalidSchema", "", KindTerminal, hintField, srcErr},
+		{"BadRequest.InputDownloadFailed", "", KindTerminal, hintImage, srcErr},
+		{"BadRequest", "", KindTerminal, hintField, srcErr},
+		{"BadRequestError", "", KindTerminal, hintField, srcJava},
+		{"RequestTooLargeError", "", KindTerminal, hintImage, srcJava},
+		{"InvalidURL.Timeout", "", KindRetry, hintImage, srcErr},
+		{"InvalidURL", "", KindTerminal, hintImage, srcErr},
+		{"InvalidFile", "", KindTerminal, hintImage, srcErr},
+		{"InvalidImage", "", KindTerminal, hintImage, srcErr},
+		{"InvalidImageResolution", "", KindTerminal, hintImage, srcErr},
+		{"InvalidImageFormat", "", KindTerminal, hintImage, srcErr},
+		{"UnsupportedOperation", "", KindTerminal, hintTerminal, srcTasks},
+		// Moderation.
+		{"InvalidParameter.DataInspection", "", KindTerminal, hintModerate, srcErr},
+		{"DataInspectionFailed", "", KindTerminal, hintModerate, srcErr + ", " + srcV1Page},
+		{"IPInfringementSuspect", "", KindTerminal, hintModerate, srcErr},
+		{"CustomRoleBlocked", "", KindTerminal, hintModerate, srcErr},
+		{"FaqRuleBlocked", "", KindTerminal, hintModerate, srcErr},
+		// The account.
+		{"Arrearage", "", KindAccount, hintPay, srcErr},
+		{"CommodityNotPurchased", "", KindAccount, hintActivate, srcErr},
+		{"PrepaidBillOverdue", "", KindAccount, hintPay, srcErr},
+		{"PostpaidBillOverdue", "", KindAccount, hintPay, srcErr},
+		{"BudgetLimitExceeded", "", KindAccount, "raise the budget that is set for the key or workspace in the console", srcThird},
+		{"InvalidApiKey", "", KindAccount, hintKey, srcErr},
+		{"AuthenticationError", "", KindAccount, hintKey, srcJava},
+		{"NOT AUTHORIZED", "", KindAccount, "check the workspace ID, and that the key may use that workspace", srcErr},
+		{"AccessDenied", "", KindAccount, hintActivate, srcErr},
+		{"PermissionDeniedError", "", KindAccount, hintActivate, srcJava},
+		{"Model.AccessDenied", "", KindAccount, hintActivate, srcErr},
+		{"Workspace.AccessDenied", "", KindAccount, hintActivate, srcErr},
+		{"Endpoint.AccessDenied", "", KindAccount, "the model may have been retired: look it up in the console", srcErr},
+		{"AllocationQuota.FreeTierOnly", "", KindAccount, hintFree, srcErr},
+		{"ModelNotFound", "", KindAccount, "check the model's name and the region of DASHSCOPE_HTTP_BASE_URL: wanx-v1 exists in Beijing only", srcErr},
+		{"WorkSpaceNotFound", "", KindAccount, "check the workspace ID", srcErr},
+		{"NotFound", "", KindAccount, "check DASHSCOPE_HTTP_BASE_URL", srcErr},
+		{"NotFoundError", "", KindAccount, "check DASHSCOPE_HTTP_BASE_URL and the model's name", srcJava},
+		// Pace. The free quota shares a code with a throttle.
+		{"Throttling.AllocationQuota", "free allocated quota exceeded", KindAccount, hintFree, srcErr},
+		{"insufficient_quota", "free allocated quota exceeded", KindAccount, hintFree, srcErr},
+		{"Throttling", "", KindThrottled, hintPace, srcErr},
+		{"insufficient_quota", "", KindThrottled, hintPace, srcErr},
+		{"LimitRequests", "", KindThrottled, hintPace, srcErr},
+		{"limit_burst_rate", "", KindThrottled, hintPace, srcErr},
+		{"RateLimitError", "", KindThrottled, hintPace, srcJava},
+		{"ModelServingError", "", KindThrottled, "", srcErr},
+		// The service's side.
+		{"InternalError", "", KindRetry, "", srcErr + ", " + srcTasks},
+		{"SystemError", "", KindRetry, "", srcErr},
+		{"ModelServiceFailed", "", KindRetry, "", srcErr},
+		{"RewriteFailed", "", KindRetry, "", srcErr},
+		{"RequestTimeOut", "", KindRetry, "", srcErr},
+		{"ResponseTimeout", "", KindRetry, "", srcErr},
+		{"ModelUnavailable", "", KindRetry, "", srcErr},
+		{"InternalServerError", "", KindRetry, "", srcJava},
+		{"ServiceUnavailableError", "", KindRetry, "", srcJava},
+		{"GatewayTimeoutError", "", KindRetry, "", srcJava},
+	}
+}
+
+// normal makes the spellings of a code equal: InvalidApiKey, invalid_api_key.
+func normal(name string) string {
+	return strings.NewReplacer("_", "", " ", "").Replace(strings.ToLower(name))
+}
+
+// findCode returns the most exact row for a code and its message.
+func findCode(name, message string) (code, bool) {
+	message = strings.ToLower(message)
+	for n := normal(name); n != ""; n = n[:max(strings.LastIndexByte(n, '.'), 0)] {
+		for _, c := range codes() {
+			if normal(c.name) == n && strings.Contains(message, c.message) {
+				return c, true
+			}
+		}
+	}
+	return code{}, false
+}
+
+// capacity tells whether a 503 with this code is a certain refusal.
+func capacity(name string) bool {
+	n := normal(name)
+	return n == normal("ModelServingError") || n == normal("ModelUnavailable")
+}
+
+// ClassifyTask sorts the code inside a FAILED task or a result without a URL:
+// [KindTerminal], [KindAccount], [KindThrottled] or [KindRetry]. The task is over
+// and cost nothing, so whatever comes next is a new attempt. An unknown code is
+// KindRetry.
+func ClassifyTask(code, message string) Kind {
+	if c, ok := findCode(code, message); ok {
+		return c.kind
+	}
+	return KindRetry
+}
+
+// Hint returns a sentence that tells a person what to do about a code, or ""
+// where it is unknown or there is nothing to do but wait.
+func Hint(code, message string) string {
+	c, _ := findCode(code, message)
+	return c.hint
+}

@@ -1,0 +1,126 @@
+package dashscope
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"mime/multipart"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"path"
+	"strings"
+)
+
+// Upload puts a reference image into the service's temporary store and returns
+// its oss:// name, which lives 48 hours and is good for this model and account
+// only. The filename's last element becomes part of that name, with everything
+// but ASCII letters, digits, dot, dash and underscore made an underscore; it
+// may be empty. body must have exactly size bytes; it is streamed.
+//
+// It fails with an [*Error]: after [KindTemporary] and [KindThrottled] call it
+// again with the body from its start (each call gets a new credential and name;
+// what was left behind costs nothing), after [KindTerminal] not.
+func (c *Client) Upload(ctx context.Context, model, filename, contentType string, size int64, body io.Reader) (string, error) {
+	a, err := c.get(ctx, opUpload, http.MethodGet, PathUploads, url.Values{"action": {"getPolicy"}, "model": {model}})
+	if err != nil {
+		return "", err
+	}
+	var p PolicyResponse
+	if json.Unmarshal(a.body, &p) != nil || p.Data.UploadHost == "" || p.Data.UploadDir == "" {
+		return "", c.fault(opUpload, a)
+	}
+	if limit := int64(p.Data.MaxFileSizeMB) << 20; limit > 0 && size > limit {
+		return "", invalid(opUpload, fmt.Errorf("file of %d bytes: the service takes at most %d", size, limit))
+	}
+	if host, err := url.Parse(p.Data.UploadHost); err != nil || host.Host == "" ||
+		host.Scheme != "https" && host.Scheme != c.base.Scheme {
+		return "", &Error{Op: opUpload, Kind: KindTemporary, RequestID: clean(p.RequestID), Err: errors.New("upload_host is not an https URL")}
+	}
+	key := p.Data.UploadDir + "/" + safeName(filename)
+	ctx, cancel := withTimeout(ctx, c.timeouts.upload)
+	defer cancel()
+	r, err := form(ctx, p.Data, key, contentType, size, body)
+	if err != nil {
+		return "", invalid(opUpload, err)
+	}
+	r.Header.Set("User-Agent", c.userAgent)
+	if a = c.exchange(c.posts, opUpload, r); a.err != nil || a.status != http.StatusOK {
+		return "", c.uploadFault(a)
+	}
+	return "oss://" + key, nil
+}
+
+// form makes the POST of the file: its length known, `file` its last field, as
+// the store demands, and without the key, which is not the store's business.
+func form(ctx context.Context, p Policy, key, contentType string, size int64, body io.Reader) (*http.Request, error) {
+	contentType = or(contentType, "application/octet-stream")
+	var head bytes.Buffer
+	w := multipart.NewWriter(&head)
+	for _, f := range [][2]string{ // in the SDKs' order
+		{"OSSAccessKeyId", p.OSSAccessKeyID}, {"Signature", p.Signature}, {"policy", p.Policy}, {"key", key},
+		{"x-oss-object-acl", p.XOSSObjectACL}, {"x-oss-forbid-overwrite", p.XOSSForbidOverwrite},
+		{"success_action_status", "200"}, {"x-oss-content-type", contentType},
+	} {
+		if err := w.WriteField(f[0], f[1]); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := w.CreatePart(textproto.MIMEHeader{
+		"Content-Disposition": {fmt.Sprintf(`form-data; name="file"; filename=%q`, path.Base(key))},
+		"Content-Type":        {contentType},
+	}); err != nil {
+		return nil, err
+	}
+	tail := strings.NewReader("\r\n--" + w.Boundary() + "--\r\n")
+	length := int64(head.Len()) + size + int64(tail.Len())
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, p.UploadHost, io.MultiReader(&head, body, tail))
+	if err != nil {
+		return nil, err
+	}
+	r.ContentLength = length // the transport fails if body is longer or shorter
+	r.Header.Set("Content-Type", w.FormDataContentType())
+	return r, nil
+}
+
+// uploadFault makes the error of a refused file. The store answers in XML. An
+// expired credential, say, is cured by a new one.
+func (c *Client) uploadFault(a answer) *Error {
+	e := &Error{Op: opUpload, Kind: KindTemporary, Status: a.status, Err: a.err, RetryAfter: retryAfter(a)}
+	var x struct {
+		Code      string
+		Message   string
+		RequestID string `xml:"RequestId"`
+	}
+	if a.err == nil && xml.Unmarshal(a.body, &x) == nil {
+		e.Code, e.Message, e.RequestID = clean(x.Code), clean(c.scrub(x.Message)), clean(x.RequestID)
+	}
+	if e.Code == "EntityTooLarge" {
+		e.Kind = KindTerminal
+	}
+	if e.Code == "" && e.Err == nil {
+		e.Err = errors.New("answer is not the store's XML")
+	}
+	return e
+}
+
+// safeName makes the last element of a file's name one that a URL and a form can
+// carry as it is.
+func safeName(name string) string {
+	name = path.Base(strings.ReplaceAll(name, `\`, "/"))
+	name = strings.Map(func(r rune) rune {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', r == '.', r == '-', r == '_':
+			return r
+		}
+		return '_'
+	}, name)
+	if strings.Trim(name, ".") == "" {
+		return "image"
+	}
+	return name[max(0, len(name)-128):] // the end, for its extension
+}
