@@ -1,0 +1,132 @@
+package jobs
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// maxIDBytes is the longest job ID; it leaves room for a key template within
+// the 1,024 bytes of an S3 key and for a file name of 255.
+const maxIDBytes = 128
+
+// stagedPattern matches the name of a staged reference image.
+var stagedPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+
+// idPattern matches what a job ID is made of.
+var idPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+
+// hashedPattern matches the end of an ID that [BatchID] could not join plainly.
+var hashedPattern = regexp.MustCompile(`-x[0-9a-f]{16}$`)
+
+// Digest identifies what is asked for: the SHA-256, in hex, of the canonical
+// request, which is the model and everything that shapes the image. The ID,
+// labels, priority and redo_of take no part. The package comment gives the form
+// byte for byte; it never changes.
+//
+// Take it before [Request.WithSeed]: the digest is of the request as asked. It
+// is the same before and after [Request.Normalize]; of a request that Normalize
+// refuses it says nothing useful.
+func (r Request) Digest() string {
+	sum := sha256.Sum256(r.canonical().digestBytes())
+	return hex.EncodeToString(sum[:])
+}
+
+// digestBytes is the form that the package comment describes.
+func (r Request) digestBytes() []byte {
+	b := []byte("danqing/request/1\n")
+	add := func(name, value string) {
+		if value != "" {
+			b = fmt.Appendf(b, "%s=%d:%s\n", name, len(value), value)
+		}
+	}
+	add("model", r.Model)
+	add("prompt", r.Prompt)
+	add("negative_prompt", r.NegativePrompt)
+	add("style", r.Style)
+	add("size", r.Size)
+	add("n", strconv.Itoa(r.N))
+	if r.Seed != nil {
+		add("seed", strconv.FormatInt(*r.Seed, 10))
+	}
+	add("ref_img", r.RefImg)
+	if r.RefStrength != nil {
+		add("ref_strength", strconv.FormatFloat(*r.RefStrength, 'f', -1, 64))
+	}
+	add("ref_mode", r.RefMode)
+	return b
+}
+
+// WithSeed returns the request with a seed derived from the job ID, so that
+// every image can be asked for again; unchanged if it has one. The seed is at
+// least 0 and leaves room for all n images: seed+n-1 is at most the model's
+// MaxSeed. Same ID, same n: same seed, for ever.
+func (r Request) WithSeed(jobID string) Request {
+	if r.Seed != nil {
+		return r
+	}
+	sum := sha256.Sum256([]byte("danqing/seed/1\n" + jobID))
+	seeds := maxSeed - max(r.N, 1) + 2                              // 0 to maxSeed-(n-1)
+	seed := int64(binary.BigEndian.Uint64(sum[:8]) % uint64(seeds)) //nolint:gosec // below 2^31
+	r.Seed = &seed
+	return r
+}
+
+// ValidID says whether id can be a job's: 1 to 128 characters out of A-Z, a-z,
+// 0-9, dot, underscore and hyphen, but neither "." nor "..", which are not names
+// in a folder of images. The error is a [FieldError].
+func ValidID(id string) error {
+	if idPattern.MatchString(id) && id != "." && id != ".." {
+		return nil
+	}
+	return FieldError{Field: "id", Value: show(id), Allowed: `1 to 128 of A-Z a-z 0-9 . _ -, not "." or ".."`}
+}
+
+// NewID returns a random job ID: 26 lower-case letters and digits, at least 128
+// random bits.
+func NewID() string { return strings.ToLower(rand.Text()) }
+
+// BatchName is the name of the batch in a file: the file's name without folder
+// and extension, and without a ".results" before it, so that a batch's results
+// file, read as a batch, means the same jobs. "-" is "stdin".
+func BatchName(file string) string {
+	if file == "-" {
+		return "stdin"
+	}
+	base := filepath.Base(file)
+	name := strings.TrimSuffix(base, filepath.Ext(base))
+	for strings.HasSuffix(name, ".results") {
+		name = strings.TrimSuffix(name, ".results")
+	}
+	if name == "" {
+		return base
+	}
+	return name
+}
+
+// BatchID is the job ID of a line of a batch: the batch's name, a dot and the
+// line's own id. Where that is no valid ID (other characters, too long) or could
+// be another pair's (the line's id has a dot, or ends like a hash of ours),
+// other characters become "_" and a short hash of the exact pair is appended.
+// Two different pairs never share an ID, but for a chance of one in 2^64.
+func BatchID(batch, line string) string {
+	// With no dot in line, the last dot of the join tells the two apart.
+	plain := batch + "." + line
+	if batch != "" && line != "" && !strings.Contains(line, ".") &&
+		idPattern.MatchString(plain) && !hashedPattern.MatchString(plain) {
+		return plain
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "danqing/batch/1\n%d:%s%d:%s", len(batch), batch, len(line), line))
+	suffix := "-x" + hex.EncodeToString(sum[:8])
+	readable := otherPattern.ReplaceAllString(plain, "_")
+	return readable[:min(len(readable), maxIDBytes-len(suffix))] + suffix
+}
+
+// otherPattern matches what cannot stand in an ID.
+var otherPattern = regexp.MustCompile(`[^A-Za-z0-9._-]+`)

@@ -1,0 +1,417 @@
+package jobs
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Bounds on labels: what a listing can show and a record carry. Ours.
+const (
+	maxLabels          = 16
+	maxLabelNameRunes  = 64
+	maxLabelValueRunes = 256
+)
+
+// FieldError says what is wrong with one field of a request.
+type FieldError struct {
+	// Field is the field's JSON name; with "input." or "parameters." before it
+	// where it was found there.
+	Field string `json:"field"`
+	// Value is what was given, ready to be shown: quoted if a text, shortened
+	// if long, a URL without its query; "missing" if nothing was given.
+	Value string `json:"value"`
+	// Allowed is what would have been right, and Remedy what to do. Either may
+	// be empty.
+	Allowed string `json:"allowed,omitempty"`
+	Remedy  string `json:"remedy,omitempty"`
+	// Err is the reason where somebody else found it: a file that cannot be
+	// read. Nil otherwise.
+	Err error `json:"-"`
+}
+
+// Error is one sentence: field, value, reason, what is allowed, what to do.
+func (e FieldError) Error() string {
+	text := e.Field + ": " + e.Value
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
+	}
+	if e.Allowed != "" {
+		text += "; allowed: " + e.Allowed
+	}
+	if e.Remedy != "" {
+		text += "; " + e.Remedy
+	}
+	return text
+}
+
+// Unwrap returns Err.
+func (e FieldError) Unwrap() error { return e.Err }
+
+// InvalidError is a request that the service would refuse, with all that is
+// wrong about it. Trying again cannot help.
+type InvalidError struct {
+	Fields []FieldError `json:"fields"`
+}
+
+// Error lists all fields on one line.
+func (e *InvalidError) Error() string {
+	texts := make([]string, len(e.Fields))
+	for i, f := range e.Fields {
+		texts[i] = f.Error()
+	}
+	return strings.Join(texts, " | ")
+}
+
+// Unwrap returns the fields, for [errors.As] and [errors.Is].
+func (e *InvalidError) Unwrap() []error {
+	list := make([]error, len(e.Fields))
+	for i, f := range e.Fields {
+		list[i] = f
+	}
+	return list
+}
+
+// Normalize returns the request with defaults filled in and every value spelt
+// as the service spells it, and warnings for a person. It fails with an
+// [*InvalidError] that holds everything the service would refuse; the returned
+// request is of no use then. Normalising twice changes nothing more.
+//
+// The prompt is never changed. Labels are shared with r.
+func (r Request) Normalize() (Request, []string, error) {
+	r, warnings, problems := r.normalize()
+	if len(problems) > 0 {
+		return r, warnings, &InvalidError{Fields: problems}
+	}
+	return r, warnings, nil
+}
+
+func (r Request) normalize() (Request, []string, []FieldError) {
+	r = r.canonical()
+	var c checks
+	if r.ID != "" {
+		c.addError("id", ValidID(r.ID))
+	}
+	if r.RedoOf != "" {
+		c.addError("redo_of", ValidID(r.RedoOf))
+		c.require(r.RedoOf != r.ID, "redo_of", show(r.RedoOf), "another job", "")
+	}
+	c.require(slices.Contains(priorities(), r.Priority), "priority", show(r.Priority), strings.Join(priorities(), ", "), "")
+	c.labels(r.Labels)
+
+	m, err := LookupModel(r.Model)
+	if err != nil {
+		// What follows is about the model; the texts are wrong for any.
+		c.addError("model", err)
+		c.texts(r, Model{})
+		return r, c.warnings, c.problems
+	}
+	c.texts(r, m)
+	c.shape(r, m)
+	c.reference(r, m)
+	return r, c.warnings, c.problems
+}
+
+func priorities() []string {
+	return []string{PriorityCritical, PriorityDefault, PriorityBulk}
+}
+
+// canonical fills the defaults in and settles spelling, as far as it can tell;
+// it checks nothing.
+func (r Request) canonical() Request {
+	tidy := func(s string) string { return strings.ToLower(strings.TrimSpace(s)) }
+	r.Model = strings.TrimSpace(r.Model)
+	if r.Model == "" {
+		r.Model = DefaultModel
+	}
+	if strings.TrimSpace(r.NegativePrompt) == "" {
+		r.NegativePrompt = ""
+	}
+	r.Style, r.Size, r.RefImg = strings.TrimSpace(r.Style), strings.TrimSpace(r.Size), strings.TrimSpace(r.RefImg)
+	r.RefMode, r.Priority = tidy(r.RefMode), tidy(r.Priority)
+	if r.Priority == "" {
+		r.Priority = PriorityDefault
+	}
+	if r.N == 0 {
+		r.N = 1
+	}
+	if r.RefStrength != nil && *r.RefStrength == 0 {
+		r.RefStrength = new(float64) // -0 is 0
+	}
+	m, err := LookupModel(r.Model)
+	if err != nil {
+		return r
+	}
+	r.Style, _ = m.style(r.Style)
+	if r.Size == "" {
+		r.Size = m.Sizes.Default
+	}
+	r.Size = canonicalSize(r.Size)
+	if r.RefImg != "" && r.RefMode == "" && len(m.RefModes) > 0 {
+		r.RefMode = m.RefModes[0]
+	}
+	return r
+}
+
+// checks gathers what is wrong with a request, and what is worth a warning.
+type checks struct {
+	problems []FieldError
+	warnings []string
+}
+
+// require notes a problem unless ok.
+func (c *checks) require(ok bool, field, value, allowed, remedy string) {
+	if !ok {
+		c.problems = append(c.problems, FieldError{Field: field, Value: value, Allowed: allowed, Remedy: remedy})
+	}
+}
+
+// addError notes a [FieldError] of a function of ours, under this field's name.
+func (c *checks) addError(field string, err error) {
+	if e, ok := err.(FieldError); ok { //nolint:errorlint // made here, never wrapped
+		e.Field = field
+		c.problems = append(c.problems, e)
+	}
+}
+
+func (c *checks) texts(r Request, m Model) {
+	c.text("prompt", r.Prompt, m.PromptRunes, m.PromptRunesNewer)
+	if strings.TrimSpace(r.Prompt) == "" {
+		value := "missing"
+		if r.Prompt != "" {
+			value = show(r.Prompt)
+		}
+		c.require(false, "prompt", value, "a text that says what to paint", "")
+	}
+	c.text("negative_prompt", r.NegativePrompt, m.NegativePromptRunes, 0)
+}
+
+// text checks a prompt. limit 0 is none.
+func (c *checks) text(field, value string, limit, newer int) {
+	c.require(utf8.ValidString(value), field, show(value), "UTF-8", "")
+	c.require(!strings.ContainsRune(value, 0), field, show(value), "text without NUL characters", "")
+	runes := utf8.RuneCountInString(value)
+	if limit == 0 || runes <= limit {
+		return
+	}
+	warning := fmt.Sprintf("%s has %d characters and is sent whole, but the service reads %d and drops the rest", field, runes, limit)
+	if newer > 0 {
+		warning += fmt.Sprintf(" (newer pages say %d)", newer)
+	}
+	c.warnings = append(c.warnings, warning)
+}
+
+func (c *checks) shape(r Request, m Model) {
+	if _, ok := m.style(r.Style); !ok {
+		allowed := m.styles()
+		if allowed == "" {
+			allowed = "none: " + m.Name + " has no style"
+		}
+		c.require(false, "style", show(r.Style), allowed, "")
+	}
+	c.require(m.Sizes.Allows(r.Size), "size", show(r.Size), m.Sizes.String(), "")
+	inRange := r.N >= 1 && r.N <= m.MaxImages
+	c.require(inRange, "n", strconv.Itoa(r.N), fmt.Sprintf("1 to %d", m.MaxImages), "")
+	if r.Seed == nil {
+		return
+	}
+	last := m.MaxSeed
+	remedy := ""
+	if inRange && r.N > 1 {
+		last -= int64(r.N - 1)
+		remedy = fmt.Sprintf("the %d images take the seeds that follow, up to %d", r.N, m.MaxSeed)
+	}
+	c.require(*r.Seed >= 0 && *r.Seed <= last, "seed", strconv.FormatInt(*r.Seed, 10), fmt.Sprintf("0 to %d", last), remedy)
+}
+
+func (c *checks) reference(r Request, m Model) {
+	if r.RefStrength != nil {
+		v := *r.RefStrength
+		value := strconv.FormatFloat(v, 'g', -1, 64)
+		c.require(v >= 0 && v <= 1, "ref_strength", value, "0.0 to 1.0", "")
+		c.require(r.RefImg != "", "ref_strength", value, "only with a reference image", "give ref_img or leave it out")
+	}
+	if r.RefMode != "" {
+		c.require(slices.Contains(m.RefModes, r.RefMode), "ref_mode", show(r.RefMode), strings.Join(m.RefModes, ", "), "")
+		c.require(r.RefImg != "", "ref_mode", show(r.RefMode), "only with a reference image", "give ref_img or leave it out")
+	}
+	if r.RefImg == "" {
+		return
+	}
+	if len(m.RefModes) == 0 {
+		c.require(false, "ref_img", showURL(r.RefImg), "none: "+m.Name+" takes no reference image", "")
+		return
+	}
+	if stagedPattern.MatchString(r.RefImg) {
+		return
+	}
+	allowed, remedy := checkURL(r.RefImg)
+	c.require(allowed == "", "ref_img", showURL(r.RefImg), allowed, remedy)
+}
+
+// checkURL says what would be allowed instead of a reference's URL, and what to
+// do; both are empty if the URL is fine. Whether Alibaba can reach it, nobody
+// here can tell.
+func checkURL(ref string) (allowed, remedy string) {
+	const urls = "an http or https URL that Alibaba can reach"
+	scheme, rest, isURL := strings.Cut(ref, "://")
+	scheme = strings.ToLower(scheme)
+	switch {
+	case isURL && scheme == "oss":
+		return urls, "an oss:// name lives 48 hours and belongs to one account and model; give the file itself or a URL"
+	case !isURL || scheme != "http" && scheme != "https":
+		return urls + `, or a staged name ("sha256:" and 64 hex digits)`, "a file must be staged first, as batch does for paths"
+	}
+	if i := strings.IndexFunc(ref, func(r rune) bool { return r <= ' ' || r >= 0x7f }); i >= 0 {
+		return urls + ", without spaces and Chinese characters", "percent-encode them, as in %E7%8C%AB for 猫"
+	}
+	u, err := url.Parse(ref)
+	switch {
+	case err != nil || u.Hostname() == "":
+		return urls, "there is no host in it, or it is no URL"
+	case u.User != nil || strings.Contains(strings.SplitN(rest, "/", 2)[0], "@"):
+		return urls + ", without user name and password", "give a link that needs none"
+	}
+	return "", ""
+}
+
+func (c *checks) labels(labels map[string]string) {
+	c.require(len(labels) <= maxLabels, "labels", fmt.Sprintf("%d labels", len(labels)), fmt.Sprintf("at most %d", maxLabels), "")
+	names := make([]string, 0, len(labels))
+	for name := range labels {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		field := "labels." + shorten(name)
+		c.require(name != "" && utf8.RuneCountInString(name) <= maxLabelNameRunes && isPlain(name),
+			field, show(name), fmt.Sprintf("a name of 1 to %d characters, no control characters", maxLabelNameRunes), "")
+		value := labels[name]
+		c.require(utf8.RuneCountInString(value) <= maxLabelValueRunes && isPlain(value),
+			field, show(value), fmt.Sprintf("at most %d characters, no control characters", maxLabelValueRunes), "")
+	}
+}
+
+// isPlain reports whether s is UTF-8 without control characters.
+func isPlain(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+}
+
+// showRunes is how much of a value an error shows.
+const showRunes = 60
+
+// shorten cuts a long value for showing, and says how long it is.
+func shorten(s string) string {
+	runes := utf8.RuneCountInString(s)
+	if runes <= showRunes {
+		return s
+	}
+	end := 0
+	for range showRunes {
+		_, size := utf8.DecodeRuneInString(s[end:])
+		end += size
+	}
+	return fmt.Sprintf("%s… (%d characters)", s[:end], runes)
+}
+
+// show quotes a value for an error, shortened.
+func show(s string) string { return strconv.Quote(shorten(s)) }
+
+// showJSON shows a JSON value of a field as it is written, shortened; a
+// reference without its query.
+func showJSON(field string, value []byte) string {
+	name := field[strings.LastIndexByte(field, '.')+1:]
+	if name == "ref_img" || name == "ref_image" || name == "sketch_image_url" {
+		return showURL(strings.Trim(string(value), `"`))
+	}
+	return shorten(string(value))
+}
+
+// showURL shows a reference without what may be secret: a signed query and a
+// password.
+func showURL(ref string) string {
+	if i := strings.IndexAny(ref, "?#"); i >= 0 {
+		ref = ref[:i] + "?…"
+	}
+	if scheme, rest, ok := strings.Cut(ref, "://"); ok {
+		host, path, _ := strings.Cut(rest, "/")
+		if at := strings.LastIndexByte(host, '@'); at >= 0 {
+			ref = scheme + "://…@" + host[at+1:] + "/" + path
+		}
+	}
+	return show(ref)
+}
+
+// mistaken returns the known name that an unknown one is probably a slip for,
+// or "". Case, hyphens and underscores do not count. Short names get little
+// room, so that a column "site" is not taken for "size".
+func mistaken(name string, known []string) string {
+	squash := strings.NewReplacer("_", "", "-", "", " ", "").Replace
+	key := squash(strings.ToLower(strings.TrimSpace(name)))
+	for _, k := range known {
+		if target := squash(k); distance(key, target) <= slips(key, target) {
+			return k
+		}
+	}
+	return ""
+}
+
+// slips is how far apart two names may be and still be taken for one.
+func slips(name, known string) int {
+	switch n := len(known); {
+	case n <= 3:
+		return 0
+	case n == 4 && len(name) == n:
+		sorted := func(s string) []byte { b := []byte(s); slices.Sort(b); return b }
+		if slices.Equal(sorted(name), sorted(known)) {
+			return 1
+		}
+		return 0
+	case n <= 6:
+		return 1
+	}
+	return 2
+}
+
+// nearest returns the one of names that is closest to name, or "" if none is
+// nearer than half its length.
+func nearest(name string, names []string) string {
+	best, least := "", len(name)/2+1
+	for _, candidate := range names {
+		if d := distance(name, candidate); d < least {
+			best, least = candidate, d
+		}
+	}
+	return best
+}
+
+// distance counts the letters to add, drop, change or swap with their neighbour
+// to make b of a (optimal string alignment).
+func distance(a, b string) int {
+	s, t := []rune(a), []rune(b)
+	rows := make([][]int, len(s)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(t)+1)
+		rows[i][0] = i
+	}
+	for j := range t {
+		rows[0][j+1] = j + 1
+	}
+	for i := 1; i <= len(s); i++ {
+		for j := 1; j <= len(t); j++ {
+			change := rows[i-1][j-1]
+			if s[i-1] != t[j-1] {
+				change++
+			}
+			rows[i][j] = min(change, rows[i-1][j]+1, rows[i][j-1]+1)
+			if i > 1 && j > 1 && s[i-1] == t[j-2] && s[i-2] == t[j-1] {
+				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+			}
+		}
+	}
+	return rows[len(s)][len(t)]
+}
