@@ -1,0 +1,173 @@
+package simulator
+
+import (
+	"encoding/json"
+	"io"
+	"math"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+// modelV1 is the one model that is simulated.
+const modelV1 = "wanx-v1"
+
+// maxSeed is the largest seed (text-to-image reference).
+const maxSeed = math.MaxInt32
+
+// create answers a create: it checks what the service checks at once, counts
+// the request against the limit, and queues a task.
+func (s *Simulator) create(r *http.Request, c caller, requestID string) (any, error) {
+	if r.Header.Get(dashscope.HeaderAsync) != "enable" {
+		return nil, &refusal{http.StatusForbidden, "AccessDenied", "current user api does not support synchronous calls."}
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return nil, err
+	}
+	var req dashscope.CreateRequest
+	if err := json.Unmarshal(body, &req); err != nil {
+		return nil, &refusal{http.StatusBadRequest, "InvalidParameter", "Required body invalid, please check the request body format."}
+	}
+	if err := checkCreate(r, req); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	key := laneKey{c.account, req.Model}
+	if err := s.admitCreate(key, now); err != nil {
+		return nil, err
+	}
+	t := s.newTask(c, req, requestID, now)
+	if err := s.record(entry{Task: t}); err != nil {
+		return nil, err
+	}
+	s.addTask(t)
+	s.Logger.InfoContext(r.Context(), "task made", "task_id", t.ID, "account", t.Account, "model", req.Model, "request_id", requestID)
+	return dashscope.TaskResponse{
+		RequestID: requestID,
+		Output:    dashscope.TaskOutput{TaskID: t.ID, TaskStatus: dashscope.StatusPending},
+	}, nil
+}
+
+// checkCreate is what the service refuses before it makes a task.
+func checkCreate(r *http.Request, req dashscope.CreateRequest) error {
+	bad := func(message string) error { return &refusal{http.StatusBadRequest, "InvalidParameter", message} }
+	n := req.Parameters.N
+	switch {
+	case req.Model == "":
+		return &refusal{http.StatusBadRequest, "BadRequest.EmptyModel", "Required parameter \"model\" missing from request."}
+	case req.Model != modelV1:
+		return &refusal{http.StatusNotFound, "ModelNotFound", "Model can not be found."}
+	case strings.TrimSpace(req.Input.Prompt) == "":
+		return bad("Required parameter \"prompt\" missing or invalid, please check the request parameters.")
+	case n != nil && (*n < 1 || *n > 4):
+		return bad("num_images_per_prompt must be 1 to 4")
+	case strings.HasPrefix(reference(req.Input), "oss://") && r.Header.Get(dashscope.HeaderOSSResolve) != "enable":
+		return bad("The provided URL does not appear to be valid. Ensure it is correctly formatted.")
+	default:
+		return nil
+	}
+}
+
+// reference is the name of the reference image, empty without one. If several
+// fields are set, ref_img wins (text-to-image reference).
+func reference(in dashscope.Input) string {
+	for _, name := range []string{in.RefImg, in.RefImage, in.SketchImageURL} {
+		if name != "" {
+			return name
+		}
+	}
+	return ""
+}
+
+// newTask decides everything about a task once. s.mu must be held.
+func (s *Simulator) newTask(c caller, req dashscope.CreateRequest, requestID string, now time.Time) *task {
+	rng := s.random(uint64(len(s.tasks)))
+	t := &task{
+		ID: newID(), RequestID: requestID, Account: c.account, KeyID: c.keyID,
+		Request: req, CreatedAt: now.Round(0), Seed: rng.Int64N(maxSeed - 3),
+	}
+	if req.Parameters.Seed != nil {
+		t.Seed = *req.Parameters.Seed
+	}
+	if failure := s.checkTask(c, req, now); failure.Code != "" {
+		t.Outcome = Outcome{Code: failure.Code, Message: failure.Message}
+		t.Duration = rejectTime
+		return t
+	}
+	if s.Outcome != nil {
+		t.Outcome = s.Outcome(req)
+	}
+	taskTime := s.TaskTime
+	if taskTime == nil {
+		taskTime = usualTaskTime
+	}
+	t.Duration = max(taskTime(rng, req), 0)
+	return t
+}
+
+// checkTask is what the service finds only when the task runs.
+func (s *Simulator) checkTask(c caller, req dashscope.CreateRequest, now time.Time) Failure {
+	bad := func(message string) Failure { return Failure{"InvalidParameter", message} }
+	p := req.Parameters
+	if _, _, ok := size(p.Size); !ok {
+		// Word for word from the text-to-image reference, whose list lacks
+		// 768*1152.
+		return bad("The size is not match the allowed size ['1024*1024', '720*1280', '1280*720']")
+	}
+	if _, ok := styleOf(p.Style); !ok {
+		return bad("The style is not match the allowed styles.")
+	}
+	if p.Seed != nil && (*p.Seed < 0 || *p.Seed > maxSeed) {
+		return bad("The seed must be in the range [0, 2147483647].")
+	}
+	if p.RefStrength != nil && (*p.RefStrength < 0 || *p.RefStrength > 1) {
+		return bad("The ref_strength must be in the range [0.0, 1.0].")
+	}
+	if p.RefMode != "" && p.RefMode != refRepaint && p.RefMode != refOnly {
+		return bad("The ref_mode must be one of ['repaint', 'refonly'].")
+	}
+	return s.checkReference(c, req, now)
+}
+
+// checkReference is what becomes of a task whose reference image cannot be had.
+func (s *Simulator) checkReference(c caller, req dashscope.CreateRequest, now time.Time) Failure {
+	name := reference(req.Input)
+	invalid := Failure{"InvalidURL", "The request URL is invalid, please make sure the url is correct and is an image."}
+	if name == "" {
+		return Failure{}
+	}
+	key, stored := strings.CutPrefix(name, "oss://")
+	if !stored {
+		for _, b := range []byte(name) {
+			if b <= ' ' || b > '~' {
+				return invalid
+			}
+		}
+		if !strings.HasPrefix(name, "http://") && !strings.HasPrefix(name, "https://") {
+			return invalid
+		}
+		return Failure{}
+	}
+	up := s.uploads[key]
+	if up == nil || !up.belongs(c.account, req.Model) || now.Sub(up.CreatedAt) >= uploadLifetime {
+		return invalid
+	}
+	return up.Failure
+}
+
+// addTask queues a recorded task. s.mu must be held.
+func (s *Simulator) addTask(t *task) {
+	key := laneKey{t.Account, t.Request.Model}
+	if s.lanes[key] == nil {
+		s.lanes[key] = &lane{}
+	}
+	s.lanes[key].add(t, s.concurrency())
+	s.tasks = append(s.tasks, t)
+	s.byID[t.ID] = t
+	s.byResult[resultName(t.ID)] = t
+}

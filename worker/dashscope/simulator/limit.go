@@ -1,0 +1,67 @@
+package simulator
+
+import (
+	"net/http"
+	"time"
+)
+
+// windowKey names a counted limit.
+type windowKey struct {
+	what string
+	lane laneKey
+}
+
+// window holds the moments of the last admissions, oldest first, at most as
+// many as the limit.
+type window struct {
+	admitted []time.Time
+}
+
+// admit counts a request against a limit a second, a sliding window, or refuses
+// it. A refused request is not counted. s.mu must be held.
+func (s *Simulator) admit(key windowKey, limit int, now time.Time, refuse *refusal) error {
+	if limit < 0 {
+		return nil
+	}
+	w := s.windows[key]
+	if w == nil {
+		w = &window{}
+		s.windows[key] = w
+	}
+	if len(w.admitted) >= limit {
+		if now.Sub(w.admitted[0]) < time.Second {
+			s.counts.throttled++
+			return refuse
+		}
+		w.admitted = append(w.admitted[:0], w.admitted[1:]...)
+	}
+	w.admitted = append(w.admitted, now)
+	return nil
+}
+
+// admitCreate applies the limit of submissions.
+func (s *Simulator) admitCreate(lane laneKey, now time.Time) error {
+	limit := s.SubmitsPerSecond
+	if limit == 0 {
+		limit = defaultSubmitsPerSecond
+	}
+	return s.admit(windowKey{"create", lane}, limit, now,
+		&refusal{http.StatusTooManyRequests, "Throttling.RateQuota", "Requests rate limit exceeded, please try again later."})
+}
+
+// admitQuery applies the limit that queries, lists and cancels of an account
+// share.
+func (s *Simulator) admitQuery(account string, now time.Time) error {
+	limit := s.QueriesPerSecond
+	if limit == 0 {
+		limit = defaultQueriesPerSecond
+	}
+	return s.admit(windowKey{"query", laneKey{account: account}}, limit, now,
+		&refusal{http.StatusTooManyRequests, "Throttling", "Requests throttling triggered."})
+}
+
+// admitPolicy applies the limit of upload credentials.
+func (s *Simulator) admitPolicy(lane laneKey, now time.Time) error {
+	return s.admit(windowKey{"policy", lane}, policiesPerSecond, now,
+		&refusal{http.StatusTooManyRequests, "Throttling.RateQuota", "Requests rate limit exceeded, please try again later."})
+}

@@ -1,0 +1,211 @@
+package simulator
+
+import (
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+// maxPageSize caps a page of the list. The real cap is not published.
+const maxPageSize = 100
+
+// beijing is the zone of the service's times without a zone.
+func beijing() *time.Location { return time.FixedZone("UTC+8", 8*60*60) }
+
+// clock formats a moment as a query shows it.
+func clock(t time.Time) string { return t.In(beijing()).Format("2006-01-02 15:04:05.000") }
+
+// find returns an account's task as long as the service remembers it. s.mu
+// must be held.
+func (s *Simulator) find(account, id string, now time.Time) *task {
+	t := s.byID[id]
+	if t == nil || t.Account != account || now.Sub(t.CreatedAt) >= dashscope.TaskLifetime {
+		return nil
+	}
+	return t
+}
+
+// query answers a query of one task: UNKNOWN with HTTP 200 for one that is not
+// the account's or is older than 24 h.
+func (s *Simulator) query(r *http.Request, c caller, requestID, taskID string) (any, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if err := s.admitQuery(c.account, now); err != nil {
+		return nil, err
+	}
+	out := dashscope.TaskResponse{
+		RequestID: requestID,
+		Output:    dashscope.TaskOutput{TaskID: taskID, TaskStatus: dashscope.StatusUnknown},
+	}
+	t := s.find(c.account, taskID, now)
+	if t == nil {
+		return out, nil
+	}
+	o := &out.Output
+	o.TaskStatus = t.status(now)
+	switch o.TaskStatus {
+	case dashscope.StatusFailed:
+		o.TaskMetrics = &dashscope.TaskMetrics{Total: t.n(), Failed: t.n()}
+		failure := t.failure()
+		o.Code, o.Message = failure.Code, failure.Message
+	case dashscope.StatusCanceled:
+	case dashscope.StatusSucceeded:
+		o.EndTime = clock(t.end)
+		o.Results = s.results(r, t)
+		out.Usage = &dashscope.Usage{ImageCount: t.good()}
+		o.TaskMetrics = &dashscope.TaskMetrics{Total: t.n(), Succeeded: t.good(), Failed: t.n() - t.good()}
+		fallthrough
+	case dashscope.StatusRunning:
+		o.ScheduledTime = clock(t.start)
+		fallthrough
+	default:
+		o.SubmitTime = clock(t.CreatedAt)
+		if o.TaskMetrics == nil {
+			o.TaskMetrics = &dashscope.TaskMetrics{Total: t.n()}
+		}
+	}
+	return out, nil
+}
+
+// results lists a succeeded task's images. The results of wanx-v1 carry only
+// the URL; a query always returns the same one.
+func (s *Simulator) results(r *http.Request, t *task) []dashscope.Result {
+	out := make([]dashscope.Result, t.n())
+	for i := range out {
+		if f := t.Outcome.Images[i]; f.Code != "" {
+			out[i] = dashscope.Result{Code: f.Code, Message: f.Message}
+			continue
+		}
+		out[i].URL = s.resultURL(r, t, i)
+	}
+	return out
+}
+
+// cancel answers a cancel: only a PENDING task can be cancelled.
+func (s *Simulator) cancel(r *http.Request, c caller, requestID, taskID string) (any, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if err := s.admitQuery(c.account, now); err != nil {
+		return nil, err
+	}
+	t := s.find(c.account, taskID, now)
+	if t == nil || t.status(now) != dashscope.StatusPending {
+		return nil, &refusal{http.StatusBadRequest, "UnsupportedOperation", "Failed to cancel the task, please confirm if the task is in PENDING status."}
+	}
+	if err := s.record(entry{Cancel: &cancellation{TaskID: taskID, At: now.Round(0)}}); err != nil {
+		return nil, err
+	}
+	s.lanes[laneKey{t.Account, t.Request.Model}].cancel(t, now)
+	s.Logger.InfoContext(r.Context(), "task cancelled", "task_id", t.ID, "account", t.Account, "request_id", requestID)
+	return struct {
+		RequestID string `json:"request_id"`
+	}{requestID}, nil
+}
+
+// list answers the list of an account's tasks, newest first.
+func (s *Simulator) list(r *http.Request, c caller, requestID string) (any, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if err := s.admitQuery(c.account, now); err != nil {
+		return nil, err
+	}
+	q, err := parseListQuery(r, now)
+	if err != nil {
+		return nil, err
+	}
+	var fit []dashscope.TaskInfo
+	for _, t := range slices.Backward(s.tasks) {
+		age := now.Sub(t.CreatedAt)
+		if t.Account == c.account && age >= s.ListLag && age < dashscope.TaskLifetime && q.wants(t, now) {
+			fit = append(fit, listed(t, now))
+		}
+	}
+	first := min((q.pageNo-1)*q.pageSize, len(fit))
+	return dashscope.ListResponse{
+		Total: len(fit), TotalPage: (len(fit) + q.pageSize - 1) / q.pageSize,
+		PageNo: q.pageNo, PageSize: q.pageSize, RequestID: requestID,
+		Data: append([]dashscope.TaskInfo{}, fit[first:min(first+q.pageSize, len(fit))]...),
+	}, nil
+}
+
+// listed is a task as the list shows it.
+func listed(t *task, now time.Time) dashscope.TaskInfo {
+	info := dashscope.TaskInfo{
+		TaskID: t.ID, Status: t.status(now), ModelName: t.Request.Model, Region: "cn-beijing",
+		APIKeyID: t.KeyID, RequestID: t.RequestID, GmtCreate: t.CreatedAt.UnixMilli(),
+		CallerUID: digits("account", t.Account, 16), CallerParentID: digits("account", t.Account, 16),
+		UserAPIUniqueKey: "apikey:v1:aigc:text2image:image-synthesis:" + t.Request.Model,
+	}
+	if t.started(now) {
+		info.StartTime = t.start.UnixMilli()
+	}
+	if !now.Before(t.end) {
+		info.EndTime = t.end.UnixMilli()
+	}
+	return info
+}
+
+// listQuery is what a list asks for.
+type listQuery struct {
+	taskID, model, status, keyID string
+	from, to                     time.Time
+	pageNo, pageSize             int
+}
+
+// parseListQuery reads the parameters of a list (manage-asynchronous-tasks
+// page). Times are taken for UTC+8: the page names no zone.
+func parseListQuery(r *http.Request, now time.Time) (listQuery, error) {
+	values := r.URL.Query()
+	bad := func(name string) error {
+		return &refusal{http.StatusBadRequest, "InvalidParameter", name + " is invalid, please check the request parameters."}
+	}
+	q := listQuery{
+		taskID: values.Get("task_id"), model: values.Get("model_name"), status: values.Get("status"),
+		keyID: values.Get("api_key_id"), pageNo: 1, pageSize: 10,
+	}
+	for name, field := range map[string]*int{"page_no": &q.pageNo, "page_size": &q.pageSize} {
+		if text := values.Get(name); text != "" {
+			n, err := strconv.ParseInt(text, 10, 32)
+			if err != nil || n < 1 {
+				return q, bad(name)
+			}
+			*field = int(n)
+		}
+	}
+	q.pageNo, q.pageSize = min(q.pageNo, 1<<20), min(q.pageSize, maxPageSize)
+	for name, field := range map[string]*time.Time{"start_time": &q.from, "end_time": &q.to} {
+		if text := values.Get(name); text != "" {
+			at, err := time.ParseInLocation("20060102150405", text, beijing())
+			if err != nil {
+				return q, bad(name)
+			}
+			*field = at
+		}
+	}
+	switch {
+	case q.from.IsZero() && q.to.IsZero():
+		q.from, q.to = now.Add(-24*time.Hour), now.Add(time.Second)
+	case q.from.IsZero():
+		q.from = q.to.Add(-24 * time.Hour)
+	case q.to.IsZero():
+		q.to = q.from.Add(24 * time.Hour)
+	case q.to.Before(q.from) || q.to.Sub(q.from) > 24*time.Hour:
+		return q, bad("The time range, at most 24 hours,")
+	}
+	return q, nil
+}
+
+// wants reports whether the task fits the filters.
+func (q listQuery) wants(t *task, now time.Time) bool {
+	return (q.taskID == "" || q.taskID == t.ID) &&
+		(q.model == "" || q.model == t.Request.Model) &&
+		(q.keyID == "" || q.keyID == t.KeyID) &&
+		(q.status == "" || q.status == t.status(now)) &&
+		!t.CreatedAt.Before(q.from) && !t.CreatedAt.After(q.to)
+}

@@ -1,0 +1,144 @@
+package simulator
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// resultName is the name that a task's images share. As in the published
+// example it is a UUID and not the task's ID.
+func resultName(taskID string) string {
+	sum := hash("simulator", "result", taskID)
+	return uuid([16]byte(sum[:16]))
+}
+
+// resultURL is the signed link to an image, shaped like the published example:
+// /1d/86/20231214/8d820c8d/<uuid>-1.png. Its host is the one that was asked.
+func (s *Simulator) resultURL(r *http.Request, t *task, index int) string {
+	name := resultName(t.ID)
+	path := fmt.Sprintf("%s%s/%s/%s/%s-%d.png", resultPath, name[:2], t.end.In(beijing()).Format("20060102"), name[4:8]+name[9:13], name, index+1)
+	expires := strconv.FormatInt(t.end.Add(s.resultLifetime()).Unix(), 10)
+	scheme := "http"
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	query := url.Values{
+		"Expires": {expires}, "OSSAccessKeyId": {ossAccessKeyID},
+		"Signature": {ossSign(resultText(http.MethodGet, expires, path))},
+	}
+	return (&url.URL{Scheme: scheme, Host: r.Host, Path: path, RawQuery: query.Encode()}).String()
+}
+
+// resultText is what the signature of a link signs.
+func resultText(method, expires, path string) string {
+	return method + "\n\n\n" + expires + "\n/" + ossBucket + path
+}
+
+// serveResult answers a download as OSS does: Range requests and conditions
+// work, and a link is dead after its time.
+func (s *Simulator) serveResult(w http.ResponseWriter, r *http.Request, requestID string) {
+	if err := checkSigned(r, time.Now()); err != nil {
+		writeOSSError(w, err, requestID)
+		return
+	}
+	name := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
+	base, number, _ := cutLast(strings.TrimSuffix(name, ".png"), "-")
+	index, _ := strconv.Atoi(number)
+	index--
+	s.mu.Lock()
+	t := s.byResult[base]
+	var picture Picture
+	exists := t != nil && t.hasImage(index, time.Now())
+	if exists {
+		picture = s.picture(t, index)
+	}
+	s.mu.Unlock()
+	if !exists {
+		writeOSSError(w, &ossError{status: http.StatusNotFound, Code: "NoSuchKey", Message: "The specified key does not exist."}, requestID)
+		return
+	}
+	render := s.Render
+	if render == nil {
+		render = Paint
+	}
+	content := render(picture)
+	ossHeaders(w, requestID)
+	contentHeaders(w, content)
+	w.Header().Set("Content-Type", "image/png")
+	http.ServeContent(w, r, "", t.end, bytes.NewReader(content))
+}
+
+// checkSigned is what OSS checks of a signed link.
+func checkSigned(r *http.Request, now time.Time) *ossError {
+	query := r.URL.Query()
+	expires := query.Get("Expires")
+	at, err := strconv.ParseInt(expires, 10, 64)
+	switch {
+	case query.Get("Signature") == "":
+		return &ossError{status: http.StatusForbidden, Code: "AccessDenied", Message: "You have no right to access this object because of bucket acl."}
+	case r.Header.Get("Authorization") != "":
+		return &ossError{status: http.StatusBadRequest, Code: "InvalidArgument", Message: "Only one auth mechanism allowed; only the signature in the query string or the Authorization header should be specified."}
+	case err != nil:
+		return &ossError{status: http.StatusForbidden, Code: "AccessDenied", Message: "Invalid date (should be seconds since epoch)."}
+	case now.Unix() >= at:
+		return &ossError{
+			status: http.StatusForbidden, Code: "AccessDenied", Message: "Request has expired.",
+			Expires: isoMillis(time.Unix(at, 0)), ServerTime: isoMillis(now),
+		}
+	case query.Get("OSSAccessKeyId") != ossAccessKeyID:
+		return &ossError{status: http.StatusForbidden, Code: "InvalidAccessKeyId", Message: "The OSS Access Key Id you provided does not exist in our records."}
+	case !hmac.Equal([]byte(query.Get("Signature")), []byte(ossSign(resultText(r.Method, expires, r.URL.Path)))):
+		return &ossError{status: http.StatusForbidden, Code: "SignatureDoesNotMatch", Message: "The request signature we calculated does not match the signature you provided. Check your key and signing method."}
+	default:
+		return nil
+	}
+}
+
+// picture gathers what an image shows. s.mu must be held.
+func (s *Simulator) picture(t *task, index int) Picture {
+	in, p := t.Request.Input, t.Request.Parameters
+	width, height, _ := size(p.Size)
+	pic := Picture{
+		Model: t.Request.Model, Prompt: cutRunes(in.Prompt, 800), NegativePrompt: cutRunes(in.NegativePrompt, 500),
+		Style: p.Style, Width: width, Height: height, Seed: t.Seed + int64(index), Index: index, N: t.n(),
+		RefMode: p.RefMode, RefStrength: 0.5,
+	}
+	if p.RefStrength != nil {
+		pic.RefStrength = *p.RefStrength
+	}
+	if name := reference(in); name != "" {
+		key, _ := strings.CutPrefix(name, "oss://")
+		if up := s.uploads[key]; up != nil {
+			pic.Ref = up.picture
+		} else {
+			pic.Ref = standIn(name)
+		}
+	}
+	return pic
+}
+
+// cutRunes cuts a text as the service does with what is too long.
+func cutRunes(text string, n int) string {
+	for i := range text {
+		if n == 0 {
+			return text[:i]
+		}
+		n--
+	}
+	return text
+}
+
+// cutLast splits around the last separator.
+func cutLast(text, sep string) (before, after string, found bool) {
+	i := strings.LastIndex(text, sep)
+	if i < 0 {
+		return text, "", false
+	}
+	return text[:i], text[i+len(sep):], true
+}

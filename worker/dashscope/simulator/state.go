@@ -1,0 +1,155 @@
+package simulator
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"image"
+	"image/png"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// stateFile holds the entries of StateDir, one JSON object a line. Pictures of
+// uploads lie beside it, each in a file of its own.
+const stateFile = "dashscope.jsonl"
+
+// entry is one line of the state: what happened.
+type entry struct {
+	Task   *task         `json:"task,omitempty"`
+	Cancel *cancellation `json:"cancel,omitempty"`
+	Upload *upload       `json:"upload,omitempty"`
+}
+
+// cancellation takes a PENDING task out of its lane.
+type cancellation struct {
+	TaskID string    `json:"task_id"`
+	At     time.Time `json:"at"`
+}
+
+// record makes an entry durable before its request is answered. s.mu must be
+// held.
+func (s *Simulator) record(e entry) error {
+	if s.StateDir == "" {
+		return nil
+	}
+	if s.journal == nil {
+		return fmt.Errorf("record in %s: %w", s.StateDir, os.ErrClosed)
+	}
+	line, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("record in %s: %w", s.StateDir, err)
+	}
+	if _, err := s.journal.Write(append(line, '\n')); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	if err := s.journal.Sync(); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	return nil
+}
+
+// recordUpload makes an upload durable. s.mu must be held.
+func (s *Simulator) recordUpload(up *upload) error {
+	if s.StateDir != "" && up.picture != nil {
+		var buf bytes.Buffer
+		if err := png.Encode(&buf, up.picture); err != nil {
+			return fmt.Errorf("record upload: %w", err)
+		}
+		if err := os.WriteFile(s.uploadFile(up.Key), buf.Bytes(), 0o600); err != nil {
+			return fmt.Errorf("record upload: %w", err)
+		}
+	}
+	return s.record(entry{Upload: up})
+}
+
+func (s *Simulator) uploadFile(key string) string {
+	sum := hash(key)
+	return filepath.Join(s.StateDir, "upload-"+hex.EncodeToString(sum[:16])+".png")
+}
+
+// restore reads StateDir and opens it for more. What a crash left of a last
+// line is dropped: its request was not answered.
+func (s *Simulator) restore() error {
+	if err := os.MkdirAll(s.StateDir, 0o700); err != nil {
+		return fmt.Errorf("simulator state: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(s.StateDir, stateFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("simulator state: %w", err)
+	}
+	whole, err := s.replay(f)
+	if err == nil {
+		err = f.Truncate(whole)
+	}
+	if err == nil {
+		_, err = f.Seek(whole, io.SeekStart)
+	}
+	if err != nil {
+		return fmt.Errorf("simulator state: %w", errors.Join(err, f.Close()))
+	}
+	s.journal = f
+	return nil
+}
+
+// replay applies every whole line and returns their length in bytes.
+func (s *Simulator) replay(r io.Reader) (whole int64, err error) {
+	lines := bufio.NewReader(r)
+	for number := 1; ; number++ {
+		line, err := lines.ReadBytes('\n')
+		if errors.Is(err, io.EOF) {
+			return whole, nil
+		}
+		if err != nil {
+			return whole, err
+		}
+		var e entry
+		if err := json.Unmarshal(line, &e); err != nil {
+			return whole, fmt.Errorf("line %d: %w", number, err)
+		}
+		if err := s.apply(e); err != nil {
+			return whole, fmt.Errorf("line %d: %w", number, err)
+		}
+		whole += int64(len(line))
+	}
+}
+
+// apply does again what an entry says.
+func (s *Simulator) apply(e entry) error {
+	switch {
+	case e.Task != nil:
+		s.addTask(e.Task)
+	case e.Cancel != nil:
+		t := s.byID[e.Cancel.TaskID]
+		if t == nil {
+			return fmt.Errorf("no task %s to cancel", e.Cancel.TaskID)
+		}
+		s.lanes[laneKey{t.Account, t.Request.Model}].cancel(t, e.Cancel.At)
+	case e.Upload != nil:
+		return s.applyUpload(e.Upload)
+	}
+	return nil
+}
+
+func (s *Simulator) applyUpload(up *upload) error {
+	s.uploads[up.Key] = up
+	if up.Failure.Code != "" {
+		return nil
+	}
+	f, err := os.Open(s.uploadFile(up.Key))
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	img, _, err := image.Decode(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	up.picture = shrink(img)
+	return nil
+}
