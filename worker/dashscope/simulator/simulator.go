@@ -20,13 +20,13 @@ import (
 // Limits and times of the service. Each field of [Simulator] that is zero takes
 // one of these.
 const (
-	defaultSubmitsPerSecond = 2                // wanx-v1's card: 2 creates a second
-	defaultConcurrency      = 1                // wanx-v1's card: 1 task at once
-	defaultQueriesPerSecond = 20               // manage-asynchronous-tasks page, per account
-	policiesPerSecond       = 100              // get-temporary-file-url page, per account and model
+	defaultSubmitsPerSecond = 2                     // wanx-v1's card: 2 creates a second
+	defaultConcurrency      = 1                     // wanx-v1's card: 1 task at once
+	defaultQueriesPerSecond = 20                    // manage-asynchronous-tasks page, per account
+	policiesPerSecond       = 100                   // get-temporary-file-url page, per account and model
 	scheduleDelay           = 25 * time.Millisecond // text-to-image reference: 23 ms from submit to start
 	rejectTime              = 50 * time.Millisecond // how long a task runs that fails on its parameters; assumed
-	taskTimeout             = 3 * time.Hour    // error-code page: InternalError.Timeout
+	taskTimeout             = 3 * time.Hour         // error-code page: InternalError.Timeout
 	defaultAccount          = "main"
 )
 

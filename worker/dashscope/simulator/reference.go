@@ -1,0 +1,151 @@
+package simulator
+
+import (
+	"cmp"
+	"image"
+	"image/color"
+	"slices"
+
+	_ "image/jpeg" // the formats that wanx-v1 accepts
+
+	_ "golang.org/x/image/bmp"
+	"golang.org/x/image/draw"
+	_ "golang.org/x/image/tiff"
+	_ "golang.org/x/image/webp"
+)
+
+// refSide is the longest side to which a reference is shrunk: enough for a
+// picture that is painted at half its size.
+const refSide = 512
+
+// Sides of the colour cube that pictures with a reference use.
+const (
+	cubeSteps  = 6
+	cubeColour = cubeSteps * cubeSteps * cubeSteps
+)
+
+// shrink scales a picture down to refSide.
+func shrink(img image.Image) *image.RGBA {
+	b := img.Bounds()
+	w, h := b.Dx(), b.Dy()
+	if longest := max(w, h); longest > refSide {
+		w, h = max(w*refSide/longest, 1), max(h*refSide/longest, 1)
+	}
+	return scale(img, b, w, h)
+}
+
+// scale draws a part of a picture at another size.
+func scale(img image.Image, part image.Rectangle, w, h int) *image.RGBA {
+	out := image.NewRGBA(image.Rect(0, 0, w, h))
+	draw.ApproxBiLinear.Scale(out, out.Rect, img, part, draw.Src, nil)
+	return out
+}
+
+// cover is the largest middle part of a picture with the proportions w to h.
+func cover(b image.Rectangle, w, h int) image.Rectangle {
+	if b.Dx()*h > b.Dy()*w {
+		cut := (b.Dx() - b.Dy()*w/h) / 2
+		return image.Rect(b.Min.X+cut, b.Min.Y, b.Max.X-cut, b.Max.Y)
+	}
+	cut := (b.Dy() - b.Dx()*h/w) / 2
+	return image.Rect(b.Min.X, b.Min.Y+cut, b.Max.X, b.Max.Y-cut)
+}
+
+// take turns the ramps into a picture's colours: the more strength, the more.
+func (s *colours) take(ref image.Image, strength float64) {
+	const side = 24
+	small := scale(ref, ref.Bounds(), side, side)
+	seen := make([]rgb, 0, side*side)
+	for i := 0; i < len(small.Pix); i += 4 {
+		seen = append(seen, rgb{float64(small.Pix[i]) / 255, float64(small.Pix[i+1]) / 255, float64(small.Pix[i+2]) / 255})
+	}
+	light := func(c rgb) float64 { return 0.3*c[0] + 0.6*c[1] + 0.1*c[2] }
+	slices.SortFunc(seen, func(a, b rgb) int { return cmp.Compare(light(a), light(b)) })
+	weight := 0.35 + 0.65*strength
+	for i := range s {
+		for j := range s[i] {
+			// A stop becomes the reference's colour of its rank in lightness,
+			// from a place that differs by ramp.
+			rank := light(s[i][j])*0.9 + 0.02*float64(i)
+			pick := seen[min(int(rank*float64(len(seen))), len(seen)-1)]
+			s[i][j] = s[i][j].mix(pick, weight)
+		}
+	}
+}
+
+// blend lets the reference show through the scene, with a small copy of it in a
+// corner, and turns the canvas to the colours of [cubePalette].
+func (c *canvas) blend(scene *colours, p Picture) {
+	weight := 0.0
+	if p.RefMode != refOnly {
+		weight = 0.12 + 0.83*p.RefStrength
+	}
+	through := scale(p.Ref, cover(p.Ref.Bounds(), c.w, c.h), c.w, c.h)
+	var own [darkBase][3]int32 // the scene's colours in 256ths of a cube step
+	for i := range own {
+		for k, v := range scene.at(i) {
+			own[i][k] = int32(v * (1 - weight) * (cubeSteps - 1) * 256)
+		}
+	}
+	var theirs [256]int32
+	for i := range theirs {
+		theirs[i] = int32(float64(i) / 255 * weight * (cubeSteps - 1) * 256)
+	}
+	for y := range c.h {
+		row, ref := c.row(y), through.Pix[y*through.Stride:]
+		for x := range row {
+			row[x] = cube(own[row[x]], [3]int32{theirs[ref[4*x]], theirs[ref[4*x+1]], theirs[ref[4*x+2]]}, int32(bayer(x, y)*256))
+		}
+	}
+	c.inset(p.Ref)
+}
+
+// inset puts a small framed copy of a picture into the upper right corner.
+func (c *canvas) inset(ref image.Image) {
+	b := ref.Bounds()
+	side := c.side() / 4
+	w, h := side, max(side*b.Dy()/b.Dx(), 1)
+	if h > side {
+		w, h = max(side*b.Dx()/b.Dy(), 1), side
+	}
+	small := scale(ref, b, w, h)
+	left, top := c.w-w-c.side()/24, c.side()/24
+	for y := -2; y < h+2; y++ {
+		c.span(top+y, left-2, left+w+2, cubeColour-1)
+	}
+	for y := range h {
+		row := c.row(top + y)[left:]
+		for x := range w {
+			at := small.Pix[small.PixOffset(x, y):]
+			var v [3]int32
+			for k := range v {
+				v[k] = int32(at[k]) * (cubeSteps - 1) * 256 / 255
+			}
+			row[x] = cube(v, [3]int32{}, int32(bayer(x, y)*256))
+		}
+	}
+}
+
+// cube is the colour of the cube next to the sum of two colours, which are in
+// 256ths of a step; a threshold in [0, 256) spreads the error.
+func cube(a, b [3]int32, threshold int32) uint8 {
+	out := int32(0)
+	for k := range a {
+		out = out*cubeSteps + min((a[k]+b[k]+threshold)>>8, cubeSteps-1)
+	}
+	return uint8(out)
+}
+
+// cubePalette lists the colours of a picture with a reference: a cube, and the
+// letters' own at inkWhiteRef.
+func cubePalette() color.Palette {
+	p := make(color.Palette, 0, 256)
+	for i := range cubeColour {
+		level := func(v int) uint8 { return uint8(v % cubeSteps * 255 / (cubeSteps - 1)) }
+		p = append(p, color.NRGBA{R: level(i / cubeSteps / cubeSteps), G: level(i / cubeSteps), B: level(i), A: 255})
+	}
+	for len(p) < inkWhiteRef {
+		p = append(p, color.NRGBA{A: 255})
+	}
+	return append(p, letterColours()...)
+}
