@@ -1,0 +1,191 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"path"
+	"regexp"
+	"strings"
+	"unicode/utf8"
+)
+
+// Ways to put the bucket's name into a URL.
+const (
+	AddressingPath    = "path"    // https://endpoint/bucket/key
+	AddressingVirtual = "virtual" // https://bucket.endpoint/key
+)
+
+// DefaultKeyTemplate is the key of an image unless Config says otherwise.
+const DefaultKeyTemplate = "{job_id}/{job_id}-{n}{ext}"
+
+// Config says where objects go. Bucket, AccessKeyID and SecretAccessKey are
+// required.
+type Config struct {
+	// Bucket is 3 to 63 lower-case letters, digits and hyphens. Names with
+	// dots are refused: the SDK silently addresses them by path, which OSS
+	// does not answer, and TLS certificates do not cover them.
+	Bucket string
+	// Prefix is a folder inside the bucket that everything goes under; ""
+	// is the bucket's root. Slashes around it make no difference.
+	Prefix string
+
+	// Region is the region that requests are signed for. Required on AWS and
+	// OSS; "" is us-east-1 elsewhere, which other stores accept.
+	Region string
+	// Endpoint is the store's base URL, without the bucket; "" is AWS.
+	Endpoint string
+	// AccessKeyID, SecretAccessKey and SessionToken are the credentials. The
+	// token is "" unless they are temporary.
+	AccessKeyID     string
+	SecretAccessKey string `json:"-"`
+	SessionToken    string `json:"-"`
+	// Addressing is AddressingPath or AddressingVirtual; "" is virtual for
+	// AWS and *.aliyuncs.com, which refuses the other, and path elsewhere.
+	Addressing string
+
+	// PublicURL is the base of permanent links: PublicURL/KEY must show the
+	// object to everybody. "" makes links presigned instead.
+	PublicURL string
+	// PublicEndpoint is the endpoint in presigned links, for stores that
+	// readers reach by another name than we do; "" is Endpoint.
+	PublicEndpoint string
+
+	// KeyTemplate is the key of an image below Prefix; "" is
+	// DefaultKeyTemplate. It must hold {job_id} and {n}; {batch} {id} {model}
+	// {date} {ext} {source_name} may be used too. {job_id} must begin a path
+	// segment and may be followed there only by text, {n} and {ext}, so that
+	// no two jobs can get the same key.
+	KeyTemplate string
+
+	// HTTPClient sends the requests; nil is one of the SDK's, with a minute's
+	// patience for a silent server.
+	HTTPClient HTTPClient
+	// Logger takes what an operator may want to know; nil discards it.
+	Logger *slog.Logger
+}
+
+// String leaves the secrets out.
+func (c Config) String() string {
+	return fmt.Sprintf("bucket %q, prefix %q, region %q, endpoint %q, access key ID %q, secret **redacted**",
+		c.Bucket, c.Prefix, c.Region, c.Endpoint, c.AccessKeyID)
+}
+
+// GoString is String: %#v shows no secrets either.
+func (c Config) GoString() string { return c.String() }
+
+var bucketPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$`)
+
+// withDefaults returns c completed and normalised, or all that is wrong with it.
+func (c Config) withDefaults() (Config, error) {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+
+	switch {
+	case c.Bucket == "":
+		bad("Bucket is empty: name the bucket")
+	case strings.Contains(c.Bucket, "."):
+		bad("Bucket %q has a dot: use a bucket without, dotted names work on few stores", c.Bucket)
+	case !bucketPattern.MatchString(c.Bucket):
+		bad("Bucket %q: must be 3 to 63 lower-case letters, digits and hyphens", c.Bucket)
+	}
+	if c.Prefix = strings.Trim(c.Prefix, "/"); c.Prefix != "" {
+		if path.Clean(c.Prefix) != c.Prefix || !cleanText(c.Prefix) {
+			bad("Prefix %q: must be a plain folder such as images/2026", c.Prefix)
+		}
+		c.Prefix += "/"
+	}
+	for _, f := range []struct {
+		name     string
+		value    *string
+		endpoint bool
+	}{{"Endpoint", &c.Endpoint, true}, {"PublicEndpoint", &c.PublicEndpoint, true}, {"PublicURL", &c.PublicURL, false}} {
+		*f.value = strings.TrimRight(*f.value, "/")
+		if err := checkURL(*f.value, f.endpoint, c.Bucket); err != nil {
+			bad("%s %w", f.name, err)
+		}
+	}
+	if c.PublicEndpoint == "" {
+		c.PublicEndpoint = c.Endpoint
+	}
+	if c.Region == "" {
+		if isAWS(c.Endpoint) || isAliyun(c.Endpoint) {
+			bad("Region is empty: AWS and OSS need the bucket's region, such as us-east-1 or cn-beijing")
+		}
+		c.Region = "us-east-1"
+	}
+	for _, f := range []struct{ name, value string }{{"AccessKeyID", c.AccessKeyID}, {"SecretAccessKey", c.SecretAccessKey}} {
+		if f.value == "" {
+			bad("%s is empty: set it", f.name)
+		} else if strings.TrimSpace(f.value) != f.value {
+			bad("%s has white space around it: remove that", f.name)
+		}
+	}
+	switch c.Addressing {
+	case "", AddressingPath, AddressingVirtual:
+	default:
+		bad("Addressing %q: must be %q, %q or empty", c.Addressing, AddressingPath, AddressingVirtual)
+	}
+	if c.KeyTemplate == "" {
+		c.KeyTemplate = DefaultKeyTemplate
+	}
+	if c.HTTPClient == nil {
+		c.HTTPClient = defaultHTTPClient()
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, errors.Join(errs...)
+}
+
+// checkURL accepts "" and http(s) URLs. An endpoint has no path, and must not
+// bear the bucket's name, which the SDK would put in front of it once more.
+func checkURL(s string, endpoint bool, bucket string) error {
+	if s == "" {
+		return nil
+	}
+	u, err := url.Parse(s)
+	// The value is not shown: it may hold a password.
+	switch {
+	case err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "":
+		return errors.New("must be a URL such as https://s3.example.com")
+	case u.User != nil:
+		return errors.New("must not hold credentials: they have settings of their own")
+	case u.RawQuery != "" || u.Fragment != "":
+		return errors.New("must have neither query nor fragment")
+	case endpoint && u.Path != "":
+		return fmt.Errorf("%q has a path: give scheme and host alone, the bucket has a setting of its own", s)
+	case endpoint && bucket != "" && strings.HasPrefix(u.Hostname(), bucket+"."):
+		return fmt.Errorf("%q begins with the bucket's name: leave that out, it is put there where the store wants it", s)
+	}
+	return nil
+}
+
+func usePathStyle(addressing, endpoint string) bool {
+	if addressing != "" {
+		return addressing == AddressingPath
+	}
+	return !isAWS(endpoint) && !isAliyun(endpoint)
+}
+
+func isAWS(endpoint string) bool {
+	return endpoint == "" || hasDomain(endpoint, "amazonaws.com") || hasDomain(endpoint, "amazonaws.com.cn")
+}
+
+func isAliyun(endpoint string) bool { return hasDomain(endpoint, aliyunDomain) }
+
+// hasDomain tells whether rawURL's host lies in domain.
+func hasDomain(rawURL, domain string) bool {
+	u, err := url.Parse(rawURL)
+	return err == nil && inDomain(u.Hostname(), domain)
+}
+
+func inDomain(host, domain string) bool {
+	return strings.HasSuffix(strings.ToLower(host), "."+domain)
+}
+
+// cleanText tells whether s is UTF-8 without control characters or backslashes.
+func cleanText(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\\' })
+}

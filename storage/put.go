@@ -1,0 +1,201 @@
+package storage
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5" //nolint:gosec // Content-MD5 is what every store verifies, not a secret's guard
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"mime"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/middleware"
+)
+
+// metaSHA256 is the user metadata (x-amz-meta-sha256) that names the content.
+const metaSHA256 = "sha256"
+
+// putTimeout and putBytesPerSecond bound an upload with all its tries, for a
+// server that stops reading: the client has no other guard against that. 32
+// KiB/s is far below any line that images are made for.
+const (
+	putTimeout        = 2 * time.Minute
+	putBytesPerSecond = 32 << 10
+)
+
+// digests is what is known of a content before it is sent.
+type digests struct {
+	bytes  int64
+	md5    [md5.Size]byte
+	sha256 [sha256.Size]byte
+}
+
+func (d digests) sha256Hex() string { return hex.EncodeToString(d.sha256[:]) }
+
+// PutImage stores a proven file under key, by one PutObject that carries its
+// MD5 and its signed SHA-256, and looks whether it is there. meta becomes user
+// metadata; names are letters, digits and hyphens, values any text (they are
+// encoded by RFC 2047 where they are not ASCII); "sha256" is added.
+//
+// After an error it is unknown whether the object exists: put it again, which
+// is harmless.
+func (b *Bucket) PutImage(ctx context.Context, key string, img *File, meta map[string]string) error {
+	if img == nil || img.digests.bytes == 0 {
+		return fmt.Errorf("put %s: not a proven file: get it from a spool", key)
+	}
+	f, err := os.Open(img.Path)
+	if err != nil {
+		return fmt.Errorf("put %s: %w", key, err)
+	}
+	defer f.Close() //nolint:errcheck // read only
+	return b.put(ctx, key, f, img.digests, img.ContentType, meta)
+}
+
+// Hold keeps the file at path, proven or not, for a person under
+// [Bucket.HeldKey]. What is there already with the same content is not sent
+// again.
+func (b *Bucket) Hold(ctx context.Context, taskID, name, path string) error {
+	return b.putFile(ctx, b.HeldKey(taskID, name), path, "", nil)
+}
+
+// putFile stores the file at path unless the bucket has it. wantSHA256, unless
+// empty, is what the file must still be.
+func (b *Bucket) putFile(ctx context.Context, key, path, wantSHA256 string, meta map[string]string) error {
+	f, err := os.Open(path) //nolint:gosec // the caller's own file
+	if err != nil {
+		return fmt.Errorf("put %s: %w", key, err)
+	}
+	defer f.Close() //nolint:errcheck // read only
+	d, err := digest(f)
+	if err != nil {
+		return fmt.Errorf("put %s: %w", key, err)
+	}
+	if wantSHA256 != "" && d.sha256Hex() != wantSHA256 {
+		return fmt.Errorf("put %s: %s has changed since it was looked at", key, path)
+	}
+	switch have, err := b.Head(ctx, key); {
+	case err == nil && have.Bytes == d.bytes && have.SHA256 == d.sha256Hex():
+		return nil
+	case err != nil && !errors.Is(err, ErrNotExist):
+		return err
+	}
+	var head [512]byte // what DetectContentType looks at
+	n, err := f.ReadAt(head[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("put %s: %w", key, err)
+	}
+	return b.put(ctx, key, f, d, http.DetectContentType(head[:n]), meta)
+}
+
+// digest reads r to its end.
+func digest(r io.Reader) (digests, error) {
+	m, s := md5.New(), sha256.New() //nolint:gosec // see the import
+	n, err := io.Copy(io.MultiWriter(m, s), r)
+	d := digests{bytes: n}
+	m.Sum(d.md5[:0])
+	s.Sum(d.sha256[:0])
+	return d, err
+}
+
+// put sends body, which d describes, and verifies what the store has then.
+func (b *Bucket) put(ctx context.Context, key string, body io.ReadSeeker, d digests, contentType string, meta map[string]string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, putTimeout+time.Duration(d.bytes/putBytesPerSecond)*time.Second,
+		fmt.Errorf("put %s: the store stopped reading", key))
+	defer cancel()
+
+	headers := make(map[string]string, len(meta)+1)
+	for name, value := range meta {
+		headers[strings.ToLower(name)] = mime.BEncoding.Encode("utf-8", value)
+	}
+	maps.Copy(headers, map[string]string{metaSHA256: d.sha256Hex()})
+	if _, err := body.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("put %s: %w", key, err)
+	}
+	out, err := b.client.PutObject(ctx, &s3.PutObjectInput{
+		Bucket:        &b.name,
+		Key:           &key,
+		Body:          body,
+		ContentLength: &d.bytes,
+		ContentMD5:    aws.String(base64.StdEncoding.EncodeToString(d.md5[:])),
+		ContentType:   &contentType,
+		Metadata:      headers,
+	}, s3.WithAPIOptions(signedPayload(d.sha256Hex())))
+	if err != nil {
+		return fmt.Errorf("put %s: %w", key, b.explain(cause(ctx, err)))
+	}
+	return b.verify(ctx, key, d, strings.Trim(aws.ToString(out.ETag), `"`))
+}
+
+// signedPayload signs the payload with a hash that is known already: over
+// https too, where the SDK would leave it out, and without reading the body for
+// it.
+func signedPayload(sha256Hex string) func(*middleware.Stack) error {
+	return func(stack *middleware.Stack) error {
+		return stack.Finalize.Add(middleware.FinalizeMiddlewareFunc("KnownPayloadHash",
+			func(ctx context.Context, in middleware.FinalizeInput, next middleware.FinalizeHandler) (middleware.FinalizeOutput, middleware.Metadata, error) {
+				return next.HandleFinalize(v4.SetPayloadHash(ctx, sha256Hex), in)
+			}), middleware.Before)
+	}
+}
+
+// verify compares what the store says of key with d. The ETag of a plain upload
+// is its MD5; encryption makes it something else, so that one that differs only
+// makes us read the object back.
+func (b *Bucket) verify(ctx context.Context, key string, d digests, etag string) error {
+	got, err := b.Head(ctx, key)
+	if err != nil {
+		return fmt.Errorf("verify %s: %w", key, err)
+	}
+	if got.Bytes != d.bytes || got.SHA256 != d.sha256Hex() {
+		return fmt.Errorf("verify %s: the store has %d bytes with sha256 %q, sent were %d with %q: put it again", key, got.Bytes, got.SHA256, d.bytes, d.sha256Hex())
+	}
+	if etag == hex.EncodeToString(d.md5[:]) {
+		return nil
+	}
+	b.log.WarnContext(ctx, "etag is not the md5, reading the object back", "key", key, "etag", etag)
+	body, _, err := b.Get(ctx, key)
+	if err != nil {
+		return fmt.Errorf("verify %s: %w", key, err)
+	}
+	defer body.Close() //nolint:errcheck // read only
+	back, err := digest(body)
+	if err != nil {
+		return fmt.Errorf("verify %s: %w", key, cause(ctx, err))
+	}
+	if back != d {
+		return fmt.Errorf("verify %s: the store holds other bytes than were sent: put it again", key)
+	}
+	return nil
+}
+
+// cause is err, or why ctx ended if that is what made it.
+func cause(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// putBytes stores a small object.
+func (b *Bucket) putBytes(ctx context.Context, key string, content []byte, contentType string, meta map[string]string) error {
+	d := digests{bytes: int64(len(content)), md5: md5.Sum(content), sha256: sha256.Sum256(content)} //nolint:gosec // see the import
+	return b.put(ctx, key, bytes.NewReader(content), d, contentType, meta)
+}
+
+func decodeMeta(s string) string {
+	if d, err := new(mime.WordDecoder).DecodeHeader(s); err == nil {
+		return d
+	}
+	return s
+}

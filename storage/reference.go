@@ -1,0 +1,108 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"image"
+	_ "image/jpeg" // formats that DashScope takes
+	_ "image/png"
+	"io"
+	"os"
+	"regexp"
+
+	_ "golang.org/x/image/bmp"
+	_ "golang.org/x/image/tiff"
+	_ "golang.org/x/image/webp"
+)
+
+// Limits of a reference image (DashScope's text-to-image API reference for
+// wanx-v1, ref_img): 10 MB, 256×256 to 4096×4096.
+const (
+	maxReferenceBytes = 10 << 20
+	minReferenceSide  = 256
+	maxReferenceSide  = 4096
+)
+
+// referenceExtensions are the content types that DashScope takes as a reference,
+// with the file name endings that its upload wants.
+func referenceExtensions() map[string]string {
+	return map[string]string{"image/jpeg": ".jpg", "image/png": ".png", "image/bmp": ".bmp", "image/tiff": ".tiff", "image/webp": ".webp"}
+}
+
+// Extension returns the file name ending of a reference image's content type,
+// with its dot, or "" for what is none.
+func Extension(contentType string) string { return referenceExtensions()[contentType] }
+
+var sha256Pattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// Reference is a local reference image that DashScope will take.
+type Reference struct {
+	Path        string
+	SHA256      string // hex; its name once staged
+	Bytes       int64
+	Width       int // pixels
+	Height      int
+	ContentType string
+}
+
+// InspectReference looks whether DashScope takes the file at path as a
+// reference image: JPEG, PNG, BMP, TIFF or WEBP by its content (the name's
+// ending does not matter), at most 10 MiB, 256×256 to 4096×4096 pixels. It
+// reads the image's header alone, and the bytes once for their hash. The error
+// says what is wrong and what is allowed.
+func InspectReference(path string) (*Reference, error) {
+	f, err := os.Open(path) //nolint:gosec // the user's own file
+	if err != nil {
+		return nil, fmt.Errorf("reference image: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // read only
+	stat, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("reference image: %w", err)
+	}
+	if !stat.Mode().IsRegular() {
+		return nil, fmt.Errorf("reference image %s: not a file", path)
+	}
+	if stat.Size() > maxReferenceBytes {
+		return nil, fmt.Errorf("reference image %s: has %d bytes, at most %d (10 MiB) are allowed", path, stat.Size(), maxReferenceBytes)
+	}
+	dims, format, err := image.DecodeConfig(f)
+	// Another package may have registered further formats, such as GIF.
+	contentType := "image/" + format
+	if errors.Is(err, image.ErrFormat) || err == nil && Extension(contentType) == "" {
+		return nil, fmt.Errorf("reference image %s: not an image that is taken, allowed are JPEG, PNG, BMP, TIFF and WEBP", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reference image %s: broken: %w", path, err)
+	}
+	if min(dims.Width, dims.Height) < minReferenceSide || max(dims.Width, dims.Height) > maxReferenceSide {
+		return nil, fmt.Errorf("reference image %s: is %d×%d, allowed are 256×256 to 4096×4096", path, dims.Width, dims.Height)
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, fmt.Errorf("reference image: %w", err)
+	}
+	d, err := digest(f)
+	if err != nil {
+		return nil, fmt.Errorf("reference image: %w", err)
+	}
+	return &Reference{
+		Path: path, SHA256: d.sha256Hex(), Bytes: d.bytes,
+		Width: dims.Width, Height: dims.Height, ContentType: contentType,
+	}, nil
+}
+
+// StageReference stores a reference image under its hash, once however often
+// it is staged. It fails if the file has changed since it was inspected.
+func (b *Bucket) StageReference(ctx context.Context, ref *Reference) error {
+	return b.putFile(ctx, b.prefix+referenceFolder+ref.SHA256, ref.Path, ref.SHA256, nil)
+}
+
+// OpenReference opens a staged reference image by its hash, or returns
+// [ErrNotExist]. The caller closes the reader.
+func (b *Bucket) OpenReference(ctx context.Context, sha256Hex string) (io.ReadCloser, Info, error) {
+	if !sha256Pattern.MatchString(sha256Hex) {
+		return nil, Info{}, fmt.Errorf("reference %q: must be a SHA-256 in lower-case hex", sha256Hex)
+	}
+	return b.Get(ctx, b.prefix+referenceFolder+sha256Hex)
+}
