@@ -49,9 +49,9 @@ type Config struct {
 	// Workspace is sent as X-DashScope-WorkSpace; "" sends none. A RAM
 	// sub-account's key needs it.
 	Workspace string
-	// DialContext opens connections. nil means a net.Dialer with a timeout of
-	// 10 s, through the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name
-	// (never for a loopback host). If set, proxies are not used.
+	// DialContext opens connections, within 10 s. nil means a net.Dialer, through
+	// the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name (never for a
+	// loopback host). If set, proxies are not used.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error) `json:"-"`
 	// UserAgent names the program to the service. "" means "danqing".
 	UserAgent string
@@ -163,7 +163,7 @@ func parseBaseURL(s string) (*url.URL, error) {
 func newHTTPClient(dial func(context.Context, string, string) (net.Conn, error), keepAlive bool) *http.Client {
 	proxy := proxyFromEnvironment
 	if dial == nil {
-		dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
+		dial = new(net.Dialer).DialContext
 	} else {
 		proxy = nil
 	}
@@ -171,8 +171,13 @@ func newHTTPClient(dial func(context.Context, string, string) (net.Conn, error),
 	http1.SetHTTP1(true) // HTTP/2 repeats requests by itself after GOAWAY
 	return &http.Client{
 		Transport: &http.Transport{
-			Proxy:                  proxy,
-			DialContext:            dial,
+			Proxy: proxy,
+			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				// net/http lets a dial outlive its request.
+				ctx, cancel := withTimeout(ctx, dialTimeout)
+				defer cancel()
+				return dial(ctx, network, addr)
+			},
 			Protocols:              &http1,
 			DisableKeepAlives:      !keepAlive,
 			DisableCompression:     true,

@@ -143,7 +143,7 @@ func (c *Client) fault(op string, a answer) *Error {
 		e.Message = ""
 		e.Err = fmt.Errorf("answer is not the service's JSON (%d bytes of %q)", len(a.body), clean(a.header.Get("Content-Type")))
 	}
-	e.Code, e.RequestID = clean(e.Code), clean(e.RequestID)
+	e.Code, e.Message, e.RequestID = clean(e.Code), clean(e.Message), clean(e.RequestID)
 	if op == opCreate {
 		e.Kind = createKind(e, a.connected)
 	} else {

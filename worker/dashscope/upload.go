@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"path"
 	"strings"
+	"sync"
 )
 
 // Upload puts a reference image into the service's temporary store and returns
@@ -26,6 +27,9 @@ import (
 // again with the body from its start (each call gets a new credential and name;
 // what was left behind costs nothing), after [KindTerminal] not.
 func (c *Client) Upload(ctx context.Context, model, filename, contentType string, size int64, body io.Reader) (string, error) {
+	if size < 0 {
+		return "", invalid(opUpload, fmt.Errorf("size %d: must not be negative", size))
+	}
 	a, err := c.get(ctx, opUpload, http.MethodGet, PathUploads, url.Values{"action": {"getPolicy"}, "model": {model}})
 	if err != nil {
 		return "", err
@@ -44,15 +48,51 @@ func (c *Client) Upload(ctx context.Context, model, filename, contentType string
 	key := p.Data.UploadDir + "/" + safeName(filename)
 	ctx, cancel := withTimeout(ctx, c.timeouts.upload)
 	defer cancel()
-	r, err := form(ctx, p.Data, key, contentType, size, body)
+	file := &counted{Reader: io.LimitReader(body, size+1)} // one more shows a longer body
+	r, err := form(ctx, p.Data, key, contentType, size, file)
 	if err != nil {
 		return "", invalid(opUpload, err)
 	}
 	r.Header.Set("User-Agent", c.userAgent)
-	if a = c.exchange(c.posts, opUpload, r); a.err != nil || a.status != http.StatusOK {
+	released := make(chan struct{})
+	r.Body = &watched{Reader: r.Body, closed: released}
+	a = c.exchange(c.posts, opUpload, r)
+	select { // after an early answer net/http may still be reading
+	case <-released:
+		if a.status == http.StatusOK && file.n != size {
+			a.err = fmt.Errorf("body does not have the %d bytes announced", size)
+		}
+	case <-ctx.Done():
+	}
+	if a.err != nil || a.status != http.StatusOK {
 		return "", c.uploadFault(a)
 	}
 	return "oss://" + key, nil
+}
+
+// counted counts what is read.
+type counted struct {
+	io.Reader
+	n int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// watched tells when net/http has let go of a body.
+type watched struct {
+	io.Reader
+	once   sync.Once
+	closed chan struct{}
+}
+
+// Close is called by net/http, more than once at times.
+func (w *watched) Close() error {
+	w.once.Do(func() { close(w.closed) })
+	return nil
 }
 
 // form makes the POST of the file: its length known, `file` its last field, as
@@ -82,7 +122,7 @@ func form(ctx context.Context, p Policy, key, contentType string, size int64, bo
 	if err != nil {
 		return nil, err
 	}
-	r.ContentLength = length // the transport fails if body is longer or shorter
+	r.ContentLength = length // the transport fails if body is shorter
 	r.Header.Set("Content-Type", w.FormDataContentType())
 	return r, nil
 }
