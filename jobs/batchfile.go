@@ -210,7 +210,7 @@ func (b *batchReader) line(number int, text []byte) error {
 	if path, ok := localPath(r.RefImg); ok && b.opts.Resolve != nil {
 		name, err := b.resolve(path)
 		if err != nil {
-			problems = append(problems, FieldError{Field: "ref_img", Value: show(r.RefImg), Err: err})
+			problems = append(problems, FieldError{Field: "ref_img", Value: showURL(r.RefImg), Err: err})
 		}
 		r.RefImg = name
 	}
@@ -308,8 +308,11 @@ func compact(text []byte) ([]byte, error) {
 		if !errors.As(err, &syntax) {
 			return nil, err
 		}
-		column := utf8.RuneCount(text[:max(0, min(int(syntax.Offset)-1, len(text)))]) + 1
-		return nil, fmt.Errorf("column %d: no JSON object: %w", column, err)
+		at := max(0, min(int(syntax.Offset), len(text))-1) // Offset counts the wrong byte
+		for at > 0 && !utf8.RuneStart(text[at]) {
+			at--
+		}
+		return nil, fmt.Errorf("column %d: no JSON object: %w", utf8.RuneCount(text[:at])+1, err)
 	}
 	var b bytes.Buffer
 	if err := json.Compact(&b, value); err != nil {

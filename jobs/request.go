@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -136,6 +137,9 @@ func decodeRequest(data []byte) (Request, []FieldError) {
 		d.problem("request", data, "a JSON object, as in {\"prompt\": \"…\"}", "")
 		return Request{}, d.problems
 	}
+	if i := loneSurrogate(data); i >= 0 {
+		d.problem("request", data[i:i+6], "whole characters", "this is half of one: a text was cut within an emoji")
+	}
 	d.collect("", data, topNames())
 	r := Request{
 		ID:             d.id(),
@@ -154,6 +158,35 @@ func decodeRequest(data []byte) (Request, []FieldError) {
 		RedoOf:         d.text("redo_of"),
 	}
 	return r, d.problems
+}
+
+// loneSurrogate returns where valid JSON escapes half of a UTF-16 pair, or -1.
+// encoding/json would put U+FFFD there without a word.
+func loneSurrogate(data []byte) int {
+	unit := func(i int) rune {
+		if i+6 > len(data) || data[i] != '\\' || data[i+1] != 'u' {
+			return -1
+		}
+		v, err := strconv.ParseUint(string(data[i+2:i+6]), 16, 16)
+		if err != nil {
+			return -1
+		}
+		return rune(v)
+	}
+	for i := 0; i < len(data); i++ {
+		if data[i] != '\\' {
+			continue
+		}
+		switch u := unit(i); {
+		case !utf16.IsSurrogate(u):
+			i++ // over the escaped character
+		case utf16.DecodeRune(u, unit(i+6)) == utf8.RuneError:
+			return i
+		default:
+			i += 11
+		}
+	}
+	return -1
 }
 
 // given is a value as it was found: where, and what.

@@ -1,8 +1,10 @@
 package jobs
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -318,32 +320,44 @@ func shorten(s string) string {
 	return fmt.Sprintf("%s… (%d characters)", s[:end], runes)
 }
 
-// show quotes a value for an error, shortened.
-func show(s string) string { return strconv.Quote(shorten(s)) }
+// show quotes a value for an error, shortened and without secrets.
+func show(s string) string { return strconv.Quote(shorten(redact(s))) }
 
-// showJSON shows a JSON value of a field as it is written, shortened; a
-// reference without its query.
+// showJSON shows a field's JSON, shortened and without secrets.
 func showJSON(field string, value []byte) string {
-	name := field[strings.LastIndexByte(field, '.')+1:]
-	if name == "ref_img" || name == "ref_image" || name == "sketch_image_url" {
-		return showURL(strings.Trim(string(value), `"`))
+	var text string
+	isText := json.Unmarshal(value, &text) == nil && value[0] == '"'
+	if !isText {
+		text = strings.ReplaceAll(string(value), `\/`, "/")
 	}
-	return shorten(string(value))
+	switch name := field[strings.LastIndexByte(field, '.')+1:]; {
+	case name == "ref_img" || name == "ref_image" || name == "sketch_image_url":
+		return showURL(text)
+	case isText:
+		return show(text)
+	}
+	return shorten(redact(text))
 }
 
-// showURL shows a reference without what may be secret: a signed query and a
-// password.
+// showURL shows a reference without its query, even if it is no proper URL.
 func showURL(ref string) string {
+	ref = redact(ref)
 	if i := strings.IndexAny(ref, "?#"); i >= 0 {
 		ref = ref[:i] + "?…"
 	}
-	if scheme, rest, ok := strings.Cut(ref, "://"); ok {
-		host, path, _ := strings.Cut(rest, "/")
-		if at := strings.LastIndexByte(host, '@'); at >= 0 {
-			ref = scheme + "://…@" + host[at+1:] + "/" + path
-		}
-	}
 	return show(ref)
+}
+
+// What a URL within any text may carry that is secret: a password before the
+// host, a signature after the path. A backslash may be a JSON escape of "?".
+var (
+	userPattern  = regexp.MustCompile(`://[^/\s"?#]*@`)
+	queryPattern = regexp.MustCompile(`(://[^\s"?#\\]*)[?#\\][^\s"]*`)
+)
+
+// redact takes the secrets out of the URLs within a text.
+func redact(s string) string {
+	return queryPattern.ReplaceAllString(userPattern.ReplaceAllString(s, "://…@"), "$1?…")
 }
 
 // mistaken returns the known name that an unknown one is probably a slip for,

@@ -1,0 +1,389 @@
+package jobs
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/iotest"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// read reads a batch named "sheet" that must be fine.
+func read(t *testing.T, text string) *Batch {
+	t.Helper()
+	b, err := ReadBatch(strings.NewReader(text), BatchOptions{Name: "sheet"})
+	require.NoError(t, err)
+	return b
+}
+
+// readErr returns the error of a batch that must not be fine.
+func readErr(t *testing.T, text string) error {
+	t.Helper()
+	b, err := ReadBatch(strings.NewReader(text), BatchOptions{Name: "sheet"})
+	require.Error(t, err)
+	require.Nil(t, b)
+	return err
+}
+
+func TestReadBatch(t *testing.T) {
+	t.Parallel()
+	b := read(t, "\ufeff{\"id\": \"A-17\", \"prompt\": \"猫\", \"sku\": 1.50}\r\n\n  \t\r\n{\"prompt\":\"猫\"}")
+	require.Len(t, b.Lines, 2)
+	first, second := b.Lines[0], b.Lines[1]
+
+	assert.Equal(t, "sheet", b.Name)
+	assert.Equal(t, 1, first.Number)
+	assert.Equal(t, `{"id":"A-17","prompt":"猫","sku":1.50}`, string(first.Raw))
+	assert.Equal(t, "sheet.A-17", first.ID)
+	assert.Equal(t, "sheet.A-17", first.Request.ID)
+	assert.Equal(t, "1024*1024", first.Request.Size, "normalised")
+
+	assert.Equal(t, 4, second.Number)
+	assert.Equal(t, first.Digest, second.Digest, "the same is asked for")
+	assert.Equal(t, "sheet."+second.Digest[:24]+"-1", second.ID)
+}
+
+func TestReadBatchDefaultModel(t *testing.T) {
+	t.Parallel()
+	in := `{"prompt":"a"}` + "\n" + `{"prompt":"b","model":"wanx-v1"}`
+	_, err := ReadBatch(strings.NewReader(in), BatchOptions{Name: "sheet", Model: "wanx-v9"})
+	var batch *BatchError
+	require.ErrorAs(t, err, &batch)
+	require.Len(t, batch.Lines, 1, "the line that names a model keeps it")
+	assert.ErrorContains(t, batch.Lines[0], `model: "wanx-v9"`)
+}
+
+func TestReadBatchWarnings(t *testing.T) {
+	t.Parallel()
+	b := read(t, `{"prompt":"`+strings.Repeat("猫", 501)+`"}`)
+	require.Len(t, b.Lines[0].Warnings, 1)
+	assert.Contains(t, b.Lines[0].Warnings[0], "501 characters")
+}
+
+// ids maps each line's raw JSON to the job IDs that such lines got, in order.
+func ids(b *Batch) map[string][]string {
+	m := map[string][]string{}
+	for _, l := range b.Lines {
+		m[string(l.Raw)] = append(m[string(l.Raw)], l.ID)
+	}
+	return m
+}
+
+// Sorting the sheet, inserting a row or deleting one buys nothing again.
+func TestReadBatchIDsDoNotDependOnPosition(t *testing.T) {
+	t.Parallel()
+	lines := []string{
+		`{"prompt":"猫"}`, `{"id":"A-17","prompt":"猫"}`, `{"prompt":"狗","style":"水彩"}`, `{"prompt":"猫"}`,
+		`{"id":"红","prompt":"鸟"}`, `{"prompt":"猫","n":2}`, `{"prompt":"猫"}`,
+	}
+	want := ids(read(t, strings.Join(lines, "\n")))
+	assert.Len(t, want[`{"prompt":"猫"}`], 3, "equal lines are different jobs")
+
+	sorted := slices.Sorted(slices.Values(lines))
+	assert.Equal(t, want, ids(read(t, strings.Join(sorted, "\n"))), "sorted")
+	slices.Reverse(sorted)
+	assert.Equal(t, want, ids(read(t, strings.Join(sorted, "\n"))), "sorted backwards")
+
+	for i := range len(lines) + 1 {
+		more := ids(read(t, strings.Join(slices.Insert(slices.Clone(lines), i, `{"prompt":"鱼"}`), "\n")))
+		require.Len(t, more[`{"prompt":"鱼"}`], 1)
+		delete(more, `{"prompt":"鱼"}`)
+		assert.Equal(t, want, more, "with a row inserted before row %d", i)
+	}
+	fewer := ids(read(t, strings.Join(lines[:6], "\n")))
+	assert.Equal(t, want[`{"prompt":"猫"}`][:2], fewer[`{"prompt":"猫"}`], "with one of three equal rows deleted")
+}
+
+func TestReadBatchIDsAreUnique(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for _, l := range read(t, `{"id":"红","prompt":"a"}
+{"id":"蓝","prompt":"a"}
+{"id":"红.蓝","prompt":"a"}
+{"id":"a b","prompt":"a"}
+{"id":"a_b","prompt":"a"}
+{"id":17,"prompt":"a"}
+{"prompt":"a"}
+{"prompt":"a"}`).Lines {
+		assert.NoError(t, ValidID(l.ID))
+		assert.False(t, seen[l.ID], l.ID)
+		seen[l.ID] = true
+	}
+}
+
+func TestReadBatchReportsAllLines(t *testing.T) {
+	t.Parallel()
+	err := readErr(t, `{"prompt":"fine"}
+{"prompt":"猫","size":"1000*1000","n":"2"}
+
+{"prompt":"猫",}
+plain text
+{"promt":"猫"}
+{"prompt":"`+"\xc3\xa8\xd7"+`"}
+{"parameters":{"n":0,"seed":-1},"input":{"prompt":"a"}}
+`)
+	assert.EqualError(t, err, `line 2: n: "2"; allowed: a whole number without quotes | size: "1000*1000"; allowed: `+sizeAllowed+`
+line 4: column 15: no JSON object: invalid character '}' looking for beginning of object key string
+line 5: column 1: no JSON object: invalid character 'p' looking for beginning of value
+line 6: promt: "猫"; did you mean "prompt"? (a column of your own needs another name) | prompt: missing; allowed: a text that says what to paint
+line 7: column 13: not UTF-8; save the file as UTF-8 (it may be GBK or UTF-16)
+line 8: parameters.n: 0; allowed: a whole number, 1 or more; leave it out for 1 | seed: -1; allowed: 0 to 2147483647`)
+	var batch *BatchError
+	require.ErrorAs(t, err, &batch)
+	assert.Len(t, batch.Lines, 6)
+	assert.ErrorAs(t, batch.Lines[0], new(*InvalidError))
+	assert.ErrorAs(t, batch.Lines[1], new(*json.SyntaxError))
+}
+
+func TestReadBatchSyntaxColumns(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		`{"prompt":"猫`:        "column 12: no JSON object: unexpected end",
+		`{"prompt":"猫"} x`:    "column 16: ",
+		`[{"prompt":"猫"}]`:    `request: [{"prompt":"猫"}]; allowed: a JSON object`,
+		`{"prompt":"a` + "\t": "column 13: ",
+		"{\"prompt\":\"猫\xff": "column 13: not UTF-8",
+		"\xff\xfe{\x00":       "column 1: not UTF-8",
+	} {
+		assert.ErrorContains(t, readErr(t, text), "line 1: "+want, "%q", text)
+	}
+}
+
+func TestBatchErrorIsCapped(t *testing.T) {
+	t.Parallel()
+	err := readErr(t, strings.Repeat("{}\n", 53))
+	lines := strings.Split(err.Error(), "\n")
+	require.Len(t, lines, 51)
+	assert.Contains(t, lines[49], "line 50: prompt: missing")
+	assert.Equal(t, "and 3 more", lines[50])
+}
+
+func TestReadBatchDuplicateIDs(t *testing.T) {
+	t.Parallel()
+	err := readErr(t, `{"id":"a","prompt":"猫"}
+{"id":"b","prompt":"猫"}
+{"id":"a","prompt":"狗"}
+{"id":" b ","prompt":"猫","priority":"bulk"}
+{"id":"c","prompt":""}
+{"id":"c","prompt":"猫"}`)
+	assert.EqualError(t, err, `line 3: id: "a"; allowed: each id once; line 1 has it too and asks for something else
+line 4: id: "b"; allowed: each id once; line 2 has it too and asks for the same; delete one, or give it another id to have it made twice
+line 5: prompt: missing; allowed: a text that says what to paint
+line 6: id: "c"; allowed: each id once; line 5 has it too`)
+}
+
+// An own id that was copied from a generated one must not pass for it.
+func TestReadBatchOwnIDLikeAGeneratedOne(t *testing.T) {
+	t.Parallel()
+	digest := Request{Prompt: "猫"}.Digest()
+	err := readErr(t, `{"prompt":"猫"}`+"\n"+`{"id":"`+digest[:24]+`-1","prompt":"狗"}`)
+	assert.ErrorContains(t, err, "line 2: id: ")
+	assert.ErrorContains(t, err, "line 1 has it too and asks for something else")
+}
+
+func TestReadBatchRedoOfItself(t *testing.T) {
+	t.Parallel()
+	assert.ErrorContains(t, readErr(t, `{"id":"a","prompt":"p","redo_of":"sheet.a"}`), `redo_of: "sheet.a"; allowed: another job`)
+}
+
+func TestReadBatchResolvesPaths(t *testing.T) {
+	t.Parallel()
+	name := "sha256:" + strings.Repeat("0a", 32)
+	var asked []string
+	opts := BatchOptions{Name: "sheet", Resolve: func(path string) (string, error) {
+		asked = append(asked, path)
+		if path == "gone.png" {
+			return "", &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
+		}
+		return name, nil
+	}}
+	in := `{"prompt":"a","ref_img":"./house.png"}
+{"prompt":"b","sketch_image_url":" ./house.png "}
+{"prompt":"c","ref_img":"file:///tmp/a.png"}
+{"prompt":"d","ref_img":"C:\\图\\a.png"}
+{"prompt":"e","ref_img":"https://example.com/a.png"}
+{"prompt":"f","ref_img":"` + name + `"}`
+	b, err := ReadBatch(strings.NewReader(in), opts)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"./house.png", "/tmp/a.png", `C:\图\a.png`}, asked, "once per path; URLs and staged names never")
+	for _, i := range []int{0, 1, 2, 3, 5} {
+		assert.Equal(t, name, b.Lines[i].Request.RefImg)
+	}
+	assert.Equal(t, "https://example.com/a.png", b.Lines[4].Request.RefImg)
+	assert.Contains(t, string(b.Lines[0].Raw), "./house.png", "the line stays as given")
+
+	_, err = ReadBatch(strings.NewReader(`{"prompt":"a","ref_img":"gone.png","ref_strength":2}`), opts)
+	assert.ErrorIs(t, err, fs.ErrNotExist)
+	assert.EqualError(t, err, `line 1: ref_img: "gone.png": open gone.png: file does not exist | ref_strength: 2; allowed: 0.0 to 1.0`,
+		"not that there is no reference image")
+
+	for _, ref := range []string{"oss://a/b", "data:image/png;base64,AA", "sha256:12", "file://"} {
+		_, err = ReadBatch(strings.NewReader(`{"prompt":"a","ref_img":"`+ref+`"}`), opts)
+		assert.ErrorContains(t, err, "line 1: ref_img: ", ref)
+	}
+	assert.Len(t, asked, 4)
+	assert.ErrorContains(t, readErr(t, in), "line 1: ref_img: \"./house.png\"; allowed: an http or https URL", "without Resolve")
+}
+
+func TestReadBatchLongLines(t *testing.T) {
+	t.Parallel()
+	fits := `{"prompt":"a","x":"` + strings.Repeat("x", maxLineBytes-22) + `"}`
+	require.Len(t, fits, maxLineBytes-1)
+	assert.Len(t, read(t, fits+"\n").Lines, 1, "with its line end it is just not too long")
+
+	long := fits[:len(fits)-2] + `xxx"}`
+	err := readErr(t, "{}\n"+long+"\n{}\n"+long)
+	var batch *BatchError
+	require.ErrorAs(t, err, &batch)
+	require.Len(t, batch.Lines, 4, "what follows is read")
+	for _, i := range []int{1, 3} {
+		assert.Equal(t, i+1, batch.Lines[i].Number)
+		assert.ErrorContains(t, batch.Lines[i], "longer than 1048576 bytes")
+	}
+}
+
+func TestReadBatchEmpty(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"", "\n \r\n", "\ufeff\n"} {
+		assert.EqualError(t, readErr(t, text), "read batch: there is no request in it")
+	}
+	_, err := ReadBatch(strings.NewReader(`{"prompt":"a"}`), BatchOptions{})
+	assert.ErrorContains(t, err, "no name")
+}
+
+func TestReadBatchReaderFails(t *testing.T) {
+	t.Parallel()
+	broken := errors.New("broken pipe")
+	in := io.MultiReader(strings.NewReader("{\"prompt\":\"a\"}\n{\"pro"), iotest.ErrReader(broken))
+	_, err := ReadBatch(in, BatchOptions{Name: "sheet"})
+	assert.ErrorIs(t, err, broken)
+	assert.ErrorContains(t, err, "line 2")
+}
+
+func TestLineResult(t *testing.T) {
+	t.Parallel()
+	result := struct {
+		URL string `json:"url"`
+	}{"https://h/a?b=1&c=<2>"}
+	for in, want := range map[string]string{
+		`{"sku": "A-17", "prompt": "\u732b<猫>", "price": 1.50, "big": 12345678901234567890, "tags": [ 1, {"a" : null} ], "\u0061b": 1e2}`: `{"sku":"A-17","prompt":"\u732b<猫>","price":1.50,"big":12345678901234567890,"tags":[1,{"a":null}],"\u0061b":1e2,"danqing":{"url":"https://h/a?b=1&c=<2>"}}`,
+		`{"danqing":{"a":[1]},"prompt":"p"}`:                    `{"prompt":"p","danqing":{"url":"https://h/a?b=1&c=<2>"}}`,
+		`{"prompt":"p","danqing":"old","z":{"danqing":"kept"}}`: `{"prompt":"p","z":{"danqing":"kept"},"danqing":{"url":"https://h/a?b=1&c=<2>"}}`,
+	} {
+		out, err := read(t, in).Lines[0].Result(result)
+		require.NoError(t, err)
+		assert.Equal(t, want, string(out))
+	}
+	_, err := read(t, `{"prompt":"p"}`).Lines[0].Result(func() {})
+	assert.ErrorContains(t, err, "line 1")
+}
+
+// A results file, read as a batch, means the same jobs.
+func TestResultsAreABatch(t *testing.T) {
+	t.Parallel()
+	b := readExample(t, "wanx-v1.jsonl")
+	var results strings.Builder
+	for _, l := range b.Lines {
+		out, err := l.Result(map[string]any{"id": l.ID, "state": "succeeded"})
+		require.NoError(t, err)
+		results.Write(append(out, '\n'))
+	}
+	again, err := ReadBatch(strings.NewReader(results.String()), exampleOptions("wanx-v1.results.jsonl"))
+	require.NoError(t, err)
+	require.Len(t, again.Lines, len(b.Lines))
+	for i, l := range again.Lines {
+		assert.Equal(t, b.Lines[i].ID, l.ID)
+		assert.Equal(t, b.Lines[i].Digest, l.Digest)
+		assert.Equal(t, b.Lines[i].Request, l.Request)
+	}
+}
+
+func exampleOptions(file string) BatchOptions {
+	return BatchOptions{Name: BatchName(file), Resolve: func(path string) (string, error) {
+		if path != "./house.png" {
+			return "", fmt.Errorf("%s is not in the example", path)
+		}
+		return "sha256:" + strings.Repeat("0", 64), nil
+	}}
+}
+
+func readExample(t *testing.T, file string) *Batch {
+	t.Helper()
+	f, err := os.Open(filepath.Join("..", "cmd", "danqing", "examples", file))
+	require.NoError(t, err)
+	defer f.Close()
+	b, err := ReadBatch(f, exampleOptions(file))
+	require.NoError(t, err)
+	return b
+}
+
+// The example holds what the document shows.
+func TestExampleFile(t *testing.T) {
+	t.Parallel()
+	b := readExample(t, "wanx-v1.jsonl")
+	find := func(id string) Request {
+		for _, l := range b.Lines {
+			if l.ID == "wanx-v1."+id {
+				assert.Empty(t, l.Warnings)
+				return l.Request
+			}
+		}
+		t.Fatalf("no line %s", id)
+		return Request{}
+	}
+	assert.Equal(t, "不要使用红色元素", find("portrait-no-red").NegativePrompt)
+	assert.Equal(t, ptr(0.0), find("portrait-repaint-0").RefStrength)
+	assert.Equal(t, ptr(1.0), find("butterflies-repaint-1").RefStrength)
+	assert.Contains(t, find("butterflies-repaint-1").RefImg, "/girl.png")
+	assert.Equal(t, "refonly", find("cat-refonly").RefMode)
+	assert.Equal(t, "sha256:"+strings.Repeat("0", 64), find("cat-refonly-file").RefImg)
+	assert.Equal(t, "<watercolor>", find("portrait-watercolor").Style)
+	assert.Equal(t, "1280*720", find("butterflies-chinese-painting").Size)
+}
+
+// FuzzReadBatch: no file panics; what is accepted has valid IDs, each once; and
+// its results mean the same jobs.
+func FuzzReadBatch(f *testing.F) {
+	for _, seed := range []string{
+		"{\"prompt\":\"p\"}\n{\"prompt\":\"p\"}\n", "\ufeff{\"id\":\"红\",\"prompt\":\"p\"}\r\n\r\n{\"id\":1,\"prompt\":\"q\",\"sku\":[1]}",
+		"{\"prompt\":\"p\",\"danqing\":{},\"x\":\"\\u0061\"}", "{\"prompt\":\"p\",\"ref_img\":\"./a\"}", "[]\n{}\nnull\n\xff", "{\"\":1,\"prompt\":\"p\"}",
+	} {
+		f.Add(seed)
+	}
+	opts := exampleOptions("wanx-v1.jsonl")
+	f.Fuzz(func(t *testing.T, text string) {
+		b, err := ReadBatch(strings.NewReader(text), opts)
+		if err != nil {
+			_ = err.Error()
+			return
+		}
+		var results strings.Builder
+		seen := map[string]bool{}
+		for _, l := range b.Lines {
+			require.NoError(t, ValidID(l.ID))
+			require.False(t, seen[l.ID])
+			seen[l.ID] = true
+			require.Equal(t, l.Digest, l.Request.Digest())
+			out, err := l.Result(map[string]string{"id": l.ID})
+			require.NoError(t, err)
+			require.True(t, json.Valid(out))
+			results.Write(append(out, '\n'))
+		}
+		again, err := ReadBatch(strings.NewReader(results.String()), opts)
+		require.NoError(t, err)
+		require.Len(t, again.Lines, len(b.Lines))
+		for i := range again.Lines {
+			require.Equal(t, b.Lines[i].ID, again.Lines[i].ID)
+			require.Equal(t, b.Lines[i].Request, again.Lines[i].Request)
+		}
+	})
+}

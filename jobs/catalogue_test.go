@@ -1,0 +1,108 @@
+package jobs
+
+import (
+	"reflect"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// Every fact of the catalogue says where it is from.
+func TestModelFactsHaveSources(t *testing.T) {
+	t.Parallel()
+	for _, m := range Models() {
+		v := reflect.ValueOf(m)
+		facts := map[string]bool{}
+		for i := range v.NumField() {
+			if name := v.Type().Field(i).Name; name != "Sources" && !v.Field(i).IsZero() {
+				facts[name] = true
+				assert.NotEmpty(t, m.Sources[name], "%s: %s has no source", m.Name, name)
+			}
+		}
+		for name := range m.Sources {
+			assert.True(t, facts[name], "%s: a source for %q, which is no fact", m.Name, name)
+		}
+	}
+}
+
+// What Normalize fills in must itself be allowed.
+func TestModelDefaultsAreAllowed(t *testing.T) {
+	t.Parallel()
+	for _, m := range Models() {
+		r, warnings, err := Request{Model: m.Name, Prompt: "a"}.Normalize()
+		require.NoError(t, err)
+		assert.Empty(t, warnings)
+		assert.True(t, m.Sizes.Allows(r.Size))
+		assert.Positive(t, m.Cost(1), "%s has no price in Beijing", m.Name)
+	}
+}
+
+func TestStyleNamesAreUnambiguous(t *testing.T) {
+	t.Parallel()
+	for _, m := range Models() {
+		owner := map[string]string{}
+		for _, s := range m.Styles {
+			for _, name := range append([]string{s.Value}, s.Names...) {
+				key := styleKey(name)
+				assert.Empty(t, owner[key], "%s: %q", m.Name, name)
+				owner[key] = s.Value
+			}
+		}
+	}
+}
+
+func TestLookupModel(t *testing.T) {
+	t.Parallel()
+	m, err := LookupModel("")
+	require.NoError(t, err)
+	assert.Equal(t, DefaultModel, m.Name)
+	assert.EqualValues(t, 640_000, m.Cost(4), "0.16 yuan an image")
+
+	_, err = LookupModel("Wanx-v2")
+	assert.EqualError(t, err, `model: "Wanx-v2"; allowed: wanx-v1; did you mean "wanx-v1"?`)
+	_, err = LookupModel("stable-diffusion-xl")
+	assert.EqualError(t, err, `model: "stable-diffusion-xl"; allowed: wanx-v1`)
+}
+
+// The catalogue's callers may do with it what they like.
+func TestModelsAreCopies(t *testing.T) {
+	t.Parallel()
+	Models()[0].Styles[0].Value = "broken"
+	assert.Equal(t, "<auto>", Models()[0].Styles[0].Value)
+}
+
+// The rules of the models that are to come (text-to-image V2 and qwen-image API
+// references) are expressed by the same type.
+func TestSizes(t *testing.T) {
+	t.Parallel()
+	sides := Sizes{Default: "1024*1024", MinSide: 512, MaxSide: 1440}
+	pixels := Sizes{Default: "1280*1280", MinPixels: 1280 * 1280, MaxPixels: 1440 * 1440, MaxRatio: 4}
+	list := Sizes{Default: "1664*928", List: []string{"1664*928", "1328*1328"}}
+	for _, c := range []struct {
+		rule Sizes
+		size string
+		want bool
+	}{
+		{sides, "512*1440", true},
+		{sides, "511*1440", false},
+		{sides, "512*1441", false},
+		{sides, "0*0", false},
+		{sides, "wide", false},
+		{sides, "", false},
+		{pixels, "1280*1280", true},
+		{pixels, "768*2700", true},
+		{pixels, "1279*1280", false},
+		{pixels, "1440*1441", false},
+		{pixels, "650*2600", true},
+		{pixels, "650*2601", false},
+		{pixels, "999999*999999", false},
+		{list, "1664*928", true},
+		{list, "928*1664", false},
+	} {
+		assert.Equal(t, c.want, c.rule.Allows(c.size), "%s under %s", c.size, c.rule)
+	}
+	assert.Equal(t, "width*height, each side 512 to 1440", sides.String())
+	assert.Equal(t, "width*height, 1638400 to 2073600 pixels in all, at most 4:1 either way", pixels.String())
+	assert.Equal(t, "1664*928, 1328*1328", list.String())
+}

@@ -1,0 +1,180 @@
+package jobs
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// vectors reads a file of testdata. These were computed by another program from
+// the package comment and are never rewritten: jobs that are long over bear
+// these digests, seeds and IDs.
+func vectors[T any](t *testing.T, file string) []T {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("testdata", file))
+	require.NoError(t, err)
+	var list []T
+	require.NoError(t, json.Unmarshal(data, &list))
+	require.NotEmpty(t, list)
+	return list
+}
+
+func TestDigestVectors(t *testing.T) {
+	t.Parallel()
+	type vector struct {
+		Name, Canonical, Digest string
+		Request                 Request
+	}
+	for _, v := range vectors[vector](t, "digest.json") {
+		t.Run(v.Name, func(t *testing.T) {
+			t.Parallel()
+			assert.Equal(t, v.Canonical, string(v.Request.canonical().digestBytes()))
+			assert.Equal(t, v.Digest, v.Request.Digest())
+
+			normal, _, err := v.Request.Normalize()
+			require.NoError(t, err)
+			assert.Equal(t, v.Digest, normal.Digest(), "after Normalize")
+		})
+	}
+}
+
+func TestDigestTellsShapesApart(t *testing.T) {
+	t.Parallel()
+	ref := "https://example.com/a.png"
+	seen := map[string]int{}
+	for i, r := range []Request{
+		{Prompt: "a"},
+		{Prompt: "b"},
+		{Prompt: "a "},
+		{Prompt: "a", Model: "wanx2.1-t2i-turbo"},
+		{Prompt: "a", NegativePrompt: "b"},
+		{Prompt: "a", Style: "油画"},
+		{Prompt: "a", Size: "720*1280"},
+		{Prompt: "a", N: 2},
+		{Prompt: "a", Seed: new(int64)},
+		{Prompt: "a", RefImg: ref},
+		{Prompt: "a", RefImg: ref + "2"},
+		{Prompt: "a", RefImg: ref, RefStrength: new(float64)},
+		{Prompt: "a", RefImg: ref, RefMode: "refonly"},
+	} {
+		other, twice := seen[r.Digest()]
+		assert.False(t, twice, "%d and %d have one digest", i, other)
+		seen[r.Digest()] = i
+	}
+}
+
+func TestSeedVectors(t *testing.T) {
+	t.Parallel()
+	type vector struct {
+		JobID string `json:"job_id"`
+		N     int
+		Seed  int64
+	}
+	for _, v := range vectors[vector](t, "seed.json") {
+		r := Request{Prompt: "a", N: v.N}.WithSeed(v.JobID)
+		require.NotNil(t, r.Seed)
+		assert.Equal(t, v.Seed, *r.Seed, "%s, n=%d", v.JobID, v.N)
+	}
+}
+
+func TestSeedLeavesRoomForAllImages(t *testing.T) {
+	t.Parallel()
+	for i := range 20_000 {
+		r := Request{Prompt: "a", N: i%4 + 1}.WithSeed(fmt.Sprint("job-", i))
+		require.GreaterOrEqual(t, *r.Seed, int64(0))
+		_, _, err := r.Normalize()
+		require.NoError(t, err)
+	}
+}
+
+func TestWithSeedKeepsAGivenSeed(t *testing.T) {
+	t.Parallel()
+	zero := new(int64)
+	r := Request{Prompt: "a", Seed: zero}
+	assert.Same(t, zero, r.WithSeed("job").Seed)
+
+	plain := Request{Prompt: "a"}
+	plain.WithSeed("job")
+	assert.Nil(t, plain.Seed, "the receiver is left alone")
+}
+
+func TestBatchIDVectors(t *testing.T) {
+	t.Parallel()
+	type vector struct{ Batch, Line, ID string }
+	for _, v := range vectors[vector](t, "batchid.json") {
+		id := BatchID(v.Batch, v.Line)
+		assert.Equal(t, v.ID, id, "%q, %q", v.Batch, v.Line)
+		assert.NoError(t, ValidID(id))
+	}
+}
+
+// Whatever two names are made of, no two pairs may meet in one ID, not even a
+// pair that was copied from another's ID.
+func TestBatchIDNeverMeets(t *testing.T) {
+	t.Parallel()
+	parts := []string{"", "a", ".", "..", "a.b", "b", "b.c", "a-b", "-", "红", "蓝", "红.", "a b", "a_b", "_", "A", strings.Repeat("a", 126), strings.Repeat("a", 127), strings.Repeat("a", 300)}
+	for _, p := range parts[:12] {
+		for _, q := range parts[:12] {
+			id := BatchID(p, q)
+			parts = append(parts, id)
+			if _, line, ok := strings.Cut(id, "."); ok {
+				parts = append(parts, line)
+			}
+		}
+	}
+	unique := map[string]bool{}
+	for _, p := range parts {
+		unique[p] = true
+	}
+	owner := map[string][2]string{}
+	for batch := range unique {
+		for line := range unique {
+			id := BatchID(batch, line)
+			require.NoError(t, ValidID(id))
+			before, met := owner[id]
+			require.False(t, met, "%q and %q both give %s", before, [2]string{batch, line}, id)
+			owner[id] = [2]string{batch, line}
+		}
+	}
+}
+
+func TestValidID(t *testing.T) {
+	t.Parallel()
+	for _, id := range []string{"a", "A-17_x.y", "...", ".a", strings.Repeat("x", 128), NewID()} {
+		assert.NoError(t, ValidID(id), "%q", id)
+	}
+	for _, id := range []string{"", ".", "..", "a b", "a/b", "a\\b", "猫", "a\n", "a\x00", strings.Repeat("x", 129)} {
+		assert.ErrorAs(t, ValidID(id), new(FieldError), "%q", id)
+	}
+}
+
+func TestNewID(t *testing.T) {
+	t.Parallel()
+	a, b := NewID(), NewID()
+	assert.NotEqual(t, a, b)
+	assert.Regexp(t, `^[a-z2-7]{26,}$`, a)
+}
+
+func TestBatchName(t *testing.T) {
+	t.Parallel()
+	for file, want := range map[string]string{
+		"wanx-v1.jsonl":                 "wanx-v1",
+		"examples/wanx-v1.jsonl":        "wanx-v1",
+		"/tmp/spring.v2.jsonl":          "spring.v2",
+		"wanx-v1.results.jsonl":         "wanx-v1",
+		"wanx-v1.results.results.jsonl": "wanx-v1",
+		"春季.jsonl":                      "春季",
+		"prompts":                       "prompts",
+		".jsonl":                        ".jsonl",
+		".results.jsonl":                ".results.jsonl",
+		"-":                             "stdin",
+	} {
+		assert.Equal(t, want, BatchName(file), file)
+	}
+}

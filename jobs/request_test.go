@@ -1,0 +1,172 @@
+package jobs
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func ptr[T any](v T) *T { return &v }
+
+func TestRequestUnmarshal(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		in   string
+		want Request
+	}{
+		"flat": {
+			`{"id":"a","model":"wanx-v1","prompt":"p","negative_prompt":"q","style":"<anime>","size":"1024*1024","n":2,"seed":7,"ref_img":"u","ref_strength":0.5,"ref_mode":"refonly","priority":"bulk","labels":{"sku":"A-17"},"redo_of":"b"}`,
+			Request{"a", "wanx-v1", "p", "q", "<anime>", "1024*1024", 2, ptr[int64](7), "u", ptr(0.5), "refonly", "bulk", map[string]string{"sku": "A-17"}, "b"},
+		},
+		"DashScope's own body": {
+			`{"model":"wanx-v1","input":{"prompt":"p","ref_image":"u"},"parameters":{"style":"<auto>","n":1,"ref_strength":0.0}}`,
+			Request{Model: "wanx-v1", Prompt: "p", RefImg: "u", Style: "<auto>", N: 1, RefStrength: ptr(0.0)},
+		},
+		"the Java SDK's body": {
+			`{"input":{"prompt":"p","negative_prompt":"q"},"parameters":{"negative_prompt":"q"}}`,
+			Request{Prompt: "p", NegativePrompt: "q"},
+		},
+		"ours beside DashScope's":      {`{"id":"a","priority":"bulk","input":{"prompt":"p"}}`, Request{ID: "a", Priority: "bulk", Prompt: "p"}},
+		"the producer's own columns":   {`{"prompt":"p","sku":"A-17","site":"x","no":3,"remark":{"n":1,"n":2}}`, Request{Prompt: "p"}},
+		"a results line":               {`{"prompt":"p","danqing":{"prompt":"q","id":"x"}}`, Request{Prompt: "p"}},
+		"nulls":                        {`{"id":null,"prompt":"p","n":null,"seed":null,"labels":null,"input":null,"ref_strength":null}`, Request{Prompt: "p"}},
+		"whole numbers in other forms": {`{"prompt":"p","n":2.0,"seed":1e3}`, Request{Prompt: "p", N: 2, Seed: ptr[int64](1000)}},
+		"an ID that is a number":       {`{"id":17,"prompt":"p"}`, Request{ID: "17", Prompt: "p"}},
+		"ref_image":                    {`{"prompt":"p","ref_image":"u"}`, Request{Prompt: "p", RefImg: "u"}},
+		"sketch_image_url":             {`{"prompt":"p","sketch_image_url":"./a.png"}`, Request{Prompt: "p", RefImg: "./a.png"}},
+		"ref_img wins":                 {`{"prompt":"p","sketch_image_url":"b","ref_image":"c","ref_img":"a"}`, Request{Prompt: "p", RefImg: "a"}},
+		"one reference, two names":     {`{"prompt":"p","sketch_image_url":"b","ref_image":"b","ref_img":""}`, Request{Prompt: "p", RefImg: "b"}},
+		"escapes":                      {`{"\u0070rompt":"\ud83d\ude00\\ud83d \"猫\""}`, Request{Prompt: `😀\ud83d "猫"`}},
+		"spaces":                       {" {\n\t\"prompt\" : \"p\" , \"labels\" : { } } ", Request{Prompt: "p", Labels: map[string]string{}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var got Request
+			require.NoError(t, json.Unmarshal([]byte(c.in), &got))
+			assert.Equal(t, c.want, got)
+		})
+	}
+}
+
+func TestRequestUnmarshalErrors(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ in, want string }{
+		"text for a number":     {`{"prompt":"p","n":"2"}`, `n: "2"; allowed: a whole number without quotes`},
+		"half an image":         {`{"prompt":"p","n":2.5}`, `n: 2.5; allowed: a whole number without quotes`},
+		"no image":              {`{"prompt":"p","n":0}`, `n: 0; allowed: a whole number, 1 or more; leave it out for 1`},
+		"far too many images":   {`{"prompt":"p","n":4294967297}`, `n: 4294967297; allowed: a whole number, 1 or more; leave it out for 1`},
+		"no seed of ours":       {`{"prompt":"p","seed":1e300}`, `seed: 1e300; allowed: a whole number without quotes`},
+		"beyond float64":        {`{"prompt":"p","ref_strength":1e400}`, `ref_strength: 1e400; allowed: a number without quotes`},
+		"number for a text":     {`{"prompt":12}`, `prompt: 12; allowed: text in quotes`},
+		"broken ID":             {`{"id":1.5,"prompt":"p"}`, `id: 1.5; allowed: text in quotes`},
+		"inside parameters":     {`{"input":{"prompt":"p"},"parameters":{"n":true}}`, `parameters.n: true; allowed: a whole number without quotes`},
+		"all at once":           {`{"prompt":1,"size":2}`, `prompt: 1; allowed: text in quotes | size: 2; allowed: text in quotes`},
+		"no object":             {`["p"]`, `request: ["p"]; allowed: a JSON object, as in {"prompt": "…"}`},
+		"input is no object":    {`{"input":"p"}`, `input: "p"; allowed: an object, as in DashScope's own body`},
+		"twice":                 {`{"prompt":"p","prompt":"p"}`, `prompt: "p"; allowed: each name once; this is the second`},
+		"twice, escaped":        {`{"prompt":"p","\u0070rompt":"q"}`, `prompt: "q"; allowed: each name once; this is the second`},
+		"own column twice":      {`{"prompt":"p","sku":1,"sku":2}`, `sku: 2; allowed: each name once; this is the second`},
+		"label twice":           {`{"prompt":"p","labels":{"a":"b","a":"c"}}`, `labels.a: "c"; allowed: each name once; this is the second`},
+		"label without quotes":  {`{"prompt":"p","labels":{"a":1}}`, `labels.a: 1; allowed: text in quotes`},
+		"null label":            {`{"prompt":"p","labels":{"a":null}}`, `labels.a: null; allowed: text in quotes`},
+		"labels as a list":      {`{"prompt":"p","labels":["a"]}`, `labels: ["a"]; allowed: an object of texts, as in {"sku": "A-17"}`},
+		"in two places":         {`{"prompt":"p","input":{"prompt":"q"}}`, `input.prompt: "q"; allowed: one value; prompt says "p"`},
+		"two references":        {`{"prompt":"p","ref_image":"a","sketch_image_url":"b"}`, `sketch_image_url: "b"; allowed: one reference image; ref_image says "a"; name the one that is meant ref_img`},
+		"slip":                  {`{"promt":"p"}`, `promt: "p"; did you mean "prompt"? (a column of your own needs another name)`},
+		"slip in capitals":      {`{"prompt":"p","NegativePrompt":"q"}`, `NegativePrompt: "q"; did you mean "negative_prompt"? (a column of your own needs another name)`},
+		"slip in parameters":    {`{"prompt":"p","parameters":{"stlye":"a"}}`, `parameters.stlye: "a"; did you mean "style"?`},
+		"unknown parameter":     {`{"prompt":"p","parameters":{"watermark":false}}`, `parameters.watermark: false; allowed: here only prompt, negative_prompt, style, size, n, seed, ref_img, ref_image, sketch_image_url, ref_strength, ref_mode`},
+		"half an emoji":         {`{"prompt":"cat \ud83d"}`, `request: \ud83d; allowed: whole characters; this is half of one: a text was cut within an emoji`},
+		"half an emoji, middle": {`{"prompt":"\ude00\ud83d"}`, `request: \ude00; allowed: whole characters; this is half of one: a text was cut within an emoji`},
+		"secrets in a slip":     {`{"prompt":"p","ref_imgs":"https://u:hunter2@h/a.png?Signature=hunter2"}`, `ref_imgs: "https://…@h/a.png?…"; did you mean "ref_img"? (a column of your own needs another name)`},
+		"PHP's slashes":         {`{"prompt":"p","ref_imgs":"https:\/\/h\/a.png?Signature=hunter2"}`, `ref_imgs: "https://h/a.png?…"; did you mean "ref_img"? (a column of your own needs another name)`},
+		"PHP's slashes, deeper": {`{"prompt":"p","lables":["https:\/\/h\/a.png?Signature=hunter2"]}`, `lables: ["https://h/a.png?…"]; did you mean "labels"? (a column of your own needs another name)`},
+		"escaped secrets":       {`{"prompt":"p","ref_img":{"u":"https://h/a.png\u003fSignature=hunter2"}}`, `ref_img: "{\"u\":\"https://h/a.png?…"; allowed: text in quotes`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := Request{Prompt: "before"}
+			err := json.Unmarshal([]byte(c.in), &got)
+			var invalid *InvalidError
+			require.ErrorAs(t, err, &invalid)
+			assert.EqualError(t, err, c.want)
+			assert.NotContains(t, err.Error(), "hunter2")
+			assert.Equal(t, Request{Prompt: "before"}, got, "a refused request changes nothing")
+		})
+	}
+}
+
+func TestRequestUnmarshalRefusesInvalidUTF8(t *testing.T) {
+	t.Parallel()
+	assert.ErrorContains(t, json.Unmarshal([]byte("{\"prompt\":\"\xc3\xa8\xd7\"}"), new(Request)), "UTF-8")
+}
+
+func TestSlips(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{
+		"promt": "prompt", "Prompt": "prompt", "prompts": "prompt", "pormpt": "prompt",
+		"negative_promt": "negative_prompt", "negativePrompt": "negative_prompt", "negetive-promtp": "negative_prompt",
+		"stlye": "style", "styl": "style", "szie": "size", "sizes": "size", "sed": "seed", "seeds": "seed",
+		"ID": "id", "N": "n", "refImg": "ref_img", "ref_imge": "ref_img", "ref_strenght": "ref_strength",
+		"lables": "labels", "prioritiy": "priority", "modell": "model", "parameter": "parameters", "redoOf": "redo_of",
+
+		"site": "", "side": "", "need": "", "no": "", "sku": "", "idx": "", "note": "", "name": "", "title": "",
+		"image": "", "url": "", "file": "", "category": "", "标题": "", "": "", "type": "", "text": "", "time": "",
+	} {
+		assert.Equal(t, want, mistaken(name, topNames()), "%q", name)
+	}
+}
+
+func TestRequestRoundTrip(t *testing.T) {
+	t.Parallel()
+	in := Request{
+		ID: "a", Model: "wanx-v1", Prompt: "<p>&\u2028猫", Style: "<auto>", N: 1, Seed: new(int64),
+		RefImg: "https://example.com/?a=1&b=2", RefStrength: new(float64), Labels: map[string]string{"红": "<"},
+	}
+	data, err := json.Marshal(in)
+	require.NoError(t, err)
+	var out Request
+	require.NoError(t, json.Unmarshal(data, &out))
+	assert.Equal(t, in, out)
+}
+
+// FuzzRequest: no input panics; what is accepted normalises to a fixed point;
+// and neither that nor another encoding of it changes its digest.
+func FuzzRequest(f *testing.F) {
+	for _, seed := range []string{
+		`{"prompt":"p"}`,
+		`{"id":1,"prompt":"近景","style":"水彩","size":"720x1280","n":4,"seed":2147483644}`,
+		`{"model":"wanx-v1","input":{"prompt":"p","ref_image":"https://a/b"},"parameters":{"ref_strength":-0.0,"ref_mode":"REFONLY"}}`,
+		`{"prompt":"\ud83d\ude00","labels":{"a":"b"},"x":[{}],"danqing":1}`,
+		`{"promt":"\ud83d"}`, `[]`, `null`, `{"prompt":"p","prompt":"p"}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var r Request
+		if json.Unmarshal(data, &r) != nil {
+			return
+		}
+		normal, _, err := r.Normalize()
+		require.Equal(t, r.Digest(), normal.Digest())
+		if err != nil {
+			require.ErrorAs(t, err, new(*InvalidError))
+			return
+		}
+		again, _, err := normal.Normalize()
+		require.NoError(t, err)
+		require.Equal(t, normal, again)
+
+		encoded, err := json.Marshal(r)
+		require.NoError(t, err)
+		var back Request
+		require.NoError(t, json.Unmarshal(encoded, &back))
+		require.Equal(t, r.Digest(), back.Digest())
+
+		seeded, _, err := normal.WithSeed("job").Normalize()
+		require.NoError(t, err)
+		require.NotNil(t, seeded.Seed)
+	})
+}

@@ -1,0 +1,177 @@
+package jobs
+
+import (
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestNormalizeDefaults(t *testing.T) {
+	t.Parallel()
+	got, warnings, err := Request{Prompt: " 猫\n"}.Normalize()
+	require.NoError(t, err)
+	assert.Empty(t, warnings)
+	assert.Equal(t, Request{
+		Model: "wanx-v1", Prompt: " 猫\n", Style: "<auto>", Size: "1024*1024", N: 1, Priority: "default",
+	}, got, "nothing about a reference where there is none; the prompt untouched; no seed")
+
+	got, _, err = Request{Prompt: "猫", NegativePrompt: " \t", RefImg: " https://example.com/a.png "}.Normalize()
+	require.NoError(t, err)
+	assert.Empty(t, got.NegativePrompt)
+	assert.Equal(t, "https://example.com/a.png", got.RefImg)
+	assert.Equal(t, "repaint", got.RefMode)
+	assert.Nil(t, got.RefStrength)
+}
+
+func TestNormalizeSpellings(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{
+		"": "<auto>", "auto": "<auto>", "默认": "<auto>", "自动": "<auto>",
+		"<photography>": "<photography>", "摄影": "<photography>",
+		"Portrait": "<portrait>", "人像写真": "<portrait>",
+		"3d cartoon": "<3d cartoon>", "3D卡通": "<3d cartoon>", "3d 卡通": "<3d cartoon>", "3d_cartoon": "<3d cartoon>",
+		"ANIME": "<anime>", "动画": "<anime>",
+		"oil-painting": "<oil painting>", "油画": "<oil painting>",
+		" <Watercolor> ": "<watercolor>", "水彩": "<watercolor>", "＜水彩＞": "<watercolor>",
+		"sketch": "<sketch>", "素描": "<sketch>",
+		"< chinese painting >": "<chinese painting>", "中国画": "<chinese painting>",
+		"FlatIllustration": "<flat illustration>", "扁平插画": "<flat illustration>",
+	} {
+		r, _, err := Request{Prompt: "a", Style: given}.Normalize()
+		require.NoError(t, err, given)
+		assert.Equal(t, want, r.Style, given)
+	}
+	for given, want := range map[string]string{
+		"": "1024*1024", "1024x1024": "1024*1024", "720 X 1280": "720*1280", "768×1152": "768*1152", " 1280＊720 ": "1280*720", "01024*1024": "1024*1024",
+	} {
+		r, _, err := Request{Prompt: "a", Size: given}.Normalize()
+		require.NoError(t, err, given)
+		assert.Equal(t, want, r.Size, given)
+	}
+	r, _, err := Request{Prompt: "a", Priority: " Bulk", RefImg: "https://a.cn/b", RefMode: "RefOnly"}.Normalize()
+	require.NoError(t, err)
+	assert.Equal(t, "bulk", r.Priority)
+	assert.Equal(t, "refonly", r.RefMode)
+}
+
+const sizeAllowed = "1024*1024, 720*1280, 768*1152, 1280*720"
+
+func TestNormalizeErrors(t *testing.T) {
+	t.Parallel()
+	const url = "https://example.com/a.png"
+	many := map[string]string{}
+	for i := range 17 {
+		many[strings.Repeat("x", i+1)] = ""
+	}
+	for name, c := range map[string]struct {
+		in   Request
+		want string
+	}{
+		"no prompt":     {Request{}, `prompt: missing; allowed: a text that says what to paint`},
+		"blank prompt":  {Request{Prompt: " \u3000"}, `prompt: " \u3000"; allowed: a text that says what to paint`},
+		"no UTF-8":      {Request{Prompt: "\xc3\xa8\xd7"}, `prompt: "è\xd7"; allowed: UTF-8`},
+		"NUL":           {Request{Prompt: "a", NegativePrompt: "b\x00"}, `negative_prompt: "b\x00"; allowed: text without NUL characters`},
+		"model":         {Request{Prompt: "a", Model: "wanx-v2"}, `model: "wanx-v2"; allowed: wanx-v1; did you mean "wanx-v1"?`},
+		"style":         {Request{Prompt: "a", Style: "cubism"}, `style: "cubism"; allowed: <auto> (默认), <photography> (摄影), <portrait> (人像写真), <3d cartoon> (3D卡通), <anime> (动画), <oil painting> (油画), <watercolor> (水彩), <sketch> (素描), <chinese painting> (中国画), <flat illustration> (扁平插画)`},
+		"size":          {Request{Prompt: "a", Size: "1000*1000"}, `size: "1000*1000"; allowed: ` + sizeAllowed},
+		"no size":       {Request{Prompt: "a", Size: "big"}, `size: "big"; allowed: ` + sizeAllowed},
+		"too many":      {Request{Prompt: "a", N: 5}, `n: 5; allowed: 1 to 4`},
+		"negative n":    {Request{Prompt: "a", N: -1}, `n: -1; allowed: 1 to 4`},
+		"negative seed": {Request{Prompt: "a", Seed: ptr[int64](-1)}, `seed: -1; allowed: 0 to 2147483647`},
+		"large seed":    {Request{Prompt: "a", Seed: ptr[int64](2147483648)}, `seed: 2147483648; allowed: 0 to 2147483647`},
+		"seed for four": {Request{Prompt: "a", N: 4, Seed: ptr[int64](2147483645)}, `seed: 2147483645; allowed: 0 to 2147483644; the 4 images take the seeds that follow, up to 2147483647`},
+		"strength":      {Request{Prompt: "a", RefImg: url, RefStrength: ptr(1.01)}, `ref_strength: 1.01; allowed: 0.0 to 1.0`},
+		"NaN":           {Request{Prompt: "a", RefImg: url, RefStrength: ptr(math.NaN())}, `ref_strength: NaN; allowed: 0.0 to 1.0`},
+		"mode":          {Request{Prompt: "a", RefImg: url, RefMode: "redo"}, `ref_mode: "redo"; allowed: repaint, refonly`},
+		"without a reference": {Request{Prompt: "a", RefStrength: ptr(0.5), RefMode: "repaint"},
+			`ref_strength: 0.5; allowed: only with a reference image; give ref_img or leave it out | ref_mode: "repaint"; allowed: only with a reference image; give ref_img or leave it out`},
+		"id":        {Request{Prompt: "a", ID: "a b"}, `id: "a b"; allowed: 1 to 128 of A-Z a-z 0-9 . _ -, not "." or ".."`},
+		"redo_of":   {Request{Prompt: "a", RedoOf: "红"}, `redo_of: "红"; allowed: 1 to 128 of A-Z a-z 0-9 . _ -, not "." or ".."`},
+		"itself":    {Request{Prompt: "a", ID: "a", RedoOf: "a"}, `redo_of: "a"; allowed: another job`},
+		"priority":  {Request{Prompt: "a", Priority: "high"}, `priority: "high"; allowed: critical, default, bulk`},
+		"17 labels": {Request{Prompt: "a", Labels: many}, `labels: 17 labels; allowed: at most 16`},
+		"labels": {Request{Prompt: "a", Labels: map[string]string{"": "x", "a": "b\n", "b": strings.Repeat("红", 257)}},
+			`labels.: ""; allowed: a name of 1 to 64 characters, no control characters | labels.a: "b\n"; allowed: at most 256 characters, no control characters | labels.b: "` + strings.Repeat("红", 60) + `… (257 characters)"; allowed: at most 256 characters, no control characters`},
+		"everything at once": {Request{Size: "1*1", N: 9, Priority: "x", Seed: ptr[int64](-2)},
+			`priority: "x"; allowed: critical, default, bulk | prompt: missing; allowed: a text that says what to paint | size: "1*1"; allowed: ` + sizeAllowed + ` | n: 9; allowed: 1 to 4 | seed: -2; allowed: 0 to 2147483647`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, _, err := c.in.Normalize()
+			var invalid *InvalidError
+			require.ErrorAs(t, err, &invalid)
+			assert.EqualError(t, err, c.want)
+			assert.ErrorAs(t, err, new(FieldError))
+		})
+	}
+}
+
+func TestNormalizeReference(t *testing.T) {
+	t.Parallel()
+	for _, ref := range []string{
+		"http://example.com/a.png", "HTTPS://example.com:8443/a%20b.png?x=1&y=%E7%8C%AB", "https://[2001:db8::1]/a.png",
+		"sha256:" + strings.Repeat("0a", 32),
+	} {
+		r, _, err := Request{Prompt: "a", RefImg: ref}.Normalize()
+		require.NoError(t, err, ref)
+		assert.Equal(t, ref, r.RefImg)
+	}
+	for ref, want := range map[string]string{
+		"oss://dashscope-instant/x":         `"oss://dashscope-instant/x"; allowed: an http or https URL that Alibaba can reach; an oss:// name lives 48 hours`,
+		"ftp://example.com/a.png":           `"ftp://example.com/a.png"; allowed: an http or https URL`,
+		"file:///tmp/a.png":                 `must be staged first`,
+		"./house.png":                       `"./house.png"; allowed: an http or https URL that Alibaba can reach, or a staged name`,
+		"data:image/png;base64,iVBORw0KG":   `must be staged first`,
+		"https://example.com/猫.png":         `without spaces and Chinese characters; percent-encode them`,
+		"https://例子.cn/a.png":               `percent-encode them`,
+		"https://example.com/a b.png":       `percent-encode them`,
+		"https:///a.png":                    `"https:///a.png"; allowed: an http or https URL that Alibaba can reach; there is no host in it`,
+		"https://:80/a.png":                 `there is no host in it`,
+		"https://a:port/a.png":              `there is no host in it, or it is no URL`,
+		"https://u:hunter2@a.cn/b":          `"https://…@a.cn/b"; allowed: an http or https URL that Alibaba can reach, without user name and password`,
+		"https://hunter2@a.cn/b":            `"https://…@a.cn/b"; allowed`,
+		"https://a.cn/猫?Signature=hunter2":  `"https://a.cn/猫?…"; allowed`,
+		"a.cn/b.png?Signature=hunter2":      `"a.cn/b.png?…"; allowed`,
+		"sha256:" + strings.Repeat("0", 63): `or a staged name ("sha256:" and 64 hex digits)`,
+		"sha256:" + strings.Repeat("A", 64): `or a staged name ("sha256:" and 64 hex digits)`,
+	} {
+		_, _, err := Request{Prompt: "a", RefImg: ref}.Normalize()
+		require.ErrorContains(t, err, want, ref)
+		assert.NotContains(t, err.Error(), "hunter2")
+	}
+}
+
+// A long prompt is sent whole: the document's 500 characters are warned about,
+// in characters and not in bytes.
+func TestNormalizeWarnsOfLongPrompts(t *testing.T) {
+	t.Parallel()
+	just := strings.Repeat("猫", 500)
+	_, warnings, err := Request{Prompt: just, NegativePrompt: just}.Normalize()
+	require.NoError(t, err)
+	assert.Empty(t, warnings)
+
+	long := just + "狗"
+	r, warnings, err := Request{Prompt: long, NegativePrompt: long}.Normalize()
+	require.NoError(t, err)
+	assert.Equal(t, long, r.Prompt)
+	assert.Equal(t, long, r.NegativePrompt)
+	assert.Equal(t, []string{
+		"prompt has 501 characters and is sent whole, but the service reads 500 and drops the rest (newer pages say 800)",
+		"negative_prompt has 501 characters and is sent whole, but the service reads 500 and drops the rest",
+	}, warnings)
+}
+
+func TestSecretsStayOutOfErrors(t *testing.T) {
+	t.Parallel()
+	for given, want := range map[string]string{
+		"see https://u:p@h/a?X-Amz-Signature=s and more": "see https://…@h/a?… and more",
+		"https://h/a#frag":             "https://h/a?…",
+		"what? a cat, 3://2":           "what? a cat, 3://2",
+		"https://h/a and https://i?s=": "https://h/a and https://i?…",
+	} {
+		assert.Equal(t, want, redact(given))
+	}
+}
