@@ -231,6 +231,7 @@ func (b *batchReader) line(number int, text []byte) error {
 	}
 	if own != "" {
 		r.ID = BatchID(b.opts.Name, own)
+		r.Batch, r.LineID = b.opts.Name, own
 		if p, twice := b.claim(r.ID, own, seenLine{number, digest}); twice {
 			problems = append(problems, p)
 		}
@@ -282,7 +283,7 @@ func localPath(ref string) (string, bool) {
 	if path, ok := strings.CutPrefix(ref, "file://"); ok {
 		return path, path != ""
 	}
-	if ref == "" || strings.Contains(ref, "://") || strings.HasPrefix(ref, "data:") || strings.HasPrefix(ref, "sha256:") {
+	if ref == "" || strings.Contains(ref, "://") || strings.HasPrefix(ref, "data:") || strings.HasPrefix(ref, StagedPrefix) {
 		return "", false
 	}
 	return ref, true

@@ -53,7 +53,15 @@ type Request struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	// RedoOf is the ID of the job that this one does again with a new seed.
 	RedoOf string `json:"redo_of,omitempty"`
+	// Batch and LineID are the names that a batch file gave, for image keys and
+	// the sidecar. [ReadBatch] sets them, whatever the line says.
+	Batch  string `json:"batch,omitempty"`
+	LineID string `json:"line_id,omitempty"`
 }
+
+// StagedPrefix begins the name of a staged reference image; the SHA-256 of its
+// bytes in hex follows.
+const StagedPrefix = "sha256:"
 
 var _ json.Unmarshaler = (*Request)(nil)
 
@@ -67,7 +75,7 @@ func shapingNames() []string {
 }
 
 func topNames() []string {
-	return append([]string{"id", "model", "priority", "labels", "redo_of", "input", "parameters", resultKey}, shapingNames()...)
+	return append([]string{"id", "model", "priority", "labels", "redo_of", "batch", "line_id", "input", "parameters", resultKey}, shapingNames()...)
 }
 
 // UnmarshalJSON reads a request in its flat form or as DashScope's own body
@@ -156,6 +164,8 @@ func decodeRequest(data []byte) (Request, []FieldError) {
 		Priority:       d.text("priority"),
 		Labels:         d.labels(),
 		RedoOf:         d.text("redo_of"),
+		Batch:          d.text("batch"),
+		LineID:         d.text("line_id"),
 	}
 	return r, d.problems
 }

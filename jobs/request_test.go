@@ -17,8 +17,8 @@ func TestRequestUnmarshal(t *testing.T) {
 		want Request
 	}{
 		"flat": {
-			`{"id":"a","model":"wanx-v1","prompt":"p","negative_prompt":"q","style":"<anime>","size":"1024*1024","n":2,"seed":7,"ref_img":"u","ref_strength":0.5,"ref_mode":"refonly","priority":"bulk","labels":{"sku":"A-17"},"redo_of":"b"}`,
-			Request{"a", "wanx-v1", "p", "q", "<anime>", "1024*1024", 2, ptr[int64](7), "u", ptr(0.5), "refonly", "bulk", map[string]string{"sku": "A-17"}, "b"},
+			`{"id":"a","model":"wanx-v1","prompt":"p","negative_prompt":"q","style":"<anime>","size":"1024*1024","n":2,"seed":7,"ref_img":"u","ref_strength":0.5,"ref_mode":"refonly","priority":"bulk","labels":{"sku":"A-17"},"redo_of":"b","batch":"c","line_id":"d"}`,
+			Request{"a", "wanx-v1", "p", "q", "<anime>", "1024*1024", 2, ptr[int64](7), "u", ptr(0.5), "refonly", "bulk", map[string]string{"sku": "A-17"}, "b", "c", "d"},
 		},
 		"DashScope's own body": {
 			`{"model":"wanx-v1","input":{"prompt":"p","ref_image":"u"},"parameters":{"style":"<auto>","n":1,"ref_strength":0.0}}`,

@@ -1,0 +1,109 @@
+package jobs
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+)
+
+// Task types and queues in asynq, as its web UI shows them.
+const (
+	TypeGenerate = "danqing:generate"
+	TypeStore    = "danqing:store"
+	QueueStore   = "danqing:store"
+)
+
+// Priorities of a job. The queues of a lane are drawn 6:3:1, so that bulk waits
+// longest but never for ever.
+const (
+	PriorityCritical = "critical"
+	PriorityDefault  = "default"
+	PriorityBulk     = "bulk"
+)
+
+const (
+	// messageTimeout bounds one delivery. A generate handler waits out throttles
+	// and pauses inside, so it is longer than a task can live at DashScope (24 h).
+	messageTimeout = 48 * time.Hour
+	// messageRetention keeps ended messages for the web UI as long as the record.
+	messageRetention = RecordLifetime
+	// messageRetries is no bound: each stage decides itself when to give up.
+	messageRetries = 1 << 20
+)
+
+// GenerateMessage wakes a lane. The request stands here while the job waits, so
+// that a deep queue costs Redis one copy of it.
+type GenerateMessage struct {
+	JobID   string  `json:"job_id"`
+	Digest  string  `json:"digest"`
+	Request Request `json:"request"`
+}
+
+// StoreMessage wakes a store server.
+type StoreMessage struct {
+	JobID   string `json:"job_id"`
+	Attempt int    `json:"attempt"`
+}
+
+// Queue names the asynq queue of a model's jobs of one priority.
+func Queue(model, priority string) string {
+	return "danqing:" + model + ":" + priority
+}
+
+// LaneQueues are the queues of a model with the weights they are drawn by.
+func LaneQueues(model string) map[string]int {
+	return map[string]int{
+		Queue(model, PriorityCritical): 6,
+		Queue(model, PriorityDefault):  3,
+		Queue(model, PriorityBulk):     1,
+	}
+}
+
+func newMessage(kind, queue, id string, payload any) (*asynq.Task, error) {
+	encoded, err := encodeJSON(payload)
+	if err != nil {
+		return nil, fmt.Errorf("encode message %s: %w", id, err)
+	}
+	return asynq.NewTask(kind, encoded, asynq.TaskID(id), asynq.Queue(queue), asynq.Timeout(messageTimeout),
+		asynq.MaxRetry(messageRetries), asynq.Retention(messageRetention)), nil
+}
+
+// showScript writes a message's result if the message is still there. asynq's own
+// writer does not look, and a result without a message blocks its ID for ever
+// (hibiken/asynq#1167).
+var showScript = redis.NewScript(`
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+return redis.call('HSET', KEYS[1], 'result', ARGV[1])
+`)
+
+// ShowResult copies what a person wants to know of the job into its message, for
+// the queue's web UI. Nothing of ours reads it.
+func (c *Client) ShowResult(ctx context.Context, rec *Record) error {
+	shown := struct {
+		State         State    `json:"state"`
+		Simulated     bool     `json:"simulated,omitempty"`
+		TaskID        string   `json:"task_id,omitempty"`
+		Attempt       int      `json:"attempt,omitempty"`
+		Images        []string `json:"images,omitempty"`
+		CostMicroYuan int64    `json:"cost_micro_yuan,omitempty"`
+		Code          string   `json:"code,omitempty"`
+		Message       string   `json:"message,omitempty"`
+	}{rec.State, rec.Simulated, rec.TaskID, rec.Attempt, nil, rec.CostMicroYuan, rec.Code, rec.Message}
+	for _, image := range rec.Images {
+		if image.Key != "" {
+			shown.Images = append(shown.Images, image.Key)
+		}
+	}
+	encoded, err := encodeJSON(shown)
+	if err != nil {
+		return fmt.Errorf("show result of %s: %w", rec.ID, err)
+	}
+	key := "asynq:{" + Queue(rec.Model, rec.Priority) + "}:t:" + rec.ID
+	if err := showScript.Run(ctx, c.redis, []string{key}, encoded).Err(); err != nil {
+		return fmt.Errorf("show result of %s: %w", rec.ID, err)
+	}
+	return nil
+}

@@ -1,0 +1,188 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// RecordLifetime is how long a record stays in Redis after the job's end. From
+// then on the sidecar in the bucket answers.
+const RecordLifetime = 7 * 24 * time.Hour
+
+// Errors of the records.
+var (
+	// ErrNotFound means that Redis knows no such job. It may have ended more
+	// than [RecordLifetime] ago: the sidecar in the bucket tells.
+	ErrNotFound = errors.New("no such job")
+	// ErrConflict means that the record was changed by somebody else since it
+	// was read: read it again and decide anew.
+	ErrConflict = errors.New("the record changed meanwhile")
+	// ErrDigestConflict means that the ID belongs to a job with another request.
+	ErrDigestConflict = errors.New("this job ID belongs to another request")
+)
+
+// Record is a job's state in Redis: one hash that holds it as JSON, with state,
+// attempt and term beside it for the compare-and-set. The record decides; a
+// message in a queue only wakes a worker.
+type Record struct {
+	ID       string `json:"id"`
+	State    State  `json:"state"`
+	Digest   string `json:"digest"`
+	Model    string `json:"model"`
+	Priority string `json:"priority"`
+
+	// Attempt counts the creates whose task, as far as is known, came to exist;
+	// 1 for the first. Refusals that made no task do not count.
+	Attempt int `json:"attempt"`
+	// Term is the term of the lane that wrote last; 0 before the first intent.
+	Term int64 `json:"term"`
+
+	// Request is the normalised request with its seed; nil while the job waits,
+	// when the message in the queue holds it.
+	Request *Request `json:"request,omitempty"`
+	Account string   `json:"account,omitempty"`
+	// Simulated marks a job whose task was made by the simulator.
+	Simulated bool   `json:"simulated,omitempty"`
+	TaskID    string `json:"task_id,omitempty"`
+	// PastAttempts are those that ended without an image.
+	PastAttempts []Attempt `json:"past_attempts,omitempty"`
+	Results      []Result  `json:"results,omitempty"`
+	Images       []Image   `json:"images,omitempty"`
+	// CostMicroYuan is what DashScope charges for the job, in millionths of a
+	// yuan: its price times the images it says it made.
+	CostMicroYuan int64 `json:"cost_micro_yuan,omitempty"`
+
+	// Code and Message say why the job failed, waits or is held. Message is a
+	// sentence for a person.
+	Code     string   `json:"code,omitempty"`
+	Message  string   `json:"message,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
+
+	EnqueuedAt  time.Time `json:"enqueued_at"`
+	SubmittedAt time.Time `json:"submitted_at,omitzero"` // the intent of this attempt
+	GeneratedAt time.Time `json:"generated_at,omitzero"` // when its task was seen to have ended
+	FinishedAt  time.Time `json:"finished_at,omitzero"`
+	UpdatedAt   time.Time `json:"updated_at"`
+}
+
+// Attempt is a task that ended without an image.
+type Attempt struct {
+	Attempt     int       `json:"attempt"`
+	Term        int64     `json:"term"`
+	TaskID      string    `json:"task_id,omitempty"`
+	SubmittedAt time.Time `json:"submitted_at"`
+	EndedAt     time.Time `json:"ended_at"`
+	Code        string    `json:"code,omitempty"`
+	Message     string    `json:"message,omitempty"`
+}
+
+// Result is what DashScope answered for one image: a URL that dies at ExpiresAt,
+// or the code and message of why there is none. N counts from 1.
+type Result struct {
+	N            int       `json:"n"`
+	URL          string    `json:"url,omitempty"`
+	ExpiresAt    time.Time `json:"expires_at,omitzero"`
+	ActualPrompt string    `json:"actual_prompt,omitempty"`
+	Code         string    `json:"code,omitempty"`
+	Message      string    `json:"message,omitempty"`
+}
+
+// Image is one image of a job in the bucket, or the reason why it is not there.
+type Image struct {
+	N int `json:"n"`
+	// Key is empty if the image is not in the bucket; Code and Message say why.
+	Key         string `json:"key,omitempty"`
+	Bytes       int64  `json:"bytes,omitempty"`
+	SHA256      string `json:"sha256,omitempty"`
+	Width       int    `json:"width,omitempty"`
+	Height      int    `json:"height,omitempty"`
+	ContentType string `json:"content_type,omitempty"`
+	SourceName  string `json:"source_name,omitempty"`
+	Code        string `json:"code,omitempty"`
+	Message     string `json:"message,omitempty"`
+}
+
+const (
+	recordPrefix = "danqing:job:"
+	eventsKey    = "danqing:events"
+	// eventsKept bounds the stream of state changes. Who falls further behind
+	// must look at the records themselves.
+	eventsKept = 10_000
+)
+
+// swapScript writes a record if its (state, attempt, term) is what the caller
+// read, all as one command, and tells the stream. An absent record reads as
+// three empty strings.
+var swapScript = redis.NewScript(`
+local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term')
+for i = 1, 3 do
+  if (cur[i] or '') ~= ARGV[i] then return 0 end
+end
+redis.call('HSET', KEYS[1], 'state', ARGV[4], 'attempt', ARGV[5], 'term', ARGV[6], 'record', ARGV[7])
+if ARGV[8] ~= '0' then redis.call('EXPIRE', KEYS[1], ARGV[8]) else redis.call('PERSIST', KEYS[1]) end
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[9], '*', 'job', ARGV[10], 'state', ARGV[4], 'attempt', ARGV[5])
+return 1
+`)
+
+// Swap replaces the record old by next, if it still has old's state, attempt
+// and term; otherwise it fails with [ErrConflict]. A nil old means that there
+// must be no record yet. It sets next.UpdatedAt.
+func (c *Client) Swap(ctx context.Context, old, next *Record) error {
+	next.UpdatedAt = time.Now().UTC()
+	expect := []any{"", "", ""}
+	if old != nil {
+		expect = []any{string(old.State), strconv.Itoa(old.Attempt), strconv.FormatInt(old.Term, 10)}
+	}
+	encoded, err := encodeJSON(next)
+	if err != nil {
+		return fmt.Errorf("write record of %s: %w", next.ID, err)
+	}
+	lifetime := time.Duration(0)
+	if next.State.Final() {
+		lifetime = RecordLifetime
+	}
+	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsKept, next.ID)
+	swapped, err := swapScript.Run(ctx, c.redis, []string{recordPrefix + next.ID, eventsKey}, args...).Int()
+	if err != nil {
+		return fmt.Errorf("write record of %s: %w", next.ID, err)
+	}
+	if swapped == 0 {
+		return fmt.Errorf("write record of %s: %w", next.ID, ErrConflict)
+	}
+	return nil
+}
+
+// Get reads a record. It fails with [ErrNotFound] if there is none.
+func (c *Client) Get(ctx context.Context, id string) (*Record, error) {
+	encoded, err := c.redis.HGet(ctx, recordPrefix+id, "record").Bytes()
+	if errors.Is(err, redis.Nil) {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read record of %s: %w", id, err)
+	}
+	var rec Record
+	if err := json.Unmarshal(encoded, &rec); err != nil {
+		return nil, fmt.Errorf("read record of %s: %w", id, err)
+	}
+	return &rec, nil
+}
+
+// encodeJSON is compact JSON with < and > as they are: the web UI and people
+// read it.
+func encodeJSON(v any) ([]byte, error) {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSpace(buf.Bytes()), nil
+}

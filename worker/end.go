@@ -1,0 +1,100 @@
+package worker
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// advance writes the next record and shows it in the queue's web UI.
+func (w *Worker) advance(ctx context.Context, old, next *jobs.Record) error {
+	if err := w.swap(ctx, old, next); err != nil {
+		return err
+	}
+	if err := w.jobs.ShowResult(ctx, next); err != nil {
+		w.log.Debug("result not shown in the queue", "job_id", next.ID, "err", err)
+	}
+	return nil
+}
+
+// holdAmbiguous parks a job of which a task may exist. It is never submitted
+// again by itself.
+func (l *lane) holdAmbiguous(ctx context.Context, rec *jobs.Record, why string) error {
+	return l.hold(ctx, rec, entryAmbiguous, "SubmitAmbiguous",
+		"it is unknown whether a task was made, so it was not submitted again: "+why)
+}
+
+// hold leaves the job to a person and the lane to the next one.
+func (l *lane) hold(ctx context.Context, rec *jobs.Record, kind entryKind, code, why string) error {
+	next := held(rec, code, why)
+	l.journal(kind, next)
+	l.log.Error("job held: a person must decide", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", why)
+	if err := l.advance(ctx, rec, next); err != nil {
+		return err
+	}
+	l.clearNote(ctx, next)
+	return nil
+}
+
+func held(rec *jobs.Record, code, why string) *jobs.Record {
+	next := *rec
+	next.State, next.Code, next.Message = jobs.StateHeld, code, why
+	return &next
+}
+
+// fail ends a job that will never have an image.
+func (l *lane) fail(ctx context.Context, rec *jobs.Record, code, message string) error {
+	l.log.Warn("job failed", "job_id", rec.ID, "task_id", rec.TaskID, "code", code, "err", message)
+	return l.over(ctx, rec, jobs.StateFailed, code, message)
+}
+
+// over ends a job without an image: sidecar, journal, record, in this order.
+func (l *lane) over(ctx context.Context, rec *jobs.Record, state jobs.State, code, message string) error {
+	next := ended(rec, state, code, message)
+	sidecar, err := sidecarOf(next)
+	if err != nil {
+		return err
+	}
+	for trouble := (backoff{first: time.Second, most: time.Minute}); ; {
+		err := l.cfg.Bucket.PutSidecar(ctx, sidecar)
+		if err == nil {
+			break
+		}
+		if err := l.wait(ctx, &trouble, 0, "the bucket does not answer", err); err != nil {
+			return err
+		}
+	}
+	l.journal(entryOver, next)
+	return l.finish(ctx, rec, next)
+}
+
+// end ends a job in its record alone: its sidecar belongs to another job.
+func (l *lane) end(ctx context.Context, rec *jobs.Record, state jobs.State, code, message string) error {
+	return l.finish(ctx, rec, ended(rec, state, code, message))
+}
+
+func ended(rec *jobs.Record, state jobs.State, code, message string) *jobs.Record {
+	next := *rec
+	next.State, next.Code, next.Message, next.FinishedAt = state, code, message, time.Now().UTC()
+	return &next
+}
+
+func (l *lane) finish(ctx context.Context, rec, next *jobs.Record) error {
+	if err := l.advance(ctx, rec, next); err != nil {
+		return err
+	}
+	l.clearNote(ctx, next)
+	if next.State != jobs.StateFailed {
+		return nil
+	}
+	return &verdictError{sentence: fmt.Sprintf("%s: %s", next.Code, next.Message)}
+}
+
+// adoptFinished ends a job that the bucket says is over already.
+func (w *Worker) adoptFinished(ctx context.Context, rec, over *jobs.Record) error {
+	w.journal(entryOver, over)
+	over.EnqueuedAt, over.Priority = rec.EnqueuedAt, rec.Priority
+	return w.advance(ctx, rec, over)
+}

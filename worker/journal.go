@@ -1,0 +1,235 @@
+package worker
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// entryKind says what happened to a job.
+type entryKind string
+
+const (
+	// entryIntent is written and synced before a create is sent. It carries the
+	// request, so that the job can be finished by whoever finds it.
+	entryIntent entryKind = "intent"
+	// entryRefused ends an intent: the service certainly made no task.
+	entryRefused entryKind = "refused"
+	// entryAmbiguous marks an intent whose create had an unknown outcome.
+	entryAmbiguous entryKind = "ambiguous"
+	// entryTask names the task that the create made.
+	entryTask entryKind = "task"
+	// entryResults holds the URLs of a finished task, each with its deadline.
+	entryResults entryKind = "results"
+	// entryHeld says that a person must look at a task's images.
+	entryHeld entryKind = "held"
+	// entryAttemptOver says that the attempt's task ended without an image.
+	entryAttemptOver entryKind = "attempt_over"
+	// entryOver says that the job is over and its sidecar is in the bucket.
+	entryOver entryKind = "over"
+)
+
+// entry is one line of the journal.
+type entry struct {
+	At      time.Time `json:"at"`
+	Kind    entryKind `json:"kind"`
+	JobID   string    `json:"job_id"`
+	Attempt int       `json:"attempt"`
+	Term    int64     `json:"term"`
+
+	// Record is the job's record as of this entry; in entries that need it to go
+	// on after a crash: all but refused, attempt_over and over.
+	Record *jobs.Record `json:"record,omitempty"`
+}
+
+// Journal is the worker's own append-only file of what it spent: JSON lines,
+// each synced before the step that it announces. It is what survives when the
+// process, or the queue, does not. It is safe for concurrent use.
+type Journal struct {
+	path string
+
+	mu   sync.Mutex
+	file *os.File
+	// open is the last entry of each job that is not over.
+	open map[string]entry
+	// size is where the next entry goes.
+	size int64
+	// broken is set when the file's tail is unknown: nothing may be spent on its
+	// word any more.
+	broken error
+}
+
+// OpenJournal opens or creates the journal at path, which one process may use at
+// a time: the caller holds a lock. A torn last line, left by a crash in the
+// middle of a write, is dropped: what it announced had not begun. A broken line
+// before the last is an error, since it may hide money spent.
+func OpenJournal(path string) (*Journal, error) {
+	j := &Journal{path: path, open: map[string]entry{}}
+	if err := j.load(); err != nil {
+		return nil, err
+	}
+	// Rewritten at every start, so that it does not grow without bound.
+	if err := j.compact(); err != nil {
+		return nil, fmt.Errorf("compact journal %s: %w", path, err)
+	}
+	return j, nil
+}
+
+func (j *Journal) load() error {
+	file, err := os.Open(j.path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open journal: %w", err)
+	}
+	defer file.Close()
+	lines := bufio.NewReader(file)
+	var torn error
+	for number := 1; ; number++ {
+		line, err := lines.ReadBytes('\n')
+		if len(line) > 0 {
+			if torn != nil {
+				return fmt.Errorf("%w: restore the file from a backup, or move it away if you are sure that nothing of it is unfinished", torn)
+			}
+			if bad := j.apply(line); bad != nil {
+				torn = fmt.Errorf("journal %s, line %d is damaged: %w", j.path, number, bad)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read journal %s: %w", j.path, err)
+		}
+	}
+}
+
+// apply reads one line, newline included.
+func (j *Journal) apply(line []byte) error {
+	var e entry
+	if !bytes.HasSuffix(line, []byte("\n")) {
+		return io.ErrUnexpectedEOF
+	}
+	if err := json.Unmarshal(line, &e); err != nil {
+		return err
+	}
+	if e.JobID == "" || e.Kind == "" {
+		return errors.New("no kind or job_id")
+	}
+	j.note(e)
+	return nil
+}
+
+// note keeps what a later start must know: the last entry of each open job.
+func (j *Journal) note(e entry) {
+	switch e.Kind {
+	case entryRefused, entryAttemptOver, entryOver:
+		delete(j.open, e.JobID)
+	case entryIntent, entryAmbiguous, entryTask, entryResults, entryHeld:
+		j.open[e.JobID] = e
+	default:
+		// A newer version's entry: keep what is known of the job.
+	}
+}
+
+func (j *Journal) compact() error {
+	next, err := os.CreateTemp(filepath.Dir(j.path), ".journal-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(next.Name())
+	for _, e := range j.openEntries() {
+		line, err := encodeEntry(e)
+		if err == nil {
+			_, err = next.Write(line)
+			j.size += int64(len(line))
+		}
+		if err != nil {
+			return errors.Join(err, next.Close())
+		}
+	}
+	if err := next.Sync(); err != nil {
+		return errors.Join(err, next.Close())
+	}
+	if err := os.Rename(next.Name(), j.path); err != nil {
+		return errors.Join(err, next.Close())
+	}
+	j.file = next
+	return syncDir(filepath.Dir(j.path))
+}
+
+// append writes an entry and syncs it. After an error nothing may be spent. A
+// full disk may be tried again; a failed sync may not, since the kernel then no
+// longer says what is on the disk, and the journal refuses all further entries.
+func (j *Journal) append(kind entryKind, rec *jobs.Record) error {
+	e := entry{At: time.Now().UTC(), Kind: kind, JobID: rec.ID, Attempt: rec.Attempt, Term: rec.Term}
+	switch kind {
+	case entryRefused, entryAttemptOver, entryOver:
+	default:
+		e.Record = rec
+	}
+	line, err := encodeEntry(e)
+	if err != nil {
+		return err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.broken != nil {
+		return fmt.Errorf("journal %s: %w", j.path, j.broken)
+	}
+	if _, err := j.file.WriteAt(line, j.size); err != nil {
+		// No half line may stay in front of the next entry.
+		if undo := j.file.Truncate(j.size); undo != nil {
+			j.broken = errors.Join(err, undo)
+		}
+		return fmt.Errorf("write journal: %w", err)
+	}
+	if err := j.file.Sync(); err != nil {
+		j.broken = err
+		return fmt.Errorf("sync journal: %w", err)
+	}
+	j.size += int64(len(line))
+	j.note(e)
+	return nil
+}
+
+// openEntries returns the last entry of each open job, oldest first.
+func (j *Journal) openEntries() []entry {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	entries := slices.Collect(maps.Values(j.open))
+	slices.SortFunc(entries, func(a, b entry) int { return a.At.Compare(b.At) })
+	return entries
+}
+
+// Close closes the file.
+func (j *Journal) Close() error { return j.file.Close() }
+
+func encodeEntry(e entry) ([]byte, error) {
+	line, err := json.Marshal(e)
+	if err != nil {
+		return nil, fmt.Errorf("encode journal entry of %s: %w", e.JobID, err)
+	}
+	return append(line, '\n'), nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,177 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+const (
+	// A task is looked at every 8 % of the time it has taken so far, which
+	// leaves the slot idle for 4 % on average, but not more than 20 times a
+	// second, and not less than every 10 s (the document's own advice).
+	pollShare    = 0.08
+	pollShortest = 50 * time.Millisecond
+	pollLongest  = 10 * time.Second
+
+	// maxAttempts bounds the tasks made for a job whose tasks fail for reasons
+	// that are not its own. Failed tasks cost nothing.
+	maxAttempts = 3
+	// retryFirst is the wait before the second attempt; it doubles.
+	retryFirst = 30 * time.Second
+	// unknownGrace is how long an UNKNOWN task is asked for again before the
+	// account's list is believed: a create is bounded by the service's own limit
+	// of 300 s per request.
+	unknownGrace = 300 * time.Second
+)
+
+// poll asks for the job's task until it is over. Nothing else ends the wait: a
+// fault of the service or of the way to it says nothing about the task.
+func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
+	trouble := backoff{first: time.Second, most: 30 * time.Second}
+	var unknownSince time.Time
+	for interval := pollShortest; ; {
+		if err := l.sleep(ctx, interval); err != nil {
+			return err
+		}
+		task, err := l.cfg.DashScope.Query(ctx, rec.TaskID)
+		interval = min(max(time.Duration(pollShare*float64(time.Since(rec.SubmittedAt))), pollShortest), pollLongest)
+		if err != nil {
+			interval = max(interval, trouble.next())
+			l.log.Warn("task not queried, asking again", "job_id", rec.ID, "task_id", rec.TaskID, "err", err, "wait", interval, "hint", hint(err))
+			continue
+		}
+		trouble.reset()
+		switch task.Output.TaskStatus {
+		case dashscope.StatusSucceeded:
+			return l.taskSucceeded(ctx, rec, task)
+		case dashscope.StatusFailed:
+			return l.taskFailed(ctx, rec, task.Output.Code, task.Output.Message)
+		case dashscope.StatusCanceled:
+			l.journal(entryAttemptOver, rec)
+			return l.over(ctx, rec, jobs.StateCanceled, "Canceled", "the task was cancelled at DashScope while it waited there; it cost nothing")
+		case dashscope.StatusUnknown:
+			if unknownSince.IsZero() {
+				unknownSince = time.Now()
+			}
+			interval = max(interval, trouble.next())
+			if lost, err := l.lost(ctx, rec, unknownSince); lost || errors.Is(err, ErrStopped) {
+				return err
+			}
+		default:
+			unknownSince = time.Time{}
+		}
+	}
+}
+
+// lost holds a job whose task the service has stopped to know.
+func (l *lane) lost(ctx context.Context, rec *jobs.Record, since time.Time) (bool, error) {
+	why := "DashScope does not know the task any more: it is more than 24 hours old"
+	if time.Since(rec.SubmittedAt) < dashscope.TaskLifetime {
+		if time.Since(since) < unknownGrace {
+			return false, nil
+		}
+		page, err := l.cfg.DashScope.List(ctx, dashscope.ListFilter{TaskID: rec.TaskID})
+		if err != nil || page.Total > 0 {
+			return false, err
+		}
+		why = "DashScope does not know the task: is the API key still one of the account that submitted it?"
+	}
+	return true, l.hold(ctx, rec, entryHeld, "TaskUnknown", why)
+}
+
+// taskSucceeded hands the images on to the store stage. The journal has their
+// URLs before the slot is free again.
+func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashscope.Task) error {
+	results := readResults(task, rec.Request.N)
+	made := 0
+	var first jobs.Result
+	for _, r := range results {
+		if r.URL != "" {
+			made++
+		} else if first.Code == "" {
+			first = r
+		}
+	}
+	if made == 0 {
+		return l.taskFailed(ctx, rec, first.Code, first.Message)
+	}
+	if task.Usage != nil && task.Usage.ImageCount > 0 {
+		made = task.Usage.ImageCount
+	}
+	next := *rec
+	next.State, next.Results, next.GeneratedAt = jobs.StateStoring, results, time.Now().UTC()
+	next.CostMicroYuan = rec.CostMicroYuan + l.model.Cost(made)
+	l.journal(entryResults, &next)
+	l.log.Info("task succeeded", "job_id", next.ID, "task_id", next.TaskID, "duration", time.Since(rec.SubmittedAt), "images", made)
+	if err := l.advance(ctx, rec, &next); err != nil {
+		return err
+	}
+	l.clearNote(ctx, &next)
+	return l.jobs.EnqueueStore(ctx, &next)
+}
+
+// readResults numbers the images as they were asked for. What the service does
+// not mention is missing, and said so.
+func readResults(task *dashscope.Task, n int) []jobs.Result {
+	var results []jobs.Result
+	for i, r := range task.Output.Results {
+		result := jobs.Result{N: i + 1, URL: r.URL, ActualPrompt: r.ActualPrompt, Code: r.Code, Message: r.Message}
+		if r.URL != "" {
+			result.ExpiresAt = urlExpiry(r.URL)
+		}
+		results = append(results, result)
+	}
+	for i := len(results) + 1; i <= n; i++ {
+		results = append(results, jobs.Result{N: i, Code: "Missing", Message: "the task ended without saying what became of this image"})
+	}
+	return results
+}
+
+// urlExpiry reads the deadline that an OSS link bears; without one it is the
+// documented 24 hours from now.
+func urlExpiry(raw string) time.Time {
+	if u, err := url.Parse(raw); err == nil {
+		if seconds, err := strconv.ParseInt(u.Query().Get("Expires"), 10, 64); err == nil {
+			return time.Unix(seconds, 0).UTC()
+		}
+	}
+	return time.Now().Add(dashscope.TaskLifetime).UTC()
+}
+
+// taskFailed plans another attempt, or ends the job. Failed tasks are free.
+func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message string) error {
+	past := jobs.Attempt{
+		Attempt: rec.Attempt, Term: rec.Term, TaskID: rec.TaskID,
+		SubmittedAt: rec.SubmittedAt, EndedAt: time.Now().UTC(), Code: code, Message: message,
+	}
+	l.log.Warn("task failed", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "code", code, "err", message)
+	remedy := dashscope.Hint(code, message)
+	kind := dashscope.ClassifyTask(code, message)
+	if kind == dashscope.KindTerminal || kind == dashscope.KindRetry && rec.Attempt >= maxAttempts {
+		return l.fail(ctx, rec, code, sentence(message, remedy))
+	}
+	next := *rec
+	next.State, next.TaskID, next.PastAttempts = jobs.StateRetrying, "", append(rec.PastAttempts, past)
+	next.Code, next.Message = code, message
+	l.journal(entryAttemptOver, rec)
+	if err := l.advance(ctx, rec, &next); err != nil {
+		return err
+	}
+	l.clearNote(ctx, &next)
+	why := fmt.Errorf("task %s: %s: %s", rec.TaskID, code, sentence(message, remedy))
+	switch kind {
+	case dashscope.KindAccount:
+		return l.wait(ctx, &l.account, 0, "lane paused: the account needs attention", why)
+	case dashscope.KindThrottled:
+		return l.wait(ctx, &l.throttled, 0, "dashscope refused for now", why)
+	default:
+		return &verdictError{retryIn: retryFirst << (rec.Attempt - 1), sentence: why.Error()}
+	}
+}

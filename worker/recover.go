@@ -1,0 +1,85 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// recoverJournal brings what the journal knows into the records, once per start,
+// before anything is submitted. The queue may have died with the last process,
+// or have forgotten: an entry can only add what was spent, never take it back.
+func (w *Worker) recoverJournal(ctx context.Context) error {
+	for _, e := range w.cfg.DataDir.Journal.openEntries() {
+		if e.Record == nil || e.Record.Request == nil {
+			return fmt.Errorf("journal: entry %s of job %s has no record: restore the file from a backup", e.Kind, e.JobID)
+		}
+		if err := w.recoverEntry(ctx, e); err != nil {
+			return fmt.Errorf("recover job %s: %w", e.JobID, err)
+		}
+	}
+	return nil
+}
+
+func (w *Worker) recoverEntry(ctx context.Context, e entry) error {
+	known, err := w.jobs.Get(ctx, e.JobID)
+	switch {
+	case errors.Is(err, jobs.ErrNotFound):
+		known = nil
+	case err != nil:
+		return err
+	case !behind(known, e.Record):
+		if known.State.Final() {
+			w.journal(entryOver, known)
+		}
+		return nil
+	}
+	next := *e.Record
+	if e.Kind == entryIntent {
+		// The process died between the intent and the reply to its create.
+		next = *held(e.Record, "SubmitAmbiguous", "it is unknown whether a task was made, so it was not submitted again: the program died while it was submitting the job")
+		w.journal(entryAmbiguous, &next)
+	}
+	w.log.Info("job recovered from the journal", "job_id", next.ID, "task_id", next.TaskID, "state", string(next.State))
+	if err := w.swap(ctx, known, &next); err != nil {
+		return err
+	}
+	switch next.State {
+	case jobs.StateGenerating:
+		w.lane.note(ctx, &next)
+		return nil
+	case jobs.StateStoring:
+		return w.jobs.EnqueueStore(ctx, &next)
+	default:
+		return nil
+	}
+}
+
+// behind reports whether a record knows less than the journal's.
+func behind(known, journaled *jobs.Record) bool {
+	if known.Attempt != journaled.Attempt {
+		return known.Attempt < journaled.Attempt
+	}
+	return progress(known.State) < progress(journaled.State)
+}
+
+// progress orders the states of one attempt.
+func progress(s jobs.State) int {
+	switch s {
+	case jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying:
+		return 0
+	case jobs.StateSubmitting:
+		return 1
+	case jobs.StateGenerating:
+		return 2
+	case jobs.StateHeld:
+		return 3
+	case jobs.StateStoring:
+		return 4
+	case jobs.StateSucceeded, jobs.StateFailed, jobs.StateCanceled:
+		return 5
+	}
+	return 0
+}

@@ -1,0 +1,84 @@
+package worker
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
+)
+
+// sidecarOf writes down a job that is over.
+func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
+	side := &storage.Sidecar{
+		JobID: rec.ID, Digest: rec.Digest, State: string(rec.State), Simulated: rec.Simulated, Account: rec.Account,
+		Model: rec.Model, Priority: rec.Priority,
+		CreatedAt: rec.EnqueuedAt, SubmittedAt: rec.SubmittedAt, FinishedAt: rec.FinishedAt,
+		CostMicroYuan: rec.CostMicroYuan, Code: rec.Code, Message: rec.Message, Warnings: rec.Warnings,
+		Attempts: []storage.SidecarAttempt{}, Images: []storage.SidecarImage{},
+	}
+	if req := rec.Request; req != nil {
+		encoded, err := json.Marshal(req)
+		if err != nil {
+			return nil, fmt.Errorf("sidecar of %s: %w", rec.ID, err)
+		}
+		side.Request, side.Labels, side.RedoOf, side.Batch = encoded, req.Labels, req.RedoOf, req.Batch
+		if req.Seed != nil {
+			side.Seed = *req.Seed
+		}
+	}
+	for _, a := range rec.PastAttempts {
+		side.Attempts = append(side.Attempts, storage.SidecarAttempt{
+			Attempt: a.Attempt, Term: a.Term, TaskID: a.TaskID, SubmittedAt: a.SubmittedAt, EndedAt: a.EndedAt,
+			Verdict: string(jobs.StateFailed), Code: a.Code, Message: a.Message,
+		})
+	}
+	if rec.Attempt > len(rec.PastAttempts) {
+		side.Attempts = append(side.Attempts, storage.SidecarAttempt{
+			Attempt: rec.Attempt, Term: rec.Term, TaskID: rec.TaskID, SubmittedAt: rec.SubmittedAt, EndedAt: rec.GeneratedAt,
+			Verdict: string(rec.State), Code: rec.Code, Message: rec.Message,
+		})
+	}
+	prompts := map[int]string{}
+	for _, result := range rec.Results {
+		prompts[result.N] = result.ActualPrompt
+	}
+	for _, image := range rec.Images {
+		state := storage.ImageStored
+		if image.Key == "" {
+			state = storage.ImageFailed
+		}
+		side.Images = append(side.Images, storage.SidecarImage{
+			N: image.N, State: state, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256,
+			Width: image.Width, Height: image.Height, ContentType: image.ContentType, SourceName: image.SourceName,
+			Seed: side.Seed + int64(image.N) - 1, ActualPrompt: prompts[image.N], Code: image.Code, Message: image.Message,
+		})
+	}
+	return side, nil
+}
+
+// recordOf reads a job back from its sidecar.
+func recordOf(side *storage.Sidecar) (*jobs.Record, error) {
+	rec := &jobs.Record{
+		ID: side.JobID, Digest: side.Digest, State: jobs.State(side.State), Simulated: side.Simulated, Account: side.Account,
+		Model: side.Model, Priority: side.Priority,
+		EnqueuedAt: side.CreatedAt, SubmittedAt: side.SubmittedAt, FinishedAt: side.FinishedAt,
+		CostMicroYuan: side.CostMicroYuan, Code: side.Code, Message: side.Message, Warnings: side.Warnings,
+	}
+	if len(side.Request) > 0 {
+		rec.Request = &jobs.Request{}
+		if err := json.Unmarshal(side.Request, rec.Request); err != nil {
+			return nil, fmt.Errorf("sidecar of %s: request: %w", side.JobID, err)
+		}
+	}
+	for _, a := range side.Attempts {
+		rec.Attempt, rec.Term, rec.TaskID = a.Attempt, a.Term, a.TaskID
+	}
+	for _, image := range side.Images {
+		rec.Images = append(rec.Images, jobs.Image{
+			N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
+			ContentType: image.ContentType, SourceName: image.SourceName, Code: image.Code, Message: image.Message,
+		})
+	}
+	return rec, nil
+}

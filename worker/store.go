@@ -1,0 +1,280 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"path"
+	"strconv"
+	"time"
+
+	"github.com/hibiken/asynq"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+// store copies finished images into the bucket, many jobs at once.
+type store struct {
+	*Worker
+	server *asynq.Server
+}
+
+const (
+	// storeParkTime is how long copies may go on after the second signal.
+	storeParkTime = time.Second
+	storeRetry    = time.Second
+	storeRetryMax = time.Minute
+	// drainCheck is how often a stopping worker looks whether all is stored.
+	drainCheck = 50 * time.Millisecond
+)
+
+func (s *store) start() (*store, error) {
+	s.server = asynq.NewServerFromRedisClient(s.cfg.Redis, asynq.Config{
+		Concurrency:              s.cfg.StoreConcurrency,
+		Queues:                   map[string]int{jobs.QueueStore: 1},
+		TaskCheckInterval:        200 * time.Millisecond,
+		DelayedTaskCheckInterval: time.Second,
+		ShutdownTimeout:          storeParkTime,
+		RetryDelayFunc: func(tried int, err error, _ *asynq.Task) time.Duration {
+			if errors.Is(err, asynq.ErrLeaseExpired) {
+				return 0
+			}
+			return min(storeRetry<<min(tried, 10), storeRetryMax)
+		},
+		Logger:   asynqLog{s.log},
+		LogLevel: asynq.WarnLevel,
+	})
+	if err := s.server.Start(asynq.HandlerFunc(s.handle)); err != nil {
+		return nil, fmt.Errorf("start store: %w", err)
+	}
+	return s, nil
+}
+
+func (s *store) shutdown() { s.server.Shutdown() }
+
+// drain waits until every image that is ready has been tried once more.
+func (s *store) drain(ctx context.Context) {
+	inspector := asynq.NewInspectorFromRedisClient(s.cfg.Redis)
+	for {
+		queue, err := inspector.GetQueueInfo(jobs.QueueStore)
+		if err != nil || queue.Pending+queue.Active == 0 {
+			return
+		}
+		timer := time.NewTimer(drainCheck)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+	}
+}
+
+// handle is the store stage's edge to asynq.
+func (s *store) handle(ctx context.Context, message *asynq.Task) error {
+	var m jobs.StoreMessage
+	if err := json.Unmarshal(message.Payload(), &m); err != nil || m.JobID == "" {
+		return fmt.Errorf("the payload is not a store message of danqing (%v): %w", err, asynq.SkipRetry)
+	}
+	rec, err := s.jobs.Get(ctx, m.JobID)
+	if err != nil {
+		return err
+	}
+	if rec.State != jobs.StateStoring || rec.Attempt != m.Attempt {
+		return nil
+	}
+	err = s.store(ctx, rec)
+	if errors.Is(err, jobs.ErrConflict) {
+		return nil
+	}
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("image not stored, trying again", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
+	}
+	return err
+}
+
+// store copies a job's images and then writes its sidecar: whoever sees that knows
+// the job to be over.
+func (s *store) store(ctx context.Context, rec *jobs.Record) error {
+	over, err := s.Finished(ctx, rec.ID, rec.Digest)
+	if err != nil {
+		return err
+	}
+	if over != nil {
+		return s.adoptFinished(ctx, rec, over)
+	}
+	next := *rec
+	next.Images = make([]jobs.Image, 0, len(rec.Results))
+	stored, unproven := 0, ""
+	for _, result := range rec.Results {
+		image, err := s.image(ctx, rec, result)
+		if err != nil {
+			return fmt.Errorf("image %d: %w", result.N, err)
+		}
+		switch {
+		case image.Code == codeUnproven:
+			unproven = image.Message
+		case image.Code == "":
+			stored++
+		}
+		next.Images = append(next.Images, image)
+	}
+	next.FinishedAt, next.State = time.Now().UTC(), jobs.StateSucceeded
+	switch {
+	case unproven != "":
+		return s.holdUnproven(ctx, rec, &next, unproven)
+	case stored == 0:
+		next.State, next.Code, next.Message = jobs.StateFailed, next.Images[0].Code, next.Images[0].Message
+	}
+	return s.over(ctx, rec, &next)
+}
+
+// over ends the job: sidecar, journal, record, and only then the spool.
+func (s *store) over(ctx context.Context, rec, next *jobs.Record) error {
+	sidecar, err := sidecarOf(next)
+	if err != nil {
+		return err
+	}
+	if err := s.cfg.Bucket.PutSidecar(ctx, sidecar); err != nil {
+		return err
+	}
+	s.journal(entryOver, next)
+	if err := s.advance(ctx, rec, next); err != nil {
+		return err
+	}
+	s.log.Info("job stored", "job_id", next.ID, "task_id", next.TaskID, "images", len(next.Images), "duration", next.FinishedAt.Sub(rec.GeneratedAt))
+	for _, result := range rec.Results {
+		if err := s.cfg.Spool.Remove(spoolName(rec, result.N)); err != nil {
+			s.log.Warn("spool file not removed", "job_id", rec.ID, "err", err)
+		}
+	}
+	return nil
+}
+
+// codeUnproven marks an image that is kept aside for a person.
+const codeUnproven = "ImageUnproven"
+
+func (s *store) holdUnproven(ctx context.Context, rec, next *jobs.Record, why string) error {
+	next.State, next.Code, next.Message, next.FinishedAt = jobs.StateHeld, codeUnproven, why, time.Time{}
+	s.journal(entryHeld, next)
+	s.log.Error("job held: a person must decide", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", why)
+	return s.advance(ctx, rec, next)
+}
+
+func spoolName(rec *jobs.Record, n int) string {
+	return rec.ID + "." + strconv.Itoa(rec.Attempt) + "-" + strconv.Itoa(n)
+}
+
+// image brings one image into the bucket, unless it is there already, and says
+// where it is or why it is not. An error means that it must be tried again.
+func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result) (jobs.Image, error) {
+	if result.URL == "" {
+		return jobs.Image{N: result.N, Code: result.Code, Message: result.Message}, nil
+	}
+	// Images are PNG, all of them (text-to-image API reference); what is not is
+	// never stored under this key.
+	key, err := s.imageKey(rec, result)
+	if err != nil {
+		return jobs.Image{}, err
+	}
+	if image, ok, err := s.storedBefore(ctx, rec, result.N, key); ok || err != nil {
+		return image, err
+	}
+	file, err := s.fetch(ctx, rec, result)
+	var failed *storage.FetchError
+	if errors.As(err, &failed) {
+		switch failed.Kind {
+		case storage.FetchGone:
+			return jobs.Image{N: result.N, Code: "ResultExpired", Message: "the result URL died before the image could be copied: " + failed.Error()}, nil
+		case storage.FetchUnproven, storage.FetchForbidden:
+			return s.quarantine(ctx, rec, result, failed)
+		}
+	}
+	if err != nil {
+		return jobs.Image{}, err
+	}
+	meta := map[string]string{
+		metaTask: rec.TaskID, metaWidth: strconv.Itoa(file.Width), metaHeight: strconv.Itoa(file.Height), metaSource: file.SourceName,
+	}
+	if err := s.cfg.Bucket.PutImage(ctx, key, file, meta); err != nil {
+		return jobs.Image{}, err
+	}
+	return jobs.Image{
+		N: result.N, Key: key, Bytes: file.Bytes, SHA256: file.SHA256, Width: file.Width, Height: file.Height,
+		ContentType: file.ContentType, SourceName: file.SourceName,
+	}, nil
+}
+
+// Metadata of an image in the bucket: enough to know it again after a crash
+// between its upload and the sidecar, when its URL may be dead.
+const (
+	metaTask   = "task-id"
+	metaWidth  = "width"
+	metaHeight = "height"
+	metaSource = "source-name"
+)
+
+func (s *store) storedBefore(ctx context.Context, rec *jobs.Record, n int, key string) (jobs.Image, bool, error) {
+	info, err := s.cfg.Bucket.Head(ctx, key)
+	if errors.Is(err, storage.ErrNotExist) {
+		return jobs.Image{}, false, nil
+	}
+	if err != nil {
+		return jobs.Image{}, false, err
+	}
+	if info.Metadata[metaTask] != rec.TaskID {
+		// Somebody else's object. It is overwritten only if it is simulated.
+		return jobs.Image{}, false, fmt.Errorf("object %s is in the way and not of this job: move it away", key)
+	}
+	width, _ := strconv.Atoi(info.Metadata[metaWidth])
+	height, _ := strconv.Atoi(info.Metadata[metaHeight])
+	return jobs.Image{
+		N: n, Key: key, Bytes: info.Bytes, SHA256: info.SHA256, Width: width, Height: height,
+		ContentType: info.ContentType, SourceName: info.Metadata[metaSource],
+	}, true, nil
+}
+
+func (s *store) imageKey(rec *jobs.Record, result jobs.Result) (string, error) {
+	name := ""
+	if u, err := url.Parse(result.URL); err == nil {
+		name = path.Base(u.Path)
+	}
+	return s.cfg.Bucket.ImageKey(storage.KeyVars{
+		JobID: rec.ID, N: result.N, Ext: ".png", Batch: rec.Request.Batch, ID: rec.Request.LineID, Model: rec.Model,
+		Date: rec.EnqueuedAt, SourceName: name,
+	})
+}
+
+// fetch brings an image into the spool. A dead URL is asked for anew once.
+func (s *store) fetch(ctx context.Context, rec *jobs.Record, result jobs.Result) (*storage.File, error) {
+	file, err := s.cfg.Spool.Fetch(ctx, spoolName(rec, result.N), result.URL)
+	var failed *storage.FetchError
+	if !errors.As(err, &failed) || failed.Kind != storage.FetchGone {
+		return file, err
+	}
+	task, queryErr := s.cfg.DashScope.Query(ctx, rec.TaskID)
+	if queryErr != nil {
+		return nil, queryErr
+	}
+	if task.Output.TaskStatus == dashscope.StatusSucceeded && len(task.Output.Results) >= result.N {
+		return s.cfg.Spool.Fetch(ctx, spoolName(rec, result.N), task.Output.Results[result.N-1].URL)
+	}
+	return nil, err
+}
+
+// quarantine keeps what cannot be proven to be the image for a person: no check
+// of ours ends an image that was paid for.
+func (s *store) quarantine(ctx context.Context, rec *jobs.Record, result jobs.Result, failed *storage.FetchError) (jobs.Image, error) {
+	image := jobs.Image{N: result.N, Code: codeUnproven, Message: fmt.Sprintf("image %d is paid for but not proven: %v", result.N, failed)}
+	if failed.Path == "" {
+		return image, nil
+	}
+	if err := s.cfg.Bucket.Hold(ctx, rec.TaskID, spoolName(rec, result.N), failed.Path); err != nil {
+		return image, err
+	}
+	return image, nil
+}

@@ -1,0 +1,94 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/hibiken/asynq"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// verdictError tells asynq what becomes of a message. Its text is a sentence for
+// the person who reads it in the web UI.
+type verdictError struct {
+	// retryIn is when the job is tried again; 0 means never.
+	retryIn  time.Duration
+	sentence string
+}
+
+func (e *verdictError) Error() string { return e.sentence }
+
+// redisPause is when a message is looked at again after an error of ours, which
+// spent nothing.
+const redisPause = 5 * time.Second
+
+func laneRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
+	var verdict *verdictError
+	switch {
+	case errors.Is(err, asynq.ErrLeaseExpired):
+		return 0
+	case errors.As(err, &verdict):
+		return verdict.retryIn
+	default:
+		return redisPause
+	}
+}
+
+// handle is the lane's edge to asynq: it decodes, calls, and translates.
+func (l *lane) handle(ctx context.Context, message *asynq.Task) error {
+	var m jobs.GenerateMessage
+	if err := json.Unmarshal(message.Payload(), &m); err != nil || m.JobID == "" {
+		return fmt.Errorf("the payload is not a job of danqing: enqueue with the jobs package (%v): %w", err, asynq.SkipRetry)
+	}
+	select {
+	case l.slots <- struct{}{}:
+	case <-l.stopping:
+		return park(ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	err := func() error {
+		defer func() { <-l.slots }()
+		return l.generate(ctx, m)
+	}()
+	var verdict *verdictError
+	switch {
+	case errors.Is(err, ErrStopped), ctx.Err() != nil:
+		return park(ctx)
+	case errors.As(err, &verdict) && verdict.retryIn == 0:
+		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
+	default:
+		return err
+	}
+}
+
+// park blocks until asynq, shutting down, has put the message back at the head of
+// its queue. A handler that returned instead would send it to the tail.
+func park(ctx context.Context) error {
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// asynqLog sends asynq's own lines to slog.
+type asynqLog struct{ log *slog.Logger }
+
+func (a asynqLog) line(level slog.Level, args []any) {
+	a.log.Log(context.Background(), level, "asynq", "err", fmt.Sprint(args...))
+}
+
+func (a asynqLog) Debug(args ...any) { a.line(slog.LevelDebug, args) }
+func (a asynqLog) Info(args ...any)  { a.line(slog.LevelDebug, args) }
+func (a asynqLog) Warn(args ...any)  { a.line(slog.LevelWarn, args) }
+func (a asynqLog) Error(args ...any) { a.line(slog.LevelError, args) }
+
+// Fatal is called by asynq only where its own state is broken beyond repair.
+func (a asynqLog) Fatal(args ...any) {
+	a.line(slog.LevelError, args)
+	os.Exit(1)
+}
