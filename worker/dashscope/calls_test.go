@@ -379,7 +379,7 @@ func FuzzAnswer(f *testing.F) {
 		created, err := c.Create(t.Context(), CreateRequest{})
 		if err == nil {
 			require.Regexp(t, taskIDPattern, created.TaskID)
-			require.Contains(t, string(body), "task_id")
+			require.True(t, json.Valid(body))
 		} else if e := requireKindOfError(t, err); e.Kind != KindAmbiguous {
 			require.True(t, json.Valid(body), "a certainty out of no JSON: %v", e)
 			require.True(t, status >= 400 && status < 500 || status == 503, "a certainty out of HTTP %d: %v", status, e)
@@ -393,7 +393,7 @@ func FuzzAnswer(f *testing.F) {
 			require.NotContains(t, []Kind{KindAmbiguous, KindTerminal, KindRefused, KindRetry}, requireKindOfError(t, err).Kind)
 		}
 		if _, err = c.List(t.Context(), ListFilter{}); err == nil {
-			require.Contains(t, string(body), `"total"`)
+			require.True(t, json.Valid(body))
 		}
 		_, _ = c.Upload(t.Context(), "m", "f", "", 1, strings.NewReader("x"))
 	})
