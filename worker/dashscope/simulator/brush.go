@@ -72,7 +72,7 @@ func (c *canvas) disc(cx, cy, r, ramp, shade int) {
 
 // ring draws a circle's line.
 func (c *canvas) ring(cx, cy, r, ramp, shade int) {
-	for i := range 6 * r {
+	for i := range 7 * r {
 		sin, cos := math.Sincos(float64(i) / float64(r))
 		c.span(cy+int(float64(r)*sin), cx+int(float64(r)*cos), cx+int(float64(r)*cos)+2, uint8(ramp*shades+shade))
 	}

@@ -21,7 +21,7 @@ const maxSeed = math.MaxInt32
 // the request against the limit, and queues a task.
 func (s *Simulator) create(r *http.Request, c caller, requestID string) (any, error) {
 	if r.Header.Get(dashscope.HeaderAsync) != "enable" {
-		return nil, &refusal{http.StatusForbidden, "AccessDenied", "current user api does not support synchronous calls."}
+		return nil, &refusal{http.StatusForbidden, "AccessDenied", "current user api does not support synchronous calls"}
 	}
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -46,7 +46,7 @@ func (s *Simulator) create(r *http.Request, c caller, requestID string) (any, er
 		return nil, err
 	}
 	s.addTask(t)
-	s.Logger.InfoContext(r.Context(), "task made", "task_id", t.ID, "account", t.Account, "model", req.Model, "request_id", requestID)
+	s.log.InfoContext(r.Context(), "task made", "task_id", t.ID, "account", t.Account, "model", req.Model, "request_id", requestID)
 	return dashscope.TaskResponse{
 		RequestID: requestID,
 		Output:    dashscope.TaskOutput{TaskID: t.ID, TaskStatus: dashscope.StatusPending},

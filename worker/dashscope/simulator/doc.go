@@ -1,3 +1,63 @@
-// Package simulator is a DashScope over HTTP that needs no key and costs
-// nothing.
+// Package simulator is a DashScope over HTTP, for tests, demonstrations and
+// continuous integration: it needs no key, costs nothing, and answers as the
+// published pages of the service say, except that every answer carries
+// [dashscope.HeaderSimulated].
+//
+// The base URL is http://HOST/api/v1. A [Simulator] is an [http.Handler]; with
+// [Simulator.DialContext] as the dialer of an [http.Transport] it is reached
+// without a socket, inside a testing/synctest bubble too. It reads the clock
+// with [time.Now] and runs nothing in the background: what a task is at a moment
+// follows from what was recorded and that moment.
+//
+// # What is modelled
+//
+// From Alibaba's pages, by their names under help.aliyun.com/zh/model-studio:
+//
+//   - Create (text-to-image-api-reference): wanx-v1 with its fields, n 4 if
+//     absent, a wrong n or a missing prompt refused at once, a wrong size
+//     accepted and the task FAILED; 403 without X-DashScope-Async. A bad style,
+//     seed, ref_strength or ref_mode is taken to end like a bad size.
+//   - Query: all states but SUSPENDED, times in UTC+8, partial results, UNKNOWN
+//     with HTTP 200 for what is not the account's or older than 24 h. The
+//     results of wanx-v1 carry only a URL.
+//   - Cancel and list (manage-asynchronous-tasks): only PENDING tasks can be
+//     cancelled; the list is the account's, without prompts, times in epoch
+//     milliseconds. Its order (newest first), its largest page (100), the zone
+//     of its filters (UTC+8) and the answer to a cancel of an unknown task (as
+//     to one that is not PENDING) are assumed.
+//   - Uploads (get-temporary-file-url): a credential for 300 s, OSS's form POST
+//     with its checks, oss:// names that live 48 h, belong to one account and
+//     model, and are resolved only with X-DashScope-OssResourceResolve.
+//   - Results: OSS links signed with version 1, dead after 24 h with OSS's 403,
+//     refused together with an Authorization header (general behaviour of OSS);
+//     Range, ETag, Content-MD5, x-oss-hash-crc64ecma. A query always returns
+//     the same link. Their life is counted from the end of the task; the page
+//     does not say from when.
+//   - Limits (rate-limit): 2 creates a second by account and model, as a sliding
+//     window, then 429 Throttling.RateQuota; one task RUNNING, the rest PENDING
+//     in order; 20 queries, lists and cancels a second by account, then 429
+//     Throttling. The pages give each of the three 20; here they share them,
+//     the stricter reading. A refused request is not counted.
+//   - Times: 25 ms from create to start, and about 27 s of work, as in the two
+//     answers that the reference shows; the spread is assumed. A task without a
+//     result after 3 h is FAILED with InternalError.Timeout (error-code).
+//   - Money (model-pricing): images made, and nothing else, at 0.16 yuan.
+//
+// The words of messages are the pages' where they quote them.
+//
+// What goes wrong beyond that is scripted: see [Fault] and the Outcome field of
+// [Simulator].
+//
+// # What is not modelled
+//
+//   - Models other than wanx-v1; synchronous calls.
+//   - Moderation, arrears, quotas, workspaces and regions. A [Fault] or an
+//     Outcome stands in for them.
+//   - A cap on queued tasks, and 429 because of concurrency: no page has them.
+//   - References behind a URL are not fetched: a picture drawn from the URL
+//     alone stands in. Uploads keep a copy of at most 512 pixels a side.
+//   - Separate hosts of OSS: uploads and results are paths of the same server.
+//   - EventBridge, TLS, latency of the network.
+//   - Forgetting: tasks stay in memory, about a kilobyte each, so that
+//     [Simulator.Tasks] and [Simulator.Stats] can tell of all of them.
 package simulator

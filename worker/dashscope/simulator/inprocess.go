@@ -18,7 +18,7 @@ func (s *Simulator) DialContext(ctx context.Context, _, _ string) (net.Conn, err
 	if err := s.Load(); err != nil {
 		return nil, err
 	}
-	listener, err := s.inner.start(s, s.Logger)
+	listener, err := s.inner.start(s, s.log)
 	if err != nil {
 		return nil, err
 	}

@@ -37,11 +37,12 @@ func letter(img *image.Paletted, p Picture) {
 	} else {
 		l.ink = inkWhiteRef
 		for i := range cubeColour {
-			l.dark[i] = uint8(i/36/3*36 + i/6%6/3*6 + i%6/3)
+			r, g, b := i/cubeSteps/cubeSteps, i/cubeSteps%cubeSteps, i%cubeSteps
+			l.dark[i] = uint8((r/3*cubeSteps+g/3)*cubeSteps + b/3)
 		}
 	}
 	size := max(min(p.Width, p.Height)/340, 1)
-	small := max(size-1, 1)
+	small := max(size-1, min(size, 2))
 	margin := 8 * size
 	wide := p.Width - 4*margin
 

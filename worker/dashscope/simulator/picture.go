@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"image"
 	"image/color"
+	"image/draw"
 	"image/png"
 	"math/rand/v2"
 	"strings"
@@ -66,14 +67,16 @@ func Paint(p Picture) []byte {
 
 // standIn is what stands for a reference image that lies behind a URL: a scene
 // drawn from the URL alone.
-func standIn(url string) image.Image {
+func standIn(url string) *image.RGBA {
 	rng := sceneSource("reference", url)
 	all := styles()
 	style := all[rng.IntN(len(all))]
 	scene := style.colours(rng)
 	c := newCanvas(refSide/2, refSide/2)
 	style.draw(c, rng)
-	return &image.Paletted{Pix: c.pix, Stride: c.w, Rect: image.Rect(0, 0, c.w, c.h), Palette: scene.palette()}
+	out := image.NewRGBA(image.Rect(0, 0, c.w, c.h))
+	draw.Draw(out, out.Rect, &image.Paletted{Pix: c.pix, Stride: c.w, Rect: out.Rect, Palette: scene.palette()}, image.Point{}, draw.Src)
+	return out
 }
 
 // sceneSource is the source of a scene's randomness.

@@ -41,34 +41,35 @@ func (s *Simulator) query(r *http.Request, c caller, requestID, taskID string) (
 		RequestID: requestID,
 		Output:    dashscope.TaskOutput{TaskID: taskID, TaskStatus: dashscope.StatusUnknown},
 	}
-	t := s.find(c.account, taskID, now)
-	if t == nil {
-		return out, nil
-	}
-	o := &out.Output
-	o.TaskStatus = t.status(now)
-	switch o.TaskStatus {
-	case dashscope.StatusFailed:
-		o.TaskMetrics = &dashscope.TaskMetrics{Total: t.n(), Failed: t.n()}
-		failure := t.failure()
-		o.Code, o.Message = failure.Code, failure.Message
-	case dashscope.StatusCanceled:
-	case dashscope.StatusSucceeded:
-		o.EndTime = clock(t.end)
-		o.Results = s.results(r, t)
-		out.Usage = &dashscope.Usage{ImageCount: t.good()}
-		o.TaskMetrics = &dashscope.TaskMetrics{Total: t.n(), Succeeded: t.good(), Failed: t.n() - t.good()}
-		fallthrough
-	case dashscope.StatusRunning:
-		o.ScheduledTime = clock(t.start)
-		fallthrough
-	default:
-		o.SubmitTime = clock(t.CreatedAt)
-		if o.TaskMetrics == nil {
-			o.TaskMetrics = &dashscope.TaskMetrics{Total: t.n()}
-		}
+	if t := s.find(c.account, taskID, now); t != nil {
+		s.describe(&out, r, t, now)
 	}
 	return out, nil
+}
+
+// describe fills in what a query shows of a task, field by field as the
+// published examples have them.
+func (s *Simulator) describe(out *dashscope.TaskResponse, r *http.Request, t *task, now time.Time) {
+	o := &out.Output
+	o.TaskStatus = t.status(now)
+	metrics := dashscope.TaskMetrics{Total: t.n()}
+	switch o.TaskStatus {
+	case dashscope.StatusCanceled:
+		return
+	case dashscope.StatusFailed:
+		failure := t.failure()
+		metrics.Failed = t.n()
+		o.Code, o.Message, o.TaskMetrics = failure.Code, failure.Message, &metrics
+		return
+	case dashscope.StatusSucceeded:
+		metrics.Succeeded, metrics.Failed = t.good(), t.n()-t.good()
+		o.EndTime, o.Results = clock(t.end), s.results(r, t)
+		out.Usage = &dashscope.Usage{ImageCount: t.good()}
+	}
+	o.SubmitTime, o.TaskMetrics = clock(t.CreatedAt), &metrics
+	if t.started(now) {
+		o.ScheduledTime = clock(t.start)
+	}
 }
 
 // results lists a succeeded task's images. The results of wanx-v1 carry only
@@ -101,7 +102,7 @@ func (s *Simulator) cancel(r *http.Request, c caller, requestID, taskID string) 
 		return nil, err
 	}
 	s.lanes[laneKey{t.Account, t.Request.Model}].cancel(t, now)
-	s.Logger.InfoContext(r.Context(), "task cancelled", "task_id", t.ID, "account", t.Account, "request_id", requestID)
+	s.log.InfoContext(r.Context(), "task cancelled", "task_id", t.ID, "account", t.Account, "request_id", requestID)
 	return struct {
 		RequestID string `json:"request_id"`
 	}{requestID}, nil

@@ -4,11 +4,22 @@ import (
 	"bytes"
 	"crypto/hmac"
 	"fmt"
+	"image"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+// Characters after which the service cuts a prompt (text-to-image reference),
+// and the strength of a reference where none is given (not published).
+const (
+	maxPrompt          = 800
+	maxNegativePrompt  = 500
+	defaultRefStrength = 0.5
 )
 
 // resultName is the name that a task's images share. As in the published
@@ -53,10 +64,10 @@ func (s *Simulator) serveResult(w http.ResponseWriter, r *http.Request, requestI
 	index--
 	s.mu.Lock()
 	t := s.byResult[base]
-	var picture Picture
 	exists := t != nil && t.hasImage(index, time.Now())
+	var ref *image.RGBA
 	if exists {
-		picture = s.picture(t, index)
+		ref = s.uploaded(t.Request.Input)
 	}
 	s.mu.Unlock()
 	if !exists {
@@ -67,7 +78,7 @@ func (s *Simulator) serveResult(w http.ResponseWriter, r *http.Request, requestI
 	if render == nil {
 		render = Paint
 	}
-	content := render(picture)
+	content := render(picture(t, index, ref))
 	ossHeaders(w, requestID)
 	contentHeaders(w, content)
 	w.Header().Set("Content-Type", "image/png")
@@ -100,25 +111,35 @@ func checkSigned(r *http.Request, now time.Time) *ossError {
 	}
 }
 
-// picture gathers what an image shows. s.mu must be held.
-func (s *Simulator) picture(t *task, index int) Picture {
+// uploaded is the reference image that was uploaded for a task, nil if there is
+// none. s.mu must be held.
+func (s *Simulator) uploaded(in dashscope.Input) *image.RGBA {
+	key, _ := strings.CutPrefix(reference(in), "oss://")
+	if up := s.uploads[key]; up != nil {
+		return up.picture
+	}
+	return nil
+}
+
+// picture gathers what an image shows. A reference that was not uploaded lies
+// behind a URL, which is never fetched.
+func picture(t *task, index int, uploaded *image.RGBA) Picture {
 	in, p := t.Request.Input, t.Request.Parameters
 	width, height, _ := size(p.Size)
 	pic := Picture{
-		Model: t.Request.Model, Prompt: cutRunes(in.Prompt, 800), NegativePrompt: cutRunes(in.NegativePrompt, 500),
+		Model: t.Request.Model, Prompt: cutRunes(in.Prompt, maxPrompt), NegativePrompt: cutRunes(in.NegativePrompt, maxNegativePrompt),
 		Style: p.Style, Width: width, Height: height, Seed: t.Seed + int64(index), Index: index, N: t.n(),
-		RefMode: p.RefMode, RefStrength: 0.5,
+		RefMode: p.RefMode, RefStrength: defaultRefStrength,
 	}
 	if p.RefStrength != nil {
 		pic.RefStrength = *p.RefStrength
 	}
-	if name := reference(in); name != "" {
-		key, _ := strings.CutPrefix(name, "oss://")
-		if up := s.uploads[key]; up != nil {
-			pic.Ref = up.picture
-		} else {
-			pic.Ref = standIn(name)
-		}
+	name := reference(in)
+	switch {
+	case uploaded != nil:
+		pic.Ref = uploaded
+	case name != "":
+		pic.Ref = standIn(name)
 	}
 	return pic
 }

@@ -76,7 +76,7 @@ func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(dashscope.HeaderSimulated, "true")
 	w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
 	if err := s.Load(); err != nil {
-		s.Logger.ErrorContext(r.Context(), "state not readable", "err", err)
+		s.log.ErrorContext(r.Context(), "state not readable", "err", err)
 		writeError(w, &refusal{http.StatusInternalServerError, "InternalError", err.Error()}, newID())
 		return
 	}
@@ -116,7 +116,7 @@ func (s *Simulator) work(w http.ResponseWriter, r *http.Request) {
 	}
 	answer, err := s.answer(route, taskID, requestID, r)
 	if err != nil {
-		s.Logger.DebugContext(r.Context(), "request refused", "request_id", requestID, "err", err)
+		s.log.DebugContext(r.Context(), "request refused", "request_id", requestID, "err", err)
 		writeError(w, err, requestID)
 		return
 	}

@@ -50,7 +50,7 @@ type Simulator struct {
 	// account may send within any second. 0 means 20; below 0, no limit.
 	QueriesPerSecond int
 	// Concurrency is how many tasks of an account and model run at once. 0
-	// means 1, as the card of wanx-v1 says.
+	// or less means 1, as the card of wanx-v1 says.
 	Concurrency int
 	// TaskTime decides how long a task runs. It draws on rng only, which is
 	// seeded by Seed and the task's ordinal. Nil means a log-normal around the
@@ -79,6 +79,7 @@ type Simulator struct {
 
 	once    sync.Once
 	loadErr error
+	log     *slog.Logger
 	inner   inProcess
 
 	mu       sync.Mutex
@@ -121,8 +122,8 @@ type Failure struct {
 	Message string `json:"message"`
 }
 
-// Between returns a [Simulator] TaskTime that is evenly spread over
-// [shortest, longest].
+// Between returns a TaskTime for [Simulator] that is evenly spread over
+// [shortest, longest]. It panics when used if longest is the lesser.
 func Between(shortest, longest time.Duration) func(*randv2.Rand, dashscope.CreateRequest) time.Duration {
 	return func(rng *randv2.Rand, _ dashscope.CreateRequest) time.Duration {
 		return shortest + time.Duration(rng.Int64N(int64(longest-shortest)+1))
@@ -147,8 +148,9 @@ func (s *Simulator) Load() error {
 		s.windows = map[windowKey]*window{}
 		s.faultRNG = s.random(math.MaxUint64)
 		s.counts.requests = map[Route]int{}
-		if s.Logger == nil {
-			s.Logger = slog.New(slog.DiscardHandler)
+		s.log = s.Logger
+		if s.log == nil {
+			s.log = slog.New(slog.DiscardHandler)
 		}
 		if s.StateDir != "" {
 			s.loadErr = s.restore()
@@ -188,7 +190,7 @@ func (s *Simulator) random(stream uint64) *randv2.Rand {
 }
 
 func (s *Simulator) concurrency() int {
-	if s.Concurrency == 0 {
+	if s.Concurrency <= 0 {
 		return defaultConcurrency
 	}
 	return s.Concurrency

@@ -36,7 +36,7 @@ func styles() []style {
 			{{265, .5, .2}, {300, .5, .45}, {340, .8, .8}},
 			{{200, .6, .3}, {190, .6, .5}, {170, .6, .8}},
 			{{20, .9, .5}, {35, .95, .65}, {50, 1, .85}},
-		}, 180, drawAuto},
+		}, 75, drawAuto},
 		{"<photography>", " 摄影", [4][3][3]float64{
 			{{215, .55, .35}, {205, .6, .66}, {32, .85, .82}},
 			{{215, .3, .62}, {215, .32, .42}, {215, .4, .24}},
@@ -48,7 +48,7 @@ func styles() []style {
 			{{20, .35, .06}, {20, .35, .14}, {22, .35, .3}},
 			{{16, .45, .42}, {22, .55, .66}, {28, .7, .84}},
 			{{345, .45, .2}, {350, .5, .38}, {355, .55, .58}},
-		}, 160, drawPortrait},
+		}, 25, drawPortrait},
 		{"<3d cartoon>", " 3D卡通", [4][3][3]float64{
 			{{195, .6, .55}, {190, .65, .75}, {185, .7, .9}},
 			{{340, .75, .3}, {345, .85, .6}, {350, 1, .93}},
@@ -90,7 +90,7 @@ func styles() []style {
 			{{170, .4, .56}, {172, .42, .44}, {175, .45, .3}},
 			{{12, .75, .55}, {20, .8, .64}, {30, .85, .72}},
 			{{45, .9, .62}, {47, .95, .72}, {50, 1, .9}},
-		}, 180, drawFlat},
+		}, 45, drawFlat},
 	}
 }
 
@@ -160,13 +160,13 @@ func drawPortrait(c *canvas, rng *rand.Rand) {
 // drawCartoon is shining balls on a floor.
 func drawCartoon(c *canvas, rng *rand.Rand) {
 	c.gradient(0, 8, shades-1)
-	floor := c.h * 3 / 5
+	floor := c.h * 9 / 20
 	for y := floor; y < c.h; y++ {
 		fill(c.row(y), uint8(min(12+(y-floor)*30/(c.h-floor), shades-1)))
 	}
 	for i := range 9 {
 		r := c.side()/18 + rng.IntN(c.side()/10)
-		x, y := rng.IntN(c.w), floor-r/2+i*(c.h-floor)/12
+		x, y := (i*4%9)*c.w/9+rng.IntN(c.w/8), floor-r/2+i*(c.h-floor)/14
 		c.ellipse(x+r/3, y+r, float64(r), float64(r)/4, 0, 2, 8)
 		c.ball(x, y, r, 1+rng.IntN(3))
 	}
