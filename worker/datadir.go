@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +16,9 @@ type DataDir struct {
 	path    string
 	lock    *flock.Flock
 	Journal *Journal
+	// holder names this folder's process among the holders of leases; the same
+	// after a restart.
+	holder string
 }
 
 // ErrDataDirInUse means that another process works in the data directory.
@@ -42,7 +46,24 @@ func OpenDataDir(path string) (*DataDir, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Unlock())
 	}
-	return &DataDir{path: path, lock: lock, Journal: journal}, nil
+	d := &DataDir{path: path, lock: lock, Journal: journal}
+	if d.holder, err = holderName(filepath.Join(path, "holder")); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// holderName reads the folder's name, giving it one the first time.
+func holderName(path string) (string, error) {
+	name, err := os.ReadFile(path) //nolint:gosec // in our own folder
+	if err == nil && len(name) > 0 {
+		return string(name), nil
+	}
+	name = []byte(rand.Text())
+	if err := os.WriteFile(path, name, 0o600); err != nil {
+		return "", fmt.Errorf("data directory: %w", err)
+	}
+	return string(name), nil
 }
 
 // SpoolPath is where downloaded images wait for the bucket.

@@ -22,12 +22,12 @@ func (w *Worker) advance(ctx context.Context, old, next *jobs.Record) error {
 // holdAmbiguous parks a job of which a task may exist. It is never submitted
 // again by itself.
 func (l *lane) holdAmbiguous(ctx context.Context, rec *jobs.Record, why string) error {
-	return l.hold(ctx, rec, entryAmbiguous, "SubmitAmbiguous",
+	return l.park(ctx, rec, entryAmbiguous, "SubmitAmbiguous",
 		"it is unknown whether a task was made, so it was not submitted again: "+why)
 }
 
-// hold leaves the job to a person and the lane to the next one.
-func (l *lane) hold(ctx context.Context, rec *jobs.Record, kind entryKind, code, why string) error {
+// park leaves the job to a person and the lane to the next one.
+func (l *lane) park(ctx context.Context, rec *jobs.Record, kind entryKind, code, why string) error {
 	next := held(rec, code, why)
 	l.journal(kind, next)
 	l.log.Error("job held: a person must decide", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", why)

@@ -86,6 +86,9 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err := l.cfg.DataDir.Journal.append(entryIntent, &intent); err != nil {
 		return l.takeBack(ctx, &intent, rec, &l.unreachable, 0, err)
 	}
+	if !l.lease.valid() {
+		return l.takeBack(ctx, &intent, rec, &l.unreachable, 0, errors.New("the lease of the lane ran out"))
+	}
 	created, err := l.create(ctx, *body)
 	if err != nil {
 		return l.createFailed(ctx, rec, &intent, err)

@@ -18,7 +18,8 @@ import (
 type lane struct {
 	*Worker
 
-	term int64
+	lease lease
+	term  int64
 	// slots has one place per task at once. asynq frees a handler's place while
 	// the handler may still run, so its own bound is not enough.
 	slots chan struct{}
@@ -41,7 +42,7 @@ const (
 )
 
 func newLane(w *Worker) *lane {
-	return &lane{
+	l := &lane{
 		Worker:      w,
 		slots:       make(chan struct{}, w.cfg.Concurrency),
 		pace:        rate.NewLimiter(rate.Limit(w.model.SubmitsPerSecond/paceMargin), 1),
@@ -50,14 +51,70 @@ func newLane(w *Worker) *lane {
 		throttled: backoff{first: time.Second, most: time.Minute},
 		account:   backoff{first: 10 * time.Second, most: 10 * time.Minute},
 	}
+	l.lease.redis, l.lease.key = w.cfg.Redis, w.laneKey("lease")
+	l.lease.holder, l.lease.lost = w.cfg.DataDir.holder, make(chan struct{})
+	// The lane's last holder may have submitted a moment ago.
+	l.pace.Allow()
+	return l
 }
 
-func (l *lane) key(name string) string {
-	return "danqing:lane:" + l.cfg.Account + ":" + l.cfg.Model + ":" + name
+func (w *Worker) laneKey(name string) string {
+	return "danqing:lane:" + w.cfg.Account + ":" + w.cfg.Model + ":" + name
 }
 
-// run finishes what is in flight, then draws work until the worker stops.
-func (l *lane) run(ctx context.Context) error {
+// runLanes holds the lane for as many terms as it takes until the worker stops.
+func (w *Worker) runLanes(ctx context.Context) error {
+	for {
+		l := newLane(w)
+		err := l.hold(ctx)
+		if errors.Is(err, ErrStopped) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		w.log.Warn("lane lost: standing by", "term", l.term)
+	}
+}
+
+// acquire waits for the lane's lease.
+func (l *lane) acquire(ctx context.Context) error {
+	for waiting := false; ; waiting = true {
+		held, err := l.lease.take(ctx)
+		if held {
+			return nil
+		}
+		switch {
+		case err != nil:
+			l.log.Warn("redis does not answer, trying again", "err", err)
+		case !waiting:
+			l.log.Info("standing by: another worker has the lane")
+		}
+		if err := l.Worker.sleep(ctx, leaseRenew); err != nil {
+			return err
+		}
+	}
+}
+
+// hold acquires the lane, finishes what is in flight, and draws work until the
+// worker stops, which is ErrStopped, or the lease is lost, which is nil.
+func (l *lane) hold(ctx context.Context) error {
+	if err := l.acquire(ctx); err != nil {
+		return err
+	}
+	keeping, release := context.WithCancel(context.WithoutCancel(ctx))
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		l.lease.keep(keeping)
+	}()
+	defer func() {
+		release()
+		<-kept
+		if err := l.lease.drop(context.WithoutCancel(ctx)); err != nil {
+			l.log.Warn("lease not given back", "err", err)
+		}
+	}()
 	if err := l.takeTerm(ctx); err != nil {
 		return err
 	}
@@ -79,13 +136,34 @@ func (l *lane) run(ctx context.Context) error {
 		return fmt.Errorf("start lane: %w", err)
 	}
 	l.log.Info("lane opened", "term", l.term, "simulated", l.simulated)
-	<-l.stopping
+	var result error
+	select {
+	case <-l.stopping:
+		result = ErrStopped
+	case <-l.lease.lost:
+	}
 	server.Stop()
 	l.quiesce(ctx)
 	server.Shutdown()
 	l.quiesce(context.WithoutCancel(ctx))
 	l.log.Info("lane closed", "term", l.term)
-	return nil
+	return result
+}
+
+// sleep waits for d; a stop or a lost lease ends it with ErrStopped.
+func (l *lane) sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-l.stopping:
+		return ErrStopped
+	case <-l.lease.lost:
+		return ErrStopped
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // quiesce waits until no handler does anything, by taking every slot for good;
@@ -101,7 +179,7 @@ func (l *lane) quiesce(ctx context.Context) {
 }
 
 func (l *lane) takeTerm(ctx context.Context) error {
-	term, err := l.cfg.Redis.Incr(ctx, l.key("term")).Result()
+	term, err := l.cfg.Redis.Incr(ctx, l.laneKey("term")).Result()
 	if err != nil {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
@@ -110,22 +188,23 @@ func (l *lane) takeTerm(ctx context.Context) error {
 }
 
 // note says in Redis which jobs of the lane have a create or a task under way.
-func (l *lane) note(ctx context.Context, rec *jobs.Record) {
-	if err := l.cfg.Redis.HSet(ctx, l.key("in_flight"), rec.ID, rec.Attempt).Err(); err != nil {
-		l.log.Warn("in-flight note not written", "job_id", rec.ID, "err", err)
+func (w *Worker) note(ctx context.Context, rec *jobs.Record) {
+	if err := w.cfg.Redis.HSet(ctx, w.laneKey("in_flight"), rec.ID, rec.Attempt).Err(); err != nil {
+		w.log.Warn("in-flight note not written", "job_id", rec.ID, "err", err)
 	}
 }
 
 func (l *lane) clearNote(ctx context.Context, rec *jobs.Record) {
-	if err := l.cfg.Redis.HDel(ctx, l.key("in_flight"), rec.ID).Err(); err != nil {
+	if err := l.cfg.Redis.HDel(ctx, l.laneKey("in_flight"), rec.ID).Err(); err != nil {
 		l.log.Warn("in-flight note not cleared", "job_id", rec.ID, "err", err)
 	}
 }
 
 // finishInFlight polls the tasks that an earlier process left at DashScope: they
-// hold the slot, and they are paid for. It returns at once when the worker stops.
+// hold the slot, and they are paid for. It returns ErrStopped at once when the worker
+// stops or the lease is lost.
 func (l *lane) finishInFlight(ctx context.Context) error {
-	left, err := l.cfg.Redis.HKeys(ctx, l.key("in_flight")).Result()
+	left, err := l.cfg.Redis.HKeys(ctx, l.laneKey("in_flight")).Result()
 	if err != nil {
 		return fmt.Errorf("read in-flight notes: %w", err)
 	}
@@ -146,7 +225,7 @@ func (l *lane) finishInFlight(ctx context.Context) error {
 			l.log.Info("resuming", "job_id", id, "task_id", rec.TaskID, "attempt", rec.Attempt)
 			err = l.generate(ctx, jobs.GenerateMessage{JobID: id, Digest: rec.Digest})
 			var verdict *verdictError
-			if errors.Is(err, ErrStopped) || errors.As(err, &verdict) {
+			if errors.As(err, &verdict) {
 				return nil
 			}
 			return err

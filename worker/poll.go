@@ -83,7 +83,7 @@ func (l *lane) lost(ctx context.Context, rec *jobs.Record, since time.Time) (boo
 		}
 		why = "DashScope does not know the task: is the API key still one of the account that submitted it?"
 	}
-	return true, l.hold(ctx, rec, entryHeld, "TaskUnknown", why)
+	return true, l.park(ctx, rec, entryHeld, "TaskUnknown", why)
 }
 
 // taskSucceeded hands the images on to the store stage. The journal has their

@@ -48,7 +48,7 @@ func (w *Worker) recoverEntry(ctx context.Context, e entry) error {
 	}
 	switch next.State {
 	case jobs.StateGenerating:
-		w.lane.note(ctx, &next)
+		w.note(ctx, &next)
 		return nil
 	case jobs.StateStoring:
 		return w.jobs.EnqueueStore(ctx, &next)

@@ -30,6 +30,7 @@ const (
 	storeRetryMax = time.Minute
 	// drainCheck is how often a stopping worker looks whether all is stored.
 	drainCheck = 50 * time.Millisecond
+	drainMost  = 10 * time.Second
 )
 
 func (s *store) start() (*store, error) {
@@ -56,19 +57,22 @@ func (s *store) start() (*store, error) {
 
 func (s *store) shutdown() { s.server.Shutdown() }
 
-// drain waits until every image that is ready has been tried once more.
+// drain gives the images that are ready a last try, for drainMost at most. What
+// is left waits in the queue and in the journal.
 func (s *store) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainMost)
+	defer cancel()
 	inspector := asynq.NewInspectorFromRedisClient(s.cfg.Redis)
+	tick := time.NewTicker(drainCheck)
+	defer tick.Stop()
 	for {
 		queue, err := inspector.GetQueueInfo(jobs.QueueStore)
 		if err != nil || queue.Pending+queue.Active == 0 {
 			return
 		}
-		timer := time.NewTimer(drainCheck)
 		select {
-		case <-timer.C:
+		case <-tick.C:
 		case <-ctx.Done():
-			timer.Stop()
 			return
 		}
 	}

@@ -49,7 +49,9 @@ func (l *lane) handle(ctx context.Context, message *asynq.Task) error {
 	select {
 	case l.slots <- struct{}{}:
 	case <-l.stopping:
-		return park(ctx)
+		return giveBack(ctx)
+	case <-l.lease.lost:
+		return giveBack(ctx)
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -60,7 +62,7 @@ func (l *lane) handle(ctx context.Context, message *asynq.Task) error {
 	var verdict *verdictError
 	switch {
 	case errors.Is(err, ErrStopped), ctx.Err() != nil:
-		return park(ctx)
+		return giveBack(ctx)
 	case errors.As(err, &verdict) && verdict.retryIn == 0:
 		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
 	default:
@@ -68,9 +70,9 @@ func (l *lane) handle(ctx context.Context, message *asynq.Task) error {
 	}
 }
 
-// park blocks until asynq, shutting down, has put the message back at the head of
+// giveBack blocks until asynq, shutting down, has put the message back at the head of
 // its queue. A handler that returned instead would send it to the tail.
-func park(ctx context.Context) error {
+func giveBack(ctx context.Context) error {
 	<-ctx.Done()
 	return context.Cause(ctx)
 }

@@ -48,7 +48,6 @@ type Worker struct {
 	model jobs.Model
 	log   *slog.Logger
 	jobs  *jobs.Client
-	lane  *lane
 	store *store
 
 	// simulated is what the service said of itself when the worker prepared.
@@ -88,7 +87,6 @@ func New(cfg Config) (*Worker, error) {
 	}
 	w := &Worker{cfg: cfg, model: model, jobs: jobs.NewClient(cfg.Redis), stopping: make(chan struct{})}
 	w.log = cfg.Logger.With("account", cfg.Account, "model", cfg.Model)
-	w.lane = newLane(w)
 	w.store = &store{Worker: w}
 	return w, nil
 }
@@ -174,7 +172,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		return err
 	}
 	defer stores.shutdown()
-	if err := w.lane.run(ctx); err != nil {
+	if err := w.runLanes(ctx); err != nil {
 		return err
 	}
 	w.store.drain(ctx)

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/danqing-queue/danqing/config"
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+type generateFlags struct {
+	batchFlags
+	request     jobs.Request
+	seed        int64
+	refStrength float64
+	output      string
+}
+
+func (p *program) generateCommand() *cobra.Command {
+	var f generateFlags
+	cmd := &cobra.Command{
+		Use:   "generate PROMPT",
+		Short: "Make one image, or n, now",
+		Long: `Generate makes one image, or n, now, and saves it as a file. Every call is a new job,
+unless --id names one: the same ID with the same request is made once.`,
+		Example: `  danqing generate "有一只黑色的小猫" -o cat.png
+  danqing generate "a house by the sea" --style 水彩 --size 1280*720 --simulate`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f.request.Prompt = args[0]
+			if cmd.Flags().Changed("seed") {
+				f.request.Seed = &f.seed
+			}
+			if cmd.Flags().Changed("ref-strength") {
+				f.request.RefStrength = &f.refStrength
+			}
+			return p.generate(cmd.Context(), f)
+		},
+	}
+	p.runFlags(cmd, &f.batchFlags)
+	flags := cmd.Flags()
+	flags.StringVarP(&f.output, "output", "o", "", "file to save the image as; with several, -1, -2 … goes before its extension (default: the job's ID)")
+	flags.StringVar(&f.request.ID, "id", "", "job ID (default: a random one)")
+	flags.StringVar(&f.request.NegativePrompt, "negative-prompt", "", "what must not be seen")
+	flags.StringVar(&f.request.Style, "style", "", "style, such as watercolor or 水彩 (default: the model decides)")
+	flags.StringVar(&f.request.Size, "size", "", "width*height (default 1024*1024)")
+	flags.IntVarP(&f.request.N, "n", "n", 1, "how many images, 1 to 4; each is charged")
+	flags.Int64Var(&f.seed, "seed", 0, "seed of the first image (default: made from the job's ID)")
+	flags.StringVar(&f.request.RefImg, "ref-img", "", "reference image: a URL or a file")
+	flags.Float64Var(&f.refStrength, "ref-strength", 0, "how close to the reference, 0 to 1")
+	flags.StringVar(&f.request.RefMode, "ref-mode", "", "repaint (keep the content, the default) or refonly (keep the style)")
+	return cmd
+}
+
+func (p *program) generate(ctx context.Context, f generateFlags) error {
+	cfg, err := config.Load(p.environ)
+	if err != nil {
+		return err
+	}
+	refs := references{}
+	if ref := f.request.RefImg; ref != "" && !strings.Contains(ref, "://") {
+		if f.request.RefImg, err = refs.resolver(".")(ref); err != nil {
+			return usage("name a URL or a file that DashScope takes", "%w", err)
+		}
+	}
+	if f.request.Model == "" {
+		f.request.Model = cfg.Models[0]
+	}
+	req, warnings, err := f.request.Normalize()
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		p.say("warning: %s", w)
+	}
+	if req.ID == "" {
+		req.ID = jobs.NewID()
+	}
+	files := outputs(f.output, req)
+	for _, file := range files {
+		if _, err := os.Lstat(file); err == nil {
+			return usage("choose another name with -o, or move it away", "%s is there already", file)
+		}
+	}
+	progress := newProgress(p.stderr)
+	engine, err := openEngine(cfg, f.simulate, progress.logger(f.verbose))
+	if err != nil {
+		return err
+	}
+	r := &run{
+		program: p, engine: engine, progress: progress, refs: refs, json: f.json,
+		lines: []jobs.Line{{Number: 1, Raw: []byte("{}"), ID: req.ID, Digest: req.Digest(), Request: req}},
+	}
+	err = r.do(ctx)
+	progress.close()
+	if rec := r.records[req.ID]; rec != nil {
+		err = errors.Join(err, p.save(ctx, engine, rec, files))
+	}
+	return errors.Join(err, engine.Close())
+}
+
+// outputs names a file for each image.
+func outputs(output string, req jobs.Request) []string {
+	if output == "" {
+		output = req.ID + ".png"
+	}
+	if req.N == 1 {
+		return []string{output}
+	}
+	ext := filepath.Ext(output)
+	var files []string
+	for n := 1; n <= req.N; n++ {
+		files = append(files, strings.TrimSuffix(output, ext)+"-"+strconv.Itoa(n)+ext)
+	}
+	return files
+}
+
+// save copies the images out of the bucket.
+func (p *program) save(ctx context.Context, engine *engine, rec *jobs.Record, files []string) error {
+	for _, image := range rec.Images {
+		if image.Key == "" {
+			p.say("image %d: %s: %s", image.N, image.Code, image.Message)
+			continue
+		}
+		file := files[image.N-1]
+		if err := saveObject(ctx, engine, image.Key, file); err != nil {
+			return fmt.Errorf("save image %d: %w; it is in the bucket under %s", image.N, err, image.Key)
+		}
+		fmt.Fprintln(p.stdout, file)
+	}
+	return nil
+}
+
+func saveObject(ctx context.Context, engine *engine, key, file string) error {
+	body, _, err := engine.bucket.Get(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	out, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // an image for everybody
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, body)
+	return errors.Join(err, out.Close())
+}

@@ -1,0 +1,157 @@
+// Danqing makes images with DashScope's 通义万相 from a durable queue: none is paid
+// for twice, none that was paid for is lost.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/danqing-queue/danqing/config"
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+// Exit codes; scripts rely on them.
+const (
+	exitDone        = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitPartFailed  = 3
+	exitInterrupted = 130
+)
+
+func main() {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	p := &program{
+		args: os.Args[1:], environ: os.Environ(), signals: signals,
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
+	}
+	os.Exit(p.run(context.Background()))
+}
+
+// program is one call of the command line with all it may touch.
+type program struct {
+	args           []string
+	environ        []string
+	signals        <-chan os.Signal
+	stdin          io.Reader
+	stdout, stderr io.Writer
+}
+
+// errPartFailed and errInterrupted end a command that has already said why.
+var (
+	errPartFailed  = errors.New("part of the batch failed")
+	errInterrupted = errors.New("interrupted")
+)
+
+// usageError is a mistake in the command line or the configuration.
+type usageError struct {
+	err  error
+	hint string
+}
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usage(hint, format string, args ...any) error {
+	return &usageError{err: fmt.Errorf(format, args...), hint: hint}
+}
+
+func (p *program) run(ctx context.Context) int {
+	root := &cobra.Command{
+		Use:   "danqing",
+		Short: "Make images with 通义万相 (DashScope) from a durable queue",
+		Long: `Danqing (丹青) makes images with Alibaba DashScope's 通义万相 from a durable queue.
+No image is paid for twice, and none that was paid for is lost.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetArgs(p.args)
+	root.SetIn(p.stdin)
+	root.SetOut(p.stdout)
+	root.SetErr(p.stderr)
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage("see: danqing "+cmd.Name()+" --help", "%w", err)
+	})
+	root.AddCommand(p.batchCommand(), p.generateCommand(), p.workerCommand(), p.simulatorCommand(), p.versionCommand())
+	ran := false
+	root.PersistentPreRun = func(*cobra.Command, []string) { ran = true }
+	err := root.ExecuteContext(ctx)
+	var wrong *usageError
+	if err != nil && !ran && !errors.As(err, &wrong) {
+		// Cobra's own: an unknown command, or a wrong number of arguments.
+		err = usage("see: danqing --help", "%w", err)
+	}
+	return p.exit(err)
+}
+
+// exit says what went wrong and maps it to an exit code. It is the one place
+// that does.
+func (p *program) exit(err error) int {
+	var wrongUsage *usageError
+	var wrongConfig *config.Error
+	var wrongBatch *jobs.BatchError
+	var wrongRequest *jobs.InvalidError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, errPartFailed):
+		return exitPartFailed
+	case errors.Is(err, errInterrupted):
+		return exitInterrupted
+	}
+	p.say("error: %v", err)
+	if hint := hintOf(err); hint != "" {
+		p.say("hint: %s", hint)
+	}
+	if errors.As(err, &wrongUsage) || errors.As(err, &wrongConfig) || errors.As(err, &wrongBatch) || errors.As(err, &wrongRequest) ||
+		errors.Is(err, jobs.ErrDigestConflict) || errors.Is(err, worker.ErrSimulated) || errors.Is(err, worker.ErrGateway) || errors.Is(err, worker.ErrDataDirInUse) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// hintOf says what a person can do.
+func hintOf(err error) string {
+	var wrongUsage *usageError
+	var refused *dashscope.Error
+	var wrongBatch *jobs.BatchError
+	switch {
+	case errors.As(err, &wrongUsage):
+		return wrongUsage.hint
+	case errors.As(err, &wrongBatch):
+		return "nothing was queued or spent; correct the lines and run the same command again"
+	case errors.Is(err, jobs.ErrDigestConflict):
+		return "nothing was spent; an id stands for one request for ever: give the changed line a new id, or take its old text back"
+	case errors.Is(err, worker.ErrDataDirInUse):
+		return "wait for it to end, or give this run another DANQING_DATA_DIR"
+	case errors.As(err, &refused):
+		return refused.Hint()
+	}
+	return ""
+}
+
+// say prints a line for people.
+func (p *program) say(format string, args ...any) {
+	fmt.Fprintf(p.stderr, "danqing: "+format+"\n", args...)
+}
+
+func (p *program) getenv(name string) string {
+	for _, pair := range p.environ {
+		if key, value, ok := strings.Cut(pair, "="); ok && key == name {
+			return value
+		}
+	}
+	return ""
+}

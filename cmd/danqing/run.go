@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker"
+)
+
+// run takes a set of jobs to completion with the engine's worker.
+type run struct {
+	*program
+	engine   *engine
+	progress *progress
+	refs     references
+	json     bool
+	lines    []jobs.Line
+
+	// prepared says that records can be told: nothing was wrong with the jobs.
+	prepared bool
+
+	mu sync.Mutex
+	// records are the jobs by ID; over are those that need no more work.
+	records map[string]*jobs.Record
+	open    map[string]jobs.Line
+	before  map[string]bool // over before this run
+}
+
+const (
+	// lookups is how many jobs are looked up in the bucket at once.
+	lookups = 16
+	// recheck bounds how long a lost event can hide that a job is over.
+	recheck = 30 * time.Second
+)
+
+// do runs the jobs. It returns errPartFailed or errInterrupted when it has said
+// all there is to say.
+func (r *run) do(ctx context.Context) error {
+	r.records, r.open, r.before = map[string]*jobs.Record{}, map[string]jobs.Line{}, map[string]bool{}
+	err := r.engine.run(ctx, r.signals, r.progress.line, r.work)
+	if c := r.counts(); err == nil && c.failed+c.held > 0 {
+		return errPartFailed
+	}
+	return err
+}
+
+// work prepares, enqueues what is not over, and works until all is.
+func (r *run) work(ctx context.Context) error {
+	if err := r.engine.worker.Prepare(ctx); err != nil {
+		return err
+	}
+	if err := r.lookUp(ctx); err != nil {
+		return err
+	}
+	events := r.engine.worker.Jobs().Events()
+	if _, err := events.Next(ctx, 0); err != nil {
+		return err
+	}
+	if err := r.enqueue(ctx); err != nil {
+		return err
+	}
+	r.prepared = true
+	r.announce()
+	if len(r.open) == 0 && !r.engine.worker.Unfinished() {
+		return nil
+	}
+	watching, stop := context.WithCancel(ctx)
+	watched := make(chan error, 1)
+	go func() {
+		err := r.watch(watching, events)
+		r.engine.worker.Stop()
+		watched <- err
+	}()
+	err := r.engine.worker.Run(ctx)
+	stop()
+	if watchErr := <-watched; !errors.Is(watchErr, context.Canceled) {
+		err = errors.Join(err, watchErr)
+	}
+	return errors.Join(err, r.refresh(context.WithoutCancel(ctx)))
+}
+
+// lookUp finds the jobs that are over already, and the IDs that are taken.
+func (r *run) lookUp(ctx context.Context) error {
+	taken := make([]error, len(r.lines))
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(lookups)
+	for i, line := range r.lines {
+		group.Go(func() error {
+			over, err := r.engine.worker.Finished(gctx, line.ID, line.Digest)
+			switch {
+			case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, worker.ErrSimulated):
+				taken[i] = err
+			case err != nil:
+				return fmt.Errorf("look up what is done already: %w", err)
+			case over != nil:
+				r.mu.Lock()
+				r.records[line.ID] = over
+				r.before[line.ID] = true
+				r.mu.Unlock()
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return r.batchError(taken)
+}
+
+// batchError names the lines of those errors that are not nil.
+func (r *run) batchError(errs []error) error {
+	wrong := &jobs.BatchError{}
+	for i, err := range errs {
+		if err != nil {
+			wrong.Lines = append(wrong.Lines, jobs.LineError{Number: r.lines[i].Number, Err: err})
+		}
+	}
+	if len(wrong.Lines) == 0 {
+		return nil
+	}
+	return wrong
+}
+
+// enqueue puts the rest on the queue. No lane runs yet: nothing is spent before
+// every line is known to be right.
+func (r *run) enqueue(ctx context.Context) error {
+	taken := make([]error, len(r.lines))
+	for i, line := range r.lines {
+		if r.records[line.ID] != nil {
+			continue
+		}
+		if err := r.refs.stage(ctx, r.engine.bucket, line); err != nil {
+			return fmt.Errorf("line %d: stage reference image: %w", line.Number, err)
+		}
+		rec, err := r.engine.worker.Jobs().Enqueue(ctx, line.Request)
+		if errors.Is(err, jobs.ErrDigestConflict) {
+			taken[i] = err
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("line %d: %w", line.Number, err)
+		}
+		r.records[line.ID] = rec
+		if settled(rec) {
+			r.before[line.ID] = true
+			continue
+		}
+		r.open[line.ID] = line
+	}
+	return r.batchError(taken)
+}
+
+// settled reports whether no more work can be done on a job.
+func settled(rec *jobs.Record) bool { return rec.State.Final() || rec.State == jobs.StateHeld }
+
+// watch follows the jobs until none is open, and until what earlier runs paid for
+// and did not finish is in the bucket too.
+func (r *run) watch(ctx context.Context, events *jobs.Events) error {
+	for checked := time.Now(); len(r.open) > 0 || r.engine.worker.Unfinished(); {
+		batch, err := events.Next(ctx, time.Second)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			r.engine.log.Warn("job states not read, trying again", "err", err)
+		}
+		for _, event := range batch {
+			if _, mine := r.open[event.JobID]; mine {
+				if err := r.look(ctx, event.JobID); err != nil {
+					return err
+				}
+			}
+		}
+		if time.Since(checked) > recheck {
+			checked = time.Now()
+			if err := r.refresh(ctx); err != nil {
+				return err
+			}
+		}
+		r.progress.update(r.counts())
+	}
+	return nil
+}
+
+// refresh looks at every open job.
+func (r *run) refresh(ctx context.Context) error {
+	for id := range r.open {
+		if err := r.look(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// look reads a job's record and says so if it is over.
+func (r *run) look(ctx context.Context, id string) error {
+	rec, err := r.engine.worker.Jobs().Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	line := r.open[id]
+	r.records[id] = rec
+	if settled(rec) {
+		delete(r.open, id)
+	}
+	r.mu.Unlock()
+	if !settled(rec) {
+		return nil
+	}
+	r.progress.job(rec)
+	if r.json {
+		return r.printResult(ctx, line, rec)
+	}
+	return nil
+}
+
+// counts adds up what the progress line and the summary tell.
+func (r *run) counts() counts {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c := counts{total: len(r.lines), before: len(r.before)}
+	for id, rec := range r.records {
+		switch rec.State {
+		case jobs.StateSucceeded:
+			c.done++
+		case jobs.StateFailed, jobs.StateCanceled:
+			c.failed++
+		case jobs.StateHeld:
+			c.held++
+		default:
+			c.left++
+		}
+		if r.before[id] {
+			continue
+		}
+		for _, image := range rec.Images {
+			if image.Key != "" {
+				c.images++
+			}
+		}
+		c.microYuan += rec.CostMicroYuan
+	}
+	return c
+}

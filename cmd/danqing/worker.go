@@ -1,0 +1,44 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/danqing-queue/danqing/config"
+)
+
+func (p *program) workerCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "worker",
+		Short: "Work the jobs that others put on a Redis queue",
+		Long: `Worker makes the images of jobs that other programs enqueue with the jobs package, in
+the Redis at REDIS_URL, until it is told to stop. One worker at a time holds the
+lane of an account's model; others stand by.`,
+		Example: `  REDIS_URL=redis://127.0.0.1:6379/0 DANQING_S3_BUCKET=images danqing worker`,
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, _ []string) error { return p.worker(cmd.Context()) },
+	}
+}
+
+func (p *program) worker(ctx context.Context) error {
+	cfg, err := config.Load(p.environ)
+	if err != nil {
+		return err
+	}
+	if cfg.RedisURL == "" {
+		return usage("set it, as in redis://127.0.0.1:6379/0; for a file of prompts without Redis use: danqing batch", "REDIS_URL is not set")
+	}
+	log := slog.New(slog.NewTextHandler(p.stderr, nil))
+	engine, err := openEngine(cfg, false, log)
+	if err != nil {
+		return err
+	}
+	err = engine.run(ctx, p.signals, func(text string) { log.Info(text) }, engine.worker.Run)
+	if errors.Is(err, errInterrupted) {
+		err = nil // a worker is meant to run until it is stopped
+	}
+	return errors.Join(err, engine.Close())
+}

@@ -1,0 +1,12 @@
+package worker_test
+
+import (
+	"log/slog"
+	"testing"
+)
+
+// testLogger writes to the test's own log, shown when it fails.
+func testLogger(t *testing.T) *slog.Logger {
+	t.Helper()
+	return slog.New(slog.NewTextHandler(t.Output(), nil))
+}

@@ -1,0 +1,224 @@
+package worker_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/storage"
+	bucket "github.com/danqing-queue/danqing/storage/embedded"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// stack is everything a worker stands on, in one process and, inside a synctest
+// bubble, in simulated time. The simulator and the bucket outlive workers, as
+// DashScope and S3 do; the queue and the worker can be killed and started anew.
+type stack struct {
+	t      *testing.T
+	dir    string
+	sim    *simulator.Simulator
+	files  *bucket.Server
+	bucket *storage.Bucket
+
+	queue  *queue.Queue
+	data   *worker.DataDir
+	worker *worker.Worker
+	ended  chan error
+}
+
+// tinyPNG is painted where a test does not look at the images.
+func tinyPNG(p simulator.Picture) []byte {
+	p.Width, p.Height = 8, 8
+	return simulator.Paint(p)
+}
+
+// bubble runs a test in simulated time.
+func bubble(t *testing.T, sim *simulator.Simulator, test func(*stack)) {
+	t.Helper()
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, dir, sim)
+		defer s.close()
+		s.start()
+		test(s)
+	})
+}
+
+func newStack(t *testing.T, dir string, sim *simulator.Simulator) *stack {
+	t.Helper()
+	if sim.Render == nil {
+		sim.Render = tinyPNG
+	}
+	files, err := bucket.Open(bucket.Config{Dir: filepath.Join(dir, "bucket")})
+	require.NoError(t, err)
+	id, secret := files.Credentials()
+	store, err := storage.New(storage.Config{
+		Bucket: bucket.DefaultBucket, Endpoint: "http://bucket.embedded", AccessKeyID: id, SecretAccessKey: secret,
+		HTTPClient: files.HTTPClient(),
+	})
+	require.NoError(t, err)
+	return &stack{t: t, dir: dir, sim: sim, files: files, bucket: store}
+}
+
+// start starts a worker with an empty queue on the journal that is there.
+func (s *stack) start() {
+	s.t.Helper()
+	s.prepare()
+	s.run()
+}
+
+func (s *stack) prepare() {
+	s.t.Helper()
+	var err error
+	s.queue = queue.Open()
+	s.data, err = worker.OpenDataDir(filepath.Join(s.dir, "data"))
+	require.NoError(s.t, err)
+	const base = "http://dashscope.simulated/api/v1"
+	client, err := dashscope.New(dashscope.Config{BaseURL: base, APIKey: "sk-test", DialContext: s.sim.DialContext})
+	require.NoError(s.t, err)
+	spool, err := storage.OpenSpool(s.data.SpoolPath(), storage.SpoolConfig{Source: base, DialContext: s.sim.DialContext})
+	require.NoError(s.t, err)
+	s.worker, err = worker.New(worker.Config{
+		Redis: s.queue.Client(), DashScope: client, Bucket: s.bucket, Spool: spool, DataDir: s.data,
+		Logger: testLogger(s.t),
+	})
+	require.NoError(s.t, err)
+	require.NoError(s.t, s.worker.Prepare(s.t.Context()))
+}
+
+func (s *stack) run() {
+	s.ended = make(chan error, 1)
+	go func() { s.ended <- s.worker.Run(context.Background()) }()
+}
+
+// stop ends the worker gracefully, and its queue with it.
+func (s *stack) stop() {
+	s.t.Helper()
+	if s.worker == nil {
+		return
+	}
+	s.worker.Stop()
+	require.NoError(s.t, <-s.ended)
+	require.NoError(s.t, s.data.Close())
+	require.NoError(s.t, s.queue.Close())
+	s.worker = nil
+}
+
+func (s *stack) close() {
+	s.stop()
+	require.NoError(s.t, s.sim.Close())
+	require.NoError(s.t, s.files.Close())
+}
+
+func (s *stack) enqueue(req jobs.Request) *jobs.Record {
+	s.t.Helper()
+	rec, err := s.worker.Jobs().Enqueue(s.t.Context(), req)
+	require.NoError(s.t, err)
+	return rec
+}
+
+// enqueueMany puts n jobs named job-1 … on the queue.
+func (s *stack) enqueueMany(n int) []string {
+	s.t.Helper()
+	var ids []string
+	for i := 1; i <= n; i++ {
+		id := fmt.Sprintf("job-%d", i)
+		s.enqueue(jobs.Request{ID: id, Prompt: "prompt of " + id})
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// wait returns the job once it is over or held.
+func (s *stack) wait(id string) *jobs.Record {
+	s.t.Helper()
+	rec, err := s.worker.Jobs().Wait(s.t.Context(), id)
+	require.NoError(s.t, err)
+	return rec
+}
+
+// state waits until the job is in the state, which must come.
+func (s *stack) state(id string, want jobs.State) *jobs.Record {
+	s.t.Helper()
+	events := s.worker.Jobs().Events()
+	for {
+		_, err := events.Next(s.t.Context(), 0)
+		require.NoError(s.t, err)
+		rec, err := s.worker.Jobs().Get(s.t.Context(), id)
+		require.NoError(s.t, err)
+		if rec.State == want {
+			return rec
+		}
+		require.False(s.t, rec.State.Final(), "job %s became %s (%s) instead of %s", id, rec.State, rec.Message, want)
+		_, err = events.Next(s.t.Context(), time.Second)
+		require.NoError(s.t, err)
+	}
+}
+
+// requireStored checks that a job's images are in the bucket, whole, and that
+// its sidecar says so.
+func (s *stack) requireStored(id string, images int) *storage.Sidecar {
+	s.t.Helper()
+	sidecar, err := s.bucket.Sidecar(s.t.Context(), id)
+	require.NoError(s.t, err)
+	require.Equal(s.t, "succeeded", sidecar.State)
+	require.True(s.t, sidecar.Simulated)
+	stored := 0
+	for _, image := range sidecar.Images {
+		if image.State != storage.ImageStored {
+			continue
+		}
+		stored++
+		info, err := s.bucket.Head(s.t.Context(), image.Key)
+		require.NoError(s.t, err)
+		require.Equal(s.t, image.SHA256, info.SHA256)
+		require.Equal(s.t, image.Bytes, info.Bytes)
+	}
+	require.Equal(s.t, images, stored)
+	return sidecar
+}
+
+// tasksOf counts the simulator's tasks whose prompt is the job's.
+func (s *stack) tasksOf(prompt string) int {
+	n := 0
+	for _, task := range s.sim.Tasks() {
+		if task.Request.Input.Prompt == prompt {
+			n++
+		}
+	}
+	return n
+}
+
+// requireChargedOnce checks that no prompt was paid for twice.
+func (s *stack) requireChargedOnce() {
+	s.t.Helper()
+	charged := map[string]int{}
+	for _, task := range s.sim.Tasks() {
+		if task.ChargedMicroYuan > 0 {
+			charged[task.Request.Input.Prompt]++
+		}
+	}
+	for prompt, n := range charged {
+		require.Equal(s.t, 1, n, "tasks charged for %q", prompt)
+	}
+}
+
+// journalLines reads the journal's lines.
+func (s *stack) journalLines() []string {
+	s.t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.dir, "data", "journal.jsonl"))
+	require.NoError(s.t, err)
+	return strings.Split(strings.TrimSpace(string(text)), "\n")
+}

@@ -1,0 +1,209 @@
+package worker_test
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+func TestOneJobBecomesAnImageAndASidecar(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(s *stack) {
+		s.enqueue(jobs.Request{ID: "cat", Prompt: "有一只黑色的小猫", Style: "水彩", N: 2, Labels: map[string]string{"sku": "A-17"}})
+		rec := s.wait("cat")
+		require.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
+		sidecar := s.requireStored("cat", 2)
+		assert.Equal(t, "cat/cat-1.png", sidecar.Images[0].Key)
+		assert.Equal(t, int64(2*simulator.MicroYuanPerImage), sidecar.CostMicroYuan)
+		assert.Equal(t, map[string]string{"sku": "A-17"}, sidecar.Labels)
+		task := s.sim.Tasks()[0]
+		assert.Equal(t, "<watercolor>", task.Request.Parameters.Style)
+		assert.Equal(t, 2, *task.Request.Parameters.N)
+		assert.Equal(t, sidecar.Seed, *task.Request.Parameters.Seed)
+		assert.Equal(t, task.ID, sidecar.Attempts[0].TaskID)
+	})
+}
+
+// The slot must be busy at least 95 % of the time while there is a backlog.
+func TestSlotIsBusyWithABacklog(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Second, 12*time.Second)}
+	bubble(t, sim, func(s *stack) {
+		for _, id := range s.enqueueMany(200) {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+		}
+		stats := sim.Stats()
+		t.Logf("slot busy %.1f %%", 100*stats.Lanes[0].Utilization)
+		assert.GreaterOrEqual(t, stats.Lanes[0].Utilization, 0.95)
+		assert.Equal(t, 1, stats.Lanes[0].MaxRunning)
+		assert.Zero(t, stats.Throttled)
+		assert.Len(t, sim.Tasks(), 200)
+		s.requireChargedOnce()
+	})
+}
+
+// A day of jobs with faults on every route: each is delivered, and charged once.
+func TestDayWithFaults(t *testing.T) {
+	sim := &simulator.Simulator{Seed: 7}
+	bubble(t, sim, func(s *stack) {
+		for _, route := range []simulator.Route{simulator.RouteQuery, simulator.RouteResult} {
+			sim.Script(
+				simulator.Fault{Route: route, Times: -1, Probability: 0.004, Status: http.StatusTooManyRequests, Code: "Throttling"},
+				simulator.Fault{Route: route, Times: -1, Probability: 0.004, Status: http.StatusInternalServerError, Code: "InternalError"},
+				simulator.Fault{Route: route, Times: -1, Probability: 0.004, Status: http.StatusBadGateway, Body: "<html>bad gateway</html>"},
+				simulator.Fault{Route: route, Times: -1, Probability: 0.004, Reset: simulator.ResetBefore},
+				simulator.Fault{Route: route, Times: -1, Probability: 0.004, Truncate: true},
+				simulator.Fault{Route: route, Times: -1, Probability: 0.004, Delay: time.Hour},
+			)
+		}
+		sim.Script(
+			simulator.Fault{Route: simulator.RouteCreate, Times: -1, Probability: 0.01, Status: http.StatusTooManyRequests, Code: "Throttling.RateQuota"},
+			simulator.Fault{Route: simulator.RouteCreate, Times: -1, Probability: 0.01, Status: http.StatusServiceUnavailable, Code: "ModelUnavailable"},
+		)
+		begin := time.Now()
+		ids := s.enqueueMany(3000)
+		for _, id := range ids {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State, id)
+		}
+		for _, id := range ids {
+			s.requireStored(id, 1)
+		}
+		t.Logf("%d jobs in %s simulated, slot busy %.1f %%, %d faults", len(ids), time.Since(begin), 100*sim.Stats().Lanes[0].Utilization, sim.Stats().Faults)
+		assert.Len(t, sim.Tasks(), len(ids))
+		s.requireChargedOnce()
+	})
+}
+
+// A create without a task_id may have cost money: the job is held, nothing is
+// bought again, and the jobs behind it go on.
+func TestAmbiguousCreateIsHeld(t *testing.T) {
+	for name, fault := range map[string]simulator.Fault{
+		"reset before the task was made": {Reset: simulator.ResetBefore},
+		"reset after the task was made":  {Reset: simulator.ResetAfter},
+		"500 with JSON":                  {Status: http.StatusInternalServerError, Code: "InternalError", AfterWork: true},
+		"502 with HTML":                  {Status: http.StatusBadGateway, Body: "<html>bad gateway</html>"},
+		"200 with garbage":               {Garbage: true, AfterWork: true},
+		"200 cut in the middle":          {Truncate: true},
+		"429 with HTML":                  {Status: http.StatusTooManyRequests, Body: "<html>slow down</html>"},
+		"no answer within 60 s":          {Delay: 2 * time.Minute, AfterWork: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fault.Route = simulator.RouteCreate
+			sim := &simulator.Simulator{}
+			bubble(t, sim, func(s *stack) {
+				sim.Script(fault)
+				s.enqueueMany(2)
+				held := s.wait("job-1")
+				assert.Equal(t, jobs.StateHeld, held.State)
+				assert.Equal(t, "SubmitAmbiguous", held.Code)
+				require.Equal(t, jobs.StateSucceeded, s.wait("job-2").State)
+				assert.LessOrEqual(t, s.tasksOf("prompt of job-1"), 1)
+
+				// Neither asking again nor a restart buys it.
+				s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1"})
+				s.stop()
+				s.start()
+				s.enqueueMany(2)
+				assert.Equal(t, jobs.StateHeld, s.wait("job-1").State)
+				<-time.After(time.Hour)
+				assert.LessOrEqual(t, s.tasksOf("prompt of job-1"), 1)
+				assert.Equal(t, 1, s.tasksOf("prompt of job-2"))
+			})
+		})
+	}
+}
+
+// What certainly made nothing is tried again, costs no attempt, and delays the
+// jobs behind it but does not fail them.
+func TestCertainRefusalIsTriedAgain(t *testing.T) {
+	for name, fault := range map[string]simulator.Fault{
+		"429 with JSON":    {Status: http.StatusTooManyRequests, Code: "Throttling.RateQuota"},
+		"503 no capacity":  {Status: http.StatusServiceUnavailable, Code: "ModelUnavailable"},
+		"account in debt":  {Status: http.StatusBadRequest, Code: "Arrearage"},
+		"key not accepted": {Status: http.StatusUnauthorized, Code: "InvalidApiKey"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fault.Route, fault.Times = simulator.RouteCreate, 5
+			sim := &simulator.Simulator{}
+			bubble(t, sim, func(s *stack) {
+				sim.Script(fault)
+				for _, id := range s.enqueueMany(3) {
+					require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+					assert.Len(t, s.requireStored(id, 1).Attempts, 1)
+				}
+				assert.Len(t, sim.Tasks(), 3)
+			})
+		})
+	}
+}
+
+// A refusal that no later try can change fails this job alone, with a sentence.
+func TestTerminalRefusalFailsTheJob(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusBadRequest, Code: "DataInspectionFailed", Message: "Input data may contain inappropriate content."})
+		s.enqueueMany(2)
+		failed := s.wait("job-1")
+		assert.Equal(t, jobs.StateFailed, failed.State)
+		assert.Equal(t, "DataInspectionFailed", failed.Code)
+		assert.Equal(t, jobs.StateSucceeded, s.wait("job-2").State)
+		sidecar, err := s.bucket.Sidecar(t.Context(), "job-1")
+		require.NoError(t, err)
+		assert.Equal(t, "failed", sidecar.State)
+		assert.Zero(t, sidecar.CostMicroYuan)
+	})
+}
+
+// A failed task costs nothing and is tried again three times; moderation is not.
+func TestFailedTasks(t *testing.T) {
+	for _, c := range []struct {
+		code         string
+		tasks        int
+		failsForEver bool
+		want         jobs.State
+	}{
+		{"InternalError.Timeout", 3, true, jobs.StateFailed},
+		{"InternalError", 2, false, jobs.StateSucceeded},
+		{"DataInspectionFailed", 1, true, jobs.StateFailed},
+	} {
+		t.Run(c.code, func(t *testing.T) {
+			made := 0
+			sim := &simulator.Simulator{Outcome: func(dashscope.CreateRequest) simulator.Outcome {
+				if made++; made > 1 && !c.failsForEver {
+					return simulator.Outcome{}
+				}
+				return simulator.Outcome{Code: c.code, Message: "no image"}
+			}}
+			bubble(t, sim, func(s *stack) {
+				s.enqueueMany(1)
+				assert.Equal(t, c.want, s.wait("job-1").State)
+				assert.Len(t, sim.Tasks(), c.tasks)
+				sidecar, err := s.bucket.Sidecar(t.Context(), "job-1")
+				require.NoError(t, err)
+				assert.Len(t, sidecar.Attempts, c.tasks)
+			})
+		})
+	}
+}
+
+// Of four images one fails: the job has succeeded, pays for three, and says why
+// the fourth is missing.
+func TestPartialResult(t *testing.T) {
+	sim := &simulator.Simulator{Outcome: func(dashscope.CreateRequest) simulator.Outcome {
+		return simulator.Outcome{Images: map[int]simulator.Failure{1: {Code: "DataInspectionFailed", Message: "no"}}}
+	}}
+	bubble(t, sim, func(s *stack) {
+		s.enqueue(jobs.Request{ID: "four", Prompt: "p", N: 4})
+		rec := s.wait("four")
+		assert.Equal(t, jobs.StateSucceeded, rec.State)
+		sidecar := s.requireStored("four", 3)
+		assert.Equal(t, int64(3*simulator.MicroYuanPerImage), sidecar.CostMicroYuan)
+		assert.Equal(t, "DataInspectionFailed", sidecar.Images[1].Code)
+		assert.Equal(t, int64(3*simulator.MicroYuanPerImage), sim.Stats().ChargedMicroYuan)
+	})
+}
