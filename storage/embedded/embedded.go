@@ -1,0 +1,152 @@
+// Package embedded is an S3 server on a folder, in the process, that serves when
+// no other store is configured.
+//
+// Objects are plain files under their keys, DIR/BUCKET/KEY, to be browsed,
+// copied and even dropped in by hand. Their metadata lies in DIR/.danqing,
+// outside of every key. An object is published by a rename, after its bytes and
+// its metadata are on disk: a kill at any moment leaves the old or the new
+// version, whole and with its own metadata.
+//
+// What is modelled: buckets of one name; PutObject (with Content-MD5, signed
+// payload hash, checksums, If-Match, If-None-Match), GetObject (with ranges and
+// conditions), HeadObject, DeleteObject(s), CopyObject, ListObjects v1 and v2,
+// SigV4 by header and by presigned URL. What is not: versions, ACLs, policies,
+// lifecycle; multipart uploads work but are held in memory until they complete.
+//
+// Keys must be usable as file names: no empty, "." or ".." segments (and hence
+// no folder markers such as "a/"), no segment over 255 bytes, UTF-8 without NUL,
+// and not both "f" and "f/g". Others are refused with 400 InvalidArgument. On a
+// file system that ignores case, so do keys.
+package embedded
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	"github.com/gofrs/flock"
+	"github.com/rclone/gofakes3"
+)
+
+// DefaultBucket is the bucket's name unless Config says otherwise.
+const DefaultBucket = "danqing"
+
+// Config configures a [Server]. Dir is required.
+type Config struct {
+	// Dir is where objects lie; it is created if need be. One server at a time
+	// can have it.
+	Dir string
+	// Bucket is the one bucket, created if need be; "" is DefaultBucket.
+	Bucket string
+	// AccessKeyID and SecretAccessKey are what requests must be signed with;
+	// both "" are generated anew by every Open. An ID has at least 3
+	// characters.
+	AccessKeyID     string
+	SecretAccessKey string `json:"-"`
+	// Logger takes what an operator may want to know; nil discards it.
+	Logger *slog.Logger
+}
+
+// String leaves the secret out.
+func (c Config) String() string {
+	return fmt.Sprintf("dir %q, bucket %q, access key ID %q, secret **redacted**", c.Dir, c.Bucket, c.AccessKeyID)
+}
+
+// GoString is String: %#v shows no secret either.
+func (c Config) GoString() string { return c.String() }
+
+// Server is an http.Handler that speaks S3.
+type Server struct {
+	id, secret string
+	store      *store
+	handler    http.Handler
+	lock       *flock.Flock
+}
+
+// Open opens the store in cfg.Dir, removes what a crash left there, and returns
+// a server for it. It fails if another server has the folder.
+func Open(cfg Config) (*Server, error) {
+	if cfg.Dir == "" {
+		return nil, errors.New("embedded bucket: Dir is empty: name a folder")
+	}
+	if cfg.Bucket == "" {
+		cfg.Bucket = DefaultBucket
+	}
+	if err := gofakes3.ValidateBucketName(cfg.Bucket); err != nil {
+		return nil, fmt.Errorf("embedded bucket: Bucket %q: must be 3 to 63 lower-case letters, digits and hyphens", cfg.Bucket)
+	}
+	switch {
+	case cfg.AccessKeyID == "" && cfg.SecretAccessKey == "":
+		cfg.AccessKeyID, cfg.SecretAccessKey = "danqing-"+rand.Text()[:12], rand.Text()+rand.Text()
+	case len(cfg.AccessKeyID) < 3 || cfg.SecretAccessKey == "":
+		return nil, errors.New("embedded bucket: AccessKeyID and SecretAccessKey go together, the ID with at least 3 characters; leave both empty to have them generated")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+
+	hidden := filepath.Join(cfg.Dir, hiddenFolder)
+	if err := os.MkdirAll(hidden, 0o750); err != nil {
+		return nil, fmt.Errorf("embedded bucket: %w", err)
+	}
+	lock := flock.New(filepath.Join(hidden, "lock"))
+	if ok, err := lock.TryLock(); err != nil {
+		return nil, fmt.Errorf("embedded bucket: lock %s: %w", cfg.Dir, err)
+	} else if !ok {
+		return nil, fmt.Errorf("embedded bucket: %s is in use by another process: stop that, or use another folder", cfg.Dir)
+	}
+	st, err := openStore(cfg.Dir, cfg.Bucket)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("embedded bucket: %w", err), lock.Unlock())
+	}
+	front := gofakes3.New(st,
+		gofakes3.WithV4Auth(map[string]string{cfg.AccessKeyID: cfg.SecretAccessKey}),
+		gofakes3.WithLogger(logger{cfg.Logger}),
+	)
+	return &Server{id: cfg.AccessKeyID, secret: cfg.SecretAccessKey, store: st, handler: guard(front.Server()), lock: lock}, nil
+}
+
+// ServeHTTP answers an S3 request. It must not stand behind an
+// [http.ServeMux], which would redirect keys that it finds unclean.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
+
+// HTTPClient returns a client whose every request is answered by the server in
+// this process, whatever its host, without a socket.
+func (s *Server) HTTPClient() *http.Client {
+	return &http.Client{Transport: inProcess{s}}
+}
+
+// Credentials returns what requests must be signed with.
+func (s *Server) Credentials() (accessKeyID, secretAccessKey string) { return s.id, s.secret }
+
+// Bucket returns the bucket's name.
+func (s *Server) Bucket() string { return s.store.bucket }
+
+// Path returns the file that shows key, whether it exists or not, or "" if the
+// key cannot be one.
+func (s *Server) Path(key string) string {
+	name, err := s.store.name(key)
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(s.store.root.Name(), name)
+}
+
+// Close lets go of the folder. Requests that are still being served fail.
+func (s *Server) Close() error {
+	return errors.Join(s.store.root.Close(), s.lock.Close())
+}
+
+// logger takes gofakes3's errors; its other levels tell of each request.
+type logger struct{ log *slog.Logger }
+
+// Print implements gofakes3.Logger.
+func (l logger) Print(level gofakes3.LogLevel, v ...any) {
+	if level == gofakes3.LogErr {
+		l.log.Error("embedded bucket", "err", fmt.Sprint(v...))
+	}
+}

@@ -1,0 +1,363 @@
+package embedded
+
+import (
+	"context"
+	"crypto/md5" //nolint:gosec // S3's ETag is the MD5
+	"encoding/hex"
+	"errors"
+	"hash/maphash"
+	"io"
+	"io/fs"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rclone/gofakes3"
+)
+
+// noDirSync is so where a directory cannot be synced.
+const noDirSync = runtime.GOOS == "windows"
+
+// store is gofakes3's backend on a folder. Nothing it does leaves that: all
+// paths go through an os.Root.
+type store struct {
+	root       *os.Root
+	bucket     string
+	tempFolder string
+	metaFolder string
+	createdAt  time.Time
+
+	temps atomic.Uint64
+	seed  maphash.Seed
+	// keys guards the content and metadata of the keys that hash to it: read
+	// for a look at both, locked to replace them.
+	keys [64]sync.RWMutex
+	// folders is read-locked while a key's folder must stay, and locked to
+	// remove empty ones.
+	folders sync.RWMutex
+}
+
+var _ gofakes3.Backend = (*store)(nil)
+
+func openStore(dir, bucket string) (*store, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &store{
+		root: root, bucket: bucket, createdAt: time.Now(), seed: maphash.MakeSeed(),
+		tempFolder: filepath.Join(hiddenFolder, "temp"),
+		metaFolder: filepath.Join(hiddenFolder, "meta", bucket),
+	}
+	if err := s.sweep(); err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return s, nil
+}
+
+func (s *store) tempName() string { return strconv.FormatUint(s.temps.Add(1), 10) }
+
+func (s *store) lockOf(key string) *sync.RWMutex {
+	return &s.keys[maphash.String(s.seed, key)%uint64(len(s.keys))]
+}
+
+// PutObject implements gofakes3.Backend. Its steps, in the order that a crash
+// or power cut between any two of them asks for: content on disk; metadata that
+// knows the old version and the new on disk; the content's rename, which is the
+// commit; its folder on disk; metadata without the old version.
+func (s *store) PutObject(ctx context.Context, bucket, key string, headers map[string]string, input io.Reader, size int64) (gofakes3.PutObjectResult, error) {
+	name, err := s.object(bucket, key)
+	if err != nil {
+		return gofakes3.PutObjectResult{}, err
+	}
+	f, temp, err := s.createTemp()
+	if err != nil {
+		return gofakes3.PutObjectResult{}, err
+	}
+	v, err := receive(f, input, size)
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err == nil {
+		err = ctx.Err() // the client may have gone at the last byte
+	}
+	if err == nil {
+		v.Headers = maps.Clone(headers)
+		delete(v.Headers, "Last-Modified") // the file has it
+		err = s.commit(ctx, key, name, temp, v)
+	}
+	if err != nil {
+		_ = s.root.Remove(temp) // swept at the next start if not
+	}
+	return gofakes3.PutObjectResult{}, err
+}
+
+// receive writes input to f, durably, and describes it. size is -1 if unknown.
+func receive(f *os.File, input io.Reader, size int64) (version, error) {
+	// The front computes the MD5 already, unless it wraps its reader again.
+	sum, hashed := input.(interface{ Sum([]byte) []byte })
+	if !hashed {
+		h := md5.New() //nolint:gosec // see the import
+		input, sum = io.TeeReader(input, h), h
+	}
+	n, err := io.Copy(f, input)
+	if err == nil && size >= 0 && n != size {
+		err = gofakes3.ErrIncompleteBody
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
+		return version{}, err
+	}
+	return version{Bytes: n, MD5: sum.Sum(nil)}, nil
+}
+
+// commit makes temp, which v describes, the content of key.
+func (s *store) commit(ctx context.Context, key, name, temp string, v version) error {
+	lock := s.lockOf(key)
+	lock.Lock()
+	defer lock.Unlock()
+	s.folders.RLock()
+	defer s.folders.RUnlock()
+
+	if err := s.makeFolder(filepath.Dir(name), key); err != nil {
+		return err
+	}
+	versions := make([]version, 1, 2)
+	old, err := s.root.Lstat(name)
+	switch {
+	case err == nil && old.IsDir():
+		return unusable(key, "it is a folder of other keys")
+	case err == nil:
+		if was, ok := s.known(key, old); ok {
+			versions = append(versions, was)
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if err := s.checkConditions(ctx, key, name, old != nil); err != nil {
+		return err
+	}
+
+	stat, err := s.stamp(temp, time.Now(), old)
+	if err != nil {
+		return err
+	}
+	v.ModifiedAt = stat.ModTime().UnixNano()
+	versions[0] = v
+	if err := s.writeMeta(meta{Key: key, Versions: versions}, true); err != nil {
+		return err
+	}
+	if err := s.root.Rename(temp, name); err != nil {
+		if now, statErr := s.root.Lstat(name); statErr == nil && now.IsDir() {
+			return unusable(key, "it is a folder of other keys") // since just now
+		}
+		return err
+	}
+	if err := s.syncFolder(filepath.Dir(name)); err != nil {
+		return err
+	}
+	if len(versions) > 1 {
+		return s.writeMeta(meta{Key: key, Versions: versions[:1]}, false)
+	}
+	return nil
+}
+
+// checkConditions holds If-Match and If-None-Match against what is there, under
+// the key's lock.
+func (s *store) checkConditions(ctx context.Context, key, name string, exists bool) error {
+	if !gofakes3.HasWriteConditions(ctx) {
+		return nil
+	}
+	etag := ""
+	if exists {
+		f, _, v, err := s.openLocked(key, name)
+		if err != nil {
+			return err
+		}
+		etag = hex.EncodeToString(v.MD5)
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return gofakes3.CheckWriteConditions(ctx, exists, etag)
+}
+
+// open opens key's content together with its version.
+func (s *store) open(bucket, key string) (*os.File, fs.FileInfo, version, error) {
+	name, err := s.object(bucket, key)
+	if err != nil {
+		return nil, nil, version{}, err
+	}
+	lock := s.lockOf(key)
+	lock.RLock()
+	defer lock.RUnlock()
+	return s.openLocked(key, name)
+}
+
+func (s *store) openLocked(key, name string) (*os.File, fs.FileInfo, version, error) {
+	stat, err := s.root.Lstat(name)
+	if absent(err) || err == nil && !stat.Mode().IsRegular() {
+		return nil, nil, version{}, gofakes3.KeyNotFound(key)
+	}
+	if err != nil {
+		return nil, nil, version{}, err
+	}
+	f, err := s.root.Open(name)
+	if absent(err) { // removed by hand just now
+		return nil, nil, version{}, gofakes3.KeyNotFound(key)
+	}
+	if err != nil {
+		return nil, nil, version{}, err
+	}
+	if stat, err = f.Stat(); err == nil {
+		var v version
+		if v, err = s.describe(key, f, stat); err == nil {
+			return f, stat, v, nil
+		}
+	}
+	return nil, nil, version{}, errors.Join(err, f.Close())
+}
+
+// object returns the file of a key in this bucket.
+func (s *store) object(bucket, key string) (string, error) {
+	if bucket != s.bucket {
+		return "", gofakes3.BucketNotFound(bucket)
+	}
+	return s.name(key)
+}
+
+// GetObject implements gofakes3.Backend.
+func (s *store) GetObject(_ context.Context, bucket, key string, wanted *gofakes3.ObjectRangeRequest) (*gofakes3.Object, error) {
+	f, stat, v, err := s.open(bucket, key)
+	if err != nil {
+		return nil, err
+	}
+	part, err := wanted.Range(stat.Size())
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	o := s.describeObject(key, stat, v)
+	o.Range = part
+	content := io.NewSectionReader(f, 0, stat.Size())
+	if part != nil {
+		content = io.NewSectionReader(f, part.Start, part.Length)
+	}
+	o.Contents = struct {
+		io.Reader
+		io.Closer
+	}{content, f}
+	return o, nil
+}
+
+// HeadObject implements gofakes3.Backend.
+func (s *store) HeadObject(_ context.Context, bucket, key string) (*gofakes3.Object, error) {
+	f, stat, v, err := s.open(bucket, key)
+	if err != nil {
+		return nil, err
+	}
+	o := s.describeObject(key, stat, v)
+	o.Contents = http.NoBody
+	return o, f.Close()
+}
+
+func (s *store) describeObject(key string, stat fs.FileInfo, v version) *gofakes3.Object {
+	headers := make(map[string]string, len(v.Headers)+1)
+	maps.Copy(headers, v.Headers)
+	headers["Last-Modified"] = stat.ModTime().UTC().Format(http.TimeFormat)
+	return &gofakes3.Object{Name: key, Metadata: headers, Size: stat.Size(), Hash: v.MD5}
+}
+
+// DeleteObject implements gofakes3.Backend. It removes folders that it empties.
+func (s *store) DeleteObject(_ context.Context, bucket, key string) (gofakes3.ObjectDeleteResult, error) {
+	name, err := s.object(bucket, key)
+	if err != nil {
+		return gofakes3.ObjectDeleteResult{}, err
+	}
+	lock := s.lockOf(key)
+	lock.Lock()
+	defer lock.Unlock()
+	s.folders.Lock()
+	defer s.folders.Unlock()
+
+	stat, err := s.root.Lstat(name)
+	if absent(err) || err == nil && stat.IsDir() {
+		return gofakes3.ObjectDeleteResult{}, nil
+	}
+	if err == nil {
+		err = s.root.Remove(name)
+	}
+	if err == nil {
+		err = s.syncFolder(filepath.Dir(name))
+	}
+	if err == nil {
+		if err = s.root.Remove(s.metaName(key)); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	if err == nil {
+		s.pruneFolders(name)
+	}
+	return gofakes3.ObjectDeleteResult{}, err
+}
+
+// DeleteMulti implements gofakes3.Backend.
+func (s *store) DeleteMulti(ctx context.Context, bucket string, keys ...string) (gofakes3.MultiDeleteResult, error) {
+	var result gofakes3.MultiDeleteResult
+	for _, key := range keys {
+		if _, err := s.DeleteObject(ctx, bucket, key); err != nil {
+			failed := gofakes3.ErrorResultFromError(err)
+			failed.Key = key
+			result.Error = append(result.Error, failed)
+		} else {
+			result.Deleted = append(result.Deleted, gofakes3.ObjectID{Key: key})
+		}
+	}
+	return result, nil
+}
+
+// CopyObject implements gofakes3.Backend.
+func (s *store) CopyObject(ctx context.Context, srcBucket, srcKey, bucket, key string, headers map[string]string) (gofakes3.CopyObjectResult, error) {
+	f, stat, v, err := s.open(srcBucket, srcKey)
+	if err != nil {
+		return gofakes3.CopyObjectResult{}, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	if _, err := s.PutObject(ctx, bucket, key, headers, io.NewSectionReader(f, 0, stat.Size()), stat.Size()); err != nil {
+		return gofakes3.CopyObjectResult{}, err
+	}
+	return gofakes3.CopyObjectResult{
+		ETag:         `"` + hex.EncodeToString(v.MD5) + `"`,
+		LastModified: gofakes3.NewContentTime(time.Now()),
+	}, nil
+}
+
+// ListBuckets implements gofakes3.Backend.
+func (s *store) ListBuckets(context.Context) ([]gofakes3.BucketInfo, error) {
+	return []gofakes3.BucketInfo{{Name: s.bucket, CreationDate: gofakes3.NewContentTime(s.createdAt)}}, nil
+}
+
+// BucketExists implements gofakes3.Backend.
+func (s *store) BucketExists(_ context.Context, bucket string) (bool, error) {
+	return bucket == s.bucket, nil
+}
+
+// CreateBucket implements gofakes3.Backend: there is the one bucket.
+func (s *store) CreateBucket(_ context.Context, bucket string) error {
+	if bucket == s.bucket {
+		return gofakes3.ResourceError(gofakes3.ErrBucketAlreadyExists, bucket)
+	}
+	return gofakes3.ErrorMessage(gofakes3.ErrNotImplemented, "This store has one bucket, "+s.bucket)
+}
+
+// DeleteBucket implements gofakes3.Backend: the one bucket stays.
+func (s *store) DeleteBucket(context.Context, string) error {
+	return gofakes3.ErrorMessage(gofakes3.ErrNotImplemented, "The bucket of this store cannot be deleted")
+}
