@@ -201,7 +201,7 @@ func (b *batchReader) line(number int, text []byte) error {
 	if err != nil {
 		return err
 	}
-	r, problems := decodeRequest(raw)
+	r, problems := decodeRequest(raw, topNames())
 	own := strings.TrimSpace(r.ID)
 	r.ID = ""
 	if r.Model == "" {

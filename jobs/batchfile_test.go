@@ -52,6 +52,15 @@ func TestReadBatch(t *testing.T) {
 	assert.Equal(t, "sheet."+second.Digest[:24]+"-1", second.ID)
 }
 
+// A sheet may have columns named as the names that the reader gives.
+func TestReadBatchNames(t *testing.T) {
+	t.Parallel()
+	l := read(t, `{"id":"红","prompt":"a","batch":7,"line_id":[1],"match":1}`).Lines[0]
+	assert.Equal(t, "sheet", l.Request.Batch)
+	assert.Equal(t, "红", l.Request.LineID)
+	assert.Equal(t, `{"id":"红","prompt":"a","batch":7,"line_id":[1],"match":1}`, string(l.Raw))
+}
+
 func TestReadBatchDefaultModel(t *testing.T) {
 	t.Parallel()
 	in := `{"prompt":"a"}` + "\n" + `{"prompt":"b","model":"wanx-v1"}`

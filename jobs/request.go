@@ -74,9 +74,14 @@ func shapingNames() []string {
 	}
 }
 
+// topNames are the names that a producer may write at the top level.
 func topNames() []string {
-	return append([]string{"id", "model", "priority", "labels", "redo_of", "batch", "line_id", "input", "parameters", resultKey}, shapingNames()...)
+	return append([]string{"id", "model", "priority", "labels", "redo_of", "input", "parameters", resultKey}, shapingNames()...)
 }
+
+// messageNames are those of a request that is ours already. In a batch file,
+// "batch" and "line_id" are the producer's own columns.
+func messageNames() []string { return append(topNames(), "batch", "line_id") }
 
 // UnmarshalJSON reads a request in its flat form or as DashScope's own body
 // ({"model", "input": {…}, "parameters": {…}}), or a mix. The reference image is
@@ -96,7 +101,7 @@ func (r *Request) UnmarshalJSON(data []byte) error {
 	if err := json.Compact(&compact, data); err != nil {
 		return fmt.Errorf("read request: %w", err)
 	}
-	got, problems := decodeRequest(compact.Bytes())
+	got, problems := decodeRequest(compact.Bytes(), messageNames())
 	if len(problems) > 0 {
 		return &InvalidError{Fields: problems}
 	}
@@ -137,9 +142,9 @@ func members(object []byte) ([]member, error) {
 	return list, nil
 }
 
-// decodeRequest reads a request from valid, compact JSON. What it returns beside
-// problems is as far as it could be read.
-func decodeRequest(data []byte) (Request, []FieldError) {
+// decodeRequest reads a request from valid, compact JSON, by these names at the
+// top level. What it returns beside problems is as far as it could be read.
+func decodeRequest(data []byte, names []string) (Request, []FieldError) {
 	d := decoder{given: map[string]given{}}
 	if len(data) == 0 || data[0] != '{' {
 		d.problem("request", data, "a JSON object, as in {\"prompt\": \"…\"}", "")
@@ -148,7 +153,7 @@ func decodeRequest(data []byte) (Request, []FieldError) {
 	if i := loneSurrogate(data); i >= 0 {
 		d.problem("request", data[i:i+6], "whole characters", "this is half of one: a text was cut within an emoji")
 	}
-	d.collect("", data, topNames())
+	d.collect("", data, names)
 	r := Request{
 		ID:             d.id(),
 		Model:          d.text("model"),
@@ -255,6 +260,7 @@ func (d *decoder) collect(prefix string, object []byte, known []string) {
 func (d *decoder) unknown(prefix string, m member, known []string) {
 	near := mistaken(m.name, known)
 	switch {
+	case near == "batch" || near == "line_id": // nobody writes these by hand
 	case near != "" && prefix == "":
 		d.problem(m.name, m.value, "", fmt.Sprintf("did you mean %q? (a column of your own needs another name)", near))
 	case near != "":

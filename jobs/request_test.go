@@ -29,7 +29,7 @@ func TestRequestUnmarshal(t *testing.T) {
 			Request{Prompt: "p", NegativePrompt: "q"},
 		},
 		"ours beside DashScope's":      {`{"id":"a","priority":"bulk","input":{"prompt":"p"}}`, Request{ID: "a", Priority: "bulk", Prompt: "p"}},
-		"the producer's own columns":   {`{"prompt":"p","sku":"A-17","site":"x","no":3,"remark":{"n":1,"n":2}}`, Request{Prompt: "p"}},
+		"the producer's own columns":   {`{"prompt":"p","sku":"A-17","site":"x","no":3,"remark":{"n":1,"n":2},"match":1}`, Request{Prompt: "p"}},
 		"a results line":               {`{"prompt":"p","danqing":{"prompt":"q","id":"x"}}`, Request{Prompt: "p"}},
 		"nulls":                        {`{"id":null,"prompt":"p","n":null,"seed":null,"labels":null,"input":null,"ref_strength":null}`, Request{Prompt: "p"}},
 		"whole numbers in other forms": {`{"prompt":"p","n":2.0,"seed":1e3}`, Request{Prompt: "p", N: 2, Seed: ptr[int64](1000)}},
