@@ -36,7 +36,7 @@ func (s *Simulator) create(r *http.Request, c caller, requestID string) (any, er
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
+	now := wallClock()
 	key := laneKey{c.account, req.Model}
 	if err := s.admitCreate(key, now); err != nil {
 		return nil, err
@@ -89,7 +89,7 @@ func (s *Simulator) newTask(c caller, req dashscope.CreateRequest, requestID str
 	rng := s.random(uint64(len(s.tasks)))
 	t := &task{
 		ID: newID(), RequestID: requestID, Account: c.account, KeyID: c.keyID,
-		Request: req, CreatedAt: now.Round(0), Seed: rng.Int64N(maxSeed - 3),
+		Request: req, CreatedAt: now, Seed: rng.Int64N(maxSeed - 3),
 	}
 	if req.Parameters.Seed != nil {
 		t.Seed = *req.Parameters.Seed

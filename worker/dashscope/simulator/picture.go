@@ -44,7 +44,7 @@ type Picture struct {
 // colours, as strongly as RefStrength says. Equal pictures give equal bytes.
 func Paint(p Picture) []byte {
 	style, _ := styleOf(p.Style)
-	c := newCanvas((p.Width+1)/2, (p.Height+1)/2)
+	c := newCanvas(max((p.Width+1)/2, minSide), max((p.Height+1)/2, minSide))
 	rng := sceneSource(p.Model, p.Prompt, p.NegativePrompt, style.name, fmt.Sprint(p.Seed))
 	scene := style.colours(rng)
 	if p.Ref != nil && p.RefMode == refOnly {
@@ -84,6 +84,10 @@ func sceneSource(parts ...string) *rand.Rand {
 	sum := hash(parts...)
 	return rand.New(rand.NewPCG(binary.BigEndian.Uint64(sum[:8]), binary.BigEndian.Uint64(sum[8:]))) //nolint:gosec // pictures, repeatable by their request
 }
+
+// minSide is the smallest canvas that every style can draw on. A smaller
+// picture shows its upper left corner.
+const minSide = 64
 
 // canvas is a scene of palette indices, at half the size of the picture.
 type canvas struct {

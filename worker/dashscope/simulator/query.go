@@ -33,7 +33,7 @@ func (s *Simulator) find(account, id string, now time.Time) *task {
 func (s *Simulator) query(r *http.Request, c caller, requestID, taskID string) (any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
+	now := wallClock()
 	if err := s.admitQuery(c.account, now); err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (s *Simulator) results(r *http.Request, t *task) []dashscope.Result {
 func (s *Simulator) cancel(r *http.Request, c caller, requestID, taskID string) (any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
+	now := wallClock()
 	if err := s.admitQuery(c.account, now); err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func (s *Simulator) cancel(r *http.Request, c caller, requestID, taskID string) 
 	if t == nil || t.status(now) != dashscope.StatusPending {
 		return nil, &refusal{http.StatusBadRequest, "UnsupportedOperation", "Failed to cancel the task, please confirm if the task is in PENDING status."}
 	}
-	if err := s.record(entry{Cancel: &cancellation{TaskID: taskID, At: now.Round(0)}}); err != nil {
+	if err := s.record(entry{Cancel: &cancellation{TaskID: taskID, At: now}}); err != nil {
 		return nil, err
 	}
 	s.lanes[laneKey{t.Account, t.Request.Model}].cancel(t, now)
@@ -112,7 +112,7 @@ func (s *Simulator) cancel(r *http.Request, c caller, requestID, taskID string) 
 func (s *Simulator) list(r *http.Request, c caller, requestID string) (any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
+	now := wallClock()
 	if err := s.admitQuery(c.account, now); err != nil {
 		return nil, err
 	}

@@ -54,7 +54,7 @@ func resultText(method, expires, path string) string {
 // serveResult answers a download as OSS does: Range requests and conditions
 // work, and a link is dead after its time.
 func (s *Simulator) serveResult(w http.ResponseWriter, r *http.Request, requestID string) {
-	if err := checkSigned(r, time.Now()); err != nil {
+	if err := checkSigned(r, wallClock()); err != nil {
 		writeOSSError(w, err, requestID)
 		return
 	}
@@ -64,7 +64,7 @@ func (s *Simulator) serveResult(w http.ResponseWriter, r *http.Request, requestI
 	index--
 	s.mu.Lock()
 	t := s.byResult[base]
-	exists := t != nil && t.hasImage(index, time.Now())
+	exists := t != nil && t.hasImage(index, wallClock())
 	var ref *image.RGBA
 	if exists {
 		ref = s.uploaded(t.Request.Input)

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
@@ -74,7 +73,7 @@ func routeOf(r *http.Request) (route Route, taskID string) {
 // [dashscope.HeaderSimulated].
 func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(dashscope.HeaderSimulated, "true")
-	w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	w.Header().Set("Date", wallClock().Format(http.TimeFormat))
 	if err := s.Load(); err != nil {
 		s.log.ErrorContext(r.Context(), "state not readable", "err", err)
 		writeError(w, &refusal{http.StatusInternalServerError, "InternalError", err.Error()}, newID())

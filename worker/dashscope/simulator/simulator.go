@@ -227,6 +227,9 @@ func (s *Simulator) caller(r *http.Request) (caller, error) {
 	return caller{account: k.Account, keyID: k.ID}, nil
 }
 
+// wallClock is the present as it is recorded: it reads the same after a restart.
+func wallClock() time.Time { return time.Now().UTC().Round(0) }
+
 // newID returns a random UUID, the form of task and request IDs.
 func newID() string {
 	var b [16]byte

@@ -56,7 +56,7 @@ func (s *Simulator) Tasks() []Task {
 	_ = s.Load() // without it there are none
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
+	now := wallClock()
 	out := make([]Task, len(s.tasks))
 	for i, t := range s.tasks {
 		out[i] = t.snapshot(now)
@@ -69,7 +69,7 @@ func (s *Simulator) Stats() Stats {
 	_ = s.Load() // without it there is nothing to tell
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
+	now := wallClock()
 	out := Stats{
 		Requests: maps.Clone(s.counts.requests), Throttled: s.counts.throttled, Faults: s.counts.faults,
 		Tasks: map[string]int{},

@@ -75,7 +75,7 @@ func (s *Simulator) policy(r *http.Request, c caller, requestID string) (any, er
 	case model != modelV1:
 		return nil, &refusal{http.StatusNotFound, "ModelNotFound", "Model can not be found."}
 	}
-	now := time.Now()
+	now := wallClock()
 	s.mu.Lock()
 	err := s.admitPolicy(laneKey{c.account, model}, now)
 	s.mu.Unlock()
@@ -84,7 +84,7 @@ func (s *Simulator) policy(r *http.Request, c caller, requestID string) (any, er
 	}
 	dir := uploadOwner(c.account, model) + now.In(beijing()).Format(time.DateOnly) + "/" + newID()
 	document, err := json.Marshal(policyDocument{
-		Expiration: now.Add(policyLifetime).UTC().Round(0),
+		Expiration: now.Add(policyLifetime),
 		Conditions: []any{
 			[]any{"content-length-range", 0, maxUploadMB << 20},
 			[]any{"starts-with", "$key", dir},
@@ -111,7 +111,7 @@ func (s *Simulator) policy(r *http.Request, c caller, requestID string) (any, er
 func (s *Simulator) storeUpload(w http.ResponseWriter, r *http.Request, requestID string) {
 	fields, content, size, err := readForm(r)
 	if err == nil {
-		err = checkForm(fields, size, time.Now())
+		err = checkForm(fields, size, wallClock())
 	}
 	if err == nil {
 		err = s.keepUpload(fields["key"], content, size)
@@ -210,8 +210,8 @@ func checkForm(fields map[string]string, size int64, now time.Time) error {
 
 // keepUpload stores what a task needs of an upload.
 func (s *Simulator) keepUpload(key string, content []byte, size int64) error {
-	now := time.Now()
-	up := &upload{Key: key, CreatedAt: now.Round(0)}
+	now := wallClock()
+	up := &upload{Key: key, CreatedAt: now}
 	up.picture, up.Failure = readReference(content, size)
 	s.mu.Lock()
 	defer s.mu.Unlock()
