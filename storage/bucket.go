@@ -186,7 +186,7 @@ func (b *Bucket) explain(err error) error {
 		remedy = fmt.Sprintf("bucket %q does not exist at %s: create it, or correct the bucket's name or the endpoint", b.name, b.endpoint)
 	case "PermanentRedirect", "AuthorizationHeaderMalformed", "MovedPermanently", "IllegalLocationConstraintException":
 		remedy = fmt.Sprintf("bucket %q lies in another region: correct the region", b.name)
-	case "InvalidAccessKeyId":
+	case "InvalidAccessKeyId", "XAdminUserNotFound": // the latter is versitygw's
 		remedy = "the store does not know the access key ID: correct it, or the endpoint"
 	case "SignatureDoesNotMatch":
 		remedy = "the secret access key does not fit the access key ID: correct it, and check the region"

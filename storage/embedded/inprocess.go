@@ -21,7 +21,7 @@ type inProcess struct{ handler http.Handler }
 // the handler's reads and thus ends it.
 func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
-	in := serverRequest(req.WithContext(ctx))
+	in, sent := serverRequest(req.WithContext(ctx))
 	body, out := io.Pipe()
 	w := &responseWriter{header: http.Header{}, body: out, length: -1, head: req.Method == http.MethodHead, ready: make(chan struct{})}
 	stop := context.AfterFunc(ctx, func() { _ = body.CloseWithError(context.Cause(ctx)) })
@@ -39,7 +39,7 @@ func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 		_ = out.CloseWithError(err) // nil is io.EOF to the reader
 	}()
 	<-w.ready
-	in.Body.(*requestBody).end()
+	sent.end()
 	if req.Body != nil {
 		_ = req.Body.Close()
 	}
@@ -72,8 +72,8 @@ func serve(h http.Handler, w http.ResponseWriter, r *http.Request) (err error) {
 	return nil
 }
 
-// serverRequest is req as a server's handler sees it.
-func serverRequest(req *http.Request) *http.Request {
+// serverRequest is req as a server's handler sees it, and its body.
+func serverRequest(req *http.Request) (*http.Request, *requestBody) {
 	in := req.Clone(req.Context())
 	in.RequestURI = req.URL.RequestURI()
 	in.RemoteAddr = "in-process"
@@ -91,8 +91,9 @@ func serverRequest(req *http.Request) *http.Request {
 	if in.ContentLength > 0 || in.ContentLength == 0 && req.Method == http.MethodPut {
 		in.Header.Set("Content-Length", strconv.FormatInt(in.ContentLength, 10))
 	}
-	in.Body = &requestBody{ctx: req.Context(), r: in.Body}
-	return in
+	body := &requestBody{ctx: req.Context(), r: in.Body}
+	in.Body = body
+	return in, body
 }
 
 // requestBody ends when the client gives up or has its answer.

@@ -1,0 +1,311 @@
+package storage_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"image"
+	"image/png"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/storage/embedded"
+)
+
+func openEmbedded(t testing.TB) *embedded.Server {
+	t.Helper()
+	server, err := embedded.Open(embedded.Config{Dir: t.TempDir()})
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, server.Close()) })
+	return server
+}
+
+func embeddedConfig(server *embedded.Server, endpoint string, client storage.HTTPClient) storage.Config {
+	id, secret := server.Credentials()
+	return storage.Config{
+		Bucket: server.Bucket(), Prefix: "图/p", Endpoint: endpoint, AccessKeyID: id, SecretAccessKey: secret, HTTPClient: client,
+	}
+}
+
+func inProcess(t testing.TB) storage.Config {
+	t.Helper()
+	server := openEmbedded(t)
+	return embeddedConfig(server, "http://bucket.invalid", server.HTTPClient())
+}
+
+func overTLS(t testing.TB) storage.Config {
+	t.Helper()
+	server := openEmbedded(t)
+	front := httptest.NewTLSServer(server)
+	t.Cleanup(front.Close)
+	return embeddedConfig(server, front.URL, front.Client())
+}
+
+func overLoopback(t testing.TB) storage.Config {
+	t.Helper()
+	server := openEmbedded(t)
+	front := httptest.NewServer(server)
+	t.Cleanup(front.Close)
+	return embeddedConfig(server, front.URL, front.Client())
+}
+
+// versitygw starts a server that shares no code with ours.
+func versitygw(t testing.TB) storage.Config {
+	t.Helper()
+	binary, err := exec.LookPath("versitygw")
+	if err != nil {
+		const how = "versitygw is not on PATH: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0"
+		if os.Getenv("CI") == "true" {
+			t.Fatal(how)
+		}
+		t.Skip(how)
+	}
+	free, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	address := free.Addr().String()
+	require.NoError(t, free.Close())
+
+	const id, secret = "conformance", "conformance-secret"
+	server := exec.CommandContext(t.Context(), binary, "--quiet", "--port", address, "--access", id, "--secret", secret, "posix", t.TempDir())
+	var log bytes.Buffer
+	server.Stdout, server.Stderr = &log, &log
+	require.NoError(t, server.Start())
+	t.Cleanup(func() {
+		_ = server.Process.Kill()
+		_ = server.Wait()
+		if t.Failed() {
+			t.Log(log.String())
+		}
+	})
+	client := s3.New(s3.Options{
+		Region: "us-east-1", BaseEndpoint: aws.String("http://" + address), UsePathStyle: true,
+		Credentials: credentials.NewStaticCredentialsProvider(id, secret, ""),
+	})
+	require.Eventually(t, func() bool {
+		_, err := client.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: aws.String("danqing")})
+		return err == nil
+	}, 20*time.Second, 50*time.Millisecond)
+	return storage.Config{
+		Bucket: "danqing", Prefix: "图/p", Endpoint: "http://" + address,
+		AccessKeyID: id, SecretAccessKey: secret, HTTPClient: http.DefaultClient,
+	}
+}
+
+// Every store behaves alike, as far as we use it.
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	for name, target := range map[string]func(testing.TB) storage.Config{
+		"embedded in process": inProcess, "embedded over loopback": overLoopback, "embedded over TLS": overTLS, "versitygw": versitygw,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testConformance(t, target(t))
+		})
+	}
+}
+
+func newBucket(t testing.TB, cfg storage.Config) *storage.Bucket {
+	t.Helper()
+	b, err := storage.New(cfg)
+	require.NoError(t, err)
+	return b
+}
+
+func testConformance(t *testing.T, cfg storage.Config) {
+	t.Helper()
+	t.Run("image", func(t *testing.T) { testImage(t, cfg) })
+	t.Run("keys", func(t *testing.T) { testKeys(t, cfg) })
+	t.Run("damage", func(t *testing.T) { testDamage(t, cfg) })
+	t.Run("sidecar", func(t *testing.T) { testSidecar(t, cfg) })
+	t.Run("reference", func(t *testing.T) { testReference(t, cfg) })
+	t.Run("held", func(t *testing.T) { testHeld(t, cfg) })
+	t.Run("links", func(t *testing.T) { testLinks(t, cfg) })
+	t.Run("check", func(t *testing.T) { testCheck(t, cfg) })
+}
+
+func testImage(t *testing.T, cfg storage.Config) {
+	t.Parallel()
+	b, ctx := newBucket(t, cfg), t.Context()
+	key, err := b.ImageKey(storage.KeyVars{JobID: "image", N: 1})
+	require.NoError(t, err)
+	_, err = b.Head(ctx, key)
+	require.ErrorIs(t, err, storage.ErrNotExist)
+	_, _, err = b.Get(ctx, key)
+	require.ErrorIs(t, err, storage.ErrNotExist)
+
+	for i, content := range [][]byte{pngOf(100_000, 1), pngOf(100_000, 1), pngOf(100_000, 2), pngOf(1, 3)} {
+		file := proven(t, content)
+		before := time.Now().Add(-2 * time.Second) // stores keep seconds
+		require.NoError(t, b.PutImage(ctx, key, file, map[string]string{"Task-Id": "t" + strconv.Itoa(i), "source-name": "水彩 a.png"}))
+		got, err := b.Head(ctx, key)
+		require.NoError(t, err)
+		assert.WithinRange(t, got.ModifiedAt, before, time.Now().Add(3*time.Second))
+		got.ModifiedAt = time.Time{}
+		want := storage.Info{
+			Key: key, Bytes: int64(len(content)), SHA256: file.SHA256, ContentType: "image/png", ETag: file.MD5,
+			Metadata: map[string]string{"sha256": file.SHA256, "task-id": "t" + strconv.Itoa(i), "source-name": "水彩 a.png"},
+		}
+		assert.Equal(t, want, got)
+		body, got, err := b.Get(ctx, key)
+		require.NoError(t, err)
+		assert.Equal(t, content, readAll(t, body))
+		got.ModifiedAt = time.Time{}
+		assert.Equal(t, want, got)
+	}
+}
+
+// What is a legal value of a job can be a key of every store.
+func testKeys(t *testing.T, cfg storage.Config) {
+	t.Parallel()
+	cfg.KeyTemplate = "{batch}/{id}/{source_name}/{job_id}-{n}{ext}"
+	b, ctx := newBucket(t, cfg), t.Context()
+	file := proven(t, pngOf(10, 1))
+	for _, hostile := range []string{"中国画", "a b+c%20d&e=f#g;h,i@j$k!l'm(n)*o~p", "..", `a/../b\c`, "%2e%2e", "\x00\x1f\xff", "é́"} {
+		key, err := b.ImageKey(storage.KeyVars{JobID: "..", N: 1, Batch: hostile, ID: hostile, SourceName: hostile})
+		require.NoError(t, err)
+		require.NoError(t, b.PutImage(ctx, key, file, nil), "%q", key)
+		body, _, err := b.Get(ctx, key)
+		require.NoError(t, err)
+		assert.Len(t, readAll(t, body), int(file.Bytes))
+	}
+}
+
+// A body that is not what was signed is refused, and nothing of it is kept.
+func testDamage(t *testing.T, cfg storage.Config) {
+	t.Parallel()
+	ctx := t.Context()
+	key := newBucket(t, cfg).HeldKey("damage", "x.png")
+	before, after := proven(t, pngOf(5000, 1)), proven(t, pngOf(5000, 2))
+
+	honest := newBucket(t, cfg)
+	cfg.HTTPClient = flipping(cfg.HTTPClient)
+	damaging := newBucket(t, cfg)
+	require.Error(t, damaging.PutImage(ctx, key, before, nil))
+	_, err := honest.Head(ctx, key)
+	require.ErrorIs(t, err, storage.ErrNotExist)
+
+	require.NoError(t, honest.PutImage(ctx, key, before, nil))
+	require.Error(t, damaging.PutImage(ctx, key, after, nil))
+	got, err := honest.Head(ctx, key)
+	require.NoError(t, err)
+	assert.Equal(t, before.SHA256, got.SHA256)
+}
+
+func testSidecar(t *testing.T, cfg storage.Config) {
+	t.Parallel()
+	b, ctx := newBucket(t, cfg), t.Context()
+	_, err := b.Sidecar(ctx, "a.b")
+	require.ErrorIs(t, err, storage.ErrNotExist)
+	want := &storage.Sidecar{JobID: "a.b", State: "succeeded", Request: json.RawMessage(`{"prompt":"<水彩>"}`), Seed: 7}
+	require.NoError(t, b.PutSidecar(ctx, want))
+	want.State = "failed"
+	require.NoError(t, b.PutSidecar(ctx, want))
+	got, err := b.Sidecar(ctx, "a.b")
+	require.NoError(t, err)
+	assert.JSONEq(t, string(want.Request), string(got.Request))
+	got.Request = want.Request
+	assert.Equal(t, want, got)
+}
+
+func testReference(t *testing.T, cfg storage.Config) {
+	t.Parallel()
+	var puts atomic.Int64
+	cfg.HTTPClient = counting(cfg.HTTPClient, http.MethodPut, &puts)
+	b, ctx := newBucket(t, cfg), t.Context()
+	var content bytes.Buffer
+	require.NoError(t, png.Encode(&content, image.NewGray(image.Rect(0, 0, 300, 256))))
+	ref, err := storage.InspectReference(writeFile(t, "参考.dat", content.Bytes()))
+	require.NoError(t, err)
+
+	_, _, err = b.OpenReference(ctx, ref.SHA256)
+	require.ErrorIs(t, err, storage.ErrNotExist)
+	require.NoError(t, b.StageReference(ctx, ref))
+	require.NoError(t, b.StageReference(ctx, ref))
+	assert.EqualValues(t, 1, puts.Load(), "the same one is uploaded once")
+	body, got, err := b.OpenReference(ctx, ref.SHA256)
+	require.NoError(t, err)
+	assert.Equal(t, content.Bytes(), readAll(t, body))
+	assert.Equal(t, "image/png", got.ContentType)
+	assert.Equal(t, ref.Bytes, got.Bytes)
+
+	require.NoError(t, os.WriteFile(ref.Path, []byte("changed"), 0o600))
+	assert.ErrorContains(t, b.StageReference(ctx, ref), "has changed")
+}
+
+func testHeld(t *testing.T, cfg storage.Config) {
+	t.Parallel()
+	b, ctx := newBucket(t, cfg), t.Context()
+	html := []byte("<html>no image</html>")
+	require.NoError(t, b.Hold(ctx, "task-1", "job.1-1", writeFile(t, "x", html)))
+	require.NoError(t, b.Hold(ctx, "task-1", "empty", writeFile(t, "y", nil)))
+	body, got, err := b.Get(ctx, b.HeldKey("task-1", "job.1-1"))
+	require.NoError(t, err)
+	assert.Equal(t, html, readAll(t, body))
+	assert.Equal(t, "图/p/_held/task-1/job.1-1", got.Key)
+	assert.Equal(t, "text/html; charset=utf-8", got.ContentType)
+	got, err = b.Head(ctx, b.HeldKey("task-1", "empty"))
+	require.NoError(t, err)
+	assert.Zero(t, got.Bytes)
+}
+
+func testLinks(t *testing.T, cfg storage.Config) {
+	t.Parallel()
+	b, ctx := newBucket(t, cfg), t.Context()
+	key := b.HeldKey("links", "水彩 1.png")
+	file := proven(t, pngOf(50, 1))
+	require.NoError(t, b.PutImage(ctx, key, file, nil))
+	link, expiresAt, err := b.Link(ctx, key)
+	require.NoError(t, err)
+	assert.WithinRange(t, expiresAt, time.Now().Add(storage.LinkLifetime-time.Minute), time.Now().Add(storage.LinkLifetime))
+	get := func(link string) int {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, link, http.NoBody)
+		require.NoError(t, err)
+		resp, err := cfg.HTTPClient.Do(req)
+		require.NoError(t, err)
+		body := readAll(t, resp.Body)
+		if resp.StatusCode == http.StatusOK {
+			assert.Len(t, body, int(file.Bytes))
+		}
+		return resp.StatusCode
+	}
+	assert.Equal(t, http.StatusOK, get(link))
+	assert.Equal(t, http.StatusForbidden, get(link[:len(link)-4]+"0000"), "a changed signature")
+}
+
+// Check tells apart what is wrong.
+func testCheck(t *testing.T, cfg storage.Config) {
+	t.Parallel()
+	require.NoError(t, newBucket(t, cfg).Check(t.Context()))
+	for want, change := range map[string]func(*storage.Config){
+		`bucket "elsewhere" does not exist`: func(c *storage.Config) { c.Bucket = "elsewhere" },
+		"does not know the access key ID":   func(c *storage.Config) { c.AccessKeyID = "nobody" },
+		"the secret access key does not fit": func(c *storage.Config) {
+			c.SecretAccessKey = "not-the-secret"
+		},
+	} {
+		bad := cfg
+		change(&bad)
+		b := newBucket(t, bad)
+		err := b.Check(t.Context())
+		require.ErrorContains(t, err, want)
+		assert.NotContains(t, fmt.Sprint(err, bad, b), "secret\"")
+		assert.NotContains(t, err.Error(), bad.SecretAccessKey)
+		_, err = b.Sidecar(t.Context(), "a")
+		require.Error(t, err)
+		assert.NotErrorIs(t, err, storage.ErrNotExist, "no answer is not an absent sidecar")
+	}
+}
