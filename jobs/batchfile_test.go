@@ -1,13 +1,13 @@
 package jobs
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -327,10 +327,9 @@ func exampleOptions(file string) BatchOptions {
 
 func readExample(t *testing.T, file string) *Batch {
 	t.Helper()
-	f, err := os.Open(filepath.Join("..", "cmd", "danqing", "examples", file))
+	text, err := fs.ReadFile(os.DirFS("../cmd/danqing/examples"), file)
 	require.NoError(t, err)
-	defer f.Close()
-	b, err := ReadBatch(f, exampleOptions(file))
+	b, err := ReadBatch(bytes.NewReader(text), exampleOptions(file))
 	require.NoError(t, err)
 	return b
 }
@@ -350,8 +349,8 @@ func TestExampleFile(t *testing.T) {
 		return Request{}
 	}
 	assert.Equal(t, "不要使用红色元素", find("portrait-no-red").NegativePrompt)
-	assert.Equal(t, ptr(0.0), find("portrait-repaint-0").RefStrength)
-	assert.Equal(t, ptr(1.0), find("butterflies-repaint-1").RefStrength)
+	assert.Equal(t, new(0.0), find("portrait-repaint-0").RefStrength)
+	assert.Equal(t, new(1.0), find("butterflies-repaint-1").RefStrength)
 	assert.Contains(t, find("butterflies-repaint-1").RefImg, "/girl.png")
 	assert.Equal(t, "refonly", find("cat-refonly").RefMode)
 	assert.Equal(t, "sha256:"+strings.Repeat("0", 64), find("cat-refonly-file").RefImg)

@@ -3,8 +3,8 @@ package jobs
 import (
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -17,7 +17,7 @@ import (
 // these digests, seeds and IDs.
 func vectors[T any](t *testing.T, file string) []T {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join("testdata", file))
+	data, err := fs.ReadFile(os.DirFS("testdata"), file)
 	require.NoError(t, err)
 	var list []T
 	require.NoError(t, json.Unmarshal(data, &list))

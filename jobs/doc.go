@@ -30,7 +30,7 @@
 //	size=9:1024*1024
 //	n=1:1
 //
-// The ID, labels, priority and redo_of take no part. This form is fixed for
+// The ID, labels, priority, redo_of and the batch take no part. This form is fixed for
 // ever: the permanent records of finished jobs bear digests. A field that a
 // later model brings is added to the end of the list and written only when set.
 //

@@ -2,13 +2,12 @@ package jobs
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
-
-func ptr[T any](v T) *T { return &v }
 
 func TestRequestUnmarshal(t *testing.T) {
 	t.Parallel()
@@ -18,11 +17,11 @@ func TestRequestUnmarshal(t *testing.T) {
 	}{
 		"flat": {
 			`{"id":"a","model":"wanx-v1","prompt":"p","negative_prompt":"q","style":"<anime>","size":"1024*1024","n":2,"seed":7,"ref_img":"u","ref_strength":0.5,"ref_mode":"refonly","priority":"bulk","labels":{"sku":"A-17"},"redo_of":"b","batch":"c","line_id":"d"}`,
-			Request{"a", "wanx-v1", "p", "q", "<anime>", "1024*1024", 2, ptr[int64](7), "u", ptr(0.5), "refonly", "bulk", map[string]string{"sku": "A-17"}, "b", "c", "d"},
+			Request{"a", "wanx-v1", "p", "q", "<anime>", "1024*1024", 2, new(int64(7)), "u", new(0.5), "refonly", "bulk", map[string]string{"sku": "A-17"}, "b", "c", "d"},
 		},
 		"DashScope's own body": {
 			`{"model":"wanx-v1","input":{"prompt":"p","ref_image":"u"},"parameters":{"style":"<auto>","n":1,"ref_strength":0.0}}`,
-			Request{Model: "wanx-v1", Prompt: "p", RefImg: "u", Style: "<auto>", N: 1, RefStrength: ptr(0.0)},
+			Request{Model: "wanx-v1", Prompt: "p", RefImg: "u", Style: "<auto>", N: 1, RefStrength: new(0.0)},
 		},
 		"the Java SDK's body": {
 			`{"input":{"prompt":"p","negative_prompt":"q"},"parameters":{"negative_prompt":"q"}}`,
@@ -32,7 +31,7 @@ func TestRequestUnmarshal(t *testing.T) {
 		"the producer's own columns":   {`{"prompt":"p","sku":"A-17","site":"x","no":3,"remark":{"n":1,"n":2},"match":1}`, Request{Prompt: "p"}},
 		"a results line":               {`{"prompt":"p","danqing":{"prompt":"q","id":"x"}}`, Request{Prompt: "p"}},
 		"nulls":                        {`{"id":null,"prompt":"p","n":null,"seed":null,"labels":null,"input":null,"ref_strength":null}`, Request{Prompt: "p"}},
-		"whole numbers in other forms": {`{"prompt":"p","n":2.0,"seed":1e3}`, Request{Prompt: "p", N: 2, Seed: ptr[int64](1000)}},
+		"whole numbers in other forms": {`{"prompt":"p","n":2.0,"seed":1e3}`, Request{Prompt: "p", N: 2, Seed: new(int64(1000))}},
 		"an ID that is a number":       {`{"id":17,"prompt":"p"}`, Request{ID: "17", Prompt: "p"}},
 		"ref_image":                    {`{"prompt":"p","ref_image":"u"}`, Request{Prompt: "p", RefImg: "u"}},
 		"sketch_image_url":             {`{"prompt":"p","sketch_image_url":"./a.png"}`, Request{Prompt: "p", RefImg: "./a.png"}},
@@ -76,7 +75,7 @@ func TestRequestUnmarshalErrors(t *testing.T) {
 		"two references":        {`{"prompt":"p","ref_image":"a","sketch_image_url":"b"}`, `sketch_image_url: "b"; allowed: one reference image; ref_image says "a"; name the one that is meant ref_img`},
 		"slip":                  {`{"promt":"p"}`, `promt: "p"; did you mean "prompt"? (a column of your own needs another name)`},
 		"slip in capitals":      {`{"prompt":"p","NegativePrompt":"q"}`, `NegativePrompt: "q"; did you mean "negative_prompt"? (a column of your own needs another name)`},
-		"slip in parameters":    {`{"prompt":"p","parameters":{"stlye":"a"}}`, `parameters.stlye: "a"; did you mean "style"?`},
+		"slip in parameters":    {`{"prompt":"p","parameters":{"stlye":"a"}}`, `parameters.stlye: "a"; did you mean "style"?`}, //nolint:misspell // slips are what is tested
 		"unknown parameter":     {`{"prompt":"p","parameters":{"watermark":false}}`, `parameters.watermark: false; allowed: here only prompt, negative_prompt, style, size, n, seed, ref_img, ref_image, sketch_image_url, ref_strength, ref_mode`},
 		"half an emoji":         {`{"prompt":"cat \ud83d"}`, `request: \ud83d; allowed: whole characters; this is half of one: a text was cut within an emoji`},
 		"half an emoji, middle": {`{"prompt":"\ude00\ud83d"}`, `request: \ude00; allowed: whole characters; this is half of one: a text was cut within an emoji`},
@@ -108,12 +107,12 @@ func TestSlips(t *testing.T) {
 	for name, want := range map[string]string{
 		"promt": "prompt", "Prompt": "prompt", "prompts": "prompt", "pormpt": "prompt",
 		"negative_promt": "negative_prompt", "negativePrompt": "negative_prompt", "negetive-promtp": "negative_prompt",
-		"stlye": "style", "styl": "style", "szie": "size", "sizes": "size", "sed": "seed", "seeds": "seed",
-		"ID": "id", "N": "n", "refImg": "ref_img", "ref_imge": "ref_img", "ref_strenght": "ref_strength",
+		"stlye": "style", "styl": "style", "szie": "size", "sizes": "size", "sed": "seed", "seeds": "seed", //nolint:misspell // slips are what is tested
+		"ID": "id", "N": "n", "refImg": "ref_img", "ref_imge": "ref_img", "ref_strenght": "ref_strength", //nolint:misspell // slips are what is tested
 		"lables": "labels", "prioritiy": "priority", "modell": "model", "parameter": "parameters", "redoOf": "redo_of",
 
 		"site": "", "side": "", "need": "", "no": "", "sku": "", "idx": "", "note": "", "name": "", "title": "",
-		"image": "", "url": "", "file": "", "category": "", "标题": "", "": "", "type": "", "text": "", "time": "",
+		"image": "", "url": "", "file": "", "category": "", "标题": "", "": "", strings.Repeat("seed", 1<<18): "", "type": "", "text": "", "time": "",
 	} {
 		assert.Equal(t, want, mistaken(name, topNames()), "%q", name)
 	}

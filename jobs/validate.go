@@ -367,7 +367,9 @@ func mistaken(name string, known []string) string {
 	squash := strings.NewReplacer("_", "", "-", "", " ", "").Replace
 	key := squash(strings.ToLower(strings.TrimSpace(name)))
 	for _, k := range known {
-		if target := squash(k); distance(key, target) <= slips(key, target) {
+		target := squash(k)
+		// The length alone rules most out; a name may be a megabyte long.
+		if room := slips(key, target); len(key) <= len(target)+room && distance(key, target) <= room {
 			return k
 		}
 	}
@@ -396,6 +398,9 @@ func slips(name, known string) int {
 func nearest(name string, names []string) string {
 	best, least := "", len(name)/2+1
 	for _, candidate := range names {
+		if len(name) > 2*len(candidate) {
+			continue
+		}
 		if d := distance(name, candidate); d < least {
 			best, least = candidate, d
 		}
