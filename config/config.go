@@ -1,0 +1,138 @@
+// Package config reads the environment and turns it into the configurations of
+// the packages that do the work. Everything that is wrong is reported at once,
+// by the name of the variable.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+// DefaultDataDir is where the journal, the spool and the embedded parts lie
+// unless DANQING_DATA_DIR says otherwise.
+const DefaultDataDir = "./danqing-data"
+
+// Config is what the environment says. Load makes one; defaults are filled in
+// only for DataDir, Models and Concurrency.
+type Config struct {
+	APIKey  Secret // DASHSCOPE_API_KEY
+	BaseURL string // DASHSCOPE_HTTP_BASE_URL; "" is Alibaba's host in Beijing
+
+	RedisURL Secret // REDIS_URL, which may hold a password; not set means the embedded queue
+
+	AccessKeyID     string // AWS_ACCESS_KEY_ID
+	SecretAccessKey Secret // AWS_SECRET_ACCESS_KEY
+	SessionToken    Secret // AWS_SESSION_TOKEN
+	Region          string // AWS_REGION, else AWS_DEFAULT_REGION
+	Endpoint        string // AWS_ENDPOINT_URL_S3, else AWS_ENDPOINT_URL
+
+	Bucket         string // DANQING_S3_BUCKET; "" means the embedded bucket
+	Prefix         string // DANQING_S3_PREFIX
+	KeyTemplate    string // DANQING_S3_KEY_TEMPLATE
+	Addressing     string // DANQING_S3_ADDRESSING
+	PublicURL      string // DANQING_S3_PUBLIC_URL
+	PublicEndpoint string // DANQING_S3_PUBLIC_ENDPOINT
+
+	DataDir     string   // DANQING_DATA_DIR
+	Models      []string // DANQING_MODELS, without repetitions
+	Concurrency int      // DANQING_CONCURRENCY, tasks at once per lane
+
+	// Warnings are sentences for the operator about what is odd but usable.
+	Warnings []string
+}
+
+// Problem is one thing that is wrong with a variable. Its text says the value,
+// unless it is secret, and what to do.
+type Problem struct {
+	Variable string
+	Text     string
+}
+
+// Error lists everything that is wrong, in a stable order.
+type Error struct{ Problems []Problem }
+
+// Error has one line per problem, each beginning with the variable's name.
+func (e *Error) Error() string {
+	lines := make([]string, len(e.Problems))
+	for i, p := range e.Problems {
+		lines[i] = p.Variable + " " + p.Text
+	}
+	return strings.Join(lines, "\n")
+}
+
+// DashScope returns the client's configuration. The API key may still be
+// missing: see CheckReal.
+func (c *Config) DashScope() dashscope.Config {
+	return dashscope.Config{BaseURL: c.BaseURL, APIKey: c.APIKey.Reveal()}
+}
+
+// Storage returns the bucket's configuration. If Bucket is "" only Prefix and
+// KeyTemplate are set, for the embedded bucket; the AWS variables, which may be
+// there for another program, are left out.
+func (c *Config) Storage() storage.Config {
+	s := storage.Config{Prefix: c.Prefix, KeyTemplate: c.KeyTemplate}
+	if c.Bucket == "" {
+		return s
+	}
+	s.Bucket, s.Region, s.Endpoint, s.Addressing = c.Bucket, c.Region, c.Endpoint, c.Addressing
+	s.AccessKeyID, s.SecretAccessKey, s.SessionToken = c.AccessKeyID, c.SecretAccessKey.Reveal(), c.SessionToken.Reveal()
+	s.PublicURL, s.PublicEndpoint = c.PublicURL, c.PublicEndpoint
+	return s
+}
+
+// Redis returns the options of REDIS_URL, user name included, which asynq's own
+// parser drops. Without a REDIS_URL it is an error: ask for RedisURL first.
+func (c *Config) Redis() (*redis.Options, error) {
+	o, err := redis.ParseURL(c.RedisURL.Reveal())
+	if err != nil { // its text may hold the password
+		return nil, &Error{[]Problem{{"REDIS_URL", "must be redis://[USER:PASSWORD@]HOST:PORT[/DB], rediss://… for TLS, or unix://PATH"}}}
+	}
+	return o, nil
+}
+
+// CheckReal tells whether there is what a run that spends money needs.
+func (c *Config) CheckReal() error {
+	if !c.APIKey.IsSet() {
+		return &Error{[]Problem{{"DASHSCOPE_API_KEY", "is not set: set it to your key from the Model Studio (百炼) console, or try without one by --simulate"}}}
+	}
+	return nil
+}
+
+// CheckSimulate refuses a simulated run where a real queue or bucket is
+// configured: no simulated image may ever lie among real ones.
+func (c *Config) CheckSimulate() error {
+	var e Error
+	if c.RedisURL.IsSet() {
+		e.Problems = append(e.Problems, Problem{"REDIS_URL", "is set: --simulate uses a queue of its own, so unset REDIS_URL or leave out --simulate"})
+	}
+	if c.Bucket != "" {
+		e.Problems = append(e.Problems, Problem{"DANQING_S3_BUCKET", fmt.Sprintf("%q is set: --simulate uses a bucket of its own, so unset DANQING_S3_BUCKET or leave out --simulate", c.Bucket)})
+	}
+	if len(e.Problems) > 0 {
+		return &e
+	}
+	return nil
+}
+
+// leaves returns the errors that errors.Join has joined, however deep.
+func leaves(err error) []error {
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		if j, ok := e.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the chain is walked here
+			var all []error
+			for _, l := range j.Unwrap() {
+				all = append(all, leaves(l)...)
+			}
+			return all
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
+}

@@ -1,0 +1,263 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+// loader gathers what is wrong.
+type loader struct {
+	get      func(string) string
+	cfg      Config
+	problems []Problem
+}
+
+func (l *loader) bad(variable, format string, args ...any) {
+	l.problems = append(l.problems, Problem{variable, fmt.Sprintf(format, args...)})
+}
+
+// first returns the value of the first variable that has one, without white
+// space around it, and that variable's name, which is the first's if none has.
+func (l *loader) first(names ...string) (value, name string) {
+	for _, n := range names {
+		if v := strings.TrimSpace(l.get(n)); v != "" {
+			return v, n
+		}
+	}
+	return "", names[0]
+}
+
+// Load reads the environment through getenv. White space around values counts
+// for nothing. environ, as of os.Environ, is searched for DANQING_ names that
+// nobody reads: near misses of a known name are errors, others warnings; nil
+// leaves that out.
+//
+// It fails with an [*Error] that holds every problem. It connects to nothing and
+// reads no file. The AWS variables count only if DANQING_S3_BUCKET is set; no
+// profile or metadata service is asked.
+func Load(getenv func(string) string, environ []string) (*Config, error) {
+	l := &loader{get: getenv}
+	l.dashScope()
+	l.redis()
+	l.storage()
+	l.worker()
+	l.spelling(environ)
+	if len(l.problems) > 0 {
+		return nil, &Error{l.problems}
+	}
+	return &l.cfg, nil
+}
+
+// refused takes over what a constructor says against its fields. Each error
+// begins with the field's name, which becomes the variable's.
+func (l *loader) refused(err error, variables map[string]string) {
+	for _, e := range leaves(err) {
+		text := strings.TrimPrefix(e.Error(), "storage: ")
+		end := max(strings.IndexAny(text, ": "), 0)
+		if v, ok := variables[text[:end]]; ok {
+			l.bad(v, "%s", strings.TrimLeft(text[end:], ": "))
+		} else {
+			l.bad("configuration", "%s", text)
+		}
+	}
+}
+
+func (l *loader) dashScope() {
+	c := &l.cfg
+	key, _ := l.first("DASHSCOPE_API_KEY")
+	c.APIKey = NewSecret(key)
+	c.BaseURL, _ = l.first("DASHSCOPE_HTTP_BASE_URL")
+	cfg := c.DashScope()
+	if cfg.APIKey == "" {
+		cfg.APIKey = "none"
+	}
+	_, err := dashscope.New(cfg)
+	l.refused(err, map[string]string{"APIKey": "DASHSCOPE_API_KEY", "BaseURL": "DASHSCOPE_HTTP_BASE_URL"})
+	if u, err := url.Parse(c.BaseURL); err == nil && u.Scheme == "http" && key != "" {
+		if ip := net.ParseIP(u.Hostname()); u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			c.Warnings = append(c.Warnings, "DASHSCOPE_HTTP_BASE_URL is http://: the API key travels unencrypted")
+		}
+	}
+}
+
+func (l *loader) redis() {
+	v, _ := l.first("REDIS_URL")
+	if l.cfg.RedisURL = NewSecret(v); v == "" {
+		return
+	}
+	_, err := l.cfg.Redis()
+	if e, ok := errors.AsType[*Error](err); ok {
+		l.problems = append(l.problems, e.Problems...)
+	}
+}
+
+func (l *loader) storage() {
+	c := &l.cfg
+	var secret, token string
+	names := map[string]string{}
+	for _, f := range []struct {
+		field string
+		value *string
+		names []string
+	}{
+		{"Bucket", &c.Bucket, []string{"DANQING_S3_BUCKET"}},
+		{"Prefix", &c.Prefix, []string{"DANQING_S3_PREFIX"}},
+		{"KeyTemplate", &c.KeyTemplate, []string{"DANQING_S3_KEY_TEMPLATE"}},
+		{"Addressing", &c.Addressing, []string{"DANQING_S3_ADDRESSING"}},
+		{"PublicURL", &c.PublicURL, []string{"DANQING_S3_PUBLIC_URL"}},
+		{"PublicEndpoint", &c.PublicEndpoint, []string{"DANQING_S3_PUBLIC_ENDPOINT"}},
+		{"AccessKeyID", &c.AccessKeyID, []string{"AWS_ACCESS_KEY_ID"}},
+		{"SecretAccessKey", &secret, []string{"AWS_SECRET_ACCESS_KEY"}},
+		{"SessionToken", &token, []string{"AWS_SESSION_TOKEN"}},
+		{"Region", &c.Region, []string{"AWS_REGION", "AWS_DEFAULT_REGION"}},
+		{"Endpoint", &c.Endpoint, []string{"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}},
+	} {
+		*f.value, names[f.field] = l.first(f.names...)
+	}
+	c.SecretAccessKey, c.SessionToken = NewSecret(secret), NewSecret(token)
+
+	// Prefix and template hold for the embedded bucket too; each is tried by
+	// itself, since the bucket reports the first of them only.
+	before := len(l.problems)
+	spare := storage.Config{Bucket: "spare", Endpoint: "http://127.0.0.1", AccessKeyID: "none", SecretAccessKey: "none"}
+	for _, cfg := range []storage.Config{{Prefix: c.Prefix}, {KeyTemplate: c.KeyTemplate}, {Prefix: c.Prefix, KeyTemplate: c.KeyTemplate}} {
+		if cfg.Prefix != "" && cfg.KeyTemplate != "" && len(l.problems) > before {
+			break // said already
+		}
+		try := spare
+		try.Prefix, try.KeyTemplate = cfg.Prefix, cfg.KeyTemplate
+		_, err := storage.New(try)
+		l.refused(err, names)
+	}
+	if c.Bucket != "" {
+		whole := c.Storage()
+		whole.Prefix, whole.KeyTemplate = "", ""
+		_, err := storage.New(whole)
+		l.refused(err, names)
+		return
+	}
+	for _, field := range []string{"Addressing", "PublicURL", "PublicEndpoint"} {
+		if v, name := l.first(names[field]); v != "" {
+			l.bad(name, "is set but DANQING_S3_BUCKET is not: set that too, or unset this")
+		}
+	}
+}
+
+func (l *loader) worker() {
+	c := &l.cfg
+	if c.DataDir, _ = l.first("DANQING_DATA_DIR"); c.DataDir == "" {
+		c.DataDir = DefaultDataDir
+	}
+	c.DataDir = filepath.Clean(c.DataDir)
+
+	most, list := 0, ""
+	if list, _ = l.first("DANQING_MODELS"); list == "" {
+		list = jobs.DefaultModel
+	}
+	for name := range strings.SplitSeq(list, ",") {
+		name = strings.TrimSpace(name)
+		m, err := jobs.LookupModel(name)
+		switch {
+		case name == "":
+			l.bad("DANQING_MODELS", "%q has an empty name: write MODEL,MODEL", list)
+		case err != nil:
+			l.bad("DANQING_MODELS", "names no %v", err)
+		case !slices.Contains(c.Models, name):
+			c.Models = append(c.Models, name)
+			most = max(most, m.Concurrency)
+		}
+	}
+	c.Concurrency = 1
+	if v, name := l.first("DANQING_CONCURRENCY"); v != "" {
+		n, err := strconv.Atoi(v)
+		switch {
+		case err != nil || n < 1:
+			l.bad(name, "%q: must be a whole number from 1", v)
+		case most > 0 && n > most:
+			l.bad(name, "%q: DashScope works on %d at once, set at most that", v, most)
+		}
+		c.Concurrency = n
+	}
+}
+
+// injected matches the variables that Kubernetes makes for a service whose name
+// begins with danqing.
+var injected = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT|PORT_[0-9]+_(TCP|UDP)(_[A-Z]+)?)$`)
+
+// variables are all that Danqing reads, some of them by commands of their own.
+func variables() []string {
+	return []string{
+		"DASHSCOPE_API_KEY", "DASHSCOPE_HTTP_BASE_URL", "REDIS_URL",
+		"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL_S3",
+		"DANQING_S3_BUCKET", "DANQING_S3_PREFIX", "DANQING_S3_KEY_TEMPLATE", "DANQING_S3_ADDRESSING",
+		"DANQING_S3_PUBLIC_URL", "DANQING_S3_PUBLIC_ENDPOINT",
+		"DANQING_DATA_DIR", "DANQING_MODELS", "DANQING_CONCURRENCY",
+		"DANQING_LISTEN", "DANQING_SERVE_TOKENS", "DANQING_URL", "DANQING_TOKEN",
+	}
+}
+
+// spelling looks for names that are meant for Danqing and read by nobody.
+func (l *loader) spelling(environ []string) {
+	for _, kv := range slices.Sorted(slices.Values(environ)) {
+		name, _, _ := strings.Cut(kv, "=")
+		upper := strings.ToUpper(name)
+		if !strings.HasPrefix(upper, "DANQING_") || slices.Contains(variables(), name) || injected.MatchString(upper) {
+			continue
+		}
+		switch near := nearest(upper); {
+		case near == "":
+			l.cfg.Warnings = append(l.cfg.Warnings, name+" is set, but Danqing reads no such variable")
+		case near == upper && l.get(upper) != "": // Windows, where case does not count
+		default:
+			l.bad(name, "is not a variable of Danqing: write %s", near)
+		}
+	}
+}
+
+// nearest returns the variable that a misspelt DANQING_ name means, or "".
+func nearest(name string) string {
+	rest := strings.TrimPrefix(name, "DANQING_")
+	if slices.Contains(variables(), rest) {
+		return rest // DANQING_REDIS_URL
+	}
+	best, at := "", 0
+	for _, v := range variables() {
+		known, ok := strings.CutPrefix(v, "DANQING_")
+		if d := distance(rest, known); ok && d <= max(1, len(known)/3) && (best == "" || d < at) {
+			best, at = v, d
+		}
+	}
+	return best
+}
+
+// distance is how many letters must be put in, left out or changed (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
