@@ -15,9 +15,15 @@ func fill(run []uint8, v uint8) {
 	}
 }
 
+// tone is the palette index of a shade of a ramp; a shade beyond the ramp is its
+// end.
+func tone(ramp, shade int) uint8 {
+	return uint8(ramp*shades + min(max(shade, 0), shades-1)) //nolint:gosec // below darkBase
+}
+
 // darker goes down a ramp, but not out of it.
 func darker(v uint8, by int) uint8 {
-	return v - uint8(min(by, int(v)%shades))
+	return tone(int(v)/shades, int(v)%shades-by)
 }
 
 // span fills the part of a line that lies on the canvas.
@@ -28,14 +34,14 @@ func (c *canvas) span(y, from, to int, v uint8) {
 	}
 }
 
-// gradient fills the canvas from one shade of a ramp at its top to another.
-// Two lines of a pattern hide the steps.
-func (c *canvas) gradient(ramp, top, bottom int) {
+// gradient fills the canvas from one shade of the ground at its top to another.
+// A pattern hides the steps.
+func (c *canvas) gradient(top, bottom int) {
 	for y := range c.h {
-		exact := float64(ramp*shades+top) + float64(bottom-top)*float64(y)/float64(c.h)
+		exact := float64(top) + float64(bottom-top)*float64(y)/float64(c.h)
 		row := c.row(y)
 		for x := range min(4, c.w) {
-			row[x] = uint8(exact + bayer(x, y))
+			row[x] = tone(0, int(exact+bayer(x, y)))
 		}
 		for done := 4; done < c.w; done *= 2 {
 			copy(row[done:], row[:done])
@@ -57,7 +63,7 @@ func (c *canvas) radial(cx, cy int, reach float64, ramp int) {
 		dy := float64((y - cy) * (y - cy))
 		for x := range row {
 			d := (float64((x-cx)*(x-cx)) + dy) * scale
-			row[x] = uint8(ramp*shades + max(shades-1-int(d+bayer(x, y)), 0))
+			row[x] = tone(ramp, shades-1-int(d+bayer(x, y)))
 		}
 	}
 }
@@ -66,7 +72,7 @@ func (c *canvas) radial(cx, cy int, reach float64, ramp int) {
 func (c *canvas) disc(cx, cy, r, ramp, shade int) {
 	for dy := -r; dy <= r; dy++ {
 		half := int(math.Sqrt(float64(r*r - dy*dy)))
-		c.span(cy+dy, cx-half, cx+half+1, uint8(ramp*shades+shade))
+		c.span(cy+dy, cx-half, cx+half+1, tone(ramp, shade))
 	}
 }
 
@@ -74,7 +80,7 @@ func (c *canvas) disc(cx, cy, r, ramp, shade int) {
 func (c *canvas) ring(cx, cy, r, ramp, shade int) {
 	for i := range 7 * r {
 		sin, cos := math.Sincos(float64(i) / float64(r))
-		c.span(cy+int(float64(r)*sin), cx+int(float64(r)*cos), cx+int(float64(r)*cos)+2, uint8(ramp*shades+shade))
+		c.span(cy+int(float64(r)*sin), cx+int(float64(r)*cos), cx+int(float64(r)*cos)+2, tone(ramp, shade))
 	}
 }
 
@@ -87,7 +93,7 @@ func (c *canvas) ellipse(cx, cy int, rx, ry float64, ramp, dark, light int) {
 		for x := max(cx-half, 0); x <= min(cx+half, c.w-1); x++ {
 			u := float64(x-cx) / rx
 			lit := max(0, 1-((u+0.35)*(u+0.35)+(v+0.4)*(v+0.4))/2.4)
-			row[x] = uint8(ramp*shades + min(dark+int(lit*float64(light-dark)+bayer(x, y)), shades-1))
+			row[x] = tone(ramp, dark+int(lit*float64(light-dark)+bayer(x, y)))
 		}
 	}
 }
@@ -104,7 +110,7 @@ func (c *canvas) glow(cx, cy, r, by int) {
 		row := c.row(y)
 		for x := max(cx-half, 0); x <= min(cx+half, c.w-1); x++ {
 			if row[x] < shades {
-				row[x] = min(row[x]+uint8(by), shades-1)
+				row[x] = tone(0, int(row[x])+by)
 			}
 		}
 	}
@@ -117,7 +123,7 @@ func (c *canvas) rays(cx, cy, sectors int, phase float64) {
 		for x := range row {
 			angle := turn(float64(y-cy), float64(x-cx)) + phase
 			if int(angle*2*float64(sectors))&1 == 0 {
-				row[x] = min(row[x]+9, shades-1)
+				row[x] = tone(0, int(row[x])+9)
 			}
 		}
 	}
@@ -157,9 +163,9 @@ func (c *canvas) hills(rng *rand.Rand, base, swing, summits float64) []int {
 func (c *canvas) ridge(line []int, ramp, top, bottom, depth int) {
 	tones := make([]uint8, depth)
 	for d := range tones {
-		tones[d] = uint8(ramp*shades + top + (bottom-top)*d/depth)
+		tones[d] = tone(ramp, top+(bottom-top)*d/depth)
 	}
-	deepest := uint8(ramp*shades + bottom)
+	deepest := tone(ramp, bottom)
 	for y := range c.h {
 		row := c.row(y)
 		for x := range row {
@@ -178,7 +184,7 @@ func (c *canvas) ridge(line []int, ramp, top, bottom, depth int) {
 func (c *canvas) contour(line []int, ramp, shade int) {
 	for x, y := range line {
 		for dy := range 2 {
-			c.span(y+dy, x, x+2, uint8(ramp*shades+shade))
+			c.span(y+dy, x, x+2, tone(ramp, shade))
 		}
 	}
 }
@@ -190,7 +196,7 @@ func (c *canvas) hatch(line []int, gap, slope, ramp, shade int) {
 		offset := y * slope
 		for x := (gap - offset%gap) % gap; x < c.w; x += gap {
 			if line == nil || y > line[x] && (y-line[x])%23 < 20 {
-				row[x] = uint8(ramp*shades + shade)
+				row[x] = tone(ramp, shade)
 			}
 		}
 	}
@@ -235,7 +241,7 @@ func (c *canvas) blot(rng *rand.Rand, cx, cy int, r float64, ramp int) {
 			if under := int(row[x]) - base; under >= 0 && under < shades {
 				shade = max(min(shade, under)-12, 0)
 			}
-			row[x] = uint8(base + min(shade, shades-1))
+			row[x] = tone(ramp, shade)
 		}
 	}
 }
@@ -243,13 +249,13 @@ func (c *canvas) blot(rng *rand.Rand, cx, cy int, r float64, ramp int) {
 // tree draws a tree of two triangles that stands on a point.
 func (c *canvas) tree(x, y, size, ramp, shade int) {
 	for dy := range size / 4 {
-		c.span(y-dy, x-size/14, x+size/14+1, uint8(2*shades))
+		c.span(y-dy, x-size/14, x+size/14+1, tone(2, 0))
 	}
 	for tier := range 2 {
 		foot := y - size/5 - tier*size/3
 		for dy := range size * 2 / 3 {
 			half := (size*2/3 - dy) * (3 - tier) / 6
-			c.span(foot-dy, x-half, x+half+1, uint8(ramp*shades+shade))
+			c.span(foot-dy, x-half, x+half+1, tone(ramp, shade))
 		}
 	}
 }

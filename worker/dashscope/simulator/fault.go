@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -50,7 +51,8 @@ type Fault struct {
 	Header http.Header
 	// Garbage replaces the answer by a 200 whose body is not JSON.
 	Garbage bool
-	// Reset ends the connection without an answer.
+	// Reset ends the connection without an answer. Mind that [http.Transport]
+	// repeats a GET by itself if that befalls a kept connection.
 	Reset Reset
 	// Truncate announces the whole answer, sends half of it and ends the
 	// connection.
@@ -212,9 +214,7 @@ func (r *recorder) Write(b []byte) (int, error) {
 // connection.
 func (r *recorder) writeTo(w http.ResponseWriter, half bool) {
 	clear(w.Header())
-	for name, values := range r.header {
-		w.Header()[name] = values
-	}
+	maps.Copy(w.Header(), r.header)
 	r.WriteHeader(http.StatusOK)
 	if !half {
 		w.WriteHeader(r.status)

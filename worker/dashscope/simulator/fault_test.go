@@ -92,7 +92,7 @@ func TestFaults(t *testing.T) {
 			t.Run("in process", func(t *testing.T) {
 				t.Parallel()
 				sim := fixed(time.Second)
-				bubble(t, sim, func(t *testing.T, c *client) { run(t, sim, c) })
+				bubble(t, sim, func(c *client) { run(c.t, sim, c) })
 			})
 		})
 	}
@@ -111,7 +111,8 @@ func TestResetOverTCP(t *testing.T) {
 func TestDelay(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		start := time.Now()
 		sim.Script(simulator.Fault{Delay: 5 * time.Second})
 		c.create(t, fox)
@@ -141,7 +142,8 @@ func TestFaultsAreMetInOrder(t *testing.T) {
 		body, err := io.ReadAll(r.Body)
 		return err == nil && strings.Contains(string(body), "狐狸")
 	}
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		sim.Script(
 			simulator.Fault{Route: simulator.RouteCreate, Status: 500, Times: 2},
 			simulator.Fault{Route: simulator.RouteCreate, Status: 501, Nth: 4},
@@ -164,7 +166,8 @@ func TestFaultsByChance(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)
 	sim.QueriesPerSecond = -1
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		sim.Script(simulator.Fault{Probability: 0.25, Times: -1, Status: 500})
 		for range 400 {
 			c.get(t, dashscope.PathTasks)
@@ -176,7 +179,8 @@ func TestFaultsByChance(t *testing.T) {
 func TestFaultsOfDownloads(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		link := c.links(t, fox)[0]
 		whole := c.download(t, link, nil)
 		sim.Script(

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -23,6 +24,7 @@ type client struct {
 	http *http.Client
 	base string
 	key  string
+	t    *testing.T // of the bubble it was made in
 }
 
 // reply is an answer, read to its end.
@@ -41,7 +43,7 @@ func decode[T any](tb testing.TB, r reply) T {
 }
 
 // bubble runs a test in a synctest bubble with a client over DialContext.
-func bubble(t *testing.T, sim *simulator.Simulator, test func(t *testing.T, c *client)) {
+func bubble(t *testing.T, sim *simulator.Simulator, test func(c *client)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		c := inProcess(sim)
@@ -49,7 +51,8 @@ func bubble(t *testing.T, sim *simulator.Simulator, test func(t *testing.T, c *c
 			c.http.CloseIdleConnections()
 			require.NoError(t, sim.Close())
 		}()
-		test(t, c)
+		c.t = t
+		test(c)
 	})
 }
 
@@ -91,9 +94,7 @@ func (c *client) send(ctx context.Context, method, url string, body []byte, head
 func (c *client) call(t *testing.T, method, path string, body []byte, header map[string]string) reply {
 	t.Helper()
 	all := map[string]string{"Authorization": "Bearer " + c.key}
-	for name, value := range header {
-		all[name] = value
-	}
+	maps.Copy(all, header)
 	r, err := c.send(t.Context(), method, c.base+path, body, all)
 	require.NoError(t, err)
 	assert.Equal(t, "true", r.header.Get(dashscope.HeaderSimulated))
@@ -168,7 +169,7 @@ const fox = `{"model":"wanx-v1","input":{"prompt":"一只狐狸"},"parameters":{
 // record sends a request straight to the handler.
 func record(sim http.Handler, method, path, body string, header map[string]string) reply {
 	w := httptest.NewRecorder()
-	r := httptest.NewRequest(method, "/api/v1"+path, bytes.NewReader([]byte(body)))
+	r := httptest.NewRequestWithContext(context.Background(), method, "/api/v1"+path, bytes.NewReader([]byte(body)))
 	r.Header.Set("Authorization", "Bearer sk-test")
 	for name, value := range header {
 		r.Header.Set(name, value)

@@ -5,7 +5,6 @@ import (
 	"unicode"
 
 	"github.com/hajimehoshi/bitmapfont/v4"
-	"golang.org/x/image/font"
 	"golang.org/x/image/math/fixed"
 )
 
@@ -112,7 +111,7 @@ func (l *letters) glyph(r rune, x, y, size int, ink uint8) {
 
 // cells is a character's width in half glyphs.
 func cells(r rune) int {
-	advance, _ := font.Face(bitmapfont.FaceSC).GlyphAdvance(r)
+	advance, _ := bitmapfont.FaceSC.GlyphAdvance(r)
 	return advance.Round() / glyphHalf
 }
 

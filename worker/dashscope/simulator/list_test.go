@@ -15,7 +15,8 @@ import (
 func TestListShowsTheAccountsTasks(t *testing.T) {
 	t.Parallel()
 	sim := fixed(10 * time.Second)
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		created := time.Now()
 		first, second := c.create(t, fox), c.create(t, fox)
 		time.Sleep(5 * time.Second)
@@ -49,7 +50,8 @@ func TestListShowsTheAccountsTasks(t *testing.T) {
 func TestListFilters(t *testing.T) {
 	t.Parallel()
 	sim := fixed(10 * time.Second)
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		var ids []string
 		for range 5 { // at 08:00:00, 08:00:20 … in China
 			ids = append(ids, c.create(t, fox))
@@ -93,7 +95,8 @@ func TestListLag(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)
 	sim.ListLag = 30 * time.Second
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		id := c.create(t, fox)
 		time.Sleep(30*time.Second - time.Millisecond)
 		assert.Empty(t, c.list(t, "").Data)
@@ -106,7 +109,8 @@ func TestListLag(t *testing.T) {
 func TestSubmitLimitIsASlidingWindow(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		c.create(t, fox)
 		time.Sleep(600 * time.Millisecond)
 		c.create(t, fox)
@@ -124,7 +128,8 @@ func TestSubmitLimitIsASlidingWindow(t *testing.T) {
 func TestQueriesListsAndCancelsShareALimit(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		id := c.create(t, fox)
 		for i := range 20 {
 			path := dashscope.PathTasks + "/" + id
@@ -145,7 +150,8 @@ func TestQueriesListsAndCancelsShareALimit(t *testing.T) {
 
 func TestPolicyLimit(t *testing.T) {
 	t.Parallel()
-	bubble(t, fixed(time.Second), func(t *testing.T, c *client) {
+	bubble(t, fixed(time.Second), func(c *client) {
+		t := c.t
 		for range 100 {
 			require.Equal(t, http.StatusOK, c.get(t, dashscope.PathUploads+"?action=getPolicy&model=wanx-v1").status)
 		}
@@ -157,7 +163,8 @@ func TestLimitsCanBeLifted(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)
 	sim.SubmitsPerSecond, sim.QueriesPerSecond, sim.Concurrency = -1, -1, 3
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		for range 30 {
 			c.status(t, c.create(t, fox))
 		}

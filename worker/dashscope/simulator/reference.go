@@ -141,7 +141,7 @@ func cube(a, b [3]int32, threshold int32) uint8 {
 func cubePalette() color.Palette {
 	p := make(color.Palette, 0, 256)
 	for i := range cubeColour {
-		level := func(v int) uint8 { return uint8(v % cubeSteps * 255 / (cubeSteps - 1)) }
+		level := func(v int) uint8 { return uint8(v % cubeSteps * 255 / (cubeSteps - 1)) } //nolint:gosec // at most 255
 		p = append(p, color.NRGBA{R: level(i / cubeSteps / cubeSteps), G: level(i / cubeSteps), B: level(i), A: 255})
 	}
 	for len(p) < inkWhiteRef {

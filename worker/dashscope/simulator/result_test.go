@@ -60,7 +60,8 @@ func refusedByOSS(t *testing.T, r reply, status int, code string) {
 
 func TestResultLinks(t *testing.T) {
 	t.Parallel()
-	bubble(t, fixed(time.Second), func(t *testing.T, c *client) {
+	bubble(t, fixed(time.Second), func(c *client) {
+		t := c.t
 		c.base = "http://another.example:8080/api/v1"
 		links := c.links(t, `{"model":"wanx-v1","input":{"prompt":"a"},"parameters":{"n":2,"size":"720*1280"}}`)
 		require.Len(t, links, 2)
@@ -95,7 +96,8 @@ func TestResultLinks(t *testing.T) {
 func TestResultRefusals(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		link := c.links(t, fox)[0]
 		end := sim.Tasks()[0].EndedAt
 		plain, _, _ := strings.Cut(link, "?")
@@ -124,7 +126,8 @@ func TestResultLifetime(t *testing.T) {
 	sim := fixed(time.Second)
 	sim.ResultLifetime = time.Minute
 	sim.Render = func(p simulator.Picture) []byte { return []byte(p.Prompt) }
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		link := c.links(t, fox)[0]
 		assert.Equal(t, "一只狐狸", string(c.download(t, link, nil).body))
 		time.Sleep(time.Minute)
@@ -141,7 +144,8 @@ func TestPictures(t *testing.T) {
 		got = append(got, p)
 		return nil
 	}
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		body := `{"model":"wanx-v1","input":{"prompt":"` + strings.Repeat("长", 801) + `","negative_prompt":"红","ref_image":"https://example.com/a.png"},` +
 			`"parameters":{"n":2,"seed":41,"style":"<sketch>","size":"1280*720","ref_strength":0.7,"ref_mode":"refonly"}}`
 		for _, link := range c.links(t, body) {

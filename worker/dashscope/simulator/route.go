@@ -124,9 +124,6 @@ func (s *Simulator) work(w http.ResponseWriter, r *http.Request) {
 
 // answer does the work of one API call.
 func (s *Simulator) answer(route Route, taskID, requestID string, r *http.Request) (any, error) {
-	if route == RouteOther {
-		return nil, &refusal{http.StatusNotFound, "NotFound", "Not Found"}
-	}
 	c, err := s.caller(r)
 	if err != nil {
 		return nil, err
@@ -140,9 +137,11 @@ func (s *Simulator) answer(route Route, taskID, requestID string, r *http.Reques
 		return s.policy(r, c, requestID)
 	case RouteQuery:
 		return s.query(r, c, requestID, taskID)
-	default:
+	case RouteCancel:
 		return s.cancel(r, c, requestID, taskID)
+	case RouteAny, RouteOther, RouteUpload, RouteResult:
 	}
+	return nil, &refusal{http.StatusNotFound, "NotFound", "Not Found"}
 }
 
 // refusal is an error of the API.

@@ -96,7 +96,7 @@ func styles() []style {
 
 // drawAuto is a dusk with lights out of focus.
 func drawAuto(c *canvas, rng *rand.Rand) {
-	c.gradient(0, 0, shades-1)
+	c.gradient(0, shades-1)
 	c.ridge(c.hills(rng, 0.62, 0.10, 2), 0, 10, 24, c.h/3)
 	for range 26 {
 		r := c.side() / 40 * (1 + rng.IntN(5))
@@ -109,7 +109,7 @@ func drawAuto(c *canvas, rng *rand.Rand) {
 
 // drawPhotography is mountains behind a lake.
 func drawPhotography(c *canvas, rng *rand.Rand) {
-	c.gradient(0, 0, shades-1)
+	c.gradient(0, shades-1)
 	c.disc(c.w/5+rng.IntN(c.w*3/5), c.h*3/10+rng.IntN(c.h/6), c.side()/14, 3, shades-4)
 	horizon := 0.40
 	for i := range 5 {
@@ -159,10 +159,10 @@ func drawPortrait(c *canvas, rng *rand.Rand) {
 
 // drawCartoon is shining balls on a floor.
 func drawCartoon(c *canvas, rng *rand.Rand) {
-	c.gradient(0, 8, shades-1)
+	c.gradient(8, shades-1)
 	floor := c.h * 9 / 20
 	for y := floor; y < c.h; y++ {
-		fill(c.row(y), uint8(min(12+(y-floor)*30/(c.h-floor), shades-1)))
+		fill(c.row(y), tone(0, 12+(y-floor)*30/(c.h-floor)))
 	}
 	for i := range 9 {
 		r := c.side()/18 + rng.IntN(c.side()/10)
@@ -174,7 +174,7 @@ func drawCartoon(c *canvas, rng *rand.Rand) {
 
 // drawAnime is rays of the sun over summer clouds.
 func drawAnime(c *canvas, rng *rand.Rand) {
-	c.gradient(0, 0, shades-1)
+	c.gradient(0, shades-1)
 	x, y := c.w/4+rng.IntN(c.w/2), c.h/4+rng.IntN(c.h/6)
 	c.rays(x, y, 9+rng.IntN(6), rng.Float64())
 	c.disc(x, y, c.side()/9, 3, 30)
@@ -186,7 +186,7 @@ func drawAnime(c *canvas, rng *rand.Rand) {
 			c.ball(cx+rng.IntN(12), base+rng.IntN(c.side()/14), r, 1)
 		}
 		for yy := base + c.side()/14; yy < c.h; yy++ {
-			fill(c.row(yy), uint8(shades+22-6*layer))
+			fill(c.row(yy), tone(1, 22-6*layer))
 		}
 	}
 	for range 60 {
@@ -197,7 +197,7 @@ func drawAnime(c *canvas, rng *rand.Rand) {
 
 // drawOil is strokes of a brush in a swirling sky over fields.
 func drawOil(c *canvas, rng *rand.Rand) {
-	c.gradient(0, 6, 30)
+	c.gradient(6, 30)
 	fx, fy, phase := 2+3*rng.Float64(), 2+2*rng.Float64(), rng.Float64()*6
 	sx, sy := c.w/5+rng.IntN(c.w*3/5), c.h/4
 	length, width := c.side()/18, max(c.side()/110, 2)
@@ -220,13 +220,13 @@ func drawOil(c *canvas, rng *rand.Rand) {
 				ramp = 3
 			}
 		}
-		c.stroke(x, y, angle, length/2+rng.IntN(length), width, uint8(ramp*shades+min(shade, shades-1)))
+		c.stroke(x, y, angle, length/2+rng.IntN(length), width, tone(ramp, shade))
 	}
 }
 
 // drawWatercolor is wet blots on paper.
 func drawWatercolor(c *canvas, rng *rand.Rand) {
-	c.gradient(0, 10, shades-1)
+	c.gradient(10, shades-1)
 	for i := range 13 {
 		r := float64(c.side()) * (0.07 + 0.15*rng.Float64())
 		c.blot(rng, rng.IntN(c.w), rng.IntN(c.h), r, 1+i%3)
@@ -238,7 +238,7 @@ func drawWatercolor(c *canvas, rng *rand.Rand) {
 
 // drawSketch is hills in pencil.
 func drawSketch(c *canvas, rng *rand.Rand) {
-	c.gradient(0, shades-1, 18)
+	c.gradient(shades-1, 18)
 	c.hatch(nil, 5, 1, 0, 30)
 	x, y, r := c.w/4+rng.IntN(c.w/2), c.h/4, c.side()/9
 	c.disc(x, y, r, 0, shades-1)
@@ -254,7 +254,7 @@ func drawSketch(c *canvas, rng *rand.Rand) {
 
 // drawChinese is mountains of ink in mist, a red sun and birds.
 func drawChinese(c *canvas, rng *rand.Rand) {
-	c.gradient(0, shades-1, 10)
+	c.gradient(shades-1, 10)
 	c.disc(c.w/5+rng.IntN(c.w*3/5), c.h/6+rng.IntN(c.h/8), c.side()/13, 3, 24)
 	for i := range 4 {
 		hills := c.hills(rng, 0.36+0.12*float64(i), 0.19-0.03*float64(i), 2+1.5*float64(i))
@@ -262,21 +262,22 @@ func drawChinese(c *canvas, rng *rand.Rand) {
 	}
 	for range 5 {
 		x, y, r := rng.IntN(c.w), c.h/10+rng.IntN(c.h/5), 4+rng.IntN(5)
-		c.stroke(x, y, 0.5, r, 1, shades)
-		c.stroke(x+r, y, -0.5, r, 1, shades)
+		c.stroke(x, y, 0.5, r, 1, tone(1, 0))
+		c.stroke(x+r, y, -0.5, r, 1, tone(1, 0))
 	}
 	seal := c.side() / 16
 	for y := c.h / 2; y < c.h/2+seal; y++ {
-		fill(c.row(y)[c.w-2*seal:c.w-seal], 3*shades+8)
+		fill(c.row(y)[c.w-2*seal:c.w-seal], tone(3, 8))
 	}
 	for range 5 {
-		c.stroke(c.w-2*seal+seal/2, c.h/2+2+rng.IntN(seal-3), float64(rng.IntN(2))*math.Pi/2, seal/2, 1, shades-1)
+		x, y := c.w-2*seal+1+rng.IntN(seal/2), c.h/2+1+rng.IntN(seal/2)
+		c.stroke(x, y, float64(rng.IntN(2))*math.Pi/2, seal/2-1, 1, tone(0, shades-1))
 	}
 }
 
 // drawFlat is hills and trees of paper.
 func drawFlat(c *canvas, rng *rand.Rand) {
-	c.gradient(0, 0, shades-1)
+	c.gradient(0, shades-1)
 	x, y := c.w/4+rng.IntN(c.w/2), c.h*3/10
 	for i := range 4 {
 		c.disc(x, y, c.side()/6-i*c.side()/36, 3, shades-1-i*14)

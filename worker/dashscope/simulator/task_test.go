@@ -17,7 +17,8 @@ import (
 
 func TestTaskLife(t *testing.T) {
 	t.Parallel()
-	bubble(t, fixed(10*time.Second), func(t *testing.T, c *client) {
+	bubble(t, fixed(10*time.Second), func(c *client) {
+		t := c.t
 		id := c.create(t, fox)
 		created := time.Now()
 		assert.Equal(t, dashscope.StatusPending, c.status(t, id))
@@ -51,7 +52,8 @@ func TestTaskLife(t *testing.T) {
 func TestUsualTaskTime(t *testing.T) {
 	t.Parallel()
 	sim := &simulator.Simulator{SubmitsPerSecond: -1, Concurrency: 200}
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		for range 200 {
 			c.create(t, fox)
 		}
@@ -70,7 +72,8 @@ func TestUsualTaskTime(t *testing.T) {
 func TestTasksOfALaneRunOneByOne(t *testing.T) {
 	t.Parallel()
 	sim := fixed(10 * time.Second)
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		first, second := c.create(t, fox), c.create(t, fox)
 		time.Sleep(time.Second)
 		third := c.create(t, fox)
@@ -107,7 +110,8 @@ func TestLanesAreSeparate(t *testing.T) {
 	t.Parallel()
 	sim := fixed(10 * time.Second)
 	sim.Keys = map[string]simulator.Key{"sk-a": {Account: "a"}, "sk-a2": {Account: "a", ID: "77"}, "sk-b": {Account: "b"}}
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		c.key = "sk-a"
 		ofA := c.create(t, fox)
 		c.key = "sk-b"
@@ -201,7 +205,8 @@ func TestTasksThatFailOnTheirParameters(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			sim := fixed(time.Minute)
-			bubble(t, sim, func(t *testing.T, c *client) {
+			bubble(t, sim, func(c *client) {
+				t := c.t
 				id := c.create(t, fmt.Sprintf(`{"model":"wanx-v1","input":{"prompt":"a"%s},"parameters":{%s}}`, test.input, test.parameters))
 				time.Sleep(time.Second)
 				got := c.query(t, id)
@@ -220,11 +225,12 @@ func TestAllSizesAndStyles(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)
 	sim.SubmitsPerSecond, sim.Concurrency = -1, 100
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		for _, size := range []string{"1024*1024", "720*1280", "768*1152", "1280*720"} {
 			c.create(t, `{"model":"wanx-v1","input":{"prompt":"a"},"parameters":{"n":1,"size":"`+size+`"}}`)
 		}
-		for _, style := range strings.Split("auto,photography,portrait,3d cartoon,anime,oil painting,watercolor,sketch,chinese painting,flat illustration", ",") {
+		for style := range strings.SplitSeq("auto,photography,portrait,3d cartoon,anime,oil painting,watercolor,sketch,chinese painting,flat illustration", ",") {
 			c.create(t, `{"model":"wanx-v1","input":{"prompt":"a"},"parameters":{"n":1,"style":"<`+style+`>"}}`)
 		}
 		time.Sleep(time.Minute)
@@ -246,7 +252,8 @@ func TestOutcomes(t *testing.T) {
 			return simulator.Outcome{Code: "InternalError.Algo", Message: "boom"}
 		}
 	}
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		run := func(prompt string) dashscope.TaskResponse {
 			id := c.create(t, `{"model":"wanx-v1","input":{"prompt":"`+prompt+`"},"parameters":{"n":3,"seed":7}}`)
 			time.Sleep(2 * time.Second)
@@ -282,7 +289,8 @@ func TestOutcomes(t *testing.T) {
 func TestTaskTimeout(t *testing.T) {
 	t.Parallel()
 	sim := fixed(4 * time.Hour)
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		first, behind := c.create(t, fox), c.create(t, fox)
 		time.Sleep(3*time.Hour - time.Second)
 		assert.Equal(t, dashscope.StatusRunning, c.status(t, first))
@@ -302,7 +310,8 @@ func TestSameSeedSameTimes(t *testing.T) {
 	times := func(seed uint64) []time.Duration {
 		var out []time.Duration
 		sim := &simulator.Simulator{Seed: seed, TaskTime: simulator.Between(time.Second, 12*time.Second)}
-		bubble(t, sim, func(t *testing.T, c *client) {
+		bubble(t, sim, func(c *client) {
+			t := c.t
 			for range 4 {
 				c.create(t, fox)
 				time.Sleep(time.Second)

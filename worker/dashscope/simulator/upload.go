@@ -2,6 +2,7 @@ package simulator
 
 import (
 	"bytes"
+	"crypto/hmac"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -12,8 +13,6 @@ import (
 	"net/http"
 	"strings"
 	"time"
-
-	"crypto/hmac"
 
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )

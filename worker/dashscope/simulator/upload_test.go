@@ -75,7 +75,8 @@ func withRef(name string) string {
 
 func TestUploadedReferenceIsUsed(t *testing.T) {
 	t.Parallel()
-	bubble(t, fixed(time.Second), func(t *testing.T, c *client) {
+	bubble(t, fixed(time.Second), func(c *client) {
+		t := c.t
 		p := c.policy(t)
 		assert.Equal(t, 300, p.ExpireInSeconds)
 		assert.Equal(t, "private", p.XOSSObjectACL)
@@ -102,7 +103,8 @@ func TestUploadBelongsToItsAccountForTwoDays(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)
 	sim.Keys = map[string]simulator.Key{"sk-test": {}, "sk-other": {Account: "other"}}
-	bubble(t, sim, func(t *testing.T, c *client) {
+	bubble(t, sim, func(c *client) {
+		t := c.t
 		p := c.policy(t)
 		c.upload(t, p, "a.png", pngOf(t, plain(256, 256, color.White)), nil)
 		status := func() string {
@@ -135,7 +137,8 @@ func TestUploadsThatNoTaskCanUse(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			bubble(t, fixed(time.Second), func(t *testing.T, c *client) {
+			bubble(t, fixed(time.Second), func(c *client) {
+				t := c.t
 				p := c.policy(t)
 				require.Equal(t, http.StatusOK, c.upload(t, p, "a.png", test.content, nil).status, "OSS takes anything")
 				id := c.create(t, withRef("oss://"+p.UploadDir+"/a.png"))
@@ -148,7 +151,8 @@ func TestUploadsThatNoTaskCanUse(t *testing.T) {
 
 func TestUploadRefusals(t *testing.T) {
 	t.Parallel()
-	bubble(t, fixed(time.Second), func(t *testing.T, c *client) {
+	bubble(t, fixed(time.Second), func(c *client) {
+		t := c.t
 		refused(t, c.get(t, dashscope.PathUploads+"?model=wanx-v1"), http.StatusBadRequest, "InvalidParameter")
 		refused(t, c.get(t, dashscope.PathUploads+"?action=getPolicy"), http.StatusBadRequest, "InvalidParameter")
 		refused(t, c.get(t, dashscope.PathUploads+"?action=getPolicy&model=x"), http.StatusNotFound, "ModelNotFound")
