@@ -123,7 +123,7 @@ func (c *Config) CheckSimulate() error {
 // leaves returns the errors that errors.Join has joined, however deep.
 func leaves(err error) []error {
 	for e := err; e != nil; e = errors.Unwrap(e) {
-		if j, ok := e.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the chain is walked here
+		if j, ok := e.(interface{ Unwrap() []error }); ok {
 			var all []error
 			for _, l := range j.Unwrap() {
 				all = append(all, leaves(l)...)

@@ -83,7 +83,7 @@ func (l *loader) dashScope() {
 		cfg.APIKey = "none"
 	}
 	_, err := dashscope.New(cfg)
-	l.refused(err, map[string]string{"APIKey": "DASHSCOPE_API_KEY", "BaseURL": "DASHSCOPE_HTTP_BASE_URL"})
+	l.refused(err, map[string]string{"APIKey": "DASHSCOPE_API_KEY", "BaseURL": "DASHSCOPE_HTTP_BASE_URL"}) //nolint:gosec // names, not values
 	if u, err := url.Parse(c.BaseURL); err == nil && u.Scheme == "http" && key != "" {
 		if ip := net.ParseIP(u.Hostname()); u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
 			c.Warnings = append(c.Warnings, "DASHSCOPE_HTTP_BASE_URL is http://: the API key travels unencrypted")

@@ -37,7 +37,7 @@ func api() http.Handler {
 	m.Handle("POST /api/v1/tasks/t1/cancel", reply(200, `{"request_id":"r3"}`))
 	m.Handle("GET /api/v1/tasks", reply(200, `{"total":1,"total_page":1,"page_no":1,"page_size":10,"data":[{"task_id":"t1","status":"RUNNING","gmt_create":1745568293253}]}`))
 	m.Handle("GET /api/v1/uploads", reply(200, policyJSON))
-	m.HandleFunc("POST store.test/", func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
+	m.HandleFunc("POST store.test/", func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) })
 	return m
 }
 

@@ -99,11 +99,11 @@ func New(cfg Config) (*Client, error) {
 	problems := []error{err}
 	if cfg.APIKey == "" {
 		problems = append(problems, errors.New("APIKey: required"))
-	} else if !headerValue(cfg.APIKey) {
-		problems = append(problems, errors.New("APIKey: holds a space or a character other than printable ASCII"))
 	}
-	if !headerValue(cfg.Workspace) {
-		problems = append(problems, errors.New("Workspace: holds a space or a character other than printable ASCII"))
+	for _, f := range [][2]string{{"APIKey", cfg.APIKey}, {"Workspace", cfg.Workspace}} {
+		if !headerValue(f[1]) {
+			problems = append(problems, fmt.Errorf("%s: holds a space or a character other than printable ASCII", f[0]))
+		}
 	}
 	if cfg.CreateTimeout < 0 || cfg.QueryTimeout < 0 || cfg.UploadTimeout < 0 || cfg.QueriesPerSecond < 0 {
 		problems = append(problems, errors.New("CreateTimeout, QueryTimeout, UploadTimeout, QueriesPerSecond: must not be negative"))

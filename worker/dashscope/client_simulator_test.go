@@ -17,14 +17,20 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
+// bubbled is what a test in a bubble works with.
+type bubbled struct {
+	*testing.T
+	*dashscope.Client
+}
+
 // bubble runs f in a synctest bubble with a client of sim.
-func bubble(t *testing.T, sim *simulator.Simulator, f func(t *testing.T, c *dashscope.Client)) {
+func bubble(t *testing.T, sim *simulator.Simulator, f func(bubbled)) {
 	t.Helper()
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c, err := dashscope.New(dashscope.Config{BaseURL: "http://dashscope.test/api/v1", APIKey: "sk-test", DialContext: sim.DialContext})
 		require.NoError(t, err)
-		f(t, c)
+		f(bubbled{t, c})
 		c.CloseIdleConnections()
 		require.NoError(t, sim.Close())
 	})
@@ -54,7 +60,8 @@ func await(t *testing.T, c *dashscope.Client, taskID string) *dashscope.Task {
 }
 
 func TestSimulatedTask(t *testing.T) {
-	bubble(t, &simulator.Simulator{}, func(t *testing.T, c *dashscope.Client) {
+	bubble(t, &simulator.Simulator{}, func(b bubbled) {
+		t, c := b.T, b.Client
 		who, err := c.Probe(t.Context())
 		require.NoError(t, err)
 		assert.True(t, who.Simulated)
@@ -101,7 +108,8 @@ func uniform(w, h int) image.Image {
 }
 
 func TestSimulatedCancelAndUnknown(t *testing.T) {
-	bubble(t, &simulator.Simulator{}, func(t *testing.T, c *dashscope.Client) {
+	bubble(t, &simulator.Simulator{}, func(b bubbled) {
+		t, c := b.T, b.Client
 		_, err := c.Create(t.Context(), request("first"))
 		require.NoError(t, err)
 		second, err := c.Create(t.Context(), request("second"))
@@ -117,7 +125,8 @@ func TestSimulatedCancelAndUnknown(t *testing.T) {
 
 func TestSimulatedThrottle(t *testing.T) {
 	sim := &simulator.Simulator{}
-	bubble(t, sim, func(t *testing.T, c *dashscope.Client) {
+	bubble(t, sim, func(b bubbled) {
+		t, c := b.T, b.Client
 		for range 2 {
 			_, err := c.Create(t.Context(), request("x"))
 			require.NoError(t, err)
@@ -154,7 +163,8 @@ func TestSimulatedFaults(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			sim := &simulator.Simulator{}
-			bubble(t, sim, func(t *testing.T, c *dashscope.Client) {
+			bubble(t, sim, func(b bubbled) {
+				t, c := b.T, b.Client
 				tc.fault.Route = simulator.RouteCreate
 				sim.Script(tc.fault)
 				_, err := c.Create(t.Context(), request("x"))
@@ -188,7 +198,8 @@ func TestSimulatedFailures(t *testing.T) {
 		}
 		return simulator.Outcome{Images: map[int]simulator.Failure{1: {Code: "InternalError.Timeout", Message: "m"}}}
 	}}
-	bubble(t, sim, func(t *testing.T, c *dashscope.Client) {
+	bubble(t, sim, func(b bubbled) {
+		t, c := b.T, b.Client
 		created, err := c.Create(t.Context(), request("bad"))
 		require.NoError(t, err)
 		out := await(t, c, created.TaskID).Output
@@ -210,9 +221,10 @@ func TestSimulatedFailures(t *testing.T) {
 
 func TestSimulatedKeyIsRefused(t *testing.T) {
 	sim := &simulator.Simulator{Keys: map[string]simulator.Key{"sk-other": {}}}
-	bubble(t, sim, func(t *testing.T, c *dashscope.Client) {
+	bubble(t, sim, func(b bubbled) {
+		t, c := b.T, b.Client
 		who, err := c.Probe(t.Context())
-		e := requireKind(t, err, dashscope.KindAccount)
+		e := typed(t, err, dashscope.KindAccount)
 		assert.Equal(t, http.StatusUnauthorized, e.Status)
 		assert.Contains(t, e.Hint(), "DASHSCOPE_API_KEY")
 		assert.True(t, who.Simulated)
@@ -222,7 +234,13 @@ func TestSimulatedKeyIsRefused(t *testing.T) {
 	})
 }
 
-func requireKind(t *testing.T, err error, want dashscope.Kind) *dashscope.Error {
+func requireKind(t *testing.T, err error, want dashscope.Kind) {
+	t.Helper()
+	_ = typed(t, err, want)
+}
+
+// typed returns err as what it must be.
+func typed(t *testing.T, err error, want dashscope.Kind) *dashscope.Error {
 	t.Helper()
 	var e *dashscope.Error
 	require.ErrorAs(t, err, &e)

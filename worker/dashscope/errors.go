@@ -15,29 +15,29 @@ import (
 type Kind string
 
 const (
-	// KindRefused: for certain nothing was made; the same call can be tried
+	// KindRefused means: for certain nothing was made; the same call can be tried
 	// again later, and no attempt is spent. The connection was never made, or
 	// the service has no capacity.
 	KindRefused Kind = "refused"
-	// KindThrottled: for certain nothing was made; too many calls. Slow down,
+	// KindThrottled means: for certain nothing was made; too many calls. Slow down,
 	// by Error.RetryAfter if that is set; no attempt is spent. Throttles usually
 	// clear within a minute (rate-limit page).
 	KindThrottled Kind = "throttled"
-	// KindAccount: for certain nothing was made, and no call of this account
+	// KindAccount means: for certain nothing was made, and no call of this account
 	// and model will pass until a person acts: key, arrears, entitlement, quota.
 	KindAccount Kind = "account"
-	// KindAmbiguous, of a create only: a task may exist and may be paid for. The
-	// caller must not create again before it has looked for the task.
+	// KindAmbiguous means, of a create only: a task may exist and may be paid
+	// for. The caller must not create again before it has looked for the task.
 	KindAmbiguous Kind = "ambiguous"
-	// KindTerminal: this request will never pass: its parameters are wrong, or
+	// KindTerminal means: this request will never pass: its parameters are wrong, or
 	// moderation refuses it.
 	KindTerminal Kind = "terminal"
-	// KindRetry: this task or image failed, at no cost, for a reason on the
+	// KindRetry means: this task or image failed, at no cost, for a reason on the
 	// service's side; a new attempt may pass. Unlike KindRefused it spends an
 	// attempt, since a task was run for it.
 	KindRetry Kind = "retry"
-	// KindTemporary, of all calls but a create: no usable answer. It says nothing
-	// about the task; ask again, slower.
+	// KindTemporary means, of all calls but a create: no usable answer. It says
+	// nothing about the task; ask again, slower.
 	KindTemporary Kind = "temporary"
 )
 

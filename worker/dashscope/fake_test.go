@@ -121,7 +121,13 @@ func reply(status int, body string) http.HandlerFunc {
 	}
 }
 
-func requireKind(t *testing.T, err error, want Kind) *Error {
+func requireKind(t *testing.T, err error, want Kind) {
+	t.Helper()
+	_ = typed(t, err, want)
+}
+
+// typed returns err as what it must be.
+func typed(t *testing.T, err error, want Kind) *Error {
 	t.Helper()
 	var e *Error
 	require.ErrorAs(t, err, &e)

@@ -133,7 +133,7 @@ func TestCreateIsSentOnce(t *testing.T) {
 			t.Parallel()
 			w := listen(t, tc.script)
 			got, err := newClient(t, w.addr).Create(t.Context(), CreateRequest{Model: "wanx-v1"})
-			e := requireKind(t, err, tc.want)
+			e := typed(t, err, tc.want)
 			assert.Nil(t, got)
 			assert.Equal(t, opCreate, e.Op)
 			assert.EqualValues(t, 1, w.requests.Load(), "requests on the wire")
@@ -216,16 +216,18 @@ func TestCreateIsRefusedIfNeverConnected(t *testing.T) {
 				ctx = t.Context()
 			}
 			_, err = c.Create(ctx, CreateRequest{Model: "wanx-v1"})
-			e := requireKind(t, err, KindRefused)
+			e := typed(t, err, KindRefused)
 			assert.NotEmpty(t, e.Hint())
 			assert.NotContains(t, err.Error(), PathText2Image, "no URL in the text")
 		})
 	}
 }
 
+type dialer func(context.Context, string, string) (net.Conn, error)
+
 func TestCreateTimeouts(t *testing.T) {
 	t.Parallel()
-	hang := func(ctx context.Context, _, _ string) (net.Conn, error) {
+	var hang dialer = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
@@ -291,8 +293,8 @@ func TestHTTP1Only(t *testing.T) {
 	t.Parallel()
 	for _, keepAlive := range []bool{false, true} {
 		tr := newHTTPClient(nil, keepAlive).Transport.(*http.Transport)
-		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			_, _ = io.WriteString(w, r.Proto)
+		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			assert.Equal(t, "HTTP/1.1", r.Proto)
 		}))
 		srv.EnableHTTP2 = true
 		srv.StartTLS()
@@ -302,10 +304,8 @@ func TestHTTP1Only(t *testing.T) {
 		require.NoError(t, err)
 		resp, err := tr.RoundTrip(req)
 		require.NoError(t, err)
-		body, err := io.ReadAll(resp.Body)
-		require.NoError(t, err)
 		require.NoError(t, resp.Body.Close())
-		assert.Equal(t, "HTTP/1.1", string(body))
+		assert.Equal(t, http.StatusOK, resp.StatusCode)
 		tr.CloseIdleConnections()
 	}
 }

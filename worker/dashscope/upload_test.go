@@ -108,7 +108,7 @@ func TestUploadFaults(t *testing.T) {
 		"negative size":      {h: store(http.NotFound), size: -1, want: KindTerminal},
 		"no XML":             {h: store(reply(502, "<html>")), want: KindTemporary},
 		"204":                {h: store(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }), want: KindTemporary},
-		"redirect":           {h: store(http.RedirectHandler("http://else.test/", 307).ServeHTTP), want: KindTemporary},
+		"redirect":           {h: store(http.RedirectHandler("http://else.test/", http.StatusTemporaryRedirect).ServeHTTP), want: KindTemporary},
 		"body too short":     {h: store(xml(200, "", "")), size: 4, body: strings.NewReader("123"), want: KindTemporary},
 		"body too long":      {h: store(xml(200, "", "")), size: 4, body: strings.NewReader("12345"), want: KindTemporary},
 		"body unreadable":    {h: store(xml(200, "", "")), size: 4, body: iotest.ErrReader(errors.New("disk gone")), want: KindTemporary, text: "disk gone"},

@@ -111,9 +111,9 @@ type Result struct {
 
 // TaskMetrics counts a task's images.
 type TaskMetrics struct {
-	Total     int `json:"TOTAL"`
-	Succeeded int `json:"SUCCEEDED"`
-	Failed    int `json:"FAILED"`
+	Total     int `json:"TOTAL"`     //nolint:tagliatelle // DashScope's spelling
+	Succeeded int `json:"SUCCEEDED"` //nolint:tagliatelle // DashScope's spelling
+	Failed    int `json:"FAILED"`    //nolint:tagliatelle // DashScope's spelling
 }
 
 // Usage is what is charged: successful images only.
