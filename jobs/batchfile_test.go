@@ -156,12 +156,13 @@ line 8: parameters.n: 0; allowed: a whole number, 1 or more; leave it out for 1 
 func TestReadBatchSyntaxColumns(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		`{"prompt":"猫`:        "column 12: no JSON object: unexpected end",
-		`{"prompt":"猫"} x`:    "column 16: ",
-		`[{"prompt":"猫"}]`:    `request: [{"prompt":"猫"}]; allowed: a JSON object`,
-		`{"prompt":"a` + "\t": "column 13: ",
-		"{\"prompt\":\"猫\xff": "column 13: not UTF-8",
-		"\xff\xfe{\x00":       "column 1: not UTF-8",
+		`{"prompt":"猫`:           "column 12: no JSON object: unexpected end",
+		`{"prompt":"a"` + "\r\n": "column 13: no JSON object: unexpected end",
+		`{"prompt":"猫"} x`:       "column 16: ",
+		`[{"prompt":"猫"}]`:       `request: [{"prompt":"猫"}]; allowed: a JSON object`,
+		`{"prompt":"a` + "\t":    "column 13: ",
+		"{\"prompt\":\"猫\xff":    "column 13: not UTF-8",
+		"\xff\xfe{\x00":          "column 1: not UTF-8",
 	} {
 		assert.ErrorContains(t, readErr(t, text), "line 1: "+want, "%q", text)
 	}

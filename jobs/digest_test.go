@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"strings"
 	"testing"
@@ -67,6 +68,14 @@ func TestDigestTellsShapesApart(t *testing.T) {
 		assert.False(t, twice, "%d and %d have one digest", i, other)
 		seen[r.Digest()] = i
 	}
+}
+
+func TestDigestOfMinusZero(t *testing.T) {
+	t.Parallel()
+	r := Request{Prompt: "a", RefImg: "https://example.com/a.png", RefStrength: new(0.0)}
+	want := r.Digest()
+	r.RefStrength = new(math.Copysign(0, -1))
+	assert.Equal(t, want, r.Digest())
 }
 
 func TestSeedVectors(t *testing.T) {

@@ -260,7 +260,7 @@ func (c *checks) reference(r Request, m Model) {
 // here can tell.
 func checkURL(ref string) (allowed, remedy string) {
 	const urls = "an http or https URL that Alibaba can reach"
-	scheme, rest, isURL := strings.Cut(ref, "://")
+	scheme, _, isURL := strings.Cut(ref, "://")
 	scheme = strings.ToLower(scheme)
 	switch {
 	case isURL && scheme == "oss":
@@ -275,7 +275,7 @@ func checkURL(ref string) (allowed, remedy string) {
 	switch {
 	case err != nil || u.Hostname() == "":
 		return urls, "there is no host in it, or it is no URL"
-	case u.User != nil || strings.Contains(strings.SplitN(rest, "/", 2)[0], "@"):
+	case u.User != nil:
 		return urls + ", without user name and password", "give a link that needs none"
 	}
 	return "", ""

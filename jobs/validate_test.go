@@ -113,6 +113,7 @@ func TestNormalizeReference(t *testing.T) {
 	t.Parallel()
 	for _, ref := range []string{
 		"http://example.com/a.png", "HTTPS://example.com:8443/a%20b.png?x=1&y=%E7%8C%AB", "https://[2001:db8::1]/a.png",
+		"https://example.com?to=a@b", "https://example.com/@a/b.png",
 		"sha256:" + strings.Repeat("0a", 32),
 	} {
 		r, _, err := Request{Prompt: "a", RefImg: ref}.Normalize()
@@ -132,6 +133,7 @@ func TestNormalizeReference(t *testing.T) {
 		"https://:80/a.png":                 `there is no host in it`,
 		"https://a:port/a.png":              `there is no host in it, or it is no URL`,
 		"https://u:hunter2@a.cn/b":          `"https://…@a.cn/b"; allowed: an http or https URL that Alibaba can reach, without user name and password`,
+		"https://@a.cn/b":                   `without user name and password`,
 		"https://hunter2@a.cn/b":            `"https://…@a.cn/b"; allowed`,
 		"https://a.cn/猫?Signature=hunter2":  `"https://a.cn/猫?…"; allowed`,
 		"a.cn/b.png?Signature=hunter2":      `"a.cn/b.png?…"; allowed`,
