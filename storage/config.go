@@ -55,8 +55,8 @@ type Config struct {
 	// KeyTemplate is the key of an image below Prefix; "" is
 	// DefaultKeyTemplate. It must hold {job_id} and {n}; {batch} {id} {model}
 	// {date} {ext} {source_name} may be used too. {job_id} must begin a path
-	// segment and may be followed there only by text, {n} and {ext}, so that
-	// no two jobs can get the same key.
+	// segment and may be followed there only by text, {n} and {ext}, and {n}
+	// must stand between text, so that no two images can get the same key.
 	KeyTemplate string
 
 	// HTTPClient sends the requests; nil is one of the SDK's, with a minute's

@@ -73,13 +73,15 @@ func flipping(next storage.HTTPClient) storage.HTTPClient {
 	return clientFunc(func(r *http.Request) (*http.Response, error) {
 		if r.ContentLength > 0 {
 			r = r.Clone(r.Context())
-			r.Body = struct {
-				io.Reader
-				io.Closer
-			}{&flipAt{r: r.Body, left: r.ContentLength}, r.Body}
+			r.Body = readCloser{&flipAt{r: r.Body, left: r.ContentLength}, r.Body}
 		}
 		return next.Do(r)
 	})
+}
+
+type readCloser struct {
+	io.Reader
+	io.Closer
 }
 
 type flipAt struct {

@@ -34,8 +34,8 @@ const maxNameBytes = 255
 const maxN = 99
 
 // maxVarBytes is where a value in a key is cut, so that a path segment made of
-// one stays below the 255 bytes of a file name.
-const maxVarBytes = 100
+// one or three stays below the 255 bytes of a file name.
+const maxVarBytes = 64
 
 // LinkLifetime is how long a presigned link lives: the most that SigV4 allows,
 // 604,800 s (AWS CLI reference, s3 presign). With temporary credentials it ends
@@ -57,7 +57,9 @@ type KeyVars struct {
 var (
 	jobIDPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 	varPattern   = regexp.MustCompile(`\{[^{}]*\}`)
-	extPattern   = regexp.MustCompile(`^\.[A-Za-z0-9]{1,10}$`)
+	// numberPattern finds an {n} whose digits nothing else can add to.
+	numberPattern = regexp.MustCompile(`(^|[^}0-9])\{n\}($|\{ext\}|[^{0-9])`)
+	extPattern    = regexp.MustCompile(`^\.[A-Za-z0-9]{1,10}$`)
 )
 
 // template is a key template that parseTemplate has accepted.
@@ -79,6 +81,9 @@ func parseTemplate(s string) (template, error) {
 	if rest := varPattern.ReplaceAllString(s, ""); strings.ContainsAny(rest, "{}") || !cleanText(rest) {
 		return "", errors.New("has a stray brace, backslash or control character: remove it")
 	}
+	if !numberPattern.MatchString(s) {
+		return "", errors.New("{n} must stand between text, slashes or the end, as in -{n}{ext}, else two images could get the same key")
+	}
 	unique := false
 	for i, segment := range strings.Split(s, "/") {
 		switch {
@@ -99,7 +104,7 @@ func parseTemplate(s string) (template, error) {
 
 // ImageKey returns the key of an image by the template, prefix included. Equal
 // vars give equal keys, and other jobs other keys. Values other than the job's
-// ID are cut to 100 bytes, and what would change the folder in them becomes _.
+// ID are cut to 64 bytes, and what would change the folder in them becomes _.
 // It fails if JobID or N is invalid, and for no other reason.
 func (b *Bucket) ImageKey(vars KeyVars) (string, error) {
 	if err := checkJobID(vars.JobID); err != nil {
