@@ -24,7 +24,7 @@ func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 	in, sent := serverRequest(req.WithContext(ctx))
 	body, out := io.Pipe()
 	w := &responseWriter{header: http.Header{}, body: out, length: -1, head: req.Method == http.MethodHead, ready: make(chan struct{})}
-	stop := context.AfterFunc(ctx, func() { _ = body.CloseWithError(context.Cause(ctx)) })
+	stop := context.AfterFunc(ctx, func() { _ = out.CloseWithError(context.Cause(ctx)) })
 	go func() {
 		defer cancel(nil)
 		defer stop()

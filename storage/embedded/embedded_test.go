@@ -1,0 +1,624 @@
+package embedded_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/storage/embedded"
+)
+
+func open(t testing.TB, dir string) *embedded.Server {
+	t.Helper()
+	server, err := embedded.Open(embedded.Config{Dir: dir})
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = server.Close() }) // some tests close it themselves
+	return server
+}
+
+// client is an S3 client of server; change adjusts it.
+func client(server *embedded.Server, change ...func(*s3.Options)) *s3.Client {
+	id, secret := server.Credentials()
+	return s3.New(s3.Options{
+		Region: "us-east-1", BaseEndpoint: aws.String("http://bucket.invalid"), UsePathStyle: true,
+		Credentials: credentials.NewStaticCredentialsProvider(id, secret, ""),
+		HTTPClient:  server.HTTPClient(),
+		// Most tests want to see the first answer.
+		RetryMaxAttempts:           1,
+		RequestChecksumCalculation: aws.RequestChecksumCalculationWhenRequired,
+	}, change...)
+}
+
+var bucketName = aws.String(embedded.DefaultBucket)
+
+func put(ctx context.Context, c *s3.Client, key, content string) error {
+	_, err := c.PutObject(ctx, &s3.PutObjectInput{Bucket: bucketName, Key: &key, Body: strings.NewReader(content)})
+	return err
+}
+
+func get(t *testing.T, c *s3.Client, key string) string {
+	t.Helper()
+	out, err := c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: bucketName, Key: &key})
+	require.NoError(t, err, key)
+	defer func() { require.NoError(t, out.Body.Close()) }()
+	content, err := io.ReadAll(out.Body)
+	require.NoError(t, err)
+	return string(content)
+}
+
+// refusal returns the status and code of a failed call, 0 and "" of none.
+func refusal(err error) (status int, code string) {
+	var resp *smithyhttp.ResponseError
+	if errors.As(err, &resp) {
+		status = resp.HTTPStatusCode()
+	}
+	var api smithy.APIError
+	if errors.As(err, &api) {
+		code = api.ErrorCode()
+	}
+	return status, code
+}
+
+func TestObjectsAreFilesUnderTheirKeysAndSurviveARestart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	server := open(t, dir)
+	_, err := client(server).PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: bucketName, Key: aws.String("春/a-1.png"), Body: strings.NewReader("content"),
+		ContentType: aws.String("image/png"), CacheControl: aws.String("no-cache"), Metadata: map[string]string{"job": "a"},
+	})
+	require.NoError(t, err)
+	path := server.Path("春/a-1.png")
+	assert.Equal(t, filepath.Join(dir, "danqing", "春", "a-1.png"), path)
+	got, err := os.ReadFile(path)
+	require.NoError(t, err)
+	assert.Equal(t, "content", string(got))
+
+	_, err = embedded.Open(embedded.Config{Dir: dir})
+	require.ErrorContains(t, err, "in use by another process")
+	require.NoError(t, server.Close())
+	server = open(t, dir)
+	head, err := client(server).HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: bucketName, Key: aws.String("春/a-1.png")})
+	require.NoError(t, err)
+	assert.Equal(t, "image/png", *head.ContentType)
+	assert.Equal(t, "no-cache", *head.CacheControl)
+	assert.Equal(t, map[string]string{"job": "a"}, head.Metadata)
+	assert.Equal(t, etag("content"), *head.ETag)
+	assert.Equal(t, "content", get(t, client(server), "春/a-1.png"))
+}
+
+func etag(content string) string {
+	sum := md5.Sum([]byte(content))
+	return `"` + hex.EncodeToString(sum[:]) + `"`
+}
+
+func TestOpenRefusesBadSettings(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "file")
+	require.NoError(t, os.WriteFile(file, nil, 0o600))
+	for want, cfg := range map[string]embedded.Config{
+		"Dir is empty":     {},
+		`Bucket "Images"`:  {Dir: t.TempDir(), Bucket: "Images"},
+		"at least 3":       {Dir: t.TempDir(), AccessKeyID: "ab", SecretAccessKey: "s"},
+		"go together":      {Dir: t.TempDir(), AccessKeyID: "abc"},
+		"not a directory":  {Dir: file},
+		"leave both empty": {Dir: t.TempDir(), SecretAccessKey: "s3cr3t"},
+	} {
+		_, err := embedded.Open(cfg)
+		require.ErrorContains(t, err, want)
+		assert.NotContains(t, fmt.Sprintf("%v %v %+v %#v", err, cfg, cfg, cfg), "s3cr3t")
+	}
+}
+
+// What somebody edits, drops in or removes by hand is served as it is.
+func TestFilesChangedByHand(t *testing.T) {
+	t.Parallel()
+	server := open(t, t.TempDir())
+	c := client(server)
+	require.NoError(t, put(t.Context(), c, "a.png", "before"))
+	require.NoError(t, put(t.Context(), c, "gone.png", "before"))
+	require.NoError(t, os.WriteFile(server.Path("a.png"), []byte("edited by hand"), 0o600))
+	require.NoError(t, os.Mkdir(filepath.Dir(server.Path("dir/x")), 0o700))
+	require.NoError(t, os.WriteFile(server.Path("dir/dropped.jpg"), []byte("dropped"), 0o600))
+	require.NoError(t, os.WriteFile(server.Path("dir/html"), []byte("<html></html>"), 0o600))
+	require.NoError(t, os.WriteFile(server.Path("dir")+"/not-utf8-\xff", []byte("x"), 0o600))
+	require.NoError(t, os.Symlink("/etc/passwd", server.Path("link")))
+	require.NoError(t, os.Remove(server.Path("gone.png")))
+
+	for key, want := range map[string][2]string{
+		"a.png": {"edited by hand", "image/png"}, "dir/dropped.jpg": {"dropped", "image/jpeg"}, "dir/html": {"<html></html>", "text/html; charset=utf-8"},
+	} {
+		assert.Equal(t, want[0], get(t, c, key))
+		head, err := c.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: bucketName, Key: &key})
+		require.NoError(t, err)
+		assert.Equal(t, etag(want[0]), *head.ETag)
+		assert.Equal(t, want[1], *head.ContentType)
+	}
+	for _, key := range []string{"gone.png", "link", "dir"} {
+		_, err := c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: bucketName, Key: &key})
+		_, code := refusal(err)
+		assert.Equal(t, "NoSuchKey", code, key)
+	}
+	list, err := c.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: bucketName})
+	require.NoError(t, err)
+	var keys []string
+	for _, o := range list.Contents {
+		keys = append(keys, *o.Key)
+	}
+	assert.Equal(t, []string{"a.png", "dir/dropped.jpg", "dir/html"}, keys)
+	require.NoError(t, put(t.Context(), c, "a.png", "after"))
+	assert.Equal(t, "after", get(t, c, "a.png"))
+}
+
+// Two versions of one size, put in the same instant, keep their own metadata.
+func TestVersionsOfOneInstantAreToldApart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) { // the clock stands still
+		server := open(t, dir)
+		c := client(server)
+		for i := range 5 {
+			content := strconv.Itoa(i)
+			_, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: bucketName, Key: aws.String("a"), Body: strings.NewReader(content), Metadata: map[string]string{"i": content}})
+			require.NoError(t, err)
+			head, err := c.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: bucketName, Key: aws.String("a")})
+			require.NoError(t, err)
+			assert.Equal(t, content, head.Metadata["i"])
+			assert.Equal(t, etag(content), *head.ETag)
+		}
+		require.NoError(t, server.Close())
+	})
+}
+
+func TestKeysThatCannotBeFilesAreRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	server := open(t, filepath.Join(dir, "store"))
+	c := client(server)
+	require.NoError(t, put(t.Context(), c, "f", "file"))
+	require.NoError(t, put(t.Context(), c, "d/x", "file"))
+	long := strings.Repeat("n", 256)
+	for _, key := range []string{"../x", "a/../../x", "a/./b", "a//b", "a/", "..", ".", long, "a/" + long + "/b", "f/g", "f/g/h", "d", "a\x00b", strings.Repeat("ab/", 400) + "c"} {
+		err := put(t.Context(), c, key, "x")
+		status, _ := refusal(err)
+		assert.Equal(t, http.StatusBadRequest, status, "%q: %v", key, err)
+	}
+	for _, key := range []string{".danqing/lock", ".danqing/meta/x"} { // a folder of the bucket like any other
+		require.NoError(t, put(t.Context(), c, key, "x"))
+		assert.Equal(t, "x", get(t, c, key))
+	}
+	assert.Empty(t, server.Path("../x"))
+	assert.Equal(t, "file", get(t, c, "f"))
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	assert.Len(t, entries, 1, "nothing outside of the store")
+
+	// What is no key cannot be read either, nor does it break anything.
+	for _, key := range []string{"../../etc/passwd", "f/g", "a//b"} {
+		_, err := c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: bucketName, Key: &key})
+		status, _ := refusal(err)
+		assert.Contains(t, []int{http.StatusBadRequest, http.StatusNotFound}, status, key)
+	}
+}
+
+// Whatever the key, its file lies below the bucket's folder and is its own.
+func FuzzPath(f *testing.F) {
+	for _, key := range []string{"a/b.png", "../x", "..", ".", "", "a//b", "/a", "a/", "a\x00b", "春/水", "C:\\x", ".danqing/lock"} {
+		f.Add(key)
+	}
+	dir := f.TempDir()
+	server := open(f, dir)
+	f.Fuzz(func(t *testing.T, key string) {
+		path := server.Path(key)
+		if path == "" {
+			return
+		}
+		rel, err := filepath.Rel(filepath.Join(dir, embedded.DefaultBucket), path)
+		if err != nil || !filepath.IsLocal(rel) || filepath.ToSlash(rel) != key {
+			t.Fatalf("key %q is at %q: %v", key, path, err)
+		}
+		if !fs.ValidPath(key) || key == "." {
+			t.Fatalf("key %q is accepted", key)
+		}
+	})
+}
+
+func TestBodiesThatAreNotWhatWasSignedAreRefused(t *testing.T) {
+	t.Parallel()
+	server := open(t, t.TempDir())
+	front := httptest.NewServer(server)
+	t.Cleanup(front.Close)
+	require.NoError(t, put(t.Context(), client(server), "a", "before"))
+	hash := func(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) }
+	for name, c := range map[string]struct {
+		payloadHash, md5 string
+		body             io.Reader
+		length           int64
+		status           int
+	}{
+		"as signed":         {payloadHash: hash("after"), body: strings.NewReader("after"), length: 5, status: 200},
+		"unsigned":          {payloadHash: "UNSIGNED-PAYLOAD", body: strings.NewReader("after"), length: 5, status: 200},
+		"another body":      {payloadHash: hash("after"), body: strings.NewReader("aftex"), length: 5, status: 400},
+		"another MD5":       {payloadHash: "UNSIGNED-PAYLOAD", md5: "1B2M2Y8AsgTpgAmY7PhCfg==", body: strings.NewReader("aftex"), length: 5, status: 400},
+		"no body":           {payloadHash: hash("after"), body: http.NoBody, status: 400},
+		"without a length":  {payloadHash: hash("after"), body: strings.NewReader("after"), length: -1, status: 411},
+		"unsigned, endless": {payloadHash: "UNSIGNED-PAYLOAD", body: strings.NewReader("after"), length: -1, status: 411},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, put(t.Context(), client(server), "a", "before"))
+			for _, h := range []*http.Client{front.Client(), server.HTTPClient()} {
+				if s, ok := c.body.(io.Seeker); ok {
+					_, _ = s.Seek(0, io.SeekStart)
+				}
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, front.URL+"/danqing/a", c.body)
+				require.NoError(t, err)
+				req.ContentLength = c.length
+				if c.md5 != "" {
+					req.Header.Set("Content-MD5", c.md5)
+				}
+				req.Header.Set("X-Amz-Content-Sha256", c.payloadHash)
+				id, secret := server.Credentials()
+				require.NoError(t, v4.NewSigner().SignHTTP(t.Context(), aws.Credentials{AccessKeyID: id, SecretAccessKey: secret}, req, c.payloadHash, "s3", "us-east-1", time.Now()))
+				resp, err := h.Do(req)
+				require.NoError(t, err)
+				text, err := io.ReadAll(resp.Body)
+				require.NoError(t, err)
+				require.NoError(t, resp.Body.Close())
+				assert.Equal(t, c.status, resp.StatusCode, string(text))
+				if c.status == http.StatusOK {
+					assert.Equal(t, "after", get(t, client(server), "a"))
+				} else {
+					assert.Equal(t, "before", get(t, client(server), "a"))
+				}
+			}
+		})
+	}
+}
+
+// A body that ends early is not published, however the client says so.
+func TestCutBodiesAreRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	server := open(t, dir)
+	front := httptest.NewServer(server)
+	t.Cleanup(front.Close)
+	for _, h := range []*http.Client{front.Client(), server.HTTPClient()} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, front.URL+"/danqing/cut", io.NopCloser(strings.NewReader("half")))
+		require.NoError(t, err)
+		req.ContentLength = 8
+		req.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")
+		id, secret := server.Credentials()
+		require.NoError(t, v4.NewSigner().SignHTTP(t.Context(), aws.Credentials{AccessKeyID: id, SecretAccessKey: secret}, req, "UNSIGNED-PAYLOAD", "s3", "us-east-1", time.Now()))
+		resp, err := h.Do(req)
+		if err == nil {
+			assert.GreaterOrEqual(t, resp.StatusCode, 400)
+			require.NoError(t, resp.Body.Close())
+		}
+		assert.NoFileExists(t, server.Path("cut"))
+	}
+	require.NoError(t, server.Close())
+	server = open(t, dir)
+	temps, err := os.ReadDir(filepath.Join(dir, ".danqing", "temp"))
+	require.NoError(t, err)
+	assert.Empty(t, temps)
+}
+
+func TestRequestsMustBeSigned(t *testing.T) {
+	t.Parallel()
+	server := open(t, t.TempDir())
+	require.NoError(t, put(t.Context(), client(server), "a", "x"))
+	front := httptest.NewServer(server)
+	t.Cleanup(front.Close)
+	for _, path := range []string{"/", "/danqing", "/danqing/a"} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, front.URL+path, http.NoBody)
+		require.NoError(t, err)
+		resp, err := front.Client().Do(req)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		assert.GreaterOrEqual(t, resp.StatusCode, 400, path)
+	}
+	stranger := client(server, func(o *s3.Options) {
+		id, _ := server.Credentials()
+		o.Credentials = credentials.NewStaticCredentialsProvider(id, "guess", "")
+	})
+	_, code := refusal(put(t.Context(), stranger, "a", "y"))
+	assert.Equal(t, "SignatureDoesNotMatch", code)
+	assert.Equal(t, "x", get(t, client(server), "a"))
+
+	first, err := embedded.Open(embedded.Config{Dir: t.TempDir()})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, first.Close()) }()
+	id, secret := first.Credentials()
+	otherID, otherSecret := server.Credentials()
+	assert.NotEqual(t, id, otherID)
+	assert.NotEqual(t, secret, otherSecret)
+	assert.GreaterOrEqual(t, len(secret), 40)
+}
+
+func TestRangesAndConditions(t *testing.T) {
+	t.Parallel()
+	c := client(open(t, t.TempDir()))
+	require.NoError(t, put(t.Context(), c, "a", "0123456789"))
+	for rng, want := range map[string]string{"bytes=0-3": "0123", "bytes=7-": "789", "bytes=-2": "89", "bytes=4-99": "456789"} {
+		out, err := c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: bucketName, Key: aws.String("a"), Range: &rng})
+		require.NoError(t, err)
+		got, err := io.ReadAll(out.Body)
+		require.NoError(t, err)
+		assert.Equal(t, want, string(got), rng)
+		assert.EqualValues(t, len(want), *out.ContentLength)
+	}
+	_, err := c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: bucketName, Key: aws.String("a"), Range: aws.String("bytes=10-")})
+	status, _ := refusal(err)
+	assert.Equal(t, http.StatusRequestedRangeNotSatisfiable, status)
+	_, err = c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: bucketName, Key: aws.String("a"), IfNoneMatch: aws.String(etag("0123456789"))})
+	status, _ = refusal(err)
+	assert.Equal(t, http.StatusNotModified, status)
+	_, err = c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: bucketName, Key: aws.String("a"), Body: strings.NewReader("x"), IfMatch: aws.String(etag("other"))})
+	status, _ = refusal(err)
+	assert.Equal(t, http.StatusPreconditionFailed, status)
+}
+
+// Of many writers that each want to be the first, one is.
+func TestConditionalWritesAreExact(t *testing.T) {
+	t.Parallel()
+	server := open(t, t.TempDir())
+	c := client(server)
+	for round := range 10 {
+		key := fmt.Sprintf("race/%d", round)
+		var wins atomic.Int64
+		var winner atomic.Value
+		var writers sync.WaitGroup
+		for i := range 16 {
+			writers.Go(func() {
+				content := strconv.Itoa(i)
+				_, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: bucketName, Key: &key, Body: strings.NewReader(content), IfNoneMatch: aws.String("*")})
+				if err == nil {
+					wins.Add(1)
+					winner.Store(content)
+					return
+				}
+				status, _ := refusal(err)
+				assert.Equal(t, http.StatusPreconditionFailed, status)
+			})
+		}
+		writers.Wait()
+		assert.EqualValues(t, 1, wins.Load())
+		assert.Equal(t, winner.Load(), get(t, c, key))
+	}
+}
+
+// Readers see one version or another while writers replace it, deletes remove
+// folders and other keys come into them.
+func TestConcurrentReadersWritersAndDeletes(t *testing.T) {
+	t.Parallel()
+	c := client(open(t, t.TempDir()))
+	require.NoError(t, put(t.Context(), c, "d/e/a", version(0, 0)))
+	var all sync.WaitGroup
+	for w := range 4 {
+		all.Go(func() {
+			for i := range 25 {
+				assert.NoError(t, put(t.Context(), c, "d/e/a", version(w, i)))
+				other := fmt.Sprintf("d/%d/x", w)
+				assert.NoError(t, put(t.Context(), c, other, "x"))
+				_, err := c.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: bucketName, Key: &other})
+				assert.NoError(t, err)
+			}
+		})
+		all.Go(func() {
+			for range 100 {
+				out, err := c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: bucketName, Key: aws.String("d/e/a")})
+				if !assert.NoError(t, err) {
+					return
+				}
+				content, err := io.ReadAll(out.Body)
+				assert.NoError(t, err)
+				assert.Equal(t, etag(string(content)), *out.ETag)
+			}
+		})
+	}
+	all.Wait()
+}
+
+func version(w, i int) string { return strings.Repeat(fmt.Sprintf("%d.%d,", w, i), 20_000) }
+
+func TestDeleteRemovesEmptyFolders(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	server := open(t, dir)
+	c := client(server)
+	require.NoError(t, put(t.Context(), c, "a/b/c", "x"))
+	require.NoError(t, put(t.Context(), c, "a/d", "x"))
+	for range 2 { // deleting what is not there is no error
+		_, err := c.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: bucketName, Key: aws.String("a/b/c")})
+		require.NoError(t, err)
+	}
+	assert.NoDirExists(t, filepath.Dir(server.Path("a/b/c")))
+	assert.FileExists(t, server.Path("a/d"))
+	metas, err := os.ReadDir(filepath.Join(dir, ".danqing", "meta", "danqing"))
+	require.NoError(t, err)
+	assert.Len(t, metas, 1)
+}
+
+func TestOpenSweepsWhatACrashLeft(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	server := open(t, dir)
+	c := client(server)
+	require.NoError(t, put(t.Context(), c, "kept", "x"))
+	require.NoError(t, put(t.Context(), c, "gone", "x"))
+	require.NoError(t, os.Remove(server.Path("gone")))
+	require.NoError(t, server.Close())
+	temp := filepath.Join(dir, ".danqing", "temp", "77")
+	require.NoError(t, os.WriteFile(temp, []byte("half"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, ".danqing", "meta", "danqing", "garbage.json"), []byte("{"), 0o600))
+
+	open(t, dir)
+	assert.NoFileExists(t, temp)
+	metas, err := os.ReadDir(filepath.Join(dir, ".danqing", "meta", "danqing"))
+	require.NoError(t, err)
+	assert.Len(t, metas, 1)
+}
+
+func TestCopyAndDeleteMany(t *testing.T) {
+	t.Parallel()
+	c := client(open(t, t.TempDir()))
+	_, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: bucketName, Key: aws.String("a b"), Body: strings.NewReader("content"), Metadata: map[string]string{"k": "v"}})
+	require.NoError(t, err)
+	_, err = c.CopyObject(t.Context(), &s3.CopyObjectInput{Bucket: bucketName, Key: aws.String("c/d"), CopySource: aws.String("danqing/a%20b")})
+	require.NoError(t, err)
+	head, err := c.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: bucketName, Key: aws.String("c/d")})
+	require.NoError(t, err)
+	assert.Equal(t, map[string]string{"k": "v"}, head.Metadata)
+	assert.Equal(t, "content", get(t, c, "c/d"))
+}
+
+// Listings are in the order of bytes, which is not that of a folder walk, and
+// pages of any size add up to them.
+func TestList(t *testing.T) {
+	t.Parallel()
+	c := client(open(t, t.TempDir()))
+	keys := []string{"a", "a-b", "a/b/c", "a/b/d", "a/e", "a0", "b/1", "b/2", "b!", "c", "春/1", "春/2"}
+	for _, key := range keys {
+		if key == "a" { // a file cannot be beside its folder
+			continue
+		}
+		require.NoError(t, put(t.Context(), c, key, key))
+	}
+	keys = slices.Sorted(slices.Values(keys[1:]))
+	for _, q := range []struct{ prefix, delimiter, after string }{
+		{}, {prefix: "a"}, {prefix: "a/"}, {prefix: "a/b"}, {prefix: "zz"}, {prefix: "春/"}, {after: "a/b/c"}, {after: "b"},
+		{delimiter: "/"}, {prefix: "a", delimiter: "/"}, {prefix: "a/", delimiter: "/"}, {prefix: "a/b/", delimiter: "/"},
+		{delimiter: "-"}, {delimiter: "/b"}, {prefix: "b/1", delimiter: "/"}, {delimiter: "/", after: "a/"}, {delimiter: "/", after: "a/b/c"},
+	} {
+		var want []string
+		for _, key := range keys {
+			item := key
+			if !strings.HasPrefix(key, q.prefix) {
+				continue
+			}
+			if i := strings.Index(key[len(q.prefix):], q.delimiter); q.delimiter != "" && i >= 0 {
+				item = key[:len(q.prefix)+i+len(q.delimiter)]
+			}
+			if item > q.after && !slices.Contains(want, item) {
+				want = append(want, item)
+			}
+		}
+		for _, size := range []int32{1, 2, 5, 1000} {
+			input := &s3.ListObjectsV2Input{Bucket: bucketName, Prefix: &q.prefix, MaxKeys: &size}
+			if q.delimiter != "" {
+				input.Delimiter = &q.delimiter
+			}
+			if q.after != "" {
+				input.StartAfter = &q.after
+			}
+			var got []string
+			pages := s3.NewListObjectsV2Paginator(c, input)
+			for pages.HasMorePages() {
+				page, err := pages.NextPage(t.Context())
+				require.NoError(t, err)
+				assert.LessOrEqual(t, aws.ToInt32(page.KeyCount), size)
+				for _, o := range page.Contents {
+					got = append(got, *o.Key)
+					assert.Equal(t, etag(*o.Key), *o.ETag)
+					assert.EqualValues(t, len(*o.Key), *o.Size)
+				}
+				for _, p := range page.CommonPrefixes {
+					got = append(got, *p.Prefix)
+				}
+			}
+			slices.Sort(got)
+			assert.Equal(t, want, got, "%+v in pages of %d", q, size)
+		}
+	}
+}
+
+func TestThereIsOneBucket(t *testing.T) {
+	t.Parallel()
+	c := client(open(t, t.TempDir()))
+	list, err := c.ListBuckets(t.Context(), &s3.ListBucketsInput{})
+	require.NoError(t, err)
+	require.Len(t, list.Buckets, 1)
+	assert.Equal(t, embedded.DefaultBucket, *list.Buckets[0].Name)
+	_, err = c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: aws.String("other"), Key: aws.String("a")})
+	_, code := refusal(err)
+	assert.Equal(t, "NoSuchBucket", code)
+	_, err = c.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: aws.String("other")})
+	_, code = refusal(err)
+	assert.Equal(t, "NotImplemented", code)
+	_, err = c.DeleteBucket(t.Context(), &s3.DeleteBucketInput{Bucket: bucketName})
+	_, code = refusal(err)
+	assert.Equal(t, "NotImplemented", code)
+}
+
+// Without a socket the client behaves as with one.
+func TestHTTPClient(t *testing.T) {
+	t.Parallel()
+	server := open(t, t.TempDir())
+	c := client(server)
+	big := strings.Repeat("0123456789abcdef", 1<<16)
+	require.NoError(t, put(t.Context(), c, "big", big))
+
+	t.Run("a reader that stops early", func(t *testing.T) {
+		out, err := c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: bucketName, Key: aws.String("big")})
+		require.NoError(t, err)
+		_, err = io.CopyN(io.Discard, out.Body, 10)
+		require.NoError(t, err)
+		require.NoError(t, out.Body.Close())
+	})
+	t.Run("a context that ends", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		out, err := c.GetObject(ctx, &s3.GetObjectInput{Bucket: bucketName, Key: aws.String("big")})
+		require.NoError(t, err)
+		cancel()
+		_, err = io.Copy(io.Discard, out.Body)
+		require.ErrorIs(t, err, context.Canceled)
+		require.ErrorIs(t, put(ctx, c, "late", "x"), context.Canceled)
+		assert.NoFileExists(t, server.Path("late"))
+	})
+	t.Run("a context that ends while the body is read", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		body := &cancelling{Reader: bytes.NewReader([]byte(big)), cancel: cancel}
+		_, err := c.PutObject(ctx, &s3.PutObjectInput{Bucket: bucketName, Key: aws.String("late"), Body: body, ContentLength: aws.Int64(int64(len(big)))}, s3.WithAPIOptions(v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware))
+		require.ErrorIs(t, err, context.Canceled)
+		assert.NoFileExists(t, server.Path("late"))
+	})
+}
+
+// cancelling cancels once something was read.
+type cancelling struct {
+	*bytes.Reader
+
+	cancel func()
+}
+
+func (c *cancelling) Read(p []byte) (int, error) {
+	defer c.cancel()
+	return c.Reader.Read(p)
+}
