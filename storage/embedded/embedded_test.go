@@ -622,3 +622,30 @@ func (c *cancelling) Read(p []byte) (int, error) {
 	defer c.cancel()
 	return c.Reader.Read(p)
 }
+
+// A key and a key below it, put at once: one of them is refused, whichever, and
+// the other is whole.
+func TestAKeyAndAFolderOfItsNameRace(t *testing.T) {
+	t.Parallel()
+	c := client(open(t, t.TempDir()))
+	for round := range 30 {
+		keys := []string{fmt.Sprintf("%d/f", round), fmt.Sprintf("%d/f/g", round), fmt.Sprintf("%d/f/g/h", round)}
+		errs := make([]error, len(keys))
+		var writers sync.WaitGroup
+		for i, key := range keys {
+			writers.Go(func() { errs[i] = put(t.Context(), c, key, key) })
+		}
+		writers.Wait()
+		stored := 0
+		for i, key := range keys {
+			if errs[i] == nil {
+				stored++
+				assert.Equal(t, key, get(t, c, key))
+				continue
+			}
+			status, _ := refusal(errs[i])
+			assert.Equal(t, http.StatusBadRequest, status, "%v", errs[i])
+		}
+		assert.Equal(t, 1, stored, "%v", errs)
+	}
+}
