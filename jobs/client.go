@@ -94,11 +94,14 @@ const waitRecheck = 5 * time.Second
 // Wait returns the record once the job is over or held. It fails with
 // [ErrNotFound], Redis's own error, or the cause of ctx.
 func (c *Client) Wait(ctx context.Context, id string) (*Record, error) {
-	events := c.Events()
+	changes, err := c.Subscribe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer changes.Close()
+	tick := time.NewTicker(waitRecheck)
+	defer tick.Stop()
 	for {
-		if err := events.seek(ctx); err != nil {
-			return nil, err
-		}
 		rec, err := c.Get(ctx, id)
 		if err != nil {
 			return nil, err
@@ -106,80 +109,56 @@ func (c *Client) Wait(ctx context.Context, id string) (*Record, error) {
 		if rec.State.Final() || rec.State == StateHeld {
 			return rec, nil
 		}
-		for changed, deadline := false, time.Now().Add(waitRecheck); !changed && time.Now().Before(deadline); {
-			batch, err := events.Next(ctx, time.Until(deadline))
-			if err != nil {
-				return nil, err
-			}
-			for _, event := range batch {
-				changed = changed || event.JobID == id
+		for changed := false; !changed; {
+			select {
+			case changedID := <-changes.IDs():
+				changed = changedID == id
+			case <-tick.C:
+				changed = true
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
 			}
 		}
 	}
 }
 
-// Event says that a job's record was written.
-type Event struct {
-	JobID   string
-	State   State
-	Attempt int
+// Changes tells which jobs' records were written. It may miss some, while the
+// connection to Redis is down or when it is read too slowly: whoever must not
+// miss any looks at the records themselves now and then.
+type Changes struct {
+	sub *redis.PubSub
+	ids chan string
 }
 
-// Events reads the stream of state changes. One goroutine at a time may use it.
-type Events struct {
-	redis redis.UniversalClient
-	last  string
+// Subscribe listens to all changes from now on. The caller must Close it.
+func (c *Client) Subscribe(ctx context.Context) (*Changes, error) {
+	sub := c.redis.Subscribe(ctx, eventsChannel)
+	if _, err := sub.Receive(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("subscribe to job changes: %w", err), sub.Close())
+	}
+	changes := &Changes{sub: sub, ids: make(chan string)}
+	go changes.forward(sub.Channel(redis.WithChannelSize(changesKept)))
+	return changes, nil
 }
 
-// Events starts reading at the next change after the first call of
-// [Events.Next].
-func (c *Client) Events() *Events { return &Events{redis: c.redis} }
+// changesKept is how many changes a slow reader may be behind before it misses
+// some; ours.
+const changesKept = 1000
 
-// seek pins the position, so that what changes from now on is not missed.
-func (e *Events) seek(ctx context.Context) error {
-	if e.last != "" {
-		return nil
+func (c *Changes) forward(messages <-chan *redis.Message) {
+	defer close(c.ids)
+	for message := range messages {
+		c.ids <- message.Payload
 	}
-	e.last = "0"
-	newest, err := e.redis.XRevRangeN(ctx, eventsKey, "+", "-", 1).Result()
-	if err != nil {
-		return fmt.Errorf("read events: %w", err)
-	}
-	if len(newest) > 0 {
-		e.last = newest[0].ID
-	}
-	return nil
 }
 
-// Next returns the changes since the last call, waiting up to wait for the first
-// one; none is not an error. The stream keeps the last ten thousand: a reader
-// that may have fallen behind must look at the records too.
-func (e *Events) Next(ctx context.Context, wait time.Duration) ([]Event, error) {
-	if err := e.seek(ctx); err != nil {
-		return nil, err
+// IDs delivers the IDs of the jobs that changed, and is closed by Close.
+func (c *Changes) IDs() <-chan string { return c.ids }
+
+// Close ends the subscription.
+func (c *Changes) Close() error {
+	err := c.sub.Close()
+	for range c.ids { //nolint:revive // lets forward end
 	}
-	// go-redis does not interrupt a blocked read when ctx ends.
-	const longest = time.Second
-	wait = max(min(wait, longest), time.Millisecond)
-	streams, err := e.redis.XRead(ctx, &redis.XReadArgs{Streams: []string{eventsKey, e.last}, Count: 1000, Block: wait}).Result()
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	if errors.Is(err, redis.Nil) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read events: %w", err)
-	}
-	var events []Event
-	for _, stream := range streams {
-		for _, entry := range stream.Messages {
-			e.last = entry.ID
-			attempt, _ := strconv.Atoi(fmt.Sprint(entry.Values["attempt"]))
-			events = append(events, Event{
-				JobID: fmt.Sprint(entry.Values["job"]), State: State(fmt.Sprint(entry.Values["state"])), Attempt: attempt,
-			})
-		}
-	}
-	return events, nil
+	return err
 }

@@ -111,14 +111,12 @@ type Image struct {
 
 const (
 	recordPrefix = "danqing:job:"
-	eventsKey    = "danqing:events"
-	// eventsKept bounds the stream of state changes. Who falls further behind
-	// must look at the records themselves.
-	eventsKept = 10_000
+	// eventsChannel is where every change of a record is published.
+	eventsChannel = "danqing:events"
 )
 
 // swapScript writes a record if its (state, attempt, term) is what the caller
-// read, all as one command, and tells the stream. An absent record reads as
+// read, all as one command, and says so. An absent record reads as
 // three empty strings.
 var swapScript = redis.NewScript(`
 local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term')
@@ -127,7 +125,7 @@ for i = 1, 3 do
 end
 redis.call('HSET', KEYS[1], 'state', ARGV[4], 'attempt', ARGV[5], 'term', ARGV[6], 'record', ARGV[7])
 if ARGV[8] ~= '0' then redis.call('EXPIRE', KEYS[1], ARGV[8]) else redis.call('PERSIST', KEYS[1]) end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[9], '*', 'job', ARGV[10], 'state', ARGV[4], 'attempt', ARGV[5])
+redis.call('PUBLISH', ARGV[9], ARGV[10])
 return 1
 `)
 
@@ -148,8 +146,8 @@ func (c *Client) Swap(ctx context.Context, old, next *Record) error {
 	if next.State.Final() {
 		lifetime = RecordLifetime
 	}
-	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsKept, next.ID)
-	swapped, err := swapScript.Run(ctx, c.redis, []string{recordPrefix + next.ID, eventsKey}, args...).Int()
+	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID)
+	swapped, err := swapScript.Run(ctx, c.redis, []string{recordPrefix + next.ID}, args...).Int()
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}

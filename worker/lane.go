@@ -90,7 +90,7 @@ func (l *lane) acquire(ctx context.Context) error {
 		case !waiting:
 			l.log.Info("standing by: another worker has the lane")
 		}
-		if err := l.Worker.sleep(ctx, leaseRenew); err != nil {
+		if err := l.Worker.sleep(ctx, leaseAsk); err != nil {
 			return err
 		}
 	}
@@ -124,8 +124,8 @@ func (l *lane) hold(ctx context.Context) error {
 	server := asynq.NewServerFromRedisClient(l.cfg.Redis, asynq.Config{
 		Concurrency:              l.cfg.Concurrency,
 		Queues:                   jobs.LaneQueues(l.cfg.Model),
-		TaskCheckInterval:        200 * time.Millisecond,
-		DelayedTaskCheckInterval: time.Second,
+		TaskCheckInterval:        l.cfg.QueueInterval,
+		DelayedTaskCheckInterval: delayedFactor * l.cfg.QueueInterval,
 		ShutdownTimeout:          parkTime,
 		IsFailure:                func(error) bool { return false },
 		RetryDelayFunc:           laneRetryDelay,

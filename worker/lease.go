@@ -12,12 +12,14 @@ import (
 
 const (
 	// leaseTTL is how long a lane stands idle after its holder has died.
-	leaseTTL = 10 * time.Second
-	// leaseRenew is how often the holder says that it lives, and a standby asks.
-	leaseRenew = time.Second
+	leaseTTL = 15 * time.Second
+	// leaseRenew is how often the holder says that it lives.
+	leaseRenew = 5 * time.Second
+	// leaseAsk is how often a standby asks for the lane.
+	leaseAsk = time.Second
 	// leaseMargin is taken off the holder's own idea of its lease: the way to
 	// Redis, and clocks that do not run alike.
-	leaseMargin = 2 * time.Second
+	leaseMargin = 3 * time.Second
 )
 
 // takeScript takes a free lease, or the holder's own after a restart.

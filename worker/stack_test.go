@@ -31,6 +31,8 @@ type stack struct {
 	files  *bucket.Server
 	bucket *storage.Bucket
 
+	queueInterval time.Duration // for simulated days; 0 is the worker's own
+
 	queue  *queue.Queue
 	data   *worker.DataDir
 	worker *worker.Worker
@@ -47,13 +49,25 @@ func tinyPNG(p simulator.Picture) []byte {
 func bubble(t *testing.T, sim *simulator.Simulator, test func(*stack)) {
 	t.Helper()
 	t.Parallel()
-	dir := t.TempDir()
+	dir := memoryDir(t)
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, dir, sim)
 		defer s.close()
 		s.start()
 		test(s)
 	})
+}
+
+// memoryDir is a folder in memory where the system has one: thousands of syncs
+// to a disk take minutes.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "danqing-test-*")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
 }
 
 func newStack(t *testing.T, dir string, sim *simulator.Simulator) *stack {
@@ -92,7 +106,7 @@ func (s *stack) prepare() {
 	require.NoError(s.t, err)
 	s.worker, err = worker.New(worker.Config{
 		Redis: s.queue.Client(), DashScope: client, Bucket: s.bucket, Spool: spool, DataDir: s.data,
-		Logger: testLogger(s.t),
+		QueueInterval: s.queueInterval, Logger: testLogger(s.t),
 	})
 	require.NoError(s.t, err)
 	require.NoError(s.t, s.worker.Prepare(s.t.Context()))
@@ -152,18 +166,17 @@ func (s *stack) wait(id string) *jobs.Record {
 // state waits until the job is in the state, which must come.
 func (s *stack) state(id string, want jobs.State) *jobs.Record {
 	s.t.Helper()
-	events := s.worker.Jobs().Events()
+	changes, err := s.worker.Jobs().Subscribe(s.t.Context())
+	require.NoError(s.t, err)
+	defer changes.Close()
 	for {
-		_, err := events.Next(s.t.Context(), 0)
-		require.NoError(s.t, err)
 		rec, err := s.worker.Jobs().Get(s.t.Context(), id)
 		require.NoError(s.t, err)
 		if rec.State == want {
 			return rec
 		}
 		require.False(s.t, rec.State.Final(), "job %s became %s (%s) instead of %s", id, rec.State, rec.Message, want)
-		_, err = events.Next(s.t.Context(), time.Second)
-		require.NoError(s.t, err)
+		<-changes.IDs()
 	}
 }
 

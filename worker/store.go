@@ -37,8 +37,8 @@ func (s *store) start() (*store, error) {
 	s.server = asynq.NewServerFromRedisClient(s.cfg.Redis, asynq.Config{
 		Concurrency:              s.cfg.StoreConcurrency,
 		Queues:                   map[string]int{jobs.QueueStore: 1},
-		TaskCheckInterval:        200 * time.Millisecond,
-		DelayedTaskCheckInterval: time.Second,
+		TaskCheckInterval:        s.cfg.QueueInterval,
+		DelayedTaskCheckInterval: delayedFactor * s.cfg.QueueInterval,
 		ShutdownTimeout:          storeParkTime,
 		RetryDelayFunc: func(tried int, err error, _ *asynq.Task) time.Duration {
 			if errors.Is(err, asynq.ErrLeaseExpired) {

@@ -33,6 +33,10 @@ type Config struct {
 	Concurrency int
 	// StoreConcurrency is how many jobs' images are copied at once; 0 is 8.
 	StoreConcurrency int
+	// QueueInterval is how often an idle lane or store looks for work, and a
+	// fifth of how often delayed work is looked for; 0 is 200 ms. With a backlog
+	// the next job is drawn at once.
+	QueueInterval time.Duration
 	// Logger gets the operator's timeline; nil discards it.
 	Logger *slog.Logger
 }
@@ -40,6 +44,10 @@ type Config struct {
 const (
 	defaultAccount          = "default"
 	defaultStoreConcurrency = 8
+	// asynq's own second would let the slot idle for half of it, on average,
+	// when a job arrives; this costs Redis a handful of commands a second.
+	defaultQueueInterval = 200 * time.Millisecond
+	delayedFactor        = 5
 )
 
 // Worker runs one lane and a store server. See the package comment.
@@ -68,6 +76,9 @@ func New(cfg Config) (*Worker, error) {
 	}
 	if cfg.StoreConcurrency == 0 {
 		cfg.StoreConcurrency = defaultStoreConcurrency
+	}
+	if cfg.QueueInterval == 0 {
+		cfg.QueueInterval = defaultQueueInterval
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

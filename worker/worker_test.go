@@ -49,24 +49,31 @@ func TestSlotIsBusyWithABacklog(t *testing.T) {
 
 // A day of jobs with faults on every route: each is delivered, and charged once.
 func TestDayWithFaults(t *testing.T) {
-	sim := &simulator.Simulator{Seed: 7}
+	sim := &simulator.Simulator{Seed: 7, TaskTime: simulator.Between(time.Minute, 5*time.Minute)}
 	bubble(t, sim, func(s *stack) {
 		for _, route := range []simulator.Route{simulator.RouteQuery, simulator.RouteResult} {
 			sim.Script(
-				simulator.Fault{Route: route, Times: -1, Probability: 0.004, Status: http.StatusTooManyRequests, Code: "Throttling"},
-				simulator.Fault{Route: route, Times: -1, Probability: 0.004, Status: http.StatusInternalServerError, Code: "InternalError"},
-				simulator.Fault{Route: route, Times: -1, Probability: 0.004, Status: http.StatusBadGateway, Body: "<html>bad gateway</html>"},
-				simulator.Fault{Route: route, Times: -1, Probability: 0.004, Reset: simulator.ResetBefore},
-				simulator.Fault{Route: route, Times: -1, Probability: 0.004, Truncate: true},
-				simulator.Fault{Route: route, Times: -1, Probability: 0.004, Delay: time.Hour},
+				simulator.Fault{Route: route, Times: -1, Probability: 0.01, Status: http.StatusTooManyRequests, Code: "Throttling"},
+				simulator.Fault{Route: route, Times: -1, Probability: 0.01, Status: http.StatusInternalServerError, Code: "InternalError"},
+				simulator.Fault{Route: route, Times: -1, Probability: 0.01, Status: http.StatusBadGateway, Body: "<html>bad gateway</html>"},
+				simulator.Fault{Route: route, Times: -1, Probability: 0.01, Reset: simulator.ResetBefore},
+				simulator.Fault{Route: route, Times: -1, Probability: 0.01, Truncate: true},
+				simulator.Fault{Route: route, Times: -1, Probability: 0.01, Delay: time.Hour},
 			)
 		}
 		sim.Script(
 			simulator.Fault{Route: simulator.RouteCreate, Times: -1, Probability: 0.01, Status: http.StatusTooManyRequests, Code: "Throttling.RateQuota"},
 			simulator.Fault{Route: simulator.RouteCreate, Times: -1, Probability: 0.01, Status: http.StatusServiceUnavailable, Code: "ModelUnavailable"},
 		)
+		s.stop()
+		s.queueInterval = 30 * time.Second
+		s.start()
 		begin := time.Now()
-		ids := s.enqueueMany(3000)
+		jobsADay := 480
+		if testing.Short() { // the race detector's run
+			jobsADay /= 8
+		}
+		ids := s.enqueueMany(jobsADay)
 		for _, id := range ids {
 			require.Equal(t, jobs.StateSucceeded, s.wait(id).State, id)
 		}

@@ -35,8 +35,9 @@ type run struct {
 const (
 	// lookups is how many jobs are looked up in the bucket at once.
 	lookups = 16
-	// recheck bounds how long a lost event can hide that a job is over.
-	recheck = 30 * time.Second
+	// recheckInterval bounds how long a lost change can hide that a job is over.
+	recheckInterval = 10 * time.Second
+	statusInterval  = 200 * time.Millisecond
 )
 
 // do runs the jobs. It returns errPartFailed or errInterrupted when it has said
@@ -58,10 +59,11 @@ func (r *run) work(ctx context.Context) error {
 	if err := r.lookUp(ctx); err != nil {
 		return err
 	}
-	events := r.engine.worker.Jobs().Events()
-	if _, err := events.Next(ctx, 0); err != nil {
+	changes, err := r.engine.worker.Jobs().Subscribe(ctx)
+	if err != nil {
 		return err
 	}
+	defer changes.Close()
 	if err := r.enqueue(ctx); err != nil {
 		return err
 	}
@@ -73,11 +75,11 @@ func (r *run) work(ctx context.Context) error {
 	watching, stop := context.WithCancel(ctx)
 	watched := make(chan error, 1)
 	go func() {
-		err := r.watch(watching, events)
+		err := r.watch(watching, changes)
 		r.engine.worker.Stop()
 		watched <- err
 	}()
-	err := r.engine.worker.Run(ctx)
+	err = r.engine.worker.Run(ctx)
 	stop()
 	if watchErr := <-watched; !errors.Is(watchErr, context.Canceled) {
 		err = errors.Join(err, watchErr)
@@ -161,29 +163,27 @@ func settled(rec *jobs.Record) bool { return rec.State.Final() || rec.State == j
 
 // watch follows the jobs until none is open, and until what earlier runs paid for
 // and did not finish is in the bucket too.
-func (r *run) watch(ctx context.Context, events *jobs.Events) error {
-	for checked := time.Now(); len(r.open) > 0 || r.engine.worker.Unfinished(); {
-		batch, err := events.Next(ctx, time.Second)
-		if ctx.Err() != nil {
+func (r *run) watch(ctx context.Context, changes *jobs.Changes) error {
+	status, recheck := time.NewTicker(statusInterval), time.NewTicker(recheckInterval)
+	defer status.Stop()
+	defer recheck.Stop()
+	for len(r.open) > 0 || r.engine.worker.Unfinished() {
+		var err error
+		select {
+		case id := <-changes.IDs():
+			if _, mine := r.open[id]; mine {
+				err = r.look(ctx, id)
+			}
+		case <-status.C:
+			r.progress.update(r.counts())
+		case <-recheck.C:
+			err = r.refresh(ctx)
+		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 		if err != nil {
-			r.engine.log.Warn("job states not read, trying again", "err", err)
+			return err
 		}
-		for _, event := range batch {
-			if _, mine := r.open[event.JobID]; mine {
-				if err := r.look(ctx, event.JobID); err != nil {
-					return err
-				}
-			}
-		}
-		if time.Since(checked) > recheck {
-			checked = time.Now()
-			if err := r.refresh(ctx); err != nil {
-				return err
-			}
-		}
-		r.progress.update(r.counts())
 	}
 	return nil
 }

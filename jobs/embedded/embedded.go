@@ -13,6 +13,7 @@ import (
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
 // Queue is an embedded Redis with one client.
@@ -26,6 +27,8 @@ func Open() *Queue {
 	server := miniredis.NewMiniRedis()
 	client := redis.NewClient(&redis.Options{
 		Addr: "embedded",
+		// There is nothing to be notified of, and asking resolves the address.
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 		Dialer: func(context.Context, string, string) (net.Conn, error) {
 			return server.Dial()
 		},
