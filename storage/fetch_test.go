@@ -414,7 +414,7 @@ func TestMemoryDoesNotGrowWithTheImage(t *testing.T) { //nolint:paralleltest // 
 	b := newBucket(t, embeddedConfig(server, "http://bucket.invalid", server.HTTPClient()))
 	use := func(dataBytes int) uint64 {
 		content := pngOf(dataBytes, 1)
-		spool, err := storage.OpenSpool(t.TempDir(), storage.SpoolConfig{Source: "http://simulator", Transport: whole{content}})
+		spool, err := newSpool(t, whole{content})
 		require.NoError(t, err)
 		return allocated(func() {
 			file, err := spool.Fetch(t.Context(), "a", "http://simulator/a.png")

@@ -43,6 +43,12 @@ func openSpool(t testing.TB, source string) *storage.Spool {
 	return spool
 }
 
+// newSpool opens a spool that gets its images from transport.
+func newSpool(t testing.TB, transport http.RoundTripper) (*storage.Spool, error) {
+	t.Helper()
+	return storage.OpenSpool(t.TempDir(), storage.SpoolConfig{Source: "http://simulator", Transport: transport})
+}
+
 // proven is content as a proven file.
 func proven(t testing.TB, content []byte) *storage.File {
 	t.Helper()

@@ -184,6 +184,7 @@ func TestVersionsOfOneInstantAreToldApart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // the clock stands still
 		server := open(t, dir)
 		c := client(server)
+		var before time.Time // what tells versions apart after a crash
 		for i := range 5 {
 			content := strconv.Itoa(i)
 			_, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: bucketName, Key: aws.String("a"), Body: strings.NewReader(content), Metadata: map[string]string{"i": content}})
@@ -192,6 +193,10 @@ func TestVersionsOfOneInstantAreToldApart(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, content, head.Metadata["i"])
 			assert.Equal(t, etag(content), *head.ETag)
+			stat, err := os.Stat(server.Path("a"))
+			require.NoError(t, err)
+			assert.NotEqual(t, before, stat.ModTime())
+			before = stat.ModTime()
 		}
 		require.NoError(t, server.Close())
 	})
