@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"image"
 	"image/png"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -26,11 +27,11 @@ import (
 	"github.com/danqing-queue/danqing/storage/embedded"
 )
 
-func openEmbedded(t testing.TB) *embedded.Server {
-	t.Helper()
-	server, err := embedded.Open(embedded.Config{Dir: t.TempDir()})
-	require.NoError(t, err)
-	t.Cleanup(func() { assert.NoError(t, server.Close()) })
+func openEmbedded(tb testing.TB) *embedded.Server {
+	tb.Helper()
+	server, err := embedded.Open(embedded.Config{Dir: tb.TempDir()})
+	require.NoError(tb, err)
+	tb.Cleanup(func() { assert.NoError(tb, server.Close()) })
 	return server
 }
 
@@ -41,62 +42,62 @@ func embeddedConfig(server *embedded.Server, endpoint string, client storage.HTT
 	}
 }
 
-func inProcess(t testing.TB) storage.Config {
-	t.Helper()
-	server := openEmbedded(t)
+func inProcess(tb testing.TB) storage.Config {
+	tb.Helper()
+	server := openEmbedded(tb)
 	return embeddedConfig(server, "http://bucket.invalid", server.HTTPClient())
 }
 
-func overTLS(t testing.TB) storage.Config {
-	t.Helper()
-	server := openEmbedded(t)
+func overTLS(tb testing.TB) storage.Config {
+	tb.Helper()
+	server := openEmbedded(tb)
 	front := httptest.NewTLSServer(server)
-	t.Cleanup(front.Close)
+	tb.Cleanup(front.Close)
 	return embeddedConfig(server, front.URL, front.Client())
 }
 
-func overLoopback(t testing.TB) storage.Config {
-	t.Helper()
-	server := openEmbedded(t)
+func overLoopback(tb testing.TB) storage.Config {
+	tb.Helper()
+	server := openEmbedded(tb)
 	front := httptest.NewServer(server)
-	t.Cleanup(front.Close)
+	tb.Cleanup(front.Close)
 	return embeddedConfig(server, front.URL, front.Client())
 }
 
 // versitygw starts a server that shares no code with ours.
-func versitygw(t testing.TB) storage.Config {
-	t.Helper()
+func versitygw(tb testing.TB) storage.Config {
+	tb.Helper()
 	binary, err := exec.LookPath("versitygw")
 	if err != nil {
 		const how = "versitygw is not on PATH: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0"
 		if os.Getenv("CI") == "true" {
-			t.Fatal(how)
+			tb.Fatal(how)
 		}
-		t.Skip(how)
+		tb.Skip(how)
 	}
-	free, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
+	free, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(tb, err)
 	address := free.Addr().String()
-	require.NoError(t, free.Close())
+	require.NoError(tb, free.Close())
 
 	const id, secret = "conformance", "conformance-secret"
-	server := exec.CommandContext(t.Context(), binary, "--quiet", "--port", address, "--access", id, "--secret", secret, "posix", t.TempDir())
+	server := exec.CommandContext(tb.Context(), binary, "--quiet", "--port", address, "--access", id, "--secret", secret, "posix", tb.TempDir())
 	var log bytes.Buffer
 	server.Stdout, server.Stderr = &log, &log
-	require.NoError(t, server.Start())
-	t.Cleanup(func() {
+	require.NoError(tb, server.Start())
+	tb.Cleanup(func() {
 		_ = server.Process.Kill()
 		_ = server.Wait()
-		if t.Failed() {
-			t.Log(log.String())
+		if tb.Failed() {
+			tb.Log(log.String())
 		}
 	})
 	client := s3.New(s3.Options{
 		Region: "us-east-1", BaseEndpoint: aws.String("http://" + address), UsePathStyle: true,
 		Credentials: credentials.NewStaticCredentialsProvider(id, secret, ""),
 	})
-	require.Eventually(t, func() bool {
-		_, err := client.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: aws.String("danqing")})
+	require.Eventually(tb, func() bool {
+		_, err := client.CreateBucket(tb.Context(), &s3.CreateBucketInput{Bucket: aws.String("danqing")})
 		return err == nil
 	}, 20*time.Second, 50*time.Millisecond)
 	return storage.Config{
@@ -118,10 +119,10 @@ func TestConformance(t *testing.T) {
 	}
 }
 
-func newBucket(t testing.TB, cfg storage.Config) *storage.Bucket {
-	t.Helper()
+func newBucket(tb testing.TB, cfg storage.Config) *storage.Bucket {
+	tb.Helper()
 	b, err := storage.New(cfg)
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	return b
 }
 
@@ -138,6 +139,7 @@ func testConformance(t *testing.T, cfg storage.Config) {
 }
 
 func testImage(t *testing.T, cfg storage.Config) {
+	t.Helper()
 	t.Parallel()
 	b, ctx := newBucket(t, cfg), t.Context()
 	key, err := b.ImageKey(storage.KeyVars{JobID: "image", N: 1})
@@ -170,6 +172,7 @@ func testImage(t *testing.T, cfg storage.Config) {
 
 // What is a legal value of a job can be a key of every store.
 func testKeys(t *testing.T, cfg storage.Config) {
+	t.Helper()
 	t.Parallel()
 	cfg.KeyTemplate = "{batch}/{id}/{source_name}/{job_id}-{n}{ext}"
 	b, ctx := newBucket(t, cfg), t.Context()
@@ -186,6 +189,7 @@ func testKeys(t *testing.T, cfg storage.Config) {
 
 // A body that is not what was signed is refused, and nothing of it is kept.
 func testDamage(t *testing.T, cfg storage.Config) {
+	t.Helper()
 	t.Parallel()
 	ctx := t.Context()
 	key := newBucket(t, cfg).HeldKey("damage", "x.png")
@@ -206,6 +210,7 @@ func testDamage(t *testing.T, cfg storage.Config) {
 }
 
 func testSidecar(t *testing.T, cfg storage.Config) {
+	t.Helper()
 	t.Parallel()
 	b, ctx := newBucket(t, cfg), t.Context()
 	_, err := b.Sidecar(ctx, "a.b")
@@ -222,6 +227,7 @@ func testSidecar(t *testing.T, cfg storage.Config) {
 }
 
 func testReference(t *testing.T, cfg storage.Config) {
+	t.Helper()
 	t.Parallel()
 	var puts atomic.Int64
 	cfg.HTTPClient = counting(cfg.HTTPClient, http.MethodPut, &puts)
@@ -247,6 +253,7 @@ func testReference(t *testing.T, cfg storage.Config) {
 }
 
 func testHeld(t *testing.T, cfg storage.Config) {
+	t.Helper()
 	t.Parallel()
 	b, ctx := newBucket(t, cfg), t.Context()
 	html := []byte("<html>no image</html>")
@@ -263,6 +270,7 @@ func testHeld(t *testing.T, cfg storage.Config) {
 }
 
 func testLinks(t *testing.T, cfg storage.Config) {
+	t.Helper()
 	t.Parallel()
 	b, ctx := newBucket(t, cfg), t.Context()
 	key := b.HeldKey("links", "水彩 1.png")
@@ -276,7 +284,9 @@ func testLinks(t *testing.T, cfg storage.Config) {
 		require.NoError(t, err)
 		resp, err := cfg.HTTPClient.Do(req)
 		require.NoError(t, err)
-		body := readAll(t, resp.Body)
+		defer func() { require.NoError(t, resp.Body.Close()) }()
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
 		if resp.StatusCode == http.StatusOK {
 			assert.Len(t, body, int(file.Bytes))
 		}
@@ -288,6 +298,7 @@ func testLinks(t *testing.T, cfg storage.Config) {
 
 // Check tells apart what is wrong.
 func testCheck(t *testing.T, cfg storage.Config) {
+	t.Helper()
 	t.Parallel()
 	require.NoError(t, newBucket(t, cfg).Check(t.Context()))
 	for want, change := range map[string]func(*storage.Config){

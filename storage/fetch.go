@@ -28,17 +28,18 @@ const aliyunDomain = "aliyuncs.com"
 type FetchKind int
 
 const (
-	// FetchTemporary: the network, the server or the transfer is at fault;
-	// try the same URL again.
+	// FetchTemporary says that the network, the server or the transfer is at
+	// fault; try the same URL again.
 	FetchTemporary FetchKind = iota + 1
-	// FetchGone: the URL is dead (401, 403, 404, 410); ask the service for a
-	// fresh one.
+	// FetchGone says that the URL is dead (401, 403, 404, 410); ask the
+	// service for a fresh one.
 	FetchGone
-	// FetchUnproven: something came, completely as far as can be told, and it
-	// is not a provable PNG. It lies at Path for a person, unless that is "".
+	// FetchUnproven says that something came, completely as far as can be
+	// told, and is not a provable PNG. It lies at Path for a person, unless
+	// that is "": then it was larger than the disk should bear.
 	FetchUnproven
-	// FetchForbidden: images are not taken from there; nothing was asked for,
-	// or the answer was a redirect.
+	// FetchForbidden says that images are not taken from there; nothing was
+	// asked for, or the answer was a redirect.
 	FetchForbidden
 )
 

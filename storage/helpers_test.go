@@ -36,26 +36,26 @@ func pngOf(dataBytes int, seed uint64) []byte {
 }
 
 // openSpool opens a spool that takes images from source too.
-func openSpool(t testing.TB, source string) *storage.Spool {
-	t.Helper()
-	spool, err := storage.OpenSpool(t.TempDir(), storage.SpoolConfig{Source: source})
-	require.NoError(t, err)
+func openSpool(tb testing.TB, source string) *storage.Spool {
+	tb.Helper()
+	spool, err := storage.OpenSpool(tb.TempDir(), storage.SpoolConfig{Source: source})
+	require.NoError(tb, err)
 	return spool
 }
 
 // newSpool opens a spool that gets its images from transport.
-func newSpool(t testing.TB, transport http.RoundTripper) (*storage.Spool, error) {
-	t.Helper()
-	return storage.OpenSpool(t.TempDir(), storage.SpoolConfig{Source: "http://simulator", Transport: transport})
+func newSpool(tb testing.TB, transport http.RoundTripper) (*storage.Spool, error) {
+	tb.Helper()
+	return storage.OpenSpool(tb.TempDir(), storage.SpoolConfig{Source: "http://simulator", Transport: transport})
 }
 
 // proven is content as a proven file.
-func proven(t testing.TB, content []byte) *storage.File {
-	t.Helper()
+func proven(tb testing.TB, content []byte) *storage.File {
+	tb.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(content) }))
 	defer server.Close()
-	file, err := openSpool(t, server.URL).Fetch(t.Context(), "image", server.URL+"/1d/86/a-1.png?Signature=s")
-	require.NoError(t, err)
+	file, err := openSpool(tb, server.URL).Fetch(tb.Context(), "image", server.URL+"/1d/86/a-1.png?Signature=s")
+	require.NoError(tb, err)
 	return file
 }
 

@@ -32,10 +32,10 @@ func walkPNG(content []byte, portion int) *pngWalk {
 func TestPNGWalk(t *testing.T) {
 	t.Parallel()
 	ihdr, idat, iend := pngChunk("IHDR", ihdrData), pngChunk("IDAT", "abc"), pngChunk("IEND", "")
-	var real bytes.Buffer
-	require.NoError(t, png.Encode(&real, image.NewGray(image.Rect(0, 0, 512, 256))))
+	var made bytes.Buffer
+	require.NoError(t, png.Encode(&made, image.NewGray(image.Rect(0, 0, 512, 256))))
 	for name, c := range map[string]struct{ content, want string }{
-		"real":            {content: real.String()},
+		"real":            {content: made.String()},
 		"least":           {content: pngSignature + ihdr + idat + iend},
 		"more chunks":     {content: pngSignature + ihdr + pngChunk("tEXt", "x") + idat + idat + iend},
 		"empty chunk":     {content: pngSignature + ihdr + pngChunk("IDAT", "") + idat + iend},

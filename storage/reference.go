@@ -11,7 +11,7 @@ import (
 	"os"
 	"regexp"
 
-	_ "golang.org/x/image/bmp"
+	_ "golang.org/x/image/bmp" // and the formats that the standard library lacks
 	_ "golang.org/x/image/tiff"
 	_ "golang.org/x/image/webp"
 )

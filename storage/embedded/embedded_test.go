@@ -35,11 +35,11 @@ import (
 	"github.com/danqing-queue/danqing/storage/embedded"
 )
 
-func open(t testing.TB, dir string) *embedded.Server {
-	t.Helper()
+func open(tb testing.TB, dir string) *embedded.Server {
+	tb.Helper()
 	server, err := embedded.Open(embedded.Config{Dir: dir})
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = server.Close() }) // some tests close it themselves
+	require.NoError(tb, err)
+	tb.Cleanup(func() { _ = server.Close() }) // some tests close it themselves
 	return server
 }
 
@@ -329,7 +329,7 @@ func TestCutBodiesAreRefused(t *testing.T) {
 		assert.NoFileExists(t, server.Path("cut"))
 	}
 	require.NoError(t, server.Close())
-	server = open(t, dir)
+	open(t, dir)
 	temps, err := os.ReadDir(filepath.Join(dir, ".danqing", "temp"))
 	require.NoError(t, err)
 	assert.Empty(t, temps)
