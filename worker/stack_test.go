@@ -31,7 +31,7 @@ type stack struct {
 	files  *bucket.Server
 	bucket *storage.Bucket
 
-	queueInterval time.Duration // for simulated days; 0 is the worker's own
+	queueInterval time.Duration // rarer than the worker's own: simulated hours pass
 
 	queue  *queue.Queue
 	data   *worker.DataDir
@@ -46,7 +46,7 @@ func tinyPNG(p simulator.Picture) []byte {
 }
 
 // bubble runs a test in simulated time.
-func bubble(t *testing.T, sim *simulator.Simulator, test func(*stack)) {
+func bubble(t *testing.T, sim *simulator.Simulator, test func(*testing.T, *stack)) {
 	t.Helper()
 	t.Parallel()
 	dir := memoryDir(t)
@@ -54,7 +54,7 @@ func bubble(t *testing.T, sim *simulator.Simulator, test func(*stack)) {
 		s := newStack(t, dir, sim)
 		defer s.close()
 		s.start()
-		test(s)
+		test(t, s)
 	})
 }
 
@@ -83,7 +83,7 @@ func newStack(t *testing.T, dir string, sim *simulator.Simulator) *stack {
 		HTTPClient: files.HTTPClient(),
 	})
 	require.NoError(t, err)
-	return &stack{t: t, dir: dir, sim: sim, files: files, bucket: store}
+	return &stack{t: t, dir: dir, sim: sim, files: files, bucket: store, queueInterval: 2 * time.Second}
 }
 
 // start starts a worker with an empty queue on the journal that is there.

@@ -60,7 +60,7 @@ type sheet struct {
 }
 
 func (p *program) batch(ctx context.Context, files []string, f batchFlags) error {
-	cfg, err := config.Load(p.environ)
+	cfg, err := p.config()
 	if err != nil {
 		return err
 	}

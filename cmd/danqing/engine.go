@@ -105,8 +105,8 @@ func (e *engine) dataDir(simulate bool) (string, error) {
 	if simulate {
 		return filepath.Join(e.cfg.DataDir, "simulated"), e.cfg.CheckSimulate()
 	}
-	if e.cfg.APIKey == "" {
-		return "", usage("set it to your key (https://help.aliyun.com/zh/model-studio/get-api-key), or try without one: --simulate", "DASHSCOPE_API_KEY is not set")
+	if err := e.cfg.CheckReal(); err != nil {
+		return "", err
 	}
 	return e.cfg.DataDir, nil
 }
@@ -121,18 +121,17 @@ func (e *engine) openBucket(dir *worker.DataDir, simulate bool) (err error) {
 		return err
 	}
 	e.closers = append(e.closers, e.files)
-	settings := e.cfg.Storage()
-	settings.Bucket, settings.Endpoint, settings.Region = bucket.DefaultBucket, "http://bucket.embedded", ""
-	settings.Prefix, settings.PublicURL, settings.PublicEndpoint = "", "", ""
-	settings.AccessKeyID, settings.SecretAccessKey = e.files.Credentials()
-	settings.SessionToken, settings.Addressing = "", storage.AddressingPath
-	settings.HTTPClient = e.files.HTTPClient()
+	id, secret := e.files.Credentials()
+	settings := storage.Config{
+		KeyTemplate: e.cfg.KeyTemplate, Bucket: bucket.DefaultBucket, Endpoint: "http://bucket.embedded",
+		AccessKeyID: id, SecretAccessKey: secret, HTTPClient: e.files.HTTPClient(),
+	}
 	e.bucket, err = storage.New(settings)
 	return err
 }
 
 func (e *engine) openQueue(simulate bool) (redis.UniversalClient, error) {
-	if !simulate && e.cfg.RedisURL != "" {
+	if !simulate && e.cfg.RedisURL.IsSet() {
 		options, err := e.cfg.Redis()
 		if err != nil {
 			return nil, err

@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
 )
 
@@ -61,7 +60,7 @@ unless --id names one: the same ID with the same request is made once.`,
 }
 
 func (p *program) generate(ctx context.Context, f generateFlags) error {
-	cfg, err := config.Load(p.environ)
+	cfg, err := p.config()
 	if err != nil {
 		return err
 	}

@@ -147,11 +147,22 @@ func (p *program) say(format string, args ...any) {
 	fmt.Fprintf(p.stderr, "danqing: "+format+"\n", args...)
 }
 
-func (p *program) getenv(name string) string {
-	for _, pair := range p.environ {
-		if key, value, ok := strings.Cut(pair, "="); ok && key == name {
-			return value
+// config reads the environment, saying what is odd in it.
+func (p *program) config() (*config.Config, error) {
+	getenv := func(name string) string {
+		for _, pair := range p.environ {
+			if key, value, ok := strings.Cut(pair, "="); ok && key == name {
+				return value
+			}
 		}
+		return ""
 	}
-	return ""
+	cfg, err := config.Load(getenv, p.environ)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range cfg.Warnings {
+		p.say("warning: %s", w)
+	}
+	return cfg, nil
 }

@@ -6,8 +6,6 @@ import (
 	"log/slog"
 
 	"github.com/spf13/cobra"
-
-	"github.com/danqing-queue/danqing/config"
 )
 
 func (p *program) workerCommand() *cobra.Command {
@@ -24,11 +22,11 @@ lane of an account's model; others stand by.`,
 }
 
 func (p *program) worker(ctx context.Context) error {
-	cfg, err := config.Load(p.environ)
+	cfg, err := p.config()
 	if err != nil {
 		return err
 	}
-	if cfg.RedisURL == "" {
+	if !cfg.RedisURL.IsSet() {
 		return usage("set it, as in redis://127.0.0.1:6379/0; for a file of prompts without Redis use: danqing batch", "REDIS_URL is not set")
 	}
 	log := slog.New(slog.NewTextHandler(p.stderr, nil))
