@@ -140,7 +140,8 @@ func (s *Spool) reuse(name, source string) (*File, error) {
 }
 
 func (s *Spool) download(ctx context.Context, name string, u *url.URL) (*File, error) {
-	fail := func(kind FetchKind, status int, path string, err error) error {
+	status := 0
+	fail := func(kind FetchKind, path string, err error) error {
 		if ctx.Err() != nil {
 			return fmt.Errorf("fetch image: %w", context.Cause(ctx))
 		}
@@ -154,39 +155,35 @@ func (s *Spool) download(ctx context.Context, name string, u *url.URL) (*File, e
 	defer cancel(nil)
 	req, err := http.NewRequestWithContext(guarded, http.MethodGet, u.String(), http.NoBody)
 	if err != nil {
-		return nil, fail(FetchForbidden, 0, "", errors.New("not a URL"))
+		return nil, fail(FetchForbidden, "", errors.New("not a URL"))
 	}
 	resp, err := s.client.Do(req)
 	if err != nil {
-		return nil, fail(FetchTemporary, 0, "", err)
+		return nil, fail(FetchTemporary, "", err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // read only
-	if resp.StatusCode != http.StatusOK {
-		return nil, fail(statusKind(resp.StatusCode), resp.StatusCode, "", errors.New(http.StatusText(resp.StatusCode)))
+	status = resp.StatusCode
+	if status != http.StatusOK {
+		return nil, fail(statusKind(status), "", errors.New(http.StatusText(status)))
 	}
-	if resp.ContentLength > s.maxBytes*keepFactor {
-		return nil, fail(FetchUnproven, resp.StatusCode, "", fmt.Errorf("%d bytes are announced, at most %d are taken", resp.ContentLength, s.maxBytes))
+	limit := s.maxBytes * keepFactor
+	if resp.ContentLength > limit {
+		return nil, fail(FetchUnproven, "", fmt.Errorf("%d bytes are announced, at most %d are taken", resp.ContentLength, s.maxBytes))
 	}
 
-	f, err := os.CreateTemp(filepath.Join(s.dir, incomingFolder), "*")
+	body := &stallGuard{r: resp.Body, timer: time.AfterFunc(s.stall, func() { cancel(errStalled) }), after: s.stall}
+	defer body.timer.Stop()
+	f, sums, err := s.receive(io.LimitReader(body, limit+1), resp.Header)
+	if disk := (*diskError)(nil); errors.As(err, &disk) {
+		return nil, fmt.Errorf("spool: %w", disk.err)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("spool: %w", err)
+		return nil, fail(FetchTemporary, "", cause(guarded, err))
 	}
 	defer os.Remove(f.Name()) //nolint:errcheck // renamed away if all went well
 	defer f.Close()           //nolint:errcheck // closed already if all went well
-
-	sums := newSums(resp.Header)
-	body := &stallGuard{r: resp.Body, timer: time.AfterFunc(s.stall, func() { cancel(errStalled) }), after: s.stall}
-	defer body.timer.Stop()
-	limit := s.maxBytes * keepFactor
-	if _, err := io.Copy(io.MultiWriter(diskWriter{f}, sums), io.LimitReader(body, limit+1)); err != nil {
-		if disk := (*diskError)(nil); errors.As(err, &disk) {
-			return nil, fmt.Errorf("spool: %w", disk.err)
-		}
-		return nil, fail(FetchTemporary, resp.StatusCode, "", cause(guarded, err))
-	}
 	if sums.bytes > limit {
-		return nil, fail(FetchUnproven, resp.StatusCode, "", fmt.Errorf("more than %d bytes came, at most %d are taken", limit, s.maxBytes))
+		return nil, fail(FetchUnproven, "", fmt.Errorf("more than %d bytes came, at most %d are taken", limit, s.maxBytes))
 	}
 
 	kind, problem := s.judge(resp, sums)
@@ -199,9 +196,25 @@ func (s *Spool) download(ctx context.Context, name string, u *url.URL) (*File, e
 		return nil, fmt.Errorf("spool: %w", err)
 	}
 	if problem != nil {
-		return nil, fail(kind, resp.StatusCode, path, problem)
+		return nil, fail(kind, path, problem)
 	}
 	return sums.file(path, sourceName(u)), nil
+}
+
+// receive writes body to a half file, hashing on the way. It fails with a
+// diskError if the disk is at fault, and leaves no file then.
+func (s *Spool) receive(body io.Reader, source http.Header) (*os.File, *sums, error) {
+	f, err := os.CreateTemp(filepath.Join(s.dir, incomingFolder), "*")
+	if err != nil {
+		return nil, nil, &diskError{err}
+	}
+	sums := newSums(source)
+	if _, err = io.Copy(io.MultiWriter(diskWriter{f}, sums), body); err != nil {
+		_ = f.Close()
+		_ = os.Remove(f.Name()) // swept at the next start if not
+		return nil, nil, err
+	}
+	return f, sums, nil
 }
 
 // judge tells whether what came is proven.

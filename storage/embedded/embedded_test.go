@@ -1,20 +1,16 @@
 package embedded_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/md5"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,7 +20,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go"
@@ -255,118 +250,6 @@ func FuzzPath(f *testing.F) {
 	})
 }
 
-func TestBodiesThatAreNotWhatWasSignedAreRefused(t *testing.T) {
-	t.Parallel()
-	server := open(t, t.TempDir())
-	front := httptest.NewServer(server)
-	t.Cleanup(front.Close)
-	require.NoError(t, put(t.Context(), client(server), "a", "before"))
-	hash := func(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s))) }
-	for name, c := range map[string]struct {
-		payloadHash, md5 string
-		body             io.Reader
-		length           int64
-		status           int
-	}{
-		"as signed":         {payloadHash: hash("after"), body: strings.NewReader("after"), length: 5, status: 200},
-		"unsigned":          {payloadHash: "UNSIGNED-PAYLOAD", body: strings.NewReader("after"), length: 5, status: 200},
-		"another body":      {payloadHash: hash("after"), body: strings.NewReader("aftex"), length: 5, status: 400},
-		"another MD5":       {payloadHash: "UNSIGNED-PAYLOAD", md5: "1B2M2Y8AsgTpgAmY7PhCfg==", body: strings.NewReader("aftex"), length: 5, status: 400},
-		"no body":           {payloadHash: hash("after"), body: http.NoBody, status: 400},
-		"without a length":  {payloadHash: hash("after"), body: strings.NewReader("after"), length: -1, status: 411},
-		"unsigned, endless": {payloadHash: "UNSIGNED-PAYLOAD", body: strings.NewReader("after"), length: -1, status: 411},
-	} {
-		t.Run(name, func(t *testing.T) {
-			require.NoError(t, put(t.Context(), client(server), "a", "before"))
-			for _, h := range []*http.Client{front.Client(), server.HTTPClient()} {
-				if s, ok := c.body.(io.Seeker); ok {
-					_, _ = s.Seek(0, io.SeekStart)
-				}
-				req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, front.URL+"/danqing/a", c.body)
-				require.NoError(t, err)
-				req.ContentLength = c.length
-				if c.md5 != "" {
-					req.Header.Set("Content-MD5", c.md5)
-				}
-				req.Header.Set("X-Amz-Content-Sha256", c.payloadHash)
-				id, secret := server.Credentials()
-				require.NoError(t, v4.NewSigner().SignHTTP(t.Context(), aws.Credentials{AccessKeyID: id, SecretAccessKey: secret}, req, c.payloadHash, "s3", "us-east-1", time.Now()))
-				resp, err := h.Do(req)
-				require.NoError(t, err)
-				text, err := io.ReadAll(resp.Body)
-				require.NoError(t, err)
-				require.NoError(t, resp.Body.Close())
-				assert.Equal(t, c.status, resp.StatusCode, string(text))
-				if c.status == http.StatusOK {
-					assert.Equal(t, "after", get(t, client(server), "a"))
-				} else {
-					assert.Equal(t, "before", get(t, client(server), "a"))
-				}
-			}
-		})
-	}
-}
-
-// A body that ends early is not published, however the client says so.
-func TestCutBodiesAreRefused(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	server := open(t, dir)
-	front := httptest.NewServer(server)
-	t.Cleanup(front.Close)
-	for _, h := range []*http.Client{front.Client(), server.HTTPClient()} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, front.URL+"/danqing/cut", io.NopCloser(strings.NewReader("half")))
-		require.NoError(t, err)
-		req.ContentLength = 8
-		req.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")
-		id, secret := server.Credentials()
-		require.NoError(t, v4.NewSigner().SignHTTP(t.Context(), aws.Credentials{AccessKeyID: id, SecretAccessKey: secret}, req, "UNSIGNED-PAYLOAD", "s3", "us-east-1", time.Now()))
-		resp, err := h.Do(req)
-		if err == nil {
-			assert.GreaterOrEqual(t, resp.StatusCode, 400)
-			require.NoError(t, resp.Body.Close())
-		}
-		assert.NoFileExists(t, server.Path("cut"))
-	}
-	require.NoError(t, server.Close())
-	open(t, dir)
-	temps, err := os.ReadDir(filepath.Join(dir, ".danqing", "temp"))
-	require.NoError(t, err)
-	assert.Empty(t, temps)
-}
-
-func TestRequestsMustBeSigned(t *testing.T) {
-	t.Parallel()
-	server := open(t, t.TempDir())
-	require.NoError(t, put(t.Context(), client(server), "a", "x"))
-	front := httptest.NewServer(server)
-	t.Cleanup(front.Close)
-	for _, path := range []string{"/", "/danqing", "/danqing/a"} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, front.URL+path, http.NoBody)
-		require.NoError(t, err)
-		resp, err := front.Client().Do(req)
-		require.NoError(t, err)
-		require.NoError(t, resp.Body.Close())
-		assert.GreaterOrEqual(t, resp.StatusCode, 400, path)
-	}
-	stranger := client(server, func(o *s3.Options) {
-		id, _ := server.Credentials()
-		o.Credentials = credentials.NewStaticCredentialsProvider(id, "guess", "")
-	})
-	_, code := refusal(put(t.Context(), stranger, "a", "y"))
-	assert.Equal(t, "SignatureDoesNotMatch", code)
-	assert.Equal(t, "x", get(t, client(server), "a"))
-
-	first, err := embedded.Open(embedded.Config{Dir: t.TempDir()})
-	require.NoError(t, err)
-	defer func() { require.NoError(t, first.Close()) }()
-	id, secret := first.Credentials()
-	otherID, otherSecret := server.Credentials()
-	assert.NotEqual(t, id, otherID)
-	assert.NotEqual(t, secret, otherSecret)
-	assert.GreaterOrEqual(t, len(secret), 40)
-}
-
 func TestRangesAndConditions(t *testing.T) {
 	t.Parallel()
 	c := client(open(t, t.TempDir()))
@@ -504,66 +387,6 @@ func TestCopyAndDeleteMany(t *testing.T) {
 	assert.Equal(t, "content", get(t, c, "c/d"))
 }
 
-// Listings are in the order of bytes, which is not that of a folder walk, and
-// pages of any size add up to them.
-func TestList(t *testing.T) {
-	t.Parallel()
-	c := client(open(t, t.TempDir()))
-	keys := []string{"a", "a-b", "a/b/c", "a/b/d", "a/e", "a0", "b/1", "b/2", "b!", "c", "春/1", "春/2"}
-	for _, key := range keys {
-		if key == "a" { // a file cannot be beside its folder
-			continue
-		}
-		require.NoError(t, put(t.Context(), c, key, key))
-	}
-	keys = slices.Sorted(slices.Values(keys[1:]))
-	for _, q := range []struct{ prefix, delimiter, after string }{
-		{}, {prefix: "a"}, {prefix: "a/"}, {prefix: "a/b"}, {prefix: "zz"}, {prefix: "春/"}, {after: "a/b/c"}, {after: "b"},
-		{delimiter: "/"}, {prefix: "a", delimiter: "/"}, {prefix: "a/", delimiter: "/"}, {prefix: "a/b/", delimiter: "/"},
-		{delimiter: "-"}, {delimiter: "/b"}, {prefix: "b/1", delimiter: "/"}, {delimiter: "/", after: "a/"}, {delimiter: "/", after: "a/b/c"},
-	} {
-		var want []string
-		for _, key := range keys {
-			item := key
-			if !strings.HasPrefix(key, q.prefix) {
-				continue
-			}
-			if i := strings.Index(key[len(q.prefix):], q.delimiter); q.delimiter != "" && i >= 0 {
-				item = key[:len(q.prefix)+i+len(q.delimiter)]
-			}
-			if item > q.after && !slices.Contains(want, item) {
-				want = append(want, item)
-			}
-		}
-		for _, size := range []int32{1, 2, 5, 1000} {
-			input := &s3.ListObjectsV2Input{Bucket: bucketName, Prefix: &q.prefix, MaxKeys: &size}
-			if q.delimiter != "" {
-				input.Delimiter = &q.delimiter
-			}
-			if q.after != "" {
-				input.StartAfter = &q.after
-			}
-			var got []string
-			pages := s3.NewListObjectsV2Paginator(c, input)
-			for pages.HasMorePages() {
-				page, err := pages.NextPage(t.Context())
-				require.NoError(t, err)
-				assert.LessOrEqual(t, aws.ToInt32(page.KeyCount), size)
-				for _, o := range page.Contents {
-					got = append(got, *o.Key)
-					assert.Equal(t, etag(*o.Key), *o.ETag)
-					assert.EqualValues(t, len(*o.Key), *o.Size)
-				}
-				for _, p := range page.CommonPrefixes {
-					got = append(got, *p.Prefix)
-				}
-			}
-			slices.Sort(got)
-			assert.Equal(t, want, got, "%+v in pages of %d", q, size)
-		}
-	}
-}
-
 func TestThereIsOneBucket(t *testing.T) {
 	t.Parallel()
 	c := client(open(t, t.TempDir()))
@@ -580,52 +403,6 @@ func TestThereIsOneBucket(t *testing.T) {
 	_, err = c.DeleteBucket(t.Context(), &s3.DeleteBucketInput{Bucket: bucketName})
 	_, code = refusal(err)
 	assert.Equal(t, "NotImplemented", code)
-}
-
-// Without a socket the client behaves as with one.
-func TestHTTPClient(t *testing.T) {
-	t.Parallel()
-	server := open(t, t.TempDir())
-	c := client(server)
-	big := strings.Repeat("0123456789abcdef", 1<<16)
-	require.NoError(t, put(t.Context(), c, "big", big))
-
-	t.Run("a reader that stops early", func(t *testing.T) {
-		out, err := c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: bucketName, Key: aws.String("big")})
-		require.NoError(t, err)
-		_, err = io.CopyN(io.Discard, out.Body, 10)
-		require.NoError(t, err)
-		require.NoError(t, out.Body.Close())
-	})
-	t.Run("a context that ends", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		out, err := c.GetObject(ctx, &s3.GetObjectInput{Bucket: bucketName, Key: aws.String("big")})
-		require.NoError(t, err)
-		cancel()
-		_, err = io.Copy(io.Discard, out.Body)
-		require.ErrorIs(t, err, context.Canceled)
-		require.ErrorIs(t, put(ctx, c, "late", "x"), context.Canceled)
-		assert.NoFileExists(t, server.Path("late"))
-	})
-	t.Run("a context that ends while the body is read", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
-		body := &cancelling{Reader: bytes.NewReader([]byte(big)), cancel: cancel}
-		_, err := c.PutObject(ctx, &s3.PutObjectInput{Bucket: bucketName, Key: aws.String("late"), Body: body, ContentLength: aws.Int64(int64(len(big)))}, s3.WithAPIOptions(v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware))
-		require.ErrorIs(t, err, context.Canceled)
-		assert.NoFileExists(t, server.Path("late"))
-	})
-}
-
-// cancelling cancels once something was read.
-type cancelling struct {
-	*bytes.Reader
-
-	cancel func()
-}
-
-func (c *cancelling) Read(p []byte) (int, error) {
-	defer c.cancel()
-	return c.Reader.Read(p)
 }
 
 // A key and a key below it, put at once: one of them is refused, whichever, and

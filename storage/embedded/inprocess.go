@@ -56,7 +56,7 @@ func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 		Proto:      "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header:        w.sent,
 		ContentLength: w.length,
-		Body:          body,
+		Body:          responseBody{body, req.Context()},
 		Request:       req,
 	}, nil
 }
@@ -126,6 +126,21 @@ func (b *requestBody) end() {
 
 // Close leaves the body to RoundTrip, which closes it.
 func (b *requestBody) Close() error { return nil }
+
+// responseBody is the client's end of a response; none of it is read once the
+// context has ended.
+type responseBody struct {
+	*io.PipeReader
+
+	ctx context.Context //nolint:containedctx // it is the request's own
+}
+
+func (b responseBody) Read(p []byte) (int, error) {
+	if b.ctx.Err() != nil {
+		return 0, context.Cause(b.ctx)
+	}
+	return b.PipeReader.Read(p)
+}
 
 var errTooLong = errors.New("the handler wrote more than the Content-Length it declared")
 
