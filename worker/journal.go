@@ -218,11 +218,11 @@ func (j *Journal) openEntries() []entry {
 func (j *Journal) Close() error { return j.file.Close() }
 
 func encodeEntry(e entry) ([]byte, error) {
-	line, err := json.Marshal(e)
+	line, err := encode(e) // ends in a newline
 	if err != nil {
 		return nil, fmt.Errorf("encode journal entry of %s: %w", e.JobID, err)
 	}
-	return append(line, '\n'), nil
+	return line, nil
 }
 
 func syncDir(dir string) error {

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 
@@ -18,7 +19,7 @@ func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 		Attempts: []storage.SidecarAttempt{}, Images: []storage.SidecarImage{},
 	}
 	if req := rec.Request; req != nil {
-		encoded, err := json.Marshal(req)
+		encoded, err := encode(req)
 		if err != nil {
 			return nil, fmt.Errorf("sidecar of %s: %w", rec.ID, err)
 		}
@@ -81,4 +82,15 @@ func recordOf(side *storage.Sidecar) (*jobs.Record, error) {
 		})
 	}
 	return rec, nil
+}
+
+// encode is compact JSON that leaves <auto> as it is, for people to read.
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
 }

@@ -185,21 +185,27 @@ func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result)
 	if err != nil {
 		return jobs.Image{}, err
 	}
-	if image, ok, err := s.storedBefore(ctx, rec, result.N, key); ok || err != nil {
+	image, taken, err := s.lookAt(ctx, rec, result.N, key)
+	if err != nil || image.Key != "" {
 		return image, err
 	}
 	file, err := s.fetch(ctx, rec, result)
 	var failed *storage.FetchError
-	if errors.As(err, &failed) {
-		switch failed.Kind {
-		case storage.FetchGone:
-			return jobs.Image{N: result.N, Code: "ResultExpired", Message: "the result URL died before the image could be copied: " + failed.Error()}, nil
-		case storage.FetchUnproven, storage.FetchForbidden:
-			return s.quarantine(ctx, rec, result, failed)
-		}
-	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case !errors.As(err, &failed):
 		return jobs.Image{}, err
+	case failed.Kind == storage.FetchGone && time.Now().After(result.ExpiresAt):
+		return jobs.Image{N: result.N, Code: "ResultExpired", Message: "the result URL died before the image could be copied: " + failed.Error()}, nil
+	case failed.Kind == storage.FetchUnproven:
+		return s.quarantine(ctx, rec, result, failed.Path, failed.Error())
+	case failed.Kind == storage.FetchForbidden:
+		return s.quarantine(ctx, rec, result, "", failed.Error())
+	default:
+		return jobs.Image{}, err
+	}
+	if taken {
+		return s.quarantine(ctx, rec, result, file.Path, "another object lies under its key "+key)
 	}
 	meta := map[string]string{
 		metaTask: rec.TaskID, metaWidth: strconv.Itoa(file.Width), metaHeight: strconv.Itoa(file.Height), metaSource: file.SourceName,
@@ -222,24 +228,22 @@ const (
 	metaSource = "source-name"
 )
 
-func (s *store) storedBefore(ctx context.Context, rec *jobs.Record, n int, key string) (jobs.Image, bool, error) {
+// lookAt returns the image if an earlier try has stored it, and whether something
+// else lies under its key.
+func (s *store) lookAt(ctx context.Context, rec *jobs.Record, n int, key string) (image jobs.Image, taken bool, err error) {
 	info, err := s.cfg.Bucket.Head(ctx, key)
 	if errors.Is(err, storage.ErrNotExist) {
 		return jobs.Image{}, false, nil
 	}
-	if err != nil {
-		return jobs.Image{}, false, err
-	}
-	if info.Metadata[metaTask] != rec.TaskID {
-		// Somebody else's object. It is overwritten only if it is simulated.
-		return jobs.Image{}, false, fmt.Errorf("object %s is in the way and not of this job: move it away", key)
+	if err != nil || info.Metadata[metaTask] != rec.TaskID {
+		return jobs.Image{}, true, err
 	}
 	width, _ := strconv.Atoi(info.Metadata[metaWidth])
 	height, _ := strconv.Atoi(info.Metadata[metaHeight])
 	return jobs.Image{
 		N: n, Key: key, Bytes: info.Bytes, SHA256: info.SHA256, Width: width, Height: height,
 		ContentType: info.ContentType, SourceName: info.Metadata[metaSource],
-	}, true, nil
+	}, false, nil
 }
 
 func (s *store) imageKey(rec *jobs.Record, result jobs.Result) (string, error) {
@@ -270,15 +274,17 @@ func (s *store) fetch(ctx context.Context, rec *jobs.Record, result jobs.Result)
 	return nil, err
 }
 
-// quarantine keeps what cannot be proven to be the image for a person: no check
-// of ours ends an image that was paid for.
-func (s *store) quarantine(ctx context.Context, rec *jobs.Record, result jobs.Result, failed *storage.FetchError) (jobs.Image, error) {
-	image := jobs.Image{N: result.N, Code: codeUnproven, Message: fmt.Sprintf("image %d is paid for but not proven: %v", result.N, failed)}
-	if failed.Path == "" {
+// quarantine keeps what cannot be stored as the image for a person: no check of
+// ours ends an image that was paid for. A path of "" means that there are no bytes.
+func (s *store) quarantine(ctx context.Context, rec *jobs.Record, result jobs.Result, path, why string) (jobs.Image, error) {
+	image := jobs.Image{N: result.N, Code: codeUnproven, Message: fmt.Sprintf("image %d is paid for and cannot be stored: %s", result.N, why)}
+	if path == "" {
 		return image, nil
 	}
-	if err := s.cfg.Bucket.Hold(ctx, rec.TaskID, spoolName(rec, result.N), failed.Path); err != nil {
+	name := spoolName(rec, result.N)
+	if err := s.cfg.Bucket.Hold(ctx, rec.TaskID, name, path); err != nil {
 		return image, err
 	}
+	image.Message += "; its bytes are kept under " + s.cfg.Bucket.HeldKey(rec.TaskID, name)
 	return image, nil
 }

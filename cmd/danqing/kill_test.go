@@ -1,0 +1,229 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/danqing-queue/danqing/jobs"
+	bucket "github.com/danqing-queue/danqing/storage/embedded"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// kill -9 of a batch at any request it makes, to DashScope or to the bucket,
+// before or after it is answered: the next run has every line once, and no task
+// is made twice. Only what was killed in its create may be held.
+func TestKilledBatchGoesOn(t *testing.T) {
+	t.Parallel()
+	requests := wholeRun(t)
+	require.Greater(t, len(requests), 20, "requests of an undisturbed run")
+	var group errgroup.Group
+	group.SetLimit(8) // they mostly wait
+	for nth, route := range requests {
+		for _, phase := range []string{"lost", "unanswered", "answered"} {
+			group.Go(func() error {
+				w := newWorld(t)
+				defer w.close()
+				w.killAt, w.phase = nth, phase
+				if err := w.killedRun(route); err != nil {
+					return fmt.Errorf("killed at request %d (%s), %s: %w\n%s", nth, route, phase, err, w.log.String())
+				}
+				return nil
+			})
+		}
+	}
+	require.NoError(t, group.Wait())
+}
+
+// wholeRun lists the requests of a run that is left alone.
+func wholeRun(t *testing.T) []string {
+	t.Helper()
+	w := newWorld(t)
+	defer w.close()
+	code, err := w.batch(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, code, w.log.String())
+	return w.requests
+}
+
+// world is a DashScope and a bucket that live on while batches are killed.
+type world struct {
+	dir    string
+	sim    *simulator.Simulator
+	files  *bucket.Server
+	server *httptest.Server // DashScope under /api, the bucket under the rest
+
+	mu       sync.Mutex
+	requests []string
+	killAt   int // index of the request to be killed at; -1 for none
+	phase    string
+	process  *os.Process
+	log      bytes.Buffer
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	files, err := bucket.Open(bucket.Config{Dir: filepath.Join(t.TempDir(), "s3"), AccessKeyID: "AKIATEST", SecretAccessKey: "secret"})
+	require.NoError(t, err)
+	w := &world{dir: t.TempDir(), files: files, killAt: -1}
+	w.sim = &simulator.Simulator{
+		TaskTime: simulator.Between(30*time.Millisecond, 60*time.Millisecond),
+		Render: func(p simulator.Picture) []byte {
+			p.Width, p.Height = 8, 8
+			return simulator.Paint(p)
+		},
+	}
+	w.server = httptest.NewServer(w)
+	lines := `{"id":"a","prompt":"prompt a"}` + "\n" + `{"prompt":"prompt b"}` + "\n"
+	require.NoError(t, os.WriteFile(filepath.Join(w.dir, "two.jsonl"), []byte(lines), 0o600))
+	return w
+}
+
+func (w *world) close() {
+	w.server.Close()
+	_ = w.sim.Close()
+	_ = w.files.Close()
+}
+
+// ServeHTTP answers as DashScope or the bucket, and kills at the chosen moment.
+func (w *world) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	var handler http.Handler = w.files
+	if !strings.HasPrefix(r.URL.Path, "/"+bucket.DefaultBucket+"/") {
+		handler = w.sim
+	}
+	w.mu.Lock()
+	nth := len(w.requests)
+	w.requests = append(w.requests, r.Method+" "+r.URL.Path)
+	due, phase, process := nth == w.killAt, w.phase, w.process
+	w.mu.Unlock()
+	if due && phase == "lost" {
+		_ = process.Kill()
+		panic(http.ErrAbortHandler)
+	}
+	if due && phase == "unanswered" {
+		_ = process.Kill()
+		handler.ServeHTTP(httptest.NewRecorder(), r.WithContext(context.WithoutCancel(r.Context())))
+		panic(http.ErrAbortHandler)
+	}
+	handler.ServeHTTP(rw, r)
+	if due {
+		_ = http.NewResponseController(rw).Flush()
+		_ = process.Kill()
+	}
+}
+
+// batch runs the program and returns its exit code; -1 if it was killed.
+func (w *world) batch(ctx context.Context) (int, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return 0, err
+	}
+	cmd := exec.CommandContext(ctx, self)
+	cmd.Args = []string{"danqing", "batch", "two.jsonl"}
+	cmd.Dir, cmd.Stdout, cmd.Stderr = w.dir, &w.log, &w.log
+	cmd.Env = []string{
+		"HOME=" + w.dir, "PATH=" + os.Getenv("PATH"),
+		"DASHSCOPE_API_KEY=sk-kill", "DASHSCOPE_HTTP_BASE_URL=" + w.server.URL + "/api/v1",
+		"AWS_ACCESS_KEY_ID=AKIATEST", "AWS_SECRET_ACCESS_KEY=secret", "AWS_REGION=us-east-1",
+		"AWS_ENDPOINT_URL_S3=" + w.server.URL, "DANQING_S3_BUCKET=" + bucket.DefaultBucket,
+	}
+	// The first request waits for process: a child is faster than this line.
+	w.mu.Lock()
+	err = cmd.Start()
+	w.process = cmd.Process
+	w.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	if err := cmd.Wait(); err != nil && cmd.ProcessState == nil {
+		return 0, err
+	}
+	return cmd.ProcessState.ExitCode(), nil
+}
+
+func (w *world) killedRun(route string) error {
+	create := strings.HasSuffix(route, dashscope.PathText2Image)
+	if code, err := w.batch(context.Background()); err != nil || code > 0 {
+		return fmt.Errorf("first run: exit code %d, %w", code, err)
+	}
+	var before int
+	for _, run := range []string{"second run", "third run"} {
+		code, err := w.batch(context.Background())
+		if err != nil {
+			return err
+		}
+		held, err := w.check(create)
+		if err != nil {
+			return fmt.Errorf("%s: %w", run, err)
+		}
+		want := exitDone
+		if held {
+			want = exitPartFailed
+		}
+		if code != want {
+			return fmt.Errorf("%s: exit code %d instead of %d", run, code, want)
+		}
+		if run == "third run" && len(w.sim.Tasks()) != before {
+			return errors.New("the third run made a task")
+		}
+		before = len(w.sim.Tasks())
+	}
+	return nil
+}
+
+// check looks at the results: each line once, its image in the bucket, its task
+// made once. A line may be held only if its create was killed.
+func (w *world) check(create bool) (held bool, err error) {
+	text, err := os.ReadFile(filepath.Join(w.dir, "two.results.jsonl"))
+	if err != nil {
+		return false, err
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	if len(lines) != 2 {
+		return false, fmt.Errorf("%d result lines", len(lines))
+	}
+	for i, line := range lines {
+		var got struct {
+			Prompt  string `json:"prompt"`
+			Danqing result `json:"danqing"`
+		}
+		if err := json.Unmarshal([]byte(line), &got); err != nil {
+			return false, err
+		}
+		if want := []string{"prompt a", "prompt b"}[i]; got.Prompt != want {
+			return false, fmt.Errorf("line %d is of %q", i+1, got.Prompt)
+		}
+		tasks := 0
+		for _, task := range w.sim.Tasks() {
+			if task.Request.Input.Prompt == got.Prompt {
+				tasks++
+			}
+		}
+		switch {
+		case got.Danqing.State == jobs.StateHeld && create && tasks <= 1:
+			held = true
+		case got.Danqing.State != jobs.StateSucceeded || tasks != 1:
+			return false, fmt.Errorf("%s: %s with %d tasks: %s", got.Prompt, got.Danqing.State, tasks, got.Danqing.Message)
+		default:
+			if _, err := os.Stat(w.files.Path(got.Danqing.Images[0].Key)); err != nil {
+				return false, err
+			}
+		}
+	}
+	return held, nil
+}
