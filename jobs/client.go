@@ -98,7 +98,7 @@ func (c *Client) Wait(ctx context.Context, id string) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer changes.Close()
+	defer changes.Close() //nolint:errcheck // nobody listens any more
 	tick := time.NewTicker(waitRecheck)
 	defer tick.Stop()
 	for {
@@ -158,7 +158,7 @@ func (c *Changes) IDs() <-chan string { return c.ids }
 // Close ends the subscription.
 func (c *Changes) Close() error {
 	err := c.sub.Close()
-	for range c.ids { //nolint:revive // lets forward end
+	for range c.ids { // lets forward end
 	}
 	return err
 }

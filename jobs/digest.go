@@ -93,8 +93,8 @@ func ValidID(id string) error {
 func NewID() string { return strings.ToLower(rand.Text()) }
 
 // BatchName is the name of the batch in a file: the file's name without folder
-// and extension, and without a ".results" before it, so that a batch's results
-// file, read as a batch, means the same jobs. "-" is "stdin".
+// and extension, and without the ".results" or ".simulated.results" of a batch's
+// results file, which, read as a batch, means the same jobs. "-" is "stdin".
 func BatchName(file string) string {
 	if file == "-" {
 		return "stdin"
@@ -102,7 +102,7 @@ func BatchName(file string) string {
 	base := filepath.Base(file)
 	name := strings.TrimSuffix(base, filepath.Ext(base))
 	for strings.HasSuffix(name, ".results") {
-		name = strings.TrimSuffix(name, ".results")
+		name = strings.TrimSuffix(strings.TrimSuffix(name, ".results"), ".simulated")
 	}
 	if name == "" {
 		return base

@@ -189,7 +189,7 @@ func (l *lane) takeBack(ctx context.Context, intent, rec *jobs.Record, trouble *
 // wait holds the lane back, says why, and returns nil when it may try again.
 func (l *lane) wait(ctx context.Context, trouble *backoff, atLeast time.Duration, message string, why error) error {
 	d := max(trouble.next(), atLeast)
-	l.log.Warn(message, "err", why, "wait", d, "hint", hint(why))
+	l.log.Warn(message, "err", why, "wait", d, "hint", hint(why)) //nolint:sloglint // every caller gives a constant
 	return l.sleep(ctx, d)
 }
 
@@ -237,7 +237,7 @@ func (l *lane) uploadReference(ctx context.Context, model, sum string) (string, 
 	if err != nil {
 		return "", err
 	}
-	defer content.Close()
+	defer content.Close() //nolint:errcheck // read only
 	return l.cfg.DashScope.Upload(ctx, model, sum+"."+path.Base(info.ContentType), info.ContentType, info.Bytes, content)
 }
 

@@ -94,7 +94,7 @@ func (j *Journal) load() error {
 	if err != nil {
 		return fmt.Errorf("open journal: %w", err)
 	}
-	defer file.Close()
+	defer file.Close() //nolint:errcheck // read only
 	lines := bufio.NewReader(file)
 	var torn error
 	for number := 1; ; number++ {
@@ -149,7 +149,7 @@ func (j *Journal) compact() error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(next.Name())
+	defer os.Remove(next.Name()) //nolint:errcheck // it is gone after the rename
 	for _, e := range j.openEntries() {
 		line, err := encodeEntry(e)
 		if err == nil {
@@ -226,10 +226,10 @@ func encodeEntry(e entry) ([]byte, error) {
 }
 
 func syncDir(dir string) error {
-	d, err := os.Open(dir)
+	d, err := os.Open(dir) //nolint:gosec // our own folder
 	if err != nil {
 		return err
 	}
-	defer d.Close()
+	defer d.Close() //nolint:errcheck // read only
 	return d.Sync()
 }

@@ -62,7 +62,7 @@ func bubble(t *testing.T, sim *simulator.Simulator, test func(*testing.T, *stack
 // to a disk take minutes.
 func memoryDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "danqing-test-*")
+	dir, err := os.MkdirTemp("/dev/shm", "danqing-test-*") //nolint:usetesting // t.TempDir cannot be told where
 	if err != nil {
 		return t.TempDir()
 	}

@@ -82,7 +82,7 @@ func (s *store) drain(ctx context.Context) {
 func (s *store) handle(ctx context.Context, message *asynq.Task) error {
 	var m jobs.StoreMessage
 	if err := json.Unmarshal(message.Payload(), &m); err != nil || m.JobID == "" {
-		return fmt.Errorf("the payload is not a store message of danqing (%v): %w", err, asynq.SkipRetry)
+		return fmt.Errorf("the payload is not a store message of danqing (%v): %w", err, asynq.SkipRetry) //nolint:errorlint // none if only the ID is missing
 	}
 	rec, err := s.jobs.Get(ctx, m.JobID)
 	if err != nil {
@@ -119,10 +119,10 @@ func (s *store) store(ctx context.Context, rec *jobs.Record) error {
 		if err != nil {
 			return fmt.Errorf("image %d: %w", result.N, err)
 		}
-		switch {
-		case image.Code == codeUnproven:
+		switch image.Code {
+		case codeUnproven:
 			unproven = image.Message
-		case image.Code == "":
+		case "":
 			stored++
 		}
 		next.Images = append(next.Images, image)

@@ -44,7 +44,7 @@ func laneRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
 func (l *lane) handle(ctx context.Context, message *asynq.Task) error {
 	var m jobs.GenerateMessage
 	if err := json.Unmarshal(message.Payload(), &m); err != nil || m.JobID == "" {
-		return fmt.Errorf("the payload is not a job of danqing: enqueue with the jobs package (%v): %w", err, asynq.SkipRetry)
+		return fmt.Errorf("the payload is not a job of danqing: enqueue with the jobs package (%v): %w", err, asynq.SkipRetry) //nolint:errorlint // none if only the ID is missing
 	}
 	select {
 	case l.slots <- struct{}{}:
@@ -86,11 +86,11 @@ func (a asynqLog) line(level slog.Level, args []any) {
 
 func (a asynqLog) Debug(args ...any) { a.line(slog.LevelDebug, args) }
 func (a asynqLog) Info(args ...any)  { a.line(slog.LevelDebug, args) }
-func (a asynqLog) Warn(args ...any)  { a.line(slog.LevelWarn, args) }
+func (a asynqLog) Warn(args ...any)  { a.line(slog.LevelInfo, args) }
 func (a asynqLog) Error(args ...any) { a.line(slog.LevelError, args) }
 
 // Fatal is called by asynq only where its own state is broken beyond repair.
 func (a asynqLog) Fatal(args ...any) {
 	a.line(slog.LevelError, args)
-	os.Exit(1)
+	os.Exit(1) //nolint:forbidigo // asynq counts on it
 }

@@ -121,17 +121,21 @@ func (p *program) readSheet(file string, f batchFlags, cfg *config.Config, refs 
 			return sheet{}, usage("as in: danqing batch - --name cats", "standard input has no name: --name is missing")
 		}
 	} else {
-		opened, err := os.Open(file)
+		opened, err := os.Open(file) //nolint:gosec // the user's own file
 		if err != nil {
 			return sheet{}, usage("name a file of JSON lines", "%w", err)
 		}
-		defer opened.Close()
+		defer opened.Close() //nolint:errcheck // read only
 		in, dir = opened, filepath.Dir(file)
 		if name == "" {
 			name = jobs.BatchName(file)
 		}
 	}
 	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: cfg.Models[0], Resolve: refs.resolver(dir)})
+	var wrong *jobs.BatchError
+	if err != nil && !errors.As(err, &wrong) {
+		return sheet{}, usage("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)
+	}
 	if err != nil {
 		return sheet{}, err
 	}
@@ -151,11 +155,14 @@ func (p *program) readSheet(file string, f batchFlags, cfg *config.Config, refs 
 	return s, nil
 }
 
-// resultsPath is beside the file. Simulated results say so in their name.
+// resultsPath is beside the file; a results file is replaced by its successor.
+// Simulated results say so in their name.
 func resultsPath(file, name string, simulate bool) string {
 	base := strings.TrimSuffix(file, filepath.Ext(file))
 	if file == "-" {
 		base = name
+	} else if results, ok := strings.CutSuffix(base, ".results"); ok {
+		base = strings.TrimSuffix(results, ".simulated")
 	}
 	if simulate {
 		base += ".simulated"

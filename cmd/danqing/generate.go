@@ -133,7 +133,9 @@ func (p *program) save(ctx context.Context, engine *engine, rec *jobs.Record, fi
 		if err := saveObject(ctx, engine, image.Key, file); err != nil {
 			return fmt.Errorf("save image %d: %w; it is in the bucket under %s", image.N, err, image.Key)
 		}
-		fmt.Fprintln(p.stdout, file)
+		if _, err := fmt.Fprintln(p.stdout, file); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -143,7 +145,7 @@ func saveObject(ctx context.Context, engine *engine, key, file string) error {
 	if err != nil {
 		return err
 	}
-	defer body.Close()
+	defer body.Close() //nolint:errcheck // read only
 	out, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // an image for everybody
 	if err != nil {
 		return err

@@ -130,10 +130,10 @@ func hintOf(err error) string {
 	switch {
 	case errors.As(err, &wrongUsage):
 		return wrongUsage.hint
-	case errors.As(err, &wrongBatch):
-		return "nothing was queued or spent; correct the lines and run the same command again"
 	case errors.Is(err, jobs.ErrDigestConflict):
 		return "nothing was spent; an id stands for one request for ever: give the changed line a new id, or take its old text back"
+	case errors.As(err, &wrongBatch):
+		return "nothing was queued or spent; correct the lines and run the same command again"
 	case errors.Is(err, worker.ErrDataDirInUse):
 		return "wait for it to end, or give this run another DANQING_DATA_DIR"
 	case errors.As(err, &refused):
@@ -144,7 +144,7 @@ func hintOf(err error) string {
 
 // say prints a line for people.
 func (p *program) say(format string, args ...any) {
-	fmt.Fprintf(p.stderr, "danqing: "+format+"\n", args...)
+	_, _ = fmt.Fprintf(p.stderr, "danqing: "+format+"\n", args...)
 }
 
 // config reads the environment, saying what is odd in it.

@@ -35,7 +35,7 @@ type progress struct {
 func newProgress(out io.Writer) *progress {
 	p := &progress{out: out, startAt: time.Now()}
 	if file, ok := out.(*os.File); ok {
-		p.terminal = term.IsTerminal(int(file.Fd())) //nolint:gosec // a file descriptor is small
+		p.terminal = term.IsTerminal(int(file.Fd()))
 	}
 	return p
 }
@@ -57,13 +57,13 @@ func (p *progress) Write(text []byte) (int, error) {
 
 func (p *progress) wipe() {
 	if p.status != "" {
-		fmt.Fprint(p.out, "\r\x1b[K")
+		_, _ = fmt.Fprint(p.out, "\r\x1b[K")
 	}
 }
 
 func (p *progress) draw() {
 	if p.status != "" {
-		fmt.Fprint(p.out, p.status)
+		_, _ = fmt.Fprint(p.out, p.status)
 	}
 }
 

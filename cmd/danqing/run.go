@@ -63,7 +63,7 @@ func (r *run) work(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer changes.Close()
+	defer changes.Close() //nolint:errcheck // nobody listens any more
 	if err := r.enqueue(ctx); err != nil {
 		return err
 	}

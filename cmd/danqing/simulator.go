@@ -53,10 +53,12 @@ func (p *program) simulator(ctx context.Context, f simulatorFlags) error {
 	if err != nil {
 		return usage("choose another --listen address", "%w", err)
 	}
+	if _, err := fmt.Fprintf(p.stdout, "http://%s/api/v1\n", listener.Addr()); err != nil {
+		return errors.Join(err, listener.Close())
+	}
 	server := &http.Server{Handler: sim, ReadHeaderTimeout: time.Minute}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	fmt.Fprintf(p.stdout, "http://%s/api/v1\n", listener.Addr())
 	select {
 	case err = <-served:
 	case <-p.signals:

@@ -34,7 +34,7 @@ func (p *program) worker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = engine.run(ctx, p.signals, func(text string) { log.Info(text) }, engine.worker.Run)
+	err = engine.run(ctx, p.signals, func(text string) { log.Info("told to stop", "reply", text) }, engine.worker.Run)
 	if errors.Is(err, errInterrupted) {
 		err = nil // a worker is meant to run until it is stopped
 	}

@@ -73,7 +73,7 @@ func TestWire(t *testing.T) {
 	if *update {
 		require.NoError(t, os.WriteFile(golden, []byte(got), 0o600))
 	}
-	want, err := os.ReadFile(golden) //nolint:gosec // a constant
+	want, err := os.ReadFile(golden)
 	require.NoError(t, err)
 	assert.Equal(t, string(want), got)
 }

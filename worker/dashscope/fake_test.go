@@ -34,7 +34,7 @@ type memory struct {
 func serve(t *testing.T, h http.Handler) *memory {
 	t.Helper()
 	m := &memory{conns: make(chan net.Conn), closed: make(chan struct{}), sent: map[string]*bytes.Buffer{}}
-	srv := &http.Server{Handler: h} //nolint:gosec // no slow clients in memory
+	srv := &http.Server{Handler: h}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = srv.Serve(m) }()
 	t.Cleanup(func() { _ = srv.Close(); <-done })

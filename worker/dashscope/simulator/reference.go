@@ -8,8 +8,9 @@ import (
 
 	_ "image/jpeg" // the formats that wanx-v1 accepts
 
-	_ "golang.org/x/image/bmp"
 	"golang.org/x/image/draw"
+
+	_ "golang.org/x/image/bmp" // and those that the standard library lacks
 	_ "golang.org/x/image/tiff"
 	_ "golang.org/x/image/webp"
 )

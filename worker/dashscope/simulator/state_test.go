@@ -70,9 +70,9 @@ func TestTornLineOfStateIsDropped(t *testing.T) {
 	id := decode[dashscope.TaskResponse](t, record(first, http.MethodPost, dashscope.PathText2Image, fox, asyncHeader())).Output.TaskID
 	require.NoError(t, first.Close())
 	file := filepath.Join(dir, "dashscope.jsonl")
-	whole, err := os.ReadFile(file) //nolint:gosec // of this test
+	whole, err := os.ReadFile(file)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(file, append(whole, whole[:len(whole)-1]...), 0o600)) //nolint:gosec // of this test
+	require.NoError(t, os.WriteFile(file, append(whole, whole[:len(whole)-1]...), 0o600))
 
 	second := restarted(dir)
 	require.NoError(t, second.Load())
