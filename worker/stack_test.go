@@ -168,7 +168,7 @@ func (s *stack) state(id string, want jobs.State) *jobs.Record {
 	s.t.Helper()
 	changes, err := s.worker.Jobs().Subscribe(s.t.Context())
 	require.NoError(s.t, err)
-	defer changes.Close()
+	defer changes.Close() //nolint:errcheck // nobody listens any more
 	for {
 		rec, err := s.worker.Jobs().Get(s.t.Context(), id)
 		require.NoError(s.t, err)

@@ -146,6 +146,7 @@ func saveObject(ctx context.Context, engine *engine, key, file string) error {
 		return err
 	}
 	defer body.Close() //nolint:errcheck // read only
+
 	out, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // an image for everybody
 	if err != nil {
 		return err

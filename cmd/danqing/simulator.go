@@ -63,7 +63,7 @@ func (p *program) simulator(ctx context.Context, f simulatorFlags) error {
 	case err = <-served:
 	case <-p.signals:
 		err = server.Close()
-		<-served
+		_ = <-served // that it is closed
 	}
 	return errors.Join(err, sim.Close())
 }
