@@ -3,13 +3,16 @@ package worker_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -33,6 +36,9 @@ type stack struct {
 
 	queueInterval time.Duration // rarer than the worker's own: simulated hours pass
 
+	away atomic.Bool // the bucket refuses every connection
+
+	redis  redis.UniversalClient
 	queue  *queue.Queue
 	data   *worker.DataDir
 	worker *worker.Worker
@@ -78,13 +84,23 @@ func newStack(t *testing.T, dir string, sim *simulator.Simulator) *stack {
 	files, err := bucket.Open(bucket.Config{Dir: filepath.Join(dir, "bucket")})
 	require.NoError(t, err)
 	id, secret := files.Credentials()
-	store, err := storage.New(storage.Config{
+	s := &stack{t: t, dir: dir, sim: sim, files: files, queueInterval: 2 * time.Second}
+	s.bucket, err = storage.New(storage.Config{
 		Bucket: bucket.DefaultBucket, Endpoint: "http://bucket.embedded", AccessKeyID: id, SecretAccessKey: secret,
-		HTTPClient: files.HTTPClient(),
+		HTTPClient: clientFunc(func(r *http.Request) (*http.Response, error) {
+			if s.away.Load() {
+				return nil, errAway
+			}
+			return files.HTTPClient().Do(r)
+		}),
 	})
 	require.NoError(t, err)
-	return &stack{t: t, dir: dir, sim: sim, files: files, bucket: store, queueInterval: 2 * time.Second}
+	return s
 }
+
+type clientFunc func(*http.Request) (*http.Response, error)
+
+func (f clientFunc) Do(r *http.Request) (*http.Response, error) { return f(r) }
 
 // start starts a worker with an empty queue on the journal that is there.
 func (s *stack) start() {
@@ -95,21 +111,37 @@ func (s *stack) start() {
 
 func (s *stack) prepare() {
 	s.t.Helper()
-	var err error
 	s.queue = queue.Open()
-	s.data, err = worker.OpenDataDir(filepath.Join(s.dir, "data"))
+	s.redis = s.queue.Client()
+	s.worker, s.data = s.newWorker("data")
+	require.NoError(s.t, s.worker.Prepare(s.t.Context()))
+}
+
+// newWorker makes a worker on the stack's queue with a data directory of its own.
+func (s *stack) newWorker(dir string) (*worker.Worker, *worker.DataDir) {
+	s.t.Helper()
+	data, err := worker.OpenDataDir(filepath.Join(s.dir, dir))
 	require.NoError(s.t, err)
 	const base = "http://dashscope.simulated/api/v1"
 	client, err := dashscope.New(dashscope.Config{BaseURL: base, APIKey: "sk-test", DialContext: s.sim.DialContext})
 	require.NoError(s.t, err)
-	spool, err := storage.OpenSpool(s.data.SpoolPath(), storage.SpoolConfig{Source: base, DialContext: s.sim.DialContext})
+	s.t.Cleanup(client.CloseIdleConnections)
+	spool, err := storage.OpenSpool(data.SpoolPath(), storage.SpoolConfig{Source: base, DialContext: s.sim.DialContext})
 	require.NoError(s.t, err)
-	s.worker, err = worker.New(worker.Config{
-		Redis: s.queue.Client(), DashScope: client, Bucket: s.bucket, Spool: spool, DataDir: s.data,
+	w, err := worker.New(worker.Config{
+		Redis: s.redis, DashScope: client, Bucket: s.bucket, Spool: spool, DataDir: data,
 		QueueInterval: s.queueInterval, Logger: testLogger(s.t),
 	})
 	require.NoError(s.t, err)
-	require.NoError(s.t, s.worker.Prepare(s.t.Context()))
+	return w, data
+}
+
+// secondWorker is another worker on the same Redis.
+func (s *stack) secondWorker() *worker.Worker {
+	s.t.Helper()
+	w, data := s.newWorker("data-2")
+	s.t.Cleanup(func() { require.NoError(s.t, data.Close()) })
+	return w
 }
 
 func (s *stack) run() {

@@ -95,6 +95,9 @@ func (s *store) handle(ctx context.Context, message *asynq.Task) error {
 	if errors.Is(err, jobs.ErrConflict) {
 		return nil
 	}
+	if err != nil {
+		s.spool(ctx, rec)
+	}
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("image not stored, trying again", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
 	}
@@ -135,6 +138,19 @@ func (s *store) store(ctx context.Context, rec *jobs.Record) error {
 		next.State, next.Code, next.Message = jobs.StateFailed, next.Images[0].Code, next.Images[0].Message
 	}
 	return s.over(ctx, rec, &next)
+}
+
+// spool downloads what is not stored yet: the links die within a day, and the
+// bucket may be away for longer.
+func (s *store) spool(ctx context.Context, rec *jobs.Record) {
+	for _, result := range rec.Results {
+		if result.URL == "" {
+			continue
+		}
+		if _, err := s.fetch(ctx, rec, result); err != nil {
+			s.log.Warn("image not spooled", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
+		}
+	}
 }
 
 // over ends the job: sidecar, journal, record, and only then the spool.

@@ -1,0 +1,189 @@
+package jobs_test
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/embedded"
+)
+
+func newClient(t *testing.T) (*jobs.Client, redis.UniversalClient) {
+	t.Helper()
+	queue := embedded.Open()
+	t.Cleanup(func() { require.NoError(t, queue.Close()) })
+	return jobs.NewClient(queue.Client()), queue.Client()
+}
+
+func TestEnqueueIsIdempotent(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	req := jobs.Request{ID: "cat", Prompt: "有一只黑色的小猫", Priority: "bulk"}
+	first, err := client.Enqueue(t.Context(), req)
+	require.NoError(t, err)
+	assert.Equal(t, jobs.StateQueued, first.State)
+
+	// Explicit defaults, labels and another priority ask for the same image.
+	req.N, req.Style, req.Priority, req.Labels = 1, "<auto>", "critical", map[string]string{"a": "b"}
+	again, err := client.Enqueue(t.Context(), req)
+	require.NoError(t, err)
+	assert.Equal(t, first.EnqueuedAt, again.EnqueuedAt)
+	assert.Equal(t, "bulk", again.Priority)
+
+	inspector := asynq.NewInspectorFromRedisClient(rdb)
+	queues, err := inspector.Queues()
+	require.NoError(t, err)
+	assert.Equal(t, []string{"danqing:wanx-v1:bulk"}, queues)
+	message, err := inspector.GetTaskInfo("danqing:wanx-v1:bulk", "cat")
+	require.NoError(t, err)
+	assert.Equal(t, jobs.TypeGenerate, message.Type)
+	assert.Contains(t, string(message.Payload), `"prompt":"有一只黑色的小猫"`, "readable in the web UI")
+	assert.Contains(t, string(message.Payload), `"style":"<auto>"`)
+	assert.NotContains(t, string(message.Payload), "\n")
+}
+
+func TestEnqueueRefusesAnotherRequestUnderTheSameID(t *testing.T) {
+	t.Parallel()
+	client, _ := newClient(t)
+	_, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a black cat"})
+	require.NoError(t, err)
+	_, err = client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a white cat"})
+	require.ErrorIs(t, err, jobs.ErrDigestConflict)
+}
+
+// A producer that died between record and message, and asks again, must find its
+// job waiting with a message, not waiting for ever.
+func TestEnqueueRepairsAJobWithoutMessage(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	req := jobs.Request{ID: "cat", Prompt: "a black cat"}
+	_, err := client.Enqueue(t.Context(), req)
+	require.NoError(t, err)
+	inspector := asynq.NewInspectorFromRedisClient(rdb)
+	require.NoError(t, inspector.DeleteTask("danqing:wanx-v1:default", "cat"))
+	_, err = client.Enqueue(t.Context(), req)
+	require.NoError(t, err)
+	_, err = inspector.GetTaskInfo("danqing:wanx-v1:default", "cat")
+	require.NoError(t, err)
+}
+
+func TestEnqueueInvalid(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	_, err := client.Enqueue(t.Context(), jobs.Request{Prompt: " ", Size: "1*1", N: 9})
+	var invalid *jobs.InvalidError
+	require.ErrorAs(t, err, &invalid)
+	assert.Len(t, invalid.Fields, 3)
+	assert.Empty(t, rdb.Keys(t.Context(), "*").Val())
+}
+
+func TestEnqueueWithoutIDIsANewJobEveryTime(t *testing.T) {
+	t.Parallel()
+	client, _ := newClient(t)
+	first, err := client.Enqueue(t.Context(), jobs.Request{Prompt: "a cat"})
+	require.NoError(t, err)
+	second, err := client.Enqueue(t.Context(), jobs.Request{Prompt: "a cat"})
+	require.NoError(t, err)
+	assert.NotEqual(t, first.ID, second.ID)
+}
+
+// The record is changed by compare-and-set on state, attempt and term.
+func TestSwap(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat"})
+	require.NoError(t, err)
+	next := *rec
+	next.State, next.Attempt, next.Term = jobs.StateSubmitting, 1, 3
+	require.NoError(t, client.Swap(t.Context(), rec, &next))
+	require.ErrorIs(t, client.Swap(t.Context(), rec, &next), jobs.ErrConflict, "the old state")
+	require.ErrorIs(t, client.Swap(t.Context(), nil, &next), jobs.ErrConflict, "there is a record")
+	other := next
+	other.Term = 4
+	require.ErrorIs(t, client.Swap(t.Context(), &other, &next), jobs.ErrConflict, "another term")
+
+	final := next
+	final.State, final.CostMicroYuan = jobs.StateSucceeded, 160_000
+	final.Images = []jobs.Image{{N: 1, Key: "cat/cat-1.png", Bytes: 7}}
+	require.NoError(t, client.Swap(t.Context(), &next, &final))
+	got, err := client.Get(t.Context(), "cat")
+	require.NoError(t, err)
+	assert.Equal(t, &final, got)
+	assert.Equal(t, jobs.RecordLifetime, rdb.TTL(t.Context(), "danqing:job:cat").Val())
+}
+
+func TestGetUnknown(t *testing.T) {
+	t.Parallel()
+	client, _ := newClient(t)
+	_, err := client.Get(t.Context(), "nobody")
+	require.ErrorIs(t, err, jobs.ErrNotFound)
+}
+
+func TestWait(t *testing.T) {
+	t.Parallel()
+	client, _ := newClient(t)
+	rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat"})
+	require.NoError(t, err)
+	changes, err := client.Subscribe(t.Context())
+	require.NoError(t, err)
+	defer changes.Close()
+	waited := make(chan *jobs.Record)
+	go func() {
+		rec, err := client.Wait(t.Context(), "cat")
+		assert.NoError(t, err)
+		waited <- rec
+	}()
+	for _, state := range []jobs.State{jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring, jobs.StateSucceeded} {
+		next := *rec
+		next.State = state
+		require.NoError(t, client.Swap(t.Context(), rec, &next))
+		assert.Equal(t, "cat", <-changes.IDs())
+		rec = &next
+	}
+	assert.Equal(t, jobs.StateSucceeded, (<-waited).State)
+
+}
+
+func TestWaitEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		client, _ := newClient(t)
+		_, err := client.Enqueue(t.Context(), jobs.Request{ID: "dog", Prompt: "a dog"})
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err = client.Wait(ctx, "dog")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+	})
+}
+
+// A result may be written only beside a message: alone it would block the ID.
+func TestShowResult(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat"})
+	require.NoError(t, err)
+	rec.Images = []jobs.Image{{N: 1, Key: "cat/cat-1.png"}}
+	require.NoError(t, client.ShowResult(t.Context(), rec))
+	inspector := asynq.NewInspectorFromRedisClient(rdb)
+	message, err := inspector.GetTaskInfo("danqing:wanx-v1:default", "cat")
+	require.NoError(t, err)
+	var shown map[string]any
+	require.NoError(t, json.Unmarshal(message.Result, &shown))
+	assert.Equal(t, map[string]any{"state": "queued", "images": []any{"cat/cat-1.png"}}, shown)
+
+	require.NoError(t, inspector.DeleteTask("danqing:wanx-v1:default", "cat"))
+	require.NoError(t, client.ShowResult(t.Context(), rec))
+	for _, key := range rdb.Keys(t.Context(), "asynq:*").Val() {
+		assert.False(t, strings.HasSuffix(key, ":t:cat"), key)
+	}
+}

@@ -1,0 +1,187 @@
+package worker_test
+
+import (
+	"errors"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// A stop leaves the running task at DashScope; the next run, with an empty queue,
+// finds it in the journal and finishes it before anything else.
+func TestStopLeavesTheTaskAndTheNextRunFinishesIt(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.enqueueMany(3)
+		s.state("job-1", jobs.StateGenerating)
+		begin := time.Now()
+		s.stop()
+		assert.Less(t, time.Since(begin), 5*time.Second, "far less than the task takes")
+
+		s.prepare()
+		s.enqueueMany(3)
+		s.run()
+		for _, id := range []string{"job-1", "job-2", "job-3"} {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+			s.requireStored(id, 1)
+		}
+		assert.Len(t, s.sim.Tasks(), 3)
+		assert.Equal(t, 1, s.sim.Stats().Lanes[0].MaxRunning)
+	})
+}
+
+// What an earlier run paid for is stored even if nobody asks for it again.
+func TestJournaledJobIsFinishedUnasked(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateGenerating)
+		s.stop()
+		s.start()
+		assert.True(t, s.worker.Unfinished())
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		assert.False(t, s.worker.Unfinished())
+		s.requireStored("job-1", 1)
+	})
+}
+
+// A finished job asked for again is answered by its sidecar, without a task.
+func TestFinishedJobIsNotMadeAgain(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		first := s.wait("job-1")
+		s.stop()
+		s.start()
+		s.enqueueMany(1)
+		again := s.wait("job-1")
+		assert.Equal(t, jobs.StateSucceeded, again.State)
+		assert.Equal(t, first.Images, again.Images)
+		assert.Equal(t, first.TaskID, again.TaskID)
+		assert.Len(t, s.sim.Tasks(), 1)
+	})
+}
+
+// An ID that the bucket knows with another request is refused, and the image
+// that is there stays.
+func TestTakenIDIsNotOverwritten(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		first := s.wait("job-1")
+		s.stop()
+		s.start()
+		s.enqueue(jobs.Request{ID: "job-1", Prompt: "something else"})
+		rec := s.wait("job-1")
+		assert.Equal(t, jobs.StateFailed, rec.State)
+		assert.Equal(t, "JobIDTaken", rec.Code)
+		assert.Equal(t, first.Images[0].SHA256, s.requireStored("job-1", 1).Images[0].SHA256)
+		assert.Len(t, s.sim.Tasks(), 1)
+	})
+}
+
+var errAway = errors.New("the bucket is away")
+
+// A bucket that is away stops new submits and loses nothing, though the links of
+// what was made meanwhile die: the spool delivers.
+func TestBucketAway(t *testing.T) {
+	bubble(t, &simulator.Simulator{ResultLifetime: time.Hour}, func(t *testing.T, s *stack) {
+		s.stop()
+		s.queueInterval = 30 * time.Second
+		s.start()
+		s.enqueueMany(5)
+		s.state("job-1", jobs.StateGenerating)
+		s.away.Store(true)
+		<-time.After(2 * time.Hour)
+		assert.Len(t, s.sim.Tasks(), 1, "nothing is submitted while the bucket is away")
+		s.away.Store(false)
+		for _, id := range []string{"job-1", "job-2", "job-3", "job-4", "job-5"} {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+			s.requireStored(id, 1)
+		}
+		s.requireChargedOnce()
+	})
+}
+
+// A link that is refused before its time is tried again, not given up.
+func TestRefusedLinkIsTriedAgain(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteResult, Status: http.StatusForbidden, Times: 8})
+		s.enqueueMany(1)
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		s.requireStored("job-1", 1)
+	})
+}
+
+// Bytes that are no PNG are kept for a person; the job is held, not failed.
+func TestUnprovenImageIsKept(t *testing.T) {
+	sim := &simulator.Simulator{Render: func(simulator.Picture) []byte { return []byte("<html>no picture</html>") }}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		rec := s.wait("job-1")
+		assert.Equal(t, jobs.StateHeld, rec.State)
+		body, _, err := s.bucket.Get(t.Context(), s.bucket.HeldKey(rec.TaskID, "job-1.1-1"))
+		require.NoError(t, err)
+		require.NoError(t, body.Close())
+		s.stop()
+		s.start()
+		s.enqueueMany(1)
+		assert.Equal(t, jobs.StateHeld, s.wait("job-1").State)
+		assert.Len(t, sim.Tasks(), 1)
+	})
+}
+
+// A task that DashScope stops to know is held after a while, and the lane goes on.
+func TestUnknownTaskIsHeld(t *testing.T) {
+	sim := &simulator.Simulator{Keys: map[string]simulator.Key{"sk-test": {Account: "one"}}}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueueMany(2)
+		s.state("job-1", jobs.StateGenerating)
+		s.stop()
+		// The key now is another account's.
+		other := &simulator.Simulator{Render: tinyPNG}
+		require.NoError(t, s.sim.Close())
+		s.sim = other
+		s.prepare()
+		s.enqueueMany(2)
+		s.run()
+		rec := s.wait("job-1")
+		assert.Equal(t, jobs.StateHeld, rec.State)
+		assert.Equal(t, "TaskUnknown", rec.Code)
+		assert.Equal(t, jobs.StateSucceeded, s.wait("job-2").State)
+		assert.Zero(t, s.tasksOf("prompt of job-1"))
+	})
+}
+
+// Two workers on one Redis: one has the lane, the other stands by and takes it
+// over when the first stops, within two seconds.
+func TestStandbyTakesOver(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.enqueueMany(3)
+		s.state("job-1", jobs.StateGenerating)
+		standby := s.secondWorker()
+		ended := make(chan error, 1)
+		go func() { ended <- standby.Run(t.Context()) }()
+		synctest.Wait()
+		<-time.After(10 * time.Second)
+		assert.Len(t, s.sim.Tasks(), 1, "the standby leaves the lane alone")
+
+		s.worker.Stop()
+		require.NoError(t, <-s.ended)
+		s.ended <- nil // for stop
+		begin := time.Now()
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		s.state("job-2", jobs.StateGenerating)
+		assert.Less(t, time.Since(begin), 30*time.Second)
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-3").State)
+		assert.Len(t, s.sim.Tasks(), 3)
+		assert.Equal(t, 1, s.sim.Stats().Lanes[0].MaxRunning)
+		assert.Zero(t, s.sim.Stats().Throttled)
+		standby.Stop()
+		require.NoError(t, <-ended)
+	})
+}
