@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -258,12 +257,4 @@ func (s *stack) requireChargedOnce() {
 	for prompt, n := range charged {
 		require.Equal(s.t, 1, n, "tasks charged for %q", prompt)
 	}
-}
-
-// journalLines reads the journal's lines.
-func (s *stack) journalLines() []string {
-	s.t.Helper()
-	text, err := os.ReadFile(filepath.Join(s.dir, "data", "journal.jsonl"))
-	require.NoError(s.t, err)
-	return strings.Split(strings.TrimSpace(string(text)), "\n")
 }
