@@ -82,7 +82,20 @@ func (c *Client) enqueue(ctx context.Context, kind, queue, id string, payload an
 	if err != nil {
 		return err
 	}
-	if _, err := c.asynq.EnqueueContext(ctx, message); err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
+	_, err = c.asynq.EnqueueContext(ctx, message)
+	if errors.Is(err, asynq.ErrTaskIDConflict) {
+		// The record says that the job waits: an ended message of it is in the way.
+		inspector := asynq.NewInspectorFromRedisClient(c.redis)
+		info, infoErr := inspector.GetTaskInfo(queue, id)
+		if infoErr != nil || info.State != asynq.TaskStateArchived && info.State != asynq.TaskStateCompleted {
+			return nil //nolint:nilerr // it has a message, or had one a moment ago
+		}
+		if err := inspector.DeleteTask(queue, id); err != nil {
+			return fmt.Errorf("enqueue %s in %s: an ended message is in the way: %w", id, queue, err)
+		}
+		_, err = c.asynq.EnqueueContext(ctx, message)
+	}
+	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
 		return fmt.Errorf("enqueue %s in %s: %w", id, queue, err)
 	}
 	return nil

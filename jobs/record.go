@@ -3,6 +3,7 @@ package jobs
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -119,11 +120,12 @@ const (
 // read, all as one command, and says so. An absent record reads as
 // three empty strings.
 var swapScript = redis.NewScript(`
-local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term')
+local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term', 'write')
+if cur[4] == ARGV[11] then return 1 end
 for i = 1, 3 do
   if (cur[i] or '') ~= ARGV[i] then return 0 end
 end
-redis.call('HSET', KEYS[1], 'state', ARGV[4], 'attempt', ARGV[5], 'term', ARGV[6], 'record', ARGV[7])
+redis.call('HSET', KEYS[1], 'state', ARGV[4], 'attempt', ARGV[5], 'term', ARGV[6], 'record', ARGV[7], 'write', ARGV[11])
 if ARGV[8] ~= '0' then redis.call('EXPIRE', KEYS[1], ARGV[8]) else redis.call('PERSIST', KEYS[1]) end
 redis.call('PUBLISH', ARGV[9], ARGV[10])
 return 1
@@ -133,6 +135,12 @@ return 1
 // and term; otherwise it fails with [ErrConflict]. A nil old means that there
 // must be no record yet. It sets next.UpdatedAt.
 func (c *Client) Swap(ctx context.Context, old, next *Record) error {
+	return c.SwapAs(ctx, rand.Text(), old, next)
+}
+
+// SwapAs is [Client.Swap] under a name of the caller's: repeated with the same
+// name, after an error that left open whether it was done, it is done once.
+func (c *Client) SwapAs(ctx context.Context, write string, old, next *Record) error {
 	next.UpdatedAt = time.Now().UTC()
 	expect := []any{"", "", ""}
 	if old != nil {
@@ -146,7 +154,7 @@ func (c *Client) Swap(ctx context.Context, old, next *Record) error {
 	if next.State.Final() {
 		lifetime = RecordLifetime
 	}
-	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID)
+	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID, write)
 	swapped, err := swapScript.Run(ctx, c.redis, []string{recordPrefix + next.ID}, args...).Int()
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)

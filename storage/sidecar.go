@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -96,6 +97,17 @@ func (s *Sidecar) TaskID() string {
 	return ""
 }
 
+// ErrUnreadable means that an object is there but is no sidecar of that job: move
+// it away, or repair it.
+var ErrUnreadable = errors.New("unreadable sidecar")
+
+// isNetwork tells a body that was cut from one that is not JSON.
+func isNetwork(err error) bool {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	return !errors.As(err, &syntax) && !errors.As(err, &kind)
+}
+
 // Sidecar returns the sidecar of a job, or [ErrNotExist] if the bucket says
 // that there is none; any other error leaves that open.
 func (b *Bucket) Sidecar(ctx context.Context, jobID string) (*Sidecar, error) {
@@ -109,10 +121,13 @@ func (b *Bucket) Sidecar(ctx context.Context, jobID string) (*Sidecar, error) {
 	defer body.Close() //nolint:errcheck // read only
 	var s Sidecar
 	if err := json.NewDecoder(io.LimitReader(body, maxSidecarBytes)).Decode(&s); err != nil {
-		return nil, fmt.Errorf("read %s: %w", b.sidecarKey(jobID), err)
+		if ctx.Err() != nil || isNetwork(err) {
+			return nil, fmt.Errorf("read %s: %w", b.sidecarKey(jobID), err)
+		}
+		return nil, fmt.Errorf("read %s: %w: %w", b.sidecarKey(jobID), ErrUnreadable, err)
 	}
 	if s.JobID != jobID {
-		return nil, fmt.Errorf("read %s: it is of job %q", b.sidecarKey(jobID), s.JobID)
+		return nil, fmt.Errorf("read %s: %w: it is of job %q", b.sidecarKey(jobID), ErrUnreadable, s.JobID)
 	}
 	return &s, nil
 }

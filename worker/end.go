@@ -9,7 +9,11 @@ import (
 )
 
 // advance writes the next record and shows it in the queue's web UI.
+//
+// It has happened already, so a handler that is cancelled meanwhile, because its
+// message's lease ran out or somebody pressed a button, still writes it down.
 func (w *Worker) advance(ctx context.Context, old, next *jobs.Record) error {
+	ctx = context.WithoutCancel(ctx)
 	if err := w.swap(ctx, old, next); err != nil {
 		return err
 	}
@@ -57,12 +61,12 @@ func (l *lane) over(ctx context.Context, rec *jobs.Record, state jobs.State, cod
 	if err != nil {
 		return err
 	}
-	for trouble := (backoff{first: time.Second, most: time.Minute}); ; {
+	for trouble := (&backoff{first: time.Second, most: time.Minute}); ; {
 		err := l.cfg.Bucket.PutSidecar(ctx, sidecar)
 		if err == nil {
 			break
 		}
-		if err := l.wait(ctx, &trouble, 0, "the bucket does not answer", err); err != nil {
+		if err := l.wait(ctx, trouble, 0, "the bucket does not answer", err); err != nil {
 			return err
 		}
 	}

@@ -20,36 +20,69 @@ const (
 	// diskReserve is the free room below which nothing is submitted: images
 	// that are on their way must find a place.
 	diskReserve = 256 << 20
+
+	// storeBacklog is how many jobs per store worker may wait for their images
+	// before nothing more is bought: something is wrong with the way to them.
+	storeBacklog = 8
+
+	lanePaused = "lane paused: the account needs attention"
 )
 
 // generate takes a job as far as the lane can: until its images are being stored,
 // or it is over, held, or to be tried again later. Each step moves the record on
 // or fails; a record that somebody else moved is looked at again.
 func (l *lane) generate(ctx context.Context, m jobs.GenerateMessage) error {
+	if _, busy := l.busy.LoadOrStore(m.JobID, true); busy {
+		return nil // a late redelivery: somebody here is at it
+	}
+	defer l.busy.Delete(m.JobID)
 	for {
-		rec, err := l.jobs.Get(ctx, m.JobID)
-		if errors.Is(err, jobs.ErrNotFound) {
-			// Redis lost the record but kept the message, or never had it.
-			rec, err = l.remember(ctx, m)
+		rec, err := l.record(ctx, m)
+		if errors.Is(err, jobs.ErrConflict) {
+			continue
 		}
-		if err == nil {
-			switch rec.State {
-			case jobs.StateQueued, jobs.StateRetrying, jobs.StateScheduled:
-				err = l.submit(ctx, rec, m.Request)
-			case jobs.StateSubmitting:
-				err = l.holdAmbiguous(ctx, rec, "the program died while it was submitting the job")
-			case jobs.StateGenerating:
-				err = l.poll(ctx, rec)
-			case jobs.StateStoring:
-				return l.jobs.EnqueueStore(ctx, rec)
-			default:
-				return nil
+		if err != nil {
+			// Returning would send the job to the tail of its queue.
+			if err := l.wait(ctx, &l.unreachable, 0, "redis does not answer, trying again", err); err != nil {
+				return err
 			}
+			continue
+		}
+		switch rec.State {
+		case jobs.StateQueued, jobs.StateRetrying, jobs.StateScheduled:
+			err = l.submit(ctx, rec, m.Request)
+		case jobs.StateSubmitting:
+			err = l.holdAmbiguous(ctx, rec, "the program died while it was submitting the job")
+		case jobs.StateGenerating:
+			err = l.poll(ctx, rec)
+		case jobs.StateStoring:
+			return l.jobs.EnqueueStore(ctx, rec)
+		default:
+			return nil
 		}
 		if err != nil && !errors.Is(err, jobs.ErrConflict) {
 			return err
 		}
 	}
+}
+
+// record reads the job's record and brings it up to what the own journal knows:
+// Redis may have forgotten some of it, or all.
+func (l *lane) record(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record, error) {
+	rec, err := l.jobs.Get(ctx, m.JobID)
+	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
+		return nil, err
+	}
+	if e, ok := l.cfg.DataDir.Journal.of(m.JobID); ok && (rec == nil || behind(rec, e.Record)) {
+		if err := l.recoverEntry(ctx, e); err != nil {
+			return nil, err
+		}
+		return l.jobs.Get(ctx, m.JobID)
+	}
+	if rec == nil {
+		return l.remember(ctx, m)
+	}
+	return rec, nil
 }
 
 func (l *lane) remember(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record, error) {
@@ -75,6 +108,9 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err := l.waitPace(ctx); err != nil {
 		return err
 	}
+	if l.stopped() {
+		return ErrStopped
+	}
 	intent := *rec
 	intent.State, intent.Attempt, intent.Term = jobs.StateSubmitting, rec.Attempt+1, l.term
 	intent.Account, intent.Request, intent.TaskID = l.cfg.Account, &req, ""
@@ -84,10 +120,10 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	}
 	l.note(ctx, &intent)
 	if err := l.cfg.DataDir.Journal.append(entryIntent, &intent); err != nil {
-		return l.takeBack(ctx, &intent, rec, &l.unreachable, 0, err)
+		return l.takeBack(ctx, &intent, rec, &l.unreachable, 0, "nothing is submitted: the journal cannot be written", err)
 	}
 	if !l.lease.valid() {
-		return l.takeBack(ctx, &intent, rec, &l.unreachable, 0, errors.New("the lease of the lane ran out"))
+		return l.takeBack(ctx, &intent, rec, &l.unreachable, 0, "nothing is submitted: the lane's lease ran out", nil)
 	}
 	created, err := l.create(ctx, *body)
 	if err != nil {
@@ -104,12 +140,20 @@ func (l *lane) ready(ctx context.Context, rec *jobs.Record) (bool, error) {
 	case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, ErrSimulated):
 		// The sidecar is another job's: it stays as it is.
 		return false, l.end(ctx, rec, jobs.StateFailed, "JobIDTaken", err.Error())
+	case errors.Is(err, storage.ErrUnreadable):
+		return false, l.end(ctx, rec, jobs.StateFailed, "SidecarUnreadable", err.Error())
 	case err != nil:
 		return false, l.wait(ctx, &l.unreachable, 0, "the bucket does not answer", err)
 	case over != nil:
 		return false, l.adoptFinished(ctx, rec, over)
 	}
+	if waiting := l.toBeStored(); waiting > storeBacklog*l.cfg.StoreConcurrency {
+		return false, l.wait(ctx, &l.unreachable, 0, "nothing is submitted: finished images cannot be stored", fmt.Errorf("%d jobs wait for their images", waiting))
+	}
 	free, err := l.cfg.Spool.FreeBytes()
+	if errors.Is(err, errors.ErrUnsupported) {
+		free, err = diskReserve, nil
+	}
 	if err == nil && free < diskReserve {
 		err = fmt.Errorf("%d MiB free, %d MiB wanted: free some space", free>>20, diskReserve>>20)
 	}
@@ -145,7 +189,12 @@ func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashsc
 	l.throttled.reset()
 	l.account.reset()
 	l.log.Info("task submitted", "job_id", next.ID, "task_id", next.TaskID, "attempt", next.Attempt, "request_id", created.RequestID)
-	return l.advance(ctx, intent, &next)
+	err := l.advance(ctx, intent, &next)
+	if errors.Is(err, jobs.ErrConflict) {
+		// Whoever has the lane now holds the job as ambiguous; it is not any more.
+		return l.merge(context.WithoutCancel(ctx), &next)
+	}
+	return err
 }
 
 // createFailed acts on a create without a task: ambiguous ones are held, never
@@ -157,32 +206,30 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 	}
 	switch refusal.Kind {
 	case dashscope.KindThrottled:
-		return l.takeBack(ctx, intent, rec, &l.throttled, refusal.RetryAfter, err)
+		return l.takeBack(ctx, intent, rec, &l.throttled, refusal.RetryAfter, "dashscope refused for now", err)
 	case dashscope.KindRefused:
-		return l.takeBack(ctx, intent, rec, &l.unreachable, refusal.RetryAfter, err)
+		return l.takeBack(ctx, intent, rec, &l.unreachable, refusal.RetryAfter, "dashscope refused for now", err)
 	case dashscope.KindAccount:
-		return l.takeBack(ctx, intent, rec, &l.account, refusal.RetryAfter, err)
+		return l.takeBack(ctx, intent, rec, &l.account, refusal.RetryAfter, lanePaused, err)
 	case dashscope.KindTerminal:
 		l.journal(entryRefused, intent)
 		return l.fail(ctx, intent, refusal.Code, sentence(refusal.Message, refusal.Hint()))
-	default:
-		return l.holdAmbiguous(ctx, intent, err.Error())
+	case dashscope.KindRetry:
+		return l.taskFailed(ctx, intent, refusal.Code, refusal.Message)
+	case dashscope.KindAmbiguous, dashscope.KindTemporary:
 	}
+	return l.holdAmbiguous(ctx, intent, err.Error())
 }
 
 // takeBack undoes an intent of which nothing came, and waits. The job keeps its
 // place: it is the next to be submitted.
-func (l *lane) takeBack(ctx context.Context, intent, rec *jobs.Record, trouble *backoff, atLeast time.Duration, why error) error {
+func (l *lane) takeBack(ctx context.Context, intent, rec *jobs.Record, trouble *backoff, atLeast time.Duration, message string, why error) error {
 	l.journal(entryRefused, intent)
 	next := *rec
 	if err := l.advance(ctx, intent, &next); err != nil {
 		return err
 	}
 	l.clearNote(ctx, &next)
-	message := "dashscope refused for now"
-	if trouble == &l.account {
-		message = "lane paused: the account needs attention"
-	}
 	return l.wait(ctx, trouble, atLeast, message, why)
 }
 
@@ -226,7 +273,7 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindTerminal:
 		return nil, l.fail(ctx, rec, refused.Code, sentence("the reference image was refused", refused.Message))
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindAccount:
-		return nil, l.wait(ctx, &l.account, refused.RetryAfter, "lane paused: the account needs attention", err)
+		return nil, l.wait(ctx, &l.account, refused.RetryAfter, lanePaused, err)
 	default:
 		return nil, l.wait(ctx, &l.unreachable, 0, "reference image not uploaded", err)
 	}

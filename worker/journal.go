@@ -53,6 +53,13 @@ type entry struct {
 	Record *jobs.Record `json:"record,omitempty"`
 }
 
+func (e entry) taskID() string {
+	if e.Record == nil {
+		return ""
+	}
+	return e.Record.TaskID
+}
+
 // Journal is the worker's own append-only file of what it spent: JSON lines,
 // each synced before the step that it announces. It is what survives when the
 // process, or the queue, does not. It is safe for concurrent use.
@@ -138,6 +145,9 @@ func (j *Journal) note(e entry) {
 	case entryRefused, entryAttemptOver, entryOver:
 		delete(j.open, e.JobID)
 	case entryIntent, entryAmbiguous, entryTask, entryResults, entryHeld:
+		if last, ok := j.open[e.JobID]; ok && last.Attempt == e.Attempt && last.taskID() != "" && e.taskID() == "" {
+			return // a task that is known is never forgotten for doubt
+		}
 		j.open[e.JobID] = e
 	default:
 		// A newer version's entry: keep what is known of the job.
@@ -212,6 +222,14 @@ func (j *Journal) openEntries() []entry {
 	entries := slices.Collect(maps.Values(j.open))
 	slices.SortFunc(entries, func(a, b entry) int { return a.At.Compare(b.At) })
 	return entries
+}
+
+// of returns the last entry of an open job.
+func (j *Journal) of(jobID string) (entry, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	e, ok := j.open[jobID]
+	return e, ok
 }
 
 // Close closes the file.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -23,6 +24,8 @@ type lane struct {
 	// slots has one place per task at once. asynq frees a handler's place while
 	// the handler may still run, so its own bound is not enough.
 	slots chan struct{}
+	// busy holds the IDs of the jobs that a handler is at.
+	busy sync.Map
 	// quiet counts the slots that quiesce took.
 	quiet int
 	// pace keeps creates below the documented rate.
@@ -66,14 +69,19 @@ func (w *Worker) laneKey(name string) string {
 func (w *Worker) runLanes(ctx context.Context) error {
 	for {
 		l := newLane(w)
-		err := l.hold(ctx)
-		if errors.Is(err, ErrStopped) {
+		switch err := l.hold(ctx); {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, ErrStopped) && w.stopped():
 			return nil
+		case err != nil && !errors.Is(err, ErrStopped):
+			w.log.Warn("lane not held, trying again", "term", l.term, "err", err)
+		default:
+			w.log.Warn("lane lost: standing by", "term", l.term)
 		}
-		if err != nil {
-			return err
+		if err := w.sleep(ctx, leaseAsk); err != nil {
+			return nil //nolint:nilerr // the worker stops
 		}
-		w.log.Warn("lane lost: standing by", "term", l.term)
 	}
 }
 
@@ -210,26 +218,48 @@ func (l *lane) finishInFlight(ctx context.Context) error {
 	}
 	var group errgroup.Group
 	for _, id := range left {
-		group.Go(func() error {
-			rec, err := l.jobs.Get(ctx, id)
-			if errors.Is(err, jobs.ErrNotFound) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			if rec.State != jobs.StateGenerating && rec.State != jobs.StateSubmitting {
-				l.clearNote(ctx, rec)
-				return nil
-			}
-			l.log.Info("resuming", "job_id", id, "task_id", rec.TaskID, "attempt", rec.Attempt)
-			err = l.generate(ctx, jobs.GenerateMessage{JobID: id, Digest: rec.Digest})
-			var verdict *verdictError
-			if errors.As(err, &verdict) {
-				return nil
-			}
-			return err
-		})
+		group.Go(func() error { return l.finishTask(ctx, id) })
 	}
 	return group.Wait()
+}
+
+// asAsked is the request that the job's digest stands for: without the seed, if
+// that was derived.
+func asAsked(rec *jobs.Record) jobs.Request {
+	req := *rec.Request
+	if req.Seed = nil; req.Digest() == rec.Digest {
+		return req
+	}
+	return *rec.Request
+}
+
+// finishTask takes a job over from an earlier process, as far as it has a task.
+func (l *lane) finishTask(ctx context.Context, id string) error {
+	for {
+		rec, err := l.jobs.Get(ctx, id)
+		if errors.Is(err, jobs.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		switch {
+		case rec.State == jobs.StateSubmitting:
+			err = l.holdAmbiguous(ctx, rec, "the program died while it was submitting the job")
+		case rec.State == jobs.StateGenerating:
+			l.log.Info("resuming", "job_id", id, "task_id", rec.TaskID, "attempt", rec.Attempt)
+			err = l.poll(ctx, rec)
+		case rec.State.Waiting():
+			// Its task has failed; its message may have died with the queue.
+			l.clearNote(ctx, rec)
+			return l.jobs.EnqueueGenerate(ctx, rec, asAsked(rec))
+		default:
+			l.clearNote(ctx, rec)
+			return nil
+		}
+		var verdict *verdictError
+		if err != nil && !errors.As(err, &verdict) && !errors.Is(err, jobs.ErrConflict) {
+			return err
+		}
+	}
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -29,6 +31,9 @@ const (
 	// account's list is believed: a create is bounded by the service's own limit
 	// of 300 s per request.
 	unknownGrace = 300 * time.Second
+	// emptyAnswers is how often a task is asked for that succeeded without a
+	// single image or reason before a person must look.
+	emptyAnswers = 6
 )
 
 // poll asks for the job's task until it is over. Nothing else ends the wait: a
@@ -36,6 +41,7 @@ const (
 func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 	trouble := backoff{first: time.Second, most: 30 * time.Second}
 	var unknownSince time.Time
+	empty := 0
 	for interval := pollShortest; ; {
 		if err := l.sleep(ctx, interval); err != nil {
 			return err
@@ -50,6 +56,10 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 		trouble.reset()
 		switch task.Output.TaskStatus {
 		case dashscope.StatusSucceeded:
+			if empty++; saysNothing(task) && empty < emptyAnswers {
+				interval = max(interval, trouble.next())
+				continue
+			}
 			return l.taskSucceeded(ctx, rec, task)
 		case dashscope.StatusFailed:
 			return l.taskFailed(ctx, rec, task.Output.Code, task.Output.Message)
@@ -99,6 +109,9 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 			first = r
 		}
 	}
+	if saysNothing(task) {
+		return l.park(ctx, rec, entryHeld, "NoImages", "the task succeeded, and may be charged, but names no image")
+	}
 	if made == 0 {
 		return l.taskFailed(ctx, rec, first.Code, first.Message)
 	}
@@ -114,7 +127,19 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 		return err
 	}
 	l.clearNote(ctx, &next)
-	return l.jobs.EnqueueStore(ctx, &next)
+	return l.jobs.EnqueueStore(context.WithoutCancel(ctx), &next)
+}
+
+// saysNothing reports whether a task that succeeded names neither an image nor,
+// for every one, a reason; or was charged without an image.
+func saysNothing(task *dashscope.Task) bool {
+	for _, r := range task.Output.Results {
+		if r.URL != "" {
+			return false
+		}
+	}
+	charged := task.Usage != nil && task.Usage.ImageCount > 0
+	return charged || len(task.Output.Results) == 0 || slices.ContainsFunc(task.Output.Results, func(r dashscope.Result) bool { return r.Code == "" })
 }
 
 // readResults numbers the images as they were asked for. What the service does
@@ -124,7 +149,7 @@ func readResults(task *dashscope.Task, n int) []jobs.Result {
 	for i, r := range task.Output.Results {
 		result := jobs.Result{N: i + 1, URL: r.URL, ActualPrompt: r.ActualPrompt, Code: r.Code, Message: r.Message}
 		if r.URL != "" {
-			result.ExpiresAt = urlExpiry(r.URL)
+			result.URL, result.ExpiresAt = secure(r.URL), urlExpiry(r.URL)
 		}
 		results = append(results, result)
 	}
@@ -132,6 +157,16 @@ func readResults(task *dashscope.Task, n int) []jobs.Result {
 		results = append(results, jobs.Result{N: i, Code: "Missing", Message: "the task ended without saying what became of this image"})
 	}
 	return results
+}
+
+// secure asks Aliyun's own store over TLS; a link's signature does not cover that.
+func secure(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme != "http" || u.Port() != "" || !strings.HasSuffix(u.Hostname(), ".aliyuncs.com") {
+		return raw
+	}
+	u.Scheme = "https"
+	return u.String()
 }
 
 // urlExpiry reads the deadline that an OSS link bears; without one it is the
@@ -168,7 +203,7 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 	why := fmt.Errorf("task %s: %s: %s", rec.TaskID, code, sentence(message, remedy))
 	switch kind {
 	case dashscope.KindAccount:
-		return l.wait(ctx, &l.account, 0, "lane paused: the account needs attention", why)
+		return l.wait(ctx, &l.account, 0, lanePaused, why)
 	case dashscope.KindThrottled:
 		return l.wait(ctx, &l.throttled, 0, "dashscope refused for now", why)
 	default:

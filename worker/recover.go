@@ -24,24 +24,31 @@ func (w *Worker) recoverJournal(ctx context.Context) error {
 }
 
 func (w *Worker) recoverEntry(ctx context.Context, e entry) error {
-	known, err := w.jobs.Get(ctx, e.JobID)
+	next := e.Record
+	if e.Kind == entryIntent {
+		// The process died between the intent and the reply to its create.
+		next = held(next, "SubmitAmbiguous", "it is unknown whether a task was made, so it was not submitted again: the program died while it was submitting the job")
+		w.journal(entryAmbiguous, next)
+	}
+	return w.merge(ctx, next)
+}
+
+// merge brings a job's record up to what the journal knows of it, and sees to it
+// that somebody goes on with the job.
+func (w *Worker) merge(ctx context.Context, journaled *jobs.Record) error {
+	known, err := w.jobs.Get(ctx, journaled.ID)
 	switch {
 	case errors.Is(err, jobs.ErrNotFound):
 		known = nil
 	case err != nil:
 		return err
-	case !behind(known, e.Record):
+	case !behind(known, journaled):
 		if known.State.Final() {
 			w.journal(entryOver, known)
 		}
 		return nil
 	}
-	next := *e.Record
-	if e.Kind == entryIntent {
-		// The process died between the intent and the reply to its create.
-		next = *held(e.Record, "SubmitAmbiguous", "it is unknown whether a task was made, so it was not submitted again: the program died while it was submitting the job")
-		w.journal(entryAmbiguous, &next)
-	}
+	next := *journaled
 	w.log.Info("job recovered from the journal", "job_id", next.ID, "task_id", next.TaskID, "state", string(next.State))
 	if err := w.swap(ctx, known, &next); err != nil {
 		return err
@@ -61,6 +68,9 @@ func (w *Worker) recoverEntry(ctx context.Context, e entry) error {
 func behind(known, journaled *jobs.Record) bool {
 	if known.Attempt != journaled.Attempt {
 		return known.Attempt < journaled.Attempt
+	}
+	if known.State == jobs.StateHeld && known.TaskID == "" && journaled.TaskID != "" {
+		return true // what was ambiguous to others is known here
 	}
 	return progress(known.State) < progress(journaled.State)
 }

@@ -7,10 +7,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hibiken/asynq"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
@@ -43,9 +45,9 @@ func TestJournaledJobIsFinishedUnasked(t *testing.T) {
 		s.state("job-1", jobs.StateGenerating)
 		s.stop()
 		s.start()
-		assert.True(t, s.worker.Unfinished())
+		assert.True(t, s.worker.Unfinished(t.Context()))
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
-		assert.False(t, s.worker.Unfinished())
+		assert.False(t, s.worker.Unfinished(t.Context()))
 		s.requireStored("job-1", 1)
 	})
 }
@@ -183,5 +185,61 @@ func TestStandbyTakesOver(t *testing.T) {
 		assert.Zero(t, s.sim.Stats().Throttled)
 		standby.Stop()
 		require.NoError(t, <-ended)
+	})
+}
+
+// A task that fails after a restart, when its message died with the queue, is
+// tried again with the job's own request.
+func TestFailedTaskAfterARestartIsTriedAgain(t *testing.T) {
+	for _, code := range []string{"InternalError", "Arrearage", "Throttling"} {
+		t.Run(code, func(t *testing.T) {
+			made := 0
+			sim := &simulator.Simulator{Outcome: func(dashscope.CreateRequest) simulator.Outcome {
+				if made++; made == 1 {
+					return simulator.Outcome{Code: code, Message: "no image"}
+				}
+				return simulator.Outcome{}
+			}}
+			bubble(t, sim, func(t *testing.T, s *stack) {
+				s.enqueueMany(1)
+				s.state("job-1", jobs.StateGenerating)
+				s.stop()
+				s.start()
+				require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+				assert.Equal(t, 2, s.tasksOf("prompt of job-1"))
+				assert.Len(t, s.requireStored("job-1", 1).Attempts, 2)
+			})
+		})
+	}
+}
+
+// What somebody else put into the queue is archived with a sentence, and costs
+// nothing.
+func TestForeignMessages(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		cat, _, err := jobs.Request{Prompt: "a cat"}.Normalize()
+		require.NoError(t, err)
+		digest := cat.Digest()
+		for id, payload := range map[string]string{
+			"garbage":       `{"job_id":`,
+			"no-id":         `{"request":{"prompt":"a cat"}}`,
+			"bad-id":        `{"job_id":"../x","digest":"` + digest + `","request":{"prompt":"a cat"}}`,
+			"no-prompt":     `{"job_id":"a","digest":"` + digest + `","request":{}}`,
+			"changed":       `{"job_id":"b","digest":"` + digest + `","request":{"prompt":"four cats","n":4}}`,
+			"foreign-model": `{"job_id":"c","digest":"` + digest + `","request":{"prompt":"a cat","model":"dall-e"}}`,
+		} {
+			client := asynq.NewClientFromRedisClient(s.redis)
+			_, err := client.EnqueueContext(t.Context(), asynq.NewTask(jobs.TypeGenerate, []byte(payload)), asynq.TaskID(id), asynq.Queue(jobs.Queue("wanx-v1", "default")))
+			require.NoError(t, err)
+		}
+		s.enqueueMany(1)
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		archived, err := asynq.NewInspectorFromRedisClient(s.redis).ListArchivedTasks(jobs.Queue("wanx-v1", "default"))
+		require.NoError(t, err)
+		assert.Len(t, archived, 6)
+		for _, message := range archived {
+			assert.Contains(t, message.LastErr, "payload")
+		}
+		assert.Len(t, s.sim.Tasks(), 1)
 	})
 }

@@ -108,7 +108,11 @@ func (s *store) handle(ctx context.Context, message *asynq.Task) error {
 // the job to be over.
 func (s *store) store(ctx context.Context, rec *jobs.Record) error {
 	over, err := s.Finished(ctx, rec.ID, rec.Digest)
-	if err != nil {
+	taken := ""
+	switch {
+	case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, ErrSimulated), errors.Is(err, storage.ErrUnreadable):
+		taken = err.Error()
+	case err != nil:
 		return err
 	}
 	if over != nil {
@@ -118,7 +122,7 @@ func (s *store) store(ctx context.Context, rec *jobs.Record) error {
 	next.Images = make([]jobs.Image, 0, len(rec.Results))
 	stored, unproven := 0, ""
 	for _, result := range rec.Results {
-		image, err := s.image(ctx, rec, result)
+		image, err := s.image(ctx, rec, result, taken)
 		if err != nil {
 			return fmt.Errorf("image %d: %w", result.N, err)
 		}
@@ -163,6 +167,7 @@ func (s *store) over(ctx context.Context, rec, next *jobs.Record) error {
 		return err
 	}
 	s.journal(entryOver, next)
+	next.Results = nil // signed links have done their duty
 	if err := s.advance(ctx, rec, next); err != nil {
 		return err
 	}
@@ -191,7 +196,8 @@ func spoolName(rec *jobs.Record, n int) string {
 
 // image brings one image into the bucket, unless it is there already, and says
 // where it is or why it is not. An error means that it must be tried again.
-func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result) (jobs.Image, error) {
+// taken, unless empty, says why its place belongs to somebody else.
+func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result, taken string) (jobs.Image, error) {
 	if result.URL == "" {
 		return jobs.Image{N: result.N, Code: result.Code, Message: result.Message}, nil
 	}
@@ -199,11 +205,16 @@ func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result)
 	// never stored under this key.
 	key, err := s.imageKey(rec, result)
 	if err != nil {
-		return jobs.Image{}, err
+		taken = err.Error()
 	}
-	image, taken, err := s.lookAt(ctx, rec, result.N, key)
-	if err != nil || image.Key != "" {
-		return image, err
+	if taken == "" {
+		image, other, err := s.lookAt(ctx, rec, result.N, key)
+		if err != nil || image.Key != "" {
+			return image, err
+		}
+		if other {
+			taken = "another object lies under its key " + key
+		}
 	}
 	file, err := s.fetch(ctx, rec, result)
 	var failed *storage.FetchError
@@ -220,8 +231,8 @@ func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result)
 	default:
 		return jobs.Image{}, err
 	}
-	if taken {
-		return s.quarantine(ctx, rec, result, file.Path, "another object lies under its key "+key)
+	if taken != "" {
+		return s.quarantine(ctx, rec, result, file.Path, taken)
 	}
 	meta := map[string]string{
 		metaTask: rec.TaskID, metaWidth: strconv.Itoa(file.Width), metaHeight: strconv.Itoa(file.Height), metaSource: file.SourceName,

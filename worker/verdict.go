@@ -42,9 +42,12 @@ func laneRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
 
 // handle is the lane's edge to asynq: it decodes, calls, and translates.
 func (l *lane) handle(ctx context.Context, message *asynq.Task) error {
-	var m jobs.GenerateMessage
-	if err := json.Unmarshal(message.Payload(), &m); err != nil || m.JobID == "" {
-		return fmt.Errorf("the payload is not a job of danqing: enqueue with the jobs package (%v): %w", err, asynq.SkipRetry) //nolint:errorlint // none if only the ID is missing
+	m, err := decodeMessage(message.Payload())
+	if err == nil && m.Request.Model != l.cfg.Model {
+		err = fmt.Errorf("the payload asks for model %q in a queue of %q", m.Request.Model, l.cfg.Model)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: enqueue with the jobs package: %w", err, asynq.SkipRetry)
 	}
 	select {
 	case l.slots <- struct{}{}:
@@ -55,7 +58,7 @@ func (l *lane) handle(ctx context.Context, message *asynq.Task) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	err := func() error {
+	err = func() error {
 		defer func() { <-l.slots }()
 		return l.generate(ctx, m)
 	}()
@@ -68,6 +71,27 @@ func (l *lane) handle(ctx context.Context, message *asynq.Task) error {
 	default:
 		return err
 	}
+}
+
+// decodeMessage reads a payload and checks it as if it came from a stranger: it
+// may have been put there by another program, or by hand.
+func decodeMessage(payload []byte) (jobs.GenerateMessage, error) {
+	var m jobs.GenerateMessage
+	if err := json.Unmarshal(payload, &m); err != nil {
+		return m, fmt.Errorf("the payload is no job of danqing: %w", err)
+	}
+	if err := jobs.ValidID(m.JobID); err != nil {
+		return m, fmt.Errorf("the payload's job_id: %w", err)
+	}
+	req, _, err := m.Request.Normalize()
+	if err != nil {
+		return m, fmt.Errorf("the payload's request: %w", err)
+	}
+	if req.Digest() != m.Digest {
+		return m, errors.New("the payload's request does not fit its digest: it was changed on its way")
+	}
+	m.Request = req
+	return m, nil
 }
 
 // giveBack blocks until asynq, shutting down, has put the message back at the head of

@@ -2,6 +2,7 @@ package worker
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -113,14 +114,37 @@ func (w *Worker) Simulated() bool { return w.simulated }
 var ErrGateway = errors.New("the DashScope base URL leads to a Danqing, which would submit to itself: set DASHSCOPE_HTTP_BASE_URL to DashScope's own address")
 
 // Unfinished reports whether the journal knows of anything paid for, by this or
-// an earlier run, that is neither in the bucket nor held.
-func (w *Worker) Unfinished() bool {
+// an earlier run, that is neither in the bucket nor held. It notes what other
+// workers have finished meanwhile.
+func (w *Worker) Unfinished(ctx context.Context) bool {
+	unfinished := false
 	for _, e := range w.cfg.DataDir.Journal.openEntries() {
-		if e.Record.State != jobs.StateHeld {
-			return true
+		if e.Record.State == jobs.StateHeld {
+			continue
+		}
+		rec, err := w.jobs.Get(ctx, e.JobID)
+		if err == nil && rec.State.Final() {
+			w.journal(entryOver, rec)
+			continue
+		}
+		if err == nil && rec.State == jobs.StateHeld && !behind(rec, e.Record) {
+			w.journal(entryHeld, rec)
+			continue
+		}
+		unfinished = true
+	}
+	return unfinished
+}
+
+// toBeStored counts the jobs of this worker whose images are not in the bucket.
+func (w *Worker) toBeStored() int {
+	n := 0
+	for _, e := range w.cfg.DataDir.Journal.openEntries() {
+		if e.Kind == entryResults {
+			n++
 		}
 	}
-	return false
+	return n
 }
 
 // Prepare asks the service who it is and merges the journal into the records. It
@@ -147,7 +171,7 @@ func (w *Worker) Prepare(ctx context.Context) error {
 }
 
 func (w *Worker) probe(ctx context.Context) (dashscope.Endpoint, error) {
-	for trouble := (backoff{first: time.Second, most: time.Minute}); ; {
+	for trouble := (&backoff{first: time.Second, most: time.Minute}); ; {
 		endpoint, err := w.cfg.DashScope.Probe(ctx)
 		var refused *dashscope.Error
 		if err == nil || errors.As(err, &refused) && (refused.Kind == dashscope.KindAccount || refused.Kind == dashscope.KindTerminal) {
@@ -193,6 +217,16 @@ func (w *Worker) Run(ctx context.Context) error {
 // ErrStopped ends every wait of a worker that is told to stop.
 var ErrStopped = errors.New("the worker is stopping")
 
+// stopped reports whether the worker was told to stop.
+func (w *Worker) stopped() bool {
+	select {
+	case <-w.stopping:
+		return true
+	default:
+		return false
+	}
+}
+
 // sleep waits for d, or fails with ErrStopped or the cause of ctx.
 func (w *Worker) sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
@@ -235,8 +269,9 @@ func (w *Worker) Finished(ctx context.Context, jobID, digest string) (*jobs.Reco
 // swap writes a record, repeating while Redis does not answer: what it says is in
 // the journal already, and the slot cannot be used meanwhile.
 func (w *Worker) swap(ctx context.Context, old, next *jobs.Record) error {
-	for trouble := (backoff{first: 100 * time.Millisecond, most: 10 * time.Second}); ; {
-		err := w.jobs.Swap(ctx, old, next)
+	write := rand.Text()
+	for trouble := (&backoff{first: 100 * time.Millisecond, most: 10 * time.Second}); ; {
+		err := w.jobs.SwapAs(ctx, write, old, next)
 		if err == nil || errors.Is(err, jobs.ErrConflict) {
 			return err
 		}
@@ -255,18 +290,26 @@ func (w *Worker) journal(kind entryKind, rec *jobs.Record) {
 	}
 }
 
-// backoff is a doubling wait.
+// backoff is a doubling wait. It is safe for concurrent use.
 type backoff struct {
 	first, most time.Duration
-	last        time.Duration
+
+	mu   sync.Mutex
+	last time.Duration
 }
 
 func (b *backoff) next() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.last = min(max(2*b.last, b.first), b.most)
 	return b.last
 }
 
-func (b *backoff) reset() { b.last = 0 }
+func (b *backoff) reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.last = 0
+}
 
 // sentence joins what happened and what a person can do.
 func sentence(what, remedy string) string {

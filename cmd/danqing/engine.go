@@ -112,6 +112,9 @@ func (e *engine) dataDir(simulate bool) (string, error) {
 }
 
 func (e *engine) openBucket(dir *worker.DataDir, simulate bool) (err error) {
+	if !simulate && e.cfg.Bucket == "" && e.cfg.RedisURL.IsSet() {
+		return usage("set it to a bucket that all workers reach: images in a process's own folder would be known to that process alone", "REDIS_URL is set and DANQING_S3_BUCKET is not")
+	}
 	if !simulate && e.cfg.Bucket != "" {
 		e.bucket, err = storage.New(e.cfg.Storage())
 		return err

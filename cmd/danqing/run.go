@@ -45,7 +45,10 @@ const (
 func (r *run) do(ctx context.Context) error {
 	r.records, r.open, r.before = map[string]*jobs.Record{}, map[string]jobs.Line{}, map[string]bool{}
 	err := r.engine.run(ctx, r.signals, r.progress.line, r.work)
-	if c := r.counts(); err == nil && c.failed+c.held > 0 {
+	switch c := r.counts(); {
+	case err == nil && c.left > 0:
+		return fmt.Errorf("the worker ended with %s unfinished: run the same command again", count(c.left, "job"))
+	case err == nil && c.failed+c.held > 0:
 		return errPartFailed
 	}
 	return err
@@ -69,7 +72,7 @@ func (r *run) work(ctx context.Context) error {
 	}
 	r.prepared = true
 	r.announce()
-	if len(r.open) == 0 && !r.engine.worker.Unfinished() {
+	if len(r.open) == 0 && !r.engine.worker.Unfinished(ctx) {
 		return nil
 	}
 	watching, stop := context.WithCancel(ctx)
@@ -167,7 +170,7 @@ func (r *run) watch(ctx context.Context, changes *jobs.Changes) error {
 	status, recheck := time.NewTicker(statusInterval), time.NewTicker(recheckInterval)
 	defer status.Stop()
 	defer recheck.Stop()
-	for len(r.open) > 0 || r.engine.worker.Unfinished() {
+	for len(r.open) > 0 || r.engine.worker.Unfinished(ctx) {
 		var err error
 		select {
 		case id := <-changes.IDs():
