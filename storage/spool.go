@@ -33,7 +33,9 @@ type SpoolConfig struct {
 	// taken from exactly its scheme, host and port, as from a simulator. https
 	// on *.aliyuncs.com, port 443, is always allowed.
 	Source string
-	// DialContext opens connections; nil is net.Dialer's. No proxy is used.
+	// DialContext opens connections; nil is net.Dialer's, by way of
+	// the environment's proxy if it names one: the client of the service uses it
+	// too, and what is paid for must be reachable.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Transport replaces the HTTP client's transport, DialContext and
 	// HeaderTimeout with it; nil is ours.
@@ -121,11 +123,12 @@ func OpenSpool(dir string, cfg SpoolConfig) (*Spool, error) {
 }
 
 func newTransport(cfg SpoolConfig) *http.Transport {
-	dial := cfg.DialContext
+	dial, proxy := cfg.DialContext, (func(*http.Request) (*url.URL, error))(nil)
 	if dial == nil {
-		dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+		dial, proxy = (&net.Dialer{Timeout: 10 * time.Second}).DialContext, http.ProxyFromEnvironment
 	}
 	return &http.Transport{
+		Proxy:                 proxy,
 		DialContext:           dial,
 		DisableCompression:    true, // the bytes as they are stored there
 		ForceAttemptHTTP2:     true,
