@@ -101,15 +101,9 @@ func (s *Sidecar) TaskID() string {
 // it away, or repair it.
 var ErrUnreadable = errors.New("unreadable sidecar")
 
-// isNetwork tells a body that was cut from one that is not JSON.
-func isNetwork(err error) bool {
-	var syntax *json.SyntaxError
-	var kind *json.UnmarshalTypeError
-	return !errors.As(err, &syntax) && !errors.As(err, &kind)
-}
-
 // Sidecar returns the sidecar of a job, or [ErrNotExist] if the bucket says
-// that there is none; any other error leaves that open.
+// that there is none, and fails with [ErrUnreadable] if what is there is damaged;
+// any other error leaves open whether there is one.
 func (b *Bucket) Sidecar(ctx context.Context, jobID string) (*Sidecar, error) {
 	if err := checkJobID(jobID); err != nil {
 		return nil, err
@@ -119,11 +113,12 @@ func (b *Bucket) Sidecar(ctx context.Context, jobID string) (*Sidecar, error) {
 		return nil, err
 	}
 	defer body.Close() //nolint:errcheck // read only
+	text, err := io.ReadAll(io.LimitReader(body, maxSidecarBytes))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", b.sidecarKey(jobID), err)
+	}
 	var s Sidecar
-	if err := json.NewDecoder(io.LimitReader(body, maxSidecarBytes)).Decode(&s); err != nil {
-		if ctx.Err() != nil || isNetwork(err) {
-			return nil, fmt.Errorf("read %s: %w", b.sidecarKey(jobID), err)
-		}
+	if err := json.Unmarshal(text, &s); err != nil {
 		return nil, fmt.Errorf("read %s: %w: %w", b.sidecarKey(jobID), ErrUnreadable, err)
 	}
 	if s.JobID != jobID {

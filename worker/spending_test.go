@@ -1,0 +1,233 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// requireMadeOnce waits for the job and checks that it was made by one task.
+func (s *stack) requireMadeOnce(id string) {
+	s.t.Helper()
+	rec := s.wait(id)
+	require.Equal(s.t, jobs.StateSucceeded, rec.State, rec.Message)
+	s.requireStored(id, 1)
+	require.Equal(s.t, 1, s.tasksOf("prompt of "+id))
+}
+
+// Redis loses the record, or everything, while the task runs: the journal knows
+// the task, and it is not bought again.
+func TestRecordLostWhileGenerating(t *testing.T) {
+	for how, lose := range map[string]func(context.Context, redis.UniversalClient) error{
+		"evicted": func(ctx context.Context, rdb redis.UniversalClient) error {
+			return rdb.Del(ctx, "danqing:job:job-1").Err()
+		},
+		"flushed": func(ctx context.Context, rdb redis.UniversalClient) error { return rdb.FlushAll(ctx).Err() },
+	} {
+		t.Run(how, func(t *testing.T) {
+			bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+				s.enqueueMany(1)
+				s.state("job-1", jobs.StateGenerating)
+				<-time.After(5 * time.Second)
+				require.NoError(t, lose(t.Context(), s.redis))
+				<-time.After(2 * time.Minute)
+				s.requireMadeOnce("job-1")
+			})
+		})
+	}
+}
+
+// outage makes every Redis command fail while it is on.
+type outage struct{ on atomic.Bool }
+
+func (o *outage) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (o *outage) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if !o.on.Load() {
+			return next(ctx, cmd)
+		}
+		<-time.After(time.Second)
+		cmd.SetErr(errOutage)
+		return errOutage
+	}
+}
+
+func (o *outage) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if !o.on.Load() {
+			return next(ctx, cmds)
+		}
+		<-time.After(time.Second)
+		return errOutage
+	}
+}
+
+var errOutage = errors.New("redis is down")
+
+// Redis goes away in the middle of a create, for longer than any lease: the
+// task's name is kept, and the job goes on when Redis is back.
+func TestRedisAwayOverACreate(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		down := &outage{}
+		s.queue.Client().AddHook(down)
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Delay: 2 * time.Second})
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateSubmitting)
+		<-time.After(time.Second)
+		down.on.Store(true)
+		<-time.After(2 * time.Minute)
+		down.on.Store(false)
+		s.requireMadeOnce("job-1")
+	})
+}
+
+// The lease is lost while an earlier run's task is polled: the worker stands by
+// and goes on, it does not end.
+func TestLeaseLostWhileResuming(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(5*time.Minute, 5*time.Minute)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateGenerating)
+		s.stop()
+		s.start()
+		down := &outage{}
+		s.queue.Client().AddHook(down)
+		<-time.After(10 * time.Second)
+		down.on.Store(true)
+		<-time.After(30 * time.Second)
+		down.on.Store(false)
+		s.requireMadeOnce("job-1")
+	})
+}
+
+// A success that names no image may be charged: it is held, not bought again.
+func TestSuccessWithoutImagesIsHeld(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateGenerating)
+		sim.Script(simulator.Fault{
+			Route: simulator.RouteQuery, Times: -1,
+			Body: `{"request_id":"r","output":{"task_status":"SUCCEEDED","results":[]},"usage":{"image_count":1}}`,
+		})
+		rec := s.wait("job-1")
+		assert.Equal(t, jobs.StateHeld, rec.State)
+		assert.Equal(t, "NoImages", rec.Code)
+		assert.Len(t, sim.Tasks(), 1)
+	})
+}
+
+// A reply that arrives after another worker has taken the lane, and held the job
+// as ambiguous, names the task: the job is held no more.
+func TestReplyUnderALostTerm(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Delay: 2 * time.Second, AfterWork: true})
+		s.enqueueMany(1)
+		rec := s.state("job-1", jobs.StateSubmitting)
+		held := *rec
+		held.State, held.Code = jobs.StateHeld, "SubmitAmbiguous"
+		require.NoError(t, s.worker.Jobs().Swap(t.Context(), rec, &held))
+		<-time.After(5 * time.Minute)
+		s.requireMadeOnce("job-1")
+	})
+}
+
+// The Cancel button of the queue's web UI, pressed during a create, loses nothing.
+func TestCancelButtonDuringACreate(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Delay: time.Second, AfterWork: true})
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateSubmitting)
+		require.NoError(t, s.redis.Publish(t.Context(), "asynq:cancel", "job-1").Err())
+		s.requireMadeOnce("job-1")
+	})
+}
+
+// lostReply loses the reply to the first write of an intent.
+type lostReply struct{ lost atomic.Bool }
+
+func (l *lostReply) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (l *lostReply) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		args := cmd.Args()
+		if err == nil && len(args) > 7 && args[7] == "submitting" && l.lost.CompareAndSwap(false, true) {
+			cmd.SetErr(errOutage)
+			return errOutage
+		}
+		return err
+	}
+}
+
+func (l *lostReply) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// The reply to an intent's write is lost, and the write repeated: it is one's own,
+// not another's, and the job goes on.
+func TestLostReplyToAnIntent(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		hook := &lostReply{}
+		s.queue.Client().AddHook(hook)
+		s.enqueueMany(1)
+		s.requireMadeOnce("job-1")
+		assert.True(t, hook.lost.Load())
+	})
+}
+
+// A failed job asked for again, when its record has left Redis but its message
+// has not, is answered by its sidecar instead of waiting for ever.
+func TestFailedJobAskedForAgainAfterAWeek(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusBadRequest, Code: "DataInspectionFailed"})
+		s.enqueueMany(1)
+		require.Equal(t, jobs.StateFailed, s.wait("job-1").State)
+		<-time.After(time.Minute)
+		require.NoError(t, s.redis.Del(t.Context(), "danqing:job:job-1").Err())
+		s.enqueueMany(1)
+		assert.Equal(t, jobs.StateFailed, s.wait("job-1").State)
+		assert.Empty(t, sim.Tasks())
+	})
+}
+
+// A damaged sidecar fails its own job, not the lane.
+func TestDamagedSidecar(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		s.wait("job-1")
+		require.NoError(t, os.WriteFile(s.files.Path("_jobs/job-2.json"), []byte("{"), 0o600))
+		s.enqueueMany(3)
+		rec := s.wait("job-2")
+		assert.Equal(t, jobs.StateFailed, rec.State)
+		assert.Equal(t, "SidecarUnreadable", rec.Code)
+		s.requireMadeOnce("job-3")
+	})
+}
+
+// Signed links leave Redis when the images are stored.
+func TestLinksLeaveTheRecord(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		s.requireMadeOnce("job-1")
+		for _, key := range s.redis.Keys(t.Context(), "danqing:job:*").Val() {
+			assert.NotContains(t, s.redis.HGet(t.Context(), key, "record").Val(), "Signature=")
+		}
+	})
+}
