@@ -211,6 +211,7 @@ func (b *batchReader) line(number int, text []byte) error {
 		name, err := b.resolve(path)
 		if err != nil {
 			problems = append(problems, FieldError{Field: "ref_img", Value: showURL(r.RefImg), Err: err})
+			name = StagedPrefix + strings.Repeat("0", 64) // the fields about it may be right
 		}
 		r.RefImg = name
 	}

@@ -149,8 +149,8 @@ func (c *Client) Subscribe(ctx context.Context) (*Changes, error) {
 	if _, err := sub.Receive(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("subscribe to job changes: %w", err), sub.Close())
 	}
-	changes := &Changes{sub: sub, ids: make(chan string)}
-	go changes.forward(sub.Channel(redis.WithChannelSize(changesKept)))
+	changes := &Changes{sub: sub, ids: make(chan string, changesKept)}
+	go changes.forward(sub.Channel())
 	return changes, nil
 }
 
@@ -161,7 +161,12 @@ const changesKept = 1000
 func (c *Changes) forward(messages <-chan *redis.Message) {
 	defer close(c.ids)
 	for message := range messages {
-		c.ids <- message.Payload
+		select {
+		case c.ids <- message.Payload:
+		default:
+			// Waiting would hold up Redis: the embedded one writes to all its
+			// subscribers before it answers anybody.
+		}
 	}
 }
 

@@ -108,7 +108,7 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err := l.waitPace(ctx); err != nil {
 		return err
 	}
-	if l.stopped() {
+	if l.Stopped() {
 		return ErrStopped
 	}
 	intent := *rec

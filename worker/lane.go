@@ -72,7 +72,7 @@ func (w *Worker) runLanes(ctx context.Context) error {
 		switch err := l.hold(ctx); {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errors.Is(err, ErrStopped) && w.stopped():
+		case errors.Is(err, ErrStopped) && w.Stopped():
 			return nil
 		case err != nil && !errors.Is(err, ErrStopped):
 			w.log.Warn("lane not held, trying again", "term", l.term, "err", err)

@@ -217,8 +217,8 @@ func (w *Worker) Run(ctx context.Context) error {
 // ErrStopped ends every wait of a worker that is told to stop.
 var ErrStopped = errors.New("the worker is stopping")
 
-// stopped reports whether the worker was told to stop.
-func (w *Worker) stopped() bool {
+// Stopped reports whether the worker was told to stop.
+func (w *Worker) Stopped() bool {
 	select {
 	case <-w.stopping:
 		return true

@@ -90,6 +90,10 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 		r.lines = append(r.lines, s.Lines...)
 	}
 	err = r.do(ctx)
+	var wrong *jobs.BatchError
+	if len(files) == 1 && errors.As(err, &wrong) {
+		err = fmt.Errorf("%s: %w", files[0], err)
+	}
 	if r.prepared {
 		for _, s := range sheets {
 			err = errors.Join(err, r.writeResults(s))
@@ -152,7 +156,7 @@ func (p *program) readSheet(file string, f batchFlags, cfg *config.Config, refs 
 	if s.results == "" {
 		s.results = resultsPath(file, name, f.simulate)
 	}
-	return s, nil
+	return s, checkResults(s.results, file)
 }
 
 // resultsPath is beside the file; a results file is replaced by its successor.

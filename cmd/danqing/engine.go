@@ -25,6 +25,7 @@ import (
 // configured, embedded ones where they are not.
 type engine struct {
 	cfg    *config.Config
+	path   string // the data directory
 	log    *slog.Logger
 	worker *worker.Worker
 	bucket *storage.Bucket
@@ -54,11 +55,11 @@ func openEngine(cfg *config.Config, simulate bool, log *slog.Logger) (*engine, e
 }
 
 func (e *engine) open(simulate bool) error {
-	path, err := e.dataDir(simulate)
-	if err != nil {
+	var err error
+	if e.path, err = e.dataDir(simulate); err != nil {
 		return err
 	}
-	dir, err := worker.OpenDataDir(path)
+	dir, err := worker.OpenDataDir(e.path)
 	if err != nil {
 		return err
 	}

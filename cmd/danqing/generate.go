@@ -89,6 +89,9 @@ func (p *program) generate(ctx context.Context, f generateFlags) error {
 			return usage("choose another name with -o, or move it away", "%s is there already", file)
 		}
 	}
+	if err := checkFolder(files[0]); err != nil {
+		return usage("name a file in a folder that is there and can be written to", "-o %s: %w", files[0], err)
+	}
 	progress := newProgress(p.stderr)
 	engine, err := openEngine(cfg, f.simulate, progress.logger(f.verbose))
 	if err != nil {
@@ -100,6 +103,9 @@ func (p *program) generate(ctx context.Context, f generateFlags) error {
 	}
 	err = r.do(ctx)
 	progress.close()
+	if errors.Is(err, errInterrupted) {
+		p.say("the job is not finished; to fetch its image later: the same command with --id %s", req.ID)
+	}
 	if rec := r.records[req.ID]; rec != nil {
 		err = errors.Join(err, p.save(ctx, engine, rec, files))
 	}

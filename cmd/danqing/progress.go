@@ -75,8 +75,22 @@ func (p *progress) update(c counts) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.wipe()
-	p.status = c.status(time.Since(p.startAt))
+	p.status = p.fit(c.status(time.Since(p.startAt)))
 	p.draw()
+}
+
+// fit cuts a line to the window: a longer one could not be taken back.
+func (p *progress) fit(line string) string {
+	file, ok := p.out.(*os.File)
+	if !ok {
+		return line
+	}
+	width, _, err := term.GetSize(int(file.Fd())) //nolint:gosec // a file descriptor is small
+	runes := []rune(line)
+	if err != nil || len(runes) < width {
+		return line
+	}
+	return string(runes[:max(width-1, 0)])
 }
 
 // close takes the status line away.
@@ -89,16 +103,16 @@ func (p *progress) close() {
 
 // job says what became of a job. A terminal shows that in the status, unless
 // somebody must know.
-func (p *progress) job(rec *jobs.Record) {
+func (p *progress) job(number int, rec *jobs.Record) {
 	cost := ""
 	if rec.CostMicroYuan > 0 {
 		cost = ", " + yuan(rec.CostMicroYuan)
 	}
 	switch {
 	case rec.State != jobs.StateSucceeded:
-		p.line(fmt.Sprintf("%s %s: %s: %s", rec.State, rec.ID, rec.Code, rec.Message))
+		p.line(fmt.Sprintf("%s line %d, %s: %s: %s", rec.State, number, rec.ID, rec.Code, rec.Message))
 	case !p.terminal:
-		p.line(fmt.Sprintf("done %s: %s%s", rec.ID, count(len(rec.Images), "image"), cost))
+		p.line(fmt.Sprintf("done line %d, %s: %s%s", number, rec.ID, count(len(rec.Images), "image"), cost))
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -122,6 +123,33 @@ func (r *run) writeResults(s sheet) (err error) {
 	return nil
 }
 
+// checkResults finds out before anything is spent whether results can be written
+// at path, and that nothing but an older results file is lost there.
+func checkResults(path, input string) error {
+	const hint = "name another file with --results"
+	if info, err := os.Stat(path); err == nil {
+		if !info.Mode().IsRegular() {
+			return usage(hint, "results %s: there is something that is no file", path)
+		}
+		if in, err := os.Stat(input); err == nil && os.SameFile(in, info) && resultsPath(input, "", false) != path && resultsPath(input, "", true) != path {
+			return usage(hint, "results %s: that is the batch file itself", path)
+		}
+	}
+	if err := checkFolder(path); err != nil {
+		return usage(hint, "results: %w", err)
+	}
+	return nil
+}
+
+// checkFolder finds out whether a file can be made beside path.
+func checkFolder(path string) error {
+	probe, err := os.CreateTemp(filepath.Dir(path), ".danqing-*")
+	if err != nil {
+		return err
+	}
+	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+}
+
 // announce says what will be done and what it can cost, before it is done.
 func (r *run) announce() {
 	var atMost int64
@@ -134,6 +162,7 @@ func (r *run) announce() {
 	if r.engine.worker.Simulated() {
 		text += " (simulated: nothing is charged)"
 	}
+	text += "; data in " + r.engine.path
 	r.progress.line(text)
 }
 

@@ -62,11 +62,6 @@ func (r *run) work(ctx context.Context) error {
 	if err := r.lookUp(ctx); err != nil {
 		return err
 	}
-	changes, err := r.engine.worker.Jobs().Subscribe(ctx)
-	if err != nil {
-		return err
-	}
-	defer changes.Close() //nolint:errcheck // nobody listens any more
 	if err := r.enqueue(ctx); err != nil {
 		return err
 	}
@@ -75,6 +70,12 @@ func (r *run) work(ctx context.Context) error {
 	if len(r.open) == 0 && !r.engine.worker.Unfinished(ctx) {
 		return nil
 	}
+	// Nothing changes before the worker runs.
+	changes, err := r.engine.worker.Jobs().Subscribe(ctx)
+	if err != nil {
+		return err
+	}
+	defer changes.Close() //nolint:errcheck // nobody listens any more
 	watching, stop := context.WithCancel(ctx)
 	watched := make(chan error, 1)
 	go func() {
@@ -97,6 +98,9 @@ func (r *run) lookUp(ctx context.Context) error {
 	group.SetLimit(lookups)
 	for i, line := range r.lines {
 		group.Go(func() error {
+			if r.engine.worker.Stopped() {
+				return worker.ErrStopped
+			}
 			over, err := r.engine.worker.Finished(gctx, line.ID, line.Digest)
 			switch {
 			case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, worker.ErrSimulated):
@@ -137,6 +141,9 @@ func (r *run) batchError(errs []error) error {
 func (r *run) enqueue(ctx context.Context) error {
 	taken := make([]error, len(r.lines))
 	for i, line := range r.lines {
+		if r.engine.worker.Stopped() {
+			return worker.ErrStopped
+		}
 		if r.records[line.ID] != nil {
 			continue
 		}
@@ -217,7 +224,7 @@ func (r *run) look(ctx context.Context, id string) error {
 	if !settled(rec) {
 		return nil
 	}
-	r.progress.job(rec)
+	r.progress.job(line.Number, rec)
 	if r.json {
 		return r.printResult(ctx, line, rec)
 	}

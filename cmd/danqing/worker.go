@@ -34,6 +34,9 @@ func (p *program) worker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := engine.bucket.Check(ctx); err != nil {
+		return errors.Join(err, engine.Close())
+	}
 	err = engine.run(ctx, p.signals, func(text string) { log.Info("told to stop", "reply", text) }, engine.worker.Run)
 	if errors.Is(err, errInterrupted) {
 		err = nil // a worker is meant to run until it is stopped
