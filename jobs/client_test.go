@@ -135,7 +135,7 @@ func TestWait(t *testing.T) {
 	require.NoError(t, err)
 	changes, err := client.Subscribe(t.Context())
 	require.NoError(t, err)
-	defer changes.Close()
+	t.Cleanup(func() { assert.NoError(t, changes.Close()) })
 	waited := make(chan *jobs.Record)
 	go func() {
 		rec, err := client.Wait(t.Context(), "cat")

@@ -27,7 +27,7 @@ func redisServer(t *testing.T) redis.UniversalClient {
 		}
 		t.Skip("redis-server is not installed: apt-get install redis-server would run this")
 	}
-	dir, err := os.MkdirTemp("", "redis-*") // a socket's path may have 107 bytes
+	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path may have 107 bytes
 	require.NoError(t, err)
 	socket := filepath.Join(dir, "socket")
 	server := exec.CommandContext(t.Context(), binary, "--port", "0", "--unixsocket", socket, "--dir", dir, "--appendonly", "yes", "--save", "")
@@ -59,7 +59,7 @@ func TestWorkersOnARealRedis(t *testing.T) {
 	}
 	changes, err := client.Subscribe(t.Context())
 	require.NoError(t, err)
-	defer changes.Close()
+	t.Cleanup(func() { assert.NoError(t, changes.Close()) })
 	for round := range 3 {
 		w, data := s.newWorker(fmt.Sprintf("data-%d", round))
 		ended := make(chan error, 1)

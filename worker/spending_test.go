@@ -80,7 +80,7 @@ var errOutage = errors.New("redis is down")
 // task's name is kept, and the job goes on when Redis is back.
 func TestRedisAwayOverACreate(t *testing.T) {
 	sim := &simulator.Simulator{}
-	bubble(t, sim, func(t *testing.T, s *stack) {
+	bubble(t, sim, func(_ *testing.T, s *stack) {
 		down := &outage{}
 		s.queue.Client().AddHook(down)
 		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Delay: 2 * time.Second})
@@ -98,7 +98,7 @@ func TestRedisAwayOverACreate(t *testing.T) {
 // and goes on, it does not end.
 func TestLeaseLostWhileResuming(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(5*time.Minute, 5*time.Minute)}
-	bubble(t, sim, func(t *testing.T, s *stack) {
+	bubble(t, sim, func(_ *testing.T, s *stack) {
 		s.enqueueMany(1)
 		s.state("job-1", jobs.StateGenerating)
 		s.stop()

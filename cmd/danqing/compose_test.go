@@ -19,7 +19,7 @@ type composeFile struct {
 	Services map[string]struct {
 		Image string
 		Build struct {
-			Dockerfile string `yaml:"dockerfile_inline"`
+			Dockerfile string `yaml:"dockerfile_inline"` //nolint:tagliatelle // the name is Docker's
 		}
 		Command     []string
 		Environment map[string]string

@@ -85,7 +85,7 @@ func (p *progress) fit(line string) string {
 	if !ok {
 		return line
 	}
-	width, _, err := term.GetSize(int(file.Fd())) //nolint:gosec // a file descriptor is small
+	width, _, err := term.GetSize(int(file.Fd()))
 	runes := []rune(line)
 	if err != nil || len(runes) < width {
 		return line

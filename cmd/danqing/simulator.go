@@ -63,7 +63,9 @@ func (p *program) simulator(ctx context.Context, f simulatorFlags) error {
 	case err = <-served:
 	case <-p.signals:
 		err = server.Close()
-		_ = <-served // that it is closed
+		if ended := <-served; !errors.Is(ended, http.ErrServerClosed) {
+			err = errors.Join(err, ended)
+		}
 	}
 	return errors.Join(err, sim.Close())
 }
