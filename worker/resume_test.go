@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"testing"
@@ -242,4 +243,42 @@ func TestForeignMessages(t *testing.T) {
 		}
 		assert.Len(t, s.sim.Tasks(), 1)
 	})
+}
+
+// The second signal cuts everything short but a create that is on its way: that
+// gets two seconds, and what is not known by then is held.
+func TestQuickStop(t *testing.T) {
+	for name, c := range map[string]struct {
+		delay time.Duration
+		want  jobs.State
+	}{
+		"reply within two seconds": {time.Second, jobs.StateSucceeded},
+		"no reply":                 {30 * time.Second, jobs.StateHeld},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sim := &simulator.Simulator{}
+			bubble(t, sim, func(t *testing.T, s *stack) {
+				s.stop()
+				s.prepare()
+				ctx, quick := context.WithCancel(t.Context())
+				s.ended = make(chan error, 1)
+				go func() { s.ended <- s.worker.Run(ctx) }()
+				sim.Script(simulator.Fault{Route: simulator.RouteCreate, Delay: c.delay, AfterWork: true})
+				s.enqueueMany(2)
+				s.state("job-1", jobs.StateSubmitting)
+				begin := time.Now()
+				quick()
+				require.ErrorIs(t, <-s.ended, context.Canceled)
+				assert.Less(t, time.Since(begin), 10*time.Second)
+				s.ended <- nil
+				s.stop()
+
+				s.start()
+				s.enqueueMany(2)
+				assert.Equal(t, c.want, s.wait("job-1").State)
+				assert.Equal(t, jobs.StateSucceeded, s.wait("job-2").State)
+				assert.Equal(t, 1, s.tasksOf("prompt of job-1"))
+			})
+		})
+	}
 }

@@ -3,6 +3,7 @@ package worker_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -36,6 +37,8 @@ type stack struct {
 	queueInterval time.Duration // rarer than the worker's own: simulated hours pass
 
 	away atomic.Bool // the bucket refuses every connection
+	// dial, unless nil, leads to DashScope instead of the simulator's own.
+	dial func(context.Context, string, string) (net.Conn, error)
 
 	redis  redis.UniversalClient
 	queue  *queue.Queue
@@ -121,18 +124,28 @@ func (s *stack) newWorker(dir string) (*worker.Worker, *worker.DataDir) {
 	s.t.Helper()
 	data, err := worker.OpenDataDir(filepath.Join(s.dir, dir))
 	require.NoError(s.t, err)
-	const base = "http://dashscope.simulated/api/v1"
-	client, err := dashscope.New(dashscope.Config{BaseURL: base, APIKey: "sk-test", DialContext: s.sim.DialContext})
-	require.NoError(s.t, err)
-	s.t.Cleanup(client.CloseIdleConnections)
-	spool, err := storage.OpenSpool(data.SpoolPath(), storage.SpoolConfig{Source: base, DialContext: s.sim.DialContext})
-	require.NoError(s.t, err)
-	w, err := worker.New(worker.Config{
-		Redis: s.redis, DashScope: client, Bucket: s.bucket, Spool: spool, DataDir: data,
-		QueueInterval: s.queueInterval, Logger: testLogger(s.t),
-	})
+	w, err := worker.New(s.config(data))
 	require.NoError(s.t, err)
 	return w, data
+}
+
+// config is that of a worker on the stack.
+func (s *stack) config(data *worker.DataDir) worker.Config {
+	s.t.Helper()
+	dial := s.sim.DialContext
+	if s.dial != nil {
+		dial = s.dial
+	}
+	const base = "http://dashscope.simulated/api/v1"
+	client, err := dashscope.New(dashscope.Config{BaseURL: base, APIKey: "sk-test", DialContext: dial})
+	require.NoError(s.t, err)
+	s.t.Cleanup(client.CloseIdleConnections)
+	spool, err := storage.OpenSpool(data.SpoolPath(), storage.SpoolConfig{Source: base, DialContext: dial})
+	require.NoError(s.t, err)
+	return worker.Config{
+		Redis: s.redis, DashScope: client, Bucket: s.bucket, Spool: spool, DataDir: data,
+		QueueInterval: s.queueInterval, Logger: testLogger(s.t),
+	}
 }
 
 // secondWorker is another worker on the same Redis.

@@ -1,0 +1,116 @@
+package worker_test
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// disguise serves the simulator with its headers changed.
+func disguise(t *testing.T, sim *simulator.Simulator, change func(http.Header)) func(context.Context, string, string) (net.Conn, error) {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		sim.ServeHTTP(&changedHeader{w, change}, r)
+	}))
+	t.Cleanup(server.Close)
+	return func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, server.Listener.Addr().String())
+	}
+}
+
+type changedHeader struct {
+	http.ResponseWriter
+	change func(http.Header)
+}
+
+func (c *changedHeader) WriteHeader(status int) {
+	c.change(c.Header())
+	c.ResponseWriter.WriteHeader(status)
+}
+
+func (c *changedHeader) Write(body []byte) (int, error) {
+	c.change(c.Header())
+	return c.ResponseWriter.Write(body)
+}
+
+// A simulated job in the bucket never answers for a real one: neither is it taken
+// for done, nor is it overwritten.
+func TestSimulatedJobNeverSatisfiesARealRun(t *testing.T) {
+	t.Parallel()
+	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Millisecond, time.Millisecond)}
+	s := newStack(t, memoryDir(t), sim)
+	s.start()
+	s.enqueueMany(1)
+	require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+	before := s.requireStored("job-1", 1)
+	s.stop()
+
+	s.dial = disguise(t, sim, func(h http.Header) { h.Del(dashscope.HeaderSimulated) })
+	s.start()
+	require.False(t, s.worker.Simulated())
+	_, err := s.worker.Finished(t.Context(), "job-1", before.Digest)
+	require.ErrorIs(t, err, worker.ErrSimulated)
+	s.enqueueMany(2)
+	assert.Equal(t, jobs.StateFailed, s.wait("job-1").State)
+	assert.Equal(t, jobs.StateSucceeded, s.wait("job-2").State)
+	assert.Equal(t, before, s.requireStored("job-1", 1))
+	second, err := s.bucket.Sidecar(t.Context(), "job-2")
+	require.NoError(t, err)
+	assert.False(t, second.Simulated)
+	assert.Len(t, sim.Tasks(), 2)
+	s.close()
+}
+
+// A base URL that leads back to a Danqing is refused before anything else.
+func TestGatewayIsRefused(t *testing.T) {
+	t.Parallel()
+	sim := &simulator.Simulator{}
+	s := newStack(t, memoryDir(t), sim)
+	s.dial = disguise(t, sim, func(h http.Header) { h.Set(dashscope.HeaderGateway, "true") })
+	embedded := queue.Open()
+	s.redis = embedded.Client()
+	w, data := s.newWorker("data")
+	require.ErrorIs(t, w.Prepare(t.Context()), worker.ErrGateway)
+	require.NoError(t, data.Close())
+	require.NoError(t, embedded.Close())
+	require.NoError(t, s.files.Close())
+	assert.Empty(t, sim.Tasks())
+}
+
+// What is wrong with a configuration is said by name, before anything is dialled.
+func TestNewRefuses(t *testing.T) {
+	t.Parallel()
+	_, err := worker.New(worker.Config{})
+	require.ErrorContains(t, err, "all required")
+
+	s := newStack(t, memoryDir(t), &simulator.Simulator{})
+	embedded := queue.Open()
+	s.redis = embedded.Client()
+	_, data := s.newWorker("data")
+	require.NoError(t, data.Close())
+	data, err = worker.OpenDataDir(filepath.Join(s.dir, "data"))
+	require.NoError(t, err)
+	cfg := s.config(data)
+	cfg.Concurrency = 2
+	_, err = worker.New(cfg)
+	require.ErrorContains(t, err, "concurrency 2: wanx-v1 allows 1 to 1")
+	cfg.Concurrency, cfg.Model = 1, "wanx-v2"
+	_, err = worker.New(cfg)
+	require.ErrorContains(t, err, "wanx-v2")
+	require.NoError(t, data.Close())
+	require.NoError(t, embedded.Close())
+	require.NoError(t, s.files.Close())
+}
