@@ -21,13 +21,12 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
-	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
 // kill -9 of a batch at any request it makes, to DashScope or to the bucket,
 // before or after it is answered: the next run has every line once, and no task
-// is made twice. Only what was killed in its create may be held.
+// is made twice. Only what died between its intent and its task may be held.
 func TestKilledBatchGoesOn(t *testing.T) {
 	t.Parallel()
 	requests := wholeRun(t)
@@ -40,7 +39,7 @@ func TestKilledBatchGoesOn(t *testing.T) {
 				w := newWorld(t)
 				defer w.close()
 				w.killAt, w.phase = nth, phase
-				if err := w.killedRun(route); err != nil {
+				if err := w.killedRun(); err != nil {
 					return fmt.Errorf("killed at request %d (%s), %s: %w\n%s", nth, route, phase, err, w.log.String())
 				}
 				return nil
@@ -156,21 +155,24 @@ func (w *world) batch(ctx context.Context) (int, error) {
 	return cmd.ProcessState.ExitCode(), nil
 }
 
-func (w *world) killedRun(route string) error {
-	create := strings.HasSuffix(route, dashscope.PathText2Image)
+func (w *world) killedRun() error {
 	if code, err := w.batch(context.Background()); err != nil || code > 0 {
 		return fmt.Errorf("first run: exit code %d, %w", code, err)
 	}
 	w.mu.Lock()
 	w.killAt = -1 // on a busy machine a run polls less often, and ends before it is killed
 	w.mu.Unlock()
+	submitting, err := w.submitting()
+	if err != nil {
+		return err
+	}
 	var before int
 	for _, run := range []string{"second run", "third run"} {
 		code, err := w.batch(context.Background())
 		if err != nil {
 			return err
 		}
-		held, err := w.check(create)
+		held, err := w.check(submitting)
 		if err != nil {
 			return fmt.Errorf("%s: %w", run, err)
 		}
@@ -189,9 +191,29 @@ func (w *world) killedRun(route string) error {
 	return nil
 }
 
+// submitting are the jobs of which the journal tells an intent last. The request
+// that was killed does not tell: one job is stored while the next is submitted.
+func (w *world) submitting() (map[string]bool, error) {
+	text, err := os.ReadFile(filepath.Join(w.dir, "danqing-data", "journal.jsonl"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	last := map[string]bool{}
+	for line := range bytes.Lines(text) {
+		var entry struct {
+			Kind  string `json:"kind"`
+			JobID string `json:"job_id"`
+		}
+		if json.Unmarshal(line, &entry) == nil { // the kill may have torn the last one
+			last[entry.JobID] = entry.Kind == "intent"
+		}
+	}
+	return last, nil
+}
+
 // check looks at the results: each line once, its image in the bucket, its task
-// made once. A line may be held only if its create was killed.
-func (w *world) check(create bool) (held bool, err error) {
+// made once. A line may be held only if it was being submitted.
+func (w *world) check(submitting map[string]bool) (held bool, err error) {
 	text, err := os.ReadFile(filepath.Join(w.dir, "two.results.jsonl"))
 	if err != nil {
 		return false, err
@@ -218,7 +240,7 @@ func (w *world) check(create bool) (held bool, err error) {
 			}
 		}
 		switch {
-		case got.Danqing.State == jobs.StateHeld && create && tasks <= 1:
+		case got.Danqing.State == jobs.StateHeld && submitting[got.Danqing.JobID] && tasks <= 1:
 			held = true
 		case got.Danqing.State != jobs.StateSucceeded || tasks != 1:
 			return false, fmt.Errorf("%s: %s with %d tasks: %s", got.Prompt, got.Danqing.State, tasks, got.Danqing.Message)
