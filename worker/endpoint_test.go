@@ -114,3 +114,20 @@ func TestNewRefuses(t *testing.T) {
 	require.NoError(t, embedded.Close())
 	require.NoError(t, s.files.Close())
 }
+
+// A key that the service refuses is found before anything is queued or spent.
+func TestRefusedKeyIsFoundAtTheStart(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, memoryDir(t), &simulator.Simulator{Keys: map[string]simulator.Key{"sk-another": {}}})
+	embedded := queue.Open()
+	s.redis = embedded.Client()
+	w, data := s.newWorker("data")
+	var refused *dashscope.Error
+	require.ErrorAs(t, w.Prepare(t.Context()), &refused)
+	assert.Equal(t, dashscope.KindAccount, refused.Kind)
+	assert.NotEmpty(t, refused.Hint())
+	assert.NotContains(t, refused.Error(), "sk-test")
+	require.NoError(t, data.Close())
+	require.NoError(t, embedded.Close())
+	s.close()
+}
