@@ -81,8 +81,12 @@ func (s *store) drain(ctx context.Context) {
 // handle is the store stage's edge to asynq.
 func (s *store) handle(ctx context.Context, message *asynq.Task) error {
 	var m jobs.StoreMessage
-	if err := json.Unmarshal(message.Payload(), &m); err != nil || m.JobID == "" {
-		return fmt.Errorf("the payload is not a store message of danqing (%v): %w", err, asynq.SkipRetry) //nolint:errorlint // none if only the ID is missing
+	err := json.Unmarshal(message.Payload(), &m)
+	if err == nil {
+		err = jobs.ValidID(m.JobID)
+	}
+	if err != nil {
+		return fmt.Errorf("the payload is no store message of danqing: %w: %w", err, asynq.SkipRetry)
 	}
 	rec, err := s.jobs.Get(ctx, m.JobID)
 	if err != nil {

@@ -179,6 +179,9 @@ func (w *world) killedRun() error {
 		want := exitDone
 		if held {
 			want = exitPartFailed
+			if !strings.Contains(w.log.String(), "held line ") {
+				return fmt.Errorf("%s: nothing says which line is held", run)
+			}
 		}
 		if code != want {
 			return fmt.Errorf("%s: exit code %d instead of %d", run, code, want)

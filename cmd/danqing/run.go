@@ -161,6 +161,7 @@ func (r *run) enqueue(ctx context.Context) error {
 		r.records[line.ID] = rec
 		if settled(rec) {
 			r.before[line.ID] = true
+			r.progress.job(line.Number, rec) // held by an earlier run: say which, and why
 			continue
 		}
 		r.open[line.ID] = line
