@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path"
-	"strings"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -246,46 +244,6 @@ func (l *lane) waitPace(ctx context.Context) error {
 		return l.sleep(ctx, d)
 	}
 	return nil
-}
-
-// createBody translates the request, uploading a staged reference image to
-// DashScope's temporary store. A nil body means that it waited or ended the job.
-func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Request) (*dashscope.CreateRequest, error) {
-	body := &dashscope.CreateRequest{
-		Model: req.Model,
-		Input: dashscope.Input{Prompt: req.Prompt, NegativePrompt: req.NegativePrompt, RefImg: req.RefImg},
-		Parameters: dashscope.Parameters{
-			Style: req.Style, Size: req.Size, N: &req.N, Seed: req.Seed, RefStrength: req.RefStrength, RefMode: req.RefMode,
-		},
-	}
-	sum, staged := strings.CutPrefix(req.RefImg, jobs.StagedPrefix)
-	if !staged {
-		return body, nil
-	}
-	name, err := l.uploadReference(ctx, req.Model, sum)
-	var refused *dashscope.Error
-	switch {
-	case err == nil:
-		body.Input.RefImg = name
-		return body, nil
-	case errors.Is(err, storage.ErrNotExist):
-		return nil, l.fail(ctx, rec, "ReferenceMissing", "the staged reference image "+req.RefImg+" is not in the bucket: stage it again and enqueue the job under a new ID")
-	case errors.As(err, &refused) && refused.Kind == dashscope.KindTerminal:
-		return nil, l.fail(ctx, rec, refused.Code, sentence("the reference image was refused", refused.Message))
-	case errors.As(err, &refused) && refused.Kind == dashscope.KindAccount:
-		return nil, l.wait(ctx, &l.account, refused.RetryAfter, lanePaused, err)
-	default:
-		return nil, l.wait(ctx, &l.unreachable, 0, "reference image not uploaded", err)
-	}
-}
-
-func (l *lane) uploadReference(ctx context.Context, model, sum string) (string, error) {
-	content, info, err := l.cfg.Bucket.OpenReference(ctx, sum)
-	if err != nil {
-		return "", err
-	}
-	defer content.Close() //nolint:errcheck // read only
-	return l.cfg.DashScope.Upload(ctx, model, sum+"."+path.Base(info.ContentType), info.ContentType, info.Bytes, content)
 }
 
 // hint says what a person can do about an error of the service.
