@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -109,9 +110,9 @@ func (s *Spool) allowed(rawURL string) (*url.URL, error) {
 		return nil, &FetchError{Kind: FetchForbidden, Err: errors.New("not a URL")}
 	}
 	aliyun := u.Scheme == "https" && inDomain(u.Hostname(), aliyunDomain) && (u.Port() == "" || u.Port() == "443")
-	source := s.source != nil && u.Scheme == s.source.Scheme && u.Host == s.source.Host
+	source := slices.ContainsFunc(s.sources, func(s *url.URL) bool { return u.Scheme == s.Scheme && u.Host == s.Host })
 	if u.User != nil || u.Opaque != "" || !aliyun && !source {
-		return nil, &FetchError{Kind: FetchForbidden, Host: u.Host, Err: errors.New("images are taken from https://*.aliyuncs.com and the configured service alone")}
+		return nil, &FetchError{Kind: FetchForbidden, Host: u.Host, Err: errors.New("images are taken from https://*.aliyuncs.com and the configured services alone")}
 	}
 	return u, nil
 }

@@ -117,7 +117,7 @@ func TestOpenSpoolSweepsHalfFilesAndKeepsTheRest(t *testing.T) {
 	t.Parallel()
 	dir, content := t.TempDir(), pngOf(1000, 1)
 	server := httptest.NewServer(serve(content))
-	cfg := storage.SpoolConfig{Source: server.URL}
+	cfg := storage.SpoolConfig{Sources: []string{server.URL}}
 	spool, err := storage.OpenSpool(dir, cfg)
 	require.NoError(t, err)
 	_, err = spool.Fetch(t.Context(), "whole", server.URL)
@@ -266,7 +266,7 @@ func TestFetchLimitsTheSize(t *testing.T) {
 			}))
 			t.Cleanup(server.Close)
 			dir := t.TempDir()
-			spool, err := storage.OpenSpool(dir, storage.SpoolConfig{Source: server.URL, MaxBytes: 1000})
+			spool, err := storage.OpenSpool(dir, storage.SpoolConfig{Sources: []string{server.URL}, MaxBytes: 1000})
 			require.NoError(t, err)
 			_, err = spool.Fetch(t.Context(), "a", server.URL)
 			incoming, readErr := os.ReadDir(filepath.Join(dir, "incoming"))
@@ -287,15 +287,15 @@ func TestFetchLimitsTheSize(t *testing.T) {
 func TestFetchTakesImagesFromAliyunAndTheServiceAlone(t *testing.T) {
 	t.Parallel()
 	errDialled := errors.New("dialled")
-	open := func(source string) *storage.Spool {
+	open := func(sources ...string) *storage.Spool {
 		spool, err := storage.OpenSpool(t.TempDir(), storage.SpoolConfig{
-			Source:      source,
+			Sources:     sources,
 			DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, errDialled },
 		})
 		require.NoError(t, err)
 		return spool
 	}
-	aliyun, simulator := open("https://dashscope.aliyuncs.com/api/v1"), open("http://127.0.0.1:8766/api/v1")
+	aliyun, simulator := open("https://dashscope.aliyuncs.com/api/v1"), open("http://127.0.0.1:8766/api/v1", "https://dashscope.aliyuncs.com/api/v1", "https://proxy.example.com/api/v1")
 	for url, allowed := range map[string]bool{
 		"https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.png":     true,
 		"https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com:443/a.png": true,
@@ -318,7 +318,7 @@ func TestFetchTakesImagesFromAliyunAndTheServiceAlone(t *testing.T) {
 		"https://x.aliyuncs.com/%zz" + secretQuery:                          false,
 		"": false,
 	} {
-		for _, spool := range []*storage.Spool{aliyun, simulator} {
+		for _, spool := range []*storage.Spool{open(), aliyun, simulator} {
 			_, err := spool.Fetch(t.Context(), "a", url)
 			var failed *storage.FetchError
 			require.ErrorAs(t, err, &failed, url)
@@ -335,6 +335,8 @@ func TestFetchTakesImagesFromAliyunAndTheServiceAlone(t *testing.T) {
 		"http://127.0.0.1/result/a.png":        false,
 		"http://u@127.0.0.1:8766/result/a.png": false,
 		"http://localhost:8766/result/a.png":   false,
+		"https://proxy.example.com/a.png":      true,
+		"http://proxy.example.com/a.png":       false,
 	} {
 		_, err := simulator.Fetch(t.Context(), "a", url)
 		assert.Equal(t, allowed, errors.Is(err, errDialled), url)
@@ -343,11 +345,11 @@ func TestFetchTakesImagesFromAliyunAndTheServiceAlone(t *testing.T) {
 
 func TestSpoolRefusesBadSettings(t *testing.T) {
 	t.Parallel()
-	for _, cfg := range []storage.SpoolConfig{{MaxBytes: -1}, {StallTimeout: -1}, {HeaderTimeout: -1}, {Source: "dashscope"}, {Source: "http://u:p@h"}} {
+	for _, cfg := range []storage.SpoolConfig{{MaxBytes: -1}, {StallTimeout: -1}, {HeaderTimeout: -1}, {Sources: []string{"http://h", "dashscope"}}, {Sources: []string{"http://u:p@h"}}, {Sources: []string{""}}} {
 		_, err := storage.OpenSpool(t.TempDir(), cfg)
 		assert.Error(t, err, "%+v", cfg)
 	}
-	spool := openSpool(t, "")
+	spool := openSpool(t)
 	for _, name := range []string{"", ".", "..", "a/b", `a\b`, strings.Repeat("a", 201), "ä"} {
 		_, err := spool.Fetch(t.Context(), name, "https://x.aliyuncs.com/a.png")
 		require.ErrorContains(t, err, "must match", name)
@@ -361,7 +363,7 @@ func TestFetchGivesUpOnAStall(t *testing.T) {
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
 		content := pngOf(100_000, 1)
-		spool, err := storage.OpenSpool(dir, storage.SpoolConfig{Source: "http://simulator", Transport: trickle{content, 9, 20 * time.Second}})
+		spool, err := storage.OpenSpool(dir, storage.SpoolConfig{Sources: []string{"http://simulator"}, Transport: trickle{content, 9, 20 * time.Second}})
 		require.NoError(t, err)
 		start := time.Now()
 		_, err = spool.Fetch(t.Context(), "a", "http://simulator/a.png"+secretQuery)

@@ -35,10 +35,10 @@ func pngOf(dataBytes int, seed uint64) []byte {
 	return append(b, chunk("IEND", nil)...)
 }
 
-// openSpool opens a spool that takes images from source too.
-func openSpool(tb testing.TB, source string) *storage.Spool {
+// openSpool opens a spool that takes images from sources too.
+func openSpool(tb testing.TB, sources ...string) *storage.Spool {
 	tb.Helper()
-	spool, err := storage.OpenSpool(tb.TempDir(), storage.SpoolConfig{Source: source})
+	spool, err := storage.OpenSpool(tb.TempDir(), storage.SpoolConfig{Sources: sources})
 	require.NoError(tb, err)
 	return spool
 }
@@ -46,7 +46,7 @@ func openSpool(tb testing.TB, source string) *storage.Spool {
 // newSpool opens a spool that gets its images from transport.
 func newSpool(tb testing.TB, transport http.RoundTripper) (*storage.Spool, error) {
 	tb.Helper()
-	return storage.OpenSpool(tb.TempDir(), storage.SpoolConfig{Source: "http://simulator", Transport: transport})
+	return storage.OpenSpool(tb.TempDir(), storage.SpoolConfig{Sources: []string{"http://simulator"}, Transport: transport})
 }
 
 // proven is content as a proven file.

@@ -29,10 +29,10 @@ const keepFactor = 8
 
 // SpoolConfig configures a [Spool]. Its zero value fetches from Aliyun alone.
 type SpoolConfig struct {
-	// Source is the service's base URL. If it is not Aliyun's, images are also
-	// taken from exactly its scheme, host and port, as from a simulator. https
-	// on *.aliyuncs.com, port 443, is always allowed.
-	Source string
+	// Sources are the base URLs of the accounts' services. Of each that is not
+	// Aliyun's, images are also taken from exactly its scheme, host and port, as
+	// from a simulator. https on *.aliyuncs.com, port 443, is always allowed.
+	Sources []string
 	// DialContext opens connections; nil is net.Dialer's, by way of
 	// the environment's proxy if it names one: the client of the service uses it
 	// too, and what is paid for must be reachable.
@@ -57,7 +57,7 @@ type SpoolConfig struct {
 type Spool struct {
 	dir      string
 	client   *http.Client
-	source   *url.URL // nil if only Aliyun is allowed
+	sources  []*url.URL // allowed beside Aliyun
 	maxBytes int64
 	stall    time.Duration
 	log      *slog.Logger
@@ -93,13 +93,13 @@ func OpenSpool(dir string, cfg SpoolConfig) (*Spool, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Source != "" {
-		u, err := url.Parse(cfg.Source)
+	for i, source := range cfg.Sources {
+		u, err := url.Parse(source)
 		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil {
-			return nil, errors.New("spool: Source must be a URL such as https://dashscope.aliyuncs.com/api/v1, without credentials")
+			return nil, fmt.Errorf("spool: Sources[%d] must be a URL such as https://dashscope.aliyuncs.com/api/v1, without credentials", i)
 		}
 		if !inDomain(u.Hostname(), aliyunDomain) {
-			s.source = u
+			s.sources = append(s.sources, u)
 		}
 	}
 	s.client = &http.Client{

@@ -140,7 +140,7 @@ func (s *stack) config(data *worker.DataDir) worker.Config {
 	client, err := dashscope.New(dashscope.Config{BaseURL: base, APIKey: "sk-test", DialContext: dial})
 	require.NoError(s.t, err)
 	s.t.Cleanup(client.CloseIdleConnections)
-	spool, err := storage.OpenSpool(data.SpoolPath(), storage.SpoolConfig{Source: base, DialContext: dial})
+	spool, err := storage.OpenSpool(data.SpoolPath(), storage.SpoolConfig{Sources: []string{base}, DialContext: dial})
 	require.NoError(s.t, err)
 	return worker.Config{
 		Redis: s.redis, DashScope: client, Bucket: s.bucket, Spool: spool, DataDir: data,

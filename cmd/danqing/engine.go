@@ -88,7 +88,7 @@ func (e *engine) open(simulate bool) error {
 		return err
 	}
 	spool, err := storage.OpenSpool(dir.SpoolPath(), storage.SpoolConfig{
-		Source: client.BaseURL().String(), DialContext: remote.DialContext, Logger: e.log,
+		Sources: []string{client.BaseURL().String()}, DialContext: remote.DialContext, Logger: e.log,
 	})
 	if err != nil {
 		return err
