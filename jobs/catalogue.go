@@ -2,9 +2,8 @@ package jobs
 
 import (
 	"fmt"
-	"regexp"
+	"maps"
 	"slices"
-	"strconv"
 	"strings"
 )
 
@@ -15,21 +14,29 @@ const DefaultModel = "wanx-v1"
 // the V2 models).
 const maxSeed = 2147483647
 
-// RegionBeijing is the region behind dashscope.aliyuncs.com, spelt as in the
-// service's host names.
-const RegionBeijing = "cn-beijing"
+// Regions of the service, spelt as in its host names.
+const (
+	// RegionBeijing is behind dashscope.aliyuncs.com.
+	RegionBeijing = "cn-beijing"
+	// RegionSingapore is behind dashscope-intl.aliyuncs.com.
+	RegionSingapore = "ap-southeast-1"
+)
 
 // Model is one entry of the catalogue: what a model takes, what it costs and
 // how fast it may be asked. It is data; Sources says where each fact is from.
 type Model struct {
-	// Name is the model as the service spells it.
+	// Name is the model as the service spells it in Beijing, and as it is called
+	// here everywhere: in requests, queues, records and sidecars.
 	Name string
+	// RegionalNames are other spellings, by region. See [Model.NameIn].
+	RegionalNames map[string]string
 	// PromptRunes and NegativePromptRunes are the characters (runes) that the
 	// most cautious page promises to read; the service cuts the rest off
 	// silently. A longer text is warned about, never refused or cut.
 	PromptRunes, NegativePromptRunes int
-	// PromptRunesNewer is what a later page says instead; 0 if none does.
-	PromptRunesNewer int
+	// PromptRunesElsewhere is what another page or revision says instead; 0 if
+	// none does.
+	PromptRunesElsewhere int
 	// Styles are the values of style, the default first. Empty: the model has
 	// no style.
 	Styles []Style
@@ -43,6 +50,12 @@ type Model struct {
 	// RefModes are the values of ref_mode, the default first. Empty: the model
 	// takes no reference image.
 	RefModes []string
+	// PromptExtend is whether the model has prompt_extend: a language model
+	// rewrites the prompt first, which takes 3 to 4 s. Its default is true.
+	PromptExtend bool
+	// Watermark is whether the model has watermark, at the bottom right of the
+	// image. Its default is false.
+	Watermark bool
 	// Prices are in micro-yuan an image, by region. The model exists in these
 	// regions and no other. Only images that were made are charged.
 	Prices map[string]int64
@@ -63,72 +76,6 @@ type Style struct {
 	Names []string
 }
 
-// Sizes is the rule that a model's sizes follow: a list, or bounds. A zero
-// bound does not bind.
-type Sizes struct {
-	// Default is the size of a request that names none, as in 1024*1024.
-	Default string
-	// List holds all sizes there are; if it is not empty, the bounds are unused.
-	List []string
-	// MinSide and MaxSide bound width and height, in pixels.
-	MinSide, MaxSide int
-	// MinPixels and MaxPixels bound width times height.
-	MinPixels, MaxPixels int
-	// MaxRatio bounds the longer side divided by the shorter.
-	MaxRatio int
-}
-
-// Models returns the catalogue, in the order in which it should be shown. The
-// caller may change what it gets.
-func Models() []Model {
-	const (
-		seedPage  = "wanx-v1 help page (model table, key parameters)"
-		reference = "wanx-v1 API reference, help.aliyun.com/zh/model-studio/text-to-image-api-reference"
-	)
-	return []Model{{
-		Name:                "wanx-v1",
-		PromptRunes:         500,
-		PromptRunesNewer:    800,
-		NegativePromptRunes: 500,
-		Styles: []Style{
-			{"<auto>", []string{"默认", "自动"}},
-			{"<photography>", []string{"摄影"}},
-			{"<portrait>", []string{"人像写真", "人像"}},
-			{"<3d cartoon>", []string{"3D卡通"}},
-			{"<anime>", []string{"动画", "动漫"}},
-			{"<oil painting>", []string{"油画"}},
-			{"<watercolor>", []string{"水彩", "水彩画"}},
-			{"<sketch>", []string{"素描"}},
-			{"<chinese painting>", []string{"中国画", "国画"}},
-			{"<flat illustration>", []string{"扁平插画"}},
-		},
-		Sizes: Sizes{
-			Default: "1024*1024",
-			List:    []string{"1024*1024", "720*1280", "768*1152", "1280*720"},
-		},
-		MaxImages:        4,
-		MaxSeed:          maxSeed,
-		RefModes:         []string{"repaint", "refonly"},
-		Prices:           map[string]int64{RegionBeijing: 160_000},
-		SubmitsPerSecond: 2,
-		Concurrency:      1,
-		Sources: map[string]string{
-			"Name":                seedPage,
-			"PromptRunes":         seedPage,
-			"PromptRunesNewer":    reference,
-			"NegativePromptRunes": seedPage + "; the API reference agrees",
-			"Styles":              seedPage + ", with the Chinese names; 默认, 自动, 人像, 动漫, 水彩画 and 国画 are ours",
-			"Sizes":               reference + "; the FAILED example of the same page leaves out 768*1152",
-			"MaxImages":           reference,
-			"MaxSeed":             reference,
-			"RefModes":            seedPage,
-			"Prices":              seedPage + "; help.aliyun.com/zh/model-studio/model-pricing lists Beijing only",
-			"SubmitsPerSecond":    seedPage + "; help.aliyun.com/zh/model-studio/rate-limit agrees",
-			"Concurrency":         seedPage + "; help.aliyun.com/zh/model-studio/rate-limit agrees",
-		},
-	}}
-}
-
 // LookupModel returns the catalogue's entry of that exact name; "" is
 // [DefaultModel]. The error is a [FieldError] that lists the models there are.
 func LookupModel(name string) (Model, error) {
@@ -143,16 +90,74 @@ func LookupModel(name string) (Model, error) {
 		names = append(names, m.Name)
 	}
 	e := FieldError{Field: "model", Value: show(name), Allowed: strings.Join(names, ", ")}
-	if near := nearest(strings.ToLower(name), names); near != "" {
+	if here := modelName(name); here != name {
+		e.Remedy = fmt.Sprintf("a region's spelling: it is %q here", here)
+	} else if near := nearest(strings.ToLower(name), names); near != "" {
 		e.Remedy = fmt.Sprintf("did you mean %q?", near)
 	}
 	return Model{}, e
+}
+
+// modelName returns the catalogue's name of a model that is spelt as in one of
+// its regions; any other name as it is.
+func modelName(name string) string {
+	for _, m := range Models() {
+		for _, regional := range m.RegionalNames {
+			if regional == name {
+				return m.Name
+			}
+		}
+	}
+	return name
 }
 
 // Cost is the price of so many images in micro-yuan (1 yuan is 1,000,000), in
 // Beijing, without regard to a free quota.
 func (m Model) Cost(images int) int64 {
 	return int64(images) * m.Prices[RegionBeijing]
+}
+
+// CostIn is the price of so many images in micro-yuan (1 yuan is 1,000,000) in a
+// region, without regard to a free quota. sold is false, and the price 0, where
+// the model does not exist.
+func (m Model) CostIn(region string, images int) (microYuan int64, sold bool) {
+	price, sold := m.Prices[region]
+	return int64(images) * price, sold
+}
+
+// NameIn is the model as the service spells it in a region: what goes on the
+// wire and comes back in lists. sold is false where the model does not exist.
+func (m Model) NameIn(region string) (name string, sold bool) {
+	if _, sold = m.Prices[region]; !sold {
+		return "", false
+	}
+	if regional := m.RegionalNames[region]; regional != "" {
+		return regional, true
+	}
+	return m.Name, true
+}
+
+// CheckRegion says whether the model exists in a region. The error is a
+// [FieldError] that lists the models of that region, and where this one is.
+func (m Model) CheckRegion(region string) error {
+	if _, sold := m.Prices[region]; sold {
+		return nil
+	}
+	var there []string
+	for _, other := range Models() {
+		if _, sold := other.Prices[region]; sold {
+			there = append(there, other.Name)
+		}
+	}
+	e := FieldError{
+		Field: "model", Value: show(m.Name),
+		Allowed: fmt.Sprintf("in %s only %s", region, strings.Join(there, ", ")),
+		Remedy:  fmt.Sprintf("%s exists in %s: set DASHSCOPE_HTTP_BASE_URL to a host there", m.Name, strings.Join(slices.Sorted(maps.Keys(m.Prices)), ", ")),
+	}
+	if len(there) == 0 {
+		e.Allowed = "none: no model of this endpoint is known to exist in " + region
+	}
+	return e
 }
 
 // style returns the service's spelling of a style; as given, and false, if the
@@ -200,60 +205,4 @@ func (m Model) styles() string {
 		}
 	}
 	return b.String()
-}
-
-// sizePattern reads 1024*1024 and the ways in which people write it.
-var sizePattern = regexp.MustCompile(`^\s*([0-9]{1,6})\s*[*xX×＊ｘ✕]\s*([0-9]{1,6})\s*$`)
-
-// parseSize reads a size; ok is false if it is none.
-func parseSize(s string) (width, height int, ok bool) {
-	match := sizePattern.FindStringSubmatch(s)
-	if match == nil {
-		return 0, 0, false
-	}
-	width, _ = strconv.Atoi(match[1]) // the pattern bounds it
-	height, _ = strconv.Atoi(match[2])
-	return width, height, true
-}
-
-// canonicalSize spells a size as the service does; what is none stays as it is.
-func canonicalSize(s string) string {
-	width, height, ok := parseSize(s)
-	if !ok {
-		return s
-	}
-	return fmt.Sprintf("%d*%d", width, height)
-}
-
-// Allows reports whether a size, spelt as in 1024*1024, follows the rule.
-func (s Sizes) Allows(size string) bool {
-	if len(s.List) > 0 {
-		return slices.Contains(s.List, size)
-	}
-	w, h, ok := parseSize(size)
-	if !ok || w == 0 || h == 0 {
-		return false
-	}
-	within := func(v, low, high int) bool { return v >= low && (high == 0 || v <= high) }
-	return within(w, s.MinSide, s.MaxSide) && within(h, s.MinSide, s.MaxSide) &&
-		within(w*h, s.MinPixels, s.MaxPixels) &&
-		(s.MaxRatio == 0 || max(w, h) <= s.MaxRatio*min(w, h))
-}
-
-// String says what is allowed, for a person.
-func (s Sizes) String() string {
-	if len(s.List) > 0 {
-		return strings.Join(s.List, ", ")
-	}
-	rules := []string{"width*height"}
-	if s.MaxSide > 0 {
-		rules = append(rules, fmt.Sprintf("each side %d to %d", s.MinSide, s.MaxSide))
-	}
-	if s.MaxPixels > 0 {
-		rules = append(rules, fmt.Sprintf("%d to %d pixels in all", s.MinPixels, s.MaxPixels))
-	}
-	if s.MaxRatio > 0 {
-		rules = append(rules, fmt.Sprintf("at most %d:1 either way", s.MaxRatio))
-	}
-	return strings.Join(rules, ", ")
 }

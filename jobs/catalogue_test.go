@@ -52,6 +52,8 @@ func TestStyleNamesAreUnambiguous(t *testing.T) {
 	}
 }
 
+const modelsAllowed = "wanx-v1, wanx2.0-t2i-turbo, wanx2.1-t2i-turbo, wanx2.1-t2i-plus, wan2.2-t2i-flash, wan2.2-t2i-plus, wan2.5-t2i-preview, qwen-image, qwen-image-plus"
+
 func TestLookupModel(t *testing.T) {
 	t.Parallel()
 	m, err := LookupModel("")
@@ -60,9 +62,13 @@ func TestLookupModel(t *testing.T) {
 	assert.EqualValues(t, 640_000, m.Cost(4), "0.16 yuan an image")
 
 	_, err = LookupModel("Wanx-v2")
-	assert.EqualError(t, err, `model: "Wanx-v2"; allowed: wanx-v1; did you mean "wanx-v1"?`)
+	assert.EqualError(t, err, `model: "Wanx-v2"; allowed: `+modelsAllowed+`; did you mean "wanx-v1"?`)
 	_, err = LookupModel("stable-diffusion-xl")
-	assert.EqualError(t, err, `model: "stable-diffusion-xl"; allowed: wanx-v1`)
+	assert.EqualError(t, err, `model: "stable-diffusion-xl"; allowed: `+modelsAllowed)
+	_, err = LookupModel("qwen-image-pluss")
+	assert.ErrorContains(t, err, `did you mean "qwen-image-plus"?`)
+	_, err = LookupModel("wan2.1-t2i-plus")
+	assert.EqualError(t, err, `model: "wan2.1-t2i-plus"; allowed: `+modelsAllowed+`; a region's spelling: it is "wanx2.1-t2i-plus" here`)
 }
 
 // The catalogue's callers may do with it what they like.

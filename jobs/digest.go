@@ -60,6 +60,12 @@ func (r Request) digestBytes() []byte {
 		add("ref_strength", strconv.FormatFloat(*r.RefStrength, 'f', -1, 64))
 	}
 	add("ref_mode", r.RefMode)
+	if r.PromptExtend != nil {
+		add("prompt_extend", strconv.FormatBool(*r.PromptExtend))
+	}
+	if r.Watermark != nil {
+		add("watermark", strconv.FormatBool(*r.Watermark))
+	}
 	return b
 }
 

@@ -25,7 +25,7 @@ type Request struct {
 	Prompt string `json:"prompt"`
 	// NegativePrompt says what must not be seen.
 	NegativePrompt string `json:"negative_prompt,omitempty"`
-	// Style is a value of the model's, with or without angle brackets, or its
+	// Style is a value of the model's, if it has styles, with or without angle brackets, or its
 	// Chinese name; empty is the model's default.
 	Style string `json:"style,omitempty"`
 	// Size is width*height in pixels; x and × are read too. Empty is the
@@ -46,6 +46,14 @@ type Request struct {
 	// RefMode is "repaint" (keep the content; the default) or "refonly" (keep
 	// the style).
 	RefMode string `json:"ref_mode,omitempty"`
+	// PromptExtend lets a language model of the service rewrite the prompt
+	// first; for models that have it. Nil is the service's default, true, which
+	// [Request.Normalize] writes out; what became of the prompt comes back as
+	// actual_prompt.
+	PromptExtend *bool `json:"prompt_extend,omitempty"`
+	// Watermark puts the service's mark at the bottom right; for models that
+	// have it. Nil is false, which [Request.Normalize] writes out.
+	Watermark *bool `json:"watermark,omitempty"`
 	// Priority is "critical", "default" or "bulk"; empty is "default".
 	Priority string `json:"priority,omitempty"`
 	// Labels are the producer's own: at most 16, names of 1 to 64 characters,
@@ -71,6 +79,7 @@ func shapingNames() []string {
 	return []string{
 		"prompt", "negative_prompt", "style", "size", "n", "seed",
 		"ref_img", "ref_image", "sketch_image_url", "ref_strength", "ref_mode",
+		"prompt_extend", "watermark",
 	}
 }
 
@@ -166,6 +175,8 @@ func decodeRequest(data []byte, names []string) (Request, []FieldError) {
 		RefImg:         d.reference(),
 		RefStrength:    d.number("ref_strength"),
 		RefMode:        d.text("ref_mode"),
+		PromptExtend:   d.flag("prompt_extend"),
+		Watermark:      d.flag("watermark"),
 		Priority:       d.text("priority"),
 		Labels:         d.labels(),
 		RedoOf:         d.text("redo_of"),
@@ -302,6 +313,19 @@ func (d *decoder) id() string {
 		return string(g.value)
 	}
 	return d.text("id")
+}
+
+func (d *decoder) flag(name string) *bool {
+	g, ok := d.given[name]
+	if !ok {
+		return nil
+	}
+	var b bool
+	if json.Unmarshal(g.value, &b) != nil {
+		d.problem(g.path, g.value, "true or false without quotes", "")
+		return nil
+	}
+	return &b
 }
 
 func (d *decoder) number(name string) *float64 {

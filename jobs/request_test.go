@@ -16,12 +16,16 @@ func TestRequestUnmarshal(t *testing.T) {
 		want Request
 	}{
 		"flat": {
-			`{"id":"a","model":"wanx-v1","prompt":"p","negative_prompt":"q","style":"<anime>","size":"1024*1024","n":2,"seed":7,"ref_img":"u","ref_strength":0.5,"ref_mode":"refonly","priority":"bulk","labels":{"sku":"A-17"},"redo_of":"b","batch":"c","line_id":"d"}`,
-			Request{"a", "wanx-v1", "p", "q", "<anime>", "1024*1024", 2, new(int64(7)), "u", new(0.5), "refonly", "bulk", map[string]string{"sku": "A-17"}, "b", "c", "d"},
+			`{"id":"a","model":"wanx-v1","prompt":"p","negative_prompt":"q","style":"<anime>","size":"1024*1024","n":2,"seed":7,"ref_img":"u","ref_strength":0.5,"ref_mode":"refonly","prompt_extend":false,"watermark":true,"priority":"bulk","labels":{"sku":"A-17"},"redo_of":"b","batch":"c","line_id":"d"}`,
+			Request{"a", "wanx-v1", "p", "q", "<anime>", "1024*1024", 2, new(int64(7)), "u", new(0.5), "refonly", new(false), new(true), "bulk", map[string]string{"sku": "A-17"}, "b", "c", "d"},
 		},
 		"DashScope's own body": {
 			`{"model":"wanx-v1","input":{"prompt":"p","ref_image":"u"},"parameters":{"style":"<auto>","n":1,"ref_strength":0.0}}`,
 			Request{Model: "wanx-v1", Prompt: "p", RefImg: "u", Style: "<auto>", N: 1, RefStrength: new(0.0)},
+		},
+		"DashScope's own body, V2": {
+			`{"model":"wan2.2-t2i-flash","input":{"prompt":"p"},"parameters":{"prompt_extend":false,"watermark":true}}`,
+			Request{Model: "wan2.2-t2i-flash", Prompt: "p", PromptExtend: new(false), Watermark: new(true)},
 		},
 		"the Java SDK's body": {
 			`{"input":{"prompt":"p","negative_prompt":"q"},"parameters":{"negative_prompt":"q"}}`,
@@ -30,7 +34,7 @@ func TestRequestUnmarshal(t *testing.T) {
 		"ours beside DashScope's":      {`{"id":"a","priority":"bulk","input":{"prompt":"p"}}`, Request{ID: "a", Priority: "bulk", Prompt: "p"}},
 		"the producer's own columns":   {`{"prompt":"p","sku":"A-17","site":"x","no":3,"remark":{"n":1,"n":2},"match":1}`, Request{Prompt: "p"}},
 		"a results line":               {`{"prompt":"p","danqing":{"prompt":"q","id":"x"}}`, Request{Prompt: "p"}},
-		"nulls":                        {`{"id":null,"prompt":"p","n":null,"seed":null,"labels":null,"input":null,"ref_strength":null}`, Request{Prompt: "p"}},
+		"nulls":                        {`{"id":null,"prompt":"p","n":null,"seed":null,"labels":null,"input":null,"ref_strength":null,"prompt_extend":null,"watermark":null}`, Request{Prompt: "p"}},
 		"whole numbers in other forms": {`{"prompt":"p","n":2.0,"seed":1e3}`, Request{Prompt: "p", N: 2, Seed: new(int64(1000))}},
 		"an ID that is a number":       {`{"id":17,"prompt":"p"}`, Request{ID: "17", Prompt: "p"}},
 		"ref_image":                    {`{"prompt":"p","ref_image":"u"}`, Request{Prompt: "p", RefImg: "u"}},
@@ -60,6 +64,8 @@ func TestRequestUnmarshalErrors(t *testing.T) {
 		"beyond float64":        {`{"prompt":"p","ref_strength":1e400}`, `ref_strength: 1e400; allowed: a number without quotes`},
 		"number for a text":     {`{"prompt":12}`, `prompt: 12; allowed: text in quotes`},
 		"broken ID":             {`{"id":1.5,"prompt":"p"}`, `id: 1.5; allowed: text in quotes`},
+		"text for a switch":     {`{"prompt":"p","watermark":"false"}`, `watermark: "false"; allowed: true or false without quotes`},
+		"number for a switch":   {`{"prompt":"p","parameters":{"prompt_extend":0}}`, `parameters.prompt_extend: 0; allowed: true or false without quotes`},
 		"inside parameters":     {`{"input":{"prompt":"p"},"parameters":{"n":true}}`, `parameters.n: true; allowed: a whole number without quotes`},
 		"all at once":           {`{"prompt":1,"size":2}`, `prompt: 1; allowed: text in quotes | size: 2; allowed: text in quotes`},
 		"no object":             {`["p"]`, `request: ["p"]; allowed: a JSON object, as in {"prompt": "…"}`},
@@ -76,7 +82,7 @@ func TestRequestUnmarshalErrors(t *testing.T) {
 		"slip":                  {`{"promt":"p"}`, `promt: "p"; did you mean "prompt"? (a column of your own needs another name)`},
 		"slip in capitals":      {`{"prompt":"p","NegativePrompt":"q"}`, `NegativePrompt: "q"; did you mean "negative_prompt"? (a column of your own needs another name)`},
 		"slip in parameters":    {`{"prompt":"p","parameters":{"stlye":"a"}}`, `parameters.stlye: "a"; did you mean "style"?`}, //nolint:misspell // slips are what is tested
-		"unknown parameter":     {`{"prompt":"p","parameters":{"watermark":false}}`, `parameters.watermark: false; allowed: here only prompt, negative_prompt, style, size, n, seed, ref_img, ref_image, sketch_image_url, ref_strength, ref_mode`},
+		"unknown parameter":     {`{"prompt":"p","parameters":{"quality":"hd"}}`, `parameters.quality: "hd"; allowed: here only prompt, negative_prompt, style, size, n, seed, ref_img, ref_image, sketch_image_url, ref_strength, ref_mode, prompt_extend, watermark`},
 		"half an emoji":         {`{"prompt":"cat \ud83d"}`, `request: \ud83d; allowed: whole characters; this is half of one: a text was cut within an emoji`},
 		"half an emoji, middle": {`{"prompt":"\ude00\ud83d"}`, `request: \ude00; allowed: whole characters; this is half of one: a text was cut within an emoji`},
 		"secrets in a slip":     {`{"prompt":"p","ref_imgs":"https://u:hunter2@h/a.png?Signature=hunter2"}`, `ref_imgs: "https://…@h/a.png?…"; did you mean "ref_img"? (a column of your own needs another name)`},
@@ -110,9 +116,10 @@ func TestSlips(t *testing.T) {
 		"stlye": "style", "styl": "style", "szie": "size", "sizes": "size", "sed": "seed", "seeds": "seed", //nolint:misspell // slips are what is tested
 		"ID": "id", "N": "n", "refImg": "ref_img", "ref_imge": "ref_img", "ref_strenght": "ref_strength", //nolint:misspell // slips are what is tested
 		"lables": "labels", "prioritiy": "priority", "modell": "model", "parameter": "parameters", "redoOf": "redo_of",
+		"promptExtend": "prompt_extend", "prompt_extended": "prompt_extend", "waterMark": "watermark", "watermarks": "watermark",
 
 		"site": "", "side": "", "need": "", "no": "", "sku": "", "idx": "", "note": "", "name": "", "title": "",
-		"image": "", "url": "", "file": "", "category": "", "标题": "", "": "", strings.Repeat("seed", 1<<18): "", "type": "", "text": "", "time": "",
+		"image": "", "url": "", "file": "", "category": "", "标题": "", "": "", strings.Repeat("seed", 1<<18): "", "type": "", "text": "", "time": "", "bookmark": "", "mark": "",
 	} {
 		assert.Equal(t, want, mistaken(name, topNames()), "%q", name)
 	}

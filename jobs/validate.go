@@ -126,7 +126,7 @@ func priorities() []string {
 // it checks nothing.
 func (r Request) canonical() Request {
 	tidy := func(s string) string { return strings.ToLower(strings.TrimSpace(s)) }
-	r.Model = strings.TrimSpace(r.Model)
+	r.Model = modelName(strings.TrimSpace(r.Model))
 	if r.Model == "" {
 		r.Model = DefaultModel
 	}
@@ -156,6 +156,12 @@ func (r Request) canonical() Request {
 	if r.RefImg != "" && r.RefMode == "" && len(m.RefModes) > 0 {
 		r.RefMode = m.RefModes[0]
 	}
+	if m.PromptExtend && r.PromptExtend == nil {
+		r.PromptExtend = new(true)
+	}
+	if m.Watermark && r.Watermark == nil {
+		r.Watermark = new(false)
+	}
 	return r
 }
 
@@ -181,7 +187,7 @@ func (c *checks) addError(field string, err error) {
 }
 
 func (c *checks) texts(r Request, m Model) {
-	c.text("prompt", r.Prompt, m.PromptRunes, m.PromptRunesNewer)
+	c.text("prompt", r.Prompt, m.PromptRunes, m.PromptRunesElsewhere)
 	if strings.TrimSpace(r.Prompt) == "" {
 		value := "missing"
 		if r.Prompt != "" {
@@ -193,7 +199,7 @@ func (c *checks) texts(r Request, m Model) {
 }
 
 // text checks a prompt. limit 0 is none.
-func (c *checks) text(field, value string, limit, newer int) {
+func (c *checks) text(field, value string, limit, elsewhere int) {
 	c.require(utf8.ValidString(value), field, show(value), "UTF-8", "")
 	c.require(!strings.ContainsRune(value, 0), field, show(value), "text without NUL characters", "")
 	runes := utf8.RuneCountInString(value)
@@ -201,8 +207,8 @@ func (c *checks) text(field, value string, limit, newer int) {
 		return
 	}
 	warning := fmt.Sprintf("%s has %d characters and is sent whole, but the service reads %d and drops the rest", field, runes, limit)
-	if newer > 0 {
-		warning += fmt.Sprintf(" (newer pages say %d)", newer)
+	if elsewhere > 0 {
+		warning += fmt.Sprintf(" (another page says %d)", elsewhere)
 	}
 	c.warnings = append(c.warnings, warning)
 }
@@ -215,9 +221,15 @@ func (c *checks) shape(r Request, m Model) {
 		}
 		c.require(false, "style", show(r.Style), allowed, "")
 	}
-	c.require(m.Sizes.Allows(r.Size), "size", show(r.Size), m.Sizes.String(), "")
+	c.flag("prompt_extend", r.PromptExtend, m.PromptExtend, m.Name)
+	c.flag("watermark", r.Watermark, m.Watermark, m.Name)
+	c.require(m.Sizes.Allows(r.Size), "size", show(r.Size), m.Sizes.String(), m.Sizes.remedy(r.Size))
 	inRange := r.N >= 1 && r.N <= m.MaxImages
-	c.require(inRange, "n", strconv.Itoa(r.N), fmt.Sprintf("1 to %d", m.MaxImages), "")
+	if m.MaxImages == 1 {
+		c.require(inRange, "n", strconv.Itoa(r.N), "1", m.Name+" makes one image a request: ask again under another id for another one")
+	} else {
+		c.require(inRange, "n", strconv.Itoa(r.N), fmt.Sprintf("1 to %d", m.MaxImages), "")
+	}
 	if r.Seed == nil {
 		return
 	}
@@ -230,7 +242,18 @@ func (c *checks) shape(r Request, m Model) {
 	c.require(*r.Seed >= 0 && *r.Seed <= last, "seed", strconv.FormatInt(*r.Seed, 10), fmt.Sprintf("0 to %d", last), remedy)
 }
 
+// flag refuses a switch that the model does not have, off or on.
+func (c *checks) flag(field string, value *bool, has bool, model string) {
+	if value != nil && !has {
+		c.require(false, field, strconv.FormatBool(*value), "none: "+model+" has no "+field, "leave it out")
+	}
+}
+
 func (c *checks) reference(r Request, m Model) {
+	if len(m.RefModes) == 0 {
+		c.noReference(r, m)
+		return
+	}
 	if r.RefStrength != nil {
 		v := *r.RefStrength
 		value := strconv.FormatFloat(v, 'g', -1, 64)
@@ -244,15 +267,34 @@ func (c *checks) reference(r Request, m Model) {
 	if r.RefImg == "" {
 		return
 	}
-	if len(m.RefModes) == 0 {
-		c.require(false, "ref_img", showURL(r.RefImg), "none: "+m.Name+" takes no reference image", "")
-		return
-	}
 	if stagedPattern.MatchString(r.RefImg) {
 		return
 	}
 	allowed, remedy := checkURL(r.RefImg)
 	c.require(allowed == "", "ref_img", showURL(r.RefImg), allowed, remedy)
+}
+
+// noReference refuses all about a reference for a model that takes none.
+func (c *checks) noReference(r Request, m Model) {
+	allowed := "none: " + m.Name + " takes no reference image"
+	if r.RefImg != "" {
+		c.require(false, "ref_img", showURL(r.RefImg), allowed, "leave it out, or name a model that takes one: "+strings.Join(referenceModels(), ", "))
+	}
+	if r.RefStrength != nil {
+		c.require(false, "ref_strength", strconv.FormatFloat(*r.RefStrength, 'g', -1, 64), allowed, "")
+	}
+	c.require(r.RefMode == "", "ref_mode", show(r.RefMode), allowed, "")
+}
+
+// referenceModels names the models that take a reference image.
+func referenceModels() []string {
+	var names []string
+	for _, m := range Models() {
+		if len(m.RefModes) > 0 {
+			names = append(names, m.Name)
+		}
+	}
+	return names
 }
 
 // checkURL says what would be allowed instead of a reference's URL, and what to

@@ -74,7 +74,7 @@ func TestNormalizeErrors(t *testing.T) {
 		"blank prompt":  {Request{Prompt: " \u3000"}, `prompt: " \u3000"; allowed: a text that says what to paint`},
 		"no UTF-8":      {Request{Prompt: "\xc3\xa8\xd7"}, `prompt: "è\xd7"; allowed: UTF-8`},
 		"NUL":           {Request{Prompt: "a", NegativePrompt: "b\x00"}, `negative_prompt: "b\x00"; allowed: text without NUL characters`},
-		"model":         {Request{Prompt: "a", Model: "wanx-v2"}, `model: "wanx-v2"; allowed: wanx-v1; did you mean "wanx-v1"?`},
+		"model":         {Request{Prompt: "a", Model: "wanx-v2"}, `model: "wanx-v2"; allowed: ` + modelsAllowed + `; did you mean "wanx-v1"?`},
 		"style":         {Request{Prompt: "a", Style: "cubism"}, `style: "cubism"; allowed: <auto> (默认), <photography> (摄影), <portrait> (人像写真), <3d cartoon> (3D卡通), <anime> (动画), <oil painting> (油画), <watercolor> (水彩), <sketch> (素描), <chinese painting> (中国画), <flat illustration> (扁平插画)`},
 		"size":          {Request{Prompt: "a", Size: "1000*1000"}, `size: "1000*1000"; allowed: ` + sizeAllowed},
 		"no size":       {Request{Prompt: "a", Size: "big"}, `size: "big"; allowed: ` + sizeAllowed},
@@ -161,7 +161,7 @@ func TestNormalizeWarnsOfLongPrompts(t *testing.T) {
 	assert.Equal(t, long, r.Prompt)
 	assert.Equal(t, long, r.NegativePrompt)
 	assert.Equal(t, []string{
-		"prompt has 501 characters and is sent whole, but the service reads 500 and drops the rest (newer pages say 800)",
+		"prompt has 501 characters and is sent whole, but the service reads 500 and drops the rest (another page says 800)",
 		"negative_prompt has 501 characters and is sent whole, but the service reads 500 and drops the rest",
 	}, warnings)
 }

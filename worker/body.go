@@ -14,18 +14,25 @@ import (
 // createBody translates the request, uploading a staged reference image to
 // DashScope's temporary store. A nil body means that it waited or ended the job.
 func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Request) (*dashscope.CreateRequest, error) {
+	region := l.cfg.DashScope.Region()
+	model, sold := l.model.NameIn(region)
+	if !sold {
+		// The service would say that it does not know the model.
+		return nil, l.fail(ctx, rec, "ModelNotInRegion", l.model.CheckRegion(region).Error())
+	}
 	body := &dashscope.CreateRequest{
-		Model: req.Model,
+		Model: model,
 		Input: dashscope.Input{Prompt: req.Prompt, NegativePrompt: req.NegativePrompt, RefImg: req.RefImg},
 		Parameters: dashscope.Parameters{
 			Style: req.Style, Size: req.Size, N: &req.N, Seed: req.Seed, RefStrength: req.RefStrength, RefMode: req.RefMode,
+			PromptExtend: req.PromptExtend, Watermark: req.Watermark,
 		},
 	}
 	sum, staged := strings.CutPrefix(req.RefImg, jobs.StagedPrefix)
 	if !staged {
 		return body, nil
 	}
-	name, err := l.uploadReference(ctx, req.Model, sum)
+	name, err := l.uploadReference(ctx, model, sum)
 	var refused *dashscope.Error
 	switch {
 	case err == nil:

@@ -66,15 +66,19 @@ type Input struct {
 	SketchImageURL string `json:"sketch_image_url,omitempty"`
 }
 
-// Parameters shape the image. An absent N means 4 to the service, at four times
-// the price of one image.
+// Parameters shape the image; each model has some of them (text-to-image API
+// references). An absent N means 4 to all models but Qwen-Image's, at four times
+// the price of one image; an absent PromptExtend means true, an absent Watermark
+// false.
 type Parameters struct {
-	Style       string   `json:"style,omitempty"`
-	Size        string   `json:"size,omitempty"`
-	N           *int     `json:"n,omitempty"`
-	Seed        *int64   `json:"seed,omitempty"`
-	RefStrength *float64 `json:"ref_strength,omitempty"`
-	RefMode     string   `json:"ref_mode,omitempty"`
+	Style        string   `json:"style,omitempty"`
+	Size         string   `json:"size,omitempty"`
+	N            *int     `json:"n,omitempty"`
+	Seed         *int64   `json:"seed,omitempty"`
+	RefStrength  *float64 `json:"ref_strength,omitempty"`
+	RefMode      string   `json:"ref_mode,omitempty"`
+	PromptExtend *bool    `json:"prompt_extend,omitempty"`
+	Watermark    *bool    `json:"watermark,omitempty"`
 }
 
 // TaskResponse answers a create and a query.

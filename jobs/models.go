@@ -1,0 +1,163 @@
+package jobs
+
+import "maps"
+
+// Pages that the facts are from, below help.aliyun.com/zh/model-studio unless
+// they say otherwise.
+const (
+	seedPage      = "wanx-v1 help page (model table, key parameters)"
+	referenceV1   = "wanx-v1 API reference, text-to-image-api-reference"
+	referenceV2   = "text-to-image V2 API reference, text-to-image-v2-api-reference"
+	referenceQwen = "Qwen-Image API reference, qwen-image-api"
+	pricePage     = "model-pricing"
+	ratePage      = "rate-limit"
+)
+
+// Models returns the catalogue, in the order in which it should be shown. The
+// caller may change what it gets.
+func Models() []Model {
+	const v2cut = "; the revision of December 2025 says 800"
+	turbo20 := wan("wanx2.0-t2i-turbo", prices(40_000, 0))
+	turbo20.PromptRunes = 800
+
+	turbo21 := wan("wanx2.1-t2i-turbo", prices(140_000, 183_481))
+	plus21 := wan("wanx2.1-t2i-plus", prices(200_000, 366_962))
+	turbo21.RegionalNames = map[string]string{RegionSingapore: "wan2.1-t2i-turbo"}
+	plus21.RegionalNames = map[string]string{RegionSingapore: "wan2.1-t2i-plus"}
+	turbo21.Sources["RegionalNames"] = ratePage + ", " + pricePage
+	plus21.Sources["RegionalNames"] = ratePage + ", " + pricePage
+
+	flash22 := wan("wan2.2-t2i-flash", prices(140_000, 183_481))
+	plus22 := wan("wan2.2-t2i-plus", prices(200_000, 366_962))
+	for _, m := range []*Model{&turbo21, &plus21, &flash22, &plus22} {
+		m.PromptRunes, m.PromptRunesElsewhere = 500, 800
+		m.Sources["PromptRunes"] = referenceV2
+		m.Sources["PromptRunesElsewhere"] = referenceV2 + v2cut
+	}
+
+	preview25 := wan("wan2.5-t2i-preview", prices(200_000, 220_177))
+	preview25.PromptRunes = 2000
+	preview25.Sizes = Sizes{Default: "1280*1280", MinPixels: 1280 * 1280, MaxPixels: 1440 * 1440, MaxRatio: 4}
+	preview25.SubmitsPerSecond, preview25.Concurrency = 5, 5
+
+	return []Model{
+		wanxV1(), turbo20, turbo21, plus21, flash22, plus22, preview25,
+		qwen("qwen-image", prices(250_000, 256_873)), qwen("qwen-image-plus", prices(200_000, 220_177)),
+	}
+}
+
+// prices are in micro-yuan an image in Beijing and in Singapore, which the price
+// page lists as international; 0: not sold there.
+func prices(beijing, singapore int64) map[string]int64 {
+	p := map[string]int64{RegionBeijing: beijing, RegionSingapore: singapore}
+	maps.DeleteFunc(p, func(_ string, price int64) bool { return price == 0 })
+	return p
+}
+
+func wanxV1() Model {
+	return Model{
+		Name:                 "wanx-v1",
+		PromptRunes:          500,
+		PromptRunesElsewhere: 800,
+		NegativePromptRunes:  500,
+		Styles: []Style{
+			{"<auto>", []string{"默认", "自动"}},
+			{"<photography>", []string{"摄影"}},
+			{"<portrait>", []string{"人像写真", "人像"}},
+			{"<3d cartoon>", []string{"3D卡通"}},
+			{"<anime>", []string{"动画", "动漫"}},
+			{"<oil painting>", []string{"油画"}},
+			{"<watercolor>", []string{"水彩", "水彩画"}},
+			{"<sketch>", []string{"素描"}},
+			{"<chinese painting>", []string{"中国画", "国画"}},
+			{"<flat illustration>", []string{"扁平插画"}},
+		},
+		Sizes: Sizes{
+			Default: "1024*1024",
+			List:    []string{"1024*1024", "720*1280", "768*1152", "1280*720"},
+		},
+		MaxImages:        4,
+		MaxSeed:          maxSeed,
+		RefModes:         []string{"repaint", "refonly"},
+		Prices:           prices(160_000, 0),
+		SubmitsPerSecond: 2,
+		Concurrency:      1,
+		Sources: map[string]string{
+			"Name":                 seedPage,
+			"PromptRunes":          seedPage,
+			"PromptRunesElsewhere": referenceV1,
+			"NegativePromptRunes":  seedPage + "; the API reference agrees",
+			"Styles":               seedPage + ", with the Chinese names; 默认, 自动, 人像, 动漫, 水彩画 and 国画 are ours",
+			"Sizes":                referenceV1 + "; the FAILED example of the same page leaves out 768*1152",
+			"MaxImages":            referenceV1,
+			"MaxSeed":              referenceV1,
+			"RefModes":             seedPage,
+			"Prices":               seedPage + "; " + pricePage + " lists Beijing only",
+			"SubmitsPerSecond":     seedPage + "; " + ratePage + " agrees",
+			"Concurrency":          seedPage + "; " + ratePage + " agrees",
+		},
+	}
+}
+
+// wan is what the Wanxiang models 2.0 to 2.2 have in common; 2.5 differs in the
+// fields that [Models] sets.
+func wan(name string, prices map[string]int64) Model {
+	return Model{
+		Name:                name,
+		NegativePromptRunes: 500,
+		Sizes:               Sizes{Default: "1024*1024", MinSide: 512, MaxSide: 1440},
+		MaxImages:           4,
+		MaxSeed:             maxSeed,
+		PromptExtend:        true,
+		Watermark:           true,
+		Prices:              prices,
+		SubmitsPerSecond:    2,
+		Concurrency:         2,
+		Sources: map[string]string{
+			"Name":                referenceV2,
+			"PromptRunes":         referenceV2,
+			"NegativePromptRunes": referenceV2,
+			"Sizes":               referenceV2,
+			"MaxImages":           referenceV2,
+			"MaxSeed":             referenceV2 + "; an older revision says that the images take the seeds that follow, the present one does not",
+			"PromptExtend":        referenceV2,
+			"Watermark":           referenceV2,
+			"Prices":              pricePage,
+			"SubmitsPerSecond":    ratePage,
+			"Concurrency":         ratePage,
+		},
+	}
+}
+
+// qwen is what the Qwen-Image models of this endpoint have in common.
+func qwen(name string, prices map[string]int64) Model {
+	return Model{
+		Name:                name,
+		PromptRunes:         800,
+		NegativePromptRunes: 500,
+		Sizes: Sizes{
+			Default: "1664*928",
+			List:    []string{"1664*928", "1472*1104", "1328*1328", "1104*1472", "928*1664"},
+		},
+		MaxImages:        1,
+		MaxSeed:          maxSeed,
+		PromptExtend:     true,
+		Watermark:        true,
+		Prices:           prices,
+		SubmitsPerSecond: 2,
+		Concurrency:      2,
+		Sources: map[string]string{
+			"Name":                referenceQwen + " (asynchronous calls)",
+			"PromptRunes":         referenceQwen,
+			"NegativePromptRunes": referenceQwen,
+			"Sizes":               referenceQwen + "; older revisions default to 1328*1328, which is why a size is always sent",
+			"MaxImages":           referenceQwen + ": any other n is an error",
+			"MaxSeed":             referenceQwen,
+			"PromptExtend":        referenceQwen,
+			"Watermark":           referenceQwen,
+			"Prices":              pricePage,
+			"SubmitsPerSecond":    ratePage,
+			"Concurrency":         ratePage + ", asynchronous calls",
+		},
+	}
+}
