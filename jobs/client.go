@@ -43,7 +43,7 @@ func (c *Client) Enqueue(ctx context.Context, req Request) (*Record, error) {
 	}
 	next := &Record{
 		ID: req.ID, State: StateQueued, Digest: req.Digest(), Model: req.Model, Priority: req.Priority,
-		Warnings: warnings, EnqueuedAt: time.Now().UTC(),
+		Warnings: warnings, Labels: req.Labels, Batch: req.Batch, EnqueuedAt: time.Now().UTC(),
 	}
 	rec := next
 	if err := c.Swap(ctx, nil, next); errors.Is(err, ErrConflict) {

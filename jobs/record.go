@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -27,6 +28,15 @@ var (
 	ErrConflict = errors.New("the record changed meanwhile")
 	// ErrDigestConflict means that the ID belongs to a job with another request.
 	ErrDigestConflict = errors.New("this job ID belongs to another request")
+	// ErrOver means that the job is over, so that what was asked for cannot be
+	// done any more.
+	ErrOver = errors.New("the job is over")
+	// ErrState means that what was asked for cannot be done as the job stands; the
+	// text says what can.
+	ErrState = errors.New("not possible as the job stands")
+	// ErrNoRequest means that neither the job's record nor its message tells what
+	// was asked for. The producer that enqueues the job again brings it back.
+	ErrNoRequest = errors.New("the job's request is lost")
 )
 
 // Record is a job's state in Redis: one hash that holds it as JSON, with state,
@@ -66,11 +76,45 @@ type Record struct {
 	Message  string   `json:"message,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
 
+	// Labels and Batch are the request's, so that a job that waits is found by
+	// them too.
+	Labels map[string]string `json:"labels,omitempty"`
+	Batch  string            `json:"batch,omitempty"`
+
+	// CancelRequestedAt is when a person asked to cancel the job while it had a
+	// create on its way, or a task. The task is cancelled only if DashScope still
+	// has it PENDING; otherwise it is paid for, and its images are kept. It lies
+	// beside the record, where no other write overwrites it, until the job is
+	// retried or resolved.
+	CancelRequestedAt time.Time `json:"cancel_requested_at,omitzero"`
+	// RetriedAt is when a person asked for the job again after its end: a sidecar
+	// that was written before does not answer for it any more.
+	RetriedAt time.Time `json:"retried_at,omitzero"`
+	// ResolvedAt is when a person decided what becomes of a hold: what a journal
+	// says of the hold is older.
+	ResolvedAt time.Time `json:"resolved_at,omitzero"`
+
 	EnqueuedAt  time.Time `json:"enqueued_at"`
 	SubmittedAt time.Time `json:"submitted_at,omitzero"` // the intent of this attempt
 	GeneratedAt time.Time `json:"generated_at,omitzero"` // when its task was seen to have ended
 	FinishedAt  time.Time `json:"finished_at,omitzero"`
 	UpdatedAt   time.Time `json:"updated_at"`
+}
+
+// AsAsked is the request that the job's digest stands for: without the seed, if
+// that was derived. The record must hold its request.
+func (r *Record) AsAsked() Request {
+	req := *r.Request
+	if req.Seed = nil; req.Digest() == r.Digest {
+		return req
+	}
+	return *r.Request
+}
+
+// closed reports whether an attempt is among the past ones; 0, before the first,
+// always is.
+func (r *Record) closed(attempt int) bool {
+	return attempt == 0 || slices.ContainsFunc(r.PastAttempts, func(a Attempt) bool { return a.Attempt == attempt })
 }
 
 // Attempt is a task that ended without an image.
@@ -116,9 +160,13 @@ const (
 	eventsChannel = "danqing:events"
 )
 
+// indexKey is the sorted set of the IDs of all jobs in a state, by the time of
+// their last write in milliseconds.
+func indexKey(state State) string { return "danqing:jobs:" + string(state) }
+
 // swapScript writes a record if its (state, attempt, term) is what the caller
-// read, all as one command, and says so. An absent record reads as
-// three empty strings.
+// read, moves it in the index of states, and says so, all as one command. An
+// absent record reads as three empty strings.
 var swapScript = redis.NewScript(`
 local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term', 'write')
 if cur[4] == ARGV[11] then return 1 end
@@ -126,7 +174,15 @@ for i = 1, 3 do
   if (cur[i] or '') ~= ARGV[i] then return 0 end
 end
 redis.call('HSET', KEYS[1], 'state', ARGV[4], 'attempt', ARGV[5], 'term', ARGV[6], 'record', ARGV[7], 'write', ARGV[11])
-if ARGV[8] ~= '0' then redis.call('EXPIRE', KEYS[1], ARGV[8]) else redis.call('PERSIST', KEYS[1]) end
+if ARGV[14] == '1' then redis.call('HDEL', KEYS[1], 'cancel') end
+if KEYS[2] ~= KEYS[3] then redis.call('ZREM', KEYS[2], ARGV[10]) end
+redis.call('ZADD', KEYS[3], ARGV[12], ARGV[10])
+if ARGV[8] ~= '0' then
+  redis.call('EXPIRE', KEYS[1], ARGV[8])
+  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', ARGV[13])
+else
+  redis.call('PERSIST', KEYS[1])
+end
 redis.call('PUBLISH', ARGV[9], ARGV[10])
 return 1
 `)
@@ -141,10 +197,19 @@ func (c *Client) Swap(ctx context.Context, old, next *Record) error {
 // SwapAs is [Client.Swap] under a name of the caller's: repeated with the same
 // name, after an error that left open whether it was done, it is done once.
 func (c *Client) SwapAs(ctx context.Context, write string, old, next *Record) error {
+	return c.swap(ctx, write, old, next, false)
+}
+
+// swap is SwapAs; afresh takes back that somebody asked to cancel the job.
+func (c *Client) swap(ctx context.Context, write string, old, next *Record, afresh bool) error {
 	next.UpdatedAt = time.Now().UTC()
-	expect := []any{"", "", ""}
+	expect, index := []any{"", "", ""}, indexKey(next.State)
 	if old != nil {
 		expect = []any{string(old.State), strconv.Itoa(old.Attempt), strconv.FormatInt(old.Term, 10)}
+		index = indexKey(old.State)
+	}
+	if afresh {
+		next.CancelRequestedAt = time.Time{}
 	}
 	encoded, err := encodeJSON(next)
 	if err != nil {
@@ -154,8 +219,9 @@ func (c *Client) SwapAs(ctx context.Context, write string, old, next *Record) er
 	if next.State.Final() {
 		lifetime = RecordLifetime
 	}
-	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID, write)
-	swapped, err := swapScript.Run(ctx, c.redis, []string{recordPrefix + next.ID}, args...).Int()
+	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID, write,
+		next.UpdatedAt.UnixMilli(), forgottenBefore(next.UpdatedAt), afresh)
+	swapped, err := swapScript.Run(ctx, c.redis, []string{recordPrefix + next.ID, index, indexKey(next.State)}, args...).Int()
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}
@@ -165,17 +231,30 @@ func (c *Client) SwapAs(ctx context.Context, write string, old, next *Record) er
 	return nil
 }
 
+// forgottenBefore is the score below which a job that is over has left Redis.
+func forgottenBefore(now time.Time) int64 { return now.Add(-RecordLifetime).UnixMilli() }
+
 // Get reads a record. It fails with [ErrNotFound] if there is none.
 func (c *Client) Get(ctx context.Context, id string) (*Record, error) {
-	encoded, err := c.redis.HGet(ctx, recordPrefix+id, "record").Bytes()
-	if errors.Is(err, redis.Nil) {
-		err = ErrNotFound
-	}
+	values, err := c.redis.HMGet(ctx, recordPrefix+id, "record", "cancel").Result()
 	if err != nil {
 		return nil, fmt.Errorf("read record of %s: %w", id, err)
 	}
+	return decodeRecord(id, values)
+}
+
+// decodeRecord reads the fields "record" and "cancel" of a record.
+func decodeRecord(id string, values []any) (*Record, error) {
+	encoded, ok := values[0].(string)
+	if !ok {
+		return nil, fmt.Errorf("read record of %s: %w", id, ErrNotFound)
+	}
 	var rec Record
-	if err := json.Unmarshal(encoded, &rec); err != nil {
+	err := json.Unmarshal([]byte(encoded), &rec)
+	if asked, ok := values[1].(string); ok && err == nil {
+		rec.CancelRequestedAt, err = time.Parse(time.RFC3339Nano, asked)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read record of %s: %w", id, err)
 	}
 	return &rec, nil

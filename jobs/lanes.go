@@ -1,0 +1,183 @@
+package jobs
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	// lanesKey has a field ACCOUNT:MODEL per lane that ever opened.
+	lanesKey = "danqing:lanes"
+	// pausesKey has a field per account that a person has paused.
+	pausesKey = "danqing:accounts:paused"
+	// queuesKey is asynq's own set of the queues that it knows.
+	queuesKey = "asynq:queues"
+)
+
+// accountPattern matches what an account's name is made of: it stands in keys of
+// Redis, between colons.
+var accountPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+
+// ValidAccount says whether name can be an account's: 1 to 64 characters out of
+// A-Z, a-z, 0-9, dot, underscore and hyphen. The error is a [FieldError].
+func ValidAccount(name string) error {
+	if accountPattern.MatchString(name) {
+		return nil
+	}
+	return FieldError{Field: "account", Value: show(name), Allowed: "1 to 64 of A-Z a-z 0-9 . _ -"}
+}
+
+// LaneState says whether a lane draws jobs.
+type LaneState string
+
+// The states of a lane.
+const (
+	LaneOpen LaneState = "open"
+	// LanePaused draws nothing: Code and Message of its [LaneStatus] say why.
+	LanePaused LaneState = "paused"
+)
+
+// LaneStatus is what a lane's holder last said of it, for people.
+type LaneStatus struct {
+	Account     string    `json:"account"`
+	Model       string    `json:"model"`
+	Term        int64     `json:"term"`
+	Concurrency int       `json:"concurrency"` // tasks at once
+	State       LaneState `json:"state"`
+	Code        string    `json:"code,omitempty"`
+	Message     string    `json:"message,omitempty"`
+	Simulated   bool      `json:"simulated,omitempty"`
+	At          time.Time `json:"at"`                // when it was said
+	RetryAt     time.Time `json:"retry_at,omitzero"` // when a paused lane tries again
+	// Held reports whether somebody holds the lane's lease; [Client.Lanes] sets
+	// it. A lane that nobody holds works nothing, whatever State says.
+	Held bool `json:"held"`
+}
+
+// LaneKey is the Redis key of what belongs to one lane: its "lease", "term" and
+// "in_flight" note.
+func LaneKey(account, model, name string) string {
+	return "danqing:lane:" + account + ":" + model + ":" + name
+}
+
+// SetLane publishes a lane's status. Only the lane's holder may.
+func (c *Client) SetLane(ctx context.Context, lane LaneStatus) error {
+	if err := ValidAccount(lane.Account); err != nil {
+		return fmt.Errorf("publish lane: %w", err)
+	}
+	lane.Held = false
+	encoded, err := encodeJSON(lane)
+	if err == nil {
+		err = c.redis.HSet(ctx, lanesKey, lane.Account+":"+lane.Model, encoded).Err()
+	}
+	if err != nil {
+		return fmt.Errorf("publish lane %s of %s: %w", lane.Model, lane.Account, err)
+	}
+	return nil
+}
+
+// Lanes returns every lane that ever opened, by account and model.
+func (c *Client) Lanes(ctx context.Context) ([]LaneStatus, error) {
+	fields, err := c.redis.HGetAll(ctx, lanesKey).Result()
+	if err != nil {
+		return nil, fmt.Errorf("read lanes: %w", err)
+	}
+	lanes := make([]LaneStatus, 0, len(fields))
+	for field, encoded := range fields {
+		var lane LaneStatus
+		if err := json.Unmarshal([]byte(encoded), &lane); err != nil {
+			return nil, fmt.Errorf("read lane %s: %w", field, err)
+		}
+		lanes = append(lanes, lane)
+	}
+	slices.SortFunc(lanes, func(a, b LaneStatus) int {
+		return cmp.Or(cmp.Compare(a.Account, b.Account), cmp.Compare(a.Model, b.Model))
+	})
+	held := make([]*redis.IntCmd, len(lanes))
+	if _, err := c.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, lane := range lanes {
+			held[i] = pipe.Exists(ctx, LaneKey(lane.Account, lane.Model, "lease"))
+		}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("read leases of lanes: %w", err)
+	}
+	for i := range lanes {
+		lanes[i].Held = held[i].Val() == 1
+	}
+	return lanes, nil
+}
+
+// Pause says that a person has stopped an account, since when and why.
+type Pause struct {
+	Account string    `json:"account"`
+	Why     string    `json:"why,omitempty"`
+	At      time.Time `json:"at"`
+}
+
+// PauseAccount stops the submits of all lanes of an account, until
+// [Client.ResumeAccount]. Tasks that are under way are finished, and their images
+// stored. An account that is paused already gets the new reason.
+func (c *Client) PauseAccount(ctx context.Context, account, why string) error {
+	if err := ValidAccount(account); err != nil {
+		return fmt.Errorf("pause account: %w", err)
+	}
+	encoded, err := encodeJSON(Pause{Account: account, Why: why, At: time.Now().UTC()})
+	if err == nil {
+		err = c.redis.HSet(ctx, pausesKey, account, encoded).Err()
+	}
+	if err != nil {
+		return fmt.Errorf("pause account %s: %w", account, err)
+	}
+	return nil
+}
+
+// ResumeAccount takes a pause back; an account that is not paused stays as it is.
+func (c *Client) ResumeAccount(ctx context.Context, account string) error {
+	if err := c.redis.HDel(ctx, pausesKey, account).Err(); err != nil {
+		return fmt.Errorf("resume account %s: %w", account, err)
+	}
+	return nil
+}
+
+// AccountPause returns an account's pause, nil if it has none. A lane asks before
+// each submit; without an answer it may not submit.
+func (c *Client) AccountPause(ctx context.Context, account string) (*Pause, error) {
+	encoded, err := c.redis.HGet(ctx, pausesKey, account).Bytes()
+	if errors.Is(err, redis.Nil) {
+		return nil, nil //nolint:nilnil // "not paused" is an answer, not a failure
+	}
+	var pause Pause
+	if err == nil {
+		err = json.Unmarshal(encoded, &pause)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read pause of account %s: %w", account, err)
+	}
+	return &pause, nil
+}
+
+// Register makes asynq's tools and its web UI see the queues of these models and
+// the store's, full or empty. A client tells Redis of a queue once only, so that
+// a Redis that lost its data hides the queue until somebody registers it: do so at
+// the start and after an outage.
+func (c *Client) Register(ctx context.Context, models []string) error {
+	names := []any{QueueStore}
+	for _, model := range models {
+		for queue := range LaneQueues(model) {
+			names = append(names, queue)
+		}
+	}
+	if err := c.redis.SAdd(ctx, queuesKey, names...).Err(); err != nil {
+		return fmt.Errorf("register queues: %w", err)
+	}
+	return nil
+}

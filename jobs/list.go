@@ -1,0 +1,235 @@
+package jobs
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// States are all states, in the order a job may pass through them.
+func States() []State {
+	return []State{
+		StateScheduled, StateQueued, StateSubmitting, StateGenerating, StateStoring, StateRetrying, StateHeld,
+		StateSucceeded, StateFailed, StateCanceled,
+	}
+}
+
+// defaultLimit is how many records a page has at most unless its filter says.
+const defaultLimit = 100
+
+// scanSize is how many records are read from Redis at once.
+const scanSize = 200
+
+// ListFilter says which jobs to list. The zero value lists all of them.
+type ListFilter struct {
+	States  []State // any of these; none means all
+	Model   string
+	Account string // that of the job's intent: a job that was never submitted has none
+	Batch   string
+	// Labels must all be there with these values.
+	Labels map[string]string
+	// UpdatedBefore leaves out the jobs that changed at this moment or later; zero
+	// leaves out none.
+	UpdatedBefore time.Time
+	// Limit is how many records to return; 0 is 100.
+	Limit int
+	// Cursor is what the last page returned, to go on after it; "" begins.
+	Cursor string
+}
+
+// List returns the jobs that Redis knows, the last changed first, and a cursor
+// for the next page, "" after the last. A job that changes between two pages may
+// be in both or in none. It reads every record in the states asked for until the
+// page is full.
+func (c *Client) List(ctx context.Context, filter ListFilter) (records []*Record, cursor string, err error) {
+	after, err := parseCursor(filter.Cursor)
+	if err != nil {
+		return nil, "", err
+	}
+	if before := filter.UpdatedBefore; !before.IsZero() && before.UnixMilli()-1 < after.score {
+		after = entry{score: before.UnixMilli() - 1, id: lastID}
+	}
+	limit := filter.Limit
+	if limit <= 0 {
+		limit = defaultLimit
+	}
+	states := filter.States
+	if len(states) == 0 {
+		states = States()
+	}
+	for {
+		entries, more, err := c.entries(ctx, states, after)
+		if err != nil {
+			return nil, "", fmt.Errorf("list jobs: %w", err)
+		}
+		found, err := c.records(ctx, entries)
+		if err != nil {
+			return nil, "", fmt.Errorf("list jobs: %w", err)
+		}
+		for i, rec := range found {
+			after = entries[i]
+			if rec == nil || !filter.matches(rec) {
+				continue
+			}
+			if len(records) == limit {
+				return records, cursor, nil
+			}
+			records, cursor = append(records, rec), after.cursor()
+		}
+		if !more {
+			return records, "", nil
+		}
+	}
+}
+
+func (f *ListFilter) matches(rec *Record) bool {
+	labels, batch := rec.Labels, rec.Batch
+	if rec.Request != nil { // one that was recovered may have them here alone
+		labels, batch = rec.Request.Labels, rec.Request.Batch
+	}
+	for name, value := range f.Labels {
+		if got, ok := labels[name]; !ok || got != value {
+			return false
+		}
+	}
+	return (f.Model == "" || f.Model == rec.Model) && (f.Account == "" || f.Account == rec.Account) && (f.Batch == "" || f.Batch == batch)
+}
+
+// entry is one job in the index of one state.
+type entry struct {
+	score int64 // Unix milliseconds
+	id    string
+	state State
+}
+
+// compare orders as Redis does in reverse: the newest first, then the last ID.
+func (e entry) compare(o entry) int {
+	return cmp.Or(cmp.Compare(o.score, e.score), strings.Compare(o.id, e.id))
+}
+
+func (e entry) cursor() string { return strconv.FormatInt(e.score, 10) + "-" + e.id }
+
+// lastID is above every job ID.
+const lastID = "~"
+
+func parseCursor(cursor string) (entry, error) {
+	if cursor == "" {
+		return entry{score: 1<<53 - 1, id: lastID}, nil
+	}
+	score, id, ok := strings.Cut(cursor, "-")
+	at, err := strconv.ParseInt(score, 10, 64)
+	if !ok || err != nil {
+		return entry{}, FieldError{Field: "cursor", Value: show(cursor), Allowed: "what the last page returned", Remedy: "leave it out to begin"}
+	}
+	return entry{score: at, id: id}, nil
+}
+
+// entries returns the first jobs of these states that are listed after one, in
+// order, and whether there are more.
+func (c *Client) entries(ctx context.Context, states []State, after entry) (list []entry, more bool, err error) {
+	for _, state := range states {
+		of, err := c.entriesOf(ctx, state, after)
+		if err != nil {
+			return nil, false, err
+		}
+		more = more || len(of) == scanSize
+		list = append(list, of...)
+	}
+	slices.SortFunc(list, entry.compare)
+	// Beyond the first scanSize, another state's may be missing.
+	if len(list) > scanSize {
+		list, more = list[:scanSize], true
+	}
+	return list, more, nil
+}
+
+func (c *Client) entriesOf(ctx context.Context, state State, after entry) (list []entry, err error) {
+	for offset := int64(0); len(list) < scanSize; {
+		members, err := c.redis.ZRevRangeByScoreWithScores(ctx, indexKey(state), &redis.ZRangeBy{
+			Min: "-inf", Max: strconv.FormatInt(after.score, 10), Offset: offset, Count: scanSize,
+		}).Result()
+		if err != nil {
+			return nil, err
+		}
+		for _, z := range members {
+			e := entry{score: int64(z.Score), id: fmt.Sprint(z.Member), state: state}
+			if len(list) < scanSize && after.compare(e) < 0 {
+				list = append(list, e)
+			}
+		}
+		if len(members) < scanSize {
+			break
+		}
+		offset += scanSize
+	}
+	return list, nil
+}
+
+// unindexScript takes a job out of a state's index if it is not in that state.
+var unindexScript = redis.NewScript(`
+if redis.call('HGET', KEYS[1], 'state') ~= ARGV[1] then redis.call('ZREM', KEYS[2], ARGV[2]) end
+return 0
+`)
+
+// records reads the records of the entries; nil for one that is gone, or in
+// another state by now.
+func (c *Client) records(ctx context.Context, entries []entry) ([]*Record, error) {
+	if len(entries) == 0 {
+		return nil, nil
+	}
+	reads := make([]*redis.SliceCmd, len(entries))
+	if _, err := c.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i, e := range entries {
+			reads[i] = pipe.HMGet(ctx, recordPrefix+e.id, "record", "cancel")
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	list := make([]*Record, len(entries))
+	for i, e := range entries {
+		rec, err := decodeRecord(e.id, reads[i].Val())
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return nil, err
+		}
+		if err == nil && rec.State == e.state {
+			list[i] = rec
+			continue
+		}
+		// Redis forgot the job, or it moved on since the index was read.
+		if err := unindexScript.Run(ctx, c.redis, []string{recordPrefix + e.id, indexKey(e.state)}, string(e.state), e.id).Err(); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}
+
+// Counts returns how many jobs are in each state, those that ended within
+// [RecordLifetime]. States without a job are in it with 0.
+func (c *Client) Counts(ctx context.Context) (map[State]int64, error) {
+	counts := map[State]*redis.IntCmd{}
+	if _, err := c.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for _, state := range States() {
+			if state.Final() {
+				counts[state] = pipe.ZCount(ctx, indexKey(state), "("+strconv.FormatInt(forgottenBefore(time.Now()), 10), "+inf")
+			} else {
+				counts[state] = pipe.ZCard(ctx, indexKey(state))
+			}
+		}
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("count jobs: %w", err)
+	}
+	result := make(map[State]int64, len(counts))
+	for state, count := range counts {
+		result[state] = count.Val()
+	}
+	return result, nil
+}
