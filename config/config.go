@@ -1,6 +1,7 @@
-// Package config reads the environment and turns it into the configurations of
-// the packages that do the work. Everything that is wrong is reported at once,
-// by the name of the variable.
+// Package config reads the environment, and the file of accounts where there is
+// one, and turns them into the configurations of the packages that do the work.
+// Everything that is wrong is reported at once, by the name of the variable or
+// the line of the file.
 package config
 
 import (
@@ -18,11 +19,13 @@ import (
 // unless DANQING_DATA_DIR says otherwise.
 const DefaultDataDir = "./danqing-data"
 
-// Config is what the environment says. Load makes one; defaults are filled in
-// only for DataDir, Models and Concurrency.
+// Config is what the environment and the file say. Load and LoadWithFile make
+// one; defaults are filled in only for Accounts and DataDir.
 type Config struct {
-	APIKey  Secret // DASHSCOPE_API_KEY
-	BaseURL string // DASHSCOPE_HTTP_BASE_URL; "" is Alibaba's host in Beijing
+	// Accounts are those of the file, in its order, or the one that
+	// DASHSCOPE_API_KEY, DASHSCOPE_HTTP_BASE_URL, DASHSCOPE_WORKSPACE,
+	// DANQING_MODELS and DANQING_CONCURRENCY describe. There is at least one.
+	Accounts []Account
 
 	RedisURL Secret // REDIS_URL, which may hold a password; not set means the embedded queue
 
@@ -39,19 +42,22 @@ type Config struct {
 	PublicURL      string // DANQING_S3_PUBLIC_URL
 	PublicEndpoint string // DANQING_S3_PUBLIC_ENDPOINT
 
-	DataDir     string   // DANQING_DATA_DIR
-	Models      []string // DANQING_MODELS, without repetitions
-	Concurrency int      // DANQING_CONCURRENCY, tasks at once per lane
+	DataDir string // DANQING_DATA_DIR
+
+	Models      []string // the models of the first account's lanes
+	Concurrency int      // the tasks at once of its first lane
 
 	// Warnings are sentences for the operator about what is odd but usable.
 	Warnings []string
 }
 
-// Problem is one thing that is wrong with a variable. Its text says the value,
-// unless it is secret, and what to do.
+// Problem is one thing that is wrong.
 type Problem struct {
+	// Variable is the variable's name, or where it stands in a file, as in
+	// accounts.yaml:3: accounts[0].base_url.
 	Variable string
-	Text     string
+	// Text says the value, unless it may be secret, and what to do.
+	Text string
 }
 
 // Error lists everything that is wrong, in a stable order.
@@ -66,11 +72,9 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// DashScope returns the client's configuration. The API key may still be
-// missing: see CheckReal.
-func (c *Config) DashScope() dashscope.Config {
-	return dashscope.Config{BaseURL: c.BaseURL, APIKey: c.APIKey.Reveal()}
-}
+// DashScope returns the first account's client configuration. The API key may
+// still be missing: see CheckReal.
+func (c *Config) DashScope() dashscope.Config { return c.Accounts[0].DashScope() }
 
 // Storage returns the bucket's configuration. If Bucket is "" only Prefix and
 // KeyTemplate are set, for the embedded bucket; the AWS variables, which may be
@@ -98,7 +102,7 @@ func (c *Config) Redis() (*redis.Options, error) {
 
 // CheckReal tells whether there is what a run that spends money needs.
 func (c *Config) CheckReal() error {
-	if !c.APIKey.IsSet() {
+	if !c.Accounts[0].APIKey.IsSet() { // those of a file have one
 		return &Error{[]Problem{{"DASHSCOPE_API_KEY", "is not set: set it to your key from the Model Studio (百炼) console, or try without one by --simulate"}}}
 	}
 	return nil

@@ -28,7 +28,7 @@ func load(env map[string]string) (*Config, error) {
 // full has every variable set.
 func full() map[string]string {
 	return map[string]string{
-		"DASHSCOPE_API_KEY": "sk-hush1", "DASHSCOPE_HTTP_BASE_URL": "https://dashscope-intl.aliyuncs.com/api/v1",
+		"DASHSCOPE_API_KEY": "sk-hush1", "DASHSCOPE_HTTP_BASE_URL": "https://llm-1.cn-beijing.maas.aliyuncs.com/api/v1",
 		"REDIS_URL":         "rediss://danqing:hush2@redis.example.com:6380/3",
 		"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "hush3", "AWS_SESSION_TOKEN": "hush4",
 		"AWS_REGION": "cn-beijing", "AWS_DEFAULT_REGION": "us-east-1",
@@ -68,7 +68,7 @@ func TestLoadEverything(t *testing.T) {
 
 	d := c.DashScope()
 	assert.Equal(t, "sk-hush1", d.APIKey)
-	assert.Equal(t, "https://dashscope-intl.aliyuncs.com/api/v1", d.BaseURL)
+	assert.Equal(t, "https://llm-1.cn-beijing.maas.aliyuncs.com/api/v1", d.BaseURL)
 	_, err = dashscope.New(d)
 	require.NoError(t, err)
 
@@ -243,7 +243,7 @@ func TestSecretsAreRedacted(t *testing.T) {
 	c, err := load(full())
 	require.NoError(t, err)
 	var out strings.Builder
-	for _, v := range []any{c, *c, c.APIKey, &c.RedisURL, []Secret{c.SessionToken}, map[Secret]Secret{c.APIKey: c.APIKey}, struct{ hidden Secret }{c.APIKey}, fmt.Errorf("x %w %v", assert.AnError, c.APIKey)} {
+	for _, v := range []any{c, *c, c.Accounts[0].APIKey, &c.RedisURL, []Secret{c.SessionToken}, map[Secret]Secret{c.Accounts[0].APIKey: c.Accounts[0].APIKey}, struct{ hidden Secret }{c.Accounts[0].APIKey}, fmt.Errorf("x %w %v", assert.AnError, c.Accounts[0].APIKey)} {
 		for _, verb := range "vTtbcdoOqxXUeEfFgGsp" {
 			for _, flag := range []string{"", "+", "#", "-40", "040", ".3", " "} {
 				_, _ = fmt.Fprintf(&out, "%"+flag+string(verb)+"\n", v)
@@ -262,7 +262,7 @@ func TestSecretsAreRedacted(t *testing.T) {
 		require.NotContains(t, line, fmt.Sprintf("%x", "hush"))
 	}
 
-	assert.Equal(t, "sk-hush1", c.APIKey.Reveal())
+	assert.Equal(t, "sk-hush1", c.Accounts[0].APIKey.Reveal())
 	assert.Empty(t, fmt.Sprintf("%v%d%#v", Secret{}, NewSecret(""), Secret{}))
 	b, err := json.Marshal(struct{ A, B Secret }{NewSecret("x"), Secret{}})
 	require.NoError(t, err)

@@ -3,22 +3,19 @@ package config
 import (
 	"errors"
 	"fmt"
-	"net"
-	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
-	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
-	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
 // loader gathers what is wrong.
 type loader struct {
 	get      func(string) string
+	file     string   // the file of accounts
+	named    []string // the variables that the file names
 	cfg      Config
 	problems []Problem
 }
@@ -47,15 +44,35 @@ func (l *loader) first(names ...string) (value, name string) {
 // reads no file. The AWS variables count only if DANQING_S3_BUCKET is set; no
 // profile or metadata service is asked.
 func Load(getenv func(string) string, environ []string) (*Config, error) {
-	l := &loader{get: getenv}
-	l.dashScope()
+	return LoadWithFile("", getenv, environ)
+}
+
+// LoadWithFile is [Load] with the accounts of a YAML file, and the files of keys
+// that it names; a path of "" is no file. The variables that describe an account
+// must then be unset, since the one who reads the bill could not tell which
+// account they meant: each is refused, except a DASHSCOPE_API_KEY that the file
+// itself names.
+func LoadWithFile(path string, getenv func(string) string, environ []string) (*Config, error) {
+	l := &loader{get: getenv, file: path}
+	if path == "" {
+		l.account()
+	} else {
+		l.accounts()
+	}
 	l.redis()
 	l.storage()
-	l.worker()
+	if l.cfg.DataDir, _ = l.first("DANQING_DATA_DIR"); l.cfg.DataDir == "" {
+		l.cfg.DataDir = DefaultDataDir
+	}
+	l.cfg.DataDir = filepath.Clean(l.cfg.DataDir)
 	l.spelling(environ)
 	if len(l.problems) > 0 {
 		return nil, &Error{l.problems}
 	}
+	for _, lane := range l.cfg.Accounts[0].Lanes {
+		l.cfg.Models = append(l.cfg.Models, lane.Model)
+	}
+	l.cfg.Concurrency = l.cfg.Accounts[0].Lanes[0].Concurrency
 	return &l.cfg, nil
 }
 
@@ -69,24 +86,6 @@ func (l *loader) refused(err error, variables map[string]string) {
 			l.bad(v, "%s", strings.TrimLeft(text[end:], ": "))
 		} else {
 			l.bad("configuration", "%s", text)
-		}
-	}
-}
-
-func (l *loader) dashScope() {
-	c := &l.cfg
-	key, _ := l.first("DASHSCOPE_API_KEY")
-	c.APIKey = NewSecret(key)
-	c.BaseURL, _ = l.first("DASHSCOPE_HTTP_BASE_URL")
-	cfg := c.DashScope()
-	if cfg.APIKey == "" {
-		cfg.APIKey = "none"
-	}
-	_, err := dashscope.New(cfg)
-	l.refused(err, map[string]string{"APIKey": "DASHSCOPE_API_KEY", "BaseURL": "DASHSCOPE_HTTP_BASE_URL"}) //nolint:gosec // names, not values
-	if u, err := url.Parse(c.BaseURL); err == nil && u.Scheme == "http" && key != "" {
-		if ip := net.ParseIP(u.Hostname()); u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
-			c.Warnings = append(c.Warnings, "DASHSCOPE_HTTP_BASE_URL is http://: the API key travels unencrypted")
 		}
 	}
 }
@@ -154,43 +153,6 @@ func (l *loader) storage() {
 	}
 }
 
-func (l *loader) worker() {
-	c := &l.cfg
-	if c.DataDir, _ = l.first("DANQING_DATA_DIR"); c.DataDir == "" {
-		c.DataDir = DefaultDataDir
-	}
-	c.DataDir = filepath.Clean(c.DataDir)
-
-	most, list := 0, ""
-	if list, _ = l.first("DANQING_MODELS"); list == "" {
-		list = jobs.DefaultModel
-	}
-	for name := range strings.SplitSeq(list, ",") {
-		name = strings.TrimSpace(name)
-		m, err := jobs.LookupModel(name)
-		switch {
-		case name == "":
-			l.bad("DANQING_MODELS", "%q has an empty name: write MODEL,MODEL", list)
-		case err != nil:
-			l.bad("DANQING_MODELS", "names no %v", err)
-		case !slices.Contains(c.Models, name):
-			c.Models = append(c.Models, name)
-			most = max(most, m.Concurrency)
-		}
-	}
-	c.Concurrency = 1
-	if v, name := l.first("DANQING_CONCURRENCY"); v != "" {
-		n, err := strconv.Atoi(v)
-		switch {
-		case err != nil || n < 1:
-			l.bad(name, "%q: must be a whole number from 1", v)
-		case most > 0 && n > most:
-			l.bad(name, "%q: DashScope works on %d at once, set at most that", v, most)
-		}
-		c.Concurrency = n
-	}
-}
-
 // injected matches the variables that Kubernetes makes for a service whose name
 // begins with danqing.
 var injected = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT|PORT_[0-9]+_(TCP|UDP)(_[A-Z]+)?)$`)
@@ -198,7 +160,7 @@ var injected = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|POR
 // variables are all that Danqing reads, some of them by commands of their own.
 func variables() []string {
 	return []string{
-		"DASHSCOPE_API_KEY", "DASHSCOPE_HTTP_BASE_URL", "REDIS_URL",
+		"DASHSCOPE_API_KEY", "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_WORKSPACE", "REDIS_URL",
 		"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL_S3",
 		"DANQING_S3_BUCKET", "DANQING_S3_PREFIX", "DANQING_S3_KEY_TEMPLATE", "DANQING_S3_ADDRESSING",
 		"DANQING_S3_PUBLIC_URL", "DANQING_S3_PUBLIC_ENDPOINT",
@@ -212,12 +174,12 @@ func (l *loader) spelling(environ []string) {
 	for _, kv := range slices.Sorted(slices.Values(environ)) {
 		name, _, _ := strings.Cut(kv, "=")
 		upper := strings.ToUpper(name)
-		if !strings.HasPrefix(upper, "DANQING_") || slices.Contains(variables(), name) || injected.MatchString(upper) {
+		if !strings.HasPrefix(upper, "DANQING_") || slices.Contains(variables(), name) || slices.Contains(l.named, name) || injected.MatchString(upper) {
 			continue
 		}
 		switch near := nearest(upper); {
 		case near == "":
-			l.cfg.Warnings = append(l.cfg.Warnings, name+" is set, but Danqing reads no such variable")
+			l.warn("%s is set, but Danqing reads no such variable", name)
 		case near == upper && l.get(upper) != "": // Windows, where case does not count
 		default:
 			l.bad(name, "is not a variable of Danqing: write %s", near)
@@ -231,11 +193,24 @@ func nearest(name string) string {
 	if slices.Contains(variables(), rest) {
 		return rest // DANQING_REDIS_URL
 	}
-	best, at := "", 0
+	var ours []string
 	for _, v := range variables() {
-		known, ok := strings.CutPrefix(v, "DANQING_")
-		if d := distance(rest, known); ok && d <= max(1, len(known)/3) && (best == "" || d < at) {
-			best, at = v, d
+		if known, ok := strings.CutPrefix(v, "DANQING_"); ok {
+			ours = append(ours, known)
+		}
+	}
+	if near := closest(rest, ours); near != "" {
+		return "DANQING_" + near
+	}
+	return ""
+}
+
+// closest returns the one of the known words that a misspelt one means, or "".
+func closest(word string, known []string) string {
+	best, at := "", 0
+	for _, k := range known {
+		if d := distance(word, k); d <= max(1, len(k)/3) && (best == "" || d < at) {
+			best, at = k, d
 		}
 	}
 	return best

@@ -1,0 +1,273 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// field is one field of a mapping.
+type field struct {
+	name string
+	at   string     // where it stands, or should, for a Problem
+	node *yaml.Node // nil if it is left out
+}
+
+// accounts reads those of the file. It is walked node by node instead of decoded
+// into structs: yaml would stop at the first misspelt field, and repeat values,
+// which may be secret, in its errors.
+func (l *loader) accounts() {
+	top, err := readYAML(l.file)
+	if err != nil {
+		l.bad("--config", "%s: %v", l.file, err)
+		return
+	}
+	list := l.mapping(top, "the file", "accounts")["accounts"]
+	if list.node == nil || list.node.Kind != yaml.SequenceNode || len(list.node.Content) == 0 {
+		l.bad(list.at, "must be a list of accounts, each with a name and api_key_env or api_key_file")
+		return
+	}
+	for _, node := range list.node.Content {
+		l.fileAccount(resolve(node))
+	}
+	for _, name := range accountVariables() {
+		v, _ := l.first(name)
+		switch {
+		case v == "" || slices.Contains(l.named, name):
+		case name == "DASHSCOPE_API_KEY":
+			l.bad(name, "is set, but %s has the accounts: unset it, or let one of them say api_key_env: %s", l.file, name)
+		default:
+			l.bad(name, "is set, but %s has the accounts: unset it, and write its value to those that it is meant for", l.file)
+		}
+	}
+}
+
+// readYAML returns the top of a file with one document.
+func readYAML(path string) (*yaml.Node, error) {
+	text, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	if err != nil {
+		return nil, unnamed(err)
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	var document, second yaml.Node
+	if err = decoder.Decode(&document); err == nil {
+		if err = decoder.Decode(&second); err == nil {
+			return nil, fmt.Errorf("line %d: begins a second document, only one is read", second.Line)
+		}
+	}
+	switch {
+	case len(document.Content) == 0 && errors.Is(err, io.EOF):
+		return nil, errors.New("is empty")
+	case !errors.Is(err, io.EOF):
+		return nil, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	return document.Content[0], nil
+}
+
+// unnamed takes the path out of an error: it may be a key, written there by
+// mistake.
+func unnamed(err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+// resolve follows an alias.
+func resolve(node *yaml.Node) *yaml.Node {
+	for node.Kind == yaml.AliasNode {
+		node = node.Alias
+	}
+	return node
+}
+
+func (l *loader) at(node *yaml.Node, name string) string {
+	return fmt.Sprintf("%s:%d: %s", l.file, node.Line, name)
+}
+
+// entries returns the fields of a mapping in their order.
+func (l *loader) entries(node *yaml.Node) []field {
+	var all []field
+	lines := map[string]int{}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		key := node.Content[i]
+		f := field{key.Value, l.at(key, key.Value), resolve(node.Content[i+1])}
+		if line, twice := lines[f.name]; twice {
+			l.bad(f.at, "stands on line %d already", line)
+			continue
+		}
+		lines[f.name] = key.Line
+		all = append(all, f)
+	}
+	return all
+}
+
+// literalKey is how people call a field that holds a key.
+var literalKey = regexp.MustCompile(`(?i)^(dashscope[_-]?)?(api[_-]?)?(key|token|secret)$`)
+
+// mapping returns each known field of a mapping, left out or not, and refuses
+// all others. One that holds a key is returned as api_key.
+func (l *loader) mapping(node *yaml.Node, name string, known ...string) map[string]field {
+	fields := map[string]field{}
+	for _, k := range known {
+		fields[k] = field{name: k, at: l.at(node, k)}
+	}
+	if node.Kind != yaml.MappingNode {
+		l.bad(l.at(node, name), "must have fields: %s", strings.Join(known, ", "))
+		return fields
+	}
+	for _, f := range l.entries(node) {
+		if _, ok := fields[f.name]; ok {
+			fields[f.name] = f
+			continue
+		}
+		near := closest(f.name, known)
+		switch {
+		case literalKey.MatchString(f.name):
+			fields["api_key"] = f
+			l.bad(f.at, "must not be here, since files of settings are copied and committed: put the key into an environment variable and name that by api_key_env, or into a file of its own and name that by api_key_file")
+		case near != "":
+			l.bad(f.at, "is no field of %s: did you mean %s?", name, near)
+		default:
+			l.bad(f.at, "is no field of %s: there are %s", name, strings.Join(known, ", "))
+		}
+	}
+	return fields
+}
+
+// scalar returns the one value of a field, "" if it has none.
+func (l *loader) scalar(f field) string {
+	switch {
+	case f.node == nil || f.node.Tag == "!!null":
+		return ""
+	case f.node.Kind != yaml.ScalarNode:
+		l.bad(f.at, "must be one value")
+		return ""
+	}
+	return strings.TrimSpace(f.node.Value)
+}
+
+func (l *loader) fileAccount(node *yaml.Node) {
+	f := l.mapping(node, "an account", "name", "api_key_env", "api_key_file", "base_url", "workspace", "models")
+	if node.Kind != yaml.MappingNode {
+		return
+	}
+	a := Account{Name: l.scalar(f["name"]), BaseURL: l.scalar(f["base_url"]), Workspace: l.scalar(f["workspace"])}
+	if !accountName.MatchString(a.Name) {
+		l.bad(f["name"].at, "%q: must be 1 to 64 letters, digits, dots, hyphens and underscores, the first a letter or digit", a.Name)
+	}
+	keyAt := f["api_key_env"].at
+	if f["api_key_file"].node != nil {
+		keyAt = f["api_key_file"].at
+	}
+	if _, refused := f["api_key"]; !refused {
+		a.APIKey = l.key(f["api_key_env"], f["api_key_file"])
+	}
+	l.connection(a, fields{keyAt, f["base_url"].at, f["workspace"].at})
+	l.lanes(&a, f["models"])
+	l.distinct(a, f["name"].at, keyAt)
+	l.cfg.Accounts = append(l.cfg.Accounts, a)
+}
+
+// variableName is what names of variables look like, and keys do not.
+var variableName = regexp.MustCompile(`^[A-Z][A-Z0-9_]*$`)
+
+// key reads a key from where the file says that it is. What a field says is
+// repeated only if it cannot be the key itself.
+func (l *loader) key(env, file field) Secret {
+	name, path := l.scalar(env), l.scalar(file)
+	switch {
+	case name == "" && path == "":
+		l.bad(env.at, "or api_key_file must say where the key is: the name of an environment variable, or the path of a file")
+		return Secret{}
+	case name != "" && path != "":
+		l.bad(env.at, "and api_key_file are both there: leave one out")
+		return Secret{}
+	case path != "":
+		return l.keyFile(path, file.at)
+	case !variableName.MatchString(name):
+		l.bad(env.at, "must be the name of an environment variable, as in DASHSCOPE_API_KEY_SHANGHAI; the key itself must not be here")
+		return Secret{}
+	}
+	l.named = append(l.named, name)
+	v, _ := l.first(name)
+	if v == "" {
+		l.bad(env.at, "names %s, which is not set: set it to the account's key", name)
+	}
+	return NewSecret(v)
+}
+
+// secretMounts is where Docker and Kubernetes put secrets, readable by all users
+// of the container, which has one.
+const secretMounts = "/run/secrets/"
+
+// keyFile reads a key from a file; a relative path begins at the accounts' file.
+func (l *loader) keyFile(path, at string) Secret {
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(filepath.Dir(l.file), path)
+	}
+	text, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	if err != nil {
+		l.bad(at, "must be the path of a file that holds the key: %v", unnamed(err))
+		return Secret{}
+	}
+	key := strings.TrimSpace(string(text))
+	if key == "" {
+		l.bad(at, "names an empty file: write the account's key into it")
+	}
+	// Windows has no such bits.
+	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o004 != 0 && runtime.GOOS != "windows" && !strings.HasPrefix(path, secretMounts) {
+		l.warn("%s names a file that every user of this machine can read: chmod o-r it", at)
+	}
+	return NewSecret(key)
+}
+
+// lanes reads an account's models.
+func (l *loader) lanes(a *Account, f field) {
+	if f.node == nil {
+		if m, ok := l.lane(*a, jobs.DefaultModel, f.at); ok {
+			a.Lanes = []Lane{{Model: m.Name, Concurrency: 1}}
+		}
+		return
+	}
+	if f.node.Kind != yaml.MappingNode || len(f.node.Content) == 0 {
+		l.bad(f.at, "must be a mapping of at least one model, as in %s: {concurrency: 1}", jobs.DefaultModel)
+		return
+	}
+	for _, entry := range l.entries(f.node) {
+		m, ok := l.lane(*a, entry.name, entry.at)
+		lane := Lane{Model: entry.name, Concurrency: 1}
+		if entry.node.Tag != "!!null" {
+			set := l.mapping(entry.node, "a model", "concurrency", "submits_per_second")
+			if v := l.scalar(set["concurrency"]); v != "" && ok {
+				lane.Concurrency = l.concurrency(v, set["concurrency"].at, m)
+			}
+			if v := l.scalar(set["submits_per_second"]); v != "" && ok {
+				lane.SubmitsPerSecond = l.submits(v, set["submits_per_second"].at, m)
+			}
+		}
+		a.Lanes = append(a.Lanes, lane)
+	}
+}
+
+// submits reads how many tasks a lane may start in a second.
+func (l *loader) submits(value, name string, m jobs.Model) float64 {
+	n, err := strconv.ParseFloat(value, 64)
+	if err != nil || !(n > 0 && n <= m.SubmitsPerSecond) { // NaN is neither
+		l.bad(name, "%q: must be a number above 0, and at most the %v that DashScope takes of %s", value, m.SubmitsPerSecond, m.Name)
+	}
+	return n
+}
