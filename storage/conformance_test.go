@@ -7,24 +7,21 @@ import (
 	"image"
 	"image/png"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/credentials"
-	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/storage/embedded"
+	"github.com/danqing-queue/danqing/storage/storagetest"
 )
 
 func openEmbedded(tb testing.TB) *embedded.Server {
@@ -64,57 +61,57 @@ func overLoopback(tb testing.TB) storage.Config {
 	return embeddedConfig(server, front.URL, front.Client())
 }
 
-// versitygw starts a server that shares no code with ours.
-func versitygw(tb testing.TB) storage.Config {
-	tb.Helper()
-	binary, err := exec.LookPath("versitygw")
-	if err != nil {
-		const how = "versitygw is not on PATH: go install github.com/versity/versitygw/cmd/versitygw@v1.8.0"
-		if os.Getenv("CI") == "true" {
-			tb.Fatal(how)
-		}
-		tb.Skip(how)
+// storeConfig is how to reach a store of others. Each way has a prefix of its
+// own: several may lead to one bucket.
+func storeConfig(s *storagetest.Store, addressing string) storage.Config {
+	cfg := storage.Config{
+		Bucket: storagetest.Bucket, Region: storagetest.Region, Endpoint: s.Endpoint, Addressing: addressing, HTTPClient: s.Client,
+		AccessKeyID: storagetest.AccessKeyID, SecretAccessKey: storagetest.SecretAccessKey,
 	}
-	free, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(tb, err)
-	address := free.Addr().String()
-	require.NoError(tb, free.Close())
+	if addressing == storage.AddressingVirtual {
+		cfg.Endpoint = s.VirtualEndpoint
+	}
+	cfg.Prefix = "图/" + cfg.Endpoint[:strings.Index(cfg.Endpoint, ":")] + addressing
+	return cfg
+}
 
-	const id, secret = "conformance", "conformance-secret"
-	server := exec.CommandContext(tb.Context(), binary, "--quiet", "--port", address, "--access", id, "--secret", secret, "posix", tb.TempDir())
-	var log bytes.Buffer
-	server.Stdout, server.Stderr = &log, &log
-	require.NoError(tb, server.Start())
-	tb.Cleanup(func() {
-		_ = server.Process.Kill()
-		_ = server.Wait()
-		if tb.Failed() {
-			tb.Log(log.String())
+// ways are all ways to reach stores of others.
+func ways(stores ...*storagetest.Store) map[string]storage.Config {
+	all := map[string]storage.Config{}
+	for _, s := range stores {
+		for _, addressing := range []string{storage.AddressingPath, storage.AddressingVirtual} {
+			cfg := storeConfig(s, addressing)
+			all[addressing+" "+cfg.Endpoint] = cfg
 		}
-	})
-	client := s3.New(s3.Options{
-		Region: "us-east-1", BaseEndpoint: aws.String("http://" + address), UsePathStyle: true,
-		Credentials: credentials.NewStaticCredentialsProvider(id, secret, ""),
-	})
-	require.Eventually(tb, func() bool {
-		_, err := client.CreateBucket(tb.Context(), &s3.CreateBucketInput{Bucket: aws.String("danqing")})
-		return err == nil
-	}, 20*time.Second, 50*time.Millisecond)
-	return storage.Config{
-		Bucket: "danqing", Prefix: "图/p", Endpoint: "http://" + address,
-		AccessKeyID: id, SecretAccessKey: secret, HTTPClient: http.DefaultClient,
 	}
+	return all
 }
 
 // Every store behaves alike, as far as we use it.
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	for name, target := range map[string]func(testing.TB) storage.Config{
-		"embedded in process": inProcess, "embedded over loopback": overLoopback, "embedded over TLS": overTLS, "versitygw": versitygw,
+	for name, open := range map[string]func(testing.TB) map[string]storage.Config{
+		"embedded": func(tb testing.TB) map[string]storage.Config {
+			tb.Helper()
+			return map[string]storage.Config{"in process": inProcess(tb), "over loopback": overLoopback(tb), "over TLS": overTLS(tb)}
+		},
+		"versitygw": func(tb testing.TB) map[string]storage.Config {
+			tb.Helper()
+			return ways(storagetest.VersityGW(tb), storagetest.VersityGWTLS(tb))
+		},
+		"ceph": func(tb testing.TB) map[string]storage.Config {
+			tb.Helper()
+			return ways(storagetest.Ceph(tb))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			testConformance(t, target(t))
+			for way, cfg := range open(t) {
+				t.Run(way, func(t *testing.T) {
+					t.Parallel()
+					testConformance(t, cfg)
+				})
+			}
 		})
 	}
 }
@@ -262,7 +259,7 @@ func testHeld(t *testing.T, cfg storage.Config) {
 	body, got, err := b.Get(ctx, b.HeldKey("task-1", "job.1-1"))
 	require.NoError(t, err)
 	assert.Equal(t, html, readAll(t, body))
-	assert.Equal(t, "图/p/_held/task-1/job.1-1", got.Key)
+	assert.Equal(t, cfg.Prefix+"/_held/task-1/job.1-1", got.Key)
 	assert.Equal(t, "text/html; charset=utf-8", got.ContentType)
 	got, err = b.Head(ctx, b.HeldKey("task-1", "empty"))
 	require.NoError(t, err)
