@@ -78,6 +78,29 @@ func TestReadBatchWarnings(t *testing.T) {
 	assert.Contains(t, b.Lines[0].Warnings[0], "501 characters")
 }
 
+// A line of a model is checked and warned about by that model's own rules.
+func TestReadBatchByModel(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("猫", 501)
+	b := read(t, `{"model":"wan2.5-t2i-preview","prompt":"`+long+`"}
+{"model":"wan2.2-t2i-flash","prompt":"`+long+`"}
+{"model":"wan2.1-t2i-plus","prompt":"猫","watermark":true,"parameters":{"prompt_extend":false}}
+{"model":"wanx2.1-t2i-plus","prompt":"猫","watermark":true,"prompt_extend":false}
+`)
+	assert.Empty(t, b.Lines[0].Warnings)
+	assert.Equal(t, []string{"prompt has 501 characters and is sent whole, but the service reads 500 and drops the rest (another page says 800)"}, b.Lines[1].Warnings)
+	assert.Equal(t, b.Lines[2].Digest, b.Lines[3].Digest, "a region's spelling is the same model")
+	assert.Equal(t, new(false), b.Lines[2].Request.PromptExtend)
+
+	err := readErr(t, `{"model":"qwen-image","prompt":"猫","n":2,"size":"1024*1024"}
+{"prompt":"猫","parameters":{"watermark":false}}
+{"model":"wan2.6-t2i","prompt":"猫"}
+`)
+	assert.EqualError(t, err, `line 1: size: "1024*1024"; allowed: 1664*928, 1472*1104, 1328*1328, 1104*1472, 928*1664 | n: 2; allowed: 1; qwen-image makes one image a request: ask again under another id for another one
+line 2: watermark: false; allowed: none: wanx-v1 has no watermark; leave it out
+line 3: model: "wan2.6-t2i"; allowed: `+modelsAllowed)
+}
+
 // ids maps each line's raw JSON to the job IDs that such lines got, in order.
 func ids(b *Batch) map[string][]string {
 	m := map[string][]string{}
@@ -357,6 +380,22 @@ func TestExampleFile(t *testing.T) {
 	assert.Equal(t, "sha256:"+strings.Repeat("0", 64), find("cat-refonly-file").RefImg)
 	assert.Equal(t, "<watercolor>", find("portrait-watercolor").Style)
 	assert.Equal(t, "1280*720", find("butterflies-chinese-painting").Size)
+}
+
+// The examples of the other models can be run as they are.
+func TestExampleFilesOfAllModels(t *testing.T) {
+	t.Parallel()
+	used := map[string]bool{}
+	for _, file := range []string{"wanx-v1.jsonl", "wanx2.jsonl", "wan2.2.jsonl", "wan2.5.jsonl", "qwen-image.jsonl"} {
+		for _, l := range readExample(t, file).Lines {
+			used[l.Request.Model] = true
+			assert.Empty(t, l.Warnings, l.ID)
+			assert.Len(t, l.Request.Batch+"."+l.Request.LineID, len(l.ID), "%s has a readable ID", l.ID)
+		}
+	}
+	for _, m := range Models() {
+		assert.True(t, used[m.Name], "no example for %s", m.Name)
+	}
 }
 
 // FuzzReadBatch: no file panics; what is accepted has valid IDs, each once; and

@@ -16,13 +16,16 @@
 //	NAME = LENGTH : VALUE LF      for each field that has a value
 //
 // without the spaces shown. The fields come in this order: model, prompt,
-// negative_prompt, style, size, n, seed, ref_img, ref_strength, ref_mode.
-// LENGTH counts the bytes of VALUE in decimal; text is UTF-8 as given; whole
-// numbers are decimal; ref_strength is the shortest decimal without an exponent
-// that reads back as the same float64 (0, 0.7, 1). Defaults are written out
-// (model, style, size, n, and ref_mode where there is a reference), so that a
-// default that is spelt out and one that is left out are the same request. A
-// seed is written only if the request gives one. For example:
+// negative_prompt, style, size, n, seed, ref_img, ref_strength, ref_mode,
+// prompt_extend, watermark. LENGTH counts the bytes of VALUE in decimal; text is
+// UTF-8 as given; whole numbers are decimal; ref_strength is the shortest
+// decimal without an exponent that reads back as the same float64 (0, 0.7, 1);
+// switches are true or false. The model goes by its name in the catalogue, not
+// by a region's spelling. Defaults are written out (model, size, n; style,
+// prompt_extend=true and watermark=false where the model has them; ref_mode
+// where there is a reference), so that a default that is spelt out and one that
+// is left out are the same request. A seed is written only if the request gives
+// one. For example:
 //
 //	danqing/request/1
 //	model=7:wanx-v1
@@ -31,9 +34,20 @@
 //	size=9:1024*1024
 //	n=1:1
 //
-// The ID, labels, priority, redo_of and the batch take no part. This form is fixed for
-// ever: the permanent records of finished jobs bear digests. A field that a
-// later model brings is added to the end of the list and written only when set.
+// and, of a model without styles:
+//
+//	danqing/request/1
+//	model=16:wan2.2-t2i-flash
+//	prompt=24:有一只黑色的小猫
+//	size=9:1024*1024
+//	n=1:1
+//	prompt_extend=4:true
+//	watermark=5:false
+//
+// The ID, labels, priority, redo_of and the batch take no part. This form is
+// fixed for ever: the permanent records of finished jobs bear digests. A field
+// that a later model brings is added to the end of the list and written only
+// where the model has it.
 //
 // # Seed
 //
