@@ -36,12 +36,13 @@ func importMap() map[string][]string {
 		"jobs/embedded":              {},
 		"storage":                    {},
 		"storage/embedded":           {},
+		"storage/storagetest":        {},
 	}
 }
 
 // standIns may be imported by every test.
 func standIns() []string {
-	return []string{"jobs/embedded", "storage/embedded", "worker/dashscope/simulator"}
+	return []string{"jobs/embedded", "storage/embedded", "storage/storagetest", "worker/dashscope/simulator"}
 }
 
 // homes says where alone a module of others may be imported. A home that ends in
