@@ -71,8 +71,13 @@ func storeConfig(s *storagetest.Store, addressing string) storage.Config {
 	if addressing == storage.AddressingVirtual {
 		cfg.Endpoint = s.VirtualEndpoint
 	}
-	cfg.Prefix = "图/" + cfg.Endpoint[:strings.Index(cfg.Endpoint, ":")] + addressing
+	cfg.Prefix = "图/" + wayOf(cfg)
 	return cfg
+}
+
+func wayOf(cfg storage.Config) string {
+	scheme, _, _ := strings.Cut(cfg.Endpoint, ":")
+	return cfg.Addressing + " over " + scheme
 }
 
 // ways are all ways to reach stores of others.
@@ -81,7 +86,7 @@ func ways(stores ...*storagetest.Store) map[string]storage.Config {
 	for _, s := range stores {
 		for _, addressing := range []string{storage.AddressingPath, storage.AddressingVirtual} {
 			cfg := storeConfig(s, addressing)
-			all[addressing+" "+cfg.Endpoint] = cfg
+			all[wayOf(cfg)] = cfg
 		}
 	}
 	return all
