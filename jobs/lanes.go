@@ -101,17 +101,12 @@ func (c *Client) Lanes(ctx context.Context) ([]LaneStatus, error) {
 	slices.SortFunc(lanes, func(a, b LaneStatus) int {
 		return cmp.Or(cmp.Compare(a.Account, b.Account), cmp.Compare(a.Model, b.Model))
 	})
-	held := make([]*redis.IntCmd, len(lanes))
-	if _, err := c.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for i, lane := range lanes {
-			held[i] = pipe.Exists(ctx, LaneKey(lane.Account, lane.Model, "lease"))
+	for i, lane := range lanes {
+		held, err := c.redis.Exists(ctx, LaneKey(lane.Account, lane.Model, "lease")).Result()
+		if err != nil {
+			return nil, fmt.Errorf("read lease of lane %s of %s: %w", lane.Model, lane.Account, err)
 		}
-		return nil
-	}); err != nil {
-		return nil, fmt.Errorf("read leases of lanes: %w", err)
-	}
-	for i := range lanes {
-		lanes[i].Held = held[i].Val() == 1
+		lanes[i].Held = held == 1
 	}
 	return lanes, nil
 }

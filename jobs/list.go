@@ -3,7 +3,6 @@ package jobs
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -151,9 +150,10 @@ func (c *Client) entries(ctx context.Context, states []State, after entry) (list
 }
 
 func (c *Client) entriesOf(ctx context.Context, state State, after entry) (list []entry, err error) {
+	oldest := oldestScore(state)
 	for offset := int64(0); len(list) < scanSize; {
 		members, err := c.redis.ZRevRangeByScoreWithScores(ctx, indexKey(state), &redis.ZRangeBy{
-			Min: "-inf", Max: strconv.FormatInt(after.score, 10), Offset: offset, Count: scanSize,
+			Min: oldest, Max: strconv.FormatInt(after.score, 10), Offset: offset, Count: scanSize,
 		}).Result()
 		if err != nil {
 			return nil, err
@@ -172,10 +172,30 @@ func (c *Client) entriesOf(ctx context.Context, state State, after entry) (list 
 	return list, nil
 }
 
-// unindexScript takes a job out of a state's index if it is not in that state.
-var unindexScript = redis.NewScript(`
-if redis.call('HGET', KEYS[1], 'state') ~= ARGV[1] then redis.call('ZREM', KEYS[2], ARGV[2]) end
-return 0
+// oldestScore is where a state's index begins: what is over leaves Redis by a time
+// to live, which the embedded one does not run, and the index later still.
+func oldestScore(state State) string {
+	if state.Final() {
+		return "(" + strconv.FormatInt(forgottenBefore(time.Now()), 10)
+	}
+	return "-inf"
+}
+
+// readScript reads the records of index entries, two keys and two arguments each,
+// and takes out of the index those that are gone or in another state. It is one
+// command, as the embedded Redis's connections cannot hold a long pipeline.
+var readScript = redis.NewScript(`
+local list = {}
+for i = 1, #KEYS, 2 do
+  local rec = redis.call('HMGET', KEYS[i], 'state', 'record', 'cancel')
+  if rec[1] == ARGV[i] then
+    list[i], list[i + 1] = rec[2], rec[3] or ''
+  else
+    redis.call('ZREM', KEYS[i + 1], ARGV[i + 1])
+    list[i], list[i + 1] = '', ''
+  end
+end
+return list
 `)
 
 // records reads the records of the entries; nil for one that is gone, or in
@@ -184,27 +204,21 @@ func (c *Client) records(ctx context.Context, entries []entry) ([]*Record, error
 	if len(entries) == 0 {
 		return nil, nil
 	}
-	reads := make([]*redis.SliceCmd, len(entries))
-	if _, err := c.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
-		for i, e := range entries {
-			reads[i] = pipe.HMGet(ctx, recordPrefix+e.id, "record", "cancel")
-		}
-		return nil
-	}); err != nil {
+	keys, args := make([]string, 0, 2*len(entries)), make([]any, 0, 2*len(entries))
+	for _, e := range entries {
+		keys = append(keys, recordPrefix+e.id, indexKey(e.state))
+		args = append(args, string(e.state), e.id)
+	}
+	read, err := readScript.Run(ctx, c.redis, keys, args...).StringSlice()
+	if err != nil {
 		return nil, err
 	}
 	list := make([]*Record, len(entries))
 	for i, e := range entries {
-		rec, err := decodeRecord(e.id, reads[i].Val())
-		if err != nil && !errors.Is(err, ErrNotFound) {
-			return nil, err
-		}
-		if err == nil && rec.State == e.state {
-			list[i] = rec
+		if read[2*i] == "" {
 			continue
 		}
-		// Redis forgot the job, or it moved on since the index was read.
-		if err := unindexScript.Run(ctx, c.redis, []string{recordPrefix + e.id, indexKey(e.state)}, string(e.state), e.id).Err(); err != nil {
+		if list[i], err = decodeRecord(e.id, read[2*i], read[2*i+1]); err != nil {
 			return nil, err
 		}
 	}
@@ -217,11 +231,7 @@ func (c *Client) Counts(ctx context.Context) (map[State]int64, error) {
 	counts := map[State]*redis.IntCmd{}
 	if _, err := c.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, state := range States() {
-			if state.Final() {
-				counts[state] = pipe.ZCount(ctx, indexKey(state), "("+strconv.FormatInt(forgottenBefore(time.Now()), 10), "+inf")
-			} else {
-				counts[state] = pipe.ZCard(ctx, indexKey(state))
-			}
+			counts[state] = pipe.ZCount(ctx, indexKey(state), oldestScore(state), "+inf")
 		}
 		return nil
 	}); err != nil {

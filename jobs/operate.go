@@ -320,7 +320,7 @@ var taskPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 // It fails with a [FieldError] if not exactly one thing was decided, with
 // [ErrNotFound], with [ErrState] beside the record if the job is not held, with
 // [*TaskOwnedError] if the task to adopt is another job's, or with Redis's own
-// error. After an error of Redis look at the job before deciding again.
+// error. The same decision may be made again: it is acted on once.
 func (c *Client) Resolve(ctx context.Context, id string, decision Resolution) (*Record, error) {
 	if err := decision.validate(); err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", id, err)
@@ -330,9 +330,9 @@ func (c *Client) Resolve(ctx context.Context, id string, decision Resolution) (*
 		if err != nil {
 			return nil, err
 		}
-		switch {
-		case rec.State == StateFailed && rec.Code == CodeGivenUp && decision.GiveUp:
-			err = c.settle(ctx, rec) // an earlier call may have died half way
+		switch done, repairErr := c.resolved(ctx, rec, decision); {
+		case done:
+			err = repairErr
 		case rec.State != StateHeld:
 			err = fmt.Errorf("resolve %s: %w: it is not held (%s)", id, ErrState, rec.State)
 		case decision.GiveUp:
@@ -348,6 +348,26 @@ func (c *Client) Resolve(ctx context.Context, id string, decision Resolution) (*
 			return rec, err
 		}
 	}
+}
+
+// resolved reports whether the decision has been acted on already. It does what an
+// earlier call, if that died half way, has left to do.
+func (c *Client) resolved(ctx context.Context, rec *Record, decision Resolution) (bool, error) {
+	switch {
+	case rec.ResolvedAt.IsZero():
+		return false, nil
+	case decision.GiveUp && rec.State == StateFailed && rec.Code == CodeGivenUp:
+		return true, c.settle(ctx, rec)
+	case decision.BuyAgain && rec.State.Waiting():
+		return true, c.requeue(ctx, rec)
+	case decision.Adopt == "" || decision.Adopt != rec.TaskID:
+		return false, nil
+	case rec.State == StateGenerating:
+		return true, c.requeue(ctx, rec)
+	case rec.State == StateStoring:
+		return true, c.EnqueueStore(ctx, rec)
+	}
+	return false, nil
 }
 
 func (c *Client) giveUp(ctx context.Context, rec *Record) (*Record, error) {

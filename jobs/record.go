@@ -240,19 +240,20 @@ func (c *Client) Get(ctx context.Context, id string) (*Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read record of %s: %w", id, err)
 	}
-	return decodeRecord(id, values)
-}
-
-// decodeRecord reads the fields "record" and "cancel" of a record.
-func decodeRecord(id string, values []any) (*Record, error) {
 	encoded, ok := values[0].(string)
 	if !ok {
 		return nil, fmt.Errorf("read record of %s: %w", id, ErrNotFound)
 	}
+	cancel, _ := values[1].(string)
+	return decodeRecord(id, encoded, cancel)
+}
+
+// decodeRecord reads a record and the moment beside it, "" if there is none.
+func decodeRecord(id, encoded, cancel string) (*Record, error) {
 	var rec Record
 	err := json.Unmarshal([]byte(encoded), &rec)
-	if asked, ok := values[1].(string); ok && err == nil {
-		rec.CancelRequestedAt, err = time.Parse(time.RFC3339Nano, asked)
+	if err == nil && cancel != "" {
+		rec.CancelRequestedAt, err = time.Parse(time.RFC3339Nano, cancel)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read record of %s: %w", id, err)

@@ -1,0 +1,227 @@
+package jobs_test
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// put writes a record as it is.
+func put(t *testing.T, client *jobs.Client, rec jobs.Record) *jobs.Record {
+	t.Helper()
+	require.NoError(t, client.Swap(t.Context(), nil, &rec))
+	return &rec
+}
+
+// move changes a record as a worker would.
+func move(t *testing.T, client *jobs.Client, rec *jobs.Record, change func(*jobs.Record)) *jobs.Record {
+	t.Helper()
+	next := *rec
+	change(&next)
+	require.NoError(t, client.Swap(t.Context(), rec, &next))
+	return &next
+}
+
+func ids(records []*jobs.Record) []string {
+	var list []string
+	for _, rec := range records {
+		list = append(list, rec.ID)
+	}
+	return list
+}
+
+func TestListFilters(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
+		for _, rec := range []jobs.Record{
+			{ID: "a", State: jobs.StateQueued, Model: "wanx-v1", Labels: map[string]string{"sku": "1"}, Batch: "shop"},
+			{ID: "b", State: jobs.StateGenerating, Model: "wanx-v1", Account: "main", Request: &jobs.Request{Labels: map[string]string{"sku": "1"}, Batch: "shop"}},
+			{ID: "c", State: jobs.StateFailed, Model: "qwen-image", Account: "main"},
+			{ID: "d", State: jobs.StateQueued, Model: "qwen-image", Labels: map[string]string{"sku": "2", "": "x"}},
+		} {
+			put(t, client, rec)
+		}
+		for _, c := range []struct {
+			name   string
+			filter jobs.ListFilter
+			want   []string
+		}{
+			{"all", jobs.ListFilter{}, []string{"a", "b", "c", "d"}},
+			{"one state", jobs.ListFilter{States: []jobs.State{jobs.StateQueued}}, []string{"a", "d"}},
+			{"two states", jobs.ListFilter{States: []jobs.State{jobs.StateQueued, jobs.StateFailed}}, []string{"a", "c", "d"}},
+			{"model", jobs.ListFilter{Model: "qwen-image"}, []string{"c", "d"}},
+			{"account", jobs.ListFilter{Account: "main"}, []string{"b", "c"}},
+			{"batch", jobs.ListFilter{Batch: "shop"}, []string{"a", "b"}},
+			{"label", jobs.ListFilter{Labels: map[string]string{"sku": "1"}}, []string{"a", "b"}},
+			{"two labels", jobs.ListFilter{Labels: map[string]string{"sku": "2", "": "x"}}, []string{"d"}},
+			{"a label that nobody has", jobs.ListFilter{Labels: map[string]string{"no": ""}}, nil},
+			{"all at once", jobs.ListFilter{States: []jobs.State{jobs.StateQueued}, Model: "wanx-v1", Batch: "shop"}, []string{"a"}},
+		} {
+			got, cursor, err := client.List(t.Context(), c.filter)
+			require.NoError(t, err, c.name)
+			assert.ElementsMatch(t, c.want, ids(got), c.name)
+			assert.Empty(t, cursor, c.name)
+		}
+		counts, err := client.Counts(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, map[jobs.State]int64{
+			jobs.StateScheduled: 0, jobs.StateQueued: 2, jobs.StateSubmitting: 0, jobs.StateGenerating: 1, jobs.StateStoring: 0,
+			jobs.StateRetrying: 0, jobs.StateHeld: 0, jobs.StateSucceeded: 0, jobs.StateFailed: 1, jobs.StateCanceled: 0,
+		}, counts)
+		_, _, err = client.List(t.Context(), jobs.ListFilter{Cursor: "x"})
+		require.ErrorContains(t, err, `cursor: "x"`)
+	})
+}
+
+// Pages follow each other without a gap or a repetition, the newest first, though
+// hundreds of jobs changed in the same millisecond.
+func TestListPages(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		client, _ := newClient(t)
+		var want []string
+		for i := range 450 {
+			if i == 430 {
+				time.Sleep(time.Hour)
+			}
+			state := []jobs.State{jobs.StateQueued, jobs.StateGenerating, jobs.StateSucceeded}[i%3]
+			put(t, client, jobs.Record{ID: fmt.Sprintf("job-%03d", i), State: state})
+			want = append(want, fmt.Sprintf("job-%03d", i))
+		}
+		slices.Reverse(want)
+		for _, limit := range []int{7, 200, 450, 1000} {
+			var got []string
+			filter := jobs.ListFilter{Limit: limit}
+			for {
+				page, cursor, err := client.List(t.Context(), filter)
+				require.NoError(t, err)
+				assert.LessOrEqual(t, len(page), limit)
+				got = append(got, ids(page)...)
+				if filter.Cursor = cursor; cursor == "" {
+					break
+				}
+			}
+			assert.Equal(t, want, got, "pages of %d", limit)
+		}
+		old, _, err := client.List(t.Context(), jobs.ListFilter{States: []jobs.State{jobs.StateQueued}, UpdatedBefore: time.Now(), Limit: 1000})
+		require.NoError(t, err)
+		assert.Len(t, old, 144, "those of an hour ago")
+		assert.Equal(t, "job-429", old[0].ID)
+	})
+}
+
+// Jobs that are over leave the index with their records.
+func TestListForgets(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		client, rdb := newClient(t)
+		put(t, client, jobs.Record{ID: "old", State: jobs.StateFailed})
+		put(t, client, jobs.Record{ID: "waiting", State: jobs.StateQueued})
+		time.Sleep(jobs.RecordLifetime + time.Second)
+		counts, err := client.Counts(t.Context())
+		require.NoError(t, err)
+		assert.Zero(t, counts[jobs.StateFailed])
+		assert.EqualValues(t, 1, counts[jobs.StateQueued], "a job that waits is never forgotten")
+		listed, _, err := client.List(t.Context(), jobs.ListFilter{})
+		require.NoError(t, err)
+		assert.Equal(t, []string{"waiting"}, ids(listed))
+		put(t, client, jobs.Record{ID: "new", State: jobs.StateFailed})
+		assert.Equal(t, []string{"new"}, rdb.ZRange(t.Context(), "danqing:jobs:failed", 0, -1).Val())
+	})
+}
+
+// What the index says of a job that Redis forgot, or that is in another state, is
+// corrected by whoever lists it.
+func TestListRepairsTheIndex(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		put(t, client, jobs.Record{ID: "gone", State: jobs.StateQueued})
+		put(t, client, jobs.Record{ID: "here", State: jobs.StateQueued})
+		require.NoError(t, rdb.Del(t.Context(), "danqing:job:gone").Err())
+		require.NoError(t, rdb.ZAdd(t.Context(), "danqing:jobs:held", redis.Z{Score: 1, Member: "here"}).Err())
+		listed, _, err := client.List(t.Context(), jobs.ListFilter{})
+		require.NoError(t, err)
+		assert.Equal(t, []string{"here"}, ids(listed))
+		assert.Equal(t, []string{"here"}, rdb.ZRange(t.Context(), "danqing:jobs:queued", 0, -1).Val())
+		assert.Empty(t, rdb.ZRange(t.Context(), "danqing:jobs:held", 0, -1).Val())
+	})
+}
+
+// Whatever writers do to the same jobs at once, each job is in the index of its
+// state, and in no other.
+func TestIndexFollowsEveryWrite(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		const writers, writes, total = 4, 150, 10
+		var group errgroup.Group
+		for writer := range writers {
+			dice := rand.New(rand.NewPCG(uint64(writer), 1)) //nolint:gosec // repeatable
+			group.Go(func() error {
+				for range writes {
+					id := fmt.Sprintf("job-%d", dice.IntN(total))
+					old, err := client.Get(t.Context(), id)
+					if err != nil {
+						old = nil
+					}
+					next := jobs.Record{ID: id, State: jobs.States()[dice.IntN(len(jobs.States()))], Attempt: dice.IntN(3)}
+					name := fmt.Sprintf("write-%d", dice.IntN(writes))
+					_ = client.SwapAs(t.Context(), name, old, &next) // a conflict, or done under this name
+				}
+				return nil
+			})
+		}
+		require.NoError(t, group.Wait())
+		want := map[string]jobs.State{}
+		for i := range total {
+			rec, err := client.Get(t.Context(), fmt.Sprintf("job-%d", i))
+			require.NoError(t, err)
+			want[rec.ID] = rec.State
+		}
+		got := map[string]jobs.State{}
+		for _, state := range jobs.States() {
+			for _, id := range rdb.ZRange(t.Context(), "danqing:jobs:"+string(state), 0, -1).Val() {
+				assert.NotContains(t, got, id, "in two indexes")
+				got[id] = state
+			}
+		}
+		assert.Equal(t, want, got)
+		assert.Len(t, slices.Collect(maps.Keys(got)), total)
+	})
+}
+
+// A write whose reply was lost is known by its name, even after somebody asked to
+// cancel the job, and is in the index once.
+func TestSwapAsIsDoneOnce(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		rec := put(t, client, jobs.Record{ID: "cat", State: jobs.StateSubmitting, Attempt: 1, Term: 2})
+		lost := &loser{}
+		rdb.AddHook(lost)
+		next := *rec
+		next.State, next.TaskID = jobs.StateGenerating, "task"
+		lost.loseNth(1)
+		require.ErrorIs(t, client.SwapAs(t.Context(), "created", rec, &next), errLost)
+		asked, err := client.Cancel(t.Context(), "cat")
+		require.NoError(t, err)
+		assert.False(t, asked.CancelRequestedAt.IsZero())
+		require.NoError(t, client.SwapAs(t.Context(), "created", rec, &next))
+		require.ErrorIs(t, client.SwapAs(t.Context(), "another", rec, &next), jobs.ErrConflict)
+		got, err := client.Get(t.Context(), "cat")
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateGenerating, got.State)
+		assert.Equal(t, asked.CancelRequestedAt, got.CancelRequestedAt)
+		assert.Equal(t, []string{"cat"}, rdb.ZRange(t.Context(), "danqing:jobs:generating", 0, -1).Val())
+		assert.Empty(t, rdb.ZRange(t.Context(), "danqing:jobs:submitting", 0, -1).Val())
+	})
+}
