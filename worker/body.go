@@ -12,9 +12,9 @@ import (
 )
 
 // createBody translates the request, uploading a staged reference image to
-// DashScope's temporary store. A nil body means that it waited or ended the job.
+// DashScope's temporary store.
 func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Request) (*dashscope.CreateRequest, error) {
-	region := l.cfg.DashScope.Region()
+	region := l.account.remote.Region()
 	model, sold := l.model.NameIn(region)
 	if !sold {
 		// The service would say that it does not know the model.
@@ -43,9 +43,9 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindTerminal:
 		return nil, l.fail(ctx, rec, refused.Code, sentence("the reference image was refused", refused.Message))
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindAccount:
-		return nil, l.wait(ctx, &l.account, refused.RetryAfter, lanePaused, err)
+		return nil, &trouble{wait: &l.waits.account, atLeast: refused.RetryAfter, message: accountPaused, why: err}
 	default:
-		return nil, l.wait(ctx, &l.unreachable, 0, "reference image not uploaded", err)
+		return nil, &trouble{wait: &l.waits.unreachable, message: "reference image not uploaded", why: err}
 	}
 }
 
@@ -55,5 +55,5 @@ func (l *lane) uploadReference(ctx context.Context, model, sum string) (string, 
 		return "", err
 	}
 	defer content.Close() //nolint:errcheck // read only
-	return l.cfg.DashScope.Upload(ctx, model, sum+"."+path.Base(info.ContentType), info.ContentType, info.Bytes, content)
+	return l.account.remote.Upload(ctx, model, sum+"."+path.Base(info.ContentType), info.ContentType, info.Bytes, content)
 }

@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -26,20 +25,17 @@ func (w *Worker) advance(ctx context.Context, old, next *jobs.Record) error {
 // holdAmbiguous parks a job of which a task may exist. It is never submitted
 // again by itself.
 func (l *lane) holdAmbiguous(ctx context.Context, rec *jobs.Record, why string) error {
-	return l.park(ctx, rec, entryAmbiguous, "SubmitAmbiguous",
-		"it is unknown whether a task was made, so it was not submitted again: "+why)
+	return l.park(ctx, rec, entryAmbiguous, "SubmitAmbiguous", ambiguous+why)
 }
+
+const ambiguous = "it is unknown whether a task was made, so it was not submitted again: "
 
 // park leaves the job to a person and the lane to the next one.
 func (l *lane) park(ctx context.Context, rec *jobs.Record, kind entryKind, code, why string) error {
 	next := held(rec, code, why)
 	l.journal(kind, next)
 	l.log.Error("job held: a person must decide", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", why)
-	if err := l.advance(ctx, rec, next); err != nil {
-		return err
-	}
-	l.clearNote(ctx, next)
-	return nil
+	return l.advance(ctx, rec, next)
 }
 
 func held(rec *jobs.Record, code, why string) *jobs.Record {
@@ -51,28 +47,31 @@ func held(rec *jobs.Record, code, why string) *jobs.Record {
 // fail ends a job that will never have an image.
 func (l *lane) fail(ctx context.Context, rec *jobs.Record, code, message string) error {
 	l.log.Warn("job failed", "job_id", rec.ID, "task_id", rec.TaskID, "code", code, "err", message)
-	return l.over(ctx, rec, jobs.StateFailed, code, message)
+	return l.over(ctx, rec, ended(rec, jobs.StateFailed, code, message))
 }
 
 // over ends a job without an image: sidecar, journal, record, in this order.
-func (l *lane) over(ctx context.Context, rec *jobs.Record, state jobs.State, code, message string) error {
-	next := ended(rec, state, code, message)
+func (l *lane) over(ctx context.Context, rec, next *jobs.Record) error {
 	sidecar, err := sidecarOf(next)
 	if err != nil {
 		return err
 	}
-	for trouble := (&backoff{first: time.Second, most: time.Minute}); ; {
+	for {
 		err := l.cfg.Bucket.PutSidecar(ctx, sidecar)
 		if err == nil {
 			break
 		}
-		if err := l.wait(ctx, trouble, 0, "the bucket does not answer", err); err != nil {
+		wait := l.waits.unreachable.next()
+		l.log.Warn(bucketAway, "job_id", rec.ID, "err", err, "wait", wait)
+		if err := l.sleep(ctx, wait); err != nil {
 			return err
 		}
 	}
 	l.journal(entryOver, next)
 	return l.finish(ctx, rec, next)
 }
+
+const bucketAway = "the bucket does not answer"
 
 // end ends a job in its record alone: its sidecar belongs to another job.
 func (l *lane) end(ctx context.Context, rec *jobs.Record, state jobs.State, code, message string) error {
@@ -89,11 +88,16 @@ func (l *lane) finish(ctx context.Context, rec, next *jobs.Record) error {
 	if err := l.advance(ctx, rec, next); err != nil {
 		return err
 	}
-	l.clearNote(ctx, next)
 	if next.State != jobs.StateFailed {
 		return nil
 	}
-	return &verdictError{sentence: fmt.Sprintf("%s: %s", next.Code, next.Message)}
+	return failure(next)
+}
+
+// failure is the verdict on a failed job: its message lies in asynq's archive with
+// this sentence.
+func failure(rec *jobs.Record) error {
+	return &verdictError{sentence: rec.Code + ": " + rec.Message}
 }
 
 // adoptFinished ends a job that the bucket says is over already.

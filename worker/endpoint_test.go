@@ -104,10 +104,10 @@ func TestNewRefuses(t *testing.T) {
 	data, err = worker.OpenDataDir(filepath.Join(s.dir, "data"))
 	require.NoError(t, err)
 	cfg := s.config(data)
-	cfg.Concurrency = 2
+	cfg.Accounts[0].Lanes[0].Concurrency = 2
 	_, err = worker.New(cfg)
 	require.ErrorContains(t, err, "concurrency 2: wanx-v1 allows 1 to 1")
-	cfg.Concurrency, cfg.Model = 1, "wanx-v2"
+	cfg.Accounts[0].Lanes[0] = worker.Lane{Model: "wanx-v2"}
 	_, err = worker.New(cfg)
 	require.ErrorContains(t, err, "wanx-v2")
 	require.NoError(t, data.Close())

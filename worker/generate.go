@@ -1,10 +1,14 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+
+	"github.com/hibiken/asynq"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
@@ -23,44 +27,87 @@ const (
 	// before nothing more is bought: something is wrong with the way to them.
 	storeBacklog = 8
 
-	lanePaused = "lane paused: the account needs attention"
+	// personPause is how often a lane looks whether its account's pause is over.
+	personPause = 2 * time.Second
+
+	accountPaused  = "lane paused: the account needs attention"
+	refusedForNow  = "dashscope refused for now"
+	diedSubmitting = "the program died while it was submitting the job"
 )
 
 // generate takes a job as far as the lane can: until its images are being stored,
 // or it is over, held, or to be tried again later. Each step moves the record on
-// or fails; a record that somebody else moved is looked at again.
+// or fails; a record that somebody else moved is looked at again. A [*trouble]
+// means that the lane can go on with no job for now.
 func (l *lane) generate(ctx context.Context, m jobs.GenerateMessage) error {
-	if _, busy := l.busy.LoadOrStore(m.JobID, true); busy {
-		return nil // a late redelivery: somebody here is at it
-	}
-	defer l.busy.Delete(m.JobID)
 	for {
 		rec, err := l.record(ctx, m)
 		if errors.Is(err, jobs.ErrConflict) {
 			continue
 		}
 		if err != nil {
-			// Returning would send the job to the tail of its queue.
-			if err := l.wait(ctx, &l.unreachable, 0, "redis does not answer, trying again", err); err != nil {
-				return err
-			}
-			continue
+			return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+		}
+		if rec.Digest != m.Digest {
+			return &verdictError{sentence: "JobIDTaken: the job's ID belongs to another request, which is " + string(rec.State)}
 		}
 		switch rec.State {
 		case jobs.StateQueued, jobs.StateRetrying, jobs.StateScheduled:
 			err = l.submit(ctx, rec, m.Request)
-		case jobs.StateSubmitting:
-			err = l.holdAmbiguous(ctx, rec, "the program died while it was submitting the job")
-		case jobs.StateGenerating:
-			err = l.poll(ctx, rec)
+		case jobs.StateSubmitting, jobs.StateGenerating:
+			err = l.follow(ctx, rec)
+			if err == nil && l.foreign(rec) {
+				return nil
+			}
 		case jobs.StateStoring:
 			return l.jobs.EnqueueStore(ctx, rec)
+		case jobs.StateFailed, jobs.StateCanceled:
+			err = l.lastWord(ctx, rec)
+			if err == nil {
+				return nil
+			}
 		default:
 			return nil
 		}
 		if err != nil && !errors.Is(err, jobs.ErrConflict) {
 			return err
 		}
+	}
+}
+
+// codeArchived marks a waiting job whose message a person has archived.
+const codeArchived = "Archived"
+
+// lastWord answers the message of a job that is over without an image: a late
+// redelivery gets the same verdict once more. But if the message was run out of
+// asynq's archive, by a person who wants the job again, the job is queued again,
+// and [jobs.ErrConflict] asks to look at it.
+func (l *lane) lastWord(ctx context.Context, rec *jobs.Record) error {
+	info, err := asynq.NewInspectorFromRedisClient(l.cfg.Redis).GetTaskInfo(jobs.Queue(rec.Model, rec.Priority), rec.ID)
+	if err == nil && (rec.Code == codeArchived || strings.HasPrefix(info.LastErr, rec.Code+": ")) {
+		if _, err = l.jobs.Retry(ctx, rec.ID); err == nil {
+			return jobs.ErrConflict
+		}
+	}
+	if err != nil {
+		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+	}
+	if rec.State == jobs.StateFailed {
+		return failure(rec)
+	}
+	return nil
+}
+
+// follow goes on with a job that was submitted, unless it is another lane's, which
+// is told of it.
+func (l *lane) follow(ctx context.Context, rec *jobs.Record) error {
+	switch {
+	case l.foreign(rec):
+		return l.note(ctx, rec.Account, rec.Model, rec.ID)
+	case rec.State == jobs.StateSubmitting:
+		return l.holdAmbiguous(ctx, rec, diedSubmitting)
+	default:
+		return l.poll(ctx, rec)
 	}
 }
 
@@ -71,7 +118,7 @@ func (l *lane) record(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record
 	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
 		return nil, err
 	}
-	if e, ok := l.cfg.DataDir.Journal.of(m.JobID); ok && (rec == nil || behind(rec, e.Record)) {
+	if e, ok := l.cfg.DataDir.Journal.of(m.JobID); ok && (rec == nil || behind(rec, e.Record, e.At)) {
 		if err := l.recoverEntry(ctx, e); err != nil {
 			return nil, err
 		}
@@ -94,13 +141,14 @@ func (l *lane) remember(ctx context.Context, m jobs.GenerateMessage) (*jobs.Reco
 // submit sends the job's create once, or waits because it may not be sent now.
 // The order of its steps is the promise: each is on record before the next.
 func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) error {
-	ready, err := l.ready(ctx, rec)
-	if err != nil || !ready {
+	req = req.WithSeed(rec.ID)
+	asked := *rec
+	asked.Request = &req // for the sidecar, should the job end here
+	if err := l.ready(ctx, &asked); err != nil {
 		return err
 	}
-	req = req.WithSeed(rec.ID)
-	body, err := l.createBody(ctx, rec, req)
-	if err != nil || body == nil {
+	body, err := l.createBody(ctx, &asked, req)
+	if err != nil {
 		return err
 	}
 	if err := l.waitPace(ctx); err != nil {
@@ -111,17 +159,16 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	}
 	intent := *rec
 	intent.State, intent.Attempt, intent.Term = jobs.StateSubmitting, rec.Attempt+1, l.term
-	intent.Account, intent.Request, intent.TaskID = l.cfg.Account, &req, ""
+	intent.Account, intent.Request, intent.TaskID = l.account.name, &req, ""
 	intent.SubmittedAt, intent.Code, intent.Message = time.Now().UTC(), "", ""
 	if err := l.swap(ctx, rec, &intent); err != nil {
 		return err
 	}
-	l.note(ctx, &intent)
 	if err := l.cfg.DataDir.Journal.append(entryIntent, &intent); err != nil {
-		return l.takeBack(ctx, &intent, rec, &l.unreachable, 0, "nothing is submitted: the journal cannot be written", err)
+		return l.takeBack(ctx, &intent, rec, &trouble{wait: &l.waits.unreachable, message: "nothing is submitted: the journal cannot be written", why: err})
 	}
 	if !l.lease.valid() {
-		return l.takeBack(ctx, &intent, rec, &l.unreachable, 0, "nothing is submitted: the lane's lease ran out", nil)
+		return l.takeBack(ctx, &intent, rec, &trouble{wait: &l.waits.unreachable, message: "nothing is submitted: the lane's lease ran out"})
 	}
 	created, err := l.create(ctx, *body)
 	if err != nil {
@@ -130,35 +177,58 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	return l.created(ctx, &intent, created)
 }
 
-// ready reports whether the job may be submitted now: it is not over already, the
-// bucket answers, and the disk has room. If not, it has waited or ended the job.
-func (l *lane) ready(ctx context.Context, rec *jobs.Record) (bool, error) {
+// ready fails unless the job may be submitted now: it is not over already, the
+// account is not paused, the bucket answers, and the disk has room. Where the job
+// is over it ends it, and fails with [jobs.ErrConflict]: look again.
+func (l *lane) ready(ctx context.Context, rec *jobs.Record) error {
+	pause, err := l.jobs.AccountPause(ctx, l.account.name)
+	if err != nil {
+		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+	}
+	if pause != nil {
+		return &trouble{wait: &backoff{first: personPause}, message: "lane paused by a person", why: errors.New(cmp.Or(pause.Why, "no reason was given"))}
+	}
+	if _, unfit := l.account.usable(); unfit != nil {
+		return &trouble{wait: &l.waits.account, message: accountPaused, why: unfit}
+	}
 	over, err := l.Finished(ctx, rec.ID, rec.Digest)
 	switch {
 	case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, ErrSimulated):
 		// The sidecar is another job's: it stays as it is.
-		return false, l.end(ctx, rec, jobs.StateFailed, "JobIDTaken", err.Error())
+		return l.end(ctx, rec, jobs.StateFailed, "JobIDTaken", err.Error())
 	case errors.Is(err, storage.ErrUnreadable):
-		return false, l.end(ctx, rec, jobs.StateFailed, "SidecarUnreadable", err.Error())
+		return l.end(ctx, rec, jobs.StateFailed, "SidecarUnreadable", err.Error())
 	case err != nil:
-		return false, l.wait(ctx, &l.unreachable, 0, "the bucket does not answer", err)
-	case over != nil:
-		return false, l.adoptFinished(ctx, rec, over)
+		return &trouble{wait: &l.waits.unreachable, message: bucketAway, why: err}
+	case over != nil && !wantedAgain(rec, over):
+		if err := l.adoptFinished(ctx, rec, over); err != nil {
+			return err
+		}
+		return jobs.ErrConflict
 	}
 	if waiting := l.toBeStored(); waiting > storeBacklog*l.cfg.StoreConcurrency {
-		return false, l.wait(ctx, &l.unreachable, 0, "nothing is submitted: finished images cannot be stored", fmt.Errorf("%d jobs wait for their images", waiting))
+		return &trouble{
+			wait: &l.waits.unreachable, message: "nothing is submitted: finished images cannot be stored",
+			why: fmt.Errorf("%d jobs wait for their images", waiting),
+		}
 	}
 	free, err := l.cfg.Spool.FreeBytes()
 	if errors.Is(err, errors.ErrUnsupported) {
-		free, err = diskReserve, nil
+		return nil
 	}
 	if err == nil && free < diskReserve {
 		err = fmt.Errorf("%d MiB free, %d MiB wanted: free some space", free>>20, diskReserve>>20)
 	}
 	if err != nil {
-		return false, l.wait(ctx, &l.unreachable, 0, "the data directory has no room", err)
+		return &trouble{wait: &l.waits.unreachable, message: "the data directory has no room", why: err}
 	}
-	return true, nil
+	return nil
+}
+
+// wantedAgain reports whether a person has asked for a job again after the end
+// that its sidecar tells of.
+func wantedAgain(rec, over *jobs.Record) bool {
+	return (over.State == jobs.StateFailed || over.State == jobs.StateCanceled) && rec.RetriedAt.After(over.FinishedAt)
 }
 
 // create sends the POST, which is never cut short by a graceful stop.
@@ -175,7 +245,7 @@ func (l *lane) create(ctx context.Context, body dashscope.CreateRequest) (*dashs
 		}
 	})
 	defer stop()
-	return l.cfg.DashScope.Create(sending, body)
+	return l.account.remote.Create(sending, body)
 }
 
 // created puts the task's name where it cannot be lost, the journal first.
@@ -183,14 +253,14 @@ func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashsc
 	next := *intent
 	next.State, next.TaskID, next.Simulated = jobs.StateGenerating, created.TaskID, created.Simulated
 	l.journal(entryTask, &next)
-	l.unreachable.reset()
-	l.throttled.reset()
-	l.account.reset()
+	l.waits.unreachable.reset()
+	l.waits.throttled.reset()
+	l.waits.account.reset()
 	l.log.Info("task submitted", "job_id", next.ID, "task_id", next.TaskID, "attempt", next.Attempt, "request_id", created.RequestID)
 	err := l.advance(ctx, intent, &next)
 	if errors.Is(err, jobs.ErrConflict) {
 		// Whoever has the lane now holds the job as ambiguous; it is not any more.
-		return l.merge(context.WithoutCancel(ctx), &next)
+		return l.merge(context.WithoutCancel(ctx), &next, time.Now())
 	}
 	return err
 }
@@ -204,11 +274,11 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 	}
 	switch refusal.Kind {
 	case dashscope.KindThrottled:
-		return l.takeBack(ctx, intent, rec, &l.throttled, refusal.RetryAfter, "dashscope refused for now", err)
+		return l.takeBack(ctx, intent, rec, &trouble{wait: &l.waits.throttled, atLeast: refusal.RetryAfter, message: refusedForNow, why: err})
 	case dashscope.KindRefused:
-		return l.takeBack(ctx, intent, rec, &l.unreachable, refusal.RetryAfter, "dashscope refused for now", err)
+		return l.takeBack(ctx, intent, rec, &trouble{wait: &l.waits.unreachable, atLeast: refusal.RetryAfter, message: refusedForNow, why: err})
 	case dashscope.KindAccount:
-		return l.takeBack(ctx, intent, rec, &l.account, refusal.RetryAfter, lanePaused, err)
+		return l.takeBack(ctx, intent, rec, &trouble{wait: &l.waits.account, atLeast: refusal.RetryAfter, message: accountPaused, why: err})
 	case dashscope.KindTerminal:
 		l.journal(entryRefused, intent)
 		return l.fail(ctx, intent, refusal.Code, sentence(refusal.Message, refusal.Hint()))
@@ -219,23 +289,27 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 	return l.holdAmbiguous(ctx, intent, err.Error())
 }
 
-// takeBack undoes an intent of which nothing came, and waits. The job keeps its
-// place: it is the next to be submitted.
-func (l *lane) takeBack(ctx context.Context, intent, rec *jobs.Record, trouble *backoff, atLeast time.Duration, message string, why error) error {
+// takeBack undoes an intent of which nothing came, and fails with the trouble. The
+// job keeps its place, unless somebody asked to cancel it meanwhile.
+func (l *lane) takeBack(ctx context.Context, intent, rec *jobs.Record, why *trouble) error {
 	l.journal(entryRefused, intent)
+	if l.cancelRequested(ctx, intent) {
+		if err := l.over(ctx, intent, ended(intent, jobs.StateCanceled, jobs.CodeCanceled, "canceled on request before a task was made; it cost nothing")); err != nil {
+			return err
+		}
+		return why
+	}
 	next := *rec
 	if err := l.advance(ctx, intent, &next); err != nil {
 		return err
 	}
-	l.clearNote(ctx, &next)
-	return l.wait(ctx, trouble, atLeast, message, why)
+	return why
 }
 
-// wait holds the lane back, says why, and returns nil when it may try again.
-func (l *lane) wait(ctx context.Context, trouble *backoff, atLeast time.Duration, message string, why error) error {
-	d := max(trouble.next(), atLeast)
-	l.log.Warn(message, "err", why, "wait", d, "hint", hint(why)) //nolint:sloglint // every caller gives a constant
-	return l.sleep(ctx, d)
+// cancelRequested reports whether somebody has asked to cancel the job.
+func (l *lane) cancelRequested(ctx context.Context, rec *jobs.Record) bool {
+	known, err := l.jobs.Get(context.WithoutCancel(ctx), rec.ID)
+	return err == nil && !known.CancelRequestedAt.IsZero()
 }
 
 // waitPace waits until the documented rate allows the next create.

@@ -4,36 +4,43 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/hibiken/asynq"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// lane is one account's capacity for one model: it submits jobs and polls their
-// tasks.
+// lane is one holding of an account's capacity for one model: it submits jobs
+// and polls their tasks.
 type lane struct {
 	*Worker
+	laneSpec
 
+	log   *slog.Logger
 	lease lease
 	term  int64
 	// slots has one place per task at once. asynq frees a handler's place while
 	// the handler may still run, so its own bound is not enough.
 	slots chan struct{}
-	// busy holds the IDs of the jobs that a handler is at.
-	busy sync.Map
-	// quiet counts the slots that quiesce took.
-	quiet int
-	// pace keeps creates below the documented rate.
+	// pauses takes the trouble that closes the lane for a while.
+	pauses chan *trouble
+	// pace keeps creates below the allowed rate.
 	pace *rate.Limiter
 
-	// unreachable, throttled and account grow while the same trouble lasts.
-	unreachable, throttled, account backoff
+	group sync.WaitGroup // of the efforts
+	mu    sync.Mutex
+	// efforts are under way, by job ID.
+	efforts map[string]*effort
+
+	waits waits
 }
+
+// waits grow while the same trouble lasts.
+type waits struct{ unreachable, throttled, account backoff }
 
 const (
 	// paceMargin stretches the time between creates: the network may bring two
@@ -44,40 +51,53 @@ const (
 	parkTime = 100 * time.Millisecond
 )
 
-func newLane(w *Worker) *lane {
+func newLane(w *Worker, spec laneSpec) *lane {
 	l := &lane{
-		Worker:      w,
-		slots:       make(chan struct{}, w.cfg.Concurrency),
-		pace:        rate.NewLimiter(rate.Limit(w.model.SubmitsPerSecond/paceMargin), 1),
-		unreachable: backoff{first: time.Second, most: time.Minute},
-		// Throttles usually clear within a minute (rate-limit page).
-		throttled: backoff{first: time.Second, most: time.Minute},
-		account:   backoff{first: 10 * time.Second, most: 10 * time.Minute},
+		Worker: w, laneSpec: spec, log: spec.account.log.With("model", spec.model.Name),
+		slots:   make(chan struct{}, spec.concurrency),
+		pauses:  make(chan *trouble, 1),
+		pace:    rate.NewLimiter(rate.Limit(spec.submits/paceMargin), 1),
+		efforts: map[string]*effort{},
+		waits: waits{
+			unreachable: backoff{first: time.Second, most: time.Minute},
+			// Throttles usually clear within a minute (rate-limit page).
+			throttled: backoff{first: time.Second, most: time.Minute},
+			account:   backoff{first: 10 * time.Second, most: 10 * time.Minute},
+		},
 	}
-	l.lease.redis, l.lease.key = w.cfg.Redis, w.laneKey("lease")
+	l.lease.redis, l.lease.key = w.cfg.Redis, l.key("lease")
 	l.lease.holder, l.lease.lost = w.cfg.DataDir.holder, make(chan struct{})
 	// The lane's last holder may have submitted a moment ago.
 	l.pace.Allow()
 	return l
 }
 
-func (w *Worker) laneKey(name string) string {
-	return "danqing:lane:" + w.cfg.Account + ":" + w.cfg.Model + ":" + name
+func (l *lane) key(name string) string { return jobs.LaneKey(l.account.name, l.model.Name, name) }
+
+// runLanes runs every lane until the worker stops.
+func (w *Worker) runLanes(ctx context.Context) error {
+	errs := make([]error, len(w.lanes))
+	var group sync.WaitGroup
+	for i, spec := range w.lanes {
+		group.Go(func() { errs[i] = w.runLane(ctx, spec) })
+	}
+	group.Wait()
+	return errors.Join(errs...)
 }
 
-// runLanes holds the lane for as many terms as it takes until the worker stops.
-func (w *Worker) runLanes(ctx context.Context) error {
+// runLane holds a lane for as many terms as it takes until the worker stops.
+func (w *Worker) runLane(ctx context.Context, spec laneSpec) error {
 	for {
-		l := newLane(w)
+		l := newLane(w, spec)
 		switch err := l.hold(ctx); {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		case errors.Is(err, ErrStopped) && w.Stopped():
 			return nil
 		case err != nil && !errors.Is(err, ErrStopped):
-			w.log.Warn("lane not held, trying again", "term", l.term, "err", err)
+			l.log.Warn("lane not held, trying again", "term", l.term, "err", err)
 		default:
-			w.log.Warn("lane lost: standing by", "term", l.term)
+			l.log.Warn("lane lost: standing by", "term", l.term)
 		}
 		if err := w.sleep(ctx, leaseAsk); err != nil {
 			return nil //nolint:nilerr // the worker stops
@@ -104,8 +124,8 @@ func (l *lane) acquire(ctx context.Context) error {
 	}
 }
 
-// hold acquires the lane, finishes what is in flight, and draws work until the
-// worker stops, which is ErrStopped, or the lease is lost, which is nil.
+// hold acquires the lane, goes on with what is in flight, and draws work until
+// the worker stops or the lease is lost, which both are ErrStopped.
 func (l *lane) hold(ctx context.Context) error {
 	if err := l.acquire(ctx); err != nil {
 		return err
@@ -126,36 +146,104 @@ func (l *lane) hold(ctx context.Context) error {
 	if err := l.takeTerm(ctx); err != nil {
 		return err
 	}
-	if err := l.finishInFlight(ctx); err != nil {
+	if err := l.meet(ctx); err != nil {
 		return err
 	}
-	server := asynq.NewServerFromRedisClient(l.cfg.Redis, asynq.Config{
-		Concurrency:              l.cfg.Concurrency,
-		Queues:                   jobs.LaneQueues(l.cfg.Model),
-		TaskCheckInterval:        l.cfg.QueueInterval,
-		DelayedTaskCheckInterval: delayedFactor * l.cfg.QueueInterval,
-		ShutdownTimeout:          parkTime,
-		IsFailure:                func(error) bool { return false },
-		RetryDelayFunc:           laneRetryDelay,
-		Logger:                   asynqLog{l.log},
-		LogLevel:                 asynq.WarnLevel,
-	})
-	if err := server.Start(asynq.HandlerFunc(l.handle)); err != nil {
-		return fmt.Errorf("start lane: %w", err)
+	// Only what a quick stop has cut short may still run after that.
+	defer l.group.Wait()
+	if err := l.resume(ctx); err != nil {
+		return err
 	}
-	l.log.Info("lane opened", "term", l.term, "simulated", l.simulated)
-	var result error
-	select {
-	case <-l.stopping:
-		result = ErrStopped
-	case <-l.lease.lost:
+	return l.serve(ctx)
+}
+
+// meet waits until the service accepts the account's key.
+func (l *lane) meet(ctx context.Context) error {
+	for {
+		met, unfit := l.account.usable()
+		if met {
+			return nil
+		}
+		err := unfit
+		if err == nil {
+			err = l.Worker.meet(ctx, l.account)
+		}
+		if err == nil {
+			return nil
+		}
+		if err := l.rest(ctx, &trouble{wait: &l.waits.account, message: accountPaused, why: err}); err != nil {
+			return err
+		}
 	}
-	server.Stop()
-	l.quiesce(ctx)
-	server.Shutdown()
-	l.quiesce(context.WithoutCancel(ctx))
-	l.log.Info("lane closed", "term", l.term)
-	return result
+}
+
+// serve draws work, in one session of an asynq server after the other, until the
+// worker stops or the lease is lost. Trouble ends a session: its messages go
+// back to the head of their queues, where the lanes of other accounts may take
+// them, and the next session begins when the trouble may be over.
+func (l *lane) serve(ctx context.Context) error {
+	for {
+		// Tasks of earlier holders may have every slot.
+		if err := l.takeSlot(ctx); err != nil {
+			return err
+		}
+		<-l.slots
+		server := asynq.NewServerFromRedisClient(l.cfg.Redis, asynq.Config{
+			Concurrency:              l.concurrency,
+			Queues:                   jobs.LaneQueues(l.model.Name),
+			TaskCheckInterval:        l.cfg.QueueInterval,
+			DelayedTaskCheckInterval: delayedFactor * l.cfg.QueueInterval,
+			ShutdownTimeout:          parkTime,
+			IsFailure:                func(error) bool { return false },
+			RetryDelayFunc:           laneRetryDelay,
+			Logger:                   asynqLog{l.log},
+			LogLevel:                 asynq.WarnLevel,
+		})
+		if err := server.Start(asynq.HandlerFunc(func(handling context.Context, message *asynq.Task) error {
+			return l.handle(ctx, handling, message)
+		})); err != nil {
+			return fmt.Errorf("start lane: %w", err)
+		}
+		l.log.Info("lane opened", "term", l.term, "simulated", l.Simulated())
+		l.show(ctx, jobs.LaneOpen, "", time.Time{})
+		var pause *trouble
+		select {
+		case pause = <-l.pauses:
+		case <-l.stopping:
+		case <-l.lease.lost:
+		}
+		server.Stop()
+		if pause == nil {
+			l.settle(ctx)
+		}
+		server.Shutdown()
+		if pause == nil {
+			l.log.Info("lane closed", "term", l.term)
+			return ErrStopped
+		}
+		if err := l.rest(ctx, pause); err != nil {
+			return err
+		}
+	}
+}
+
+// rest keeps the lane closed for as long as a trouble asks for, and says so.
+func (l *lane) rest(ctx context.Context, t *trouble) error {
+	d := max(t.wait.next(), t.atLeast)
+	l.log.Warn(t.message, "err", t.why, "wait", d, "hint", hint(t.why)) //nolint:sloglint // every maker of a trouble gives a constant
+	l.show(ctx, jobs.LanePaused, sentence(t.Error(), hint(t.why)), time.Now().Add(d))
+	return l.sleep(ctx, d)
+}
+
+// show tells operators how the lane is.
+func (l *lane) show(ctx context.Context, state jobs.LaneState, message string, retryAt time.Time) {
+	status := jobs.LaneStatus{
+		Account: l.account.name, Model: l.model.Name, Term: l.term, Concurrency: l.concurrency, Simulated: l.Simulated(),
+		State: state, Message: message, At: time.Now().UTC(), RetryAt: retryAt,
+	}
+	if err := l.jobs.SetLane(ctx, status); err != nil {
+		l.log.Warn("state of the lane not shown", "err", err)
+	}
 }
 
 // sleep waits for d; a stop or a lost lease ends it with ErrStopped.
@@ -174,92 +262,25 @@ func (l *lane) sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// quiesce waits until no handler does anything, by taking every slot for good;
-// later handlers find the worker stopping and park. It gives up when ctx ends.
-func (l *lane) quiesce(ctx context.Context) {
-	for ; l.quiet < cap(l.slots); l.quiet++ {
-		select {
-		case l.slots <- struct{}{}:
-		case <-ctx.Done():
-			return
-		}
+// takeSlot waits for a slot. The caller frees it.
+func (l *lane) takeSlot(ctx context.Context) error {
+	select {
+	case l.slots <- struct{}{}:
+		return nil
+	case <-l.stopping:
+		return ErrStopped
+	case <-l.lease.lost:
+		return ErrStopped
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
 }
 
 func (l *lane) takeTerm(ctx context.Context) error {
-	term, err := l.cfg.Redis.Incr(ctx, l.laneKey("term")).Result()
+	term, err := l.cfg.Redis.Incr(ctx, l.key("term")).Result()
 	if err != nil {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
 	l.term = term
 	return nil
-}
-
-// note says in Redis which jobs of the lane have a create or a task under way.
-func (w *Worker) note(ctx context.Context, rec *jobs.Record) {
-	if err := w.cfg.Redis.HSet(ctx, w.laneKey("in_flight"), rec.ID, rec.Attempt).Err(); err != nil {
-		w.log.Warn("in-flight note not written", "job_id", rec.ID, "err", err)
-	}
-}
-
-func (l *lane) clearNote(ctx context.Context, rec *jobs.Record) {
-	if err := l.cfg.Redis.HDel(ctx, l.laneKey("in_flight"), rec.ID).Err(); err != nil {
-		l.log.Warn("in-flight note not cleared", "job_id", rec.ID, "err", err)
-	}
-}
-
-// finishInFlight polls the tasks that an earlier process left at DashScope: they
-// hold the slot, and they are paid for. It returns ErrStopped at once when the worker
-// stops or the lease is lost.
-func (l *lane) finishInFlight(ctx context.Context) error {
-	left, err := l.cfg.Redis.HKeys(ctx, l.laneKey("in_flight")).Result()
-	if err != nil {
-		return fmt.Errorf("read in-flight notes: %w", err)
-	}
-	var group errgroup.Group
-	for _, id := range left {
-		group.Go(func() error { return l.finishTask(ctx, id) })
-	}
-	return group.Wait()
-}
-
-// asAsked is the request that the job's digest stands for: without the seed, if
-// that was derived.
-func asAsked(rec *jobs.Record) jobs.Request {
-	req := *rec.Request
-	if req.Seed = nil; req.Digest() == rec.Digest {
-		return req
-	}
-	return *rec.Request
-}
-
-// finishTask takes a job over from an earlier process, as far as it has a task.
-func (l *lane) finishTask(ctx context.Context, id string) error {
-	for {
-		rec, err := l.jobs.Get(ctx, id)
-		if errors.Is(err, jobs.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		switch {
-		case rec.State == jobs.StateSubmitting:
-			err = l.holdAmbiguous(ctx, rec, "the program died while it was submitting the job")
-		case rec.State == jobs.StateGenerating:
-			l.log.Info("resuming", "job_id", id, "task_id", rec.TaskID, "attempt", rec.Attempt)
-			err = l.poll(ctx, rec)
-		case rec.State.Waiting():
-			// Its task has failed; its message may have died with the queue.
-			l.clearNote(ctx, rec)
-			return l.jobs.EnqueueGenerate(ctx, rec, asAsked(rec))
-		default:
-			l.clearNote(ctx, rec)
-			return nil
-		}
-		var verdict *verdictError
-		if err != nil && !errors.As(err, &verdict) && !errors.Is(err, jobs.ErrConflict) {
-			return err
-		}
-	}
 }

@@ -46,7 +46,7 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 		if err := l.sleep(ctx, interval); err != nil {
 			return err
 		}
-		task, err := l.cfg.DashScope.Query(ctx, rec.TaskID)
+		task, err := l.account.remote.Query(ctx, rec.TaskID)
 		interval = min(max(time.Duration(pollShare*float64(time.Since(rec.SubmittedAt))), pollShortest), pollLongest)
 		if err != nil {
 			interval = max(interval, trouble.next())
@@ -65,7 +65,7 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 			return l.taskFailed(ctx, rec, task.Output.Code, task.Output.Message)
 		case dashscope.StatusCanceled:
 			l.journal(entryAttemptOver, rec)
-			return l.over(ctx, rec, jobs.StateCanceled, "Canceled", "the task was cancelled at DashScope while it waited there; it cost nothing")
+			return l.over(ctx, rec, ended(rec, jobs.StateCanceled, jobs.CodeCanceled, "the task was cancelled at DashScope while it waited there; it cost nothing"))
 		case dashscope.StatusUnknown:
 			if unknownSince.IsZero() {
 				unknownSince = time.Now()
@@ -74,9 +74,23 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 			if lost, err := l.lost(ctx, rec, unknownSince); lost || errors.Is(err, ErrStopped) {
 				return err
 			}
+		case dashscope.StatusPending:
+			unknownSince = time.Time{}
+			l.cancelTask(ctx, rec)
 		default:
 			unknownSince = time.Time{}
 		}
+	}
+}
+
+// cancelTask cancels a task that waits at DashScope, if somebody asked for that.
+// What becomes of it the next look tells.
+func (l *lane) cancelTask(ctx context.Context, rec *jobs.Record) {
+	if !l.cancelRequested(ctx, rec) {
+		return
+	}
+	if err := l.account.remote.Cancel(ctx, rec.TaskID); err != nil {
+		l.log.Warn("task not cancelled", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
 	}
 }
 
@@ -87,7 +101,7 @@ func (l *lane) lost(ctx context.Context, rec *jobs.Record, since time.Time) (boo
 		if time.Since(since) < unknownGrace {
 			return false, nil
 		}
-		page, err := l.cfg.DashScope.List(ctx, dashscope.ListFilter{TaskID: rec.TaskID})
+		page, err := l.account.remote.List(ctx, dashscope.ListFilter{TaskID: rec.TaskID})
 		if err != nil || page.Total > 0 {
 			return false, err
 		}
@@ -126,7 +140,6 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	if err := l.advance(ctx, rec, &next); err != nil {
 		return err
 	}
-	l.clearNote(ctx, &next)
 	return l.jobs.EnqueueStore(context.WithoutCancel(ctx), &next)
 }
 
@@ -196,16 +209,18 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 	next.State, next.TaskID, next.PastAttempts = jobs.StateRetrying, "", append(rec.PastAttempts, past)
 	next.Code, next.Message = code, message
 	l.journal(entryAttemptOver, rec)
+	if l.cancelRequested(ctx, rec) {
+		return l.over(ctx, rec, ended(&next, jobs.StateCanceled, jobs.CodeCanceled, "canceled on request after its task had failed; it cost nothing"))
+	}
 	if err := l.advance(ctx, rec, &next); err != nil {
 		return err
 	}
-	l.clearNote(ctx, &next)
 	why := fmt.Errorf("task %s: %s: %s", rec.TaskID, code, sentence(message, remedy))
 	switch kind {
 	case dashscope.KindAccount:
-		return l.wait(ctx, &l.account, 0, lanePaused, why)
+		return &trouble{wait: &l.waits.account, message: accountPaused, why: why}
 	case dashscope.KindThrottled:
-		return l.wait(ctx, &l.throttled, 0, "dashscope refused for now", why)
+		return &trouble{wait: &l.waits.throttled, message: refusedForNow, why: why}
 	default:
 		return &verdictError{retryIn: retryFirst << (rec.Attempt - 1), sentence: why.Error()}
 	}

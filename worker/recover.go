@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
 )
@@ -27,22 +28,22 @@ func (w *Worker) recoverEntry(ctx context.Context, e entry) error {
 	next := e.Record
 	if e.Kind == entryIntent {
 		// The process died between the intent and the reply to its create.
-		next = held(next, "SubmitAmbiguous", "it is unknown whether a task was made, so it was not submitted again: the program died while it was submitting the job")
+		next = held(next, "SubmitAmbiguous", ambiguous+diedSubmitting)
 		w.journal(entryAmbiguous, next)
 	}
-	return w.merge(ctx, next)
+	return w.merge(ctx, next, e.At)
 }
 
-// merge brings a job's record up to what the journal knows of it, and sees to it
-// that somebody goes on with the job.
-func (w *Worker) merge(ctx context.Context, journaled *jobs.Record) error {
+// merge brings a job's record up to what the journal knew of it at a time, and
+// sees to it that somebody goes on with the job.
+func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time) error {
 	known, err := w.jobs.Get(ctx, journaled.ID)
 	switch {
 	case errors.Is(err, jobs.ErrNotFound):
 		known = nil
 	case err != nil:
 		return err
-	case !behind(known, journaled):
+	case !behind(known, journaled, at):
 		if known.State.Final() {
 			w.journal(entryOver, known)
 		}
@@ -55,8 +56,7 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record) error {
 	}
 	switch next.State {
 	case jobs.StateGenerating:
-		w.note(ctx, &next)
-		return nil
+		return w.note(ctx, next.Account, next.Model, next.ID)
 	case jobs.StateStoring:
 		return w.jobs.EnqueueStore(ctx, &next)
 	default:
@@ -64,8 +64,12 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record) error {
 	}
 }
 
-// behind reports whether a record knows less than the journal's.
-func behind(known, journaled *jobs.Record) bool {
+// behind reports whether a record knows less than the journal's of a time. What a
+// person has decided since then stands.
+func behind(known, journaled *jobs.Record, at time.Time) bool {
+	if known.RetriedAt.After(at) || known.ResolvedAt.After(at) {
+		return false
+	}
 	if known.Attempt != journaled.Attempt {
 		return known.Attempt < journaled.Attempt
 	}

@@ -143,7 +143,8 @@ func (s *stack) config(data *worker.DataDir) worker.Config {
 	spool, err := storage.OpenSpool(data.SpoolPath(), storage.SpoolConfig{Sources: []string{base}, DialContext: dial})
 	require.NoError(s.t, err)
 	return worker.Config{
-		Redis: s.redis, DashScope: client, Bucket: s.bucket, Spool: spool, DataDir: data,
+		Redis: s.redis, Bucket: s.bucket, Spool: spool, DataDir: data,
+		Accounts: []worker.Account{{DashScope: client, Lanes: []worker.Lane{{}}}},
 		QueueInterval: s.queueInterval, Logger: testLogger(s.t),
 	}
 }

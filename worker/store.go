@@ -92,7 +92,12 @@ func (s *store) handle(ctx context.Context, message *asynq.Task) error {
 	if err != nil {
 		return err
 	}
-	if rec.State != jobs.StateStoring || rec.Attempt != m.Attempt {
+	switch {
+	case rec.Attempt != m.Attempt:
+		return nil
+	case rec.State == jobs.StateFailed || rec.State == jobs.StateCanceled:
+		return s.writeDown(ctx, rec)
+	case rec.State != jobs.StateStoring:
 		return nil
 	}
 	err = s.store(ctx, rec)
@@ -119,7 +124,7 @@ func (s *store) store(ctx context.Context, rec *jobs.Record) error {
 	case err != nil:
 		return err
 	}
-	if over != nil {
+	if over != nil && !wantedAgain(rec, over) {
 		return s.adoptFinished(ctx, rec, over)
 	}
 	next := *rec
@@ -146,6 +151,24 @@ func (s *store) store(ctx context.Context, rec *jobs.Record) error {
 		next.State, next.Code, next.Message = jobs.StateFailed, next.Images[0].Code, next.Images[0].Message
 	}
 	return s.over(ctx, rec, &next)
+}
+
+// writeDown gives a job that a person has ended its sidecar.
+func (s *store) writeDown(ctx context.Context, rec *jobs.Record) error {
+	over, err := s.Finished(ctx, rec.ID, rec.Digest)
+	switch {
+	case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, ErrSimulated), errors.Is(err, storage.ErrUnreadable):
+		return nil // what is there is not ours to overwrite
+	case err != nil:
+		return err
+	case over != nil && !wantedAgain(rec, over):
+		return nil
+	}
+	sidecar, err := sidecarOf(rec)
+	if err != nil {
+		return err
+	}
+	return s.cfg.Bucket.PutSidecar(ctx, sidecar)
 }
 
 // spool downloads what is not stored yet: the links die within a day, and the
@@ -295,7 +318,11 @@ func (s *store) fetch(ctx context.Context, rec *jobs.Record, result jobs.Result)
 	if !errors.As(err, &failed) || failed.Kind != storage.FetchGone {
 		return file, err
 	}
-	task, queryErr := s.cfg.DashScope.Query(ctx, rec.TaskID)
+	owner := s.accountNamed(rec.Account)
+	if owner == nil {
+		return nil, fmt.Errorf("%w; its account %s is not configured here, so that no other link can be asked for", err, rec.Account)
+	}
+	task, queryErr := owner.remote.Query(ctx, rec.TaskID)
 	if queryErr != nil {
 		return nil, queryErr
 	}

@@ -40,36 +40,38 @@ func laneRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
 	}
 }
 
-// handle is the lane's edge to asynq: it decodes, calls, and translates.
-func (l *lane) handle(ctx context.Context, message *asynq.Task) error {
+// handle is the lane's edge to asynq: it decodes, calls, and translates. ctx is the
+// lane's, handling the message's own, which ends before the effort may.
+func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error {
 	m, err := decodeMessage(message.Payload())
-	if err == nil && m.Request.Model != l.cfg.Model {
-		err = fmt.Errorf("the payload asks for model %q in a queue of %q", m.Request.Model, l.cfg.Model)
+	if err == nil && m.Request.Model != l.model.Name {
+		err = fmt.Errorf("the payload asks for model %q in a queue of %q", m.Request.Model, l.model.Name)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: enqueue with the jobs package: %w", err, asynq.SkipRetry)
 	}
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.stopping:
-		return giveBack(ctx)
-	case <-l.lease.lost:
-		return giveBack(ctx)
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	e := l.join(m.JobID)
+	if e == nil {
+		if err := l.takeSlot(handling); err != nil {
+			return giveBack(handling)
+		}
+		e = l.begin(ctx, m.JobID, 1, func(ctx context.Context) error { return l.generate(ctx, m) })
 	}
-	err = func() error {
-		defer func() { <-l.slots }()
-		return l.generate(ctx, m)
-	}()
+	select {
+	case <-e.done:
+	case <-handling.Done():
+		l.leave(ctx, m.JobID, e)
+		return context.Cause(handling)
+	}
+	var hindered *trouble
 	var verdict *verdictError
 	switch {
-	case errors.Is(err, ErrStopped), ctx.Err() != nil:
-		return giveBack(ctx)
-	case errors.As(err, &verdict) && verdict.retryIn == 0:
-		return fmt.Errorf("%w: %w", err, asynq.SkipRetry)
+	case errors.Is(e.err, ErrStopped), errors.As(e.err, &hindered), ctx.Err() != nil:
+		return giveBack(handling)
+	case errors.As(e.err, &verdict) && verdict.retryIn == 0:
+		return fmt.Errorf("%w: %w", e.err, asynq.SkipRetry)
 	default:
-		return err
+		return e.err
 	}
 }
 

@@ -13,25 +13,18 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
-	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
 // Config says what a worker works on. All of the first group is required.
 type Config struct {
-	Redis     redis.UniversalClient
-	DashScope *dashscope.Client
-	Bucket    *storage.Bucket
-	Spool     *storage.Spool
-	DataDir   *DataDir
+	Redis   redis.UniversalClient
+	Bucket  *storage.Bucket
+	Spool   *storage.Spool
+	DataDir *DataDir
+	// Accounts are the main accounts and their lanes, which draw from the same
+	// queues; at least one.
+	Accounts []Account
 
-	// Account names the Alibaba main account in records and sidecars; "" is
-	// "default".
-	Account string
-	// Model is the lane's model; "" is wanx-v1.
-	Model string
-	// Concurrency is how many tasks the lane has at DashScope at once, 1 to the
-	// model's limit; 0 is 1.
-	Concurrency int
 	// StoreConcurrency is how many jobs' images are copied at once; 0 is 8.
 	StoreConcurrency int
 	// QueueInterval is how often an idle lane or store looks for work, and a
@@ -43,7 +36,6 @@ type Config struct {
 }
 
 const (
-	defaultAccount          = "default"
 	defaultStoreConcurrency = 8
 	// asynq's own second would let the slot idle for half of it, on average,
 	// when a job arrives; this costs Redis a handful of commands a second.
@@ -51,17 +43,20 @@ const (
 	delayedFactor        = 5
 )
 
-// Worker runs one lane and a store server. See the package comment.
+// Worker runs the lanes of its accounts and a store server. See the package
+// comment.
 type Worker struct {
-	cfg   Config
-	model jobs.Model
-	log   *slog.Logger
-	jobs  *jobs.Client
-	store *store
+	cfg      Config
+	log      *slog.Logger
+	jobs     *jobs.Client
+	store    *store
+	accounts []*account
+	lanes    []laneSpec
+	prepared bool
 
-	// simulated is what the service said of itself when the worker prepared.
-	simulated bool
-	prepared  bool
+	mu sync.Mutex
+	// simulated is what the services said of themselves, once known.
+	simulated, known bool
 
 	stop     sync.Once
 	stopping chan struct{}
@@ -69,11 +64,8 @@ type Worker struct {
 
 // New checks the configuration. It dials nothing.
 func New(cfg Config) (*Worker, error) {
-	if cfg.Redis == nil || cfg.DashScope == nil || cfg.Bucket == nil || cfg.Spool == nil || cfg.DataDir == nil {
-		return nil, errors.New("worker: Redis, DashScope, Bucket, Spool and DataDir are all required")
-	}
-	if cfg.Account == "" {
-		cfg.Account = defaultAccount
+	if cfg.Redis == nil || cfg.Bucket == nil || cfg.Spool == nil || cfg.DataDir == nil || len(cfg.Accounts) == 0 {
+		return nil, errors.New("worker: Redis, Bucket, Spool, DataDir and Accounts are all required")
 	}
 	if cfg.StoreConcurrency == 0 {
 		cfg.StoreConcurrency = defaultStoreConcurrency
@@ -84,34 +76,21 @@ func New(cfg Config) (*Worker, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Model == "" {
-		cfg.Model = jobs.DefaultModel
-	}
-	model, err := jobs.LookupModel(cfg.Model)
-	if err != nil {
-		return nil, fmt.Errorf("worker: %w", err)
-	}
-	if cfg.Concurrency == 0 {
-		cfg.Concurrency = 1
-	}
-	if cfg.Concurrency < 0 || cfg.Concurrency > model.Concurrency {
-		return nil, fmt.Errorf("worker: concurrency %d: %s allows 1 to %d tasks at once", cfg.Concurrency, cfg.Model, model.Concurrency)
-	}
-	w := &Worker{cfg: cfg, model: model, jobs: jobs.NewClient(cfg.Redis), stopping: make(chan struct{})}
-	w.log = cfg.Logger.With("account", cfg.Account, "model", cfg.Model)
+	w := &Worker{cfg: cfg, log: cfg.Logger, jobs: jobs.NewClient(cfg.Redis), stopping: make(chan struct{})}
 	w.store = &store{Worker: w}
-	return w, nil
+	return w, w.newAccounts(cfg.Accounts)
 }
 
 // Jobs returns the queue client on the worker's Redis.
 func (w *Worker) Jobs() *jobs.Client { return w.jobs }
 
-// Simulated reports whether the service called itself a simulator. It is known
-// after [Worker.Prepare].
-func (w *Worker) Simulated() bool { return w.simulated }
-
-// ErrGateway means that the base URL leads back to a Danqing.
-var ErrGateway = errors.New("the DashScope base URL leads to a Danqing, which would submit to itself: set DASHSCOPE_HTTP_BASE_URL to DashScope's own address")
+// Simulated reports whether the services called themselves a simulator. It is
+// known after [Worker.Prepare].
+func (w *Worker) Simulated() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.simulated
+}
 
 // Unfinished reports whether the journal knows of anything paid for, by this or
 // an earlier run, that is neither in the bucket nor held. It notes what other
@@ -127,7 +106,7 @@ func (w *Worker) Unfinished(ctx context.Context) bool {
 			w.journal(entryOver, rec)
 			continue
 		}
-		if err == nil && rec.State == jobs.StateHeld && !behind(rec, e.Record) {
+		if err == nil && rec.State == jobs.StateHeld && !behind(rec, e.Record, e.At) {
 			w.journal(entryHeld, rec)
 			continue
 		}
@@ -147,42 +126,23 @@ func (w *Worker) toBeStored() int {
 	return n
 }
 
-// Prepare asks the service who it is and merges the journal into the records. It
-// spends nothing. It waits, and says so, while the service cannot be reached,
-// and fails if the key is refused, with [ErrGateway], or with [ErrStopped]. [Worker.Run]
-// calls it if the caller did not.
+// Prepare asks the services who they are and merges the journal into the records.
+// It spends nothing. It waits, and says so, while no service can be reached, and
+// fails if every key is refused, with [ErrGateway], [ErrMixed], [ErrSameAccount]
+// or [ErrStopped]. An account that is not usable yet does not hold up the others.
+// [Worker.Run] calls it if the caller did not.
 func (w *Worker) Prepare(ctx context.Context) error {
 	if w.prepared {
 		return nil
 	}
-	endpoint, err := w.probe(ctx)
-	if err != nil {
+	if err := w.meetAll(ctx); err != nil {
 		return err
 	}
-	if endpoint.Gateway {
-		return ErrGateway
-	}
-	w.simulated = endpoint.Simulated
 	if err := w.recoverJournal(ctx); err != nil {
 		return err
 	}
 	w.prepared = true
 	return nil
-}
-
-func (w *Worker) probe(ctx context.Context) (dashscope.Endpoint, error) {
-	for trouble := (&backoff{first: time.Second, most: time.Minute}); ; {
-		endpoint, err := w.cfg.DashScope.Probe(ctx)
-		var refused *dashscope.Error
-		if err == nil || errors.As(err, &refused) && (refused.Kind == dashscope.KindAccount || refused.Kind == dashscope.KindTerminal) {
-			return endpoint, err
-		}
-		wait := trouble.next()
-		w.log.Warn("dashscope does not answer, trying again", "err", err, "wait", wait)
-		if err := w.sleep(ctx, wait); err != nil {
-			return endpoint, err
-		}
-	}
 }
 
 // Stop asks [Worker.Run] to end gracefully: no further submit, what is being
@@ -207,6 +167,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		return err
 	}
 	defer stores.shutdown()
+	defer w.keepHouse(ctx)()
 	if err := w.runLanes(ctx); err != nil {
 		return err
 	}
@@ -260,7 +221,7 @@ func (w *Worker) Finished(ctx context.Context, jobID, digest string) (*jobs.Reco
 	if sidecar.Digest != digest {
 		return nil, fmt.Errorf("job %s: %w", jobID, jobs.ErrDigestConflict)
 	}
-	if sidecar.Simulated && !w.simulated {
+	if sidecar.Simulated && !w.Simulated() {
 		return nil, fmt.Errorf("job %s: %w", jobID, ErrSimulated)
 	}
 	return recordOf(sidecar)

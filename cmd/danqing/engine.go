@@ -94,8 +94,8 @@ func (e *engine) open(simulate bool) error {
 		return err
 	}
 	e.worker, err = worker.New(worker.Config{
-		Redis: rdb, DashScope: client, Bucket: e.bucket, Spool: spool, DataDir: dir,
-		Model: e.cfg.Models[0], Concurrency: e.cfg.Concurrency, Logger: e.log,
+		Redis: rdb, Bucket: e.bucket, Spool: spool, DataDir: dir, Logger: e.log,
+		Accounts: []worker.Account{{DashScope: client, Lanes: []worker.Lane{{Model: e.cfg.Models[0], Concurrency: e.cfg.Concurrency}}}},
 	})
 	return err
 }

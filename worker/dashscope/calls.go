@@ -201,14 +201,21 @@ type Endpoint struct {
 	Simulated bool      // the simulator
 	Gateway   bool      // a Danqing: a worker must not submit to it
 	Date      time.Time // its clock; zero if it sent none
+	// Owner is the number of the main account (caller_parent_id); "" if it had no
+	// task within 24 h.
+	Owner string
 }
 
 // Probe lists one task, which costs nothing, to learn whether the key is good
 // and who answers. If an answer came at all, the Endpoint is filled even when
 // there is an error, which is an [*Error] as List's.
 func (c *Client) Probe(ctx context.Context) (Endpoint, error) {
-	_, a, err := c.list(ctx, ListFilter{PageSize: 1})
-	return Endpoint{Simulated: a.simulated(), Gateway: a.header.Get(HeaderGateway) != "", Date: a.date()}, err
+	page, a, err := c.list(ctx, ListFilter{PageSize: 1})
+	e := Endpoint{Simulated: a.simulated(), Gateway: a.header.Get(HeaderGateway) != "", Date: a.date()}
+	if err == nil && len(page.Data) > 0 {
+		e.Owner = page.Data[0].CallerParentID
+	}
+	return e, err
 }
 
 // ask makes a call that can be repeated: it waits for its turn, sends, and

@@ -73,7 +73,7 @@ func codes() []code {
 		{"Workspace.AccessDenied", "", KindAccount, hintActivate, srcErr},
 		{"Endpoint.AccessDenied", "", KindAccount, "the model may have been retired: look it up in the console", srcErr},
 		{"AllocationQuota.FreeTierOnly", "", KindAccount, hintFree, srcErr},
-		{"ModelNotFound", "", KindAccount, "check the model's name and the region of DASHSCOPE_HTTP_BASE_URL: wanx-v1 exists in Beijing only", srcErr},
+		{"ModelNotFound", "", KindAccount, "check the model's name and the region of DASHSCOPE_HTTP_BASE_URL: not every model exists in every region", srcErr},
 		{"WorkSpaceNotFound", "", KindAccount, "check the workspace ID", srcErr},
 		{"NotFound", "", KindAccount, "check DASHSCOPE_HTTP_BASE_URL", srcErr},
 		{"NotFoundError", "", KindAccount, "check DASHSCOPE_HTTP_BASE_URL and the model's name", srcJava},

@@ -2,6 +2,7 @@ package simulator
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"math"
 	"net/http"
@@ -10,9 +11,6 @@ import (
 
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
-
-// modelV1 is the one model that is simulated.
-const modelV1 = "wanx-v1"
 
 // maxSeed is the largest seed (text-to-image reference).
 const maxSeed = math.MaxInt32
@@ -31,17 +29,18 @@ func (s *Simulator) create(r *http.Request, c caller, requestID string) (any, er
 	if err := json.Unmarshal(body, &req); err != nil {
 		return nil, &refusal{http.StatusBadRequest, "InvalidParameter", "Required body invalid, please check the request body format."}
 	}
-	if err := checkCreate(r, req); err != nil {
+	m, err := s.checkCreate(r, req)
+	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := wallClock()
 	key := laneKey{c.account, req.Model}
-	if err := s.admitCreate(key, now); err != nil {
+	if err := s.admitCreate(key, m, now); err != nil {
 		return nil, err
 	}
-	t := s.newTask(c, req, requestID, now)
+	t := s.newTask(c, m, req, requestID, now)
 	if err := s.record(entry{Task: t}); err != nil {
 		return nil, err
 	}
@@ -54,22 +53,27 @@ func (s *Simulator) create(r *http.Request, c caller, requestID string) (any, er
 }
 
 // checkCreate is what the service refuses before it makes a task.
-func checkCreate(r *http.Request, req dashscope.CreateRequest) error {
-	bad := func(message string) error { return &refusal{http.StatusBadRequest, "InvalidParameter", message} }
+func (s *Simulator) checkCreate(r *http.Request, req dashscope.CreateRequest) (model, error) {
+	bad := func(message string) (model, error) {
+		return model{}, &refusal{http.StatusBadRequest, "InvalidParameter", message}
+	}
 	n := req.Parameters.N
+	m, known := s.modelOf(req.Model)
 	switch {
 	case req.Model == "":
-		return &refusal{http.StatusBadRequest, "BadRequest.EmptyModel", "Required parameter \"model\" missing from request."}
-	case req.Model != modelV1:
-		return &refusal{http.StatusNotFound, "ModelNotFound", "Model can not be found."}
+		return m, &refusal{http.StatusBadRequest, "BadRequest.EmptyModel", "Required parameter \"model\" missing from request."}
+	case !known:
+		return m, unknownModel(req.Model)
 	case strings.TrimSpace(req.Input.Prompt) == "":
 		return bad("Required parameter \"prompt\" missing or invalid, please check the request parameters.")
-	case n != nil && (*n < 1 || *n > 4):
-		return bad("num_images_per_prompt must be 1 to 4")
+	case n != nil && *n != 1 && m.maxImages == 1:
+		return bad("num_images_per_prompt must be 1")
+	case n != nil && (*n < 1 || *n > m.maxImages):
+		return bad(fmt.Sprintf("num_images_per_prompt must be 1 to %d", m.maxImages))
 	case strings.HasPrefix(reference(req.Input), "oss://") && r.Header.Get(dashscope.HeaderOSSResolve) != "enable":
 		return bad("The provided URL does not appear to be valid. Ensure it is correctly formatted.")
 	default:
-		return nil
+		return m, nil
 	}
 }
 
@@ -85,16 +89,16 @@ func reference(in dashscope.Input) string {
 }
 
 // newTask decides everything about a task once. s.mu must be held.
-func (s *Simulator) newTask(c caller, req dashscope.CreateRequest, requestID string, now time.Time) *task {
+func (s *Simulator) newTask(c caller, m model, req dashscope.CreateRequest, requestID string, now time.Time) *task {
 	rng := s.random(uint64(len(s.tasks)))
 	t := &task{
 		ID: newID(), RequestID: requestID, Account: c.account, KeyID: c.keyID,
-		Request: req, CreatedAt: now, Seed: rng.Int64N(maxSeed - 3),
+		Request: req, CreatedAt: now, Seed: rng.Int64N(maxSeed - 3), model: m,
 	}
 	if req.Parameters.Seed != nil {
 		t.Seed = *req.Parameters.Seed
 	}
-	if failure := s.checkTask(c, req, now); failure.Code != "" {
+	if failure := s.checkTask(c, m, req, now); failure.Code != "" {
 		t.Outcome = Outcome{Code: failure.Code, Message: failure.Message}
 		t.Duration = rejectTime
 		return t
@@ -102,28 +106,30 @@ func (s *Simulator) newTask(c caller, req dashscope.CreateRequest, requestID str
 	if s.Outcome != nil {
 		t.Outcome = s.Outcome(req)
 	}
-	taskTime := s.TaskTime
-	if taskTime == nil {
-		taskTime = usualTaskTime
+	if s.TaskTime != nil {
+		t.Duration = max(s.TaskTime(rng, req), 0)
+	} else {
+		t.Duration = usualTaskTime(rng, m, req)
 	}
-	t.Duration = max(taskTime(rng, req), 0)
 	return t
 }
 
-// checkTask is what the service finds only when the task runs.
-func (s *Simulator) checkTask(c caller, req dashscope.CreateRequest, now time.Time) Failure {
+// checkTask is what the service finds only when the task runs. What a model does
+// not have is ignored, as the service is taken to do.
+func (s *Simulator) checkTask(c caller, m model, req dashscope.CreateRequest, now time.Time) Failure {
 	bad := func(message string) Failure { return Failure{"InvalidParameter", message} }
 	p := req.Parameters
-	if _, _, ok := size(p.Size); !ok {
-		// Word for word from the text-to-image reference, whose list lacks
-		// 768*1152.
-		return bad("The size is not match the allowed size ['1024*1024', '720*1280', '1280*720']")
-	}
-	if _, ok := styleOf(p.Style); !ok {
-		return bad("The style is not match the allowed styles.")
+	if _, _, ok := m.sizes.parse(p.Size); !ok {
+		return bad(m.sizes.refusal())
 	}
 	if p.Seed != nil && (*p.Seed < 0 || *p.Seed > maxSeed) {
 		return bad("The seed must be in the range [0, 2147483647].")
+	}
+	if m.name != modelV1 {
+		return Failure{}
+	}
+	if _, ok := styleOf(p.Style); !ok {
+		return bad("The style is not match the allowed styles.")
 	}
 	if p.RefStrength != nil && (*p.RefStrength < 0 || *p.RefStrength > 1) {
 		return bad("The ref_strength must be in the range [0.0, 1.0].")
@@ -162,11 +168,12 @@ func (s *Simulator) checkReference(c caller, req dashscope.CreateRequest, now ti
 
 // addTask queues a recorded task. s.mu must be held.
 func (s *Simulator) addTask(t *task) {
+	t.model, _ = s.modelOf(t.Request.Model) // known when it was made
 	key := laneKey{t.Account, t.Request.Model}
 	if s.lanes[key] == nil {
 		s.lanes[key] = &lane{}
 	}
-	s.lanes[key].add(t, s.concurrency())
+	s.lanes[key].add(t, s.concurrency(t.model))
 	s.tasks = append(s.tasks, t)
 	s.byID[t.ID] = t
 	s.byResult[resultName(t.ID)] = t

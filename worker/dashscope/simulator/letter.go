@@ -50,15 +50,22 @@ func letter(img *image.Paletted, p Picture) {
 	l.shade(badge)
 	l.line(sign, badge.Min.X+margin, badge.Min.Y+margin/2, size+1, l.ink+2)
 
+	bottom := p.Height
+	if p.Watermark != "" {
+		bottom -= l.watermark(p, size, margin)
+	}
 	prompt := wrap(p.Prompt, wide/(glyphHalf*size), maxLines)
 	var notes []string
+	if p.ActualPrompt != "" {
+		notes = wrap("→ "+p.ActualPrompt, wide/(glyphHalf*small), 3)
+	}
 	if p.NegativePrompt != "" {
-		notes = wrap("- "+p.NegativePrompt, wide/(glyphHalf*small), 2)
+		notes = append(notes, wrap("- "+p.NegativePrompt, wide/(glyphHalf*small), 2)...)
 	}
 	notes = append(notes, wrap(p.caption(), wide/(glyphHalf*small), 3)...)
 	height := (len(prompt)*size+len(notes)*small)*(glyphHeight+2) + 3*margin
-	top := p.Height - margin - height
-	l.shade(image.Rect(margin, top, p.Width-margin, p.Height-margin))
+	top := bottom - margin - height
+	l.shade(image.Rect(margin, top, p.Width-margin, bottom-margin))
 	y := top + margin
 	for _, text := range prompt {
 		l.line(text, 2*margin, y, size, l.ink)
@@ -69,6 +76,20 @@ func letter(img *image.Paletted, p Picture) {
 		l.line(text, 2*margin, y, small, l.ink+1)
 		y += (glyphHeight + 2) * small
 	}
+}
+
+// watermark puts the service's mark at the bottom right and returns the height
+// that it takes up there.
+func (l *letters) watermark(p Picture, size, margin int) int {
+	width := 0
+	for _, r := range p.Watermark {
+		width += cells(r) * glyphHalf * size
+	}
+	box := image.Rect(0, 0, width+2*margin, glyphHeight*size+margin)
+	box = box.Add(image.Pt(p.Width-margin-box.Dx(), p.Height-margin-box.Dy()))
+	l.shade(box)
+	l.line(p.Watermark, box.Min.X+margin, box.Min.Y+margin/2, size, l.ink)
+	return box.Dy() + margin
 }
 
 // shade darkens a part of the picture.

@@ -39,11 +39,12 @@ func (s *Simulator) admit(key windowKey, limit int, now time.Time, refuse *refus
 	return nil
 }
 
-// admitCreate applies the limit of submissions.
-func (s *Simulator) admitCreate(lane laneKey, now time.Time) error {
+// admitCreate applies the limit of submissions: the simulator's, or else the
+// model's.
+func (s *Simulator) admitCreate(lane laneKey, m model, now time.Time) error {
 	limit := s.SubmitsPerSecond
 	if limit == 0 {
-		limit = defaultSubmitsPerSecond
+		limit = m.submits
 	}
 	return s.admit(windowKey{"create", lane}, limit, now,
 		&refusal{http.StatusTooManyRequests, "Throttling.RateQuota", "Requests rate limit exceeded, please try again later."})

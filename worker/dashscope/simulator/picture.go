@@ -21,8 +21,13 @@ const (
 // Picture is what a result shows.
 type Picture struct {
 	// Model, Prompt, NegativePrompt and Style are the request's; the prompts
-	// are cut where the service cuts them. An empty Style is "<auto>".
+	// are cut where the service cuts them. An empty Style is "<auto>" for
+	// wanx-v1; the other models have none, and the scene has some style or other.
 	Model, Prompt, NegativePrompt, Style string
+	// ActualPrompt is the prompt as it was rewritten, empty if it was not.
+	ActualPrompt string
+	// Watermark is what stands at the bottom right, empty for none.
+	Watermark string
 	// Width and Height are in pixels.
 	Width, Height int
 	// Seed is the seed of this image.
@@ -43,9 +48,13 @@ type Picture struct {
 // reference, "repaint" lets its content show through and "refonly" takes its
 // colours, as strongly as RefStrength says. Equal pictures give equal bytes.
 func Paint(p Picture) []byte {
-	style, _ := styleOf(p.Style)
+	style := p.style()
 	c := newCanvas(max((p.Width+1)/2, minSide), max((p.Height+1)/2, minSide))
-	rng := sceneSource(p.Model, p.Prompt, p.NegativePrompt, style.name, fmt.Sprint(p.Seed))
+	words := []string{p.Model, p.Prompt, p.NegativePrompt, style.name, fmt.Sprint(p.Seed)}
+	if p.ActualPrompt != "" {
+		words = append(words, p.ActualPrompt)
+	}
+	rng := sceneSource(words...)
 	scene := style.colours(rng)
 	if p.Ref != nil && p.RefMode == refOnly {
 		scene.take(p.Ref, p.RefStrength)
@@ -207,10 +216,25 @@ func styleOf(name string) (style, bool) {
 	return styles()[0], false
 }
 
+// style is the manner that the picture is painted in: the one asked for, or, of a
+// model without styles, one that follows from the prompt.
+func (p Picture) style() style {
+	if p.Model != modelV1 && p.Style == "" {
+		all := styles()
+		sum := hash("simulator", "style", p.Prompt)
+		return all[int(sum[0])%len(all)]
+	}
+	style, _ := styleOf(p.Style)
+	return style
+}
+
 // caption is the second line of words on a picture.
 func (p Picture) caption() string {
-	style, _ := styleOf(p.Style)
-	words := []string{p.Model, style.name + style.chinese, fmt.Sprintf("seed %d", p.Seed), fmt.Sprintf("%d*%d", p.Width, p.Height)}
+	words := []string{p.Model}
+	if style, _ := styleOf(p.Style); p.Model == modelV1 {
+		words = append(words, style.name+style.chinese)
+	}
+	words = append(words, fmt.Sprintf("seed %d", p.Seed), fmt.Sprintf("%d*%d", p.Width, p.Height))
 	if p.N > 1 {
 		words = append(words, fmt.Sprintf("%d/%d", p.Index+1, p.N))
 	}

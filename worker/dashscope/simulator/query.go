@@ -73,7 +73,8 @@ func (s *Simulator) describe(out *dashscope.TaskResponse, r *http.Request, t *ta
 }
 
 // results lists a succeeded task's images. The results of wanx-v1 carry only
-// the URL; a query always returns the same one.
+// the URL, those of the others the prompt too, and what became of it where it
+// was rewritten. A query always returns the same URL.
 func (s *Simulator) results(r *http.Request, t *task) []dashscope.Result {
 	out := make([]dashscope.Result, t.n())
 	for i := range out {
@@ -82,6 +83,9 @@ func (s *Simulator) results(r *http.Request, t *task) []dashscope.Result {
 			continue
 		}
 		out[i].URL = s.resultURL(r, t, i)
+		if t.model.extends {
+			out[i].OrigPrompt, out[i].ActualPrompt = t.Request.Input.Prompt, t.actualPrompt()
+		}
 	}
 	return out
 }
@@ -124,7 +128,7 @@ func (s *Simulator) list(r *http.Request, c caller, requestID string) (any, erro
 	for _, t := range slices.Backward(s.tasks) {
 		age := now.Sub(t.CreatedAt)
 		if t.Account == c.account && age >= s.ListLag && age < dashscope.TaskLifetime && q.wants(t, now) {
-			fit = append(fit, listed(t, now))
+			fit = append(fit, s.listed(t, now))
 		}
 	}
 	first := min((q.pageNo-1)*q.pageSize, len(fit))
@@ -136,9 +140,9 @@ func (s *Simulator) list(r *http.Request, c caller, requestID string) (any, erro
 }
 
 // listed is a task as the list shows it.
-func listed(t *task, now time.Time) dashscope.TaskInfo {
+func (s *Simulator) listed(t *task, now time.Time) dashscope.TaskInfo {
 	info := dashscope.TaskInfo{
-		TaskID: t.ID, Status: t.status(now), ModelName: t.Request.Model, Region: "cn-beijing",
+		TaskID: t.ID, Status: t.status(now), ModelName: t.Request.Model, Region: s.region(),
 		APIKeyID: t.KeyID, RequestID: t.RequestID, GmtCreate: t.CreatedAt.UnixMilli(),
 		CallerUID: digits("account", t.Account, 16), CallerParentID: digits("account", t.Account, 16),
 		UserAPIUniqueKey: "apikey:v1:aigc:text2image:image-synthesis:" + t.Request.Model,

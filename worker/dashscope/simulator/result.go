@@ -14,10 +14,10 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// Characters after which the service cuts a prompt (text-to-image reference),
-// and the strength of a reference where none is given (not published).
+// Characters after which the service cuts a negative prompt (text-to-image
+// references), and the strength of a reference where none is given (not
+// published).
 const (
-	maxPrompt          = 800
 	maxNegativePrompt  = 500
 	defaultRefStrength = 0.5
 )
@@ -125,12 +125,19 @@ func (s *Simulator) uploaded(in dashscope.Input) *image.RGBA {
 // behind a URL, which is never fetched.
 func picture(t *task, index int, uploaded *image.RGBA) Picture {
 	in, p := t.Request.Input, t.Request.Parameters
-	width, height, _ := size(p.Size)
+	width, height, _ := t.model.sizes.parse(p.Size)
 	pic := Picture{
-		Model: t.Request.Model, Prompt: cutRunes(in.Prompt, maxPrompt), NegativePrompt: cutRunes(in.NegativePrompt, maxNegativePrompt),
-		Style: p.Style, Width: width, Height: height, Seed: t.Seed + int64(index), Index: index, N: t.n(),
+		Model: t.Request.Model, Prompt: cutRunes(in.Prompt, t.model.promptRunes), NegativePrompt: cutRunes(in.NegativePrompt, maxNegativePrompt),
+		ActualPrompt: t.actualPrompt(), Width: width, Height: height, Seed: t.Seed + int64(index), Index: index, N: t.n(),
 		RefMode: p.RefMode, RefStrength: defaultRefStrength,
 	}
+	if t.model.marked(t.Request) {
+		pic.Watermark = t.model.mark
+	}
+	if t.model.name != modelV1 {
+		return pic
+	}
+	pic.Style = p.Style
 	if p.RefStrength != nil {
 		pic.RefStrength = *p.RefStrength
 	}
@@ -142,6 +149,14 @@ func picture(t *task, index int, uploaded *image.RGBA) Picture {
 		pic.Ref = standIn(name)
 	}
 	return pic
+}
+
+// actualPrompt is the prompt as it was rewritten, empty if it was not.
+func (t *task) actualPrompt() string {
+	if !t.model.extended(t.Request) {
+		return ""
+	}
+	return extend(cutRunes(t.Request.Input.Prompt, t.model.promptRunes))
 }
 
 // cutRunes cuts a text as the service does with what is too long.

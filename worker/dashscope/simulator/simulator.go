@@ -20,8 +20,6 @@ import (
 // Limits and times of the service. Each field of [Simulator] that is zero takes
 // one of these.
 const (
-	defaultSubmitsPerSecond = 2                     // wanx-v1's card: 2 creates a second
-	defaultConcurrency      = 1                     // wanx-v1's card: 1 task at once
 	defaultQueriesPerSecond = 20                    // manage-asynchronous-tasks page, per account
 	policiesPerSecond       = 100                   // get-temporary-file-url page, per account and model
 	scheduleDelay           = 25 * time.Millisecond // text-to-image reference: 23 ms from submit to start
@@ -29,10 +27,6 @@ const (
 	taskTimeout             = 3 * time.Hour         // error-code page: InternalError.Timeout
 	defaultAccount          = "main"
 )
-
-// MicroYuanPerImage is the price of one image of wanx-v1, 0.16 yuan
-// (model-pricing page), in millionths of a yuan.
-const MicroYuanPerImage = 160_000
 
 // A Simulator answers DashScope's asynchronous image API as an [http.Handler],
 // or in the process through [Simulator.DialContext]. Its zero value is ready to
@@ -43,18 +37,24 @@ type Simulator struct {
 	// Keys names the accounts by their API keys. Nil: every non-empty key is
 	// good and belongs to the account "main".
 	Keys map[string]Key
-	// SubmitsPerSecond is how many creates an account and model may send within
-	// any second. 0 means 2, as the card of wanx-v1 says; below 0, no limit.
+	// Region is where the service is: it decides the models that exist, their
+	// spelling and their prices. "" means cn-beijing; ap-southeast-1 is known
+	// too, and no other region has models here.
+	Region string
+	// SubmitsPerSecond is how many creates an account may send within any second
+	// for a model, whichever. 0 means the model's own figure (2 for wanx-v1);
+	// below 0, no limit.
 	SubmitsPerSecond int
 	// QueriesPerSecond is how many queries, lists and cancels together an
 	// account may send within any second. 0 means 20; below 0, no limit.
 	QueriesPerSecond int
-	// Concurrency is how many tasks of an account and model run at once. 0
-	// or less means 1, as the card of wanx-v1 says.
+	// Concurrency is how many tasks of an account run at once for a model,
+	// whichever. 0 or less means the model's own figure (1 for wanx-v1).
 	Concurrency int
 	// TaskTime decides how long a task runs. It draws on rng only, which is
 	// seeded by Seed and the task's ordinal. Nil means a log-normal around the
-	// 27 s of the text-to-image reference. See [Between].
+	// times that the pages show, 27 s for wanx-v1, and 3 to 4 s more where the
+	// prompt is rewritten. See [Between].
 	TaskTime func(rng *randv2.Rand, req dashscope.CreateRequest) time.Duration
 	// Seed seeds the tasks' times, the seeds of tasks that name none, and the
 	// faults with a Probability.
@@ -89,6 +89,7 @@ type Simulator struct {
 	lanes    map[laneKey]*lane
 	uploads  map[string]*upload // by object key
 	windows  map[windowKey]*window
+	revoked  map[string]bool // API keys
 	faults   []*scripted
 	faultRNG *randv2.Rand
 	journal  *os.File
@@ -128,13 +129,6 @@ func Between(shortest, longest time.Duration) func(*randv2.Rand, dashscope.Creat
 	return func(rng *randv2.Rand, _ dashscope.CreateRequest) time.Duration {
 		return shortest + time.Duration(rng.Int64N(int64(longest-shortest)+1))
 	}
-}
-
-// usualTaskTime is log-normal around the 26.6 s and 27.0 s that the
-// text-to-image reference shows for wanx-v1. Its spread is assumed.
-func usualTaskTime(rng *randv2.Rand, _ dashscope.CreateRequest) time.Duration {
-	const median, sigma = 26.8, 0.12
-	return time.Duration(median * math.Exp(sigma*rng.NormFloat64()) * float64(time.Second))
 }
 
 // Load reads what StateDir holds. The first use of the simulator does it too;
@@ -189,11 +183,39 @@ func (s *Simulator) random(stream uint64) *randv2.Rand {
 	return randv2.New(randv2.NewPCG(s.Seed, stream)) //nolint:gosec // durations and pictures, repeatable by a seed
 }
 
-func (s *Simulator) concurrency() int {
-	if s.Concurrency <= 0 {
-		return defaultConcurrency
+// Revoke makes an API key bad from now on: every API call with it is refused
+// with 401 InvalidApiKey. The account's tasks go on, its result URLs stay good,
+// and its other keys see both. StateDir does not keep it.
+func (s *Simulator) Revoke(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.revoked == nil {
+		s.revoked = map[string]bool{}
 	}
-	return s.Concurrency
+	s.revoked[key] = true
+}
+
+// Restore makes a revoked key good again.
+func (s *Simulator) Restore(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.revoked, key)
+}
+
+// concurrency is how many tasks of a model run at once; at least 1.
+func (s *Simulator) concurrency(m model) int {
+	if s.Concurrency > 0 {
+		return s.Concurrency
+	}
+	return max(m.concurrency, 1)
+}
+
+// region is the simulator's, as hosts and the list spell it.
+func (s *Simulator) region() string {
+	if s.Region == "" {
+		return dashscope.RegionBeijing
+	}
+	return s.Region
 }
 
 func (s *Simulator) resultLifetime() time.Duration {
@@ -215,7 +237,10 @@ func (s *Simulator) caller(r *http.Request) (caller, error) {
 		return caller{}, &refusal{http.StatusUnauthorized, "InvalidApiKey", "No API-key provided."}
 	}
 	k, known := s.Keys[key]
-	if s.Keys != nil && !known {
+	s.mu.Lock()
+	revoked := s.revoked[key]
+	s.mu.Unlock()
+	if s.Keys != nil && !known || revoked {
 		return caller{}, &refusal{http.StatusUnauthorized, "InvalidApiKey", "Invalid API-key provided."}
 	}
 	if k.Account == "" {

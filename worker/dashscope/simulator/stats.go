@@ -76,11 +76,12 @@ func (s *Simulator) Stats() Stats {
 	}
 	for _, t := range s.tasks {
 		out.Tasks[t.status(now)]++
-		out.Images += t.images(now)
+		images := t.images(now)
+		out.Images += images
+		out.ChargedMicroYuan += int64(images) * t.model.microYuan
 	}
-	out.ChargedMicroYuan = int64(out.Images) * MicroYuanPerImage
 	for key, l := range s.lanes {
-		out.Lanes = append(out.Lanes, l.stats(key, s.concurrency(), now))
+		out.Lanes = append(out.Lanes, l.stats(key, len(l.free), now))
 	}
 	slices.SortFunc(out.Lanes, func(a, b LaneStats) int {
 		return cmp.Or(cmp.Compare(a.Account, b.Account), cmp.Compare(a.Model, b.Model))

@@ -1,8 +1,6 @@
 package simulator
 
 import (
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/danqing-queue/danqing/worker/dashscope"
@@ -21,7 +19,7 @@ type Task struct {
 	Status string
 	// Code and Message are set once the task has FAILED.
 	Code, Message string
-	// N is how many images were asked for; an absent n is 4.
+	// N is how many images were asked for; an absent n is 4, or 1 of Qwen-Image.
 	N int
 	// Seeds has one seed per image.
 	Seeds []int64
@@ -30,7 +28,7 @@ type Task struct {
 	CreatedAt, StartedAt, EndedAt time.Time
 	// Images is how many images it made so far, all of them at its end.
 	Images int
-	// ChargedMicroYuan is its price: that of its images.
+	// ChargedMicroYuan is its price: that of its images, by model and region.
 	ChargedMicroYuan int64
 }
 
@@ -48,16 +46,18 @@ type task struct {
 	Outcome    Outcome                 `json:"outcome"`
 	CanceledAt time.Time               `json:"canceled_at,omitzero"`
 
+	model model // of Request.Model
+
 	// As the lane placed it. A task that never gets a slot has no start.
 	start, end time.Time
 	timedOut   bool
 }
 
-// n is how many images were asked for. An absent n is 4 (text-to-image
-// reference).
+// n is how many images were asked for. An absent n is as many as there can be:
+// 4, and 1 of Qwen-Image (API references).
 func (t *task) n() int {
 	if t.Request.Parameters.N == nil {
-		return 4
+		return t.model.maxImages
 	}
 	return *t.Request.Parameters.N
 }
@@ -127,7 +127,7 @@ func (t *task) snapshot(now time.Time) Task {
 	out := Task{
 		ID: t.ID, RequestID: t.RequestID, Account: t.Account, APIKeyID: t.KeyID,
 		Request: t.Request, Status: t.status(now), N: t.n(), CreatedAt: t.CreatedAt,
-		Images: images, ChargedMicroYuan: int64(images) * MicroYuanPerImage,
+		Images: images, ChargedMicroYuan: int64(images) * t.model.microYuan,
 	}
 	for i := range t.n() {
 		out.Seeds = append(out.Seeds, t.Seed+int64(i))
@@ -202,19 +202,4 @@ func (l *lane) cancel(t *task, at time.Time) {
 		}
 	}
 	t.start, t.end, t.timedOut = time.Time{}, at, false
-}
-
-// size parses "1024*1024". It reports whether wanx-v1 makes such images.
-func size(s string) (width, height int, ok bool) {
-	switch s {
-	case "":
-		return 1024, 1024, true
-	case "1024*1024", "720*1280", "768*1152", "1280*720":
-		w, h, _ := strings.Cut(s, "*")
-		width, _ = strconv.Atoi(w)
-		height, _ = strconv.Atoi(h)
-		return width, height, true
-	default:
-		return 0, 0, false
-	}
 }

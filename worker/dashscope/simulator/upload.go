@@ -66,12 +66,13 @@ type policyDocument struct {
 func (s *Simulator) policy(r *http.Request, c caller, requestID string) (any, error) {
 	query := r.URL.Query()
 	model := query.Get("model")
+	_, known := s.modelOf(model)
 	switch {
 	case query.Get("action") != "getPolicy":
 		return nil, &refusal{http.StatusBadRequest, "InvalidParameter", "Required parameter \"action\" missing or invalid, please check the request parameters."}
 	case model == "":
 		return nil, &refusal{http.StatusBadRequest, "InvalidParameter", "Required parameter \"model\" missing or invalid, please check the request parameters."}
-	case model != modelV1:
+	case !known:
 		return nil, &refusal{http.StatusNotFound, "ModelNotFound", "Model can not be found."}
 	}
 	now := wallClock()

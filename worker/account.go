@@ -1,0 +1,248 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+// Account is one Alibaba main account and what is worked on it. DashScope counts
+// its limits per main account and model, over all keys: two Accounts must never
+// be the same main account.
+type Account struct {
+	// Name stands in records, sidecars and Redis keys; "" is "default".
+	Name      string
+	DashScope *dashscope.Client
+	Lanes     []Lane
+}
+
+// Lane is an account's capacity for one model.
+type Lane struct {
+	// Model is a name of the catalogue; "" is wanx-v1.
+	Model string
+	// Concurrency is how many tasks the lane has at DashScope at once, 1 to the
+	// model's limit; 0 is 1.
+	Concurrency int
+	// SubmitsPerSecond bounds the creates, up to the model's limit, which 0 means.
+	SubmitsPerSecond float64
+}
+
+const defaultAccount = "default"
+
+// account is an Account at work.
+type account struct {
+	name   string
+	remote *dashscope.Client
+	log    *slog.Logger
+
+	mu sync.Mutex
+	// met is set once the service has accepted the key.
+	met bool
+	// owner is the main account's number, "" until a task of it was listed.
+	owner string
+	// unfit says why nothing may be bought on the account, whatever the service
+	// says.
+	unfit error
+}
+
+// laneSpec is a lane as configured, defaults filled in.
+type laneSpec struct {
+	account     *account
+	model       jobs.Model
+	concurrency int
+	submits     float64 // per second
+}
+
+// usable reports whether the service has accepted the account's key, and fails
+// if nothing may be bought on it.
+func (a *account) usable() (bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.met, a.unfit
+}
+
+func (a *account) refuse(why error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.unfit = why
+}
+
+// Errors of accounts.
+var (
+	// ErrGateway means that the base URL leads back to a Danqing.
+	ErrGateway = errors.New("the DashScope base URL leads to a Danqing, which would submit to itself: set DASHSCOPE_HTTP_BASE_URL to DashScope's own address")
+	// ErrSameAccount means that two configured accounts share their limits.
+	ErrSameAccount = errors.New("two accounts are the same Alibaba main account, whose limits they would exceed together: leave one of them out")
+	// ErrMixed means that one account is simulated and another is not.
+	ErrMixed = errors.New("one account's service is the simulator and another's is not: simulated images must never lie among real ones")
+)
+
+// meet asks the service at an account's base URL who it is and whether it knows
+// the key. It spends nothing.
+func (w *Worker) meet(ctx context.Context, a *account) error {
+	endpoint, err := a.remote.Probe(ctx)
+	switch {
+	case err != nil:
+		return err
+	case endpoint.Gateway:
+		err = ErrGateway
+	default:
+		w.mu.Lock()
+		if !w.known {
+			w.known, w.simulated = true, endpoint.Simulated
+		}
+		if w.simulated != endpoint.Simulated {
+			err = ErrMixed
+		}
+		w.mu.Unlock()
+	}
+	if err != nil {
+		a.refuse(err)
+		return err
+	}
+	a.mu.Lock()
+	a.met, a.owner = true, endpoint.Owner
+	a.mu.Unlock()
+	return nil
+}
+
+// refusedKey reports whether the service has answered that it will not serve the
+// account.
+func refusedKey(err error) bool {
+	var refusal *dashscope.Error
+	return errors.As(err, &refusal) && (refusal.Kind == dashscope.KindAccount || refusal.Kind == dashscope.KindTerminal)
+}
+
+// meetAll meets every account, until one at least is usable. It fails if none
+// can be.
+func (w *Worker) meetAll(ctx context.Context) error {
+	for trouble := (&backoff{first: time.Second, most: time.Minute}); ; {
+		errs := make([]error, len(w.accounts))
+		var group sync.WaitGroup
+		for i, a := range w.accounts {
+			group.Go(func() { errs[i] = w.meet(ctx, a) })
+		}
+		group.Wait()
+		met, hopeless := 0, 0
+		for i, err := range errs {
+			switch {
+			case errors.Is(err, ErrGateway), errors.Is(err, ErrMixed):
+				return fmt.Errorf("account %s: %w", w.accounts[i].name, err)
+			case err == nil:
+				met++
+			case refusedKey(err):
+				hopeless++
+			}
+		}
+		if met > 0 {
+			return w.distinct()
+		}
+		err := errors.Join(errs...)
+		if hopeless == len(w.accounts) {
+			return err
+		}
+		wait := trouble.next()
+		w.log.Warn("dashscope does not answer, trying again", "err", err, "wait", wait)
+		if err := w.sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// distinct fails with ErrSameAccount if two accounts are one at DashScope, as far
+// as that is known, and lets nothing be bought on the later one.
+func (w *Worker) distinct() error {
+	first := map[string]string{}
+	for _, a := range w.accounts {
+		a.mu.Lock()
+		owner := a.owner
+		a.mu.Unlock()
+		if owner == "" {
+			continue
+		}
+		at := a.remote.Region() + " " + owner
+		if other, taken := first[at]; taken {
+			err := fmt.Errorf("%s and %s: %w", other, a.name, ErrSameAccount)
+			a.refuse(err)
+			return err
+		}
+		first[at] = a.name
+	}
+	return nil
+}
+
+// identify learns the numbers of main accounts that had no task to tell them yet.
+func (w *Worker) identify(ctx context.Context) {
+	for _, a := range w.accounts {
+		a.mu.Lock()
+		unknown := a.met && a.owner == "" && len(w.accounts) > 1
+		a.mu.Unlock()
+		if !unknown {
+			continue
+		}
+		if endpoint, err := a.remote.Probe(ctx); err == nil {
+			a.mu.Lock()
+			a.owner = endpoint.Owner
+			a.mu.Unlock()
+		}
+	}
+	if err := w.distinct(); err != nil {
+		w.log.Error("account refused", "err", err)
+	}
+}
+
+// accountNamed returns the configured account of that name, or nil.
+func (w *Worker) accountNamed(name string) *account {
+	for _, a := range w.accounts {
+		if a.name == name {
+			return a
+		}
+	}
+	return nil
+}
+
+// newAccounts checks the configured accounts and makes their lanes.
+func (w *Worker) newAccounts(configured []Account) error {
+	for _, c := range configured {
+		if c.Name == "" {
+			c.Name = defaultAccount
+		}
+		if c.DashScope == nil || len(c.Lanes) == 0 {
+			return fmt.Errorf("worker: account %s: DashScope and at least one lane are required", c.Name)
+		}
+		if w.accountNamed(c.Name) != nil {
+			return fmt.Errorf("worker: account %s is configured twice", c.Name)
+		}
+		a := &account{name: c.Name, remote: c.DashScope, log: w.log.With("account", c.Name)}
+		w.accounts = append(w.accounts, a)
+		for _, lane := range c.Lanes {
+			if lane.Model == "" {
+				lane.Model = jobs.DefaultModel
+			}
+			model, err := jobs.LookupModel(lane.Model)
+			if err != nil {
+				return fmt.Errorf("worker: account %s: %w", c.Name, err)
+			}
+			if lane.Concurrency == 0 {
+				lane.Concurrency = 1
+			}
+			if lane.Concurrency < 0 || lane.Concurrency > model.Concurrency {
+				return fmt.Errorf("worker: account %s: concurrency %d: %s allows 1 to %d tasks at once", c.Name, lane.Concurrency, lane.Model, model.Concurrency)
+			}
+			if lane.SubmitsPerSecond == 0 {
+				lane.SubmitsPerSecond = model.SubmitsPerSecond
+			}
+			if lane.SubmitsPerSecond < 0 || lane.SubmitsPerSecond > model.SubmitsPerSecond {
+				return fmt.Errorf("worker: account %s: %g submits a second: %s allows up to %g", c.Name, lane.SubmitsPerSecond, lane.Model, model.SubmitsPerSecond)
+			}
+			w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: lane.Concurrency, submits: lane.SubmitsPerSecond})
+		}
+	}
+	return nil
+}

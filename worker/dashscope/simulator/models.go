@@ -1,0 +1,188 @@
+package simulator
+
+import (
+	"fmt"
+	"math"
+	randv2 "math/rand/v2"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+// MicroYuanPerImage is the price of one image of wanx-v1, 0.16 yuan
+// (model-pricing page), in millionths of a yuan.
+const MicroYuanPerImage = 160_000
+
+// modelV1 is the one model with styles and reference images.
+const modelV1 = "wanx-v1"
+
+// model is what the service does for one model in one region.
+type model struct {
+	name string
+	// promptRunes is where the prompt is cut (API references; for the models
+	// 2.1 and 2.2 the present revision).
+	promptRunes int
+	sizes       sizes
+	// maxImages is the largest n; an absent n is the same.
+	maxImages int
+	// extends is whether the model has prompt_extend and watermark.
+	extends bool
+	// mark is the watermark's words.
+	mark string
+	// microYuan is the price of an image (model-pricing page).
+	microYuan int64
+	// submits a second and tasks at once are allowed to an account (rate-limit
+	// page).
+	submits, concurrency int
+	// seconds is the median time of a task without prompt_extend.
+	seconds float64
+}
+
+// sizes is a list, or bounds where the list is empty.
+type sizes struct {
+	usual                                         string
+	list                                          []string
+	minSide, maxSide, minPixels, maxPixels, ratio int
+}
+
+// parse reads a size, "" being the usual one. It reports whether the model makes
+// such images.
+func (s sizes) parse(text string) (width, height int, ok bool) {
+	if text == "" {
+		text = s.usual
+	}
+	w, h, _ := strings.Cut(text, "*")
+	width, err := strconv.Atoi(w)
+	height, err2 := strconv.Atoi(h)
+	switch {
+	case err != nil || err2 != nil || width < 1 || height < 1 || width > 1<<16 || height > 1<<16:
+		return 0, 0, false
+	case len(s.list) > 0:
+		return width, height, slices.Contains(s.list, text)
+	}
+	ok = min(width, height) >= s.minSide && (s.maxSide == 0 || max(width, height) <= s.maxSide) &&
+		width*height >= s.minPixels && (s.maxPixels == 0 || width*height <= s.maxPixels) &&
+		(s.ratio == 0 || max(width, height) <= s.ratio*min(width, height))
+	return width, height, ok
+}
+
+// refusal is the message of a task with a wrong size. That of a list is word for
+// word from the text-to-image reference; the others are assumed.
+func (s sizes) refusal() string {
+	switch {
+	case len(s.list) > 0:
+		return "The size is not match the allowed size ['" + strings.Join(s.list, "', '") + "']"
+	case s.maxSide > 0:
+		return fmt.Sprintf("The size is not match, width and height must be in the range [%d, %d].", s.minSide, s.maxSide)
+	default:
+		return fmt.Sprintf("The size is not match, total pixels must be in the range [%d, %d] and the aspect ratio between 1:%d and %d:1.", s.minPixels, s.maxPixels, s.ratio, s.ratio)
+	}
+}
+
+// modelOf finds a model of the simulator's region by its spelling there.
+func (s *Simulator) modelOf(name string) (model, bool) {
+	for _, m := range models(s.Region) {
+		if m.name == name {
+			return m, true
+		}
+	}
+	return model{}, false
+}
+
+// models lists what the region has at text2image/image-synthesis.
+func models(region string) []model {
+	const turbo, plus, preview = 5.7, 7.7, 23.9 // 9.2, 11.2 and 27.4 s with prompt_extend
+	square := sizes{usual: "1024*1024", minSide: 512, maxSide: 1440}
+	pixels := sizes{usual: "1280*1280", minPixels: 1280 * 1280, maxPixels: 1440 * 1440, ratio: 4}
+	qwen := sizes{usual: "1664*928", list: []string{"1664*928", "1472*1104", "1328*1328", "1104*1472", "928*1664"}}
+	const ai, qwenMark = "AI生成", "Qwen-Image"
+	switch region {
+	case "", dashscope.RegionBeijing:
+		v1 := sizes{usual: "1024*1024", list: []string{"1024*1024", "720*1280", "768*1152", "1280*720"}}
+		return []model{
+			{modelV1, 800, v1, 4, false, "", MicroYuanPerImage, 2, 1, 26.8},
+			{"wanx2.0-t2i-turbo", 800, square, 4, true, ai, 40_000, 2, 2, turbo},
+			{"wanx2.1-t2i-turbo", 500, square, 4, true, ai, 140_000, 2, 2, turbo},
+			{"wanx2.1-t2i-plus", 500, square, 4, true, ai, 200_000, 2, 2, plus},
+			{"wan2.2-t2i-flash", 500, square, 4, true, ai, 140_000, 2, 2, turbo},
+			{"wan2.2-t2i-plus", 500, square, 4, true, ai, 200_000, 2, 2, plus},
+			{"wan2.5-t2i-preview", 2000, pixels, 4, true, ai, 200_000, 5, 5, preview},
+			{"qwen-image", 800, qwen, 1, true, qwenMark, 250_000, 2, 2, plus},
+			{"qwen-image-plus", 800, qwen, 1, true, qwenMark, 200_000, 2, 2, plus},
+		}
+	case dashscope.RegionSingapore:
+		return []model{
+			{"wan2.1-t2i-turbo", 500, square, 4, true, ai, 183_481, 2, 2, turbo},
+			{"wan2.1-t2i-plus", 500, square, 4, true, ai, 366_962, 2, 2, plus},
+			{"wan2.2-t2i-flash", 500, square, 4, true, ai, 183_481, 2, 2, turbo},
+			{"wan2.2-t2i-plus", 500, square, 4, true, ai, 366_962, 2, 2, plus},
+			{"wan2.5-t2i-preview", 2000, pixels, 4, true, ai, 220_177, 5, 5, preview},
+			{"qwen-image", 800, qwen, 1, true, qwenMark, 256_873, 2, 2, plus},
+			{"qwen-image-plus", 800, qwen, 1, true, qwenMark, 220_177, 2, 2, plus},
+		}
+	default:
+		return nil
+	}
+}
+
+// unknownModel is the refusal of a model that is not at this endpoint: one that
+// is at another, or none at all (error-code page).
+func unknownModel(name string) *refusal {
+	message := "Model not exist."
+	elsewhere := []string{"wan2.6", "wan2.7", "wan3.0", "qwen-image-max", "qwen-image-2.0", "qwen-image-edit", "z-image"}
+	if slices.ContainsFunc(elsewhere, func(family string) bool { return strings.HasPrefix(name, family) }) {
+		message = "url error, please check url!"
+	}
+	return &refusal{http.StatusBadRequest, "InvalidParameter", message}
+}
+
+// usualTaskTime is log-normal around the model's median; the spread is assumed.
+// With prompt_extend it takes 3 to 4 s more (text-to-image V2 reference).
+//
+// The medians: 26.6 s and 27.0 s for wanx-v1 (its reference); with prompt_extend
+// 10.8 s and 11.7 s for wanx2.1 (V2 reference), 9.2 s for wanx2.1-t2i-turbo
+// (manage-asynchronous-tasks). The others are taken to be like those, and
+// wan2.5 like the 27.4 s of wan2.6.
+func usualTaskTime(rng *randv2.Rand, m model, req dashscope.CreateRequest) time.Duration {
+	const sigma = 0.12
+	seconds := m.seconds * math.Exp(sigma*rng.NormFloat64())
+	if m.extended(req) {
+		seconds += 3 + rng.Float64()
+	}
+	return time.Duration(seconds * float64(time.Second))
+}
+
+// extended reports whether the prompt is rewritten: where the model can and the
+// request does not say no.
+func (m model) extended(req dashscope.CreateRequest) bool {
+	p := req.Parameters.PromptExtend
+	return m.extends && (p == nil || *p)
+}
+
+// marked reports whether the image bears a watermark.
+func (m model) marked(req dashscope.CreateRequest) bool {
+	p := req.Parameters.Watermark
+	return m.extends && p != nil && *p
+}
+
+// extend is the prompt as a language model would rewrite it: the same prompt
+// always in the same way.
+func extend(prompt string) string {
+	chinese := []string{"晨光斜照,空气中有细微的尘粒", "层次分明的远景,柔和的景深", "质感细腻,光影过渡自然", "构图均衡,留白得当,色调统一"}
+	english := []string{"low morning light with dust in the air", "a layered background with soft depth of field", "fine texture and gentle gradations of light", "balanced composition in one restrained palette"}
+	details, comma, stop := english, ", ", "."
+	for _, r := range prompt {
+		if r >= 0x2e80 {
+			details, comma, stop = chinese, ",", "。"
+			break
+		}
+	}
+	sum := hash("simulator", "extend", prompt)
+	first := int(sum[0]) % len(details)
+	second := (first + 1 + int(sum[1])%(len(details)-1)) % len(details)
+	return strings.TrimRight(prompt, " \n\t。.,,") + comma + details[first] + comma + details[second] + stop
+}

@@ -1,0 +1,238 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// effort is one go of a lane at a job. It belongs to the lane, not to the message
+// that began it: when asynq takes the message away, because of a button in its
+// web UI, an outage of Redis or the end of a session, a task may be running, so
+// the effort goes on and keeps its slot, and a later delivery of the message
+// joins it.
+type effort struct {
+	// handlers wait for the verdict; guarded by the lane's mu.
+	handlers int
+	// done is closed when err is the verdict.
+	done chan struct{}
+	err  error
+}
+
+// trouble is why a lane can buy nothing for now, with the job or without it.
+// Nothing was spent, and no attempt.
+type trouble struct {
+	wait    *backoff
+	atLeast time.Duration
+	message string // a constant, for the log
+	why     error
+}
+
+func (t *trouble) Error() string {
+	if t.why == nil {
+		return t.message
+	}
+	return t.message + ": " + t.why.Error()
+}
+
+func (t *trouble) Unwrap() error { return t.why }
+
+// join returns the effort that is under way on a job, or nil, for a handler that
+// will wait for its verdict and must leave.
+func (l *lane) join(id string) *effort {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.efforts[id]
+	if e != nil {
+		e.handlers++
+	}
+	return e
+}
+
+// leave ends a handler's wait, before the verdict or after it.
+func (l *lane) leave(ctx context.Context, id string, e *effort) {
+	l.mu.Lock()
+	e.handlers--
+	alone := e.handlers == 0
+	l.mu.Unlock()
+	select {
+	case <-e.done:
+		if alone { // the verdict came too late for the message
+			l.wake(ctx, id)
+		}
+	default:
+	}
+}
+
+// begin starts an effort in a slot that the caller has taken, unless one is under
+// way: then it returns that one, and the slot is free again. handlers is how many
+// wait for the verdict.
+func (l *lane) begin(ctx context.Context, id string, handlers int, work func(context.Context) error) *effort {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.efforts[id]; e != nil {
+		<-l.slots
+		e.handlers += handlers
+		return e
+	}
+	e := &effort{handlers: handlers, done: make(chan struct{})}
+	l.efforts[id] = e
+	l.group.Go(func() {
+		e.err = l.noted(ctx, id, work)
+		var t *trouble
+		if errors.As(e.err, &t) {
+			select {
+			case l.pauses <- t:
+			default: // the lane is being closed already
+			}
+		}
+		l.mu.Lock()
+		delete(l.efforts, id)
+		alone := e.handlers == 0
+		close(e.done)
+		l.mu.Unlock()
+		<-l.slots
+		if alone {
+			l.wake(ctx, id)
+		}
+	})
+	return e
+}
+
+// settle waits until no effort does anything, by taking every slot for good. It
+// gives up when ctx ends.
+func (l *lane) settle(ctx context.Context) {
+	for range cap(l.slots) {
+		select {
+		case l.slots <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// noted does the work under an in-flight note in Redis, which names the job to
+// whoever holds the lane after a death in the middle.
+func (l *lane) noted(ctx context.Context, id string, work func(context.Context) error) error {
+	if err := l.note(ctx, l.account.name, l.model.Name, id); err != nil {
+		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+	}
+	err := work(ctx)
+	if errors.Is(err, ErrStopped) || ctx.Err() != nil {
+		return err // the next holder goes on
+	}
+	l.clearNote(ctx, id)
+	return err
+}
+
+const redisAway = "redis does not answer"
+
+// note says in Redis that a lane is at a job.
+func (w *Worker) note(ctx context.Context, account, model, id string) error {
+	if err := w.cfg.Redis.HSet(ctx, jobs.LaneKey(account, model, inFlight), id, time.Now().UTC().Format(time.RFC3339)).Err(); err != nil {
+		return fmt.Errorf("note job %s in flight: %w", id, err)
+	}
+	return nil
+}
+
+const inFlight = "in_flight"
+
+func (l *lane) clearNote(ctx context.Context, id string) {
+	if err := l.cfg.Redis.HDel(context.WithoutCancel(ctx), l.key(inFlight), id).Err(); err != nil {
+		l.log.Warn("in-flight note not cleared", "job_id", id, "err", err)
+	}
+}
+
+// resume goes on with what earlier holders of the lane were at: tasks that hold a
+// slot and are paid for, and messages that wait for a handler which is dead. It
+// returns when each has its slot or is done.
+func (l *lane) resume(ctx context.Context) error {
+	left, err := l.cfg.Redis.HKeys(ctx, l.key(inFlight)).Result()
+	if err != nil {
+		return fmt.Errorf("read in-flight notes: %w", err)
+	}
+	for _, id := range left {
+		if err := l.takeSlot(ctx); err != nil {
+			return err
+		}
+		l.begin(ctx, id, 0, func(ctx context.Context) error { return l.goOn(ctx, id) })
+	}
+	return nil
+}
+
+// goOn takes a job over from an earlier holder, as far as it has a task. A job
+// without one waits its turn.
+func (l *lane) goOn(ctx context.Context, id string) error {
+	for {
+		rec, err := l.jobs.Get(ctx, id)
+		if errors.Is(err, jobs.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
+			return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+		}
+		switch {
+		case rec.State.Waiting():
+			return l.rescue(ctx, rec)
+		case l.foreign(rec):
+			return nil
+		case rec.State == jobs.StateSubmitting:
+			err = l.holdAmbiguous(ctx, rec, diedSubmitting)
+		case rec.State == jobs.StateGenerating:
+			l.log.Info("resuming", "job_id", id, "task_id", rec.TaskID, "attempt", rec.Attempt)
+			err = l.poll(ctx, rec)
+		default:
+			return nil
+		}
+		var verdict *verdictError
+		if err != nil && !errors.As(err, &verdict) && !errors.Is(err, jobs.ErrConflict) {
+			return err
+		}
+	}
+}
+
+// foreign reports whether a job is another lane's, from its intent on.
+func (l *lane) foreign(rec *jobs.Record) bool {
+	return rec.Account != l.account.name || rec.Model != l.model.Name
+}
+
+// wake sees to it that a job which waits has a message.
+func (l *lane) wake(ctx context.Context, id string) {
+	ctx = context.WithoutCancel(ctx)
+	rec, err := l.jobs.Get(ctx, id)
+	if err == nil && rec.State.Waiting() && rec.Request != nil {
+		err = l.jobs.EnqueueGenerate(ctx, rec, rec.AsAsked())
+	}
+	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
+		l.log.Warn("job without a message", "job_id", id, "err", err)
+	}
+}
+
+// rescueScript is asynq's own way of putting an active message back at the head of
+// its queue (internal/rdb/rdb.go of v0.26.0, requeueCmd).
+var rescueScript = redis.NewScript(`
+if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then return 0 end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('RPUSH', KEYS[3], ARGV[1])
+redis.call('HSET', KEYS[4], 'state', 'pending')
+return 1
+`)
+
+// rescue gives a waiting job whose handler died with the lane's last holder its
+// place back. asynq would do so in a minute or two, and at the tail.
+func (l *lane) rescue(ctx context.Context, rec *jobs.Record) error {
+	queue := jobs.Queue(rec.Model, rec.Priority)
+	info, err := asynq.NewInspectorFromRedisClient(l.cfg.Redis).GetTaskInfo(queue, rec.ID)
+	if err != nil || info.State != asynq.TaskStateActive {
+		l.wake(ctx, rec.ID)
+		return nil
+	}
+	key := "asynq:{" + queue + "}:"
+	return rescueScript.Run(ctx, l.cfg.Redis, []string{key + "active", key + "lease", key + "pending", key + "t:" + rec.ID}, rec.ID).Err()
+}
