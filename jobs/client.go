@@ -50,6 +50,13 @@ func (c *Client) Enqueue(ctx context.Context, req Request) (*Record, error) {
 		if rec, err = c.Get(ctx, req.ID); err != nil {
 			return nil, err
 		}
+		if rec.State == StateCanceled && rec.Code == CodeMessageLost && rec.Digest == next.Digest {
+			next.Attempt, next.Term, next.PastAttempts = rec.Attempt, rec.Term, rec.PastAttempts
+			if err := c.Swap(ctx, rec, next); err != nil {
+				return nil, err
+			}
+			rec = next
+		}
 	} else if err != nil {
 		return nil, err
 	}

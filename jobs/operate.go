@@ -17,6 +17,9 @@ import (
 const (
 	CodeCanceled = "Canceled"
 	CodeGivenUp  = "GivenUp"
+	// CodeMessageLost marks a canceled job whose message is gone, and with it what
+	// it asked for. Nothing was bought; [Client.Enqueue] queues it again.
+	CodeMessageLost = "MessageLost"
 )
 
 // RequestOf returns what a job asks for, as asked: from its record, or while it

@@ -2,7 +2,170 @@ package worker
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs"
 )
 
-// keepHouse looks after what no single job does.
-func (w *Worker) keepHouse(ctx context.Context) func() { return func() {} }
+const (
+	// houseInterval is how often one of all workers looks after what no single
+	// job's handler does. A job whose message was lost waits that long.
+	houseInterval = 5 * time.Minute
+	// houseKey holds when that was done last, in Unix milliseconds.
+	houseKey = "danqing:house"
+	// sweepAge leaves alone what is on its way from the record to the message.
+	sweepAge = 2 * time.Minute
+	// archiveKept is how many messages stay in the archive of a queue; asynq's own
+	// trimming fails for ever once it must drop some 8,000 at a time.
+	archiveKept = 1000
+	archivePage = 100
+)
+
+// keepHouse looks after the queues until the returned function is called.
+func (w *Worker) keepHouse(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	group.Go(func() {
+		for {
+			if err := w.tidy(ctx); err != nil && ctx.Err() == nil {
+				w.log.Warn("queues not looked after, trying again", "err", err, "wait", houseInterval)
+			}
+			if err := w.sleep(ctx, houseInterval); err != nil {
+				return
+			}
+		}
+	})
+	return func() { cancel(); group.Wait() }
+}
+
+// tidy does the rounds, unless another worker just has.
+func (w *Worker) tidy(ctx context.Context) error {
+	w.identify(ctx)
+	models := make([]string, len(w.lanes))
+	for i, lane := range w.lanes {
+		models[i] = lane.model.Name
+	}
+	if err := w.jobs.Register(ctx, models); err != nil {
+		return err
+	}
+	last, err := w.cfg.Redis.Get(ctx, houseKey).Int64()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return fmt.Errorf("read %s: %w", houseKey, err)
+	}
+	now := time.Now()
+	// Two workers at once do no harm.
+	if now.Sub(time.UnixMilli(last)) < houseInterval {
+		return nil
+	}
+	if err := w.cfg.Redis.Set(ctx, houseKey, strconv.FormatInt(now.UnixMilli(), 10), 0).Err(); err != nil {
+		return fmt.Errorf("write %s: %w", houseKey, err)
+	}
+	if err := w.trimArchives(ctx, models); err != nil {
+		return err
+	}
+	return w.sweep(ctx)
+}
+
+// trimArchives bounds the archives of our queues.
+func (w *Worker) trimArchives(ctx context.Context, models []string) error {
+	queues := []string{jobs.QueueStore}
+	for _, model := range models {
+		for queue := range jobs.LaneQueues(model) {
+			queues = append(queues, queue)
+		}
+	}
+	inspector := asynq.NewInspectorFromRedisClient(w.cfg.Redis)
+	for _, queue := range queues {
+		for {
+			archived, err := w.cfg.Redis.ZCard(ctx, "asynq:{"+queue+"}:archived").Result()
+			if err != nil {
+				return fmt.Errorf("count archive of %s: %w", queue, err)
+			}
+			if archived == 0 {
+				break
+			}
+			// Oldest first, whatever asynq's documentation says.
+			page, err := inspector.ListArchivedTasks(queue, asynq.PageSize(archivePage))
+			if err != nil {
+				return fmt.Errorf("list archive of %s: %w", queue, err)
+			}
+			deleted := int64(0)
+			for _, message := range page {
+				if archived-deleted <= archiveKept && time.Since(message.LastFailedAt) < jobs.RecordLifetime {
+					break
+				}
+				if err := inspector.DeleteTask(queue, message.ID); err != nil && !errors.Is(err, asynq.ErrTaskNotFound) {
+					return fmt.Errorf("delete %s from archive of %s: %w", message.ID, queue, err)
+				}
+				deleted++
+			}
+			if deleted < archivePage {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+// sweep sees to it that each job which waits for a lane, or for the bucket, has a
+// message that will wake somebody.
+func (w *Worker) sweep(ctx context.Context) error {
+	filter := jobs.ListFilter{
+		States:        []jobs.State{jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying, jobs.StateStoring},
+		UpdatedBefore: time.Now().Add(-sweepAge),
+	}
+	for {
+		records, cursor, err := w.jobs.List(ctx, filter)
+		if err != nil {
+			return err
+		}
+		for _, rec := range records {
+			err := w.sweepJob(ctx, rec)
+			if err != nil && !errors.Is(err, jobs.ErrConflict) {
+				return fmt.Errorf("sweep job %s: %w", rec.ID, err)
+			}
+		}
+		if filter.Cursor = cursor; cursor == "" {
+			return nil
+		}
+	}
+}
+
+// sweepJob gives a job its message back, or ends it if that was taken from it.
+func (w *Worker) sweepJob(ctx context.Context, rec *jobs.Record) error {
+	if rec.State == jobs.StateStoring {
+		return w.jobs.EnqueueStore(ctx, rec)
+	}
+	info, err := asynq.NewInspectorFromRedisClient(w.cfg.Redis).GetTaskInfo(jobs.Queue(rec.Model, rec.Priority), rec.ID)
+	gone := errors.Is(err, asynq.ErrTaskNotFound) || errors.Is(err, asynq.ErrQueueNotFound)
+	if err != nil && !gone {
+		return err
+	}
+	if !gone && info.State != asynq.TaskStateArchived && info.State != asynq.TaskStateCompleted {
+		return nil
+	}
+	req, err := w.jobs.RequestOf(ctx, rec)
+	next := *rec
+	switch {
+	case errors.Is(err, jobs.ErrNoRequest):
+		next.Code, next.Message = jobs.CodeMessageLost, "its message is gone from the queue, and nothing was bought: enqueue it again"
+	case err != nil:
+		return err
+	case !gone && info.State == asynq.TaskStateArchived:
+		next.Code, next.Message = codeArchived, "its message was archived in the queue before anything was bought: run it there, or retry the job"
+		next.Request = &req
+	default:
+		w.log.Warn("job without a message: enqueued again", "job_id", rec.ID)
+		return w.jobs.EnqueueGenerate(ctx, rec, req)
+	}
+	next.State, next.FinishedAt = jobs.StateCanceled, time.Now().UTC()
+	w.log.Warn("job canceled", "job_id", rec.ID, "code", next.Code)
+	return w.advance(ctx, rec, &next)
+}

@@ -144,7 +144,7 @@ func (s *stack) config(data *worker.DataDir) worker.Config {
 	require.NoError(s.t, err)
 	return worker.Config{
 		Redis: s.redis, Bucket: s.bucket, Spool: spool, DataDir: data,
-		Accounts: []worker.Account{{DashScope: client, Lanes: []worker.Lane{{}}}},
+		Accounts:      []worker.Account{{DashScope: client, Lanes: []worker.Lane{{}}}},
 		QueueInterval: s.queueInterval, Logger: testLogger(s.t),
 	}
 }

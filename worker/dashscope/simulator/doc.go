@@ -13,13 +13,24 @@
 //
 // From Alibaba's pages, by their names under help.aliyun.com/zh/model-studio:
 //
-//   - Create (text-to-image-api-reference): wanx-v1 with its fields, n 4 if
-//     absent, a wrong n or a missing prompt refused at once, a wrong size
-//     accepted and the task FAILED; 403 without X-DashScope-Async. A bad style,
-//     seed, ref_strength or ref_mode is taken to end like a bad size.
+//   - Create (text-to-image-api-reference, text-to-image-v2-api-reference,
+//     qwen-image-api): every model of text2image/image-synthesis with its fields,
+//     n 4 if absent (Qwen-Image: 1 and no other), a wrong n or a missing prompt
+//     refused at once, a wrong size accepted and the task FAILED; 403 without
+//     X-DashScope-Async; 400 InvalidParameter for a model that is not here, which
+//     error-code words in two ways (it also knows a 404 ModelNotFound, which
+//     uploads answer here). A bad style, seed, ref_strength or ref_mode is taken
+//     to end like a bad size. What a model does not have is ignored.
+//   - prompt_extend and watermark (the same references): the prompt is rewritten
+//     unless prompt_extend is false, by a fixed rule here; the mark is painted
+//     only if watermark is true: AI生成, or Qwen-Image, as third parties describe
+//     that model's.
+//   - Regions (model-pricing, rate-limit): the models of Beijing and those of
+//     Singapore, in each one's spelling and at its prices; see Simulator.Region.
 //   - Query: all states but SUSPENDED, times in UTC+8, partial results, UNKNOWN
 //     with HTTP 200 for what is not the account's or older than 24 h. The
-//     results of wanx-v1 carry only a URL.
+//     results of wanx-v1 carry only a URL, those of the others orig_prompt too,
+//     and actual_prompt where it was rewritten.
 //   - Cancel and list (manage-asynchronous-tasks): only PENDING tasks can be
 //     cancelled; the list is the account's, without prompts, times in epoch
 //     milliseconds. Its order (newest first), its largest page (100), the zone
@@ -33,15 +44,19 @@
 //     Range, ETag, Content-MD5, x-oss-hash-crc64ecma. A query always returns
 //     the same link. Their life is counted from the end of the task; the page
 //     does not say from when.
-//   - Limits (rate-limit): 2 creates a second by account and model, as a sliding
-//     window, then 429 Throttling.RateQuota; one task RUNNING, the rest PENDING
-//     in order; 20 queries, lists and cancels a second by account, then 429
-//     Throttling. The pages give each of the three 20; here they share them,
-//     the stricter reading. A refused request is not counted.
-//   - Times: 25 ms from create to start, and about 27 s of work, as in the two
-//     answers that the reference shows; the spread is assumed. A task without a
+//   - Limits (rate-limit), counted by account and model: the model's creates a
+//     second, as a sliding window, then 429 Throttling.RateQuota; the model's
+//     tasks RUNNING at once, the rest PENDING in order. By account: 20 queries,
+//     lists and cancels a second, then 429 Throttling. The pages give each of
+//     the three 20; here they share them, the stricter reading. A refused
+//     request is not counted.
+//   - Times: 25 ms from create to start, and for wanx-v1 about 27 s of work, as in
+//     the two answers that the reference shows; for the others 5.7 to 23.9 s and 3
+//     to 4 s for rewriting, after the few samples that there are. A task without a
 //     result after 3 h is FAILED with InternalError.Timeout (error-code).
-//   - Money (model-pricing): images made, and nothing else, at 0.16 yuan.
+//   - Money (model-pricing): images made, and nothing else, at the price of the
+//     model in the region, exact to the micro-yuan.
+//   - Keys: 401 InvalidApiKey for one that is not in Simulator.Keys or was revoked.
 //
 // The words of messages are the pages' where they quote them.
 //
@@ -50,8 +65,8 @@
 //
 // # What is not modelled
 //
-//   - Models other than wanx-v1; synchronous calls.
-//   - Moderation, arrears, quotas, workspaces and regions. A [Fault] or an
+//   - Models of other endpoints; synchronous calls.
+//   - Moderation, arrears, quotas and workspaces. A [Fault] or an
 //     Outcome stands in for them.
 //   - A cap on queued tasks, and 429 because of concurrency: no page has them.
 //   - References behind a URL are not fetched: a picture drawn from the URL

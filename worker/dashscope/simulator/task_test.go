@@ -146,7 +146,10 @@ func TestCreateRefusals(t *testing.T) {
 		"a list":           {`[]`, http.StatusBadRequest, "InvalidParameter"},
 		"empty":            {``, http.StatusBadRequest, "InvalidParameter"},
 		"no model":         {`{"input":{"prompt":"a"}}`, http.StatusBadRequest, "BadRequest.EmptyModel"},
-		"unknown model":    {`{"model":"wanx-v9","input":{"prompt":"a"}}`, http.StatusNotFound, "ModelNotFound"},
+		"unknown model":    {`{"model":"wanx-v9","input":{"prompt":"a"}}`, http.StatusBadRequest, "InvalidParameter"},
+		"other endpoint":   {`{"model":"wan2.6-t2i","input":{"prompt":"a"}}`, http.StatusBadRequest, "InvalidParameter"},
+		"qwen's n":         {`{"model":"qwen-image","input":{"prompt":"a"},"parameters":{"n":2}}`, http.StatusBadRequest, "InvalidParameter"},
+		"Singapore's name": {`{"model":"wan2.1-t2i-plus","input":{"prompt":"a"}}`, http.StatusBadRequest, "InvalidParameter"},
 		"no prompt":        {`{"model":"wanx-v1","input":{}}`, http.StatusBadRequest, "InvalidParameter"},
 		"prompt no string": {`{"model":"wanx-v1","input":{"prompt":1}}`, http.StatusBadRequest, "InvalidParameter"},
 		"n 0":              {`{"model":"wanx-v1","input":{"prompt":"a"},"parameters":{"n":0}}`, http.StatusBadRequest, "InvalidParameter"},
@@ -331,6 +334,7 @@ func TestSameSeedSameTimes(t *testing.T) {
 func FuzzCreate(f *testing.F) {
 	f.Add(fox)
 	f.Add(`{"model":"wanx-v1","input":{"prompt":"a","ref_img":"oss://x"},"parameters":{"size":"*","n":null,"seed":9223372036854775807,"ref_strength":1e308}}`)
+	f.Add(`{"model":"wan2.5-t2i-preview","input":{"prompt":"猫"},"parameters":{"size":"768*2700","prompt_extend":false,"watermark":true}}`)
 	f.Add(`{"model":"wanx-v1","input":null,"parameters":[]}`)
 	f.Fuzz(func(t *testing.T, body string) {
 		sim := &simulator.Simulator{TaskTime: simulator.Between(0, 0)}
