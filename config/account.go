@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -38,8 +39,7 @@ type Account struct {
 
 // Lane is an account's capacity for one model.
 type Lane struct {
-	// Model is in the catalogue, and sold in the account's region where that is
-	// known.
+	// Model is in the catalogue, and sold in the account's region.
 	Model string
 	// Concurrency is how many tasks run at once: 1, unless configured, to the
 	// catalogue's figure.
@@ -54,90 +54,60 @@ func (a Account) DashScope() dashscope.Config {
 	return dashscope.Config{BaseURL: a.BaseURL, APIKey: a.APIKey.Reveal(), Workspace: a.Workspace}
 }
 
-// Region returns where the account's models run, spelt as in
-// [jobs.RegionBeijing], or "" if the host does not tell, as that of a proxy. The
-// shared hosts and the form of a workspace's own, WORKSPACE.REGION.maas.aliyuncs.com,
-// are those of Model Studio's page on base URLs.
-func (a Account) Region() string {
-	if a.BaseURL == "" {
-		return jobs.RegionBeijing
-	}
-	u, err := url.Parse(a.BaseURL)
-	if err != nil {
-		return ""
-	}
-	host := strings.ToLower(u.Hostname())
-	switch host {
-	case "dashscope.aliyuncs.com":
-		return jobs.RegionBeijing
-	case "dashscope-intl.aliyuncs.com":
-		return "ap-southeast-1"
-	case "dashscope-us.aliyuncs.com":
-		return "us-east-1"
-	case "cn-hongkong.dashscope.aliyuncs.com":
-		return "cn-hongkong"
-	}
-	own, ok := strings.CutSuffix(host, ".maas.aliyuncs.com")
-	if _, region, dotted := strings.Cut(own, "."); ok && dotted {
-		return region
-	}
-	return ""
-}
-
 // fields says how the fields of an account are called where it was read.
 type fields struct{ apiKey, baseURL, workspace string }
 
-// connection checks what leads to the service.
-func (l *loader) connection(a Account, names fields) {
+// connection checks what leads to the service and returns its region, "" if the
+// base URL is none.
+func (l *loader) connection(a Account, names fields) string {
 	cfg := a.DashScope()
 	if cfg.APIKey == "" {
 		cfg.APIKey = "none"
 	}
-	_, err := dashscope.New(cfg)
+	client, err := dashscope.New(cfg)
 	l.refused(err, map[string]string{"APIKey": names.apiKey, "BaseURL": names.baseURL, "Workspace": names.workspace})
 	if u, err := url.Parse(a.BaseURL); err == nil && u.Scheme == "http" && a.APIKey.IsSet() {
 		if ip := net.ParseIP(u.Hostname()); u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
 			l.warn("%s is http://: the API key travels unencrypted", names.baseURL)
 		}
 	}
+	if client == nil {
+		return ""
+	}
+	return client.Region()
 }
 
-// lane checks a model against the catalogue and the account's region; name is
+// lane looks a model up and checks that a region, if known, sells it; name is
 // what the model is called where it was read.
-func (l *loader) lane(a Account, model, name string) (jobs.Model, bool) {
+func (l *loader) lane(region, model, name string) (jobs.Model, bool) {
 	m, err := jobs.LookupModel(model)
 	if err != nil {
 		l.bad(name, "names no %v", err)
 		return m, false
 	}
-	if region := a.Region(); region != "" && !slices.Contains(regions(m), region) {
-		l.bad(name, "%q is not sold in %s, where the account is, only in %s", model, region, strings.Join(regions(m), ", "))
+	if region == "" {
+		return m, true
+	}
+	if e, absent := errors.AsType[jobs.FieldError](m.CheckRegion(region)); absent {
+		l.bad(name, "%s is not sold where the account is: allowed %s", e.Value, e.Allowed)
 		return m, false
 	}
 	return m, true
 }
 
-// regions returns where a model is sold.
-func regions(m jobs.Model) []string {
-	var in []string
-	for region := range m.Prices {
-		in = append(in, region)
-	}
-	slices.Sort(in)
-	return in
-}
-
-// concurrency reads how many tasks a lane may have at once.
+// concurrency reads how many tasks the lanes of some models may each have at once.
 func (l *loader) concurrency(value, name string, models ...jobs.Model) int {
 	n, err := strconv.Atoi(value)
 	if err != nil || n < 1 {
 		l.bad(name, "%q: must be a whole number from 1", value)
 		return 1
 	}
-	for _, m := range models {
-		if n > m.Concurrency {
-			l.bad(name, "%d: of %s an account may have %d at once, set at most that", n, m.Name, m.Concurrency)
-		}
+	if len(models) == 0 {
+		return n // what is wrong with them is said already
+	}
+	least := slices.MinFunc(models, func(a, b jobs.Model) int { return a.Concurrency - b.Concurrency })
+	if n > least.Concurrency {
+		l.bad(name, "%d: of %s an account may have %d at once, set at most that", n, least.Name, least.Concurrency)
 	}
 	return n
 }
@@ -154,7 +124,7 @@ func (l *loader) account() {
 	a := Account{Name: DefaultAccount, APIKey: NewSecret(key)}
 	a.BaseURL, _ = l.first("DASHSCOPE_HTTP_BASE_URL")
 	a.Workspace, _ = l.first("DASHSCOPE_WORKSPACE")
-	l.connection(a, fields{"DASHSCOPE_API_KEY", "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_WORKSPACE"})
+	region := l.connection(a, fields{"DASHSCOPE_API_KEY", "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_WORKSPACE"})
 
 	list, from := l.first("DANQING_MODELS")
 	if list == "" {
@@ -167,7 +137,7 @@ func (l *loader) account() {
 			l.bad(from, "%q has an empty name: write MODEL,MODEL", list)
 			continue
 		}
-		m, ok := l.lane(a, model, from)
+		m, ok := l.lane(region, model, from)
 		if ok && !slices.ContainsFunc(models, func(other jobs.Model) bool { return other.Name == m.Name }) {
 			models = append(models, m)
 		}
@@ -185,23 +155,18 @@ func (l *loader) account() {
 // accountName keeps names safe in Redis keys, file names and URLs.
 var accountName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
-// same reports whether a key pays for two accounts. Keys belong to a region; a
-// host that does not tell its own may be any.
-func same(a, b Account) bool {
-	ours, theirs := a.Region(), b.Region()
-	return a.APIKey.IsSet() && a.APIKey.Reveal() == b.APIKey.Reveal() && (ours == theirs || ours == "" || theirs == "")
-}
-
-// distinct refuses accounts that are one.
-func (l *loader) distinct(a Account, nameAt, keyAt string) {
-	for _, other := range l.cfg.Accounts {
+// distinct refuses an account that is one of those before it. Keys belong to a
+// region.
+func (l *loader) distinct(a Account, region, nameAt, keyAt string) {
+	for i, other := range l.cfg.Accounts {
 		if strings.EqualFold(a.Name, other.Name) {
 			l.bad(nameAt, "%q: there is an account %q already, give each a name of its own", a.Name, other.Name)
 		}
-		if same(a, other) {
-			l.bad(keyAt, "is the key of account %q too: DashScope counts its limits per main account, so leave one of the two out", other.Name)
+		if a.APIKey.IsSet() && a.APIKey.Reveal() == other.APIKey.Reveal() && region == l.regions[i] {
+			l.bad(keyAt, "leads to the key of account %q: DashScope counts its limits per main account, so leave one of the two out", other.Name)
 		}
 	}
+	l.cfg.Accounts, l.regions = append(l.cfg.Accounts, a), append(l.regions, region)
 }
 
 // warn notes what is odd but usable.

@@ -29,14 +29,15 @@ func load(env map[string]string) (*Config, error) {
 func full() map[string]string {
 	return map[string]string{
 		"DASHSCOPE_API_KEY": "sk-hush1", "DASHSCOPE_HTTP_BASE_URL": "https://llm-1.cn-beijing.maas.aliyuncs.com/api/v1",
-		"REDIS_URL":         "rediss://danqing:hush2@redis.example.com:6380/3",
-		"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "hush3", "AWS_SESSION_TOKEN": "hush4",
+		"DASHSCOPE_WORKSPACE": "llm-1",
+		"REDIS_URL":           "rediss://danqing:hush2@redis.example.com:6380/3",
+		"AWS_ACCESS_KEY_ID":   "AKID", "AWS_SECRET_ACCESS_KEY": "hush3", "AWS_SESSION_TOKEN": "hush4",
 		"AWS_REGION": "cn-beijing", "AWS_DEFAULT_REGION": "us-east-1",
 		"AWS_ENDPOINT_URL_S3": "https://oss-cn-beijing-internal.aliyuncs.com", "AWS_ENDPOINT_URL": "https://else.example.com",
 		"DANQING_S3_BUCKET": "pictures", "DANQING_S3_PREFIX": "a/b", "DANQING_S3_KEY_TEMPLATE": "{batch}/{job_id}-{n}{ext}",
 		"DANQING_S3_ADDRESSING": "virtual", "DANQING_S3_PUBLIC_URL": "https://cdn.example.com/x",
 		"DANQING_S3_PUBLIC_ENDPOINT": "https://oss-cn-beijing.aliyuncs.com",
-		"DANQING_DATA_DIR":           "/var/lib/danqing/", "DANQING_MODELS": " wanx-v1, wanx-v1 ", "DANQING_CONCURRENCY": "1",
+		"DANQING_DATA_DIR":           "/var/lib/danqing/", "DANQING_MODELS": " wan2.2-t2i-flash, qwen-image,wan2.2-t2i-flash ", "DANQING_CONCURRENCY": "2",
 		"DANQING_LISTEN": "127.0.0.1:1", "DANQING_SERVICE_HOST": "10.0.0.1", "DANQING_PORT_8765_TCP_ADDR": "10.0.0.1", "DANQING_SERVICE_PORT_HTTP": "1",
 	}
 }
@@ -49,6 +50,7 @@ func TestLoadDefaults(t *testing.T) {
 	})
 	require.NoError(t, err)
 	assert.Equal(t, "danqing-data", c.DataDir)
+	assert.Equal(t, []Account{{Name: DefaultAccount, Lanes: []Lane{{Model: "wanx-v1", Concurrency: 1}}}}, c.Accounts)
 	assert.Equal(t, []string{"wanx-v1"}, c.Models)
 	assert.Equal(t, 1, c.Concurrency)
 	assert.Empty(t, c.Warnings)
@@ -66,9 +68,10 @@ func TestLoadEverything(t *testing.T) {
 	require.NoError(t, err)
 	assert.Empty(t, c.Warnings)
 
-	d := c.DashScope()
-	assert.Equal(t, "sk-hush1", d.APIKey)
-	assert.Equal(t, "https://llm-1.cn-beijing.maas.aliyuncs.com/api/v1", d.BaseURL)
+	require.Len(t, c.Accounts, 1)
+	d := c.Accounts[0].DashScope()
+	assert.Equal(t, dashscope.Config{BaseURL: "https://llm-1.cn-beijing.maas.aliyuncs.com/api/v1", APIKey: "sk-hush1", Workspace: "llm-1"}, d)
+	assert.Equal(t, d, c.DashScope())
 	_, err = dashscope.New(d)
 	require.NoError(t, err)
 
@@ -88,7 +91,9 @@ func TestLoadEverything(t *testing.T) {
 	assert.NotNil(t, r.TLSConfig)
 
 	assert.Equal(t, "/var/lib/danqing", c.DataDir)
-	assert.Equal(t, []string{"wanx-v1"}, c.Models)
+	assert.Equal(t, []Lane{{Model: "wan2.2-t2i-flash", Concurrency: 2}, {Model: "qwen-image", Concurrency: 2}}, c.Accounts[0].Lanes)
+	assert.Equal(t, []string{"wan2.2-t2i-flash", "qwen-image"}, c.Models)
+	assert.Equal(t, 2, c.Concurrency)
 	require.NoError(t, c.CheckReal())
 }
 
@@ -123,6 +128,7 @@ func TestProblems(t *testing.T) {
 		{"DASHSCOPE_API_KEY", "sk-hu sh", "printable ASCII"},
 		{"DASHSCOPE_HTTP_BASE_URL", "https://dashscope.aliyuncs.com", `"https://dashscope.aliyuncs.com" must start with https:// or http:// and end in /api/v1`},
 		{"DASHSCOPE_HTTP_BASE_URL", "https://u:hush@a/api/v1", "must have no user"},
+		{"DASHSCOPE_WORKSPACE", "llm 1", "printable ASCII"},
 		{"REDIS_URL", "http://:hush@a", "must be redis://"},
 		{"REDIS_URL", "redis://:hush%zz@a", "must be redis://"},
 		{"REDIS_URL", "redis://:hush@a/x", "must be redis://"},
@@ -137,10 +143,10 @@ func TestProblems(t *testing.T) {
 		{"AWS_ACCESS_KEY_ID", "", "is empty: set it"},
 		{"AWS_SECRET_ACCESS_KEY", "", "is empty: set it"},
 		{"DANQING_MODELS", "wanx-v9", `allowed: wanx-v1`},
-		{"DANQING_MODELS", "wanx-v1,", "empty name"},
+		{"DANQING_MODELS", "qwen-image,", "empty name"},
 		{"DANQING_CONCURRENCY", "zero", `"zero": must be a whole number from 1`},
 		{"DANQING_CONCURRENCY", "0", "must be a whole number from 1"},
-		{"DANQING_CONCURRENCY", "2", "set at most that"},
+		{"DANQING_CONCURRENCY", "3", "3: of wan2.2-t2i-flash an account may have 2 at once, set at most that"},
 		{"DANQING_S3_BUKET", "x", "is not a variable of Danqing: write DANQING_S3_BUCKET"},
 		{"DANQING_BUCKET", "x", "write DANQING_S3_BUCKET"},
 		{"DANQING_MODEL", "x", "write DANQING_MODELS"},
@@ -161,6 +167,26 @@ func TestProblems(t *testing.T) {
 		assert.Contains(t, e.Problems[0].Text, tc.text)
 		assert.NotContains(t, err.Error(), "hush")
 		assert.Equal(t, e.Problems[0].Variable+" "+e.Problems[0].Text, err.Error())
+	}
+}
+
+// A figure for all models is bound by the one that allows least, and a model by
+// the region of the base URL.
+func TestModelsOfTheAccount(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct{ models, concurrency, url, want string }{
+		{"wan2.5-t2i-preview,wanx-v1,qwen-image", "5", "", "DANQING_CONCURRENCY 5: of wanx-v1 an account may have 1 at once, set at most that"},
+		{"wan2.5-t2i-preview", "5", "", ""},
+		{"wanx2.1-t2i-plus", "", "https://dashscope-intl.aliyuncs.com/api/v1", ""},
+		{"", "", "http://127.0.0.1:1/api/v1", ""},
+		{"", "", "https://dashscope-intl.aliyuncs.com/api/v1", `DANQING_MODELS "wanx-v1" is not sold where the account is: allowed in ap-southeast-1 only wanx2.1-t2i-turbo`},
+	} {
+		_, err := load(map[string]string{"DANQING_MODELS": tc.models, "DANQING_CONCURRENCY": tc.concurrency, "DASHSCOPE_HTTP_BASE_URL": tc.url})
+		if tc.want == "" {
+			require.NoError(t, err, "%v", tc)
+		} else {
+			require.ErrorContains(t, err, tc.want)
+		}
 	}
 }
 
@@ -243,7 +269,7 @@ func TestSecretsAreRedacted(t *testing.T) {
 	c, err := load(full())
 	require.NoError(t, err)
 	var out strings.Builder
-	for _, v := range []any{c, *c, c.Accounts[0].APIKey, &c.RedisURL, []Secret{c.SessionToken}, map[Secret]Secret{c.Accounts[0].APIKey: c.Accounts[0].APIKey}, struct{ hidden Secret }{c.Accounts[0].APIKey}, fmt.Errorf("x %w %v", assert.AnError, c.Accounts[0].APIKey)} {
+	for _, v := range []any{c, *c, c.Accounts, c.Accounts[0].APIKey, &c.RedisURL, []Secret{c.SessionToken}, map[Secret]Secret{c.Accounts[0].APIKey: c.Accounts[0].APIKey}, struct{ hidden Secret }{c.Accounts[0].APIKey}, fmt.Errorf("x %w %v", assert.AnError, c.Accounts[0].APIKey)} {
 		for _, verb := range "vTtbcdoOqxXUeEfFgGsp" {
 			for _, flag := range []string{"", "+", "#", "-40", "040", ".3", " "} {
 				_, _ = fmt.Fprintf(&out, "%"+flag+string(verb)+"\n", v)

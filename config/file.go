@@ -37,7 +37,9 @@ func (l *loader) accounts() {
 	}
 	list := l.mapping(top, "the file", "accounts")["accounts"]
 	if list.node == nil || list.node.Kind != yaml.SequenceNode || len(list.node.Content) == 0 {
-		l.bad(list.at, "must be a list of accounts, each with a name and api_key_env or api_key_file")
+		if top.Kind == yaml.MappingNode {
+			l.bad(list.at, "must be a list of accounts, each with a name and api_key_env or api_key_file")
+		}
 		return
 	}
 	for _, node := range list.node.Content {
@@ -176,10 +178,9 @@ func (l *loader) fileAccount(node *yaml.Node) {
 	if _, refused := f["api_key"]; !refused {
 		a.APIKey = l.key(f["api_key_env"], f["api_key_file"])
 	}
-	l.connection(a, fields{keyAt, f["base_url"].at, f["workspace"].at})
-	l.lanes(&a, f["models"])
-	l.distinct(a, f["name"].at, keyAt)
-	l.cfg.Accounts = append(l.cfg.Accounts, a)
+	region := l.connection(a, fields{keyAt, f["base_url"].at, f["workspace"].at})
+	a.Lanes = l.lanes(region, f["models"])
+	l.distinct(a, region, f["name"].at, keyAt)
 }
 
 // variableName is what names of variables look like, and keys do not.
@@ -235,32 +236,32 @@ func (l *loader) keyFile(path, at string) Secret {
 	return NewSecret(key)
 }
 
-// lanes reads an account's models.
-func (l *loader) lanes(a *Account, f field) {
+// lanes reads the models of an account in a region.
+func (l *loader) lanes(region string, f field) []Lane {
 	if f.node == nil {
-		if m, ok := l.lane(*a, jobs.DefaultModel, f.at); ok {
-			a.Lanes = []Lane{{Model: m.Name, Concurrency: 1}}
-		}
-		return
+		_, _ = l.lane(region, jobs.DefaultModel, f.at)
+		return []Lane{{Model: jobs.DefaultModel, Concurrency: 1}}
 	}
 	if f.node.Kind != yaml.MappingNode || len(f.node.Content) == 0 {
-		l.bad(f.at, "must be a mapping of at least one model, as in %s: {concurrency: 1}", jobs.DefaultModel)
-		return
+		l.bad(f.at, "must have at least one model, as in %s: {concurrency: 1}", jobs.DefaultModel)
+		return nil
 	}
+	var all []Lane
 	for _, entry := range l.entries(f.node) {
-		m, ok := l.lane(*a, entry.name, entry.at)
 		lane := Lane{Model: entry.name, Concurrency: 1}
+		m, known := l.lane(region, entry.name, entry.at)
 		if entry.node.Tag != "!!null" {
 			set := l.mapping(entry.node, "a model", "concurrency", "submits_per_second")
-			if v := l.scalar(set["concurrency"]); v != "" && ok {
+			if v := l.scalar(set["concurrency"]); v != "" && known {
 				lane.Concurrency = l.concurrency(v, set["concurrency"].at, m)
 			}
-			if v := l.scalar(set["submits_per_second"]); v != "" && ok {
+			if v := l.scalar(set["submits_per_second"]); v != "" && known {
 				lane.SubmitsPerSecond = l.submits(v, set["submits_per_second"].at, m)
 			}
 		}
-		a.Lanes = append(a.Lanes, lane)
+		all = append(all, lane)
 	}
+	return all
 }
 
 // submits reads how many tasks a lane may start in a second.

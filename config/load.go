@@ -16,6 +16,7 @@ type loader struct {
 	get      func(string) string
 	file     string   // the file of accounts
 	named    []string // the variables that the file names
+	regions  []string // of the accounts
 	cfg      Config
 	problems []Problem
 }
