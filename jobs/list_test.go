@@ -100,7 +100,7 @@ func TestListPages(t *testing.T) {
 			want = append(want, fmt.Sprintf("job-%03d", i))
 		}
 		slices.Reverse(want)
-		for _, limit := range []int{7, 200, 450, 1000} {
+		for _, limit := range []int{60, 200, 450, 1000} {
 			var got []string
 			filter := jobs.ListFilter{Limit: limit}
 			for {

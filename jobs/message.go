@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -60,6 +61,23 @@ func LaneQueues(model string) map[string]int {
 		Queue(model, PriorityDefault):  3,
 		Queue(model, PriorityBulk):     1,
 	}
+}
+
+// Ahead returns how many jobs of the same model and priority will be drawn before
+// a job that waits, and whether it is in line at all: not while it waits for a
+// later try, nor once a lane has drawn it. It looks into asynq's own list of
+// pending messages, which are drawn from its end (asynq v0.26).
+func (c *Client) Ahead(ctx context.Context, rec *Record) (ahead int64, inLine bool, err error) {
+	line := "asynq:{" + Queue(rec.Model, rec.Priority) + "}:pending"
+	at, err := c.redis.LPos(ctx, line, rec.ID, redis.LPosArgs{Rank: -1}).Result()
+	if errors.Is(err, redis.Nil) {
+		return 0, false, nil
+	}
+	length, lenErr := c.redis.LLen(ctx, line).Result()
+	if err := errors.Join(err, lenErr); err != nil {
+		return 0, false, fmt.Errorf("look for %s in its queue: %w", rec.ID, err)
+	}
+	return max(length-1-at, 0), true, nil
 }
 
 func newMessage(kind, queue, id string, payload any) (*asynq.Task, error) {

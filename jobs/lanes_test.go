@@ -1,0 +1,93 @@
+package jobs_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+func TestLanes(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		none, err := client.Lanes(t.Context())
+		require.NoError(t, err)
+		assert.Empty(t, none)
+		at := time.Date(2026, 11, 22, 8, 0, 0, 0, time.UTC)
+		second := jobs.LaneStatus{Account: "main", Model: "wanx-v1", Term: 3, Concurrency: 1, State: jobs.LaneOpen, At: at, Held: true}
+		paused := jobs.LaneStatus{
+			Account: "main", Model: "qwen-image", Term: 1, Concurrency: 2, State: jobs.LanePaused,
+			Code: "Arrearage", Message: "欠费", Simulated: true, At: at, RetryAt: at.Add(time.Minute),
+		}
+		other := jobs.LaneStatus{Account: "extra", Model: "wanx-v1", State: jobs.LaneOpen, At: at}
+		for _, lane := range []jobs.LaneStatus{second, paused, other} {
+			require.NoError(t, client.SetLane(t.Context(), lane))
+		}
+		require.NoError(t, rdb.Set(t.Context(), jobs.LaneKey("main", "wanx-v1", "lease"), "holder", time.Minute).Err())
+		lanes, err := client.Lanes(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, []jobs.LaneStatus{other, paused, second}, lanes)
+
+		second.State, second.Held = jobs.LanePaused, false
+		require.NoError(t, client.SetLane(t.Context(), second))
+		lanes, err = client.Lanes(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, jobs.LanePaused, lanes[2].State)
+		assert.True(t, lanes[2].Held, "the lease tells")
+
+		for _, name := range []string{"", "a:b", "a b", "主账号"} {
+			require.ErrorContains(t, client.SetLane(t.Context(), jobs.LaneStatus{Account: name}), "account: ", name)
+		}
+	})
+}
+
+func TestPauseAccount(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
+		pause, err := client.AccountPause(t.Context(), "main")
+		require.NoError(t, err)
+		assert.Nil(t, pause)
+		before := time.Now()
+		require.NoError(t, client.PauseAccount(t.Context(), "main", "the price went up"))
+		pause, err = client.AccountPause(t.Context(), "main")
+		require.NoError(t, err)
+		assert.Equal(t, "the price went up", pause.Why)
+		assert.WithinRange(t, pause.At, before, time.Now())
+		pause, err = client.AccountPause(t.Context(), "extra")
+		require.NoError(t, err)
+		assert.Nil(t, pause, "another account")
+		require.NoError(t, client.ResumeAccount(t.Context(), "main"))
+		pause, err = client.AccountPause(t.Context(), "main")
+		require.NoError(t, err)
+		assert.Nil(t, pause)
+		require.NoError(t, client.ResumeAccount(t.Context(), "main"))
+		require.ErrorContains(t, client.PauseAccount(t.Context(), "a:b", ""), `account: "a:b"`)
+	})
+}
+
+// A client does not tell a Redis that lost its data of a queue that it told it of
+// before: without help asynq's tools do not see it.
+func TestRegister(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		enqueue(t, client, "cat")
+		require.NoError(t, rdb.FlushDB(t.Context()).Err())
+		enqueue(t, client, "cat")
+		inspector := asynq.NewInspectorFromRedisClient(rdb)
+		queues, err := inspector.Queues()
+		require.NoError(t, err)
+		require.Empty(t, queues, "asynq is blind")
+		require.NoError(t, client.Register(t.Context(), []string{"wanx-v1"}))
+		queues, err = inspector.Queues()
+		require.NoError(t, err)
+		assert.ElementsMatch(t, []string{"danqing:store", "danqing:wanx-v1:critical", "danqing:wanx-v1:default", "danqing:wanx-v1:bulk"}, queues)
+		info, err := inspector.GetTaskInfo(testQueue, "cat")
+		require.NoError(t, err)
+		assert.Equal(t, asynq.TaskStatePending, info.State)
+	})
+}

@@ -1,0 +1,218 @@
+package jobs
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+)
+
+// Resolution is a person's decision about a held job. Exactly one must be given.
+type Resolution struct {
+	// Adopt is the ID of a task at DashScope, in the account of the job's intent,
+	// which is found to be this job's: it is polled like any other, and its images
+	// are stored as the job's. For a job that is held with images that could not be
+	// proven it may be the job's own task: they are fetched, or taken from the
+	// spool, and stored once more. What lies under _held/ stays there.
+	Adopt string
+	// BuyAgain puts the job on the queue once more. If the hold was about a task
+	// that does exist, that one is paid for too; and so are images that lie under
+	// _held/. They stay there.
+	BuyAgain bool
+	// GiveUp ends the job as failed. If it has a task or images, they are paid
+	// for; what lies under _held/ stays there.
+	GiveUp bool
+}
+
+func (r Resolution) validate() error {
+	given := 0
+	for _, is := range []bool{r.Adopt != "", r.BuyAgain, r.GiveUp} {
+		if is {
+			given++
+		}
+	}
+	if given != 1 {
+		return FieldError{Field: "resolution", Value: fmt.Sprintf("%d decisions", given), Allowed: "one of: adopt a task, buy again, give up"}
+	}
+	if r.Adopt != "" && !taskPattern.MatchString(r.Adopt) {
+		return FieldError{Field: "adopt", Value: show(r.Adopt), Allowed: "the ID of a task at DashScope"}
+	}
+	return nil
+}
+
+// taskPattern matches DashScope's task IDs: UUIDs in every example of its
+// documents, with room for others.
+var taskPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+
+// Resolve ends a hold as a person decided, and returns the record.
+//
+// It fails with a [FieldError] if not exactly one thing was decided, with
+// [ErrNotFound], with [ErrState] beside the record if the job is not held, with
+// [*TaskOwnedError] if the task to adopt is another job's, or with Redis's own
+// error. The same decision may be made again: it is acted on once.
+func (c *Client) Resolve(ctx context.Context, id string, decision Resolution) (*Record, error) {
+	if err := decision.validate(); err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", id, err)
+	}
+	for {
+		rec, err := c.Get(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		switch done, repairErr := c.resolved(ctx, rec, decision); {
+		case done:
+			err = repairErr
+		case rec.State != StateHeld:
+			err = fmt.Errorf("resolve %s: %w: it is not held (%s)", id, ErrState, rec.State)
+		case decision.GiveUp:
+			rec, err = c.giveUp(ctx, rec)
+		case decision.BuyAgain:
+			next := *rec
+			next.ResolvedAt = time.Now().UTC()
+			rec, err = c.again(ctx, rec, &next)
+		default:
+			rec, err = c.adopt(ctx, rec, decision.Adopt)
+		}
+		if !errors.Is(err, ErrConflict) {
+			return rec, err
+		}
+	}
+}
+
+// resolved reports whether the decision has been acted on already. It does what an
+// earlier call, if that died half way, has left to do.
+func (c *Client) resolved(ctx context.Context, rec *Record, decision Resolution) (bool, error) {
+	switch {
+	case rec.ResolvedAt.IsZero():
+		return false, nil
+	case decision.GiveUp && rec.State == StateFailed && rec.Code == CodeGivenUp:
+		return true, c.settle(ctx, rec)
+	case decision.BuyAgain && rec.State.Waiting():
+		return true, c.requeue(ctx, rec)
+	case decision.Adopt == "" || decision.Adopt != rec.TaskID:
+		return false, nil
+	case rec.State == StateGenerating:
+		return true, c.requeue(ctx, rec)
+	case rec.State == StateStoring:
+		return true, c.EnqueueStore(ctx, rec)
+	}
+	return false, nil
+}
+
+func (c *Client) giveUp(ctx context.Context, rec *Record) (*Record, error) {
+	next := *rec
+	if req, err := c.RequestOf(ctx, rec); err == nil && rec.Request == nil {
+		next.Request = &req
+	} else if err != nil && !errors.Is(err, ErrNoRequest) {
+		return rec, err
+	}
+	next.State, next.Code = StateFailed, CodeGivenUp
+	next.Message = fmt.Sprintf("given up on request; it was held: %s: %s", rec.Code, rec.Message)
+	next.FinishedAt = time.Now().UTC()
+	next.ResolvedAt, next.Results = next.FinishedAt, nil // signed links have done their duty
+	if err := c.Swap(ctx, rec, &next); err != nil {
+		return rec, err
+	}
+	return &next, c.settle(ctx, &next)
+}
+
+// TaskOwnedError says that a task belongs to another job.
+type TaskOwnedError struct{ TaskID, JobID string }
+
+// Error names both.
+func (e *TaskOwnedError) Error() string {
+	return fmt.Sprintf("task %s belongs to job %s", e.TaskID, e.JobID)
+}
+
+func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, error) {
+	if rec.Account == "" {
+		return rec, fmt.Errorf("adopt task %s for %s: %w: it was never submitted, so that no account of its task is known", task, rec.ID, ErrState)
+	}
+	req, err := c.RequestOf(ctx, rec)
+	if err != nil {
+		return rec, err
+	}
+	if err := c.claimTask(ctx, rec.ID, task); err != nil {
+		return rec, fmt.Errorf("adopt task %s for %s: %w", task, rec.ID, err)
+	}
+	next := *rec
+	if rec.TaskID != "" && rec.TaskID != task {
+		next.closeAttempt()
+	}
+	if next.closed(next.Attempt) {
+		next.Attempt++
+	}
+	if next.Request == nil {
+		req = req.WithSeed(rec.ID)
+		next.Request = &req
+	}
+	next.State, next.Code, next.Message, next.ResolvedAt = StateGenerating, "", "", time.Now().UTC()
+	if next.SubmittedAt.IsZero() {
+		next.SubmittedAt = next.ResolvedAt
+	}
+	// A task whose images are known was charged to the job already.
+	known := rec.TaskID == task && len(rec.Results) > 0
+	if known {
+		next.State = StateStoring
+	} else {
+		next.Results, next.GeneratedAt = nil, time.Time{}
+	}
+	next.TaskID, next.Images = task, nil
+	if err := c.swap(ctx, rand.Text(), rec, &next, true); err != nil {
+		return rec, err
+	}
+	if known {
+		return &next, c.EnqueueStore(ctx, &next)
+	}
+	return &next, c.requeue(ctx, &next)
+}
+
+// adoptedPrefix begins the key that names the job that adopted a task.
+const adoptedPrefix = "danqing:adopted:"
+
+// claimTask makes sure that no other job owns the task, nor adopts it meanwhile.
+// A job that left Redis cannot own it: tasks live for a day, records for a week.
+func (c *Client) claimTask(ctx context.Context, id, task string) error {
+	claimed, err := c.redis.SetNX(ctx, adoptedPrefix+task, id, RecordLifetime).Result()
+	if err != nil {
+		return err
+	}
+	if !claimed {
+		owner, err := c.redis.Get(ctx, adoptedPrefix+task).Result()
+		if err != nil {
+			return err
+		}
+		if owner != id {
+			return &TaskOwnedError{TaskID: task, JobID: owner}
+		}
+	}
+	for filter := (ListFilter{Limit: scanSize}); ; {
+		records, cursor, err := c.List(ctx, filter)
+		if err != nil {
+			return err
+		}
+		for _, rec := range records {
+			if rec.ID != id && rec.owns(task) {
+				return errors.Join(&TaskOwnedError{TaskID: task, JobID: rec.ID}, c.redis.Del(ctx, adoptedPrefix+task).Err())
+			}
+		}
+		if filter.Cursor = cursor; cursor == "" {
+			return nil
+		}
+	}
+}
+
+// owns reports whether a task is the record's, or was.
+func (r *Record) owns(task string) bool {
+	if r.TaskID == task {
+		return true
+	}
+	for _, a := range r.PastAttempts {
+		if a.TaskID == task {
+			return true
+		}
+	}
+	return false
+}

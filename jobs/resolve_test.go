@@ -1,0 +1,291 @@
+package jobs_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// heldJob is a job of which it is unknown whether a task was made. Its message is
+// gone, as after its handler returned.
+func heldJob(t *testing.T, client *jobs.Client, rdb redis.UniversalClient, id string) *jobs.Record {
+	t.Helper()
+	rec := submitted(t, client, enqueue(t, client, id), jobs.StateSubmitting)
+	_, err := client.Cancel(t.Context(), id)
+	require.NoError(t, err)
+	require.NoError(t, asynq.NewInspectorFromRedisClient(rdb).DeleteTask(testQueue, id))
+	return move(t, client, rec, func(next *jobs.Record) {
+		next.State, next.Code, next.Message = jobs.StateHeld, "SubmitAmbiguous", "the program died"
+	})
+}
+
+func TestResolveByAdopting(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		held := heldJob(t, client, rdb, "cat")
+		got, err := client.Resolve(t.Context(), "cat", jobs.Resolution{Adopt: testTask})
+		require.NoError(t, err)
+		stored, err := client.Get(t.Context(), "cat")
+		require.NoError(t, err)
+		assert.Equal(t, stored, got)
+		want := *held
+		want.State, want.TaskID, want.Code, want.Message = jobs.StateGenerating, testTask, "", ""
+		want.CancelRequestedAt, want.ResolvedAt, want.UpdatedAt = time.Time{}, got.ResolvedAt, got.UpdatedAt
+		assert.Equal(t, &want, got)
+		assert.WithinRange(t, got.ResolvedAt, held.UpdatedAt, got.UpdatedAt)
+		assert.Equal(t, map[string]asynq.TaskState{"cat": asynq.TaskStatePending}, messages(t, rdb, testQueue))
+
+		// A task belongs to one job.
+		heldJob(t, client, rdb, "dog")
+		refused, err := client.Resolve(t.Context(), "dog", jobs.Resolution{Adopt: testTask})
+		var owned *jobs.TaskOwnedError
+		require.ErrorAs(t, err, &owned)
+		assert.Equal(t, "cat", owned.JobID)
+		assert.Equal(t, jobs.StateHeld, refused.State)
+	})
+}
+
+// A task that a job made itself, now or in a past attempt, is not another's.
+func TestResolveRefusesTheTaskOfAnotherJob(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		put(t, client, jobs.Record{ID: "now", State: jobs.StateGenerating, TaskID: "task-1"})
+		put(t, client, jobs.Record{ID: "past", State: jobs.StateSucceeded, TaskID: "task-3", PastAttempts: []jobs.Attempt{{Attempt: 1, TaskID: "task-2"}}})
+		heldJob(t, client, rdb, "cat")
+		for task, owner := range map[string]string{"task-1": "now", "task-2": "past", "task-3": "past"} {
+			for range 2 { // a refusal claims nothing
+				_, err := client.Resolve(t.Context(), "cat", jobs.Resolution{Adopt: task})
+				var owned *jobs.TaskOwnedError
+				require.ErrorAs(t, err, &owned)
+				assert.Equal(t, jobs.TaskOwnedError{TaskID: task, JobID: owner}, *owned)
+			}
+		}
+	})
+}
+
+// Two people adopt one task for two jobs at the same moment: one of them gets it.
+func TestResolveAdoptsATaskOnce(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		const rounds, rivals = 10, 3
+		for round := range rounds {
+			task := fmt.Sprintf("task-%d", round)
+			var group errgroup.Group
+			for rival := range rivals {
+				id := heldJob(t, client, rdb, fmt.Sprintf("cat-%d-%d", round, rival)).ID
+				group.Go(func() error {
+					_, _ = client.Resolve(t.Context(), id, jobs.Resolution{Adopt: task})
+					return nil
+				})
+			}
+			require.NoError(t, group.Wait())
+			owners := 0
+			for rival := range rivals {
+				rec, err := client.Get(t.Context(), fmt.Sprintf("cat-%d-%d", round, rival))
+				require.NoError(t, err)
+				if rec.TaskID == task {
+					owners++
+				}
+			}
+			assert.Equal(t, 1, owners)
+		}
+	})
+}
+
+// Adopting another task in place of a lost one is a new attempt.
+func TestResolveAdoptsInPlaceOfALostTask(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	rec := move(t, client, heldJob(t, client, rdb, "cat"), func(next *jobs.Record) { next.TaskID, next.Code = "lost", "TaskUnknown" })
+	got, err := client.Resolve(t.Context(), rec.ID, jobs.Resolution{Adopt: testTask})
+	require.NoError(t, err)
+	assert.Equal(t, 2, got.Attempt)
+	require.Len(t, got.PastAttempts, 1)
+	assert.Equal(t, "lost", got.PastAttempts[0].TaskID)
+	assert.Equal(t, "TaskUnknown", got.PastAttempts[0].Code)
+}
+
+// Images that could not be proven are stored once more, not paid for once more.
+func TestResolveStoresAgain(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	rec := move(t, client, heldJob(t, client, rdb, "cat"), func(next *jobs.Record) {
+		next.TaskID, next.Code, next.CostMicroYuan = testTask, "ImageUnproven", 160_000
+		next.Results, next.Images = []jobs.Result{{N: 1, URL: "https://x"}}, []jobs.Image{{N: 1, Code: "ImageUnproven"}}
+	})
+	got, err := client.Resolve(t.Context(), rec.ID, jobs.Resolution{Adopt: testTask})
+	require.NoError(t, err)
+	assert.Equal(t, jobs.StateStoring, got.State)
+	assert.Equal(t, 1, got.Attempt)
+	assert.Equal(t, rec.Results, got.Results)
+	assert.Empty(t, got.Images)
+	assert.EqualValues(t, 160_000, got.CostMicroYuan)
+	assert.Equal(t, map[string]asynq.TaskState{"cat.1": asynq.TaskStatePending}, messages(t, rdb, jobs.QueueStore))
+	assert.Empty(t, messages(t, rdb, testQueue))
+}
+
+func TestResolveByBuyingAgain(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		held := heldJob(t, client, rdb, "cat")
+		got, err := client.Resolve(t.Context(), "cat", jobs.Resolution{BuyAgain: true})
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateQueued, got.State)
+		assert.Empty(t, got.Code)
+		assert.True(t, got.CancelRequestedAt.IsZero())
+		assert.False(t, got.ResolvedAt.IsZero())
+		assert.False(t, got.RetriedAt.IsZero())
+		require.Len(t, got.PastAttempts, 1)
+		past := got.PastAttempts[0]
+		assert.Equal(t, jobs.Attempt{Attempt: 1, Term: 7, SubmittedAt: held.SubmittedAt, EndedAt: past.EndedAt, Code: "SubmitAmbiguous", Message: "the program died"}, past)
+		assert.Equal(t, map[string]asynq.TaskState{"cat": asynq.TaskStatePending}, messages(t, rdb, testQueue))
+	})
+}
+
+func TestResolveByGivingUp(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		heldJob(t, client, rdb, "cat")
+		got, err := client.Resolve(t.Context(), "cat", jobs.Resolution{GiveUp: true})
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateFailed, got.State)
+		assert.Equal(t, "GivenUp", got.Code)
+		assert.Equal(t, "given up on request; it was held: SubmitAmbiguous: the program died", got.Message)
+		assert.False(t, got.FinishedAt.IsZero())
+		assert.Equal(t, map[string]asynq.TaskState{"cat.1": asynq.TaskStatePending}, messages(t, rdb, jobs.QueueStore), "for its sidecar")
+		assert.Positive(t, rdb.TTL(t.Context(), "danqing:job:cat").Val())
+	})
+}
+
+func TestResolveRefuses(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	heldJob(t, client, rdb, "cat")
+	for _, wrong := range []jobs.Resolution{
+		{}, {BuyAgain: true, GiveUp: true}, {Adopt: "x", GiveUp: true}, {Adopt: "a b"}, {Adopt: "../x"},
+	} {
+		_, err := client.Resolve(t.Context(), "cat", wrong)
+		var field jobs.FieldError
+		require.ErrorAs(t, err, &field, "%+v", wrong)
+	}
+	rec := enqueue(t, client, "dog")
+	_, err := client.Resolve(t.Context(), rec.ID, jobs.Resolution{GiveUp: true})
+	require.ErrorIs(t, err, jobs.ErrState)
+	require.ErrorContains(t, err, "it is not held (queued)")
+	_, err = client.Resolve(t.Context(), "nobody", jobs.Resolution{GiveUp: true})
+	require.ErrorIs(t, err, jobs.ErrNotFound)
+
+	// A hold without an intent, as after Redis forgot, has no account.
+	move(t, client, rec, func(next *jobs.Record) { next.State = jobs.StateHeld })
+	_, err = client.Resolve(t.Context(), "dog", jobs.Resolution{Adopt: testTask})
+	require.ErrorContains(t, err, "no account of its task is known")
+	got, err := client.Resolve(t.Context(), "dog", jobs.Resolution{BuyAgain: true})
+	require.NoError(t, err)
+	assert.Empty(t, got.PastAttempts)
+}
+
+// Whatever reply is lost, the same call made again ends the same way: once.
+func TestOperationsAfterALostReply(t *testing.T) {
+	t.Parallel()
+	failed := func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		submitted(t, client, enqueue(t, client, "cat"), jobs.StateFailed)
+		require.NoError(t, asynq.NewInspectorFromRedisClient(rdb).ArchiveTask(testQueue, "cat"))
+	}
+	hold := func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		heldJob(t, client, rdb, "cat")
+	}
+	lane, store := testQueue, jobs.QueueStore
+	for name, c := range map[string]struct {
+		prepare func(*testing.T, *jobs.Client, redis.UniversalClient)
+		call    func(*testing.T, *jobs.Client) (*jobs.Record, error)
+		state   jobs.State
+		queue   string
+		message string
+		past    int
+	}{
+		"cancel": {
+			func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
+				t.Helper()
+				enqueue(t, client, "cat")
+			},
+			func(t *testing.T, client *jobs.Client) (*jobs.Record, error) {
+				t.Helper()
+				return client.Cancel(t.Context(), "cat")
+			},
+			jobs.StateCanceled, store, "cat.0", 0,
+		},
+		"retry": {
+			failed,
+			func(t *testing.T, client *jobs.Client) (*jobs.Record, error) {
+				t.Helper()
+				return client.Retry(t.Context(), "cat")
+			},
+			jobs.StateQueued, lane, "cat", 1,
+		},
+		"adopt": {
+			hold,
+			func(t *testing.T, client *jobs.Client) (*jobs.Record, error) {
+				t.Helper()
+				return client.Resolve(t.Context(), "cat", jobs.Resolution{Adopt: testTask})
+			},
+			jobs.StateGenerating, lane, "cat", 0,
+		},
+		"buy again": {
+			hold,
+			func(t *testing.T, client *jobs.Client) (*jobs.Record, error) {
+				t.Helper()
+				return client.Resolve(t.Context(), "cat", jobs.Resolution{BuyAgain: true})
+			},
+			jobs.StateQueued, lane, "cat", 1,
+		},
+		"give up": {
+			hold,
+			func(t *testing.T, client *jobs.Client) (*jobs.Record, error) {
+				t.Helper()
+				return client.Resolve(t.Context(), "cat", jobs.Resolution{GiveUp: true})
+			},
+			jobs.StateFailed, store, "cat.1", 0,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for nth, lost := 1, true; lost; nth++ {
+				client, rdb := newClient(t)
+				c.prepare(t, client, rdb)
+				hook := &loser{}
+				rdb.AddHook(hook)
+				hook.loseNth(nth)
+				_, err := c.call(t, client)
+				lost = hook.left.Load() <= 0
+				hook.loseNth(0)
+				if err != nil {
+					require.ErrorContains(t, err, errLost.Error(), "reply %d", nth) // asynq breaks the chain
+				}
+				_, err = c.call(t, client)
+				require.NoError(t, err, "after reply %d was lost", nth)
+				rec, err := client.Get(t.Context(), "cat")
+				require.NoError(t, err)
+				assert.Equal(t, c.state, rec.State, "reply %d", nth)
+				assert.Len(t, rec.PastAttempts, c.past, "reply %d", nth)
+				want := map[string]asynq.TaskState{c.message: asynq.TaskStatePending}
+				assert.Equal(t, want, messages(t, rdb, c.queue), "reply %d", nth)
+				if c.queue == store {
+					assert.Empty(t, messages(t, rdb, lane), "reply %d", nth)
+				}
+				if !lost {
+					assert.Greater(t, nth, 3, "commands of the call")
+				}
+			}
+		})
+	}
+}
