@@ -172,17 +172,17 @@ func (m model) marked(req dashscope.CreateRequest) bool {
 // extend is the prompt as a language model would rewrite it: the same prompt
 // always in the same way.
 func extend(prompt string) string {
-	chinese := []string{"晨光斜照,空气中有细微的尘粒", "层次分明的远景,柔和的景深", "质感细腻,光影过渡自然", "构图均衡,留白得当,色调统一"}
+	chinese := []string{"晨光斜照，空气中有细微的尘粒", "层次分明的远景，柔和的景深", "质感细腻，光影过渡自然", "构图均衡，留白得当，色调统一"}
 	english := []string{"low morning light with dust in the air", "a layered background with soft depth of field", "fine texture and gentle gradations of light", "balanced composition in one restrained palette"}
 	details, comma, stop := english, ", ", "."
 	for _, r := range prompt {
 		if r >= 0x2e80 {
-			details, comma, stop = chinese, ",", "。"
+			details, comma, stop = chinese, "，", "。"
 			break
 		}
 	}
 	sum := hash("simulator", "extend", prompt)
 	first := int(sum[0]) % len(details)
 	second := (first + 1 + int(sum[1])%(len(details)-1)) % len(details)
-	return strings.TrimRight(prompt, " \n\t。.,,") + comma + details[first] + comma + details[second] + stop
+	return strings.TrimRight(prompt, " \n\t。.,\uff0c") + comma + details[first] + comma + details[second] + stop
 }

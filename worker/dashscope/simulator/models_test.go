@@ -166,7 +166,7 @@ func TestPromptExtend(t *testing.T) {
 		require.Len(t, results, 2)
 		for _, r := range results {
 			assert.Equal(t, "一只狐狸", r.OrigPrompt)
-			assert.Regexp(t, "^一只狐狸,.+,.+。$", r.ActualPrompt)
+			assert.Regexp(t, "^一只狐狸，.+，.+。$", r.ActualPrompt)
 		}
 		assert.Equal(t, results, c.query(t, on).Output.Results, "always the same")
 		plain := c.query(t, off).Output.Results[0]
