@@ -1,47 +1,213 @@
 // Package embedded is the Redis in the process that serves when none is
-// configured: miniredis, reached over in-process pipes, without a port.
+// configured: miniredis behind a front of our own that keeps a write log.
 //
-// It keeps everything in memory: what must survive the process lies in the
-// worker's journal and in the bucket. It runs no expiry by itself, so nothing
-// may rely on a TTL here. A few ten thousand waiting jobs are its limit (a list
-// push costs 0.9 ms at 100,000, measured); beyond that use a real Redis.
+// [Open] keeps everything in memory, for runs whose truth lies elsewhere.
+// [OpenDir] acknowledges a write only once it is synced to a log, and has it
+// again after a crash; other processes of the machine may reach it by [Queue.URL].
+//
+// What is different from a Redis:
+//
+//   - Size: some ten thousand waiting jobs. A list push costs 0.9 ms at 100,000
+//     (measured), and writes stand still while the log is rewritten.
+//   - One database, 0, and no commands that wait (BLPOP and its like), choose at
+//     random (SPOP), or write what the log's snapshot does not hold (consumer
+//     groups, HyperLogLogs, TTLs of hash fields). They are refused.
+//   - Its clock, and with it every TTL, moves in steps of 0.1 s while it is
+//     written to, and of 1 s otherwise, longer if it holds very many keys. A key
+//     may leave a step too early or too late.
+//   - A message to a subscriber may be there before the write it tells of is
+//     synced; whoever then reads waits for the sync.
+//   - A client that takes in nothing for two minutes is cut off.
 package embedded
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
+	"github.com/alicebob/miniredis/v2/server"
+	"github.com/gofrs/flock"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// Queue is an embedded Redis with one client.
-type Queue struct {
-	server *miniredis.Miniredis
-	client *redis.Client
+// Config configures [OpenDir]. Dir is required.
+type Config struct {
+	// Dir is the queue's own folder, created if need be and readable by this
+	// user alone. One process at a time can have it.
+	Dir string
+	// Listen is the loopback address, such as "127.0.0.1:0" for any free port,
+	// at which other processes of this machine reach the queue; "" is none.
+	Listen string
+	// Logger takes what an operator may want to know; nil discards it.
+	Logger *slog.Logger
+
+	// create makes a log file in tests; nil is createFile.
+	create func(path string) (logFile, error)
 }
 
-// Open starts an empty queue. The caller must Close it.
+// Queue is an embedded Redis with one client.
+type Queue struct {
+	mini     *miniredis.Miniredis
+	inner    *server.Server // mini's
+	client   *redis.Client
+	logger   *slog.Logger
+	lock     *flock.Flock // nil in memory
+	listener net.Listener // nil if only this process is served
+	password string
+
+	writing sync.Mutex // held by whoever changes what is stored
+	engine
+	log *writeLog // nil in memory
+
+	stop     chan struct{}
+	running  sync.WaitGroup
+	sessions sessions
+}
+
+// Open starts an empty queue that keeps everything in memory. The caller must
+// Close it.
 func Open() *Queue {
-	server := miniredis.NewMiniRedis()
-	client := redis.NewClient(&redis.Options{
+	q := newQueue(slog.New(slog.DiscardHandler))
+	q.start()
+	return q
+}
+
+// OpenDir opens the durable queue in cfg.Dir, as every acknowledged write has
+// left it. The caller must Close it.
+//
+// It fails if another process has the folder, or if the log is damaged before
+// its end: the error says what to do. An end that a crash has torn was never
+// acknowledged; it is cut off and logged.
+func OpenDir(cfg Config) (*Queue, error) {
+	if cfg.Dir == "" {
+		return nil, errors.New("embedded queue: Dir is empty: name a folder")
+	}
+	if err := checkLoopback(cfg.Listen); err != nil {
+		return nil, err
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.create == nil {
+		cfg.create = createFile
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("embedded queue: %w", err)
+	}
+	lock := flock.New(filepath.Join(cfg.Dir, "lock"), flock.SetPermissions(0o600))
+	if ok, err := lock.TryLock(); err != nil {
+		return nil, fmt.Errorf("embedded queue: lock %s: %w", cfg.Dir, err)
+	} else if !ok {
+		return nil, fmt.Errorf("embedded queue: %s is in use by another process: stop that, or use another folder", cfg.Dir)
+	}
+	q := newQueue(cfg.Logger)
+	q.lock = lock
+	q.log = newWriteLog(filepath.Join(cfg.Dir, "queue.log"), cfg.create)
+	if err := q.load(); err != nil {
+		return nil, errors.Join(fmt.Errorf("embedded queue: %w", err), q.closeParts())
+	}
+	if cfg.Listen != "" {
+		var err error
+		if q.listener, err = new(net.ListenConfig).Listen(context.Background(), "tcp", cfg.Listen); err != nil {
+			return nil, errors.Join(fmt.Errorf("embedded queue: Listen %q: %w", cfg.Listen, err), q.closeParts())
+		}
+	}
+	q.start()
+	return q, nil
+}
+
+// checkLoopback refuses an address that other machines could reach.
+func checkLoopback(listen string) error {
+	if listen == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil {
+		return fmt.Errorf("embedded queue: Listen %q: %w; write it like 127.0.0.1:0", listen, err)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("embedded queue: Listen %q: only this machine may reach the queue: write it like 127.0.0.1:0, or run a Redis", listen)
+	}
+	return nil
+}
+
+func newQueue(logger *slog.Logger) *Queue {
+	q := &Queue{
+		mini:     miniredis.NewMiniRedis(),
+		logger:   logger,
+		password: rand.Text(),
+		stop:     make(chan struct{}),
+		engine:   engine{scripts: map[string]string{}},
+		sessions: sessions{open: map[net.Conn]struct{}{}},
+	}
+	// Dial is what starts a miniredis that has no port.
+	if conn, err := q.mini.Dial(); err == nil {
+		_ = conn.Close() // a pipe's Close does not fail
+	}
+	q.inner = q.mini.Server()
+	q.inner.SetPreHook(q.intercept)
+	q.client = redis.NewClient(&redis.Options{
 		Addr: "embedded",
 		// There is nothing to be notified of, and asking resolves the address.
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-		Dialer: func(context.Context, string, string) (net.Conn, error) {
-			return server.Dial()
-		},
+		Dialer:                   func(context.Context, string, string) (net.Conn, error) { return q.dial() },
 	})
-	return &Queue{server: server, client: client}
+	return q
+}
+
+// start lets clients in.
+func (q *Queue) start() {
+	q.mini.RequireAuth(q.password)
+	q.advance(time.Now())
+	q.running.Go(q.maintain)
+	if q.listener != nil {
+		q.running.Go(q.accept)
+	}
 }
 
 // Client returns the client that all parts of the process share. Close closes it.
 func (q *Queue) Client() redis.UniversalClient { return q.client }
 
-// Close ends the queue; what it held is gone.
+// URL is how other processes of this machine reach the queue until Close,
+// redis://:PASSWORD@HOST:PORT/0; "" without Config.Listen. It is a secret: who
+// has it can do anything to the queue. The password is a new one each time.
+func (q *Queue) URL() string {
+	if q.listener == nil {
+		return ""
+	}
+	return "redis://:" + q.password + "@" + q.listener.Addr().String() + "/0"
+}
+
+// Close ends the queue. Of one in memory nothing is left.
 func (q *Queue) Close() error {
 	err := q.client.Close()
-	q.server.Close()
+	close(q.stop)
+	if q.listener != nil {
+		err = errors.Join(err, q.listener.Close())
+	}
+	q.mini.Close() // ends those who wait in it
+	q.sessions.close()
+	q.running.Wait()
+	return errors.Join(err, q.closeParts())
+}
+
+func (q *Queue) closeParts() error {
+	q.mini.Close()
+	var err error
+	if q.log != nil {
+		err = q.log.close()
+	}
+	if q.lock != nil {
+		err = errors.Join(err, q.lock.Close())
+	}
 	return err
 }
