@@ -2,6 +2,8 @@ package storage
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -11,11 +13,10 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/aws/aws-sdk-go-v2/service/s3/types"
-	"github.com/aws/smithy-go"
 )
 
 // ErrNotExist is returned (wrapped) for a key that the bucket does not hold.
@@ -32,12 +33,15 @@ type HTTPClient interface {
 type Bucket struct {
 	name      string
 	prefix    string // "" or ends in "/"
-	endpoint  string // for error texts
 	publicURL string // "" or without a trailing slash
 	template  template
 	client    *s3.Client
 	presign   *s3.PresignClient
 	log       *slog.Logger
+
+	// What error texts tell.
+	endpoint, region, accessKeyID string
+	aws, virtual                  bool
 }
 
 // New checks cfg and returns the bucket it names. It dials nothing: whether the
@@ -58,12 +62,14 @@ func New(cfg Config) (*Bucket, error) {
 	b := &Bucket{
 		name:      cfg.Bucket,
 		prefix:    cfg.Prefix,
-		endpoint:  cfg.Endpoint,
 		publicURL: cfg.PublicURL,
 		template:  tmpl,
 		client:    s3.New(cfg.options(cfg.Endpoint)),
 		presign:   s3.NewPresignClient(s3.New(cfg.options(cfg.PublicEndpoint))),
 		log:       cfg.Logger,
+
+		endpoint: cfg.Endpoint, region: cfg.Region, accessKeyID: cfg.AccessKeyID,
+		aws: isAWS(cfg.Endpoint), virtual: isVirtual(cfg.Addressing, cfg.Endpoint),
 	}
 	if b.endpoint == "" {
 		b.endpoint = "AWS"
@@ -84,8 +90,7 @@ func (c Config) options(endpoint string) s3.Options {
 		RequestChecksumCalculation:   aws.RequestChecksumCalculationWhenRequired,
 		ResponseChecksumValidation:   aws.ResponseChecksumValidationWhenRequired,
 		ContinueHeaderThresholdBytes: -1,
-		RetryMode:                    aws.RetryModeStandard,
-		RetryMaxAttempts:             4,
+		Retryer:                      retry.NewStandard(patience),
 
 		DisableLogOutputChecksumValidationSkipped: true,
 	}
@@ -93,6 +98,18 @@ func (c Config) options(endpoint string) s3.Options {
 		o.BaseEndpoint = aws.String(endpoint)
 	}
 	return o
+}
+
+// patience is the SDK's, with one more try, and none for a server that is not to
+// be trusted.
+func patience(o *retry.StandardOptions) {
+	o.MaxAttempts = 4
+	o.Retryables = append([]retry.IsErrorRetryable{retry.IsErrorRetryableFunc(func(err error) aws.Ternary {
+		if untrusted := (*tls.CertificateVerificationError)(nil); errors.As(err, &untrusted) || errors.Is(err, http.ErrSchemeMismatch) {
+			return aws.FalseTernary
+		}
+		return aws.UnknownTernary
+	})}, o.Retryables...)
 }
 
 // defaultHTTPClient has room for many copies at once, and gives up on a server
@@ -118,16 +135,20 @@ type Info struct {
 
 // Check asks the bucket for a key that does not exist and returns nil if that
 // is what it says: it then exists, knows the credentials and lets them read.
-// Otherwise the error tells what to do about it. It writes nothing.
+// Otherwise the error says in one sentence what is wrong and which setting to
+// change, by its name in the environment: AWS_REGION and the like. It writes
+// nothing, and tries twice at most: somebody waits.
 func (b *Bucket) Check(ctx context.Context) error {
-	body, _, err := b.Get(ctx, b.prefix+sidecarFolder+".check")
+	key := b.prefix + sidecarFolder + ".check-" + rand.Text()
+	out, err := b.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &b.name, Key: &key}, func(o *s3.Options) { o.RetryMaxAttempts = 2 })
 	if err == nil {
-		return body.Close()
+		_ = out.Body.Close() // nothing of it counts
+		return fmt.Errorf("check the bucket: %s has an object for whatever key one asks for, as no S3 store does: correct AWS_ENDPOINT_URL_S3", b.endpoint)
 	}
-	if errors.Is(err, ErrNotExist) {
+	if err = b.explain(err); errors.Is(err, ErrNotExist) {
 		return nil
 	}
-	return fmt.Errorf("check bucket %s: %w", b.name, err)
+	return fmt.Errorf("check the bucket: %w", err)
 }
 
 // Head returns what the store knows about key, or [ErrNotExist]. A HEAD has no
@@ -164,42 +185,4 @@ func info(key string, bytes *int64, contentType, etag *string, modifiedAt *time.
 		ModifiedAt:  aws.ToTime(modifiedAt),
 		Metadata:    decoded,
 	}
-}
-
-// explain turns the error of a call into ErrNotExist, or adds a remedy where
-// one is known. Codes are those of the S3 error list; OSS, MinIO and Ceph use
-// the same.
-func (b *Bucket) explain(err error) error {
-	var notFound *types.NotFound // a HEAD's 404, which names no code
-	var apiErr smithy.APIError
-	if errors.As(err, &notFound) {
-		return ErrNotExist
-	}
-	if !errors.As(err, &apiErr) {
-		return err
-	}
-	var remedy string
-	switch apiErr.ErrorCode() {
-	case "NoSuchKey":
-		return ErrNotExist
-	case "NoSuchBucket":
-		remedy = fmt.Sprintf("bucket %q does not exist at %s: create it, or correct the bucket's name or the endpoint", b.name, b.endpoint)
-	case "PermanentRedirect", "AuthorizationHeaderMalformed", "MovedPermanently", "IllegalLocationConstraintException":
-		remedy = fmt.Sprintf("bucket %q lies in another region: correct the region", b.name)
-	case "InvalidAccessKeyId", "XAdminUserNotFound": // the latter is versitygw's
-		remedy = "the store does not know the access key ID: correct it, or the endpoint"
-	case "SignatureDoesNotMatch":
-		remedy = "the secret access key does not fit the access key ID: correct it, and check the region"
-	case "ExpiredToken", "InvalidToken":
-		remedy = "the session token is expired or wrong: get new credentials"
-	case "RequestTimeTooSkewed":
-		remedy = "this machine's clock is wrong by more than 15 minutes: set it"
-	case "AccessDenied", "Forbidden":
-		remedy = fmt.Sprintf("the credentials may not do this in bucket %q: they need to read, write and list it", b.name)
-	case "SecondLevelDomainForbidden":
-		remedy = `the store refuses path-style addressing: set it to "virtual"`
-	default:
-		return err
-	}
-	return fmt.Errorf("%s: %w", remedy, err)
 }

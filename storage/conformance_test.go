@@ -7,6 +7,7 @@ import (
 	"image"
 	"image/png"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -92,29 +94,57 @@ func ways(stores ...*storagetest.Store) map[string]storage.Config {
 	return all
 }
 
+// target is a store, by all ways to reach it, and what only it refuses: the
+// mistake by what is said about it.
+type target struct {
+	open  func(testing.TB) map[string]storage.Config
+	wrong map[string]func(*storage.Config)
+}
+
+func targets() map[string]target {
+	// The host is not one that the store, or its certificate, knows.
+	misaddressed := func(c *storage.Config) {
+		c.Endpoint, c.Addressing = strings.NewReplacer("s3.localtest", "localtest", "127.0.0.1", "localtest").Replace(c.Endpoint), storage.AddressingVirtual
+	}
+	return map[string]target{
+		"embedded": {open: func(tb testing.TB) map[string]storage.Config {
+			tb.Helper()
+			return map[string]storage.Config{"in process": inProcess(tb), "over loopback": overLoopback(tb), "over TLS": overTLS(tb)}
+		}},
+		"versitygw": {open: func(tb testing.TB) map[string]storage.Config {
+			tb.Helper()
+			return ways(storagetest.VersityGW(tb), storagetest.VersityGWTLS(tb))
+		}, wrong: map[string]func(*storage.Config){
+			"set DANQING_S3_ADDRESSING=path": misaddressed,
+			`bucket "danqing" lies in region "us-east-1", not in "eu-west-1": set AWS_REGION=us-east-1 (`: func(c *storage.Config) { c.Region = "eu-west-1" },
+			"AWS_SESSION_TOKEN": func(c *storage.Config) { c.SessionToken = "hush-token" },
+		}},
+		"ceph": {open: func(tb testing.TB) map[string]storage.Config {
+			tb.Helper()
+			return ways(storagetest.Ceph(tb))
+		}, wrong: map[string]func(*storage.Config){
+			"set DANQING_S3_ADDRESSING=path": misaddressed,
+			`the access key ID "stranger" may not do this in bucket "danqing"`: func(c *storage.Config) {
+				c.AccessKeyID, c.SecretAccessKey = storagetest.StrangerAccessKeyID, storagetest.StrangerSecretAccessKey
+			},
+		}},
+	}
+}
+
 // Every store behaves alike, as far as we use it.
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	for name, open := range map[string]func(testing.TB) map[string]storage.Config{
-		"embedded": func(tb testing.TB) map[string]storage.Config {
-			tb.Helper()
-			return map[string]storage.Config{"in process": inProcess(tb), "over loopback": overLoopback(tb), "over TLS": overTLS(tb)}
-		},
-		"versitygw": func(tb testing.TB) map[string]storage.Config {
-			tb.Helper()
-			return ways(storagetest.VersityGW(tb), storagetest.VersityGWTLS(tb))
-		},
-		"ceph": func(tb testing.TB) map[string]storage.Config {
-			tb.Helper()
-			return ways(storagetest.Ceph(tb))
-		},
-	} {
+	for name, target := range targets() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for way, cfg := range open(t) {
+			for way, cfg := range target.open(t) {
 				t.Run(way, func(t *testing.T) {
 					t.Parallel()
 					testConformance(t, cfg)
+					t.Run("check", func(t *testing.T) { testCheck(t, cfg, target.wrong) })
+					if way == "path over http" {
+						t.Run("clock", func(t *testing.T) { testClock(t, cfg) })
+					}
 				})
 			}
 		})
@@ -137,7 +167,6 @@ func testConformance(t *testing.T, cfg storage.Config) {
 	t.Run("reference", func(t *testing.T) { testReference(t, cfg) })
 	t.Run("held", func(t *testing.T) { testHeld(t, cfg) })
 	t.Run("links", func(t *testing.T) { testLinks(t, cfg) })
-	t.Run("check", func(t *testing.T) { testCheck(t, cfg) })
 }
 
 func testImage(t *testing.T, cfg storage.Config) {
@@ -298,27 +327,53 @@ func testLinks(t *testing.T, cfg storage.Config) {
 	assert.Equal(t, http.StatusForbidden, get(link[:len(link)-4]+"0000"), "a changed signature")
 }
 
-// Check tells apart what is wrong.
-func testCheck(t *testing.T, cfg storage.Config) {
+// Check tells apart what is wrong, and names the setting.
+func testCheck(t *testing.T, cfg storage.Config, wrong map[string]func(*storage.Config)) {
 	t.Helper()
 	t.Parallel()
 	require.NoError(t, newBucket(t, cfg).Check(t.Context()))
-	for want, change := range map[string]func(*storage.Config){
-		`bucket "elsewhere" does not exist`: func(c *storage.Config) { c.Bucket = "elsewhere" },
-		"does not know the access key ID":   func(c *storage.Config) { c.AccessKeyID = "nobody" },
-		"the secret access key does not fit": func(c *storage.Config) {
-			c.SecretAccessKey = "not-the-secret"
-		},
-	} {
-		bad := cfg
-		change(&bad)
-		b := newBucket(t, bad)
-		err := b.Check(t.Context())
-		require.ErrorContains(t, err, want)
-		assert.NotContains(t, fmt.Sprint(err, bad, b), "secret\"")
-		assert.NotContains(t, err.Error(), bad.SecretAccessKey)
-		_, err = b.Sidecar(t.Context(), "a")
-		require.Error(t, err)
-		assert.NotErrorIs(t, err, storage.ErrNotExist, "no answer is not an absent sidecar")
+	everywhere := map[string]func(*storage.Config){
+		`bucket "elsewhere" does not exist at ` + cfg.Endpoint + ": create it, or correct DANQING_S3_BUCKET": func(c *storage.Config) { c.Bucket = "elsewhere" },
+		`does not know the access key ID "nobody": correct AWS_ACCESS_KEY_ID`:                                func(c *storage.Config) { c.AccessKeyID = "nobody" },
+		`does not fit the access key ID "` + cfg.AccessKeyID + `": correct AWS_SECRET_ACCESS_KEY`:            func(c *storage.Config) { c.SecretAccessKey = "hush-secret" },
 	}
+	maps.Copy(everywhere, wrong)
+	for want, change := range everywhere {
+		t.Run(want, func(t *testing.T) {
+			t.Parallel()
+			bad := cfg
+			change(&bad)
+			b := newBucket(t, bad)
+			err := b.Check(t.Context())
+			require.ErrorContains(t, err, want)
+			assertOneSentence(t, err)
+			for _, secret := range []string{cfg.SecretAccessKey, "hush", storagetest.StrangerSecretAccessKey} {
+				assert.NotContains(t, fmt.Sprint(err, bad, b), secret)
+			}
+			_, err = b.Sidecar(t.Context(), "a")
+			require.Error(t, err)
+			assert.NotErrorIs(t, err, storage.ErrNotExist, "no answer is not an absent sidecar")
+		})
+	}
+}
+
+// A wrong clock is refused once: the client takes the store's time then. In the
+// bubble it is the year 2000.
+func testClock(t *testing.T, cfg storage.Config) {
+	t.Helper()
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no goroutine outlives the bubble
+		var dates []string
+		cfg.HTTPClient = clientFunc(func(r *http.Request) (*http.Response, error) {
+			dates = append(dates, r.Header.Get("X-Amz-Date")[:4])
+			return client.Do(r)
+		})
+		b := newBucket(t, cfg)
+		require.NoError(t, b.Check(t.Context()))
+		require.NoError(t, b.PutSidecar(t.Context(), &storage.Sidecar{JobID: "clock"}))
+		require.Len(t, dates, 4, "two for the check")
+		assert.Equal(t, "2000", dates[0])
+		assert.NotContains(t, dates[1:], "2000")
+	})
 }
