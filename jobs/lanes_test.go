@@ -15,6 +15,7 @@ import (
 func TestLanes(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		none, err := client.Lanes(t.Context())
 		require.NoError(t, err)
 		assert.Empty(t, none)
@@ -49,6 +50,7 @@ func TestLanes(t *testing.T) {
 func TestPauseAccount(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
+		t.Helper()
 		pause, err := client.AccountPause(t.Context(), "main")
 		require.NoError(t, err)
 		assert.Nil(t, pause)
@@ -75,6 +77,7 @@ func TestPauseAccount(t *testing.T) {
 func TestRegister(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		enqueue(t, client, "cat")
 		require.NoError(t, rdb.FlushDB(t.Context()).Err())
 		enqueue(t, client, "cat")

@@ -44,6 +44,7 @@ func ids(records []*jobs.Record) []string {
 func TestListFilters(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
+		t.Helper()
 		for _, rec := range []jobs.Record{
 			{ID: "a", State: jobs.StateQueued, Model: "wanx-v1", Labels: map[string]string{"sku": "1"}, Batch: "shop"},
 			{ID: "b", State: jobs.StateGenerating, Model: "wanx-v1", Account: "main", Request: &jobs.Request{Labels: map[string]string{"sku": "1"}, Batch: "shop"}},
@@ -93,7 +94,7 @@ func TestListPages(t *testing.T) {
 		var want []string
 		for i := range 450 {
 			if i == 430 {
-				time.Sleep(time.Hour)
+				<-time.After(time.Hour)
 			}
 			state := []jobs.State{jobs.StateQueued, jobs.StateGenerating, jobs.StateSucceeded}[i%3]
 			put(t, client, jobs.Record{ID: fmt.Sprintf("job-%03d", i), State: state})
@@ -128,7 +129,7 @@ func TestListForgets(t *testing.T) {
 		client, rdb := newClient(t)
 		put(t, client, jobs.Record{ID: "old", State: jobs.StateFailed})
 		put(t, client, jobs.Record{ID: "waiting", State: jobs.StateQueued})
-		time.Sleep(jobs.RecordLifetime + time.Second)
+		<-time.After(jobs.RecordLifetime + time.Second)
 		counts, err := client.Counts(t.Context())
 		require.NoError(t, err)
 		assert.Zero(t, counts[jobs.StateFailed])
@@ -146,6 +147,7 @@ func TestListForgets(t *testing.T) {
 func TestListRepairsTheIndex(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		put(t, client, jobs.Record{ID: "gone", State: jobs.StateQueued})
 		put(t, client, jobs.Record{ID: "here", State: jobs.StateQueued})
 		require.NoError(t, rdb.Del(t.Context(), "danqing:job:gone").Err())
@@ -163,10 +165,11 @@ func TestListRepairsTheIndex(t *testing.T) {
 func TestIndexFollowsEveryWrite(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		const writers, writes, total = 4, 150, 10
 		var group errgroup.Group
 		for writer := range writers {
-			dice := rand.New(rand.NewPCG(uint64(writer), 1)) //nolint:gosec // repeatable
+			dice := rand.New(rand.NewPCG(uint64(writer), 1))
 			group.Go(func() error {
 				for range writes {
 					id := fmt.Sprintf("job-%d", dice.IntN(total))
@@ -205,6 +208,7 @@ func TestIndexFollowsEveryWrite(t *testing.T) {
 func TestSwapAsIsDoneOnce(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		rec := put(t, client, jobs.Record{ID: "cat", State: jobs.StateSubmitting, Attempt: 1, Term: 2})
 		lost := &loser{}
 		rdb.AddHook(lost)

@@ -23,7 +23,7 @@ const (
 
 // RequestOf returns what a job asks for, as asked: from its record, or while it
 // waits from its message. It fails with [ErrNoRequest] if neither has it.
-func (c *Client) RequestOf(ctx context.Context, rec *Record) (Request, error) {
+func (c *Client) RequestOf(_ context.Context, rec *Record) (Request, error) {
 	if rec.Request != nil {
 		return rec.AsAsked(), nil
 	}

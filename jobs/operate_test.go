@@ -66,6 +66,7 @@ func TestCancelWhileItWaits(t *testing.T) {
 		t.Run(string(state), func(t *testing.T) {
 			t.Parallel()
 			onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+				t.Helper()
 				rec := enqueue(t, client, "cat")
 				if state != jobs.StateQueued {
 					rec = move(t, client, rec, func(next *jobs.Record) { next.State = state })
@@ -95,6 +96,7 @@ func TestCancelWhileItWaits(t *testing.T) {
 func TestCancelAfterTheIntent(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		rec := submitted(t, client, enqueue(t, client, "cat"), jobs.StateSubmitting)
 		changes, err := client.Subscribe(t.Context())
 		require.NoError(t, err)
@@ -141,6 +143,7 @@ func TestCancelRefuses(t *testing.T) {
 func TestCancelAgainstSubmit(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
+		t.Helper()
 		outcomes := map[jobs.State]int{}
 		for i := range 60 {
 			rec := enqueue(t, client, fmt.Sprintf("cat-%d", i))
@@ -149,12 +152,13 @@ func TestCancelAgainstSubmit(t *testing.T) {
 			group.Go(func() error {
 				next := *rec
 				next.State, next.Attempt, next.Term = jobs.StateSubmitting, 1, 7
-				if submit = client.Swap(t.Context(), rec, &next); submit != nil {
+				submit = client.Swap(t.Context(), rec, &next)
+				if errors.Is(submit, jobs.ErrConflict) {
 					return nil
 				}
 				task := next
 				task.State, task.TaskID = jobs.StateGenerating, testTask
-				return client.Swap(t.Context(), &next, &task)
+				return errors.Join(submit, client.Swap(t.Context(), &next, &task))
 			})
 			group.Go(func() error {
 				_, err := client.Cancel(t.Context(), rec.ID)
@@ -195,6 +199,7 @@ func drawing(t *testing.T, rdb redis.UniversalClient, verdict error) (drawn <-ch
 func TestCancelWhatALaneHasJustDrawn(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		enqueue(t, client, "cat")
 		drawn, finish := drawing(t, rdb, nil)
 		<-drawn
@@ -210,6 +215,7 @@ func TestCancelWhatALaneHasJustDrawn(t *testing.T) {
 func TestRetryBeforeTheHandlerReturns(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		rec := submitted(t, client, enqueue(t, client, "cat"), jobs.StateFailed)
 		drawn, finish := drawing(t, rdb, fmt.Errorf("no cats: %w", asynq.SkipRetry))
 		require.Equal(t, "cat", <-drawn)
@@ -231,6 +237,7 @@ func TestRetryBeforeTheHandlerReturns(t *testing.T) {
 func TestRetry(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		asked := enqueue(t, client, "cat")
 		rec := submitted(t, client, asked, jobs.StateGenerating)
 		_, err := client.Cancel(t.Context(), "cat")
@@ -276,6 +283,7 @@ func TestRetry(t *testing.T) {
 func TestRetryFromTheArchivedMessage(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		rec := enqueue(t, client, "cat")
 		move(t, client, rec, func(next *jobs.Record) { next.State, next.Code = jobs.StateFailed, "JobIDTaken" })
 		inspector := asynq.NewInspectorFromRedisClient(rdb)
@@ -321,6 +329,7 @@ func TestRetryRefuses(t *testing.T) {
 func TestRetryRecord(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		rec := submitted(t, client, enqueue(t, client, "cat"), jobs.StateFailed)
 		require.NoError(t, rdb.FlushDB(t.Context()).Err())
 		require.NoError(t, client.Register(t.Context(), []string{"wanx-v1"}))
@@ -352,6 +361,7 @@ func TestRetryRecord(t *testing.T) {
 func TestAhead(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		for i, id := range []string{"first", "second", "third"} {
 			rec := enqueue(t, client, id)
 			ahead, inLine, err := client.Ahead(t.Context(), rec)

@@ -44,7 +44,7 @@ func redisServer(t *testing.T) redis.UniversalClient {
 	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path may have 107 bytes
 	require.NoError(t, err)
 	socket := filepath.Join(dir, "socket")
-	server := exec.CommandContext(context.WithoutCancel(t.Context()), binary, "--port", "0", "--unixsocket", socket, "--dir", dir, "--save", "") //nolint:gosec // found by LookPath
+	server := exec.CommandContext(context.WithoutCancel(t.Context()), binary, "--port", "0", "--unixsocket", socket, "--dir", dir, "--save", "")
 	require.NoError(t, server.Start())
 	client := redis.NewClient(&redis.Options{Network: "unix", Addr: socket})
 	t.Cleanup(func() {

@@ -30,6 +30,7 @@ func heldJob(t *testing.T, client *jobs.Client, rdb redis.UniversalClient, id st
 func TestResolveByAdopting(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		held := heldJob(t, client, rdb, "cat")
 		got, err := client.Resolve(t.Context(), "cat", jobs.Resolution{Adopt: testTask})
 		require.NoError(t, err)
@@ -57,6 +58,7 @@ func TestResolveByAdopting(t *testing.T) {
 func TestResolveRefusesTheTaskOfAnotherJob(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		put(t, client, jobs.Record{ID: "now", State: jobs.StateGenerating, TaskID: "task-1"})
 		put(t, client, jobs.Record{ID: "past", State: jobs.StateSucceeded, TaskID: "task-3", PastAttempts: []jobs.Attempt{{Attempt: 1, TaskID: "task-2"}}})
 		heldJob(t, client, rdb, "cat")
@@ -75,6 +77,7 @@ func TestResolveRefusesTheTaskOfAnotherJob(t *testing.T) {
 func TestResolveAdoptsATaskOnce(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		const rounds, rivals = 10, 3
 		for round := range rounds {
 			task := fmt.Sprintf("task-%d", round)
@@ -135,6 +138,7 @@ func TestResolveStoresAgain(t *testing.T) {
 func TestResolveByBuyingAgain(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		held := heldJob(t, client, rdb, "cat")
 		got, err := client.Resolve(t.Context(), "cat", jobs.Resolution{BuyAgain: true})
 		require.NoError(t, err)
@@ -153,6 +157,7 @@ func TestResolveByBuyingAgain(t *testing.T) {
 func TestResolveByGivingUp(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
 		heldJob(t, client, rdb, "cat")
 		got, err := client.Resolve(t.Context(), "cat", jobs.Resolution{GiveUp: true})
 		require.NoError(t, err)
