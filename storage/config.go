@@ -60,7 +60,9 @@ type Config struct {
 	KeyTemplate string
 
 	// HTTPClient sends the requests; nil is one of the SDK's, with a minute's
-	// patience for a silent server.
+	// patience for a silent server. It trusts the authorities that the system
+	// trusts, and on Linux those in the PEM file that the environment names by
+	// SSL_CERT_FILE (crypto/x509); AWS_CA_BUNDLE is not read.
 	HTTPClient HTTPClient
 	// Logger takes what an operator may want to know; nil discards it.
 	Logger *slog.Logger

@@ -193,7 +193,7 @@ func (b *Bucket) untrusted(err error) string {
 	case strings.Contains(err.Error(), `malformed HTTP response "\x15`): // a TLS alert; net/http has no type for it
 		return fmt.Sprintf("%s speaks TLS: begin AWS_ENDPOINT_URL_S3 with https://", b.endpoint)
 	case errors.As(err, &authority):
-		return fmt.Sprintf("the certificate of %s is signed by an authority that this machine does not know: set SSL_CERT_FILE to a PEM file with the authority's certificate", b.endpoint)
+		return fmt.Sprintf("the certificate of %s is signed by an authority that this machine does not know: set SSL_CERT_FILE to a PEM file with its certificate (on Linux), or add that to the system's", b.endpoint)
 	case errors.As(err, &host) && b.virtual:
 		return fmt.Sprintf("the certificate of %s is not for host %q: set DANQING_S3_ADDRESSING=path, or get one for each bucket's host", b.endpoint, host.Host)
 	case errors.As(err, &host):
