@@ -27,13 +27,14 @@ const (
 // import what stands in for the services too.
 func importMap() map[string][]string {
 	return map[string][]string{
-		"cmd/danqing":                {"config", "jobs", "jobs/embedded", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator"},
+		"cmd/danqing":                {"config", "jobs", "jobs/embedded", "jobs/gateway", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator"},
 		"config":                     {"jobs", "storage", "worker", "worker/dashscope"},
 		"worker":                     {"jobs", "storage", "worker/dashscope"},
 		"worker/dashscope":           {},
 		"worker/dashscope/simulator": {"worker/dashscope"}, // the wire structs
 		"jobs":                       {},
 		"jobs/embedded":              {},
+		"jobs/gateway":               {"jobs"},
 		"storage":                    {},
 		"storage/embedded":           {},
 		"storage/storagetest":        {},
@@ -49,7 +50,9 @@ func standIns() []string {
 // a slash is a folder with all below it, any other is one package.
 func homes() map[string][]string {
 	return map[string][]string{
-		"github.com/hibiken/asynq":        {"jobs", "worker"},
+		"github.com/hibiken/asynq":        {"jobs", "jobs/gateway", "worker"},
+		"github.com/hibiken/asynqmon":     {"jobs/gateway"},
+		"github.com/chromedp":             {"jobs/gateway"},
 		"github.com/aws":                  {"storage/", "storage"},
 		"github.com/rclone/gofakes3":      {"storage/embedded"},
 		"github.com/alicebob/miniredis":   {"jobs/embedded"},
@@ -163,14 +166,14 @@ func TestImportMapRefuses(t *testing.T) {
 		{"jobs", false, "golang.org/x/time/rate", "jobs may bring only asynq and go-redis into a service that enqueues"},
 		{"jobs", true, "github.com/stretchr/testify/require", ""},
 		{"jobs", false, "github.com/hibiken/asynq", ""},
-		{"jobs", false, "github.com/hibiken/asynqmon", "jobs may bring only asynq and go-redis into a service that enqueues"},
+		{"jobs", false, "github.com/hibiken/asynqmon", "github.com/hibiken/asynqmon is for jobs/gateway only"},
 		{"jobs", false, "crypto/sha256", ""},
 		{"storage", false, module, "storage may import nothing of ours"},
 		{"storage", false, module + "/jobs", "storage may import nothing of ours"},
 		{"worker", false, module + "/config", "of ours worker may import only jobs, storage, worker/dashscope"},
 		{"worker", false, module + "/worker/dashscope/simulator", "of ours worker may import only jobs, storage, worker/dashscope"},
 		{"worker", true, module + "/worker/dashscope/simulator", ""},
-		{"cmd/danqing", true, "github.com/hibiken/asynq", "github.com/hibiken/asynq is for jobs, worker only"},
+		{"cmd/danqing", true, "github.com/hibiken/asynq", "github.com/hibiken/asynq is for jobs, jobs/gateway, worker only"},
 		{"worker", true, "github.com/aws/smithy-go", "github.com/aws is for storage/, storage only"},
 		{"storage/embedded", true, "github.com/aws/smithy-go", ""},
 		{"storage", true, "github.com/rclone/gofakes3", "github.com/rclone/gofakes3 is for storage/embedded only"},

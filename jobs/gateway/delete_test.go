@@ -1,0 +1,170 @@
+package gateway_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// move brings the messages of waiting jobs into one of asynq's states.
+func (w *world) move(t *testing.T, state string, ids ...string) {
+	t.Helper()
+	switch state {
+	case "archived":
+		for _, id := range ids {
+			require.NoError(t, w.inspector.ArchiveTask(queue, id))
+		}
+	case "retry":
+		w.work(t, func(context.Context, *asynq.Task) error { return errors.New("try again") })
+	case "scheduled":
+		client := asynq.NewClientFromRedisClient(w.redis)
+		for _, id := range ids {
+			info, err := w.inspector.GetTaskInfo(queue, id)
+			require.NoError(t, err)
+			require.NoError(t, w.inspector.DeleteTask(queue, id))
+			_, err = client.EnqueueContext(t.Context(), asynq.NewTask(info.Type, info.Payload), asynq.TaskID(id), asynq.Queue(queue), asynq.ProcessIn(time.Hour))
+			require.NoError(t, err)
+		}
+	}
+}
+
+// Deleting a waiting job's message, by whichever button, cancels the job; left
+// alone, a worker would put the message back and pay for the image.
+func TestDeletedMessagesAreCanceledJobs(t *testing.T) {
+	t.Parallel()
+	for name, start := range queues() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, start(t))
+			for _, state := range []string{"pending", "scheduled", "retry", "archived"} {
+				one, two, three, four := state+"-1", state+"-2", state+"-3", state+"-4"
+				w.enqueue(t, one, two, three, four)
+				w.move(t, state, one, two, three, four)
+				list := "/ui/api/queues/" + queue + "/" + state + "_tasks"
+
+				status, _, body := w.ask(t, http.MethodDelete, list+"/"+one, "")
+				assert.Equal(t, http.StatusNoContent, status, body)
+				w.requireCanceled(t, one)
+
+				status, _, body = w.ask(t, http.MethodPost, list+":batch_delete", `{"task_ids":["`+two+`"]}`)
+				assert.Equal(t, http.StatusOK, status, body)
+				assert.JSONEq(t, `{"deleted_ids":["`+two+`"],"failed_ids":[]}`, body)
+				w.requireCanceled(t, two)
+
+				for _, id := range []string{three, four} {
+					rec, err := w.jobs.Get(t.Context(), id)
+					require.NoError(t, err)
+					assert.Equal(t, jobs.StateQueued, rec.State, "the others wait on")
+				}
+				status, _, body = w.ask(t, http.MethodDelete, list+":delete_all", "")
+				assert.Equal(t, http.StatusOK, status, body)
+				assert.JSONEq(t, `{"deleted":2}`, body)
+				w.requireCanceled(t, three)
+				w.requireCanceled(t, four)
+			}
+		})
+	}
+}
+
+func (w *world) requireCanceled(t *testing.T, id string) {
+	t.Helper()
+	rec, err := w.jobs.Get(t.Context(), id)
+	require.NoError(t, err)
+	require.Equal(t, jobs.StateCanceled, rec.State, id)
+	_, err = w.inspector.GetTaskInfo(queue, id)
+	require.ErrorIs(t, err, asynq.ErrTaskNotFound, id)
+}
+
+// A job that has a task is left to its lane, with a note that it is unwanted.
+func TestDeletedMessageOfAJobWithATask(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, embeddedRedis(t))
+	w.enqueue(t, "cat")
+	w.become(t, "cat", jobs.StateGenerating)
+	status, _, body := w.ask(t, http.MethodDelete, "/ui/api/queues/"+queue+"/pending_tasks/cat", "")
+	assert.Equal(t, http.StatusNoContent, status, body)
+	rec, err := w.jobs.Get(t.Context(), "cat")
+	require.NoError(t, err)
+	assert.Equal(t, jobs.StateGenerating, rec.State)
+	assert.False(t, rec.CancelRequestedAt.IsZero())
+	_, err = w.inspector.GetTaskInfo(queue, "cat")
+	require.NoError(t, err)
+}
+
+func (w *world) become(t *testing.T, id string, state jobs.State) {
+	t.Helper()
+	old, err := w.jobs.Get(t.Context(), id)
+	require.NoError(t, err)
+	next := *old
+	next.State, next.Attempt, next.TaskID = state, 1, "task-"+id
+	require.NoError(t, w.jobs.Swap(t.Context(), old, &next))
+}
+
+// What a job has become, deleting its message leaves as it is.
+func TestDeletedMessagesOfOtherJobs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, embeddedRedis(t))
+	for _, state := range []jobs.State{jobs.StateFailed, jobs.StateHeld, jobs.StateStoring} {
+		id := string(state)
+		w.enqueue(t, id)
+		w.become(t, id, state)
+		w.move(t, "archived", id)
+		before, err := w.jobs.Get(t.Context(), id)
+		require.NoError(t, err)
+		status, _, body := w.ask(t, http.MethodDelete, "/ui/api/queues/"+queue+"/archived_tasks/"+id, "")
+		assert.Equal(t, http.StatusNoContent, status, body)
+		after, err := w.jobs.Get(t.Context(), id)
+		require.NoError(t, err)
+		assert.Equal(t, before, after)
+		_, err = w.inspector.GetTaskInfo(queue, id)
+		require.ErrorIs(t, err, asynq.ErrTaskNotFound)
+	}
+}
+
+// More than the UI shows at once, some of them gone meanwhile.
+func TestDeleteAllOfManyPages(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, embeddedRedis(t))
+	var ids []string
+	for range 250 {
+		ids = append(ids, jobs.NewID())
+	}
+	w.enqueue(t, ids...)
+	status, _, body := w.ask(t, http.MethodDelete, "/ui/api/queues/"+queue+"/pending_tasks:delete_all", "")
+	assert.Equal(t, http.StatusOK, status, body)
+	assert.JSONEq(t, `{"deleted":250}`, body)
+	for _, id := range ids {
+		w.requireCanceled(t, id)
+	}
+}
+
+func TestDeleteRefusesGarbage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, embeddedRedis(t))
+	w.enqueue(t, "cat")
+	status, _, _ := w.ask(t, http.MethodPost, "/ui/api/queues/"+queue+"/pending_tasks:batch_delete", `{"task_ids":`)
+	assert.Equal(t, http.StatusBadRequest, status)
+}
+
+// Messages of other queues are asynqmon's to delete.
+func TestDeleteInOtherQueues(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, embeddedRedis(t))
+	client := asynq.NewClientFromRedisClient(w.redis)
+	for _, name := range []string{"mail", jobs.QueueStore, "danqing:wanx-v1:urgent"} {
+		_, err := client.EnqueueContext(t.Context(), asynq.NewTask("send", nil), asynq.TaskID("one"), asynq.Queue(name))
+		require.NoError(t, err)
+		status, _, body := w.ask(t, http.MethodDelete, "/ui/api/queues/"+name+"/pending_tasks/one", "")
+		assert.Equal(t, http.StatusNoContent, status, body)
+		_, err = w.inspector.GetTaskInfo(name, "one")
+		require.ErrorIs(t, err, asynq.ErrTaskNotFound)
+	}
+}

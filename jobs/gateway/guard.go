@@ -1,0 +1,56 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+)
+
+// Listen opens a TCP address, host:port with a loopback host: localhost, an
+// address in 127.0.0.0/8, or [::1]. Port 0 picks a free one. It fails for any
+// other host, and if the port is taken.
+func Listen(ctx context.Context, address string) (net.Listener, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("listen address %q: not host:port, as in 127.0.0.1:8765", address)
+	}
+	if !loopback(host) {
+		return nil, fmt.Errorf("listen address %q: not on this machine's loopback, and the web UI has no password: use 127.0.0.1, and a tunnel (ssh -L) from elsewhere", address)
+	}
+	return (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+}
+
+// loopback reports whether a host without port can only mean this machine.
+func loopback(host string) bool {
+	if host == "localhost" {
+		return true
+	}
+	address, err := netip.ParseAddr(host)
+	return err == nil && address.Unmap().IsLoopback()
+}
+
+// guard lets through what this machine's own pages and programs ask for, and
+// tells the browser to load nothing from elsewhere.
+func guard(policy string, next http.Handler) http.Handler {
+	next = http.NewCrossOriginProtection().Handler(next)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		header := w.Header()
+		header.Set("Content-Security-Policy", policy)
+		header.Set("Cross-Origin-Opener-Policy", "same-origin")
+		header.Set("Cross-Origin-Resource-Policy", "same-origin")
+		header.Set("Referrer-Policy", "no-referrer")
+		header.Set("X-Content-Type-Options", "nosniff")
+		header.Set("X-Frame-Options", "DENY")
+		host, _, err := net.SplitHostPort(r.Host)
+		if err != nil {
+			host = r.Host // without a port
+		}
+		if !loopback(host) {
+			http.Error(w, "this is reached by a loopback name alone, as in http://127.0.0.1", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}

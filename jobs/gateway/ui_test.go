@@ -1,0 +1,81 @@
+package gateway_test
+
+import (
+	"net/http"
+	"regexp"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// The page and its files name no other machine, but for what they never load:
+// names of XML, links that a person may follow, texts of errors.
+func TestNothingForeignIsServed(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, embeddedRedis(t))
+	status, kind, page := w.ask(t, http.MethodGet, "/ui/", "")
+	require.Equal(t, http.StatusOK, status)
+	assert.Equal(t, "text/html; charset=utf-8", kind)
+	assert.NotContains(t, page, "//", "no foreign address in the page")
+	files := regexp.MustCompile(`(?:href|src)="(/ui/[^"]+)"`).FindAllStringSubmatch(page, -1)
+	require.Len(t, files, 8)
+	types := map[string]string{}
+	foreign := regexp.MustCompile(`https?://(?:[a-z0-9-]+\.)+[a-z]{2,}`)
+	never := regexp.MustCompile(`^http://www\.w3\.org$|^https?://(github\.com|redis\.io|reactjs\.org|redux\.js\.org|material-ui\.com|fb\.me|bit\.ly|axios-http\.com)$`)
+	for _, file := range files {
+		status, kind, text := w.ask(t, http.MethodGet, file[1], "")
+		assert.Equal(t, http.StatusOK, status, file[1])
+		types[file[1]] = kind
+		assert.NotContains(t, text, "googleapis", file[1])
+		for _, name := range foreign.FindAllString(text, -1) {
+			assert.Regexp(t, never, name, "in %s", file[1])
+		}
+	}
+	assert.Equal(t, map[string]string{
+		"/ui/favicon.ico": "image/x-icon", "/ui/favicon-16x16.png": "image/png", "/ui/favicon-32x32.png": "image/png",
+		"/ui/apple-touch-icon.png": "image/png", "/ui/manifest.json": "application/json",
+		"/ui/fonts.css":                        "text/css; charset=utf-8",
+		"/ui/static/js/2.83624df2.chunk.js":    "text/javascript; charset=utf-8",
+		"/ui/static/js/main.5adda2da.chunk.js": "text/javascript; charset=utf-8",
+	}, types)
+	status, _, _ = w.ask(t, http.MethodGet, "/ui/static/js/main.5adda2da.chunk.js.map", "")
+	assert.Equal(t, http.StatusNotFound, status)
+}
+
+// The UI cuts IDs at their first hyphen; the script that is served does not.
+func TestScriptShowsWholeIDs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, embeddedRedis(t))
+	_, _, script := w.ask(t, http.MethodGet, "/ui/static/js/main.5adda2da.chunk.js", "")
+	assert.Contains(t, script, `var t=e.indexOf("-");return e}`)
+}
+
+func TestPageAtEveryPath(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, embeddedRedis(t))
+	_, _, page := w.ask(t, http.MethodGet, "/ui/", "")
+	for _, path := range []string{"/ui/queues/" + queue, "/ui/queues/" + queue + "/tasks/cat.v1", "/ui/servers"} {
+		status, kind, text := w.ask(t, http.MethodGet, path, "")
+		assert.Equal(t, http.StatusOK, status, path)
+		assert.Equal(t, "text/html; charset=utf-8", kind, path)
+		assert.Equal(t, page, text, path)
+	}
+	status, _, _ := w.ask(t, http.MethodGet, "/", "")
+	assert.Equal(t, http.StatusFound, status)
+}
+
+func TestSecurityHeaders(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, embeddedRedis(t))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.server.URL+"/ui/", nil)
+	require.NoError(t, err)
+	resp, err := w.server.Client().Do(req)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	assert.Regexp(t, `^default-src 'none'; script-src 'self' 'sha256-[^']+' 'sha256-[^']+'; style-src `, resp.Header.Get("Content-Security-Policy"))
+	assert.NotContains(t, resp.Header.Get("Content-Security-Policy"), "http")
+	assert.Equal(t, "nosniff", resp.Header.Get("X-Content-Type-Options"))
+	assert.Equal(t, "no-referrer", resp.Header.Get("Referrer-Policy"))
+	assert.Equal(t, "same-origin", resp.Header.Get("Cross-Origin-Resource-Policy"))
+}
