@@ -1,6 +1,7 @@
 package config
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -30,9 +31,7 @@ func loadFile(t *testing.T, text string, env map[string]string) (*Config, error)
 	writeFile(t, dir, "two.key", "sk-hush-1\nsk-hush-2\n")
 	path := writeFile(t, dir, "accounts.yaml", text)
 	get := map[string]string{"KEY_A": "sk-hush-a", "KEY_B": "sk-hush-b", "KEY_SPACE": "sk hush"}
-	for name, value := range env {
-		get[name] = value
-	}
+	maps.Copy(get, env)
 	var environ []string
 	for name, value := range get {
 		environ = append(environ, name+"="+value)

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,7 +23,7 @@ type composeFile struct {
 		Build struct {
 			Dockerfile string `yaml:"dockerfile_inline"` //nolint:tagliatelle // the name is Docker's
 		}
-		Command     []string
+		Command     any // a text or a list of texts
 		Environment map[string]string
 		Ports       []string
 		Volumes     []string
@@ -34,8 +36,9 @@ func readCompose(t *testing.T) composeFile {
 	require.NoError(t, err)
 	var file composeFile
 	require.NoError(t, yaml.Unmarshal(text, &file))
-	require.Contains(t, file.Services, "worker")
-	require.Contains(t, file.Services, "redis")
+	for _, name := range []string{"redis", "worker", "standby"} {
+		require.Contains(t, file.Services, name)
+	}
 	return file
 }
 
@@ -72,41 +75,78 @@ func TestComposePublishesOnLoopbackOnly(t *testing.T) {
 // A Redis that evicts keys or forgets them in a restart loses jobs.
 func TestComposeRedisKeepsWhatItHas(t *testing.T) {
 	t.Parallel()
-	command := strings.Join(readCompose(t).Services["redis"].Command, " ")
+	command := fmt.Sprint(readCompose(t).Services["redis"].Command)
 	assert.Contains(t, command, "--appendonly yes")
 	assert.Contains(t, command, "--maxmemory-policy noeviction")
 }
 
-// The worker reads every variable that it is given, finds nothing odd in them, and
-// keeps its journal on a volume.
-func TestComposeConfiguresTheWorker(t *testing.T) {
+// The workers read every variable that they are given, find nothing odd in them,
+// and keep their journals on volumes of their own.
+func TestComposeConfiguresTheWorkers(t *testing.T) {
+	t.Parallel()
+	services := readCompose(t).Services
+	reference := regexp.MustCompile(`\$\{\w+:?([-?])([^}]*)\}`)
+	for _, name := range []string{"worker", "standby"} {
+		service := services[name]
+		env := map[string]string{}
+		var environ []string
+		for variable, value := range service.Environment {
+			given := reference.FindStringSubmatch(value)
+			switch {
+			case given != nil && given[1] == "?":
+				value = "sk-given"
+			case given != nil:
+				value = given[2]
+			}
+			env[variable] = value
+			environ = append(environ, variable+"="+value)
+		}
+		read := map[string]bool{}
+		cfg, err := config.Load(func(variable string) string {
+			read[variable] = true
+			return env[variable]
+		}, environ)
+		require.NoError(t, err)
+		for variable := range env {
+			assert.True(t, read[variable], "nobody reads %s", variable)
+		}
+		require.NoError(t, cfg.CheckReal())
+		assert.Empty(t, cfg.Warnings)
+		assert.True(t, cfg.RedisURL.IsSet())
+		assert.NotEmpty(t, cfg.Bucket)
+		assert.Contains(t, service.Volumes, name+":"+cfg.DataDir)
+	}
+}
+
+// The file of accounts is where the worker's command says, and Docker's mode of
+// the keys beside it is no reason for a warning.
+func TestComposeMountsTheAccounts(t *testing.T) {
 	t.Parallel()
 	worker := readCompose(t).Services["worker"]
-	reference := regexp.MustCompile(`\$\{\w+:([-?])([^}]*)\}`)
-	read := map[string]bool{}
-	var environ []string
-	for name, value := range worker.Environment {
-		given := reference.FindStringSubmatch(value)
-		switch {
-		case given != nil && given[1] == "?":
-			value = "sk-given"
-		case given != nil:
-			value = given[2]
-		}
-		worker.Environment[name] = value
-		environ = append(environ, name+"="+value)
-	}
-	cfg, err := config.Load(func(name string) string {
-		read[name] = true
-		return worker.Environment[name]
-	}, environ)
+	path := regexp.MustCompile(`--config (\S+)/accounts\.yaml}`).FindStringSubmatch(fmt.Sprint(worker.Command))
+	require.NotNil(t, path, worker.Command)
+	assert.Contains(t, worker.Volumes, "${DANQING_ACCOUNTS:-/dev/null}:"+path[1]+":ro")
+	assert.Regexp(t, "^/run/secrets/", path[1])
+}
+
+// The image is built from the source and nothing that lies beside it.
+func TestDockerBuildContext(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(filepath.Join(root, ".dockerignore"))
 	require.NoError(t, err)
-	for name := range worker.Environment {
-		assert.True(t, read[name], "nobody reads %s", name)
+	want := []string{"*", "!go.mod", "!go.sum"}
+	for pkg := range importMap() {
+		folder, _, _ := strings.Cut(pkg, "/")
+		if !slices.Contains(want, "!"+folder) {
+			want = append(want, "!"+folder)
+		}
 	}
-	require.NoError(t, cfg.CheckReal())
-	assert.Empty(t, cfg.Warnings)
-	assert.True(t, cfg.RedisURL.IsSet())
-	assert.NotEmpty(t, cfg.Bucket)
-	assert.Contains(t, worker.Volumes, "worker:"+cfg.DataDir)
+	var got []string
+	for line := range strings.Lines(string(text)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			got = append(got, line)
+		}
+	}
+	require.Equal(t, "*", got[0], "first nothing, then what is needed")
+	assert.ElementsMatch(t, want, got)
 }

@@ -1,0 +1,97 @@
+// Package compose loads docker-compose.yml as docker compose itself does. It is a
+// module of its own, so that the loader is pinned and nobody who imports Danqing
+// gets it. The loader's own command does not follow references.
+package compose
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/compose-spec/compose-go/v2/loader"
+	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+const file = "../../docker-compose.yml"
+
+func read(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	return string(text)
+}
+
+// load loads a text in place of the file.
+func load(t *testing.T, text string, env types.Mapping, profiles ...string) (*types.Project, error) {
+	t.Helper()
+	return loader.LoadWithContext(t.Context(), types.ConfigDetails{
+		WorkingDir:  "../..",
+		ConfigFiles: []types.ConfigFile{{Filename: file, Content: []byte(text)}},
+		Environment: env,
+	}, func(o *loader.Options) {
+		o.Profiles = profiles
+		o.SetProjectName("danqing", true)
+	})
+}
+
+func TestOneAccount(t *testing.T) {
+	t.Parallel()
+	p, err := load(t, read(t), types.Mapping{"DASHSCOPE_API_KEY": "sk-1", "DANQING_MODELS": "wanx-v1,qwen-image"})
+	require.NoError(t, err)
+	assert.ElementsMatch(t, []string{"redis", "s3", "bucket", "worker", "web"}, p.ServiceNames())
+	worker := p.Services["worker"]
+	assert.Equal(t, types.ShellCommand{"worker"}, worker.Command)
+	assert.Equal(t, "sk-1", *worker.Environment["DASHSCOPE_API_KEY"])
+	assert.Equal(t, "wanx-v1,qwen-image", *worker.Environment["DANQING_MODELS"])
+	assert.Empty(t, *worker.Environment["DANQING_CONCURRENCY"])
+}
+
+func TestAccountsFile(t *testing.T) {
+	t.Parallel()
+	p, err := load(t, read(t), types.Mapping{"DASHSCOPE_API_KEY": "", "DANQING_ACCOUNTS": "/etc/danqing"}, "standby")
+	require.NoError(t, err)
+	for _, name := range []string{"worker", "standby"} {
+		service := p.Services[name]
+		assert.Equal(t, types.ShellCommand{"worker", "--config", "/run/secrets/danqing/accounts.yaml"}, service.Command)
+		mounts := map[string]string{}
+		for _, v := range service.Volumes {
+			mounts[v.Target] = v.Source
+		}
+		assert.Equal(t, map[string]string{"/data": name, "/run/secrets/danqing": "/etc/danqing"}, mounts)
+		assert.Equal(t, p.Services["worker"].Environment, service.Environment)
+		assert.Equal(t, p.Services["worker"].Build, service.Build)
+	}
+}
+
+// Without a key docker compose says what is missing before it starts anything.
+func TestKeyIsNeeded(t *testing.T) {
+	t.Parallel()
+	_, err := load(t, read(t), nil)
+	assert.ErrorContains(t, err, "DASHSCOPE_API_KEY is missing a value: set it to the key")
+}
+
+// The loader finds a wrong key, a wrong value and each kind of broken reference:
+// otherwise the tests above would prove nothing.
+func TestLoaderRefuses(t *testing.T) {
+	t.Parallel()
+	text := read(t)
+	for _, c := range []struct{ old, new, want string }{
+		{"restart: unless-stopped", "restrat: unless-stopped", "restrat"},
+		{"init: true", "init: [true]", "init"},
+		{"stop_grace_period: 1m", "stop_grace_period: soon", "soon"},
+		{"[redis:/data]", "[rdis:/data]", "undefined volume rdis"},
+		{"      redis: {condition", "      rdis: {condition", `undefined service "rdis"`},
+		{"service_healthy", "service_helthy", "condition"},
+		{"127.0.0.1:6379:6379", "127.0.0.1:6379:port", "port"},
+		{"<<: *worker", "<<: *wrker", "wrker"},
+		{"init: true", "networks: [outside]", "undefined network outside"},
+		{"init: true", "secrets: [accounts]", "undefined secret accounts"},
+		{"    image: redis:7.2-alpine\n", "", "neither an image nor a build context"},
+	} {
+		require.Contains(t, text, c.old)
+		_, err := load(t, strings.ReplaceAll(text, c.old, c.new), types.Mapping{"DASHSCOPE_API_KEY": "sk-1"}, "*")
+		assert.ErrorContains(t, err, c.want, c.new)
+	}
+}
