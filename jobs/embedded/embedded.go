@@ -30,7 +30,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/alicebob/miniredis/v2/server"
@@ -77,6 +76,7 @@ type Queue struct {
 // Close it.
 func Open() *Queue {
 	q := newQueue(slog.New(slog.DiscardHandler))
+	q.startClock()
 	q.start()
 	return q
 }
@@ -111,7 +111,7 @@ func OpenDir(cfg Config) (*Queue, error) {
 	}
 	q := newQueue(cfg.Logger)
 	q.lock = lock
-	q.log = newWriteLog(filepath.Join(cfg.Dir, "queue.log"), cfg.create)
+	q.log = newWriteLog(filepath.Join(cfg.Dir, "queue.log"), cfg.create, cfg.Logger)
 	if err := q.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("embedded queue: %w", err), q.closeParts())
 	}
@@ -167,7 +167,6 @@ func newQueue(logger *slog.Logger) *Queue {
 // start lets clients in.
 func (q *Queue) start() {
 	q.mini.RequireAuth(q.password)
-	q.advance(time.Now())
 	q.running.Go(q.maintain)
 	if q.listener != nil {
 		q.running.Go(q.accept)

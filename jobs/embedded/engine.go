@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/sha1" //nolint:gosec // Redis names scripts so
 	"encoding/hex"
+	"slices"
 	"strings"
 	"time"
 
@@ -50,6 +51,11 @@ func (q *Queue) kindOf(cmd string, args []string) kind {
 			return kindRefused
 		}
 		return kindSession
+	case "XREAD":
+		if slices.ContainsFunc(args, func(arg string) bool { return strings.EqualFold(arg, "BLOCK") }) {
+			return kindRefused
+		}
+		return kindRead
 	}
 	switch {
 	case !q.inner.IsRegisteredCommand(cmd):
@@ -83,10 +89,10 @@ type engine struct {
 	effects [][]string
 	// scripts are the texts of those that clients brought, by SHA-1.
 	scripts map[string]string
-	// clock is up to when TTLs have run; it is miniredis's time. step is how far
-	// it moves at least.
-	clock time.Time
-	step  time.Duration
+	// clock is up to when TTLs have run; it is miniredis's time. It was there at
+	// movedAt, by the machine's clock, and moves by step at least.
+	clock, movedAt time.Time
+	step           time.Duration
 }
 
 const (
@@ -97,18 +103,27 @@ const (
 	clockShare = 50
 )
 
+// startClock sets the clock, after a time in which nothing ran. If it was later
+// already, because the machine's was set back, it goes on from there.
+func (q *Queue) startClock() {
+	q.movedAt, q.step = time.Now(), clockStep
+	q.moveClock(q.movedAt.Round(0).Truncate(time.Millisecond))
+}
+
 // advance moves the clock to now, if it is time.
 func (q *Queue) advance(now time.Time) {
-	now = now.Round(0).Truncate(time.Millisecond) // what the log can tell; wall clock
-	if now.Sub(q.clock) < q.step {
+	elapsed := now.Sub(q.movedAt).Truncate(time.Millisecond) // monotonic
+	if elapsed < q.step {
 		return
 	}
+	q.movedAt = q.movedAt.Add(elapsed)
 	began := time.Now()
-	q.moveClock(now)
+	q.moveClock(q.clock.Add(elapsed))
 	q.step = max(clockStep, clockShare*time.Since(began))
 }
 
-// moveClock lets the TTLs run up to at. A clock that was set back stands still.
+// moveClock lets the TTLs run up to at, in whole milliseconds, which is what the
+// log can tell.
 func (q *Queue) moveClock(at time.Time) {
 	if !at.After(q.clock) {
 		return
@@ -176,13 +191,8 @@ func (q *Queue) intercept(c *server.Peer, cmd string, args ...string) bool {
 func (q *Queue) write(s *session, cmd string, args []string) (string, uint64) {
 	q.writing.Lock()
 	defer q.writing.Unlock()
-	if !s.multi || cmd == "EXEC" {
-		if err := q.log.failed(); err != nil {
-			if s.multi {
-				q.run(s.peer, []string{"DISCARD"})
-			}
-			return misconf(err), 0
-		}
+	if err := q.log.failed(); err != nil && (!s.multi || cmd == "EXEC") {
+		return q.refuse(s, cmd, args, err), 0
 	}
 	q.advance(time.Now())
 	q.noting, q.effects = cmd == "EVAL" || cmd == "EVALSHA", nil
@@ -200,6 +210,22 @@ func (q *Queue) write(s *session, cmd string, args []string) (string, uint64) {
 		q.log.append(entry{q.clock, q.effects})
 	}
 	return text, q.executed()
+}
+
+// refuse answers what may be a write while the log cannot be written. A script
+// that only reads is run.
+func (q *Queue) refuse(s *session, cmd string, args []string, err error) string {
+	switch {
+	case s.multi:
+		q.run(s.peer, []string{"DISCARD"})
+	case cmd == "EVAL" || cmd == "EVALSHA":
+		text := q.run(s.peer, append([]string{cmd + "_RO"}, args[1:]...))
+		q.keepScript(cmd, args)
+		if !strings.Contains(text, "Write commands are not allowed") { // miniredis's words
+			return text
+		}
+	}
+	return misconf(err)
 }
 
 // executed is the number of the last write; a reader may have seen it.

@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -104,12 +107,18 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func (f framer) sum(b []byte) uint32 { return crc32.Update(f.salt, castagnoli, b) }
 
-// seal fills in the header of a frame, for which frame has room at its start.
-func (f framer) seal(frame []byte) {
+// write fills in the header of a frame, for which it has room at its start, and
+// writes it.
+func (f framer) write(w io.Writer, frame []byte) error {
 	body := frame[frameHeader:]
-	binary.LittleEndian.PutUint32(frame, uint32(len(body))) //nolint:gosec // batches are checked
+	if uint64(len(body)) > math.MaxUint32 {
+		return fmt.Errorf("%d bytes at once are too many for the log", len(body))
+	}
+	binary.LittleEndian.PutUint32(frame, uint32(len(body))) //nolint:gosec // just checked
 	binary.LittleEndian.PutUint32(frame[4:], f.sum(frame[:4]))
 	binary.LittleEndian.PutUint32(frame[8:], f.sum(body))
+	_, err := w.Write(frame)
+	return err
 }
 
 // length is the whole length of the frame whose header b starts with.
@@ -129,7 +138,7 @@ func (f framer) body(b []byte) ([]byte, bool) {
 	return b[frameHeader:n], true
 }
 
-// endsAt reports whether nothing that was ever synced follows the unsound frame
+// torn reports whether nothing that was ever synced follows the unsound frame
 // that b starts with.
 func (f framer) torn(b []byte) bool {
 	if n, ok := f.length(b); ok && n < len(b) {
@@ -205,6 +214,7 @@ func createFile(path string) (logFile, error) {
 // one keeps nothing and never fails.
 type writeLog struct {
 	path   string
+	logger *slog.Logger
 	create func(path string) (logFile, error)
 
 	mu     sync.Mutex
@@ -214,15 +224,16 @@ type writeLog struct {
 	// size is the file's, base what of it was the snapshot.
 	size, base int64
 	// pending is a frame in the making: room for its header, and entries.
-	pending []byte
-	// appended counts the entries ever appended, synced those that are safe.
-	appended, synced uint64
-	flushing         bool
-	err              error // why writes are refused
+	pending  []byte
+	flushing bool
+	err      error // why writes are refused
+	// appended counts the entries ever appended, synced those that are safe;
+	// both grow with mu held.
+	appended, synced atomic.Uint64
 }
 
-func newWriteLog(path string, create func(string) (logFile, error)) *writeLog {
-	l := &writeLog{path: path, create: create}
+func newWriteLog(path string, create func(string) (logFile, error), logger *slog.Logger) *writeLog {
+	l := &writeLog{path: path, create: create, logger: logger}
 	l.turn.L = &l.mu
 	return l
 }
@@ -242,9 +253,7 @@ func (l *writeLog) last() uint64 {
 	if l == nil {
 		return 0
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.appended
+	return l.appended.Load()
 }
 
 // append puts an entry behind those before it.
@@ -254,7 +263,7 @@ func (l *writeLog) append(e entry) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.appended++
+	l.appended.Add(1)
 	if l.err != nil {
 		return // the next snapshot has it
 	}
@@ -267,19 +276,19 @@ func (l *writeLog) append(e entry) {
 // wait returns once the first n entries are synced, or cannot be. Whoever comes
 // first syncs for all.
 func (l *writeLog) wait(n uint64) error {
-	if l == nil {
+	if l == nil || l.synced.Load() >= n {
 		return nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.synced < n && l.err == nil {
+	for l.synced.Load() < n && l.err == nil {
 		if l.flushing {
 			l.turn.Wait()
 		} else {
 			l.flush()
 		}
 	}
-	if l.synced >= n {
+	if l.synced.Load() >= n {
 		return nil
 	}
 	return l.err
@@ -288,11 +297,10 @@ func (l *writeLog) wait(n uint64) error {
 // flush writes and syncs what is pending. It is called with mu held, which it
 // gives up meanwhile.
 func (l *writeLog) flush() {
-	frame, upTo, file := l.pending, l.appended, l.file
-	l.framer.seal(frame)
+	frame, upTo, file := l.pending, l.appended.Load(), l.file
 	l.pending, l.flushing = nil, true
 	l.mu.Unlock()
-	_, err := file.Write(frame)
+	err := l.framer.write(file, frame)
 	if err == nil {
 		err = file.Sync()
 	}
@@ -300,26 +308,29 @@ func (l *writeLog) flush() {
 	l.flushing = false
 	if err != nil {
 		l.err, l.pending = err, nil
+		l.logger.Error("queue log cannot be written, writes are refused until it can", "path", l.path, "err", err)
 	} else {
 		l.size += int64(len(frame))
-		l.synced = upTo
+		l.synced.Store(upTo)
 	}
 	l.turn.Broadcast()
 }
 
-// grown reports whether most of the log is no snapshot.
-func (l *writeLog) grown() bool {
+// wantsRewrite reports whether the log has failed, or most of it is no snapshot.
+func (l *writeLog) wantsRewrite() bool {
+	if l == nil {
+		return false
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.size > 2*l.base+growth
+	return l.err != nil || l.size > 2*l.base+growth
 }
 
 // growth is by how much the log may exceed twice its snapshot; ours. It is read
 // whole at the next start.
 const growth = 16 << 20
 
-// rewrite replaces the log by a snapshot, which is the entries that write gives
-// to add. Nothing may be appended meanwhile. If it fails, what was there before
+// rewrite replaces the log by the entries that snapshot gives to add. Nothing may be appended meanwhile. If it fails, what was there before
 // goes on.
 func (l *writeLog) rewrite(snapshot func(add func(entry))) error {
 	l.mu.Lock()
@@ -343,26 +354,38 @@ func (l *writeLog) rewrite(snapshot func(add func(entry))) error {
 		_ = l.file.Close() // nothing of it is needed any more
 	}
 	l.file, l.framer, l.size, l.base = file, f, size, size
-	l.pending, l.synced = nil, l.appended
+	l.pending = nil
+	l.synced.Store(l.appended.Load())
 	l.err = syncDir(filepath.Dir(l.path)) // until it is, the old file may come back
 	l.turn.Broadcast()
 	return l.err
 }
+
+// snapshotFrame is about how much of a snapshot is written at once; ours.
+const snapshotFrame = 1 << 20
 
 func writeSnapshot(file logFile, snapshot func(add func(entry))) (framer, int64, error) {
 	salt := make([]byte, logSaltSize)
 	_, _ = rand.Read(salt) // never fails
 	f := newFramer(salt)
 	size, err := file.Write(append([]byte(logMagic), salt...))
-	snapshot(func(e entry) {
-		if err != nil {
-			return
+	frame := make([]byte, frameHeader)
+	flush := func() {
+		if err == nil {
+			err = f.write(file, frame)
 		}
-		frame := appendEntry(make([]byte, frameHeader), e)
-		f.seal(frame)
-		_, err = file.Write(frame)
 		size += len(frame)
+		frame = frame[:frameHeader]
+	}
+	snapshot(func(e entry) {
+		frame = appendEntry(frame, e)
+		if len(frame) >= snapshotFrame {
+			flush()
+		}
 	})
+	if len(frame) > frameHeader {
+		flush()
+	}
 	if err == nil {
 		err = file.Sync()
 	}

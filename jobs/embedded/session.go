@@ -37,13 +37,16 @@ type sessions struct {
 	closed bool
 }
 
-func (s *sessions) add(conn net.Conn) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.closed {
-		s.open[conn] = struct{}{}
+// begin serves a connection, unless the queue is closed.
+func (q *Queue) begin(conn net.Conn, trusted bool) error {
+	q.sessions.mu.Lock()
+	defer q.sessions.mu.Unlock()
+	if q.sessions.closed {
+		return errors.Join(net.ErrClosed, conn.Close())
 	}
-	return !s.closed
+	q.sessions.open[conn] = struct{}{}
+	q.running.Go(func() { q.serve(conn, trusted) })
+	return nil
 }
 
 func (s *sessions) remove(conn net.Conn) {
@@ -52,6 +55,7 @@ func (s *sessions) remove(conn net.Conn) {
 	delete(s.open, conn)
 }
 
+// close ends all connections.
 func (s *sessions) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -64,10 +68,9 @@ func (s *sessions) close() {
 // dial connects a client of this process.
 func (q *Queue) dial() (net.Conn, error) {
 	theirs, ours := net.Pipe()
-	if !q.sessions.add(ours) {
-		return nil, net.ErrClosed
+	if err := q.begin(ours, true); err != nil {
+		return nil, err
 	}
-	q.running.Go(func() { q.serve(ours, true) })
 	return theirs, nil
 }
 
@@ -87,11 +90,9 @@ func (q *Queue) accept() {
 			}
 			continue
 		}
-		if !q.sessions.add(conn) {
-			_ = conn.Close()
+		if q.begin(conn, false) != nil {
 			return
 		}
-		q.running.Go(func() { q.serve(conn, false) })
 	}
 }
 
@@ -104,6 +105,8 @@ type session struct {
 	out  *outbox
 	// stranger has not named the password yet.
 	stranger bool
+	// subscribed says that it may have subscriptions, which outlive it.
+	subscribed bool
 	// multi says that commands are being queued for EXEC; queued are the writes
 	// among them.
 	multi  bool
@@ -153,8 +156,10 @@ func (q *Queue) serve(conn net.Conn, trusted bool) {
 
 // end lets go of the connection.
 func (s *session) end() {
-	for _, command := range []string{"UNSUBSCRIBE", "PUNSUBSCRIBE"} {
-		s.queue.run(s.peer, []string{command}) // else its subscriptions stay
+	if s.subscribed {
+		for _, command := range []string{"UNSUBSCRIBE", "PUNSUBSCRIBE"} {
+			s.queue.run(s.peer, []string{command})
+		}
 	}
 	s.out.close()
 	s.queue.sessions.remove(s.conn)
@@ -185,6 +190,8 @@ func (s *session) handle(args []string) {
 		s.multi = true
 	case cmd == "DISCARD" || cmd == "EXEC":
 		s.multi, s.queued = false, nil
+	case cmd == "SUBSCRIBE" || cmd == "PSUBSCRIBE":
+		s.subscribed = true
 	case s.stranger && !strings.HasPrefix(s.queue.run(s.peer, []string{"PING"}), "-"):
 		s.stranger = false
 		_ = s.conn.SetReadDeadline(time.Time{}) // else Read fails
@@ -200,10 +207,7 @@ func (s *session) settle() {
 	if len(s.held) == 0 {
 		return
 	}
-	var err error
-	if s.queue.log != nil {
-		err = s.queue.log.wait(s.seq)
-	}
+	err := s.queue.log.wait(s.seq)
 	for _, r := range s.held {
 		if err != nil && r.wrote {
 			r.text = misconf(err)

@@ -26,7 +26,7 @@ func (q *Queue) load() error {
 	began := time.Now()
 	data, err := os.ReadFile(q.log.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		q.moveClock(time.Now().Truncate(time.Millisecond))
+		q.startClock()
 		return q.log.rewrite(q.snapshot)
 	}
 	if err != nil {
@@ -50,8 +50,8 @@ func (q *Queue) load() error {
 	if err := q.log.resume(data, size); err != nil {
 		return err
 	}
-	q.advance(time.Now())
-	if q.log.grown() {
+	q.startClock()
+	if q.log.wantsRewrite() {
 		q.compact()
 	}
 	q.logger.Info("queue opened", "path", q.log.path, "bytes", size, "entries", entries, "duration", time.Since(began))
@@ -71,7 +71,7 @@ func (q *Queue) maintain() {
 		}
 		q.writing.Lock()
 		q.advance(time.Now())
-		if q.log != nil && (q.log.failed() != nil || q.log.grown()) && time.Since(tried) >= retryEvery {
+		if q.log.wantsRewrite() && time.Since(tried) >= retryEvery {
 			tried = time.Now()
 			q.compact()
 		}
@@ -83,11 +83,9 @@ func (q *Queue) maintain() {
 func (q *Queue) compact() {
 	failed := q.log.failed()
 	switch err := q.log.rewrite(q.snapshot); {
-	case err != nil && failed != nil:
-		q.logger.Error("queue log cannot be written, writes are refused until it can", "path", q.log.path, "err", err)
-	case err != nil:
+	case err != nil && failed == nil:
 		q.logger.Warn("queue log not shortened", "path", q.log.path, "err", err)
-	case failed != nil:
+	case err == nil && failed != nil:
 		q.logger.Info("queue log can be written again", "path", q.log.path)
 	}
 }
@@ -116,17 +114,17 @@ func (q *Queue) commandsOf(key string) [][]string {
 		return [][]string{{"SET", key, value}}
 	case "list":
 		values, _ := q.mini.List(key)
-		return chunks("RPUSH", key, values)
+		return chunks("RPUSH", key, 1, values)
 	case "set":
 		members, _ := q.mini.SMembers(key)
-		return chunks("SADD", key, members)
+		return chunks("SADD", key, 1, members)
 	case "hash":
 		var words []string
 		fields, _ := q.mini.HKeys(key)
 		for _, field := range fields {
 			words = append(words, field, q.mini.HGet(key, field))
 		}
-		return chunks("HSET", key, words)
+		return chunks("HSET", key, 2, words)
 	case "zset":
 		var words []string
 		members, _ := q.mini.ZMembers(key)
@@ -134,7 +132,7 @@ func (q *Queue) commandsOf(key string) [][]string {
 		for _, member := range members {
 			words = append(words, strconv.FormatFloat(scores[member], 'g', -1, 64), member)
 		}
-		return chunks("ZADD", key, words)
+		return chunks("ZADD", key, 2, words)
 	case "stream":
 		var commands [][]string
 		entries, _ := q.mini.Stream(key)
@@ -146,10 +144,22 @@ func (q *Queue) commandsOf(key string) [][]string {
 	return nil
 }
 
-func chunks(cmd, key string, words []string) [][]string {
+// chunks are commands that each append some of words to key, never parting a
+// group of so many.
+func chunks(cmd, key string, group int, words []string) [][]string {
 	var commands [][]string
-	for chunk := range slices.Chunk(words, snapshotWords) {
-		commands = append(commands, append([]string{cmd, key}, chunk...))
+	var command []string
+	bytes := 0
+	for part := range slices.Chunk(words, group) {
+		if command == nil || len(command) > snapshotWords || bytes > snapshotFrame {
+			commands, bytes = append(commands, nil), 0
+			command = []string{cmd, key}
+		}
+		for _, word := range part {
+			command = append(command, word)
+			bytes += len(word)
+		}
+		commands[len(commands)-1] = command
 	}
 	return commands
 }
