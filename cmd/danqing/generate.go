@@ -17,10 +17,8 @@ import (
 
 type generateFlags struct {
 	batchFlags
-	request     jobs.Request
-	seed        int64
-	refStrength float64
-	output      string
+	requestFlags
+	output string
 }
 
 func (p *program) generateCommand() *cobra.Command {
@@ -35,45 +33,27 @@ unless --id names one: the same ID with the same request is made once.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.request.Prompt = args[0]
-			if cmd.Flags().Changed("seed") {
-				f.request.Seed = &f.seed
-			}
-			if cmd.Flags().Changed("ref-strength") {
-				f.request.RefStrength = &f.refStrength
-			}
-			return p.generate(cmd.Context(), f)
+			return p.generate(cmd, f)
 		},
 	}
 	p.runFlags(cmd, &f.batchFlags)
-	flags := cmd.Flags()
-	flags.StringVarP(&f.output, "output", "o", "", "file to save the image as; with several, -1, -2 … goes before its extension (default: the job's ID)")
-	flags.StringVar(&f.request.ID, "id", "", "job ID (default: a random one)")
-	flags.StringVar(&f.request.NegativePrompt, "negative-prompt", "", "what must not be seen")
-	flags.StringVar(&f.request.Style, "style", "", "style, such as watercolor or 水彩 (default: the model decides)")
-	flags.StringVar(&f.request.Size, "size", "", "width*height (default 1024*1024)")
-	flags.IntVarP(&f.request.N, "n", "n", 1, "how many images, 1 to 4; each is charged")
-	flags.Int64Var(&f.seed, "seed", 0, "seed of the first image (default: made from the job's ID)")
-	flags.StringVar(&f.request.RefImg, "ref-img", "", "reference image: a URL or a file")
-	flags.Float64Var(&f.refStrength, "ref-strength", 0, "how close to the reference, 0 to 1")
-	flags.StringVar(&f.request.RefMode, "ref-mode", "", "repaint (keep the content, the default) or refonly (keep the style)")
+	f.register(cmd)
+	cmd.Flags().StringVarP(&f.output, "output", "o", "", "file to save the image as; with several, -1, -2 … goes before its extension (default: the job's ID)")
 	return cmd
 }
 
-func (p *program) generate(ctx context.Context, f generateFlags) error {
+func (p *program) generate(cmd *cobra.Command, f generateFlags) error {
+	ctx := cmd.Context()
 	cfg, err := p.config()
 	if err != nil {
 		return err
 	}
 	refs := references{}
-	if ref := f.request.RefImg; ref != "" && !strings.Contains(ref, "://") {
-		if f.request.RefImg, err = refs.resolver(".")(ref); err != nil {
-			return usage("name a URL or a file that DashScope takes", "%w", err)
-		}
+	req, err := f.read(cmd, cfg.Models[0], refs)
+	if err != nil {
+		return err
 	}
-	if f.request.Model == "" {
-		f.request.Model = cfg.Models[0]
-	}
-	req, warnings, err := f.request.Normalize()
+	req, warnings, err := req.Normalize()
 	if err != nil {
 		return err
 	}

@@ -82,9 +82,9 @@ No image is paid for twice, and none that was paid for is lost.`,
 	root.SetErr(p.stderr)
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usage("see: danqing "+cmd.Name()+" --help", "%w", err)
+		return usage("see: "+cmd.CommandPath()+" --help", "%w", err)
 	})
-	root.AddCommand(p.batchCommand(), p.generateCommand(), p.workerCommand(), p.simulatorCommand(), p.versionCommand())
+	root.AddCommand(p.batchCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.jobsCommand(), p.simulatorCommand(), p.versionCommand())
 	ran := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { ran = true }
 	err := root.ExecuteContext(ctx)
@@ -134,6 +134,8 @@ func hintOf(err error) string {
 		return "nothing was spent; an id stands for one request for ever: give the changed line a new id, or take its old text back"
 	case errors.As(err, &wrongBatch):
 		return "nothing was queued or spent; correct the lines and run the same command again"
+	case errors.Is(err, jobs.ErrNotFound):
+		return "the queue knows jobs until a week after their end; with DANQING_S3_BUCKET set their sidecars are asked too"
 	case errors.Is(err, worker.ErrDataDirInUse):
 		return "wait for it to end, or give this run another DANQING_DATA_DIR"
 	case errors.As(err, &refused):
@@ -147,17 +149,19 @@ func (p *program) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(p.stderr, "danqing: "+format+"\n", args...)
 }
 
+// getenv returns a variable of the environment, "" if it is not set.
+func (p *program) getenv(name string) string {
+	for _, pair := range p.environ {
+		if key, value, ok := strings.Cut(pair, "="); ok && key == name {
+			return value
+		}
+	}
+	return ""
+}
+
 // config reads the environment, saying what is odd in it.
 func (p *program) config() (*config.Config, error) {
-	getenv := func(name string) string {
-		for _, pair := range p.environ {
-			if key, value, ok := strings.Cut(pair, "="); ok && key == name {
-				return value
-			}
-		}
-		return ""
-	}
-	cfg, err := config.Load(getenv, p.environ)
+	cfg, err := config.Load(p.getenv, p.environ)
 	if err != nil {
 		return nil, err
 	}

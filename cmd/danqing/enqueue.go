@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
+)
+
+type enqueueFlags struct {
+	requestFlags
+	simulate, json bool
+	name           string
+	labels         map[string]string
+}
+
+func (p *program) enqueueCommand() *cobra.Command {
+	var f enqueueFlags
+	cmd := &cobra.Command{
+		Use:   "enqueue [FILE...]",
+		Short: "Put jobs on the queue, for workers to make",
+		Long: `Enqueue puts one job, given by flags, or those of JSON Lines files on the queue and
+prints their IDs, without waiting for anything. It reads files as "danqing batch"
+does, and gives the same IDs: run again, it queues nothing twice. All lines are
+checked before any is queued. "-" reads standard input and needs --name.
+
+The queue is the Redis at REDIS_URL, or that of the "danqing up" that runs on the
+data directory. No API key is needed here.`,
+		Example: `  danqing enqueue --prompt "有一只黑色的小猫" --label sku=A-17
+  danqing enqueue prompts.jsonl more.jsonl
+  danqing jobs wait $(danqing enqueue prompts.jsonl)`,
+		RunE: func(cmd *cobra.Command, files []string) error {
+			if given := f.given(cmd); len(files) > 0 && len(given) > 0 {
+				return usage("write it into the lines", "%s is for one job, and files were given", strings.Join(given, ", "))
+			}
+			if len(files) != 1 && f.name != "" {
+				return usage("name one file", "--name is for one file, %d were given", len(files))
+			}
+			if len(files) == 0 && f.request.Prompt == "" {
+				return usage("as in: danqing enqueue prompts.jsonl, or: danqing enqueue --prompt \"a cat\"", "there is nothing to enqueue: neither a file nor --prompt was given")
+			}
+			return p.onQueue(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
+				e := &enqueuing{program: p, jobQueue: q, refs: references{}, json: f.json}
+				if len(files) == 0 {
+					return e.one(ctx, cmd, f)
+				}
+				return e.files(ctx, files, f.name)
+			})
+		},
+	}
+	f.register(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&f.request.Prompt, "prompt", "", "what to paint")
+	flags.StringVar(&f.request.Priority, "priority", "", "critical, default or bulk")
+	flags.StringToStringVar(&f.labels, "label", nil, "a label of your own, name=value; may be given several times")
+	flags.StringVar(&f.request.RedoOf, "redo-of", "", "ID of the job that this one does again with another seed")
+	flags.StringVar(&f.name, "name", "", "the batch's name, which job IDs begin with (default: the file's name)")
+	flags.BoolVar(&f.simulate, "simulate", false, "use the queue of a simulated instance on this machine")
+	flags.BoolVar(&f.json, "json", false, "print each job's record as a JSON line")
+	return cmd
+}
+
+// enqueuing is one call of the command.
+type enqueuing struct {
+	*program
+	*jobQueue
+	refs references
+	json bool
+}
+
+func (e *enqueuing) one(ctx context.Context, cmd *cobra.Command, f enqueueFlags) error {
+	f.request.Labels = f.labels
+	req, err := f.read(cmd, e.cfg.Models[0], e.refs)
+	if err != nil {
+		return err
+	}
+	req, warnings, err := req.Normalize()
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		e.say("warning: %s", w)
+	}
+	if req.ID == "" {
+		req.ID = jobs.NewID()
+	}
+	return e.lines(ctx, []jobs.Line{{ID: req.ID, Digest: req.Digest(), Request: req}})
+}
+
+// files reads all files before it queues anything.
+func (e *enqueuing) files(ctx context.Context, files []string, name string) error {
+	var sheets []sheet
+	var lines []jobs.Line
+	var wrong []error
+	for _, file := range files {
+		batch, err := e.readBatch(file, name)
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("%s: %w", file, err))
+			continue
+		}
+		sheets = append(sheets, sheet{Batch: batch})
+		for _, line := range batch.Lines {
+			for _, w := range line.Warnings {
+				e.say("warning: %s: line %d: %s", file, line.Number, w)
+			}
+		}
+		lines = append(lines, batch.Lines...)
+	}
+	if err := errors.Join(wrong...); err != nil {
+		return err
+	}
+	if err := sameName(sheets); err != nil {
+		return err
+	}
+	return e.lines(ctx, lines)
+}
+
+func (e *enqueuing) readBatch(file, name string) (*jobs.Batch, error) {
+	in, dir := e.stdin, "."
+	if file == "-" {
+		if name == "" {
+			return nil, usage("as in: danqing enqueue - --name cats", "standard input has no name: --name is missing")
+		}
+	} else {
+		opened, err := os.Open(file) //nolint:gosec // the user's own file
+		if err != nil {
+			return nil, usage("name a file of JSON lines", "%w", err)
+		}
+		defer opened.Close() //nolint:errcheck // read only
+		in, dir = opened, filepath.Dir(file)
+		if name == "" {
+			name = jobs.BatchName(file)
+		}
+	}
+	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: e.cfg.Models[0], Resolve: e.refs.resolver(dir)})
+	var wrong *jobs.BatchError
+	if err != nil && !errors.As(err, &wrong) {
+		return nil, usage("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)
+	}
+	return batch, err
+}
+
+// lines queues jobs that are right in themselves.
+func (e *enqueuing) lines(ctx context.Context, lines []jobs.Line) error {
+	if err := e.checkIDs(ctx, lines); err != nil {
+		return err
+	}
+	if err := e.stage(ctx); err != nil {
+		return err
+	}
+	if err := e.warnOfLanes(ctx, lines); err != nil {
+		return err
+	}
+	for i, line := range lines {
+		rec, err := e.jobs.Enqueue(ctx, line.Request)
+		if err != nil {
+			if len(lines) > 1 {
+				e.say("%d of %s are queued; the same command again queues the rest", i, count(len(lines), "job"))
+				err = fmt.Errorf("line %d: %w", line.Number, err)
+			}
+			return err
+		}
+		if err := e.print(rec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkIDs finds out before anything is queued whether an ID belongs to another
+// request.
+func (e *enqueuing) checkIDs(ctx context.Context, lines []jobs.Line) error {
+	taken := make([]error, len(lines))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(lookups)
+	for i, line := range lines {
+		group.Go(func() error {
+			rec, err := e.jobs.Get(ctx, line.ID)
+			switch {
+			case errors.Is(err, jobs.ErrNotFound):
+			case err != nil:
+				return err
+			case rec.Digest != line.Digest:
+				taken[i] = fmt.Errorf("job %s: %w", line.ID, jobs.ErrDigestConflict)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	wrong := &jobs.BatchError{}
+	for i, err := range taken {
+		switch {
+		case err != nil && lines[i].Number == 0:
+			return err
+		case err != nil:
+			wrong.Lines = append(wrong.Lines, jobs.LineError{Number: lines[i].Number, Err: err})
+		}
+	}
+	if len(wrong.Lines) > 0 {
+		return wrong
+	}
+	return nil
+}
+
+// stage brings local reference images to where the workers find them.
+func (e *enqueuing) stage(ctx context.Context) error {
+	if len(e.refs) == 0 {
+		return nil
+	}
+	to, err := e.bucket()
+	if err != nil {
+		return err
+	}
+	if to == nil {
+		return usage("set it, and what it needs, to the workers' bucket; or refer to the images by URL",
+			"DANQING_S3_BUCKET is not set, and the workers cannot read local files: %s", count(len(e.refs), "reference image"))
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(lookups)
+	for _, ref := range e.refs {
+		group.Go(func() error { return stageOne(ctx, to, ref) })
+	}
+	return group.Wait()
+}
+
+func stageOne(ctx context.Context, to *storage.Bucket, ref *storage.Reference) error {
+	if err := to.StageReference(ctx, ref); err != nil {
+		return fmt.Errorf("stage reference image: %w", err)
+	}
+	return nil
+}
+
+// warnOfLanes says which of the jobs nobody works at present.
+func (e *enqueuing) warnOfLanes(ctx context.Context, lines []jobs.Line) error {
+	lanes, err := e.lanes(ctx)
+	if err != nil {
+		return err
+	}
+	warned := map[string]bool{}
+	for _, line := range lines {
+		model := line.Request.Model
+		if why := standstill(lanes, model); why != "" && !warned[model] {
+			warned[model] = true
+			e.say("warning: %s", why)
+		}
+	}
+	return nil
+}
+
+func (e *enqueuing) print(rec *jobs.Record) error {
+	if e.json {
+		return printJSON(e.stdout, shown(rec))
+	}
+	_, err := fmt.Fprintln(e.stdout, rec.ID)
+	return err
+}
+
+// shown is a record without the signed links of results that are being stored.
+func shown(rec *jobs.Record) *jobs.Record {
+	next := *rec
+	next.Results = slices.Clone(rec.Results)
+	for i := range next.Results {
+		next.Results[i].URL = ""
+	}
+	return &next
+}
+
+func printJSON(out io.Writer, v any) error {
+	enc := json.NewEncoder(out)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}

@@ -1,0 +1,333 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// jobsFlags are those of every jobs command.
+type jobsFlags struct{ simulate, json bool }
+
+func (p *program) jobsCommand() *cobra.Command {
+	var f jobsFlags
+	cmd := &cobra.Command{
+		Use:   "jobs",
+		Short: "Look at jobs and act on them",
+		Long: `Jobs looks at the jobs of a queue and acts on them. The queue is the Redis at
+REDIS_URL, or that of the "danqing up" that runs on the data directory. No API key is
+needed here.`,
+		Example: `  danqing jobs list --state held
+  danqing jobs show shop.cat`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return usage("see: danqing jobs --help", "jobs: name what to do")
+		},
+	}
+	cmd.PersistentFlags().BoolVar(&f.simulate, "simulate", false, "use the queue of a simulated instance on this machine")
+	cmd.PersistentFlags().BoolVar(&f.json, "json", false, "print JSON lines")
+	cmd.AddCommand(
+		p.jobsListCommand(&f), p.jobsShowCommand(&f), p.jobsWaitCommand(&f),
+		p.jobsCancelCommand(&f), p.jobsRetryCommand(&f), p.jobsResolveCommand(&f),
+		p.jobsPauseCommand(&f), p.jobsResumeCommand(&f),
+	)
+	return cmd
+}
+
+func (p *program) jobsCancelCommand(f *jobsFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "cancel JOB...",
+		Short: "Give jobs up, as far as they cost nothing yet",
+		Long: `Cancel gives jobs up. One that waits is canceled at once. One whose task runs at
+DashScope is cancelled there only if DashScope has not begun with it; otherwise it is
+paid for, and its images are kept.`,
+		Example: `  danqing jobs cancel shop.cat
+  danqing jobs list --batch shop --state queued --json | jq -r .id | xargs danqing jobs cancel`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Record, error) {
+				return q.jobs.Cancel(ctx, id)
+			})
+		},
+	}
+}
+
+func (p *program) jobsRetryCommand(f *jobsFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "retry JOB...",
+		Short: "Put jobs that failed or were canceled on the queue again",
+		Long: `Retry puts jobs that failed or were canceled on the queue again, as they were asked
+for. A task that failed cost nothing. What has succeeded is never made again: for
+another image of the same request enqueue a new job with --redo-of.`,
+		Example: `  danqing jobs retry shop.cat`,
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Record, error) {
+				rec, err := q.get(ctx, id)
+				if err != nil {
+					return nil, err
+				}
+				return q.jobs.RetryRecord(ctx, rec)
+			})
+		},
+	}
+}
+
+func (p *program) jobsResolveCommand(f *jobsFlags) *cobra.Command {
+	var decision jobs.Resolution
+	cmd := &cobra.Command{
+		Use:   "resolve JOB...",
+		Short: "Decide what becomes of jobs that are held",
+		Long: `Resolve ends the hold of jobs of which it is not known what was paid for. "danqing
+jobs show" tells why a job is held; the console of Model Studio tells which tasks the
+account has. One decision must be given:
+
+  --adopt TASK   the task is this job's: fetch its images. With the job's own task,
+                 where images could not be proven: try to store them once more
+  --buy-again    make it again. If there was a task after all, both are paid for
+  --give-up      end it as failed
+
+What lies under _held/ in the bucket stays there in any case.`,
+		Example: `  danqing jobs resolve shop.cat --adopt 86ecf553-d340-4e21-af6e-a0c6a421c010
+  danqing jobs resolve shop.cat --buy-again`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			given := 0
+			for _, name := range []string{"adopt", "buy-again", "give-up"} {
+				if cmd.Flags().Changed(name) {
+					given++
+				}
+			}
+			if given != 1 || !decision.BuyAgain && !decision.GiveUp && decision.Adopt == "" {
+				return usage("see: danqing jobs resolve --help", "give exactly one of --adopt TASK, --buy-again and --give-up")
+			}
+			if decision.Adopt != "" && len(ids) > 1 {
+				return usage("name one job", "a task belongs to one job, and %d were named", len(ids))
+			}
+			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Record, error) {
+				return q.jobs.Resolve(ctx, id, decision)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&decision.Adopt, "adopt", "", "the ID of the task that is the job's")
+	cmd.Flags().BoolVar(&decision.BuyAgain, "buy-again", false, "make it again, though it may have been paid for")
+	cmd.Flags().BoolVar(&decision.GiveUp, "give-up", false, "end it as failed")
+	return cmd
+}
+
+// eachJob does the same to each job and says what became of it. A job that cannot
+// be acted on does not keep the others from it.
+func (p *program) eachJob(ctx context.Context, f *jobsFlags, ids []string, act func(context.Context, *jobQueue, string) (*jobs.Record, error)) error {
+	if err := validIDs(ids); err != nil {
+		return err
+	}
+	return p.onQueue(ctx, f.simulate, func(ctx context.Context, q *jobQueue) error {
+		var wrong []error
+		for _, id := range ids {
+			rec, err := act(ctx, q, id)
+			if err == nil {
+				err = p.printJob(rec, f.json)
+			}
+			if err != nil {
+				wrong = append(wrong, err)
+			}
+		}
+		return errors.Join(wrong...)
+	})
+}
+
+func validIDs(ids []string) error {
+	for _, id := range ids {
+		if err := jobs.ValidID(id); err != nil {
+			return usage("take the ID that danqing enqueue or danqing jobs list prints", "%w", err)
+		}
+	}
+	return nil
+}
+
+// printJob says where a job stands, in one line.
+func (p *program) printJob(rec *jobs.Record, asJSON bool) error {
+	if asJSON {
+		return printJSON(p.stdout, shown(rec))
+	}
+	if _, err := fmt.Fprintf(p.stdout, "%s %s\n", rec.ID, stateOf(rec)); err != nil {
+		return err
+	}
+	if !rec.CancelRequestedAt.IsZero() && !rec.State.Final() {
+		p.say("%s: its task is cancelled only if DashScope has not begun with it; otherwise it is paid for, and its images are kept", rec.ID)
+	}
+	return nil
+}
+
+// stateOf is a job's state with what must be known beside it.
+func stateOf(rec *jobs.Record) string {
+	state := string(rec.State)
+	if !rec.CancelRequestedAt.IsZero() && !rec.State.Final() {
+		state += ", cancel requested"
+	}
+	if rec.Simulated {
+		state += " (simulated)"
+	}
+	return state
+}
+
+func (p *program) jobsWaitCommand(f *jobsFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "wait JOB...",
+		Short: "Wait until jobs are over, or held",
+		Long: `Wait waits until all the jobs are over, or held, and prints each when it is. Exit
+codes: 0 all have succeeded, 3 some have not.`,
+		Example: `  danqing jobs wait $(danqing enqueue prompts.jsonl)`,
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			if err := validIDs(ids); err != nil {
+				return err
+			}
+			return p.onQueue(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
+				w := &waiting{program: p, jobQueue: q, json: f.json, open: map[string]bool{}}
+				for _, id := range ids {
+					w.open[id] = true
+				}
+				return w.do(ctx, ids)
+			})
+		},
+	}
+}
+
+// waiting is one call of jobs wait.
+type waiting struct {
+	*program
+	*jobQueue
+	json bool
+	open map[string]bool
+	// unmade is whether one of the jobs has not succeeded.
+	unmade bool
+}
+
+func (w *waiting) do(ctx context.Context, ids []string) error {
+	changes, err := w.jobs.Subscribe(ctx)
+	if err != nil {
+		return err
+	}
+	defer changes.Close() //nolint:errcheck // nobody listens any more
+	recheck := time.NewTicker(recheckInterval)
+	defer recheck.Stop()
+	for again := true; ; {
+		for _, id := range ids {
+			if !again || !w.open[id] {
+				continue
+			}
+			if err := w.look(ctx, id); err != nil {
+				return err
+			}
+		}
+		if len(w.open) == 0 {
+			break
+		}
+		again = false
+		select {
+		case id := <-changes.IDs():
+			if w.open[id] {
+				err = w.look(ctx, id)
+			}
+		case <-recheck.C:
+			again = true
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if w.unmade {
+		return errPartFailed
+	}
+	return nil
+}
+
+func (w *waiting) look(ctx context.Context, id string) error {
+	rec, err := w.get(ctx, id)
+	if err != nil || !settled(rec) {
+		return err
+	}
+	delete(w.open, id)
+	if rec.State != jobs.StateSucceeded {
+		w.unmade = true
+		w.say("%s: %s: %s: %s", id, rec.State, rec.Code, rec.Message)
+	}
+	return w.printJob(rec, w.json)
+}
+
+func (p *program) jobsPauseCommand(f *jobsFlags) *cobra.Command {
+	var account, reason string
+	cmd := &cobra.Command{
+		Use:   "pause --account NAME",
+		Short: "Have an account submit nothing more",
+		Long: `Pause stops the submits of all lanes of an account, until "danqing jobs resume". What
+runs at DashScope is finished and stored; jobs wait, for another account if there is
+one.`,
+		Example: `  danqing jobs pause --account main --reason "the budget is spent"`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.onAccount(cmd.Context(), f, account, func(ctx context.Context, q *jobQueue) error {
+				return q.jobs.PauseAccount(ctx, account, reason)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&account, "account", "", "the account's name (default is the one of the environment)")
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for those who look at the lanes")
+	return cmd
+}
+
+func (p *program) jobsResumeCommand(f *jobsFlags) *cobra.Command {
+	var account string
+	cmd := &cobra.Command{
+		Use:     "resume --account NAME",
+		Short:   "Have a paused account submit again",
+		Long:    `Resume takes the pause of an account back; its lanes go on within seconds.`,
+		Example: `  danqing jobs resume --account main`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return p.onAccount(cmd.Context(), f, account, func(ctx context.Context, q *jobQueue) error {
+				return q.jobs.ResumeAccount(ctx, account)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&account, "account", "", "the account's name (default is the one of the environment)")
+	return cmd
+}
+
+// onAccount acts on an account, and shows its lanes.
+func (p *program) onAccount(ctx context.Context, f *jobsFlags, account string, act func(context.Context, *jobQueue) error) error {
+	if err := jobs.ValidAccount(account); err != nil {
+		return usage("name it as in: --account default", "%w", err)
+	}
+	return p.onQueue(ctx, f.simulate, func(ctx context.Context, q *jobQueue) error {
+		if err := act(ctx, q); err != nil {
+			return err
+		}
+		all, err := q.lanes(ctx)
+		if err != nil {
+			return err
+		}
+		var lanes []lane
+		for _, l := range all {
+			if l.Account == account {
+				lanes = append(lanes, l)
+			}
+		}
+		if len(lanes) == 0 {
+			p.say("warning: no lane of an account %q ever opened on this queue", account)
+			return nil
+		}
+		if f.json {
+			return p.printLanes(lanes)
+		}
+		return p.lanesTable(lanes)
+	})
+}

@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+func (p *program) jobsListCommand(f *jobsFlags) *cobra.Command {
+	var filter jobs.ListFilter
+	var states []string
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the jobs of the queue, the last changed first",
+		Long: `List lists the jobs that the queue knows, the last changed first, and below them how
+many are in each state, and the lanes. Jobs are known until a week after their end;
+then their sidecars in the bucket tell of them.
+
+With --json it prints the jobs alone.`,
+		Example: `  danqing jobs list
+  danqing jobs list --state held --state failed --label sku=A-17
+  danqing jobs list --batch shop --limit 10000 --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var err error
+			if filter.States, err = readStates(states); err != nil {
+				return err
+			}
+			if filter.Limit <= 0 {
+				return usage("give a number from 1", "--limit %d", filter.Limit)
+			}
+			return p.onQueue(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
+				return p.jobsList(ctx, q, filter, f.json)
+			})
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringSliceVar(&states, "state", nil, "only jobs in this state; may be given several times")
+	flags.StringVar(&filter.Model, "model", "", "only jobs of this model")
+	flags.StringVar(&filter.Account, "account", "", "only jobs that this account has submitted")
+	flags.StringToStringVar(&filter.Labels, "label", nil, "only jobs with this label, name=value; may be given several times")
+	flags.StringVar(&filter.Batch, "batch", "", "only jobs of the batch of this name")
+	flags.IntVar(&filter.Limit, "limit", 50, "how many at most")
+	return cmd
+}
+
+func readStates(names []string) ([]jobs.State, error) {
+	var states []jobs.State
+	for _, name := range names {
+		known := false
+		for _, state := range jobs.States() {
+			if string(state) == name {
+				states, known = append(states, state), true
+			}
+		}
+		if !known {
+			return nil, usage("one of: "+strings.Trim(fmt.Sprint(jobs.States()), "[]"), "--state %q: no such state", name)
+		}
+	}
+	return states, nil
+}
+
+func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFilter, asJSON bool) error {
+	records, cursor, err := q.jobs.List(ctx, filter)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		for _, rec := range records {
+			if err := printJSON(p.stdout, shown(rec)); err != nil {
+				return err
+			}
+		}
+		if cursor != "" {
+			p.say("there are more: raise --limit")
+		}
+		return nil
+	}
+	counts, err := q.jobs.Counts(ctx)
+	if err != nil {
+		return err
+	}
+	lanes, err := q.lanes(ctx)
+	if err != nil {
+		return err
+	}
+	if len(records) > 0 {
+		if err := p.jobsTable(records); err != nil {
+			return err
+		}
+		if cursor != "" {
+			if _, err := fmt.Fprintf(p.stdout, "… and more: raise --limit\n"); err != nil {
+				return err
+			}
+		}
+	}
+	if _, err := fmt.Fprintf(p.stdout, "%s\n", countsLine(counts)); err != nil {
+		return err
+	}
+	return p.lanesTable(lanes)
+}
+
+// noteWidth is how much of a sentence fits into a table; jobs show has the rest.
+const noteWidth = 60
+
+func (p *program) jobsTable(records []*jobs.Record) error {
+	return table(p.stdout, "JOB\tSTATE\tMODEL\tACCOUNT\tCHANGED\tCOST\tNOTE", len(records), func(i int) string {
+		rec := records[i]
+		cost, note := "-", ""
+		if rec.CostMicroYuan > 0 {
+			cost = yuan(rec.CostMicroYuan)
+		}
+		switch {
+		case rec.State == jobs.StateSucceeded:
+			note = imagesNote(rec)
+		case rec.Code != "":
+			note = rec.Code + ": " + rec.Message
+		}
+		return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s", rec.ID, stateOf(rec), rec.Model, orDash(rec.Account), moment(rec.UpdatedAt), cost, shorten(note))
+	})
+}
+
+// imagesNote says how many images a job has, and how many not.
+func imagesNote(rec *jobs.Record) string {
+	stored := 0
+	for _, image := range rec.Images {
+		if image.Key != "" {
+			stored++
+		}
+	}
+	note := count(stored, "image")
+	if missing := len(rec.Images) - stored; missing > 0 {
+		note += fmt.Sprintf(", %d not made", missing)
+	}
+	return note
+}
+
+func (p *program) lanesTable(lanes []lane) error {
+	if len(lanes) == 0 {
+		_, err := fmt.Fprintln(p.stdout, "no lane: no worker ever worked this queue")
+		return err
+	}
+	return table(p.stdout, "LANE\tSTATE\tTASKS\tSINCE\tNOTE", len(lanes), func(i int) string {
+		l := lanes[i]
+		state, note := string(l.State), l.rests()
+		switch {
+		case !l.Held:
+			state = "idle"
+		case note != "":
+			state = string(jobs.LanePaused)
+		}
+		if l.Simulated {
+			state += " (simulated)"
+		}
+		return fmt.Sprintf("%s %s\t%s\t%d\t%s\t%s", l.Account, l.Model, state, l.Concurrency, moment(l.At), note)
+	})
+}
+
+// printLanes prints lanes as JSON lines.
+func (p *program) printLanes(lanes []lane) error {
+	for _, l := range lanes {
+		if err := printJSON(p.stdout, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// countsLine is how many jobs are in each state, those that have any.
+func countsLine(counts map[jobs.State]int64) string {
+	var parts []string
+	for _, state := range jobs.States() {
+		if n := counts[state]; n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, state))
+		}
+	}
+	if len(parts) == 0 {
+		return "no jobs"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// table prints rows of tab-separated cells under their heads.
+func table(out io.Writer, heads string, rows int, row func(int) string) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, heads) // its error stays until Flush
+	for i := range rows {
+		_, _ = fmt.Fprintln(w, strings.TrimRight(strings.ReplaceAll(row(i), "\n", " "), "\t"))
+	}
+	return w.Flush()
+}
+
+func orDash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
+}
+
+// shorten cuts a sentence to what a table has room for.
+func shorten(text string) string {
+	if utf8.RuneCountInString(text) <= noteWidth {
+		return text
+	}
+	return string([]rune(text)[:noteWidth-1]) + "…"
+}

@@ -1,0 +1,268 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
+)
+
+func (p *program) jobsShowCommand(f *jobsFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "show JOB",
+		Short: "Tell the story of one job",
+		Long: `Show tells what was asked for, what was done about it and when, what it cost, where the
+images are, and why a job waits. A job that the queue has forgotten, a week after its
+end, is read from its sidecar if DANQING_S3_BUCKET is set.`,
+		Example: `  danqing jobs show shop.cat`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return p.onQueue(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
+				s, err := q.story(ctx, args[0])
+				if err != nil {
+					return err
+				}
+				if f.json {
+					return printJSON(p.stdout, s)
+				}
+				_, err = fmt.Fprint(p.stdout, s.text())
+				return err
+			})
+		},
+	}
+}
+
+// story is all that is known of a job.
+type story struct {
+	*jobs.Record
+	// Waits says why a job is not being made; empty if it is.
+	Waits []string `json:"waits,omitempty"`
+	// Links are where the images can be looked at.
+	Links []resultImage `json:"links,omitempty"`
+}
+
+func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
+	rec, err := q.get(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	s := &story{Record: shown(rec)}
+	if rec.Request == nil {
+		req, err := q.jobs.RequestOf(ctx, rec)
+		switch {
+		case err == nil:
+			s.Request = &req
+		case !errors.Is(err, jobs.ErrNoRequest):
+			return nil, err
+		}
+	}
+	if rec.State.Waiting() {
+		if s.Waits, err = q.waits(ctx, rec); err != nil {
+			return nil, err
+		}
+	}
+	from, err := q.bucket()
+	if err != nil {
+		return nil, err
+	}
+	for _, image := range rec.Images {
+		link, err := q.shownImage(ctx, from, image)
+		if err != nil {
+			return nil, fmt.Errorf("link to image %d of %s: %w", image.N, id, err)
+		}
+		if s.Request != nil && s.Request.Seed != nil {
+			link.Seed = *s.Request.Seed + int64(image.N) - 1
+		}
+		s.Links = append(s.Links, link)
+	}
+	return s, nil
+}
+
+// waits says why a job that waits is not being made.
+func (q *jobQueue) waits(ctx context.Context, rec *jobs.Record) ([]string, error) {
+	lanes, err := q.lanes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var why []string
+	if text := standstill(lanes, rec.Model); text != "" {
+		why = append(why, text)
+	}
+	ahead, inLine, err := q.jobs.Ahead(ctx, rec)
+	switch {
+	case err != nil:
+		return nil, err
+	case inLine:
+		why = append(why, fmt.Sprintf("%s of its model and priority before it", count(int(ahead), "job")))
+	case rec.State == jobs.StateRetrying:
+		why = append(why, "it will be tried again by itself")
+	case rec.State == jobs.StateQueued && len(why) == 0:
+		why = append(why, "a lane has drawn it")
+	}
+	return why, nil
+}
+
+// text is the story for a person, the moments in their order.
+func (s *story) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "job %s: %s\n", s.ID, stateOf(s.Record))
+	facts := []string{"model " + s.Model, "priority " + s.Priority}
+	if s.Account != "" {
+		facts = append(facts, "account "+s.Account)
+	}
+	if batch := cmp.Or(s.Batch, s.batch()); batch != "" {
+		facts = append(facts, "batch "+batch)
+	}
+	labels := s.labels()
+	for _, name := range slices.Sorted(maps.Keys(labels)) {
+		facts = append(facts, fmt.Sprintf("label %s=%s", name, labels[name]))
+	}
+	fmt.Fprintf(&b, "  %s\n", strings.Join(facts, ", "))
+	if s.Request != nil {
+		fmt.Fprintf(&b, "  asked for: %s\n", asked(s.Request))
+	}
+	for _, w := range s.Warnings {
+		fmt.Fprintf(&b, "  warning: %s\n", w)
+	}
+	for _, e := range s.timeline() {
+		fmt.Fprintf(&b, "  %s  %s\n", moment(e.at), e.text)
+	}
+	for _, why := range s.Waits {
+		fmt.Fprintf(&b, "  waits: %s\n", why)
+	}
+	if s.CostMicroYuan > 0 || s.Attempt > 0 {
+		cost := yuan(s.CostMicroYuan)
+		if s.Simulated {
+			cost += " (simulated: nothing is charged)"
+		}
+		fmt.Fprintf(&b, "  cost: %s\n", cost)
+	}
+	for _, image := range s.Links {
+		fmt.Fprintf(&b, "  %s\n", imageText(image))
+	}
+	if s.State == jobs.StateHeld {
+		fmt.Fprintf(&b, "  to decide: danqing jobs resolve %s --help\n", s.ID)
+	}
+	return b.String()
+}
+
+func (s *story) batch() string {
+	if s.Request == nil {
+		return ""
+	}
+	return s.Request.Batch
+}
+
+func (s *story) labels() map[string]string {
+	if s.Labels == nil && s.Request != nil {
+		return s.Request.Labels
+	}
+	return s.Labels
+}
+
+// asked tells a request, without what is said elsewhere.
+func asked(req *jobs.Request) string {
+	shown := *req
+	shown.ID, shown.Model, shown.Priority, shown.Labels, shown.Batch, shown.LineID = "", "", "", nil, "", ""
+	var b strings.Builder
+	if err := printJSON(&b, shown); err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(b.String())
+}
+
+func imageText(image resultImage) string {
+	if image.Key == "" {
+		return fmt.Sprintf("image %d: none: %s: %s", image.N, image.Code, image.Message)
+	}
+	text := fmt.Sprintf("image %d: %s, %d×%d, %d bytes", image.N, image.Key, image.Width, image.Height, image.Bytes)
+	if where := cmp.Or(image.URL, image.File); where != "" {
+		text += "\n    " + where
+	}
+	return text
+}
+
+// happening is a moment of a job's story.
+type happening struct {
+	at   time.Time
+	text string
+}
+
+func (s *story) timeline() []happening {
+	var list []happening
+	add := func(at time.Time, format string, args ...any) {
+		if !at.IsZero() {
+			list = append(list, happening{at, fmt.Sprintf(format, args...)})
+		}
+	}
+	add(s.EnqueuedAt, "enqueued")
+	for _, a := range s.PastAttempts {
+		add(a.SubmittedAt, "attempt %d: submitted in term %d, %s", a.Attempt, a.Term, taskText(a.TaskID))
+		add(a.EndedAt, "attempt %d: ended: %s: %s", a.Attempt, a.Code, a.Message)
+	}
+	if !slices.ContainsFunc(s.PastAttempts, func(a jobs.Attempt) bool { return a.Attempt == s.Attempt }) {
+		add(s.SubmittedAt, "attempt %d: submitted in term %d, %s", s.Attempt, s.Term, taskText(s.TaskID))
+		add(s.GeneratedAt, "attempt %d: its task has ended", s.Attempt)
+	}
+	add(s.CancelRequestedAt, "a person asked to cancel it")
+	add(s.ResolvedAt, "a person resolved its hold")
+	add(s.RetriedAt, "a person asked for it again")
+	switch why := strings.Trim(s.Code+": "+s.Message, ": "); {
+	case s.State.Final():
+		add(s.FinishedAt, "%s", strings.Trim(string(s.State)+": "+why, ": "))
+	case why != "":
+		add(s.UpdatedAt, "%s: %s", s.State, why)
+	}
+	slices.SortStableFunc(list, func(a, b happening) int { return a.at.Compare(b.at) })
+	return list
+}
+
+func taskText(id string) string {
+	if id == "" {
+		return "no task is known"
+	}
+	return "task " + id
+}
+
+// recordOf reads a job back from its sidecar, the past attempts too.
+func recordOf(side *storage.Sidecar) (*jobs.Record, error) {
+	rec := &jobs.Record{
+		ID: side.JobID, Digest: side.Digest, State: jobs.State(side.State), Simulated: side.Simulated, Account: side.Account,
+		Model: side.Model, Priority: side.Priority, TaskID: side.TaskID(), Batch: side.Batch, Labels: side.Labels,
+		EnqueuedAt: side.CreatedAt, SubmittedAt: side.SubmittedAt, FinishedAt: side.FinishedAt, UpdatedAt: side.FinishedAt,
+		CostMicroYuan: side.CostMicroYuan, Code: side.Code, Message: side.Message, Warnings: side.Warnings,
+	}
+	if len(side.Request) > 0 {
+		rec.Request = &jobs.Request{}
+		if err := json.Unmarshal(side.Request, rec.Request); err != nil {
+			return nil, fmt.Errorf("sidecar of %s: request: %w", side.JobID, err)
+		}
+	}
+	for i, a := range side.Attempts {
+		rec.Attempt, rec.Term = a.Attempt, a.Term
+		if i == len(side.Attempts)-1 && a.Verdict == side.State && a.Code == side.Code {
+			rec.TaskID, rec.GeneratedAt = a.TaskID, a.EndedAt
+			break
+		}
+		rec.PastAttempts = append(rec.PastAttempts, jobs.Attempt{
+			Attempt: a.Attempt, Term: a.Term, TaskID: a.TaskID, SubmittedAt: a.SubmittedAt, EndedAt: a.EndedAt, Code: a.Code, Message: a.Message,
+		})
+	}
+	for _, image := range side.Images {
+		rec.Images = append(rec.Images, jobs.Image{
+			N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
+			ContentType: image.ContentType, SourceName: image.SourceName, Code: image.Code, Message: image.Message,
+		})
+	}
+	return rec, nil
+}

@@ -1,0 +1,234 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/config"
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
+	bucket "github.com/danqing-queue/danqing/storage/embedded"
+)
+
+// jobQueue is the Redis that other processes work on, for the commands that put
+// jobs there and look after them. It needs neither an API key nor a data
+// directory of its own.
+type jobQueue struct {
+	cfg  *config.Config
+	rdb  *redis.Client
+	jobs *jobs.Client
+	// simulate says that the queue is a simulated instance's.
+	simulate bool
+	// folder is where a running instance on this machine shows its images as
+	// files, if it has no other bucket; "" if the queue is no instance's.
+	folder string
+}
+
+// onQueue calls work with the queue at REDIS_URL, or else that of the instance
+// that runs on the data directory. A signal ends work's context, and then the
+// error is errInterrupted.
+func (p *program) onQueue(ctx context.Context, simulate bool, work func(context.Context, *jobQueue) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	watched, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-p.signals:
+			cancel(errInterrupted)
+		case <-done:
+		}
+	}()
+	defer func() {
+		close(done)
+		<-watched
+		cancel(nil)
+	}()
+	q, err := p.openQueue(ctx, simulate)
+	if err == nil {
+		err = errors.Join(work(ctx, q), q.rdb.Close())
+	}
+	if errors.Is(context.Cause(ctx), errInterrupted) {
+		return errInterrupted
+	}
+	return err
+}
+
+func (p *program) openQueue(ctx context.Context, simulate bool) (*jobQueue, error) {
+	cfg, err := p.config()
+	if err != nil {
+		return nil, err
+	}
+	q := &jobQueue{cfg: cfg, simulate: simulate}
+	options, err := q.locate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	q.rdb = redis.NewClient(options)
+	q.jobs = jobs.NewClient(q.rdb)
+	if err := q.rdb.Ping(ctx).Err(); err != nil {
+		return nil, errors.Join(fmt.Errorf("redis at %s: %w", options.Addr, err), q.rdb.Close())
+	}
+	return q, nil
+}
+
+// locate finds out where the queue is.
+func (q *jobQueue) locate(ctx context.Context) (*redis.Options, error) {
+	dir := q.cfg.DataDir
+	if q.simulate {
+		dir = simulatedDir(dir)
+		if err := q.cfg.CheckSimulate(); err != nil {
+			return nil, err
+		}
+	}
+	if q.cfg.RedisURL.IsSet() {
+		return q.cfg.Redis()
+	}
+	at, err := readInstance(ctx, dir)
+	if errors.Is(err, errNoInstance) {
+		hint := "set REDIS_URL to the queue's Redis, as in redis://127.0.0.1:6379/0, or start one here: danqing up"
+		if _, err := readInstance(ctx, simulatedDir(q.cfg.DataDir)); err == nil && !q.simulate {
+			hint = "set REDIS_URL to the queue's Redis; a simulated instance runs here: say --simulate if you mean that"
+		}
+		return nil, usage(hint, "REDIS_URL is not set, and no danqing runs on %s", dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	q.folder = filepath.Join(dir, "bucket", bucket.DefaultBucket)
+	options, err := redis.ParseURL(at.RedisURL)
+	if err != nil { // its text may hold the password
+		return nil, fmt.Errorf("read %s: redis_url is no URL of a Redis", filepath.Join(dir, instanceFile))
+	}
+	return options, nil
+}
+
+// simulatedDir is where simulated runs lie, away from all that a real one looks at.
+func simulatedDir(dataDir string) string { return filepath.Join(dataDir, "simulated") }
+
+// bucket returns the configured bucket, nil if there is none.
+func (q *jobQueue) bucket() (*storage.Bucket, error) {
+	if q.cfg.Bucket == "" {
+		return nil, nil //nolint:nilnil // "none" is an answer, not a failure
+	}
+	return storage.New(q.cfg.Storage())
+}
+
+// get reads a job from Redis, or if Redis has forgotten it, from its sidecar.
+func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Record, error) {
+	if err := jobs.ValidID(id); err != nil {
+		return nil, usage("take the ID that danqing enqueue or danqing jobs list prints", "%w", err)
+	}
+	rec, err := q.jobs.Get(ctx, id)
+	if !errors.Is(err, jobs.ErrNotFound) {
+		return rec, err
+	}
+	from, bucketErr := q.bucket()
+	if bucketErr != nil || from == nil {
+		return nil, errors.Join(err, bucketErr)
+	}
+	sidecar, sidecarErr := from.Sidecar(ctx, id)
+	switch {
+	case errors.Is(sidecarErr, storage.ErrNotExist):
+		return nil, fmt.Errorf("%w, nor is its sidecar in bucket %s", err, q.cfg.Bucket)
+	case sidecarErr != nil:
+		return nil, sidecarErr
+	case sidecar.Simulated && !q.simulate:
+		return nil, fmt.Errorf("%w; the bucket has a simulated job of this ID", err)
+	}
+	return recordOf(sidecar)
+}
+
+// shownImage is where an image of a job can be looked at: a link, or a file of the
+// instance on this machine.
+func (q *jobQueue) shownImage(ctx context.Context, from *storage.Bucket, image jobs.Image) (resultImage, error) {
+	shown := resultImage{
+		N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
+		Code: image.Code, Message: image.Message,
+	}
+	if image.Key == "" {
+		return shown, nil
+	}
+	if from != nil {
+		var err error
+		shown.URL, shown.URLExpiresAt, err = from.Link(ctx, image.Key)
+		return shown, err
+	}
+	if q.folder != "" {
+		file := filepath.Join(q.folder, filepath.FromSlash(image.Key))
+		if _, err := os.Stat(file); err == nil {
+			shown.File = file
+		}
+	}
+	return shown, nil
+}
+
+// lane is a lane as operators see it.
+type lane struct {
+	jobs.LaneStatus
+	// Paused is what a person said who paused its account, nil if nobody did.
+	Paused *jobs.Pause `json:"paused,omitempty"`
+}
+
+// lanes returns all lanes that ever opened, by account and model.
+func (q *jobQueue) lanes(ctx context.Context) ([]lane, error) {
+	statuses, err := q.jobs.Lanes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var lanes []lane
+	for _, status := range statuses {
+		pause, err := q.jobs.AccountPause(ctx, status.Account)
+		if err != nil {
+			return nil, err
+		}
+		lanes = append(lanes, lane{status, pause})
+	}
+	return lanes, nil
+}
+
+// rests says why a lane draws no jobs, "" if it does.
+func (l lane) rests() string {
+	switch {
+	case !l.Held:
+		return "no worker has it"
+	case l.Paused != nil:
+		return fmt.Sprintf("paused by a person since %s: %s", moment(l.Paused.At), cmp.Or(l.Paused.Why, "no reason was given"))
+	case l.State == jobs.LanePaused:
+		why := cmp.Or(l.Message, l.Code, "no reason was given")
+		if !l.RetryAt.IsZero() {
+			why += "; next try at " + moment(l.RetryAt)
+		}
+		return why
+	}
+	return ""
+}
+
+// standstill says why nobody makes a model's jobs at present, "" if somebody does.
+func standstill(lanes []lane, model string) string {
+	var resting []string
+	for _, l := range lanes {
+		if l.Model != model || !l.Held {
+			continue
+		}
+		why := l.rests()
+		if why == "" {
+			return ""
+		}
+		resting = append(resting, fmt.Sprintf("the lane of account %s is paused: %s", l.Account, why))
+	}
+	if len(resting) == 0 {
+		return fmt.Sprintf("no worker works %s: its jobs wait until one does, as in: DANQING_MODELS=%s danqing worker", model, model)
+	}
+	return strings.Join(resting, "; ")
+}
+
+// moment is a time as people on this machine read it.
+func moment(at time.Time) string { return at.Local().Format("2006-01-02 15:04:05") }

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// requestFlags are those that make up one job.
+type requestFlags struct {
+	request      jobs.Request
+	seed         int64
+	refStrength  float64
+	promptExtend bool
+	watermark    bool
+}
+
+func (f *requestFlags) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.request.ID, "id", "", "job ID (default: a random one)")
+	flags.StringVar(&f.request.Model, "model", "", "model (default: the first of DANQING_MODELS, or wanx-v1)")
+	flags.StringVar(&f.request.NegativePrompt, "negative-prompt", "", "what must not be seen")
+	flags.StringVar(&f.request.Style, "style", "", "style, such as watercolor or 水彩 (default: the model decides)")
+	flags.StringVar(&f.request.Size, "size", "", "width*height (default: the model's, such as 1024*1024)")
+	flags.IntVarP(&f.request.N, "n", "n", 1, "how many images, 1 to 4; each is charged")
+	flags.Int64Var(&f.seed, "seed", 0, "seed of the first image (default: made from the job's ID)")
+	flags.StringVar(&f.request.RefImg, "ref-img", "", "reference image: a URL or a file")
+	flags.Float64Var(&f.refStrength, "ref-strength", 0, "how close to the reference, 0 to 1")
+	flags.StringVar(&f.request.RefMode, "ref-mode", "", "repaint (keep the content, the default) or refonly (keep the style)")
+	flags.BoolVar(&f.promptExtend, "prompt-extend", true, "let the service rewrite the prompt, where the model can")
+	flags.BoolVar(&f.watermark, "watermark", false, "have the service's mark put at the bottom right, where the model can")
+}
+
+// given are the names of the flags of a job that the command line has.
+func (f *requestFlags) given(cmd *cobra.Command) []string {
+	var names []string
+	for _, name := range strings.Fields("prompt id model negative-prompt style size n seed ref-img ref-strength ref-mode prompt-extend watermark priority label redo-of") {
+		if cmd.Flags().Changed(name) {
+			names = append(names, "--"+name)
+		}
+	}
+	return names
+}
+
+// read returns the request, a local reference image by its staged name. It is not
+// normalised.
+func (f *requestFlags) read(cmd *cobra.Command, defaultModel string, refs references) (jobs.Request, error) {
+	req := f.request
+	if cmd.Flags().Changed("seed") {
+		req.Seed = &f.seed
+	}
+	if cmd.Flags().Changed("ref-strength") {
+		req.RefStrength = &f.refStrength
+	}
+	if cmd.Flags().Changed("prompt-extend") {
+		req.PromptExtend = &f.promptExtend
+	}
+	if cmd.Flags().Changed("watermark") {
+		req.Watermark = &f.watermark
+	}
+	if req.Model == "" {
+		req.Model = defaultModel
+	}
+	if req.RefImg == "" || strings.Contains(req.RefImg, "://") || strings.HasPrefix(req.RefImg, jobs.StagedPrefix) {
+		return req, nil
+	}
+	name, err := refs.resolver(".")(req.RefImg)
+	if err != nil {
+		return req, usage("name a URL or a file that DashScope takes", "%w", err)
+	}
+	req.RefImg = name
+	return req, nil
+}
