@@ -129,7 +129,7 @@ func find(tb testing.TB, binary, how string) string {
 // run starts a program that ends when its input does.
 func run(tb testing.TB, program string, args ...string) {
 	tb.Helper()
-	cmd := exec.CommandContext(context.WithoutCancel(tb.Context()), program, args...)
+	cmd := exec.CommandContext(context.WithoutCancel(tb.Context()), program, args...) //nolint:gosec // the tests' own servers
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	stdin, err := cmd.StdinPipe()
@@ -155,7 +155,7 @@ func freePorts(tb testing.TB, n int) []int {
 	tb.Helper()
 	var ports []int
 	for len(ports) < n {
-		port := 10_000 + rand.IntN(20_000)
+		port := 10_000 + rand.IntN(20_000) //nolint:gosec // nobody gains by guessing it
 		listener, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:"+strconv.Itoa(port))
 		if err != nil {
 			continue
