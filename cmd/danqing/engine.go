@@ -29,8 +29,13 @@ type engine struct {
 	log    *slog.Logger
 	worker *worker.Worker
 	bucket *storage.Bucket
+	redis  redis.UniversalClient
 	// files is the embedded bucket, nil if another is configured.
-	files   *bucket.Server
+	files *bucket.Server
+	// durable asks for an embedded queue that keeps what it has acknowledged, and
+	// queue is that one, nil if a Redis is configured.
+	durable bool
+	queue   *queue.Queue
 	closers []io.Closer
 }
 
@@ -83,8 +88,7 @@ func (e *engine) open(simulate bool) error {
 	if err := e.openBucket(dir, simulate); err != nil {
 		return err
 	}
-	rdb, err := e.openQueue(simulate)
-	if err != nil {
+	if e.redis, err = e.openQueue(simulate); err != nil {
 		return err
 	}
 	spool, err := storage.OpenSpool(dir.SpoolPath(), storage.SpoolConfig{
@@ -94,7 +98,7 @@ func (e *engine) open(simulate bool) error {
 		return err
 	}
 	e.worker, err = worker.New(worker.Config{
-		Redis: rdb, Bucket: e.bucket, Spool: spool, DataDir: dir, Logger: e.log,
+		Redis: e.redis, Bucket: e.bucket, Spool: spool, DataDir: dir, Logger: e.log,
 		Accounts: []worker.Account{{DashScope: client, Lanes: []worker.Lane{{Model: e.cfg.Models[0], Concurrency: e.cfg.Concurrency}}}},
 	})
 	return err
@@ -143,6 +147,15 @@ func (e *engine) openQueue(simulate bool) (redis.UniversalClient, error) {
 		rdb := redis.NewClient(options)
 		e.closers = append(e.closers, rdb)
 		return rdb, nil
+	}
+	if e.durable {
+		var err error
+		e.queue, err = queue.OpenDir(queue.Config{Dir: filepath.Join(e.path, "queue"), Listen: "127.0.0.1:0", Logger: e.log})
+		if err != nil {
+			return nil, err
+		}
+		e.closers = append(e.closers, e.queue)
+		return e.queue.Client(), nil
 	}
 	embedded := queue.Open()
 	e.closers = append(e.closers, embedded)
