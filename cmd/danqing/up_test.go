@@ -1,0 +1,143 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// upProcess is a running `danqing up --simulate`.
+type upProcess struct {
+	cmd  *exec.Cmd
+	log  bytes.Buffer // to be read once it has ended
+	data string
+	at   instance
+}
+
+// startUp starts one in dir and waits until it is ready.
+func startUp(t *testing.T, dir string) *upProcess {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	u := &upProcess{cmd: exec.CommandContext(t.Context(), self), data: filepath.Join(dir, "danqing-data", "simulated")}
+	u.cmd.Args = []string{"danqing", "up", "--simulate", "--listen", "127.0.0.1:0"}
+	u.cmd.Dir, u.cmd.Stdout, u.cmd.Stderr = dir, &u.log, &u.log
+	u.cmd.Env = []string{"HOME=" + dir, "PATH=" + os.Getenv("PATH")}
+	require.NoError(t, u.cmd.Start())
+	require.Eventually(t, func() bool {
+		// What a killed one has left is there until this one writes its own.
+		u.at, err = readInstance(t.Context(), u.data)
+		return err == nil && u.at.PID == u.cmd.Process.Pid
+	}, time.Minute, 10*time.Millisecond)
+	return u
+}
+
+// client returns a client of the running one's queue.
+func (u *upProcess) client(t *testing.T) *jobs.Client {
+	t.Helper()
+	options, err := redis.ParseURL(u.at.RedisURL)
+	require.NoError(t, err)
+	options.MaxRetries, options.DialerRetries = -1, 1 // when it is gone it is gone
+	rdb := redis.NewClient(options)
+	t.Cleanup(func() { assert.NoError(t, rdb.Close()) })
+	return jobs.NewClient(rdb)
+}
+
+func TestUpServesHTTP(t *testing.T) {
+	t.Parallel()
+	u := startUp(t, t.TempDir())
+	for path, want := range map[string]string{"/healthz": "ok\n", "/ui/": "<title>Asynq - Monitoring</title>", "/ui/api/queues": `"queues":`} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, u.at.HTTP+path, nil)
+		require.NoError(t, err)
+		resp, err := http.DefaultClient.Do(req)
+		require.NoError(t, err)
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		assert.Equal(t, http.StatusOK, resp.StatusCode, path)
+		assert.Contains(t, string(body), want, path)
+	}
+	info, err := os.Stat(filepath.Join(u.data, instanceFile))
+	require.NoError(t, err)
+	assert.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+	require.NoError(t, u.cmd.Process.Signal(os.Interrupt))
+	require.NoError(t, u.cmd.Wait(), u.log.String())
+	assert.NoFileExists(t, filepath.Join(u.data, instanceFile))
+}
+
+// kill -9 while 50 clients enqueue, again and again: every job that was
+// acknowledged is there after the restart, with what was asked for.
+func TestKilledUpKeepsAcknowledgedJobs(t *testing.T) {
+	t.Parallel()
+	const rounds, clients, before = 3, 50, 200
+	dir := t.TempDir()
+	acknowledged := map[string]string{} // job ID to prompt
+	for round := range rounds {
+		u := startUp(t, dir)
+		u.enqueueUntilKilled(t, fmt.Sprintf("round-%d", round), clients, before, acknowledged)
+	}
+	require.GreaterOrEqual(t, len(acknowledged), rounds*before)
+	u := startUp(t, dir)
+	client := u.client(t)
+	for id, prompt := range acknowledged {
+		rec, err := client.Get(t.Context(), id)
+		require.NoError(t, err)
+		req, err := client.RequestOf(t.Context(), rec)
+		require.NoError(t, err, "%s is %s", id, rec.State)
+		require.Equal(t, prompt, req.Prompt)
+	}
+	require.NoError(t, u.cmd.Process.Signal(os.Interrupt))
+	require.NoError(t, u.cmd.Wait(), u.log.String())
+}
+
+// enqueueUntilKilled lets clients enqueue until so many jobs are acknowledged,
+// kills the program and notes which jobs were.
+func (u *upProcess) enqueueUntilKilled(t *testing.T, name string, clients, enough int, acknowledged map[string]string) {
+	t.Helper()
+	var mu sync.Mutex
+	var group errgroup.Group
+	count, reached := 0, make(chan struct{})
+	for c := range clients {
+		client := u.client(t)
+		group.Go(func() error {
+			for n := 0; ; n++ {
+				id, prompt := fmt.Sprintf("%s-%d-%d", name, c, n), fmt.Sprintf("%s：第%d只猫", name, c*1000+n)
+				if _, err := client.Enqueue(context.Background(), jobs.Request{ID: id, Prompt: prompt}); err != nil {
+					select {
+					case <-reached:
+						return nil // it was killed
+					default:
+						return err
+					}
+				}
+				mu.Lock()
+				acknowledged[id] = prompt
+				if count++; count == enough {
+					close(reached)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- group.Wait() }()
+	<-reached
+	require.NoError(t, u.cmd.Process.Kill())
+	require.NoError(t, <-ended)
+	require.Error(t, u.cmd.Wait())
+}
