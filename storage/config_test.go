@@ -202,7 +202,7 @@ func TestWireForm(t *testing.T) {
 			assert.Equal(t, file.SHA256, put.Header.Get("X-Amz-Meta-Sha256"))
 			assert.Equal(t, "image/png", put.Header.Get("Content-Type"))
 			assert.Empty(t, put.TransferEncoding)
-			for _, absent := range []string{"Content-Encoding", "X-Amz-Trailer", "X-Amz-Decoded-Content-Length", "X-Amz-Sdk-Checksum-Algorithm", "X-Amz-Checksum-Crc32", "Expect"} {
+			for _, absent := range []string{"Content-Encoding", "X-Amz-Trailer", "X-Amz-Decoded-Content-Length", "X-Amz-Sdk-Checksum-Algorithm", "X-Amz-Checksum-Crc32", "Expect", "If-None-Match", "If-Match"} {
 				assert.Empty(t, put.Header.Values(absent), absent)
 			}
 		})

@@ -246,10 +246,10 @@ func testSidecar(t *testing.T, cfg storage.Config) {
 	b, ctx := newBucket(t, cfg), t.Context()
 	_, err := b.Sidecar(ctx, "a.b")
 	require.ErrorIs(t, err, storage.ErrNotExist)
-	want := &storage.Sidecar{JobID: "a.b", State: "succeeded", Request: json.RawMessage(`{"prompt":"<水彩>"}`), Seed: 7}
+	want := &storage.Sidecar{JobID: "a.b", State: "failed", Request: json.RawMessage(`{"prompt":"<水彩>"}`), Seed: 7}
 	require.NoError(t, b.PutSidecar(ctx, want))
-	want.State = "failed"
-	require.NoError(t, b.PutSidecar(ctx, want))
+	want.State = "succeeded" // a failed job that was tried again
+	require.NoError(t, b.PutSidecar(ctx, want), "it takes the place of the old one")
 	got, err := b.Sidecar(ctx, "a.b")
 	require.NoError(t, err)
 	assert.JSONEq(t, string(want.Request), string(got.Request))
@@ -338,6 +338,9 @@ func testCheck(t *testing.T, cfg storage.Config, wrong map[string]func(*storage.
 		`does not fit the access key ID "` + cfg.AccessKeyID + `": correct AWS_SECRET_ACCESS_KEY`:            func(c *storage.Config) { c.SecretAccessKey = "hush-secret" },
 	}
 	maps.Copy(everywhere, wrong)
+	if wrong != nil {
+		maps.Copy(everywhere, wrongTLS(cfg))
+	}
 	for want, change := range everywhere {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()
@@ -354,6 +357,21 @@ func testCheck(t *testing.T, cfg storage.Config, wrong map[string]func(*storage.
 			require.Error(t, err)
 			assert.NotErrorIs(t, err, storage.ErrNotExist, "no answer is not an absent sidecar")
 		})
+	}
+}
+
+// wrongTLS are mistakes about TLS with a store of others.
+func wrongTLS(cfg storage.Config) map[string]func(*storage.Config) {
+	if strings.HasPrefix(cfg.Endpoint, "http:") {
+		return map[string]func(*storage.Config){
+			"does not speak TLS: begin AWS_ENDPOINT_URL_S3 with http://": func(c *storage.Config) { c.Endpoint = strings.Replace(c.Endpoint, "http:", "https:", 1) },
+		}
+	}
+	return map[string]func(*storage.Config){
+		"if it speaks TLS, begin AWS_ENDPOINT_URL_S3 with https://": func(c *storage.Config) { c.Endpoint = strings.Replace(c.Endpoint, "https:", "http:", 1) },
+		"an authority that this machine does not know: set SSL_CERT_FILE": func(c *storage.Config) {
+			c.Endpoint, c.HTTPClient = strings.Replace(c.Endpoint, "s3.localtest", "127.0.0.1", 1), nil
+		},
 	}
 }
 

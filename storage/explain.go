@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -177,6 +178,8 @@ func (b *Bucket) unreachable(err error) string {
 		return fmt.Sprintf("nothing listens at %s: start the store, or correct AWS_ENDPOINT_URL_S3", b.endpoint)
 	case errors.As(err, &dial) && dial.Op == "dial" && dial.Timeout():
 		return fmt.Sprintf("%s does not answer: look at the network between, or correct AWS_ENDPOINT_URL_S3", b.endpoint)
+	case strings.HasPrefix(b.endpoint, "http:") && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)): // so do Ceph and versitygw
+		return fmt.Sprintf("%s ends the connection without an answer: if it speaks TLS, begin AWS_ENDPOINT_URL_S3 with https://, else look after the store", b.endpoint)
 	}
 	return ""
 }

@@ -164,6 +164,7 @@ func TestCheckExplainsWhyThereIsNoAnswer(t *testing.T) {
 		"no TLS":                {strings.Replace(plain.URL, "http:", "https:", 1), "", nil, "does not speak TLS: begin AWS_ENDPOINT_URL_S3 with http://"},
 		"TLS":                   {strings.Replace(secure.URL, "https:", "http:", 1), "", nil, `answers with HTTP status 400 and "nothing", as no S3 store does: correct AWS_ENDPOINT_URL_S3, to https:// if it speaks TLS`},
 		"TLS that sends alerts": {"http://" + alert, "", nil, "http://" + alert + " speaks TLS: begin AWS_ENDPOINT_URL_S3 with https://"},
+		"silence":               {"http://" + listen(t, ""), "", nil, "ends the connection without an answer: if it speaks TLS, begin AWS_ENDPOINT_URL_S3 with https://, else look after the store"},
 		"unknown authority":     {secure.URL, "", nil, "the certificate of " + secure.URL + " is signed by an authority that this machine does not know: set SSL_CERT_FILE to a PEM file"},
 		"another host's certificate": {
 			named(secure, "localhost"), "path", secure.Client(),
