@@ -211,10 +211,6 @@ func (l *loader) key(env, file field) Secret {
 	return NewSecret(v)
 }
 
-// secretMounts is where Docker and Kubernetes put secrets, readable by all users
-// of the container, which has one.
-const secretMounts = "/run/secrets/"
-
 // keyFile reads a key from a file; a relative path begins at the accounts' file.
 func (l *loader) keyFile(path, at string) Secret {
 	if !filepath.IsAbs(path) {
@@ -229,11 +225,17 @@ func (l *loader) keyFile(path, at string) Secret {
 	if key == "" {
 		l.bad(at, "names an empty file: write the account's key into it")
 	}
-	// Windows has no such bits.
-	if info, err := os.Stat(path); err == nil && info.Mode().Perm()&0o004 != 0 && runtime.GOOS != "windows" && !strings.HasPrefix(path, secretMounts) {
+	if info, err := os.Stat(path); err == nil && exposed(path, info.Mode()) {
 		l.warn("%s names a file that every user of this machine can read: chmod o-r it", at)
 	}
 	return NewSecret(key)
+}
+
+// exposed reports whether users who have no business with a file can read it.
+// Docker and Podman mount secrets at /run/secrets, readable by all users of the
+// container, which has one.
+func exposed(path string, mode fs.FileMode) bool {
+	return mode&0o004 != 0 && runtime.GOOS != "windows" && !strings.HasPrefix(filepath.Clean(path), "/run/secrets/")
 }
 
 // lanes reads the models of an account in a region.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -256,4 +257,49 @@ func TestFileWarnings(t *testing.T) {
 	c, err := LoadWithFile(path, func(string) string { return "" }, nil)
 	require.NoError(t, err)
 	assert.Len(t, c.Warnings, 1)
+}
+
+func TestExposed(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]bool{"/etc/a.key": true, "/run/secrets/danqing/a.key": false, "/run/secrets/../a.key": true, "a.key": true} {
+		assert.Equal(t, want && runtime.GOOS != "windows", exposed(path, 0o644), path)
+		assert.False(t, exposed(path, 0o640), path)
+	}
+}
+
+// Whatever a file holds, there is an error that shows no key, or accounts that
+// can be worked on.
+func FuzzFile(f *testing.F) {
+	text, err := os.ReadFile("../cmd/danqing/examples/accounts.yaml")
+	require.NoError(f, err)
+	f.Add(string(text))
+	f.Add("accounts: &a [*a, {<<: *a}]")
+	f.Add("accounts:\n- {name: a, api_key_env: A, models: &m {wanx-v1: }}\n- {name: b, api_key_env: B, models: *m}\n---\n")
+	path := filepath.Join(f.TempDir(), "accounts.yaml")
+	f.Fuzz(func(t *testing.T, text string) {
+		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+		c, err := LoadWithFile(path, func(name string) string {
+			if strings.HasPrefix(name, "AWS_") || slices.Contains(variables(), name) {
+				return ""
+			}
+			return "canary" + name
+		}, nil)
+		if err != nil {
+			var e *Error
+			require.ErrorAs(t, err, &e)
+			assert.NotContains(t, err.Error(), "canary")
+			return
+		}
+		require.NotEmpty(t, c.Accounts)
+		for _, a := range c.Accounts {
+			assert.Regexp(t, accountName, a.Name)
+			assert.True(t, a.APIKey.IsSet())
+			require.NotEmpty(t, a.Lanes)
+			_, err := dashscope.New(a.DashScope())
+			require.NoError(t, err)
+			for _, lane := range a.Lanes {
+				assert.Positive(t, lane.Concurrency)
+			}
+		}
+	})
 }
