@@ -102,6 +102,8 @@ func (q *jobQueue) waits(ctx context.Context, rec *jobs.Record) ([]string, error
 	switch {
 	case err != nil:
 		return nil, err
+	case inLine && ahead == 0:
+		why = append(why, "it is next in line")
 	case inLine:
 		why = append(why, fmt.Sprintf("%s of its model and priority before it", count(int(ahead), "job")))
 	case rec.State == jobs.StateRetrying:
@@ -217,7 +219,11 @@ func (s *story) timeline() []happening {
 	add(s.CancelRequestedAt, "a person asked to cancel it")
 	add(s.ResolvedAt, "a person resolved its hold")
 	add(s.RetriedAt, "a person asked for it again")
-	switch why := strings.Trim(s.Code+": "+s.Message, ": "); {
+	why := strings.Trim(s.Code+": "+s.Message, ": ")
+	if s.Code == jobs.CodeCanceled {
+		why = s.Message
+	}
+	switch {
 	case s.State.Final():
 		add(s.FinishedAt, "%s", strings.Trim(string(s.State)+": "+why, ": "))
 	case why != "":

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/redis/go-redis/v9/logging"
 	"github.com/spf13/cobra"
 
 	"github.com/danqing-queue/danqing/config"
@@ -30,6 +31,8 @@ const (
 )
 
 func main() {
+	// Whoever asked Redis says what went wrong; its client's own lines repeat it.
+	logging.Disable()
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	p := &program{
