@@ -19,6 +19,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/danqing-queue/danqing/jobs"
+	bucket "github.com/danqing-queue/danqing/storage/embedded"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
 // upProcess is a running `danqing up --simulate`.
@@ -58,26 +60,78 @@ func (u *upProcess) client(t *testing.T) *jobs.Client {
 	return jobs.NewClient(rdb)
 }
 
+// ask sends a request to the running one and returns the answer's body.
+func (u *upProcess) ask(t *testing.T, method, path string, want int) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, u.at.HTTP+path, nil)
+	require.NoError(t, err)
+	resp, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	require.Equal(t, want, resp.StatusCode, "%s %s: %s", method, path, body)
+	return string(body)
+}
+
+// stop tells it to stop and requires a clean end.
+func (u *upProcess) stop(t *testing.T) {
+	t.Helper()
+	require.NoError(t, u.cmd.Process.Signal(os.Interrupt))
+	require.NoError(t, u.cmd.Wait(), u.log.String())
+	assert.NoFileExists(t, filepath.Join(u.data, instanceFile))
+}
+
 func TestUpServesHTTP(t *testing.T) {
 	t.Parallel()
 	u := startUp(t, t.TempDir())
 	for path, want := range map[string]string{"/healthz": "ok\n", "/ui/": "<title>Asynq - Monitoring</title>", "/ui/api/queues": `"queues":`} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, u.at.HTTP+path, nil)
-		require.NoError(t, err)
-		resp, err := http.DefaultClient.Do(req)
-		require.NoError(t, err)
-		body, err := io.ReadAll(resp.Body)
-		require.NoError(t, err)
-		require.NoError(t, resp.Body.Close())
-		assert.Equal(t, http.StatusOK, resp.StatusCode, path)
-		assert.Contains(t, string(body), want, path)
+		assert.Contains(t, u.ask(t, http.MethodGet, path, http.StatusOK), want, path)
 	}
 	info, err := os.Stat(filepath.Join(u.data, instanceFile))
 	require.NoError(t, err)
 	assert.Equal(t, os.FileMode(0o600), info.Mode().Perm())
-	require.NoError(t, u.cmd.Process.Signal(os.Interrupt))
-	require.NoError(t, u.cmd.Wait(), u.log.String())
-	assert.NoFileExists(t, filepath.Join(u.data, instanceFile))
+	u.stop(t)
+}
+
+// What a person does to a lane's messages in the web UI happens to the jobs, and
+// nothing is made twice, or for a job that is not wanted.
+func TestUpObeysTheWebUI(t *testing.T) {
+	t.Parallel()
+	u := startUp(t, t.TempDir())
+	client := u.client(t)
+	queue := "/ui/api/queues/" + jobs.Queue("wanx-v1", jobs.PriorityDefault)
+	u.ask(t, http.MethodPost, queue+":pause", http.StatusNoContent)
+	for _, id := range []string{"made", "deleted", "archived", "run-again"} {
+		_, err := client.Enqueue(t.Context(), jobs.Request{ID: id, Prompt: "猫：" + id})
+		require.NoError(t, err)
+	}
+	u.ask(t, http.MethodDelete, queue+"/pending_tasks/deleted", http.StatusNoContent)
+	u.ask(t, http.MethodPost, queue+"/pending_tasks/archived:archive", http.StatusNoContent)
+	u.ask(t, http.MethodPost, queue+"/pending_tasks/run-again:archive", http.StatusNoContent)
+	for id, want := range map[string]jobs.State{"made": jobs.StateQueued, "deleted": jobs.StateCanceled, "run-again": jobs.StateQueued} {
+		rec, err := client.Get(t.Context(), id)
+		require.NoError(t, err)
+		assert.Equal(t, want, rec.State, "%s, while the queue is paused", id)
+	}
+	u.ask(t, http.MethodPost, queue+"/archived_tasks/run-again:run", http.StatusNoContent)
+	u.ask(t, http.MethodPost, queue+":resume", http.StatusNoContent)
+	for _, id := range []string{"made", "run-again"} {
+		rec, err := client.Wait(t.Context(), id)
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateSucceeded, rec.State, id)
+	}
+	rec, err := client.Get(t.Context(), "archived")
+	require.NoError(t, err)
+	assert.Equal(t, jobs.StateQueued, rec.State, "nobody has drawn it")
+	sidecar := filepath.Join(u.data, "bucket", bucket.DefaultBucket, "_jobs", "deleted.json")
+	require.Eventually(t, func() bool { _, err := os.Stat(sidecar); return err == nil }, time.Minute, 10*time.Millisecond, "a canceled job has its sidecar")
+	u.stop(t)
+
+	sim := &simulator.Simulator{StateDir: filepath.Join(u.data, "dashscope")}
+	require.NoError(t, sim.Load())
+	assert.Len(t, sim.Tasks(), 2)
+	require.NoError(t, sim.Close())
 }
 
 // kill -9 while 50 clients enqueue, again and again: every job that was
@@ -101,8 +155,7 @@ func TestKilledUpKeepsAcknowledgedJobs(t *testing.T) {
 		require.NoError(t, err, "%s is %s", id, rec.State)
 		require.Equal(t, prompt, req.Prompt)
 	}
-	require.NoError(t, u.cmd.Process.Signal(os.Interrupt))
-	require.NoError(t, u.cmd.Wait(), u.log.String())
+	u.stop(t)
 }
 
 // enqueueUntilKilled lets clients enqueue until so many jobs are acknowledged,

@@ -48,7 +48,7 @@ func browser(t *testing.T) (context.Context, *visit) {
 		_, err := chromedp.Call(ctx, log.Enable, cdp.Empty{})
 		return err
 	})))
-	ctx, stop = context.WithTimeout(ctx, time.Minute)
+	ctx, stop = context.WithTimeout(ctx, 3*time.Minute)
 	t.Cleanup(stop)
 	return ctx, v
 }

@@ -2,11 +2,13 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	_ "embed" // for fontsCSS
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"net/http"
 	"path"
 	"regexp"
@@ -78,7 +80,7 @@ func (u *ui) policy() string {
 func (u *ui) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case strings.HasPrefix(r.URL.Path, uiPath+"/api/"):
-		u.monitor.ServeHTTP(w, r)
+		u.serveAPI(w, r)
 	case r.URL.Path == uiPath+"/fonts.css":
 		w.Header().Set("Content-Type", "text/css; charset=utf-8")
 		_, _ = w.Write(fontsCSS)
@@ -87,6 +89,21 @@ func (u *ui) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		u.serveFile(w, r)
 	}
+}
+
+// serveAPI answers with asynqmon's JSON. A route that it does not have, such as
+// that of an ID with a slash, is answered by its page, as if all were well.
+func (u *ui) serveAPI(w http.ResponseWriter, r *http.Request) {
+	reply := answer{header: http.Header{}}
+	u.monitor.ServeHTTP(&reply, r)
+	if bytes.HasPrefix(reply.body.Bytes(), []byte("<!doctype html>")) {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	maps.Copy(w.Header(), reply.header)
+	w.WriteHeader(cmp.Or(reply.code, http.StatusOK))
+	_, _ = w.Write(reply.body.Bytes())
 }
 
 // shortenID is where the UI's script cuts an ID at its first hyphen, made for
@@ -119,14 +136,15 @@ func fileTypes() map[string]string {
 	}
 }
 
-// answer keeps what a handler answers.
+// answer keeps what a handler answers. A code of 0 is 200.
 type answer struct {
 	header http.Header
+	code   int
 	body   bytes.Buffer
 }
 
 func (a *answer) Header() http.Header         { return a.header }
-func (a *answer) WriteHeader(int)             {}
+func (a *answer) WriteHeader(code int)        { a.code = cmp.Or(a.code, code) }
 func (a *answer) Write(p []byte) (int, error) { return a.body.Write(p) }
 
 // readable shows a payload or result as it is. asynqmon's own hides a text with

@@ -65,6 +65,22 @@ func TestPageAtEveryPath(t *testing.T) {
 	assert.Equal(t, http.StatusFound, status)
 }
 
+// asynqmon answers what it does not know with its page and 200.
+func TestUnknownRoutesOfTheAPI(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, embeddedRedis(t))
+	for path, method := range map[string]string{"/no/such/route": http.MethodGet, "/queues/mail/pending_tasks/a%2Fb": http.MethodDelete} {
+		status, kind, body := w.ask(t, method, "/ui/api"+path, "")
+		assert.Equal(t, http.StatusNotFound, status, path)
+		assert.Equal(t, "text/plain; charset=utf-8", kind, path)
+		assert.NotContains(t, body, "googleapis", path)
+	}
+	status, kind, body := w.ask(t, http.MethodGet, "/ui/api/queues", "")
+	assert.Equal(t, http.StatusOK, status)
+	assert.Equal(t, "application/json", kind)
+	assert.JSONEq(t, `{"queues":[]}`, body)
+}
+
 func TestSecurityHeaders(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, embeddedRedis(t))
