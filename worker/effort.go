@@ -32,6 +32,8 @@ type trouble struct {
 	atLeast time.Duration
 	message string // a constant, for the log
 	why     error
+	// lasts, unless nil, fails as long as the trouble is not over after the wait.
+	lasts func(context.Context) error
 }
 
 func (t *trouble) Error() string {

@@ -181,12 +181,8 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 // account is not paused, the bucket answers, and the disk has room. Where the job
 // is over it ends it, and fails with [jobs.ErrConflict]: look again.
 func (l *lane) ready(ctx context.Context, rec *jobs.Record) error {
-	pause, err := l.jobs.AccountPause(ctx, l.account.name)
-	if err != nil {
-		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
-	}
-	if pause != nil {
-		return &trouble{wait: &backoff{first: personPause}, message: "lane paused by a person", why: errors.New(cmp.Or(pause.Why, "no reason was given"))}
+	if err := l.paused(ctx); err != nil {
+		return err
 	}
 	if _, unfit := l.account.usable(); unfit != nil {
 		return &trouble{wait: &l.waits.account, message: accountPaused, why: unfit}
@@ -223,6 +219,21 @@ func (l *lane) ready(ctx context.Context, rec *jobs.Record) error {
 		return &trouble{wait: &l.waits.unreachable, message: "the data directory has no room", why: err}
 	}
 	return nil
+}
+
+// paused fails while a person has stopped the account.
+func (l *lane) paused(ctx context.Context) error {
+	pause, err := l.jobs.AccountPause(ctx, l.account.name)
+	switch {
+	case err != nil:
+		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+	case pause == nil:
+		return nil
+	}
+	return &trouble{
+		wait: &backoff{first: personPause, most: personPause}, lasts: l.paused,
+		message: "lane paused by a person", why: errors.New(cmp.Or(pause.Why, "no reason was given")),
+	}
 }
 
 // wantedAgain reports whether a person has asked for a job again after the end

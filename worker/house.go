@@ -98,7 +98,9 @@ func (w *Worker) trimArchives(ctx context.Context, models []string) error {
 			}
 			deleted := int64(0)
 			for _, message := range page {
-				if archived-deleted <= archiveKept && time.Since(message.LastFailedAt) < jobs.RecordLifetime {
+				// What a person has archived did not fail, and has no date.
+				young := message.LastFailedAt.IsZero() || time.Since(message.LastFailedAt) < jobs.RecordLifetime
+				if archived-deleted <= archiveKept && young {
 					break
 				}
 				if err := inspector.DeleteTask(queue, message.ID); err != nil && !errors.Is(err, asynq.ErrTaskNotFound) {

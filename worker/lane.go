@@ -232,7 +232,11 @@ func (l *lane) rest(ctx context.Context, t *trouble) error {
 	d := max(t.wait.next(), t.atLeast)
 	l.log.Warn(t.message, "err", t.why, "wait", d, "hint", hint(t.why)) //nolint:sloglint // every maker of a trouble gives a constant
 	l.show(ctx, jobs.LanePaused, sentence(t.Error(), hint(t.why)), time.Now().Add(d))
-	return l.sleep(ctx, d)
+	for {
+		if err := l.sleep(ctx, d); err != nil || t.lasts == nil || t.lasts(ctx) == nil {
+			return err
+		}
+	}
 }
 
 // show tells operators how the lane is.

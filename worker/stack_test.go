@@ -36,6 +36,10 @@ type stack struct {
 
 	queueInterval time.Duration // rarer than the worker's own: simulated hours pass
 
+	// accounts are the configured ones; their keys are "sk-test" and the name. Nil
+	// is one with a lane for wanx-v1.
+	accounts map[string][]worker.Lane
+
 	away atomic.Bool // the bucket refuses every connection
 	// dial, unless nil, leads to DashScope instead of the simulator's own.
 	dial func(context.Context, string, string) (net.Conn, error)
@@ -56,10 +60,17 @@ func tinyPNG(p simulator.Picture) []byte {
 // bubble runs a test in simulated time.
 func bubble(t *testing.T, sim *simulator.Simulator, test func(*testing.T, *stack)) {
 	t.Helper()
+	bubbleWith(t, sim, nil, test)
+}
+
+// bubbleWith is bubble with accounts of its own.
+func bubbleWith(t *testing.T, sim *simulator.Simulator, accounts map[string][]worker.Lane, test func(*testing.T, *stack)) {
+	t.Helper()
 	t.Parallel()
 	dir := memoryDir(t)
 	synctest.Test(t, func(t *testing.T) {
 		s := newStack(t, dir, sim)
+		s.accounts = accounts
 		defer s.close()
 		s.start()
 		test(t, s)
@@ -113,6 +124,7 @@ func (s *stack) start() {
 
 func (s *stack) prepare() {
 	s.t.Helper()
+	s.ended = nil
 	s.queue = queue.Open()
 	s.redis = s.queue.Client()
 	s.worker, s.data = s.newWorker("data")
@@ -129,24 +141,47 @@ func (s *stack) newWorker(dir string) (*worker.Worker, *worker.DataDir) {
 	return w, data
 }
 
+// client is one of the service, for a key.
+func (s *stack) client(key string) *dashscope.Client {
+	s.t.Helper()
+	client, err := dashscope.New(dashscope.Config{BaseURL: simulatedBase, APIKey: key, DialContext: s.dialer()})
+	require.NoError(s.t, err)
+	s.t.Cleanup(client.CloseIdleConnections)
+	return client
+}
+
+func (s *stack) dialer() func(context.Context, string, string) (net.Conn, error) {
+	if s.dial != nil {
+		return s.dial
+	}
+	return s.sim.DialContext
+}
+
+const simulatedBase = "http://dashscope.simulated/api/v1"
+
 // config is that of a worker on the stack.
 func (s *stack) config(data *worker.DataDir) worker.Config {
 	s.t.Helper()
-	dial := s.sim.DialContext
-	if s.dial != nil {
-		dial = s.dial
-	}
-	const base = "http://dashscope.simulated/api/v1"
-	client, err := dashscope.New(dashscope.Config{BaseURL: base, APIKey: "sk-test", DialContext: dial})
+	spool, err := storage.OpenSpool(data.SpoolPath(), storage.SpoolConfig{Sources: []string{simulatedBase}, DialContext: s.dialer()})
 	require.NoError(s.t, err)
-	s.t.Cleanup(client.CloseIdleConnections)
-	spool, err := storage.OpenSpool(data.SpoolPath(), storage.SpoolConfig{Sources: []string{base}, DialContext: dial})
-	require.NoError(s.t, err)
-	return worker.Config{
+	cfg := worker.Config{
 		Redis: s.redis, Bucket: s.bucket, Spool: spool, DataDir: data,
-		Accounts:      []worker.Account{{DashScope: client, Lanes: []worker.Lane{{}}}},
 		QueueInterval: s.queueInterval, Logger: testLogger(s.t),
 	}
+	if s.accounts == nil {
+		s.accounts = map[string][]worker.Lane{"": {{}}}
+	}
+	for name, lanes := range s.accounts {
+		cfg.Accounts = append(cfg.Accounts, worker.Account{Name: name, DashScope: s.client("sk-test" + name), Lanes: lanes})
+	}
+	return cfg
+}
+
+// foreignTask has another program submit a task on the account.
+func (s *stack) foreignTask() {
+	s.t.Helper()
+	_, err := s.client("sk-test").Create(s.t.Context(), dashscope.CreateRequest{Model: "wanx-v1", Input: dashscope.Input{Prompt: "foreign"}})
+	require.NoError(s.t, err)
 }
 
 // secondWorker is another worker on the same Redis.
@@ -168,8 +203,10 @@ func (s *stack) stop() {
 	if s.worker == nil {
 		return
 	}
-	s.worker.Stop()
-	require.NoError(s.t, <-s.ended)
+	if s.ended != nil { // nil where the start failed
+		s.worker.Stop()
+		require.NoError(s.t, <-s.ended)
+	}
 	require.NoError(s.t, s.data.Close())
 	require.NoError(s.t, s.queue.Close())
 	s.worker = nil
@@ -223,6 +260,18 @@ func (s *stack) state(id string, want jobs.State) *jobs.Record {
 		require.False(s.t, rec.State.Final(), "job %s became %s (%s) instead of %s", id, rec.State, rec.Message, want)
 		<-changes.IDs()
 	}
+}
+
+// made waits until the job has a task, again if it had one before.
+func (s *stack) made(id string, tasks int) {
+	s.t.Helper()
+	for range 24 * 60 {
+		if s.tasksOf("prompt of "+id) == tasks {
+			return
+		}
+		<-time.After(time.Minute)
+	}
+	require.Fail(s.t, "no task was made within a day", id)
 }
 
 // requireStored checks that a job's images are in the bucket, whole, and that

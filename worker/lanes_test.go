@@ -1,0 +1,256 @@
+package worker_test
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// twoAccounts are two main accounts, each worked for two models.
+func twoAccounts() map[string][]worker.Lane {
+	models := []worker.Lane{{Model: "wanx-v1"}, {Model: "wan2.2-t2i-flash", Concurrency: 2}}
+	return map[string][]worker.Lane{"east": models, "west": models}
+}
+
+func twoKeys() *simulator.Simulator {
+	return &simulator.Simulator{
+		TaskTime: simulator.Between(20*time.Second, 40*time.Second),
+		Keys:     map[string]simulator.Key{"sk-testeast": {Account: "1"}, "sk-testwest": {Account: "2"}},
+	}
+}
+
+// enqueueModels puts n jobs on the queue, of both models in turn.
+func (s *stack) enqueueModels(n int) []string {
+	s.t.Helper()
+	var ids []string
+	for i := 1; i <= n; i++ {
+		id := fmt.Sprintf("job-%d", i)
+		s.enqueue(jobs.Request{ID: id, Prompt: "prompt of " + id, Model: []string{"wanx-v1", "wan2.2-t2i-flash"}[i%2]})
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// Two accounts with two models each are four lanes, and all are busy.
+func TestFourLanes(t *testing.T) {
+	sim := twoKeys()
+	bubbleWith(t, sim, twoAccounts(), func(t *testing.T, s *stack) {
+		for _, id := range s.enqueueModels(160) {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+		}
+		stats := sim.Stats()
+		require.Len(t, stats.Lanes, 4)
+		for _, lane := range stats.Lanes {
+			t.Logf("%s %s: %d tasks, %.1f %% busy", lane.Account, lane.Model, lane.Tasks, 100*lane.Utilization)
+			assert.Equal(t, map[string]int{"wanx-v1": 1, "wan2.2-t2i-flash": 2}[lane.Model], lane.MaxRunning)
+			assert.GreaterOrEqual(t, lane.Utilization, 0.9)
+		}
+		assert.Zero(t, stats.Throttled)
+		s.requireChargedOnce()
+		assert.Len(t, sim.Tasks(), 160)
+	})
+}
+
+// The key of one account is revoked in the middle: its lanes pause and say so,
+// what it was at goes on when the key is back, and the others finish the rest.
+func TestRevokedKey(t *testing.T) {
+	sim := twoKeys()
+	bubbleWith(t, sim, twoAccounts(), func(t *testing.T, s *stack) {
+		ids := s.enqueueModels(40)
+		s.state("job-1", jobs.StateGenerating)
+		sim.Revoke("sk-testwest")
+		left := map[string]bool{}
+		begin := time.Now()
+		for len(ids)-len(left) > 0 && time.Since(begin) < time.Hour {
+			<-time.After(time.Minute)
+			clear(left)
+			for _, id := range ids {
+				rec, err := s.worker.Jobs().Get(t.Context(), id)
+				require.NoError(t, err)
+				if !rec.State.Final() {
+					left[id] = true
+					continue
+				}
+				require.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
+			}
+			if len(left) <= 2 {
+				break
+			}
+		}
+		assert.LessOrEqual(t, len(left), 2, "only what the revoked account was at is left")
+		lanes, err := s.worker.Jobs().Lanes(t.Context())
+		require.NoError(t, err)
+		for _, lane := range lanes {
+			assert.Equal(t, lane.Account == "west" && lane.Message != "", lane.State == jobs.LanePaused, "%+v", lane)
+		}
+
+		// Later jobs find a paused account, and do not wait for it.
+		for i := range 4 {
+			id := fmt.Sprintf("later-%d", i)
+			s.enqueue(jobs.Request{ID: id, Prompt: "prompt of " + id})
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+		}
+		sim.Restore("sk-testwest")
+		for _, id := range ids {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+		}
+		s.requireChargedOnce()
+		assert.Len(t, sim.Tasks(), 44)
+	})
+}
+
+// An account paused by a person submits nothing until it is resumed; the other
+// one goes on.
+func TestPausedAccount(t *testing.T) {
+	sim := twoKeys()
+	bubbleWith(t, sim, twoAccounts(), func(t *testing.T, s *stack) {
+		client := s.worker.Jobs()
+		require.NoError(t, client.PauseAccount(t.Context(), "west", "the invoice"))
+		for _, id := range s.enqueueModels(6) {
+			rec := s.wait(id)
+			require.Equal(t, jobs.StateSucceeded, rec.State)
+			assert.Equal(t, "east", rec.Account)
+		}
+		require.NoError(t, client.PauseAccount(t.Context(), "east", ""))
+		s.enqueue(jobs.Request{ID: "late", Prompt: "late"})
+		<-time.After(time.Hour)
+		assert.Zero(t, s.tasksOf("late"))
+		lanes, err := client.Lanes(t.Context())
+		require.NoError(t, err)
+		said := 0
+		for _, lane := range lanes {
+			if lane.State == jobs.LanePaused {
+				said++
+				assert.Contains(t, lane.Message, "paused by a person")
+			}
+		}
+		assert.NotZero(t, said)
+		require.NoError(t, client.ResumeAccount(t.Context(), "west"))
+		rec := s.wait("late")
+		assert.Equal(t, jobs.StateSucceeded, rec.State)
+		assert.Equal(t, "west", rec.Account)
+	})
+}
+
+// The same main account under two names is refused: its limits are one.
+func TestSameMainAccountTwice(t *testing.T) {
+	sim := &simulator.Simulator{Keys: map[string]simulator.Key{
+		"sk-test": {Account: "1"}, "sk-testeast": {Account: "1"}, "sk-testwest": {Account: "1"},
+	}}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.foreignTask()
+		s.accounts = twoAccounts()
+		w, data := s.newWorker("data-2")
+		require.ErrorIs(t, w.Prepare(t.Context()), worker.ErrSameAccount)
+		require.NoError(t, data.Close())
+	})
+}
+
+// Where no task tells yet that two accounts are one, the first of them does, and
+// nothing more is bought on the second.
+func TestSameMainAccountFoundLater(t *testing.T) {
+	sim := &simulator.Simulator{Keys: map[string]simulator.Key{
+		"sk-test": {Account: "1"}, "sk-testeast": {Account: "1"}, "sk-testwest": {Account: "1"},
+	}}
+	bubbleWith(t, sim, twoAccounts(), func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "first", Prompt: "first"})
+		require.Equal(t, jobs.StateSucceeded, s.wait("first").State)
+		<-time.After(10 * time.Minute)
+		owner := ""
+		for i := range 6 {
+			id := fmt.Sprintf("job-%d", i)
+			s.enqueue(jobs.Request{ID: id, Prompt: id})
+			rec := s.wait(id)
+			require.Equal(t, jobs.StateSucceeded, rec.State)
+			if owner == "" {
+				owner = rec.Account
+			}
+			assert.Equal(t, owner, rec.Account)
+		}
+	})
+}
+
+// One account's key is refused from the start: the other works all the same.
+func TestOneRefusedKeyAtTheStart(t *testing.T) {
+	sim := twoKeys()
+	sim.Revoke("sk-testwest")
+	bubbleWith(t, sim, twoAccounts(), func(t *testing.T, s *stack) {
+		for _, id := range s.enqueueModels(6) {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+		}
+		sim.Restore("sk-testwest")
+		<-time.After(30 * time.Minute)
+		for _, id := range s.enqueueModels(20) {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+		}
+		assert.Len(t, sim.Stats().Lanes, 4, "its lanes have woken by themselves")
+	})
+}
+
+// A lane with several slots keeps them all busy, and never one more.
+func TestSeveralTasksAtOnce(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(20*time.Second, 40*time.Second)}
+	five := map[string][]worker.Lane{"": {{Model: "wan2.5-t2i-preview", Concurrency: 5}}}
+	bubbleWith(t, sim, five, func(t *testing.T, s *stack) {
+		sim.Script(
+			simulator.Fault{Route: simulator.RouteCreate, Times: -1, Probability: 0.1, Status: http.StatusTooManyRequests, Code: "Throttling.RateQuota"},
+			simulator.Fault{Route: simulator.RouteCreate, Times: -1, Probability: 0.02, Status: http.StatusBadRequest, Code: "Arrearage"},
+		)
+		var ids []string
+		for i := range 100 {
+			id := fmt.Sprintf("job-%d", i)
+			s.enqueue(jobs.Request{ID: id, Prompt: "prompt of " + id, Model: "wan2.5-t2i-preview"})
+			ids = append(ids, id)
+		}
+		for _, id := range ids {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+		}
+		lane := sim.Stats().Lanes[0]
+		t.Logf("%.1f %% busy", 100*lane.Utilization)
+		assert.Equal(t, 5, lane.MaxRunning)
+		assert.Len(t, sim.Tasks(), 100)
+		s.requireChargedOnce()
+	})
+}
+
+// A paused queue pauses the lane, and a resumed one goes on.
+func TestPausedQueue(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		inspector := asynq.NewInspectorFromRedisClient(s.redis)
+		s.enqueueMany(1)
+		s.wait("job-1")
+		require.NoError(t, inspector.PauseQueue(laneQueue))
+		s.enqueueMany(2)
+		<-time.After(time.Hour)
+		assert.Zero(t, s.tasksOf("prompt of job-2"))
+		require.NoError(t, inspector.UnpauseQueue(laneQueue))
+		s.requireMadeOnce("job-2")
+	})
+}
+
+// The web UI's Cancel button during a task neither ends it nor lets a second one
+// run beside it.
+func TestCancelButtonDuringATask(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Minute, time.Minute)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueueMany(3)
+		s.state("job-1", jobs.StateGenerating)
+		for range 5 {
+			<-time.After(7 * time.Second)
+			require.NoError(t, s.redis.Publish(t.Context(), "asynq:cancel", "job-1").Err())
+		}
+		for i := 1; i <= 3; i++ {
+			s.requireMadeOnce(fmt.Sprintf("job-%d", i))
+		}
+		assert.Equal(t, 1, sim.Stats().Lanes[0].MaxRunning)
+	})
+}

@@ -1,0 +1,234 @@
+package worker_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// hosts are base URLs of the regions that have models.
+func hosts() map[string]string {
+	return map[string]string{
+		jobs.RegionBeijing:   "http://dashscope.aliyuncs.com/api/v1",
+		jobs.RegionSingapore: "http://dashscope-intl.aliyuncs.com/api/v1",
+	}
+}
+
+// everyModel has a lane for each model of the catalogue.
+func everyModel() []worker.Lane {
+	var lanes []worker.Lane
+	for _, m := range jobs.Models() {
+		lanes = append(lanes, worker.Lane{Model: m.Name})
+	}
+	return lanes
+}
+
+// A job of each model, with what is the model's own: the images are of the size,
+// the sidecar says what was asked for and what became of the prompt, and the cost
+// is what the service charged.
+func TestEveryModelFromQueueToBucket(t *testing.T) {
+	sim := &simulator.Simulator{Render: simulator.Paint}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.stop()
+		s.accounts = map[string][]worker.Lane{"": everyModel()}
+		s.start()
+		for _, m := range jobs.Models() {
+			req := jobs.Request{ID: m.Name, Model: m.Name, Prompt: "猫在" + m.Name, NegativePrompt: "雾", N: m.MaxImages}
+			if m.Watermark {
+				req.Watermark = new(true)
+			}
+			s.enqueue(req)
+		}
+		charged := map[string]int64{}
+		for _, m := range jobs.Models() {
+			rec := s.wait(m.Name)
+			require.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
+			sidecar := s.requireStored(m.Name, m.MaxImages)
+			assert.Equal(t, m.Cost(m.MaxImages), sidecar.CostMicroYuan, m.Name)
+			charged[m.Name] = sidecar.CostMicroYuan
+			for _, image := range sidecar.Images {
+				assert.Equal(t, m.Sizes.Default, fmt.Sprintf("%d*%d", image.Width, image.Height), m.Name)
+				assert.Equal(t, m.PromptExtend, image.ActualPrompt != "", "%s: actual_prompt %q", m.Name, image.ActualPrompt)
+			}
+			var asked jobs.Request
+			require.NoError(t, json.Unmarshal(sidecar.Request, &asked))
+			assert.Equal(t, m.PromptExtend, asked.PromptExtend != nil && *asked.PromptExtend, "the service's default, written out")
+			assert.Equal(t, m.Watermark, asked.Watermark != nil && *asked.Watermark)
+		}
+		for _, task := range sim.Tasks() {
+			p := task.Request.Parameters
+			assert.Equal(t, charged[task.Request.Model], task.ChargedMicroYuan)
+			assert.Equal(t, task.Request.Model != "wanx-v1", p.PromptExtend != nil && *p.PromptExtend && *p.Watermark)
+			assert.Equal(t, task.Request.Model == "wanx-v1", p.Style == "<auto>")
+			assert.Equal(t, "雾", task.Request.Input.NegativePrompt)
+		}
+		assert.Zero(t, sim.Stats().Throttled)
+	})
+}
+
+// inRegion is a client of a simulator that stands in a region.
+func inRegion(t *testing.T, sim *simulator.Simulator, region string) *dashscope.Client {
+	t.Helper()
+	client, err := dashscope.New(dashscope.Config{BaseURL: hosts()[region], APIKey: "sk-test", DialContext: sim.DialContext, QueriesPerSecond: 1000})
+	require.NoError(t, err)
+	require.Equal(t, region, client.Region())
+	return client
+}
+
+// body is a normalised request as the worker sends it in a region.
+func body(t *testing.T, req jobs.Request, region string) dashscope.CreateRequest {
+	t.Helper()
+	m, err := jobs.LookupModel(req.Model)
+	require.NoError(t, err)
+	name, sold := m.NameIn(region)
+	require.True(t, sold)
+	return dashscope.CreateRequest{
+		Model: name, Input: dashscope.Input{Prompt: req.Prompt},
+		Parameters: dashscope.Parameters{Size: req.Size, N: &req.N, PromptExtend: req.PromptExtend, Watermark: req.Watermark},
+	}
+}
+
+// soldIn lists the catalogue's models of a region.
+func soldIn(region string) []jobs.Model {
+	var sold []jobs.Model
+	for _, m := range jobs.Models() {
+		if m.CheckRegion(region) == nil {
+			sold = append(sold, m)
+		}
+	}
+	return sold
+}
+
+// Catalogue and simulator were written down apart from each other. In every
+// region they name the same models, at the same prices and with the same limits.
+func TestCatalogueAgreesWithTheSimulator(t *testing.T) {
+	t.Parallel()
+	for region := range hosts() {
+		for _, m := range jobs.Models() {
+			t.Run(region+"/"+m.Name, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) { agree(t, m, region) })
+			})
+		}
+	}
+}
+
+func agree(t *testing.T, m jobs.Model, region string) {
+	sim := &simulator.Simulator{Region: region, TaskTime: simulator.Between(time.Minute, time.Minute)}
+	defer func() { assert.NoError(t, sim.Close()) }()
+	client := inRegion(t, sim, region)
+	defer client.CloseIdleConnections()
+	price, sold := m.CostIn(region, m.MaxImages)
+	if !sold {
+		_, err := client.Create(t.Context(), dashscope.CreateRequest{Model: m.Name, Input: dashscope.Input{Prompt: "猫"}})
+		require.Error(t, err)
+		return
+	}
+	req, _, err := jobs.Request{Model: m.Name, Prompt: "猫", N: m.MaxImages}.Normalize()
+	require.NoError(t, err)
+	for range 2 {
+		// As many as the catalogue says within a second, and not one more.
+		for range int(m.SubmitsPerSecond) {
+			_, err := client.Create(t.Context(), body(t, req, region))
+			require.NoError(t, err)
+		}
+		_, err := client.Create(t.Context(), body(t, req, region))
+		require.Error(t, err)
+		time.Sleep(time.Second)
+	}
+	time.Sleep(time.Hour)
+	stats := sim.Stats()
+	assert.Equal(t, 2, stats.Throttled)
+	assert.Equal(t, m.Concurrency, stats.Lanes[0].MaxRunning)
+	assert.Equal(t, 2*int64(m.SubmitsPerSecond)*price, stats.ChargedMicroYuan)
+
+	more := body(t, req, region)
+	more.Parameters.N = new(m.MaxImages + 1)
+	_, err = client.Create(t.Context(), more)
+	require.Error(t, err, "one image too many")
+}
+
+// Any size that the catalogue takes is painted, and any that it refuses would
+// have failed at the service.
+func TestCatalogueAndSimulatorAgreeOnSizes(t *testing.T) {
+	t.Parallel()
+	for _, m := range soldIn(jobs.RegionBeijing) {
+		t.Run(m.Name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				sim := &simulator.Simulator{SubmitsPerSecond: -1, QueriesPerSecond: -1, Concurrency: 10_000, TaskTime: simulator.Between(0, 0)}
+				defer func() { assert.NoError(t, sim.Close()) }()
+				client := inRegion(t, sim, jobs.RegionBeijing)
+				defer client.CloseIdleConnections()
+				rng := rand.New(rand.NewPCG(3, 4))
+				sizes := []string{m.Sizes.Default, "1440*1440", "1441*1440", "768*2700", "769*2700", "640*2560", "640*2561", "512*512", "511*512", "1280*1280", "1279*1280"}
+				sizes = append(sizes, m.Sizes.List...)
+				for range 200 {
+					sizes = append(sizes, strconv.Itoa(400+rng.IntN(1300))+"*"+strconv.Itoa(400+rng.IntN(2400)))
+				}
+				took := map[bool]int{}
+				for _, size := range sizes {
+					req, _, err := jobs.Request{Model: m.Name, Prompt: "猫", Size: size}.Normalize()
+					took[err == nil]++
+					wire := body(t, req, jobs.RegionBeijing)
+					created, createErr := client.Create(t.Context(), wire)
+					require.NoError(t, createErr, "a wrong size is found when the task runs")
+					time.Sleep(time.Minute)
+					task, queryErr := client.Query(t.Context(), created.TaskID)
+					require.NoError(t, queryErr)
+					assert.Equal(t, err == nil, task.Output.TaskStatus == dashscope.StatusSucceeded, "%s: %v", size, err)
+				}
+				assert.Positive(t, took[true])
+				assert.Positive(t, took[false])
+			})
+		})
+	}
+}
+
+// In Singapore a job goes out under that region's spelling; its name in records
+// and sidecars stays ours.
+func TestSpellingOfARegion(t *testing.T) {
+	sim := &simulator.Simulator{Region: jobs.RegionSingapore}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.stop()
+		s.queue = queue.Open()
+		s.redis = s.queue.Client()
+		var err error
+		s.data, err = worker.OpenDataDir(filepath.Join(s.dir, "data"))
+		require.NoError(t, err)
+		cfg := s.config(s.data)
+		client := inRegion(t, sim, jobs.RegionSingapore)
+		defer client.CloseIdleConnections()
+		cfg.Accounts = []worker.Account{{DashScope: client, Lanes: []worker.Lane{{Model: "wanx2.1-t2i-plus"}}}}
+		cfg.Spool, err = storage.OpenSpool(s.data.SpoolPath(), storage.SpoolConfig{Sources: []string{hosts()[jobs.RegionSingapore]}, DialContext: sim.DialContext})
+		require.NoError(t, err)
+		s.worker, err = worker.New(cfg)
+		require.NoError(t, err)
+		require.NoError(t, s.worker.Prepare(t.Context()))
+		s.run()
+
+		s.enqueue(jobs.Request{ID: "cat", Model: "wan2.1-t2i-plus", Prompt: "猫", N: 2})
+		rec := s.wait("cat")
+		require.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
+		sidecar := s.requireStored("cat", 2)
+		assert.Equal(t, "wanx2.1-t2i-plus", sidecar.Model)
+		assert.Equal(t, int64(2*366_962), sim.Stats().ChargedMicroYuan)
+		assert.Equal(t, "wan2.1-t2i-plus", sim.Tasks()[0].Request.Model)
+		s.stop()
+	})
+}
