@@ -112,6 +112,52 @@ func (l *loader) concurrency(value, name string, models ...jobs.Model) int {
 	return n
 }
 
+// Work sees to it that these models, and no others where nothing says which, have
+// a lane: the account that the environment describes works any model unless
+// DANQING_MODELS lists them. No models means all that are sold where it is. It fails with an [*Error] if a model is not worked, or
+// not sold where the account is.
+func (c *Config) Work(models []string) error {
+	if c.anyModel {
+		each, region := c.Accounts[0].Lanes[0], c.region()
+		c.Accounts[0].Lanes = nil
+		if len(models) == 0 {
+			for _, m := range jobs.Models() {
+				if m.CheckRegion(region) == nil {
+					models = append(models, m.Name)
+				}
+			}
+		}
+		for _, model := range models {
+			l := &loader{}
+			m, ok := l.lane(region, model, "DASHSCOPE_HTTP_BASE_URL")
+			if !ok {
+				return &Error{l.problems}
+			}
+			c.Accounts[0].Lanes = append(c.Accounts[0].Lanes, Lane{Model: m.Name, Concurrency: min(each.Concurrency, m.Concurrency)})
+		}
+	}
+	for _, model := range models {
+		worked := func(a Account) bool {
+			return slices.ContainsFunc(a.Lanes, func(l Lane) bool { return l.Model == model })
+		}
+		if !slices.ContainsFunc(c.Accounts, worked) {
+			return &Error{[]Problem{{"DANQING_MODELS", fmt.Sprintf("and the file of accounts leave out %s, which is asked for: add it, or unset DANQING_MODELS", model)}}}
+		}
+	}
+	return nil
+}
+
+// region is where the first account is.
+func (c *Config) region() string {
+	cfg := c.Accounts[0].DashScope()
+	cfg.APIKey = "none" // whether it is set does not matter here
+	client, err := dashscope.New(cfg)
+	if err != nil {
+		return ""
+	}
+	return client.Region()
+}
+
 // accountVariables are the variables that describe an account. Beside a file
 // that has accounts, none of them says which account it means.
 func accountVariables() []string {
@@ -127,7 +173,7 @@ func (l *loader) account() {
 	region := l.connection(a, fields{"DASHSCOPE_API_KEY", "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_WORKSPACE"})
 
 	list, from := l.first("DANQING_MODELS")
-	if list == "" {
+	if l.cfg.anyModel = list == ""; l.cfg.anyModel {
 		list = jobs.DefaultModel
 	}
 	var models []jobs.Model

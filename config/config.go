@@ -47,6 +47,9 @@ type Config struct {
 	Models      []string // the models of the first account's lanes
 	Concurrency int      // the tasks at once of its first lane
 
+	// anyModel is set if nothing says which models are worked.
+	anyModel bool
+
 	// Warnings are sentences for the operator about what is odd but usable.
 	Warnings []string
 }

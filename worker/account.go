@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -207,6 +208,25 @@ func (w *Worker) accountNamed(name string) *account {
 	return nil
 }
 
+// lanesInFlight adds lanes for what an earlier run left at DashScope under a
+// configuration with other models, and says what it cannot go on with.
+func (w *Worker) lanesInFlight() {
+	for _, e := range w.cfg.DataDir.Journal.openEntries() {
+		if e.Record == nil || e.Record.State == jobs.StateHeld {
+			continue
+		}
+		a := w.accountNamed(e.Record.Account)
+		model, err := jobs.LookupModel(e.Record.Model)
+		if a == nil || err != nil {
+			w.log.Error("job paid for on an account that is not configured here: configure it", "job_id", e.JobID, "task_id", e.Record.TaskID, "account", e.Record.Account)
+			continue
+		}
+		if !slices.ContainsFunc(w.lanes, func(l laneSpec) bool { return l.account == a && l.model.Name == model.Name }) {
+			w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: 1, submits: model.SubmitsPerSecond})
+		}
+	}
+}
+
 // newAccounts checks the configured accounts and makes their lanes.
 func (w *Worker) newAccounts(configured []Account) error {
 	for _, c := range configured {
@@ -244,5 +264,6 @@ func (w *Worker) newAccounts(configured []Account) error {
 			w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: lane.Concurrency, submits: lane.SubmitsPerSecond})
 		}
 	}
+	w.lanesInFlight()
 	return nil
 }

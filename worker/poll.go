@@ -134,7 +134,8 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	}
 	next := *rec
 	next.State, next.Results, next.GeneratedAt = jobs.StateStoring, results, time.Now().UTC()
-	next.CostMicroYuan = rec.CostMicroYuan + l.model.Cost(made)
+	cost, _ := l.model.CostIn(l.account.remote.Region(), made)
+	next.CostMicroYuan = rec.CostMicroYuan + cost
 	l.journal(entryResults, &next)
 	l.log.Info("task succeeded", "job_id", next.ID, "task_id", next.TaskID, "duration", time.Since(rec.SubmittedAt), "images", made)
 	if err := l.advance(ctx, rec, &next); err != nil {

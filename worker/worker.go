@@ -78,7 +78,10 @@ func New(cfg Config) (*Worker, error) {
 	}
 	w := &Worker{cfg: cfg, log: cfg.Logger, jobs: jobs.NewClient(cfg.Redis), stopping: make(chan struct{})}
 	w.store = &store{Worker: w}
-	return w, w.newAccounts(cfg.Accounts)
+	if err := w.newAccounts(cfg.Accounts); err != nil {
+		return nil, err
+	}
+	return w, nil
 }
 
 // Jobs returns the queue client on the worker's Redis.
@@ -98,7 +101,7 @@ func (w *Worker) Simulated() bool {
 func (w *Worker) Unfinished(ctx context.Context) bool {
 	unfinished := false
 	for _, e := range w.cfg.DataDir.Journal.openEntries() {
-		if e.Record.State == jobs.StateHeld {
+		if e.Record.State == jobs.StateHeld || w.accountNamed(e.Record.Account) == nil {
 			continue
 		}
 		rec, err := w.jobs.Get(ctx, e.JobID)

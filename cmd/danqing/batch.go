@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -79,16 +80,25 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	if err := sameName(sheets); err != nil {
 		return err
 	}
+	r := &run{program: p, refs: refs, json: f.json}
+	var models []string
+	for _, s := range sheets {
+		for _, line := range s.Lines {
+			r.lines = append(r.lines, line)
+			models = append(models, line.Request.Model)
+		}
+	}
+	slices.Sort(models)
+	if err := cfg.Work(slices.Compact(models)); err != nil {
+		return err
+	}
 	progress := newProgress(p.stderr)
 	defer progress.close()
 	engine, err := openEngine(cfg, f.simulate, progress.logger(f.verbose))
 	if err != nil {
 		return err
 	}
-	r := &run{program: p, engine: engine, progress: progress, refs: refs, json: f.json}
-	for _, s := range sheets {
-		r.lines = append(r.lines, s.Lines...)
-	}
+	r.engine, r.progress = engine, progress
 	err = r.do(ctx)
 	var wrong *jobs.BatchError
 	if len(files) == 1 && errors.As(err, &wrong) {
@@ -144,10 +154,6 @@ func (p *program) readSheet(file string, f batchFlags, cfg *config.Config, refs 
 		return sheet{}, err
 	}
 	for _, line := range batch.Lines {
-		if line.Request.Model != cfg.Models[0] {
-			return sheet{}, usage("set DANQING_MODELS to it, and run the other models' lines as another file",
-				"line %d: model %q is not worked here, only %q", line.Number, line.Request.Model, cfg.Models[0])
-		}
 		for _, w := range line.Warnings {
 			p.say("warning: line %d: %s", line.Number, w)
 		}

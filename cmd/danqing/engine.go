@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
@@ -49,8 +50,8 @@ const (
 	simulatedBase = "http://dashscope.simulated/api/v1"
 )
 
-// openEngine opens everything a worker of the first configured model needs. The
-// caller must Close it.
+// openEngine opens everything a worker of the configured accounts needs. The caller
+// must Close it.
 func openEngine(cfg *config.Config, simulate bool, log *slog.Logger) (*engine, error) {
 	e := &engine{cfg: cfg, log: log}
 	if err := e.open(simulate); err != nil {
@@ -69,19 +70,13 @@ func (e *engine) open(simulate bool) error {
 		return err
 	}
 	e.closers = append(e.closers, dir)
-	remote := e.cfg.DashScope()
+	var dial func(context.Context, string, string) (net.Conn, error)
 	if simulate {
-		sim := &simulator.Simulator{
-			StateDir: dir.SimulatorPath(), TaskTime: simulator.Between(simulatedShortest, simulatedLongest), Logger: e.log,
+		if dial, err = e.simulator(dir.SimulatorPath()); err != nil {
+			return err
 		}
-		if err := sim.Load(); err != nil {
-			return fmt.Errorf("simulator: %w", err)
-		}
-		e.closers = append(e.closers, sim)
-		remote = dashscope.Config{BaseURL: simulatedBase, APIKey: "sk-simulated", DialContext: sim.DialContext}
 	}
-	remote.Logger, remote.UserAgent = e.log, "danqing/"+version()
-	client, err := dashscope.New(remote)
+	accounts, sources, err := e.accounts(dial)
 	if err != nil {
 		return err
 	}
@@ -92,16 +87,56 @@ func (e *engine) open(simulate bool) error {
 		return err
 	}
 	spool, err := storage.OpenSpool(dir.SpoolPath(), storage.SpoolConfig{
-		Sources: []string{client.BaseURL().String()}, DialContext: remote.DialContext, Logger: e.log,
+		Sources: sources, DialContext: dial, Logger: e.log,
 	})
 	if err != nil {
 		return err
 	}
 	e.worker, err = worker.New(worker.Config{
-		Redis: e.redis, Bucket: e.bucket, Spool: spool, DataDir: dir, Logger: e.log,
-		Accounts: []worker.Account{{DashScope: client, Lanes: []worker.Lane{{Model: e.cfg.Models[0], Concurrency: e.cfg.Concurrency}}}},
+		Redis: e.redis, Bucket: e.bucket, Spool: spool, DataDir: dir, Logger: e.log, Accounts: accounts,
 	})
 	return err
+}
+
+// simulator starts the embedded one, with a main account for each configured.
+func (e *engine) simulator(dir string) (dial func(context.Context, string, string) (net.Conn, error), err error) {
+	sim := &simulator.Simulator{
+		StateDir: dir, TaskTime: simulator.Between(simulatedShortest, simulatedLongest), Logger: e.log,
+		Keys: map[string]simulator.Key{},
+	}
+	for _, a := range e.cfg.Accounts {
+		sim.Keys[simulatedKey(a)] = simulator.Key{Account: a.Name}
+	}
+	if err := sim.Load(); err != nil {
+		return nil, fmt.Errorf("simulator: %w", err)
+	}
+	e.closers = append(e.closers, sim)
+	return sim.DialContext, nil
+}
+
+func simulatedKey(a config.Account) string { return "sk-simulated-" + a.Name }
+
+// accounts makes a client for each account, of the simulator if dial leads there,
+// and tells where results may come from.
+func (e *engine) accounts(dial func(context.Context, string, string) (net.Conn, error)) (accounts []worker.Account, sources []string, err error) {
+	for _, a := range e.cfg.Accounts {
+		remote := a.DashScope()
+		if dial != nil {
+			remote = dashscope.Config{BaseURL: simulatedBase, APIKey: simulatedKey(a), DialContext: dial}
+		}
+		remote.Logger, remote.UserAgent = e.log.With("account", a.Name), "danqing/"+version()
+		client, err := dashscope.New(remote)
+		if err != nil {
+			return nil, nil, fmt.Errorf("account %s: %w", a.Name, err)
+		}
+		lanes := make([]worker.Lane, len(a.Lanes))
+		for i, l := range a.Lanes {
+			lanes[i] = worker.Lane(l)
+		}
+		accounts = append(accounts, worker.Account{Name: a.Name, DashScope: client, Lanes: lanes})
+		sources = append(sources, client.BaseURL().String())
+	}
+	return accounts, sources, nil
 }
 
 // dataDir keeps simulated runs in a folder of their own, away from all that a

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/danqing-queue/danqing/jobs"
-	"github.com/danqing-queue/danqing/storage"
 )
 
 type enqueueFlags struct {
@@ -41,7 +40,7 @@ data directory. No API key is needed here.`,
   danqing enqueue prompts.jsonl more.jsonl
   danqing jobs wait $(danqing enqueue prompts.jsonl)`,
 		RunE: func(cmd *cobra.Command, files []string) error {
-			if given := f.given(cmd); len(files) > 0 && len(given) > 0 {
+			if given := f.given(cmd, "simulate", "json", "name"); len(files) > 0 && len(given) > 0 {
 				return usage("write it into the lines", "%s is for one job, and files were given", strings.Join(given, ", "))
 			}
 			if len(files) != 1 && f.name != "" {
@@ -156,7 +155,7 @@ func (e *enqueuing) lines(ctx context.Context, lines []jobs.Line) error {
 	if err := e.checkIDs(ctx, lines); err != nil {
 		return err
 	}
-	if err := e.stage(ctx); err != nil {
+	if err := e.stageAll(ctx); err != nil {
 		return err
 	}
 	if err := e.warnOfLanes(ctx, lines); err != nil {
@@ -215,32 +214,18 @@ func (e *enqueuing) checkIDs(ctx context.Context, lines []jobs.Line) error {
 	return nil
 }
 
-// stage brings local reference images to where the workers find them.
-func (e *enqueuing) stage(ctx context.Context) error {
-	if len(e.refs) == 0 {
-		return nil
-	}
-	to, err := e.bucket()
-	if err != nil {
-		return err
-	}
-	if to == nil {
-		return usage("set it, and what it needs, to the workers' bucket; or refer to the images by URL",
-			"DANQING_S3_BUCKET is not set, and the workers cannot read local files: %s", count(len(e.refs), "reference image"))
-	}
+// stageAll brings local reference images to where the workers find them.
+func (e *enqueuing) stageAll(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(lookups)
 	for _, ref := range e.refs {
-		group.Go(func() error { return stageOne(ctx, to, ref) })
+		group.Go(func() error { return e.stage(ctx, ref) })
 	}
-	return group.Wait()
-}
-
-func stageOne(ctx context.Context, to *storage.Bucket, ref *storage.Reference) error {
-	if err := to.StageReference(ctx, ref); err != nil {
-		return fmt.Errorf("stage reference image: %w", err)
+	err := group.Wait()
+	if errors.Is(err, errNoBucket) {
+		return usage("set it, and what it needs, to the workers' bucket; or refer to images by URL", "the workers cannot read local files: %w", err)
 	}
-	return nil
+	return err
 }
 
 // warnOfLanes says which of the jobs nobody works at present.

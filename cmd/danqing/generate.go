@@ -60,6 +60,9 @@ func (p *program) generate(cmd *cobra.Command, f generateFlags) error {
 	for _, w := range warnings {
 		p.say("warning: %s", w)
 	}
+	if err := cfg.Work([]string{req.Model}); err != nil {
+		return err
+	}
 	if req.ID == "" {
 		req.ID = jobs.NewID()
 	}

@@ -25,7 +25,7 @@ needed here.`,
 		Example: `  danqing jobs list --state held
   danqing jobs show shop.cat`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(*cobra.Command, []string) error {
 			return usage("see: danqing jobs --help", "jobs: name what to do")
 		},
 	}

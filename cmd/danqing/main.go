@@ -49,6 +49,8 @@ type program struct {
 	signals        <-chan os.Signal
 	stdin          io.Reader
 	stdout, stderr io.Writer
+	// configFile is a YAML file with the accounts, "" for the one of the environment.
+	configFile string
 }
 
 // errPartFailed and errInterrupted end a command that has already said why.
@@ -83,6 +85,7 @@ No image is paid for twice, and none that was paid for is lost.`,
 	root.SetIn(p.stdin)
 	root.SetOut(p.stdout)
 	root.SetErr(p.stderr)
+	root.PersistentFlags().StringVar(&p.configFile, "config", "", "YAML file with several accounts (without one: DASHSCOPE_API_KEY)")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage("see: "+cmd.CommandPath()+" --help", "%w", err)
@@ -164,7 +167,7 @@ func (p *program) getenv(name string) string {
 
 // config reads the environment, saying what is odd in it.
 func (p *program) config() (*config.Config, error) {
-	cfg, err := config.Load(p.getenv, p.environ)
+	cfg, err := config.LoadWithFile(p.configFile, p.getenv, p.environ)
 	if err != nil {
 		return nil, err
 	}

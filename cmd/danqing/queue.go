@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -15,7 +14,6 @@ import (
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
-	bucket "github.com/danqing-queue/danqing/storage/embedded"
 )
 
 // jobQueue is the Redis that other processes work on, for the commands that put
@@ -27,9 +25,9 @@ type jobQueue struct {
 	jobs *jobs.Client
 	// simulate says that the queue is a simulated instance's.
 	simulate bool
-	// folder is where a running instance on this machine shows its images as
-	// files, if it has no other bucket; "" if the queue is no instance's.
-	folder string
+	// folder is the embedded bucket of a running instance on this machine, nil if
+	// the queue is no instance's, or it has another bucket.
+	folder *folder
 }
 
 // onQueue calls work with the queue at REDIS_URL, or else that of the instance
@@ -102,7 +100,7 @@ func (q *jobQueue) locate(ctx context.Context) (*redis.Options, error) {
 	if err != nil {
 		return nil, err
 	}
-	q.folder = filepath.Join(dir, "bucket", bucket.DefaultBucket)
+	q.folder = openFolder(dir)
 	options, err := redis.ParseURL(at.RedisURL)
 	if err != nil { // its text may hold the password
 		return nil, fmt.Errorf("read %s: redis_url is no URL of a Redis", filepath.Join(dir, instanceFile))
@@ -121,6 +119,41 @@ func (q *jobQueue) bucket() (*storage.Bucket, error) {
 	return storage.New(q.cfg.Storage())
 }
 
+// errNoBucket means that nothing says where the jobs' images and sidecars are.
+var errNoBucket = errors.New("DANQING_S3_BUCKET is not set")
+
+// sidecar reads a job's sidecar from wherever this queue's jobs are stored.
+func (q *jobQueue) sidecar(ctx context.Context, id string) (*storage.Sidecar, error) {
+	from, err := q.bucket()
+	switch {
+	case err != nil:
+		return nil, err
+	case from != nil:
+		return from.Sidecar(ctx, id)
+	case q.folder != nil:
+		return q.folder.sidecar(id)
+	}
+	return nil, errNoBucket
+}
+
+// stage brings a reference image to where the workers find it.
+func (q *jobQueue) stage(ctx context.Context, ref *storage.Reference) error {
+	to, err := q.bucket()
+	switch {
+	case err != nil:
+	case to != nil:
+		err = to.StageReference(ctx, ref)
+	case q.folder != nil:
+		err = q.folder.stage(ref)
+	default:
+		err = errNoBucket
+	}
+	if err != nil {
+		return fmt.Errorf("stage reference image %s: %w", ref.Path, err)
+	}
+	return nil
+}
+
 // get reads a job from Redis, or if Redis has forgotten it, from its sidecar.
 func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Record, error) {
 	if err := jobs.ValidID(id); err != nil {
@@ -130,14 +163,12 @@ func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Record, error) {
 	if !errors.Is(err, jobs.ErrNotFound) {
 		return rec, err
 	}
-	from, bucketErr := q.bucket()
-	if bucketErr != nil || from == nil {
-		return nil, errors.Join(err, bucketErr)
-	}
-	sidecar, sidecarErr := from.Sidecar(ctx, id)
+	sidecar, sidecarErr := q.sidecar(ctx, id)
 	switch {
+	case errors.Is(sidecarErr, errNoBucket):
+		return nil, err
 	case errors.Is(sidecarErr, storage.ErrNotExist):
-		return nil, fmt.Errorf("%w, nor is its sidecar in bucket %s", err, q.cfg.Bucket)
+		return nil, fmt.Errorf("%w, nor is its sidecar in the bucket", err)
 	case sidecarErr != nil:
 		return nil, sidecarErr
 	}
@@ -159,11 +190,8 @@ func (q *jobQueue) shownImage(ctx context.Context, from *storage.Bucket, image j
 		shown.URL, shown.URLExpiresAt, err = from.Link(ctx, image.Key)
 		return shown, err
 	}
-	if q.folder != "" {
-		file := filepath.Join(q.folder, filepath.FromSlash(image.Key))
-		if _, err := os.Stat(file); err == nil {
-			shown.File = file
-		}
+	if q.folder != nil {
+		shown.File = q.folder.path(image.Key)
 	}
 	return shown, nil
 }

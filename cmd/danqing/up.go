@@ -55,6 +55,9 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 	if err != nil {
 		return err
 	}
+	if err := cfg.Work(nil); err != nil {
+		return err
+	}
 	for _, address := range []string{p.getenv("DANQING_LISTEN"), defaultListen} {
 		if f.listen == "" {
 			f.listen = address
