@@ -40,7 +40,7 @@ data directory. No API key is needed here.`,
   danqing enqueue prompts.jsonl more.jsonl
   danqing jobs wait $(danqing enqueue prompts.jsonl)`,
 		RunE: func(cmd *cobra.Command, files []string) error {
-			if given := f.given(cmd, "simulate", "json", "name"); len(files) > 0 && len(given) > 0 {
+			if given := f.given(cmd); len(files) > 0 && len(given) > 0 {
 				return usage("write it into the lines", "%s is for one job, and files were given", strings.Join(given, ", "))
 			}
 			if len(files) != 1 && f.name != "" {

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/danqing-queue/danqing/jobs"
 )
@@ -35,15 +33,15 @@ func (f *requestFlags) register(cmd *cobra.Command) {
 	flags.BoolVar(&f.watermark, "watermark", false, "have the service's mark put at the bottom right, where the model can")
 }
 
-// given are the flags that the command line has, but for those of other things
-// than the job.
-func (*requestFlags) given(cmd *cobra.Command, others ...string) []string {
+// given are the names of the flags of a job that the command line has.
+func (*requestFlags) given(cmd *cobra.Command) []string {
+	const all = "prompt id model negative-prompt style size n seed ref-img ref-strength ref-mode prompt-extend watermark priority label redo-of"
 	var names []string
-	cmd.Flags().Visit(func(flag *pflag.Flag) {
-		if !slices.Contains(others, flag.Name) {
-			names = append(names, "--"+flag.Name)
+	for name := range strings.FieldsSeq(all) {
+		if cmd.Flags().Changed(name) {
+			names = append(names, "--"+name)
 		}
-	})
+	}
 	return names
 }
 
