@@ -188,11 +188,11 @@ func (q *Queue) intercept(c *server.Peer, cmd string, args ...string) bool {
 
 // write executes a write and logs what it changed. The reply may be given once
 // the log is synced up to the returned number.
-func (q *Queue) write(s *session, cmd string, args []string) (string, uint64) {
+func (q *Queue) write(s *session, cmd string, args []string) (reply, uint64) {
 	q.writing.Lock()
 	defer q.writing.Unlock()
 	if err := q.log.failed(); err != nil && (!s.multi || cmd == "EXEC") {
-		return q.refuse(s, cmd, args, err), 0
+		return reply{text: q.refuse(s, cmd, args, err)}, 0
 	}
 	q.advance(time.Now())
 	q.noting, q.effects = cmd == "EVAL" || cmd == "EVALSHA", nil
@@ -209,7 +209,7 @@ func (q *Queue) write(s *session, cmd string, args []string) (string, uint64) {
 	if len(q.effects) > 0 {
 		q.log.append(entry{q.clock, q.effects})
 	}
-	return text, q.executed()
+	return reply{text, true}, q.log.last()
 }
 
 // refuse answers what may be a write while the log cannot be written. A script
@@ -226,11 +226,6 @@ func (q *Queue) refuse(s *session, cmd string, args []string, err error) string 
 		}
 	}
 	return misconf(err)
-}
-
-// executed is the number of the last write; a reader may have seen it.
-func (q *Queue) executed() uint64 {
-	return q.log.last()
 }
 
 // keepScript remembers a script's text.

@@ -328,7 +328,7 @@ func (l *writeLog) wantsRewrite() bool {
 
 // growth is by how much the log may exceed twice its snapshot; ours. It is read
 // whole at the next start.
-const growth = 16 << 20
+const growth = 4 << 20
 
 // rewrite replaces the log by the entries that snapshot gives to add. Nothing may be appended meanwhile. If it fails, what was there before
 // goes on.

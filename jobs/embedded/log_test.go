@@ -181,6 +181,7 @@ func frame(t *testing.T, f framer, body []byte) []byte {
 type room struct {
 	left    int
 	syncErr error
+	full    bool // write to /dev/full
 }
 
 type limitedFile struct {
@@ -194,6 +195,9 @@ func (f limitedFile) Write(p []byte) (int, error) {
 	if f.room.left >= 0 {
 		n = min(n, f.room.left)
 		f.room.left -= n
+	}
+	if f.room.full {
+		return 0, os.WriteFile("/dev/full", p, 0)
 	}
 	if n, err := f.logFile.Write(p[:n]); err != nil || n == len(p) {
 		return n, err

@@ -175,11 +175,10 @@ func (s *session) handle(args []string) {
 	}
 	switch kind {
 	case kindData, kindScript:
-		text, seq := s.queue.write(s, cmd, args)
-		s.hold(reply{text, true}, seq)
+		s.hold(s.queue.write(s, cmd, args))
 	case kindRead:
 		text := s.queue.run(s.peer, args)
-		s.hold(reply{text: text}, s.queue.executed())
+		s.hold(reply{text: text}, s.queue.log.last()) // it may have seen that one
 	case kindSession, kindRefused:
 		s.settle()
 		s.queue.inner.Dispatch(s.peer, args)

@@ -1,0 +1,67 @@
+package embedded_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/embedded"
+)
+
+// BenchmarkEnqueue compares the durable queue to the one in memory, and 50
+// clients that share a sync to one that does not.
+func BenchmarkEnqueue(b *testing.B) {
+	for name, opened := range map[string]func(*testing.B) *embedded.Queue{
+		"memory": func(*testing.B) *embedded.Queue { return embedded.Open() },
+		"log": func(b *testing.B) *embedded.Queue {
+			b.Helper()
+			return open(b, embedded.Config{Dir: b.TempDir()})
+		},
+	} {
+		for _, clients := range []int{1, 50} {
+			b.Run(fmt.Sprintf("%s/clients=%d", name, clients), func(b *testing.B) {
+				q := opened(b)
+				client := jobs.NewClient(q.Client())
+				var producers errgroup.Group
+				b.ResetTimer()
+				for c := range clients {
+					producers.Go(func() error {
+						for i := c; i < b.N; i += clients {
+							if _, err := client.Enqueue(b.Context(), request(fmt.Sprint(i))); err != nil {
+								return err
+							}
+						}
+						return nil
+					})
+				}
+				require.NoError(b, producers.Wait())
+				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "jobs/s")
+				require.NoError(b, q.Close())
+			})
+		}
+	}
+}
+
+// BenchmarkReopen replays 10,000 waiting jobs, as they were enqueued and as a
+// snapshot.
+func BenchmarkReopen(b *testing.B) {
+	dir := b.TempDir()
+	q := open(b, embedded.Config{Dir: dir})
+	client := jobs.NewClient(q.Client())
+	var producers errgroup.Group
+	producers.SetLimit(50)
+	for i := range 10_000 {
+		producers.Go(func() error {
+			_, err := client.Enqueue(b.Context(), request(fmt.Sprint(i)))
+			return err
+		})
+	}
+	require.NoError(b, producers.Wait())
+	require.NoError(b, q.Close())
+	for b.Loop() {
+		require.NoError(b, open(b, embedded.Config{Dir: dir}).Close())
+	}
+}

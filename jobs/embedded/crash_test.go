@@ -1,0 +1,262 @@
+package embedded_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/embedded"
+)
+
+// crashDir names the folder whose queue a copy of the test binary shall serve
+// until it is killed.
+const crashDir = "DANQING_TEST_CRASH_DIR"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(crashDir); dir != "" {
+		fmt.Fprintln(os.Stderr, serveUntilKilled(dir, os.Getenv(crashDir+"_ROUND")))
+		os.Exit(1) // only a kill ends it well
+	}
+	os.Exit(m.Run())
+}
+
+// serveUntilKilled prints the URL at which the queue is reached, or, with a
+// round, uses it itself and prints what was acknowledged.
+func serveUntilKilled(dir, round string) error {
+	cfg := embedded.Config{Dir: dir}
+	if round == "" {
+		cfg.Listen = "127.0.0.1:0"
+	}
+	q, err := embedded.OpenDir(cfg)
+	if err != nil {
+		return err
+	}
+	if round == "" {
+		fmt.Println(q.URL())
+		select {}
+	}
+	failed := make(chan error)
+	for producer := range crashProducers {
+		go func() {
+			failed <- produce(jobs.NewClient(q.Client()), fmt.Sprintf("%s-%02d", round, producer), func(a ack) {
+				// One write each: lines do not mix.
+				_, _ = os.Stdout.WriteString(a.id + " " + string(a.state) + "\n")
+			})
+		}()
+	}
+	return <-failed
+}
+
+const crashProducers = 50
+
+// ack is a state that a job was told to be in.
+type ack struct {
+	id    string
+	state jobs.State
+}
+
+// produce enqueues jobs and carries every other on to its end, until it fails.
+func produce(client *jobs.Client, name string, acked func(ack)) error {
+	ctx := context.Background()
+	for i := 0; ; i++ {
+		rec, err := client.Enqueue(ctx, request(fmt.Sprintf("%s-%04d", name, i)))
+		if err != nil {
+			return err
+		}
+		acked(ack{rec.ID, rec.State})
+		if i%2 == 0 {
+			continue
+		}
+		next := *rec
+		next.State, next.TaskID = jobs.StateSucceeded, "task of "+rec.ID
+		next.Images = []jobs.Image{{N: 1, Key: rec.ID + ".png"}}
+		if err := client.Swap(ctx, rec, &next); err != nil {
+			return err
+		}
+		acked(ack{rec.ID, next.State})
+	}
+}
+
+// Whatever the moment of a kill -9: each acknowledged job is there once, with
+// its message, in the state that was acknowledged or a later one.
+func TestKill(t *testing.T) {
+	t.Parallel()
+	for name, use := range map[string]func(*testing.T, string, int, int) []ack{"over TCP": killWhileOthersProduce, "in process": killWhileItProduces} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			acked := map[string]jobs.State{}
+			acks, rounds := 0, 4
+			for round := range rounds {
+				for _, a := range use(t, dir, round, 60+rand.IntN(200)) {
+					acks++
+					if acked[a.id] != jobs.StateSucceeded {
+						acked[a.id] = a.state
+					}
+				}
+				verifyCrash(t, dir, acked)
+			}
+			t.Logf("%d kills, %d acknowledgements of %d jobs: none lost", rounds, acks, len(acked))
+		})
+	}
+}
+
+// startChild runs a copy of the test binary on dir.
+func startChild(t *testing.T, dir, round string) (*exec.Cmd, *bufio.Scanner) {
+	t.Helper()
+	child := exec.CommandContext(t.Context(), os.Args[0])
+	child.Env = append(os.Environ(), crashDir+"="+dir, crashDir+"_ROUND="+round)
+	child.Stderr = os.Stderr
+	out, err := child.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, child.Start())
+	return child, bufio.NewScanner(out)
+}
+
+// killWhileOthersProduce kills a queue after so many acknowledgements to the
+// clients of this process.
+func killWhileOthersProduce(t *testing.T, dir string, round, limit int) []ack {
+	t.Helper()
+	child, lines := startChild(t, dir, "")
+	require.True(t, lines.Scan())
+	options, err := redis.ParseURL(lines.Text())
+	require.NoError(t, err)
+	options.MaxRetries, options.DialerRetries = -1, 1 // the first error ends a producer
+	var mu sync.Mutex
+	var acks []ack
+	var producers sync.WaitGroup
+	for producer := range crashProducers {
+		producers.Go(func() {
+			rdb := redis.NewClient(options)
+			defer rdb.Close() //nolint:errcheck // the server is dead
+			_ = produce(jobs.NewClient(rdb), fmt.Sprintf("%03d-%02d", round, producer), func(a ack) {
+				mu.Lock()
+				defer mu.Unlock()
+				acks = append(acks, a)
+				if len(acks) == limit {
+					assert.NoError(t, child.Process.Kill())
+				}
+			}) // it ends when the queue does
+		})
+	}
+	producers.Wait()
+	require.Error(t, child.Wait())
+	require.GreaterOrEqual(t, len(acks), limit)
+	return acks
+}
+
+// killWhileItProduces kills a process whose own clients use the queue.
+func killWhileItProduces(t *testing.T, dir string, round, limit int) []ack {
+	t.Helper()
+	child, lines := startChild(t, dir, strconv.Itoa(round))
+	var acks []ack
+	for lines.Scan() {
+		id, state, ok := strings.Cut(lines.Text(), " ")
+		require.True(t, ok)
+		acks = append(acks, ack{id, jobs.State(state)})
+		if len(acks) == limit {
+			require.NoError(t, child.Process.Kill())
+		}
+	}
+	require.Error(t, child.Wait())
+	require.GreaterOrEqual(t, len(acks), limit)
+	return acks
+}
+
+func verifyCrash(t *testing.T, dir string, acked map[string]jobs.State) {
+	t.Helper()
+	q := open(t, embedded.Config{Dir: dir})
+	client := jobs.NewClient(q.Client())
+	inspector := asynq.NewInspectorFromRedisClient(q.Client())
+	queue := jobs.Queue("wanx-v1", jobs.PriorityDefault)
+	for id, state := range acked {
+		rec, err := client.Get(t.Context(), id)
+		require.NoError(t, err, "lost: %s", id)
+		if state != rec.State {
+			require.Equal(t, jobs.StateSucceeded, rec.State, "an older state than the acknowledged one: %s", id)
+		}
+		info, err := inspector.GetTaskInfo(queue, id)
+		require.NoError(t, err, "lost the message of %s", id)
+		require.Equal(t, asynq.TaskStatePending, info.State, id)
+	}
+	waiting, err := q.Client().LRange(t.Context(), "asynq:{"+queue+"}:pending", 0, -1).Result()
+	require.NoError(t, err)
+	seen := map[string]bool{}
+	for _, id := range waiting {
+		require.False(t, seen[id], "twice in the queue: %s", id)
+		seen[id] = true
+	}
+	before := dump(t, q.Client())
+	require.NoError(t, q.Close())
+	q = open(t, embedded.Config{Dir: dir})
+	require.Equal(t, before, dump(t, q.Client()))
+	require.NoError(t, q.Close())
+}
+
+// What a crash at this very moment would leave is what is stored, whatever asynq
+// did: results, retries, archives, groups and schedules.
+func TestReplayIsTheState(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	q := open(t, embedded.Config{Dir: dir})
+	client := asynq.NewClientFromRedisClient(q.Client())
+	const tasks = 60
+	done := make(chan struct{}, tasks)
+	server := asynq.NewServerFromRedisClient(q.Client(), asynq.Config{
+		Concurrency: 4, LogLevel: asynq.FatalLevel,
+		Queues: map[string]int{"default": 1},
+	})
+	require.NoError(t, server.Start(asynq.HandlerFunc(func(_ context.Context, task *asynq.Task) error {
+		defer func() { done <- struct{}{} }()
+		switch task.Payload()[0] % 4 {
+		case 0:
+			return errors.New("try again")
+		case 1:
+			return fmt.Errorf("never: %w", asynq.SkipRetry)
+		}
+		_, err := task.ResultWriter().Write([]byte("result of " + string(task.Payload())))
+		return err
+	})))
+	for i := range tasks {
+		_, err := client.EnqueueContext(t.Context(), asynq.NewTask("paint", []byte{byte(i), 0xff, '\n'}),
+			asynq.TaskID(strconv.Itoa(i)), asynq.Retention(1e12))
+		require.NoError(t, err)
+	}
+	for range tasks {
+		<-done
+	}
+	server.Shutdown()
+	for i, option := range []asynq.Option{asynq.ProcessIn(1e12), asynq.Group("g"), asynq.Unique(1e12)} {
+		_, err := client.EnqueueContext(t.Context(), asynq.NewTask("paint", []byte{byte(i)}), option)
+		require.NoError(t, err)
+	}
+
+	crashed := t.TempDir()
+	require.NoError(t, os.CopyFS(crashed, os.DirFS(dir)))
+	before := dump(t, q.Client())
+	require.NoError(t, q.Close())
+	q = open(t, embedded.Config{Dir: crashed})
+	assert.Equal(t, before, dump(t, q.Client()))
+	inspector := asynq.NewInspectorFromRedisClient(q.Client())
+	info, err := inspector.GetQueueInfo("default")
+	require.NoError(t, err)
+	assert.Equal(t, []int{15, 15, 30, 1, 1}, []int{info.Retry, info.Archived, info.Completed, info.Pending, info.Scheduled})
+	result, err := inspector.GetTaskInfo("default", "2")
+	require.NoError(t, err)
+	assert.Equal(t, "result of \x02\xff\n", string(result.Result))
+	require.NoError(t, q.Close())
+}

@@ -1,0 +1,83 @@
+package embedded
+
+import (
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// A write that cannot be logged is an error to the client, and so is each after
+// it; reads go on; once there is room all is well, and nothing was lost.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	for name, fail := range map[string]func(*room){
+		"full":         func(r *room) { r.left = 7 },
+		"sync refused": func(r *room) { r.syncErr = errNoSpace },
+		"/dev/full":    func(r *room) { r.full = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			synctest.Test(t, func(t *testing.T) {
+				disk := &room{left: -1}
+				q, err := OpenDir(Config{Dir: dir, create: disk.create})
+				require.NoError(t, err)
+				ctx, rdb := t.Context(), q.Client()
+				reader := redis.NewScript("return redis.call('GET', KEYS[1])")
+				writer := redis.NewScript("return redis.call('SET', KEYS[1], 'v')")
+				require.NoError(t, rdb.Set(ctx, "before", "v", 0).Err())
+
+				fail(disk)
+				require.ErrorContains(t, rdb.Set(ctx, "first", "v", 0).Err(), "MISCONF the embedded queue cannot write its log")
+				require.ErrorContains(t, rdb.Set(ctx, "second", "v", 0).Err(), "no space left on device")
+				require.ErrorContains(t, writer.Run(ctx, rdb, []string{"second"}).Err(), "MISCONF")
+				_, err = rdb.TxPipelined(ctx, func(pipe redis.Pipeliner) error { return pipe.Set(ctx, "second", "v", 0).Err() })
+				require.ErrorContains(t, err, "MISCONF")
+				assert.Equal(t, "v", rdb.Get(ctx, "before").Val())
+				read, err := reader.Run(ctx, rdb, []string{"before"}).Result()
+				require.NoError(t, err)
+				assert.Equal(t, "v", read)
+				assert.Zero(t, rdb.Exists(ctx, "second").Val(), "nothing is changed that cannot be logged")
+				time.Sleep(time.Minute) // tries of its own
+
+				*disk = room{left: -1}
+				require.Eventually(t, func() bool { return rdb.Set(ctx, "after", "v", 0).Err() == nil }, 2*retryEvery, time.Second)
+				inMemory, err := rdb.Keys(ctx, "*").Result()
+				require.NoError(t, err)
+				assert.Subset(t, inMemory, []string{"before", "after"})
+				require.NoError(t, q.Close())
+				require.NoFileExists(t, q.log.path+".new")
+
+				q, err = OpenDir(Config{Dir: dir})
+				require.NoError(t, err)
+				replayed, err := q.Client().Keys(ctx, "*").Result()
+				require.NoError(t, err)
+				assert.Equal(t, inMemory, replayed)
+				require.NoError(t, q.Close())
+			})
+		})
+	}
+}
+
+// A kill while the disk is full loses nothing that was acknowledged.
+func TestKilledWhileFull(t *testing.T) {
+	t.Parallel()
+	dir, disk := t.TempDir(), &room{left: -1}
+	q, err := OpenDir(Config{Dir: dir, create: disk.create})
+	require.NoError(t, err)
+	require.NoError(t, q.Client().Set(t.Context(), "before", "v", 0).Err())
+	disk.left = 7
+	require.Error(t, q.Client().Set(t.Context(), "unacknowledged", "v", 0).Err())
+	crashed := t.TempDir()
+	require.NoError(t, os.CopyFS(crashed, os.DirFS(dir)))
+	require.NoError(t, q.Close())
+	q, err = OpenDir(Config{Dir: crashed})
+	require.NoError(t, err)
+	assert.Equal(t, []string{"before"}, q.Client().Keys(t.Context(), "*").Val())
+	require.NoError(t, q.Close())
+}
