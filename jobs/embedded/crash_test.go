@@ -46,7 +46,7 @@ func serveUntilKilled(dir, round string) error {
 		return err
 	}
 	if round == "" {
-		fmt.Println(q.URL())
+		_, _ = os.Stdout.WriteString(q.URL() + "\n")
 		select {}
 	}
 	failed := make(chan error)

@@ -24,7 +24,7 @@ const (
 	kindData
 	// kindScript runs commands of kindData.
 	kindScript
-	// kindRefused is what the log could not give back.
+	// kindRefused is what the log could not give back, or miniredis does not know.
 	kindRefused
 )
 
@@ -57,10 +57,7 @@ func (q *Queue) kindOf(cmd string, args []string) kind {
 		}
 		return kindRead
 	}
-	switch {
-	case !q.inner.IsRegisteredCommand(cmd):
-		return kindSession // miniredis says that it does not know it
-	case q.inner.IsReadOnlyCommand(cmd):
+	if q.inner.IsReadOnlyCommand(cmd) {
 		return kindRead
 	}
 	return kindRefused
@@ -169,6 +166,9 @@ func (q *Queue) intercept(c *server.Peer, cmd string, args ...string) bool {
 	command := append([]string{cmd}, args...)
 	switch q.kindOf(cmd, command) {
 	case kindRefused:
+		if !q.inner.IsRegisteredCommand(cmd) {
+			return false // miniredis says so
+		}
 		c.WriteError("ERR the embedded queue does not support " + cmd + " here: use a Redis")
 		return true
 	case kindData:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/url"
 	"os"
@@ -64,10 +65,12 @@ func TestTransactionsPipelinesAndScripts(t *testing.T) {
 	}, "watched")
 	require.ErrorIs(t, raced, redis.TxFailedErr)
 	aborted := rdb.Conn()
-	require.NoError(t, aborted.Do(ctx, "MULTI").Err())
-	require.NoError(t, aborted.Do(ctx, "SET", "aborted", 1).Err())
-	require.Error(t, aborted.Do(ctx, "SET").Err())
-	require.ErrorContains(t, aborted.Do(ctx, "EXEC").Err(), "EXECABORT")
+	for _, wrong := range []string{"SET", "NOSUCH", "SPOP"} {
+		require.NoError(t, aborted.Do(ctx, "MULTI").Err())
+		require.NoError(t, aborted.Do(ctx, "SET", "aborted", 1).Err())
+		require.Error(t, aborted.Do(ctx, wrong).Err())
+		require.ErrorContains(t, aborted.Do(ctx, "EXEC").Err(), "EXECABORT", wrong)
+	}
 	require.NoError(t, aborted.Do(ctx, "MULTI").Err())
 	require.NoError(t, aborted.Do(ctx, "SET", "discarded", 1).Err())
 	require.NoError(t, aborted.Do(ctx, "DISCARD").Err())
@@ -233,6 +236,9 @@ func TestRepair(t *testing.T) {
 	}
 }
 
+// sleep lets the time of a bubble pass.
+func sleep(d time.Duration) { <-time.After(d) }
+
 // The log does not grow with what was written and is no more.
 func TestLogStaysShort(t *testing.T) {
 	t.Parallel()
@@ -242,7 +248,7 @@ func TestLogStaysShort(t *testing.T) {
 		q := open(t, embedded.Config{Dir: dir})
 		for range 30 {
 			require.NoError(t, q.Client().Set(t.Context(), "k", big, time.Hour).Err())
-			time.Sleep(3 * time.Second)
+			sleep(3 * time.Second)
 		}
 		before := dump(t, q.Client())
 		require.NoError(t, q.Close())
@@ -267,14 +273,14 @@ func TestTTL(t *testing.T) {
 		left := func() time.Duration {
 			began := time.Now()
 			for q.Client().Exists(ctx, "lease").Val() == 1 {
-				time.Sleep(10 * time.Millisecond)
+				sleep(10 * time.Millisecond)
 			}
 			return time.Since(began)
 		}
 		for range 3 {
 			require.NoError(t, q.Client().Set(ctx, "lease", "holder", 15*time.Second).Err())
 			assert.InDelta(t, 15, left().Seconds(), 1.2)
-			time.Sleep(70 * time.Millisecond)
+			sleep(70 * time.Millisecond)
 		}
 		require.NoError(t, q.Client().Set(ctx, "lease", "holder", time.Minute).Err())
 		require.NoError(t, q.Client().Set(ctx, "absolute", "v", 0).Err())
@@ -285,23 +291,82 @@ func TestTTL(t *testing.T) {
 		ended := *rec
 		ended.State = jobs.StateFailed
 		require.NoError(t, client.Swap(ctx, rec, &ended))
-		time.Sleep(20 * time.Second)
+		sleep(20 * time.Second)
 		require.NoError(t, q.Close())
 
-		time.Sleep(10 * time.Second)
+		sleep(10 * time.Second)
 		q = open(t, embedded.Config{Dir: dir})
 		assert.InDelta(t, 30, q.Client().TTL(ctx, "lease").Val().Seconds(), 1.2)
 		assert.InDelta(t, 30, q.Client().TTL(ctx, "absolute").Val().Seconds(), 1.2)
 		assert.InDelta(t, 30, left().Seconds(), 1.2)
 		require.NoError(t, q.Close())
 
-		time.Sleep(jobs.RecordLifetime - 2*time.Minute)
+		sleep(jobs.RecordLifetime - 2*time.Minute)
 		q = open(t, embedded.Config{Dir: dir})
 		_, err = jobs.NewClient(q.Client()).Get(ctx, "job")
 		require.NoError(t, err)
-		time.Sleep(2 * time.Minute)
+		sleep(2 * time.Minute)
 		_, err = jobs.NewClient(q.Client()).Get(ctx, "job")
 		require.ErrorIs(t, err, jobs.ErrNotFound)
+		require.NoError(t, q.Close())
+	})
+}
+
+// A snapshot holds every type, however large.
+func TestSnapshot(t *testing.T) {
+	t.Parallel()
+	dir, ctx := t.TempDir(), t.Context()
+	q := open(t, embedded.Config{Dir: dir})
+	big := strings.Repeat("x", 700<<10)
+	_, err := q.Client().Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i := range 2501 {
+			pipe.RPush(ctx, "list", i)
+			pipe.SAdd(ctx, "set", i)
+			pipe.HSet(ctx, "hash", i, fmt.Sprint(i, "\x00\xff\r\n"))
+			pipe.ZAdd(ctx, "zset", redis.Z{Score: float64(i) / 3, Member: i})
+		}
+		pipe.ZAdd(ctx, "zset", redis.Z{Score: math.Inf(1), Member: "inf"}, redis.Z{Score: math.Inf(-1), Member: "-inf"})
+		pipe.RPush(ctx, "big", big, big, big)
+		pipe.Set(ctx, "string", "", time.Hour)
+		pipe.Expire(ctx, "list", time.Hour)
+		pipe.XAdd(ctx, &redis.XAddArgs{Stream: "stream", ID: "1-1", Values: []string{"a", "1", "b", "2"}})
+		pipe.XAdd(ctx, &redis.XAddArgs{Stream: "stream", ID: "*", Values: []string{"a", "3"}})
+		return nil
+	})
+	require.NoError(t, err)
+	require.NoError(t, q.Compact())
+	require.NoError(t, q.Client().RPush(ctx, "list", "after").Err())
+	before := dump(t, q.Client())
+	require.Len(t, before, 7)
+	require.NoError(t, q.Close())
+	q = open(t, embedded.Config{Dir: dir})
+	assert.Equal(t, before, dump(t, q.Client()))
+	for _, key := range []string{"string", "list"} {
+		assert.InDelta(t, time.Hour.Seconds(), q.Client().PTTL(ctx, key).Val().Seconds(), 300, key)
+	}
+	assert.Equal(t, time.Duration(-1), q.Client().TTL(ctx, "big").Val(), "no TTL")
+	require.NoError(t, q.Close())
+}
+
+// A client that takes in nothing is cut off in the end, so that what waits for
+// it does not grow for ever.
+func TestStuckClientIsCutOff(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := embedded.Open()
+		stuck, err := q.Dial()
+		require.NoError(t, err)
+		_, err = io.WriteString(stuck, "*2\r\n$9\r\nSUBSCRIBE\r\n$1\r\nc\r\n")
+		require.NoError(t, err)
+		_, err = io.ReadFull(stuck, make([]byte, len("*3\r\n$9\r\nsubscribe\r\n$1\r\nc\r\n:1\r\n")))
+		require.NoError(t, err)
+		require.EqualValues(t, 1, q.Client().Publish(t.Context(), "c", "m").Val())
+		sleep(119 * time.Second)
+		require.EqualValues(t, 1, q.Client().Publish(t.Context(), "c", "m").Val())
+		sleep(2 * time.Second)
+		require.Zero(t, q.Client().Publish(t.Context(), "c", "m").Val())
+		_, err = stuck.Read(make([]byte, 1))
+		require.ErrorIs(t, err, io.EOF)
 		require.NoError(t, q.Close())
 	})
 }

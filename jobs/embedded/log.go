@@ -92,7 +92,7 @@ func cutEntry(b []byte) (entry, []byte, error) {
 // to come.
 func cutCount(b []byte) (int, []byte, error) {
 	v, n := binary.Uvarint(b)
-	if n <= 0 || v > uint64(len(b)-n) {
+	if n <= 0 || v > uint64(len(b)-n) { //nolint:gosec // n is at most len(b)
 		return 0, nil, errEntry
 	}
 	return int(v), b[n:], nil //nolint:gosec // at most len(b)

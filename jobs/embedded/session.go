@@ -180,6 +180,9 @@ func (s *session) handle(args []string) {
 		text := s.queue.run(s.peer, args)
 		s.hold(reply{text: text}, s.queue.log.last()) // it may have seen that one
 	case kindSession, kindRefused:
+		if kind == kindRefused && s.multi {
+			s.queue.run(s.peer, []string{"EVAL"}) // malformed: EXEC will abort
+		}
 		s.settle()
 		s.queue.inner.Dispatch(s.peer, args)
 		s.peer.Flush()
