@@ -19,6 +19,9 @@ const (
 	// CodeMessageLost marks a canceled job whose message is gone, and with it what
 	// it asked for. Nothing was bought; [Client.Enqueue] queues it again.
 	CodeMessageLost = "MessageLost"
+	// CodeArchived marks a canceled job whose message a person has archived. Run
+	// from there, it is queued again.
+	CodeArchived = "Archived"
 )
 
 // RequestOf returns what a job asks for, as asked: from its record, or while it
@@ -105,14 +108,14 @@ func (c *Client) cancelWaiting(ctx context.Context, rec *Record) (*Record, error
 }
 
 // cancelScript notes beside the record that somebody asked to cancel the job, if
-// its (state, attempt, term) is what the caller read, and says so. The first to
-// ask stands. It leaves alone what a swap in another process counts on.
+// its (state, attempt, term) is what the caller read, and says so. It leaves alone
+// what a swap in another process counts on.
 var cancelScript = redis.NewScript(`
 local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term')
 for i = 1, 3 do
   if (cur[i] or '') ~= ARGV[i] then return 0 end
 end
-redis.call('HSETNX', KEYS[1], 'cancel', ARGV[4])
+redis.call('HSET', KEYS[1], 'cancel', ARGV[4])
 redis.call('PUBLISH', ARGV[5], ARGV[6])
 return 1
 `)

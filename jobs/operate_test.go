@@ -180,6 +180,54 @@ func TestCancelAgainstSubmit(t *testing.T) {
 	})
 }
 
+// A job that moves on between the look at it and the deed is looked at again.
+func TestOperationsLookAgain(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		from, to jobs.State
+		call     func(context.Context, *jobs.Client) (*jobs.Record, error)
+		err      error
+	}{
+		"cancel what waits": {jobs.StateQueued, jobs.StateHeld, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
+			return client.Cancel(ctx, "cat")
+		}, jobs.ErrState},
+		"cancel what runs": {jobs.StateGenerating, jobs.StateStoring, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
+			return client.Cancel(ctx, "cat")
+		}, jobs.ErrState},
+		"cancel a task that has just ended": {jobs.StateGenerating, jobs.StateSucceeded, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
+			return client.Cancel(ctx, "cat")
+		}, jobs.ErrOver},
+		"retry": {jobs.StateFailed, jobs.StateSucceeded, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
+			return client.Retry(ctx, "cat")
+		}, jobs.ErrOver},
+		"give up": {jobs.StateHeld, jobs.StateGenerating, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
+			return client.Resolve(ctx, "cat", jobs.Resolution{GiveUp: true})
+		}, jobs.ErrState},
+		"adopt": {jobs.StateHeld, jobs.StateStoring, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
+			return client.Resolve(ctx, "cat", jobs.Resolution{Adopt: testTask})
+		}, jobs.ErrState},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			client, rdb := newClient(t)
+			rec := enqueue(t, client, "cat")
+			if c.from != jobs.StateQueued {
+				rec = submitted(t, client, rec, c.from)
+			}
+			hook := &interloper{do: func() { move(t, client, rec, func(next *jobs.Record) { next.State = c.to }) }}
+			rdb.AddHook(hook)
+			hook.left.Store(2)
+			got, err := c.call(t.Context(), client)
+			require.ErrorIs(t, err, c.err)
+			assert.Equal(t, c.to, got.State)
+			assert.True(t, got.CancelRequestedAt.IsZero())
+			stored, err := client.Get(t.Context(), "cat")
+			require.NoError(t, err)
+			assert.Equal(t, stored, got, "nothing was written")
+		})
+	}
+}
+
 // drawing is a lane that has drawn a message and has not returned yet.
 func drawing(t *testing.T, rdb redis.UniversalClient, verdict error) (drawn <-chan string, finish func()) {
 	t.Helper()

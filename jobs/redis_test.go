@@ -98,3 +98,26 @@ func (l *loser) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proces
 		return err
 	}
 }
+
+// interloper does something else once, right before the nth command.
+type interloper struct {
+	left atomic.Int64
+	do   func()
+}
+
+var _ redis.Hook = (*interloper)(nil)
+
+func (i *interloper) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (i *interloper) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if i.left.Add(-1) == 0 {
+			i.do()
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (i *interloper) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
