@@ -128,6 +128,7 @@ func TestCatalogueAgreesWithTheSimulator(t *testing.T) {
 }
 
 func agree(t *testing.T, m jobs.Model, region string) {
+	t.Helper()
 	sim := &simulator.Simulator{Region: region, TaskTime: simulator.Between(time.Minute, time.Minute)}
 	defer func() { assert.NoError(t, sim.Close()) }()
 	client := inRegion(t, sim, region)
@@ -148,9 +149,9 @@ func agree(t *testing.T, m jobs.Model, region string) {
 		}
 		_, err := client.Create(t.Context(), body(t, req, region))
 		require.Error(t, err)
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 	}
-	time.Sleep(time.Hour)
+	<-time.After(time.Hour)
 	stats := sim.Stats()
 	assert.Equal(t, 2, stats.Throttled)
 	assert.Equal(t, m.Concurrency, stats.Lanes[0].MaxRunning)
@@ -187,7 +188,7 @@ func TestCatalogueAndSimulatorAgreeOnSizes(t *testing.T) {
 					wire := body(t, req, jobs.RegionBeijing)
 					created, createErr := client.Create(t.Context(), wire)
 					require.NoError(t, createErr, "a wrong size is found when the task runs")
-					time.Sleep(time.Minute)
+					<-time.After(time.Minute)
 					task, queryErr := client.Query(t.Context(), created.TaskID)
 					require.NoError(t, queryErr)
 					assert.Equal(t, err == nil, task.Output.TaskStatus == dashscope.StatusSucceeded, "%s: %v", size, err)
