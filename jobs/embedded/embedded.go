@@ -1,11 +1,12 @@
 // Package embedded is the Redis in the process that serves when none is
-// configured: miniredis behind a front of our own that keeps a write log.
+// configured: miniredis.
 //
-// [Open] keeps everything in memory, for runs whose truth lies elsewhere.
-// [OpenDir] acknowledges a write only once it is synced to a log, and has it
-// again after a crash; other processes of the machine may reach it by [Queue.URL].
+// [Open] keeps everything in memory, for runs whose truth lies elsewhere, and
+// lets no TTL run. [OpenDir] puts a front before it that keeps a write log: a
+// write is acknowledged only once it is synced, and is there again after a
+// crash. Other processes of the machine may reach it by [Queue.URL].
 //
-// What is different from a Redis:
+// What is different from a Redis, behind that front:
 //
 //   - Size: some ten thousand waiting jobs. A list push costs 0.9 ms at 100,000
 //     (measured), and writes stand still while the log is rewritten.
@@ -55,17 +56,19 @@ type Config struct {
 
 // Queue is an embedded Redis with one client.
 type Queue struct {
-	mini     *miniredis.Miniredis
+	mini   *miniredis.Miniredis
+	client *redis.Client
+
+	// The rest belongs to a queue with a log.
 	inner    *server.Server // mini's
-	client   *redis.Client
 	logger   *slog.Logger
-	lock     *flock.Flock // nil in memory
+	lock     *flock.Flock
 	listener net.Listener // nil if only this process is served
 	password string
+	log      *writeLog
 
 	writing sync.Mutex // held by whoever changes what is stored
 	engine
-	log *writeLog // nil in memory
 
 	stop     chan struct{}
 	running  sync.WaitGroup
@@ -75,9 +78,8 @@ type Queue struct {
 // Open starts an empty queue that keeps everything in memory. The caller must
 // Close it.
 func Open() *Queue {
-	q := newQueue(slog.New(slog.DiscardHandler))
-	q.startClock()
-	q.start()
+	q := newQueue()
+	q.client = newClient(q.mini.Dial)
 	return q
 }
 
@@ -109,14 +111,17 @@ func OpenDir(cfg Config) (*Queue, error) {
 	} else if !ok {
 		return nil, fmt.Errorf("embedded queue: %s is in use by another process: stop that, or use another folder", cfg.Dir)
 	}
-	q := newQueue(cfg.Logger)
-	q.lock = lock
+	q := newQueue()
+	q.lock, q.logger, q.password = lock, cfg.Logger, rand.Text()
 	q.log = newWriteLog(filepath.Join(cfg.Dir, "queue.log"), cfg.create, cfg.Logger)
-	if err := q.load(); err != nil {
+	err := q.startInner()
+	if err == nil {
+		err = q.load()
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("embedded queue: %w", err), q.closeParts())
 	}
 	if cfg.Listen != "" {
-		var err error
 		if q.listener, err = new(net.ListenConfig).Listen(context.Background(), "tcp", cfg.Listen); err != nil {
 			return nil, errors.Join(fmt.Errorf("embedded queue: Listen %q: %w", cfg.Listen, err), q.closeParts())
 		}
@@ -140,33 +145,39 @@ func checkLoopback(listen string) error {
 	return nil
 }
 
-func newQueue(logger *slog.Logger) *Queue {
-	q := &Queue{
+func newQueue() *Queue {
+	return &Queue{
 		mini:     miniredis.NewMiniRedis(),
-		logger:   logger,
-		password: rand.Text(),
 		stop:     make(chan struct{}),
 		engine:   engine{scripts: map[string]string{}},
 		sessions: sessions{open: map[net.Conn]struct{}{}},
 	}
-	// Dial is what starts a miniredis that has no port.
-	if conn, err := q.mini.Dial(); err == nil {
-		_ = conn.Close() // a pipe's Close does not fail
-	}
-	q.inner = q.mini.Server()
-	q.inner.SetPreHook(q.intercept)
-	q.client = redis.NewClient(&redis.Options{
+}
+
+func newClient(dial func() (net.Conn, error)) *redis.Client {
+	return redis.NewClient(&redis.Options{
 		Addr: "embedded",
 		// There is nothing to be notified of, and asking resolves the address.
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-		Dialer:                   func(context.Context, string, string) (net.Conn, error) { return q.dial() },
+		Dialer:                   func(context.Context, string, string) (net.Conn, error) { return dial() },
 	})
-	return q
+}
+
+// startInner starts miniredis behind the front.
+func (q *Queue) startInner() error {
+	conn, err := q.mini.Dial() // what starts one that has no port
+	if err != nil {
+		return err
+	}
+	q.inner = q.mini.Server()
+	q.inner.SetPreHook(q.intercept)
+	return conn.Close()
 }
 
 // start lets clients in.
 func (q *Queue) start() {
 	q.mini.RequireAuth(q.password)
+	q.client = newClient(q.dial)
 	q.running.Go(q.maintain)
 	if q.listener != nil {
 		q.running.Go(q.accept)

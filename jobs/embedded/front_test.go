@@ -352,8 +352,9 @@ func TestSnapshot(t *testing.T) {
 // it does not grow for ever.
 func TestStuckClientIsCutOff(t *testing.T) {
 	t.Parallel()
+	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		q := embedded.Open()
+		q := open(t, embedded.Config{Dir: dir})
 		stuck, err := q.Dial()
 		require.NoError(t, err)
 		_, err = io.WriteString(stuck, "*2\r\n$9\r\nSUBSCRIBE\r\n$1\r\nc\r\n")

@@ -210,8 +210,7 @@ func createFile(path string) (logFile, error) {
 	return os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600) //nolint:gosec // in our own folder
 }
 
-// writeLog is the open log. Writes that come together share one sync. A nil
-// one keeps nothing and never fails.
+// writeLog is the open log. Writes that come together share one sync.
 type writeLog struct {
 	path   string
 	logger *slog.Logger
@@ -240,9 +239,6 @@ func newWriteLog(path string, create func(string) (logFile, error), logger *slog
 
 // failed returns why the log cannot be written, if so.
 func (l *writeLog) failed() error {
-	if l == nil {
-		return nil
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.err
@@ -250,17 +246,11 @@ func (l *writeLog) failed() error {
 
 // last is the number of the last entry.
 func (l *writeLog) last() uint64 {
-	if l == nil {
-		return 0
-	}
 	return l.appended.Load()
 }
 
 // append puts an entry behind those before it.
 func (l *writeLog) append(e entry) {
-	if l == nil {
-		return
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.appended.Add(1)
@@ -276,7 +266,7 @@ func (l *writeLog) append(e entry) {
 // wait returns once the first n entries are synced, or cannot be. Whoever comes
 // first syncs for all.
 func (l *writeLog) wait(n uint64) error {
-	if l == nil || l.synced.Load() >= n {
+	if l.synced.Load() >= n {
 		return nil
 	}
 	l.mu.Lock()
@@ -318,9 +308,6 @@ func (l *writeLog) flush() {
 
 // wantsRewrite reports whether the log has failed, or most of it is no snapshot.
 func (l *writeLog) wantsRewrite() bool {
-	if l == nil {
-		return false
-	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.err != nil || l.size > 2*l.base+growth
