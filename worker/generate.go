@@ -75,16 +75,13 @@ func (l *lane) generate(ctx context.Context, m jobs.GenerateMessage) error {
 	}
 }
 
-// codeArchived marks a waiting job whose message a person has archived.
-const codeArchived = "Archived"
-
 // lastWord answers the message of a job that is over without an image: a late
 // redelivery gets the same verdict once more. But if the message was run out of
 // asynq's archive, by a person who wants the job again, the job is queued again,
 // and [jobs.ErrConflict] asks to look at it.
 func (l *lane) lastWord(ctx context.Context, rec *jobs.Record) error {
 	info, err := asynq.NewInspectorFromRedisClient(l.cfg.Redis).GetTaskInfo(jobs.Queue(rec.Model, rec.Priority), rec.ID)
-	if err == nil && (rec.Code == codeArchived || strings.HasPrefix(info.LastErr, rec.Code+": ")) {
+	if err == nil && (rec.Code == jobs.CodeArchived || strings.HasPrefix(info.LastErr, rec.Code+": ")) {
 		if _, err = l.jobs.Retry(ctx, rec.ID); err == nil {
 			return jobs.ErrConflict
 		}
@@ -151,8 +148,14 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err != nil {
 		return err
 	}
-	if err := l.waitPace(ctx); err != nil {
+	if err := l.take(ctx, l.turn); err != nil {
 		return err
+	}
+	defer func() { <-l.turn }()
+	if d := l.pace.delay(); d > 0 {
+		if err := l.sleep(ctx, d); err != nil {
+			return err
+		}
 	}
 	if l.Stopped() {
 		return ErrStopped
@@ -171,6 +174,7 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 		return l.takeBack(ctx, &intent, rec, &trouble{wait: &l.waits.unreachable, message: "nothing is submitted: the lane's lease ran out"})
 	}
 	created, err := l.create(ctx, *body)
+	l.pace.answered()
 	if err != nil {
 		return l.createFailed(ctx, rec, &intent, err)
 	}
@@ -321,14 +325,6 @@ func (l *lane) takeBack(ctx context.Context, intent, rec *jobs.Record, why *trou
 func (l *lane) cancelRequested(ctx context.Context, rec *jobs.Record) bool {
 	known, err := l.jobs.Get(context.WithoutCancel(ctx), rec.ID)
 	return err == nil && !known.CancelRequestedAt.IsZero()
-}
-
-// waitPace waits until the documented rate allows the next create.
-func (l *lane) waitPace(ctx context.Context) error {
-	if d := l.pace.Reserve().Delay(); d > 0 {
-		return l.sleep(ctx, d)
-	}
-	return nil
 }
 
 // hint says what a person can do about an error of the service.

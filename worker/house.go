@@ -21,7 +21,8 @@ const (
 	// houseKey holds when that was done last, in Unix milliseconds.
 	houseKey = "danqing:house"
 	// sweepAge leaves alone what is on its way from the record to the message.
-	sweepAge = 2 * time.Minute
+	sweepAge  = 2 * time.Minute
+	sweepPage = 200
 	// archiveKept is how many messages stay in the archive of a queue; asynq's own
 	// trimming fails for ever once it must drop some 8,000 at a time.
 	archiveKept = 1000
@@ -67,10 +68,11 @@ func (w *Worker) tidy(ctx context.Context) error {
 	if err := w.cfg.Redis.Set(ctx, houseKey, strconv.FormatInt(now.UnixMilli(), 10), 0).Err(); err != nil {
 		return fmt.Errorf("write %s: %w", houseKey, err)
 	}
-	if err := w.trimArchives(ctx, models); err != nil {
+	// What a sweep finds in an archive must not be trimmed before.
+	if err := w.sweep(ctx); err != nil {
 		return err
 	}
-	return w.sweep(ctx)
+	return w.trimArchives(ctx, models)
 }
 
 // trimArchives bounds the archives of our queues.
@@ -121,18 +123,15 @@ func (w *Worker) trimArchives(ctx context.Context, models []string) error {
 func (w *Worker) sweep(ctx context.Context) error {
 	filter := jobs.ListFilter{
 		States:        []jobs.State{jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying, jobs.StateStoring},
-		UpdatedBefore: time.Now().Add(-sweepAge),
+		UpdatedBefore: time.Now().Add(-sweepAge), Limit: sweepPage,
 	}
 	for {
 		records, cursor, err := w.jobs.List(ctx, filter)
 		if err != nil {
 			return err
 		}
-		for _, rec := range records {
-			err := w.sweepJob(ctx, rec)
-			if err != nil && !errors.Is(err, jobs.ErrConflict) {
-				return fmt.Errorf("sweep job %s: %w", rec.ID, err)
-			}
+		if err := w.mend(ctx, records); err != nil {
+			return err
 		}
 		if filter.Cursor = cursor; cursor == "" {
 			return nil
@@ -140,34 +139,26 @@ func (w *Worker) sweep(ctx context.Context) error {
 	}
 }
 
-// sweepJob gives a job its message back, or ends it if that was taken from it.
-func (w *Worker) sweepJob(ctx context.Context, rec *jobs.Record) error {
-	if rec.State == jobs.StateStoring {
-		return w.jobs.EnqueueStore(ctx, rec)
+func (w *Worker) mend(ctx context.Context, records []*jobs.Record) error {
+	for _, rec := range records {
+		if rec.State == jobs.StateStoring {
+			if err := w.jobs.EnqueueStore(ctx, rec); err != nil {
+				return err
+			}
+		}
 	}
-	info, err := asynq.NewInspectorFromRedisClient(w.cfg.Redis).GetTaskInfo(jobs.Queue(rec.Model, rec.Priority), rec.ID)
-	gone := errors.Is(err, asynq.ErrTaskNotFound) || errors.Is(err, asynq.ErrQueueNotFound)
-	if err != nil && !gone {
+	unwoken, err := w.jobs.Unwoken(ctx, records)
+	if err != nil {
 		return err
 	}
-	if !gone && info.State != asynq.TaskStateArchived && info.State != asynq.TaskStateCompleted {
-		return nil
+	for _, rec := range unwoken {
+		mended, err := w.jobs.Mend(ctx, rec)
+		if err != nil && !errors.Is(err, jobs.ErrConflict) {
+			return fmt.Errorf("sweep job %s: %w", rec.ID, err)
+		}
+		if err == nil && mended != nil {
+			w.log.Warn("job had no message", "job_id", rec.ID, "state", string(mended.State), "code", mended.Code)
+		}
 	}
-	req, err := w.jobs.RequestOf(ctx, rec)
-	next := *rec
-	switch {
-	case errors.Is(err, jobs.ErrNoRequest):
-		next.Code, next.Message = jobs.CodeMessageLost, "its message is gone from the queue, and nothing was bought: enqueue it again"
-	case err != nil:
-		return err
-	case !gone && info.State == asynq.TaskStateArchived:
-		next.Code, next.Message = codeArchived, "its message was archived in the queue before anything was bought: run it there, or retry the job"
-		next.Request = &req
-	default:
-		w.log.Warn("job without a message: enqueued again", "job_id", rec.ID)
-		return w.jobs.EnqueueGenerate(ctx, rec, req)
-	}
-	next.State, next.FinishedAt = jobs.StateCanceled, time.Now().UTC()
-	w.log.Warn("job canceled", "job_id", rec.ID, "code", next.Code)
-	return w.advance(ctx, rec, &next)
+	return nil
 }

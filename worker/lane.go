@@ -28,8 +28,12 @@ type lane struct {
 	slots chan struct{}
 	// pauses takes the trouble that closes the lane for a while.
 	pauses chan *trouble
-	// pace keeps creates below the allowed rate.
-	pace *rate.Limiter
+	// turn is held by whoever submits: one create at a time.
+	turn chan struct{}
+	pace *pace
+	// queries bounds the looks at tasks. All lanes of an account, whoever holds
+	// them, share half of what the account is allowed.
+	queries *rate.Limiter
 
 	group sync.WaitGroup // of the efforts
 	mu    sync.Mutex
@@ -43,9 +47,9 @@ type lane struct {
 type waits struct{ unreachable, throttled, account backoff }
 
 const (
-	// paceMargin stretches the time between creates: the network may bring two
-	// closer together than they were sent.
-	paceMargin = 1.1
+	// accountQueries is half of the documented 20 a second (manage-asynchronous-tasks
+	// page), which other programs need too.
+	accountQueries = 10
 	// parkTime is how long asynq waits for parked handlers before it puts their
 	// messages back at the head of the queue.
 	parkTime = 100 * time.Millisecond
@@ -56,7 +60,8 @@ func newLane(w *Worker, spec laneSpec) *lane {
 		Worker: w, laneSpec: spec, log: spec.account.log.With("model", spec.model.Name),
 		slots:   make(chan struct{}, spec.concurrency),
 		pauses:  make(chan *trouble, 1),
-		pace:    rate.NewLimiter(rate.Limit(spec.submits/paceMargin), 1),
+		turn:    make(chan struct{}, 1),
+		queries: rate.NewLimiter(rate.Limit(accountQueries/float64(w.lanesOf(spec.account))), 2),
 		efforts: map[string]*effort{},
 		waits: waits{
 			unreachable: backoff{first: time.Second, most: time.Minute},
@@ -67,12 +72,21 @@ func newLane(w *Worker, spec laneSpec) *lane {
 	}
 	l.lease.redis, l.lease.key = w.cfg.Redis, l.key("lease")
 	l.lease.holder, l.lease.lost = w.cfg.DataDir.holder, make(chan struct{})
-	// The lane's last holder may have submitted a moment ago.
-	l.pace.Allow()
 	return l
 }
 
 func (l *lane) key(name string) string { return jobs.LaneKey(l.account.name, l.model.Name, name) }
+
+// lanesOf counts the lanes of an account.
+func (w *Worker) lanesOf(a *account) int {
+	n := 0
+	for _, spec := range w.lanes {
+		if spec.account == a {
+			n++
+		}
+	}
+	return n
+}
 
 // runLanes runs every lane until the worker stops.
 func (w *Worker) runLanes(ctx context.Context) error {
@@ -267,9 +281,12 @@ func (l *lane) sleep(ctx context.Context, d time.Duration) error {
 }
 
 // takeSlot waits for a slot. The caller frees it.
-func (l *lane) takeSlot(ctx context.Context) error {
+func (l *lane) takeSlot(ctx context.Context) error { return l.take(ctx, l.slots) }
+
+// take waits for a place in a semaphore, which the caller frees.
+func (l *lane) take(ctx context.Context, places chan<- struct{}) error {
 	select {
-	case l.slots <- struct{}{}:
+	case places <- struct{}{}:
 		return nil
 	case <-l.stopping:
 		return ErrStopped
@@ -285,6 +302,6 @@ func (l *lane) takeTerm(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
-	l.term = term
+	l.term, l.pace = term, newPace(l.submits, term > 1)
 	return nil
 }

@@ -16,7 +16,7 @@ const (
 	// leaseRenew is how often the holder says that it lives.
 	leaseRenew = 5 * time.Second
 	// leaseAsk is how often a standby asks for the lane.
-	leaseAsk = time.Second
+	leaseAsk = 500 * time.Millisecond
 	// leaseMargin is taken off the holder's own idea of its lease: the way to
 	// Redis, and clocks that do not run alike.
 	leaseMargin = 3 * time.Second

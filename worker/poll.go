@@ -43,7 +43,7 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 	var unknownSince time.Time
 	empty := 0
 	for interval := pollShortest; ; {
-		if err := l.sleep(ctx, interval); err != nil {
+		if err := l.sleep(ctx, max(interval, l.queries.Reserve().Delay())); err != nil {
 			return err
 		}
 		task, err := l.account.remote.Query(ctx, rec.TaskID)
