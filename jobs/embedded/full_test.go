@@ -2,6 +2,8 @@ package embedded
 
 import (
 	"os"
+	"strconv"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,4 +82,41 @@ func TestKilledWhileFull(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, []string{"before"}, q.Client().Keys(t.Context(), "*").Val())
 	require.NoError(t, q.Close())
+}
+
+// Nobody is told of a write that is not synced: not who reads it, nor who finds
+// nothing left to do. And those who wait share a sync.
+func TestNobodyIsToldBeforeTheSync(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		disk := &room{left: -1}
+		q, err := OpenDir(Config{Dir: dir, create: disk.create})
+		require.NoError(t, err)
+		ctx, rdb := t.Context(), q.Client()
+		disk.gate, disk.syncs = make(chan struct{}), 0
+		var told atomic.Int32
+		ask := func(call func() error) {
+			go func() {
+				assert.NoError(t, call())
+				told.Add(1)
+			}()
+			synctest.Wait()
+		}
+		ask(func() error { return rdb.Set(ctx, "k", "v", 0).Err() })
+		ask(func() error { return rdb.Get(ctx, "k").Err() })
+		ask(func() error { return rdb.Do(ctx, "SETNX", "k", "other").Err() })
+		for i := range 5 { // with the others no more than the pool has connections
+			ask(func() error { return rdb.Set(ctx, strconv.Itoa(i), "v", 0).Err() })
+		}
+		require.Zero(t, told.Load())
+		disk.gate <- struct{}{}
+		synctest.Wait()
+		require.EqualValues(t, 3, told.Load())
+		disk.gate <- struct{}{}
+		synctest.Wait()
+		require.EqualValues(t, 8, told.Load())
+		assert.Equal(t, 2, disk.syncs)
+		require.NoError(t, q.Close())
+	})
 }

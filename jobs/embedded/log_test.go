@@ -181,7 +181,9 @@ func frame(t *testing.T, f framer, body []byte) []byte {
 type room struct {
 	left    int
 	syncErr error
-	full    bool // write to /dev/full
+	full    bool          // write to /dev/full
+	gate    chan struct{} // each sync takes one of it, if not nil
+	syncs   int
 }
 
 type limitedFile struct {
@@ -206,6 +208,10 @@ func (f limitedFile) Write(p []byte) (int, error) {
 }
 
 func (f limitedFile) Sync() error {
+	f.room.syncs++
+	if f.room.gate != nil {
+		<-f.room.gate
+	}
 	if f.room.syncErr != nil {
 		return f.room.syncErr
 	}
