@@ -163,7 +163,7 @@ func (f *fleet) start(i int) {
 	if !assert.NoError(f.t, err) {
 		return
 	}
-	defer log.Close() //nolint:errcheck // the child has it too
+	defer log.Close()         //nolint:errcheck // the child has it too
 	cmd := exec.Command(self) //nolint:noctx // it is killed by the test
 	cmd.Args = []string{"danqing", "worker"}
 	cmd.Dir, cmd.Stdout, cmd.Stderr = f.dirs[i], log, log

@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/config"
+	"github.com/danqing-queue/danqing/jobs"
 	queue "github.com/danqing-queue/danqing/jobs/embedded"
 	"github.com/danqing-queue/danqing/storage"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
@@ -36,6 +37,8 @@ type engine struct {
 	// durable asks for an embedded queue that keeps what it has acknowledged, and
 	// queue is that one, nil if a Redis is configured.
 	durable bool
+	// regions are where the accounts are.
+	regions []string
 	queue   *queue.Queue
 	closers []io.Closer
 }
@@ -135,8 +138,24 @@ func (e *engine) accounts(dial func(context.Context, string, string) (net.Conn, 
 		}
 		accounts = append(accounts, worker.Account{Name: a.Name, DashScope: client, Lanes: lanes})
 		sources = append(sources, client.BaseURL().String())
+		e.regions = append(e.regions, client.Region())
 	}
 	return accounts, sources, nil
+}
+
+// price is what a request costs at most, in millionths of a yuan, where its model is
+// dearest among the accounts.
+func (e *engine) price(req jobs.Request) int64 {
+	model, err := jobs.LookupModel(req.Model)
+	if err != nil {
+		return 0
+	}
+	var most int64
+	for _, region := range e.regions {
+		cost, _ := model.CostIn(region, req.N)
+		most = max(most, cost)
+	}
+	return most
 }
 
 // dataDir keeps simulated runs in a folder of their own, away from all that a

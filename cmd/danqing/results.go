@@ -154,9 +154,7 @@ func checkFolder(path string) error {
 func (r *run) announce() {
 	var atMost int64
 	for _, line := range r.open {
-		if model, err := jobs.LookupModel(line.Request.Model); err == nil {
-			atMost += model.Cost(line.Request.N)
-		}
+		atMost += r.engine.price(line.Request)
 	}
 	text := fmt.Sprintf("%s: %d over already, %d to make, %s at most", count(len(r.lines), "job"), len(r.before), len(r.open), yuan(atMost))
 	if r.engine.worker.Simulated() {

@@ -168,3 +168,31 @@ func TestDeleteInOtherQueues(t *testing.T) {
 		require.ErrorIs(t, err, asynq.ErrTaskNotFound)
 	}
 }
+
+// Archiving a waiting job's message, by whichever button, ends the job at once.
+func TestArchivedMessagesAreCanceledJobs(t *testing.T) {
+	t.Parallel()
+	for name, start := range queues() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, start(t))
+			list := "/ui/api/queues/" + queue + "/pending_tasks"
+			for id, ask := range map[string]struct{ route, body string }{
+				"one":  {list + "/one:archive", ""},
+				"some": {list + ":batch_archive", `{"task_ids":["some"]}`},
+				"all":  {list + ":archive_all", ""},
+			} {
+				w.enqueue(t, id)
+				status, _, body := w.ask(t, http.MethodPost, ask.route, ask.body)
+				require.Less(t, status, 300, body)
+				rec, err := w.jobs.Get(t.Context(), id)
+				require.NoError(t, err)
+				assert.Equal(t, jobs.StateCanceled, rec.State, id)
+				assert.Equal(t, jobs.CodeArchived, rec.Code)
+				info, err := w.inspector.GetTaskInfo(queue, id)
+				require.NoError(t, err)
+				assert.Equal(t, asynq.TaskStateArchived, info.State, "it can be run from there")
+			}
+		})
+	}
+}

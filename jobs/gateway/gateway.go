@@ -56,8 +56,9 @@ func New(cfg Config) (*Gateway, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", g.health)
 	mux.Handle("GET /{$}", http.RedirectHandler(uiPath+"/", http.StatusFound))
-	mux.Handle(uiPath+"/", ui)
-	g.handleDeletes(mux, ui)
+	pages := g.endingArchived(ui)
+	mux.Handle(uiPath+"/", pages)
+	g.handleDeletes(mux, pages)
 	g.handler = guard(ui.policy(), mux)
 	return g, nil
 }
