@@ -23,9 +23,12 @@ func (w *Worker) advance(ctx context.Context, old, next *jobs.Record) error {
 }
 
 // holdAmbiguous parks a job of which a task may exist. It is never submitted
-// again by itself.
+// again by itself, and its slot is not free before that task is over.
 func (l *lane) holdAmbiguous(ctx context.Context, rec *jobs.Record, why string) error {
-	return l.park(ctx, rec, entryAmbiguous, "SubmitAmbiguous", ambiguous+why)
+	if err := l.park(ctx, rec, entryAmbiguous, "SubmitAmbiguous", ambiguous+why); err != nil {
+		return err
+	}
+	return l.letOrphanEnd(ctx, rec)
 }
 
 const ambiguous = "it is unknown whether a task was made, so it was not submitted again: "

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -151,7 +152,8 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err := l.take(ctx, l.turn); err != nil {
 		return err
 	}
-	defer func() { <-l.turn }()
+	pass := sync.OnceFunc(func() { <-l.turn })
+	defer pass()
 	if d := l.pace.delay(); d > 0 {
 		if err := l.sleep(ctx, d); err != nil {
 			return err
@@ -175,6 +177,7 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	}
 	created, err := l.create(ctx, *body)
 	l.pace.answered()
+	pass()
 	if err != nil {
 		return l.createFailed(ctx, rec, &intent, err)
 	}
@@ -268,6 +271,7 @@ func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashsc
 	next := *intent
 	next.State, next.TaskID, next.Simulated = jobs.StateGenerating, created.TaskID, created.Simulated
 	l.journal(entryTask, &next)
+	l.tasks.Store(next.TaskID, true)
 	l.waits.unreachable.reset()
 	l.waits.throttled.reset()
 	l.waits.account.reset()

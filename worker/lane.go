@@ -39,6 +39,7 @@ type lane struct {
 	mu    sync.Mutex
 	// efforts are under way, by job ID.
 	efforts map[string]*effort
+	tasks   sync.Map // the IDs of the lane's own
 
 	waits waits
 }

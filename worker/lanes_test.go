@@ -51,7 +51,7 @@ func TestFourLanes(t *testing.T) {
 		require.Len(t, stats.Lanes, 4)
 		for _, lane := range stats.Lanes {
 			t.Logf("%s %s: %d tasks, %.1f %% busy", lane.Account, lane.Model, lane.Tasks, 100*lane.Utilization)
-			assert.Equal(t, map[string]int{"wanx-v1": 1, "wan2.2-t2i-flash": 2}[lane.Model], lane.MaxRunning)
+			assert.Equal(t, map[string]int{"wanx-v1": 1, "wan2.2-t2i-flash": 2}[lane.Model], lane.MaxOpen)
 			assert.GreaterOrEqual(t, lane.Utilization, 0.9)
 		}
 		assert.Zero(t, stats.Throttled)
@@ -216,7 +216,7 @@ func TestSeveralTasksAtOnce(t *testing.T) {
 		}
 		lane := sim.Stats().Lanes[0]
 		t.Logf("%.1f %% busy", 100*lane.Utilization)
-		assert.Equal(t, 5, lane.MaxRunning)
+		assert.Equal(t, 5, lane.MaxOpen)
 		assert.Len(t, sim.Tasks(), 100)
 		s.requireChargedOnce()
 	})
@@ -251,6 +251,6 @@ func TestCancelButtonDuringATask(t *testing.T) {
 		for i := 1; i <= 3; i++ {
 			s.requireMadeOnce(fmt.Sprintf("job-%d", i))
 		}
-		assert.Equal(t, 1, sim.Stats().Lanes[0].MaxRunning)
+		assert.Equal(t, 1, sim.Stats().Lanes[0].MaxOpen)
 	})
 }

@@ -39,6 +39,7 @@ const (
 // poll asks for the job's task until it is over. Nothing else ends the wait: a
 // fault of the service or of the way to it says nothing about the task.
 func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
+	l.tasks.Store(rec.TaskID, true)
 	trouble := backoff{first: time.Second, most: 30 * time.Second}
 	var unknownSince time.Time
 	empty := 0

@@ -87,7 +87,7 @@ func TestWorkersOnARealRedis(t *testing.T) {
 		require.NoError(t, data.Close())
 	}
 	assert.Len(t, s.sim.Tasks(), total)
-	assert.Equal(t, 1, s.sim.Stats().Lanes[0].MaxRunning)
+	assert.Equal(t, 1, s.sim.Stats().Lanes[0].MaxOpen)
 	assert.Zero(t, s.sim.Stats().Throttled)
 	s.requireChargedOnce()
 	require.NoError(t, s.sim.Close())

@@ -35,7 +35,7 @@ func TestStopLeavesTheTaskAndTheNextRunFinishesIt(t *testing.T) {
 			s.requireStored(id, 1)
 		}
 		assert.Len(t, s.sim.Tasks(), 3)
-		assert.Equal(t, 1, s.sim.Stats().Lanes[0].MaxRunning)
+		assert.Equal(t, 1, s.sim.Stats().Lanes[0].MaxOpen)
 	})
 }
 
@@ -182,7 +182,7 @@ func TestStandbyTakesOver(t *testing.T) {
 		assert.Less(t, time.Since(begin), 30*time.Second)
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-3").State)
 		assert.Len(t, s.sim.Tasks(), 3)
-		assert.Equal(t, 1, s.sim.Stats().Lanes[0].MaxRunning)
+		assert.Equal(t, 1, s.sim.Stats().Lanes[0].MaxOpen)
 		assert.Zero(t, s.sim.Stats().Throttled)
 		standby.Stop()
 		require.NoError(t, <-ended)

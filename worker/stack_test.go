@@ -49,6 +49,9 @@ type stack struct {
 	data   *worker.DataDir
 	worker *worker.Worker
 	ended  chan error
+	others []func() // end the other workers
+	// leasesEnd asks for a queue whose times to live run; the one in memory's do not.
+	leasesEnd bool
 }
 
 // tinyPNG is painted where a test does not look at the images.
@@ -126,6 +129,11 @@ func (s *stack) prepare() {
 	s.t.Helper()
 	s.ended = nil
 	s.queue = queue.Open()
+	if s.leasesEnd {
+		var err error
+		s.queue, err = queue.OpenDir(queue.Config{Dir: filepath.Join(s.dir, "queue")})
+		require.NoError(s.t, err)
+	}
 	s.redis = s.queue.Client()
 	s.worker, s.data = s.newWorker("data")
 	require.NoError(s.t, s.worker.Prepare(s.t.Context()))
@@ -213,6 +221,9 @@ func (s *stack) stop() {
 }
 
 func (s *stack) close() {
+	for _, end := range s.others {
+		end()
+	}
 	s.stop()
 	require.NoError(s.t, s.sim.Close())
 	require.NoError(s.t, s.files.Close())

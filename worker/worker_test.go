@@ -40,7 +40,7 @@ func TestSlotIsBusyWithABacklog(t *testing.T) {
 		stats := sim.Stats()
 		t.Logf("slot busy %.1f %%", 100*stats.Lanes[0].Utilization)
 		assert.GreaterOrEqual(t, stats.Lanes[0].Utilization, 0.95)
-		assert.Equal(t, 1, stats.Lanes[0].MaxRunning)
+		assert.Equal(t, 1, stats.Lanes[0].MaxOpen)
 		assert.Zero(t, stats.Throttled)
 		assert.Len(t, sim.Tasks(), 200)
 		s.requireChargedOnce()
@@ -110,6 +110,7 @@ func TestAmbiguousCreateIsHeld(t *testing.T) {
 				assert.Equal(t, "SubmitAmbiguous", held.Code)
 				require.Equal(t, jobs.StateSucceeded, s.wait("job-2").State)
 				assert.LessOrEqual(t, s.tasksOf("prompt of job-1"), 1)
+				assert.Equal(t, 1, sim.Stats().Lanes[0].MaxOpen, "the next waits for what may have been made")
 
 				// Neither asking again nor a restart buys it.
 				s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1"})

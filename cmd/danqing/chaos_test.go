@@ -74,7 +74,7 @@ func TestFourWorkersAtRandom(t *testing.T) {
 	t.Logf("%d kills, %d stops, %d freezes; %d tasks adopted, %d jobs bought again", f.kills, f.stops, f.freezes, adopted, bought)
 	assert.Zero(t, stats.Throttled, "creates refused with 429")
 	for _, lane := range stats.Lanes {
-		assert.Equal(t, 1, lane.MaxRunning, "%s: tasks at once", lane.Model)
+		assert.Equal(t, 1, lane.MaxOpen, "%s: tasks at once", lane.Model)
 	}
 	assert.Len(t, f.sim.Tasks(), total)
 	charged := map[string]int{}

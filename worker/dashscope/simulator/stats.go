@@ -39,8 +39,9 @@ type LaneStats struct {
 	Account, Model string
 	// Tasks is how many tasks were made.
 	Tasks int
-	// MaxRunning is how many were RUNNING at once at most.
-	MaxRunning int
+	// MaxRunning is how many were RUNNING at once at most, which the service
+	// bounds; MaxOpen how many were PENDING or RUNNING, which its clients do.
+	MaxRunning, MaxOpen int
 	// Busy is how long tasks were RUNNING, added up.
 	Busy time.Duration
 	// FirstSubmitAt is the create of the first task. LastEndAt is the end of
@@ -92,11 +93,7 @@ func (s *Simulator) Stats() Stats {
 // stats tells how the lane was used.
 func (l *lane) stats(key laneKey, concurrency int, now time.Time) LaneStats {
 	out := LaneStats{Account: key.account, Model: key.model, Tasks: len(l.tasks), FirstSubmitAt: l.tasks[0].CreatedAt}
-	type change struct {
-		at    time.Time
-		delta int
-	}
-	var changes []change
+	var open, running []span
 	for _, t := range l.tasks {
 		end := t.end
 		if status := t.status(now); status == dashscope.StatusPending || status == dashscope.StatusRunning {
@@ -105,19 +102,37 @@ func (l *lane) stats(key laneKey, concurrency int, now time.Time) LaneStats {
 		if end.After(out.LastEndAt) {
 			out.LastEndAt = end
 		}
+		open = append(open, span{t.CreatedAt, end})
 		if t.started(now) {
 			out.Busy += end.Sub(t.start)
-			changes = append(changes, change{t.start, 1}, change{end, -1})
+			running = append(running, span{t.start, end})
 		}
 	}
-	slices.SortFunc(changes, func(a, b change) int { return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.delta, b.delta)) })
-	running := 0
-	for _, c := range changes {
-		running += c.delta
-		out.MaxRunning = max(out.MaxRunning, running)
-	}
-	if span := out.LastEndAt.Sub(out.FirstSubmitAt); span > 0 {
-		out.Utilization = float64(out.Busy) / float64(span) / float64(concurrency)
+	out.MaxOpen, out.MaxRunning = mostAtOnce(open), mostAtOnce(running)
+	if all := out.LastEndAt.Sub(out.FirstSubmitAt); all > 0 {
+		out.Utilization = float64(out.Busy) / float64(all) / float64(concurrency)
 	}
 	return out
+}
+
+// span is a time from begin to, and without, end.
+type span struct{ begin, end time.Time }
+
+// mostAtOnce is how many of the spans share a moment at most.
+func mostAtOnce(spans []span) int {
+	type change struct {
+		at    time.Time
+		delta int
+	}
+	var changes []change
+	for _, s := range spans {
+		changes = append(changes, change{s.begin, 1}, change{s.end, -1})
+	}
+	slices.SortFunc(changes, func(a, b change) int { return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.delta, b.delta)) })
+	now, most := 0, 0
+	for _, c := range changes {
+		now += c.delta
+		most = max(most, now)
+	}
+	return most
 }

@@ -1,0 +1,162 @@
+package worker_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// cutOff starts a worker whose way to Redis can be cut: to everybody else it is
+// dead, or frozen.
+func (s *stack) cutOff(dir string) (w *worker.Worker, cut *outage) {
+	s.t.Helper()
+	own, ok := s.redis.(*redis.Client)
+	require.True(s.t, ok)
+	shared, redisOf := s.redis, redis.NewClient(own.Options())
+	s.redis = redisOf
+	w, data := s.newWorker(dir)
+	s.redis = shared
+	cut = &outage{}
+	redisOf.AddHook(cut)
+	ended := make(chan error, 1)
+	ctx, quick := context.WithCancel(context.Background())
+	go func() { ended <- w.Run(ctx) }()
+	s.others = append(s.others, func() {
+		cut.on.Store(false)
+		quick()
+		<-ended
+		require.NoError(s.t, data.Close())
+		require.NoError(s.t, redisOf.Close())
+	})
+	return w, cut
+}
+
+// onlyCutOff is cutOff for the only worker, on a queue whose leases end.
+func (s *stack) onlyCutOff(dir string) *outage {
+	s.t.Helper()
+	s.stop()
+	s.leasesEnd = true
+	s.start()
+	s.worker.Stop()
+	require.NoError(s.t, <-s.ended)
+	s.ended <- nil
+	_, cut := s.cutOff(dir)
+	return cut
+}
+
+// The holder of a lane dies: the standby takes over within 20 seconds, what was
+// in flight goes first, and a message that the dead had drawn is not waited for.
+// The dead one, back after a minute, notices before it submits anything.
+func TestStandbyTakesOverFromTheDead(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(30*time.Second, 30*time.Second)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		cut := s.onlyCutOff("data-2")
+		s.enqueueMany(6)
+		s.state("job-1", jobs.StateGenerating)
+		_, _ = s.cutOff("data-3")
+		<-time.After(5 * time.Second)
+		cut.on.Store(true)
+		died := time.Now()
+		// The task runs for 25 s more; the standby must be at it by then.
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		s.state("job-2", jobs.StateGenerating)
+		assert.Less(t, time.Since(died), 30*time.Second)
+		<-time.After(time.Minute)
+		cut.on.Store(false)
+		for _, id := range []string{"job-2", "job-3", "job-4", "job-5", "job-6"} {
+			s.requireMadeOnce(id)
+		}
+		assert.Equal(t, 1, sim.Stats().Lanes[0].MaxOpen)
+		assert.Zero(t, sim.Stats().Throttled)
+	})
+}
+
+// A lane is idle for 20 seconds at most after its holder has died between two
+// tasks, with a job drawn that has no task yet.
+func TestDrawnJobOfTheDead(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Second, time.Second)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		cut := s.onlyCutOff("data-2")
+		s.away.Store(true) // drawn, and not submitted
+		s.enqueueMany(3)
+		s.drawn("job-1")
+		cut.on.Store(true)
+		s.away.Store(false)
+		died := time.Now()
+		_, _ = s.cutOff("data-3")
+		s.made("job-1", 1)
+		first := sim.Tasks()[0].CreatedAt
+		assert.Less(t, first.Sub(died), 20*time.Second)
+		for _, id := range []string{"job-1", "job-2", "job-3"} {
+			s.requireMadeOnce(id)
+		}
+	})
+}
+
+// drawn waits until a lane has noted that it is at the job.
+func (s *stack) drawn(id string) {
+	s.t.Helper()
+	for range 1000 {
+		if s.redis.HExists(s.t.Context(), jobs.LaneKey("default", "wanx-v1", "in_flight"), id).Val() {
+			return
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	require.Fail(s.t, "not drawn", id)
+}
+
+// The same holder, started again after a death, goes on within 5 seconds: it need
+// not wait for its own lease.
+func TestSameHolderGoesOnAtOnce(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Second, time.Second)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		cut := s.onlyCutOff("data-2")
+		s.enqueueMany(20)
+		s.state("job-1", jobs.StateGenerating)
+		cut.on.Store(true)
+		died := time.Now()
+		// The same name in another folder: the dead one has its own locked.
+		name, err := os.ReadFile(filepath.Join(s.dir, "data-2", "holder"))
+		require.NoError(t, err)
+		require.NoError(t, os.MkdirAll(filepath.Join(s.dir, "data-3"), 0o750))
+		require.NoError(t, os.WriteFile(filepath.Join(s.dir, "data-3", "holder"), name, 0o600))
+		_, _ = s.cutOff("data-3")
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		s.made("job-2", 1)
+		assert.Less(t, sim.Tasks()[1].CreatedAt.Sub(died), 5*time.Second)
+		for i := range 20 {
+			s.requireMadeOnce("job-" + string("123456789"[i%9]))
+		}
+		assert.Equal(t, 1, sim.Stats().Lanes[0].MaxOpen)
+	})
+}
+
+// After a graceful stop the standby has submitted within 2 seconds.
+func TestHandOver(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(10*time.Second, 10*time.Second)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.away.Store(true) // nothing in flight, so that the next submit shows
+		s.enqueueMany(2)
+		s.drawn("job-1")
+		_, _ = s.cutOff("data-2")
+		<-time.After(3 * time.Minute)
+		s.away.Store(false)
+		s.worker.Stop()
+		stopped := time.Now()
+		require.NoError(t, <-s.ended)
+		s.ended <- nil
+		s.made("job-1", 1)
+		assert.Less(t, sim.Tasks()[0].CreatedAt.Sub(stopped), 2*time.Second+s.queueInterval)
+		s.requireMadeOnce("job-2")
+	})
+}
