@@ -93,11 +93,11 @@ No image is paid for twice, and none that was paid for is lost.`,
 	root.AddCommand(p.batchCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.upCommand(), p.jobsCommand(), p.simulatorCommand(), p.versionCommand())
 	ran := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { ran = true }
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	var wrong *usageError
 	if err != nil && !ran && !errors.As(err, &wrong) {
 		// Cobra's own: an unknown command, or a wrong number of arguments.
-		err = usage("see: danqing --help", "%w", err)
+		err = usage("see: "+cmd.CommandPath()+" --help", "%w", err)
 	}
 	return p.exit(err)
 }
@@ -143,7 +143,7 @@ func hintOf(err error) string {
 	case errors.Is(err, jobs.ErrNotFound):
 		return "the queue knows jobs until a week after their end; with DANQING_S3_BUCKET set their sidecars are asked too"
 	case errors.Is(err, worker.ErrDataDirInUse):
-		return "wait for it to end, or give this run another DANQING_DATA_DIR"
+		return "if that is danqing up, give it the work by danqing enqueue; else wait for it to end; each worker has a DANQING_DATA_DIR of its own"
 	case errors.As(err, &refused):
 		return refused.Hint()
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker"
 )
 
 // jobQueue is the Redis that other processes work on, for the commands that put
@@ -92,7 +93,9 @@ func (q *jobQueue) locate(ctx context.Context) (*redis.Options, error) {
 	at, err := readInstance(ctx, dir)
 	if errors.Is(err, errNoInstance) {
 		hint := "set REDIS_URL to the queue's Redis, as in redis://127.0.0.1:6379/0, or start one here: danqing up"
-		if _, err := readInstance(ctx, simulatedDir(q.cfg.DataDir)); err == nil && !q.simulate {
+		if q.simulate {
+			hint = "start one here: danqing up --simulate"
+		} else if _, err := readInstance(ctx, simulatedDir(q.cfg.DataDir)); err == nil {
 			hint = "set REDIS_URL to the queue's Redis; a simulated instance runs here: say --simulate if you mean that"
 		}
 		return nil, usage(hint, "REDIS_URL is not set, and no danqing runs on %s", dir)
@@ -172,7 +175,7 @@ func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Record, error) {
 	case sidecarErr != nil:
 		return nil, sidecarErr
 	}
-	return recordOf(sidecar)
+	return worker.RecordOf(sidecar)
 }
 
 // shownImage is where an image of a job can be looked at: a link, or a file of the

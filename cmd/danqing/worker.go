@@ -12,7 +12,7 @@ func (p *program) workerCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "worker",
 		Short: "Work the jobs that others put on a Redis queue",
-		Long: `Worker makes the images of jobs that other programs enqueue with the jobs package, in
+		Long: `Worker makes the images of jobs that "danqing enqueue" and the jobs package put in
 the Redis at REDIS_URL, until it is told to stop. One worker at a time holds the
 lane of an account's model; others stand by.`,
 		Example: `  REDIS_URL=redis://127.0.0.1:6379/0 DANQING_S3_BUCKET=images danqing worker`,
