@@ -249,6 +249,9 @@ func (w *Worker) newAccounts(configured []Account) error {
 			if err != nil {
 				return fmt.Errorf("worker: account %s: %w", c.Name, err)
 			}
+			if err := model.CheckRegion(c.DashScope.Region()); err != nil {
+				return fmt.Errorf("worker: account %s: %w", c.Name, err)
+			}
 			if lane.Concurrency == 0 {
 				lane.Concurrency = 1
 			}

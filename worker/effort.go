@@ -231,10 +231,10 @@ return 1
 func (l *lane) rescue(ctx context.Context, rec *jobs.Record) error {
 	queue := jobs.Queue(rec.Model, rec.Priority)
 	info, err := asynq.NewInspectorFromRedisClient(l.cfg.Redis).GetTaskInfo(queue, rec.ID)
-	if err != nil || info.State != asynq.TaskStateActive {
-		l.wake(ctx, rec.ID)
-		return nil
+	if err == nil && info.State == asynq.TaskStateActive {
+		key := "asynq:{" + queue + "}:"
+		return rescueScript.Run(ctx, l.cfg.Redis, []string{key + "active", key + "lease", key + "pending", key + "t:" + rec.ID}, rec.ID).Err()
 	}
-	key := "asynq:{" + queue + "}:"
-	return rescueScript.Run(ctx, l.cfg.Redis, []string{key + "active", key + "lease", key + "pending", key + "t:" + rec.ID}, rec.ID).Err()
+	l.wake(ctx, rec.ID)
+	return nil
 }

@@ -72,6 +72,9 @@ func (w *Worker) tidy(ctx context.Context) error {
 	if err := w.sweep(ctx); err != nil {
 		return err
 	}
+	if err := w.writeDown(ctx); err != nil {
+		return err
+	}
 	return w.trimArchives(ctx, models)
 }
 
@@ -137,6 +140,27 @@ func (w *Worker) sweep(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// writeDown makes sure of the sidecars of jobs that a person has ended, since the
+// rounds before the last: who did so may have died before a store server knew.
+func (w *Worker) writeDown(ctx context.Context) error {
+	records, _, err := w.jobs.List(ctx, jobs.ListFilter{
+		States: []jobs.State{jobs.StateCanceled, jobs.StateFailed}, UpdatedBefore: time.Now().Add(-sweepAge), Limit: sweepPage,
+	})
+	if err != nil {
+		return err
+	}
+	for _, rec := range records {
+		ended := rec.Code == jobs.CodeCanceled || rec.Code == jobs.CodeGivenUp
+		if !ended || time.Since(rec.UpdatedAt) > 2*houseInterval {
+			continue
+		}
+		if err := w.jobs.EnqueueStore(ctx, rec); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (w *Worker) mend(ctx context.Context, records []*jobs.Record) error {

@@ -24,7 +24,7 @@ func (s *stack) busyLane() {
 }
 
 func longTasks() *simulator.Simulator {
-	return &simulator.Simulator{TaskTime: simulator.Between(time.Hour, time.Hour)}
+	return &simulator.Simulator{TaskTime: simulator.Between(15*time.Minute, 15*time.Minute)}
 }
 
 // A message deleted behind our back ends its job, which can be enqueued again.
@@ -52,7 +52,7 @@ func TestArchivedMessage(t *testing.T) {
 		assert.Equal(t, jobs.StateCanceled, rec.State)
 		assert.Equal(t, "Archived", rec.Code)
 		require.NoError(t, inspector.RunTask(laneQueue, "job-1"))
-		s.made("job-1", 1)
+		s.made("job-1")
 		s.requireMadeOnce("job-1")
 	})
 }
@@ -72,7 +72,7 @@ func TestFailedJobRunFromTheArchive(t *testing.T) {
 		require.Equal(t, asynq.TaskStateArchived, info.State)
 		assert.Contains(t, info.LastErr, "DataInspectionFailed: no")
 		require.NoError(t, inspector.RunTask(laneQueue, "job-1"))
-		s.made("job-1", 1)
+		s.made("job-1")
 		s.requireMadeOnce("job-1")
 	})
 }
@@ -99,7 +99,7 @@ func TestCanceledJob(t *testing.T) {
 		s.enqueueMany(1)
 		_, err := s.worker.Jobs().Cancel(t.Context(), "job-1")
 		require.NoError(t, err)
-		<-time.After(2 * time.Hour)
+		<-time.After(time.Minute)
 		sidecar, err := s.bucket.Sidecar(t.Context(), "job-1")
 		require.NoError(t, err)
 		assert.Equal(t, "canceled", sidecar.State)

@@ -204,7 +204,7 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 	l.log.Warn("task failed", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "code", code, "err", message)
 	remedy := dashscope.Hint(code, message)
 	kind := dashscope.ClassifyTask(code, message)
-	if kind == dashscope.KindTerminal || kind == dashscope.KindRetry && rec.Attempt >= maxAttempts {
+	if kind == dashscope.KindTerminal || kind == dashscope.KindRetry && tries(rec) >= maxAttempts {
 		return l.fail(ctx, rec, code, sentence(message, remedy))
 	}
 	next := *rec
@@ -224,6 +224,18 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 	case dashscope.KindThrottled:
 		return &trouble{wait: &l.waits.throttled, message: refusedForNow, why: why}
 	default:
-		return &verdictError{retryIn: retryFirst << (rec.Attempt - 1), sentence: why.Error()}
+		return &verdictError{retryIn: retryFirst << (tries(rec) - 1), sentence: why.Error()}
 	}
+}
+
+// tries counts the tasks made for a job since a person asked for it, or asked
+// again.
+func tries(rec *jobs.Record) int {
+	n := 1
+	for _, past := range rec.PastAttempts {
+		if past.TaskID != "" && past.SubmittedAt.After(rec.RetriedAt) {
+			n++
+		}
+	}
+	return n
 }

@@ -58,12 +58,13 @@ func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 	return side, nil
 }
 
-// recordOf reads a job back from its sidecar.
-func recordOf(side *storage.Sidecar) (*jobs.Record, error) {
+// RecordOf reads a job back from its sidecar: all but the links, which are dead by
+// then, and what only the queue knew. It fails if the sidecar's request is damaged.
+func RecordOf(side *storage.Sidecar) (*jobs.Record, error) {
 	rec := &jobs.Record{
 		ID: side.JobID, Digest: side.Digest, State: jobs.State(side.State), Simulated: side.Simulated, Account: side.Account,
-		Model: side.Model, Priority: side.Priority,
-		EnqueuedAt: side.CreatedAt, SubmittedAt: side.SubmittedAt, FinishedAt: side.FinishedAt,
+		Model: side.Model, Priority: side.Priority, TaskID: side.TaskID(), Batch: side.Batch, Labels: side.Labels,
+		EnqueuedAt: side.CreatedAt, SubmittedAt: side.SubmittedAt, FinishedAt: side.FinishedAt, UpdatedAt: side.FinishedAt,
 		CostMicroYuan: side.CostMicroYuan, Code: side.Code, Message: side.Message, Warnings: side.Warnings,
 	}
 	if len(side.Request) > 0 {
@@ -72,8 +73,15 @@ func recordOf(side *storage.Sidecar) (*jobs.Record, error) {
 			return nil, fmt.Errorf("sidecar of %s: request: %w", side.JobID, err)
 		}
 	}
-	for _, a := range side.Attempts {
-		rec.Attempt, rec.Term, rec.TaskID = a.Attempt, a.Term, a.TaskID
+	for i, a := range side.Attempts {
+		rec.Attempt, rec.Term = a.Attempt, a.Term
+		if i == len(side.Attempts)-1 && a.Verdict == side.State && a.Code == side.Code {
+			rec.TaskID, rec.GeneratedAt = a.TaskID, a.EndedAt
+			break
+		}
+		rec.PastAttempts = append(rec.PastAttempts, jobs.Attempt{
+			Attempt: a.Attempt, Term: a.Term, TaskID: a.TaskID, SubmittedAt: a.SubmittedAt, EndedAt: a.EndedAt, Code: a.Code, Message: a.Message,
+		})
 	}
 	for _, image := range side.Images {
 		rec.Images = append(rec.Images, jobs.Image{

@@ -12,13 +12,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
-	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
 // cutOff starts a worker whose way to Redis can be cut: to everybody else it is
 // dead, or frozen.
-func (s *stack) cutOff(dir string) (w *worker.Worker, cut *outage) {
+func (s *stack) cutOff(dir string) (cut *outage) {
 	s.t.Helper()
 	own, ok := s.redis.(*redis.Client)
 	require.True(s.t, ok)
@@ -34,11 +33,13 @@ func (s *stack) cutOff(dir string) (w *worker.Worker, cut *outage) {
 	s.others = append(s.others, func() {
 		cut.on.Store(false)
 		quick()
-		<-ended
+		if err := <-ended; err != nil {
+			require.ErrorIs(s.t, err, context.Canceled)
+		}
 		require.NoError(s.t, data.Close())
 		require.NoError(s.t, redisOf.Close())
 	})
-	return w, cut
+	return cut
 }
 
 // onlyCutOff is cutOff for the only worker, on a queue whose leases end.
@@ -50,8 +51,7 @@ func (s *stack) onlyCutOff(dir string) *outage {
 	s.worker.Stop()
 	require.NoError(s.t, <-s.ended)
 	s.ended <- nil
-	_, cut := s.cutOff(dir)
-	return cut
+	return s.cutOff(dir)
 }
 
 // The holder of a lane dies: the standby takes over within 20 seconds, what was
@@ -63,7 +63,7 @@ func TestStandbyTakesOverFromTheDead(t *testing.T) {
 		cut := s.onlyCutOff("data-2")
 		s.enqueueMany(6)
 		s.state("job-1", jobs.StateGenerating)
-		_, _ = s.cutOff("data-3")
+		s.cutOff("data-3")
 		<-time.After(5 * time.Second)
 		cut.on.Store(true)
 		died := time.Now()
@@ -93,8 +93,8 @@ func TestDrawnJobOfTheDead(t *testing.T) {
 		cut.on.Store(true)
 		s.away.Store(false)
 		died := time.Now()
-		_, _ = s.cutOff("data-3")
-		s.made("job-1", 1)
+		s.cutOff("data-3")
+		s.made("job-1")
 		first := sim.Tasks()[0].CreatedAt
 		assert.Less(t, first.Sub(died), 20*time.Second)
 		for _, id := range []string{"job-1", "job-2", "job-3"} {
@@ -130,9 +130,9 @@ func TestSameHolderGoesOnAtOnce(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, os.MkdirAll(filepath.Join(s.dir, "data-3"), 0o750))
 		require.NoError(t, os.WriteFile(filepath.Join(s.dir, "data-3", "holder"), name, 0o600))
-		_, _ = s.cutOff("data-3")
+		s.cutOff("data-3")
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
-		s.made("job-2", 1)
+		s.made("job-2")
 		assert.Less(t, sim.Tasks()[1].CreatedAt.Sub(died), 5*time.Second)
 		for i := range 20 {
 			s.requireMadeOnce("job-" + string("123456789"[i%9]))
@@ -148,14 +148,14 @@ func TestHandOver(t *testing.T) {
 		s.away.Store(true) // nothing in flight, so that the next submit shows
 		s.enqueueMany(2)
 		s.drawn("job-1")
-		_, _ = s.cutOff("data-2")
+		s.cutOff("data-2")
 		<-time.After(3 * time.Minute)
 		s.away.Store(false)
 		s.worker.Stop()
 		stopped := time.Now()
 		require.NoError(t, <-s.ended)
 		s.ended <- nil
-		s.made("job-1", 1)
+		s.made("job-1")
 		assert.Less(t, sim.Tasks()[0].CreatedAt.Sub(stopped), 2*time.Second+s.queueInterval)
 		s.requireMadeOnce("job-2")
 	})

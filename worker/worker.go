@@ -227,7 +227,7 @@ func (w *Worker) Finished(ctx context.Context, jobID, digest string) (*jobs.Reco
 	if sidecar.Simulated && !w.Simulated() {
 		return nil, fmt.Errorf("job %s: %w", jobID, ErrSimulated)
 	}
-	return recordOf(sidecar)
+	return RecordOf(sidecar)
 }
 
 // swap writes a record, repeating while Redis does not answer: what it says is in

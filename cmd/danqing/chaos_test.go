@@ -47,7 +47,7 @@ func TestFourWorkersAtRandom(t *testing.T) {
 	t.Logf("seed %d", seed)
 	disturbing, enough := context.WithCancel(t.Context())
 	var disturbed sync.WaitGroup
-	disturbed.Go(func() { f.disturb(disturbing, rand.New(rand.NewPCG(seed, 0))) }) //nolint:gosec // a test's dice
+	disturbed.Go(func() { f.disturb(disturbing, rand.New(rand.NewPCG(seed, 0))) })
 	adopted, bought := 0, 0
 	for _, id := range ids {
 		rec, err := f.client.Wait(t.Context(), id)

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/danqing-queue/danqing/jobs"
-	"github.com/danqing-queue/danqing/storage"
 )
 
 func (p *program) jobsShowCommand(f *jobsFlags) *cobra.Command {
@@ -238,37 +236,4 @@ func taskText(id string) string {
 		return "no task is known"
 	}
 	return "task " + id
-}
-
-// recordOf reads a job back from its sidecar, the past attempts too.
-func recordOf(side *storage.Sidecar) (*jobs.Record, error) {
-	rec := &jobs.Record{
-		ID: side.JobID, Digest: side.Digest, State: jobs.State(side.State), Simulated: side.Simulated, Account: side.Account,
-		Model: side.Model, Priority: side.Priority, TaskID: side.TaskID(), Batch: side.Batch, Labels: side.Labels,
-		EnqueuedAt: side.CreatedAt, SubmittedAt: side.SubmittedAt, FinishedAt: side.FinishedAt, UpdatedAt: side.FinishedAt,
-		CostMicroYuan: side.CostMicroYuan, Code: side.Code, Message: side.Message, Warnings: side.Warnings,
-	}
-	if len(side.Request) > 0 {
-		rec.Request = &jobs.Request{}
-		if err := json.Unmarshal(side.Request, rec.Request); err != nil {
-			return nil, fmt.Errorf("sidecar of %s: request: %w", side.JobID, err)
-		}
-	}
-	for i, a := range side.Attempts {
-		rec.Attempt, rec.Term = a.Attempt, a.Term
-		if i == len(side.Attempts)-1 && a.Verdict == side.State && a.Code == side.Code {
-			rec.TaskID, rec.GeneratedAt = a.TaskID, a.EndedAt
-			break
-		}
-		rec.PastAttempts = append(rec.PastAttempts, jobs.Attempt{
-			Attempt: a.Attempt, Term: a.Term, TaskID: a.TaskID, SubmittedAt: a.SubmittedAt, EndedAt: a.EndedAt, Code: a.Code, Message: a.Message,
-		})
-	}
-	for _, image := range side.Images {
-		rec.Images = append(rec.Images, jobs.Image{
-			N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
-			ContentType: image.ContentType, SourceName: image.SourceName, Code: image.Code, Message: image.Message,
-		})
-	}
-	return rec, nil
 }
