@@ -1,0 +1,439 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	bucket "github.com/danqing-queue/danqing/storage/embedded"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// What may be seen in some places: the reference image as it was given, which
+// DashScope must be told, as the value of its field alone; a result's link while
+// its image is being stored, as the value of its field alone; and the session
+// token in a presigned link, where SigV4 wants it, which is worth nothing without
+// the secret key.
+var (
+	refImgField = regexp.MustCompile(`\\*"ref_img\\*":\s*\\*"(?:[^"\\]|\\+u0026)*\\*"`)
+	linkField   = regexp.MustCompile(`\\*"url\\*":\s*\\*"(?:[^"\\]|\\+u0026)*\\*"`)
+	linkToken   = regexp.MustCompile(`X-Amz-Security-Token=[^&"\s]*`)
+)
+
+// newSecret makes up a secret with the characters that URLs and shells stumble
+// over; plain leaves those out.
+func newSecret(plain bool) string {
+	if plain {
+		return rand.Text()
+	}
+	return rand.Text() + "/+@:" + rand.Text()
+}
+
+// guises are the forms in which a secret may hide in a text, as it stands or
+// within something longer that was encoded.
+func guises(secret string) []string {
+	all := []string{
+		secret, strings.ToLower(secret), url.QueryEscape(secret), url.PathEscape(secret), url.UserPassword("", secret).String()[1:],
+		hex.EncodeToString([]byte(secret)), strings.ReplaceAll(secret, "/", `\/`),
+	}
+	for before := range 3 {
+		for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+			text := encoding.EncodeToString(append(make([]byte, before), secret...))
+			text = text[(before*8+5)/6:] // shared with what stands before
+			if (before+len(secret))%3 != 0 {
+				text = text[:len(text)-1] // and behind
+			}
+			all = append(all, text)
+		}
+	}
+	return all
+}
+
+// watch keeps all that was seen, to be searched for secrets at the end: some are
+// made up by others, on the way.
+type watch struct {
+	mu      sync.Mutex
+	secrets map[string]string // by what they are
+	seen    map[string][]byte // by where
+}
+
+// add notes what was seen somewhere, without what may be seen there.
+func (w *watch) add(where string, text []byte, allowed ...*regexp.Regexp) {
+	for _, a := range allowed {
+		text = a.ReplaceAll(text, []byte("…"))
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.seen[where] = append(append(w.seen[where], '\n'), text...)
+}
+
+// leaks tells which secret was seen where.
+func (w *watch) leaks() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var found []string
+	for name, secret := range w.secrets {
+		disguised := guises(secret)
+		for where, text := range w.seen {
+			for _, guise := range disguised {
+				if at := bytes.Index(text, []byte(guise)); at >= 0 {
+					from, to := max(at-200, 0), min(at+len(guise)+100, len(text))
+					found = append(found, fmt.Sprintf("%s in %s: …%q…", name, where, text[from:to]))
+					break
+				}
+			}
+		}
+	}
+	return found
+}
+
+// addFiles notes names and contents of all files in a folder, or of one, but those
+// to skip, and that those with links are their owner's alone.
+func (w *watch) addFiles(t *testing.T, root string, allowed []*regexp.Regexp, skip ...string) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case slices.Contains(skip, entry.Name()) && entry.IsDir():
+			return fs.SkipDir
+		case slices.Contains(skip, entry.Name()), entry.IsDir():
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if info, err := entry.Info(); assert.NoError(t, err) && linkSignature.Match(text) {
+			assert.Equal(t, os.FileMode(0o600), info.Mode().Perm(), "%s holds links", path)
+		}
+		w.add("file name "+path, []byte(path))
+		w.add("file "+path, text, allowed...)
+		return nil
+	}))
+}
+
+// addRedis notes all keys and values and returns them, nothing left out.
+func (w *watch) addRedis(t *testing.T, when string, rdb *redis.Client, allowed ...*regexp.Regexp) string {
+	t.Helper()
+	var all strings.Builder
+	ctx := t.Context()
+	keys := rdb.Scan(ctx, 0, "*", 1000).Iterator()
+	for keys.Next(ctx) {
+		key := keys.Val()
+		value, err := redisValue(ctx, rdb, key)
+		require.NoError(t, err, key)
+		fmt.Fprintf(&all, "%s\n%s\n", key, value)
+		w.add("redis "+when+" "+key, []byte(key+"\n"+value), allowed...)
+	}
+	require.NoError(t, keys.Err())
+	return all.String()
+}
+
+func redisValue(ctx context.Context, rdb *redis.Client, key string) (string, error) {
+	kind, err := rdb.Type(ctx, key).Result()
+	if err != nil {
+		return "", err
+	}
+	var value any
+	switch kind {
+	case "string":
+		value, err = rdb.Get(ctx, key).Result()
+	case "hash":
+		value, err = rdb.HGetAll(ctx, key).Result()
+	case "list":
+		value, err = rdb.LRange(ctx, key, 0, -1).Result()
+	case "set":
+		value, err = rdb.SMembers(ctx, key).Result()
+	case "zset":
+		value, err = rdb.ZRange(ctx, key, 0, -1).Result()
+	case "stream":
+		value, err = rdb.XRange(ctx, key, "-", "+").Result()
+	case "none": // it has gone meanwhile
+	default:
+		err = fmt.Errorf("a %s, which this test cannot read", kind)
+	}
+	return fmt.Sprint(value), err
+}
+
+// addUI notes all that the web UI shows and returns it, nothing left out.
+func (w *watch) addUI(t *testing.T, when, base string) string {
+	t.Helper()
+	var all strings.Builder
+	get := func(path string) []byte {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+path, nil)
+		require.NoError(t, err)
+		resp, err := http.DefaultClient.Do(req)
+		require.NoError(t, err)
+		defer resp.Body.Close() //nolint:errcheck // read only
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		text := fmt.Appendf(nil, "%d %v\n%s", resp.StatusCode, resp.Header, body)
+		all.Write(text)
+		w.add("web UI "+when+" "+path, text, refImgField)
+		return body
+	}
+	for _, path := range []string{"/healthz", "/ui/", "/ui/api/queue_stats", "/ui/api/servers", "/ui/api/scheduler_entries", "/ui/api/redis_info", "/ui/api/metrics", "/ui/api/none"} {
+		get(path)
+	}
+	var queues struct {
+		Queues []struct{ Queue string }
+	}
+	require.NoError(t, json.Unmarshal(get("/ui/api/queues"), &queues))
+	require.NotEmpty(t, queues.Queues)
+	for _, q := range queues.Queues {
+		queue := "/ui/api/queues/" + q.Queue
+		get(queue)
+		for _, list := range []string{"active", "pending", "scheduled", "retry", "archived", "completed"} {
+			var page struct{ Tasks []struct{ ID string } }
+			require.NoError(t, json.Unmarshal(get(queue+"/"+list+"_tasks?size=100"), &page))
+			for _, task := range page.Tasks {
+				get(queue + "/tasks/" + task.ID)
+			}
+		}
+	}
+	return all.String()
+}
+
+// linkSignature finds the signatures of DashScope's links to results.
+var linkSignature = regexp.MustCompile(`(?:&|\\u0026)Signature=([^&"\\]+)`)
+
+// addLinks makes secrets of the links in a journal.
+func (w *watch) addLinks(t *testing.T, journal string) {
+	t.Helper()
+	text, err := os.ReadFile(journal)
+	require.NoError(t, err)
+	found := linkSignature.FindAllSubmatch(text, -1)
+	require.NotEmpty(t, found, "the journal names the results until they are stored")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, match := range found {
+		signature, err := url.QueryUnescape(string(match[1]))
+		require.NoError(t, err)
+		w.secrets["signature of the link "+signature] = signature
+	}
+}
+
+// premises are a Redis with a password, a DashScope and a bucket, before which
+// somebody sends back what he was sent.
+type premises struct {
+	watch
+	t      *testing.T
+	dir    string // where the program runs
+	store  string // where the bucket lies
+	env    []string
+	redis  *redis.Client // of a user without a password
+	socket string
+	sim    *simulator.Simulator
+	files  *bucket.Server
+	server *httptest.Server
+
+	mu      sync.Mutex
+	refused string // an API key that is no good
+	// storing is closed when the image of shop.ok comes, which waits for stored.
+	storing, stored chan struct{}
+}
+
+func newPremises(t *testing.T) *premises {
+	t.Helper()
+	p := &premises{t: t, dir: t.TempDir(), store: t.TempDir(), socket: redisSocket(t), storing: make(chan struct{}), stored: make(chan struct{})}
+	p.seen = map[string][]byte{}
+	p.secrets = map[string]string{
+		"API key": newSecret(false), "second API key": newSecret(false), "Redis password": newSecret(false), "S3 secret": newSecret(false),
+		"S3 session token": newSecret(false), "signature of ref_img": newSecret(true), "wrong secret": newSecret(true),
+	}
+	p.redis = redis.NewClient(&redis.Options{Network: "unix", Addr: p.socket})
+	require.NoError(t, p.redis.Do(t.Context(), "ACL", "SETUSER", "danqing", "on", ">"+p.secrets["Redis password"], "~*", "&*", "+@all").Err())
+	p.sim = &simulator.Simulator{
+		TaskTime: simulator.Between(20*time.Millisecond, 40*time.Millisecond), SubmitsPerSecond: -1,
+		Keys: map[string]simulator.Key{p.secrets["API key"]: {Account: "first"}, p.secrets["second API key"]: {Account: "second"}},
+		Render: func(picture simulator.Picture) []byte {
+			picture.Width, picture.Height = 8, 8
+			return simulator.Paint(picture)
+		},
+		Outcome: func(req dashscope.CreateRequest) simulator.Outcome {
+			if strings.Contains(req.Input.Prompt, "refused") {
+				return simulator.Outcome{Code: "DataInspectionFailed", Message: "not allowed: " + req.Input.RefImg}
+			}
+			return simulator.Outcome{}
+		},
+	}
+	var err error
+	p.files, err = bucket.Open(bucket.Config{Dir: p.store, AccessKeyID: "AKIATEST", SecretAccessKey: p.secrets["S3 secret"]})
+	require.NoError(t, err)
+	p.server = httptest.NewServer(p)
+	t.Cleanup(func() {
+		p.server.Close()
+		assert.NoError(t, p.sim.Close())
+		assert.NoError(t, p.files.Close())
+		assert.NoError(t, p.redis.Close())
+	})
+	p.env = []string{
+		"HOME=" + p.dir, "PATH=" + os.Getenv("PATH"), "DASHSCOPE_HTTP_BASE_URL=" + p.server.URL + "/api/v1",
+		"REDIS_URL=" + p.redisURL(p.secrets["Redis password"]), "DANQING_S3_BUCKET=" + bucket.DefaultBucket,
+		"AWS_ENDPOINT_URL_S3=" + p.server.URL, "AWS_REGION=us-east-1", "AWS_ACCESS_KEY_ID=AKIATEST",
+		"AWS_SECRET_ACCESS_KEY=" + p.secrets["S3 secret"], "AWS_SESSION_TOKEN=" + p.secrets["S3 session token"],
+	}
+	return p
+}
+
+func (p *premises) redisURL(password string) string {
+	return (&url.URL{Scheme: "unix", User: url.UserPassword("danqing", password), Path: p.socket}).String()
+}
+
+// refImg is a presigned link, as producers have it.
+func (p *premises) refImg() string {
+	return "https://refs.example.com/cat.png?X-Amz-Expires=600&X-Amz-Signature=" + p.secrets["signature of ref_img"]
+}
+
+// ServeHTTP answers as DashScope and the bucket do. A refused key, a create that
+// becomes ambiguous, and a session token where it is not known, are sent back.
+func (p *premises) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	key := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	create := strings.HasSuffix(r.URL.Path, dashscope.PathText2Image)
+	p.mu.Lock()
+	refused := p.refused != "" && key == p.refused
+	p.mu.Unlock()
+	switch {
+	case refused:
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusUnauthorized)
+		_, _ = fmt.Fprintf(w, `{"code":"InvalidApiKey","message":"Incorrect API key provided: %s."}`, key)
+	case create && bytes.Contains(body, []byte("nobody knows")):
+		p.shout(w, key+r.RequestURI)
+	case strings.HasPrefix(r.URL.Path, "/strangers"):
+		w.WriteHeader(http.StatusBadRequest)
+		token := r.Header.Get("X-Amz-Security-Token")
+		_, _ = fmt.Fprintf(w, "<Error><Code>InvalidToken</Code><Message>bad token %s</Message><Token-0>%s</Token-0></Error>", token, token)
+	case strings.HasPrefix(r.URL.Path, "/"+bucket.DefaultBucket):
+		if r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/shop.ok-1.png") {
+			close(p.storing)
+			<-p.stored
+		}
+		p.files.ServeHTTP(w, r)
+	default:
+		p.sim.ServeHTTP(w, r)
+	}
+}
+
+// shout answers with a text that is no HTTP, which errors then quote.
+func (p *premises) shout(w http.ResponseWriter, text string) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if assert.NoError(p.t, err) {
+		_, _ = fmt.Fprintf(conn, "%s\r\n\r\n", text)
+		_ = conn.Close()
+	}
+}
+
+// command is the program, to be run with more in its environment.
+func (p *premises) command(env []string, args ...string) *exec.Cmd {
+	self, err := os.Executable()
+	require.NoError(p.t, err)
+	cmd := exec.CommandContext(p.t.Context(), self)
+	cmd.Args, cmd.Dir, cmd.Env = append([]string{"danqing"}, args...), p.dir, append(p.env[:len(p.env):len(p.env)], env...)
+	return cmd
+}
+
+// run runs the program to its end, notes what it said, and returns what of it was
+// for people.
+func (p *premises) run(want int, env []string, args ...string) string {
+	p.t.Helper()
+	var out, errs bytes.Buffer
+	cmd := p.command(env, args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	_ = cmd.Run() // its exit code tells
+	p.add("stdout of "+strings.Join(args, " "), out.Bytes(), refImgField, linkToken)
+	p.add("stderr of "+strings.Join(args, " "), errs.Bytes())
+	require.Equal(p.t, want, cmd.ProcessState.ExitCode(), "%v: %s", args, errs.String())
+	return errs.String()
+}
+
+// process is a program that runs beside the test.
+type process struct {
+	cmd *exec.Cmd
+	log string // file with all it says
+}
+
+// start starts the program.
+func (p *premises) start(env []string, args ...string) *process {
+	p.t.Helper()
+	log, err := os.CreateTemp(p.t.TempDir(), "*.log")
+	require.NoError(p.t, err)
+	b := &process{cmd: p.command(env, args...), log: log.Name()}
+	b.cmd.Stdout, b.cmd.Stderr = log, log
+	require.NoError(p.t, b.cmd.Start())
+	require.NoError(p.t, log.Close())
+	return b
+}
+
+// says waits until the program has said something and returns the first group.
+func (p *premises) says(b *process, pattern string) string {
+	p.t.Helper()
+	wanted, found := regexp.MustCompile(pattern), []string(nil)
+	for deadline := time.Now().Add(8 * time.Second); len(found) < 2; <-time.After(10 * time.Millisecond) {
+		text, err := os.ReadFile(b.log)
+		require.NoError(p.t, err)
+		require.True(p.t, time.Now().Before(deadline), "%v never said %s: %s", b.cmd.Args, pattern, text)
+		found = wanted.FindStringSubmatch(string(text))
+	}
+	return found[1]
+}
+
+// end tells the program to stop and notes what it said.
+func (p *premises) end(b *process) {
+	p.t.Helper()
+	require.NoError(p.t, b.cmd.Process.Signal(syscall.SIGTERM))
+	err := b.cmd.Wait()
+	text, readErr := os.ReadFile(b.log)
+	require.NoError(p.t, readErr)
+	require.NoError(p.t, err, "%s", text)
+	p.add("log of "+strings.Join(b.cmd.Args, " "), text)
+}
+
+// monitor notes every command that Redis is sent from now on.
+func (p *premises) monitor() (stop func()) {
+	p.t.Helper()
+	conn, err := (&net.Dialer{}).DialContext(p.t.Context(), "unix", p.socket)
+	require.NoError(p.t, err)
+	_, err = io.WriteString(conn, "MONITOR\r\n")
+	require.NoError(p.t, err)
+	var text bytes.Buffer
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = io.Copy(&text, conn) // until it is closed
+	}()
+	return func() {
+		_ = conn.Close()
+		<-ended
+		require.Contains(p.t, text.String(), "danqing:events")
+		p.add("commands to redis", text.Bytes(), refImgField, linkField)
+	}
+}
