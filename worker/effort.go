@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -160,12 +161,36 @@ func (l *lane) resume(ctx context.Context) error {
 		return fmt.Errorf("read in-flight notes: %w", err)
 	}
 	for _, id := range left {
+		l.mu.Lock()
+		known := l.efforts[id] != nil
+		l.mu.Unlock()
+		if known {
+			continue
+		}
 		if err := l.takeSlot(ctx); err != nil {
 			return err
 		}
 		l.begin(ctx, id, 0, func(ctx context.Context) error { return l.goOn(ctx, id) })
 	}
 	return nil
+}
+
+// resumeInterval is how often a lane looks for jobs of its own that others came
+// across: a task that was adopted by hand, drawn by another account's lane.
+const resumeInterval = 5 * time.Second
+
+// keepResuming does so until the returned function is called.
+func (l *lane) keepResuming(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	group.Go(func() {
+		for l.sleep(ctx, resumeInterval) == nil {
+			if err := l.resume(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
+				l.log.Warn(redisAway, "err", err)
+			}
+		}
+	})
+	return func() { cancel(); group.Wait() }
 }
 
 // goOn takes a job over from an earlier holder, as far as it has a task. A job

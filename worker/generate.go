@@ -209,10 +209,10 @@ func (l *lane) ready(ctx context.Context, rec *jobs.Record) error {
 		}
 		return jobs.ErrConflict
 	}
-	if waiting := l.toBeStored(); waiting > storeBacklog*l.cfg.StoreConcurrency {
+	if limit := storeBacklog * l.cfg.StoreConcurrency; l.toBeStored(ctx, limit) > limit {
 		return &trouble{
 			wait: &l.waits.unreachable, message: "nothing is submitted: finished images cannot be stored",
-			why: fmt.Errorf("%d jobs wait for their images", waiting),
+			why: fmt.Errorf("more than %d jobs wait for their images", limit),
 		}
 	}
 	free, err := l.cfg.Spool.FreeBytes()

@@ -49,6 +49,7 @@ func (w *Worker) keepHouse(ctx context.Context) (stop func()) {
 // tidy does the rounds, unless another worker just has.
 func (w *Worker) tidy(ctx context.Context) error {
 	w.identify(ctx)
+	w.Unfinished(ctx) // so that the journal forgets what others have finished
 	models := make([]string, len(w.lanes))
 	for i, lane := range w.lanes {
 		models[i] = lane.model.Name

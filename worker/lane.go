@@ -169,6 +169,7 @@ func (l *lane) hold(ctx context.Context) error {
 	if err := l.resume(ctx); err != nil {
 		return err
 	}
+	defer l.keepResuming(ctx)()
 	return l.serve(ctx)
 }
 

@@ -98,33 +98,41 @@ func (w *Worker) Simulated() bool {
 // Unfinished reports whether the journal knows of anything paid for, by this or
 // an earlier run, that is neither in the bucket nor held. It notes what other
 // workers have finished meanwhile.
-func (w *Worker) Unfinished(ctx context.Context) bool {
-	unfinished := false
+func (w *Worker) Unfinished(ctx context.Context) bool { return w.unfinished(ctx, "") > 0 }
+
+// unfinished counts the jobs in the journal whose last entry is of a kind, "" for
+// any, and that are not over, after noting which of them others have finished.
+// What is held waits for a person, and what another account owns for its return.
+func (w *Worker) unfinished(ctx context.Context, kind entryKind) int {
+	n := 0
 	for _, e := range w.cfg.DataDir.Journal.openEntries() {
-		if e.Record.State == jobs.StateHeld || w.accountNamed(e.Record.Account) == nil {
+		if kind != "" && e.Kind != kind || e.Record.State == jobs.StateHeld || w.accountNamed(e.Record.Account) == nil {
 			continue
 		}
 		rec, err := w.jobs.Get(ctx, e.JobID)
-		if err == nil && rec.State.Final() {
+		switch {
+		case err == nil && rec.State.Final():
 			w.journal(entryOver, rec)
-			continue
-		}
-		if err == nil && rec.State == jobs.StateHeld && !behind(rec, e.Record, e.At) {
+		case err == nil && rec.State == jobs.StateHeld && !behind(rec, e.Record, e.At):
 			w.journal(entryHeld, rec)
-			continue
+		default:
+			n++
 		}
-		unfinished = true
 	}
-	return unfinished
+	return n
 }
 
-// toBeStored counts the jobs of this worker whose images are not in the bucket.
-func (w *Worker) toBeStored() int {
+// toBeStored counts the jobs of this worker whose images are not in the bucket, if
+// they are more than limit; below that it does not look who has stored them.
+func (w *Worker) toBeStored(ctx context.Context, limit int) int {
 	n := 0
 	for _, e := range w.cfg.DataDir.Journal.openEntries() {
 		if e.Kind == entryResults {
 			n++
 		}
+	}
+	if n > limit {
+		n = w.unfinished(ctx, entryResults)
 	}
 	return n
 }
