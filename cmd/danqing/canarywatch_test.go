@@ -257,6 +257,7 @@ type premises struct {
 	refused string // an API key that is no good
 	// storing is closed when the image of shop.ok comes, which waits for stored.
 	storing, stored chan struct{}
+	once            sync.Once
 }
 
 func newPremises(t *testing.T) *premises {
@@ -334,8 +335,11 @@ func (p *premises) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_, _ = fmt.Fprintf(w, "<Error><Code>InvalidToken</Code><Message>bad token %s</Message><Token-0>%s</Token-0></Error>", token, token)
 	case strings.HasPrefix(r.URL.Path, "/"+bucket.DefaultBucket):
 		if r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/shop.ok-1.png") {
-			close(p.storing)
-			<-p.stored
+			p.once.Do(func() { close(p.storing) })
+			select {
+			case <-p.stored:
+			case <-r.Context().Done():
+			}
 		}
 		p.files.ServeHTTP(w, r)
 	default:
