@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -149,6 +150,10 @@ func (s *Spool) download(ctx context.Context, name string, u *url.URL) (*File, e
 		// What net/http says begins with the whole URL.
 		if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
 			err = wrapped.Err
+		}
+		// An answer that is no HTTP is quoted, and may repeat what was asked.
+		if text := err.Error(); u.RawQuery != "" && strings.Contains(text, u.RawQuery) {
+			err = errors.New(strings.ReplaceAll(text, u.RawQuery, "**redacted**"))
 		}
 		return &FetchError{Kind: kind, Status: status, Host: u.Host, Path: path, Err: err}
 	}

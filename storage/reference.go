@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"strings"
 
 	_ "golang.org/x/image/bmp" // and the formats that the standard library lacks
 	_ "golang.org/x/image/tiff"
@@ -53,6 +54,9 @@ type Reference struct {
 // says what is wrong and what is allowed.
 func InspectReference(path string) (*Reference, error) {
 	f, err := os.Open(path) //nolint:gosec // the user's own file
+	if name, _, query := strings.Cut(path, "?"); query && errors.Is(err, os.ErrNotExist) { // perhaps a signature
+		return nil, fmt.Errorf("reference image %s?…: no such file; a URL begins with https://", name)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reference image: %w", err)
 	}

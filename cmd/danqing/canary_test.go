@@ -153,6 +153,7 @@ func (p *premises) mistakes() {
 		"scheme": `{"prompt":"x","ref_img":"ftp` + p.refImg() + `"}`,
 		"list":   `{"prompt":"x","ref_img":["` + p.refImg() + `"]}`,
 		"model":  `{"prompt":"x","model":"wan2.2-t2i-flash","ref_img":"` + p.refImg() + `"}`,
+		"local":  `{"prompt":"x","ref_img":"` + strings.TrimPrefix(p.refImg(), "https://") + `"}`,
 		"slip":   `{"prompt":"x","ref_imgs":"` + p.refImg() + `"}`,
 		"style":  `{"prompt":"x","style":"` + p.refImg() + `"}`,
 		"space":  `{"prompt":"x","ref_img":"` + p.refImg() + ` y"}`,

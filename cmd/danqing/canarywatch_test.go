@@ -254,7 +254,8 @@ type premises struct {
 	server *httptest.Server
 
 	mu      sync.Mutex
-	refused string // an API key that is no good
+	asked   map[string]bool // paths
+	refused string          // an API key that is no good
 	// storing is closed when the image of shop.ok comes, which waits for stored.
 	storing, stored chan struct{}
 	once            sync.Once
@@ -262,7 +263,7 @@ type premises struct {
 
 func newPremises(t *testing.T) *premises {
 	t.Helper()
-	p := &premises{t: t, dir: t.TempDir(), store: t.TempDir(), socket: redisSocket(t), storing: make(chan struct{}), stored: make(chan struct{})}
+	p := &premises{t: t, dir: t.TempDir(), store: t.TempDir(), socket: redisSocket(t), asked: map[string]bool{}, storing: make(chan struct{}), stored: make(chan struct{})}
 	p.seen = map[string][]byte{}
 	p.secrets = map[string]string{
 		"API key": newSecret(false), "second API key": newSecret(false), "Redis password": newSecret(false), "S3 secret": newSecret(false),
@@ -313,7 +314,8 @@ func (p *premises) refImg() string {
 }
 
 // ServeHTTP answers as DashScope and the bucket do. A refused key, a create that
-// becomes ambiguous, and a session token where it is not known, are sent back.
+// becomes ambiguous, the first request of each link, and a session token where it is
+// not known, are sent back.
 func (p *premises) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	r.Body = io.NopCloser(bytes.NewReader(body))
@@ -321,13 +323,15 @@ func (p *premises) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	create := strings.HasSuffix(r.URL.Path, dashscope.PathText2Image)
 	p.mu.Lock()
 	refused := p.refused != "" && key == p.refused
+	link := strings.HasPrefix(r.URL.Path, "/1d/") && !p.asked[r.URL.Path]
+	p.asked[r.URL.Path] = true
 	p.mu.Unlock()
 	switch {
 	case refused:
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusUnauthorized)
 		_, _ = fmt.Fprintf(w, `{"code":"InvalidApiKey","message":"Incorrect API key provided: %s."}`, key)
-	case create && bytes.Contains(body, []byte("nobody knows")):
+	case link || create && bytes.Contains(body, []byte("nobody knows")):
 		p.shout(w, key+r.RequestURI)
 	case strings.HasPrefix(r.URL.Path, "/strangers"):
 		w.WriteHeader(http.StatusBadRequest)
