@@ -53,7 +53,7 @@ type Reference struct {
 // reads the image's header alone, and the bytes once for their hash. The error
 // says what is wrong and what is allowed.
 func InspectReference(path string) (*Reference, error) {
-	f, err := os.Open(path) //nolint:gosec // the user's own file
+	f, err := os.Open(path)                                                                //nolint:gosec // the user's own file
 	if name, _, query := strings.Cut(path, "?"); query && errors.Is(err, os.ErrNotExist) { // perhaps a signature
 		return nil, fmt.Errorf("reference image %s?…: no such file; a URL begins with https://", name)
 	}
