@@ -264,6 +264,9 @@ func (w *Worker) newAccounts(configured []Account) error {
 			if lane.SubmitsPerSecond < 0 || lane.SubmitsPerSecond > model.SubmitsPerSecond {
 				return fmt.Errorf("worker: account %s: %g submits a second: %s allows up to %g", c.Name, lane.SubmitsPerSecond, lane.Model, model.SubmitsPerSecond)
 			}
+			if slices.ContainsFunc(w.lanes, func(l laneSpec) bool { return l.account == a && l.model.Name == model.Name }) {
+				return fmt.Errorf("worker: account %s: the lane for %s is configured twice: leave one out", c.Name, lane.Model)
+			}
 			w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: lane.Concurrency, submits: lane.SubmitsPerSecond})
 		}
 	}

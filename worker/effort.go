@@ -202,7 +202,13 @@ func (l *lane) goOn(ctx context.Context, id string) error {
 			return nil
 		}
 		if err != nil {
-			return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+			// It may have a task, so the slot is not free, and the note must stay.
+			wait := l.waits.unreachable.next()
+			l.log.Warn(redisAway, "job_id", id, "err", err, "wait", wait)
+			if err := l.sleep(ctx, wait); err != nil {
+				return err
+			}
+			continue
 		}
 		switch {
 		case rec.State.Waiting():

@@ -33,6 +33,7 @@ const (
 
 	accountPaused  = "lane paused: the account needs attention"
 	refusedForNow  = "dashscope refused for now"
+	canceledUnmade = "canceled on request before a task was made; it cost nothing"
 	diedSubmitting = "the program died while it was submitting the job"
 )
 
@@ -87,7 +88,8 @@ func (l *lane) lastWord(ctx context.Context, rec *jobs.Record) error {
 			return jobs.ErrConflict
 		}
 	}
-	if err != nil {
+	// A message whose record names another queue was not run from this one's archive.
+	if err != nil && !errors.Is(err, asynq.ErrTaskNotFound) && !errors.Is(err, asynq.ErrQueueNotFound) {
 		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
 	}
 	if rec.State == jobs.StateFailed {
@@ -144,6 +146,9 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	asked.Request = &req // for the sidecar, should the job end here
 	if err := l.ready(ctx, &asked); err != nil {
 		return err
+	}
+	if !rec.CancelRequestedAt.IsZero() { // while an earlier intent was taken back
+		return l.over(ctx, rec, ended(&asked, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))
 	}
 	body, err := l.createBody(ctx, &asked, req)
 	if err != nil {
@@ -244,9 +249,11 @@ func (l *lane) paused(ctx context.Context) error {
 }
 
 // wantedAgain reports whether a person has asked for a job again after the end
-// that its sidecar tells of.
+// that its sidecar tells of. Of an attempt after that end it can tell nothing,
+// whatever the clocks say.
 func wantedAgain(rec, over *jobs.Record) bool {
-	return (over.State == jobs.StateFailed || over.State == jobs.StateCanceled) && rec.RetriedAt.After(over.FinishedAt)
+	return (over.State == jobs.StateFailed || over.State == jobs.StateCanceled) &&
+		(rec.Attempt > over.Attempt || rec.RetriedAt.After(over.FinishedAt))
 }
 
 // create sends the POST, which is never cut short by a graceful stop.
@@ -313,7 +320,7 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 func (l *lane) takeBack(ctx context.Context, intent, rec *jobs.Record, why *trouble) error {
 	l.journal(entryRefused, intent)
 	if l.cancelRequested(ctx, intent) {
-		if err := l.over(ctx, intent, ended(intent, jobs.StateCanceled, jobs.CodeCanceled, "canceled on request before a task was made; it cost nothing")); err != nil {
+		if err := l.over(ctx, intent, ended(intent, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade)); err != nil {
 			return err
 		}
 		return why

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -65,13 +66,16 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 }
 
 // behind reports whether a record knows less than the journal's of a time. What a
-// person has decided since then stands.
+// person has decided since then stands; as clocks differ, that is told by the
+// attempts where it can be.
 func behind(known, journaled *jobs.Record, at time.Time) bool {
-	if known.RetriedAt.After(at) || known.ResolvedAt.After(at) {
-		return false
-	}
 	if known.Attempt != journaled.Attempt {
 		return known.Attempt < journaled.Attempt
+	}
+	closed := slices.ContainsFunc(known.PastAttempts, func(a jobs.Attempt) bool { return a.Attempt == known.Attempt })
+	adopted := !known.ResolvedAt.IsZero() && known.TaskID != "" && journaled.State == jobs.StateHeld
+	if closed || adopted || known.RetriedAt.After(at) || known.ResolvedAt.After(at) {
+		return false
 	}
 	if known.State == jobs.StateHeld && known.TaskID == "" && journaled.TaskID != "" {
 		return true // what was ambiguous to others is known here

@@ -1,0 +1,209 @@
+package worker_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// A job is canceled and retried while an effort waits for its turn to submit it,
+// with the record as it was before: the sidecar of the cancel does not answer for
+// the images that are bought then.
+func TestCanceledAndRetriedBeforeItsTurn(t *testing.T) {
+	const flash = "wan2.2-t2i-flash"
+	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Minute, time.Minute)}
+	two := map[string][]worker.Lane{"": {{Model: flash, Concurrency: 2}}}
+	bubbleWith(t, sim, two, func(t *testing.T, s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Delay: 50 * time.Second})
+		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Model: flash})
+		s.state("job-1", jobs.StateSubmitting)
+		s.enqueue(jobs.Request{ID: "job-2", Prompt: "prompt of job-2", Model: flash})
+		<-time.After(10 * time.Second)
+		_, err := s.worker.Jobs().Cancel(t.Context(), "job-2")
+		require.NoError(t, err)
+		<-time.After(10 * time.Second)
+		_, err = s.worker.Jobs().Retry(t.Context(), "job-2")
+		require.NoError(t, err)
+		<-time.After(5 * time.Minute)
+		s.requireMadeOnce("job-2")
+	})
+}
+
+// A cancel that arrives right before a refused intent is taken back is not lost.
+func TestCanceledWhileAnIntentIsTakenBack(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusTooManyRequests, Code: "Throttling"})
+		s.enqueueMany(1)
+		s.queue.Client().AddHook(&beforeWrite{state: "queued", do: func() {
+			_, err := s.worker.Jobs().Cancel(t.Context(), "job-1")
+			assert.NoError(t, err)
+		}})
+		assert.Equal(t, jobs.StateCanceled, s.wait("job-1").State)
+		assert.Empty(t, sim.Tasks())
+		sidecar, err := s.bucket.Sidecar(t.Context(), "job-1")
+		require.NoError(t, err)
+		assert.Equal(t, "canceled", sidecar.State)
+	})
+}
+
+// beforeWrite does something right before the first write of a state.
+type beforeWrite struct {
+	state string
+	do    func()
+	done  atomic.Bool
+}
+
+func (b *beforeWrite) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (b *beforeWrite) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if args := cmd.Args(); len(args) > 9 && args[9] == b.state && b.done.CompareAndSwap(false, true) {
+			b.do()
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (b *beforeWrite) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// The journal knows of an attempt that a Redis without its last second does not.
+// That somebody retried the job before, by a clock that is ahead, does not hide it.
+func TestRetriedByAClockThatIsAhead(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Minute, 2*time.Minute)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusBadRequest, Code: "DataInspectionFailed"})
+		s.enqueueMany(1)
+		require.Equal(t, jobs.StateFailed, s.wait("job-1").State)
+		<-time.After(time.Minute)
+		rec, err := s.worker.Jobs().Retry(t.Context(), "job-1")
+		require.NoError(t, err)
+		earlier := *rec
+		earlier.RetriedAt = earlier.RetriedAt.Add(10 * time.Minute)
+		s.state("job-1", jobs.StateGenerating)
+		<-time.After(10 * time.Second)
+		s.stop()
+		s.queue = queue.Open()
+		s.redis = s.queue.Client()
+		client := jobs.NewClient(s.redis)
+		require.NoError(t, client.Swap(t.Context(), nil, &earlier))
+		require.NoError(t, client.EnqueueGenerate(t.Context(), &earlier, earlier.AsAsked()))
+		s.worker, s.data = s.newWorker("data")
+		s.run()
+		s.requireMadeOnce("job-1")
+	})
+}
+
+// A hold that somebody resolved by a clock that is behind the worker's stays
+// resolved.
+func TestAdoptedByAClockThatIsBehind(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
+		s.enqueueMany(1)
+		rec := s.wait("job-1")
+		require.Equal(t, jobs.StateHeld, rec.State)
+		<-time.After(time.Minute)
+		adopted := *rec
+		adopted.State, adopted.TaskID, adopted.Code, adopted.Message = jobs.StateGenerating, sim.Tasks()[0].ID, "", ""
+		adopted.ResolvedAt = time.Now().Add(-2 * time.Minute)
+		client := s.worker.Jobs()
+		require.NoError(t, client.Swap(t.Context(), rec, &adopted))
+		require.NoError(t, client.EnqueueGenerate(t.Context(), &adopted, adopted.AsAsked()))
+		assert.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		assert.Len(t, sim.Tasks(), 1)
+	})
+}
+
+// The message of a job that is over, in another queue than its record says, does
+// not stop the lane.
+func TestMessageInAnotherQueue(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusBadRequest, Code: "DataInspectionFailed"})
+		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Priority: jobs.PriorityBulk})
+		require.Equal(t, jobs.StateFailed, s.wait("job-1").State)
+		<-time.After(time.Minute)
+		bulk, inspector := jobs.Queue(jobs.DefaultModel, jobs.PriorityBulk), asynq.NewInspectorFromRedisClient(s.redis)
+		info, err := inspector.GetTaskInfo(bulk, "job-1")
+		require.NoError(t, err)
+		require.NoError(t, inspector.DeleteTask(bulk, "job-1"))
+		_, err = asynq.NewClientFromRedisClient(s.redis).EnqueueContext(t.Context(), asynq.NewTask(jobs.TypeGenerate, info.Payload), asynq.TaskID("job-1"), asynq.Queue(laneQueue))
+		require.NoError(t, err)
+		<-time.After(time.Minute)
+		s.enqueue(jobs.Request{ID: "job-2", Prompt: "prompt of job-2"})
+		<-time.After(10 * time.Minute)
+		s.requireMadeOnce("job-2")
+	})
+}
+
+// A lane configured twice would be held twice by one process, and have two tasks.
+func TestSameLaneTwice(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		data, err := worker.OpenDataDir(filepath.Join(s.dir, "data-2"))
+		require.NoError(t, err)
+		s.accounts = map[string][]worker.Lane{"": {{}, {Model: jobs.DefaultModel}}}
+		_, err = worker.New(s.config(data))
+		require.ErrorContains(t, err, "configured twice")
+		require.NoError(t, data.Close())
+	})
+}
+
+// failedRead fails the first read of a record after a lane has read its notes.
+type failedRead struct{ noted, failed atomic.Bool }
+
+func (f *failedRead) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (f *failedRead) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		switch fmt.Sprint(cmd.Args()[:min(2, len(cmd.Args()))]...) {
+		case "hset" + jobs.LaneKey("default", jobs.DefaultModel, "in_flight"):
+			f.noted.Store(true)
+		case "hmget" + "danqing:job:job-1":
+			if f.noted.Load() && f.failed.CompareAndSwap(false, true) {
+				cmd.SetErr(errOutage)
+				return errOutage
+			}
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (f *failedRead) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// One read that fails at a take-over does not make the lane forget a task.
+func TestFailedReadAtATakeOver(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateGenerating)
+		s.stop()
+		s.prepare()
+		hook := &failedRead{}
+		s.queue.Client().AddHook(hook)
+		s.run()
+		<-time.After(10 * time.Minute)
+		require.True(t, hook.failed.Load())
+		rec, err := s.worker.Jobs().Get(t.Context(), "job-1")
+		require.NoError(t, err)
+		require.Equal(t, jobs.StateSucceeded, rec.State)
+		assert.Len(t, s.sim.Tasks(), 1)
+	})
+}
