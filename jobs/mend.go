@@ -74,7 +74,7 @@ func (c *Client) Mend(ctx context.Context, rec *Record) (*Record, error) {
 		next.Code, next.Message = CodeMessageLost, "its message is gone from the queue, and nothing was bought: enqueue it again"
 	case err != nil:
 		return nil, err
-	case !gone && info.State == asynq.TaskStateArchived:
+	case !gone && info.State == asynq.TaskStateArchived && !lateVerdict(rec, info):
 		next.Code, next.Message = CodeArchived, "its message was archived in the queue before anything was bought: run it there, or retry the job"
 		next.Request = &req
 	default:
@@ -83,3 +83,13 @@ func (c *Client) Mend(ctx context.Context, rec *Record) (*Record, error) {
 	next.State, next.FinishedAt = StateCanceled, time.Now().UTC()
 	return &next, c.Swap(ctx, rec, &next)
 }
+
+// lateVerdict reports whether a message lies in the archive because of the end that
+// its job had before a person asked for it again: asynq repeats what it could not
+// write down.
+func lateVerdict(rec *Record, message *asynq.TaskInfo) bool {
+	return !message.LastFailedAt.IsZero() && message.LastFailedAt.Before(rec.RetriedAt.Add(lateVerdictTime))
+}
+
+// lateVerdictTime is asynq's lease: after it, a verdict is dropped.
+const lateVerdictTime = 30 * time.Second

@@ -232,6 +232,9 @@ func (c *Client) again(ctx context.Context, old, rec *Record) (*Record, error) {
 	next.Code, next.Message, next.Results, next.Images = "", "", nil, nil
 	next.SubmittedAt, next.GeneratedAt, next.FinishedAt = time.Time{}, time.Time{}, time.Time{}
 	next.RetriedAt = time.Now().UTC()
+	if !next.RetriedAt.After(rec.FinishedAt) { // the clock that ended it is ahead
+		next.RetriedAt = rec.FinishedAt.Add(time.Millisecond)
+	}
 	if err := c.swap(ctx, rand.Text(), old, &next, true); err != nil {
 		return rec, err
 	}

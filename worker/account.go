@@ -58,6 +58,8 @@ type laneSpec struct {
 	model       jobs.Model
 	concurrency int
 	submits     float64 // per second
+	// leftover draws nothing: it ends when what is in flight has.
+	leftover bool
 }
 
 // usable reports whether the service has accepted the account's key, and fails
@@ -208,23 +210,29 @@ func (w *Worker) accountNamed(name string) *account {
 	return nil
 }
 
-// lanesInFlight adds lanes for what an earlier run left at DashScope under a
-// configuration with other models, and says what it cannot go on with.
-func (w *Worker) lanesInFlight() {
+// findLeftovers adds lanes for what was left at DashScope by runs with other models,
+// and says what it cannot go on with.
+func (w *Worker) findLeftovers(ctx context.Context) error {
 	for _, e := range w.cfg.DataDir.Journal.openEntries() {
-		if e.Record == nil || e.Record.State == jobs.StateHeld {
-			continue
-		}
-		a := w.accountNamed(e.Record.Account)
-		model, err := jobs.LookupModel(e.Record.Model)
-		if a == nil || err != nil {
+		if e.Record != nil && w.accountNamed(e.Record.Account) == nil {
 			w.log.Error("job paid for on an account that is not configured here: configure it", "job_id", e.JobID, "task_id", e.Record.TaskID, "account", e.Record.Account)
-			continue
-		}
-		if !slices.ContainsFunc(w.lanes, func(l laneSpec) bool { return l.account == a && l.model.Name == model.Name }) {
-			w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: 1, submits: model.SubmitsPerSecond})
 		}
 	}
+	for _, a := range w.accounts {
+		for _, model := range jobs.Models() {
+			if slices.ContainsFunc(w.lanes, func(l laneSpec) bool { return l.account == a && l.model.Name == model.Name }) {
+				continue
+			}
+			left, err := w.cfg.Redis.HLen(ctx, jobs.LaneKey(a.name, model.Name, inFlight)).Result()
+			if err != nil {
+				return fmt.Errorf("read in-flight notes: %w", err)
+			}
+			if left > 0 {
+				w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: 1, submits: model.SubmitsPerSecond, leftover: true})
+			}
+		}
+	}
+	return nil
 }
 
 // newAccounts checks the configured accounts and makes their lanes.
@@ -270,6 +278,5 @@ func (w *Worker) newAccounts(configured []Account) error {
 			w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: lane.Concurrency, submits: lane.SubmitsPerSecond})
 		}
 	}
-	w.lanesInFlight()
 	return nil
 }

@@ -155,7 +155,9 @@ func (l *lane) clearNote(ctx context.Context, id string) {
 // resume goes on with what earlier holders of the lane were at: tasks that hold a
 // slot and are paid for, and messages that wait for a handler which is dead. It
 // returns when each has its slot or is done.
-func (l *lane) resume(ctx context.Context) error {
+//
+// waiting is what to do about a job without a task.
+func (l *lane) resume(ctx context.Context, waiting func(context.Context, *jobs.Record) error) error {
 	left, err := l.cfg.Redis.HKeys(ctx, l.key(inFlight)).Result()
 	if err != nil {
 		return fmt.Errorf("read in-flight notes: %w", err)
@@ -170,7 +172,7 @@ func (l *lane) resume(ctx context.Context) error {
 		if err := l.takeSlot(ctx); err != nil {
 			return err
 		}
-		l.begin(ctx, id, 0, func(ctx context.Context) error { return l.goOn(ctx, id) })
+		l.begin(ctx, id, 0, func(ctx context.Context) error { return l.goOn(ctx, id, waiting) })
 	}
 	return nil
 }
@@ -185,7 +187,9 @@ func (l *lane) keepResuming(ctx context.Context) (stop func()) {
 	var group sync.WaitGroup
 	group.Go(func() {
 		for l.sleep(ctx, resumeInterval) == nil {
-			if err := l.resume(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
+			// A message whose handler is alive, in another lane, stays where it is.
+			wait := func(context.Context, *jobs.Record) error { return nil }
+			if err := l.resume(ctx, wait); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
 				l.log.Warn(redisAway, "err", err)
 			}
 		}
@@ -195,7 +199,7 @@ func (l *lane) keepResuming(ctx context.Context) (stop func()) {
 
 // goOn takes a job over from an earlier holder, as far as it has a task. A job
 // without one waits its turn.
-func (l *lane) goOn(ctx context.Context, id string) error {
+func (l *lane) goOn(ctx context.Context, id string, waiting func(context.Context, *jobs.Record) error) error {
 	for {
 		rec, err := l.jobs.Get(ctx, id)
 		if errors.Is(err, jobs.ErrNotFound) {
@@ -212,7 +216,7 @@ func (l *lane) goOn(ctx context.Context, id string) error {
 		}
 		switch {
 		case rec.State.Waiting():
-			return l.rescue(ctx, rec)
+			return waiting(ctx, rec)
 		case l.foreign(rec):
 			return nil
 		case rec.State == jobs.StateSubmitting:

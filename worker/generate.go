@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -170,7 +171,7 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	intent := *rec
 	intent.State, intent.Attempt, intent.Term = jobs.StateSubmitting, rec.Attempt+1, l.term
 	intent.Account, intent.Request, intent.TaskID = l.account.name, &req, ""
-	intent.SubmittedAt, intent.Code, intent.Message = time.Now().UTC(), "", ""
+	intent.SubmittedAt, intent.Code, intent.Message, intent.Simulated = time.Now().UTC(), "", "", l.Simulated()
 	if err := l.swap(ctx, rec, &intent); err != nil {
 		return err
 	}
@@ -249,11 +250,14 @@ func (l *lane) paused(ctx context.Context) error {
 }
 
 // wantedAgain reports whether a person has asked for a job again after the end
-// that its sidecar tells of. Of an attempt after that end it can tell nothing,
-// whatever the clocks say.
+// that its sidecar tells of: the record has closed that attempt, whatever the
+// clocks say, or has one after it.
 func wantedAgain(rec, over *jobs.Record) bool {
-	return (over.State == jobs.StateFailed || over.State == jobs.StateCanceled) &&
-		(rec.Attempt > over.Attempt || rec.RetriedAt.After(over.FinishedAt))
+	if over.State != jobs.StateFailed && over.State != jobs.StateCanceled {
+		return false
+	}
+	closed := over.Attempt > 0 && slices.ContainsFunc(rec.PastAttempts, func(a jobs.Attempt) bool { return a.Attempt == over.Attempt })
+	return closed || rec.Attempt > over.Attempt || rec.RetriedAt.After(over.FinishedAt)
 }
 
 // create sends the POST, which is never cut short by a graceful stop.

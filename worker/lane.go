@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
 	"golang.org/x/time/rate"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -107,7 +108,7 @@ func (w *Worker) runLane(ctx context.Context, spec laneSpec) error {
 		switch err := l.hold(ctx); {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errors.Is(err, ErrStopped) && w.Stopped():
+		case errors.Is(err, ErrStopped) && w.Stopped(), err == nil && spec.leftover:
 			return nil
 		case err != nil && !errors.Is(err, ErrStopped):
 			l.log.Warn("lane not held, trying again", "term", l.term, "err", err)
@@ -166,8 +167,12 @@ func (l *lane) hold(ctx context.Context) error {
 	}
 	// Only what a quick stop has cut short may still run after that.
 	defer l.group.Wait()
-	if err := l.resume(ctx); err != nil {
+	if err := l.resume(ctx, l.rescue); err != nil {
 		return err
+	}
+	if l.leftover {
+		l.group.Wait()
+		return l.sleep(ctx, 0)
 	}
 	defer l.keepResuming(ctx)()
 	return l.serve(ctx)
@@ -240,6 +245,11 @@ func (l *lane) serve(ctx context.Context) error {
 		if err := l.rest(ctx, pause); err != nil {
 			return err
 		}
+		select {
+		case same := <-l.pauses: // of the same burst
+			l.log.Debug("trouble that is over", "err", same)
+		default:
+		}
 	}
 }
 
@@ -299,11 +309,19 @@ func (l *lane) take(ctx context.Context, places chan<- struct{}) error {
 	}
 }
 
+// takeTerm numbers the holding. No two holdings have the same number, of whatever
+// lane: a record that one of them has written is never taken for another's.
 func (l *lane) takeTerm(ctx context.Context) error {
-	term, err := l.cfg.Redis.Incr(ctx, l.key("term")).Result()
+	term, err := l.cfg.Redis.Incr(ctx, termKey).Result()
 	if err != nil {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
-	l.term, l.pace = term, newPace(l.submits, term > 1)
+	last, err := l.cfg.Redis.SetArgs(ctx, l.key("term"), term, redis.SetArgs{Get: true}).Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return fmt.Errorf("take term of lane: %w", err)
+	}
+	l.term, l.pace = term, newPace(l.submits, last != "")
 	return nil
 }
+
+const termKey = "danqing:term"

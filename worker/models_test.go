@@ -154,7 +154,7 @@ func agree(t *testing.T, m jobs.Model, region string) {
 	<-time.After(time.Hour)
 	stats := sim.Stats()
 	assert.Equal(t, 2, stats.Throttled)
-	assert.Equal(t, m.Concurrency, stats.Lanes[0].MaxOpen)
+	assert.Equal(t, m.Concurrency, stats.Lanes[0].MaxRunning)
 	assert.Equal(t, 2*int64(m.SubmitsPerSecond)*price, stats.ChargedMicroYuan)
 
 	more := body(t, req, region)

@@ -135,6 +135,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	}
 	next := *rec
 	next.State, next.Results, next.GeneratedAt = jobs.StateStoring, results, time.Now().UTC()
+	next.Simulated = task.Simulated // an adopted task tells it here for the first time
 	cost, _ := l.model.CostIn(l.account.remote.Region(), made)
 	next.CostMicroYuan = rec.CostMicroYuan + cost
 	l.journal(entryResults, &next)

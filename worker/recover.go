@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
 )
 
 // recoverJournal brings what the journal knows into the records, once per start,
@@ -42,6 +43,14 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 	switch {
 	case errors.Is(err, jobs.ErrNotFound):
 		known = nil
+		// Others may have finished it so long ago that Redis has forgotten.
+		switch over, err := w.Finished(ctx, journaled.ID, journaled.Digest); {
+		case over != nil && over.Attempt >= journaled.Attempt:
+			w.journal(entryOver, over)
+			return nil
+		case err != nil && !errors.Is(err, jobs.ErrDigestConflict) && !errors.Is(err, ErrSimulated) && !errors.Is(err, storage.ErrUnreadable):
+			return err
+		}
 	case err != nil:
 		return err
 	case !behind(known, journaled, at):

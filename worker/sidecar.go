@@ -59,7 +59,7 @@ func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 }
 
 // RecordOf reads a job back from its sidecar: all but the links, which are dead by
-// then, and what only the queue knew. It fails if the sidecar's request is damaged.
+// then, and what only the queue knew. It fails with [storage.ErrUnreadable] if the request is damaged.
 func RecordOf(side *storage.Sidecar) (*jobs.Record, error) {
 	rec := &jobs.Record{
 		ID: side.JobID, Digest: side.Digest, State: jobs.State(side.State), Simulated: side.Simulated, Account: side.Account,
@@ -70,7 +70,7 @@ func RecordOf(side *storage.Sidecar) (*jobs.Record, error) {
 	if len(side.Request) > 0 {
 		rec.Request = &jobs.Request{}
 		if err := json.Unmarshal(side.Request, rec.Request); err != nil {
-			return nil, fmt.Errorf("sidecar of %s: request: %w", side.JobID, err)
+			return nil, fmt.Errorf("sidecar of %s: request: %w: %w", side.JobID, storage.ErrUnreadable, err)
 		}
 	}
 	for i, a := range side.Attempts {

@@ -1,12 +1,14 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"time"
 
@@ -235,11 +237,14 @@ func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result,
 		taken = err.Error()
 	}
 	if taken == "" {
-		image, other, err := s.lookAt(ctx, rec, result.N, key)
-		if err != nil || image.Key != "" {
+		image, task, err := s.lookAt(ctx, result.N, key)
+		switch {
+		case err != nil || task == rec.TaskID:
 			return image, err
-		}
-		if other {
+		case madeBefore(rec, task):
+			// A held job that was bought again: nothing is overwritten.
+			return image, s.setAside(ctx, rec, result)
+		case task != "":
 			taken = "another object lies under its key " + key
 		}
 	}
@@ -282,22 +287,40 @@ const (
 	metaSource = "source-name"
 )
 
-// lookAt returns the image if an earlier try has stored it, and whether something
-// else lies under its key.
-func (s *store) lookAt(ctx context.Context, rec *jobs.Record, n int, key string) (image jobs.Image, taken bool, err error) {
+// lookAt returns the image under a key as far as an earlier try has described it,
+// and the task that made it: "" if there is nothing.
+func (s *store) lookAt(ctx context.Context, n int, key string) (image jobs.Image, task string, err error) {
 	info, err := s.cfg.Bucket.Head(ctx, key)
 	if errors.Is(err, storage.ErrNotExist) {
-		return jobs.Image{}, false, nil
+		return jobs.Image{}, "", nil
 	}
-	if err != nil || info.Metadata[metaTask] != rec.TaskID {
-		return jobs.Image{}, true, err
+	if err != nil {
+		return jobs.Image{}, "", err
 	}
 	width, _ := strconv.Atoi(info.Metadata[metaWidth])
 	height, _ := strconv.Atoi(info.Metadata[metaHeight])
 	return jobs.Image{
 		N: n, Key: key, Bytes: info.Bytes, SHA256: info.SHA256, Width: width, Height: height,
 		ContentType: info.ContentType, SourceName: info.Metadata[metaSource],
-	}, false, nil
+	}, cmp.Or(info.Metadata[metaTask], "unknown"), nil
+}
+
+// madeBefore reports whether a task was an earlier attempt of the job.
+func madeBefore(rec *jobs.Record, task string) bool {
+	return slices.ContainsFunc(rec.PastAttempts, func(a jobs.Attempt) bool { return a.TaskID == task })
+}
+
+// setAside keeps an image whose place an earlier attempt's has taken.
+func (s *store) setAside(ctx context.Context, rec *jobs.Record, result jobs.Result) error {
+	file, err := s.fetch(ctx, rec, result)
+	if err != nil {
+		var failed *storage.FetchError
+		if errors.As(err, &failed) && failed.Path != "" || errors.As(err, &failed) && failed.Kind == storage.FetchGone && time.Now().After(result.ExpiresAt) {
+			return nil // the job has its image; this one is no loss
+		}
+		return err
+	}
+	return s.cfg.Bucket.Hold(ctx, rec.TaskID, spoolName(rec, result.N), file.Path)
 }
 
 func (s *store) imageKey(rec *jobs.Record, result jobs.Result) (string, error) {

@@ -152,6 +152,9 @@ func (w *Worker) Prepare(ctx context.Context) error {
 	if err := w.recoverJournal(ctx); err != nil {
 		return err
 	}
+	if err := w.findLeftovers(ctx); err != nil {
+		return err
+	}
 	w.prepared = true
 	return nil
 }

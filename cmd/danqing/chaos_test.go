@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -167,13 +168,13 @@ func (f *fleet) start(i int) {
 	cmd := exec.Command(self) //nolint:noctx // it is killed by the test
 	cmd.Args = []string{"danqing", "worker"}
 	cmd.Dir, cmd.Stdout, cmd.Stderr = f.dirs[i], log, log
-	models := ""
+	var models strings.Builder
 	for _, model := range fleetModels() {
-		models += "," + model
+		models.WriteString("," + model)
 	}
 	cmd.Env = []string{
 		"HOME=" + f.dirs[i], "PATH=" + os.Getenv("PATH"), "REDIS_URL=" + f.redis,
-		"DASHSCOPE_API_KEY=sk-chaos", "DASHSCOPE_HTTP_BASE_URL=" + f.service.URL + "/api/v1", "DANQING_MODELS=" + models[1:],
+		"DASHSCOPE_API_KEY=sk-chaos", "DASHSCOPE_HTTP_BASE_URL=" + f.service.URL + "/api/v1", "DANQING_MODELS=" + models.String()[1:],
 		"AWS_ACCESS_KEY_ID=AKIATEST", "AWS_SECRET_ACCESS_KEY=secret", "AWS_REGION=us-east-1",
 		"AWS_ENDPOINT_URL_S3=" + f.store.URL, "DANQING_S3_BUCKET=" + bucket.DefaultBucket,
 	}
