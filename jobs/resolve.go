@@ -37,14 +37,14 @@ func (r Resolution) validate() error {
 		return FieldError{Field: "resolution", Value: fmt.Sprintf("%d decisions", given), Allowed: "one of: adopt a task, buy again, give up"}
 	}
 	if r.Adopt != "" && !taskPattern.MatchString(r.Adopt) {
-		return FieldError{Field: "adopt", Value: show(r.Adopt), Allowed: "the ID of a task at DashScope"}
+		return FieldError{Field: "adopt", Value: show(r.Adopt), Allowed: "the ID of a task at DashScope, as in 86ecf553-d340-4e21-af6e-a0c6a421c010"}
 	}
 	return nil
 }
 
-// taskPattern matches DashScope's task IDs: UUIDs in every example of its
-// documents, with room for others.
-var taskPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+// taskPattern matches DashScope's task IDs, which are UUIDs (create's reference):
+// what is none would keep a slot busy with a task that nobody knows.
+var taskPattern = regexp.MustCompile(`(?i)^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // Resolve ends a hold as a person decided, and returns the record.
 //

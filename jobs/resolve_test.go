@@ -59,10 +59,10 @@ func TestResolveRefusesTheTaskOfAnotherJob(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
-		put(t, client, jobs.Record{ID: "now", State: jobs.StateGenerating, TaskID: "task-1"})
-		put(t, client, jobs.Record{ID: "past", State: jobs.StateSucceeded, TaskID: "task-3", PastAttempts: []jobs.Attempt{{Attempt: 1, TaskID: "task-2"}}})
+		put(t, client, jobs.Record{ID: "now", State: jobs.StateGenerating, TaskID: "86ecf553-d340-4e21-af6e-000000000001"})
+		put(t, client, jobs.Record{ID: "past", State: jobs.StateSucceeded, TaskID: "86ecf553-d340-4e21-af6e-000000000003", PastAttempts: []jobs.Attempt{{Attempt: 1, TaskID: "86ecf553-d340-4e21-af6e-000000000002"}}})
 		heldJob(t, client, rdb, "cat")
-		for task, owner := range map[string]string{"task-1": "now", "task-2": "past", "task-3": "past"} {
+		for task, owner := range map[string]string{"86ecf553-d340-4e21-af6e-000000000001": "now", "86ecf553-d340-4e21-af6e-000000000002": "past", "86ecf553-d340-4e21-af6e-000000000003": "past"} {
 			for range 2 { // a refusal claims nothing
 				_, err := client.Resolve(t.Context(), "cat", jobs.Resolution{Adopt: task})
 				var owned *jobs.TaskOwnedError
@@ -80,7 +80,7 @@ func TestResolveAdoptsATaskOnce(t *testing.T) {
 		t.Helper()
 		const rounds, rivals = 10, 3
 		for round := range rounds {
-			task := fmt.Sprintf("task-%d", round)
+			task := fmt.Sprintf("86ecf553-d340-4e21-af6e-%012d", round)
 			var group errgroup.Group
 			for rival := range rivals {
 				id := heldJob(t, client, rdb, fmt.Sprintf("cat-%d-%d", round, rival)).ID
