@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -308,19 +309,21 @@ func (p *program) onAccount(ctx context.Context, f *jobsFlags, account string, a
 		return usage("name it as in: --account default", "%w", err)
 	}
 	return p.onQueue(ctx, f.simulate, func(ctx context.Context, q *jobQueue) error {
-		if err := act(ctx, q); err != nil {
-			return err
-		}
 		all, err := q.lanes(ctx)
 		if err != nil {
 			return err
 		}
-		var lanes []lane
-		for _, l := range all {
-			if l.Account == account {
-				lanes = append(lanes, l)
-			}
+		known := func(l lane) bool { return l.Account == account }
+		if len(all) > 0 && !slices.ContainsFunc(all, known) {
+			return usage("danqing jobs list shows the accounts", "no lane of an account %q ever opened on this queue: nothing was changed", account)
 		}
+		if err := act(ctx, q); err != nil {
+			return err
+		}
+		if all, err = q.lanes(ctx); err != nil {
+			return err
+		}
+		lanes := slices.DeleteFunc(all, func(l lane) bool { return !known(l) })
 		if len(lanes) == 0 {
 			p.say("warning: no lane of an account %q ever opened on this queue", account)
 			return nil

@@ -33,6 +33,9 @@ With --json it prints the jobs alone.`,
 			if filter.States, err = readStates(states); err != nil {
 				return err
 			}
+			if _, err := jobs.LookupModel(filter.Model); filter.Model != "" && err != nil {
+				return usage("--model takes a name of the catalogue", "%w", err)
+			}
 			if filter.Limit <= 0 {
 				return usage("give a number from 1", "--limit %d", filter.Limit)
 			}
