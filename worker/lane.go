@@ -217,7 +217,7 @@ func (l *lane) serve(ctx context.Context) error {
 			ShutdownTimeout:          parkTime,
 			IsFailure:                func(error) bool { return false },
 			RetryDelayFunc:           laneRetryDelay,
-			Logger:                   asynqLog{l.log},
+			Logger:                   newAsynqLog(l.log),
 			LogLevel:                 asynq.WarnLevel,
 		})
 		if err := server.Start(asynq.HandlerFunc(func(handling context.Context, message *asynq.Task) error {

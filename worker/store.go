@@ -48,7 +48,7 @@ func (s *store) start() (*store, error) {
 			}
 			return min(storeRetry<<min(tried, 10), storeRetryMax)
 		},
-		Logger:   asynqLog{s.log},
+		Logger:   newAsynqLog(s.log),
 		LogLevel: asynq.WarnLevel,
 	})
 	if err := s.server.Start(asynq.HandlerFunc(s.handle)); err != nil {

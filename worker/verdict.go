@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hibiken/asynq"
+	"golang.org/x/time/rate"
 
 	"github.com/danqing-queue/danqing/jobs"
 )
@@ -103,15 +104,28 @@ func giveBack(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// asynqLog sends asynq's own lines to slog.
-type asynqLog struct{ log *slog.Logger }
-
-func (a asynqLog) line(level slog.Level, args []any) {
-	a.log.Log(context.Background(), level, "asynq", "err", fmt.Sprint(args...))
+// asynqLog sends asynq's own lines to slog: while Redis is away, the same few again
+// and again, so that only some of them are kept.
+type asynqLog struct {
+	log  *slog.Logger
+	some *rate.Sometimes
 }
 
-func (a asynqLog) Debug(args ...any) { a.line(slog.LevelDebug, args) }
-func (a asynqLog) Info(args ...any)  { a.line(slog.LevelDebug, args) }
+func newAsynqLog(log *slog.Logger) asynqLog {
+	return asynqLog{log: log, some: &rate.Sometimes{First: asynqLines, Interval: asynqInterval}}
+}
+
+const (
+	asynqLines    = 5
+	asynqInterval = 10 * time.Second
+)
+
+func (a asynqLog) line(level slog.Level, args []any) {
+	a.some.Do(func() { a.log.Log(context.Background(), level, "asynq", "err", fmt.Sprint(args...)) })
+}
+
+func (a asynqLog) Debug(...any)      {}
+func (a asynqLog) Info(...any)       {}
 func (a asynqLog) Warn(args ...any)  { a.line(slog.LevelInfo, args) }
 func (a asynqLog) Error(args ...any) { a.line(slog.LevelError, args) }
 
