@@ -63,7 +63,6 @@ func newLane(w *Worker, spec laneSpec) *lane {
 		slots:   make(chan struct{}, spec.concurrency),
 		pauses:  make(chan *trouble, 1),
 		turn:    make(chan struct{}, 1),
-		queries: rate.NewLimiter(rate.Limit(accountQueries/float64(w.lanesOf(spec.account))), 2),
 		efforts: map[string]*effort{},
 		waits: waits{
 			unreachable: backoff{first: time.Second, most: time.Minute},
@@ -321,6 +320,8 @@ func (l *lane) takeTerm(ctx context.Context) error {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
 	l.term, l.pace = term, newPace(l.submits, last != "")
+	l.queries = rate.NewLimiter(rate.Limit(accountQueries/float64(l.lanesOf(l.account))), 1)
+	l.queries.Allow() // the last holder may have asked a moment ago
 	return nil
 }
 

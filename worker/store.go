@@ -241,10 +241,11 @@ func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result,
 		switch {
 		case err != nil || task == rec.TaskID:
 			return image, err
+		case task == "":
 		case madeBefore(rec, task):
 			// A held job that was bought again: nothing is overwritten.
 			return image, s.setAside(ctx, rec, result)
-		case task != "":
+		default:
 			taken = "another object lies under its key " + key
 		}
 	}

@@ -145,18 +145,23 @@ func TestSameHolderGoesOnAtOnce(t *testing.T) {
 func TestHandOver(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(10*time.Second, 10*time.Second)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
-		s.away.Store(true) // nothing in flight, so that the next submit shows
+		s.stop()
+		s.queueInterval = 200 * time.Millisecond // the worker's own
+		s.start()
+		// Nothing in flight, so that the next submit shows.
+		require.NoError(t, s.worker.Jobs().PauseAccount(t.Context(), "default", ""))
 		s.enqueueMany(2)
-		s.drawn("job-1")
+		<-time.After(30 * time.Second)
 		s.cutOff("data-2")
-		<-time.After(3 * time.Minute)
-		s.away.Store(false)
+		<-time.After(10 * time.Second)
+		require.Empty(t, sim.Tasks())
+		require.NoError(t, s.worker.Jobs().ResumeAccount(t.Context(), "default"))
 		s.worker.Stop()
 		stopped := time.Now()
 		require.NoError(t, <-s.ended)
 		s.ended <- nil
 		s.made("job-1")
-		assert.Less(t, sim.Tasks()[0].CreatedAt.Sub(stopped), 2*time.Second+s.queueInterval)
+		assert.Less(t, sim.Tasks()[0].CreatedAt.Sub(stopped), 2*time.Second)
 		s.requireMadeOnce("job-2")
 	})
 }

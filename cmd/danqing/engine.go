@@ -192,11 +192,29 @@ func (e *engine) openBucket(dir *worker.DataDir, simulate bool) (err error) {
 	return err
 }
 
+// A lane's asynq server has some ten loops, each with a connection for a moment, and
+// one that listens; go-redis' own bound is ten per processor.
+const (
+	connections        = 40
+	connectionsPerLane = 12
+)
+
+func lanes(cfg *config.Config) int {
+	n := 0
+	for _, a := range cfg.Accounts {
+		n += len(a.Lanes)
+	}
+	return n
+}
+
 func (e *engine) openQueue(simulate bool) (redis.UniversalClient, error) {
 	if !simulate && e.cfg.RedisURL.IsSet() {
 		options, err := e.cfg.Redis()
 		if err != nil {
 			return nil, err
+		}
+		if options.PoolSize == 0 { // unless the URL says
+			options.PoolSize = connections + connectionsPerLane*lanes(e.cfg)
 		}
 		rdb := redis.NewClient(options)
 		e.closers = append(e.closers, rdb)

@@ -154,12 +154,20 @@ func newQueue() *Queue {
 	}
 }
 
+// poolSize is above what the lanes of every model and several accounts need at
+// once; ours.
+const poolSize = 1000
+
 func newClient(dial func() (net.Conn, error)) *redis.Client {
 	return redis.NewClient(&redis.Options{
 		Addr: "embedded",
 		// There is nothing to be notified of, and asking resolves the address.
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 		Dialer:                   func(context.Context, string, string) (net.Conn, error) { return dial() },
+		// Connections in the process cost next to nothing, and nobody should wait for
+		// one: go-redis waits on timers that all its clients share, which ends a test
+		// in simulated time.
+		PoolSize: poolSize,
 	})
 }
 
