@@ -145,13 +145,7 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	req = req.WithSeed(rec.ID)
 	asked := *rec
 	asked.Request = &req // for the sidecar, should the job end here
-	if err := l.ready(ctx, &asked); err != nil {
-		return err
-	}
-	if !rec.CancelRequestedAt.IsZero() { // while an earlier intent was taken back
-		return l.over(ctx, rec, ended(&asked, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))
-	}
-	body, err := l.createBody(ctx, &asked, req)
+	body, err := l.prepare(ctx, &asked, req)
 	if err != nil {
 		return err
 	}
@@ -188,6 +182,38 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 		return l.createFailed(ctx, rec, &intent, err)
 	}
 	return l.created(ctx, &intent, created)
+}
+
+// prepare makes the create's body if the job may be submitted now. A stop does not
+// wait for what it asks of the bucket.
+func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request) (*dashscope.CreateRequest, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer cancel(nil)
+	watch.Go(func() {
+		select {
+		case <-l.stopping:
+		case <-l.lease.lost:
+		case <-ctx.Done():
+		}
+		cancel(ErrStopped)
+	})
+	body, err := (*dashscope.CreateRequest)(nil), l.ready(ctx, rec)
+	switch {
+	case err != nil:
+	case !rec.CancelRequestedAt.IsZero(): // while an earlier intent was taken back
+		err = l.over(ctx, rec, ended(rec, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))
+		if err == nil {
+			err = jobs.ErrConflict // look again
+		}
+	default:
+		body, err = l.createBody(ctx, rec, req)
+	}
+	if err != nil && errors.Is(context.Cause(ctx), ErrStopped) {
+		return nil, ErrStopped
+	}
+	return body, err
 }
 
 // ready fails unless the job may be submitted now: it is not over already, the

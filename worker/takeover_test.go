@@ -165,3 +165,22 @@ func TestHandOver(t *testing.T) {
 		s.requireMadeOnce("job-2")
 	})
 }
+
+// A stop does not wait for a bucket that does not answer.
+func TestHandOverWhileTheBucketIsAway(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.away.Store(true)
+		s.enqueueMany(1)
+		s.drawn("job-1")
+		<-time.After(100 * time.Millisecond) // the first of several tries has failed
+		stopped := time.Now()
+		s.worker.Stop()
+		require.NoError(t, <-s.ended)
+		s.ended <- nil
+		assert.Less(t, time.Since(stopped), 2*time.Second)
+		s.away.Store(false)
+		s.cutOff("data-2")
+		s.requireMadeOnce("job-1")
+	})
+}
