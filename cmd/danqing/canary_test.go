@@ -102,7 +102,7 @@ func TestNothingSecretIsSeen(t *testing.T) {
 	p.run(exitPartFailed, key, "batch", "--verbose", "--json", "shop.jsonl", "--name", "again")
 	p.addLinks(t, journal)
 	p.mu.Lock()
-	p.refused = p.secrets["API key"]
+	p.refuse("API key")
 	p.mu.Unlock()
 	assert.Contains(t, p.run(exitFailed, key, "worker"), "**redacted**", "what the service said of the key")
 	text, err := os.ReadFile(journal)
@@ -203,7 +203,7 @@ func TestKeysOfAccountsAreNotSeen(t *testing.T) {
 	} {
 		require.NoError(t, os.WriteFile(filepath.Join(p.dir, name), []byte(text), 0o600))
 	}
-	p.refused = p.secrets["second API key"]
+	p.refuse("second API key")
 
 	worker := p.start([]string{"DASHSCOPE_HTTP_BASE_URL=", "FIRST=" + p.secrets["API key"]}, "worker", "--config", "accounts.yaml")
 	p.says(worker, `account=second.*(\*\*redacted\*\*)`)

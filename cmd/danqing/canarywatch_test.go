@@ -313,6 +313,13 @@ func (p *premises) refImg() string {
 	return "https://refs.example.com/cat.png?X-Amz-Expires=600&X-Amz-Signature=" + p.secrets["signature of ref_img"]
 }
 
+// refuse has the service refuse one of the keys from now on.
+func (p *premises) refuse(secret string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refused = p.secrets[secret]
+}
+
 // ServeHTTP answers as DashScope and the bucket do. A refused key, a create that
 // becomes ambiguous, the first request of each link, and a session token where it is
 // not known, are sent back.
