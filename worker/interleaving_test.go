@@ -2,8 +2,10 @@ package worker_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -205,5 +207,135 @@ func TestFailedReadAtATakeOver(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, jobs.StateSucceeded, rec.State)
 		assert.Len(t, s.sim.Tasks(), 1)
+	})
+}
+
+// A held job of which one image is in the bucket can be bought again: that image
+// stays, and the new one of its number is kept aside.
+func TestBuyAgainAfterAPartialStore(t *testing.T) {
+	made := 0
+	sim := &simulator.Simulator{Render: func(p simulator.Picture) []byte {
+		if made++; made == 2 {
+			return []byte("<html>no picture</html>")
+		}
+		return tinyPNG(p)
+	}}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 2})
+		require.Equal(t, jobs.StateHeld, s.wait("job-1").State)
+		<-time.After(time.Minute)
+		_, err := s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true})
+		require.NoError(t, err)
+		rec := s.wait("job-1")
+		assert.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
+	})
+}
+
+// A worker leaves a task in a lane that the surviving worker was not told to work:
+// that one finishes it all the same, and draws nothing more.
+func TestLaneOfADeadWorker(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Minute, 2*time.Minute)}
+	flash := map[string][]worker.Lane{"": {{Model: "wan2.2-t2i-flash"}}}
+	bubbleWith(t, sim, flash, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Model: "wan2.2-t2i-flash"})
+		s.state("job-1", jobs.StateGenerating)
+		s.worker.Stop()
+		require.NoError(t, <-s.ended)
+		s.ended <- nil
+		s.accounts = nil // a lane for wanx-v1 alone
+		b := s.secondWorker()
+		ended := make(chan error, 1)
+		go func() { ended <- b.Run(t.Context()) }()
+		<-time.After(time.Hour)
+		rec, err := s.worker.Jobs().Get(t.Context(), "job-1")
+		assert.NoError(t, err)
+		assert.Equal(t, jobs.StateSucceeded, rec.State)
+		b.Stop()
+		require.NoError(t, <-ended)
+	})
+}
+
+// A journal that says "ambiguous" comes back after the job was resolved and
+// finished by others and has left Redis: the sidecar knows better.
+func TestJournalComesBackAfterAWeek(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		rec := s.wait("job-1")
+		s.stop()
+		old := *rec
+		old.State, old.Images, old.FinishedAt, old.TaskID, old.Code = jobs.StateHeld, nil, time.Time{}, "", "SubmitAmbiguous"
+		line, err := json.Marshal(map[string]any{"at": rec.SubmittedAt, "kind": "ambiguous", "job_id": "job-1", "attempt": 1, "term": 1, "record": old})
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(filepath.Join(s.dir, "data", "journal.jsonl"), append(line, '\n'), 0o600))
+		s.start()
+		<-time.After(time.Minute)
+		if got, err := s.worker.Jobs().Get(t.Context(), "job-1"); err == nil {
+			assert.Equal(t, jobs.StateSucceeded, got.State)
+		}
+	})
+}
+
+// A job run from the archive, when the clock of the worker that failed it is ahead,
+// does not keep the slot busy with nothing.
+func TestRunFromTheArchiveWithSkew(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusBadRequest, Code: "DataInspectionFailed", Message: "no"})
+		s.enqueueMany(1)
+		require.Equal(t, jobs.StateFailed, s.wait("job-1").State)
+		sidecar, err := s.bucket.Sidecar(t.Context(), "job-1")
+		require.NoError(t, err)
+		sidecar.FinishedAt = sidecar.FinishedAt.Add(15 * time.Minute)
+		require.NoError(t, s.bucket.PutSidecar(t.Context(), sidecar))
+		<-time.After(time.Minute)
+		require.NoError(t, asynq.NewInspectorFromRedisClient(s.redis).RunTask(laneQueue, "job-1"))
+		<-time.After(10 * time.Second)
+		s.enqueue(jobs.Request{ID: "job-2", Prompt: "prompt of job-2"})
+		begin := time.Now()
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-2").State)
+		assert.Less(t, time.Since(begin), 10*time.Minute)
+	})
+}
+
+// Images that another worker has stored do not count as a backlog of one's own.
+func TestStoredElsewhere(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Second, 2*time.Second)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.cutOff("data-2")
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Hour)
+		defer cancel()
+		for _, id := range s.enqueueMany(160) {
+			rec, err := s.worker.Jobs().Wait(ctx, id)
+			require.NoError(t, err, id)
+			require.Equal(t, jobs.StateSucceeded, rec.State)
+		}
+	})
+}
+
+// A task adopted for one account is stored, though the lane of another account has
+// drawn its message.
+func TestAdoptedTaskDrawnByAnotherAccount(t *testing.T) {
+	sim := twoKeys()
+	sim.TaskTime = simulator.Between(time.Minute, time.Minute)
+	one := []worker.Lane{{}}
+	bubbleWith(t, sim, map[string][]worker.Lane{"east": one, "west": one}, func(t *testing.T, s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
+		s.enqueueMany(1)
+		rec := s.wait("job-1")
+		require.Equal(t, jobs.StateHeld, rec.State)
+		task := sim.Tasks()[0].ID
+		// The account's own lane is busy, so the other one draws the message.
+		for i := 0; ; i++ {
+			id := fmt.Sprintf("busy-%d", i)
+			s.enqueue(jobs.Request{ID: id, Prompt: id})
+			if s.state(id, jobs.StateGenerating).Account == rec.Account {
+				break
+			}
+		}
+		_, err := s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: task})
+		require.NoError(t, err)
+		<-time.After(20 * time.Minute)
+		s.requireMadeOnce("job-1")
+		s.requireStored("job-1", 1) // simulated, as its task was
 	})
 }
