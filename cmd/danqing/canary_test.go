@@ -101,9 +101,7 @@ func TestNothingSecretIsSeen(t *testing.T) {
 
 	p.run(exitPartFailed, key, "batch", "--verbose", "--json", "shop.jsonl", "--name", "again")
 	p.addLinks(t, journal)
-	p.mu.Lock()
 	p.refuse("API key")
-	p.mu.Unlock()
 	assert.Contains(t, p.run(exitFailed, key, "worker"), "**redacted**", "what the service said of the key")
 	text, err := os.ReadFile(journal)
 	require.NoError(t, err)
