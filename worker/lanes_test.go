@@ -82,11 +82,12 @@ func TestRevokedKey(t *testing.T) {
 				}
 				require.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
 			}
-			if len(left) <= 2 {
+			if len(left) <= 3 {
 				break
 			}
 		}
-		assert.LessOrEqual(t, len(left), 2, "only what the revoked account was at is left")
+		// It has one slot for the one model and two for the other.
+		assert.LessOrEqual(t, len(left), 3, "only what the revoked account was at is left")
 		lanes, err := s.worker.Jobs().Lanes(t.Context())
 		require.NoError(t, err)
 		for _, lane := range lanes {

@@ -170,6 +170,9 @@ func TestHandOver(t *testing.T) {
 func TestHandOverWhileTheBucketIsAway(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.stop()
+		s.queueInterval = 200 * time.Millisecond // the worker's own
+		s.start()
 		s.away.Store(true)
 		s.enqueueMany(1)
 		s.drawn("job-1")
