@@ -12,7 +12,6 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/storage"
-	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
 // DefaultDataDir is where the journal, the spool and the embedded parts lie
@@ -74,10 +73,6 @@ func (e *Error) Error() string {
 	}
 	return strings.Join(lines, "\n")
 }
-
-// DashScope returns the first account's client configuration. The API key may
-// still be missing: see CheckReal.
-func (c *Config) DashScope() dashscope.Config { return c.Accounts[0].DashScope() }
 
 // Storage returns the bucket's configuration. If Bucket is "" only Prefix and
 // KeyTemplate are set, for the embedded bucket; the AWS variables, which may be
