@@ -231,6 +231,7 @@ func (c *Client) again(ctx context.Context, old, rec *Record) (*Record, error) {
 	next.State, next.TaskID, next.Request = StateQueued, "", &req
 	next.Code, next.Message, next.Results, next.Images = "", "", nil, nil
 	next.SubmittedAt, next.GeneratedAt, next.FinishedAt = time.Time{}, time.Time{}, time.Time{}
+	next.ClearDoubt()
 	next.RetriedAt = time.Now().UTC()
 	if !next.RetriedAt.After(rec.FinishedAt) { // the clock that ended it is ahead
 		next.RetriedAt = rec.FinishedAt.Add(time.Millisecond)

@@ -59,9 +59,18 @@ type Record struct {
 	// when the message in the queue holds it.
 	Request *Request `json:"request,omitempty"`
 	Account string   `json:"account,omitempty"`
+	// KeyMark tells apart the API keys of an account without showing any; it is the
+	// submitting client's, "" before the first intent.
+	KeyMark string `json:"key_mark,omitempty"`
 	// Simulated marks a job whose task was made by the simulator.
 	Simulated bool   `json:"simulated,omitempty"`
 	TaskID    string `json:"task_id,omitempty"`
+	// Adopted says that the task was found in the account's list after the reply to
+	// its create was lost: whether it is this job's shows once more when it ends.
+	Adopted bool `json:"adopted,omitempty"`
+	// Candidates are tasks of which one may be a held job's. Their images are kept
+	// under _held/ in the bucket; KeptAt is when all of them were.
+	Candidates []string `json:"candidates,omitempty"`
 	// PastAttempts are those that ended without an image.
 	PastAttempts []Attempt `json:"past_attempts,omitempty"`
 	Results      []Result  `json:"results,omitempty"`
@@ -96,6 +105,14 @@ type Record struct {
 
 	EnqueuedAt  time.Time `json:"enqueued_at"`
 	SubmittedAt time.Time `json:"submitted_at,omitzero"` // the intent of this attempt
+	// ServiceAt is the intent by the service's own clock, and DoubtAt when it became
+	// unknown whether a task was made, by that clock too; zero while it is known.
+	ServiceAt time.Time `json:"service_at,omitzero"`
+	DoubtAt   time.Time `json:"doubt_at,omitzero"`
+	// ListedAt is when, before the intent, the account's whole list had no task of
+	// the same key that nobody owns; zero if that is not known.
+	ListedAt    time.Time `json:"listed_at,omitzero"`
+	KeptAt      time.Time `json:"kept_at,omitzero"`
 	GeneratedAt time.Time `json:"generated_at,omitzero"` // when its task was seen to have ended
 	FinishedAt  time.Time `json:"finished_at,omitzero"`
 	UpdatedAt   time.Time `json:"updated_at"`
@@ -165,8 +182,8 @@ const (
 func indexKey(state State) string { return "danqing:jobs:" + string(state) }
 
 // swapScript writes a record if its (state, attempt, term) is what the caller
-// read, moves it in the index of states, and says so, all as one command. An
-// absent record reads as three empty strings.
+// read, moves it in the index of states, names the job as its task's owner, and says
+// so, all as one command. An absent record reads as three empty strings.
 var swapScript = redis.NewScript(`
 local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term', 'write')
 if cur[4] == ARGV[11] then return 1 end
@@ -175,6 +192,10 @@ for i = 1, 3 do
 end
 redis.call('HSET', KEYS[1], 'state', ARGV[4], 'attempt', ARGV[5], 'term', ARGV[6], 'record', ARGV[7], 'write', ARGV[11])
 if ARGV[14] == '1' then redis.call('HDEL', KEYS[1], 'cancel') end
+if KEYS[4] then
+  redis.call('HSETNX', KEYS[4], 'job', ARGV[10])
+  redis.call('EXPIRE', KEYS[4], ARGV[15])
+end
 if KEYS[2] ~= KEYS[3] then redis.call('ZREM', KEYS[2], ARGV[10]) end
 redis.call('ZADD', KEYS[3], ARGV[12], ARGV[10])
 if ARGV[8] ~= '0' then
@@ -220,8 +241,12 @@ func (c *Client) swap(ctx context.Context, write string, old, next *Record, afre
 		lifetime = RecordLifetime
 	}
 	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID, write,
-		next.UpdatedAt.UnixMilli(), forgottenBefore(next.UpdatedAt), afresh)
-	swapped, err := swapScript.Run(ctx, c.redis, []string{recordPrefix + next.ID, index, indexKey(next.State)}, args...).Int()
+		next.UpdatedAt.UnixMilli(), forgottenBefore(next.UpdatedAt), afresh, int(taskLifetime.Seconds()))
+	keys := []string{recordPrefix + next.ID, index, indexKey(next.State)}
+	if next.TaskID != "" {
+		keys = append(keys, taskPrefix+next.TaskID)
+	}
+	swapped, err := swapScript.Run(ctx, c.redis, keys, args...).Int()
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}

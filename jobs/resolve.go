@@ -118,14 +118,6 @@ func (c *Client) giveUp(ctx context.Context, rec *Record) (*Record, error) {
 	return &next, c.settle(ctx, &next)
 }
 
-// TaskOwnedError says that a task belongs to another job.
-type TaskOwnedError struct{ TaskID, JobID string }
-
-// Error names both.
-func (e *TaskOwnedError) Error() string {
-	return fmt.Sprintf("task %s belongs to job %s", e.TaskID, e.JobID)
-}
-
 func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, error) {
 	if rec.Account == "" {
 		return rec, fmt.Errorf("adopt task %s for %s: %w: it was never submitted, so that no account of its task is known", task, rec.ID, ErrState)
@@ -134,7 +126,7 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 	if err != nil {
 		return rec, err
 	}
-	if err := c.claimTask(ctx, rec.ID, task); err != nil {
+	if err := c.ClaimTask(ctx, task, rec.ID); err != nil {
 		return rec, fmt.Errorf("adopt task %s for %s: %w", task, rec.ID, err)
 	}
 	next := *rec
@@ -149,6 +141,7 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 		next.Request = &req
 	}
 	next.State, next.Code, next.Message, next.ResolvedAt = StateGenerating, "", "", time.Now().UTC()
+	next.Candidates, next.DoubtAt, next.KeptAt = nil, time.Time{}, time.Time{}
 	if next.SubmittedAt.IsZero() {
 		next.SubmittedAt = next.ResolvedAt
 	}
@@ -167,52 +160,4 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 		return &next, c.EnqueueStore(ctx, &next)
 	}
 	return &next, c.requeue(ctx, &next)
-}
-
-// adoptedPrefix begins the key that names the job that adopted a task.
-const adoptedPrefix = "danqing:adopted:"
-
-// claimTask makes sure that no other job owns the task, nor adopts it meanwhile.
-// A job that left Redis cannot own it: tasks live for a day, records for a week.
-func (c *Client) claimTask(ctx context.Context, id, task string) error {
-	claimed, err := c.redis.SetNX(ctx, adoptedPrefix+task, id, RecordLifetime).Result()
-	if err != nil {
-		return err
-	}
-	if !claimed {
-		owner, err := c.redis.Get(ctx, adoptedPrefix+task).Result()
-		if err != nil {
-			return err
-		}
-		if owner != id {
-			return &TaskOwnedError{TaskID: task, JobID: owner}
-		}
-	}
-	for filter := (ListFilter{Limit: scanSize}); ; {
-		records, cursor, err := c.List(ctx, filter)
-		if err != nil {
-			return err
-		}
-		for _, rec := range records {
-			if rec.ID != id && rec.owns(task) {
-				return errors.Join(&TaskOwnedError{TaskID: task, JobID: rec.ID}, c.redis.Del(ctx, adoptedPrefix+task).Err())
-			}
-		}
-		if filter.Cursor = cursor; cursor == "" {
-			return nil
-		}
-	}
-}
-
-// owns reports whether a task is the record's, or was.
-func (r *Record) owns(task string) bool {
-	if r.TaskID == task {
-		return true
-	}
-	for _, a := range r.PastAttempts {
-		if a.TaskID == task {
-			return true
-		}
-	}
-	return false
 }

@@ -60,7 +60,8 @@ func TestResolveRefusesTheTaskOfAnotherJob(t *testing.T) {
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
 		put(t, client, jobs.Record{ID: "now", State: jobs.StateGenerating, TaskID: "86ecf553-d340-4e21-af6e-000000000001"})
-		put(t, client, jobs.Record{ID: "past", State: jobs.StateSucceeded, TaskID: "86ecf553-d340-4e21-af6e-000000000003", PastAttempts: []jobs.Attempt{{Attempt: 1, TaskID: "86ecf553-d340-4e21-af6e-000000000002"}}})
+		past := put(t, client, jobs.Record{ID: "past", State: jobs.StateGenerating, TaskID: "86ecf553-d340-4e21-af6e-000000000002"})
+		move(t, client, past, func(next *jobs.Record) { next.TaskID = "86ecf553-d340-4e21-af6e-000000000003" })
 		heldJob(t, client, rdb, "cat")
 		for task, owner := range map[string]string{"86ecf553-d340-4e21-af6e-000000000001": "now", "86ecf553-d340-4e21-af6e-000000000002": "past", "86ecf553-d340-4e21-af6e-000000000003": "past"} {
 			for range 2 { // a refusal claims nothing

@@ -1,0 +1,125 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// taskPrefix begins the key of what is known of one task at DashScope: a hash with
+// the job that owns it (job), the job for which its images are kept (kept), and what
+// the ledger notes.
+const taskPrefix = "danqing:task:"
+
+// taskLifetime is how long a task's owner is remembered. A task can be asked for, and
+// stands in the list, for a day; a job that is held over a week is still its owner.
+const taskLifetime = RecordLifetime + 24*time.Hour
+
+// TaskOwnedError says that a task belongs to another job.
+type TaskOwnedError struct{ TaskID, JobID string }
+
+// Error names both.
+func (e *TaskOwnedError) Error() string {
+	return fmt.Sprintf("task %s belongs to job %s", e.TaskID, e.JobID)
+}
+
+// claimScript names a field's owner unless it has one, and returns the owner.
+var claimScript = redis.NewScript(`
+redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return redis.call('HGET', KEYS[1], ARGV[1])
+`)
+
+// ClaimTask makes a job the owner of a task of DashScope. It fails with
+// [*TaskOwnedError] if another job is, or with Redis's own error; it may be repeated.
+// [Client.Swap] claims the task of the record that it writes.
+func (c *Client) ClaimTask(ctx context.Context, task, job string) error {
+	return c.claim(ctx, "job", task, job)
+}
+
+// KeepTask says that a task which may be of a job, but has not been shown to be, is
+// looked after on that job's account. It fails as [Client.ClaimTask] does.
+func (c *Client) KeepTask(ctx context.Context, task, job string) error {
+	return c.claim(ctx, "kept", task, job)
+}
+
+func (c *Client) claim(ctx context.Context, field, task, job string) error {
+	owner, err := claimScript.Run(ctx, c.redis, []string{taskPrefix + task}, field, job, int(taskLifetime.Seconds())).Text()
+	if err != nil {
+		return fmt.Errorf("claim task %s for %s: %w", task, job, err)
+	}
+	if owner != job {
+		return &TaskOwnedError{TaskID: task, JobID: owner}
+	}
+	return nil
+}
+
+// ownersScript returns the owner of each task, else the job that it is kept for, else
+// "".
+var ownersScript = redis.NewScript(`
+local owners = {}
+for i = 1, #KEYS do
+  local got = redis.call('HMGET', KEYS[i], 'job', 'kept')
+  owners[i] = got[1] or got[2] or ''
+end
+return owners
+`)
+
+// ownersAtOnce bounds one call of the script, which holds up Redis: some
+// milliseconds.
+const ownersAtOnce = 500
+
+// TaskOwners tells which of the tasks belong to a job, or are kept for one, as far as
+// Redis knows.
+func (c *Client) TaskOwners(ctx context.Context, tasks []string) (map[string]string, error) {
+	owners := map[string]string{}
+	for len(tasks) > 0 {
+		some := tasks[:min(len(tasks), ownersAtOnce)]
+		tasks = tasks[len(some):]
+		keys := make([]string, len(some))
+		for i, task := range some {
+			keys[i] = taskPrefix + task
+		}
+		found, err := ownersScript.Run(ctx, c.redis, keys).StringSlice()
+		if err != nil {
+			return nil, fmt.Errorf("read owners of tasks: %w", err)
+		}
+		for i, owner := range found {
+			if owner != "" {
+				owners[some[i]] = owner
+			}
+		}
+	}
+	return owners, nil
+}
+
+// keyIDsKey has a field per API key that was seen at work: its mark, and the
+// api_key_id under which the service lists its tasks.
+const keyIDsKey = "danqing:keys"
+
+// SetKeyID notes the api_key_id of the key that bears a mark.
+func (c *Client) SetKeyID(ctx context.Context, mark, keyID string) error {
+	if err := c.redis.HSet(ctx, keyIDsKey, mark, keyID).Err(); err != nil {
+		return fmt.Errorf("note api_key_id: %w", err)
+	}
+	return nil
+}
+
+// KeyID returns the api_key_id of the key that bears a mark, "" if no task of it was
+// ever seen in the list.
+func (c *Client) KeyID(ctx context.Context, mark string) (string, error) {
+	keyID, err := c.redis.HGet(ctx, keyIDsKey, mark).Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return "", fmt.Errorf("read api_key_id: %w", err)
+	}
+	return keyID, nil
+}
+
+// ClearDoubt forgets what was noted of an intent.
+func (r *Record) ClearDoubt() {
+	r.ServiceAt, r.DoubtAt, r.ListedAt, r.KeptAt = time.Time{}, time.Time{}, time.Time{}, time.Time{}
+	r.Candidates, r.Adopted = nil, false
+}
