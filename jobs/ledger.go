@@ -1,0 +1,369 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// LedgerLifetime is how long a day of the ledger, and a batch's budget after its
+// last use, stay in Redis.
+const LedgerLifetime = 2 * 366 * 24 * time.Hour
+
+// CodeBudgetReached marks a job that is held because its batch's budget has no room
+// for it. Nothing was bought.
+const CodeBudgetReached = "BudgetReached"
+
+// Charge is what an attempt of a job may cost, or has cost, an account.
+type Charge struct {
+	Account string
+	// JobID and Attempt name what the charge is for. A task that no job owns has
+	// neither, and can be settled only.
+	JobID   string
+	Attempt int
+	// At is the attempt's intent. Its day in UTC+8 is the charge's day, from the
+	// reservation to the end.
+	At     time.Time
+	Model  string
+	Batch  string
+	Labels map[string]string
+	// MicroYuan is in millionths of a yuan: the most that the attempt can cost when
+	// it is reserved, what its task cost when it is settled.
+	MicroYuan int64
+	Images    int
+}
+
+// BudgetError says that a reservation would exceed a cap, so that nothing was
+// reserved. Either Account and Day are set or Batch is.
+type BudgetError struct {
+	Account string
+	Day     string // YYYY-MM-DD in UTC+8
+	Batch   string
+	// CapMicroYuan bounds the sum of the others, in millionths of a yuan.
+	CapMicroYuan, SpentMicroYuan, ReservedMicroYuan, WantedMicroYuan int64
+	// Until is when an account's daily budget begins anew; zero for a batch's, which
+	// does not.
+	Until time.Time
+}
+
+// Error is one sentence with all amounts in yuan.
+func (e *BudgetError) Error() string {
+	whose := fmt.Sprintf("the budget of batch %s", e.Batch)
+	if e.Batch == "" {
+		whose = fmt.Sprintf("the budget of account %s for %s", e.Account, e.Day)
+	}
+	return fmt.Sprintf("%s is %s yuan: %s are spent and %s reserved, %s more do not fit", whose,
+		FormatYuan(e.CapMicroYuan), FormatYuan(e.SpentMicroYuan), FormatYuan(e.ReservedMicroYuan), FormatYuan(e.WantedMicroYuan))
+}
+
+// LedgerZone is the zone of the ledger's days: that of the bill.
+func LedgerZone() *time.Location { return time.FixedZone("UTC+8", 8*60*60) }
+
+// LedgerDay is the ledger's day at a moment, as in 2026-01-31.
+func LedgerDay(at time.Time) string { return at.In(LedgerZone()).Format(time.DateOnly) }
+
+// startOfDay is when the ledger's day of a moment began.
+func startOfDay(at time.Time) time.Time {
+	year, month, day := at.In(LedgerZone()).Date()
+	return time.Date(year, month, day, 0, 0, 0, 0, LedgerZone())
+}
+
+// The ledger in Redis, all amounts in micro-yuan:
+//
+//	danqing:ledger                 sorted set of ACCOUNT:DAY, by the day as a number
+//	danqing:ledger:ACCOUNT:DAY     hash of one day
+//	  spent, reserved              its sums
+//	  open:JOB.ATTEMPT             AMOUNT IMAGES NANOSECONDS GROUP of an open reservation
+//	  spent:GROUP, images:GROUP    sums of a group
+//	  import:HOLDER                what a worker's own log has brought
+//	danqing:budget:BATCH           hash: cap, spent, reserved, import:HOLDER
+//	danqing:task:TASK              hash: spent, the day on which it was booked
+//
+// A GROUP is JSON of model, batch and labels, the same for the same charge. Numbers
+// in Lua are exact up to 2^53, nine billion yuan.
+const (
+	ledgerKey    = "danqing:ledger"
+	budgetPrefix = "danqing:budget:"
+	taskPrefix   = "danqing:task:"
+
+	openField   = "open:"
+	spentField  = "spent:"
+	imagesField = "images:"
+)
+
+// bookedLifetime is how long a settled task is remembered. DashScope forgets it
+// after a day, a record after a week.
+const bookedLifetime = RecordLifetime + 24*time.Hour
+
+// group is what the sums of a day are kept by.
+type group struct {
+	Model  string            `json:"model"`
+	Batch  string            `json:"batch,omitempty"`
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// booking is a charge as the scripts take it.
+type booking struct {
+	Charge
+	day, group string
+}
+
+func newBooking(charge Charge) (booking, error) {
+	if err := ValidAccount(charge.Account); err != nil {
+		return booking{}, err
+	}
+	switch {
+	case charge.At.IsZero():
+		return booking{}, errors.New("its time is missing")
+	case charge.MicroYuan < 0 || charge.Images < 0:
+		return booking{}, fmt.Errorf("%d micro-yuan and %d images: neither may be below 0", charge.MicroYuan, charge.Images)
+	}
+	encoded, err := encodeJSON(group{charge.Model, charge.Batch, charge.Labels})
+	return booking{charge, LedgerDay(charge.At), string(encoded)}, err
+}
+
+func (b booking) dayKey() string { return dayKey(b.Account, b.day) }
+
+func dayKey(account, day string) string { return ledgerKey + ":" + account + ":" + day }
+
+// keys are those of the scripts: the day, the index of days, what else is given,
+// and the batch's if there is one.
+func (b booking) keys(more ...string) []string {
+	keys := append([]string{b.dayKey(), ledgerKey}, more...)
+	if b.Batch != "" {
+		keys = append(keys, budgetPrefix+b.Batch)
+	}
+	return keys
+}
+
+// field names the attempt's reservation.
+func (b booking) field() string { return openField + b.JobID + "." + strconv.Itoa(b.Attempt) }
+
+// entryArgs are what a script must know to enter the day in the index: its name
+// there, its number, the number below which days are forgotten, and when the day
+// itself is.
+func (b booking) entryArgs() []any {
+	begin := startOfDay(b.At)
+	return []any{b.Account + ":" + b.day, dayNumber(begin), dayNumber(begin.Add(-LedgerLifetime)), begin.Add(LedgerLifetime).Unix()}
+}
+
+// dayNumber orders days.
+func dayNumber(at time.Time) int {
+	n, _ := strconv.Atoi(at.In(LedgerZone()).Format("20060102"))
+	return n
+}
+
+// enterDay begins a day: it is entered in the index, and will leave Redis. The
+// arguments begin with those of entryArgs.
+const enterDay = `
+local function enter()
+  redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[3])
+  redis.call('EXPIREAT', KEYS[1], ARGV[4])
+end
+`
+
+// reserveScript returns 0, or which budget has no room, with its cap, what is spent
+// and what reserved: 1 the day's, 2 the batch's.
+var reserveScript = redis.NewScript(enterDay + `
+local field, want, cap = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[8])
+local day = redis.call('HMGET', KEYS[1], field, 'spent', 'reserved')
+if day[1] then return {0} end
+local spent, reserved = tonumber(day[2] or 0), tonumber(day[3] or 0)
+if cap > 0 and spent + reserved + want > cap then return {1, cap, spent, reserved} end
+if KEYS[3] then
+  local batch = redis.call('HMGET', KEYS[3], 'cap', 'spent', 'reserved')
+  local cap, spent, reserved = tonumber(batch[1] or 0), tonumber(batch[2] or 0), tonumber(batch[3] or 0)
+  if cap > 0 and spent + reserved + want > cap then return {2, cap, spent, reserved} end
+  redis.call('HINCRBY', KEYS[3], 'reserved', ARGV[6])
+  redis.call('EXPIRE', KEYS[3], ARGV[9])
+end
+redis.call('HSET', KEYS[1], field, ARGV[7])
+redis.call('HINCRBY', KEYS[1], 'reserved', ARGV[6])
+if not day[2] and not day[3] then enter() end
+return {0}
+`)
+
+// Reserve keeps what an attempt may cost free for it, if the account's budget for
+// the day and the batch's have room for it: several workers together cannot exceed
+// either. A dailyBudgetMicroYuan of 0 is no budget. The charge must name a job. An
+// attempt whose reservation is open stays as it is reserved.
+//
+// It fails with a [*BudgetError] if there is no room, or with Redis's own error:
+// then the attempt may or may not be reserved, and the same call may be made again.
+func (c *Client) Reserve(ctx context.Context, charge Charge, dailyBudgetMicroYuan int64) error {
+	b, err := newBooking(charge)
+	if err == nil {
+		err = ValidID(charge.JobID)
+	}
+	if err != nil {
+		return fmt.Errorf("reserve money for %s: %w", charge.JobID, err)
+	}
+	value := fmt.Sprintf("%d %d %d %s", b.MicroYuan, b.Images, b.At.UnixNano(), b.group)
+	args := append(b.entryArgs(), b.field(), b.MicroYuan, value, dailyBudgetMicroYuan, int(LedgerLifetime.Seconds()))
+	said, err := reserveScript.Run(ctx, c.redis, b.keys(), args...).Int64Slice()
+	switch {
+	case err != nil:
+		return fmt.Errorf("reserve money for %s: %w", b.JobID, err)
+	case said[0] == 0:
+		return nil
+	}
+	full := &BudgetError{CapMicroYuan: said[1], SpentMicroYuan: said[2], ReservedMicroYuan: said[3], WantedMicroYuan: b.MicroYuan}
+	if said[0] == 1 {
+		full.Account, full.Day, full.Until = b.Account, b.day, startOfDay(b.At).AddDate(0, 0, 1)
+	} else {
+		full.Batch = b.Batch
+	}
+	return full
+}
+
+// freeReservation takes back what an attempt has reserved, from the day and from
+// the batch, if it has a reservation; the field is the fifth argument.
+const freeReservation = `
+local function free(batch)
+  local open = redis.call('HGET', KEYS[1], ARGV[5])
+  if not open then return end
+  local amount = string.match(open, '^%d+')
+  redis.call('HDEL', KEYS[1], ARGV[5])
+  if amount == '0' then return end
+  redis.call('HINCRBY', KEYS[1], 'reserved', '-' .. amount)
+  if batch then redis.call('HINCRBY', batch, 'reserved', '-' .. amount) end
+end
+`
+
+var settleScript = redis.NewScript(enterDay + freeReservation + `
+free(KEYS[4])
+local new = redis.call('HSETNX', KEYS[3], 'spent', ARGV[10])
+redis.call('EXPIRE', KEYS[3], ARGV[11])
+if new == 0 then return 0 end
+if redis.call('HINCRBY', KEYS[1], 'spent', ARGV[6]) == tonumber(ARGV[6]) then enter() end
+redis.call('HINCRBY', KEYS[1], ARGV[8], ARGV[6])
+redis.call('HINCRBY', KEYS[1], ARGV[9], ARGV[7])
+if KEYS[4] then
+  redis.call('HINCRBY', KEYS[4], 'spent', ARGV[6])
+  redis.call('EXPIRE', KEYS[4], ARGV[12])
+end
+return 1
+`)
+
+// Settle frees the attempt's reservation, if it has one, and books what its task
+// cost: once for a task, whoever calls it and however often, also if it is more
+// than was reserved. The charge must name the same account, day, job, attempt,
+// model, batch and labels as the reservation. It fails with Redis's own error; then
+// the same call must be made again.
+//
+// A task is remembered for eight days: it must not be settled later than that.
+func (c *Client) Settle(ctx context.Context, charge Charge, taskID string) error {
+	b, err := newBooking(charge)
+	if err == nil && taskID == "" {
+		err = errors.New("its task is missing")
+	}
+	if err == nil {
+		err = settleScript.Run(ctx, c.redis, b.keys(taskPrefix+taskID), b.settleArgs()...).Err()
+	}
+	if err != nil {
+		return fmt.Errorf("book the cost of task %s: %w", taskID, err)
+	}
+	return nil
+}
+
+func (b booking) settleArgs() []any {
+	return append(b.entryArgs(), b.field(), b.MicroYuan, b.Images, spentField+b.group, imagesField+b.group,
+		b.day, int(bookedLifetime.Seconds()), int(LedgerLifetime.Seconds()))
+}
+
+var releaseScript = redis.NewScript(freeReservation + `
+free(KEYS[3])
+return 0
+`)
+
+// Release frees the reservation of an attempt that cost nothing. An attempt without
+// one stays as it is; a released one may be reserved again. The charge must name
+// the same account, day, job, attempt and batch as the reservation. It fails with
+// Redis's own error; then the same call may be made again.
+func (c *Client) Release(ctx context.Context, charge Charge) error {
+	b, err := newBooking(charge)
+	if err == nil {
+		err = releaseScript.Run(ctx, c.redis, b.keys(), append(b.entryArgs(), b.field())...).Err()
+	}
+	if err != nil {
+		return fmt.Errorf("free what is reserved for %s: %w", charge.JobID, err)
+	}
+	return nil
+}
+
+// SetBatchBudget bounds what a batch may spend, over all days and accounts, in
+// millionths of a yuan. What it has spent and reserved before counts. 0 takes the
+// bound away.
+func (c *Client) SetBatchBudget(ctx context.Context, batch string, microYuan int64) error {
+	if batch == "" || microYuan < 0 {
+		return fmt.Errorf("set budget of batch %s to %d micro-yuan: a batch has a name, and its budget is not below 0", show(batch), microYuan)
+	}
+	key := budgetPrefix + batch
+	_, err := c.redis.TxPipelined(ctx, func(tx redis.Pipeliner) error {
+		if microYuan == 0 {
+			tx.HDel(ctx, key, "cap")
+			return nil
+		}
+		tx.HSet(ctx, key, "cap", microYuan)
+		tx.Expire(ctx, key, LedgerLifetime)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("set budget of batch %s: %w", batch, err)
+	}
+	return nil
+}
+
+// reservationPattern matches an open reservation: amount, images, moment, group.
+var reservationPattern = regexp.MustCompile(`^([0-9]+) ([0-9]+) (-?[0-9]+) (\{.*\})$`)
+
+// OpenReservations returns what is reserved of an account's budget on the ledger's
+// day of a moment, in no order: for whoever frees what a crash has left reserved.
+func (c *Client) OpenReservations(ctx context.Context, account string, day time.Time) ([]Charge, error) {
+	fields, err := c.redis.HGetAll(ctx, dayKey(account, LedgerDay(day))).Result()
+	if err != nil {
+		return nil, fmt.Errorf("read what account %s has reserved: %w", account, err)
+	}
+	var open []Charge
+	for field, value := range fields {
+		name, ok := strings.CutPrefix(field, openField)
+		if !ok {
+			continue
+		}
+		charge, err := decodeReservation(name, value)
+		if err != nil {
+			return nil, fmt.Errorf("read what account %s has reserved: %s: %w", account, field, err)
+		}
+		charge.Account = account
+		open = append(open, charge)
+	}
+	return open, nil
+}
+
+// decodeReservation reads the reservation of JOB.ATTEMPT.
+func decodeReservation(name, value string) (Charge, error) {
+	at := strings.LastIndexByte(name, '.')
+	parts := reservationPattern.FindStringSubmatch(value)
+	if at < 0 || parts == nil {
+		return Charge{}, fmt.Errorf("%s is no reservation", show(value))
+	}
+	attempt, err := strconv.Atoi(name[at+1:])
+	amount, amountErr := strconv.ParseInt(parts[1], 10, 64)
+	images, imagesErr := strconv.Atoi(parts[2])
+	nanoseconds, timeErr := strconv.ParseInt(parts[3], 10, 64)
+	g, groupErr := decodeGroup(parts[4])
+	if err := errors.Join(err, amountErr, imagesErr, timeErr, groupErr); err != nil {
+		return Charge{}, err
+	}
+	return Charge{
+		JobID: name[:at], Attempt: attempt, At: time.Unix(0, nanoseconds).UTC(),
+		Model: g.Model, Batch: g.Batch, Labels: g.Labels, MicroYuan: amount, Images: images,
+	}, nil
+}

@@ -1,0 +1,357 @@
+package jobs_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/embedded"
+)
+
+// noon is on 2 January 2026 in China and in Europe.
+var noon = time.Date(2026, 1, 2, 4, 0, 0, 0, time.UTC)
+
+// charge is the first attempt of a job of one image at 0.16 yuan.
+func charge(id string) jobs.Charge {
+	return jobs.Charge{Account: "main", JobID: id, Attempt: 1, At: noon, Model: "wanx-v1", Batch: "shop", MicroYuan: 160_000, Images: 1}
+}
+
+// spending is what the ledger says at all.
+func spending(t *testing.T, client *jobs.Client) []jobs.Spent {
+	t.Helper()
+	spent, err := client.Spending(t.Context(), time.Time{}, time.Time{})
+	require.NoError(t, err)
+	return spent
+}
+
+// sums is what the hashes of the ledger say, without their other fields.
+func sums(t *testing.T, rdb redis.UniversalClient, key string) map[string]string {
+	t.Helper()
+	fields, err := rdb.HGetAll(t.Context(), key).Result()
+	require.NoError(t, err)
+	maps.DeleteFunc(fields, func(name, _ string) bool { return name != "spent" && name != "reserved" && name != "cap" })
+	return fields
+}
+
+const (
+	dayKey   = "danqing:ledger:main:2026-01-02"
+	batchKey = "danqing:budget:shop"
+)
+
+// However often each step is repeated, as after lost replies, it counts once.
+func TestLedgerCountsOnce(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		ctx := t.Context()
+		c := charge("cat")
+		c.Images, c.MicroYuan, c.Labels = 4, 640_000, map[string]string{"sku": "<A-17>", "a": "1"}
+		for range 3 {
+			require.NoError(t, client.Reserve(ctx, c, 0))
+		}
+		want := jobs.Spent{Account: "main", Day: "2026-01-02", Model: "wanx-v1", Batch: "shop", Labels: c.Labels, ReservedMicroYuan: 640_000}
+		assert.Equal(t, []jobs.Spent{want}, spending(t, client))
+		assert.Equal(t, map[string]string{"reserved": "640000"}, sums(t, rdb, dayKey))
+		assert.Equal(t, map[string]string{"reserved": "640000"}, sums(t, rdb, batchKey))
+
+		open, err := client.OpenReservations(ctx, "main", noon)
+		require.NoError(t, err)
+		assert.Equal(t, []jobs.Charge{c}, open)
+
+		// Three of the four images were made.
+		c.Images, c.MicroYuan = 3, 480_000
+		for range 3 {
+			require.NoError(t, client.Settle(ctx, c, "task-1"))
+			require.NoError(t, client.Release(ctx, c))
+		}
+		want.ReservedMicroYuan, want.SpentMicroYuan, want.Images = 0, 480_000, 3
+		assert.Equal(t, []jobs.Spent{want}, spending(t, client))
+		for _, key := range []string{dayKey, batchKey} {
+			assert.Equal(t, map[string]string{"spent": "480000", "reserved": "0"}, sums(t, rdb, key))
+		}
+
+		// Another worker that finds the same task books it under no other name.
+		c.JobID, c.At = "dog", noon.AddDate(0, 0, 1)
+		require.NoError(t, client.Settle(ctx, c, "task-1"))
+		assert.Equal(t, []jobs.Spent{want}, spending(t, client))
+		booked, err := rdb.HGet(ctx, "danqing:task:task-1", "spent").Result()
+		require.NoError(t, err)
+		assert.Equal(t, "2026-01-02", booked)
+	})
+}
+
+// What cost nothing is free again, for the same attempt too, on that day or another.
+func TestReleaseLetsReserveAgain(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		c := charge("cat")
+		require.NoError(t, client.Release(t.Context(), c), "without a reservation")
+		for day := range 3 {
+			c.At = noon.AddDate(0, 0, day/2)
+			require.NoError(t, client.Reserve(t.Context(), c, 160_000))
+			require.NoError(t, client.Release(t.Context(), c))
+			require.NoError(t, client.Release(t.Context(), c))
+		}
+		assert.Empty(t, spending(t, client))
+		assert.Equal(t, map[string]string{"reserved": "0"}, sums(t, rdb, batchKey))
+	})
+}
+
+// A task that nobody has reserved for was paid for all the same, and more than was
+// reserved is booked as it is.
+func TestSettleBooksWhatWasPaid(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		orphan := jobs.Charge{Account: "main", At: noon, Model: "wanx-v1", MicroYuan: 320_000, Images: 2}
+		require.NoError(t, client.Settle(t.Context(), orphan, "orphan"))
+		c := charge("cat")
+		require.NoError(t, client.Reserve(t.Context(), c, 480_000))
+		c.MicroYuan = 400_000
+		require.NoError(t, client.Settle(t.Context(), c, "task"))
+		assert.Equal(t, map[string]string{"spent": "720000", "reserved": "0"}, sums(t, rdb, dayKey))
+
+		var full *jobs.BudgetError
+		require.ErrorAs(t, client.Reserve(t.Context(), charge("dog"), 480_000), &full)
+		assert.Equal(t, int64(720_000), full.SpentMicroYuan)
+		assert.Equal(t, []int{1, 2}, []int{spending(t, client)[1].Images, spending(t, client)[0].Images})
+	})
+}
+
+// Fifty workers at once, each with many attempts, exceed neither the account's
+// budget nor the batch's, and all of it is used.
+func TestCapsHoldAgainstManyWorkers(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		const workers, attempts, dayRoom, batchRoom = 50, 8, 100, 60
+		require.NoError(t, client.SetBatchBudget(t.Context(), "shop", batchRoom*160_000+159_999))
+		for name, room := range map[string]int{"shop": batchRoom, "": dayRoom - batchRoom} {
+			got := make(chan int, workers)
+			var group errgroup.Group
+			for w := range workers {
+				group.Go(func() error {
+					reserved := 0
+					for i := range attempts {
+						c := charge(fmt.Sprintf("%s-%d-%d", name, w, i))
+						c.Batch = name
+						var full *jobs.BudgetError
+						switch err := client.Reserve(t.Context(), c, dayRoom*160_000+1); {
+						case err == nil:
+							reserved++
+							if err := client.Settle(t.Context(), c, "task "+c.JobID); err != nil {
+								return err
+							}
+						case !errors.As(err, &full):
+							return err
+						}
+					}
+					got <- reserved
+					return nil
+				})
+			}
+			require.NoError(t, group.Wait())
+			close(got)
+			all := 0
+			for reserved := range got {
+				all += reserved
+			}
+			assert.Equal(t, room, all)
+		}
+		assert.Equal(t, map[string]string{"spent": fmt.Sprint(dayRoom * 160_000), "reserved": "0"}, sums(t, rdb, dayKey))
+	})
+}
+
+// A refused reservation says whose budget is full, of what it is full, and until when.
+func TestBudgetError(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	ctx := t.Context()
+	require.NoError(t, client.SetBatchBudget(ctx, "shop", 500_000))
+	require.NoError(t, client.Reserve(ctx, charge("cat"), 0))
+	require.NoError(t, client.Settle(ctx, charge("cat"), "task"))
+	require.NoError(t, client.Reserve(ctx, charge("dog"), 0))
+
+	var full *jobs.BudgetError
+	require.ErrorAs(t, client.Reserve(ctx, charge("hen"), 400_000), &full)
+	assert.Equal(t, &jobs.BudgetError{
+		Account: "main", Day: "2026-01-02", CapMicroYuan: 400_000, SpentMicroYuan: 160_000, ReservedMicroYuan: 160_000, WantedMicroYuan: 160_000,
+		Until: time.Date(2026, 1, 3, 0, 0, 0, 0, jobs.LedgerZone()),
+	}, full)
+	require.EqualError(t, full, "the budget of account main for 2026-01-02 is 0.4 yuan: 0.16 are spent and 0.16 reserved, 0.16 more do not fit")
+
+	hen := charge("hen")
+	hen.MicroYuan = 180_001
+	require.ErrorAs(t, client.Reserve(ctx, hen, 0), &full)
+	assert.Equal(t, &jobs.BudgetError{Batch: "shop", CapMicroYuan: 500_000, SpentMicroYuan: 160_000, ReservedMicroYuan: 160_000, WantedMicroYuan: 180_001}, full)
+	require.EqualError(t, full, "the budget of batch shop is 0.5 yuan: 0.16 are spent and 0.16 reserved, 0.180001 more do not fit")
+	assert.Equal(t, map[string]string{"spent": "160000", "reserved": "160000"}, sums(t, rdb, dayKey), "a refusal reserves nothing")
+
+	// What is reserved already stays so; a raised budget has room, and so has none.
+	require.NoError(t, client.Reserve(ctx, charge("dog"), 1))
+	require.NoError(t, client.SetBatchBudget(ctx, "shop", 500_001))
+	require.NoError(t, client.Reserve(ctx, hen, 0))
+	require.ErrorAs(t, client.Reserve(ctx, charge("fox"), 0), &full)
+	require.NoError(t, client.SetBatchBudget(ctx, "shop", 0))
+	require.NoError(t, client.Reserve(ctx, charge("fox"), 0))
+	assert.Equal(t, "160000", sums(t, rdb, batchKey)["spent"], "a batch without a budget is counted on")
+}
+
+// The ledger's day changes at midnight in China, where the bill does.
+func TestLedgerDays(t *testing.T) {
+	t.Parallel()
+	client, _ := newClient(t)
+	midnight := time.Date(2026, 1, 1, 16, 0, 0, 0, time.UTC)
+	for i, at := range []time.Time{midnight.Add(-time.Nanosecond), midnight, midnight.AddDate(0, 0, 1)} {
+		c := charge(fmt.Sprint("cat", i))
+		c.At = at
+		require.NoError(t, client.Settle(t.Context(), c, c.JobID))
+	}
+	days := func(from, to time.Time) []string {
+		spent, err := client.Spending(t.Context(), from, to)
+		require.NoError(t, err)
+		var days []string
+		for _, s := range spent {
+			days = append(days, s.Day)
+		}
+		return days
+	}
+	assert.Equal(t, []string{"2026-01-01", "2026-01-02", "2026-01-03"}, days(time.Time{}, time.Time{}))
+	assert.Equal(t, []string{"2026-01-02"}, days(midnight, midnight.Add(24*time.Hour-1)))
+	assert.Equal(t, []string{"2026-01-03"}, days(midnight.AddDate(0, 0, 1), time.Time{}))
+}
+
+// The ledger outlives records, and does not grow for ever.
+func TestLedgerLeavesRedis(t *testing.T) {
+	t.Parallel()
+	rdb := redisServer(t)
+	client := jobs.NewClient(rdb)
+	ctx := t.Context()
+	now := time.Now()
+	old, today := charge("old"), charge("new")
+	old.At, today.At = now.Add(-jobs.LedgerLifetime-48*time.Hour), now
+	require.NoError(t, client.Settle(ctx, old, "old"))
+	require.NoError(t, client.Settle(ctx, today, "new"))
+	require.NoError(t, client.Reserve(ctx, today, 0))
+	days, err := rdb.ZRange(ctx, "danqing:ledger", 0, -1).Result()
+	require.NoError(t, err)
+	assert.Equal(t, []string{"main:" + jobs.LedgerDay(now)}, days)
+	for key, want := range map[string]time.Duration{
+		"danqing:ledger:" + days[0]: jobs.LedgerLifetime, "danqing:budget:shop": jobs.LedgerLifetime, "danqing:task:new": 8 * 24 * time.Hour,
+	} {
+		left, err := rdb.TTL(ctx, key).Result()
+		require.NoError(t, err)
+		assert.InDelta(t, want.Hours(), left.Hours(), 24, key)
+	}
+}
+
+func TestLedgerRefusesWhatItCannotBook(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	ctx := context.Background()
+	for name, change := range map[string]func(*jobs.Charge){
+		"account":        func(c *jobs.Charge) { c.Account = "a:b" },
+		"time":           func(c *jobs.Charge) { c.At = time.Time{} },
+		"-1 micro-yuan":  func(c *jobs.Charge) { c.MicroYuan = -1 },
+		"-1 images":      func(c *jobs.Charge) { c.Images = -1 },
+		"reserve: no id": func(c *jobs.Charge) { c.JobID = "" },
+	} {
+		c := charge("cat")
+		change(&c)
+		require.Error(t, client.Reserve(ctx, c, 0), name)
+		if c.JobID != "" {
+			require.ErrorContains(t, client.Settle(ctx, c, "task"), name)
+			require.ErrorContains(t, client.Release(ctx, c), name)
+		}
+	}
+	require.ErrorContains(t, client.Settle(ctx, charge("cat"), ""), "task is missing")
+	require.Error(t, client.SetBatchBudget(ctx, "", 1))
+	require.Error(t, client.SetBatchBudget(ctx, "shop", -1))
+	keys, err := rdb.Keys(ctx, "*").Result()
+	require.NoError(t, err)
+	assert.Empty(t, keys)
+}
+
+// Whatever workers do in whatever order, the sums are those of the parts.
+func TestLedgerSums(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		seed := rand.Uint64()
+		t.Logf("seed %d", seed)
+		random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // not for secrets
+		reserved, spent := map[string]int64{}, map[string]int64{}
+		for range 2000 {
+			c := charge(fmt.Sprint(random.IntN(20)))
+			c.Attempt, c.MicroYuan, c.Labels = 1+random.IntN(2), random.Int64N(1_000_000), map[string]string{"l": fmt.Sprint(random.IntN(3))}
+			name := fmt.Sprintf("%s.%d", c.JobID, c.Attempt)
+			switch random.IntN(3) {
+			case 0:
+				require.NoError(t, client.Reserve(t.Context(), c, 0))
+				if _, open := reserved[name]; !open {
+					reserved[name] = c.MicroYuan
+				}
+			case 1:
+				task := fmt.Sprint(random.IntN(1000))
+				require.NoError(t, client.Settle(t.Context(), c, task))
+				delete(reserved, name)
+				if _, booked := spent[task]; !booked {
+					spent[task] = c.MicroYuan
+				}
+			case 2:
+				require.NoError(t, client.Release(t.Context(), c))
+				delete(reserved, name)
+			}
+		}
+		sum := func(amounts map[string]int64) (all int64) {
+			for _, amount := range amounts {
+				all += amount
+			}
+			return all
+		}
+		want := map[string]string{"spent": fmt.Sprint(sum(spent)), "reserved": fmt.Sprint(sum(reserved))}
+		assert.Equal(t, want, sums(t, rdb, dayKey))
+		assert.Equal(t, want, sums(t, rdb, batchKey))
+		var total jobs.Spent
+		for s := range slices.Values(spending(t, client)) {
+			total.SpentMicroYuan += s.SpentMicroYuan
+			total.ReservedMicroYuan += s.ReservedMicroYuan
+			total.Images += s.Images
+		}
+		assert.Equal(t, jobs.Spent{SpentMicroYuan: sum(spent), ReservedMicroYuan: sum(reserved), Images: len(spent)}, total)
+	})
+}
+
+// The durable embedded queue keeps the ledger over a restart.
+func TestLedgerIsKept(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	queue, err := embedded.OpenDir(embedded.Config{Dir: dir})
+	require.NoError(t, err)
+	client := jobs.NewClient(queue.Client())
+	require.NoError(t, client.Reserve(t.Context(), charge("cat"), 0))
+	require.NoError(t, client.Reserve(t.Context(), charge("dog"), 0))
+	require.NoError(t, client.Settle(t.Context(), charge("dog"), "task"))
+	before := spending(t, client)
+	require.NoError(t, queue.Close())
+
+	queue, err = embedded.OpenDir(embedded.Config{Dir: dir})
+	require.NoError(t, err)
+	client = jobs.NewClient(queue.Client())
+	require.NoError(t, client.Settle(t.Context(), charge("dog"), "task"))
+	require.Len(t, before, 1)
+	assert.Equal(t, before, spending(t, client))
+	require.NoError(t, queue.Close())
+}

@@ -1,0 +1,120 @@
+package jobs
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Spent is what jobs of one kind cost an account on one day.
+type Spent struct {
+	Account string
+	Day     string // YYYY-MM-DD in UTC+8: the days of their intents
+	Model   string
+	Batch   string
+	Labels  map[string]string
+	// SpentMicroYuan is what their tasks cost, ReservedMicroYuan the most that those
+	// which are under way can cost, in millionths of a yuan.
+	SpentMicroYuan, ReservedMicroYuan int64
+	// Images are those that SpentMicroYuan was paid for.
+	Images int
+}
+
+// Spending returns what was spent and is reserved from the ledger's day of one
+// moment to that of another, both included, by day, account, model, batch and
+// labels. A zero moment is no bound. A day that nobody has booked anything on is
+// left out.
+func (c *Client) Spending(ctx context.Context, from, to time.Time) ([]Spent, error) {
+	between := &redis.ZRangeBy{Min: "-inf", Max: "+inf"}
+	if !from.IsZero() {
+		between.Min = strconv.Itoa(dayNumber(from))
+	}
+	if !to.IsZero() {
+		between.Max = strconv.Itoa(dayNumber(to))
+	}
+	names, err := c.redis.ZRangeByScore(ctx, ledgerKey, between).Result()
+	if err != nil {
+		return nil, fmt.Errorf("read the ledger: %w", err)
+	}
+	var all []Spent
+	for _, name := range names {
+		account, day, _ := strings.Cut(name, ":")
+		fields, err := c.redis.HGetAll(ctx, dayKey(account, day)).Result()
+		if err != nil {
+			return nil, fmt.Errorf("read the ledger: %w", err)
+		}
+		spent, err := decodeDay(account, day, fields)
+		if err != nil {
+			return nil, fmt.Errorf("read the ledger of account %s for %s: %w", account, day, err)
+		}
+		all = append(all, spent...)
+	}
+	return all, nil
+}
+
+// decodeDay reads one day, in the order of its groups.
+func decodeDay(account, day string, fields map[string]string) ([]Spent, error) {
+	groups := map[string]*Spent{}
+	of := func(encoded string) (*Spent, error) {
+		if known := groups[encoded]; known != nil {
+			return known, nil
+		}
+		g, err := decodeGroup(encoded)
+		groups[encoded] = &Spent{Account: account, Day: day, Model: g.Model, Batch: g.Batch, Labels: g.Labels}
+		return groups[encoded], err
+	}
+	for field, value := range fields {
+		kind, rest, named := strings.Cut(field, ":")
+		if !named {
+			continue // a sum of the whole day
+		}
+		switch kind + ":" {
+		case openField:
+			charge, err := decodeReservation(rest, value)
+			if err != nil {
+				return nil, err
+			}
+			into, err := of(reservationPattern.FindStringSubmatch(value)[4])
+			if err != nil {
+				return nil, err
+			}
+			into.ReservedMicroYuan += charge.MicroYuan
+		case spentField, imagesField:
+			into, err := of(rest)
+			number, numberErr := strconv.ParseInt(value, 10, 64)
+			if err := errors.Join(err, numberErr); err != nil {
+				return nil, err
+			}
+			if kind+":" == spentField {
+				into.SpentMicroYuan = number
+			} else {
+				into.Images = int(number)
+			}
+		}
+	}
+	ordered := slices.SortedFunc(maps.Keys(groups), func(a, b string) int {
+		return cmp.Or(cmp.Compare(groups[a].Model, groups[b].Model), cmp.Compare(groups[a].Batch, groups[b].Batch), cmp.Compare(a, b))
+	})
+	spent := make([]Spent, 0, len(ordered))
+	for _, encoded := range ordered {
+		spent = append(spent, *groups[encoded])
+	}
+	return spent, nil
+}
+
+func decodeGroup(encoded string) (group, error) {
+	var g group
+	if err := json.Unmarshal([]byte(encoded), &g); err != nil {
+		return group{}, fmt.Errorf("group %s: %w", show(encoded), err)
+	}
+	return g, nil
+}

@@ -1,0 +1,40 @@
+package jobs
+
+import (
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// microPerYuan is a yuan in millionths, in which all amounts are counted.
+const microPerYuan = 1_000_000
+
+// yuanPattern matches amounts up to a billion yuan: more is a mistake, and sums of
+// them stay far from the end of an int64 and of the whole numbers of a Lua script.
+var yuanPattern = regexp.MustCompile(`^([0-9]{1,9})(?:\.([0-9]{1,6}))?$`)
+
+// ParseYuan reads an amount of yuan, a decimal number with up to six decimals, as
+// millionths of a yuan, exactly. The error says what is allowed and repeats what
+// was given.
+func ParseYuan(text string) (int64, error) {
+	parts := yuanPattern.FindStringSubmatch(text)
+	if parts == nil {
+		return 0, fmt.Errorf("%s: must be an amount of yuan such as 12 or 0.16: digits, with up to six after the point", show(text))
+	}
+	return strconv.ParseInt(parts[1]+(parts[2] + "000000")[:6], 10, 64)
+}
+
+// FormatYuan writes millionths of a yuan as yuan, exactly and without zeros at the
+// end: 160000 is 0.16.
+func FormatYuan(amount int64) string {
+	sign := ""
+	if amount < 0 {
+		sign, amount = "-", -amount
+	}
+	whole := sign + strconv.FormatInt(amount/microPerYuan, 10)
+	if rest := amount % microPerYuan; rest != 0 {
+		return whole + "." + strings.TrimRight(fmt.Sprintf("%06d", rest), "0")
+	}
+	return whole
+}
