@@ -1,0 +1,223 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Durability is what a Redis tells of how it keeps what it has acknowledged. A
+// field that it does not tell has its zero value: the embedded queue, which keeps
+// its own promises, tells nothing, and a managed Redis may refuse CONFIG.
+type Durability struct {
+	// Version is its redis_version, as in 7.0.15; "" if it is the embedded queue.
+	Version string
+	// RunID changes with each start of the server, ReplicationID whenever its data
+	// may have another history: at a start, and at a replica's promotion.
+	RunID, ReplicationID string
+	// Replica is set if it is not the primary, and so takes no writes.
+	Replica bool
+	// Loading is set while it reads its data from disk and refuses commands.
+	Loading bool
+
+	// AOF is set if each write is appended to a file, which is synced by Fsync:
+	// always, everysec or no; "" if it does not tell.
+	AOF   bool
+	Fsync string
+	// NoFsyncOnRewrite is set if nothing is synced while the file is rewritten.
+	NoFsyncOnRewrite bool
+	// AOFFailing is set if the last write to the file failed.
+	AOFFailing bool
+	// Snapshots says when it saves all its data at once, as in "3600 1 300 100",
+	// seconds and writes; "" if never, or if it does not tell.
+	Snapshots string
+	// SnapshotFailing is set if the last snapshot failed; Redis then refuses
+	// writes, unless configured otherwise.
+	SnapshotFailing bool
+	// Replicas counts those that have all of its data.
+	Replicas int
+
+	// EvictionPolicy is what it does at MaxMemoryBytes; 0 is no bound.
+	EvictionPolicy string
+	MaxMemoryBytes int64
+	UsedBytes      int64
+	// EvictedKeys counts what it has thrown away since it started.
+	EvictedKeys int64
+}
+
+// Durability asks Redis how it keeps its data. It fails with Redis's own error if
+// it does not answer; that it tells little is none.
+func (c *Client) Durability(ctx context.Context) (Durability, error) {
+	info, err := c.info(ctx)
+	if err != nil {
+		return Durability{}, err
+	}
+	d := info.durability()
+	if d.Version == "" {
+		return d, nil
+	}
+	pipe := c.redis.Pipeline()
+	settings := map[string]*redis.MapStringStringCmd{}
+	for _, name := range []string{"appendfsync", "no-appendfsync-on-rewrite", "save"} {
+		settings[name] = pipe.ConfigGet(ctx, name)
+	}
+	// Whoever may not ask gets an error for each, and goes on without.
+	if _, err := pipe.Exec(ctx); err != nil && !isReply(err) {
+		return Durability{}, fmt.Errorf("read Redis's settings: %w", err)
+	}
+	d.Fsync = settings["appendfsync"].Val()["appendfsync"]
+	d.NoFsyncOnRewrite = settings["no-appendfsync-on-rewrite"].Val()["no-appendfsync-on-rewrite"] == "yes"
+	d.Snapshots = settings["save"].Val()["save"]
+	return d, nil
+}
+
+// isReply reports whether an error is Redis's answer and not the lack of one.
+func isReply(err error) bool {
+	_, ok := errors.AsType[redis.Error](err)
+	return ok
+}
+
+// RunID names this start of the Redis server and the history of its data: while it
+// stays the same, Redis has forgotten nothing. After it changed Redis may have. It
+// is "" for the embedded queue, and fails with Redis's own error.
+func (c *Client) RunID(ctx context.Context) (string, error) {
+	info, err := c.info(ctx)
+	if err != nil || info["run_id"] == "" {
+		return "", err
+	}
+	return info["run_id"] + "/" + info["master_replid"], nil
+}
+
+// info is the reply to INFO, by field.
+type info map[string]string
+
+// info asks for all sections at once: by name, several need Redis 7, and the
+// embedded queue knows none of those that matter here.
+func (c *Client) info(ctx context.Context) (info, error) {
+	text, err := c.redis.Info(ctx).Result()
+	if err != nil {
+		return nil, fmt.Errorf("ask Redis what it is: %w", err)
+	}
+	fields := info{}
+	for line := range strings.Lines(text) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			fields[name] = value
+		}
+	}
+	return fields, nil
+}
+
+// number reads a field, 0 if it is none.
+func (i info) number(name string) int64 {
+	n, err := strconv.ParseInt(i[name], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// failed reports whether a status is told and is not ok.
+func (i info) failed(name string) bool { return i[name] != "" && i[name] != "ok" }
+
+func (i info) durability() Durability {
+	d := Durability{
+		Version: i["redis_version"], RunID: i["run_id"], ReplicationID: i["master_replid"],
+		Replica: i["role"] == "slave", Loading: i.number("loading") != 0,
+		AOF: i.number("aof_enabled") != 0, AOFFailing: i.failed("aof_last_write_status"), SnapshotFailing: i.failed("rdb_last_bgsave_status"),
+		EvictionPolicy: i["maxmemory_policy"], MaxMemoryBytes: i.number("maxmemory"), UsedBytes: i.number("used_memory"),
+		EvictedKeys: i.number("evicted_keys"),
+	}
+	// slave0:ip=10.0.0.2,port=6379,state=online,offset=14,lag=0; others still copy.
+	for n := range i.number("connected_slaves") {
+		if strings.Contains(i["slave"+strconv.FormatInt(n, 10)], "state=online") {
+			d.Replicas++
+		}
+	}
+	return d
+}
+
+// before reports whether the server is older than a version; one that does not
+// tell is not.
+func (d Durability) before(major, minor int) bool {
+	if d.Version == "" {
+		return false
+	}
+	numbers := strings.SplitN(d.Version, ".", 3)
+	numbers = append(numbers, "0")
+	x, errX := strconv.Atoi(numbers[0])
+	y, errY := strconv.Atoi(numbers[1])
+	if errX != nil || errY != nil {
+		return false
+	}
+	return x < major || x == major && y < minor
+}
+
+const (
+	// barrierKey is written so that there is something to acknowledge: a
+	// connection that wrote nothing is told at once that all is well.
+	barrierKey = "danqing:barrier"
+	// acknowledgeTimeout bounds one wait. With everysec the disk answers within
+	// two seconds (redis.io, persistence page), mostly within one.
+	acknowledgeTimeout = 2 * time.Second
+)
+
+// ErrNotAcknowledged means that it is not known whether what was written is kept
+// by more than the memory of one Redis. It is written all the same.
+var ErrNotAcknowledged = errors.New("no acknowledgement in time")
+
+// waitsForDisk reports whether Redis says when a write is on its disk: WAITAOF is
+// there since 7.2, and waits for ever where nothing is ever synced.
+func (d Durability) waitsForDisk() bool {
+	return d.Version != "" && d.AOF && d.Fsync != "no" && !d.before(7, 2)
+}
+
+// Acknowledge asks for the strongest acknowledgement there is that everything that
+// was written before the call, by whatever connection, is kept: on Redis's own
+// disk, where it has an AOF and is 7.2 or newer, and by each of d's replicas.
+// Where neither can be had it returns at once.
+//
+// It fails with [ErrNotAcknowledged] if that takes longer than two seconds for the
+// disk and two for the replicas, or with Redis's own error; the caller says so and
+// decides whether to go on.
+func (c *Client) Acknowledge(ctx context.Context, d Durability) error {
+	if !d.waitsForDisk() && d.Replicas == 0 {
+		return nil
+	}
+	// Redis counts one offset for all writes, so that a later one's covers those
+	// before it. It compares with what this connection has written, which therefore
+	// must be one: Watch keeps it, and fails where it breaks, and gives each command
+	// a read timeout of its own, which a pipeline does not (go-redis v9.23).
+	err := c.redis.Watch(ctx, func(tx *redis.Tx) error {
+		if err := tx.Set(ctx, barrierKey, time.Now().UnixMilli(), 0).Err(); err != nil {
+			return err
+		}
+		if d.waitsForDisk() {
+			kept, err := tx.WaitAOF(ctx, 1, 0, acknowledgeTimeout).Result()
+			if err != nil {
+				return err
+			}
+			if len(kept) == 0 || kept[0] < 1 {
+				return fmt.Errorf("%w: not on its disk within %v", ErrNotAcknowledged, acknowledgeTimeout)
+			}
+		}
+		if d.Replicas == 0 {
+			return nil
+		}
+		// Not WAITAOF's own count of replicas: one without AOF never counts there,
+		// and the primary does not tell which have one.
+		kept, err := tx.Wait(ctx, d.Replicas, acknowledgeTimeout).Result()
+		if err == nil && kept < int64(d.Replicas) {
+			err = fmt.Errorf("%w: by %d of %d replicas within %v", ErrNotAcknowledged, kept, d.Replicas, acknowledgeTimeout)
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("wait until Redis keeps what was written: %w", err)
+	}
+	return nil
+}

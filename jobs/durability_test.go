@@ -1,0 +1,327 @@
+package jobs_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// redisAt starts a redis-server of its own that listens on a free port of loopback,
+// as a replica must find it.
+func redisAt(t *testing.T, options ...string) (port string, process *os.Process) {
+	t.Helper()
+	binary, err := exec.LookPath("redis-server")
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("redis-server is not installed: apt-get install redis-server")
+		}
+		t.Skip("redis-server is not installed: apt-get install redis-server would run this")
+	}
+	free, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	_, port, err = net.SplitHostPort(free.Addr().String())
+	require.NoError(t, err)
+	require.NoError(t, free.Close())
+	args := append([]string{"--bind", "127.0.0.1", "--port", port, "--dir", t.TempDir(), "--save", "", "--repl-diskless-sync-delay", "0"}, options...)
+	server := exec.CommandContext(context.WithoutCancel(t.Context()), binary, args...)
+	require.NoError(t, server.Start())
+	t.Cleanup(func() {
+		_ = server.Process.Signal(syscall.SIGCONT)
+		require.NoError(t, server.Process.Kill())
+		_ = server.Wait()
+	})
+	return port, server.Process
+}
+
+// What a primary has written counts as kept once each replica has it, whoever wrote
+// it; and a short read timeout does not cut the wait.
+func TestAcknowledgeByAReplica(t *testing.T) {
+	t.Parallel()
+	port, _ := redisAt(t, "--appendonly", "yes")
+	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + port, ReadTimeout: 300 * time.Millisecond, MaxRetries: -1})
+	t.Cleanup(func() { assert.NoError(t, rdb.Close()) })
+	require.Eventually(t, func() bool { return rdb.Ping(t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
+	client := jobs.NewClient(rdb)
+	alone, err := client.Durability(t.Context())
+	require.NoError(t, err)
+	assert.True(t, alone.AOF)
+	assert.Equal(t, "everysec", alone.Fsync)
+	assert.Equal(t, "noeviction", alone.EvictionPolicy)
+	assert.Zero(t, alone.Replicas)
+	assert.Empty(t, alone.Snapshots)
+	assert.NotZero(t, alone.UsedBytes)
+
+	replicaPort, replica := redisAt(t, "--replicaof", "127.0.0.1 "+port)
+	var both jobs.Durability
+	require.Eventually(t, func() bool {
+		both, err = client.Durability(t.Context())
+		return err == nil && both.Replicas == 1
+	}, 30*time.Second, 20*time.Millisecond)
+	require.NoError(t, client.Acknowledge(t.Context(), both))
+
+	// The replica stands still: what another connection writes is not kept.
+	require.NoError(t, replica.Signal(syscall.SIGSTOP))
+	other := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + port})
+	t.Cleanup(func() { assert.NoError(t, other.Close()) })
+	require.NoError(t, other.Set(t.Context(), "written", "by another", 0).Err())
+	begun := time.Now()
+	err = client.Acknowledge(t.Context(), both)
+	require.ErrorIs(t, err, jobs.ErrNotAcknowledged)
+	require.ErrorContains(t, err, "by 0 of 1 replicas")
+	assert.GreaterOrEqual(t, time.Since(begun), 1900*time.Millisecond)
+
+	require.NoError(t, replica.Signal(syscall.SIGCONT))
+	require.NoError(t, client.Acknowledge(t.Context(), both))
+	second := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + replicaPort})
+	t.Cleanup(func() { assert.NoError(t, second.Close()) })
+	kept, err := second.Get(t.Context(), "written").Result()
+	require.NoError(t, err)
+	assert.Equal(t, "by another", kept)
+
+	of, err := jobs.NewClient(second).Durability(t.Context())
+	require.NoError(t, err)
+	assert.True(t, of.Replica)
+	assert.Contains(t, texts(of.Findings()), "set REDIS_URL to its primary")
+}
+
+// pretender answers for a Redis of its own: INFO by text, and what changes or waits.
+type pretender struct {
+	info    string
+	kept    []int64 // the answer to WAITAOF
+	copies  int64   // the answer to WAIT
+	refused error   // the answer to CONFIG
+
+	mu   sync.Mutex
+	sent []string
+}
+
+var _ redis.Hook = (*pretender)(nil)
+
+func (p *pretender) DialHook(redis.DialHook) redis.DialHook {
+	return func(context.Context, string, string) (net.Conn, error) { return nil, net.ErrClosed }
+}
+
+func (p *pretender) answer(cmd redis.Cmder) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch cmd := cmd.(type) {
+	case *redis.StringCmd:
+		cmd.SetVal(p.info)
+	case *redis.MapStringStringCmd:
+		if p.refused != nil {
+			cmd.SetErr(p.refused)
+			return p.refused
+		}
+		name := fmt.Sprint(cmd.Args()[2])
+		cmd.SetVal(map[string]string{name: map[string]string{"appendfsync": "everysec", "no-appendfsync-on-rewrite": "yes", "save": "3600 1"}[name]})
+	case *redis.IntSliceCmd:
+		cmd.SetVal(p.kept)
+	case *redis.IntCmd:
+		cmd.SetVal(p.copies)
+	}
+	if cmd.Name() != "info" && cmd.Name() != "config" {
+		args := cmd.Args()
+		if cmd.Name() == "set" {
+			args = args[:2]
+		}
+		p.sent = append(p.sent, strings.ToLower(strings.Trim(fmt.Sprint(args), "[]")))
+	}
+	return nil
+}
+
+func (p *pretender) ProcessHook(redis.ProcessHook) redis.ProcessHook {
+	return func(_ context.Context, cmd redis.Cmder) error { return p.answer(cmd) }
+}
+
+func (p *pretender) ProcessPipelineHook(redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(_ context.Context, cmds []redis.Cmder) (err error) {
+		for _, cmd := range cmds {
+			if e := p.answer(cmd); err == nil {
+				err = e
+			}
+		}
+		return err
+	}
+}
+
+func (p *pretender) client(t *testing.T) *jobs.Client {
+	t.Helper()
+	rdb := redis.NewClient(&redis.Options{Addr: "pretended.invalid:1"})
+	rdb.AddHook(p)
+	t.Cleanup(func() { assert.NoError(t, rdb.Close()) })
+	return jobs.NewClient(rdb)
+}
+
+// infoOf is what a Redis of a version says of itself, with further lines.
+func infoOf(version string, lines ...string) string {
+	return strings.Join(append([]string{"# Server", "redis_version:" + version, "run_id:run", "", "role:master", "master_replid:history"}, lines...), "\r\n")
+}
+
+func TestAcknowledgeAsksForTheStrongest(t *testing.T) {
+	t.Parallel()
+	const barrier = "set danqing:barrier"
+	const replica = "slave%d:ip=10.0.0.2,port=6379,state=online,offset=14,lag=0"
+	one := []string{"connected_slaves:2", fmt.Sprintf(replica, 0), "slave1:ip=10.0.0.3,port=6379,state=wait_bgsave,offset=0,lag=0"}
+	for name, test := range map[string]struct {
+		info   string
+		kept   []int64
+		copies int64
+		sent   []string
+		fails  string
+	}{
+		"disk":                {info: infoOf("7.2.4", "aof_enabled:1"), kept: []int64{1, 0}, sent: []string{barrier, "waitaof 1 0 2000"}},
+		"disk too slow":       {info: infoOf("8.0.1", "aof_enabled:1"), kept: []int64{0, 0}, sent: []string{barrier, "waitaof 1 0 2000"}, fails: "not on its disk within 2s"},
+		"disk and replica":    {info: infoOf("7.2.0", append(one, "aof_enabled:1")...), kept: []int64{1, 0}, copies: 1, sent: []string{barrier, "waitaof 1 0 2000", "wait 1 2000"}},
+		"replica too slow":    {info: infoOf("7.0.15", append(one, "aof_enabled:1")...), sent: []string{barrier, "wait 1 2000"}, fails: "by 0 of 1 replicas within 2s"},
+		"old, disk alone":     {info: infoOf("7.0.15", "aof_enabled:1")},
+		"neither":             {info: infoOf("7.2.4")},
+		"tells nothing":       {info: "connected_clients:1\r\n"},
+		"a version of theirs": {info: infoOf("unstable", "aof_enabled:1"), kept: []int64{1}, sent: []string{barrier, "waitaof 1 0 2000"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := &pretender{info: test.info, kept: test.kept, copies: test.copies}
+			client := p.client(t)
+			d, err := client.Durability(t.Context())
+			require.NoError(t, err)
+			err = client.Acknowledge(t.Context(), d)
+			if test.fails == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorIs(t, err, jobs.ErrNotAcknowledged)
+				require.ErrorContains(t, err, test.fails)
+			}
+			assert.Equal(t, test.sent, p.sent)
+		})
+	}
+}
+
+// Nothing of a file that is never synced can be waited for.
+func TestAcknowledgeDoesNotWaitForNever(t *testing.T) {
+	t.Parallel()
+	p := &pretender{}
+	require.NoError(t, p.client(t).Acknowledge(t.Context(), jobs.Durability{Version: "7.2.4", AOF: true, Fsync: "no"}))
+	assert.Empty(t, p.sent)
+}
+
+// A managed Redis refuses CONFIG: what INFO tells is known, the rest is not.
+func TestDurabilityWithoutConfig(t *testing.T) {
+	t.Parallel()
+	p := &pretender{info: infoOf("7.0.15", "aof_enabled:1"), refused: replyError("NOPERM this user has no permissions to run the 'config|get' command")}
+	d, err := p.client(t).Durability(t.Context())
+	require.NoError(t, err)
+	assert.Equal(t, jobs.Durability{Version: "7.0.15", RunID: "run", ReplicationID: "history", AOF: true}, d)
+	assert.Contains(t, texts(d.Findings()), "does not tell how often it syncs")
+
+	p.refused = net.ErrClosed // no answer is not a refusal
+	_, err = p.client(t).Durability(t.Context())
+	require.ErrorIs(t, err, net.ErrClosed)
+}
+
+type replyError string
+
+func (e replyError) Error() string { return string(e) }
+func (replyError) RedisError()     {}
+
+func TestRunID(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		id, err := client.RunID(t.Context())
+		require.NoError(t, err)
+		again, err := client.RunID(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, id, again)
+		d, err := client.Durability(t.Context())
+		require.NoError(t, err)
+		if d.Version == "" {
+			assert.Empty(t, id)
+			assert.Empty(t, d.Findings())
+			return
+		}
+		assert.Len(t, id, 40+1+40)
+		assert.Equal(t, d.RunID+"/"+d.ReplicationID, id)
+		require.NoError(t, rdb.ConfigSet(t.Context(), "maxmemory-policy", "allkeys-lru").Err())
+		require.NoError(t, rdb.ConfigSet(t.Context(), "maxmemory", "1gb").Err())
+		d, err = client.Durability(t.Context())
+		require.NoError(t, err)
+		assert.Contains(t, texts(d.Findings()), "throws jobs away when it is full, because maxmemory-policy is allkeys-lru")
+	})
+}
+
+// texts joins findings for assertions.
+func texts(found []jobs.Finding) string {
+	lines := make([]string, len(found))
+	for i, f := range found {
+		lines[i] = fmt.Sprintf("%s: %s: %s", f.Severity, f.Text, f.Remedy)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Each risk is said, with what to set against it.
+func TestFindings(t *testing.T) {
+	t.Parallel()
+	sound := jobs.Durability{Version: "7.2.4", AOF: true, Fsync: "always", Replicas: 1, EvictionPolicy: "noeviction", MaxMemoryBytes: 1 << 30, UsedBytes: 1 << 20}
+	require.Empty(t, sound.Findings())
+	for name, test := range map[string]struct {
+		change func(*jobs.Durability)
+		want   string // severity: how the text begins|part of the remedy
+	}{
+		"old":                {func(d *jobs.Durability) { d.Version = "6.0.16" }, "error: Redis is 6.0.16|upgrade it to 6.2"},
+		"old by a lot":       {func(d *jobs.Durability) { d.Version = "5" }, "error: Redis is 5|upgrade it to 6.2"},
+		"replica":            {func(d *jobs.Durability) { d.Replica = true }, "error: this Redis is a replica|set REDIS_URL to its primary"},
+		"loading":            {func(d *jobs.Durability) { d.Loading = true }, "warning: Redis is still reading|loading:0"},
+		"disk full":          {func(d *jobs.Durability) { d.AOFFailing = true }, "error: Redis could not write its append-only file|free its disk"},
+		"snapshot fails":     {func(d *jobs.Durability) { d.SnapshotFailing = true }, "error: Redis could not save its last snapshot|free its disk"},
+		"nothing":            {func(d *jobs.Durability) { d.AOF, d.Replicas = false, 0 }, "error: Redis has no append-only file, so that its next restart forgets jobs|appendonly yes"},
+		"snapshots":          {func(d *jobs.Durability) { d.AOF, d.Replicas, d.Snapshots = false, 0, "3600 1" }, "error: Redis only saves snapshots (3600 1)|appendonly yes"},
+		"replicas' memory":   {func(d *jobs.Durability) { d.AOF = false }, "warning: Redis has no append-only file, so that what it has acknowledged lives in the memory of its replicas|appendonly yes"},
+		"never synced":       {func(d *jobs.Durability) { d.Fsync = "no" }, "warning: Redis leaves it to the system|appendfsync everysec"},
+		"a second, waited":   {func(d *jobs.Durability) { d.Fsync = "everysec" }, "note: Redis syncs every second; nothing is bought before its intent is on the disk|appendfsync always"},
+		"a second, unwaited": {func(d *jobs.Durability) { d.Fsync, d.Version = "everysec", "7.0.15" }, "warning: Redis syncs every second, so that a power cut forgets up to a second|upgrade to Redis 7.2"},
+		"rewrites":           {func(d *jobs.Durability) { d.NoFsyncOnRewrite = true }, "warning: Redis syncs nothing while it rewrites|no-appendfsync-on-rewrite no"},
+		"has evicted":        {func(d *jobs.Durability) { d.EvictionPolicy, d.EvictedKeys = "allkeys-lru", 7 }, "error: Redis has thrown away 7 keys|maxmemory-policy noeviction"},
+		"will evict":         {func(d *jobs.Durability) { d.EvictionPolicy = "volatile-ttl" }, "error: Redis throws jobs away when it is full, because maxmemory-policy is volatile-ttl|maxmemory-policy noeviction"},
+		"may evict": {func(d *jobs.Durability) { d.EvictionPolicy, d.MaxMemoryBytes = "allkeys-lru", 0 },
+			"warning: maxmemory-policy is allkeys-lru, so that Redis will throw jobs away as soon as|maxmemory-policy noeviction"},
+		"nearly full": {func(d *jobs.Durability) { d.UsedBytes = 900 << 20 }, "warning: Redis uses 87 % of its maxmemory of 1073741824 bytes|raise maxmemory"},
+		"full":        {func(d *jobs.Durability) { d.UsedBytes = 1 << 30 }, "error: Redis uses 100 %|raise maxmemory"},
+		"one machine": {func(d *jobs.Durability) { d.Replicas = 0 }, "note: Redis has no replica|replicaof HOST PORT"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := sound
+			test.change(&d)
+			found := d.Findings()
+			require.NotEmpty(t, found)
+			text, remedy, _ := strings.Cut(test.want, "|")
+			all := texts(found[:1])
+			assert.True(t, strings.HasPrefix(all, text), all)
+			assert.Contains(t, found[0].Remedy, remedy)
+		})
+	}
+}
+
+// The worst comes first.
+func TestFindingsOrder(t *testing.T) {
+	t.Parallel()
+	found := jobs.Durability{Version: "6.0.0", AOF: true, Fsync: "everysec", EvictionPolicy: "allkeys-lru", MaxMemoryBytes: 1, UsedBytes: 0}.Findings()
+	var order []jobs.Severity
+	for _, f := range found {
+		order = append(order, f.Severity)
+	}
+	assert.Equal(t, []jobs.Severity{jobs.SeverityError, jobs.SeverityError, jobs.SeverityWarning, jobs.SeverityNote}, order)
+}
