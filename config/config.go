@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -42,6 +43,10 @@ type Config struct {
 	PublicEndpoint string // DANQING_S3_PUBLIC_ENDPOINT
 
 	DataDir string // DANQING_DATA_DIR
+
+	// SubmitLimit is DANQING_SUBMIT_LIMIT: how long after a create was sent the service
+	// may still make a task of it; 0 is the service's own 300 s.
+	SubmitLimit time.Duration
 
 	Models      []string // the models of the first account's lanes
 	Concurrency int      // the tasks at once of its first lane

@@ -143,6 +143,8 @@ func TestProblems(t *testing.T) {
 		{"AWS_SECRET_ACCESS_KEY", "", "is empty: set it"},
 		{"DANQING_MODELS", "wanx-v9", `allowed: wanx-v1`},
 		{"DANQING_MODELS", "qwen-image,", "empty name"},
+		{"DANQING_SUBMIT_LIMIT", "300", `"300": must be a time above 0`},
+		{"DANQING_SUBMIT_LIMIT", "-1s", `"-1s": must be a time above 0`},
 		{"DANQING_CONCURRENCY", "zero", `"zero": must be a whole number from 1`},
 		{"DANQING_CONCURRENCY", "0", "must be a whole number from 1"},
 		{"DANQING_CONCURRENCY", "3", "3: of wan2.2-t2i-flash an account may have 2 at once, set at most that"},

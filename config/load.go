@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/danqing-queue/danqing/storage"
 )
@@ -66,6 +67,13 @@ func LoadWithFile(path string, getenv func(string) string, environ []string) (*C
 		l.cfg.DataDir = DefaultDataDir
 	}
 	l.cfg.DataDir = filepath.Clean(l.cfg.DataDir)
+	if v, name := l.first("DANQING_SUBMIT_LIMIT"); v != "" {
+		d, err := time.ParseDuration(v)
+		if err != nil || d <= 0 {
+			l.bad(name, "%q: must be a time above 0, as in 300s; less than that counts against the simulator alone", v)
+		}
+		l.cfg.SubmitLimit = d
+	}
 	l.spelling(environ)
 	if len(l.problems) > 0 {
 		return nil, &Error{l.problems}
@@ -165,7 +173,7 @@ func variables() []string {
 		"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL_S3",
 		"DANQING_S3_BUCKET", "DANQING_S3_PREFIX", "DANQING_S3_KEY_TEMPLATE", "DANQING_S3_ADDRESSING",
 		"DANQING_S3_PUBLIC_URL", "DANQING_S3_PUBLIC_ENDPOINT",
-		"DANQING_DATA_DIR", "DANQING_MODELS", "DANQING_CONCURRENCY",
+		"DANQING_DATA_DIR", "DANQING_MODELS", "DANQING_CONCURRENCY", "DANQING_SUBMIT_LIMIT",
 		"DANQING_LISTEN", "DANQING_SERVE_TOKENS", "DANQING_URL", "DANQING_TOKEN",
 	}
 }

@@ -83,7 +83,8 @@ func startOfDay(at time.Time) time.Time {
 //	  spent:GROUP, images:GROUP    sums of a group
 //	  import:HOLDER                what a worker's own log has brought
 //	danqing:budget:BATCH           hash: cap, spent, reserved, import:HOLDER
-//	danqing:task:TASK              hash: spent, the day on which it was booked
+//	danqing:task:TASK              hash: spent, the day on which it was booked; job, the
+//	                               owner; kept, the job that it is kept for
 //
 // A GROUP is JSON of model, batch and labels, the same for the same charge. Numbers
 // in Lua are exact up to 2^53, nine billion yuan.

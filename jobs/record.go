@@ -69,7 +69,7 @@ type Record struct {
 	// its create was lost: whether it is this job's shows once more when it ends.
 	Adopted bool `json:"adopted,omitempty"`
 	// Candidates are tasks of which one may be a held job's. Their images are kept
-	// under _held/ in the bucket; KeptAt is when all of them were.
+	// under _held/ in the bucket.
 	Candidates []string `json:"candidates,omitempty"`
 	// PastAttempts are those that ended without an image.
 	PastAttempts []Attempt `json:"past_attempts,omitempty"`
@@ -78,6 +78,10 @@ type Record struct {
 	// CostMicroYuan is what DashScope charges for the job, in millionths of a
 	// yuan: its price times the images it says it made.
 	CostMicroYuan int64 `json:"cost_micro_yuan,omitempty"`
+	// TaskImages are the images that the service charged for the task at TaskID, and
+	// TaskMicroYuan their price; 0 until it has succeeded.
+	TaskImages    int   `json:"task_images,omitempty"`
+	TaskMicroYuan int64 `json:"task_micro_yuan,omitempty"`
 
 	// Code and Message say why the job failed, waits or is held. Message is a
 	// sentence for a person.
@@ -109,10 +113,11 @@ type Record struct {
 	// unknown whether a task was made, by that clock too; zero while it is known.
 	ServiceAt time.Time `json:"service_at,omitzero"`
 	DoubtAt   time.Time `json:"doubt_at,omitzero"`
+	// RequestID is the service's name of a create that it answered without a task.
+	RequestID string `json:"request_id,omitempty"`
 	// ListedAt is when, before the intent, the account's whole list had no task of
 	// the same key that nobody owns; zero if that is not known.
 	ListedAt    time.Time `json:"listed_at,omitzero"`
-	KeptAt      time.Time `json:"kept_at,omitzero"`
 	GeneratedAt time.Time `json:"generated_at,omitzero"` // when its task was seen to have ended
 	FinishedAt  time.Time `json:"finished_at,omitzero"`
 	UpdatedAt   time.Time `json:"updated_at"`
@@ -241,7 +246,7 @@ func (c *Client) swap(ctx context.Context, write string, old, next *Record, afre
 		lifetime = RecordLifetime
 	}
 	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID, write,
-		next.UpdatedAt.UnixMilli(), forgottenBefore(next.UpdatedAt), afresh, int(taskLifetime.Seconds()))
+		next.UpdatedAt.UnixMilli(), forgottenBefore(next.UpdatedAt), afresh, int(bookedLifetime.Seconds()))
 	keys := []string{recordPrefix + next.ID, index, indexKey(next.State)}
 	if next.TaskID != "" {
 		keys = append(keys, taskPrefix+next.TaskID)

@@ -141,7 +141,7 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 		next.Request = &req
 	}
 	next.State, next.Code, next.Message, next.ResolvedAt = StateGenerating, "", "", time.Now().UTC()
-	next.Candidates, next.DoubtAt, next.KeptAt = nil, time.Time{}, time.Time{}
+	next.Candidates, next.DoubtAt = nil, time.Time{}
 	if next.SubmittedAt.IsZero() {
 		next.SubmittedAt = next.ResolvedAt
 	}

@@ -9,15 +9,6 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// taskPrefix begins the key of what is known of one task at DashScope: a hash with
-// the job that owns it (job), the job for which its images are kept (kept), and what
-// the ledger notes.
-const taskPrefix = "danqing:task:"
-
-// taskLifetime is how long a task's owner is remembered. A task can be asked for, and
-// stands in the list, for a day; a job that is held over a week is still its owner.
-const taskLifetime = RecordLifetime + 24*time.Hour
-
 // TaskOwnedError says that a task belongs to another job.
 type TaskOwnedError struct{ TaskID, JobID string }
 
@@ -35,7 +26,8 @@ return redis.call('HGET', KEYS[1], ARGV[1])
 
 // ClaimTask makes a job the owner of a task of DashScope. It fails with
 // [*TaskOwnedError] if another job is, or with Redis's own error; it may be repeated.
-// [Client.Swap] claims the task of the record that it writes.
+// [Client.Swap] claims the task of the record that it writes. An owner is remembered
+// for eight days: a task can be asked for, and stands in the list, for one.
 func (c *Client) ClaimTask(ctx context.Context, task, job string) error {
 	return c.claim(ctx, "job", task, job)
 }
@@ -47,7 +39,7 @@ func (c *Client) KeepTask(ctx context.Context, task, job string) error {
 }
 
 func (c *Client) claim(ctx context.Context, field, task, job string) error {
-	owner, err := claimScript.Run(ctx, c.redis, []string{taskPrefix + task}, field, job, int(taskLifetime.Seconds())).Text()
+	owner, err := claimScript.Run(ctx, c.redis, []string{taskPrefix + task}, field, job, int(bookedLifetime.Seconds())).Text()
 	if err != nil {
 		return fmt.Errorf("claim task %s for %s: %w", task, job, err)
 	}
@@ -120,6 +112,6 @@ func (c *Client) KeyID(ctx context.Context, mark string) (string, error) {
 
 // ClearDoubt forgets what was noted of an intent.
 func (r *Record) ClearDoubt() {
-	r.ServiceAt, r.DoubtAt, r.ListedAt, r.KeptAt = time.Time{}, time.Time{}, time.Time{}, time.Time{}
-	r.Candidates, r.Adopted = nil, false
+	r.ServiceAt, r.DoubtAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
+	r.Candidates, r.Adopted, r.RequestID = nil, false, ""
 }

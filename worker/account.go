@@ -42,7 +42,13 @@ type account struct {
 	remote *dashscope.Client
 	log    *slog.Logger
 
+	// dailyBudget bounds what is reserved and spent in a day, in micro-yuan; 0 is no
+	// bound.
+	dailyBudget int64
+
 	mu sync.Mutex
+	// date was the service's clock at dated, by the own one.
+	date, dated time.Time
 	// met is set once the service has accepted the key.
 	met bool
 	// owner is the main account's number, "" until a task of it was listed.

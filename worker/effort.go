@@ -19,8 +19,13 @@ import (
 // the effort goes on and keeps its slot, and a later delivery of the message
 // joins it.
 type effort struct {
-	// handlers wait for the verdict; guarded by the lane's mu.
+	// handlers wait for the verdict, and slotless says that the effort has given its
+	// slot up; guarded by the lane's mu.
 	handlers int
+	slotless bool
+	// parked is closed when the verdict may take minutes without a slot: no handler
+	// waits for it any more.
+	parked chan struct{}
 	// done is closed when err is the verdict.
 	done chan struct{}
 	err  error
@@ -73,10 +78,21 @@ func (l *lane) leave(ctx context.Context, id string, e *effort) {
 	}
 }
 
+// leaveParked ends a handler's wait for an effort that is parked, unless it is over.
+func (l *lane) leaveParked(id string, e *effort) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.efforts[id] != e {
+		return false
+	}
+	e.handlers--
+	return true
+}
+
 // begin starts an effort in a slot that the caller has taken, unless one is under
 // way: then it returns that one, and the slot is free again. handlers is how many
 // wait for the verdict.
-func (l *lane) begin(ctx context.Context, id string, handlers int, work func(context.Context) error) *effort {
+func (l *lane) begin(ctx context.Context, id string, handlers int, work func(context.Context, *effort) error) *effort {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e := l.efforts[id]; e != nil {
@@ -84,10 +100,10 @@ func (l *lane) begin(ctx context.Context, id string, handlers int, work func(con
 		e.handlers += handlers
 		return e
 	}
-	e := &effort{handlers: handlers, done: make(chan struct{})}
+	e := &effort{handlers: handlers, parked: make(chan struct{}), done: make(chan struct{})}
 	l.efforts[id] = e
 	l.group.Go(func() {
-		e.err = l.noted(ctx, id, work)
+		e.err = l.noted(ctx, id, func(ctx context.Context) error { return work(ctx, e) })
 		var t *trouble
 		if errors.As(e.err, &t) {
 			select {
@@ -97,15 +113,51 @@ func (l *lane) begin(ctx context.Context, id string, handlers int, work func(con
 		}
 		l.mu.Lock()
 		delete(l.efforts, id)
-		alone := e.handlers == 0
+		alone, slotless := e.handlers == 0, e.slotless
 		close(e.done)
 		l.mu.Unlock()
-		<-l.slots
+		if !slotless {
+			<-l.slots
+		}
 		if alone {
 			l.wake(ctx, id)
 		}
 	})
 	return e
+}
+
+// letGo frees an effort's slot, and lets its handlers go, while it waits for something
+// that needs none.
+func (l *lane) letGo(e *effort) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e.slotless {
+		return
+	}
+	e.slotless = true
+	<-l.slots
+	select {
+	case <-e.parked:
+	default:
+		close(e.parked)
+	}
+}
+
+// regain takes a slot for an effort that has let its own go.
+func (l *lane) regain(ctx context.Context, e *effort) error {
+	l.mu.Lock()
+	slotless := e.slotless
+	l.mu.Unlock()
+	if !slotless {
+		return nil
+	}
+	if err := l.takeSlot(ctx); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	e.slotless = false
+	l.mu.Unlock()
+	return nil
 }
 
 // settle waits until no effort does anything, by taking every slot for good. It
@@ -172,7 +224,7 @@ func (l *lane) resume(ctx context.Context, waiting func(context.Context, *jobs.R
 		if err := l.takeSlot(ctx); err != nil {
 			return err
 		}
-		l.begin(ctx, id, 0, func(ctx context.Context) error { return l.goOn(ctx, id, waiting) })
+		l.begin(ctx, id, 0, func(ctx context.Context, e *effort) error { return l.goOn(ctx, e, id, waiting) })
 	}
 	return nil
 }
@@ -187,6 +239,11 @@ func (l *lane) keepResuming(ctx context.Context) (stop func()) {
 	var group sync.WaitGroup
 	group.Go(func() {
 		for l.sleep(ctx, resumeInterval) == nil {
+			if l.lastMemory() != l.memory {
+				l.log.Warn("redis may have forgotten: the lane begins anew", "term", l.term)
+				l.lease.lose()
+				return
+			}
 			// A message whose handler is alive, in another lane, stays where it is.
 			wait := func(context.Context, *jobs.Record) error { return nil }
 			if err := l.resume(ctx, wait); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
@@ -198,9 +255,9 @@ func (l *lane) keepResuming(ctx context.Context) (stop func()) {
 }
 
 // goOn takes a job over from an earlier holder, as far as it has a task. A job
-// without one waits its turn.
-func (l *lane) goOn(ctx context.Context, id string, waiting func(context.Context, *jobs.Record) error) error {
-	for {
+// without one waits its turn, unless its create was lost: then it has had its turn.
+func (l *lane) goOn(ctx context.Context, e *effort, id string, waiting func(context.Context, *jobs.Record) error) error {
+	for lost := false; ; {
 		rec, err := l.jobs.Get(ctx, id)
 		if errors.Is(err, jobs.ErrNotFound) {
 			return nil
@@ -215,13 +272,19 @@ func (l *lane) goOn(ctx context.Context, id string, waiting func(context.Context
 			continue
 		}
 		switch {
+		case rec.State.Waiting() && lost && rec.Request != nil:
+			return l.generate(ctx, e, jobs.GenerateMessage{JobID: id, Digest: rec.Digest, Request: rec.AsAsked()})
 		case rec.State.Waiting():
 			return waiting(ctx, rec)
 		case l.foreign(rec):
 			return nil
 		case rec.State == jobs.StateSubmitting:
-			err = l.holdAmbiguous(ctx, rec, diedSubmitting)
+			lost = true
+			err = l.doubt(ctx, e, rec)
 		case rec.State == jobs.StateGenerating:
+			if err := l.regain(ctx, e); err != nil {
+				return err
+			}
 			l.log.Info("resuming", "job_id", id, "task_id", rec.TaskID, "attempt", rec.Attempt)
 			err = l.poll(ctx, rec)
 		default:

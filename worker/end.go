@@ -22,22 +22,10 @@ func (w *Worker) advance(ctx context.Context, old, next *jobs.Record) error {
 	return nil
 }
 
-// holdAmbiguous parks a job of which a task may exist. It is never submitted
-// again by itself, and its slot is not free before that task is over.
-func (l *lane) holdAmbiguous(ctx context.Context, rec *jobs.Record, why string) error {
-	if err := l.park(ctx, rec, entryAmbiguous, "SubmitAmbiguous", ambiguous+why); err != nil {
-		return err
-	}
-	return l.letOrphanEnd(ctx, rec)
-}
-
-const ambiguous = "it is unknown whether a task was made, so it was not submitted again: "
-
 // park leaves the job to a person and the lane to the next one.
-func (l *lane) park(ctx context.Context, rec *jobs.Record, kind entryKind, code, why string) error {
-	next := held(rec, code, why)
+func (l *lane) park(ctx context.Context, rec, next *jobs.Record, kind entryKind) error {
 	l.journal(kind, next)
-	l.log.Error("job held: a person must decide", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", why)
+	l.log.Error("job held: a person must decide", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", next.Message)
 	return l.advance(ctx, rec, next)
 }
 

@@ -42,7 +42,7 @@ const (
 // or it is over, held, or to be tried again later. Each step moves the record on
 // or fails; a record that somebody else moved is looked at again. A [*trouble]
 // means that the lane can go on with no job for now.
-func (l *lane) generate(ctx context.Context, m jobs.GenerateMessage) error {
+func (l *lane) generate(ctx context.Context, e *effort, m jobs.GenerateMessage) error {
 	for {
 		rec, err := l.record(ctx, m)
 		if errors.Is(err, jobs.ErrConflict) {
@@ -56,9 +56,11 @@ func (l *lane) generate(ctx context.Context, m jobs.GenerateMessage) error {
 		}
 		switch rec.State {
 		case jobs.StateQueued, jobs.StateRetrying, jobs.StateScheduled:
-			err = l.submit(ctx, rec, m.Request)
+			if err = l.regain(ctx, e); err == nil {
+				err = l.submit(ctx, rec, m.Request)
+			}
 		case jobs.StateSubmitting, jobs.StateGenerating:
-			err = l.follow(ctx, rec)
+			err = l.follow(ctx, e, rec)
 			if err == nil && l.foreign(rec) {
 				return nil
 			}
@@ -101,15 +103,17 @@ func (l *lane) lastWord(ctx context.Context, rec *jobs.Record) error {
 
 // follow goes on with a job that was submitted, unless it is another lane's, which
 // is told of it.
-func (l *lane) follow(ctx context.Context, rec *jobs.Record) error {
+func (l *lane) follow(ctx context.Context, e *effort, rec *jobs.Record) error {
 	switch {
 	case l.foreign(rec):
 		return l.note(ctx, rec.Account, rec.Model, rec.ID)
 	case rec.State == jobs.StateSubmitting:
-		return l.holdAmbiguous(ctx, rec, diedSubmitting)
-	default:
-		return l.poll(ctx, rec)
+		return l.doubt(ctx, e, rec)
 	}
+	if err := l.regain(ctx, e); err != nil {
+		return err
+	}
+	return l.poll(ctx, rec)
 }
 
 // record reads the job's record and brings it up to what the own journal knows:
@@ -149,6 +153,9 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err != nil {
 		return err
 	}
+	if err := l.holdSuspect(ctx, rec, &req); err != nil {
+		return err
+	}
 	if err := l.take(ctx, l.turn); err != nil {
 		return err
 	}
@@ -162,26 +169,43 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if l.Stopped() {
 		return ErrStopped
 	}
-	intent := *rec
-	intent.State, intent.Attempt, intent.Term = jobs.StateSubmitting, rec.Attempt+1, l.term
-	intent.Account, intent.Request, intent.TaskID = l.account.name, &req, ""
-	intent.SubmittedAt, intent.Code, intent.Message, intent.Simulated = time.Now().UTC(), "", "", l.Simulated()
-	if err := l.swap(ctx, rec, &intent); err != nil {
+	intent := l.intend(ctx, rec, &req)
+	if err := l.reserve(ctx, rec, intent, req.N); err != nil {
 		return err
 	}
-	if err := l.cfg.DataDir.Journal.append(entryIntent, &intent); err != nil {
-		return l.takeBack(ctx, &intent, rec, &trouble{wait: &l.waits.unreachable, message: "nothing is submitted: the journal cannot be written", why: err})
+	if err := l.swap(ctx, rec, intent); err != nil {
+		return err
 	}
+	if err := l.cfg.DataDir.Journal.append(entryIntent, intent); err != nil {
+		return l.takeBack(ctx, intent, rec, &trouble{wait: &l.waits.unreachable, message: "nothing is submitted: the journal cannot be written", why: err})
+	}
+	l.acknowledged(ctx, rec.ID)
 	if !l.lease.valid() {
-		return l.takeBack(ctx, &intent, rec, &trouble{wait: &l.waits.unreachable, message: "nothing is submitted: the lane's lease ran out"})
+		return l.takeBack(ctx, intent, rec, &trouble{wait: &l.waits.unreachable, message: "nothing is submitted: the lane's lease ran out"})
 	}
 	created, err := l.create(ctx, *body)
 	l.pace.answered()
 	pass()
 	if err != nil {
-		return l.createFailed(ctx, rec, &intent, err)
+		return l.createFailed(ctx, rec, intent, err)
 	}
-	return l.created(ctx, &intent, created)
+	return l.created(ctx, intent, created)
+}
+
+// intend is the record of a create that is about to be sent, with all by which its
+// task is known should the answer get lost.
+func (l *lane) intend(ctx context.Context, rec *jobs.Record, req *jobs.Request) *jobs.Record {
+	intent := *rec
+	intent.ClearDoubt()
+	intent.State, intent.Attempt, intent.Term = jobs.StateSubmitting, rec.Attempt+1, l.term
+	intent.Account, intent.Request, intent.TaskID = l.account.name, req, ""
+	intent.TaskImages, intent.TaskMicroYuan = 0, 0
+	intent.SubmittedAt, intent.Code, intent.Message, intent.Simulated = time.Now().UTC(), "", "", l.Simulated()
+	intent.KeyMark, intent.ListedAt = l.account.remote.KeyMark(), l.listedAt(ctx)
+	if at, known := l.account.serviceNow(); known {
+		intent.ServiceAt = at
+	}
+	return &intent
 }
 
 // prepare makes the create's body if the job may be submitted now. A stop does not
@@ -309,13 +333,17 @@ func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashsc
 	next.State, next.TaskID, next.Simulated = jobs.StateGenerating, created.TaskID, created.Simulated
 	l.journal(entryTask, &next)
 	l.tasks.Store(next.TaskID, true)
+	l.mu.Lock()
+	l.latest = madeTask{next.TaskID, time.Now()}
+	l.mu.Unlock()
+	l.account.clock(created.Date)
 	l.waits.unreachable.reset()
 	l.waits.throttled.reset()
 	l.waits.account.reset()
 	l.log.Info("task submitted", "job_id", next.ID, "task_id", next.TaskID, "attempt", next.Attempt, "request_id", created.RequestID)
 	err := l.advance(ctx, intent, &next)
 	if errors.Is(err, jobs.ErrConflict) {
-		// Whoever has the lane now holds the job as ambiguous; it is not any more.
+		// Whoever has the lane now is in doubt about the job; or was, and bought it again.
 		return l.merge(context.WithoutCancel(ctx), &next, time.Now())
 	}
 	return err
@@ -326,7 +354,7 @@ func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashsc
 func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err error) error {
 	var refusal *dashscope.Error
 	if !errors.As(err, &refusal) {
-		return l.holdAmbiguous(ctx, intent, err.Error())
+		refusal = &dashscope.Error{Kind: dashscope.KindAmbiguous}
 	}
 	switch refusal.Kind {
 	case dashscope.KindThrottled:
@@ -336,19 +364,27 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 	case dashscope.KindAccount:
 		return l.takeBack(ctx, intent, rec, &trouble{wait: &l.waits.account, atLeast: refusal.RetryAfter, message: accountPaused, why: err})
 	case dashscope.KindTerminal:
+		if err := l.release(ctx, intent); err != nil {
+			l.log.Warn("reservation not freed yet", "job_id", intent.ID, "err", err)
+		}
 		l.journal(entryRefused, intent)
 		return l.fail(ctx, intent, refusal.Code, sentence(refusal.Message, refusal.Hint()))
 	case dashscope.KindRetry:
 		return l.taskFailed(ctx, intent, refusal.Code, refusal.Message)
 	case dashscope.KindAmbiguous, dashscope.KindTemporary:
 	}
-	return l.holdAmbiguous(ctx, intent, err.Error())
+	// The effort looks for what became of it.
+	_, err = l.beginDoubt(ctx, intent, err.Error(), refusal.RequestID)
+	return err
 }
 
 // takeBack undoes an intent of which nothing came, and fails with the trouble. The
 // job keeps its place, unless somebody asked to cancel it meanwhile.
 func (l *lane) takeBack(ctx context.Context, intent, rec *jobs.Record, why *trouble) error {
 	l.journal(entryRefused, intent)
+	if err := l.release(ctx, intent); err != nil {
+		l.log.Warn("reservation not freed yet", "job_id", intent.ID, "err", err)
+	}
 	if l.cancelRequested(ctx, intent) {
 		if err := l.over(ctx, intent, ended(intent, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade)); err != nil {
 			return err

@@ -50,10 +50,7 @@ func (w *Worker) keepHouse(ctx context.Context) (stop func()) {
 func (w *Worker) tidy(ctx context.Context) error {
 	w.identify(ctx)
 	w.Unfinished(ctx) // so that the journal forgets what others have finished
-	models := make([]string, len(w.lanes))
-	for i, lane := range w.lanes {
-		models[i] = lane.model.Name
-	}
+	models := w.models()
 	if err := w.jobs.Register(ctx, models); err != nil {
 		return err
 	}
@@ -74,6 +71,9 @@ func (w *Worker) tidy(ctx context.Context) error {
 		return err
 	}
 	if err := w.writeDown(ctx); err != nil {
+		return err
+	}
+	if err := w.freeLeaked(ctx); err != nil {
 		return err
 	}
 	return w.trimArchives(ctx, models)

@@ -38,26 +38,55 @@ const (
 	entryAttemptOver entryKind = "attempt_over"
 	// entryOver says that the job is over and its sidecar is in the bucket.
 	entryOver entryKind = "over"
+	// entryNotMade ends an intent of which, as far as the account's list tells, no
+	// task came. It carries the record, by which a task that shows up later is known.
+	entryNotMade entryKind = "not_made"
+	// entryOwned names a task of a job that has no other entry any more, or has
+	// another task.
+	entryOwned entryKind = "owned"
+	// entryKey tells the api_key_id of a key, by the key's mark.
+	entryKey entryKind = "key"
 )
+
+// taskMemory is how long the journal knows whose a task was: a day, while the service
+// lists it, and what two clocks may differ by.
+const taskMemory = 26 * time.Hour
 
 // entry is one line of the journal.
 type entry struct {
 	At      time.Time `json:"at"`
 	Kind    entryKind `json:"kind"`
-	JobID   string    `json:"job_id"`
-	Attempt int       `json:"attempt"`
-	Term    int64     `json:"term"`
+	JobID   string    `json:"job_id,omitempty"`
+	Attempt int       `json:"attempt,omitempty"`
+	Term    int64     `json:"term,omitempty"`
 
 	// Record is the job's record as of this entry; in entries that need it to go
 	// on after a crash: all but refused, attempt_over and over.
 	Record *jobs.Record `json:"record,omitempty"`
+
+	// TaskID is an owned entry's task, KeyMark the key that it was made with, or an
+	// entry of a key is about, and KeyID that one's api_key_id.
+	TaskID  string `json:"task_id,omitempty"`
+	KeyMark string `json:"key_mark,omitempty"`
+	KeyID   string `json:"key_id,omitempty"`
 }
 
+// taskID and keyMark are the entry's own, or its record's.
 func (e entry) taskID() string {
 	if e.Record == nil {
-		return ""
+		return e.TaskID
 	}
 	return e.Record.TaskID
+}
+
+func (e entry) keyMark() string {
+	switch {
+	case e.Record == nil:
+		return e.KeyMark
+	case e.Record.Adopted || !e.Record.ResolvedAt.IsZero():
+		return "" // somebody found the task: it need not be of the key of the intent
+	}
+	return e.Record.KeyMark
 }
 
 // Journal is the worker's own append-only file of what it spent: JSON lines,
@@ -70,6 +99,11 @@ type Journal struct {
 	file *os.File
 	// open is the last entry of each job that is not over.
 	open map[string]entry
+	// owned are the tasks of the last taskMemory by their IDs, notMade the entries of
+	// that kind of as long, by job and attempt, and keys the api_key_ids by mark.
+	owned   map[string]entry
+	notMade map[string]entry
+	keys    map[string]string
 	// size is where the next entry goes.
 	size int64
 	// broken is set when the file's tail is unknown: nothing may be spent on its
@@ -82,7 +116,7 @@ type Journal struct {
 // middle of a write, is dropped: what it announced had not begun. A broken line
 // before the last is an error, since it may hide money spent.
 func OpenJournal(path string) (*Journal, error) {
-	j := &Journal{path: path, open: map[string]entry{}}
+	j := &Journal{path: path, open: map[string]entry{}, owned: map[string]entry{}, notMade: map[string]entry{}, keys: map[string]string{}}
 	if err := j.load(); err != nil {
 		return nil, err
 	}
@@ -132,16 +166,26 @@ func (j *Journal) apply(line []byte) error {
 	if err := json.Unmarshal(line, &e); err != nil {
 		return err
 	}
-	if e.JobID == "" || e.Kind == "" {
+	if e.Kind == "" || e.JobID == "" && e.Kind != entryKey {
 		return errors.New("no kind or job_id")
 	}
 	j.note(e)
 	return nil
 }
 
-// note keeps what a later start must know: the last entry of each open job.
+// note keeps what a later start must know: the last entry of each open job, and
+// whose the tasks were that the service may still list.
 func (j *Journal) note(e entry) {
+	if task := e.taskID(); task != "" {
+		j.owned[task] = entry{At: e.At, Kind: entryOwned, JobID: e.JobID, Attempt: e.Attempt, TaskID: task, KeyMark: e.keyMark()}
+	}
 	switch e.Kind {
+	case entryKey:
+		j.keys[e.KeyMark] = e.KeyID
+	case entryOwned:
+	case entryNotMade:
+		j.notMade[doubtName(e.JobID, e.Attempt)] = e
+		delete(j.open, e.JobID)
 	case entryRefused, entryAttemptOver, entryOver:
 		delete(j.open, e.JobID)
 	case entryIntent, entryAmbiguous, entryTask, entryResults, entryHeld:
@@ -160,7 +204,7 @@ func (j *Journal) compact() error {
 		return err
 	}
 	defer os.Remove(next.Name()) //nolint:errcheck // it is gone after the rename
-	for _, e := range j.openEntries() {
+	for _, e := range j.kept() {
 		line, err := encodeEntry(e)
 		if err == nil {
 			_, err = next.Write(line)
@@ -180,7 +224,27 @@ func (j *Journal) compact() error {
 	return syncDir(filepath.Dir(j.path))
 }
 
-// append writes an entry and syncs it. After an error nothing may be spent. A
+// kept is what a new file must hold, oldest first.
+func (j *Journal) kept() []entry {
+	var entries []entry
+	for mark, id := range j.keys {
+		entries = append(entries, entry{Kind: entryKey, KeyMark: mark, KeyID: id})
+	}
+	for _, e := range j.notMade {
+		entries = append(entries, e)
+	}
+	for _, e := range j.owned {
+		entries = append(entries, e)
+	}
+	entries = slices.DeleteFunc(entries, func(e entry) bool {
+		return e.Kind == entryOwned && j.open[e.JobID].taskID() == e.TaskID || e.Kind != entryKey && time.Since(e.At) > taskMemory
+	})
+	entries = append(entries, slices.Collect(maps.Values(j.open))...)
+	slices.SortStableFunc(entries, func(a, b entry) int { return a.At.Compare(b.At) })
+	return entries
+}
+
+// append writes an entry of a record and syncs it. After an error nothing may be spent. A
 // full disk may be tried again; a failed sync may not, since the kernel then no
 // longer says what is on the disk, and the journal refuses all further entries.
 func (j *Journal) append(kind entryKind, rec *jobs.Record) error {
@@ -190,6 +254,46 @@ func (j *Journal) append(kind entryKind, rec *jobs.Record) error {
 	default:
 		e.Record = rec
 	}
+	return j.write(e)
+}
+
+// setKeyID notes the api_key_id of the key with a mark, unless it is known.
+func (j *Journal) setKeyID(mark, keyID string) error {
+	if j.keyID(mark) == keyID {
+		return nil
+	}
+	return j.write(entry{At: time.Now().UTC(), Kind: entryKey, KeyMark: mark, KeyID: keyID})
+}
+
+// keyID returns the api_key_id of the key with a mark, "" if it is not known.
+func (j *Journal) keyID(mark string) string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.keys[mark]
+}
+
+// own notes a task of a job beside its record's.
+func (j *Journal) own(rec *jobs.Record, task string) error {
+	return j.write(entry{At: time.Now().UTC(), Kind: entryOwned, JobID: rec.ID, Attempt: rec.Attempt, TaskID: task, KeyMark: rec.KeyMark})
+}
+
+// ownedTasks returns the entries of the tasks of the last day or so, by their IDs.
+func (j *Journal) ownedTasks() map[string]entry {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	maps.DeleteFunc(j.owned, func(_ string, e entry) bool { return time.Since(e.At) > taskMemory })
+	return maps.Clone(j.owned)
+}
+
+// notMadeEntries returns the intents of the last day or so that were bought again.
+func (j *Journal) notMadeEntries() []entry {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return slices.Collect(maps.Values(j.notMade))
+}
+
+// write appends an entry and syncs it.
+func (j *Journal) write(e entry) error {
 	line, err := encodeEntry(e)
 	if err != nil {
 		return err

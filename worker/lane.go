@@ -41,8 +41,23 @@ type lane struct {
 	// efforts are under way, by job ID.
 	efforts map[string]*effort
 	tasks   sync.Map // the IDs of the lane's own
+	// latest is the task that the lane has made last.
+	latest madeTask
+	// first is the listing of the beginning of the term, nil if there was none, and
+	// since then the last one in which nobody's task bore the lane's key.
+	first *listing
+	// memory is what Redis was known by at the beginning of the term, and suspects are
+	// the tasks for each of which a job is held; guarded by mu.
+	memory   string
+	suspects []string
 
 	waits waits
+}
+
+// madeTask is a task's ID and when it was made.
+type madeTask struct {
+	id string
+	at time.Time
 }
 
 // waits grow while the same trouble lasts.
@@ -164,8 +179,12 @@ func (l *lane) hold(ctx context.Context) error {
 	if err := l.meet(ctx); err != nil {
 		return err
 	}
+	if err := l.firstLook(ctx); err != nil {
+		return err
+	}
 	// Only what a quick stop has cut short may still run after that.
 	defer l.group.Wait()
+	defer l.keep(ctx)()
 	if err := l.resume(ctx, l.rescue); err != nil {
 		return err
 	}
@@ -175,6 +194,38 @@ func (l *lane) hold(ctx context.Context) error {
 	}
 	defer l.keepResuming(ctx)()
 	return l.serve(ctx)
+}
+
+// firstPatience is how long a list that cannot be read holds up a term. Until it can
+// be, nothing that gets lost is adopted.
+const firstPatience = time.Minute
+
+// firstLook begins a term with the account's list: what is on it was not made by any
+// create of this term.
+func (l *lane) firstLook(ctx context.Context) error {
+	l.memory = l.lastMemory()
+	pace := backoff{first: time.Second, most: 10 * time.Second}
+	for begun := time.Now(); ; {
+		err := l.recall(ctx)
+		if err == nil && l.first == nil {
+			l.first, err = l.look(ctx)
+		}
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, ErrStopped) || ctx.Err() != nil {
+			return err
+		}
+		if time.Since(begun) > firstPatience && l.lastMemory() == l.memory && l.trusts(ctx) {
+			l.log.Warn("tasks not listed: what gets lost is not adopted until they are", "err", err)
+			return nil
+		}
+		wait := pace.next()
+		l.log.Warn("tasks not listed, asking again", "err", err, "wait", wait)
+		if err := l.sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
 }
 
 // meet waits until the service accepts the account's key.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,9 +45,13 @@ type lease struct {
 	// until is when, by the local monotonic clock, the lease must be taken for
 	// lost, whatever Redis might say.
 	until atomic.Pointer[time.Time]
-	// lost is closed once the lease is.
+	// lost is closed once the lease is, by lose.
 	lost chan struct{}
+	once sync.Once
 }
+
+// lose has the holder stop: the lease is lost, or not to be trusted.
+func (l *lease) lose() { l.once.Do(func() { close(l.lost) }) }
 
 // take takes or renews the lease and reports whether it is held.
 func (l *lease) take(ctx context.Context) (bool, error) {
@@ -79,7 +84,7 @@ func (l *lease) keep(ctx context.Context) {
 		held, err := l.take(asking)
 		cancel()
 		if err == nil && !held || !l.valid() {
-			close(l.lost)
+			l.lose()
 			return
 		}
 	}

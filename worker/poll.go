@@ -55,6 +55,8 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 			continue
 		}
 		trouble.reset()
+		l.account.clock(task.Date)
+		l.meetKey(ctx, rec)
 		switch task.Output.TaskStatus {
 		case dashscope.StatusSucceeded:
 			if empty++; saysNothing(task) && empty < emptyAnswers {
@@ -65,6 +67,9 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 		case dashscope.StatusFailed:
 			return l.taskFailed(ctx, rec, task.Output.Code, task.Output.Message)
 		case dashscope.StatusCanceled:
+			if err := l.until(ctx, rec.ID, func(ctx context.Context) error { return l.release(ctx, rec) }); err != nil {
+				return err
+			}
 			l.journal(entryAttemptOver, rec)
 			return l.over(ctx, rec, ended(rec, jobs.StateCanceled, jobs.CodeCanceled, "the task was cancelled at DashScope while it waited there; it cost nothing"))
 		case dashscope.StatusUnknown:
@@ -84,10 +89,45 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 	}
 }
 
+// fits reports whether an adopted task has made what the job asks for, as far as its
+// answer tells: so many images, and of that prompt where the model repeats it.
+func fits(task *dashscope.Task, req *jobs.Request) bool {
+	total := len(task.Output.Results)
+	if m := task.Output.TaskMetrics; m != nil {
+		total = m.Total
+	}
+	for _, r := range task.Output.Results {
+		if r.OrigPrompt != "" && !samePrompt(r.OrigPrompt, req.Prompt) {
+			return false
+		}
+	}
+	return total == req.N
+}
+
+// samePrompt compares what the service repeats of a prompt, which it may have cut off.
+func samePrompt(repeated, asked string) bool {
+	repeated, asked = strings.TrimSpace(repeated), strings.TrimSpace(asked)
+	return repeated == asked || len(repeated) > 100 && strings.HasPrefix(asked, repeated)
+}
+
+// mismatch gives an adopted task back that turned out not to be the job's: a person
+// must look, and its images are kept.
+func (l *lane) mismatch(ctx context.Context, rec *jobs.Record) error {
+	next := held(rec, codeAmbiguous, "the only task that could be the job's has made something else: its images are kept under _held/ in the bucket")
+	next.Candidates, next.TaskID, next.Adopted = []string{rec.TaskID}, "", false
+	if err := l.keepLater(ctx, keepsake{JobID: rec.ID, Attempt: rec.Attempt, Account: l.account.name, Model: l.model.Name, TaskID: rec.TaskID}); err != nil {
+		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+	}
+	return l.park(ctx, rec, next, entryHeld)
+}
+
 // cancelTask cancels a task that waits at DashScope, if somebody asked for that.
 // What becomes of it the next look tells.
 func (l *lane) cancelTask(ctx context.Context, rec *jobs.Record) {
 	if !l.cancelRequested(ctx, rec) {
+		return
+	}
+	if l.ask(ctx) != nil {
 		return
 	}
 	if err := l.account.remote.Cancel(ctx, rec.TaskID); err != nil {
@@ -102,13 +142,16 @@ func (l *lane) lost(ctx context.Context, rec *jobs.Record, since time.Time) (boo
 		if time.Since(since) < unknownGrace {
 			return false, nil
 		}
+		if err := l.ask(ctx); err != nil {
+			return false, err
+		}
 		page, err := l.account.remote.List(ctx, dashscope.ListFilter{TaskID: rec.TaskID})
 		if err != nil || page.Total > 0 {
 			return false, err
 		}
 		why = "DashScope does not know the task: is the API key still one of the account that submitted it?"
 	}
-	return true, l.park(ctx, rec, entryHeld, "TaskUnknown", why)
+	return true, l.park(ctx, rec, held(rec, "TaskUnknown", why), entryHeld)
 }
 
 // taskSucceeded hands the images on to the store stage. The journal has their
@@ -125,20 +168,26 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 		}
 	}
 	if saysNothing(task) {
-		return l.park(ctx, rec, entryHeld, "NoImages", "the task succeeded, and may be charged, but names no image")
+		return l.park(ctx, rec, held(rec, "NoImages", "the task succeeded, and may be charged, but names no image"), entryHeld)
 	}
 	if made == 0 {
 		return l.taskFailed(ctx, rec, first.Code, first.Message)
 	}
-	if task.Usage != nil && task.Usage.ImageCount > 0 {
-		made = task.Usage.ImageCount
+	if rec.Adopted && !fits(task, rec.Request) {
+		return l.mismatch(ctx, rec)
 	}
+	made = charged(task)
 	next := *rec
 	next.State, next.Results, next.GeneratedAt = jobs.StateStoring, results, time.Now().UTC()
 	next.Simulated = task.Simulated // an adopted task tells it here for the first time
-	cost, _ := l.model.CostIn(l.account.remote.Region(), made)
-	next.CostMicroYuan = rec.CostMicroYuan + cost
+	next.TaskImages, next.TaskMicroYuan = made, l.cost(l.account.name, l.model.Name, made)
+	next.CostMicroYuan = rec.CostMicroYuan + next.TaskMicroYuan
 	l.journal(entryResults, &next)
+	if err := l.until(ctx, rec.ID, func(ctx context.Context) error {
+		return l.settleTask(ctx, &next, next.TaskID, made, next.TaskMicroYuan)
+	}); err != nil {
+		return err
+	}
 	l.log.Info("task succeeded", "job_id", next.ID, "task_id", next.TaskID, "duration", time.Since(rec.SubmittedAt), "images", made)
 	if err := l.advance(ctx, rec, &next); err != nil {
 		return err
@@ -203,6 +252,9 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 		SubmittedAt: rec.SubmittedAt, EndedAt: time.Now().UTC(), Code: code, Message: message,
 	}
 	l.log.Warn("task failed", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "code", code, "err", message)
+	if err := l.until(ctx, rec.ID, func(ctx context.Context) error { return l.release(ctx, rec) }); err != nil {
+		return err
+	}
 	remedy := dashscope.Hint(code, message)
 	kind := dashscope.ClassifyTask(code, message)
 	if kind == dashscope.KindTerminal || kind == dashscope.KindRetry && tries(rec) >= maxAttempts {

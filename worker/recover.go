@@ -30,7 +30,7 @@ func (w *Worker) recoverEntry(ctx context.Context, e entry) error {
 	next := e.Record
 	if e.Kind == entryIntent {
 		// The process died between the intent and the reply to its create.
-		next = held(next, "SubmitAmbiguous", ambiguous+diedSubmitting)
+		next = doubtful(next, w.accountNamed(next.Account), diedSubmitting)
 		w.journal(entryAmbiguous, next)
 	}
 	return w.merge(ctx, next, e.At)
@@ -46,6 +46,9 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 		// Others may have finished it so long ago that Redis has forgotten.
 		switch over, err := w.Finished(ctx, journaled.ID, journaled.Digest); {
 		case over != nil && over.Attempt >= journaled.Attempt:
+			if err := w.notOvers(ctx, over, journaled); err != nil {
+				return err
+			}
 			w.journal(entryOver, over)
 			return nil
 		case err != nil && !errors.Is(err, jobs.ErrDigestConflict) && !errors.Is(err, ErrSimulated) && !errors.Is(err, storage.ErrUnreadable):
@@ -54,6 +57,9 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 	case err != nil:
 		return err
 	case !behind(known, journaled, at):
+		if err := w.notOvers(ctx, known, journaled); err != nil {
+			return err
+		}
 		if known.State.Final() {
 			w.journal(entryOver, known)
 		}
@@ -65,13 +71,23 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 		return err
 	}
 	switch next.State {
-	case jobs.StateGenerating:
+	case jobs.StateSubmitting, jobs.StateGenerating:
 		return w.note(ctx, next.Account, next.Model, next.ID)
 	case jobs.StateStoring:
 		return w.jobs.EnqueueStore(ctx, &next)
 	default:
 		return nil
 	}
+}
+
+// notOvers looks after the task that the journal knows of a job, if the job has gone
+// on without it.
+func (w *Worker) notOvers(ctx context.Context, known, journaled *jobs.Record) error {
+	task := journaled.TaskID
+	if task == "" || known.TaskID == task || slices.ContainsFunc(known.PastAttempts, func(a jobs.Attempt) bool { return a.TaskID == task }) {
+		return nil
+	}
+	return w.stray(ctx, journaled)
 }
 
 // behind reports whether a record knows less than the journal's of a time. What a

@@ -332,3 +332,17 @@ func (s *stack) requireChargedOnce() {
 		require.Equal(s.t, 1, n, "tasks charged for %q", prompt)
 	}
 }
+
+// journal and rewriteJournal are the file of a data directory that nobody has open,
+// or whose owner is about to die.
+func (s *stack) journal(dir string) []byte {
+	s.t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.dir, dir, "journal.jsonl"))
+	require.NoError(s.t, err)
+	return text
+}
+
+func (s *stack) rewriteJournal(dir string, text []byte) {
+	s.t.Helper()
+	require.NoError(s.t, os.WriteFile(filepath.Join(s.dir, dir, "journal.jsonl"), text, 0o600))
+}

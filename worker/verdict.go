@@ -29,6 +29,10 @@ func (e *verdictError) Error() string { return e.sentence }
 // spent nothing.
 const redisPause = 5 * time.Second
 
+// parkedRetry is when the message of a job whose create was lost comes again: it only
+// wakes, should nobody be at the job any more.
+const parkedRetry = 30 * time.Second
+
 func laneRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
 	var verdict *verdictError
 	switch {
@@ -56,10 +60,14 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 		if err := l.takeSlot(handling); err != nil {
 			return giveBack(handling)
 		}
-		e = l.begin(ctx, m.JobID, 1, func(ctx context.Context) error { return l.generate(ctx, m) })
+		e = l.begin(ctx, m.JobID, 1, func(ctx context.Context, e *effort) error { return l.generate(ctx, e, m) })
 	}
 	select {
 	case <-e.done:
+	case <-e.parked:
+		if l.leaveParked(m.JobID, e) {
+			return &verdictError{retryIn: parkedRetry, sentence: codeAmbiguous + ": " + ambiguous + "the job's record tells more"}
+		}
 	case <-handling.Done():
 		l.leave(ctx, m.JobID, e)
 		return context.Cause(handling)

@@ -31,6 +31,13 @@ type Config struct {
 	// fifth of how often delayed work is looked for; 0 is 200 ms. With a backlog
 	// the next job is drawn at once.
 	QueueInterval time.Duration
+	// SubmitLimit is how long after a create was sent the service may still make a task
+	// of it; 0 is 300 s, the service's own limit, and less is used against a simulator
+	// alone.
+	SubmitLimit time.Duration
+	// OwnQueue says that Redis belongs to this process alone and begins empty with it:
+	// what was before, the journal knows.
+	OwnQueue bool
 	// Logger gets the operator's timeline; nil discards it.
 	Logger *slog.Logger
 }
@@ -55,6 +62,10 @@ type Worker struct {
 	prepared bool
 
 	mu sync.Mutex
+	// remembers is what Redis was known by when it was told last what this worker knows.
+	remembers string
+	// durability is how Redis keeps what it was told.
+	durability jobs.Durability
 	// simulated is what the services said of themselves, once known.
 	simulated, known bool
 
@@ -96,9 +107,11 @@ func (w *Worker) Simulated() bool {
 }
 
 // Unfinished reports whether the journal knows of anything paid for, by this or
-// an earlier run, that is neither in the bucket nor held. It notes what other
-// workers have finished meanwhile.
-func (w *Worker) Unfinished(ctx context.Context) bool { return w.unfinished(ctx, "") > 0 }
+// an earlier run, that is neither in the bucket nor held, or has images yet to keep
+// of what is held. It notes what other workers have finished meanwhile.
+func (w *Worker) Unfinished(ctx context.Context) bool {
+	return w.unfinished(ctx, "") > 0 || w.toKeep(ctx) > 0
+}
 
 // unfinished counts the jobs in the journal whose last entry is of a kind, "" for
 // any, and that are not over, after noting which of them others have finished.
@@ -149,7 +162,11 @@ func (w *Worker) Prepare(ctx context.Context) error {
 	if err := w.meetAll(ctx); err != nil {
 		return err
 	}
-	if err := w.recoverJournal(ctx); err != nil {
+	memory, err := w.memory(ctx)
+	if err != nil {
+		return err
+	}
+	if err := w.remind(ctx, memory); err != nil {
 		return err
 	}
 	if err := w.findLeftovers(ctx); err != nil {
@@ -182,6 +199,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	defer stores.shutdown()
 	defer w.keepHouse(ctx)()
+	defer w.watchMemory(ctx)()
 	if err := w.runLanes(ctx); err != nil {
 		return err
 	}

@@ -86,46 +86,6 @@ func TestDayWithFaults(t *testing.T) {
 	})
 }
 
-// A create without a task_id may have cost money: the job is held, nothing is
-// bought again, and the jobs behind it go on.
-func TestAmbiguousCreateIsHeld(t *testing.T) {
-	for name, fault := range map[string]simulator.Fault{
-		"reset before the task was made": {Reset: simulator.ResetBefore},
-		"reset after the task was made":  {Reset: simulator.ResetAfter},
-		"500 with JSON":                  {Status: http.StatusInternalServerError, Code: "InternalError", AfterWork: true},
-		"502 with HTML":                  {Status: http.StatusBadGateway, Body: "<html>bad gateway</html>"},
-		"200 with garbage":               {Garbage: true, AfterWork: true},
-		"200 cut in the middle":          {Truncate: true},
-		"429 with HTML":                  {Status: http.StatusTooManyRequests, Body: "<html>slow down</html>"},
-		"no answer within 60 s":          {Delay: 2 * time.Minute, AfterWork: true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			fault.Route = simulator.RouteCreate
-			sim := &simulator.Simulator{}
-			bubble(t, sim, func(t *testing.T, s *stack) {
-				sim.Script(fault)
-				s.enqueueMany(2)
-				held := s.wait("job-1")
-				assert.Equal(t, jobs.StateHeld, held.State)
-				assert.Equal(t, "SubmitAmbiguous", held.Code)
-				require.Equal(t, jobs.StateSucceeded, s.wait("job-2").State)
-				assert.LessOrEqual(t, s.tasksOf("prompt of job-1"), 1)
-				assert.Equal(t, 1, sim.Stats().Lanes[0].MaxOpen, "the next waits for what may have been made")
-
-				// Neither asking again nor a restart buys it.
-				s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1"})
-				s.stop()
-				s.start()
-				s.enqueueMany(2)
-				assert.Equal(t, jobs.StateHeld, s.wait("job-1").State)
-				<-time.After(10 * time.Minute)
-				assert.LessOrEqual(t, s.tasksOf("prompt of job-1"), 1)
-				assert.Equal(t, 1, s.tasksOf("prompt of job-2"))
-			})
-		})
-	}
-}
-
 // What certainly made nothing is tried again, costs no attempt, and delays the
 // jobs behind it but does not fail them.
 func TestCertainRefusalIsTriedAgain(t *testing.T) {

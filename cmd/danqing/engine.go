@@ -97,6 +97,7 @@ func (e *engine) open(simulate bool) error {
 	}
 	e.worker, err = worker.New(worker.Config{
 		Redis: e.redis, Bucket: e.bucket, Spool: spool, DataDir: dir, Logger: e.log, Accounts: accounts,
+		SubmitLimit: e.cfg.SubmitLimit, OwnQueue: e.ownQueue(simulate),
 	})
 	return err
 }
@@ -205,6 +206,11 @@ func lanes(cfg *config.Config) int {
 		n += len(a.Lanes)
 	}
 	return n
+}
+
+// ownQueue reports whether the queue is in this process's memory alone.
+func (e *engine) ownQueue(simulate bool) bool {
+	return !e.durable && (simulate || !e.cfg.RedisURL.IsSet())
 }
 
 func (e *engine) openQueue(simulate bool) (redis.UniversalClient, error) {

@@ -26,7 +26,7 @@ import (
 
 // kill -9 of a batch at any request it makes, to DashScope or to the bucket,
 // before or after it is answered: the next run has every line once, and no task
-// is made twice. Only what died between its intent and its task may be held.
+// is made twice.
 func TestKilledBatchGoesOn(t *testing.T) {
 	t.Parallel()
 	requests := wholeRun(t)
@@ -140,6 +140,7 @@ func (w *world) batch(ctx context.Context) (int, error) {
 		"DASHSCOPE_API_KEY=sk-kill", "DASHSCOPE_HTTP_BASE_URL=" + w.server.URL + "/api/v1",
 		"AWS_ACCESS_KEY_ID=AKIATEST", "AWS_SECRET_ACCESS_KEY=secret", "AWS_REGION=us-east-1",
 		"AWS_ENDPOINT_URL_S3=" + w.server.URL, "DANQING_S3_BUCKET=" + bucket.DefaultBucket,
+		"DANQING_SUBMIT_LIMIT=2s", // the simulator lists a task at once
 	}
 	// The first request waits for process: a child is faster than this line.
 	w.mu.Lock()
@@ -162,29 +163,17 @@ func (w *world) killedRun() error {
 	w.mu.Lock()
 	w.killAt = -1 // on a busy machine a run polls less often, and ends before it is killed
 	w.mu.Unlock()
-	submitting, err := w.submitting()
-	if err != nil {
-		return err
-	}
 	var before int
 	for _, run := range []string{"second run", "third run"} {
 		code, err := w.batch(context.Background())
 		if err != nil {
 			return err
 		}
-		held, err := w.check(submitting)
-		if err != nil {
+		if err := w.check(); err != nil {
 			return fmt.Errorf("%s: %w", run, err)
 		}
-		want := exitDone
-		if held {
-			want = exitPartFailed
-			if !strings.Contains(w.log.String(), "held line ") {
-				return fmt.Errorf("%s: nothing says which line is held", run)
-			}
-		}
-		if code != want {
-			return fmt.Errorf("%s: exit code %d instead of %d", run, code, want)
+		if code != exitDone {
+			return fmt.Errorf("%s: exit code %d", run, code)
 		}
 		if run == "third run" && len(w.sim.Tasks()) != before {
 			return errors.New("the third run made a task")
@@ -194,36 +183,16 @@ func (w *world) killedRun() error {
 	return nil
 }
 
-// submitting are the jobs of which the journal tells an intent last. The request
-// that was killed does not tell: one job is stored while the next is submitted.
-func (w *world) submitting() (map[string]bool, error) {
-	text, err := os.ReadFile(filepath.Join(w.dir, "danqing-data", "journal.jsonl"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	last := map[string]bool{}
-	for line := range bytes.Lines(text) {
-		var entry struct {
-			Kind  string `json:"kind"`
-			JobID string `json:"job_id"`
-		}
-		if json.Unmarshal(line, &entry) == nil { // the kill may have torn the last one
-			last[entry.JobID] = entry.Kind == "intent"
-		}
-	}
-	return last, nil
-}
-
 // check looks at the results: each line once, its image in the bucket, its task
-// made once. A line may be held only if it was being submitted.
-func (w *world) check(submitting map[string]bool) (held bool, err error) {
+// made once.
+func (w *world) check() error {
 	text, err := os.ReadFile(filepath.Join(w.dir, "two.results.jsonl"))
 	if err != nil {
-		return false, err
+		return err
 	}
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
 	if len(lines) != 2 {
-		return false, fmt.Errorf("%d result lines", len(lines))
+		return fmt.Errorf("%d result lines", len(lines))
 	}
 	for i, line := range lines {
 		var got struct {
@@ -231,10 +200,10 @@ func (w *world) check(submitting map[string]bool) (held bool, err error) {
 			Danqing result `json:"danqing"`
 		}
 		if err := json.Unmarshal([]byte(line), &got); err != nil {
-			return false, err
+			return err
 		}
 		if want := []string{"prompt a", "prompt b"}[i]; got.Prompt != want {
-			return false, fmt.Errorf("line %d is of %q", i+1, got.Prompt)
+			return fmt.Errorf("line %d is of %q", i+1, got.Prompt)
 		}
 		tasks := 0
 		for _, task := range w.sim.Tasks() {
@@ -242,16 +211,12 @@ func (w *world) check(submitting map[string]bool) (held bool, err error) {
 				tasks++
 			}
 		}
-		switch {
-		case got.Danqing.State == jobs.StateHeld && submitting[got.Danqing.JobID] && tasks <= 1:
-			held = true
-		case got.Danqing.State != jobs.StateSucceeded || tasks != 1:
-			return false, fmt.Errorf("%s: %s with %d tasks: %s", got.Prompt, got.Danqing.State, tasks, got.Danqing.Message)
-		default:
-			if _, err := os.Stat(w.files.Path(got.Danqing.Images[0].Key)); err != nil {
-				return false, err
-			}
+		if got.Danqing.State != jobs.StateSucceeded || tasks != 1 {
+			return fmt.Errorf("%s: %s with %d tasks: %s", got.Prompt, got.Danqing.State, tasks, got.Danqing.Message)
+		}
+		if _, err := os.Stat(w.files.Path(got.Danqing.Images[0].Key)); err != nil {
+			return err
 		}
 	}
-	return held, nil
+	return nil
 }

@@ -2,6 +2,8 @@ package dashscope
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -82,6 +84,7 @@ type Client struct {
 	base      *url.URL
 	authorize func(*http.Request)   // a closure, so that %v of a Client shows no key
 	scrub     func(s string) string // removes the key and signed queries from a text
+	keyMark   string
 	userAgent string
 	timeouts  struct{ create, query, upload time.Duration }
 	turns     *rate.Limiter
@@ -124,7 +127,8 @@ func New(cfg Config) (*Client, error) {
 				r.Header.Set(HeaderWorkspace, cfg.Workspace)
 			}
 		},
-		scrub: func(s string) string { return scrub(s, cfg.APIKey) },
+		scrub:   func(s string) string { return scrub(s, cfg.APIKey) },
+		keyMark: keyMark(cfg.APIKey),
 	}
 	c.timeouts.create = or(cfg.CreateTimeout, defaultCreateTimeout)
 	c.timeouts.query = or(cfg.QueryTimeout, defaultQueryTimeout)
@@ -204,6 +208,16 @@ func proxyFromEnvironment(r *http.Request) (*url.URL, error) {
 func (c *Client) BaseURL() *url.URL {
 	u := *c.base
 	return &u
+}
+
+// KeyMark tells the client's API key from others without showing it: 8 bytes of a
+// hash, in hex. Keys have more than a hundred random bits, so that none can be
+// guessed from its mark.
+func (c *Client) KeyMark() string { return c.keyMark }
+
+func keyMark(key string) string {
+	sum := sha256.Sum256([]byte("danqing key mark\x00" + key))
+	return hex.EncodeToString(sum[:8])
 }
 
 // CloseIdleConnections closes the connections that wait for the next query.

@@ -1,0 +1,131 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// budgetPause is how often a lane looks whether its account's budget for the day has
+// room again: the day ends, the budget is raised, or a reservation is freed.
+const budgetPause = time.Minute
+
+// chargeOf is what the ledger books of an attempt.
+func chargeOf(rec *jobs.Record, images int, microYuan int64) jobs.Charge {
+	c := jobs.Charge{
+		Account: rec.Account, JobID: rec.ID, Attempt: rec.Attempt, At: rec.SubmittedAt,
+		Model: rec.Model, Batch: rec.Batch, Labels: rec.Labels, Images: images, MicroYuan: microYuan,
+	}
+	if rec.Request != nil {
+		c.Batch, c.Labels = rec.Request.Batch, rec.Request.Labels
+	}
+	return c
+}
+
+// cost is the price of so many images on an account, in micro-yuan; 0 if the account
+// is not configured here, or the model not sold in its region.
+func (w *Worker) cost(account, model string, images int) int64 {
+	a := w.accountNamed(account)
+	m, err := jobs.LookupModel(model)
+	if a == nil || err != nil {
+		return 0
+	}
+	cost, _ := m.CostIn(a.remote.Region(), images)
+	return cost
+}
+
+// reserve keeps the money for an attempt. It fails with a [*trouble], or, where the
+// batch's budget has no room, holds the job, of which nothing is bought.
+func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int) error {
+	err := l.jobs.Reserve(ctx, chargeOf(intent, images, l.cost(l.account.name, l.model.Name, images)), l.account.dailyBudget)
+	var full *jobs.BudgetError
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &full):
+		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+	case full.Batch == "":
+		return &trouble{wait: &backoff{first: budgetPause, most: budgetPause}, message: "nothing is submitted: the day's budget is spent", why: err}
+	}
+	next := held(rec, codeBudgetReached, "nothing was bought: "+full.Error()+"; run the batch again with a larger --budget")
+	next.Request = intent.Request
+	l.log.Warn("job held: the batch's budget is spent", "job_id", rec.ID, "err", err)
+	if err := l.advance(ctx, rec, next); err != nil {
+		return err
+	}
+	return jobs.ErrConflict // look again
+}
+
+// release frees what was reserved for an attempt that costs nothing.
+func (w *Worker) release(ctx context.Context, rec *jobs.Record) error {
+	return w.jobs.Release(context.WithoutCancel(ctx), chargeOf(rec, 0, 0))
+}
+
+// settleTask books what a task cost, once however often it is called.
+func (w *Worker) settleTask(ctx context.Context, rec *jobs.Record, taskID string, images int, microYuan int64) error {
+	return w.jobs.Settle(context.WithoutCancel(ctx), chargeOf(rec, images, microYuan), taskID)
+}
+
+// codeBudgetReached is the code of a job that its batch's budget has no room for.
+const codeBudgetReached = "BudgetReached"
+
+// until repeats what only Redis can hinder, which the journal knows already.
+func (w *Worker) until(ctx context.Context, jobID string, do func(context.Context) error) error {
+	for trouble := (&backoff{first: 100 * time.Millisecond, most: 10 * time.Second}); ; {
+		err := do(ctx)
+		if err == nil {
+			return nil
+		}
+		w.log.Warn("redis does not answer, trying again", "job_id", jobID, "err", err)
+		if err := w.sleep(ctx, trouble.next()); err != nil {
+			return err
+		}
+	}
+}
+
+// freeLeaked frees what attempts have reserved that are over, or were never begun:
+// their worker died in between. It looks at the days on which an attempt can be open.
+func (w *Worker) freeLeaked(ctx context.Context) error {
+	for _, a := range w.accounts {
+		for _, day := range []time.Time{time.Now().Add(-24 * time.Hour), time.Now()} {
+			open, err := w.jobs.OpenReservations(ctx, a.name, day)
+			if err != nil {
+				return err
+			}
+			for _, charge := range open {
+				if time.Since(charge.At) < sweepAge {
+					continue
+				}
+				needed, err := w.reservationNeeded(ctx, charge)
+				if err != nil {
+					return err
+				}
+				if needed {
+					continue
+				}
+				if err := w.jobs.Release(ctx, charge); err != nil {
+					return fmt.Errorf("free a reservation: %w", err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// reservationNeeded reports whether an attempt may still cost something.
+func (w *Worker) reservationNeeded(ctx context.Context, charge jobs.Charge) (bool, error) {
+	if _, open := w.cfg.DataDir.Journal.of(charge.JobID); open {
+		return true, nil
+	}
+	rec, err := w.jobs.Get(ctx, charge.JobID)
+	if errors.Is(err, jobs.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return true, err
+	}
+	return !rec.State.Final() && !rec.State.Waiting() && rec.Attempt == charge.Attempt, nil
+}

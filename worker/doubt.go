@@ -1,0 +1,244 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+const (
+	codeAmbiguous = "SubmitAmbiguous"
+	codeNotMade   = "NotMade"
+	// shares of the submit limit, 300 s: how often the list is looked at, at first and
+	// later, and how long after the last word of a create its task is believed to be
+	// the only one. How soon the list shows a new task is not documented.
+	doubtLooks   = 300 // every second
+	doubtLongest = 10  // every 30 s
+	doubtSettled = 10  // 30 s
+	// doubtUnseen is how often in a row no task of the create must be seen open before
+	// the next one may be submitted.
+	doubtUnseen = 3
+	// doubtPatience is how long a list that fails keeps the slot.
+	doubtPatience = time.Minute
+	// doubtShortest bounds the looks where a simulator's limit is short.
+	doubtShortest = 100 * time.Millisecond
+)
+
+const ambiguous = "it is unknown whether a task was made; the account's list is searched for it, and until that is clear it is not submitted again: "
+
+// doubtful is a record whose create has an unknown outcome.
+func doubtful(rec *jobs.Record, a *account, why string) *jobs.Record {
+	next := *rec
+	next.Code, next.Message = codeAmbiguous, ambiguous+why
+	if a != nil {
+		next.DoubtAt, _ = a.serviceNow()
+	}
+	return &next
+}
+
+// beginDoubt parks an intent of which a task may have come. requestID is the
+// service's name of the create, if its answer had one.
+func (l *lane) beginDoubt(ctx context.Context, rec *jobs.Record, why, requestID string) (*jobs.Record, error) {
+	next := doubtful(rec, l.account, why)
+	next.RequestID = requestID
+	l.journal(entryAmbiguous, next)
+	l.log.Warn("unknown whether a task was made: looking for it", "job_id", rec.ID, "attempt", rec.Attempt, "err", why)
+	return next, l.advance(ctx, rec, next)
+}
+
+// doubt finds out what became of a create whose outcome is unknown, by the account's
+// list: it gives the job its task, or takes the intent back, or holds the job. The
+// effort keeps its slot while a task that may be the job's is open; other jobs go on
+// then. It returns when the record is another one.
+func (l *lane) doubt(ctx context.Context, e *effort, rec *jobs.Record) (err error) {
+	if rec.DoubtAt.IsZero() {
+		if rec, err = l.beginDoubt(ctx, rec, diedSubmitting, ""); err != nil {
+			return err
+		}
+	}
+	limit := l.submitLimit()
+	pace := backoff{first: max(limit/doubtLooks, doubtShortest), most: max(limit/doubtLongest, doubtShortest)}
+	wait, answered := pace.first, time.Now()
+	for unseen := 0; ; {
+		if err := l.sleep(ctx, wait); err != nil {
+			return err
+		}
+		known, err := l.jobs.Get(ctx, rec.ID)
+		if err == nil && (known.State != jobs.StateSubmitting || known.Attempt != rec.Attempt || known.Term != rec.Term) || errors.Is(err, jobs.ErrNotFound) {
+			return nil
+		}
+		view := (*listing)(nil)
+		if err == nil {
+			view, err = l.look(ctx)
+		}
+		if errors.Is(err, ErrStopped) || ctx.Err() != nil {
+			return err
+		}
+		if err != nil {
+			l.log.Warn("tasks not listed, asking again", "job_id", rec.ID, "err", err)
+			if wait = pace.next(); time.Since(answered) > doubtPatience {
+				l.letGo(e)
+			}
+			continue
+		}
+		answered = time.Now()
+		done, open, err := l.settleDoubt(ctx, rec, view)
+		if done || err != nil {
+			return err
+		}
+		if unseen++; open {
+			unseen = 0
+		}
+		if unseen >= doubtUnseen {
+			l.letGo(e)
+			wait = pace.next()
+		}
+	}
+}
+
+// settleDoubt acts on what a listing tells of an intent. open reports whether a task
+// that may be its own waits or runs.
+func (l *lane) settleDoubt(ctx context.Context, rec *jobs.Record, view *listing) (done, open bool, err error) {
+	key, err := l.keyID(ctx, rec.KeyMark)
+	if err != nil {
+		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
+		return false, true, nil
+	}
+	limit := l.submitLimit()
+	now, _ := l.account.serviceNow()
+	what, tasks := decide(l.intentOf(rec), view, key, rec.RequestID, limit, limit/doubtSettled, now)
+	switch what {
+	case adoptTask:
+		return true, false, l.adopt(ctx, rec, tasks[0])
+	case holdJob:
+		return true, false, l.holdDoubt(ctx, rec, tasks)
+	case noTask:
+		if l.upToDate(rec, view) {
+			return true, false, l.notMade(ctx, rec)
+		}
+	case undecided:
+	}
+	for _, task := range tasks {
+		if task.Status == dashscope.StatusPending || task.Status == dashscope.StatusRunning {
+			open = true
+		}
+	}
+	return false, open, nil
+}
+
+// upToDate reports whether the list shows the last task that was made after an
+// intent, if there is one: then it shows all before it.
+func (l *lane) upToDate(rec *jobs.Record, view *listing) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, shown := view.all[l.latest.id]
+	return l.latest.id == "" || shown || l.latest.at.Before(rec.SubmittedAt) || view.at.Sub(l.latest.at) > dashscope.TaskLifetime
+}
+
+// adopt gives a job the task that was made for it.
+func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskInfo) error {
+	if err := l.jobs.ClaimTask(ctx, task.TaskID, rec.ID); err != nil {
+		var owned *jobs.TaskOwnedError
+		if errors.As(err, &owned) {
+			return nil // somebody was faster: look again
+		}
+		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+	}
+	next := *rec
+	next.State, next.TaskID, next.Adopted = jobs.StateGenerating, task.TaskID, true
+	next.Code, next.Message, next.DoubtAt = "", "", time.Time{}
+	l.journal(entryTask, &next)
+	l.tasks.Store(next.TaskID, true)
+	l.log.Info("task adopted", "job_id", rec.ID, "task_id", task.TaskID, "attempt", rec.Attempt)
+	return l.advance(ctx, rec, &next)
+}
+
+// notMade takes an intent back of which no task came, so that the job is bought
+// again. Should one show up all the same, it is known by what is noted here.
+func (l *lane) notMade(ctx context.Context, rec *jobs.Record) error {
+	gone := l.intentOf(rec)
+	gone.NotMade = true
+	encoded, err := encode(gone)
+	if err == nil {
+		err = l.cfg.DataDir.Journal.append(entryNotMade, rec)
+	}
+	if err == nil {
+		err = l.cfg.Redis.HSet(ctx, l.key(doubts), doubtName(rec.ID, rec.Attempt), encoded).Err()
+	}
+	if err == nil {
+		err = l.release(ctx, rec)
+	}
+	if err != nil {
+		return &trouble{wait: &l.waits.unreachable, message: "an intent cannot be taken back", why: err}
+	}
+	l.log.Warn("no task was made: submitting again", "job_id", rec.ID, "attempt", rec.Attempt)
+	next := *rec
+	next.PastAttempts = append(rec.PastAttempts[:len(rec.PastAttempts):len(rec.PastAttempts)], jobs.Attempt{
+		Attempt: rec.Attempt, Term: rec.Term, SubmittedAt: rec.SubmittedAt, EndedAt: time.Now().UTC(),
+		Code: codeNotMade, Message: "its create was lost: the account's list has no task of it",
+	})
+	next.ClearDoubt()
+	next.Code, next.Message = "", ""
+	if l.cancelRequested(ctx, rec) {
+		return l.over(ctx, rec, ended(&next, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))
+	}
+	next.State = jobs.StateQueued
+	return l.advance(ctx, rec, &next)
+}
+
+// holdDoubt leaves it to a person which of the tasks, if any, is the job's. Their
+// images are kept meanwhile: a task's live for a day.
+func (l *lane) holdDoubt(ctx context.Context, rec *jobs.Record, candidates []dashscope.TaskInfo) error {
+	next := *rec
+	next.Candidates = nil
+	for _, task := range candidates {
+		next.Candidates = append(next.Candidates, task.TaskID)
+	}
+	why := fmt.Sprintf("a task may have been made, which may be one of %d on the account's list that are no known job's: their images are kept under _held/ in the bucket", len(candidates))
+	if len(candidates) == 0 {
+		why = "a task may have been made; its intent is too old for the account's list to tell"
+	}
+	for _, id := range next.Candidates {
+		if err := l.keepLater(ctx, keepsake{JobID: rec.ID, Attempt: rec.Attempt, Account: l.account.name, Model: l.model.Name, TaskID: id}); err != nil {
+			return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+		}
+	}
+	return l.park(ctx, rec, held(&next, codeAmbiguous, why), entryHeld)
+}
+
+// submitLimit is how long after an intent a task may still come of it. Only a
+// simulator, whose manners are known, may be trusted with less than the service's own.
+func (w *Worker) submitLimit() time.Duration {
+	if w.cfg.SubmitLimit > 0 && w.Simulated() {
+		return w.cfg.SubmitLimit
+	}
+	return max(w.cfg.SubmitLimit, submitLimit)
+}
+
+// recoverDoubts tells Redis, which may have forgotten, of the intents that this
+// worker has bought again.
+func (w *Worker) recoverDoubts(ctx context.Context) error {
+	for _, e := range w.cfg.DataDir.Journal.notMadeEntries() {
+		i := intent{
+			JobID: e.JobID, Attempt: e.Attempt, From: e.Record.ServiceAt, Until: e.Record.DoubtAt, Mark: e.Record.KeyMark, NotMade: true,
+			Slack: e.Record.ServiceAt.IsZero(),
+		}
+		if i.Slack {
+			i.From = e.Record.SubmittedAt
+		}
+		encoded, err := json.Marshal(i)
+		if err != nil {
+			return fmt.Errorf("encode intent of %s: %w", e.JobID, err)
+		}
+		key := jobs.LaneKey(e.Record.Account, e.Record.Model, doubts)
+		if err := w.cfg.Redis.HSetNX(ctx, key, doubtName(e.JobID, e.Attempt), encoded).Err(); err != nil {
+			return fmt.Errorf("note intent of %s: %w", e.JobID, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,250 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+const (
+	// epochKey holds a name that the first worker gives to what Redis knows: it is gone
+	// when that is.
+	epochKey = "danqing:epoch"
+	// memoryInterval is how often a worker looks whether Redis may have forgotten.
+	memoryInterval = 5 * time.Second
+	// trusted is the key of what a lane's last holder knew Redis by, and suspects of
+	// the tasks that jobs of the lane may have made which Redis has forgotten.
+	trusted  = "trusted"
+	suspects = "suspects"
+
+	codeMayBeMade = "MayBeMade"
+)
+
+// memory names what Redis knows: it changes when Redis may have forgotten some of it,
+// after a restart or a failover, or all.
+func (w *Worker) memory(ctx context.Context) (string, error) {
+	run, err := w.jobs.RunID(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := w.cfg.Redis.SetNX(ctx, epochKey, w.cfg.DataDir.holder+"-"+time.Now().UTC().Format(time.RFC3339), 0).Err(); err != nil {
+		return "", fmt.Errorf("write %s: %w", epochKey, err)
+	}
+	epoch, err := w.cfg.Redis.Get(ctx, epochKey).Result()
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", epochKey, err)
+	}
+	return epoch + "/" + cmp.Or(run, "embedded"), nil
+}
+
+// watchMemory tells Redis again what this worker knows whenever it may have forgotten,
+// until the returned function is called.
+func (w *Worker) watchMemory(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for w.sleep(ctx, memoryInterval) == nil {
+			now, err := w.memory(ctx)
+			if err == nil && now != w.lastMemory() {
+				err = w.remind(ctx, now)
+			}
+			if err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
+				w.log.Warn(redisAway, "err", err)
+			}
+		}
+	}()
+	return func() { cancel(); <-done }
+}
+
+// lastMemory is what Redis was when this worker last told it what it knows.
+func (w *Worker) lastMemory() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.remembers
+}
+
+// remind tells a Redis that may have forgotten what this worker knows: its journal,
+// whose tasks are whose, and the queues.
+func (w *Worker) remind(ctx context.Context, now string) error {
+	if w.lastMemory() != "" {
+		w.log.Warn("redis may have forgotten: telling it what the journal knows")
+	}
+	if err := w.recoverJournal(ctx); err != nil {
+		return err
+	}
+	if err := w.recoverDoubts(ctx); err != nil {
+		return err
+	}
+	for task, e := range w.cfg.DataDir.Journal.ownedTasks() {
+		if err := w.jobs.ClaimTask(ctx, task, e.JobID); err != nil && !errors.As(err, new(*jobs.TaskOwnedError)) {
+			return err
+		}
+	}
+	if err := w.jobs.Register(ctx, w.models()); err != nil {
+		return err
+	}
+	durability, err := w.jobs.Durability(ctx)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.remembers, w.durability = now, durability
+	return nil
+}
+
+// acknowledged asks for the strongest acknowledgement that Redis gives of what was
+// written. Without one the journal alone has it for certain, so that it is said and
+// the work goes on.
+func (w *Worker) acknowledged(ctx context.Context, jobID string) {
+	w.mu.Lock()
+	durability := w.durability
+	w.mu.Unlock()
+	if err := w.jobs.Acknowledge(ctx, durability); err != nil {
+		w.log.Warn("redis has not said that the intent is kept", "job_id", jobID, "err", err)
+	}
+}
+
+func (w *Worker) models() []string {
+	models := make([]string, len(w.lanes))
+	for i, lane := range w.lanes {
+		models[i] = lane.model.Name
+	}
+	return models
+}
+
+// recall finds out at the beginning of a term whether Redis has forgotten what an
+// earlier holder was at. Then a job on the queue may have been paid for: everybody
+// gets the time of a lease to tell what he knows, and for each of the account's tasks
+// that is still nobody's the next job is held.
+func (l *lane) recall(ctx context.Context) error {
+	if l.cfg.OwnQueue {
+		return nil // it begins empty, and the journal is all there is to know
+	}
+	now := l.memory
+	last, err := l.cfg.Redis.Get(ctx, l.key(trusted)).Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return fmt.Errorf("read %s: %w", l.key(trusted), err)
+	}
+	if last == now || last == "" && !l.worked() {
+		return l.trust(ctx, now)
+	}
+	l.log.Warn("redis may have forgotten what this lane was at: waiting for other workers to tell", "wait", leaseTTL)
+	if err := l.sleep(ctx, leaseTTL); err != nil {
+		return err
+	}
+	if l.first, err = l.look(ctx); err != nil {
+		return err
+	}
+	orphans, err := l.unexplained(ctx)
+	if err != nil {
+		return err
+	}
+	for _, task := range orphans {
+		l.log.Error("a task of this key is no known job's: the next job is held, and its images are kept", "task_id", task.TaskID)
+		if err := l.cfg.Redis.HSet(ctx, l.key(suspects), task.TaskID, task.GmtCreate).Err(); err != nil {
+			return fmt.Errorf("note a task that is nobody's: %w", err)
+		}
+		if err := l.keepLater(ctx, keepsake{JobID: "unknown", Account: l.account.name, Model: l.model.Name, TaskID: task.TaskID}); err != nil {
+			return err
+		}
+	}
+	return l.trust(ctx, now)
+}
+
+// trusts reports whether the lane has been through recall since Redis may have
+// forgotten.
+func (l *lane) trusts(ctx context.Context) bool {
+	last, err := l.cfg.Redis.Get(ctx, l.key(trusted)).Result()
+	return err == nil && last == l.memory || l.cfg.OwnQueue
+}
+
+// worked reports whether this worker has worked on the lane's account before.
+func (l *lane) worked() bool {
+	return l.cfg.DataDir.Journal.keyID(l.account.remote.KeyMark()) != ""
+}
+
+// trust notes what Redis is known by, and reads which tasks jobs are held for.
+func (l *lane) trust(ctx context.Context, now string) error {
+	if err := l.cfg.Redis.Set(ctx, l.key(trusted), now, 0).Err(); err != nil {
+		return fmt.Errorf("write %s: %w", l.key(trusted), err)
+	}
+	noted, err := l.cfg.Redis.HKeys(ctx, l.key(suspects)).Result()
+	if err != nil {
+		return fmt.Errorf("read tasks that are nobody's: %w", err)
+	}
+	slices.Sort(noted)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.suspects = noted
+	return nil
+}
+
+// unexplained are the tasks of the lane's key that nobody owns, not even a sidecar, and
+// that no intent which is known can have made.
+func (l *lane) unexplained(ctx context.Context) ([]dashscope.TaskInfo, error) {
+	key, err := l.keyID(ctx, l.account.remote.KeyMark())
+	if err != nil || key == "" {
+		return nil, err
+	}
+	orphans := map[string]dashscope.TaskInfo{}
+	for _, task := range l.first.unowned {
+		known := slices.ContainsFunc(l.first.intents, func(i intent) bool { return i.mayHaveMade(task, l.submitLimit()) })
+		if task.APIKeyID == key && !known {
+			orphans[task.TaskID] = task
+		}
+	}
+	if len(orphans) == 0 {
+		return nil, nil
+	}
+	err = l.cfg.Bucket.RecentSidecars(ctx, time.Now().Add(-taskMemory), func(s *storage.Sidecar) error {
+		for _, attempt := range s.Attempts {
+			if _, ours := orphans[attempt.TaskID]; ours {
+				delete(orphans, attempt.TaskID)
+				if err := l.jobs.ClaimTask(ctx, attempt.TaskID, s.JobID); err != nil && !errors.As(err, new(*jobs.TaskOwnedError)) {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return slices.Collect(maps.Values(orphans)), nil
+}
+
+// holdSuspect holds a job that may have been made by a task which Redis has forgotten,
+// one for each such task.
+func (l *lane) holdSuspect(ctx context.Context, rec *jobs.Record, req *jobs.Request) error {
+	l.mu.Lock()
+	tasks := slices.Clone(l.suspects)
+	l.mu.Unlock()
+	if len(tasks) == 0 {
+		return nil
+	}
+	next := held(rec, codeMayBeMade, fmt.Sprintf("Redis has lost its data, and %d of the account's tasks are no known job's: this job may have been made by one of them, whose images are kept under _held/ in the bucket", len(tasks)))
+	next.Candidates, next.Account, next.Request = tasks, l.account.name, req
+	l.log.Error("job held: a person must decide", "job_id", rec.ID, "err", next.Message)
+	if err := l.advance(ctx, rec, next); err != nil {
+		return err
+	}
+	if err := l.cfg.Redis.HDel(ctx, l.key(suspects), tasks[0]).Err(); err != nil {
+		l.log.Warn(redisAway, "err", err)
+	}
+	l.mu.Lock()
+	l.suspects = tasks[1:]
+	l.mu.Unlock()
+	return jobs.ErrConflict // look again
+}

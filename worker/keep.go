@@ -1,0 +1,296 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+// A keepsake is a task that is paid for and is, as far as is known, no job's: a
+// candidate of a held job, or one that a lost create made after its job was bought
+// again. Its images are kept under _held/ in the bucket.
+type keepsake struct {
+	JobID   string `json:"job_id"`
+	Attempt int    `json:"attempt"`
+	Account string `json:"account"`
+	Model   string `json:"model"`
+	TaskID  string `json:"task_id"`
+	// Extra says that the job has another task: this one is cancelled if it has not
+	// begun.
+	Extra bool `json:"extra,omitempty"`
+}
+
+// keepsakes is the key of those of a lane, by task.
+const keepsakes = "keepsakes"
+
+// lateMost is how long after its intent a task is still believed to be of a create that
+// was taken for lost. The service itself gives one up after 300 s.
+const lateMost = time.Hour
+
+// keepInterval is how often a lane looks for more of them.
+const keepInterval = 5 * time.Second
+
+// keepLater has a lane's holder look after a task. It is known from then on.
+func (w *Worker) keepLater(ctx context.Context, k keepsake) error {
+	encoded, err := json.Marshal(k)
+	if err != nil {
+		return err
+	}
+	if err := w.cfg.Redis.HSetNX(ctx, jobs.LaneKey(k.Account, k.Model, keepsakes), k.TaskID, encoded).Err(); err != nil {
+		return fmt.Errorf("note task %s: %w", k.TaskID, err)
+	}
+	err = w.jobs.KeepTask(ctx, k.TaskID, k.JobID)
+	if owned := (*jobs.TaskOwnedError)(nil); errors.As(err, &owned) {
+		return nil // it is kept already
+	}
+	return err
+}
+
+// keeper looks after a lane's keepsakes while the lane is held.
+type keeper struct {
+	*lane
+	group sync.WaitGroup
+	mu    sync.Mutex
+	busy  map[string]bool
+}
+
+// keep begins to look after the lane's keepsakes, and for tasks that lost creates have
+// made late. The returned function ends it.
+func (l *lane) keep(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	k := &keeper{lane: l, busy: map[string]bool{}}
+	k.group.Go(func() {
+		for next := time.Now(); ; {
+			if err := k.beginAll(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
+				l.log.Warn(redisAway, "err", err)
+			}
+			if !time.Now().Before(next) {
+				k.lateTasks(ctx)
+				next = time.Now().Add(max(l.submitLimit()/doubtLongest, doubtShortest))
+			}
+			if l.sleep(ctx, min(keepInterval, max(l.submitLimit()/doubtLongest, doubtShortest))) != nil {
+				return
+			}
+		}
+	})
+	return func() { cancel(); k.group.Wait() }
+}
+
+// beginAll starts on the keepsakes that nobody is at.
+func (k *keeper) beginAll(ctx context.Context) error {
+	noted, err := k.cfg.Redis.HGetAll(ctx, k.key(keepsakes)).Result()
+	if err != nil {
+		return fmt.Errorf("read tasks to keep: %w", err)
+	}
+	for id, encoded := range noted {
+		var kept keepsake
+		if err := json.Unmarshal([]byte(encoded), &kept); err != nil {
+			return fmt.Errorf("read task %s to keep: %w", id, err)
+		}
+		k.mu.Lock()
+		busy := k.busy[id]
+		k.busy[id] = true
+		k.mu.Unlock()
+		if busy {
+			continue
+		}
+		k.group.Go(func() {
+			if k.one(ctx, kept) == nil {
+				k.forget(ctx, id)
+			}
+			k.mu.Lock()
+			delete(k.busy, id)
+			k.mu.Unlock()
+		})
+	}
+	return nil
+}
+
+func (k *keeper) forget(ctx context.Context, id string) {
+	if err := k.cfg.Redis.HDel(context.WithoutCancel(ctx), k.key(keepsakes), id).Err(); err != nil {
+		k.log.Warn("task to keep not forgotten", "task_id", id, "err", err)
+	}
+}
+
+// one takes a task to its end and its images into the bucket. An error means that it
+// is to be done once more.
+func (k *keeper) one(ctx context.Context, kept keepsake) error {
+	if err := k.keepLater(ctx, kept); err != nil {
+		return err
+	}
+	pace := backoff{first: time.Second, most: pollLongest}
+	for {
+		if err := k.ask(ctx); err != nil {
+			return err
+		}
+		task, err := k.account.remote.Query(ctx, kept.TaskID)
+		status := ""
+		if err == nil {
+			status = task.Output.TaskStatus
+		}
+		switch status {
+		case dashscope.StatusSucceeded:
+			return k.store(ctx, kept, task)
+		case dashscope.StatusFailed, dashscope.StatusCanceled, dashscope.StatusUnknown:
+			k.log.Info("task to keep has no image", "job_id", kept.JobID, "task_id", kept.TaskID, "status", status)
+			return nil
+		case dashscope.StatusPending:
+			if kept.Extra {
+				if err := k.account.remote.Cancel(ctx, kept.TaskID); err != nil && !errors.Is(err, dashscope.ErrNotPending) {
+					k.log.Warn("task not cancelled", "job_id", kept.JobID, "task_id", kept.TaskID, "err", err)
+				}
+			}
+		}
+		if err := k.sleep(ctx, pace.next()); err != nil {
+			return err
+		}
+	}
+}
+
+// store puts a task's images under _held/, and its cost into the ledger.
+func (k *keeper) store(ctx context.Context, kept keepsake, task *dashscope.Task) error {
+	rec := &jobs.Record{ID: kept.JobID, Attempt: kept.Attempt, Account: kept.Account, Model: kept.Model, SubmittedAt: time.Now().UTC()}
+	if known, err := k.jobs.Get(ctx, kept.JobID); err == nil {
+		rec.Batch, rec.Labels, rec.Request = known.Batch, known.Labels, known.Request
+	}
+	if err := k.settleTask(ctx, rec, kept.TaskID, charged(task), k.cost(kept.Account, kept.Model, charged(task))); err != nil {
+		k.log.Warn(redisAway, "task_id", kept.TaskID, "err", err)
+		return err
+	}
+	for i, result := range task.Output.Results {
+		if result.URL == "" {
+			continue
+		}
+		if err := k.image(ctx, kept, i+1, secure(result.URL)); err != nil {
+			k.log.Warn("image of a task to keep not stored, trying again", "job_id", kept.JobID, "task_id", kept.TaskID, "err", err)
+			if err := k.sleep(ctx, storeRetry); err != nil {
+				return err
+			}
+			return err
+		}
+	}
+	k.log.Error("images are kept of a task that is no known job's", "job_id", kept.JobID, "task_id", kept.TaskID, "images", len(task.Output.Results))
+	return nil
+}
+
+func (k *keeper) image(ctx context.Context, kept keepsake, n int, link string) error {
+	name := kept.TaskID + "-" + strconv.Itoa(n) + ".png"
+	file, err := k.cfg.Spool.Fetch(ctx, name, link)
+	path := ""
+	var failed *storage.FetchError
+	switch {
+	case err == nil:
+		path = file.Path
+	case errors.As(err, &failed) && failed.Path != "":
+		path = failed.Path // whatever it is
+	case errors.As(err, &failed) && failed.Kind == storage.FetchGone:
+		return nil // dead: there is nothing left to keep
+	default:
+		return err
+	}
+	if err := k.cfg.Bucket.Hold(ctx, kept.TaskID, name, path); err != nil {
+		return err
+	}
+	return k.cfg.Spool.Remove(name)
+}
+
+// lateTasks looks for tasks of creates that were taken for lost, and bought again:
+// each is paid for unless it can be cancelled.
+func (k *keeper) lateTasks(ctx context.Context) {
+	waiting, err := k.cfg.Redis.HLen(ctx, k.key(doubts)).Result()
+	if err != nil || waiting == 0 {
+		return
+	}
+	view, err := k.look(ctx)
+	if err != nil {
+		return // the next look tells
+	}
+	late := map[string]intent{}
+	gone := 0
+	for _, i := range view.intents {
+		if i.NotMade {
+			gone++
+		}
+	}
+	for _, task := range view.unowned {
+		maker := k.lateMaker(ctx, view, task)
+		if maker != nil {
+			late[task.TaskID] = *maker
+		}
+	}
+	if len(late) > gone {
+		k.log.Error("another program uses the API key: its tasks cannot be told from lost ones; give Danqing a key of its own", "tasks", len(late))
+		return
+	}
+	for id, i := range late {
+		k.log.Error("a task showed up whose create was taken for lost: it is cancelled if it has not begun", "job_id", i.JobID, "task_id", id)
+		err := k.keepLater(ctx, keepsake{JobID: i.JobID, Attempt: i.Attempt, Account: k.account.name, Model: k.model.Name, TaskID: id, Extra: true})
+		if err != nil {
+			k.log.Warn(redisAway, "task_id", id, "err", err)
+		}
+	}
+}
+
+// lateMaker is the intent, bought again meanwhile, that alone can have made a task.
+func (k *keeper) lateMaker(ctx context.Context, view *listing, task dashscope.TaskInfo) *intent {
+	var maker *intent
+	for _, i := range view.intents {
+		if !i.mayHaveMade(task, lateMost) {
+			continue
+		}
+		key, err := k.keyID(ctx, i.Mark)
+		if !i.NotMade || err != nil || key == "" || key != task.APIKeyID {
+			return nil
+		}
+		maker = &i
+	}
+	return maker
+}
+
+// charged is how many images of a task are paid for.
+func charged(task *dashscope.Task) int {
+	if task.Usage != nil && task.Usage.ImageCount > 0 {
+		return task.Usage.ImageCount
+	}
+	n := 0
+	for _, r := range task.Output.Results {
+		if r.URL != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// stray looks after a task that was made for a job which has another one by now, or
+// does without.
+func (w *Worker) stray(ctx context.Context, rec *jobs.Record) error {
+	owners, err := w.jobs.TaskOwners(ctx, []string{rec.TaskID})
+	if err != nil {
+		return err
+	}
+	if owners[rec.TaskID] != "" {
+		return nil
+	}
+	w.log.Error("a task was made for a job that has another one: it is cancelled if it has not begun", "job_id", rec.ID, "task_id", rec.TaskID)
+	return w.keepLater(ctx, keepsake{JobID: rec.ID, Attempt: rec.Attempt, Account: rec.Account, Model: rec.Model, TaskID: rec.TaskID, Extra: true})
+}
+
+// toKeep counts the tasks that the worker's lanes have yet to keep.
+func (w *Worker) toKeep(ctx context.Context) int64 {
+	n := int64(0)
+	for _, spec := range w.lanes {
+		some, err := w.cfg.Redis.HLen(ctx, jobs.LaneKey(spec.account.name, spec.model.Name, keepsakes)).Result()
+		if err == nil {
+			n += some
+		}
+	}
+	return n
+}

@@ -1,0 +1,239 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+const (
+	// listPage is how many tasks are asked for at once. The service's maximum is not
+	// documented: what it returns is counted, not what was asked for.
+	listPage = 100
+	// listTries is how often a list that changes while it is read is read anew.
+	listTries = 5
+)
+
+// listing is what the service and everybody's notes told of a lane's tasks at one
+// moment.
+type listing struct {
+	at time.Time
+	// all are the tasks of the last 24 hours by ID, and unowned those that no record,
+	// journal or keeper owns, newest first.
+	all     map[string]dashscope.TaskInfo
+	unowned []dashscope.TaskInfo
+	// intents are the creates that may have made one: those without an outcome, and
+	// those that were bought again.
+	intents []intent
+}
+
+// ask waits for the lane's turn to ask the service something: all of an account's
+// lanes share half of what it allows.
+func (l *lane) ask(ctx context.Context) error {
+	return l.sleep(ctx, l.queries.Reserve().Delay())
+}
+
+// wholeList reads the account's tasks of the lane's model to the end, without a
+// filter by time, whose zone is not documented. A list that changed on the way is
+// read anew.
+func (l *lane) wholeList(ctx context.Context) (tasks []dashscope.TaskInfo, err error) {
+	name, _ := l.model.NameIn(l.account.remote.Region())
+	for range listTries {
+		seen := map[string]bool{}
+		tasks = nil
+		first, total := -1, 0
+		for no, more := 1, true; more; no++ {
+			if err := l.ask(ctx); err != nil {
+				return nil, err
+			}
+			page, err := l.account.remote.List(ctx, dashscope.ListFilter{Model: name, PageNo: no, PageSize: listPage})
+			if err != nil {
+				return nil, err
+			}
+			l.account.clock(page.Date)
+			if total = page.Total; first < 0 {
+				first = total
+			}
+			more = false
+			for _, task := range page.Data {
+				if !seen[task.TaskID] {
+					seen[task.TaskID], more = true, true
+					tasks = append(tasks, task)
+				}
+			}
+			more = more && len(tasks) < total
+		}
+		if first == total && len(tasks) == total {
+			return tasks, nil
+		}
+	}
+	return nil, errors.New("the list of tasks changed whenever it was read")
+}
+
+// look reads the list, and who owns what is on it. The order matters: a create that
+// ends meanwhile must be seen as an intent or as an owner.
+func (l *lane) look(ctx context.Context) (*listing, error) {
+	view := &listing{at: time.Now(), all: map[string]dashscope.TaskInfo{}}
+	tasks, err := l.wholeList(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if view.intents, err = l.intents(ctx); err != nil {
+		return nil, err
+	}
+	journaled := l.cfg.DataDir.Journal.ownedTasks()
+	var unknown []string
+	for _, task := range tasks {
+		view.all[task.TaskID] = task
+		mark := journaled[task.TaskID].KeyMark
+		_, made := l.tasks.Load(task.TaskID)
+		if made && mark == "" {
+			continue
+		}
+		if mark != "" {
+			l.learnKeyID(ctx, mark, task.APIKeyID)
+		} else if _, owned := journaled[task.TaskID]; !owned {
+			unknown = append(unknown, task.TaskID)
+		}
+	}
+	owners, err := l.jobs.TaskOwners(ctx, unknown)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range unknown {
+		if owners[id] == "" {
+			view.unowned = append(view.unowned, view.all[id])
+		}
+	}
+	l.keepListing(ctx, view)
+	return view, nil
+}
+
+// keepListing keeps the last listing in which every task of the lane's key had an owner,
+// and before there was one the first.
+func (l *lane) keepListing(ctx context.Context, view *listing) {
+	clean := l.clean(ctx, view)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.first == nil || clean {
+		l.first = view
+	}
+}
+
+// clean reports whether no task of the lane's key on a listing is nobody's.
+func (l *lane) clean(ctx context.Context, view *listing) bool {
+	key, err := l.keyID(ctx, l.account.remote.KeyMark())
+	return err == nil && !slices.ContainsFunc(view.unowned, func(t dashscope.TaskInfo) bool { return key == "" || t.APIKeyID == key })
+}
+
+// listedAt is when the list was read last before an intent, if every task of the
+// lane's key had an owner then; else zero.
+func (l *lane) listedAt(ctx context.Context) time.Time {
+	l.mu.Lock()
+	view := l.first
+	l.mu.Unlock()
+	if view == nil || !l.clean(ctx, view) {
+		return time.Time{}
+	}
+	return view.at.UTC()
+}
+
+// doubts is the key of the lane's intents that were bought again, by job and attempt.
+const doubts = "doubts"
+
+func doubtName(job string, attempt int) string { return fmt.Sprintf("%s.%d", job, attempt) }
+
+// intents are the lane's creates that have no outcome, of whatever worker, and those
+// of the last day that were bought again.
+func (l *lane) intents(ctx context.Context) ([]intent, error) {
+	var found []intent
+	for filter := (jobs.ListFilter{States: []jobs.State{jobs.StateSubmitting}, Account: l.account.name, Model: l.model.Name}); ; {
+		records, cursor, err := l.jobs.List(ctx, filter)
+		if err != nil {
+			return nil, err
+		}
+		for _, rec := range records {
+			found = append(found, l.intentOf(rec))
+		}
+		if filter.Cursor = cursor; cursor == "" {
+			break
+		}
+	}
+	notMade, err := l.cfg.Redis.HGetAll(ctx, l.key(doubts)).Result()
+	if err != nil {
+		return nil, fmt.Errorf("read intents that were bought again: %w", err)
+	}
+	for name, encoded := range notMade {
+		i, err := decodeIntent(encoded)
+		if err == nil && time.Since(i.From) < taskMemory {
+			found = append(found, i)
+			continue
+		}
+		if err := l.cfg.Redis.HDel(ctx, l.key(doubts), name).Err(); err != nil {
+			return nil, fmt.Errorf("forget an intent: %w", err)
+		}
+	}
+	return found, nil
+}
+
+// clock notes the service's time, which its answers bear in whole seconds.
+func (a *account) clock(date time.Time) {
+	if date.IsZero() {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.date, a.dated = date.Add(500*time.Millisecond), time.Now()
+}
+
+// serviceNow is the time by the service's clock, and whether that is known. The own
+// clock may be set meanwhile: it is not asked.
+func (a *account) serviceNow() (time.Time, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.dated.IsZero() {
+		return time.Now().UTC(), false
+	}
+	return a.date.Add(time.Since(a.dated)).UTC(), true
+}
+
+// learnKeyID notes under which ID the service lists the tasks of a key of ours.
+func (l *lane) learnKeyID(ctx context.Context, mark, keyID string) {
+	journal := l.cfg.DataDir.Journal
+	if keyID == "" || journal.keyID(mark) == keyID {
+		return
+	}
+	if err := errors.Join(journal.setKeyID(mark, keyID), l.jobs.SetKeyID(ctx, mark, keyID)); err != nil {
+		l.log.Warn("api_key_id not noted", "err", err)
+	}
+}
+
+// keyID is the ID under which the service lists the tasks of the key with a mark, ""
+// if that is not known.
+func (l *lane) keyID(ctx context.Context, mark string) (string, error) {
+	if known := l.cfg.DataDir.Journal.keyID(mark); known != "" || mark == "" {
+		return known, nil
+	}
+	return l.jobs.KeyID(ctx, mark)
+}
+
+// meetKey learns the own key's ID from a task that was made with it, once.
+func (l *lane) meetKey(ctx context.Context, rec *jobs.Record) {
+	mark := l.account.remote.KeyMark()
+	if rec.KeyMark != mark || rec.Adopted || !rec.ResolvedAt.IsZero() || l.cfg.DataDir.Journal.keyID(mark) != "" {
+		return
+	}
+	if err := l.ask(ctx); err != nil {
+		return
+	}
+	page, err := l.account.remote.List(ctx, dashscope.ListFilter{TaskID: rec.TaskID})
+	if err != nil || len(page.Data) != 1 || page.Data[0].TaskID != rec.TaskID {
+		return // the list lags behind; the next look at the task asks again
+	}
+	l.learnKeyID(ctx, mark, page.Data[0].APIKeyID)
+}

@@ -1,0 +1,333 @@
+package worker_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// lost are the ways in which a create's answer names no task: made says whether there
+// is one.
+func lost() map[string]struct {
+	fault simulator.Fault
+	made  bool
+} {
+	return map[string]struct {
+		fault simulator.Fault
+		made  bool
+	}{
+		"reset before the task was made": {simulator.Fault{Reset: simulator.ResetBefore}, false},
+		"reset after the task was made":  {simulator.Fault{Reset: simulator.ResetAfter}, true},
+		"500 with JSON, made":            {simulator.Fault{Status: http.StatusInternalServerError, Code: "InternalError", AfterWork: true}, true},
+		"500 with JSON, not made":        {simulator.Fault{Status: http.StatusInternalServerError, Code: "InternalError"}, false},
+		"502 with HTML":                  {simulator.Fault{Status: http.StatusBadGateway, Body: "<html>bad gateway</html>"}, false},
+		"200 with garbage":               {simulator.Fault{Garbage: true, AfterWork: true}, true},
+		"200 cut in the middle":          {simulator.Fault{Truncate: true}, true},
+		"429 with HTML":                  {simulator.Fault{Status: http.StatusTooManyRequests, Body: "<html>slow down</html>"}, false},
+		"no answer within 60 s":          {simulator.Fault{Delay: 2 * time.Minute, AfterWork: true}, true},
+	}
+}
+
+// A create whose answer is lost is looked for in the account's list: its task is
+// adopted if there is one, and bought again if there is none; the jobs behind it go
+// on meanwhile, one at a time.
+func TestRules5To7LostReplies(t *testing.T) {
+	for name, c := range lost() {
+		t.Run(name, func(t *testing.T) {
+			c.fault.Route = simulator.RouteCreate
+			sim := &simulator.Simulator{ListLag: 2 * time.Second}
+			bubble(t, sim, func(t *testing.T, s *stack) {
+				s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+				s.requireMadeOnce("first")
+				sim.Script(c.fault)
+				ids := s.enqueueMany(3)
+				for _, id := range ids {
+					s.requireMadeOnce(id)
+				}
+				assert.Len(t, sim.Tasks(), 4)
+				assert.Equal(t, 1, sim.Stats().Lanes[0].MaxOpen, "the next waits for what may have been made")
+				sidecar := s.requireStored("job-1", 1)
+				if c.made {
+					assert.Len(t, sidecar.Attempts, 1)
+				} else {
+					assert.Len(t, sidecar.Attempts, 2)
+					assert.Equal(t, "NotMade", sidecar.Attempts[0].Code)
+				}
+				s.requireLedger()
+			})
+		})
+	}
+}
+
+// requireLedger checks that what the ledger says was spent is what the service
+// charges, to the last micro-yuan, and that nothing is left reserved.
+func (s *stack) requireLedger() {
+	s.t.Helper()
+	var spent, reserved int64
+	all, err := s.worker.Jobs().Spending(s.t.Context(), time.Now().Add(-48*time.Hour), time.Now())
+	require.NoError(s.t, err)
+	for _, one := range all {
+		spent += one.SpentMicroYuan
+		reserved += one.ReservedMicroYuan
+	}
+	require.Equal(s.t, s.sim.Stats().ChargedMicroYuan, spent, "spent")
+	require.Zero(s.t, reserved, "reserved")
+}
+
+// killedIn runs a job until the worker dies in the middle of its create, and starts it
+// anew with an empty queue: what the process knew is gone, but for its journal.
+func (s *stack) killedIn(fault simulator.Fault, id string) {
+	s.t.Helper()
+	ctx, kill := context.WithCancel(s.t.Context())
+	s.stop()
+	s.prepare()
+	s.ended = make(chan error, 1)
+	go func() { s.ended <- s.worker.Run(ctx) }()
+	fault.Route = simulator.RouteCreate
+	s.sim.Script(fault)
+	s.enqueue(jobs.Request{ID: id, Prompt: "prompt of " + id})
+	s.state(id, jobs.StateSubmitting)
+	<-time.After(time.Second)
+	text := s.journal("data")
+	kill()
+	<-s.ended
+	s.ended = nil
+	s.stop()
+	s.rewriteJournal("data", text)
+	s.start()
+}
+
+// A worker dies in the middle of a create: the next run adopts the task, or finds that
+// there is none, with nothing but the journal to go by.
+func TestRules5To7Killed(t *testing.T) {
+	for name, fault := range map[string]simulator.Fault{
+		"task made":     {Delay: 5 * time.Second, AfterWork: true},
+		"task not made": {Delay: 5 * time.Second, Status: http.StatusBadGateway, Body: "<html>"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+				s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+				s.requireMadeOnce("first")
+				s.killedIn(fault, "job-1")
+				require.Equal(t, jobs.StateSubmitting, s.get("job-1").State)
+				s.requireMadeOnce("job-1")
+				assert.Len(t, s.sim.Tasks(), 2)
+			})
+		})
+	}
+}
+
+// None may be concluded before the service's own limit of a request has passed.
+func TestRule6WaitsForTheLimit(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetBefore})
+		begin := time.Now()
+		s.enqueueMany(1)
+		s.requireMadeOnce("job-1")
+		tasks := sim.Tasks()
+		assert.GreaterOrEqual(t, tasks[1].CreatedAt.Sub(begin), 300*time.Second)
+		assert.Less(t, tasks[1].CreatedAt.Sub(begin), 360*time.Second)
+	})
+}
+
+// lateCreates holds the creates of a prompt back: the client's connection ends, and
+// the request reaches the service after a while.
+type lateCreates struct {
+	s      *stack
+	prompt string
+	after  time.Duration
+	taken  atomic.Bool
+	done   chan struct{}
+}
+
+func (s *stack) holdBack(prompt string, after time.Duration) *lateCreates {
+	return &lateCreates{s: s, prompt: prompt, after: after, done: make(chan struct{})}
+}
+
+// match is a fault's: it takes the request away, and has it done later.
+func (l *lateCreates) match(r *http.Request) bool {
+	body, err := io.ReadAll(r.Body)
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	if err != nil || !strings.Contains(string(body), l.prompt) || !l.taken.CompareAndSwap(false, true) {
+		return false
+	}
+	again := r.Clone(context.WithoutCancel(r.Context()))
+	again.Body = io.NopCloser(bytes.NewReader(body))
+	again.RequestURI, again.URL.Scheme, again.URL.Host = "", "http", "dashscope.simulated"
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+		return l.s.sim.DialContext(ctx, network, addr)
+	}}}
+	go func() {
+		defer close(l.done)
+		<-time.After(l.after)
+		resp, err := client.Do(again)
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+	}()
+	return true
+}
+
+// A create reaches the service a minute after its client has given up: its task is
+// adopted. One that comes after the job was bought again is cancelled, or its image
+// kept: it is found in any case.
+func TestRule6LateCreates(t *testing.T) {
+	for _, c := range []struct {
+		after time.Duration
+		tasks int
+	}{{time.Minute, 1}, {4 * time.Minute, 1}, {10 * time.Minute, 2}} {
+		t.Run(c.after.String(), func(t *testing.T) {
+			sim := &simulator.Simulator{}
+			bubble(t, sim, func(t *testing.T, s *stack) {
+				s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+				s.requireMadeOnce("first")
+				late := s.holdBack("prompt of job-1", c.after)
+				sim.Script(simulator.Fault{Route: simulator.RouteCreate, Match: late.match, Reset: simulator.ResetBefore})
+				s.enqueueMany(1)
+				require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+				<-late.done
+				<-time.After(5 * time.Minute)
+				s.requireStored("job-1", 1)
+				require.Equal(t, c.tasks, s.tasksOf("prompt of job-1"))
+				for _, task := range sim.Tasks()[1+1 : 1+c.tasks] {
+					s.requireKept(task.ID)
+				}
+				s.requireLedger()
+			})
+		})
+	}
+}
+
+// A task of a lost create that shows up late, while it waits behind another, is
+// cancelled: it costs nothing.
+func TestRule6LateCreateIsCancelled(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(4*time.Minute, 4*time.Minute)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		late := s.holdBack("prompt of job-1", 7*time.Minute)
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Match: late.match, Reset: simulator.ResetBefore})
+		s.enqueueMany(3)
+		for _, id := range []string{"job-1", "job-2", "job-3"} {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+		}
+		<-late.done
+		<-time.After(10 * time.Minute)
+		canceled := 0
+		for _, task := range sim.Tasks() {
+			if task.Status == dashscope.StatusCanceled {
+				canceled++
+				assert.Zero(t, task.ChargedMicroYuan)
+			}
+		}
+		assert.Equal(t, 1, canceled)
+		s.requireChargedOnce()
+		s.requireLedger()
+	})
+}
+
+// requireKept checks that a task's first image lies under _held/.
+func (s *stack) requireKept(task string) {
+	s.t.Helper()
+	_, err := s.bucket.Head(s.t.Context(), s.bucket.HeldKey(task, task+"-1.png"))
+	require.NoError(s.t, err)
+}
+
+// ownAndOther are two keys of one account: Danqing's, and another program's.
+func ownAndOther() map[string]simulator.Key {
+	return map[string]simulator.Key{"sk-test": {}, "sk-other": {}}
+}
+
+// foreign has another program submit on the account, with a key.
+func (s *stack) foreign(key string) {
+	s.t.Helper()
+	_, err := s.client(key).Create(s.t.Context(), dashscope.CreateRequest{Model: "wanx-v1", Input: dashscope.Input{Prompt: "foreign"}})
+	require.NoError(s.t, err)
+}
+
+// A second program submits on the account while a reply is lost. With another key its
+// tasks are told apart, and the own one is adopted.
+func TestRule7ForeignTasksOfAnotherKey(t *testing.T) {
+	sim := &simulator.Simulator{Keys: ownAndOther()}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		s.foreign("sk-other")
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateSubmitting)
+		<-time.After(time.Second)
+		s.foreign("sk-other")
+		s.requireMadeOnce("job-1")
+	})
+}
+
+// With the same key they cannot be told apart: the job is held, never given another's
+// image, and the images of all that it may be are kept. Nothing is bought again.
+func TestRules7And8ForeignTasksOfTheSameKey(t *testing.T) {
+	for name, foreign := range map[string]func(*stack, func()){
+		"seen before":      func(s *stack, lose func()) { s.foreign("sk-test"); <-time.After(time.Minute); lose() },
+		"at the same time": func(s *stack, lose func()) { lose(); s.foreign("sk-test") },
+	} {
+		for _, reset := range []simulator.Reset{simulator.ResetAfter, simulator.ResetBefore} {
+			t.Run(fmt.Sprintf("%s %d", name, reset), func(t *testing.T) {
+				sim := &simulator.Simulator{}
+				bubble(t, sim, func(t *testing.T, s *stack) {
+					s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+					s.requireMadeOnce("first")
+					foreign(s, func() {
+						sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: reset})
+						s.enqueueMany(1)
+						s.state("job-1", jobs.StateSubmitting)
+						<-time.After(time.Second)
+					})
+					rec := s.wait("job-1")
+					if name == "seen before" && reset == simulator.ResetBefore {
+						// Nothing on the list can be the job's: it was bought again.
+						require.Equal(t, jobs.StateSucceeded, rec.State)
+						return
+					}
+					require.Equal(t, jobs.StateHeld, rec.State)
+					assert.Equal(t, "SubmitAmbiguous", rec.Code)
+					assert.NotEmpty(t, rec.Candidates)
+					<-time.After(5 * time.Minute)
+					for _, task := range rec.Candidates {
+						s.requireKept(task)
+					}
+					assert.LessOrEqual(t, s.tasksOf("prompt of job-1"), 1)
+					s.stop()
+					s.start()
+					s.enqueueMany(1)
+					<-time.After(10 * time.Minute)
+					assert.Equal(t, jobs.StateHeld, s.get("job-1").State)
+					assert.LessOrEqual(t, s.tasksOf("prompt of job-1"), 1)
+				})
+			})
+		}
+	}
+}
+
+// get reads a job's record as it is.
+func (s *stack) get(id string) *jobs.Record {
+	s.t.Helper()
+	rec, err := s.worker.Jobs().Get(s.t.Context(), id)
+	require.NoError(s.t, err)
+	return rec
+}
