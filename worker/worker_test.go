@@ -47,42 +47,49 @@ func TestSlotIsBusyWithABacklog(t *testing.T) {
 	})
 }
 
-// A day of jobs with faults on every route: each is delivered, and charged once.
-func TestDayWithFaults(t *testing.T) {
-	sim := &simulator.Simulator{Seed: 7, TaskTime: simulator.Between(time.Minute, 5*time.Minute)}
+// One in a hundred answers of the service, on every route, is replaced by a throttle,
+// an error, a page of HTML, a reset before or after the work was done, half of itself,
+// or silence: each of a thousand jobs is delivered, and charged once.
+func TestThousandJobsWithFaults(t *testing.T) {
+	sim := &simulator.Simulator{Seed: 7, TaskTime: simulator.Between(10*time.Second, 40*time.Second), ListLag: 2 * time.Second}
 	bubble(t, sim, func(t *testing.T, s *stack) {
-		for _, route := range []simulator.Route{simulator.RouteQuery, simulator.RouteResult} {
-			sim.Script(
-				simulator.Fault{Route: route, Times: -1, Probability: 0.01, Status: http.StatusTooManyRequests, Code: "Throttling"},
-				simulator.Fault{Route: route, Times: -1, Probability: 0.01, Status: http.StatusInternalServerError, Code: "InternalError"},
-				simulator.Fault{Route: route, Times: -1, Probability: 0.01, Status: http.StatusBadGateway, Body: "<html>bad gateway</html>"},
-				simulator.Fault{Route: route, Times: -1, Probability: 0.01, Reset: simulator.ResetBefore},
-				simulator.Fault{Route: route, Times: -1, Probability: 0.01, Truncate: true},
-				simulator.Fault{Route: route, Times: -1, Probability: 0.01, Delay: time.Hour},
-			)
-		}
-		sim.Script(
-			simulator.Fault{Route: simulator.RouteCreate, Times: -1, Probability: 0.01, Status: http.StatusTooManyRequests, Code: "Throttling.RateQuota"},
-			simulator.Fault{Route: simulator.RouteCreate, Times: -1, Probability: 0.01, Status: http.StatusServiceUnavailable, Code: "ModelUnavailable"},
-		)
 		s.stop()
 		s.queueInterval = 30 * time.Second
 		s.start()
-		begin := time.Now()
-		jobsADay := 480
-		if testing.Short() { // the race detector's run
-			jobsADay /= 8
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"}) // by which the key is known
+		s.requireMadeOnce("first")
+		const each = 0.01 / 8
+		for _, fault := range []simulator.Fault{
+			{Status: http.StatusTooManyRequests, Code: "Throttling"},
+			{Status: http.StatusInternalServerError, Code: "InternalError"},
+			{Status: http.StatusInternalServerError, Code: "InternalError", AfterWork: true},
+			{Status: http.StatusBadGateway, Body: "<html>bad gateway</html>"},
+			{Reset: simulator.ResetBefore},
+			{Reset: simulator.ResetAfter},
+			{Truncate: true},
+			{Delay: time.Hour},
+		} {
+			fault.Times, fault.Probability = -1, each
+			sim.Script(fault)
 		}
-		ids := s.enqueueMany(jobsADay)
+		begin, total := time.Now(), 1000
+		if testing.Short() { // the race detector's run
+			total /= 8
+		}
+		ids := s.enqueueMany(total)
 		for _, id := range ids {
-			require.Equal(t, jobs.StateSucceeded, s.wait(id).State, id)
+			rec := s.wait(id)
+			require.Equal(t, jobs.StateSucceeded, rec.State, "%s: %s: %s", id, rec.Code, rec.Message)
 		}
 		for _, id := range ids {
 			s.requireStored(id, 1)
 		}
-		t.Logf("%d jobs in %s simulated, slot busy %.1f %%, %d faults", len(ids), time.Since(begin), 100*sim.Stats().Lanes[0].Utilization, sim.Stats().Faults)
-		assert.Len(t, sim.Tasks(), len(ids))
+		lane := sim.Stats().Lanes[0]
+		t.Logf("%d jobs in %s simulated, slot busy %.1f %%, %d faults", len(ids), time.Since(begin), 100*lane.Utilization, sim.Stats().Faults)
+		assert.Len(t, sim.Tasks(), len(ids)+1)
+		assert.Equal(t, 1, lane.MaxOpen)
 		s.requireChargedOnce()
+		s.requireLedger()
 	})
 }
 

@@ -177,6 +177,7 @@ func (f *fleet) start(i int) {
 		"DASHSCOPE_API_KEY=sk-chaos", "DASHSCOPE_HTTP_BASE_URL=" + f.service.URL + "/api/v1", "DANQING_MODELS=" + models.String()[1:],
 		"AWS_ACCESS_KEY_ID=AKIATEST", "AWS_SECRET_ACCESS_KEY=secret", "AWS_REGION=us-east-1",
 		"AWS_ENDPOINT_URL_S3=" + f.store.URL, "DANQING_S3_BUCKET=" + bucket.DefaultBucket,
+		"DANQING_SUBMIT_LIMIT=5s",
 	}
 	if assert.NoError(f.t, cmd.Start()) {
 		f.members[i] = cmd
