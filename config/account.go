@@ -35,6 +35,12 @@ type Account struct {
 	Workspace string
 	// Lanes has one per model, at least one.
 	Lanes []Lane
+	// DailyBudgetMicroYuan bounds what is bought on a day (UTC+8), in millionths of
+	// a yuan; 0 is no bound.
+	DailyBudgetMicroYuan int64
+	// PricesMicroYuan are what an image costs by contract, by model, in millionths of
+	// a yuan, above 0. A model that is not there costs what the catalogue says.
+	PricesMicroYuan map[string]int64
 }
 
 // Lane is an account's capacity for one model.
@@ -161,7 +167,7 @@ func (c *Config) region() string {
 // accountVariables are the variables that describe an account. Beside a file
 // that has accounts, none of them says which account it means.
 func accountVariables() []string {
-	return []string{"DASHSCOPE_API_KEY", "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_WORKSPACE", "DANQING_MODELS", "DANQING_CONCURRENCY"}
+	return []string{"DASHSCOPE_API_KEY", "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_WORKSPACE", "DANQING_MODELS", "DANQING_CONCURRENCY", "DANQING_DAILY_BUDGET", "DANQING_PRICES"}
 }
 
 // account reads the one account that the environment describes.
@@ -195,6 +201,7 @@ func (l *loader) account() {
 	for _, m := range models {
 		a.Lanes = append(a.Lanes, Lane{Model: m.Name, Concurrency: each})
 	}
+	l.money(&a, region)
 	l.cfg.Accounts = []Account{a}
 }
 

@@ -24,7 +24,8 @@ const DefaultDataDir = "./danqing-data"
 type Config struct {
 	// Accounts are those of the file, in its order, or the one that
 	// DASHSCOPE_API_KEY, DASHSCOPE_HTTP_BASE_URL, DASHSCOPE_WORKSPACE,
-	// DANQING_MODELS and DANQING_CONCURRENCY describe. There is at least one.
+	// DANQING_MODELS, DANQING_CONCURRENCY, DANQING_DAILY_BUDGET and DANQING_PRICES
+	// describe. There is at least one.
 	Accounts []Account
 
 	RedisURL Secret // REDIS_URL, which may hold a password; not set means the embedded queue

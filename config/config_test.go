@@ -38,6 +38,7 @@ func full() map[string]string {
 		"DANQING_S3_ADDRESSING": "virtual", "DANQING_S3_PUBLIC_URL": "https://cdn.example.com/x",
 		"DANQING_S3_PUBLIC_ENDPOINT": "https://oss-cn-beijing.aliyuncs.com",
 		"DANQING_DATA_DIR":           "/var/lib/danqing/", "DANQING_MODELS": " wan2.2-t2i-flash, qwen-image,wan2.2-t2i-flash ", "DANQING_CONCURRENCY": "2",
+		"DANQING_DAILY_BUDGET": "12.5", "DANQING_PRICES": "qwen-image=0.2",
 		"DANQING_LISTEN": "127.0.0.1:1", "DANQING_SERVICE_HOST": "10.0.0.1", "DANQING_PORT_8765_TCP_ADDR": "10.0.0.1", "DANQING_SERVICE_PORT_HTTP": "1",
 	}
 }
@@ -197,7 +198,7 @@ func TestEveryProblemIsReportedAtOnce(t *testing.T) {
 		"DASHSCOPE_API_KEY": "a b", "DASHSCOPE_HTTP_BASE_URL": "x", "REDIS_URL": "x", "AWS_DEFAULT_REGION": "",
 		"AWS_ENDPOINT_URL": "x", "DANQING_S3_BUCKET": "x", "DANQING_S3_PREFIX": "a//b", "DANQING_S3_KEY_TEMPLATE": "x",
 		"DANQING_S3_ADDRESSING": "x", "DANQING_S3_PUBLIC_URL": "x", "DANQING_S3_PUBLIC_ENDPOINT": "x",
-		"DANQING_MODELS": "x", "DANQING_CONCURRENCY": "x", "DANQING_MODLES": "x",
+		"DANQING_MODELS": "x", "DANQING_CONCURRENCY": "x", "DANQING_DAILY_BUDGET": "x", "DANQING_PRICES": "x", "DANQING_MODLES": "x",
 	}
 	_, err := load(env)
 	var e *Error

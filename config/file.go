@@ -163,7 +163,7 @@ func (l *loader) scalar(f field) string {
 }
 
 func (l *loader) fileAccount(node *yaml.Node) {
-	f := l.mapping(node, "an account", "name", "api_key_env", "api_key_file", "base_url", "workspace", "models")
+	f := l.mapping(node, "an account", "name", "api_key_env", "api_key_file", "base_url", "workspace", "models", "daily_budget", "prices")
 	if node.Kind != yaml.MappingNode {
 		return
 	}
@@ -180,6 +180,7 @@ func (l *loader) fileAccount(node *yaml.Node) {
 	}
 	region := l.connection(a, fields{keyAt, f["base_url"].at, f["workspace"].at})
 	a.Lanes = l.lanes(region, f["models"])
+	l.fileMoney(&a, region, f["daily_budget"], f["prices"])
 	l.distinct(a, region, f["name"].at, keyAt)
 }
 

@@ -52,7 +52,7 @@ func TestExampleAccounts(t *testing.T) {
 	c, err := LoadWithFile(path, func(name string) string { return env[name] }, nil)
 	require.NoError(t, err)
 	assert.Equal(t, []Account{{
-		Name: "beijing", APIKey: NewSecret("sk-beijing"),
+		Name: "beijing", APIKey: NewSecret("sk-beijing"), DailyBudgetMicroYuan: 200_000_000, PricesMicroYuan: map[string]int64{"wanx-v1": 120_000},
 		Lanes: []Lane{{Model: "wanx-v1", Concurrency: 1}, {Model: "wan2.2-t2i-flash", Concurrency: 2, SubmitsPerSecond: 1.5}},
 	}, {
 		Name: "singapore", APIKey: NewSecret("sk-singapore"), Workspace: "llm-0123456789abcdef",
@@ -186,6 +186,7 @@ func TestFileAgainstEnvironment(t *testing.T) {
 	for name, value := range map[string]string{
 		"DASHSCOPE_API_KEY": "sk-hush", "DASHSCOPE_HTTP_BASE_URL": "https://dashscope.aliyuncs.com/api/v1",
 		"DASHSCOPE_WORKSPACE": "llm-1", "DANQING_MODELS": "wanx-v1", "DANQING_CONCURRENCY": "1",
+		"DANQING_DAILY_BUDGET": "50", "DANQING_PRICES": "wanx-v1=0.12",
 	} {
 		_, err := loadFile(t, file, map[string]string{name: value})
 		var e *Error
@@ -271,7 +272,7 @@ func TestExposed(t *testing.T) {
 // can be worked on.
 func FuzzFile(f *testing.F) {
 	// Short seeds: Go takes up to a minute to shorten one that finds something.
-	f.Add("accounts:\n- name: a\n  api_key_env: A\n  models: {wanx-v1: {concurrency: 1, submits_per_second: .5}}")
+	f.Add("accounts:\n- name: a\n  api_key_env: A\n  models: {wanx-v1: {concurrency: 1, submits_per_second: .5}}, daily_budget: 1, prices: {wanx-v1: .1}")
 	f.Add("accounts: &a [*a, {<<: *a}]")
 	f.Add("accounts:\n- {name: a, api_key_env: A, models: &m {wanx-v1: }}\n- {name: b, api_key_env: B, models: *m}\n---\n")
 	path := filepath.Join(f.TempDir(), "accounts.yaml")
@@ -294,6 +295,10 @@ func FuzzFile(f *testing.F) {
 			assert.Regexp(t, accountName, a.Name)
 			assert.True(t, a.APIKey.IsSet())
 			require.NotEmpty(t, a.Lanes)
+			assert.GreaterOrEqual(t, a.DailyBudgetMicroYuan, int64(0))
+			for model, price := range a.PricesMicroYuan {
+				assert.Positive(t, price, model)
+			}
 			_, err := dashscope.New(a.DashScope())
 			require.NoError(t, err)
 			for _, lane := range a.Lanes {

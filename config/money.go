@@ -1,0 +1,76 @@
+package config
+
+import (
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// yuan reads an amount of money above 0, in millionths of a yuan.
+func (l *loader) yuan(value, name string) int64 {
+	amount, err := jobs.ParseYuan(value)
+	switch {
+	case err != nil:
+		l.bad(name, "%v", err)
+	case amount == 0:
+		l.bad(name, "%q: must be more than 0", value)
+	}
+	return amount
+}
+
+// money reads the budget and the prices of the account that the environment
+// describes.
+func (l *loader) money(a *Account, region string) {
+	if v, name := l.first("DANQING_DAILY_BUDGET"); v != "" {
+		a.DailyBudgetMicroYuan = l.yuan(v, name)
+	}
+	list, from := l.first("DANQING_PRICES")
+	if list == "" {
+		return
+	}
+	a.PricesMicroYuan = map[string]int64{}
+	for entry := range strings.SplitSeq(list, ",") {
+		model, price, ok := strings.Cut(entry, "=")
+		if !ok {
+			l.bad(from, "%q: write MODEL=YUAN,MODEL=YUAN, as in %s=0.12", strings.TrimSpace(entry), jobs.DefaultModel)
+			continue
+		}
+		l.price(a, region, strings.TrimSpace(model), from, strings.TrimSpace(price), from)
+	}
+}
+
+// price reads what an image of a model costs the account.
+func (l *loader) price(a *Account, region, model, modelAt, price, priceAt string) {
+	if model == "" {
+		l.bad(modelAt, "%q has no model: write MODEL=YUAN, as in %s=0.12", "="+price, jobs.DefaultModel)
+		return
+	}
+	m, ok := l.lane(region, model, modelAt)
+	amount := l.yuan(price, priceAt)
+	if _, twice := a.PricesMicroYuan[m.Name]; ok && twice {
+		l.bad(modelAt, "has two prices of %s: leave one out", m.Name)
+	}
+	if ok {
+		a.PricesMicroYuan[m.Name] = amount
+	}
+}
+
+// fileMoney reads the budget and the prices of an account of the file.
+func (l *loader) fileMoney(a *Account, region string, budget, prices field) {
+	if v := l.scalar(budget); v != "" {
+		a.DailyBudgetMicroYuan = l.yuan(v, budget.at)
+	}
+	if prices.node == nil || prices.node.Tag == "!!null" {
+		return
+	}
+	if prices.node.Kind != yaml.MappingNode || len(prices.node.Content) == 0 {
+		l.bad(prices.at, "must have a price in yuan for each of some models, as in %s: 0.12", jobs.DefaultModel)
+		return
+	}
+	a.PricesMicroYuan = map[string]int64{}
+	for _, entry := range l.entries(prices.node) {
+		l.price(a, region, entry.name, entry.at, l.scalar(entry), entry.at)
+	}
+}
