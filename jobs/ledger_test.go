@@ -91,6 +91,85 @@ func TestLedgerCountsOnce(t *testing.T) {
 	})
 }
 
+// Many tasks settled at once are what they are one by one, with and without
+// reservations, booked before or not.
+func TestSettleAll(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		const tasks = 450
+		var all []jobs.Settled
+		for i := range tasks {
+			c := charge(fmt.Sprint(i))
+			c.At, c.MicroYuan, c.Labels = noon.AddDate(0, 0, i%2), int64(i), map[string]string{"l": fmt.Sprint(i % 3)}
+			if i%5 == 0 {
+				c.Batch = ""
+			}
+			if i%4 == 0 {
+				require.NoError(t, client.Reserve(t.Context(), c, 0))
+			}
+			if i%7 == 0 {
+				require.NoError(t, client.Settle(t.Context(), c, c.JobID))
+			}
+			all = append(all, jobs.Settled{Charge: c, TaskID: c.JobID})
+		}
+		for range 2 {
+			require.NoError(t, client.SettleAll(t.Context(), all))
+			var sum, reserved int64
+			var images int
+			for _, s := range spending(t, client) {
+				sum, reserved, images = sum+s.SpentMicroYuan, reserved+s.ReservedMicroYuan, images+s.Images
+			}
+			assert.Equal(t, []any{int64(tasks * (tasks - 1) / 2), int64(0), tasks}, []any{sum, reserved, images})
+			// 0 + 5 + … + 445 is of no batch.
+			assert.Equal(t, map[string]string{"spent": fmt.Sprint(tasks*(tasks-1)/2 - 5*89*90/2), "reserved": "0"}, sums(t, rdb, batchKey))
+		}
+		all = append(all, jobs.Settled{Charge: charge("x")})
+		require.ErrorContains(t, client.SettleAll(t.Context(), all), "task is missing")
+	})
+}
+
+// A holder's log is brought in once, however often it is tried, and another's beside
+// it.
+func TestImportSums(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		ctx := t.Context()
+		today := time.Now()
+		began, err := client.BeginImport(ctx, "one", jobs.LedgerDay(today))
+		require.NoError(t, err)
+		assert.Equal(t, jobs.Import{FirstDay: jobs.LedgerDay(today)}, began)
+		again, err := client.BeginImport(ctx, "one", jobs.LedgerDay(today.AddDate(0, 0, 5)))
+		require.NoError(t, err)
+		assert.Equal(t, began, again, "what was begun goes on")
+
+		day := func(ago int) string { return jobs.LedgerDay(today.AddDate(0, 0, -ago)) }
+		log := []jobs.Spent{
+			{Account: "main", Day: day(3), Model: "wanx-v1", Batch: "shop", SpentMicroYuan: 10, Images: 1},
+			{Account: "main", Day: day(2), Model: "wanx-v1", SpentMicroYuan: 5, Images: 2},
+			{Account: "main", Day: day(2), Model: "wanx-v1", Batch: "shop", Labels: map[string]string{"a": "b"}, SpentMicroYuan: 100, Images: 4},
+			{Account: "main", Day: day(800), Model: "wanx-v1", Batch: "shop", SpentMicroYuan: 1000, Images: 1},
+		}
+		for range 3 {
+			require.NoError(t, client.ImportSums(ctx, "one", log))
+			assert.Equal(t, log[:3], spending(t, client))
+			assert.Equal(t, map[string]string{"spent": "1110"}, sums(t, rdb, batchKey))
+		}
+		require.NoError(t, client.ImportSums(ctx, "two", log[:1]))
+		assert.Equal(t, int64(20), spending(t, client)[0].SpentMicroYuan)
+		assert.Equal(t, map[string]string{"spent": "1120"}, sums(t, rdb, batchKey))
+
+		require.NoError(t, client.EndImport(ctx, "one", began))
+		again, err = client.BeginImport(ctx, "one", jobs.LedgerDay(today))
+		require.NoError(t, err)
+		assert.Equal(t, jobs.Import{FirstDay: jobs.LedgerDay(today), Done: true}, again)
+		for _, wrong := range []jobs.Spent{{Account: "main", Day: "yesterday"}, {Account: "a:b", Day: day(1)}, {Account: "main", Day: day(1), SpentMicroYuan: -1}} {
+			require.Error(t, client.ImportSums(ctx, "one", []jobs.Spent{wrong}))
+		}
+	})
+}
+
 // What cost nothing is free again, for the same attempt too, on that day or another.
 func TestReleaseLetsReserveAgain(t *testing.T) {
 	t.Parallel()
