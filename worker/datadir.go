@@ -16,6 +16,7 @@ type DataDir struct {
 	path    string
 	lock    *flock.Flock
 	Journal *Journal
+	Spend   *SpendLog
 	// holder names this folder's process among the holders of leases; the same
 	// after a restart.
 	holder string
@@ -24,8 +25,8 @@ type DataDir struct {
 // ErrDataDirInUse means that another process works in the data directory.
 var ErrDataDirInUse = errors.New("the data directory is in use by another danqing process")
 
-// OpenDataDir creates and locks the folder at path and opens its journal. The
-// caller must Close it. It fails with [ErrDataDirInUse] if another process has it.
+// OpenDataDir creates and locks the folder at path and opens its journal and its
+// spend log. The caller must Close it. It fails with [ErrDataDirInUse] if another process has it.
 func OpenDataDir(path string) (*DataDir, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -46,7 +47,11 @@ func OpenDataDir(path string) (*DataDir, error) {
 	if err != nil {
 		return nil, errors.Join(err, lock.Unlock())
 	}
-	d := &DataDir{path: path, lock: lock, Journal: journal}
+	spend, err := OpenSpendLog(filepath.Join(path, SpendLogName))
+	if err != nil {
+		return nil, errors.Join(err, journal.Close(), lock.Unlock())
+	}
+	d := &DataDir{path: path, lock: lock, Journal: journal, Spend: spend}
 	if d.holder, err = holderName(filepath.Join(path, "holder")); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
@@ -75,5 +80,7 @@ func (d *DataDir) BucketPath() string { return filepath.Join(d.path, "bucket") }
 // SimulatorPath is where the embedded simulator keeps its tasks.
 func (d *DataDir) SimulatorPath() string { return filepath.Join(d.path, "dashscope") }
 
-// Close closes the journal and unlocks the folder.
-func (d *DataDir) Close() error { return errors.Join(d.Journal.Close(), d.lock.Unlock()) }
+// Close closes the journal and the spend log and unlocks the folder.
+func (d *DataDir) Close() error {
+	return errors.Join(d.Journal.Close(), d.Spend.Close(), d.lock.Unlock())
+}

@@ -1,0 +1,288 @@
+package worker
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// SpendLogName is the name of the spend log in a data directory.
+const SpendLogName = "spend.jsonl"
+
+// spendLine is one line of the spend log: what a task has cost.
+type spendLine struct {
+	At          time.Time         `json:"at"` // when it was booked
+	Account     string            `json:"account"`
+	JobID       string            `json:"job_id,omitempty"`
+	Attempt     int               `json:"attempt,omitempty"`
+	SubmittedAt time.Time         `json:"submitted_at"`
+	Model       string            `json:"model"`
+	Batch       string            `json:"batch,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	MicroYuan   int64             `json:"micro_yuan"`
+	Images      int               `json:"images"`
+	TaskID      string            `json:"task_id"`
+}
+
+// settled is the line as the ledger takes it.
+func (s spendLine) settled() jobs.Settled {
+	return jobs.Settled{TaskID: s.TaskID, Charge: jobs.Charge{
+		Account: s.Account, JobID: s.JobID, Attempt: s.Attempt, At: s.SubmittedAt, Model: s.Model, Batch: s.Batch, Labels: s.Labels,
+		MicroYuan: s.MicroYuan, Images: s.Images,
+	}}
+}
+
+// SpendLog is the worker's own list of what its tasks have cost: JSON lines, one
+// for each task that was settled, which are never rewritten. Where the queue is
+// memory only it is what keeps budgets over the end of the process. It is not
+// synced: what a power cut takes from its end is missing in reports, and the tasks
+// themselves are known to the journal. It is safe for concurrent use.
+type SpendLog struct {
+	path string
+
+	mu   sync.Mutex
+	file *os.File
+	// size is where the next line goes.
+	size int64
+	// tasks are those that were booked by this process, or not long before it.
+	tasks map[string]bool
+	// damaged counts the lines that cannot be read.
+	damaged int
+}
+
+// spendMemory is how long a task is known not to be booked twice: the ledger's own
+// memory, and a day for clocks.
+const spendMemory = jobs.RecordLifetime + 2*24*time.Hour
+
+// OpenSpendLog opens or creates the spend log at path, which one process may write
+// at a time: the caller holds a lock. A torn last line, left by a crash in the
+// middle of a write, is cut off; lines before it that are damaged are passed over,
+// see [SpendLog.Damaged].
+func OpenSpendLog(path string) (*SpendLog, error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // in our own folder
+	if err != nil {
+		return nil, fmt.Errorf("open spend log: %w", err)
+	}
+	l := &SpendLog{path: path, file: file, tasks: map[string]bool{}}
+	scan := spendScan{in: file}
+	oldest := time.Now().Add(-spendMemory)
+	for line := range scan.lines() {
+		if line.At.After(oldest) {
+			l.tasks[line.TaskID] = true
+		}
+	}
+	l.size, l.damaged = scan.size, scan.damaged
+	err = scan.err
+	if err == nil {
+		err = file.Truncate(l.size)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read spend log %s: %w", path, err), file.Close())
+	}
+	return l, nil
+}
+
+// Damaged returns how many whole lines could not be read when the log was opened.
+func (l *SpendLog) Damaged() int { return l.damaged }
+
+// Close closes the file.
+func (l *SpendLog) Close() error { return l.file.Close() }
+
+// append writes a line for a task, unless it has one.
+func (l *SpendLog) append(charge jobs.Charge, taskID string) error {
+	line, err := encode(spendLine{
+		At: time.Now().UTC(), Account: charge.Account, JobID: charge.JobID, Attempt: charge.Attempt, SubmittedAt: charge.At,
+		Model: charge.Model, Batch: charge.Batch, Labels: charge.Labels, MicroYuan: charge.MicroYuan, Images: charge.Images, TaskID: taskID,
+	})
+	if err != nil {
+		return fmt.Errorf("write spend log: %w", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.tasks[taskID] {
+		return nil
+	}
+	if _, err := l.file.WriteAt(line, l.size); err != nil {
+		// No half line may stay in front of the next one.
+		return fmt.Errorf("write spend log: %w", errors.Join(err, l.file.Truncate(l.size)))
+	}
+	l.size += int64(len(line))
+	l.tasks[taskID] = true
+	return nil
+}
+
+// read calls for each line that is in the log now.
+func (l *SpendLog) read(each func(spendLine)) error {
+	l.mu.Lock()
+	scan := spendScan{in: io.NewSectionReader(l.file, 0, l.size)}
+	l.mu.Unlock()
+	for line := range scan.lines() {
+		each(line)
+	}
+	if scan.err != nil {
+		return fmt.Errorf("read spend log %s: %w", l.path, scan.err)
+	}
+	return nil
+}
+
+// ReadSpendLog sums up a spend log for a report, by day, account, model, batch and
+// labels, also while a process writes it. damaged is how many whole lines cannot be
+// read. It fails with [os.ErrNotExist] if there is none.
+func ReadSpendLog(path string) (spent []jobs.Spent, damaged int, err error) {
+	file, err := os.Open(path) //nolint:gosec // the operator's own data directory
+	if err != nil {
+		return nil, 0, fmt.Errorf("open spend log: %w", err)
+	}
+	defer file.Close() //nolint:errcheck // read only
+	scan := spendScan{in: file}
+	sums := spendSums{}
+	for line := range scan.lines() {
+		sums.add(line)
+	}
+	if scan.err != nil {
+		return nil, 0, fmt.Errorf("read spend log %s: %w", path, scan.err)
+	}
+	return sums.list(), scan.damaged, nil
+}
+
+// spendScan reads the lines of a log.
+type spendScan struct {
+	in io.Reader
+	// size is up to where there are whole lines, damaged how many of them cannot be
+	// read, and err why it ended early.
+	size    int64
+	damaged int
+	err     error
+}
+
+func (s *spendScan) lines() iter.Seq[spendLine] {
+	return func(yield func(spendLine) bool) {
+		in := bufio.NewReaderSize(s.in, 1<<16)
+		for {
+			text, err := in.ReadBytes('\n')
+			if errors.Is(err, io.EOF) {
+				return // what has no end was torn
+			}
+			if err != nil {
+				s.err = err
+				return
+			}
+			s.size += int64(len(text))
+			line, ok := parseSpendLine(text)
+			if !ok {
+				s.damaged++
+			} else if !yield(line) {
+				return
+			}
+		}
+	}
+}
+
+// parseSpendLine reads a line that the ledger can take.
+func parseSpendLine(text []byte) (line spendLine, ok bool) {
+	err := json.Unmarshal(bytes.TrimRight(text, "\r\n"), &line)
+	ok = err == nil && line.TaskID != "" && jobs.ValidAccount(line.Account) == nil &&
+		!line.At.IsZero() && !line.SubmittedAt.IsZero() && line.MicroYuan >= 0 && line.Images >= 0
+	return line, ok
+}
+
+// spendSums sums lines up by what a report tells apart.
+type spendSums map[spendKey]*jobs.Spent
+
+type spendKey struct{ day, account, model, batch, labels string }
+
+func (s spendSums) add(line spendLine) {
+	key := spendKey{day: jobs.LedgerDay(line.SubmittedAt), account: line.Account, model: line.Model, batch: line.Batch}
+	if len(line.Labels) > 0 {
+		labels, _ := json.Marshal(line.Labels) // texts by texts, in order
+		key.labels = string(labels)
+	}
+	sum := s[key]
+	if sum == nil {
+		sum = &jobs.Spent{Account: key.account, Day: key.day, Model: key.model, Batch: key.batch, Labels: line.Labels}
+		s[key] = sum
+	}
+	sum.SpentMicroYuan += line.MicroYuan
+	sum.Images += line.Images
+}
+
+// list returns the sums in the order of their keys.
+func (s spendSums) list() []jobs.Spent {
+	keys := make([]spendKey, 0, len(s))
+	for key := range s {
+		keys = append(keys, key)
+	}
+	slices.SortFunc(keys, func(a, b spendKey) int {
+		return cmp.Or(cmp.Compare(a.day, b.day), cmp.Compare(a.account, b.account), cmp.Compare(a.model, b.model),
+			cmp.Compare(a.batch, b.batch), cmp.Compare(a.labels, b.labels))
+	})
+	list := make([]jobs.Spent, len(keys))
+	for i, key := range keys {
+		list[i] = *s[key]
+	}
+	return list
+}
+
+// book notes what a task has cost, once: in the spend log, and in the ledger, whose
+// error it returns. Then the same call must be made again.
+func (w *Worker) book(ctx context.Context, charge jobs.Charge, taskID string) error {
+	if err := w.cfg.DataDir.Spend.append(charge, taskID); err != nil {
+		// The ledger counts; what the log lacks is missing in reports without a Redis.
+		w.log.Error("spend log not written", "job_id", charge.JobID, "task_id", taskID, "err", err)
+	}
+	return w.jobs.Settle(ctx, charge, taskID)
+}
+
+// importSpend brings what the spend log tells into the ledger of a Redis that does
+// not know it, so that budgets hold over a queue that was memory only, or was lost.
+// Tasks that may be settled again are booked one by one, older ones as sums. It may
+// be repeated, and costs little where the ledger knows this data directory's log.
+func (w *Worker) importSpend(ctx context.Context) error {
+	holder := w.cfg.DataDir.holder
+	began, err := w.jobs.BeginImport(ctx, holder, jobs.LedgerDay(time.Now().Add(-jobs.RecordLifetime)))
+	if err != nil {
+		return err
+	}
+	lately := began.FirstDay
+	if began.Done {
+		lately = max(lately, jobs.LedgerDay(time.Now().Add(-spendRecheck)))
+	}
+	older, recent := spendSums{}, []jobs.Settled(nil)
+	err = w.cfg.DataDir.Spend.read(func(line spendLine) {
+		switch day := jobs.LedgerDay(line.SubmittedAt); {
+		case day >= lately:
+			recent = append(recent, line.settled())
+		case !began.Done:
+			older.add(line)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if err := w.jobs.SettleAll(ctx, recent); err != nil {
+		return err
+	}
+	if began.Done {
+		return nil
+	}
+	if err := w.jobs.ImportSums(ctx, holder, older.list()); err != nil {
+		return err
+	}
+	return w.jobs.EndImport(ctx, holder, began)
+}
+
+// spendRecheck is how far back the log is compared with a ledger that knew it: a
+// crash may have come between the two, and Redis may have forgotten its last second.
+const spendRecheck = 2 * 24 * time.Hour

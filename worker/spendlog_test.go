@@ -1,0 +1,281 @@
+package worker
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/embedded"
+)
+
+// spendCharge is one image at 0.16 yuan, submitted so long ago.
+func spendCharge(id string, ago time.Duration) jobs.Charge {
+	return jobs.Charge{
+		Account: "default", JobID: id, Attempt: 1, At: time.Now().Add(-ago).UTC(), Model: "wanx-v1", Batch: "shop",
+		Labels: map[string]string{"sku": "<A-17>"}, MicroYuan: 160_000, Images: 1,
+	}
+}
+
+func openSpend(t *testing.T, path string) *SpendLog {
+	t.Helper()
+	l, err := OpenSpendLog(path)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// spendTasks are the tasks of a log's lines.
+func spendTasks(t *testing.T, l *SpendLog) []string {
+	t.Helper()
+	var tasks []string
+	require.NoError(t, l.read(func(line spendLine) { tasks = append(tasks, line.TaskID) }))
+	return tasks
+}
+
+// bookkeeper is a worker that has nothing but a data directory and an empty queue.
+func bookkeeper(t *testing.T, path string) *Worker {
+	t.Helper()
+	dir, err := OpenDataDir(path)
+	require.NoError(t, err)
+	queue := embedded.Open()
+	t.Cleanup(func() {
+		_ = dir.Close() // the test may have
+		require.NoError(t, queue.Close())
+	})
+	return &Worker{cfg: Config{DataDir: dir, Redis: queue.Client()}, jobs: jobs.NewClient(queue.Client()), log: slog.New(slog.DiscardHandler)}
+}
+
+// total is what the ledger says was spent at all, and by the batch alone.
+func total(t *testing.T, w *Worker) (sum jobs.Spent, batch string) {
+	t.Helper()
+	spent, err := w.jobs.Spending(t.Context(), time.Time{}, time.Time{})
+	require.NoError(t, err)
+	for _, s := range spent {
+		sum.SpentMicroYuan += s.SpentMicroYuan
+		sum.Images += s.Images
+	}
+	return sum, w.cfg.Redis.HGet(t.Context(), "danqing:budget:shop", "spent").Val()
+}
+
+// A task has one line, whoever settles it however often, also after a restart.
+func TestSpendLogHasATaskOnce(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), SpendLogName)
+	for range 2 {
+		l := openSpend(t, path)
+		for _, id := range []string{"a", "b", "a"} {
+			require.NoError(t, l.append(spendCharge("job-"+id, 0), "task-"+id))
+		}
+		assert.Equal(t, []string{"task-a", "task-b"}, spendTasks(t, l))
+		require.NoError(t, l.Close())
+	}
+	spent, damaged, err := ReadSpendLog(path)
+	require.NoError(t, err)
+	assert.Zero(t, damaged)
+	assert.Equal(t, []jobs.Spent{{
+		Account: "default", Day: jobs.LedgerDay(time.Now()), Model: "wanx-v1", Batch: "shop", Labels: map[string]string{"sku": "<A-17>"},
+		SpentMicroYuan: 320_000, Images: 2,
+	}}, spent)
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	assert.Contains(t, string(text), `"<A-17>"`, "readable")
+	_, _, err = ReadSpendLog(path + ".absent")
+	require.ErrorIs(t, err, os.ErrNotExist)
+}
+
+// A crash in the middle of a write leaves a torn last line, of any length. It is cut
+// off, and its task is written anew.
+func TestSpendLogCutsATornTail(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l := openSpend(t, filepath.Join(dir, "whole"))
+	require.NoError(t, l.append(spendCharge("a", 0), "a"))
+	whole := int(l.size)
+	require.NoError(t, l.append(spendCharge("b", 0), "b"))
+	text, err := os.ReadFile(l.path)
+	require.NoError(t, err)
+	for cut := whole; cut < len(text); cut++ {
+		path := filepath.Join(dir, fmt.Sprint("torn", cut))
+		require.NoError(t, os.WriteFile(path, text[:cut], 0o600))
+		spent, damaged, err := ReadSpendLog(path)
+		require.NoError(t, err)
+		assert.Equal(t, []any{int64(160_000), 0}, []any{spent[0].SpentMicroYuan, damaged})
+
+		torn := openSpend(t, path)
+		assert.Zero(t, torn.Damaged())
+		assert.Equal(t, []string{"a"}, spendTasks(t, torn))
+		require.NoError(t, torn.append(spendCharge("b", 0), "b"))
+		assert.Equal(t, []string{"a", "b"}, spendTasks(t, torn))
+		require.NoError(t, torn.Close())
+	}
+}
+
+// A damaged line in the middle costs the report that line, and the run nothing.
+func TestSpendLogPassesOverDamage(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), SpendLogName)
+	l := openSpend(t, path)
+	for _, id := range []string{"a", "b"} {
+		require.NoError(t, l.append(spendCharge(id, 0), id))
+	}
+	require.NoError(t, l.Close())
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	lines := strings.SplitAfter(string(text), "\n")
+	bad := []string{
+		"\x00\x00\n", "{\n", "\n", "{}\n", strings.Replace(lines[0], `"task_id":"a"`, `"task_id":""`, 1),
+		strings.Replace(lines[0], "160000", "-160000", 1), strings.Replace(lines[0], `"default"`, `"de:fault"`, 1), strings.Replace(lines[0], "submitted_at", "at_some_time", 1),
+	}
+	require.NoError(t, os.WriteFile(path, []byte(lines[0]+strings.Join(bad, "")+lines[1]), 0o600))
+	l = openSpend(t, path)
+	assert.Equal(t, len(bad), l.Damaged())
+	assert.Equal(t, []string{"a", "b"}, spendTasks(t, l))
+	_, damaged, err := ReadSpendLog(path)
+	require.NoError(t, err)
+	assert.Equal(t, len(bad), damaged)
+}
+
+// A queue that was memory only knows after the next start what was spent before it,
+// once, and so does every later start; budgets count it.
+func TestImportSpend(t *testing.T) {
+	t.Parallel()
+	path := t.TempDir()
+	w := bookkeeper(t, path)
+	const day = 24 * time.Hour
+	for i, ago := range []time.Duration{0, 0, day, 6 * day, 9 * day, 9 * day, 40 * day} {
+		c := spendCharge(fmt.Sprint(i), ago)
+		if i == 1 {
+			c.Batch = ""
+		}
+		require.NoError(t, w.book(t.Context(), c, "task-"+c.JobID))
+		require.NoError(t, w.book(t.Context(), c, "task-"+c.JobID))
+	}
+	// Images that nobody paid for since the ledger began to keep days.
+	require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge("ancient", 3*366*day), "ancient"))
+	want, _ := w.jobs.Spending(t.Context(), time.Time{}, time.Time{})
+	require.Len(t, want, 6)
+	require.NoError(t, w.cfg.DataDir.Close())
+
+	w = bookkeeper(t, path)
+	for range 2 {
+		require.NoError(t, w.importSpend(t.Context()))
+		got, err := w.jobs.Spending(t.Context(), time.Time{}, time.Time{})
+		require.NoError(t, err)
+		assert.Equal(t, want, got)
+		_, batch := total(t, w)
+		assert.Equal(t, fmt.Sprint(7*160_000), batch, "a batch's budget has no days")
+	}
+	// A task that is settled again a week later is not paid for twice.
+	require.NoError(t, w.book(t.Context(), spendCharge("3", 6*day), "task-3"))
+	sum, _ := total(t, w)
+	assert.Equal(t, int64(7*160_000), sum.SpentMicroYuan)
+
+	var full *jobs.BudgetError
+	require.ErrorAs(t, w.jobs.Reserve(t.Context(), spendCharge("new", 0), 3*160_000-1), &full)
+	assert.Equal(t, int64(2*160_000), full.SpentMicroYuan)
+	require.NoError(t, w.jobs.Reserve(t.Context(), spendCharge("new", 0), 3*160_000))
+}
+
+// What a crash between the log and the ledger has left out of the ledger is brought
+// there by the next start; older days, which the ledger had, are left alone.
+func TestImportSpendCatchesUp(t *testing.T) {
+	t.Parallel()
+	w := bookkeeper(t, t.TempDir())
+	require.NoError(t, w.importSpend(t.Context()))
+	require.NoError(t, w.book(t.Context(), spendCharge("a", 0), "a"))
+	require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge("b", 0), "b"))
+	require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge("c", 5*24*time.Hour), "c"))
+	require.NoError(t, w.importSpend(t.Context()))
+	sum, batch := total(t, w)
+	assert.Equal(t, jobs.Spent{SpentMicroYuan: 320_000, Images: 2}, sum)
+	assert.Equal(t, "320000", batch)
+}
+
+// An import that was cut short, at whatever step, goes on where it was, also on
+// another day.
+func TestImportSpendCutShort(t *testing.T) {
+	t.Parallel()
+	w := bookkeeper(t, t.TempDir())
+	for i := range 20 {
+		require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge(fmt.Sprint(i), time.Duration(i)*24*time.Hour), fmt.Sprint(i)))
+	}
+	began, err := w.jobs.BeginImport(t.Context(), w.cfg.DataDir.holder, jobs.LedgerDay(time.Now().Add(-10*24*time.Hour)))
+	require.NoError(t, err)
+	older := spendSums{}
+	require.NoError(t, w.cfg.DataDir.Spend.read(func(line spendLine) {
+		switch day := jobs.LedgerDay(line.SubmittedAt); {
+		case day >= began.FirstDay && line.JobID < "3":
+			require.NoError(t, w.jobs.SettleAll(t.Context(), []jobs.Settled{line.settled()}))
+		case day < began.FirstDay:
+			older.add(line)
+		}
+	}))
+	days := older.list()
+	require.NoError(t, w.jobs.ImportSums(t.Context(), w.cfg.DataDir.holder, days), "and EndImport was not reached")
+
+	for range 2 {
+		require.NoError(t, w.importSpend(t.Context()))
+		sum, batch := total(t, w)
+		assert.Equal(t, jobs.Spent{SpentMicroYuan: 20 * 160_000, Images: 20}, sum)
+		assert.Equal(t, fmt.Sprint(20*160_000), batch)
+	}
+}
+
+// Two years of a busy machine do not keep the next run waiting.
+func TestImportOfALongLog(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	const lines = 100_000
+	var text strings.Builder
+	for i := range lines {
+		c := spendCharge(fmt.Sprint(i), time.Duration(i)*700*24*time.Hour/lines)
+		line, err := encode(spendLine{At: c.At, Account: c.Account, JobID: c.JobID, Attempt: 1, SubmittedAt: c.At, Model: c.Model, Batch: c.Batch, MicroYuan: c.MicroYuan, Images: 1, TaskID: c.JobID})
+		require.NoError(t, err)
+		text.Write(line)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, SpendLogName), []byte(text.String()), 0o600))
+	began := time.Now()
+	w := bookkeeper(t, dir)
+	opened := time.Since(began)
+	require.NoError(t, w.importSpend(t.Context()))
+	t.Logf("opened in %v, imported in %v", opened, time.Since(began)-opened)
+	sum, _ := total(t, w)
+	assert.Equal(t, jobs.Spent{SpentMicroYuan: lines * 160_000, Images: lines}, sum)
+	assert.Less(t, time.Since(began), time.Minute)
+}
+
+// Whatever lies in the file, it is opened, written and read, and what cannot be read
+// is not spent.
+func FuzzSpendLog(f *testing.F) {
+	f.Add([]byte(`{"at":"2026-01-02T03:04:05Z","account":"a","submitted_at":"2026-01-02T03:04:05Z","model":"m","micro_yuan":1,"images":1,"task_id":"t"}` + "\n{\n\x00"))
+	f.Add([]byte("\n\n"))
+	path := filepath.Join(f.TempDir(), SpendLogName)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		require.NoError(t, os.WriteFile(path, text, 0o600))
+		l, err := OpenSpendLog(path)
+		require.NoError(t, err)
+		defer l.Close() //nolint:errcheck // a copy
+		before := len(spendTasks(t, l))
+		known := l.tasks["fuzz"]
+		require.NoError(t, l.append(spendCharge("job", 0), "fuzz"))
+		if !known {
+			before++
+		}
+		require.Len(t, spendTasks(t, l), before)
+		spent, damaged, err := ReadSpendLog(path)
+		require.NoError(t, err)
+		assert.Equal(t, l.Damaged(), damaged)
+		for _, s := range spent {
+			assert.NoError(t, jobs.ValidAccount(s.Account))
+			assert.GreaterOrEqual(t, s.Images, 0)
+		}
+	})
+}
