@@ -21,6 +21,12 @@ type Account struct {
 	Name      string
 	DashScope *dashscope.Client
 	Lanes     []Lane
+	// DailyBudgetMicroYuan bounds what is reserved and spent on a day (UTC+8), by all
+	// workers together; 0 is no bound.
+	DailyBudgetMicroYuan int64
+	// PricesMicroYuan are contract prices of an image by model, instead of the
+	// catalogue's.
+	PricesMicroYuan map[string]int64
 }
 
 // Lane is an account's capacity for one model.
@@ -45,6 +51,7 @@ type account struct {
 	// dailyBudget bounds what is reserved and spent in a day, in micro-yuan; 0 is no
 	// bound.
 	dailyBudget int64
+	prices      map[string]int64 // of an image by model, where not the catalogue's
 
 	mu sync.Mutex
 	// date was the service's clock at dated, by the own one.
@@ -253,7 +260,10 @@ func (w *Worker) newAccounts(configured []Account) error {
 		if w.accountNamed(c.Name) != nil {
 			return fmt.Errorf("worker: account %s is configured twice", c.Name)
 		}
-		a := &account{name: c.Name, remote: c.DashScope, log: w.log.With("account", c.Name)}
+		a := &account{
+			name: c.Name, remote: c.DashScope, log: w.log.With("account", c.Name),
+			dailyBudget: c.DailyBudgetMicroYuan, prices: c.PricesMicroYuan,
+		}
 		w.accounts = append(w.accounts, a)
 		for _, lane := range c.Lanes {
 			if lane.Model == "" {

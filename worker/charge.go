@@ -33,6 +33,9 @@ func (w *Worker) cost(account, model string, images int) int64 {
 	if a == nil || err != nil {
 		return 0
 	}
+	if price, agreed := a.prices[model]; agreed {
+		return int64(images) * price
+	}
 	cost, _ := m.CostIn(a.remote.Region(), images)
 	return cost
 }
@@ -66,7 +69,7 @@ func (w *Worker) release(ctx context.Context, rec *jobs.Record) error {
 
 // settleTask books what a task cost, once however often it is called.
 func (w *Worker) settleTask(ctx context.Context, rec *jobs.Record, taskID string, images int, microYuan int64) error {
-	return w.jobs.Settle(context.WithoutCancel(ctx), chargeOf(rec, images, microYuan), taskID)
+	return w.book(context.WithoutCancel(ctx), chargeOf(rec, images, microYuan), taskID)
 }
 
 // codeBudgetReached is the code of a job that its batch's budget has no room for.

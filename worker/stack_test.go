@@ -40,6 +40,9 @@ type stack struct {
 	// is one with a lane for wanx-v1.
 	accounts map[string][]worker.Lane
 
+	budget int64            // of each account for a day, in micro-yuan
+	prices map[string]int64 // of an image, where not the catalogue's
+
 	away atomic.Bool // the bucket refuses every connection
 	// dial, unless nil, leads to DashScope instead of the simulator's own.
 	dial func(context.Context, string, string) (net.Conn, error)
@@ -180,7 +183,10 @@ func (s *stack) config(data *worker.DataDir) worker.Config {
 		s.accounts = map[string][]worker.Lane{"": {{}}}
 	}
 	for name, lanes := range s.accounts {
-		cfg.Accounts = append(cfg.Accounts, worker.Account{Name: name, DashScope: s.client("sk-test" + name), Lanes: lanes})
+		cfg.Accounts = append(cfg.Accounts, worker.Account{
+			Name: name, DashScope: s.client("sk-test" + name), Lanes: lanes,
+			DailyBudgetMicroYuan: s.budget, PricesMicroYuan: s.prices,
+		})
 	}
 	return cfg
 }

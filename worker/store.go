@@ -102,6 +102,9 @@ func (s *store) handle(ctx context.Context, message *asynq.Task) error {
 	case rec.State != jobs.StateStoring:
 		return nil
 	}
+	if err := s.settleTask(ctx, rec, rec.TaskID, rec.TaskImages, rec.TaskMicroYuan); err != nil {
+		return err
+	}
 	err = s.store(ctx, rec)
 	if errors.Is(err, jobs.ErrConflict) {
 		return nil

@@ -137,7 +137,10 @@ func (e *engine) accounts(dial func(context.Context, string, string) (net.Conn, 
 		for i, l := range a.Lanes {
 			lanes[i] = worker.Lane(l)
 		}
-		accounts = append(accounts, worker.Account{Name: a.Name, DashScope: client, Lanes: lanes})
+		accounts = append(accounts, worker.Account{
+			Name: a.Name, DashScope: client, Lanes: lanes,
+			DailyBudgetMicroYuan: a.DailyBudgetMicroYuan, PricesMicroYuan: a.PricesMicroYuan,
+		})
 		sources = append(sources, client.BaseURL().String())
 		e.regions = append(e.regions, client.Region())
 	}

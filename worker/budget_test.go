@@ -1,0 +1,127 @@
+package worker_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// A batch's budget is a cap at the reservation: what does not fit is held, nothing of
+// it is bought, and it goes on when there is more money.
+func TestRule1BatchBudget(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		client := s.worker.Jobs()
+		require.NoError(t, client.SetBatchBudget(t.Context(), "shop", 3*simulator.MicroYuanPerImage))
+		ids := []string{"a", "b", "c"}
+		for _, id := range ids {
+			s.enqueue(jobs.Request{ID: id, Prompt: "prompt of " + id, N: 2, Batch: "shop"})
+		}
+		s.requireMade("a", 2)
+		for _, id := range ids[1:] {
+			rec := s.wait(id)
+			require.Equal(t, jobs.StateHeld, rec.State)
+			assert.Equal(t, "BudgetReached", rec.Code)
+			assert.Contains(t, rec.Message, "0.48 yuan")
+		}
+		assert.Len(t, s.sim.Tasks(), 1)
+		s.requireLedger()
+
+		require.NoError(t, client.SetBatchBudget(t.Context(), "shop", 6*simulator.MicroYuanPerImage))
+		for _, id := range ids[1:] {
+			_, err := client.Resolve(t.Context(), id, jobs.Resolution{BuyAgain: true})
+			require.NoError(t, err)
+			s.requireMade(id, 2)
+		}
+		s.requireLedger()
+	})
+}
+
+// requireMade waits for the job and checks that one task has made so many images.
+func (s *stack) requireMade(id string, images int) {
+	s.t.Helper()
+	rec := s.wait(id)
+	require.Equal(s.t, jobs.StateSucceeded, rec.State, rec.Message)
+	s.requireStored(id, images)
+	require.Equal(s.t, 1, s.tasksOf("prompt of "+id))
+}
+
+// An account's budget for the day closes its lane until the next day in China; jobs
+// keep their places.
+func TestRule1DailyBudget(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.stop()
+		s.budget = 5 * simulator.MicroYuanPerImage
+		<-time.After(15*time.Hour + 40*time.Minute) // it is 23:40 in China
+		s.start()
+		ids := s.enqueueMany(8)
+		for _, id := range ids {
+			s.requireMadeOnce(id)
+		}
+		perDay := map[string]int{}
+		for _, task := range sim.Tasks() {
+			perDay[jobs.LedgerDay(task.CreatedAt)]++
+		}
+		assert.Len(t, perDay, 2)
+		for day, n := range perDay {
+			assert.LessOrEqual(t, n, 5, day)
+		}
+	})
+}
+
+// What was spent by earlier runs counts, though the queue of each is empty at first.
+func TestRule1DailyBudgetOverRuns(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.stop()
+		s.budget = 3 * simulator.MicroYuanPerImage
+		s.start()
+		day := jobs.LedgerDay(time.Now())
+		for _, id := range s.enqueueMany(2) {
+			s.requireMadeOnce(id)
+		}
+		s.stop()
+		s.start()
+		s.enqueueMany(5)
+		s.requireMadeOnce("job-3")
+		<-time.After(10 * time.Minute)
+		require.Equal(t, day, jobs.LedgerDay(time.Now()), "the test runs within a day")
+		assert.Len(t, sim.Tasks(), 3)
+		s.requireLedger()
+	})
+}
+
+// Failed, refused and cancelled tasks free what was reserved for them; contract prices
+// are what is booked.
+func TestLedgerFreesWhatCostsNothing(t *testing.T) {
+	failures := 0
+	sim := &simulator.Simulator{Outcome: func(req dashscope.CreateRequest) simulator.Outcome {
+		if req.Input.Prompt == "prompt of job-1" && failures < 2 {
+			failures++
+			return simulator.Outcome{Code: "InternalError", Message: "no image"}
+		}
+		return simulator.Outcome{}
+	}}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.stop()
+		s.prices = map[string]int64{"wanx-v1": 123456}
+		s.start()
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Nth: 4, Status: 400, Code: "DataInspectionFailed"})
+		ids := s.enqueueMany(4)
+		for _, id := range ids {
+			s.wait(id)
+		}
+		spent, err := s.worker.Jobs().Spending(t.Context(), time.Now().Add(-time.Hour), time.Now())
+		require.NoError(t, err)
+		require.Len(t, spent, 1)
+		assert.Zero(t, spent[0].ReservedMicroYuan)
+		assert.Equal(t, int64(sim.Stats().Images)*123456, spent[0].SpentMicroYuan)
+		assert.Equal(t, sim.Stats().Images, spent[0].Images)
+	})
+}
