@@ -155,13 +155,7 @@ func lasting(t *testing.T, sidecar []byte) string {
 // redisSocket starts a redis-server and returns the path of its socket.
 func redisSocket(t *testing.T) string {
 	t.Helper()
-	binary, err := exec.LookPath("redis-server")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("redis-server is not installed: apt-get install redis-server")
-		}
-		t.Skip("redis-server is not installed: apt-get install redis-server would run this")
-	}
+	binary := redisBinary(t)
 	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path may have 107 bytes
 	require.NoError(t, err)
 	socket := filepath.Join(dir, "socket")
@@ -176,4 +170,17 @@ func redisSocket(t *testing.T) string {
 	})
 	require.Eventually(t, func() bool { return client.Ping(t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
 	return socket
+}
+
+// redisBinary finds the server, or skips the test.
+func redisBinary(t *testing.T) string {
+	t.Helper()
+	binary, err := exec.LookPath("redis-server")
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("redis-server is not installed: apt-get install redis-server")
+		}
+		t.Skip("redis-server is not installed: apt-get install redis-server would run this")
+	}
+	return binary
 }

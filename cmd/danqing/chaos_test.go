@@ -33,7 +33,7 @@ func TestFourWorkersAtRandom(t *testing.T) {
 	if testing.Short() { // the race detector's run
 		total = 40
 	}
-	f := newFleet(t)
+	f := newFleet(t, redisSocket(t))
 	var ids []string
 	for i := range total {
 		id := fmt.Sprintf("job-%d", i)
@@ -111,9 +111,9 @@ type fleet struct {
 	kills, stops, freezes int
 }
 
-func newFleet(t *testing.T) *fleet {
+func newFleet(t *testing.T, socket string) *fleet {
 	t.Helper()
-	f := &fleet{t: t, redis: "unix://" + redisSocket(t)}
+	f := &fleet{t: t, redis: "unix://" + socket}
 	options, err := redis.ParseURL(f.redis)
 	require.NoError(t, err)
 	rdb := redis.NewClient(options)

@@ -150,6 +150,9 @@ func (s *story) text() string {
 	for _, image := range s.Links {
 		fmt.Fprintf(&b, "  %s\n", imageText(image))
 	}
+	for _, task := range s.Candidates {
+		fmt.Fprintf(&b, "  may be task %s: its images, if it made any, are under _held/%s/ in the bucket\n", task, task)
+	}
 	if s.State == jobs.StateHeld {
 		fmt.Fprintf(&b, "  to decide: danqing jobs resolve %s --help\n", s.ID)
 	}

@@ -211,12 +211,15 @@ func (r *run) refresh(ctx context.Context) error {
 
 // look reads a job's record and says so if it is over.
 func (r *run) look(ctx context.Context, id string) error {
+	line := r.open[id]
 	rec, err := r.engine.worker.Jobs().Get(ctx, id)
+	if errors.Is(err, jobs.ErrNotFound) {
+		rec, err = r.again(ctx, line)
+	}
 	if err != nil {
 		return err
 	}
 	r.mu.Lock()
-	line := r.open[id]
 	r.records[id] = rec
 	if settled(rec) {
 		delete(r.open, id)
@@ -230,6 +233,16 @@ func (r *run) look(ctx context.Context, id string) error {
 		return r.printResult(ctx, line, rec)
 	}
 	return nil
+}
+
+// again asks for a job that Redis has lost. The worker's journal and the bucket know
+// what was made of it.
+func (r *run) again(ctx context.Context, line jobs.Line) (*jobs.Record, error) {
+	over, err := r.engine.worker.Finished(ctx, line.ID, line.Digest)
+	if over != nil || err != nil {
+		return over, err
+	}
+	return r.engine.worker.Jobs().Enqueue(ctx, line.Request)
 }
 
 // counts adds up what the progress line and the summary tell.
