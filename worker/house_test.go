@@ -112,7 +112,7 @@ func TestCanceledJob(t *testing.T) {
 
 // A cancel while the task waits at DashScope cancels it there; one while it runs
 // keeps its images.
-func TestCanceledTask(t *testing.T) {
+func TestRule16CanceledTask(t *testing.T) {
 	for name, c := range map[string]struct {
 		foreign bool // another program's task has the account's one place
 		want    jobs.State

@@ -233,7 +233,7 @@ func TestBuyAgainAfterAPartialStore(t *testing.T) {
 
 // A worker leaves a task in a lane that the surviving worker was not told to work:
 // that one finishes it all the same, and draws nothing more.
-func TestLaneOfADeadWorker(t *testing.T) {
+func TestRule16LaneOfADeadWorker(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Minute, 2*time.Minute)}
 	flash := map[string][]worker.Lane{"": {{Model: "wan2.2-t2i-flash"}}}
 	bubbleWith(t, sim, flash, func(t *testing.T, s *stack) {

@@ -62,7 +62,7 @@ func TestFourLanes(t *testing.T) {
 
 // The key of one account is revoked in the middle: its lanes pause and say so,
 // what it was at goes on when the key is back, and the others finish the rest.
-func TestRevokedKey(t *testing.T) {
+func TestRule17RevokedKey(t *testing.T) {
 	sim := twoKeys()
 	bubbleWith(t, sim, twoAccounts(), func(t *testing.T, s *stack) {
 		ids := s.enqueueModels(40)
@@ -143,7 +143,7 @@ func TestPausedAccount(t *testing.T) {
 }
 
 // The same main account under two names is refused: its limits are one.
-func TestSameMainAccountTwice(t *testing.T) {
+func TestRule16SameMainAccountTwice(t *testing.T) {
 	sim := &simulator.Simulator{Keys: map[string]simulator.Key{
 		"sk-test": {Account: "1"}, "sk-testeast": {Account: "1"}, "sk-testwest": {Account: "1"},
 	}}

@@ -139,7 +139,7 @@ func TestUnprovenImageIsKept(t *testing.T) {
 }
 
 // A task that DashScope stops to know is held after a while, and the lane goes on.
-func TestUnknownTaskIsHeld(t *testing.T) {
+func TestRule9UnknownTaskIsHeld(t *testing.T) {
 	sim := &simulator.Simulator{Keys: map[string]simulator.Key{"sk-test": {Account: "one"}}}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.enqueueMany(2)

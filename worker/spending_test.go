@@ -132,7 +132,7 @@ func TestSuccessWithoutImagesIsHeld(t *testing.T) {
 
 // A reply that arrives after another worker has taken the lane, and held the job
 // as ambiguous, names the task: the job is held no more.
-func TestReplyUnderALostTerm(t *testing.T) {
+func TestRule3ReplyUnderALostTerm(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Delay: 2 * time.Second, AfterWork: true})

@@ -95,7 +95,7 @@ func TestThousandJobsWithFaults(t *testing.T) {
 
 // What certainly made nothing is tried again, costs no attempt, and delays the
 // jobs behind it but does not fail them.
-func TestCertainRefusalIsTriedAgain(t *testing.T) {
+func TestRule4CertainRefusalIsTriedAgain(t *testing.T) {
 	for name, fault := range map[string]simulator.Fault{
 		"429 with JSON":    {Status: http.StatusTooManyRequests, Code: "Throttling.RateQuota"},
 		"503 no capacity":  {Status: http.StatusServiceUnavailable, Code: "ModelUnavailable"},

@@ -83,7 +83,7 @@ func say(text string) func(*net.TCPConn, int32, *http.Request) bool {
 
 // A create is on the wire exactly once whatever happens to it, and without a
 // task_id or a certain refusal it is ambiguous.
-func TestCreateIsSentOnce(t *testing.T) {
+func TestRule2CreateIsSentOnce(t *testing.T) {
 	t.Parallel()
 	const jsonHead = "Content-Type: application/json\r\nConnection: close\r\n\r\n"
 	for name, tc := range map[string]struct {
