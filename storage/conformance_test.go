@@ -167,6 +167,7 @@ func testConformance(t *testing.T, cfg storage.Config) {
 	t.Run("reference", func(t *testing.T) { testReference(t, cfg) })
 	t.Run("held", func(t *testing.T) { testHeld(t, cfg) })
 	t.Run("links", func(t *testing.T) { testLinks(t, cfg) })
+	t.Run("examine", func(t *testing.T) { testExamine(t, cfg) })
 }
 
 func testImage(t *testing.T, cfg storage.Config) {
