@@ -164,3 +164,14 @@ func (e *examination) delete(ctx context.Context) error {
 	}
 	return nil
 }
+
+// FreeBytes returns the room that this process has left on the file system of a
+// folder, which must exist. It fails with [errors.ErrUnsupported] where that is not
+// known.
+func FreeBytes(dir string) (uint64, error) {
+	free, err := freeBytes(dir)
+	if err != nil {
+		return 0, fmt.Errorf("free space of %s: %w", dir, err)
+	}
+	return free, nil
+}

@@ -93,6 +93,7 @@ func (p *program) serve(ctx context.Context, e *engine, f upFlags) error {
 	}()
 	err = p.announce(e, f, listener.Addr())
 	if err == nil {
+		sayDurability(ctx, e.worker.Jobs(), e.log)
 		err = e.run(ctx, p.signals, func(text string) { e.log.Info("told to stop", "reply", text) }, e.worker.Run)
 	}
 	if errors.Is(err, errInterrupted) {

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/danqing-queue/danqing/config"
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
+)
+
+// severityOK is what doctor says of what is as it should be.
+const severityOK jobs.Severity = "ok"
+
+// The sections of what doctor says; scripts read them.
+const (
+	sectionConfig    = "configuration"
+	sectionRedis     = "redis"
+	sectionBucket    = "bucket"
+	sectionDashScope = "dashscope"
+)
+
+func (p *program) doctorCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Find out what is wrong, and say what to do",
+		Long: `Doctor looks at everything that a worker stands on: the configuration, the data
+directory, Redis, the bucket, and DashScope with each account's key. It spends
+nothing; in the bucket it writes one object below PREFIX/_doctor/ and deletes it.
+
+It exits with 1 if it finds an error: something that breaks a promise, or keeps jobs
+from being made. With --json each finding is a line of JSON.`,
+		Example: `  danqing doctor
+  danqing doctor --config accounts.yaml
+  danqing doctor --json | jq 'select(.severity == "error")'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return p.doctor(cmd.Context(), asJSON) },
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON lines")
+	return cmd
+}
+
+// finding is one line of what doctor says.
+type finding struct {
+	Section string `json:"section"`
+	jobs.Finding
+}
+
+// doctor looks at one thing after the other and says what it finds.
+type doctor struct {
+	*program
+	cfg  *config.Config
+	json bool
+
+	section string // the one that is being told
+	errors  int
+	told    error // the first error of saying something
+	// jobs is the queue, nil if none can be reached.
+	jobs *jobs.Client
+}
+
+func (p *program) doctor(ctx context.Context, asJSON bool) error {
+	cfg, err := config.LoadWithFile(p.configFile, p.getenv, p.environ)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-p.signals:
+			cancel(errInterrupted)
+		case <-ctx.Done():
+		}
+	}()
+	d := &doctor{program: p, cfg: cfg, json: asJSON}
+	err = d.examine(ctx)
+	interrupted := errors.Is(context.Cause(ctx), errInterrupted)
+	cancel(nil)
+	<-watched
+	switch {
+	case interrupted:
+		return errInterrupted
+	case err != nil || d.told != nil:
+		return errors.Join(err, d.told)
+	case d.errors > 0:
+		return fmt.Errorf("doctor has found %s, each with its remedy", count(d.errors, "error"))
+	}
+	return nil
+}
+
+// examine goes through all sections. The error is one of the doctor's own.
+func (d *doctor) examine(ctx context.Context) error {
+	d.configuration()
+	d.dataDir(ctx)
+	d.section = sectionRedis
+	rdb := d.redis(ctx)
+	d.bucket(ctx)
+	d.accounts(ctx)
+	if rdb == nil {
+		return nil
+	}
+	return rdb.Close()
+}
+
+// say tells a finding of the current section.
+func (d *doctor) say(f jobs.Finding) {
+	f.Text = strings.ReplaceAll(f.Text, "\n", "; ")
+	if f.Severity == jobs.SeverityError {
+		d.errors++
+	}
+	var err error
+	if d.json {
+		err = printJSON(d.stdout, finding{d.section, f})
+	} else {
+		text := fmt.Sprintf("%-13s  %-7s  %s\n", d.section, f.Severity, f.Text)
+		if f.Remedy != "" {
+			text += fmt.Sprintf("%24s→ %s\n", "", f.Remedy)
+		}
+		_, err = fmt.Fprint(d.stdout, text)
+	}
+	if d.told == nil {
+		d.told = err
+	}
+}
+
+func (d *doctor) ok(format string, args ...any) {
+	d.say(jobs.Finding{Severity: severityOK, Text: fmt.Sprintf(format, args...)})
+}
+
+func (d *doctor) note(remedy, format string, args ...any) {
+	d.say(jobs.Finding{Severity: jobs.SeverityNote, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+}
+
+func (d *doctor) warn(remedy, format string, args ...any) {
+	d.say(jobs.Finding{Severity: jobs.SeverityWarning, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+}
+
+func (d *doctor) bad(remedy, format string, args ...any) {
+	d.say(jobs.Finding{Severity: jobs.SeverityError, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+}
+
+// bucket tries what images will ask of it.
+func (d *doctor) bucket(ctx context.Context) {
+	d.section = sectionBucket
+	switch {
+	case d.cfg.Bucket == "" && d.cfg.RedisURL.IsSet():
+		d.bad("set DANQING_S3_BUCKET to a bucket that all workers reach", "REDIS_URL is set and DANQING_S3_BUCKET is not, so that no worker starts")
+		return
+	case d.cfg.Bucket == "":
+		d.ok("none is configured: images are files in the data directory")
+		return
+	}
+	b, err := storage.New(d.cfg.Storage())
+	if err != nil {
+		d.bad("correct the setting that it names", "%v", err)
+		return
+	}
+	for _, t := range b.Examine(ctx) {
+		text := fmt.Sprintf("%s: %v", t.Name, t.Err)
+		switch {
+		case t.Err == nil:
+			d.ok("%s: done in %d ms", t.Name, t.Took.Milliseconds())
+		case t.Name == storage.TrialLink, t.Name == storage.TrialDelete: // workers need neither
+			d.warn(t.Remedy, "%s", text)
+		default:
+			d.bad(t.Remedy, "%s", text)
+		}
+	}
+}

@@ -1,0 +1,408 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	bucket "github.com/danqing-queue/danqing/storage/embedded"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// patient is somebody whom doctor examines: all parts sound, until a test breaks one.
+type patient struct {
+	t   *testing.T
+	env map[string]string
+	sim *simulator.Simulator
+	// dashscope changes the answers of the service.
+	dashscope func(http.ResponseWriter, *http.Request, http.Handler)
+	rdb       *redis.Client
+}
+
+const (
+	ourKey   = "sk-hush-ours"
+	otherKey = "sk-hush-other"
+	s3Secret = "hush-s3"
+)
+
+func newPatient(t *testing.T) *patient {
+	t.Helper()
+	p := &patient{t: t, sim: &simulator.Simulator{Keys: map[string]simulator.Key{
+		ourKey: {Account: "main", ID: "1"}, otherKey: {Account: "main", ID: "2"},
+	}}}
+	files, err := bucket.Open(bucket.Config{Dir: filepath.Join(t.TempDir(), "s3"), AccessKeyID: "AKIATEST", SecretAccessKey: s3Secret})
+	require.NoError(t, err)
+	store := httptest.NewServer(files)
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p.dashscope != nil {
+			p.dashscope(w, r, p.sim)
+			return
+		}
+		p.sim.ServeHTTP(w, r)
+	}))
+	q, err := queue.OpenDir(queue.Config{Dir: filepath.Join(t.TempDir(), "queue"), Listen: "127.0.0.1:0", Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	options, err := redis.ParseURL(q.URL())
+	require.NoError(t, err)
+	p.rdb = redis.NewClient(options)
+	t.Cleanup(func() {
+		store.Close()
+		service.Close()
+		assert.NoError(t, p.sim.Close())
+		assert.NoError(t, files.Close())
+		assert.NoError(t, p.rdb.Close())
+		assert.NoError(t, q.Close())
+	})
+	p.env = map[string]string{
+		"DASHSCOPE_HTTP_BASE_URL": service.URL + "/api/v1", "DASHSCOPE_API_KEY": ourKey,
+		"AWS_ENDPOINT_URL_S3": store.URL, "AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": s3Secret, "AWS_REGION": "us-east-1",
+		"DANQING_S3_BUCKET": bucket.DefaultBucket, "DANQING_S3_ADDRESSING": "path",
+		"REDIS_URL": q.URL(), "DANQING_DATA_DIR": filepath.Join(t.TempDir(), "data"),
+	}
+	return p
+}
+
+// examine runs doctor with --json and returns the exit code, its findings, and what
+// it says to people.
+func (p *patient) examine(args ...string) (code int, found []finding, stderr string) {
+	p.t.Helper()
+	environ := make([]string, 0, len(p.env))
+	for name, value := range p.env {
+		environ = append(environ, name+"="+value)
+	}
+	var out, text bytes.Buffer
+	run := &program{args: append([]string{"doctor", "--json"}, args...), environ: environ, stdin: strings.NewReader(""), stdout: &out, stderr: &text}
+	code = run.run(p.t.Context())
+	for _, secret := range []string{"hush", p.rdb.Options().Password} {
+		assert.NotContains(p.t, out.String()+text.String(), secret)
+	}
+	for decoder := json.NewDecoder(&out); ; {
+		var f finding
+		if err := decoder.Decode(&f); err == io.EOF { //nolint:errorlint // as it says
+			return code, found, text.String()
+		} else {
+			require.NoError(p.t, err)
+		}
+		found = append(found, f)
+	}
+}
+
+// lines has a line for each finding.
+func lines(found []finding) string {
+	var b strings.Builder
+	for _, f := range found {
+		fmt.Fprintf(&b, "%s %s: %s → %s\n", f.Section, f.Severity, f.Text, f.Remedy)
+	}
+	return b.String()
+}
+
+// requireFinding fails unless one finding begins as wanted and has the remedy.
+func requireFinding(t *testing.T, found []finding, begins, remedy string) {
+	t.Helper()
+	for _, f := range found {
+		if strings.HasPrefix(fmt.Sprintf("%s %s: %s", f.Section, f.Severity, f.Text), begins) && strings.Contains(f.Remedy, remedy) {
+			return
+		}
+	}
+	require.Fail(t, "not found", "%q → %q in\n%s", begins, remedy, lines(found))
+}
+
+// Nothing is wrong with what is sound; and nothing of it is changed.
+func TestDoctorSound(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	code, found, text := p.examine()
+	assert.Equal(t, exitDone, code, lines(found))
+	assert.Empty(t, text)
+	for _, f := range found {
+		assert.Contains(t, []jobs.Severity{severityOK, jobs.SeverityNote}, f.Severity, f.Text)
+	}
+	requireFinding(t, found, "configuration ok: account default: a key, lanes wanx-v1 (1 at once)", "")
+	requireFinding(t, found, "redis ok: the clocks agree", "")
+	requireFinding(t, found, "redis ok: the embedded queue", "")
+	for _, trial := range []string{"reach", "write", "read", "link", "delete"} {
+		requireFinding(t, found, "bucket ok: "+trial+": done in", "")
+	}
+	requireFinding(t, found, "dashscope note: account default: the simulator answers at http://127.0.0.1", "")
+	requireFinding(t, found, "dashscope ok: account default: wanx-v1, 1 of 1 tasks at once, prompts of up to 500 characters, 0.16 yuan an image", "")
+	requireFinding(t, found, "dashscope ok: account default: 0 tasks in 24 hours, none of others", "")
+	assert.NoDirExists(t, p.env["DANQING_DATA_DIR"])
+}
+
+// Each mistake of the configuration or a service is found, and its remedy said.
+func TestDoctorFinds(t *testing.T) {
+	t.Parallel()
+	const nowhere = "127.0.0.1:1" // tcpmux, which nobody has
+	for name, test := range map[string]struct {
+		change         func(*patient)
+		begins, remedy string
+	}{
+		"no key":      {func(p *patient) { delete(p.env, "DASHSCOPE_API_KEY") }, "configuration error: DASHSCOPE_API_KEY is not set", "Model Studio"},
+		"wrong key":   {func(p *patient) { p.env["DASHSCOPE_API_KEY"] = "sk-hush-wrong" }, "dashscope error: account default: dashscope list: HTTP 401: InvalidApiKey", "key"},
+		"no service":  {func(p *patient) { p.env["DASHSCOPE_HTTP_BASE_URL"] = "http://" + nowhere + "/api/v1" }, "dashscope error: account default: dashscope list: dial tcp", "DASHSCOPE_HTTP_BASE_URL"},
+		"no Redis":    {func(p *patient) { p.env["REDIS_URL"] = "redis://:hush@" + nowhere }, "redis error: nothing listens at " + nowhere, "REDIS_URL"},
+		"no socket":   {func(p *patient) { p.env["REDIS_URL"] = "unix:///no/such/socket" }, "redis error: there is no socket /no/such/socket", "unixsocket"},
+		"no password": {func(p *patient) { p.env["REDIS_URL"] = "redis://" + p.rdb.Options().Addr }, "redis error: the Redis at 127.0.0.1", "redis://USER:PASSWORD@"},
+		"no TLS":      {func(p *patient) { p.env["REDIS_URL"] = "rediss" + strings.TrimPrefix(p.env["REDIS_URL"], "redis") }, "redis error: no TLS with 127.0.0.1", "redis://"},
+		"no Redis there": {func(p *patient) {
+			p.env["REDIS_URL"] = "redis" + strings.TrimPrefix(p.env["AWS_ENDPOINT_URL_S3"], "http")
+		}, "redis error: 127.0.0.1", "correct REDIS_URL"},
+		"no bucket set":     {func(p *patient) { maps.DeleteFunc(p.env, func(name, _ string) bool { return strings.HasPrefix(name, "DANQING_S3_") }) }, "bucket error: REDIS_URL is set and DANQING_S3_BUCKET is not", "all workers reach"},
+		"no bucket":         {func(p *patient) { p.env["DANQING_S3_BUCKET"] = "elsewhere" }, `bucket error: reach: check the bucket: bucket "elsewhere" does not exist at http://127.0.0.1`, ""},
+		"no store":          {func(p *patient) { p.env["AWS_ENDPOINT_URL_S3"] = "http://" + nowhere }, "bucket error: reach: check the bucket: nothing listens at http://" + nowhere, ""},
+		"wrong secret":      {func(p *patient) { p.env["AWS_SECRET_ACCESS_KEY"] = "hush-wrong" }, `bucket error: reach: check the bucket: the secret access key does not fit the access key ID "AKIATEST": correct AWS_SECRET_ACCESS_KEY`, ""},
+		"links nobody sees": {func(p *patient) { p.env["DANQING_S3_PUBLIC_URL"] = "http://" + nowhere }, "bucket warning: link: link: " + nowhere + " is not reached", "DANQING_S3_PUBLIC_URL"},
+		"no data directory": {func(p *patient) {
+			file := filepath.Join(p.t.TempDir(), "file")
+			require.NoError(p.t, os.WriteFile(file, nil, 0o600))
+			p.env["DANQING_DATA_DIR"] = filepath.Join(file, "data")
+		}, "configuration error: data directory /", "DANQING_DATA_DIR"},
+		"unencrypted key": {func(p *patient) { p.env["DASHSCOPE_HTTP_BASE_URL"] = "http://unknown.invalid/api/v1" }, "configuration warning: DASHSCOPE_HTTP_BASE_URL is http://", ""},
+		"a gateway": {func(p *patient) {
+			p.dashscope = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				w.Header().Set(dashscope.HeaderGateway, "true")
+				next.ServeHTTP(w, r)
+			}
+		}, "dashscope error: account default: the DashScope base URL leads to a Danqing", "DASHSCOPE_HTTP_BASE_URL"},
+		"clock behind": {func(p *patient) { p.dateAhead(150 * time.Second) }, "dashscope warning: this machine's clock is 2m", "NTP"},
+		"clock ahead":  {func(p *patient) { p.dateAhead(-90 * time.Second) }, "dashscope warning: this machine's clock is 1m3", "NTP"},
+		"no pages": {func(p *patient) {
+			p.dashscope = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if r.URL.Query().Get("page_size") == "100" {
+					http.Error(w, "<html>", http.StatusBadGateway)
+					return
+				}
+				next.ServeHTTP(w, r)
+			}
+		}, "dashscope warning: account default: its tasks cannot be listed: dashscope list: HTTP 502", ""},
+		"fewer tasks than allowed": {func(p *patient) { p.env["DANQING_MODELS"] = "qwen-image" }, "dashscope note: account default: qwen-image, 1 of 2 tasks at once", "DANQING_CONCURRENCY=2"},
+		"a queue that is no queue": {func(p *patient) {
+			require.NoError(p.t, p.rdb.HSet(p.t.Context(), "danqing:lanes", "default:wanx-v1", "{").Err())
+		}, "redis error: read lane default:wanx-v1", "another version"},
+		"a damaged instance": {func(p *patient) {
+			delete(p.env, "REDIS_URL")
+			require.NoError(p.t, os.Mkdir(p.env["DANQING_DATA_DIR"], 0o700))
+			require.NoError(p.t, os.WriteFile(filepath.Join(p.env["DANQING_DATA_DIR"], instanceFile), []byte(`{"redis_url":"hush"}`), 0o600))
+		}, "redis error: read /", "delete its instance.json"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPatient(t)
+			p.t = t
+			test.change(p)
+			begun := time.Now()
+			code, found, text := p.examine()
+			assert.Less(t, time.Since(begun), 20*time.Second)
+			requireFinding(t, found, test.begins, test.remedy)
+			if strings.Contains(test.begins, " error: ") {
+				assert.Equal(t, exitFailed, code)
+				assert.Contains(t, text, "doctor has found ")
+			} else if !strings.Contains(lines(found), " error: ") {
+				assert.Equal(t, exitDone, code)
+			}
+		})
+	}
+}
+
+// dateAhead lets the service's clock run ahead.
+func (p *patient) dateAhead(by time.Duration) {
+	p.dashscope = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		next.ServeHTTP(dated{w, by}, r)
+	}
+}
+
+// dated answers with another time.
+type dated struct {
+	http.ResponseWriter
+	by time.Duration
+}
+
+func (d dated) WriteHeader(status int) {
+	d.Header().Set("Date", time.Now().Add(d.by).UTC().Format(http.TimeFormat))
+	d.ResponseWriter.WriteHeader(status)
+}
+
+// What the configuration says cannot be read: that is no finding.
+func TestDoctorUnreadable(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.env["DANQING_CONCURRENCY"] = "many"
+	code, found, text := p.examine()
+	assert.Equal(t, exitUsage, code)
+	assert.Empty(t, found)
+	assert.Contains(t, text, "DANQING_CONCURRENCY")
+}
+
+// submit makes a task at the service, as some program with a key does.
+func (p *patient) submit(key, model string) string {
+	p.t.Helper()
+	client, err := dashscope.New(dashscope.Config{BaseURL: p.env["DASHSCOPE_HTTP_BASE_URL"], APIKey: key})
+	require.NoError(p.t, err)
+	one := 1
+	created, err := client.Create(p.t.Context(), dashscope.CreateRequest{Model: model, Input: dashscope.Input{Prompt: "cat"}, Parameters: dashscope.Parameters{N: &one}})
+	require.NoError(p.t, err)
+	return created.TaskID
+}
+
+// Tasks that no job of this Redis owns are told by key and model; those of the last
+// minute may be ours, before it is written down.
+func TestDoctorTellsWhoElseUsesTheKey(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	first := p.submit(otherKey, "wanx-v1")
+	_, found, _ := p.examine()
+	requireFinding(t, found, "dashscope ok: account default: 1 task in 24 hours, none of others", "")
+
+	p.dateAhead(2 * time.Minute)
+	code, found, _ := p.examine()
+	assert.Equal(t, exitDone, code)
+	requireFinding(t, found, "dashscope warning: account default: others than this queue's workers made 1 task of wanx-v1 in the last 24 hours, perhaps with Danqing's own key", "a key of its own")
+
+	// Now one is known to be ours, which tells our key's number.
+	p.dashscope = nil
+	ours, foreign := p.submit(ourKey, "wanx-v1"), p.submit(ourKey, "qwen-image")
+	client := jobs.NewClient(p.rdb)
+	require.NoError(t, client.ClaimTask(t.Context(), ours, "cat-1"))
+	p.dateAhead(2 * time.Minute)
+	_, found, _ = p.examine()
+	requireFinding(t, found, "dashscope warning: account default: others than this queue's workers made 1 task of qwen-image in the last 24 hours, with Danqing's own key", "one Redis")
+	requireFinding(t, found, "dashscope note: account default: other keys of the main account made 1 task of wanx-v1 in the last 24 hours", "main account of its own")
+
+	require.NoError(t, client.ClaimTask(t.Context(), foreign, "cat-2"))
+	require.NoError(t, client.ClaimTask(t.Context(), first, "cat-3"))
+	_, found, _ = p.examine()
+	requireFinding(t, found, "dashscope ok: account default: 3 tasks in 24 hours, none of others", "")
+
+	// Without a queue nobody can tell.
+	delete(p.env, "REDIS_URL")
+	_, found, _ = p.examine()
+	requireFinding(t, found, "dashscope note: account default: 3 tasks in 24 hours; whose they are only a queue could tell", "REDIS_URL")
+}
+
+// Two keys of one main account are no two accounts, and real ones do not go with
+// simulated ones.
+func TestDoctorAccounts(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.submit(ourKey, "wanx-v1")
+	real := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.sim.ServeHTTP(unmarked{w}, r)
+	}))
+	t.Cleanup(real.Close)
+	file := filepath.Join(t.TempDir(), "accounts.yaml")
+	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `accounts:
+  - {name: one, api_key_env: KEY_ONE, base_url: %s}
+  - {name: two, api_key_env: KEY_TWO, base_url: %s/api/v1}
+`, p.env["DASHSCOPE_HTTP_BASE_URL"], real.URL), 0o600))
+	maps.DeleteFunc(p.env, func(name, _ string) bool { return strings.HasPrefix(name, "DASHSCOPE_") })
+	p.env["KEY_ONE"], p.env["KEY_TWO"] = ourKey, otherKey
+	code, found, _ := p.examine("--config", file)
+	assert.Equal(t, exitFailed, code)
+	requireFinding(t, found, "dashscope error: accounts one and two are the same main account", "leave one of the two out")
+	requireFinding(t, found, "dashscope error: account one is answered by the simulator and account two by DashScope", "base URL")
+}
+
+// unmarked hides that the simulator answers.
+type unmarked struct{ http.ResponseWriter }
+
+func (u unmarked) WriteHeader(status int) {
+	u.Header().Del(dashscope.HeaderSimulated)
+	u.ResponseWriter.WriteHeader(status)
+}
+
+// Who works in the data directory, and which lanes are whose, is told.
+func TestDoctorTellsWhoWorks(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	path := p.env["DANQING_DATA_DIR"]
+	data, err := worker.OpenDataDir(path)
+	require.NoError(t, err)
+	require.NoError(t, writeInstance(path, instance{PID: os.Getpid(), HTTP: "http://127.0.0.1:8765", RedisURL: p.env["REDIS_URL"]}))
+	client, ctx := jobs.NewClient(p.rdb), t.Context()
+	holder, err := os.ReadFile(filepath.Join(path, "holder"))
+	require.NoError(t, err)
+	for model, by := range map[string]string{"wanx-v1": string(holder), "qwen-image": "stranger", "wan2.2-t2i-flash": "", "wan2.2-t2i-plus": "stranger"} {
+		lane := jobs.LaneStatus{Account: "default", Model: model, Concurrency: 1, State: jobs.LaneOpen}
+		if model == "wan2.2-t2i-plus" {
+			lane.State, lane.Message = jobs.LanePaused, "the account is in arrears"
+		}
+		require.NoError(t, client.SetLane(ctx, lane))
+		if by != "" {
+			require.NoError(t, p.rdb.Set(ctx, jobs.LaneKey("default", model, "lease"), by, 0).Err())
+		}
+	}
+	_, found, _ := p.examine()
+	requireFinding(t, found, "configuration note: data directory "+path+": in use by ", "DANQING_DATA_DIR of its own")
+	assert.Contains(t, lines(found), "which serves http://127.0.0.1:8765")
+	if _, err := os.Stat("/proc/locks"); err == nil {
+		assert.Contains(t, lines(found), fmt.Sprintf("in use by process %d,", os.Getpid()))
+	}
+	requireFinding(t, found, "redis ok: lane wanx-v1 of account default: held by the worker of this data directory, 1 task at once", "")
+	requireFinding(t, found, "redis ok: lane qwen-image of account default: held by another worker", "")
+	requireFinding(t, found, "redis note: lane wan2.2-t2i-flash of account default: nobody works it", "start a worker")
+	requireFinding(t, found, "redis warning: lane wan2.2-t2i-plus of account default: held by another worker and paused: the account is in arrears", "jobs resume")
+
+	// Without REDIS_URL the running instance is the queue; after it, nobody works there.
+	delete(p.env, "REDIS_URL")
+	_, found, _ = p.examine()
+	requireFinding(t, found, "redis ok: the embedded queue", "")
+	require.NoError(t, data.Close())
+	require.NoError(t, removeInstance(path))
+	_, found, _ = p.examine()
+	requireFinding(t, found, "configuration ok: data directory "+path+": nobody works in it", "")
+	requireFinding(t, found, "redis note: none is configured", "danqing up")
+}
+
+// What takes connections and says nothing is given up within seconds.
+func TestDoctorSilence(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	silent, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, silent.Close()) })
+	address := silent.Addr().String()
+	p.env["REDIS_URL"], p.env["DASHSCOPE_HTTP_BASE_URL"] = "redis://"+address, "http://"+address+"/api/v1"
+	begun := time.Now()
+	code, found, _ := p.examine()
+	assert.Less(t, time.Since(begun), 30*time.Second)
+	assert.Equal(t, exitFailed, code)
+	requireFinding(t, found, "redis error: "+address+" does not answer within 5s", "network")
+	requireFinding(t, found, "dashscope error: account default: dashscope list: no answer within 5s", "network")
+}
+
+// A signal ends it.
+func TestDoctorInterrupted(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	signals := make(chan os.Signal, 1)
+	p.dashscope = func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
+		signals <- os.Interrupt
+		<-r.Context().Done()
+	}
+	environ := make([]string, 0, len(p.env))
+	for name, value := range p.env {
+		environ = append(environ, name+"="+value)
+	}
+	run := &program{args: []string{"doctor"}, environ: environ, signals: signals, stdout: io.Discard, stderr: io.Discard}
+	assert.Equal(t, exitInterrupted, run.run(context.Background()))
+}

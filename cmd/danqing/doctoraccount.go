@@ -1,0 +1,217 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/danqing-queue/danqing/config"
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+const (
+	// accountPatience bounds one call of the service.
+	accountPatience = 5 * time.Second
+	// listPage is as large as pages may be (see the simulator), and listPages bounds
+	// what is looked at: somebody waits.
+	listPage  = 100
+	listPages = 50
+	// underWay is how young a task may be to be one whose owner is not written yet.
+	underWay = time.Minute
+)
+
+// met is what an account's service has answered.
+type met struct {
+	account config.Account
+	owner   string // of the main account, with its region
+	kind    string // who answers
+}
+
+// accounts asks DashScope with each account's key.
+func (d *doctor) accounts(ctx context.Context) {
+	d.section = sectionDashScope
+	var all []met
+	for _, a := range d.cfg.Accounts {
+		if !a.APIKey.IsSet() {
+			d.note("", "account %s: not asked, it has no key", a.Name)
+			continue
+		}
+		if m, ok := d.account(ctx, a); ok {
+			all = append(all, m)
+		}
+	}
+	for i, m := range all {
+		for _, other := range all[:i] {
+			if m.owner != "" && m.owner == other.owner {
+				d.bad("leave one of the two out", "accounts %s and %s are the same main account, whose limits they would exceed together", other.account.Name, m.account.Name)
+			}
+			if m.kind != other.kind {
+				d.bad("correct the base URL of one", "account %s is answered by %s and account %s by %s", other.account.Name, other.kind, m.account.Name, m.kind)
+			}
+		}
+	}
+}
+
+// account examines one account and reports whether its service has accepted the key.
+func (d *doctor) account(ctx context.Context, a config.Account) (met, bool) {
+	cfg := a.DashScope()
+	cfg.QueryTimeout, cfg.UserAgent = accountPatience, "danqing/"+version()
+	client, err := dashscope.New(cfg)
+	if err != nil {
+		d.bad("correct the setting that it names", "account %s: %v", a.Name, err)
+		return met{}, false
+	}
+	defer client.CloseIdleConnections()
+	asked := time.Now()
+	endpoint, err := client.Probe(ctx)
+	took := time.Since(asked)
+	switch {
+	case endpoint.Gateway:
+		d.bad("set DASHSCOPE_HTTP_BASE_URL, or the account's base_url, to DashScope's own address", "account %s: %v", a.Name, worker.ErrGateway)
+		return met{}, false
+	case err != nil:
+		remedy := ""
+		if refused, ok := errors.AsType[*dashscope.Error](err); ok {
+			remedy = refused.Hint()
+		}
+		d.bad(remedy, "account %s: %v", a.Name, err)
+		return met{}, false
+	}
+	m := met{account: a, kind: "DashScope"}
+	if endpoint.Owner != "" {
+		m.owner = client.Region() + " " + endpoint.Owner
+	}
+	if endpoint.Simulated {
+		m.kind = "the simulator"
+		d.note("for real images correct DASHSCOPE_HTTP_BASE_URL", "account %s: the simulator answers at %s: nothing is charged, and no image is real", a.Name, client.BaseURL())
+	}
+	d.ok("account %s: %s takes the key, in %d ms", a.Name, client.BaseURL(), took.Milliseconds())
+	d.clock(m.kind, endpoint.Date, asked)
+	for _, l := range a.Lanes {
+		d.lane(a, l, client.Region())
+	}
+	d.tasks(ctx, a, client)
+	return m, true
+}
+
+// lane compares what is configured with what an account has.
+func (d *doctor) lane(a config.Account, l config.Lane, region string) {
+	m, err := jobs.LookupModel(l.Model)
+	if err == nil {
+		err = m.CheckRegion(region)
+	}
+	if err != nil {
+		d.bad("correct DANQING_MODELS, or the account's models", "account %s: %v", a.Name, err)
+		return
+	}
+	cost, _ := m.CostIn(region, 1)
+	text := fmt.Sprintf("account %s: %s, %d of %d tasks at once, prompts of up to %d characters, %s an image", a.Name, m.Name, l.Concurrency, m.Concurrency, m.PromptRunes, yuan(cost))
+	if l.Concurrency < m.Concurrency {
+		d.note(fmt.Sprintf("if nobody else uses the account: DANQING_CONCURRENCY=%d, or concurrency in the file of accounts", m.Concurrency), "%s", text)
+		return
+	}
+	d.ok("%s", text)
+}
+
+// tasks looks whether others use the account, or the key.
+func (d *doctor) tasks(ctx context.Context, a config.Account, client *dashscope.Client) {
+	listed, at, err := listTasks(ctx, client)
+	if err != nil {
+		d.warn("ask again later", "account %s: its tasks cannot be listed: %v", a.Name, err)
+		return
+	}
+	if d.jobs == nil {
+		d.note("run doctor while danqing up runs, or with REDIS_URL set", "account %s: %s in 24 hours; whose they are only a queue could tell", a.Name, count(len(listed), "task"))
+		return
+	}
+	ids := make([]string, len(listed))
+	for i, task := range listed {
+		ids[i] = task.TaskID
+	}
+	owners, err := d.jobs.TaskOwners(ctx, ids)
+	if err != nil {
+		d.bad("let Redis's user run scripts on danqing:*", "account %s: %v", a.Name, err)
+		return
+	}
+	ourKeys := map[string]bool{}
+	var foreign []dashscope.TaskInfo
+	for _, task := range listed {
+		switch {
+		case owners[task.TaskID] != "":
+			ourKeys[task.APIKeyID] = true
+		case at.Sub(time.UnixMilli(task.GmtCreate)) > underWay:
+			foreign = append(foreign, task)
+		}
+	}
+	if len(foreign) == 0 {
+		d.ok("account %s: %s in 24 hours, none of others", a.Name, count(len(listed), "task"))
+		return
+	}
+	d.foreign(a, foreign, ourKeys)
+}
+
+// foreign tells of tasks that this queue knows nothing of.
+func (d *doctor) foreign(a config.Account, tasks []dashscope.TaskInfo, ourKeys map[string]bool) {
+	same, other := map[string]int{}, map[string]int{}
+	for _, task := range tasks {
+		if len(ourKeys) == 0 || ourKeys[task.APIKeyID] {
+			same[task.ModelName]++
+		} else {
+			other[task.ModelName]++
+		}
+	}
+	const since = "in the last 24 hours"
+	if len(same) > 0 {
+		whose := "with Danqing's own key"
+		if len(ourKeys) == 0 {
+			whose = "perhaps with Danqing's own key"
+		}
+		d.warn("give Danqing a key of its own, and each key one Redis; tasks from before this Redis leave the list after a day",
+			"account %s: others than this queue's workers made %s %s, %s, so that after a lost reply nobody can tell which task is whose, and the job is held",
+			a.Name, perModel(same), since, whose)
+	}
+	if len(other) > 0 {
+		d.note("if that is too much, give Danqing a main account of its own",
+			"account %s: other keys of the main account made %s %s, and share its limits", a.Name, perModel(other), since)
+	}
+}
+
+// perModel says how many tasks there are of which model.
+func perModel(n map[string]int) string {
+	parts := make([]string, 0, len(n))
+	for _, model := range slices.Sorted(maps.Keys(n)) {
+		parts = append(parts, count(n[model], "task")+" of "+model)
+	}
+	return strings.Join(parts, ", ")
+}
+
+// listTasks returns the account's tasks of the last 24 hours, or as many of them as
+// can be read while somebody waits, and the time at the service.
+func listTasks(ctx context.Context, client *dashscope.Client) (tasks []dashscope.TaskInfo, at time.Time, err error) {
+	seen := map[string]bool{}
+	for n := 1; n <= listPages; n++ {
+		page, err := client.List(ctx, dashscope.ListFilter{PageNo: n, PageSize: listPage})
+		if err != nil {
+			return nil, time.Time{}, err
+		}
+		if at = page.Date; at.IsZero() {
+			at = time.Now()
+		}
+		for _, task := range page.Data {
+			if !seen[task.TaskID] { // the list moves while it is read
+				seen[task.TaskID] = true
+				tasks = append(tasks, task)
+			}
+		}
+		if len(page.Data) == 0 || len(tasks) >= page.Total {
+			break
+		}
+	}
+	return tasks, at, nil
+}

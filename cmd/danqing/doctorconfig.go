@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/gofrs/flock"
+
+	"github.com/danqing-queue/danqing/storage"
+)
+
+// configuration tells what is set, without secrets.
+func (d *doctor) configuration() {
+	d.section = sectionConfig
+	for _, a := range d.cfg.Accounts {
+		set := "a key"
+		if !a.APIKey.IsSet() {
+			set = "no key"
+		}
+		lanes := make([]string, len(a.Lanes))
+		for i, l := range a.Lanes {
+			lanes[i] = fmt.Sprintf("%s (%d at once)", l.Model, l.Concurrency)
+		}
+		d.ok("account %s: %s, lanes %s", a.Name, set, strings.Join(lanes, ", "))
+	}
+	if d.cfg.CheckReal() != nil {
+		d.bad("set it to your key from the Model Studio (百炼) console, or try without one: danqing up --simulate", "DASHSCOPE_API_KEY is not set, so that nothing can be made")
+	}
+	if d.cfg.Bucket != "" {
+		d.ok("%v", d.cfg.Storage())
+	}
+	for _, w := range d.cfg.Warnings {
+		d.warn("", "%s", w)
+	}
+}
+
+// diskRoom is what workers want free before they buy: there must be room for what
+// is paid for already.
+const diskRoom = 256 << 20
+
+// dataDir looks whether the data directory can be worked in, and who does.
+func (d *doctor) dataDir(ctx context.Context) {
+	path, err := filepath.Abs(d.cfg.DataDir)
+	if err != nil {
+		d.bad("correct DANQING_DATA_DIR", "data directory: %v", err)
+		return
+	}
+	if !d.writable(path) {
+		return
+	}
+	switch locked, holder, err := lockedBy(path); {
+	case err != nil:
+		d.bad("make it its user's, or correct DANQING_DATA_DIR", "data directory: its lock cannot be read: %v", err)
+	case !locked:
+		d.ok("data directory %s: nobody works in it", path)
+	default:
+		where := ""
+		if at, err := readInstance(ctx, path); err == nil {
+			where = ", which serves " + at.HTTP
+		}
+		d.note("a second worker needs a DANQING_DATA_DIR of its own", "data directory %s: in use by %s%s", path, holder, where)
+	}
+}
+
+// writable tells whether files can be made in the folder, or in the one that it
+// will be made in, and whether there is room for them.
+func (d *doctor) writable(path string) bool {
+	exists := path
+	for {
+		if _, err := os.Stat(exists); !errors.Is(err, fs.ErrNotExist) || exists == filepath.Dir(exists) {
+			break
+		}
+		exists = filepath.Dir(exists)
+	}
+	trial, err := os.CreateTemp(exists, ".danqing-doctor-*")
+	if err == nil {
+		err = errors.Join(trial.Close(), os.Remove(trial.Name()))
+	}
+	if err != nil {
+		d.bad("make it writable for the user that runs danqing, or set DANQING_DATA_DIR to a folder that is", "data directory %s: nothing can be written there: %v", path, err)
+		return false
+	}
+	switch free, err := storage.FreeBytes(exists); {
+	case errors.Is(err, errors.ErrUnsupported):
+	case err != nil:
+		d.warn("correct DANQING_DATA_DIR", "data directory: %v", err)
+	case free < diskRoom:
+		d.bad("free some space", "data directory %s: %d MiB free, and workers buy nothing below %d", path, free>>20, diskRoom>>20)
+	default:
+		d.ok("data directory %s: writable, %d MiB free", path, free>>20)
+	}
+	return true
+}
+
+// lockedBy tells whether a process works in the data directory, and names it as far
+// as the system tells.
+func lockedBy(dir string) (locked bool, holder string, err error) {
+	path := filepath.Join(dir, "lock")
+	at, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, "", nil
+	}
+	if err != nil {
+		return false, "", err
+	}
+	if pid := lockPID(at); pid != "" {
+		return true, "process " + pid, nil
+	}
+	lock := flock.New(path, flock.SetFlag(os.O_RDONLY))
+	free, err := lock.TryRLock()
+	if err != nil {
+		return false, "", err
+	}
+	return !free, "another process", lock.Unlock()
+}
+
+// lockPID finds who has locked a file in Linux's list of locks, whose lines are like
+//
+//	1: FLOCK  ADVISORY  WRITE 1234 08:01:131075 0 EOF
+//
+// (proc(5)). It is "" elsewhere, and for a process of another container.
+func lockPID(file fs.FileInfo) string {
+	stat, ok := file.Sys().(*syscall.Stat_t)
+	if !ok {
+		return ""
+	}
+	locks, err := os.Open("/proc/locks")
+	if err != nil {
+		return ""
+	}
+	defer locks.Close() //nolint:errcheck // read only
+	for lines := bufio.NewScanner(locks); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) >= 6 && fields[1] == "FLOCK" && strings.HasSuffix(fields[5], fmt.Sprintf(":%d", stat.Ino)) && sameDevice(fields[5], uint64(stat.Dev)) { //nolint:unconvert // not the same type everywhere
+			return fields[4]
+		}
+	}
+	return ""
+}
+
+// sameDevice compares the MAJOR:MINOR:INODE of a lock, in hexadecimal but for the
+// inode, with a device number as Linux encodes it (makedev(3)).
+func sameDevice(lock string, device uint64) bool {
+	var major, minor uint64
+	if _, err := fmt.Sscanf(lock, "%x:%x:", &major, &minor); err != nil {
+		return false
+	}
+	return device == (major&0xfff)<<8|(major&^0xfff)<<32|minor&0xff|(minor&^0xff)<<12
+}

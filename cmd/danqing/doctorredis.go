@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+const (
+	// clockSkew is how far a clock may be off before it is a finding: certificates
+	// and signatures bear minutes, a reader of logs does not.
+	clockSkew = time.Minute
+	// slowRedis is where the ten or so calls for an image add up to a second; ours.
+	slowRedis = 100 * time.Millisecond
+	// pings is how many are timed: the median of few is no accident.
+	pings = 5
+	// doctorKey is written to see whether Redis takes writes, and left to expire.
+	doctorKey      = "danqing:doctor"
+	doctorLifetime = 10 * time.Second
+)
+
+// redis examines the queue and returns its connection, nil if it is not reached. The
+// caller closes it.
+func (d *doctor) redis(ctx context.Context) *redis.Client {
+	options, err := d.redisOptions(ctx)
+	if err != nil {
+		d.bad("correct REDIS_URL; or if no danqing runs in the data directory, delete its "+instanceFile, "%v", err)
+		return nil
+	}
+	if options == nil {
+		d.note("for a queue that others can use set REDIS_URL, or start danqing up", "none is configured, and no danqing up runs here: batch and generate bring a queue of their own")
+		return nil
+	}
+	// Somebody waits: one try, and an answer within seconds.
+	options.MaxRetries, options.DialerRetries, options.ContextTimeoutEnabled = -1, 1, true
+	options.DialTimeout = redisPatience
+	rdb := redis.NewClient(options)
+	asking, cancel := context.WithTimeout(ctx, redisPatience)
+	defer cancel()
+	if err := rdb.Ping(asking).Err(); err != nil {
+		text, remedy := redisTrouble(options.Addr, err)
+		d.bad(remedy, "%s", text)
+		if err := rdb.Close(); err != nil {
+			d.told = err
+		}
+		return nil
+	}
+	d.jobs = jobs.NewClient(rdb)
+	d.redisSpeed(ctx, rdb)
+	d.redisDurability(ctx, rdb)
+	d.lanes(ctx, rdb)
+	return rdb
+}
+
+// redisOptions finds the queue, nil if there is none.
+func (d *doctor) redisOptions(ctx context.Context) (*redis.Options, error) {
+	if d.cfg.RedisURL.IsSet() {
+		return d.cfg.Redis()
+	}
+	at, err := readInstance(ctx, d.cfg.DataDir)
+	if errors.Is(err, errNoInstance) {
+		return nil, nil //nolint:nilnil // "none" is an answer, not a failure
+	}
+	if err != nil {
+		return nil, err
+	}
+	options, err := redis.ParseURL(at.RedisURL)
+	if err != nil { // its text may hold the password
+		return nil, fmt.Errorf("read %s: redis_url is no URL of a Redis", filepath.Join(d.cfg.DataDir, instanceFile))
+	}
+	return options, nil
+}
+
+// redisTrouble says in a sentence why Redis is not reached, and what to do.
+func redisTrouble(addr string, err error) (text, remedy string) {
+	var unknown *net.DNSError
+	var late net.Error
+	reply := err.Error()
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "nothing listens at " + addr, "start Redis there, or correct REDIS_URL"
+	case errors.Is(err, fs.ErrNotExist):
+		return "there is no socket " + addr, "start Redis with: unixsocket " + addr + "; or correct REDIS_URL"
+	case errors.As(err, &unknown) && unknown.IsNotFound:
+		return fmt.Sprintf("there is no host %q", unknown.Name), "correct REDIS_URL"
+	case strings.HasPrefix(reply, "NOAUTH"), strings.HasPrefix(reply, "WRONGPASS"), strings.Contains(reply, "AUTH"):
+		return "the Redis at " + addr + " refuses the user or the password: " + reply, "correct REDIS_URL, as in redis://USER:PASSWORD@HOST:PORT/0"
+	case strings.HasPrefix(reply, "LOADING"):
+		return "the Redis at " + addr + " is still reading its data from disk", "wait until it has"
+	case strings.Contains(reply, "tls:"), strings.Contains(reply, "x509:"):
+		return "no TLS with " + addr + ": " + reply, "set REDIS_URL to redis:// if it speaks no TLS, or get a certificate that this machine trusts"
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &late) && late.Timeout():
+		return fmt.Sprintf("%s does not answer within %v", addr, redisPatience), "look at the network between, or correct REDIS_URL"
+	}
+	return addr + " does not answer as a Redis: " + reply, "correct REDIS_URL; begin it with rediss:// if it speaks TLS"
+}
+
+// redisSpeed times some calls and compares the clocks.
+func (d *doctor) redisSpeed(ctx context.Context, rdb *redis.Client) {
+	took := make([]time.Duration, pings)
+	for i := range took {
+		started := time.Now()
+		if err := rdb.Ping(ctx).Err(); err != nil {
+			text, remedy := redisTrouble(rdb.Options().Addr, err)
+			d.bad(remedy, "%s", text)
+			return
+		}
+		took[i] = time.Since(started)
+	}
+	slices.Sort(took)
+	switch median := took[pings/2]; {
+	case median > slowRedis:
+		d.warn("put the workers near it", "%s takes %d ms to answer, some ten times for each image", rdb.Options().Addr, median.Milliseconds())
+	default:
+		d.ok("%s answers in %.1f ms", rdb.Options().Addr, float64(median.Microseconds())/1000)
+	}
+	started := time.Now()
+	at, err := rdb.Time(ctx).Result()
+	if err != nil {
+		d.note("", "Redis does not tell its time: %v", err)
+		return
+	}
+	d.clock("Redis", at, started)
+}
+
+// clock compares another machine's time with this one's, when it was asked and now.
+func (d *doctor) clock(whose string, at, asked time.Time) {
+	between := asked.Add(time.Since(asked) / 2)
+	switch ahead := at.Sub(between); {
+	case at.IsZero():
+	case ahead > clockSkew:
+		d.warn("set this machine's clock, best by NTP", "this machine's clock is %v behind that of %s", ahead.Round(time.Second), whose)
+	case ahead < -clockSkew:
+		d.warn("set this machine's clock, best by NTP, or that one's", "this machine's clock is %v ahead of that of %s", (-ahead).Round(time.Second), whose)
+	default:
+		d.ok("the clocks agree")
+	}
+}
+
+// redisDurability tells what Redis keeps, and sees that it takes writes.
+func (d *doctor) redisDurability(ctx context.Context, rdb *redis.Client) {
+	if err := rdb.Set(ctx, doctorKey, 1, doctorLifetime).Err(); err != nil {
+		d.bad("see to what it says: noeviction and a full memory, a replica, or a user without +@all ~danqing:* ~asynq:* &danqing:*", "Redis takes no writes: %v", err)
+	}
+	durability, err := d.jobs.Durability(ctx)
+	if err != nil {
+		d.bad("let its user call INFO", "%v", err)
+		return
+	}
+	if durability.Version == "" {
+		d.ok("the embedded queue of the danqing that runs in the data directory")
+		return
+	}
+	found := durability.Findings()
+	for _, f := range found {
+		d.say(f)
+	}
+	d.ok("Redis %s, AOF %t, fsync %q, %s, maxmemory-policy %q", durability.Version, durability.AOF, durability.Fsync, count(durability.Replicas, "replica"), durability.EvictionPolicy)
+	started := time.Now()
+	if err := d.jobs.Acknowledge(ctx, durability); err != nil {
+		d.warn("see to its disk and its replicas; each image waits that long before it is bought", "%v", err)
+		return
+	}
+	d.ok("what is written is kept as far as it can be, after %d ms", time.Since(started).Milliseconds())
+}
+
+// lanes tells who else works on this Redis.
+func (d *doctor) lanes(ctx context.Context, rdb *redis.Client) {
+	lanes, err := d.jobs.Lanes(ctx)
+	if err != nil {
+		d.bad("is it a Redis of another version of danqing?", "%v", err)
+		return
+	}
+	own, _ := os.ReadFile(filepath.Join(d.cfg.DataDir, "holder")) // none is none
+	for _, lane := range lanes {
+		name := fmt.Sprintf("lane %s of account %s", lane.Model, lane.Account)
+		holder, err := rdb.Get(ctx, jobs.LaneKey(lane.Account, lane.Model, "lease")).Result()
+		switch {
+		case errors.Is(err, redis.Nil) || !lane.Held:
+			d.note("if its jobs wait, start a worker with that account and model", "%s: nobody works it", name)
+			continue
+		case err != nil:
+			d.bad("let its user read danqing:*", "%s: %v", name, err)
+			continue
+		}
+		who := "another worker"
+		if holder == string(own) {
+			who = "the worker of this data directory"
+		}
+		if lane.State == jobs.LanePaused {
+			d.warn("see to that; it wakes by itself, after a pause by a person by: danqing jobs resume", "%s: held by %s and paused: %s", name, who, lane.Message)
+			continue
+		}
+		d.ok("%s: held by %s, %s at once", name, who, count(lane.Concurrency, "task"))
+	}
+}
