@@ -123,6 +123,11 @@ func (s *Simulator) replay(r io.Reader) (whole int64, err error) {
 func (s *Simulator) apply(e entry) error {
 	switch {
 	case e.Task != nil:
+		// The file may have been edited, or made for another region.
+		m, known := s.modelOf(e.Task.Request.Model)
+		if n := e.Task.Request.Parameters.N; !known || n != nil && (*n < 1 || *n > m.maxImages) {
+			return fmt.Errorf("task %s cannot have been made here: its model %q is not known, or makes fewer images", e.Task.ID, e.Task.Request.Model)
+		}
 		s.addTask(e.Task)
 	case e.Cancel != nil:
 		t := s.byID[e.Cancel.TaskID]
