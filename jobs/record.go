@@ -285,6 +285,13 @@ func decodeRecord(id, encoded, cancel string) (*Record, error) {
 	if err == nil && cancel != "" {
 		rec.CancelRequestedAt, err = time.Parse(time.RFC3339Nano, cancel)
 	}
+	switch {
+	case err != nil:
+	case rec.ID != id:
+		err = fmt.Errorf("it is of job %q", rec.ID)
+	case !slices.Contains(States(), rec.State), rec.Attempt < 0:
+		err = fmt.Errorf("it is of another version: state %q, attempt %d", rec.State, rec.Attempt)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read record of %s: %w", id, err)
 	}

@@ -1,0 +1,45 @@
+package jobs
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Whatever lies in Redis under a job's key, it is that job's record, in a state that
+// is known and can be written back as it was; or it is refused by the job's name.
+func FuzzDecodeRecord(f *testing.F) {
+	const moment = "2026-01-02T03:04:05.678901234Z"
+	for _, text := range []string{
+		`{"id":"a","state":"queued","digest":"d","model":"wanx-v1","priority":"default","attempt":0,"term":0,"enqueued_at":"` + moment + `","updated_at":"` + moment + `"}`,
+		`{"id":"a","state":"storing","attempt":2,"term":7,"request":{"prompt":"一只白瓷茶杯","n":2,"seed":7},"task_id":"t","past_attempts":[{"attempt":1,"term":6,"submitted_at":"` + moment + `","ended_at":"` + moment + `"}],"results":[{"n":1,"url":"https://x/y?Expires=1","expires_at":"` + moment + `"},{"n":2,"code":"E"}]}`,
+		`{"id":"a","state":"succeeded","images":[{"n":1,"key":"k","bytes":1,"sha256":"s"}],"cost_micro_yuan":160000,"warnings":["w"],"labels":{"sku":"A"},"cancel_requested_at":"` + moment + `"}`,
+		`{"id":"b","state":"queued"}`, `{"id":"a"}`, `{"id":"a","state":"painting"}`, `{"id":"a","state":"queued","attempt":-1}`, `{"id":"a","state":"queued","attempt":"1"}`, `{"ID":"a","State":"held"}`, `null`, `[]`, `{`, ``,
+	} {
+		f.Add(text, "")
+		f.Add(text, moment)
+	}
+	f.Add(`{"id":"a","state":"held"}`, "yesterday")
+	f.Fuzz(func(t *testing.T, encoded, cancel string) {
+		rec, err := decodeRecord("a", encoded, cancel)
+		if err != nil {
+			require.ErrorContains(t, err, "read record of a: ")
+			require.NotErrorIs(t, err, ErrNotFound, "what is damaged is not absent")
+			return
+		}
+		require.Equal(t, "a", rec.ID)
+		require.Contains(t, States(), rec.State)
+		require.GreaterOrEqual(t, rec.Attempt, 0)
+		if cancel != "" && !strings.HasPrefix(cancel, "0001-01-01") {
+			require.False(t, rec.CancelRequestedAt.IsZero(), "the request to cancel is lost")
+		}
+		written, err := encodeJSON(rec)
+		require.NoError(t, err)
+		again, err := decodeRecord("a", string(written), "")
+		require.NoError(t, err)
+		rewritten, err := encodeJSON(again)
+		require.NoError(t, err)
+		require.Equal(t, string(written), string(rewritten))
+	})
+}
