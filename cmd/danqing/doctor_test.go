@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -98,11 +99,11 @@ func (p *patient) examine(args ...string) (code int, found []finding, stderr str
 	}
 	for decoder := json.NewDecoder(&out); ; {
 		var f finding
-		if err := decoder.Decode(&f); err == io.EOF { //nolint:errorlint // as it says
+		err := decoder.Decode(&f)
+		if errors.Is(err, io.EOF) {
 			return code, found, text.String()
-		} else {
-			require.NoError(p.t, err)
 		}
+		require.NoError(p.t, err)
 		found = append(found, f)
 	}
 }
@@ -305,15 +306,15 @@ func TestDoctorAccounts(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
 	p.submit(ourKey, "wanx-v1")
-	real := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	genuine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.sim.ServeHTTP(unmarked{w}, r)
 	}))
-	t.Cleanup(real.Close)
+	t.Cleanup(genuine.Close)
 	file := filepath.Join(t.TempDir(), "accounts.yaml")
 	require.NoError(t, os.WriteFile(file, fmt.Appendf(nil, `accounts:
   - {name: one, api_key_env: KEY_ONE, base_url: %s}
   - {name: two, api_key_env: KEY_TWO, base_url: %s/api/v1}
-`, p.env["DASHSCOPE_HTTP_BASE_URL"], real.URL), 0o600))
+`, p.env["DASHSCOPE_HTTP_BASE_URL"], genuine.URL), 0o600))
 	maps.DeleteFunc(p.env, func(name, _ string) bool { return strings.HasPrefix(name, "DASHSCOPE_") })
 	p.env["KEY_ONE"], p.env["KEY_TWO"] = ourKey, otherKey
 	code, found, _ := p.examine("--config", file)
