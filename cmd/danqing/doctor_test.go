@@ -168,7 +168,9 @@ func TestDoctorFinds(t *testing.T) {
 		"no Redis there": {func(p *patient) {
 			p.env["REDIS_URL"] = "redis" + strings.TrimPrefix(p.env["AWS_ENDPOINT_URL_S3"], "http")
 		}, "redis error: 127.0.0.1", "correct REDIS_URL"},
-		"no bucket set":     {func(p *patient) { maps.DeleteFunc(p.env, func(name, _ string) bool { return strings.HasPrefix(name, "DANQING_S3_") }) }, "bucket error: REDIS_URL is set and DANQING_S3_BUCKET is not", "all workers reach"},
+		"no bucket set": {func(p *patient) {
+			maps.DeleteFunc(p.env, func(name, _ string) bool { return strings.HasPrefix(name, "DANQING_S3_") })
+		}, "bucket error: REDIS_URL is set and DANQING_S3_BUCKET is not", "all workers reach"},
 		"no bucket":         {func(p *patient) { p.env["DANQING_S3_BUCKET"] = "elsewhere" }, `bucket error: reach: check the bucket: bucket "elsewhere" does not exist at http://127.0.0.1`, ""},
 		"no store":          {func(p *patient) { p.env["AWS_ENDPOINT_URL_S3"] = "http://" + nowhere }, "bucket error: reach: check the bucket: nothing listens at http://" + nowhere, ""},
 		"wrong secret":      {func(p *patient) { p.env["AWS_SECRET_ACCESS_KEY"] = "hush-wrong" }, `bucket error: reach: check the bucket: the secret access key does not fit the access key ID "AKIATEST": correct AWS_SECRET_ACCESS_KEY`, ""},
