@@ -20,6 +20,8 @@ type Durability struct {
 	// RunID changes with each start of the server, ReplicationID whenever its data
 	// may have another history: at a start, and at a replica's promotion.
 	RunID, ReplicationID string
+	// Cluster is set if it is one node of several that share the keys.
+	Cluster bool
 	// Replica is set if it is not the primary, and so takes no writes.
 	Replica bool
 	// Loading is set while it reads its data from disk and refuses commands.
@@ -127,7 +129,7 @@ func (i info) failed(name string) bool { return i[name] != "" && i[name] != "ok"
 func (i info) durability() Durability {
 	d := Durability{
 		Version: i["redis_version"], RunID: i["run_id"], ReplicationID: i["master_replid"],
-		Replica: i["role"] == "slave", Loading: i.number("loading") != 0,
+		Cluster: i["redis_mode"] == "cluster", Replica: i["role"] == "slave", Loading: i.number("loading") != 0,
 		AOF: i.number("aof_enabled") != 0, AOFFailing: i.failed("aof_last_write_status"), SnapshotFailing: i.failed("rdb_last_bgsave_status"),
 		EvictionPolicy: i["maxmemory_policy"], MaxMemoryBytes: i.number("maxmemory"), UsedBytes: i.number("used_memory"),
 		EvictedKeys: i.number("evicted_keys"),

@@ -220,10 +220,10 @@ func TestAcknowledgeDoesNotWaitForNever(t *testing.T) {
 // A managed Redis refuses CONFIG: what INFO tells is known, the rest is not.
 func TestDurabilityWithoutConfig(t *testing.T) {
 	t.Parallel()
-	p := &pretender{info: infoOf("7.0.15", "aof_enabled:1"), refused: replyError("NOPERM this user has no permissions to run the 'config|get' command")}
+	p := &pretender{info: infoOf("7.0.15", "redis_mode:cluster", "aof_enabled:1"), refused: replyError("NOPERM this user has no permissions to run the 'config|get' command")}
 	d, err := p.client(t).Durability(t.Context())
 	require.NoError(t, err)
-	assert.Equal(t, jobs.Durability{Version: "7.0.15", RunID: "run", ReplicationID: "history", AOF: true}, d)
+	assert.Equal(t, jobs.Durability{Version: "7.0.15", RunID: "run", ReplicationID: "history", Cluster: true, AOF: true}, d)
 	assert.Contains(t, texts(d.Findings()), "does not tell how often it syncs")
 
 	p.refused = net.ErrClosed // no answer is not a refusal
@@ -282,6 +282,7 @@ func TestFindings(t *testing.T) {
 	}{
 		"old":                {func(d *jobs.Durability) { d.Version = "6.0.16" }, "error: Redis is 6.0.16|upgrade it to 6.2"},
 		"old by a lot":       {func(d *jobs.Durability) { d.Version = "5" }, "error: Redis is 5|upgrade it to 6.2"},
+		"cluster":            {func(d *jobs.Durability) { d.Cluster = true }, "error: this Redis is a node of a cluster|cluster-enabled no"},
 		"replica":            {func(d *jobs.Durability) { d.Replica = true }, "error: this Redis is a replica|set REDIS_URL to its primary"},
 		"loading":            {func(d *jobs.Durability) { d.Loading = true }, "warning: Redis is still reading|loading:0"},
 		"disk full":          {func(d *jobs.Durability) { d.AOFFailing = true }, "error: Redis could not write its append-only file|free its disk"},

@@ -59,6 +59,10 @@ func state(d Durability) (found []Finding) {
 			fmt.Sprintf("Redis is %s, and jobs can be neither archived nor deleted on one older than 6.2", d.Version),
 			"upgrade it to 6.2 or newer, best 7.2"})
 	}
+	if d.Cluster {
+		found = append(found, Finding{SeverityError,
+			"this Redis is a node of a cluster, which runs no script on a job and its lists together", "set REDIS_URL to a Redis with cluster-enabled no"})
+	}
 	if d.Replica {
 		found = append(found, Finding{SeverityError,
 			"this Redis is a replica, which takes no jobs", "set REDIS_URL to its primary"})

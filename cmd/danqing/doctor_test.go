@@ -150,6 +150,16 @@ func TestDoctorSound(t *testing.T) {
 	assert.NoDirExists(t, p.env["DANQING_DATA_DIR"])
 }
 
+// A budget and contract prices are told as they are.
+func TestDoctorTellsMoney(t *testing.T) {
+	t.Parallel()
+	p := newPatient(t)
+	p.env["DANQING_DAILY_BUDGET"], p.env["DANQING_PRICES"] = "12.5", "wanx-v1=0.12"
+	_, found, _ := p.examine()
+	requireFinding(t, found, "configuration ok: account default: a key, lanes wanx-v1 (1 at once), at most 12.50 yuan a day", "")
+	requireFinding(t, found, "dashscope ok: account default: wanx-v1, 1 of 1 tasks at once, prompts of up to 500 characters, 0.12 yuan an image", "")
+}
+
 // Each mistake of the configuration or a service is found, and its remedy said.
 func TestDoctorFinds(t *testing.T) {
 	t.Parallel()
@@ -295,6 +305,15 @@ func TestDoctorTellsWhoElseUsesTheKey(t *testing.T) {
 	require.NoError(t, client.ClaimTask(t.Context(), first, "cat-3"))
 	_, found, _ = p.examine()
 	requireFinding(t, found, "dashscope ok: account default: 3 tasks in 24 hours, none of others", "")
+
+	// Which key is ours is known before it has a task in the list.
+	require.NoError(t, p.rdb.Del(t.Context(), "danqing:task:"+first).Err())
+	ourselves, err := dashscope.New(dashscope.Config{APIKey: ourKey})
+	require.NoError(t, err)
+	require.NoError(t, client.SetKeyID(t.Context(), ourselves.KeyMark(), "2"))
+	_, found, _ = p.examine()
+	requireFinding(t, found, "dashscope warning: account default: others than this queue's workers made 1 task of wanx-v1 in the last 24 hours, with Danqing's own key", "one Redis")
+	require.NoError(t, client.ClaimTask(t.Context(), first, "cat-3"))
 
 	// Without a queue nobody can tell.
 	delete(p.env, "REDIS_URL")

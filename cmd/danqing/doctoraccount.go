@@ -111,6 +111,9 @@ func (d *doctor) lane(a config.Account, l config.Lane, region string) {
 		return
 	}
 	cost, _ := m.CostIn(region, 1)
+	if contract, ok := a.PricesMicroYuan[m.Name]; ok {
+		cost = contract
+	}
 	text := fmt.Sprintf("account %s: %s, %d of %d tasks at once, prompts of up to %d characters, %s an image", a.Name, m.Name, l.Concurrency, m.Concurrency, m.PromptRunes, yuan(cost))
 	if l.Concurrency < m.Concurrency {
 		d.note(fmt.Sprintf("if nobody else uses the account: DANQING_CONCURRENCY=%d, or concurrency in the file of accounts", m.Concurrency), "%s", text)
@@ -139,6 +142,11 @@ func (d *doctor) tasks(ctx context.Context, a config.Account, client *dashscope.
 		d.bad("let Redis's user run scripts on danqing:*", "account %s: %v", a.Name, err)
 		return
 	}
+	own, err := d.jobs.KeyID(ctx, client.KeyMark())
+	if err != nil {
+		d.bad("let Redis's user read danqing:*", "account %s: %v", a.Name, err)
+		return
+	}
 	ourKeys := map[string]bool{}
 	var foreign []dashscope.TaskInfo
 	for _, task := range listed {
@@ -148,6 +156,9 @@ func (d *doctor) tasks(ctx context.Context, a config.Account, client *dashscope.
 		case at.Sub(time.UnixMilli(task.GmtCreate)) > underWay:
 			foreign = append(foreign, task)
 		}
+	}
+	if own != "" { // a key that was replaced is nobody's of ours any more
+		ourKeys = map[string]bool{own: true}
 	}
 	if len(foreign) == 0 {
 		d.ok("account %s: %s in 24 hours, none of others", a.Name, count(len(listed), "task"))

@@ -28,7 +28,11 @@ func (d *doctor) configuration() {
 		for i, l := range a.Lanes {
 			lanes[i] = fmt.Sprintf("%s (%d at once)", l.Model, l.Concurrency)
 		}
-		d.ok("account %s: %s, lanes %s", a.Name, set, strings.Join(lanes, ", "))
+		budget := ""
+		if a.DailyBudgetMicroYuan > 0 {
+			budget = ", at most " + yuan(a.DailyBudgetMicroYuan) + " a day"
+		}
+		d.ok("account %s: %s, lanes %s%s", a.Name, set, strings.Join(lanes, ", "), budget)
 	}
 	if d.cfg.CheckReal() != nil {
 		d.bad("set it to your key from the Model Studio (百炼) console, or try without one: danqing up --simulate", "DASHSCOPE_API_KEY is not set, so that nothing can be made")
