@@ -68,7 +68,7 @@ func (b *Bucket) linkRemedy() string {
 	if b.publicURL != "" {
 		return "let everybody read the objects below DANQING_S3_PUBLIC_URL, or correct it, or unset it for links that are signed"
 	}
-	return "set DANQING_S3_PUBLIC_ENDPOINT to an address by which the readers of links reach the store"
+	return "set DANQING_S3_PUBLIC_ENDPOINT to an address by which the readers of links reach the store; if they do, and this machine does not, all is well"
 }
 
 // examination is one call of Examine.

@@ -160,14 +160,18 @@ func TestDoctorTellsMoney(t *testing.T) {
 	requireFinding(t, found, "dashscope ok: account default: wanx-v1, 1 of 1 tasks at once, prompts of up to 500 characters, 0.12 yuan an image", "")
 }
 
-// Each mistake of the configuration or a service is found, and its remedy said.
-func TestDoctorFinds(t *testing.T) {
-	t.Parallel()
-	const nowhere = "127.0.0.1:1" // tcpmux, which nobody has
-	for name, test := range map[string]struct {
-		change         func(*patient)
-		begins, remedy string
-	}{
+// fault is something that a person or a service does wrong, and what is said of it.
+type fault struct {
+	change         func(*patient)
+	begins, remedy string
+}
+
+// nowhere is tcpmux's port, which nobody has.
+const nowhere = "127.0.0.1:1"
+
+// mistakes are wrong settings.
+func mistakes() map[string]fault {
+	return map[string]fault{
 		"no key":      {func(p *patient) { delete(p.env, "DASHSCOPE_API_KEY") }, "configuration error: DASHSCOPE_API_KEY is not set", "Model Studio"},
 		"wrong key":   {func(p *patient) { p.env["DASHSCOPE_API_KEY"] = "sk-hush-wrong" }, "dashscope error: account default: dashscope list: HTTP 401: InvalidApiKey", "key"},
 		"no service":  {func(p *patient) { p.env["DASHSCOPE_HTTP_BASE_URL"] = "http://" + nowhere + "/api/v1" }, "dashscope error: account default: dashscope list: dial tcp", "DASHSCOPE_HTTP_BASE_URL"},
@@ -185,6 +189,12 @@ func TestDoctorFinds(t *testing.T) {
 		"no store":          {func(p *patient) { p.env["AWS_ENDPOINT_URL_S3"] = "http://" + nowhere }, "bucket error: reach: check the bucket: nothing listens at http://" + nowhere, ""},
 		"wrong secret":      {func(p *patient) { p.env["AWS_SECRET_ACCESS_KEY"] = "hush-wrong" }, `bucket error: reach: check the bucket: the secret access key does not fit the access key ID "AKIATEST": correct AWS_SECRET_ACCESS_KEY`, ""},
 		"links nobody sees": {func(p *patient) { p.env["DANQING_S3_PUBLIC_URL"] = "http://" + nowhere }, "bucket warning: link: link: " + nowhere + " is not reached", "DANQING_S3_PUBLIC_URL"},
+	}
+}
+
+// troubles are what is wrong behind the settings.
+func troubles() map[string]fault {
+	return map[string]fault{
 		"no data directory": {func(p *patient) {
 			file := filepath.Join(p.t.TempDir(), "file")
 			require.NoError(p.t, os.WriteFile(file, nil, 0o600))
@@ -217,7 +227,15 @@ func TestDoctorFinds(t *testing.T) {
 			require.NoError(p.t, os.Mkdir(p.env["DANQING_DATA_DIR"], 0o700))
 			require.NoError(p.t, os.WriteFile(filepath.Join(p.env["DANQING_DATA_DIR"], instanceFile), []byte(`{"redis_url":"hush"}`), 0o600))
 		}, "redis error: read /", "delete its instance.json"},
-	} {
+	}
+}
+
+// Each mistake of the configuration or a service is found, and its remedy said.
+func TestDoctorFinds(t *testing.T) {
+	t.Parallel()
+	all := mistakes()
+	maps.Copy(all, troubles())
+	for name, test := range all {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := newPatient(t)
