@@ -27,7 +27,8 @@ const (
 // import what stands in for the services too.
 func importMap() map[string][]string {
 	return map[string][]string{
-		"cmd/danqing":                {"config", "jobs", "jobs/embedded", "jobs/gateway", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator"},
+		"cmd/danqing":                {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator"},
+		"cmd/danqing/drill":          {"jobs", "storage", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator"},
 		"config":                     {"jobs", "storage", "worker", "worker/dashscope"},
 		"worker":                     {"jobs", "storage", "worker/dashscope"},
 		"worker/dashscope":           {},

@@ -90,7 +90,10 @@ No image is paid for twice, and none that was paid for is lost.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage("see: "+cmd.CommandPath()+" --help", "%w", err)
 	})
-	root.AddCommand(p.batchCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.upCommand(), p.jobsCommand(), p.doctorCommand(), p.simulatorCommand(), p.versionCommand())
+	root.AddCommand(
+		p.batchCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.upCommand(), p.jobsCommand(),
+		p.doctorCommand(), p.drillCommand(), p.simulatorCommand(), p.versionCommand(),
+	)
 	ran := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { ran = true }
 	cmd, err := root.ExecuteContextC(ctx)

@@ -1,0 +1,196 @@
+package drill
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	bucket "github.com/danqing-queue/danqing/storage/embedded"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// books are what the service has made and charged, against what lies in the bucket.
+type books struct {
+	tasks, open int
+	// microYuan is what our tasks cost, foreignMicroYuan those of another program.
+	microYuan, foreignMicroYuan int64
+	// charged images, and how many of them are their job's first.
+	charged, wanted int
+	// delivered lie under their own key, aside under _held/ alone.
+	delivered, aside int
+	// lost says which charged images lie nowhere, paidTwice which jobs were charged
+	// for more than one task, twice which images lie under two keys.
+	lost, paidTwice, twice []string
+	// stray are charged tasks that no job has asked for.
+	stray []string
+}
+
+// books looks at the service and at the bucket, as they are now.
+func (d *drill) books() (*books, error) {
+	b := &books{}
+	keys, err := d.inBucket()
+	if err != nil {
+		return nil, err
+	}
+	tasks := d.sim.Tasks()
+	byJob := map[string][]simulator.Task{}
+	for _, task := range tasks {
+		if task.Request.Input.Prompt == foreignPrompt {
+			b.foreignMicroYuan += task.ChargedMicroYuan
+			continue
+		}
+		b.tasks++
+		b.microYuan += task.ChargedMicroYuan
+		if task.Status == dashscope.StatusPending || task.Status == dashscope.StatusRunning {
+			b.open++
+		}
+		if task.Images > 0 {
+			id := strings.TrimPrefix(task.Request.Input.Prompt, promptOf)
+			byJob[id] = append(byJob[id], task)
+		}
+	}
+	for _, j := range d.load.all() {
+		id := j.request.ID
+		b.add(id, byJob[id], keys)
+		delete(byJob, id)
+	}
+	for id, tasks := range byJob {
+		b.stray = append(b.stray, fmt.Sprintf("task %s is of no job (prompt of %q)", tasks[0].ID, id))
+	}
+	for _, names := range keys {
+		if len(names) > 1 {
+			b.twice = append(b.twice, strings.Join(names, " and "))
+		}
+	}
+	slices.Sort(b.twice)
+	return b, nil
+}
+
+// add enters the charged tasks of a job, in the order of their creation.
+func (b *books) add(id string, tasks []simulator.Task, keys map[string][]string) {
+	if len(tasks) > 1 {
+		names := make([]string, len(tasks))
+		for i, task := range tasks {
+			names[i] = task.ID
+		}
+		b.paidTwice = append(b.paidTwice, fmt.Sprintf("%s was charged for %d tasks: %s", id, len(tasks), strings.Join(names, ", ")))
+	}
+	for i, task := range tasks {
+		b.charged += task.Images
+		if i == 0 {
+			b.wanted += task.Images
+		}
+		for n, digest := range pictures(task) {
+			names := keys[digest]
+			own := fmt.Sprintf("%s/%s-%d.png", id, id, n)
+			switch {
+			case slices.Contains(names, own):
+				b.delivered++
+			case slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, "_held/") }):
+				b.aside++
+			default:
+				b.lost = append(b.lost, fmt.Sprintf("image %d of %s, task %s", n, id, task.ID))
+			}
+		}
+	}
+}
+
+// pictures are the SHA-256 of the images that a task has made, by their number from
+// 1: what a worker says of them does not matter.
+func pictures(task simulator.Task) map[int]string {
+	all := map[int]string{}
+	outcome := outcomeOf(task)
+	for i := range task.N {
+		if outcome.Images[i].Code != "" {
+			continue
+		}
+		sum := sha256.Sum256(render(simulator.Picture{
+			Model: task.Request.Model, Prompt: task.Request.Input.Prompt, Seed: task.Seeds[i], Index: i,
+		}))
+		all[i+1] = hex.EncodeToString(sum[:])
+	}
+	return all
+}
+
+// outcomeOf is what the fates have decided of a task that has made an image.
+func outcomeOf(task simulator.Task) simulator.Outcome {
+	return newFates(false).outcome(task.Request) // a first one that fails makes none
+}
+
+// inBucket are the keys of all images in the bucket by their SHA-256.
+func (d *drill) inBucket() (map[string][]string, error) {
+	keys := map[string][]string{}
+	root := filepath.Join(d.Dir, "bucket", bucket.DefaultBucket)
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // it was replaced meanwhile
+		}
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		key, err := filepath.Rel(root, path)
+		if err != nil {
+			return err
+		}
+		key = filepath.ToSlash(key)
+		if strings.HasPrefix(key, "_jobs/") || strings.HasPrefix(key, "_refs/") {
+			return nil
+		}
+		content, err := os.ReadFile(path) //nolint:gosec // the drill's own folder
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		sum := sha256.Sum256(content)
+		digest := hex.EncodeToString(sum[:])
+		keys[digest] = append(keys[digest], key)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the bucket: %w", err)
+	}
+	return keys, nil
+}
+
+// idle is the share of the time, from a model's first create to its last, in which
+// it had no task, over all models: there was always a job that waited.
+func (d *drill) idle() float64 {
+	var idle, all time.Duration
+	for _, model := range models() {
+		var first, busyUntil, last time.Time
+		for _, task := range d.sim.Tasks() {
+			if task.Request.Model != model {
+				continue
+			}
+			if first.IsZero() {
+				first, busyUntil = task.CreatedAt, task.CreatedAt
+			}
+			idle += max(task.CreatedAt.Sub(busyUntil), 0)
+			last = task.CreatedAt
+			if task.EndedAt.After(busyUntil) {
+				busyUntil = task.EndedAt
+			}
+		}
+		all += last.Sub(first)
+	}
+	if all <= 0 {
+		return 0
+	}
+	return float64(idle) / float64(all)
+}
+
+// withoutSidecar reports whether the bucket does not say that a job is over.
+func (d *drill) withoutSidecar(id string) bool {
+	_, err := os.Stat(d.files.Path("_jobs/" + id + ".json"))
+	return err != nil
+}

@@ -1,0 +1,197 @@
+package drill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+var (
+	// ErrNotEmpty means that the Redis database to drill on holds something, which
+	// a drill could damage.
+	ErrNotEmpty = errors.New("the Redis database is not empty")
+	// errNoQueue means that the embedded queue is between two of its processes.
+	errNoQueue = errors.New("the queue's process is being started")
+)
+
+// queue is how the drill, as a producer, reaches the queue: not through the proxies.
+type queue struct {
+	drill   *drill
+	options *redis.Options // nil on the embedded queue
+
+	mu  sync.Mutex
+	url string // of the embedded queue that rdb leads to
+	rdb *redis.Client
+}
+
+// openQueue opens the way to the queue, and the queue itself if it is the drill's.
+func (d *drill) openQueue(ctx context.Context, closing func(func() error)) (err error) {
+	d.queue = &queue{drill: d}
+	closing(d.queue.close)
+	at := d.RedisURL
+	switch d.Queue {
+	case QueueEmbedded:
+		return nil
+	case QueueServer:
+		if d.server, err = openServer(ctx); err != nil {
+			return err
+		}
+		closing(d.server.close)
+		at = "unix://" + d.server.socket
+	case QueueRedis:
+	}
+	if d.queue.options, err = redis.ParseURL(at); err != nil { // its text may hold the password
+		return errors.New("REDIS_URL must be redis://[USER:PASSWORD@]HOST:PORT[/DB], rediss://… for TLS, or unix://PATH")
+	}
+	o := *d.queue.options
+	d.redis = &upstream{network: o.Network, address: o.Addr, tls: o.TLSConfig}
+	d.queue.rdb = redis.NewClient(patient(&o))
+	if d.Queue == QueueServer {
+		return nil
+	}
+	size, err := d.queue.rdb.DBSize(ctx).Result()
+	if err != nil {
+		return fmt.Errorf("drill: %w", err)
+	}
+	if size > 0 {
+		return fmt.Errorf("%w: it has %d keys", ErrNotEmpty, size)
+	}
+	closing(func() error { return d.queue.empty(context.WithoutCancel(ctx)) })
+	return nil
+}
+
+// patient bounds how long a call waits for a Redis that is away.
+func patient(o *redis.Options) *redis.Options {
+	o.MaxRetries, o.DialerRetries, o.DialTimeout = -1, 1, time.Second
+	return o
+}
+
+// client returns one of the queue as it is reached now.
+func (q *queue) client(ctx context.Context) (*jobs.Client, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.options != nil {
+		return jobs.NewClient(q.rdb), nil
+	}
+	m := q.drill.crew[0]
+	pid, at, err := q.drill.Instance(ctx, m.data())
+	if err != nil {
+		return nil, err
+	}
+	if pid != m.pid() { // left by a killed one
+		return nil, errNoQueue
+	}
+	if at != q.url {
+		options, err := redis.ParseURL(at)
+		if err != nil {
+			return nil, errors.New("the instance's Redis URL is none")
+		}
+		if q.rdb != nil {
+			_ = q.rdb.Close() // its process is gone
+		}
+		q.url, q.rdb = at, redis.NewClient(patient(options))
+	}
+	return jobs.NewClient(q.rdb), nil
+}
+
+func (q *queue) close() error {
+	if q.rdb == nil {
+		return nil
+	}
+	return q.rdb.Close()
+}
+
+// empty removes what the drill has brought into a Redis that was empty before.
+func (q *queue) empty(ctx context.Context) error {
+	for _, pattern := range []string{"danqing:*", "asynq:*"} {
+		keys := q.rdb.Scan(ctx, 0, pattern, 1000).Iterator()
+		for keys.Next(ctx) {
+			if err := q.rdb.Del(ctx, keys.Val()).Err(); err != nil {
+				return fmt.Errorf("clean up: %w", err)
+			}
+		}
+		if err := keys.Err(); err != nil {
+			return fmt.Errorf("clean up: %w", err)
+		}
+	}
+	return nil
+}
+
+// server is a redis-server of the drill's own that writes an append-only file.
+type server struct {
+	binary, dir, socket string
+	cmd                 *exec.Cmd
+}
+
+// serverStart bounds a start, which reads the append-only file.
+const serverStart = 30 * time.Second
+
+func openServer(ctx context.Context) (*server, error) {
+	binary, err := exec.LookPath("redis-server")
+	if err != nil {
+		return nil, fmt.Errorf("redis-server is not on the PATH: install it, or drill without --redis-server: %w", err)
+	}
+	dir, err := os.MkdirTemp("", "danqing-redis-") // a socket's path may have 107 bytes
+	if err != nil {
+		return nil, fmt.Errorf("drill: %w", err)
+	}
+	s := &server{binary: binary, dir: dir, socket: filepath.Join(dir, "socket")}
+	if err := s.start(ctx); err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+func (s *server) start(ctx context.Context) error {
+	s.cmd = exec.CommandContext(context.WithoutCancel(ctx), s.binary, //nolint:gosec // from the PATH
+		"--port", "0", "--unixsocket", s.socket, "--dir", s.dir, "--save", "", "--appendonly", "yes", "--maxmemory-policy", "noeviction",
+		"--logfile", filepath.Join(s.dir, "log"))
+	if err := s.cmd.Start(); err != nil {
+		return fmt.Errorf("start redis-server: %w", err)
+	}
+	rdb := redis.NewClient(patient(&redis.Options{Network: "unix", Addr: s.socket}))
+	defer rdb.Close() //nolint:errcheck // it was asked one thing
+	for deadline := time.Now().Add(serverStart); ; {
+		err := rdb.Ping(ctx).Err() // until its file is read: LOADING
+		if err == nil {
+			return nil
+		}
+		if time.Now().After(deadline) || !wait(ctx, 20*time.Millisecond) {
+			return fmt.Errorf("redis-server does not answer: %w", err)
+		}
+	}
+}
+
+// restart is kill -9, and a start from the append-only file.
+func (s *server) restart(ctx context.Context, away time.Duration) error {
+	s.end()
+	wait(ctx, away)
+	return s.start(ctx)
+}
+
+func (s *server) end() {
+	if s.cmd != nil && s.cmd.Process != nil {
+		_ = s.cmd.Process.Kill() // it may have ended by itself
+		_ = s.cmd.Wait()         // it was killed
+	}
+}
+
+func (s *server) close() error {
+	s.end()
+	return os.RemoveAll(s.dir)
+}
+
+// missing reports whether the queue says that a job does not exist.
+func missing(err error) bool {
+	return errors.Is(err, jobs.ErrNotFound) && !strings.Contains(err.Error(), errNoQueue.Error())
+}

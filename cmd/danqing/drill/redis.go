@@ -1,0 +1,323 @@
+package drill
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// upstream is the Redis behind the proxies.
+type upstream struct {
+	network, address string
+	tls              *tls.Config
+}
+
+func (u *upstream) dial(ctx context.Context) (net.Conn, error) {
+	if u.tls != nil {
+		return (&tls.Dialer{Config: u.tls}).DialContext(ctx, u.network, u.address)
+	}
+	return (&net.Dialer{}).DialContext(ctx, u.network, u.address)
+}
+
+// proxy is the way of one worker to Redis.
+type proxy struct {
+	*drill
+	worker   *member
+	listener net.Listener
+
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+	group sync.WaitGroup
+}
+
+// slowness is what each command waits while Redis is slow.
+const slowness = 200 * time.Millisecond
+
+func (d *drill) openProxy(ctx context.Context, m *member) (*proxy, error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, fmt.Errorf("drill: %w", err)
+	}
+	p := &proxy{drill: d, worker: m, listener: listener, conns: map[net.Conn]bool{}}
+	p.group.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return // closed
+			}
+			p.group.Go(func() { p.serve(context.WithoutCancel(ctx), conn) })
+		}
+	})
+	return p, nil
+}
+
+func (p *proxy) close() error {
+	err := p.listener.Close()
+	p.cut()
+	p.group.Wait()
+	return err
+}
+
+// cut ends every connection.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for conn := range p.conns {
+		_ = conn.Close() // that it is gone is meant
+	}
+}
+
+func (p *proxy) keep(conns ...net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, conn := range conns {
+		p.conns[conn] = true
+	}
+}
+
+func (p *proxy) drop(conns ...net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, conn := range conns {
+		delete(p.conns, conn)
+		_ = conn.Close() // the other side may have closed it
+	}
+}
+
+// serve passes commands and replies on until either side has closed.
+func (p *proxy) serve(ctx context.Context, client net.Conn) {
+	if p.weather.is(redisAway) {
+		_ = client.Close() // as nobody answers
+		return
+	}
+	server, err := p.redis.dial(ctx)
+	if err != nil {
+		_ = client.Close() // Redis is down
+		return
+	}
+	p.keep(client, server)
+	line := &line{proxy: p, client: client, server: server}
+	var both sync.WaitGroup
+	both.Go(func() { line.commands(ctx); p.drop(client, server) })
+	both.Go(func() { line.replies(); p.drop(client, server) })
+	both.Wait()
+}
+
+// line is one connection to Redis. Its client sends a command once it has the
+// replies to the last.
+type line struct {
+	*proxy
+	client, server net.Conn
+
+	mu sync.Mutex
+	// met is what is to be done to the next reply.
+	met *sprung
+}
+
+func (l *line) commands(ctx context.Context) {
+	from := bufio.NewReaderSize(l.client, 64<<10)
+	for {
+		raw, args, err := readCommand(from)
+		if err != nil {
+			return
+		}
+		if l.weather.is(redisSlow) {
+			wait(ctx, slowness)
+		}
+		if met := l.trap.meet("redis." + commandName(args)); met != nil && !l.befalls(ctx, met) {
+			return
+		}
+		if _, err := l.server.Write(raw); err != nil {
+			return
+		}
+	}
+}
+
+// befalls does to a command what a point asks for, and reports whether it still
+// goes on its way.
+func (l *line) befalls(ctx context.Context, met *sprung) bool {
+	switch met.act {
+	case killBefore:
+		l.kill(l.worker, 0)
+	case resetBefore:
+	case delayed:
+		defer close(met.done)
+		return wait(ctx, delayTime)
+	default:
+		l.mu.Lock()
+		l.met = met
+		l.mu.Unlock()
+		return true
+	}
+	close(met.done)
+	return false
+}
+
+func (l *line) replies() {
+	buffer := make([]byte, 64<<10)
+	defer func() {
+		if met := l.taken(); met != nil {
+			close(met.done) // Redis has gone before it replied
+		}
+	}()
+	for {
+		n, err := l.server.Read(buffer)
+		if n > 0 && !l.reply(buffer[:n]) || err != nil {
+			return
+		}
+	}
+}
+
+func (l *line) taken() *sprung {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	met := l.met
+	l.met = nil
+	return met
+}
+
+// reply passes what Redis has said on, unless something befalls it, and reports
+// whether the connection goes on.
+func (l *line) reply(said []byte) bool {
+	met := l.taken()
+	if met != nil && met.route == "redis.dequeue" && (said[0] == '_' || strings.HasPrefix(string(said), "$-1")) {
+		l.trap.rearm(met) // there was no message
+		met = nil
+	}
+	if met == nil || met.act == killAfter {
+		if _, err := l.client.Write(said); err != nil && met == nil {
+			return false
+		}
+	}
+	if met == nil {
+		return true
+	}
+	if met.kills() {
+		l.kill(l.worker, 0)
+	}
+	close(met.done)
+	return false
+}
+
+// errProtocol means that a client speaks otherwise than go-redis does.
+var errProtocol = errors.New("not a command of Redis")
+
+// readCommand reads one command: its bytes and its arguments.
+func readCommand(from *bufio.Reader) (raw []byte, args []string, err error) {
+	number := func(kind byte) (int, error) {
+		text, err := from.ReadBytes('\n')
+		if err != nil {
+			return 0, err
+		}
+		raw = append(raw, text...)
+		if text[0] != kind {
+			return 0, errProtocol
+		}
+		return strconv.Atoi(strings.TrimSpace(string(text[1:])))
+	}
+	count, err := number('*')
+	if err != nil {
+		return nil, nil, err
+	}
+	for range count {
+		size, err := number('$')
+		if err != nil {
+			return nil, nil, err
+		}
+		if size < 0 || size > wireBytes {
+			return nil, nil, errProtocol
+		}
+		text := make([]byte, size+2) // with its line end
+		if _, err := io.ReadFull(from, text); err != nil {
+			return nil, nil, err
+		}
+		raw, args = append(raw, text...), append(args, string(text[:size]))
+	}
+	return raw, args, nil
+}
+
+// commandName tells which of the writes that matter a command is, "" for none: by
+// the keys that it touches, as package jobs and asynq v0.26 name them.
+func commandName(args []string) string {
+	if len(args) < 2 {
+		return ""
+	}
+	if !strings.HasPrefix(strings.ToUpper(args[0]), "EVAL") {
+		reads := []string{"GET", "HGET", "HGETALL", "SMEMBERS", "ZRANGE", "EXISTS"}
+		if lane(args[1], ":in_flight") && !slices.Contains(reads, strings.ToUpper(args[0])) {
+			return "in-flight"
+		}
+		return ""
+	}
+	if len(args) < 4 {
+		return ""
+	}
+	count, err := strconv.Atoi(args[2])
+	if err != nil || count < 1 || len(args) < 3+count {
+		return ""
+	}
+	return scriptName(args[3 : 3+count])
+}
+
+func lane(key, ending string) bool {
+	return strings.HasPrefix(key, "danqing:lane:") && strings.HasSuffix(key, ending)
+}
+
+// scriptName tells which script touches these keys.
+func scriptName(keys []string) string {
+	key := func(i int) string {
+		if i < len(keys) {
+			return keys[i]
+		}
+		return ""
+	}
+	switch {
+	case lane(key(0), ":lease"):
+		return "lease"
+	case lane(key(0), ":in_flight"):
+		return "in-flight"
+	case strings.HasPrefix(key(0), "danqing:ledger:") && strings.HasPrefix(key(2), "danqing:task:"):
+		return "settle"
+	case strings.HasPrefix(key(0), "danqing:ledger:"): // reserve or release
+		return "ledger"
+	case strings.HasPrefix(key(0), "danqing:task:") && len(keys) == 1:
+		return "claim"
+	case strings.HasPrefix(key(0), "danqing:job:"):
+		return swapName(keys)
+	case strings.HasPrefix(key(0), "asynq:{danqing:store}:t:") && strings.HasSuffix(key(1), ":pending"):
+		return "enqueue-store"
+	case strings.HasSuffix(key(0), ":pending") && strings.HasSuffix(key(1), ":paused"):
+		return "dequeue"
+	case strings.HasSuffix(key(0), ":active") && strings.HasSuffix(key(2), ":completed"):
+		return "done"
+	}
+	return ""
+}
+
+// swapName is the state that a record is moved to: it has the index of its old state
+// and that of the next among its keys.
+func swapName(keys []string) string {
+	state, indices, records := "", 0, 0
+	for _, key := range keys {
+		if name, ok := strings.CutPrefix(key, "danqing:jobs:"); ok {
+			state = name
+			indices++
+		}
+		if strings.HasPrefix(key, "danqing:job:") {
+			records++
+		}
+	}
+	if indices != 2 || records != 1 { // a listing has an index for each record
+		return ""
+	}
+	return state
+}

@@ -1,0 +1,261 @@
+package drill
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	bucket "github.com/danqing-queue/danqing/storage/embedded"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+const (
+	// hangTime is how long a reply is waited for in vain. The worker's own patience
+	// with a create is a minute, so that the connection ends first.
+	hangTime = 2 * time.Second
+	// delayTime is how long a request is on its way.
+	delayTime = time.Second
+	// wireBytes bounds what is kept of a request, far above what a worker sends here.
+	wireBytes = 32 << 20
+)
+
+// wire is the way of one worker to DashScope and to the bucket.
+type wire struct {
+	*drill
+	worker *member
+}
+
+// ServeHTTP serves a request, unless something befalls it.
+func (w *wire) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+	route, handler := routeOf(r), w.service
+	ofBucket := strings.HasPrefix(r.URL.Path, "/"+bucket.DefaultBucket+"/")
+	if ofBucket {
+		handler = w.store
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, wireBytes))
+	if err != nil {
+		panic(http.ErrAbortHandler) // the worker is gone
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	w.note(route, r.URL.Path, body)
+	switch {
+	case ofBucket && w.weather.is(bucketAway):
+		answerError(rw, true, http.StatusServiceUnavailable)
+		return
+	case ofBucket && w.weather.is(bucketRefuses), !ofBucket && w.weather.is(serviceAway):
+		reset(rw)
+	}
+	met := w.trap.meet(route)
+	if met == nil {
+		handler.ServeHTTP(rw, r)
+		return
+	}
+	defer close(met.done)
+	w.disturb(met.act, rw, r, handler, ofBucket)
+}
+
+// disturb does to a request what a point asks for.
+func (w *wire) disturb(what act, rw http.ResponseWriter, r *http.Request, handler http.Handler, ofBucket bool) {
+	// What is done without its client is done to the end.
+	done := func() *reply {
+		kept := &reply{header: http.Header{}}
+		handler.ServeHTTP(kept, r.WithContext(context.WithoutCancel(r.Context())))
+		return kept
+	}
+	switch what {
+	case killBefore:
+		w.kill(w.worker, 0)
+	case killDone:
+		done()
+		w.kill(w.worker, 0)
+	case killAfter:
+		handler.ServeHTTP(rw, r)
+		_ = http.NewResponseController(rw).Flush() // it is about to die
+		w.kill(w.worker, 0)
+		return
+	case resetDone:
+		done()
+	case hang:
+		done()
+		wait(r.Context(), hangTime)
+	case delayed:
+		wait(r.Context(), delayTime)
+		handler.ServeHTTP(rw, r)
+		return
+	case late:
+		hangUp(rw)
+		wait(context.WithoutCancel(r.Context()), lateCreate)
+		done()
+		return
+	case throttled:
+		answerError(rw, ofBucket, http.StatusTooManyRequests)
+		return
+	case failed:
+		answerError(rw, ofBucket, http.StatusInternalServerError)
+		return
+	case htmlError:
+		answerHTML(rw)
+		return
+	case halfBody:
+		done().half(rw)
+	default: // resetBefore
+	}
+	reset(rw)
+}
+
+// note tells recovery what a worker is at.
+func (w *wire) note(route, path string, body []byte) {
+	switch route {
+	case routeCreate:
+		var req dashscope.CreateRequest
+		if json.Unmarshal(body, &req) == nil {
+			w.recovery.seen(w.worker, req.Model)
+		}
+	case routeQuery:
+		id := path[strings.LastIndexByte(path, '/')+1:]
+		for _, task := range w.sim.Tasks() {
+			if task.ID == id {
+				w.recovery.seen(w.worker, task.Request.Model)
+			}
+		}
+	}
+}
+
+// routeOf names the route of a request.
+func routeOf(r *http.Request) string {
+	path := strings.TrimSuffix(r.URL.Path, "/")
+	if key, ok := strings.CutPrefix(path, "/"+bucket.DefaultBucket+"/"); ok {
+		return bucketRoute(r.Method, key)
+	}
+	switch {
+	case strings.HasSuffix(path, dashscope.PathText2Image):
+		return routeCreate
+	case strings.HasSuffix(path, dashscope.PathTasks):
+		return routeList
+	case strings.HasSuffix(path, "/cancel"):
+		return routeCancel
+	case strings.Contains(path, dashscope.PathTasks+"/"):
+		return routeQuery
+	case strings.HasSuffix(path, dashscope.PathUploads):
+		return routePolicy
+	case r.Method == http.MethodPost:
+		return routeUpload
+	case strings.HasPrefix(path, "/1d/"): // as the simulator's result links
+		return routeResult
+	}
+	return noRoute
+}
+
+// bucketRoute names what is done to a key; the folders are the contract's.
+func bucketRoute(method, key string) string {
+	sidecar := strings.HasPrefix(key, "_jobs/")
+	switch {
+	case method == http.MethodHead:
+		return routeHead
+	case method == http.MethodPut && sidecar:
+		return routeSidecarPut
+	case method == http.MethodPut && strings.HasPrefix(key, "_held/"):
+		return routeHeldPut
+	case method == http.MethodPut:
+		return routeImagePut
+	case method == http.MethodGet && sidecar:
+		return routeSidecarGet
+	case method == http.MethodGet && strings.HasPrefix(key, "_refs/"):
+		return routeRefGet
+	}
+	return routeBucketOther
+}
+
+// answerError answers as the service or the bucket does when it is in trouble.
+func answerError(rw http.ResponseWriter, ofBucket bool, status int) {
+	code := "InternalError"
+	if status == http.StatusTooManyRequests {
+		code = "Throttling.RateQuota"
+	}
+	if ofBucket {
+		rw.Header().Set("Content-Type", "application/xml")
+		rw.WriteHeader(status)
+		_, _ = fmt.Fprintf(rw, `<?xml version="1.0"?><Error><Code>%s</Code><Message>drill</Message></Error>`, code) // the worker is gone
+		return
+	}
+	rw.Header().Set("Content-Type", "application/json")
+	rw.Header().Set(dashscope.HeaderSimulated, "true")
+	rw.WriteHeader(status)
+	_ = json.NewEncoder(rw).Encode(dashscope.ErrorResponse{Code: code, Message: "drill", RequestID: "drill"}) // the worker is gone
+}
+
+// answerHTML answers as a proxy does whose upstream is gone.
+func answerHTML(rw http.ResponseWriter) {
+	rw.Header().Set("Content-Type", "text/html")
+	rw.WriteHeader(http.StatusBadGateway)
+	_, _ = io.WriteString(rw, "<html><body><h1>502 Bad Gateway</h1></body></html>") // the worker is gone
+}
+
+// hangUp ends the connection of a request, with RST as a crash does.
+func hangUp(rw http.ResponseWriter) {
+	conn, _, err := http.NewResponseController(rw).Hijack()
+	if err != nil {
+		return // the worker has hung up
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // at worst it ends with FIN
+	}
+	_ = conn.Close() // that it is gone is meant
+}
+
+// reset is hangUp for a handler that has no more to do. It does not return.
+func reset(rw http.ResponseWriter) {
+	hangUp(rw)
+	panic(http.ErrAbortHandler)
+}
+
+// wait lets d pass unless ctx ends.
+func wait(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// reply is kept instead of being sent.
+type reply struct {
+	header http.Header
+	status int
+	body   bytes.Buffer
+}
+
+func (r *reply) Header() http.Header { return r.header }
+
+func (r *reply) WriteHeader(status int) {
+	if r.status == 0 {
+		r.status = status
+	}
+}
+
+func (r *reply) Write(b []byte) (int, error) {
+	r.WriteHeader(http.StatusOK)
+	return r.body.Write(b)
+}
+
+// half announces the whole reply and sends half of it.
+func (r *reply) half(rw http.ResponseWriter) {
+	maps.Copy(rw.Header(), r.header)
+	rw.Header().Set("Content-Length", strconv.Itoa(r.body.Len()))
+	r.WriteHeader(http.StatusOK)
+	rw.WriteHeader(r.status)
+	_, _ = rw.Write(r.body.Bytes()[:r.body.Len()/2]) // the rest never comes anyway
+	_ = http.NewResponseController(rw).Flush()       // so does this
+	panic(http.ErrAbortHandler)
+}

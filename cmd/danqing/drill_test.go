@@ -1,0 +1,213 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/cmd/danqing/drill"
+	bucket "github.com/danqing-queue/danqing/storage/embedded"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+// drilled runs a drill of the test binary, which is the program too.
+func drilled(t *testing.T, cfg drill.Config) *drill.Report {
+	t.Helper()
+	var err error
+	cfg.Program, err = os.Executable()
+	require.NoError(t, err)
+	cfg.Instance, cfg.Short = instanceOf, true
+	if cfg.Dir == "" {
+		cfg.Dir = t.TempDir()
+	}
+	report, err := drill.Run(t.Context(), cfg)
+	require.NoError(t, err)
+	var text strings.Builder
+	require.NoError(t, report.Print(&text))
+	t.Log(text.String())
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		for _, worker := range []string{"worker-1", "worker-2"} {
+			log, _ := os.ReadFile(filepath.Join(cfg.Dir, worker, "log"))
+			t.Logf("%s:\n%s", worker, bytes.TrimSpace(log))
+		}
+	})
+	return report
+}
+
+// fewer makes a drill that is raced one of few faults.
+func fewer(faults int) int {
+	if testing.Short() {
+		return faults / 3
+	}
+	return faults
+}
+
+// The promises hold on every kind of queue, whatever the seed chooses.
+func TestDrill(t *testing.T) {
+	t.Parallel()
+	for _, queue := range []drill.Queue{drill.QueueEmbedded, drill.QueueServer} {
+		t.Run(string(queue), func(t *testing.T) {
+			t.Parallel()
+			if queue == drill.QueueServer {
+				requireRedisServer(t)
+			}
+			report := drilled(t, drill.Config{Queue: queue, Faults: fewer(15), Jobs: 30})
+			assert.True(t, report.Passed, report.Problems)
+			assert.Positive(t, report.Kills)
+			assert.InDelta(t, 1, report.ChargesPerImage, 0)
+			assert.Equal(t, report.ImagesCharged, report.ImagesDelivered+report.ImagesAside)
+		})
+	}
+}
+
+// On a given Redis the drill takes an empty database only, and leaves it empty.
+func TestDrillLeavesRedisEmpty(t *testing.T) {
+	t.Parallel()
+	socket := redisSocket(t)
+	rdb := redis.NewClient(&redis.Options{Network: "unix", Addr: socket})
+	defer rdb.Close() //nolint:errcheck // the server ends too
+	report := drilled(t, drill.Config{Queue: drill.QueueRedis, RedisURL: "unix://" + socket, Points: []string{"create.kill-done"}, Jobs: 1})
+	assert.True(t, report.Passed, report.Problems)
+	assert.Zero(t, rdb.DBSize(t.Context()).Val())
+
+	require.NoError(t, rdb.Set(t.Context(), "theirs", "1", 0).Err())
+	_, err := drill.Run(t.Context(), drill.Config{Queue: drill.QueueRedis, RedisURL: "unix://" + socket, Program: "unused"})
+	require.ErrorIs(t, err, drill.ErrNotEmpty)
+	assert.Equal(t, "1", rdb.Get(t.Context(), "theirs").Val())
+}
+
+// A drill that can only pass proves nothing: a create that is sent twice behind the
+// worker's back, and an image that vanishes from the bucket, are found and named.
+func TestDrillFails(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		meddle func(t *testing.T, service, store http.Handler, dir string) (http.Handler, http.Handler)
+		check  func(t *testing.T, report *drill.Report)
+	}{
+		"paid twice": {
+			func(_ *testing.T, service, store http.Handler, _ string) (http.Handler, http.Handler) {
+				return createTwice(service), store
+			},
+			func(t *testing.T, report *drill.Report) {
+				t.Helper()
+				assert.Greater(t, report.ChargesPerImage, 1.0)
+				assert.Contains(t, strings.Join(report.Problems, "\n"), "drill-0 was charged for 2 tasks: ")
+			},
+		},
+		"lost": {
+			func(t *testing.T, service, store http.Handler, dir string) (http.Handler, http.Handler) {
+				t.Helper()
+				image := filepath.Join(dir, "bucket", bucket.DefaultBucket, "drill-0", "drill-0-1.png")
+				return service, lose(store, "/_jobs/drill-0.json", image)
+			},
+			func(t *testing.T, report *drill.Report) {
+				t.Helper()
+				assert.Equal(t, 1, report.ImagesLost)
+				assert.InDelta(t, 1, report.ChargesPerImage, 0)
+				assert.Contains(t, strings.Join(report.Problems, "\n"), "lost: image 1 of drill-0, task ")
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := drill.Config{Points: []string{"kill"}, Jobs: 1, Seed: 7}
+			cfg.Dir = t.TempDir()
+			cfg.Meddle = func(service, store http.Handler) (http.Handler, http.Handler) {
+				return c.meddle(t, service, store, cfg.Dir)
+			}
+			report := drilled(t, cfg)
+			assert.False(t, report.Passed)
+			c.check(t, report)
+			var text strings.Builder
+			require.NoError(t, report.Print(&text))
+			assert.Contains(t, text.String(), "FAILED, with seed 7; the logs of the workers are in "+cfg.Dir)
+		})
+	}
+}
+
+// createTwice makes a second task of the first create, which the worker never hears
+// of.
+func createTwice(service http.Handler) http.Handler {
+	var done atomic.Bool
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, dashscope.PathText2Image) && !done.Load() {
+			body, err := io.ReadAll(r.Body)
+			if err == nil && bytes.Contains(body, []byte(`"prompt of drill-0"`)) && done.CompareAndSwap(false, true) {
+				again := r.Clone(context.WithoutCancel(r.Context()))
+				again.Body = io.NopCloser(bytes.NewReader(body))
+				service.ServeHTTP(httptest.NewRecorder(), again)
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+		}
+		service.ServeHTTP(rw, r)
+	})
+}
+
+// lose removes a file once an object is put.
+func lose(store http.Handler, put, file string) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, put) {
+			_ = os.Remove(file) // the test looks whether it is missed
+		}
+		store.ServeHTTP(rw, r)
+	})
+}
+
+// The command's exit code is the verdict's, and its report is one line of JSON.
+func TestDrillCommand(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	run := func(args ...string) (stdout, stderr string, code int) {
+		cmd := exec.CommandContext(t.Context(), self)
+		cmd.Args = append([]string{"danqing", "drill"}, args...)
+		cmd.Env = []string{"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir()}
+		var out, log strings.Builder
+		cmd.Stdout, cmd.Stderr = &out, &log
+		_ = cmd.Run()
+		return out.String(), log.String(), cmd.ProcessState.ExitCode()
+	}
+	stdout, stderr, code := run("--points", "stop", "--jobs", "1", "--json", "--seed", "5")
+	require.Equal(t, exitDone, code, stderr)
+	var report drill.Report
+	require.NoError(t, json.Unmarshal([]byte(stdout), &report))
+	assert.Equal(t, uint64(5), report.Seed)
+	assert.Positive(t, report.ImagesDelivered)
+	assert.NoDirExists(t, report.Folder)
+
+	stdout, _, code = run("--list-points")
+	assert.Equal(t, exitDone, code)
+	assert.Contains(t, stdout, "create.kill-done\n")
+	assert.NotContains(t, stdout, "redis.")
+
+	_, stderr, code = run("--points", "create.nothing")
+	assert.Equal(t, exitUsage, code)
+	assert.Contains(t, stderr, `there is no point "create.nothing" on this queue`)
+	assert.Contains(t, stderr, "danqing drill --list-points")
+}
+
+func requireRedisServer(t *testing.T) {
+	t.Helper()
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("redis-server is not installed: apt-get install redis-server")
+		}
+		t.Skip("redis-server is not installed: apt-get install redis-server would run this")
+	}
+}
