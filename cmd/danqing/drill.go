@@ -44,7 +44,7 @@ charged exactly once, none is lost and no job is stuck.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.drill(cmd.Context(), f) },
 	}
 	flags := cmd.Flags()
-	flags.BoolVar(&f.short, "short", false, "about a minute: 25 faults")
+	flags.BoolVar(&f.short, "short", false, "some 25 faults, within two minutes")
 	flags.BoolVar(&f.server, "redis-server", false, "start a redis-server of the drill's own, from the PATH")
 	flags.Uint64Var(&f.seed, "seed", 0, "choose the faults as an earlier drill did (default: another one each time)")
 	flags.IntVar(&f.faults, "faults", 0, "how many faults (default 500)")

@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	accessKeyID, secretAccessKey = "AKIADRILL", "drill-secret" //nolint:gosec // of a bucket on loopback that is removed
+	accessKeyID, secretAccessKey = "AKIADRILL", "drill-secret" // of a bucket on loopback that is removed
 	// serviceURL is the same for all workers, so that each takes results whose links
 	// another was given; each reaches it through a proxy of its own.
 	serviceURL = "http://dashscope.drill/api/v1"

@@ -89,8 +89,8 @@ const (
 	// calmStart bounds the first, undisturbed jobs.
 	calmStart = time.Minute
 	// stuckAfter is how long nothing may move before what is open counts as stuck.
-	// asynq takes 30 s to see that a worker has died and looks once a minute.
-	stuckAfter = 2 * time.Minute
+	// asynq takes a minute to see that a worker has died, and looks once a minute.
+	stuckAfter = 3 * time.Minute
 	// settleTime is how long images may be on their way to the bucket after the last
 	// job is over: a late task of an ambiguous create is kept there too.
 	settleTime, shortSettleTime = 30 * time.Second, 8 * time.Second
@@ -151,7 +151,7 @@ func (d *drill) defaults() error {
 		d.Queue = QueueEmbedded
 	}
 	if d.Seed == 0 {
-		d.Seed = rand.Uint64()>>33 + 1 // short enough to be typed
+		d.Seed = uint64(time.Now().UnixMicro()%1e9) + 1 //nolint:gosec // positive, and short enough to be typed
 	}
 	faults, jobs := defaultFaults, defaultJobs
 	if d.Short {

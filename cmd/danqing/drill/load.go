@@ -27,9 +27,10 @@ const (
 	depth = 5
 	// lookAround is how often the jobs are looked at.
 	lookAround = 150 * time.Millisecond
-	// workersMissed is how long after the death of a worker asynq gives what it had to
-	// others, at their start and then once a minute.
-	workersMissed = 31 * time.Second
+	// workersMissed is how long after the death of a worker asynq v0.26 gives the
+	// messages that it had to others, at a start and then once a minute: a lease of
+	// 30 s and as much for clocks that differ.
+	workersMissed = 61 * time.Second
 	// promptOf begins every prompt; the job's ID follows.
 	promptOf = "prompt of "
 	// referenceSide is the least that DashScope takes.
@@ -42,7 +43,7 @@ type job struct {
 	queued  bool         // acknowledged by the queue
 	record  *jobs.Record // as last seen, nil before
 	lost    bool         // the queue does not know it, though it was acknowledged
-	// cancelled is set once the drill has asked for that.
+	// canceled is set once the drill has asked for that.
 	canceled bool
 }
 
@@ -64,7 +65,6 @@ type load struct {
 	mu      sync.Mutex
 	jobs    []*job
 	most    int // no more than that
-	closed  bool
 	movedAt time.Time
 	urgent  bool // the next job of the first model has a reference
 }

@@ -77,23 +77,19 @@ func (d *drill) report(ctx context.Context) *Report {
 	for _, j := range d.load.all() {
 		d.fate(r, j)
 	}
-	books, err := d.books()
+	b, err := d.books()
 	if err != nil {
 		r.problem("%v", err)
-		books = noBooks()
+		b = &books{}
 	}
-	r.enter(books)
-	if all := d.sim.Stats().ChargedMicroYuan; all != books.microYuan+books.foreignMicroYuan {
-		r.problem("the service charged %s yuan, of which %s are of no task", yuan(all), yuan(all-books.microYuan-books.foreignMicroYuan))
+	r.enter(b)
+	if all := d.sim.Stats().ChargedMicroYuan; all != b.microYuan+b.foreignMicroYuan {
+		r.problem("the service charged %s yuan, of which %s are of no task", yuan(all), yuan(all-b.microYuan-b.foreignMicroYuan))
 	}
 	d.compare(ctx, r)
 	r.Passed = len(r.Problems) == 0
 	return r
 }
-
-var emptyBooks books
-
-func noBooks() *books { return &books{} }
 
 func (r *Report) problem(format string, args ...any) {
 	r.Problems = append(r.Problems, fmt.Sprintf(format, args...))

@@ -36,7 +36,7 @@ type wire struct {
 // ServeHTTP serves a request, unless something befalls it.
 func (w *wire) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	route, handler := routeOf(r), w.service
-	ofBucket := strings.HasPrefix(r.URL.Path, "/"+bucket.DefaultBucket+"/")
+	_, ofBucket := bucketKey(r.URL.Path)
 	if ofBucket {
 		handler = w.store
 	}
@@ -131,10 +131,10 @@ func (w *wire) note(route, path string, body []byte) {
 
 // routeOf names the route of a request.
 func routeOf(r *http.Request) string {
-	path := strings.TrimSuffix(r.URL.Path, "/")
-	if key, ok := strings.CutPrefix(path, "/"+bucket.DefaultBucket+"/"); ok {
+	if key, ok := bucketKey(r.URL.Path); ok {
 		return bucketRoute(r.Method, key)
 	}
+	path := strings.TrimSuffix(r.URL.Path, "/")
 	switch {
 	case strings.HasSuffix(path, dashscope.PathText2Image):
 		return routeCreate
@@ -152,6 +152,13 @@ func routeOf(r *http.Request) string {
 		return routeResult
 	}
 	return noRoute
+}
+
+// bucketKey is the key that a path names, "" for the bucket itself, and whether it
+// is the bucket's at all.
+func bucketKey(path string) (key string, ok bool) {
+	key, ok = strings.CutPrefix(path, "/"+bucket.DefaultBucket)
+	return strings.TrimPrefix(key, "/"), ok && (key == "" || key[0] == '/')
 }
 
 // bucketRoute names what is done to a key; the folders are the contract's.
