@@ -16,9 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -37,11 +35,12 @@ const (
 	// service for a fresh one.
 	FetchGone
 	// FetchUnproven says that something came, completely as far as can be
-	// told, and is not a provable PNG. It lies at Path for a person, unless
-	// that is "": then it was larger than the disk should bear.
+	// told, and is not a provable PNG, or comes from a host that is none of
+	// ours. It lies at Path for a person, unless that is "": then it was larger
+	// than the disk should bear.
 	FetchUnproven
-	// FetchForbidden says that images are not taken from there; nothing was
-	// asked for, or the answer was a redirect.
+	// FetchForbidden says that nothing can be asked for there: the link is none,
+	// or leads to an address that is not public, or in circles.
 	FetchForbidden
 )
 
@@ -65,7 +64,7 @@ type FetchError struct {
 	Kind   FetchKind
 	Status int    // HTTP, 0 if there was no answer
 	Host   string // "" if the URL is none
-	Path   string // file with the bytes that came, if they were kept; see Spool.Remove
+	Path   string // file with the bytes that came, now or earlier, if they were kept; see Spool.Remove
 	Err    error
 }
 
@@ -84,38 +83,109 @@ func (e *FetchError) Unwrap() error { return e.Err }
 
 // Fetch copies the image at rawURL into the spool under name, proves it and
 // makes it durable. If name is there already, from an earlier run too, it is
-// hashed and proven again and nothing is downloaded. name is made of letters,
-// digits, dots, hyphens and underscores.
+// hashed and proven again and nothing is downloaded; nor is it if it is there
+// unproven, which is said once more. name is made of letters, digits, dots,
+// hyphens and underscores.
+//
+// An image on a host that is none of ours is kept too, unproven: at most three
+// redirects are followed, to public addresses alone.
 //
 // It fails with a [*FetchError] if the source or what it sent is at fault, with
-// another error if the disk is, and with ctx's cause if that ended.
+// [ErrDisk] if the disk is, and with ctx's cause if that ended.
 func (s *Spool) Fetch(ctx context.Context, name, rawURL string) (*File, error) {
 	if err := checkSpoolName(name); err != nil {
 		return nil, err
 	}
-	u, err := s.allowed(rawURL)
+	u, ours, err := s.source(rawURL)
 	if err != nil {
-		return nil, err
+		return nil, s.withDoubted(name, err)
 	}
 	file, err := s.reuse(name, sourceName(u))
 	if file != nil || err != nil {
 		return file, err
 	}
-	return s.download(ctx, name, u)
+	if err := s.unproven(name, u, ours); err != nil {
+		return nil, err
+	}
+	file, err = s.follow(u, ours, func(u *url.URL, ours bool) (*File, error) {
+		return (&download{Spool: s, name: name, u: u, ours: ours}).do(ctx)
+	})
+	return file, s.withDoubted(name, err)
 }
 
-// allowed parses rawURL and refuses what is not a source of ours.
-func (s *Spool) allowed(rawURL string) (*url.URL, error) {
-	u, err := url.Parse(rawURL)
-	if err != nil { // whose text would show the query
-		return nil, &FetchError{Kind: FetchForbidden, Err: errors.New("not a URL")}
+// FetchUnkept is [Spool.Fetch] for a disk that is full: the image, if it can be
+// proven, is in memory alone, up to MaxBytes of it. What cannot be proven fails
+// with [ErrDisk], to be fetched once there is room.
+func (s *Spool) FetchUnkept(ctx context.Context, rawURL string) (*File, error) {
+	u, ours, err := s.source(rawURL)
+	if err != nil {
+		return nil, err
 	}
-	aliyun := u.Scheme == "https" && inDomain(u.Hostname(), aliyunDomain) && (u.Port() == "" || u.Port() == "443")
-	source := slices.ContainsFunc(s.sources, func(s *url.URL) bool { return u.Scheme == s.Scheme && u.Host == s.Host })
-	if u.User != nil || u.Opaque != "" || !aliyun && !source {
-		return nil, &FetchError{Kind: FetchForbidden, Host: u.Host, Err: errors.New("images are taken from https://*.aliyuncs.com and the configured services alone")}
+	return s.follow(u, ours, func(u *url.URL, ours bool) (*File, error) {
+		return (&download{Spool: s, u: u, ours: ours}).do(ctx)
+	})
+}
+
+// follow fetches from u, and from where that leads. What has left our sources is
+// a stranger's from then on.
+func (s *Spool) follow(u *url.URL, ours bool, fetch func(*url.URL, bool) (*File, error)) (*File, error) {
+	for hops := 0; ; hops++ {
+		file, err := fetch(u, ours)
+		var moved *movedError
+		if !errors.As(err, &moved) {
+			return file, err
+		}
+		if hops == maxHops {
+			return nil, &FetchError{Kind: FetchForbidden, Status: moved.status, Host: u.Host, Err: errHops}
+		}
+		next, known, err := s.source(moved.to.String())
+		if err != nil {
+			return nil, err
+		}
+		u, ours = next, ours && known
 	}
-	return u, nil
+}
+
+// withDoubted adds to an error that is final what came earlier, if anything did.
+func (s *Spool) withDoubted(name string, err error) error {
+	var failed *FetchError
+	if errors.As(err, &failed) && (failed.Kind == FetchGone || failed.Kind == FetchForbidden) {
+		if path := filepath.Join(s.dir, doubtedFolder, name); exists(path) {
+			failed.Path = path
+		}
+	}
+	return err
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// unproven says what is wrong with the file of that name, if it came before and
+// could not be proven.
+func (s *Spool) unproven(name string, u *url.URL, ours bool) error {
+	path := filepath.Join(s.dir, unprovenFolder, name)
+	f, err := os.Open(path) //nolint:gosec // the name is checked
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("spool: %w: %w", ErrDisk, err)
+	}
+	defer f.Close() //nolint:errcheck // read only
+	sums := newSums(nil)
+	if _, err := io.Copy(sums, f); err != nil {
+		return fmt.Errorf("spool: %w: %w", ErrDisk, err)
+	}
+	problem := s.problem(sums)
+	switch {
+	case problem == nil && !ours:
+		problem = errStranger
+	case problem == nil:
+		problem = errors.New("it was not sent as an image is")
+	}
+	return &FetchError{Kind: FetchUnproven, Host: u.Host, Path: path, Err: problem}
 }
 
 // reuse returns the proven file of that name, or nil if there is none. What is
@@ -127,120 +197,18 @@ func (s *Spool) reuse(name, source string) (*File, error) {
 		return nil, nil //nolint:nilnil // none is an answer
 	}
 	if err != nil {
-		return nil, fmt.Errorf("spool: %w", err)
+		return nil, fmt.Errorf("spool: %w: %w", ErrDisk, err)
 	}
 	defer f.Close() //nolint:errcheck // read only
 	sums := newSums(nil)
 	if _, err := io.Copy(sums, f); err != nil {
-		return nil, fmt.Errorf("spool: %w", err)
+		return nil, fmt.Errorf("spool: %w: %w", ErrDisk, err)
 	}
 	if err := sums.png.err(); err != nil {
 		s.log.Warn("spool file is damaged, fetching it again", "path", path, "err", err)
 		return nil, os.Remove(path)
 	}
 	return sums.file(path, source), nil
-}
-
-func (s *Spool) download(ctx context.Context, name string, u *url.URL) (*File, error) {
-	status := 0
-	fail := func(kind FetchKind, path string, err error) error {
-		if ctx.Err() != nil {
-			return fmt.Errorf("fetch image: %w", context.Cause(ctx))
-		}
-		// What net/http says begins with the whole URL.
-		if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
-			err = wrapped.Err
-		}
-		// An answer that is no HTTP is quoted, and may repeat what was asked.
-		if text := err.Error(); u.RawQuery != "" && strings.Contains(text, u.RawQuery) {
-			err = errors.New(strings.ReplaceAll(text, u.RawQuery, "**redacted**"))
-		}
-		return &FetchError{Kind: kind, Status: status, Host: u.Host, Path: path, Err: err}
-	}
-	guarded, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	req, err := http.NewRequestWithContext(guarded, http.MethodGet, u.String(), http.NoBody)
-	if err != nil {
-		return nil, fail(FetchForbidden, "", errors.New("not a URL"))
-	}
-	resp, err := s.client.Do(req)
-	if err != nil {
-		return nil, fail(FetchTemporary, "", err)
-	}
-	defer resp.Body.Close() //nolint:errcheck // read only
-	status = resp.StatusCode
-	if status != http.StatusOK {
-		return nil, fail(statusKind(status), "", errors.New(http.StatusText(status)))
-	}
-	limit := s.maxBytes * keepFactor
-	if resp.ContentLength > limit {
-		return nil, fail(FetchUnproven, "", fmt.Errorf("%d bytes are announced, at most %d are taken", resp.ContentLength, s.maxBytes))
-	}
-
-	body := &stallGuard{r: resp.Body, timer: time.AfterFunc(s.stall, func() { cancel(errStalled) }), after: s.stall}
-	defer body.timer.Stop()
-	f, sums, err := s.receive(io.LimitReader(body, limit+1), resp.Header)
-	if disk := (*diskError)(nil); errors.As(err, &disk) {
-		return nil, fmt.Errorf("spool: %w", disk.err)
-	}
-	if err != nil {
-		return nil, fail(FetchTemporary, "", cause(guarded, err))
-	}
-	defer os.Remove(f.Name()) //nolint:errcheck // renamed away if all went well
-	defer f.Close()           //nolint:errcheck // closed already if all went well
-	if sums.bytes > limit {
-		return nil, fail(FetchUnproven, "", fmt.Errorf("more than %d bytes came, at most %d are taken", limit, s.maxBytes))
-	}
-
-	kind, problem := s.judge(resp, sums)
-	folder := provenFolder
-	if problem != nil {
-		folder = unprovenFolder
-	}
-	path := filepath.Join(s.dir, folder, name)
-	if err := publish(f, path); err != nil {
-		return nil, fmt.Errorf("spool: %w", err)
-	}
-	if problem != nil {
-		return nil, fail(kind, path, problem)
-	}
-	return sums.file(path, sourceName(u)), nil
-}
-
-// receive writes body to a half file, hashing on the way. It fails with a
-// diskError if the disk is at fault, and leaves no file then.
-func (s *Spool) receive(body io.Reader, source http.Header) (*os.File, *sums, error) {
-	f, err := os.CreateTemp(filepath.Join(s.dir, incomingFolder), "*")
-	if err != nil {
-		return nil, nil, &diskError{err}
-	}
-	sums := newSums(source)
-	if _, err = io.Copy(io.MultiWriter(diskWriter{f}, sums), body); err != nil {
-		_ = f.Close()
-		_ = os.Remove(f.Name()) // swept at the next start if not
-		return nil, nil, err
-	}
-	return f, sums, nil
-}
-
-// judge tells whether what came is proven.
-func (s *Spool) judge(resp *http.Response, sums *sums) (FetchKind, error) {
-	if encoding := resp.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
-		return FetchUnproven, fmt.Errorf("it is encoded (%.40q), which was not asked for", encoding)
-	}
-	if err := sums.compare(resp.Header); err != nil {
-		return FetchTemporary, err
-	}
-	if sums.bytes > s.maxBytes {
-		return FetchUnproven, fmt.Errorf("it has %d bytes, at most %d are proven", sums.bytes, s.maxBytes)
-	}
-	err := sums.png.err()
-	// Only an answer that ends with its connection can end early unnoticed.
-	untilClose := resp.ContentLength < 0 && resp.ProtoMajor == 1 && len(resp.TransferEncoding) == 0
-	if errors.Is(err, errTruncated) && untilClose && sums.bytes > 0 {
-		return FetchTemporary, err
-	}
-	return FetchUnproven, err
 }
 
 func statusKind(status int) FetchKind {

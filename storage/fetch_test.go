@@ -284,63 +284,78 @@ func TestFetchLimitsTheSize(t *testing.T) {
 	}
 }
 
-func TestFetchTakesImagesFromAliyunAndTheServiceAlone(t *testing.T) {
+// Proven are images from Aliyun and the service alone; what lies elsewhere is asked
+// for as a stranger's, or not at all.
+func TestFetchKnowsItsSources(t *testing.T) {
 	t.Parallel()
-	errDialled := errors.New("dialled")
+	errSource, errStranger := errors.New("dialled a source"), errors.New("dialled a stranger")
 	open := func(sources ...string) *storage.Spool {
 		spool, err := storage.OpenSpool(t.TempDir(), storage.SpoolConfig{
 			Sources:     sources,
-			DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, errDialled },
+			DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, errSource },
+			DialPublic:  func(context.Context, string, string) (net.Conn, error) { return nil, errStranger },
 		})
 		require.NoError(t, err)
 		return spool
 	}
 	aliyun, simulator := open("https://dashscope.aliyuncs.com/api/v1"), open("http://127.0.0.1:8766/api/v1", "https://dashscope.aliyuncs.com/api/v1", "https://proxy.example.com/api/v1")
-	for url, allowed := range map[string]bool{
-		"https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.png":     true,
-		"https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com:443/a.png": true,
-		"https://DASHSCOPE-RESULT-BJ.OSS-CN-BEIJING.ALIYUNCS.COM/a.png":     true,
-		"http://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.png":      false,
-		"https://x.aliyuncs.com:8443/a.png":                                 false,
-		"https://aliyuncs.com/a.png":                                        false,
-		"https://evil-aliyuncs.com/a.png":                                   false,
-		"https://aliyuncs.com.evil.com/a.png":                               false,
-		"https://x.aliyuncs.com.evil.com/a.png":                             false,
-		"https://x.aliyuncs.com@evil.com/a.png":                             false,
-		"https://user:pw@x.aliyuncs.com/a.png":                              false,
-		"https://evil.com/x.aliyuncs.com/a.png":                             false,
-		"https://evil.com#.aliyuncs.com":                                    false,
-		"https://x.aliyuncs.com./a.png":                                     false,
-		"https:x.aliyuncs.com/a.png":                                        false,
-		"file:///etc/passwd":                                                false,
-		"https://169.254.169.254/latest/meta-data":                          false,
-		"://" + secretQuery:                                                 false,
-		"https://x.aliyuncs.com/%zz" + secretQuery:                          false,
-		"": false,
+	for url, want := range map[string]error{
+		"https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.png":     errSource,
+		"https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com:443/a.png": errSource,
+		"https://DASHSCOPE-RESULT-BJ.OSS-CN-BEIJING.ALIYUNCS.COM/a.png":     errSource,
+		"http://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.png":      errStranger,
+		"https://aliyuncs.com/a.png":                                        errStranger,
+		"https://evil-aliyuncs.com/a.png":                                   errStranger,
+		"https://aliyuncs.com.evil.com/a.png":                               errStranger,
+		"https://x.aliyuncs.com.evil.com/a.png":                             errStranger,
+		"https://evil.com/x.aliyuncs.com/a.png":                             errStranger,
+		"https://evil.com#.aliyuncs.com":                                    errStranger,
+		"https://x.aliyuncs.com./a.png":                                     errStranger,
+		"https://x.aliyuncs.com:8443/a.png":                                 nil,
+		"https://x.aliyuncs.com@evil.com/a.png":                             nil,
+		"https://user:pw@x.aliyuncs.com/a.png":                              nil,
+		"https:x.aliyuncs.com/a.png":                                        nil,
+		"https:///a.png":                                                    nil,
+		"http://127.0.0.1:22/":                                              nil,
+		"ftp://evil.com/a.png":                                              nil,
+		"oss://bucket/a.png":                                                nil,
+		"file:///etc/passwd":                                                nil,
+		"://" + secretQuery:                                                 nil,
+		"https://x.aliyuncs.com/%zz" + secretQuery:                          nil,
+		"": nil,
 	} {
 		for _, spool := range []*storage.Spool{open(), aliyun, simulator} {
 			_, err := spool.Fetch(t.Context(), "a", url)
-			var failed *storage.FetchError
-			require.ErrorAs(t, err, &failed, url)
-			assert.Equal(t, allowed, errors.Is(err, errDialled), url)
-			assert.Equal(t, allowed, failed.Kind == storage.FetchTemporary, url)
-			assert.Equal(t, !allowed, failed.Kind == storage.FetchForbidden, url)
-			assertNoSecret(t, err)
+			assertDialled(t, err, want, url)
 		}
 	}
-	for url, allowed := range map[string]bool{
-		"http://127.0.0.1:8766/result/a.png":   true,
-		"https://127.0.0.1:8766/result/a.png":  false,
-		"http://127.0.0.1:8767/result/a.png":   false,
-		"http://127.0.0.1/result/a.png":        false,
-		"http://u@127.0.0.1:8766/result/a.png": false,
-		"http://localhost:8766/result/a.png":   false,
-		"https://proxy.example.com/a.png":      true,
-		"http://proxy.example.com/a.png":       false,
+	for url, want := range map[string]error{
+		"http://127.0.0.1:8766/result/a.png":   errSource,
+		"https://127.0.0.1:8766/result/a.png":  nil,
+		"http://127.0.0.1:8767/result/a.png":   nil,
+		"http://u@127.0.0.1:8766/result/a.png": nil,
+		"http://localhost:8766/result/a.png":   nil,
+		"http://localhost/result/a.png":        errStranger,
+		"https://proxy.example.com/a.png":      errSource,
+		"http://proxy.example.com/a.png":       errStranger,
 	} {
 		_, err := simulator.Fetch(t.Context(), "a", url)
-		assert.Equal(t, allowed, errors.Is(err, errDialled), url)
+		assertDialled(t, err, want, url)
 	}
+}
+
+// assertDialled checks which dialer was asked, nil for none.
+func assertDialled(t *testing.T, err, want error, url string) {
+	t.Helper()
+	var failed *storage.FetchError
+	require.ErrorAs(t, err, &failed, url)
+	if want == nil {
+		assert.Equal(t, storage.FetchForbidden, failed.Kind, url)
+	} else {
+		assert.Equal(t, storage.FetchTemporary, failed.Kind, url)
+		assert.ErrorIs(t, err, want, url)
+	}
+	assertNoSecret(t, err)
 }
 
 func TestSpoolRefusesBadSettings(t *testing.T) {

@@ -54,7 +54,7 @@ func (b *Bucket) PutImage(ctx context.Context, key string, img *File, meta map[s
 	if img == nil || img.digests.bytes == 0 {
 		return fmt.Errorf("put %s: not a proven file: get it from a spool", key)
 	}
-	f, err := os.Open(img.Path)
+	f, err := img.open()
 	if err != nil {
 		return fmt.Errorf("put %s: %w", key, err)
 	}
@@ -63,29 +63,53 @@ func (b *Bucket) PutImage(ctx context.Context, key string, img *File, meta map[s
 }
 
 // Hold keeps the file at path, proven or not, for a person under
-// [Bucket.HeldKey]. What is there already with the same content is not sent
-// again.
+// [Bucket.HeldKey]; see [Bucket.Quarantine].
 func (b *Bucket) Hold(ctx context.Context, taskID, name, path string) error {
-	return b.putFile(ctx, b.HeldKey(taskID, name), path, "", nil)
+	_, err := b.Quarantine(ctx, taskID, name, path)
+	return err
 }
 
-// putFile stores the file at path unless the bucket has it. wantSHA256, unless
-// empty, is what the file must still be.
-func (b *Bucket) putFile(ctx context.Context, key, path, wantSHA256 string, meta map[string]string) error {
-	f, err := os.Open(path) //nolint:gosec // the caller's own file
+// Quarantine keeps the file at path for a person under [Bucket.HeldKey], and
+// returns the key. What is there already with the same content is not sent
+// again, and what is there with another one stays: then the key's name ends in
+// the first digits of the file's SHA-256.
+func (b *Bucket) Quarantine(ctx context.Context, taskID, name, path string) (key string, err error) {
+	f, d, err := openDigested(path)
 	if err != nil {
-		return fmt.Errorf("put %s: %w", key, err)
+		return "", fmt.Errorf("hold %s of task %s: %w", name, taskID, err)
 	}
 	defer f.Close() //nolint:errcheck // read only
+	key = b.HeldKey(taskID, name)
+	switch have, err := b.Head(ctx, key); {
+	case err == nil && !d.are(have):
+		key = b.HeldKey(taskID, name+"-"+d.sha256Hex()[:8])
+	case err != nil && !errors.Is(err, ErrNotExist):
+		return "", err
+	}
+	return key, b.putFile(ctx, key, f, d)
+}
+
+// openDigested opens a file of ours and reads it once.
+func openDigested(path string) (*os.File, digests, error) {
+	f, err := os.Open(path) //nolint:gosec // the caller's own file
+	if err != nil {
+		return nil, digests{}, err
+	}
 	d, err := digest(f)
 	if err != nil {
-		return fmt.Errorf("put %s: %w", key, err)
+		_ = f.Close() // read only
+		return nil, digests{}, err
 	}
-	if wantSHA256 != "" && d.sha256Hex() != wantSHA256 {
-		return fmt.Errorf("put %s: %s has changed since it was looked at", key, path)
-	}
+	return f, d, nil
+}
+
+// are reports whether an object has them.
+func (d digests) are(have Info) bool { return have.Bytes == d.bytes && have.SHA256 == d.sha256Hex() }
+
+// putFile stores a file unless the bucket has it.
+func (b *Bucket) putFile(ctx context.Context, key string, f *os.File, d digests) error {
 	switch have, err := b.Head(ctx, key); {
-	case err == nil && have.Bytes == d.bytes && have.SHA256 == d.sha256Hex():
+	case err == nil && d.are(have):
 		return nil
 	case err != nil && !errors.Is(err, ErrNotExist):
 		return err
@@ -95,7 +119,7 @@ func (b *Bucket) putFile(ctx context.Context, key, path, wantSHA256 string, meta
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("put %s: %w", key, err)
 	}
-	return b.put(ctx, key, f, d, http.DetectContentType(head[:n]), meta)
+	return b.put(ctx, key, f, d, http.DetectContentType(head[:n]), nil)
 }
 
 // digest reads r to its end.

@@ -99,7 +99,16 @@ func InspectReference(path string) (*Reference, error) {
 // StageReference stores a reference image under its hash, once however often
 // it is staged. It fails if the file has changed since it was inspected.
 func (b *Bucket) StageReference(ctx context.Context, ref *Reference) error {
-	return b.putFile(ctx, b.prefix+referenceFolder+ref.SHA256, ref.Path, ref.SHA256, nil)
+	key := b.prefix + referenceFolder + ref.SHA256
+	f, d, err := openDigested(ref.Path)
+	if err != nil {
+		return fmt.Errorf("put %s: %w", key, err)
+	}
+	defer f.Close() //nolint:errcheck // read only
+	if d.sha256Hex() != ref.SHA256 {
+		return fmt.Errorf("put %s: %s has changed since it was looked at", key, ref.Path)
+	}
+	return b.putFile(ctx, key, f, d)
 }
 
 // OpenReference opens a staged reference image by its hash, or returns

@@ -38,7 +38,7 @@ type Sidecar struct {
 	Batch    string            `json:"batch,omitempty"`
 	Labels   map[string]string `json:"labels,omitempty"`
 	Priority string            `json:"priority,omitempty"`
-	Seed     int64             `json:"seed"` // as sent; image n has Seed + n - 1
+	Seed     int64             `json:"seed"` // as first sent; image n has Seed + n - 1 unless it was bought later
 	RedoOf   string            `json:"redo_of,omitempty"`
 
 	Attempts    []SidecarAttempt `json:"attempts"`
@@ -65,6 +65,7 @@ type SidecarAttempt struct {
 	SubmittedAt time.Time `json:"submitted_at,omitzero"`
 	EndedAt     time.Time `json:"ended_at,omitzero"`
 	Verdict     string    `json:"verdict,omitempty"` // how it ended, in the worker's words
+	Images      int       `json:"images,omitempty"`  // how many it made, of an attempt that another followed
 	Code        string    `json:"code,omitempty"`    // DashScope's
 	Message     string    `json:"message,omitempty"`
 }

@@ -1,9 +1,11 @@
 package storage
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -40,6 +42,10 @@ type SpoolConfig struct {
 	// Transport replaces the HTTP client's transport, DialContext and
 	// HeaderTimeout with it; nil is ours.
 	Transport http.RoundTripper
+	// DialPublic opens connections to hosts that are neither Aliyun's nor among
+	// Sources, whose images are kept unproven. nil is a dialer of ours that
+	// refuses every address but public ones and uses no proxy; a test has its own.
+	DialPublic func(ctx context.Context, network, addr string) (net.Conn, error)
 	// MaxBytes is the largest image that is proven; 0 is 64 MiB. What is
 	// larger is unproven, up to eight times this is kept.
 	MaxBytes int64
@@ -52,15 +58,20 @@ type SpoolConfig struct {
 	Logger *slog.Logger
 }
 
+// ErrDisk is returned (wrapped) if the spool's disk is at fault: it is full, say.
+// Nothing is lost by that while the link lives; see [Spool.FetchUnkept].
+var ErrDisk = errors.New("the disk of the spool fails")
+
 // Spool is a folder of downloaded images, each proven and kept until it is
 // removed. It is safe for concurrent use; one process at a time may have it.
 type Spool struct {
-	dir      string
-	client   *http.Client
-	sources  []*url.URL // allowed beside Aliyun
-	maxBytes int64
-	stall    time.Duration
-	log      *slog.Logger
+	dir       string
+	client    *http.Client
+	strangers *http.Client // for hosts that are none of ours
+	sources   []*url.URL   // ours beside Aliyun
+	maxBytes  int64
+	stall     time.Duration
+	log       *slog.Logger
 }
 
 // Folders of a spool.
@@ -68,6 +79,9 @@ const (
 	incomingFolder = "incoming" // half files; emptied at the start
 	provenFolder   = "proven"
 	unprovenFolder = "unproven"
+	// doubtedFolder has what came and is asked for again: transfers that were
+	// damaged on the way, and what [Spool.Doubt] put there.
+	doubtedFolder = "doubted"
 )
 
 // spoolNamePattern leaves no way out of the folder (. and .. are excluded
@@ -104,17 +118,18 @@ func OpenSpool(dir string, cfg SpoolConfig) (*Spool, error) {
 	}
 	s.client = &http.Client{
 		Transport: cfg.Transport,
-		// A redirect could lead anywhere; OSS sends none.
+		// A redirect could lead anywhere: the spool looks at each.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	if s.client.Transport == nil {
 		s.client.Transport = newTransport(cfg)
 	}
+	s.strangers = newStrangers(cfg)
 
 	if err := os.RemoveAll(filepath.Join(dir, incomingFolder)); err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
-	for _, folder := range []string{incomingFolder, provenFolder, unprovenFolder} {
+	for _, folder := range []string{incomingFolder, provenFolder, unprovenFolder, doubtedFolder} {
 		if err := os.MkdirAll(filepath.Join(dir, folder), 0o750); err != nil {
 			return nil, fmt.Errorf("spool: %w", err)
 		}
@@ -140,9 +155,9 @@ func newTransport(cfg SpoolConfig) *http.Transport {
 }
 
 // File is an image on the local disk that is proven to have arrived as it was
-// made. Only [Spool.Fetch] makes one that a bucket takes.
+// made. Only a [Spool] makes one that a bucket takes.
 type File struct {
-	Path        string
+	Path        string // "" if it is in memory alone: see Spool.FetchUnkept
 	Bytes       int64
 	SHA256, MD5 string // hex
 	Width       int    // pixels
@@ -151,6 +166,32 @@ type File struct {
 	SourceName  string // file name in the source's URL
 
 	digests digests
+	content []byte // unless it lies at Path
+}
+
+// open opens the image's bytes.
+func (f *File) open() (io.ReadSeekCloser, error) {
+	if f.content == nil {
+		return os.Open(f.Path)
+	}
+	return struct {
+		io.ReadSeeker
+		io.Closer
+	}{bytes.NewReader(f.content), io.NopCloser(nil)}, nil
+}
+
+// Doubt has what the spool has under name unproven asked for again by the next
+// [Spool.Fetch], which falls back on it if its link is dead. It does nothing if
+// there is nothing.
+func (s *Spool) Doubt(name string) error {
+	if err := checkSpoolName(name); err != nil {
+		return err
+	}
+	err := os.Rename(filepath.Join(s.dir, unprovenFolder, name), filepath.Join(s.dir, doubtedFolder, name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("spool: %w", err)
+	}
+	return nil
 }
 
 // Remove deletes what the spool has under name, proven or not, and does nothing
@@ -160,7 +201,7 @@ func (s *Spool) Remove(name string) error {
 		return err
 	}
 	var errs []error
-	for _, folder := range []string{provenFolder, unprovenFolder} {
+	for _, folder := range []string{provenFolder, unprovenFolder, doubtedFolder} {
 		if err := os.Remove(filepath.Join(s.dir, folder, name)); !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
