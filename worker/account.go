@@ -21,12 +21,23 @@ type Account struct {
 	Name      string
 	DashScope *dashscope.Client
 	Lanes     []Lane
-	// DailyBudgetMicroYuan bounds what is reserved and spent on a day (UTC+8), by all
-	// workers together; 0 is no bound.
+	// DailyBudgetMicroYuan bounds what is reserved and spent on a day (UTC+8), in
+	// millionths of a yuan, over all workers; 0 is no bound.
 	DailyBudgetMicroYuan int64
-	// PricesMicroYuan are contract prices of an image by model, instead of the
-	// catalogue's.
+	// PricesMicroYuan are what an image costs by contract, by the catalogue's name of
+	// the model, in millionths of a yuan. Others cost what the catalogue says.
 	PricesMicroYuan map[string]int64
+}
+
+// Cost is the price of so many images of a model on the account, in micro-yuan, by
+// contract or by the catalogue. sold is false, and the price 0, where the account's
+// region does not have the model.
+func (a Account) Cost(model jobs.Model, images int) (microYuan int64, sold bool) {
+	microYuan, sold = model.CostIn(a.DashScope.Region(), images)
+	if price, ok := a.PricesMicroYuan[model.Name]; ok && sold {
+		microYuan = int64(images) * price
+	}
+	return microYuan, sold
 }
 
 // Lane is an account's capacity for one model.
@@ -48,10 +59,8 @@ type account struct {
 	remote *dashscope.Client
 	log    *slog.Logger
 
-	// dailyBudget bounds what is reserved and spent in a day, in micro-yuan; 0 is no
-	// bound.
-	dailyBudget int64
-	prices      map[string]int64 // of an image by model, where not the catalogue's
+	// configured is the account as it was given: its budget and prices.
+	configured Account
 
 	mu sync.Mutex
 	// date was the service's clock at dated, by the own one.
@@ -248,6 +257,22 @@ func (w *Worker) findLeftovers(ctx context.Context) error {
 	return nil
 }
 
+// checkMoney checks an account's budget and prices.
+func (a Account) checkMoney() error {
+	if a.DailyBudgetMicroYuan < 0 {
+		return fmt.Errorf("a daily budget of %d micro-yuan: must be above 0, or 0 for none", a.DailyBudgetMicroYuan)
+	}
+	for name, price := range a.PricesMicroYuan {
+		if _, err := jobs.LookupModel(name); err != nil || name == "" {
+			return fmt.Errorf("a price of model %q, which is not in the catalogue", name)
+		}
+		if price <= 0 {
+			return fmt.Errorf("%s at %d micro-yuan an image: must be above 0", name, price)
+		}
+	}
+	return nil
+}
+
 // newAccounts checks the configured accounts and makes their lanes.
 func (w *Worker) newAccounts(configured []Account) error {
 	for _, c := range configured {
@@ -257,13 +282,13 @@ func (w *Worker) newAccounts(configured []Account) error {
 		if c.DashScope == nil || len(c.Lanes) == 0 {
 			return fmt.Errorf("worker: account %s: DashScope and at least one lane are required", c.Name)
 		}
+		if err := c.checkMoney(); err != nil {
+			return fmt.Errorf("worker: account %s: %w", c.Name, err)
+		}
 		if w.accountNamed(c.Name) != nil {
 			return fmt.Errorf("worker: account %s is configured twice", c.Name)
 		}
-		a := &account{
-			name: c.Name, remote: c.DashScope, log: w.log.With("account", c.Name),
-			dailyBudget: c.DailyBudgetMicroYuan, prices: c.PricesMicroYuan,
-		}
+		a := &account{name: c.Name, remote: c.DashScope, log: w.log.With("account", c.Name), configured: c}
 		w.accounts = append(w.accounts, a)
 		for _, lane := range c.Lanes {
 			if lane.Model == "" {

@@ -33,17 +33,14 @@ func (w *Worker) cost(account, model string, images int) int64 {
 	if a == nil || err != nil {
 		return 0
 	}
-	if price, agreed := a.prices[model]; agreed {
-		return int64(images) * price
-	}
-	cost, _ := m.CostIn(a.remote.Region(), images)
+	cost, _ := a.configured.Cost(m, images)
 	return cost
 }
 
 // reserve keeps the money for an attempt. It fails with a [*trouble], or, where the
 // batch's budget has no room, holds the job, of which nothing is bought.
 func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int) error {
-	err := l.jobs.Reserve(ctx, chargeOf(intent, images, l.cost(l.account.name, l.model.Name, images)), l.account.dailyBudget)
+	err := l.jobs.Reserve(ctx, chargeOf(intent, images, l.cost(l.account.name, l.model.Name, images)), l.account.configured.DailyBudgetMicroYuan)
 	var full *jobs.BudgetError
 	switch {
 	case err == nil:

@@ -75,7 +75,7 @@ func (w *Worker) lastMemory() string {
 }
 
 // remind tells a Redis that may have forgotten what this worker knows: its journal,
-// whose tasks are whose, and the queues.
+// what was spent, whose tasks are whose, and the queues.
 func (w *Worker) remind(ctx context.Context, now string) error {
 	if w.lastMemory() != "" {
 		w.log.Warn("redis may have forgotten: telling it what the journal knows")
@@ -84,6 +84,9 @@ func (w *Worker) remind(ctx context.Context, now string) error {
 		return err
 	}
 	if err := w.recoverDoubts(ctx); err != nil {
+		return err
+	}
+	if err := w.importSpend(ctx); err != nil {
 		return err
 	}
 	for task, e := range w.cfg.DataDir.Journal.ownedTasks() {

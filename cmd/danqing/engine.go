@@ -37,10 +37,10 @@ type engine struct {
 	// durable asks for an embedded queue that keeps what it has acknowledged, and
 	// queue is that one, nil if a Redis is configured.
 	durable bool
-	// regions are where the accounts are.
-	regions []string
-	queue   *queue.Queue
-	closers []io.Closer
+	// accounts are those that pay.
+	accounts []worker.Account
+	queue    *queue.Queue
+	closers  []io.Closer
 }
 
 // The embedded simulator is faster than the service, which takes half a minute
@@ -79,7 +79,7 @@ func (e *engine) open(simulate bool) error {
 			return err
 		}
 	}
-	accounts, sources, err := e.accounts(dial)
+	sources, err := e.openAccounts(dial)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func (e *engine) open(simulate bool) error {
 		return err
 	}
 	e.worker, err = worker.New(worker.Config{
-		Redis: e.redis, Bucket: e.bucket, Spool: spool, DataDir: dir, Logger: e.log, Accounts: accounts,
+		Redis: e.redis, Bucket: e.bucket, Spool: spool, DataDir: dir, Logger: e.log, Accounts: e.accounts,
 		SubmitLimit: e.cfg.SubmitLimit, OwnQueue: e.ownQueue(simulate),
 	})
 	return err
@@ -120,9 +120,9 @@ func (e *engine) simulator(dir string) (dial func(context.Context, string, strin
 
 func simulatedKey(a config.Account) string { return "sk-simulated-" + a.Name }
 
-// accounts makes a client for each account, of the simulator if dial leads there,
+// openAccounts makes a client for each account, of the simulator if dial leads there,
 // and tells where results may come from.
-func (e *engine) accounts(dial func(context.Context, string, string) (net.Conn, error)) (accounts []worker.Account, sources []string, err error) {
+func (e *engine) openAccounts(dial func(context.Context, string, string) (net.Conn, error)) (sources []string, err error) {
 	for _, a := range e.cfg.Accounts {
 		remote := a.DashScope()
 		if dial != nil {
@@ -131,20 +131,19 @@ func (e *engine) accounts(dial func(context.Context, string, string) (net.Conn, 
 		remote.Logger, remote.UserAgent = e.log.With("account", a.Name), "danqing/"+version()
 		client, err := dashscope.New(remote)
 		if err != nil {
-			return nil, nil, fmt.Errorf("account %s: %w", a.Name, err)
+			return nil, fmt.Errorf("account %s: %w", a.Name, err)
 		}
 		lanes := make([]worker.Lane, len(a.Lanes))
 		for i, l := range a.Lanes {
 			lanes[i] = worker.Lane(l)
 		}
-		accounts = append(accounts, worker.Account{
+		e.accounts = append(e.accounts, worker.Account{
 			Name: a.Name, DashScope: client, Lanes: lanes,
 			DailyBudgetMicroYuan: a.DailyBudgetMicroYuan, PricesMicroYuan: a.PricesMicroYuan,
 		})
 		sources = append(sources, client.BaseURL().String())
-		e.regions = append(e.regions, client.Region())
 	}
-	return accounts, sources, nil
+	return sources, nil
 }
 
 // price is what a request costs at most, in millionths of a yuan, where its model is
@@ -155,8 +154,8 @@ func (e *engine) price(req jobs.Request) int64 {
 		return 0
 	}
 	var most int64
-	for _, region := range e.regions {
-		cost, _ := model.CostIn(region, req.N)
+	for _, account := range e.accounts {
+		cost, _ := account.Cost(model, req.N)
 		most = max(most, cost)
 	}
 	return most
