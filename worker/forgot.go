@@ -97,9 +97,6 @@ func (w *Worker) remind(ctx context.Context, now string) error {
 	if err := w.jobs.Register(ctx, w.models()); err != nil {
 		return err
 	}
-	if err := w.importSpend(ctx); err != nil {
-		return err
-	}
 	durability, err := w.jobs.Durability(ctx)
 	if err != nil {
 		return err
