@@ -20,6 +20,7 @@ import (
 type batchFlags struct {
 	simulate, json, verbose bool
 	name, results           string
+	budget                  budgetFlag
 }
 
 func (p *program) batchCommand() *cobra.Command {
@@ -36,6 +37,7 @@ All lines are checked before anything is spent. "-" reads standard input and nee
 or the configuration, 1 another error, 130 interrupted.`,
 		Example: `  danqing batch prompts.jsonl
   danqing batch prompts.jsonl --simulate      # free, with made-up pictures
+  danqing batch prompts.jsonl --budget 20     # at most 20 yuan, over all runs of it
   echo '{"prompt": "有一只黑色的小猫"}' | danqing batch - --name cats`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
@@ -45,6 +47,7 @@ or the configuration, 1 another error, 130 interrupted.`,
 	p.runFlags(cmd, &f)
 	cmd.Flags().StringVar(&f.name, "name", "", "the batch's name, which job IDs begin with (default: the file's name)")
 	cmd.Flags().StringVar(&f.results, "results", "", "where to write the results (default: beside the file)")
+	cmd.Flags().Var(&f.budget, "budget", budgetUsage)
 	return cmd
 }
 
@@ -80,7 +83,7 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	if err := sameName(sheets); err != nil {
 		return err
 	}
-	r := &run{program: p, refs: refs, json: f.json}
+	r := &run{program: p, refs: refs, json: f.json, sheets: sheets, budget: f.budget}
 	var models []string
 	for _, s := range sheets {
 		for _, line := range s.Lines {
@@ -111,7 +114,7 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	}
 	progress.close()
 	if r.prepared {
-		r.summary(sheets)
+		r.summary()
 	}
 	return errors.Join(err, engine.Close())
 }

@@ -22,6 +22,7 @@ type enqueueFlags struct {
 	simulate, json bool
 	name           string
 	labels         map[string]string
+	budget         budgetFlag
 }
 
 func (p *program) enqueueCommand() *cobra.Command {
@@ -38,6 +39,7 @@ The queue is the Redis at REDIS_URL, or that of the "danqing up" that runs on th
 data directory. No API key is needed here.`,
 		Example: `  danqing enqueue --prompt "有一只黑色的小猫" --label sku=A-17
   danqing enqueue prompts.jsonl more.jsonl
+  danqing enqueue prompts.jsonl --budget 20
   danqing jobs wait $(danqing enqueue prompts.jsonl)`,
 		RunE: func(cmd *cobra.Command, files []string) error {
 			if given := f.given(cmd); len(files) > 0 && len(given) > 0 {
@@ -45,6 +47,9 @@ data directory. No API key is needed here.`,
 			}
 			if len(files) != 1 && f.name != "" {
 				return usage("name one file", "--name is for one file, %d were given", len(files))
+			}
+			if len(files) == 0 && f.budget != 0 {
+				return usage("name a file", "--budget is for files, none was given")
 			}
 			if len(files) == 0 && f.request.Prompt == "" {
 				return usage("as in: danqing enqueue prompts.jsonl, or: danqing enqueue --prompt \"a cat\"", "there is nothing to enqueue: neither a file nor --prompt was given")
@@ -54,7 +59,7 @@ data directory. No API key is needed here.`,
 				if len(files) == 0 {
 					return e.one(ctx, cmd, f)
 				}
-				return e.files(ctx, files, f.name)
+				return e.files(ctx, files, f)
 			})
 		},
 	}
@@ -65,6 +70,7 @@ data directory. No API key is needed here.`,
 	flags.StringToStringVar(&f.labels, "label", nil, "a label of your own, name=value; may be given several times")
 	flags.StringVar(&f.request.RedoOf, "redo-of", "", "ID of the job that this one does again with another seed")
 	flags.StringVar(&f.name, "name", "", "the batch's name, which job IDs begin with (default: the file's name)")
+	flags.Var(&f.budget, "budget", budgetUsage)
 	flags.BoolVar(&f.simulate, "simulate", false, "use the queue of a simulated instance on this machine")
 	flags.BoolVar(&f.json, "json", false, "print each job's record as a JSON line")
 	return cmd
@@ -94,16 +100,16 @@ func (e *enqueuing) one(ctx context.Context, cmd *cobra.Command, f enqueueFlags)
 	if req.ID == "" {
 		req.ID = jobs.NewID()
 	}
-	return e.lines(ctx, []jobs.Line{{ID: req.ID, Digest: req.Digest(), Request: req}})
+	return e.lines(ctx, nil, 0, []jobs.Line{{ID: req.ID, Digest: req.Digest(), Request: req}})
 }
 
 // files reads all files before it queues anything.
-func (e *enqueuing) files(ctx context.Context, files []string, name string) error {
+func (e *enqueuing) files(ctx context.Context, files []string, f enqueueFlags) error {
 	var sheets []sheet
 	var lines []jobs.Line
 	var wrong []error
 	for _, file := range files {
-		batch, err := e.readBatch(file, name)
+		batch, err := e.readBatch(file, f.name)
 		if err != nil {
 			wrong = append(wrong, fmt.Errorf("%s: %w", file, err))
 			continue
@@ -122,7 +128,7 @@ func (e *enqueuing) files(ctx context.Context, files []string, name string) erro
 	if err := sameName(sheets); err != nil {
 		return err
 	}
-	return e.lines(ctx, lines)
+	return e.lines(ctx, sheets, f.budget, lines)
 }
 
 func (e *enqueuing) readBatch(file, name string) (*jobs.Batch, error) {
@@ -150,8 +156,9 @@ func (e *enqueuing) readBatch(file, name string) (*jobs.Batch, error) {
 	return batch, err
 }
 
-// lines queues jobs that are right in themselves.
-func (e *enqueuing) lines(ctx context.Context, lines []jobs.Line) error {
+// lines queues jobs that are right in themselves, and bounds what the sheets that
+// they are from may cost.
+func (e *enqueuing) lines(ctx context.Context, sheets []sheet, budget budgetFlag, lines []jobs.Line) error {
 	if err := e.checkIDs(ctx, lines); err != nil {
 		return err
 	}
@@ -161,8 +168,11 @@ func (e *enqueuing) lines(ctx context.Context, lines []jobs.Line) error {
 	if err := e.warnOfLanes(ctx, lines); err != nil {
 		return err
 	}
+	if err := setBudgets(ctx, e.jobs, sheets, budget); err != nil {
+		return err
+	}
 	for i, line := range lines {
-		rec, err := e.jobs.Enqueue(ctx, line.Request)
+		rec, err := enqueueFunded(ctx, e.jobs, line.Request)
 		if err != nil {
 			if len(lines) > 1 {
 				e.say("%d of %s are queued; the same command again queues the rest", i, count(len(lines), "job"))

@@ -17,8 +17,10 @@ import (
 // counts is how far a run has come. Images and microYuan are of this run alone.
 type counts struct {
 	total, before, done, failed, held, left int
-	images                                  int
-	microYuan                               int64
+	// unfunded are held because the batch's budget has no room for them.
+	unfunded  int
+	images    int
+	microYuan int64
 }
 
 // progress tells a person how a run fares: one line that changes on a terminal,
@@ -135,7 +137,10 @@ func (c counts) status(elapsed time.Duration) string {
 	if c.held > 0 {
 		fmt.Fprintf(&b, ", %d held", c.held)
 	}
-	if finished := c.done + c.failed + c.held - c.before; finished > 0 && elapsed > 0 {
+	if c.unfunded > 0 {
+		fmt.Fprintf(&b, ", %d wait for money", c.unfunded)
+	}
+	if finished := c.done + c.failed + c.held + c.unfunded - c.before; finished > 0 && elapsed > 0 {
 		left := elapsed / time.Duration(finished) * time.Duration(c.left)
 		fmt.Fprintf(&b, " · %.1f images/min · %s left", float64(c.images)/elapsed.Minutes(), left.Round(time.Second))
 	}

@@ -165,7 +165,7 @@ func (r *run) announce() {
 }
 
 // summary says what came of it.
-func (r *run) summary(sheets []sheet) {
+func (r *run) summary() {
 	c := r.counts()
 	text := fmt.Sprintf("%s in %s: %d done", count(c.total, "job"), time.Since(r.progress.startAt).Round(100*time.Millisecond), c.done)
 	if c.before == c.total {
@@ -174,7 +174,7 @@ func (r *run) summary(sheets []sheet) {
 	for _, part := range []struct {
 		n    int
 		what string
-	}{{c.failed, "failed"}, {c.held, "held: a person must decide"}, {c.left, "not finished: run the same command again"}} {
+	}{{c.failed, "failed"}, {c.held, "held: a person must decide"}, {c.unfunded, "wait for money: run again with a larger --budget"}, {c.left, "not finished: run the same command again"}} {
 		if part.n > 0 {
 			text += fmt.Sprintf(", %d %s", part.n, part.what)
 		}
@@ -183,7 +183,7 @@ func (r *run) summary(sheets []sheet) {
 	if r.engine.files != nil {
 		r.say("images: %s", filepath.Dir(r.engine.files.Path("x")))
 	}
-	for _, s := range sheets {
+	for _, s := range r.sheets {
 		r.say("results: %s", s.results)
 	}
 }

@@ -21,6 +21,10 @@ type run struct {
 	refs     references
 	json     bool
 	lines    []jobs.Line
+	// sheets are the files that the lines are from, and budget bounds what each may
+	// cost.
+	sheets []sheet
+	budget budgetFlag
 
 	// prepared says that records can be told: nothing was wrong with the jobs.
 	prepared bool
@@ -48,7 +52,7 @@ func (r *run) do(ctx context.Context) error {
 	switch c := r.counts(); {
 	case err == nil && c.left > 0:
 		return fmt.Errorf("the worker ended with %s unfinished: run the same command again", count(c.left, "job"))
-	case err == nil && c.failed+c.held > 0:
+	case err == nil && c.failed+c.held+c.unfunded > 0:
 		return errPartFailed
 	}
 	return err
@@ -60,6 +64,9 @@ func (r *run) work(ctx context.Context) error {
 		return err
 	}
 	if err := r.lookUp(ctx); err != nil {
+		return err
+	}
+	if err := setBudgets(ctx, r.engine.worker.Jobs(), r.sheets, r.budget); err != nil {
 		return err
 	}
 	if err := r.enqueue(ctx); err != nil {
@@ -150,7 +157,7 @@ func (r *run) enqueue(ctx context.Context) error {
 		if err := r.refs.stage(ctx, r.engine.bucket, line); err != nil {
 			return fmt.Errorf("line %d: stage reference image: %w", line.Number, err)
 		}
-		rec, err := r.engine.worker.Jobs().Enqueue(ctx, line.Request)
+		rec, err := enqueueFunded(ctx, r.engine.worker.Jobs(), line.Request)
 		if errors.Is(err, jobs.ErrDigestConflict) {
 			taken[i] = err
 			continue
@@ -228,7 +235,9 @@ func (r *run) look(ctx context.Context, id string) error {
 	if !settled(rec) {
 		return nil
 	}
-	r.progress.job(line.Number, rec)
+	if !unfunded(rec) { // there may be thousands: the summary counts them
+		r.progress.job(line.Number, rec)
+	}
 	if r.json {
 		return r.printResult(ctx, line, rec)
 	}
@@ -251,12 +260,14 @@ func (r *run) counts() counts {
 	defer r.mu.Unlock()
 	c := counts{total: len(r.lines), before: len(r.before)}
 	for id, rec := range r.records {
-		switch rec.State {
-		case jobs.StateSucceeded:
+		switch {
+		case rec.State == jobs.StateSucceeded:
 			c.done++
-		case jobs.StateFailed, jobs.StateCanceled:
+		case rec.State == jobs.StateFailed, rec.State == jobs.StateCanceled:
 			c.failed++
-		case jobs.StateHeld:
+		case unfunded(rec):
+			c.unfunded++
+		case rec.State == jobs.StateHeld:
 			c.held++
 		default:
 			c.left++
