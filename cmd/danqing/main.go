@@ -92,7 +92,7 @@ No image is paid for twice, and none that was paid for is lost.`,
 	})
 	root.AddCommand(
 		p.batchCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.upCommand(), p.jobsCommand(),
-		p.doctorCommand(), p.drillCommand(), p.simulatorCommand(), p.versionCommand(),
+		p.spendCommand(), p.doctorCommand(), p.drillCommand(), p.simulatorCommand(), p.versionCommand(),
 	)
 	ran := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { ran = true }

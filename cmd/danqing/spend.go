@@ -1,0 +1,286 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/csv"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/danqing-queue/danqing/config"
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker"
+)
+
+type spendFlags struct {
+	simulate, json       bool
+	by                   []string
+	since, until, format string
+}
+
+func (p *program) spendCommand() *cobra.Command {
+	var f spendFlags
+	cmd := &cobra.Command{
+		Use:   "spend",
+		Short: "Tell what was spent, by account, model, label, batch, day or month",
+		Long: `Spend tells what was spent and what is reserved for jobs under way, in yuan, and how
+many images it was for. Days are those of the bill, UTC+8, by the time at which a job
+was submitted. Amounts are exact.
+
+The ledger is in the Redis at REDIS_URL, or that of the "danqing up" that runs on the
+data directory. With neither, the data directory's own log tells what was spent there;
+it has no reservations. No API key is needed here.
+
+--by takes any of account, model, batch, day, month, label (all labels of a job) and
+label:NAME (the values of one), with commas between, in the order of the columns.
+--format json, or --json, prints a JSON line for each row, without a total.`,
+		Example: `  danqing spend
+  danqing spend --by month,model --since 2026-01-01
+  danqing spend --by label:sku --since 2026-01-01 --until 2026-01-31 --format csv >january.csv`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := f.report(time.Now(), cmd.Flags().Changed("format"))
+			if err != nil {
+				return err
+			}
+			return p.spend(cmd.Context(), f.simulate, r)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringSliceVar(&f.by, "by", []string{"account", "day"}, "what to tell apart")
+	flags.StringVar(&f.since, "since", "", "first day, as in 2026-01-31 (default: the first of this month)")
+	flags.StringVar(&f.until, "until", "", "last day (default: today)")
+	flags.StringVar(&f.format, "format", formatTable, "table, csv or json")
+	flags.BoolVar(&f.json, "json", false, "print JSON lines")
+	flags.BoolVar(&f.simulate, "simulate", false, "tell of simulated runs on this machine, which cost nothing")
+	return cmd
+}
+
+const (
+	formatTable = "table"
+	formatCSV   = "csv"
+	formatJSON  = "json"
+)
+
+// spendReport is what is asked for.
+type spendReport struct {
+	by          []string
+	from, until time.Time // until may be zero: no bound
+	format      string
+}
+
+// labelPrefix begins what asks for the values of one label.
+const labelPrefix = "label:"
+
+// report reads the flags.
+func (f spendFlags) report(now time.Time, formatGiven bool) (spendReport, error) {
+	r := spendReport{by: f.by, format: f.format}
+	const columns = "account, model, batch, day, month, label, label:NAME"
+	if len(f.by) == 0 {
+		return r, usage("as in: --by account,day", "--by names nothing to tell apart")
+	}
+	for i, name := range f.by {
+		label, isLabel := strings.CutPrefix(name, labelPrefix)
+		switch {
+		case slices.Contains(f.by[:i], name):
+			return r, usage("leave one out", "--by names %q twice", name)
+		case isLabel && label != "", !isLabel && slices.Contains(strings.Split(columns, ", "), name):
+		default:
+			return r, usage("any of: "+columns, "--by %q: nothing is told apart by that", name)
+		}
+	}
+	switch {
+	case f.json && formatGiven && f.format != formatJSON:
+		return r, usage("leave one out", "--json and --format %s do not go together", f.format)
+	case f.json:
+		r.format = formatJSON
+	case !slices.Contains([]string{formatTable, formatCSV, formatJSON}, f.format):
+		return r, usage("one of: table, csv, json", "--format %q: no such format", f.format)
+	}
+	today := now.In(jobs.LedgerZone())
+	r.from = time.Date(today.Year(), today.Month(), 1, 0, 0, 0, 0, jobs.LedgerZone())
+	for _, bound := range []struct {
+		flag, text string
+		at         *time.Time
+	}{{"--since", f.since, &r.from}, {"--until", f.until, &r.until}} {
+		if bound.text == "" {
+			continue
+		}
+		at, err := time.ParseInLocation(time.DateOnly, bound.text, jobs.LedgerZone())
+		if err != nil {
+			return r, usage("as in: "+bound.flag+" 2026-01-31", "%s %q: must be a day, written YYYY-MM-DD", bound.flag, bound.text)
+		}
+		*bound.at = at
+	}
+	if !r.until.IsZero() && r.until.Before(r.from) {
+		return r, usage("give --since a day that is not after --until", "--until %s is before --since %s", r.until.Format(time.DateOnly), r.from.Format(time.DateOnly))
+	}
+	return r, nil
+}
+
+// spend reads the ledger, or else the log, and prints the report.
+func (p *program) spend(ctx context.Context, simulate bool, r spendReport) error {
+	if simulate {
+		p.say("simulated: nothing of this was charged")
+	}
+	cfg, err := config.LoadWithFile(p.configFile, p.getenv, p.environ)
+	if err != nil {
+		return err
+	}
+	dir := cfg.DataDir
+	if simulate {
+		dir = simulatedDir(dir)
+		if err := cfg.CheckSimulate(); err != nil {
+			return err
+		}
+	}
+	_, err = readInstance(ctx, dir)
+	if cfg.RedisURL.IsSet() || !errors.Is(err, errNoInstance) {
+		return p.onQueue(ctx, simulate, func(ctx context.Context, q *jobQueue) error {
+			spent, err := q.jobs.Spending(ctx, r.from, r.until)
+			if err != nil {
+				return err
+			}
+			return p.printSpend(r, spent)
+		})
+	}
+	spent, damaged, err := worker.ReadSpendLog(filepath.Join(dir, worker.SpendLogName))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return usage("set REDIS_URL to the queue's Redis, or DANQING_DATA_DIR to the folder of the runs that are meant",
+			"REDIS_URL is not set, no danqing runs on %s, and none ever spent anything there", dir)
+	case err != nil:
+		return err
+	case damaged > 0:
+		p.say("warning: %s of %s cannot be read and %s left out", count(damaged, "line"), filepath.Join(dir, worker.SpendLogName), isOrAre(damaged))
+	}
+	first, last := jobs.LedgerDay(r.from), "9999-12-31"
+	if !r.until.IsZero() {
+		last = jobs.LedgerDay(r.until)
+	}
+	spent = slices.DeleteFunc(spent, func(s jobs.Spent) bool { return s.Day < first || s.Day > last })
+	return p.printSpend(r, spent)
+}
+
+func isOrAre(n int) string {
+	if n == 1 {
+		return "is"
+	}
+	return "are"
+}
+
+// spendRow is one row of a report.
+type spendRow struct {
+	key []string // a value for each column asked for
+	sum jobs.Spent
+}
+
+// rows sums up what was spent by what is asked for, in the order of the keys.
+func (r spendReport) rows(spent []jobs.Spent) (rows []*spendRow, total jobs.Spent) {
+	known := map[string]*spendRow{}
+	for _, s := range spent {
+		key := make([]string, len(r.by))
+		for i, name := range r.by {
+			key[i] = spentBy(s, name)
+		}
+		row := known[strings.Join(key, "\x00")]
+		if row == nil {
+			row = &spendRow{key: key}
+			known[strings.Join(key, "\x00")] = row
+			rows = append(rows, row)
+		}
+		for _, sum := range []*jobs.Spent{&row.sum, &total} {
+			sum.SpentMicroYuan += s.SpentMicroYuan
+			sum.ReservedMicroYuan += s.ReservedMicroYuan
+			sum.Images += s.Images
+		}
+	}
+	// A day on which all that was reserved was freed has nothing to tell.
+	rows = slices.DeleteFunc(rows, func(row *spendRow) bool {
+		return row.sum.SpentMicroYuan == 0 && row.sum.ReservedMicroYuan == 0 && row.sum.Images == 0
+	})
+	slices.SortFunc(rows, func(a, b *spendRow) int { return slices.Compare(a.key, b.key) })
+	return rows, total
+}
+
+// spentBy is the value of one column.
+func spentBy(s jobs.Spent, name string) string {
+	switch name {
+	case "account":
+		return s.Account
+	case "model":
+		return s.Model
+	case "batch":
+		return s.Batch
+	case "day":
+		return s.Day
+	case "month":
+		return s.Day[:len("2006-01")]
+	case "label":
+		var labels []string
+		for _, label := range slices.Sorted(maps.Keys(s.Labels)) {
+			labels = append(labels, label+"="+s.Labels[label])
+		}
+		return strings.Join(labels, ",")
+	}
+	return s.Labels[strings.TrimPrefix(name, labelPrefix)]
+}
+
+// amounts are the columns that follow the keys.
+func amounts(sum jobs.Spent) []string {
+	return []string{jobs.FormatYuan(sum.SpentMicroYuan), jobs.FormatYuan(sum.ReservedMicroYuan), fmt.Sprint(sum.Images)}
+}
+
+func (p *program) printSpend(r spendReport, spent []jobs.Spent) error {
+	rows, total := r.rows(spent)
+	heads := append(slices.Clone(r.by), "spent", "reserved", "images")
+	switch r.format {
+	case formatCSV:
+		out := csv.NewWriter(p.stdout)
+		_ = out.Write(heads) // its error stays until Flush
+		for _, row := range rows {
+			_ = out.Write(append(row.key, amounts(row.sum)...))
+		}
+		out.Flush()
+		return out.Error()
+	case formatJSON:
+		for _, row := range rows {
+			if err := printJSON(p.stdout, row.json(r.by)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	rows = append(rows, &spendRow{key: append([]string{"total"}, make([]string, len(r.by)-1)...), sum: total})
+	return table(p.stdout, strings.ToUpper(strings.Join(heads, "\t")), len(rows), func(i int) string {
+		var cells []string
+		for _, cell := range rows[i].key {
+			if i < len(rows)-1 {
+				cell = cmp.Or(cell, "-")
+			}
+			cells = append(cells, strings.ReplaceAll(cell, "\t", " "))
+		}
+		return strings.Join(append(cells, amounts(rows[i].sum)...), "\t")
+	})
+}
+
+// json is a row by the names of its columns.
+func (row *spendRow) json(by []string) map[string]any {
+	out := map[string]any{
+		"spent_yuan": jobs.FormatYuan(row.sum.SpentMicroYuan), "spent_micro_yuan": row.sum.SpentMicroYuan,
+		"reserved_yuan": jobs.FormatYuan(row.sum.ReservedMicroYuan), "reserved_micro_yuan": row.sum.ReservedMicroYuan,
+		"images": row.sum.Images,
+	}
+	for i, name := range by {
+		out[name] = row.key[i]
+	}
+	return out
+}
