@@ -1,0 +1,63 @@
+package worker_test
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// A batch spends no more than its budget over all its runs, though the queue of each
+// begins empty; what waits is made once the budget is raised.
+func TestBatchBudgetOverRuns(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		run := func(budget int64) map[string]jobs.State {
+			require.NoError(t, s.worker.Jobs().SetBatchBudget(t.Context(), "shop", budget))
+			states := map[string]jobs.State{}
+			for _, id := range []string{"job-1", "job-2", "job-3"} {
+				s.enqueue(jobs.Request{ID: id, Batch: "shop", Prompt: "prompt of " + id})
+			}
+			for _, id := range []string{"job-1", "job-2", "job-3"} {
+				rec := s.wait(id)
+				states[id] = rec.State
+				if rec.State == jobs.StateHeld {
+					assert.Equal(t, jobs.CodeBudgetReached, rec.Code)
+					assert.Contains(t, rec.Message, "nothing was bought: the budget of batch shop is 0.4 yuan: 0.32 are spent and 0 reserved, 0.16 more do not fit")
+				}
+			}
+			return states
+		}
+		want := map[string]jobs.State{"job-1": jobs.StateSucceeded, "job-2": jobs.StateSucceeded, "job-3": jobs.StateHeld}
+		for range 3 {
+			require.Equal(t, want, run(400_000))
+			s.stop()
+			s.start()
+		}
+		want["job-3"] = jobs.StateSucceeded
+		require.Equal(t, want, run(480_000))
+		s.requireChargedOnce()
+		s.requireLedger()
+	})
+}
+
+// A budget or price that cannot be meant is refused.
+func TestAccountMoney(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, t.TempDir(), &simulator.Simulator{})
+	s.prepare()
+	defer s.close()
+	for text, money := range map[string]worker.Account{
+		"a daily budget of -1 micro-yuan":                {DailyBudgetMicroYuan: -1},
+		`model "wanx-v9", which is not in the catalogue`: {PricesMicroYuan: map[string]int64{"wanx-v9": 1}},
+		`model "", which is not in the catalogue`:        {PricesMicroYuan: map[string]int64{"": 1}},
+		"wanx-v1 at 0 micro-yuan an image: must be abov": {PricesMicroYuan: map[string]int64{"wanx-v1": 0}},
+	} {
+		s.budget, s.prices = money.DailyBudgetMicroYuan, money.PricesMicroYuan
+		_, err := worker.New(s.config(s.data))
+		require.ErrorContains(t, err, text)
+	}
+}
