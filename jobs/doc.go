@@ -1,7 +1,8 @@
 // Package jobs is what a producer of images needs: what can be asked for
 // ([Request], the model catalogue, validation), what a job is called (IDs and
 // digests), files of many requests ([ReadBatch]), and the queue ([Client]):
-// enqueue, look, wait, listen.
+// enqueue, look, wait, listen. What workers reserve and spend is in the ledger
+// ([Client.Reserve], [Client.Settle], [Client.Spending]).
 //
 // A request is checked whole before anything is queued: [Request.Normalize]
 // names every field that the service would refuse, with its value and what is

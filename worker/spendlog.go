@@ -248,16 +248,19 @@ func (w *Worker) book(ctx context.Context, charge jobs.Charge, taskID string) er
 // importSpend brings what the spend log tells into the ledger of a Redis that does
 // not know it, so that budgets hold over a queue that was memory only, or was lost.
 // Tasks that may be settled again are booked one by one, older ones as sums. It may
-// be repeated, and costs little where the ledger knows this data directory's log.
+// be repeated: a ledger that knows the log learns of the last days what it lacks, after
+// a crash between the two, or from a backup.
 func (w *Worker) importSpend(ctx context.Context) error {
+	// A task that was submitted since then is remembered as booked, if it was.
+	remembered := jobs.LedgerDay(time.Now().Add(-jobs.RecordLifetime))
 	holder := w.cfg.DataDir.holder
-	began, err := w.jobs.BeginImport(ctx, holder, jobs.LedgerDay(time.Now().Add(-jobs.RecordLifetime)))
+	began, err := w.jobs.BeginImport(ctx, holder, remembered)
 	if err != nil {
 		return err
 	}
 	lately := began.FirstDay
 	if began.Done {
-		lately = max(lately, jobs.LedgerDay(time.Now().Add(-spendRecheck)))
+		lately = max(lately, remembered)
 	}
 	older, recent := spendSums{}, []jobs.Settled(nil)
 	err = w.cfg.DataDir.Spend.read(func(line spendLine) {
@@ -282,7 +285,3 @@ func (w *Worker) importSpend(ctx context.Context) error {
 	}
 	return w.jobs.EndImport(ctx, holder, began)
 }
-
-// spendRecheck is how far back the log is compared with a ledger that knew it: a
-// crash may have come between the two, and Redis may have forgotten its last second.
-const spendRecheck = 2 * 24 * time.Hour

@@ -192,7 +192,7 @@ func TestImportSpendCatchesUp(t *testing.T) {
 	require.NoError(t, w.importSpend(t.Context()))
 	require.NoError(t, w.book(t.Context(), spendCharge("a", 0), "a"))
 	require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge("b", 0), "b"))
-	require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge("c", 5*24*time.Hour), "c"))
+	require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge("c", 9*24*time.Hour), "c"))
 	require.NoError(t, w.importSpend(t.Context()))
 	sum, batch := total(t, w)
 	assert.Equal(t, jobs.Spent{SpentMicroYuan: 320_000, Images: 2}, sum)
