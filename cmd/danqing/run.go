@@ -251,6 +251,10 @@ func (r *run) again(ctx context.Context, line jobs.Line) (*jobs.Record, error) {
 	if over != nil || err != nil {
 		return over, err
 	}
+	// It has lost the batch's bound too.
+	if err := setBudgets(ctx, r.engine.worker.Jobs(), r.sheets, r.budget); err != nil {
+		return nil, err
+	}
 	return r.engine.worker.Jobs().Enqueue(ctx, line.Request)
 }
 

@@ -1,0 +1,36 @@
+package main
+
+import (
+	"log/slog"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/config"
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// A Redis that lost a line of a batch has lost the batch's bound too.
+func TestBudgetOfALostBatch(t *testing.T) {
+	t.Parallel()
+	env := map[string]string{"DANQING_DATA_DIR": t.TempDir()}
+	cfg, err := config.Load(func(name string) string { return env[name] }, nil)
+	require.NoError(t, err)
+	e, err := openEngine(cfg, true, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	require.NoError(t, e.worker.Prepare(t.Context()))
+	line := jobs.Line{Request: jobs.Request{ID: "shop.cat", Batch: "shop", Prompt: "a cat"}}
+	line.Request, _, err = line.Request.Normalize()
+	require.NoError(t, err)
+	line.ID, line.Digest = line.Request.ID, line.Request.Digest()
+
+	r := &run{engine: e, sheets: []sheet{{Batch: &jobs.Batch{Name: "shop"}}}, budget: 400_000}
+	rec, err := r.again(t.Context(), line)
+	require.NoError(t, err)
+	assert.Equal(t, jobs.StateQueued, rec.State)
+	bound, err := e.redis.HGet(t.Context(), "danqing:budget:shop", "cap").Result()
+	require.NoError(t, err)
+	assert.Equal(t, "400000", bound)
+	require.NoError(t, e.Close())
+}
