@@ -251,6 +251,9 @@ func (w *Worker) book(ctx context.Context, charge jobs.Charge, taskID string) er
 // be repeated: a ledger that knows the log learns of the last days what it lacks, after
 // a crash between the two, or from a backup.
 func (w *Worker) importSpend(ctx context.Context) error {
+	if damaged := w.cfg.DataDir.Spend.Damaged(); damaged > 0 {
+		w.log.Warn("lines of the spend log cannot be read: budgets do not know of them", "path", w.cfg.DataDir.Spend.path, "lines", damaged)
+	}
 	// A task that was submitted since then is remembered as booked, if it was.
 	remembered := jobs.LedgerDay(time.Now().Add(-jobs.RecordLifetime))
 	holder := w.cfg.DataDir.holder
