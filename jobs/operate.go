@@ -53,6 +53,8 @@ func (c *Client) RequestOf(_ context.Context, rec *Record) (Request, error) {
 // One that has a create on its way, or a task, gets CancelRequestedAt: its lane
 // cancels the task if DashScope still has it PENDING; otherwise the task is paid
 // for, goes on, and its images are kept. The record that is returned tells which.
+// A job that was retried for the images that it lacks has succeeded again, with
+// those that it has.
 //
 // It fails with [ErrNotFound]; with [ErrOver] beside the record if the job is
 // over; with [ErrState] beside the record if its images are being stored or it is
@@ -96,11 +98,11 @@ func (c *Client) cancelWaiting(ctx context.Context, rec *Record) (*Record, error
 	case !errors.Is(err, ErrNoRequest):
 		return rec, err
 	}
-	next.State, next.FinishedAt = StateCanceled, time.Now().UTC()
-	next.Code, next.Message = CodeCanceled, "canceled on request while it waited; it cost nothing"
+	why := "canceled on request while it waited; it cost nothing"
 	if rec.CostMicroYuan > 0 {
-		next.Message = "canceled on request while it waited to be made again"
+		why = "canceled on request while it waited to be made again"
 	}
+	next.End(StateCanceled, CodeCanceled, why, time.Now().UTC())
 	if err := c.Swap(ctx, rec, &next); err != nil {
 		return rec, err
 	}
@@ -156,9 +158,14 @@ func (c *Client) settle(ctx context.Context, rec *Record) error {
 // for, and returns its record. Tasks that failed cost nothing; what was charged
 // for, as where a link died before its image was stored, is bought a second time.
 //
+// Of a job that has succeeded without some of its images it buys what is missing:
+// see [Record.Missing]. The images that it has stay, in the record too. Those that
+// are made take the seeds from that of the first missing one on. If none can be
+// made, the job has succeeded with what it had.
+//
 // It fails with [ErrNotFound] (see [Client.RetryRecord]), [ErrNoRequest],
-// [ErrState] if the job is not over, [ErrOver] if it has succeeded, or Redis's own
-// error. It may be repeated while the job waits.
+// [ErrState] if the job is not over, [ErrOver] if it has all its images, or Redis's
+// own error. It may be repeated while the job waits.
 func (c *Client) Retry(ctx context.Context, id string) (*Record, error) {
 	for {
 		rec, err := c.Get(ctx, id)
@@ -166,7 +173,7 @@ func (c *Client) Retry(ctx context.Context, id string) (*Record, error) {
 			return nil, err
 		}
 		switch {
-		case rec.State == StateFailed || rec.State == StateCanceled:
+		case rec.retriable():
 			rec, err = c.again(ctx, rec, rec)
 		case rec.State.Waiting() && !rec.RetriedAt.IsZero():
 			// An earlier call may have died between the record and the message.
@@ -182,15 +189,18 @@ func (c *Client) Retry(ctx context.Context, id string) (*Record, error) {
 	}
 }
 
-// notRetried says why a job that has not failed is not made again.
-func notRetried(rec *Record) error {
-	if rec.State != StateSucceeded {
-		return fmt.Errorf("retry %s: %w: it is not over (%s)", rec.ID, ErrState, rec.State)
+// retriable reports whether the job is over and lacks images.
+func (r *Record) retriable() bool {
+	if r.State == StateSucceeded {
+		return r.stored() > 0 && len(r.Missing()) > 0
 	}
-	for _, image := range rec.Images {
-		if image.Key == "" {
-			return fmt.Errorf(`retry %s: %w: it has succeeded, without image %d; for what is missing enqueue a new job with "redo_of": %q`, rec.ID, ErrOver, image.N, rec.ID)
-		}
+	return r.State.Final()
+}
+
+// notRetried says why a job that lacks no image is not made again.
+func notRetried(rec *Record) error {
+	if !rec.State.Final() {
+		return fmt.Errorf("retry %s: %w: it is not over (%s)", rec.ID, ErrState, rec.State)
 	}
 	return fmt.Errorf(`retry %s: %w: it has succeeded with all its images; for others enqueue a new job with "redo_of": %q`, rec.ID, ErrOver, rec.ID)
 }
@@ -205,7 +215,7 @@ func (c *Client) RetryRecord(ctx context.Context, rec *Record) (*Record, error) 
 			return known, err
 		}
 		switch {
-		case rec.State != StateFailed && rec.State != StateCanceled:
+		case !rec.retriable():
 			return rec, notRetried(rec)
 		case rec.Request == nil:
 			return nil, fmt.Errorf("job %s: %w: enqueue it again", rec.ID, ErrNoRequest)
@@ -220,7 +230,8 @@ func (c *Client) RetryRecord(ctx context.Context, rec *Record) (*Record, error) 
 	}
 }
 
-// again puts a job that is over, or held, on the queue in place of old.
+// again puts a job that is over, or held, on the queue in place of old. Images that
+// are in the bucket stay where they are, and in the record.
 func (c *Client) again(ctx context.Context, old, rec *Record) (*Record, error) {
 	req, err := c.RequestOf(ctx, rec)
 	if err != nil {
@@ -229,7 +240,10 @@ func (c *Client) again(ctx context.Context, old, rec *Record) (*Record, error) {
 	next := *rec
 	next.closeAttempt()
 	next.State, next.TaskID, next.Request = StateQueued, "", &req
-	next.Code, next.Message, next.Results, next.Images = "", "", nil, nil
+	next.Code, next.Message, next.Results, next.SpoolHolder, next.SpoolPlace = "", "", nil, "", ""
+	if next.stored() == 0 {
+		next.Images = nil
+	}
 	next.SubmittedAt, next.GeneratedAt, next.FinishedAt = time.Time{}, time.Time{}, time.Time{}
 	next.ClearDoubt()
 	next.RetriedAt = time.Now().UTC()
@@ -251,8 +265,12 @@ func (r *Record) closeAttempt() {
 	if ended.IsZero() {
 		ended = time.Now().UTC()
 	}
+	made := r.stored()
+	for _, a := range r.PastAttempts {
+		made -= a.Images
+	}
 	r.PastAttempts = append(r.PastAttempts[:len(r.PastAttempts):len(r.PastAttempts)], Attempt{
-		Attempt: r.Attempt, Term: r.Term, TaskID: r.TaskID, SubmittedAt: r.SubmittedAt, EndedAt: ended, Code: r.Code, Message: r.Message,
+		Attempt: r.Attempt, Term: r.Term, TaskID: r.TaskID, SubmittedAt: r.SubmittedAt, EndedAt: ended, Images: max(made, 0), Code: r.Code, Message: r.Message,
 	})
 }
 

@@ -361,7 +361,7 @@ func TestRetryRefuses(t *testing.T) {
 		{jobs.Record{ID: "storing", State: jobs.StateStoring}, jobs.ErrState, "it is not over (storing)"},
 		{jobs.Record{ID: "held", State: jobs.StateHeld}, jobs.ErrState, "jobs resolve held --buy-again"},
 		{jobs.Record{ID: "whole", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}}}, jobs.ErrOver, `with all its images; for others enqueue a new job with "redo_of": "whole"`},
-		{jobs.Record{ID: "part", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}, jobs.ErrOver, `without image 2; for what is missing enqueue a new job with "redo_of": "part"`},
+		{jobs.Record{ID: "part", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}, jobs.ErrNoRequest, "enqueue it again"},
 	} {
 		put(t, client, c.rec)
 		got, err := client.Retry(t.Context(), c.rec.ID)

@@ -71,7 +71,12 @@ type Record struct {
 	// Candidates are tasks of which one may be a held job's. Their images are kept
 	// under _held/ in the bucket.
 	Candidates []string `json:"candidates,omitempty"`
-	// PastAttempts are those that ended without an image.
+	// SpoolHolder names the data directory whose spool has the images while they
+	// are not in the bucket: once their links are dead its worker alone can tell
+	// that there are none. SpoolPlace says where that is, for a person: host:path.
+	SpoolHolder string `json:"spool_holder,omitempty"`
+	SpoolPlace  string `json:"spool_place,omitempty"`
+	// PastAttempts are those that ended without all the images that are wanted.
 	PastAttempts []Attempt `json:"past_attempts,omitempty"`
 	Results      []Result  `json:"results,omitempty"`
 	Images       []Image   `json:"images,omitempty"`
@@ -139,15 +144,17 @@ func (r *Record) closed(attempt int) bool {
 	return attempt == 0 || slices.ContainsFunc(r.PastAttempts, func(a Attempt) bool { return a.Attempt == attempt })
 }
 
-// Attempt is a task that ended without an image.
+// Attempt is a task that is over, without an image or without some.
 type Attempt struct {
 	Attempt     int       `json:"attempt"`
 	Term        int64     `json:"term"`
 	TaskID      string    `json:"task_id,omitempty"`
 	SubmittedAt time.Time `json:"submitted_at"`
 	EndedAt     time.Time `json:"ended_at"`
-	Code        string    `json:"code,omitempty"`
-	Message     string    `json:"message,omitempty"`
+	// Images is how many of the job's images it made; 0 if it failed.
+	Images  int    `json:"images,omitempty"`
+	Code    string `json:"code,omitempty"`
+	Message string `json:"message,omitempty"`
 }
 
 // Result is what DashScope answered for one image: a URL that dies at ExpiresAt,
@@ -172,8 +179,13 @@ type Image struct {
 	Height      int    `json:"height,omitempty"`
 	ContentType string `json:"content_type,omitempty"`
 	SourceName  string `json:"source_name,omitempty"`
-	Code        string `json:"code,omitempty"`
-	Message     string `json:"message,omitempty"`
+	// ActualPrompt is what the model rewrote the prompt to, if it did.
+	ActualPrompt string `json:"actual_prompt,omitempty"`
+	// Seed is set if the image was made with another seed than its number has in
+	// the request; see [Record.ImageSeed].
+	Seed    *int64 `json:"seed,omitempty"`
+	Code    string `json:"code,omitempty"`
+	Message string `json:"message,omitempty"`
 }
 
 const (

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"time"
 )
 
@@ -17,12 +18,13 @@ type Resolution struct {
 	// proven it may be the job's own task: they are fetched, or taken from the
 	// spool, and stored once more. What lies under _held/ stays there.
 	Adopt string
-	// BuyAgain puts the job on the queue once more. If the hold was about a task
-	// that does exist, that one is paid for too; and so are images that lie under
-	// _held/. They stay there.
+	// BuyAgain puts the job on the queue once more, for the images that it has not
+	// in the bucket. If the hold was about a task that does exist, that one is paid
+	// for too; and so are images that lie under _held/. They stay there.
 	BuyAgain bool
-	// GiveUp ends the job as failed. If it has a task or images, they are paid
-	// for; what lies under _held/ stays there.
+	// GiveUp ends the job as failed, or, if it was bought again for what it lacked,
+	// as succeeded with what it had. If it has a task or images, they are paid for;
+	// what lies under _held/ stays there.
 	GiveUp bool
 }
 
@@ -87,7 +89,7 @@ func (c *Client) resolved(ctx context.Context, rec *Record, decision Resolution)
 	switch {
 	case rec.ResolvedAt.IsZero():
 		return false, nil
-	case decision.GiveUp && rec.State == StateFailed && rec.Code == CodeGivenUp:
+	case decision.GiveUp && rec.State.Final() && rec.givenUp():
 		return true, c.settle(ctx, rec)
 	case decision.BuyAgain && rec.State.Waiting():
 		return true, c.requeue(ctx, rec)
@@ -101,6 +103,11 @@ func (c *Client) resolved(ctx context.Context, rec *Record, decision Resolution)
 	return false, nil
 }
 
+// givenUp reports whether a person gave the job up, or the images that it lacks.
+func (r *Record) givenUp() bool {
+	return r.Code == CodeGivenUp || slices.ContainsFunc(r.Images, func(image Image) bool { return image.Code == CodeGivenUp })
+}
+
 func (c *Client) giveUp(ctx context.Context, rec *Record) (*Record, error) {
 	next := *rec
 	if req, err := c.RequestOf(ctx, rec); err == nil && rec.Request == nil {
@@ -108,9 +115,7 @@ func (c *Client) giveUp(ctx context.Context, rec *Record) (*Record, error) {
 	} else if err != nil && !errors.Is(err, ErrNoRequest) {
 		return rec, err
 	}
-	next.State, next.Code = StateFailed, CodeGivenUp
-	next.Message = fmt.Sprintf("given up on request; it was held: %s: %s", rec.Code, rec.Message)
-	next.FinishedAt = time.Now().UTC()
+	next.End(StateFailed, CodeGivenUp, fmt.Sprintf("given up on request; it was held: %s: %s", rec.Code, rec.Message), time.Now().UTC())
 	next.ResolvedAt, next.Results = next.FinishedAt, nil // signed links have done their duty
 	if err := c.Swap(ctx, rec, &next); err != nil {
 		return rec, err
@@ -151,8 +156,11 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 		next.State = StateStoring
 	} else {
 		next.Results, next.GeneratedAt = nil, time.Time{}
+		next.SpoolHolder, next.SpoolPlace = "", ""
 	}
-	next.TaskID, next.Images = task, nil
+	if next.TaskID = task; next.stored() == 0 {
+		next.Images = nil
+	}
 	if err := c.swap(ctx, rand.Text(), rec, &next, true); err != nil {
 		return rec, err
 	}
