@@ -20,11 +20,12 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 		// The service would say that it does not know the model.
 		return nil, l.fail(ctx, rec, "ModelNotInRegion", l.model.CheckRegion(region).Error())
 	}
+	n, seed := buy(rec, req)
 	body := &dashscope.CreateRequest{
 		Model: model,
 		Input: dashscope.Input{Prompt: req.Prompt, NegativePrompt: req.NegativePrompt, RefImg: req.RefImg},
 		Parameters: dashscope.Parameters{
-			Style: req.Style, Size: req.Size, N: &req.N, Seed: req.Seed, RefStrength: req.RefStrength, RefMode: req.RefMode,
+			Style: req.Style, Size: req.Size, N: &n, Seed: seed, RefStrength: req.RefStrength, RefMode: req.RefMode,
 			PromptExtend: req.PromptExtend, Watermark: req.Watermark,
 		},
 	}

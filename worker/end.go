@@ -71,7 +71,7 @@ func (l *lane) end(ctx context.Context, rec *jobs.Record, state jobs.State, code
 
 func ended(rec *jobs.Record, state jobs.State, code, message string) *jobs.Record {
 	next := *rec
-	next.State, next.Code, next.Message, next.FinishedAt = state, code, message, time.Now().UTC()
+	next.End(state, code, message, time.Now().UTC())
 	return &next
 }
 

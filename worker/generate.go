@@ -170,7 +170,7 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 		return ErrStopped
 	}
 	intent := l.intend(ctx, rec, &req)
-	if err := l.reserve(ctx, rec, intent, req.N); err != nil {
+	if err := l.reserve(ctx, rec, intent, *body.Parameters.N); err != nil {
 		return err
 	}
 	if err := l.swap(ctx, rec, intent); err != nil {
@@ -302,12 +302,15 @@ func (l *lane) paused(ctx context.Context) error {
 // wantedAgain reports whether a person has asked for a job again after the end
 // that its sidecar tells of: the record has closed that attempt, whatever the
 // clocks say, or has one after it.
+//
+// Of a job that has images the clocks are not asked: it would be bought twice.
 func wantedAgain(rec, over *jobs.Record) bool {
-	if over.State != jobs.StateFailed && over.State != jobs.StateCanceled {
+	if len(over.Missing()) == 0 {
 		return false
 	}
 	closed := over.Attempt > 0 && slices.ContainsFunc(rec.PastAttempts, func(a jobs.Attempt) bool { return a.Attempt == over.Attempt })
-	return closed || rec.Attempt > over.Attempt || rec.RetriedAt.After(over.FinishedAt)
+	made := over.State == jobs.StateSucceeded
+	return closed || rec.Attempt > over.Attempt || !made && rec.RetriedAt.After(over.FinishedAt)
 }
 
 // create sends the POST, which is never cut short by a graceful stop.

@@ -211,23 +211,25 @@ func TestFailedReadAtATakeOver(t *testing.T) {
 }
 
 // A held job of which one image is in the bucket can be bought again: that image
-// stays, and the new one of its number is kept aside.
+// stays, and only the other one is bought.
 func TestBuyAgainAfterAPartialStore(t *testing.T) {
-	made := 0
 	sim := &simulator.Simulator{Render: func(p simulator.Picture) []byte {
-		if made++; made == 2 {
+		if p.Index == 1 {
 			return []byte("<html>no picture</html>")
 		}
 		return tinyPNG(p)
 	}}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 2})
-		require.Equal(t, jobs.StateHeld, s.wait("job-1").State)
+		held := s.wait("job-1")
+		require.Equal(t, jobs.StateHeld, held.State)
 		<-time.After(time.Minute)
 		_, err := s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true})
 		require.NoError(t, err)
 		rec := s.wait("job-1")
 		assert.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
+		assert.Equal(t, held.Images[0], s.requireRecorded("job-1", 2).Images[0])
+		assert.Equal(t, 1, *sim.Tasks()[1].Request.Parameters.N)
 	})
 }
 

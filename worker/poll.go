@@ -91,7 +91,7 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 
 // fits reports whether an adopted task has made what the job asks for, as far as its
 // answer tells: so many images, and of that prompt where the model repeats it.
-func fits(task *dashscope.Task, req *jobs.Request) bool {
+func fits(task *dashscope.Task, req *jobs.Request, images int) bool {
 	total := len(task.Output.Results)
 	if m := task.Output.TaskMetrics; m != nil {
 		total = m.Total
@@ -101,7 +101,7 @@ func fits(task *dashscope.Task, req *jobs.Request) bool {
 			return false
 		}
 	}
-	return total == req.N
+	return total == images
 }
 
 // samePrompt compares what the service repeats of a prompt, which it may have cut off.
@@ -157,7 +157,8 @@ func (l *lane) lost(ctx context.Context, rec *jobs.Record, since time.Time) (boo
 // taskSucceeded hands the images on to the store stage. The journal has their
 // URLs before the slot is free again.
 func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashscope.Task) error {
-	results := readResults(task, rec.Request.N)
+	missing := rec.Missing()
+	results := number(readResults(task, len(missing)), missing)
 	made := 0
 	var first jobs.Result
 	for _, r := range results {
@@ -173,7 +174,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	if made == 0 {
 		return l.taskFailed(ctx, rec, first.Code, first.Message)
 	}
-	if rec.Adopted && !fits(task, rec.Request) {
+	if rec.Adopted && !fits(task, rec.Request, len(missing)) {
 		return l.mismatch(ctx, rec)
 	}
 	made = charged(task)

@@ -29,9 +29,13 @@ func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 		}
 	}
 	for _, a := range rec.PastAttempts {
+		verdict := jobs.StateFailed
+		if a.Images > 0 {
+			verdict = jobs.StateSucceeded
+		}
 		side.Attempts = append(side.Attempts, storage.SidecarAttempt{
 			Attempt: a.Attempt, Term: a.Term, TaskID: a.TaskID, SubmittedAt: a.SubmittedAt, EndedAt: a.EndedAt,
-			Verdict: string(jobs.StateFailed), Code: a.Code, Message: a.Message,
+			Verdict: string(verdict), Images: a.Images, Code: a.Code, Message: a.Message,
 		})
 	}
 	if rec.Attempt > len(rec.PastAttempts) {
@@ -39,10 +43,6 @@ func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 			Attempt: rec.Attempt, Term: rec.Term, TaskID: rec.TaskID, SubmittedAt: rec.SubmittedAt, EndedAt: rec.GeneratedAt,
 			Verdict: string(rec.State), Code: rec.Code, Message: rec.Message,
 		})
-	}
-	prompts := map[int]string{}
-	for _, result := range rec.Results {
-		prompts[result.N] = result.ActualPrompt
 	}
 	for _, image := range rec.Images {
 		state := storage.ImageStored
@@ -52,7 +52,7 @@ func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 		side.Images = append(side.Images, storage.SidecarImage{
 			N: image.N, State: state, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256,
 			Width: image.Width, Height: image.Height, ContentType: image.ContentType, SourceName: image.SourceName,
-			Seed: side.Seed + int64(image.N) - 1, ActualPrompt: prompts[image.N], Code: image.Code, Message: image.Message,
+			Seed: rec.ImageSeed(image), ActualPrompt: image.ActualPrompt, Code: image.Code, Message: image.Message,
 		})
 	}
 	return side, nil
@@ -80,14 +80,20 @@ func RecordOf(side *storage.Sidecar) (*jobs.Record, error) {
 			break
 		}
 		rec.PastAttempts = append(rec.PastAttempts, jobs.Attempt{
-			Attempt: a.Attempt, Term: a.Term, TaskID: a.TaskID, SubmittedAt: a.SubmittedAt, EndedAt: a.EndedAt, Code: a.Code, Message: a.Message,
+			Attempt: a.Attempt, Term: a.Term, TaskID: a.TaskID, SubmittedAt: a.SubmittedAt, EndedAt: a.EndedAt, Images: a.Images,
+			Code: a.Code, Message: a.Message,
 		})
 	}
 	for _, image := range side.Images {
-		rec.Images = append(rec.Images, jobs.Image{
+		read := jobs.Image{
 			N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
-			ContentType: image.ContentType, SourceName: image.SourceName, Code: image.Code, Message: image.Message,
-		})
+			ContentType: image.ContentType, SourceName: image.SourceName, ActualPrompt: image.ActualPrompt,
+			Code: image.Code, Message: image.Message,
+		}
+		if image.Seed != rec.ImageSeed(read) && image.Key != "" {
+			read.Seed = &image.Seed
+		}
+		rec.Images = append(rec.Images, read)
 	}
 	return rec, nil
 }

@@ -173,7 +173,9 @@ const simulatedBase = "http://dashscope.simulated/api/v1"
 // config is that of a worker on the stack.
 func (s *stack) config(data *worker.DataDir) worker.Config {
 	s.t.Helper()
-	spool, err := storage.OpenSpool(data.SpoolPath(), storage.SpoolConfig{Sources: []string{simulatedBase}, DialContext: s.dialer()})
+	spool, err := storage.OpenSpool(data.SpoolPath(), storage.SpoolConfig{
+		Sources: []string{simulatedBase}, DialContext: s.dialer(), DialPublic: s.sim.DialContext,
+	})
 	require.NoError(s.t, err)
 	cfg := worker.Config{
 		Redis: s.redis, Bucket: s.bucket, Spool: spool, DataDir: data,

@@ -277,7 +277,12 @@ func (w *Worker) swap(ctx context.Context, old, next *jobs.Record) error {
 
 // journal appends an entry after the fact: the journal is then behind the truth
 // by one step, which the next start sees as less than happened and never as more.
+//
+// What another worker has stored goes out of the own spool.
 func (w *Worker) journal(kind entryKind, rec *jobs.Record) {
+	if last, ok := w.cfg.DataDir.Journal.of(rec.ID); ok && kind == entryOver && last.Record != nil {
+		defer w.store.forget(last.Record, rec)
+	}
 	if err := w.cfg.DataDir.Journal.append(kind, rec); err != nil {
 		w.log.Error("journal not written", "job_id", rec.ID, "kind", string(kind), "err", err)
 	}

@@ -61,10 +61,14 @@ paid for, and its images are kept.`,
 func (p *program) jobsRetryCommand(f *jobsFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "retry JOB...",
-		Short: "Put jobs that failed or were canceled on the queue again",
+		Short: "Put jobs that failed, or lack images, on the queue again",
 		Long: `Retry puts jobs that failed or were canceled on the queue again, as they were asked
-for. A task that failed cost nothing. What has succeeded is never made again: for
-another image of the same request enqueue a new job with --redo-of.`,
+for. A task that failed cost nothing.
+
+Of a job that has succeeded without some of its images it buys those alone. What is
+there stays as it is, and is what the job has if the rest cannot be had. An image that
+has succeeded is never made again: for another one of the same request enqueue a new
+job with --redo-of.`,
 		Example: `  danqing jobs retry shop.cat`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
@@ -90,8 +94,9 @@ account has. One decision must be given:
 
   --adopt TASK   the task is this job's: fetch its images. With the job's own task,
                  where images could not be proven: try to store them once more
-  --buy-again    make it again. If there was a task after all, both are paid for
-  --give-up      end it as failed
+  --buy-again    make again what is not in the bucket. If there was a task after all,
+                 both are paid for
+  --give-up      end it as failed, or with the images that it has
 
 What lies under _held/ in the bucket stays there in any case.`,
 		Example: `  danqing jobs resolve shop.cat --adopt 86ecf553-d340-4e21-af6e-a0c6a421c010

@@ -78,9 +78,7 @@ func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
 		if err != nil {
 			return nil, fmt.Errorf("link to image %d of %s: %w", image.N, id, err)
 		}
-		if s.Request != nil && s.Request.Seed != nil {
-			link.Seed = *s.Request.Seed + int64(image.N) - 1
-		}
+		link.Seed = s.ImageSeed(image)
 		s.Links = append(s.Links, link)
 	}
 	return s, nil
@@ -153,6 +151,9 @@ func (s *story) text() string {
 	for _, task := range s.Candidates {
 		fmt.Fprintf(&b, "  may be task %s: its images, if it made any, are under _held/%s/ in the bucket\n", task, task)
 	}
+	if s.State == jobs.StateSucceeded && len(s.Missing()) > 0 {
+		fmt.Fprintf(&b, "  to buy what is missing: danqing jobs retry %s\n", s.ID)
+	}
 	if s.State == jobs.StateHeld {
 		fmt.Fprintf(&b, "  to decide: danqing jobs resolve %s --help\n", s.ID)
 	}
@@ -211,7 +212,11 @@ func (s *story) timeline() []happening {
 	add(s.EnqueuedAt, "enqueued")
 	for _, a := range s.PastAttempts {
 		add(a.SubmittedAt, "attempt %d: submitted in term %d, %s", a.Attempt, a.Term, taskText(a.TaskID))
-		add(a.EndedAt, "attempt %d: ended: %s: %s", a.Attempt, a.Code, a.Message)
+		how := strings.Trim(a.Code+": "+a.Message, ": ")
+		if a.Images > 0 {
+			how = strings.TrimSuffix(count(a.Images, "image")+" in the bucket; "+how, "; ")
+		}
+		add(a.EndedAt, "attempt %d: ended: %s", a.Attempt, how)
 	}
 	if !slices.ContainsFunc(s.PastAttempts, func(a jobs.Attempt) bool { return a.Attempt == s.Attempt }) {
 		add(s.SubmittedAt, "attempt %d: submitted in term %d, %s", s.Attempt, s.Term, taskText(s.TaskID))
@@ -219,7 +224,11 @@ func (s *story) timeline() []happening {
 	}
 	add(s.CancelRequestedAt, "a person asked to cancel it")
 	add(s.ResolvedAt, "a person resolved its hold")
-	add(s.RetriedAt, "a person asked for it again")
+	again := "a person asked for it again"
+	if missing := s.Missing(); !s.State.Final() && s.Request != nil && len(missing) < s.Request.N {
+		again = fmt.Sprintf("a person asked for what is missing: %s", count(len(missing), "image"))
+	}
+	add(s.RetriedAt, "%s", again)
 	why := strings.Trim(s.Code+": "+s.Message, ": ")
 	if s.Code == jobs.CodeCanceled {
 		why = s.Message

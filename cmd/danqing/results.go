@@ -50,10 +50,7 @@ func (r *run) result(ctx context.Context, rec *jobs.Record) (result, error) {
 	for _, image := range rec.Images {
 		shown := resultImage{
 			N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
-			Code: image.Code, Message: image.Message,
-		}
-		if rec.Request != nil && rec.Request.Seed != nil {
-			shown.Seed = *rec.Request.Seed + int64(image.N) - 1
+			Seed: rec.ImageSeed(image), Code: image.Code, Message: image.Message,
 		}
 		if err := r.link(ctx, &shown); err != nil {
 			return result{}, err

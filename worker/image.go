@@ -1,0 +1,184 @@
+package worker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
+)
+
+// image brings one image from the spool into the bucket, unless it is there
+// already, and says where it is or why it is not. An error means that it must be
+// tried again. taken, unless empty, says why its place belongs to somebody else.
+func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched, taken string) (jobs.Image, error) {
+	if result.URL == "" {
+		return jobs.Image{N: result.N, Code: result.Code, Message: result.Message}, nil
+	}
+	// Images are PNG, all of them (text-to-image API reference); what is not is
+	// never stored under this key.
+	key, err := s.imageKey(rec, result)
+	if err != nil {
+		taken = err.Error()
+	}
+	if taken == "" {
+		image, task, err := s.lookAt(ctx, result.N, key)
+		switch {
+		case err != nil || task == rec.TaskID:
+			return image, err
+		case task == "":
+		case madeBefore(rec, task):
+			// Nothing is overwritten.
+			return image, s.setAside(ctx, rec, result, got)
+		default:
+			taken = "another object lies under its key " + key
+		}
+	}
+	if got.err != nil && !errors.Is(got.err, storage.ErrDisk) {
+		return s.notFetched(ctx, rec, result, got)
+	}
+	if got.err != nil {
+		// The disk is full, and the link lives for a day only: past the disk.
+		s.tight.Lock()
+		defer s.tight.Unlock()
+		file, err := s.cfg.Spool.FetchUnkept(ctx, result.URL)
+		if err != nil || taken != "" {
+			return s.wait(rec, result, got, got.err)
+		}
+		got.file = file
+	}
+	if taken != "" {
+		return s.quarantine(ctx, rec, result, got.file.Path, taken)
+	}
+	return s.put(ctx, rec, result, key, got.file)
+}
+
+// put stores a proven image under its key.
+func (s *store) put(ctx context.Context, rec *jobs.Record, result jobs.Result, key string, file *storage.File) (jobs.Image, error) {
+	meta := map[string]string{
+		metaTask: rec.TaskID, metaWidth: strconv.Itoa(file.Width), metaHeight: strconv.Itoa(file.Height), metaSource: file.SourceName,
+	}
+	if err := s.cfg.Bucket.PutImage(ctx, key, file, meta); err != nil {
+		return jobs.Image{}, err
+	}
+	return jobs.Image{
+		N: result.N, Key: key, Bytes: file.Bytes, SHA256: file.SHA256, Width: file.Width, Height: file.Height,
+		ContentType: file.ContentType, SourceName: file.SourceName,
+	}, nil
+}
+
+// notFetched says what becomes of an image of which no proven file came. Only the
+// worker whose spool has it may give it up, and only after its link has died and
+// the service has no other.
+func (s *store) notFetched(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched) (jobs.Image, error) {
+	var failed *storage.FetchError
+	if !errors.As(got.err, &failed) {
+		return s.wait(rec, result, got, got.err)
+	}
+	final := failed.Kind == storage.FetchForbidden || failed.Kind == storage.FetchGone && time.Now().After(got.dead)
+	switch {
+	case failed.Kind == storage.FetchUnproven:
+		return s.quarantine(ctx, rec, result, failed.Path, failed.Error())
+	case final && s.elsewhere(rec):
+		return s.wait(rec, result, got, &awayError{rec, got.err})
+	case final && (failed.Path != "" || failed.Kind == storage.FetchForbidden):
+		return s.quarantine(ctx, rec, result, failed.Path, failed.Error())
+	case final:
+		return jobs.Image{N: result.N, Code: "ResultExpired", Message: "the result URL died before the image could be copied: " + failed.Error()}, nil
+	default:
+		return s.wait(rec, result, got, got.err)
+	}
+}
+
+// described adds what the task's answer says of an image, or what is known of it
+// from before.
+func described(rec *jobs.Record, i int, image jobs.Image) jobs.Image {
+	if image.Key == "" {
+		return image
+	}
+	known := func(had jobs.Image) bool { return had.N == image.N && had.Key == image.Key }
+	if before := slices.IndexFunc(rec.Images, known); before >= 0 {
+		return rec.Images[before]
+	}
+	image.ActualPrompt, image.Seed = rec.Results[i].ActualPrompt, seedOf(rec, i)
+	return image
+}
+
+// Metadata of an image in the bucket: enough to know it again after a crash
+// between its upload and the sidecar, when its URL may be dead.
+const (
+	metaTask   = "task-id"
+	metaWidth  = "width"
+	metaHeight = "height"
+	metaSource = "source-name"
+)
+
+// lookAt returns the image under a key as far as an earlier try has described it,
+// and the task that made it: "" if there is nothing.
+func (s *store) lookAt(ctx context.Context, n int, key string) (image jobs.Image, task string, err error) {
+	info, err := s.cfg.Bucket.Head(ctx, key)
+	if errors.Is(err, storage.ErrNotExist) {
+		return jobs.Image{}, "", nil
+	}
+	if err != nil {
+		return jobs.Image{}, "", err
+	}
+	width, _ := strconv.Atoi(info.Metadata[metaWidth])
+	height, _ := strconv.Atoi(info.Metadata[metaHeight])
+	return jobs.Image{
+		N: n, Key: key, Bytes: info.Bytes, SHA256: info.SHA256, Width: width, Height: height,
+		ContentType: info.ContentType, SourceName: info.Metadata[metaSource],
+	}, cmp.Or(info.Metadata[metaTask], "unknown"), nil
+}
+
+// madeBefore reports whether a task was an earlier attempt of the job.
+func madeBefore(rec *jobs.Record, task string) bool {
+	return slices.ContainsFunc(rec.PastAttempts, func(a jobs.Attempt) bool { return a.TaskID == task })
+}
+
+// setAside keeps an image whose place an earlier attempt's has taken.
+func (s *store) setAside(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched) error {
+	var failed *storage.FetchError
+	switch {
+	case got.file != nil:
+		return s.cfg.Bucket.Hold(ctx, rec.TaskID, spoolName(rec, result.N), got.file.Path)
+	case errors.As(got.err, &failed) && (failed.Path != "" || failed.Kind == storage.FetchForbidden),
+		failed != nil && failed.Kind == storage.FetchGone && time.Now().After(got.dead):
+		return nil // the job has its image; this one is no loss
+	}
+	return got.err
+}
+
+func (s *store) imageKey(rec *jobs.Record, result jobs.Result) (string, error) {
+	name := ""
+	if u, err := url.Parse(result.URL); err == nil {
+		name = path.Base(u.Path)
+	}
+	return s.cfg.Bucket.ImageKey(storage.KeyVars{
+		JobID: rec.ID, N: result.N, Ext: ".png", Batch: rec.Request.Batch, ID: rec.Request.LineID, Model: rec.Model,
+		Date: rec.EnqueuedAt, SourceName: name,
+	})
+}
+
+// quarantine keeps what cannot be stored as the image for a person: no check of
+// ours ends an image that was paid for. A path of "" means that there are no bytes.
+func (s *store) quarantine(ctx context.Context, rec *jobs.Record, result jobs.Result, path, why string) (jobs.Image, error) {
+	image := jobs.Image{N: result.N, Code: codeUnproven, Message: fmt.Sprintf("image %d is paid for and cannot be stored: %s", result.N, why)}
+	if path == "" {
+		image.Message += "; " + linkText(result.URL)
+		return image, nil
+	}
+	key, err := s.cfg.Bucket.Quarantine(ctx, rec.TaskID, spoolName(rec, result.N), path)
+	if err != nil {
+		return image, err
+	}
+	image.Message += "; its bytes are kept under " + key
+	return image, nil
+}

@@ -1,0 +1,259 @@
+package worker_test
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// spooled lists what a data directory's spool has.
+func (s *stack) spooled(dir string) []string {
+	s.t.Helper()
+	files, err := filepath.Glob(filepath.Join(s.dir, dir, "spool", "*", "job-*"))
+	require.NoError(s.t, err)
+	for i := range files {
+		files[i] = filepath.Base(files[i])
+	}
+	return files
+}
+
+// leave ends the worker and leaves the queue to others.
+func (s *stack) leave() {
+	s.t.Helper()
+	s.worker.Stop()
+	require.NoError(s.t, <-s.ended)
+	require.NoError(s.t, s.data.Close())
+}
+
+// comeBack starts a worker on a data directory, in place of one that has left.
+func (s *stack) comeBack(dir string) {
+	s.t.Helper()
+	s.worker, s.data = s.newWorker(dir)
+	s.run()
+}
+
+// slowly starts anew with a worker that looks for work rarely: simulated days
+// pass.
+func (s *stack) slowly() {
+	s.t.Helper()
+	s.stop()
+	s.queueInterval = time.Minute
+	s.start()
+}
+
+// spooledAway has a job of n images made and spooled while the bucket is away, and
+// the worker leave after that.
+func (s *stack) spooledAway(n int) *jobs.Record {
+	s.t.Helper()
+	s.slowly()
+	s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: n})
+	s.state("job-1", jobs.StateGenerating)
+	s.away.Store(true)
+	s.state("job-1", jobs.StateStoring)
+	<-time.After(2 * time.Minute)
+	s.leave()
+	rec, err := s.worker.Jobs().Get(s.t.Context(), "job-1")
+	require.NoError(s.t, err)
+	require.Len(s.t, s.spooled("data"), n)
+	return rec
+}
+
+// unreachable is a source of images that cannot be reached while down.
+func unreachable(down *atomic.Bool) simulator.Fault {
+	return simulator.Fault{
+		Route: simulator.RouteResult, Reset: simulator.ResetBefore, Times: -1,
+		Match: func(*http.Request) bool { return down.Load() },
+	}
+}
+
+// Every image of a finished task is in the spool before the bucket is asked, so
+// that neither the source nor the bucket is needed any more at the same time: not
+// for ten hours, and not for longer than the links live.
+func TestRule11SpoolDelivers(t *testing.T) {
+	for name, away := range map[string]time.Duration{"ten hours": 10 * time.Hour, "longer than the links live": 25 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			sim := &simulator.Simulator{}
+			bubble(t, sim, func(t *testing.T, s *stack) {
+				s.slowly()
+				var down atomic.Bool
+				sim.Script(unreachable(&down))
+				s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 2})
+				s.enqueue(jobs.Request{ID: "job-2", Prompt: "prompt of job-2"})
+				s.state("job-1", jobs.StateGenerating)
+				s.away.Store(true)
+				s.state("job-1", jobs.StateStoring)
+				<-time.After(2 * time.Minute)
+				require.Len(t, s.spooled("data"), 2)
+				down.Store(true)
+				<-time.After(away)
+				assert.Len(t, sim.Tasks(), 1, "nothing is submitted while the bucket is away")
+				s.away.Store(false)
+				require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+				down.Store(false)
+				for id, n := range map[string]int{"job-1": 2, "job-2": 1} {
+					require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+					s.requireStored(id, n)
+				}
+				s.requireChargedOnce()
+				assert.Empty(t, s.spooled("data"), "the bucket has them")
+			})
+		})
+	}
+}
+
+// The record names the worker whose spool has the images. Another one, which comes
+// after the links have died, leaves them to it, for days, and says so.
+func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
+	sim := &simulator.Simulator{ResultLifetime: time.Hour}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		rec := s.spooledAway(2)
+		holder, err := os.ReadFile(filepath.Join(s.dir, "data", "holder"))
+		require.NoError(t, err)
+		assert.Equal(t, string(holder), rec.SpoolHolder)
+		host, err := os.Hostname()
+		require.NoError(t, err)
+		assert.Equal(t, host+":"+filepath.Join(s.dir, "data"), rec.SpoolPlace)
+
+		<-time.After(2 * time.Hour)
+		s.away.Store(false)
+		s.comeBack("data-2")
+		<-time.After(2 * time.Hour)
+		rec, err = s.worker.Jobs().Get(t.Context(), "job-1")
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateStoring, rec.State)
+		assert.Equal(t, "SpoolAway", rec.Code)
+		assert.Contains(t, rec.Message, rec.SpoolPlace)
+		s.leave()
+
+		s.comeBack("data")
+		rec = s.wait("job-1")
+		assert.Equal(t, jobs.StateSucceeded, rec.State)
+		assert.Empty(t, rec.Code+rec.Message+rec.SpoolHolder+rec.SpoolPlace)
+		s.requireStored("job-1", 2)
+		s.requireChargedOnce()
+	})
+}
+
+// A holder that stays away for a week after the links have died leaves the job to
+// a person, who is told where the images are. It delivers when it comes back.
+func TestRule11HolderThatStaysAway(t *testing.T) {
+	sim := &simulator.Simulator{ResultLifetime: time.Hour}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		place := s.spooledAway(2).SpoolPlace
+		<-time.After(7 * 24 * time.Hour)
+		s.away.Store(false)
+		s.comeBack("data-2")
+		<-time.After(30 * time.Minute)
+		rec, err := s.worker.Jobs().Get(t.Context(), "job-1")
+		require.NoError(t, err)
+		require.Equal(t, jobs.StateStoring, rec.State, "not before the week is over")
+		rec = s.wait("job-1")
+		require.Equal(t, jobs.StateHeld, rec.State)
+		assert.Equal(t, "SpoolAway", rec.Code)
+		assert.Contains(t, rec.Message, "image 1 is paid for")
+		assert.Contains(t, rec.Message, place)
+		assert.Contains(t, rec.Message, "danqing jobs resolve job-1 --adopt "+rec.TaskID)
+		assert.NotContains(t, rec.Message, "Signature")
+
+		// A person adopts too early: it waits for the holder once more.
+		_, err = s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
+		require.NoError(t, err)
+		<-time.After(time.Hour)
+		rec, err = s.worker.Jobs().Get(t.Context(), "job-1")
+		require.NoError(t, err)
+		require.Equal(t, jobs.StateStoring, rec.State)
+		s.leave()
+
+		s.comeBack("data")
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		s.requireStored("job-1", 2)
+		s.requireChargedOnce()
+	})
+}
+
+// While the links live another worker may fetch the images: it is their holder
+// then, and the first one, when it comes back, clears its spool.
+func TestRule11AnotherWorkerMayFetch(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		first := s.spooledAway(2).SpoolHolder
+		s.comeBack("data-2")
+		<-time.After(15 * time.Minute)
+		rec, err := s.worker.Jobs().Get(t.Context(), "job-1")
+		require.NoError(t, err)
+		assert.NotEqual(t, first, rec.SpoolHolder)
+		assert.Len(t, s.spooled("data-2"), 2)
+		s.away.Store(false)
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		s.requireStored("job-1", 2)
+		<-time.After(time.Minute)
+		assert.Empty(t, s.spooled("data-2"))
+		s.leave()
+
+		assert.Len(t, s.spooled("data"), 2)
+		s.comeBack("data")
+		<-time.After(10 * time.Minute)
+		assert.Empty(t, s.spooled("data"))
+	})
+}
+
+// An image that nobody has any more, while no other worker is said to have it, is
+// given up after a fresh query of its task.
+func TestRule11NobodyHasIt(t *testing.T) {
+	sim := &simulator.Simulator{ResultLifetime: time.Hour}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.slowly()
+		var down atomic.Bool
+		down.Store(true)
+		sim.Script(unreachable(&down))
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateStoring)
+		<-time.After(2 * time.Hour)
+		s.state("job-1", jobs.StateStoring)
+		down.Store(false)
+		rec := s.wait("job-1")
+		assert.Equal(t, jobs.StateFailed, rec.State)
+		assert.Equal(t, "ResultExpired", rec.Code)
+		sidecar, err := s.bucket.Sidecar(t.Context(), "job-1")
+		require.NoError(t, err)
+		assert.Equal(t, "ResultExpired", sidecar.Images[0].Code)
+		assert.EqualValues(t, 160_000, sidecar.CostMicroYuan, "it was charged")
+	})
+}
+
+// A disk that fails stops new submits, and costs no image: past the disk it goes
+// into the bucket, and if that is away too it is fetched when there is room.
+func TestRule11FailingDisk(t *testing.T) {
+	for name, away := range map[string]bool{"the bucket is there": false, "the bucket is away too": true} {
+		t.Run(name, func(t *testing.T) {
+			sim := &simulator.Simulator{}
+			bubble(t, sim, func(t *testing.T, s *stack) {
+				s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 3})
+				s.enqueue(jobs.Request{ID: "job-2", Prompt: "prompt of job-2"})
+				s.state("job-1", jobs.StateGenerating)
+				spool := filepath.Join(s.dir, "data", "spool")
+				require.NoError(t, os.Rename(spool, spool+"-away"))
+				s.away.Store(away)
+				<-time.After(2 * time.Hour)
+				assert.Len(t, sim.Tasks(), 1, "nothing is submitted without room for its images")
+				if !away {
+					require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+				}
+				require.NoError(t, os.Rename(spool+"-away", spool))
+				s.away.Store(false)
+				require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+				s.requireStored("job-1", 3)
+				s.requireMadeOnce("job-2")
+				s.requireChargedOnce()
+			})
+		})
+	}
+}
