@@ -37,6 +37,7 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 	var refused *dashscope.Error
 	switch {
 	case err == nil:
+		l.refused.Delete(rec.ID)
 		body.Input.RefImg = name
 		return body, nil
 	case errors.Is(err, storage.ErrNotExist):
@@ -45,8 +46,10 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 		return nil, l.fail(ctx, rec, refused.Code, sentence("the reference image was refused", refused.Message))
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindAccount:
 		return nil, &trouble{wait: &l.waits.account, atLeast: refused.RetryAfter, message: accountPaused, why: err}
+	case refused != nil && refused.Status != 0 && refused.Kind != dashscope.KindThrottled:
+		return nil, l.notTaken(ctx, rec, err)
 	default:
-		return nil, &trouble{wait: &l.waits.unreachable, message: "reference image not uploaded", why: err}
+		return nil, &trouble{wait: &l.waits.unreachable, message: notUploaded, why: err}
 	}
 }
 

@@ -69,6 +69,10 @@ type Worker struct {
 	// simulated is what the services said of themselves, once known.
 	simulated, known bool
 
+	// refused has when the reference image of a job, by its ID, was first refused
+	// for a reason that did not look final.
+	refused sync.Map
+
 	stop     sync.Once
 	stopping chan struct{}
 }
