@@ -151,7 +151,7 @@ func (d *drill) defaults() error {
 		d.Queue = QueueEmbedded
 	}
 	if d.Seed == 0 {
-		d.Seed = uint64(time.Now().UnixMicro()%1e9) + 1 //nolint:gosec // positive, and short enough to be typed
+		d.Seed = uint64(time.Now().UnixMicro()%1e9) + 1 // short enough to be typed
 	}
 	faults, jobs := defaultFaults, defaultJobs
 	if d.Short {

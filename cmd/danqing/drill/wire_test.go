@@ -36,7 +36,7 @@ func TestRoutes(t *testing.T) {
 		{http.MethodGet, "/danqing/", routeBucketOther},
 		{http.MethodDelete, "/danqing/a", routeBucketOther},
 	} {
-		assert.Equal(t, c.want, routeOf(httptest.NewRequest(c.method, c.path, nil)), "%s %s", c.method, c.path)
+		assert.Equal(t, c.want, routeOf(httptest.NewRequestWithContext(t.Context(), c.method, c.path, nil)), "%s %s", c.method, c.path)
 	}
 }
 
