@@ -183,7 +183,7 @@ func TestDrillCommand(t *testing.T) {
 		_ = cmd.Run()
 		return out.String(), log.String(), cmd.ProcessState.ExitCode()
 	}
-	stdout, stderr, code := run("--points", "stop", "--jobs", "1", "--json", "--seed", "5")
+	stdout, stderr, code := run("--short", "--points", "stop", "--jobs", "1", "--json", "--seed", "5")
 	require.Equal(t, exitDone, code, stderr)
 	var report drill.Report
 	require.NoError(t, json.Unmarshal([]byte(stdout), &report))

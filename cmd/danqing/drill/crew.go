@@ -210,6 +210,7 @@ func (d *drill) relieve() {
 
 // stop tells a worker to stop and waits until its process has ended.
 func (d *drill) stop(m *member) {
+	d.recovery.ended(m)
 	timer := time.NewTimer(stopTime)
 	defer timer.Stop()
 	select {

@@ -85,7 +85,7 @@ func (d *drill) disturb(ctx context.Context) {
 		}
 		d.tally.count(p, met)
 		d.diary.Info("point done", "name", p.name, "met", met)
-		if met && p.kills() && d.dice.IntN(4) > 0 { // else the next one meets the recovery
+		if met && (p.kills() || p.act == stopNow) && d.dice.IntN(4) > 0 { // else the next one meets the recovery
 			d.awaitSuccessor(ctx)
 		}
 		if (i+1)%25 == 0 {
@@ -101,7 +101,7 @@ func (d *drill) onTheWire(ctx context.Context, p point) bool {
 	if d.Short {
 		longest = shortPatience
 	}
-	provoke := time.NewTicker(longest / 10)
+	provoke := time.NewTicker(longest / 20)
 	defer provoke.Stop()
 	expired := time.NewTimer(longest)
 	defer expired.Stop()
@@ -110,7 +110,7 @@ func (d *drill) onTheWire(ctx context.Context, p point) bool {
 		case <-s.done:
 			return true
 		case <-provoke.C:
-			d.provoke(ctx, p, provoked == 0)
+			d.provoke(ctx, p, provoked)
 		case <-expired.C:
 			return d.given(s)
 		case <-ctx.Done():
@@ -132,14 +132,15 @@ func (d *drill) given(s *sprung) bool {
 func seldom() []string { return []string{routeCancel, routeHeldPut} }
 
 // provoke makes a route that is seldom taken likelier, again and again.
-func (d *drill) provoke(ctx context.Context, p point, first bool) {
+func (d *drill) provoke(ctx context.Context, p point, before int) {
+	first := before == 0
 	switch p.route {
 	case routeList: // the first thing that a worker does
 		if first {
 			d.kill(d.anyone(), 0)
 		}
 	case routeCancel: // of a task that waits for another program's
-		if first {
+		if before%6 == 0 {
 			d.foreign(ctx)
 		}
 		d.load.cancelOne(ctx)

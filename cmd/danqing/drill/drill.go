@@ -76,9 +76,9 @@ const (
 	shortFaults, shortJobs     = 25, 60
 	perPoint                   = 3
 
-	// taskShortest and taskLongest are long enough that faults meet running tasks,
-	// and short enough for a thousand of them.
-	taskShortest, taskLongest = 50 * time.Millisecond, 400 * time.Millisecond
+	// taskShortest and taskLongest are long enough that two creates a second, the
+	// limit of most models, can keep a slot busy, and short enough for a thousand.
+	taskShortest, taskLongest = 300 * time.Millisecond, 700 * time.Millisecond
 	// listLag is how late a task appears in the list; the service's is not known.
 	listLag = 300 * time.Millisecond
 	// submitLimit is when the workers may conclude that a lost create made no task.

@@ -23,8 +23,11 @@ import (
 )
 
 const (
-	// depth is how many jobs of a model are open at once: there is always work.
-	depth = 5
+	// depth is how many jobs of a model are open at once: there is always work, though
+	// some wait half a minute for another try, or a minute for a dead worker's message.
+	depth, shortDepth = 20, 5
+	// labelJob names each job in the ledger too.
+	labelJob = "job"
 	// lookAround is how often the jobs are looked at.
 	lookAround = 150 * time.Millisecond
 	// workersMissed is how long after the death of a worker asynq v0.26 gives the
@@ -153,7 +156,7 @@ func (l *load) round(ctx context.Context) {
 		}
 	}
 	for _, model := range models() {
-		for open[model] < depth {
+		for open[model] < l.depth() || model == models()[0] && l.wanted() {
 			j := l.next(model)
 			if j == nil {
 				break
@@ -201,7 +204,7 @@ func (l *load) next(model string) *job {
 		return nil
 	}
 	id := fmt.Sprintf("drill-%d", i)
-	req := jobs.Request{ID: id, Prompt: promptOf + id, Model: model, Priority: priorities()[i%len(priorities())]}
+	req := jobs.Request{ID: id, Labels: map[string]string{labelJob: id}, Prompt: promptOf + id, Model: model, Priority: priorities()[i%len(priorities())]}
 	if i%5 == 3 {
 		req.N = 2
 	}
@@ -228,7 +231,21 @@ func (l *load) wantReference() {
 	l.urgent = true
 }
 
-// cancelOne asks to cancel a job that has a task.
+// wanted reports whether a job with a reference is wanted at once.
+func (l *load) wanted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.urgent
+}
+
+func (l *load) depth() int {
+	if l.Short {
+		return shortDepth
+	}
+	return depth
+}
+
+// cancelOne asks to cancel a job whose task waits for another program's.
 func (l *load) cancelOne(ctx context.Context) {
 	client, err := l.queue.client(ctx)
 	if err != nil {
@@ -237,7 +254,7 @@ func (l *load) cancelOne(ctx context.Context) {
 	l.mu.Lock()
 	var chosen *job
 	for _, j := range l.jobs {
-		if j.state() == jobs.StateGenerating && !j.canceled {
+		if j.request.Model == foreignModel() && j.state() == jobs.StateGenerating && !j.canceled {
 			chosen = j
 		}
 	}

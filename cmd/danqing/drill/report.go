@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -55,7 +56,7 @@ type Report struct {
 	// LedgerMicroYuan is what the ledger says was spent.
 	LedgerMicroYuan int64 `json:"ledger_micro_yuan"`
 
-	// LongestRecovery is from a worker's death until the model that it worked was
+	// LongestRecovery is from a worker's end until the model that it worked was
 	// asked for again; SlotIdle the share of the time without a task.
 	LongestRecovery float64 `json:"longest_recovery_seconds"`
 	SlotIdle        float64 `json:"slot_idle"`
@@ -185,10 +186,20 @@ func (d *drill) compare(ctx context.Context, r *Report) {
 		r.problem("the ledger does not answer: %v", err)
 		return
 	}
-	reserved := int64(0)
+	reserved, byJob := int64(0), map[string]int64{}
 	for _, spent := range spending {
 		r.LedgerMicroYuan += spent.SpentMicroYuan
 		reserved += spent.ReservedMicroYuan
+		byJob[spent.Labels[labelJob]] += spent.SpentMicroYuan
+	}
+	for _, task := range d.sim.Tasks() {
+		byJob[strings.TrimPrefix(task.Request.Input.Prompt, promptOf)] -= task.ChargedMicroYuan
+	}
+	delete(byJob, foreignPrompt)
+	for _, id := range slices.Sorted(maps.Keys(byJob)) {
+		if more := byJob[id]; more != 0 {
+			r.problem("the ledger is off by %+d micro-yuan at %s", more, id)
+		}
 	}
 	if r.LedgerMicroYuan != r.ChargedMicroYuan {
 		r.problem("the ledger says %s yuan were spent, the service charged %s", yuan(r.LedgerMicroYuan), yuan(r.ChargedMicroYuan))
@@ -235,7 +246,7 @@ func (r *Report) Print(to io.Writer) error {
 	line("  images delivered      %d under their keys, %d kept aside for a person", r.ImagesDelivered, r.ImagesAside)
 	line("  images lost           %d", r.ImagesLost)
 	line("  images stored twice   %d", r.ImagesTwice)
-	line("  longest recovery      %.1f s", r.LongestRecovery)
+	line("  longest recovery      %.1f s until a model is worked again whose worker has ended", r.LongestRecovery)
 	line("  slot idle             %.0f %% of the time with work", 100*r.SlotIdle)
 	line("  ledger                %s yuan", yuan(r.LedgerMicroYuan))
 	line("Verdict")

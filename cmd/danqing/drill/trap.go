@@ -82,14 +82,14 @@ func (w *weather) is(a act) bool {
 	return time.Now().Before(w.until[a])
 }
 
-// recovery measures how long after the death of a worker each model it worked is
-// asked for again.
+// recovery measures how long after the end of a worker each model it worked is asked
+// for again.
 type recovery struct {
 	mu      sync.Mutex
 	works   map[string]*member // by model, who asked last
 	dead    map[string]time.Time
 	longest time.Duration
-	last    time.Time // the last death
+	last    time.Time // the last death by kill
 	log     *slog.Logger
 }
 
@@ -110,13 +110,20 @@ func (r *recovery) seen(m *member, model string) {
 
 // killed notes that a worker has died.
 func (r *recovery) killed(m *member) {
+	r.ended(m)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.last = time.Now()
+}
+
+// ended notes that a worker has died, or was told to stop.
+func (r *recovery) ended(m *member) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for model, by := range r.works {
 		if _, dead := r.dead[model]; by == m && !dead {
 			r.dead[model] = time.Now()
-			r.log.Info("worker died", "model", model, "worker", m.name)
+			r.log.Info("worker ended", "model", model, "worker", m.name)
 		}
 	}
 }
@@ -128,10 +135,13 @@ func (r *recovery) pending() bool {
 	return len(r.dead) > 0
 }
 
-// quiet is how long ago the last worker has died.
+// quiet is how long ago the last worker has died, 0 if none has.
 func (r *recovery) quiet() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.last.IsZero() {
+		return 0
+	}
 	return time.Since(r.last)
 }
 
