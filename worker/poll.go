@@ -235,15 +235,22 @@ func secure(raw string) string {
 	return u.String()
 }
 
+// deadlineBound is how far from now the deadline of a link can be; a link lives for
+// a day. What is beyond is none, and could not even be written into a record: JSON
+// has no year after 9999.
+const deadlineBound = 366 * 24 * time.Hour
+
 // urlExpiry reads the deadline that an OSS link bears; without one it is the
 // documented 24 hours from now.
 func urlExpiry(raw string) time.Time {
+	now := time.Now().UTC()
 	if u, err := url.Parse(raw); err == nil {
-		if seconds, err := strconv.ParseInt(u.Query().Get("Expires"), 10, 64); err == nil {
-			return time.Unix(seconds, 0).UTC()
+		seconds, err := strconv.ParseInt(u.Query().Get("Expires"), 10, 64)
+		if at := time.Unix(seconds, 0).UTC(); err == nil && at.Sub(now).Abs() < deadlineBound {
+			return at
 		}
 	}
-	return time.Now().Add(dashscope.TaskLifetime).UTC()
+	return now.Add(dashscope.TaskLifetime)
 }
 
 // taskFailed plans another attempt, or ends the job. Failed tasks are free.
