@@ -50,7 +50,7 @@ func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int
 	case full.Batch == "":
 		return &trouble{wait: &backoff{first: budgetPause, most: budgetPause}, message: "nothing is submitted: the day's budget is spent", why: err}
 	}
-	next := held(rec, codeBudgetReached, "nothing was bought: "+full.Error()+"; run the batch again with a larger --budget")
+	next := held(rec, jobs.CodeBudgetReached, "nothing was bought: "+full.Error()+"; run the batch again with a larger --budget")
 	next.Request = intent.Request
 	l.log.Warn("job held: the batch's budget is spent", "job_id", rec.ID, "err", err)
 	if err := l.advance(ctx, rec, next); err != nil {
@@ -68,9 +68,6 @@ func (w *Worker) release(ctx context.Context, rec *jobs.Record) error {
 func (w *Worker) settleTask(ctx context.Context, rec *jobs.Record, taskID string, images int, microYuan int64) error {
 	return w.book(context.WithoutCancel(ctx), chargeOf(rec, images, microYuan), taskID)
 }
-
-// codeBudgetReached is the code of a job that its batch's budget has no room for.
-const codeBudgetReached = "BudgetReached"
 
 // until repeats what only Redis can hinder, which the journal knows already.
 func (w *Worker) until(ctx context.Context, jobID string, do func(context.Context) error) error {

@@ -208,7 +208,7 @@ func (l *lane) holdDoubt(ctx context.Context, rec *jobs.Record, candidates []das
 			return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
 		}
 	}
-	return l.park(ctx, rec, held(&next, codeAmbiguous, why), entryHeld)
+	return l.park(ctx, rec, held(&next, codeAmbiguous, why))
 }
 
 // submitLimit is how long after an intent a task may still come of it. Only a

@@ -23,8 +23,8 @@ func (w *Worker) advance(ctx context.Context, old, next *jobs.Record) error {
 }
 
 // park leaves the job to a person and the lane to the next one.
-func (l *lane) park(ctx context.Context, rec, next *jobs.Record, kind entryKind) error {
-	l.journal(kind, next)
+func (l *lane) park(ctx context.Context, rec, next *jobs.Record) error {
+	l.journal(entryHeld, next)
 	l.log.Error("job held: a person must decide", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", next.Message)
 	return l.advance(ctx, rec, next)
 }

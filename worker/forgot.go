@@ -22,6 +22,8 @@ const (
 	epochKey = "danqing:epoch"
 	// memoryInterval is how often a worker looks whether Redis may have forgotten.
 	memoryInterval = 5 * time.Second
+	// durabilityInterval is how often it asks how Redis keeps what it is told.
+	durabilityInterval = time.Minute
 	// trusted is the key of what a lane's last holder knew Redis by, and suspects of
 	// the tasks that jobs of the lane may have made which Redis has forgotten.
 	trusted  = "trusted"
@@ -54,10 +56,14 @@ func (w *Worker) watchMemory(ctx context.Context) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for w.sleep(ctx, memoryInterval) == nil {
+		for asked := time.Now(); w.sleep(ctx, memoryInterval) == nil; {
 			now, err := w.memory(ctx)
-			if err == nil && now != w.lastMemory() {
-				err = w.remind(ctx, now)
+			switch {
+			case err != nil:
+			case now != w.lastMemory():
+				err, asked = w.remind(ctx, now), time.Now()
+			case time.Since(asked) > durabilityInterval: // a replica may have come or gone
+				err, asked = w.askDurability(ctx), time.Now()
 			}
 			if err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
 				w.log.Warn(redisAway, "err", err)
@@ -97,13 +103,24 @@ func (w *Worker) remind(ctx context.Context, now string) error {
 	if err := w.jobs.Register(ctx, w.models()); err != nil {
 		return err
 	}
+	if err := w.askDurability(ctx); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.remembers = now
+	return nil
+}
+
+// askDurability asks Redis how it keeps what it is told.
+func (w *Worker) askDurability(ctx context.Context) error {
 	durability, err := w.jobs.Durability(ctx)
 	if err != nil {
 		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.remembers, w.durability = now, durability
+	w.durability = durability
 	return nil
 }
 

@@ -57,7 +57,7 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 		ids := s.enqueueMany(5)
 		s.state("job-1", jobs.StateGenerating)
 		kill()
-		<-ended
+		require.ErrorIs(t, <-ended, context.Canceled)
 		require.NoError(t, data.Close())
 		// What Redis knew, and the dead worker's journal, are gone.
 		s.forget(ids)

@@ -272,11 +272,6 @@ func (j *Journal) keyID(mark string) string {
 	return j.keys[mark]
 }
 
-// own notes a task of a job beside its record's.
-func (j *Journal) own(rec *jobs.Record, task string) error {
-	return j.write(entry{At: time.Now().UTC(), Kind: entryOwned, JobID: rec.ID, Attempt: rec.Attempt, TaskID: task, KeyMark: rec.KeyMark})
-}
-
 // ownedTasks returns the entries of the tasks of the last day or so, by their IDs.
 func (j *Journal) ownedTasks() map[string]entry {
 	j.mu.Lock()

@@ -118,7 +118,7 @@ func (l *lane) mismatch(ctx context.Context, rec *jobs.Record) error {
 	if err := l.keepLater(ctx, keepsake{JobID: rec.ID, Attempt: rec.Attempt, Account: l.account.name, Model: l.model.Name, TaskID: rec.TaskID}); err != nil {
 		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
 	}
-	return l.park(ctx, rec, next, entryHeld)
+	return l.park(ctx, rec, next)
 }
 
 // cancelTask cancels a task that waits at DashScope, if somebody asked for that.
@@ -151,7 +151,7 @@ func (l *lane) lost(ctx context.Context, rec *jobs.Record, since time.Time) (boo
 		}
 		why = "DashScope does not know the task: is the API key still one of the account that submitted it?"
 	}
-	return true, l.park(ctx, rec, held(rec, "TaskUnknown", why), entryHeld)
+	return true, l.park(ctx, rec, held(rec, "TaskUnknown", why))
 }
 
 // taskSucceeded hands the images on to the store stage. The journal has their
@@ -169,7 +169,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 		}
 	}
 	if saysNothing(task) {
-		return l.park(ctx, rec, held(rec, "NoImages", "the task succeeded, and may be charged, but names no image"), entryHeld)
+		return l.park(ctx, rec, held(rec, "NoImages", "the task succeeded, and may be charged, but names no image"))
 	}
 	if made == 0 {
 		return l.taskFailed(ctx, rec, first.Code, first.Message)

@@ -104,7 +104,7 @@ func (s *stack) killedIn(fault simulator.Fault, id string) {
 	<-time.After(time.Second)
 	text := s.journal("data")
 	kill()
-	<-s.ended
+	require.ErrorIs(s.t, <-s.ended, context.Canceled)
 	s.ended = nil
 	s.stop()
 	s.rewriteJournal("data", text)
@@ -266,7 +266,7 @@ func (s *stack) foreign(key string) {
 // tasks are told apart, and the own one is adopted.
 func TestRule7ForeignTasksOfAnotherKey(t *testing.T) {
 	sim := &simulator.Simulator{Keys: ownAndOther()}
-	bubble(t, sim, func(t *testing.T, s *stack) {
+	bubble(t, sim, func(_ *testing.T, s *stack) {
 		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
 		s.requireMadeOnce("first")
 		s.foreign("sk-other")
