@@ -228,7 +228,7 @@ func TestBuyAgainAfterAPartialStore(t *testing.T) {
 		require.NoError(t, err)
 		rec := s.wait("job-1")
 		assert.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
-		assert.Equal(t, held.Images[0], s.requireRecorded("job-1", 2).Images[0])
+		assert.Equal(t, held.Images[0], s.requireRecorded(2).Images[0])
 		assert.Equal(t, 1, *sim.Tasks()[1].Request.Parameters.N)
 	})
 }

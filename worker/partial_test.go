@@ -42,13 +42,14 @@ func (s *stack) madeInPart() *jobs.Record {
 	s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 4})
 	require.Equal(s.t, jobs.StateSucceeded, s.wait("job-1").State)
 	s.requireStored("job-1", 2)
-	return s.requireRecorded("job-1", 2)
+	return s.requireRecorded(2)
 }
 
-// requireRecorded checks that the record, and the one that the sidecar gives, have
+// requireRecorded checks that the record of job-1, and the one that the sidecar gives, have
 // so many images.
-func (s *stack) requireRecorded(id string, images int) *jobs.Record {
+func (s *stack) requireRecorded(images int) *jobs.Record {
 	s.t.Helper()
+	const id = "job-1"
 	rec, err := s.worker.Jobs().Get(s.t.Context(), id)
 	require.NoError(s.t, err)
 	sidecar, err := s.bucket.Sidecar(s.t.Context(), id)
@@ -61,9 +62,10 @@ func (s *stack) requireRecorded(id string, images int) *jobs.Record {
 	return rec
 }
 
-func (s *stack) retry(id string) {
+// retry asks for job-1 once more.
+func (s *stack) retry() {
 	s.t.Helper()
-	_, err := s.worker.Jobs().Retry(s.t.Context(), id)
+	_, err := s.worker.Jobs().Retry(s.t.Context(), "job-1")
 	require.NoError(s.t, err)
 }
 
@@ -77,8 +79,8 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 		first, err := s.bucket.Head(t.Context(), before.Images[0].Key)
 		require.NoError(t, err)
 		assert.Equal(t, []int{2, 4}, before.Missing())
-		s.retry("job-1")
-		s.retry("job-1") // as often as one likes
+		s.retry()
+		s.retry() // as often as one likes
 		waiting := s.state("job-1", jobs.StateGenerating)
 		assert.Equal(t, before.Images, waiting.Images, "they are in view")
 
@@ -90,7 +92,7 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 		assert.Equal(t, seed+1, *bought.Seed)
 
 		sidecar := s.requireStored("job-1", 4)
-		rec = s.requireRecorded("job-1", 4)
+		rec = s.requireRecorded(4)
 		assert.Equal(t, before.Digest, rec.Digest)
 		assert.Equal(t, before.Images[0], rec.Images[0])
 		assert.Equal(t, before.Images[2], rec.Images[2])
@@ -125,9 +127,9 @@ func TestRule13RetryThatFails(t *testing.T) {
 	sim := partial(refused, again)
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		before := s.madeInPart()
-		s.retry("job-1")
+		s.retry()
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
-		rec := s.requireRecorded("job-1", 2)
+		rec := s.requireRecorded(2)
 		assert.Equal(t, before.Images[0], rec.Images[0])
 		assert.Equal(t, before.TaskID, rec.TaskID)
 		assert.Contains(t, rec.Images[1].Message, "Input data")
@@ -138,9 +140,9 @@ func TestRule13RetryThatFails(t *testing.T) {
 		assert.Equal(t, before.CostMicroYuan, rec.CostMicroYuan)
 
 		for images := 3; images <= 4; images++ {
-			s.retry("job-1")
+			s.retry()
 			require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
-			s.requireRecorded("job-1", images)
+			s.requireRecorded(images)
 		}
 		sidecar = s.requireStored("job-1", 4)
 		assert.Len(t, sidecar.Attempts, 4)
@@ -157,14 +159,14 @@ func TestRule13RetryThatIsCanceled(t *testing.T) {
 		"while it waits": func(t *testing.T, s *stack) {
 			t.Helper()
 			require.NoError(t, s.worker.Jobs().PauseAccount(t.Context(), "default", ""))
-			s.retry("job-1")
+			s.retry()
 			_, err := s.worker.Jobs().Cancel(t.Context(), "job-1")
 			require.NoError(t, err)
 		},
 		"after a refusal": func(t *testing.T, s *stack) {
 			t.Helper()
 			s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusTooManyRequests, Code: "Throttling", Delay: time.Second})
-			s.retry("job-1")
+			s.retry()
 			s.state("job-1", jobs.StateSubmitting)
 			_, err := s.worker.Jobs().Cancel(t.Context(), "job-1")
 			require.NoError(t, err)
@@ -172,7 +174,7 @@ func TestRule13RetryThatIsCanceled(t *testing.T) {
 		"while it is held": func(t *testing.T, s *stack) {
 			t.Helper()
 			s.sim.Script(simulator.Fault{Route: simulator.RouteQuery, Times: -1, Body: `{"request_id":"r","output":{"task_status":"SUCCEEDED","results":[]},"usage":{"image_count":1}}`})
-			s.retry("job-1")
+			s.retry()
 			require.Equal(t, jobs.StateHeld, s.wait("job-1").State)
 			for range 2 {
 				rec, err := s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{GiveUp: true})
@@ -188,7 +190,7 @@ func TestRule13RetryThatIsCanceled(t *testing.T) {
 				end(t, s)
 				require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
 				<-time.After(time.Minute)
-				rec := s.requireRecorded("job-1", 2)
+				rec := s.requireRecorded(2)
 				assert.Equal(t, before.Images[0], rec.Images[0])
 				s.requireStored("job-1", 2)
 			})
@@ -204,7 +206,7 @@ func TestRule13DeathDuringARetry(t *testing.T) {
 			sim := partial()
 			bubble(t, sim, func(t *testing.T, s *stack) {
 				before := s.madeInPart()
-				s.retry("job-1")
+				s.retry()
 				s.state("job-1", jobs.StateGenerating)
 				if at == jobs.StateStoring {
 					s.away.Store(true)
@@ -214,7 +216,7 @@ func TestRule13DeathDuringARetry(t *testing.T) {
 				s.away.Store(false)
 				s.start()
 				require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
-				assert.Equal(t, before.Images[0], s.requireRecorded("job-1", 4).Images[0])
+				assert.Equal(t, before.Images[0], s.requireRecorded(4).Images[0])
 				s.requireStored("job-1", 4)
 				assert.Len(t, sim.Tasks(), 2)
 				assert.EqualValues(t, 4*160_000, sim.Stats().ChargedMicroYuan)
@@ -230,12 +232,12 @@ func TestRule13RetryFromTheSidecar(t *testing.T) {
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		before := s.madeInPart()
 		require.NoError(t, s.worker.Jobs().PauseAccount(t.Context(), "default", ""))
-		s.retry("job-1")
+		s.retry()
 		s.stop()
 		s.start()
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 4})
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
-		s.requireRecorded("job-1", 2)
+		s.requireRecorded(2)
 		require.Len(t, sim.Tasks(), 1)
 		s.stop()
 
@@ -247,7 +249,7 @@ func TestRule13RetryFromTheSidecar(t *testing.T) {
 		_, err = s.worker.Jobs().RetryRecord(t.Context(), read)
 		require.NoError(t, err)
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
-		assert.Equal(t, before.Images[0], s.requireRecorded("job-1", 4).Images[0])
+		assert.Equal(t, before.Images[0], s.requireRecorded(4).Images[0])
 		assert.Len(t, s.requireStored("job-1", 4).Attempts, 2)
 		assert.Len(t, sim.Tasks(), 2)
 	})
@@ -322,7 +324,7 @@ func TestRule12UnknownHosts(t *testing.T) {
 func TestRule12UnprovenOutlivesItsLink(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour, Render: func(simulator.Picture) []byte { return []byte("GIF89a") }}
 	bubble(t, sim, func(t *testing.T, s *stack) {
-		s.spooledAway(2)
+		s.spooledAway()
 		<-time.After(2 * time.Hour)
 		s.away.Store(false)
 		s.comeBack("data")

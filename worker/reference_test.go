@@ -102,7 +102,7 @@ func TestReferenceThatIsNeverTaken(t *testing.T) {
 
 		refuses.Store(false)
 		<-time.After(time.Minute)
-		s.retry("job-1")
+		s.retry()
 		s.requireMadeOnce("job-1")
 	})
 }

@@ -50,12 +50,12 @@ func (s *stack) slowly() {
 	s.start()
 }
 
-// spooledAway has a job of n images made and spooled while the bucket is away, and
+// spooledAway has a job of two images made and spooled while the bucket is away, and
 // the worker leave after that.
-func (s *stack) spooledAway(n int) *jobs.Record {
+func (s *stack) spooledAway() *jobs.Record {
 	s.t.Helper()
 	s.slowly()
-	s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: n})
+	s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 2})
 	s.state("job-1", jobs.StateGenerating)
 	s.away.Store(true)
 	s.state("job-1", jobs.StateStoring)
@@ -63,7 +63,7 @@ func (s *stack) spooledAway(n int) *jobs.Record {
 	s.leave()
 	rec, err := s.worker.Jobs().Get(s.t.Context(), "job-1")
 	require.NoError(s.t, err)
-	require.Len(s.t, s.spooled("data"), n)
+	require.Len(s.t, s.spooled("data"), 2)
 	return rec
 }
 
@@ -76,38 +76,49 @@ func unreachable(down *atomic.Bool) simulator.Fault {
 }
 
 // Every image of a finished task is in the spool before the bucket is asked, so
-// that neither the source nor the bucket is needed any more at the same time: not
-// for ten hours, and not for longer than the links live.
+// that source and bucket need not be there at the same time: the one is not from
+// then on, the other not for ten hours.
 func TestRule11SpoolDelivers(t *testing.T) {
-	for name, away := range map[string]time.Duration{"ten hours": 10 * time.Hour, "longer than the links live": 25 * time.Hour} {
-		t.Run(name, func(t *testing.T) {
-			sim := &simulator.Simulator{}
-			bubble(t, sim, func(t *testing.T, s *stack) {
-				s.slowly()
-				var down atomic.Bool
-				sim.Script(unreachable(&down))
-				s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 2})
-				s.enqueue(jobs.Request{ID: "job-2", Prompt: "prompt of job-2"})
-				s.state("job-1", jobs.StateGenerating)
-				s.away.Store(true)
-				s.state("job-1", jobs.StateStoring)
-				<-time.After(2 * time.Minute)
-				require.Len(t, s.spooled("data"), 2)
-				down.Store(true)
-				<-time.After(away)
-				assert.Len(t, sim.Tasks(), 1, "nothing is submitted while the bucket is away")
-				s.away.Store(false)
-				require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
-				down.Store(false)
-				for id, n := range map[string]int{"job-1": 2, "job-2": 1} {
-					require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
-					s.requireStored(id, n)
-				}
-				s.requireChargedOnce()
-				assert.Empty(t, s.spooled("data"), "the bucket has them")
-			})
-		})
-	}
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.slowly()
+		var down atomic.Bool
+		sim.Script(unreachable(&down))
+		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 2})
+		s.state("job-1", jobs.StateGenerating)
+		s.away.Store(true)
+		s.state("job-1", jobs.StateStoring)
+		<-time.After(2 * time.Minute)
+		require.Len(t, s.spooled("data"), 2)
+		down.Store(true)
+		<-time.After(10 * time.Hour)
+		s.enqueue(jobs.Request{ID: "job-2", Prompt: "prompt of job-2"})
+		<-time.After(10 * time.Minute)
+		assert.Len(t, sim.Tasks(), 1, "nothing is submitted while the bucket is away")
+		s.away.Store(false)
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		s.requireStored("job-1", 2)
+		down.Store(false)
+		s.requireMadeOnce("job-2")
+		s.requireChargedOnce()
+		assert.Empty(t, s.spooled("data"), "the bucket has them")
+	})
+}
+
+// The bucket is away for longer than the links live, over a restart of the worker:
+// the spool delivers.
+func TestRule11SpoolOutlivesTheLinks(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.spooledAway()
+		<-time.After(25 * time.Hour)
+		s.comeBack("data")
+		<-time.After(30 * time.Minute)
+		s.state("job-1", jobs.StateStoring)
+		s.away.Store(false)
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		s.requireStored("job-1", 2)
+		s.requireChargedOnce()
+	})
 }
 
 // The record names the worker whose spool has the images. Another one, which comes
@@ -115,7 +126,7 @@ func TestRule11SpoolDelivers(t *testing.T) {
 func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour}
 	bubble(t, sim, func(t *testing.T, s *stack) {
-		rec := s.spooledAway(2)
+		rec := s.spooledAway()
 		holder, err := os.ReadFile(filepath.Join(s.dir, "data", "holder"))
 		require.NoError(t, err)
 		assert.Equal(t, string(holder), rec.SpoolHolder)
@@ -148,7 +159,7 @@ func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
 func TestRule11HolderThatStaysAway(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour}
 	bubble(t, sim, func(t *testing.T, s *stack) {
-		place := s.spooledAway(2).SpoolPlace
+		place := s.spooledAway().SpoolPlace
 		<-time.After(7 * 24 * time.Hour)
 		s.away.Store(false)
 		s.comeBack("data-2")
@@ -184,7 +195,7 @@ func TestRule11HolderThatStaysAway(t *testing.T) {
 // then, and the first one, when it comes back, clears its spool.
 func TestRule11AnotherWorkerMayFetch(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
-		first := s.spooledAway(2).SpoolHolder
+		first := s.spooledAway().SpoolHolder
 		s.comeBack("data-2")
 		<-time.After(15 * time.Minute)
 		rec, err := s.worker.Jobs().Get(t.Context(), "job-1")
@@ -242,7 +253,7 @@ func TestRule11FailingDisk(t *testing.T) {
 				spool := filepath.Join(s.dir, "data", "spool")
 				require.NoError(t, os.Rename(spool, spool+"-away"))
 				s.away.Store(away)
-				<-time.After(2 * time.Hour)
+				<-time.After(20 * time.Minute)
 				assert.Len(t, sim.Tasks(), 1, "nothing is submitted without room for its images")
 				if !away {
 					require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
