@@ -140,7 +140,7 @@ func (d *drill) supervise(ctx context.Context, m *member) {
 			return
 		}
 		if !told {
-			d.recovery.killed(m)
+			d.recovery.ended(m)
 			d.tally.exited()
 		}
 		wait(ctx, pause)
@@ -195,7 +195,7 @@ func (m *member) end(signal os.Signal, absent time.Duration) <-chan struct{} {
 
 // kill is kill -9.
 func (d *drill) kill(m *member, absent time.Duration) {
-	d.recovery.killed(m)
+	d.recovery.ended(m)
 	<-m.end(os.Kill, absent)
 }
 

@@ -41,6 +41,9 @@ func (d *drill) plan() []point {
 		})
 	}
 	plan := slices.Clone(all)
+	if d.Short && len(d.Points) == 0 {
+		plan = half(all, d.Faults)
+	}
 	for len(plan) < d.Faults {
 		if len(d.Points) == 0 && d.dice.IntN(4) == 0 { // at any moment
 			plan = append(plan, point{name: string(killNow), act: killNow})
@@ -53,6 +56,20 @@ func (d *drill) plan() []point {
 		slices.SortStableFunc(plan, func(a, b point) int { return order(a) - order(b) })
 	}
 	return plan
+}
+
+// half are the first points of a plan, so that about half of them are kills.
+func half(all []point, faults int) []point {
+	var kills, others []point
+	for _, p := range all {
+		if p.kills() {
+			kills = append(kills, p)
+		} else {
+			others = append(others, p)
+		}
+	}
+	kills = kills[:min(len(kills), (faults+1)/2)]
+	return append(kills, others[:min(len(others), faults/2)]...)
 }
 
 // order puts kills first, those of the longest consequences before others.
@@ -84,6 +101,7 @@ func (d *drill) disturb(ctx context.Context) {
 			return
 		}
 		d.tally.count(p, met)
+		d.recovery.disturbed()
 		d.diary.Info("point done", "name", p.name, "met", met)
 		if met && (p.kills() || p.act == stopNow) && d.dice.IntN(4) > 0 { // else the next one meets the recovery
 			d.awaitSuccessor(ctx)

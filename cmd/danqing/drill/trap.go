@@ -89,7 +89,7 @@ type recovery struct {
 	works   map[string]*member // by model, who asked last
 	dead    map[string]time.Time
 	longest time.Duration
-	last    time.Time // the last death by kill
+	last    time.Time // when something was done last
 	log     *slog.Logger
 }
 
@@ -108,9 +108,8 @@ func (r *recovery) seen(m *member, model string) {
 	}
 }
 
-// killed notes that a worker has died.
-func (r *recovery) killed(m *member) {
-	r.ended(m)
+// disturbed notes that something was done, of which asynq may have lost a message.
+func (r *recovery) disturbed() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.last = time.Now()
@@ -135,7 +134,7 @@ func (r *recovery) pending() bool {
 	return len(r.dead) > 0
 }
 
-// quiet is how long ago the last worker has died, 0 if none has.
+// quiet is how long ago something was done last, 0 if nothing was.
 func (r *recovery) quiet() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -103,4 +103,13 @@ func TestPlan(t *testing.T) {
 	for _, p := range points(QueueServer) {
 		assert.Contains(t, plan(1), p)
 	}
+	kills := 0
+	short := &drill{Config: Config{Queue: QueueEmbedded, Faults: 5, Short: true}, dice: rand.New(rand.NewPCG(1, 0))}
+	for i, p := range short.plan() {
+		if p.kills() {
+			kills++
+			assert.Less(t, i, 3, "kills come first")
+		}
+	}
+	assert.Equal(t, 3, kills, "of 5 faults")
 }
