@@ -114,7 +114,11 @@ func (d *drill) disturb(ctx context.Context) {
 
 // onTheWire waits for a request or command, and reports whether it came.
 func (d *drill) onTheWire(ctx context.Context, p point) bool {
-	s := d.trap.arm(p, 1+d.dice.IntN(3))
+	nth := 1 + d.dice.IntN(3)
+	if slices.Contains(rare(), p.route) {
+		nth = 1
+	}
+	s := d.trap.arm(p, nth)
 	longest := patience
 	if d.Short {
 		longest = shortPatience
@@ -149,12 +153,16 @@ func (d *drill) given(s *sprung) bool {
 // seldom are the routes that only some accident leads to.
 func seldom() []string { return []string{routeCancel, routeHeldPut} }
 
+// rare are the routes that are taken now and then: the next request is as good as any.
+func rare() []string {
+	return append(seldom(), routeList, routePolicy, routeUpload, routeRefGet, "redis.claim")
+}
+
 // provoke makes a route that is seldom taken likelier, again and again.
 func (d *drill) provoke(ctx context.Context, p point, before int) {
-	first := before == 0
 	switch p.route {
 	case routeList: // the first thing that a worker does
-		if first {
+		if before == 0 {
 			d.kill(d.anyone(), 0)
 		}
 	case routeCancel: // of a task that waits for another program's
@@ -163,7 +171,7 @@ func (d *drill) provoke(ctx context.Context, p point, before int) {
 		}
 		d.load.cancelOne(ctx)
 	case routePolicy, routeUpload, routeRefGet:
-		if first {
+		if before%6 == 0 {
 			d.load.wantReference()
 		}
 	}

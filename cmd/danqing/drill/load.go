@@ -31,8 +31,8 @@ const (
 	// lookAround is how often the jobs are looked at.
 	lookAround = 150 * time.Millisecond
 	// workersMissed is how long after the death of a worker, or the loss of a reply,
-	// asynq v0.26 gives the messages of which nobody knows to others, at a start and then once a minute: a lease of
-	// 30 s and as much for clocks that differ.
+	// asynq v0.26 gives messages that nobody works to others, at a start and then once
+	// a minute: a lease of 30 s, and as much for clocks that differ.
 	workersMissed = 61 * time.Second
 	// promptOf begins every prompt; the job's ID follows.
 	promptOf = "prompt of "
