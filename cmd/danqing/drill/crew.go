@@ -220,12 +220,15 @@ func (d *drill) stop(m *member) {
 	}
 }
 
-// freeze stops or continues a process where it stands.
-func (m *member) freeze(signal syscall.Signal) {
+// freeze stops a process where it stands, thaw lets it go on.
+func (m *member) freeze() { m.signal(freeze) }
+func (m *member) thaw()   { m.signal(thaw) }
+
+func (m *member) signal(send func(*os.Process) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.process != nil {
-		_ = m.process.Signal(signal) // it may have been killed
+		_ = send(m.process) // it may have been killed
 	}
 }
 
@@ -236,7 +239,7 @@ func (d *drill) dismiss() error {
 		m.mu.Lock()
 		m.leaving = true
 		m.mu.Unlock()
-		m.freeze(syscall.SIGCONT)
+		m.thaw()
 		m.end(syscall.SIGTERM, 0)
 	}
 	timer := time.NewTimer(stopTime)

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/danqing-queue/danqing/worker/dashscope"
@@ -216,14 +215,14 @@ func (d *drill) befall(ctx context.Context, p point, thawing *sync.WaitGroup) er
 	case stopNow:
 		d.stop(m)
 	case freezeShort:
-		m.freeze(syscall.SIGSTOP)
+		m.freeze()
 		wait(ctx, d.between(500*time.Millisecond, 2*time.Second))
-		m.freeze(syscall.SIGCONT)
+		m.thaw()
 	case freezeLong: // the other worker goes on, disturbed
-		m.freeze(syscall.SIGSTOP)
+		m.freeze()
 		thawing.Go(func() {
 			wait(ctx, leaseOver)
-			m.freeze(syscall.SIGCONT)
+			m.thaw()
 		})
 	case bucketAway, bucketRefuses, serviceAway, redisSlow:
 		d.storm(ctx, p.act, d.between(time.Second, 3*time.Second))

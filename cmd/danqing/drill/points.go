@@ -104,12 +104,18 @@ func points(queue Queue) []point {
 		add(route, halfBody)
 	}
 	add(routeCreate, late)
-	alone := []act{killNow, stopNow, freezeShort, bucketAway, bucketRefuses, serviceAway}
+	alone := []act{killNow, stopNow, bucketAway, bucketRefuses, serviceAway}
+	if canFreeze {
+		alone = append(alone, freezeShort)
+	}
 	if queue != QueueEmbedded {
 		for _, command := range redisCommands() {
 			add("redis."+command, killBefore, killDone, killAfter, resetBefore, resetDone, delayed)
 		}
-		alone = append(alone, killLong, freezeLong, redisCut, redisAway, redisSlow)
+		alone = append(alone, killLong, redisCut, redisAway, redisSlow)
+		if canFreeze {
+			alone = append(alone, freezeLong)
+		}
 	}
 	if queue == QueueServer {
 		alone = append(alone, redisRestart)
