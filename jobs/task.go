@@ -33,7 +33,8 @@ func (c *Client) ClaimTask(ctx context.Context, task, job string) error {
 }
 
 // KeepTask says that a task which may be of a job, but has not been shown to be, is
-// looked after on that job's account. It fails as [Client.ClaimTask] does.
+// looked after on that job's behalf. Another may own it all the same. It fails as
+// [Client.ClaimTask] does, if it is kept for another job.
 func (c *Client) KeepTask(ctx context.Context, task, job string) error {
 	return c.claim(ctx, "kept", task, job)
 }
@@ -49,43 +50,45 @@ func (c *Client) claim(ctx context.Context, field, task, job string) error {
 	return nil
 }
 
-// ownersScript returns the owner of each task, else the job that it is kept for, else
-// "".
-var ownersScript = redis.NewScript(`
-local owners = {}
+// TaskNote is what Redis knows of one task: the job that owns it, and the job for which
+// its images are kept, which may be another's; "" for none.
+type TaskNote struct{ Job, Kept string }
+
+// notesScript returns the owner of each task and the job that it is kept for.
+var notesScript = redis.NewScript(`
+local notes = {}
 for i = 1, #KEYS do
   local got = redis.call('HMGET', KEYS[i], 'job', 'kept')
-  owners[i] = got[1] or got[2] or ''
+  notes[2 * i - 1] = got[1] or ''
+  notes[2 * i] = got[2] or ''
 end
-return owners
+return notes
 `)
 
-// ownersAtOnce bounds one call of the script, which holds up Redis: some
-// milliseconds.
-const ownersAtOnce = 500
+// notesAtOnce bounds one call of the script, which holds up Redis: some milliseconds.
+const notesAtOnce = 500
 
-// TaskOwners tells which of the tasks belong to a job, or are kept for one, as far as
-// Redis knows.
-func (c *Client) TaskOwners(ctx context.Context, tasks []string) (map[string]string, error) {
-	owners := map[string]string{}
+// TaskNotes tells of those of the tasks that Redis knows something of.
+func (c *Client) TaskNotes(ctx context.Context, tasks []string) (map[string]TaskNote, error) {
+	notes := map[string]TaskNote{}
 	for len(tasks) > 0 {
-		some := tasks[:min(len(tasks), ownersAtOnce)]
+		some := tasks[:min(len(tasks), notesAtOnce)]
 		tasks = tasks[len(some):]
 		keys := make([]string, len(some))
 		for i, task := range some {
 			keys[i] = taskPrefix + task
 		}
-		found, err := ownersScript.Run(ctx, c.redis, keys).StringSlice()
+		found, err := notesScript.Run(ctx, c.redis, keys).StringSlice()
 		if err != nil {
 			return nil, fmt.Errorf("read owners of tasks: %w", err)
 		}
-		for i, owner := range found {
-			if owner != "" {
-				owners[some[i]] = owner
+		for i, task := range some {
+			if note := (TaskNote{found[2*i], found[2*i+1]}); note != (TaskNote{}) {
+				notes[task] = note
 			}
 		}
 	}
-	return owners, nil
+	return notes, nil
 }
 
 // keyIDsKey has a field per API key that was seen at work: its mark, and the

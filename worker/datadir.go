@@ -20,6 +20,8 @@ type DataDir struct {
 	// holder names this folder's process among the holders of leases; the same
 	// after a restart.
 	holder string
+	// memory is what Redis was known by to the folder's last process, "" if to none.
+	memory string
 }
 
 // ErrDataDirInUse means that another process works in the data directory.
@@ -55,6 +57,11 @@ func OpenDataDir(path string) (*DataDir, error) {
 	if d.holder, err = holderName(filepath.Join(path, "holder")); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
+	memory, err := os.ReadFile(filepath.Join(path, memoryFile)) //nolint:gosec // in our own folder
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, errors.Join(fmt.Errorf("data directory: %w", err), d.Close())
+	}
+	d.memory = string(memory)
 	return d, nil
 }
 
@@ -69,6 +76,21 @@ func holderName(path string) (string, error) {
 		return "", fmt.Errorf("data directory: %w", err)
 	}
 	return string(name), nil
+}
+
+// memoryFile holds what Redis was known by.
+const memoryFile = "memory"
+
+// remember notes what Redis is known by, for the folder's next process.
+func (d *DataDir) remember(memory string) error {
+	next := filepath.Join(d.path, memoryFile+".next")
+	if err := os.WriteFile(next, []byte(memory), 0o600); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	if err := os.Rename(next, filepath.Join(d.path, memoryFile)); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	return nil
 }
 
 // SpoolPath is where downloaded images wait for the bucket.

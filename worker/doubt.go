@@ -163,12 +163,9 @@ func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskI
 func (l *lane) notMade(ctx context.Context, rec *jobs.Record) error {
 	gone := l.intentOf(rec)
 	gone.NotMade = true
-	encoded, err := encode(gone)
+	err := l.cfg.DataDir.Journal.append(entryNotMade, rec)
 	if err == nil {
-		err = l.cfg.DataDir.Journal.append(entryNotMade, rec)
-	}
-	if err == nil {
-		err = l.cfg.Redis.HSet(ctx, l.key(doubts), doubtName(rec.ID, rec.Attempt), encoded).Err()
+		err = l.noteIntent(ctx, gone)
 	}
 	if err == nil {
 		err = l.release(ctx, rec)
@@ -191,6 +188,18 @@ func (l *lane) notMade(ctx context.Context, rec *jobs.Record) error {
 	return l.advance(ctx, rec, &next)
 }
 
+// noteIntent keeps an intent that is decided: a task that shows up later may be its own.
+func (l *lane) noteIntent(ctx context.Context, i intent) error {
+	encoded, err := encode(i)
+	if err == nil {
+		err = l.cfg.Redis.HSet(ctx, l.key(doubts), doubtName(i.JobID, i.Attempt), encoded).Err()
+	}
+	if err != nil {
+		return fmt.Errorf("note intent of %s: %w", i.JobID, err)
+	}
+	return nil
+}
+
 // holdDoubt leaves it to a person which of the tasks, if any, is the job's. Their
 // images are kept meanwhile: a task's live for a day.
 func (l *lane) holdDoubt(ctx context.Context, rec *jobs.Record, candidates []dashscope.TaskInfo) error {
@@ -202,6 +211,11 @@ func (l *lane) holdDoubt(ctx context.Context, rec *jobs.Record, candidates []das
 	why := fmt.Sprintf("a task may have been made, which may be one of %d on the account's list that are no known job's: their images are kept under _held/ in the bucket", len(candidates))
 	if len(candidates) == 0 {
 		why = "a task may have been made; its intent is too old for the account's list to tell"
+	}
+	still := l.intentOf(rec)
+	still.Held = true
+	if err := l.noteIntent(ctx, still); err != nil {
+		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
 	}
 	for _, id := range next.Candidates {
 		if err := l.keepLater(ctx, keepsake{JobID: rec.ID, Attempt: rec.Attempt, Account: l.account.name, Model: l.model.Name, TaskID: id}); err != nil {
@@ -221,22 +235,34 @@ func (w *Worker) submitLimit() time.Duration {
 }
 
 // recoverDoubts tells Redis, which may have forgotten, of the intents that this
-// worker has bought again.
+// worker has bought again or holds, and of the tasks to keep for those.
 func (w *Worker) recoverDoubts(ctx context.Context) error {
-	for _, e := range w.cfg.DataDir.Journal.notMadeEntries() {
+	entries := w.cfg.DataDir.Journal.notMadeEntries()
+	for _, e := range w.cfg.DataDir.Journal.openEntries() {
+		if e.Kind == entryHeld && len(e.Record.Candidates) > 0 && time.Since(e.At) < taskMemory {
+			entries = append(entries, e)
+		}
+	}
+	for _, e := range entries {
+		rec := e.Record
 		i := intent{
-			JobID: e.JobID, Attempt: e.Attempt, From: e.Record.ServiceAt, Until: e.Record.DoubtAt, Mark: e.Record.KeyMark, NotMade: true,
-			Slack: e.Record.ServiceAt.IsZero(),
+			JobID: e.JobID, Attempt: e.Attempt, From: rec.ServiceAt, Until: rec.DoubtAt, Mark: rec.KeyMark,
+			NotMade: e.Kind == entryNotMade, Held: e.Kind == entryHeld, Slack: rec.ServiceAt.IsZero(),
 		}
 		if i.Slack {
-			i.From = e.Record.SubmittedAt
+			i.From = rec.SubmittedAt
 		}
 		encoded, err := json.Marshal(i)
 		if err != nil {
 			return fmt.Errorf("encode intent of %s: %w", e.JobID, err)
 		}
-		key := jobs.LaneKey(e.Record.Account, e.Record.Model, doubts)
-		if err := w.cfg.Redis.HSetNX(ctx, key, doubtName(e.JobID, e.Attempt), encoded).Err(); err != nil {
+		if rec.Code != codeMayBeMade { // which has no intent
+			err = w.cfg.Redis.HSetNX(ctx, jobs.LaneKey(rec.Account, rec.Model, doubts), doubtName(e.JobID, e.Attempt), encoded).Err()
+		}
+		for _, task := range rec.Candidates {
+			err = errors.Join(err, w.keepLater(ctx, keepsake{JobID: e.JobID, Attempt: e.Attempt, Account: rec.Account, Model: rec.Model, TaskID: task}))
+		}
+		if err != nil {
 			return fmt.Errorf("note intent of %s: %w", e.JobID, err)
 		}
 	}

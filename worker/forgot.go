@@ -3,6 +3,7 @@ package worker
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -39,7 +40,7 @@ func (w *Worker) memory(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := w.cfg.Redis.SetNX(ctx, epochKey, w.cfg.DataDir.holder+"-"+time.Now().UTC().Format(time.RFC3339), 0).Err(); err != nil {
+	if err := w.cfg.Redis.SetNX(ctx, epochKey, rand.Text(), 0).Err(); err != nil {
 		return "", fmt.Errorf("write %s: %w", epochKey, err)
 	}
 	epoch, err := w.cfg.Redis.Get(ctx, epochKey).Result()
@@ -57,12 +58,11 @@ func (w *Worker) watchMemory(ctx context.Context) (stop func()) {
 	go func() {
 		defer close(done)
 		for asked := time.Now(); w.sleep(ctx, memoryInterval) == nil; {
-			now, err := w.memory(ctx)
-			switch {
-			case err != nil:
-			case now != w.lastMemory():
-				err, asked = w.remind(ctx, now), time.Now()
-			case time.Since(asked) > durabilityInterval: // a replica may have come or gone
+			_, err := w.recollect(ctx)
+			if err == nil {
+				err = w.learnKeys(ctx)
+			}
+			if err == nil && time.Since(asked) > durabilityInterval { // a replica may have come or gone
 				err, asked = w.askDurability(ctx), time.Now()
 			}
 			if err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
@@ -71,6 +71,38 @@ func (w *Worker) watchMemory(ctx context.Context) (stop func()) {
 		}
 	}()
 	return func() { cancel(); <-done }
+}
+
+// recollect returns what Redis is known by, after telling it what this worker knows if
+// that is something else than before.
+func (w *Worker) recollect(ctx context.Context) (string, error) {
+	w.reminding.Lock()
+	defer w.reminding.Unlock()
+	now, err := w.memory(ctx)
+	if err != nil || now == w.lastMemory() {
+		return now, err
+	}
+	return now, w.remind(ctx, now)
+}
+
+// learnKeys notes in the journal what Redis knows of the keys of the configured
+// accounts: should it forget, their tasks are still known by them.
+func (w *Worker) learnKeys(ctx context.Context) error {
+	journal := w.cfg.DataDir.Journal
+	for _, a := range w.accounts {
+		mark := a.remote.KeyMark()
+		if journal.keyID(mark) != "" {
+			continue
+		}
+		id, err := w.jobs.KeyID(ctx, mark)
+		if err == nil && id != "" {
+			err = journal.setKeyID(mark, id)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lastMemory is what Redis was when this worker last told it what it knows.
@@ -83,8 +115,12 @@ func (w *Worker) lastMemory() string {
 // remind tells a Redis that may have forgotten what this worker knows: its journal,
 // what was spent, whose tasks are whose, and the queues.
 func (w *Worker) remind(ctx context.Context, now string) error {
-	if w.lastMemory() != "" {
+	before := cmp.Or(w.lastMemory(), w.cfg.DataDir.memory)
+	if before != "" && before != now && !w.cfg.OwnQueue {
 		w.log.Warn("redis may have forgotten: telling it what the journal knows")
+		w.mu.Lock()
+		w.forgot = true
+		w.mu.Unlock()
 	}
 	if err := w.recoverJournal(ctx); err != nil {
 		return err
@@ -103,7 +139,11 @@ func (w *Worker) remind(ctx context.Context, now string) error {
 	if err := w.jobs.Register(ctx, w.models()); err != nil {
 		return err
 	}
-	if err := w.askDurability(ctx); err != nil {
+	err := errors.Join(w.learnKeys(ctx), w.askDurability(ctx))
+	if err == nil && !w.cfg.OwnQueue {
+		err = w.cfg.DataDir.remember(now)
+	}
+	if err != nil {
 		return err
 	}
 	w.mu.Lock()
@@ -157,7 +197,7 @@ func (l *lane) recall(ctx context.Context) error {
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return fmt.Errorf("read %s: %w", l.key(trusted), err)
 	}
-	if last == now || last == "" && !l.worked() {
+	if last == now || last == "" && !l.before() {
 		return l.trust(ctx, now)
 	}
 	l.log.Warn("redis may have forgotten what this lane was at: waiting for other workers to tell", "wait", leaseTTL)
@@ -190,9 +230,31 @@ func (l *lane) trusts(ctx context.Context) bool {
 	return err == nil && last == l.memory || l.cfg.OwnQueue
 }
 
-// worked reports whether this worker has worked on the lane's account before.
-func (l *lane) worked() bool {
-	return l.cfg.DataDir.Journal.keyID(l.account.remote.KeyMark()) != ""
+// before reports whether there was something to forget, as far as this worker knows: it
+// has known Redis by something else, or has worked on the lane's account.
+func (l *lane) before() bool {
+	l.Worker.mu.Lock()
+	forgot := l.forgot
+	l.Worker.mu.Unlock()
+	return forgot || l.cfg.DataDir.Journal.keyID(l.account.remote.KeyMark()) != ""
+}
+
+// mindful fails if Redis may have forgotten since the lane's term began: nothing may be
+// bought on its word then.
+func (l *lane) mindful(ctx context.Context) error {
+	if l.cfg.OwnQueue {
+		return nil
+	}
+	now, err := l.Worker.memory(ctx)
+	switch {
+	case err != nil:
+		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+	case now != l.memory:
+		l.log.Warn("redis may have forgotten: the lane begins anew", "term", l.term)
+		l.lease.lose()
+		return ErrStopped
+	}
+	return nil
 }
 
 // trust notes what Redis is known by, and reads which tasks jobs are held for.
@@ -211,17 +273,17 @@ func (l *lane) trust(ctx context.Context, now string) error {
 	return nil
 }
 
-// unexplained are the tasks of the lane's key that nobody owns, not even a sidecar, and
-// that no intent which is known can have made.
+// unexplained are the tasks of the lane's key, or of any if it is not known, that nobody
+// owns, not even a sidecar, and that no intent which is known can have made.
 func (l *lane) unexplained(ctx context.Context) ([]dashscope.TaskInfo, error) {
 	key, err := l.keyID(ctx, l.account.remote.KeyMark())
-	if err != nil || key == "" {
+	if err != nil {
 		return nil, err
 	}
 	orphans := map[string]dashscope.TaskInfo{}
 	for _, task := range l.first.unowned {
 		known := slices.ContainsFunc(l.first.intents, func(i intent) bool { return i.mayHaveMade(task, l.submitLimit()) })
-		if task.APIKeyID == key && !known {
+		if (key == "" || task.APIKeyID == key) && !known && !l.first.kept[task.TaskID] {
 			orphans[task.TaskID] = task
 		}
 	}

@@ -22,10 +22,19 @@ func (s *stack) forget(ids []string) {
 	}
 }
 
+// share starts the worker anew on a Redis that is not its own.
+func (s *stack) share() {
+	s.t.Helper()
+	s.stop()
+	s.shared = true
+	s.start()
+}
+
 // Redis is emptied in the middle of fifty jobs, and the producers enqueue all of them
 // again: the worker's journal and the bucket know what was made.
 func TestRule15RedisEmptied(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.share()
 		ids := s.enqueueMany(50)
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-20").State)
 		s.state("job-21", jobs.StateGenerating)
@@ -46,6 +55,7 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		// The other worker has worked on the account before, so that it knows the key.
 		s.stop()
+		s.shared = true
 		s.prepare()
 		other, data := s.newWorker("data-2")
 		ctx, kill := context.WithCancel(t.Context())
@@ -56,6 +66,7 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 		s.run() // stands by
 		ids := s.enqueueMany(5)
 		s.state("job-1", jobs.StateGenerating)
+		<-time.After(15 * time.Second)
 		kill()
 		require.ErrorIs(t, <-ended, context.Canceled)
 		require.NoError(t, data.Close())
@@ -92,6 +103,7 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 // job waits. The journal knows better.
 func TestRule15RedisForgotItsLastSecond(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.share()
 		s.enqueueMany(3)
 		before := s.redis.HGetAll(t.Context(), "danqing:job:job-1").Val()
 		s.state("job-1", jobs.StateGenerating)

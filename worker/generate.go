@@ -244,6 +244,9 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request) 
 // account is not paused, the bucket answers, and the disk has room. Where the job
 // is over it ends it, and fails with [jobs.ErrConflict]: look again.
 func (l *lane) ready(ctx context.Context, rec *jobs.Record) error {
+	if err := l.mindful(ctx); err != nil {
+		return err
+	}
 	if err := l.paused(ctx); err != nil {
 		return err
 	}

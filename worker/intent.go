@@ -33,8 +33,9 @@ type intent struct {
 	// Mark is the key's, and Listed says that no task of that key was unowned before.
 	Mark   string `json:"mark,omitempty"`
 	Listed bool   `json:"listed,omitempty"`
-	// NotMade says that it was bought again.
+	// NotMade says that it was bought again, and Held that its job is held.
 	NotMade bool `json:"not_made,omitempty"`
+	Held    bool `json:"held,omitempty"`
 }
 
 func (l *lane) intentOf(rec *jobs.Record) intent {
@@ -126,7 +127,7 @@ func decide(me intent, view *listing, keyID, requestID string, limit, settled ti
 			contested = append(contested, task)
 		case me.mayHaveMade(task, limit):
 			late = append(late, task)
-		case !possible:
+		case !possible && !view.kept[task.TaskID]:
 			foreign = true
 		}
 	}

@@ -38,7 +38,8 @@ const lateMost = time.Hour
 // keepInterval is how often a lane looks for more of them.
 const keepInterval = 5 * time.Second
 
-// keepLater has a lane's holder look after a task. It is known from then on.
+// keepLater has a lane's holder look after a task. One that may be a held job's stays
+// nobody's: it may be another's.
 func (w *Worker) keepLater(ctx context.Context, k keepsake) error {
 	encoded, err := json.Marshal(k)
 	if err != nil {
@@ -47,7 +48,11 @@ func (w *Worker) keepLater(ctx context.Context, k keepsake) error {
 	if err := w.cfg.Redis.HSetNX(ctx, jobs.LaneKey(k.Account, k.Model, keepsakes), k.TaskID, encoded).Err(); err != nil {
 		return fmt.Errorf("note task %s: %w", k.TaskID, err)
 	}
-	err = w.jobs.KeepTask(ctx, k.TaskID, k.JobID)
+	if k.Extra {
+		err = w.jobs.ClaimTask(ctx, k.TaskID, k.JobID)
+	} else {
+		err = w.jobs.KeepTask(ctx, k.TaskID, k.JobID)
+	}
 	if owned := (*jobs.TaskOwnedError)(nil); errors.As(err, &owned) {
 		return nil // it is kept already
 	}
@@ -272,11 +277,11 @@ func charged(task *dashscope.Task) int {
 // stray looks after a task that was made for a job which has another one by now, or
 // does without.
 func (w *Worker) stray(ctx context.Context, rec *jobs.Record) error {
-	owners, err := w.jobs.TaskOwners(ctx, []string{rec.TaskID})
+	notes, err := w.jobs.TaskNotes(ctx, []string{rec.TaskID})
 	if err != nil {
 		return err
 	}
-	if owners[rec.TaskID] != "" {
+	if notes[rec.TaskID].Job != "" {
 		return nil
 	}
 	w.log.Error("a task was made for a job that has another one: it is cancelled if it has not begun", "job_id", rec.ID, "task_id", rec.TaskID)

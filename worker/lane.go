@@ -203,10 +203,13 @@ const firstPatience = time.Minute
 // firstLook begins a term with the account's list: what is on it was not made by any
 // create of this term.
 func (l *lane) firstLook(ctx context.Context) error {
-	l.memory = l.lastMemory()
 	pace := backoff{first: time.Second, most: 10 * time.Second}
 	for begun := time.Now(); ; {
-		err := l.recall(ctx)
+		memory, err := l.recollect(ctx)
+		if err == nil {
+			l.memory = memory
+			err = l.recall(ctx)
+		}
 		if err == nil && l.first == nil {
 			l.first, err = l.look(ctx)
 		}

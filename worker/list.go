@@ -23,12 +23,14 @@ const (
 // moment.
 type listing struct {
 	at time.Time
-	// all are the tasks of the last 24 hours by ID, and unowned those that no record,
-	// journal or keeper owns, newest first.
+	// all are the tasks of the last 24 hours by ID, and unowned those that no record or
+	// journal owns, newest first.
 	all     map[string]dashscope.TaskInfo
 	unowned []dashscope.TaskInfo
-	// intents are the creates that may have made one: those without an outcome, and
-	// those that were bought again.
+	// kept are those of the unowned whose images are kept for a job that is held.
+	kept map[string]bool
+	// intents are the creates that may have made one: those without an outcome, those
+	// that were bought again, and those whose jobs are held.
 	intents []intent
 }
 
@@ -78,7 +80,7 @@ func (l *lane) wholeList(ctx context.Context) (tasks []dashscope.TaskInfo, err e
 // look reads the list, and who owns what is on it. The order matters: a create that
 // ends meanwhile must be seen as an intent or as an owner.
 func (l *lane) look(ctx context.Context) (*listing, error) {
-	view := &listing{at: time.Now(), all: map[string]dashscope.TaskInfo{}}
+	view := &listing{at: time.Now(), all: map[string]dashscope.TaskInfo{}, kept: map[string]bool{}}
 	tasks, err := l.wholeList(ctx)
 	if err != nil {
 		return nil, err
@@ -101,13 +103,14 @@ func (l *lane) look(ctx context.Context) (*listing, error) {
 			unknown = append(unknown, task.TaskID)
 		}
 	}
-	owners, err := l.jobs.TaskOwners(ctx, unknown)
+	notes, err := l.jobs.TaskNotes(ctx, unknown)
 	if err != nil {
 		return nil, err
 	}
 	for _, id := range unknown {
-		if owners[id] == "" {
+		if notes[id].Job == "" {
 			view.unowned = append(view.unowned, view.all[id])
+			view.kept[id] = notes[id].Kept != ""
 		}
 	}
 	l.keepListing(ctx, view)
@@ -143,13 +146,14 @@ func (l *lane) listedAt(ctx context.Context) time.Time {
 	return view.at.UTC()
 }
 
-// doubts is the key of the lane's intents that were bought again, by job and attempt.
+// doubts is the key of the lane's intents that were bought again or are held, by job and
+// attempt.
 const doubts = "doubts"
 
 func doubtName(job string, attempt int) string { return fmt.Sprintf("%s.%d", job, attempt) }
 
 // intents are the lane's creates that have no outcome, of whatever worker, and those
-// of the last day that were bought again.
+// of the last day that were bought again or are held.
 func (l *lane) intents(ctx context.Context) ([]intent, error) {
 	var found []intent
 	for filter := (jobs.ListFilter{States: []jobs.State{jobs.StateSubmitting}, Account: l.account.name, Model: l.model.Name}); ; {
@@ -164,11 +168,11 @@ func (l *lane) intents(ctx context.Context) ([]intent, error) {
 			break
 		}
 	}
-	notMade, err := l.cfg.Redis.HGetAll(ctx, l.key(doubts)).Result()
+	decided, err := l.cfg.Redis.HGetAll(ctx, l.key(doubts)).Result()
 	if err != nil {
-		return nil, fmt.Errorf("read intents that were bought again: %w", err)
+		return nil, fmt.Errorf("read intents that are decided: %w", err)
 	}
-	for name, encoded := range notMade {
+	for name, encoded := range decided {
 		i, err := decodeIntent(encoded)
 		if err == nil && time.Since(i.From) < taskMemory {
 			found = append(found, i)

@@ -324,6 +324,47 @@ func TestRules7And8ForeignTasksOfTheSameKey(t *testing.T) {
 	}
 }
 
+// A task shows up that either of two lost creates may have made: both jobs are held,
+// though one is held first, and neither is bought again.
+func TestRule8TaskThatTwoMayHaveMade(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		late := s.holdBack("prompt of job-2", time.Minute)
+		sim.Script(
+			simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetBefore},
+			simulator.Fault{Route: simulator.RouteCreate, Match: late.match, Reset: simulator.ResetBefore},
+		)
+		s.enqueueMany(3)
+		s.requireMadeOnce("job-3")
+		for _, id := range []string{"job-1", "job-2"} {
+			rec := s.wait(id)
+			require.Equal(t, jobs.StateHeld, rec.State, id)
+			assert.Len(t, rec.Candidates, 1)
+			<-time.After(time.Minute)
+			s.requireKept(rec.Candidates[0])
+		}
+		<-time.After(10 * time.Minute)
+		assert.Len(t, sim.Tasks(), 3)
+		s.requireChargedOnce()
+
+		// What is kept does not stand in the way of what is lost later.
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
+		s.enqueue(jobs.Request{ID: "job-4", Prompt: "prompt of job-4"})
+		s.requireMadeOnce("job-4")
+
+		// A person looks at the image.
+		_, err := s.worker.Jobs().Resolve(t.Context(), "job-2", jobs.Resolution{Adopt: s.get("job-2").Candidates[0]})
+		require.NoError(t, err)
+		s.requireMadeOnce("job-2")
+		_, err = s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true})
+		require.NoError(t, err)
+		s.requireMadeOnce("job-1")
+		s.requireLedger()
+	})
+}
+
 // get reads a job's record as it is.
 func (s *stack) get(id string) *jobs.Record {
 	s.t.Helper()

@@ -53,6 +53,8 @@ type stack struct {
 	worker *worker.Worker
 	ended  chan error
 	others []func() // end the other workers
+	// shared says that Redis is not the worker's own, and outlives it.
+	shared bool
 	// leasesEnd asks for a queue whose times to live run; the one in memory's do not.
 	leasesEnd bool
 }
@@ -178,7 +180,7 @@ func (s *stack) config(data *worker.DataDir) worker.Config {
 	})
 	require.NoError(s.t, err)
 	cfg := worker.Config{
-		Redis: s.redis, Bucket: s.bucket, Spool: spool, DataDir: data,
+		Redis: s.redis, OwnQueue: !s.shared && !s.leasesEnd, Bucket: s.bucket, Spool: spool, DataDir: data,
 		QueueInterval: s.queueInterval, Logger: testLogger(s.t),
 	}
 	if s.accounts == nil {

@@ -64,6 +64,8 @@ type Worker struct {
 	mu sync.Mutex
 	// remembers is what Redis was known by when it was told last what this worker knows.
 	remembers string
+	// forgot says that Redis was known by something else before.
+	forgot bool
 	// durability is how Redis keeps what it was told.
 	durability jobs.Durability
 	// simulated is what the services said of themselves, once known.
@@ -72,6 +74,8 @@ type Worker struct {
 	// refused has when the reference image of a job, by its ID, was first refused
 	// for a reason that did not look final.
 	refused sync.Map
+
+	reminding sync.Mutex // one at a time tells Redis
 
 	stop     sync.Once
 	stopping chan struct{}
@@ -166,11 +170,7 @@ func (w *Worker) Prepare(ctx context.Context) error {
 	if err := w.meetAll(ctx); err != nil {
 		return err
 	}
-	memory, err := w.memory(ctx)
-	if err != nil {
-		return err
-	}
-	if err := w.remind(ctx, memory); err != nil {
+	if _, err := w.recollect(ctx); err != nil {
 		return err
 	}
 	if err := w.findLeftovers(ctx); err != nil {

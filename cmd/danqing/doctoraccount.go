@@ -137,7 +137,7 @@ func (d *doctor) tasks(ctx context.Context, a config.Account, client *dashscope.
 	for i, task := range listed {
 		ids[i] = task.TaskID
 	}
-	owners, err := d.jobs.TaskOwners(ctx, ids)
+	notes, err := d.jobs.TaskNotes(ctx, ids)
 	if err != nil {
 		d.bad("let Redis's user run scripts on danqing:*", "account %s: %v", a.Name, err)
 		return
@@ -151,8 +151,9 @@ func (d *doctor) tasks(ctx context.Context, a config.Account, client *dashscope.
 	var foreign []dashscope.TaskInfo
 	for _, task := range listed {
 		switch {
-		case owners[task.TaskID] != "":
+		case notes[task.TaskID].Job != "":
 			ourKeys[task.APIKeyID] = true
+		case notes[task.TaskID].Kept != "": // a held job's, perhaps
 		case at.Sub(time.UnixMilli(task.GmtCreate)) > underWay:
 			foreign = append(foreign, task)
 		}
