@@ -200,12 +200,17 @@ func indexKey(state State) string { return "danqing:jobs:" + string(state) }
 
 // swapScript writes a record if its (state, attempt, term) is what the caller
 // read, moves it in the index of states, names the job as its task's owner, and says
-// so, all as one command. An absent record reads as three empty strings.
+// so, all as one command. An absent record reads as three empty strings. A task that
+// was found, and is another job's, is not given to this one.
 var swapScript = redis.NewScript(`
 local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term', 'write')
 if cur[4] == ARGV[11] then return 1 end
 for i = 1, 3 do
   if (cur[i] or '') ~= ARGV[i] then return 0 end
+end
+if ARGV[16] == '1' then
+  local owner = redis.call('HGET', KEYS[4], 'job')
+  if owner and owner ~= ARGV[10] then return owner end
 end
 redis.call('HSET', KEYS[1], 'state', ARGV[4], 'attempt', ARGV[5], 'term', ARGV[6], 'record', ARGV[7], 'write', ARGV[11])
 if ARGV[14] == '1' then redis.call('HDEL', KEYS[1], 'cancel') end
@@ -227,7 +232,8 @@ return 1
 
 // Swap replaces the record old by next, if it still has old's state, attempt
 // and term; otherwise it fails with [ErrConflict]. A nil old means that there
-// must be no record yet. It sets next.UpdatedAt.
+// must be no record yet. It fails with [*TaskOwnedError] if next has Adopted
+// a task, old had not, and it is another job's. It sets next.UpdatedAt.
 func (c *Client) Swap(ctx context.Context, old, next *Record) error {
 	return c.SwapAs(ctx, rand.Text(), old, next)
 }
@@ -249,6 +255,7 @@ func (c *Client) swap(ctx context.Context, write string, old, next *Record, afre
 	if afresh {
 		next.CancelRequestedAt = time.Time{}
 	}
+	found := next.Adopted && next.TaskID != "" && (old == nil || old.TaskID != next.TaskID)
 	encoded, err := encodeJSON(next)
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
@@ -258,17 +265,20 @@ func (c *Client) swap(ctx context.Context, write string, old, next *Record, afre
 		lifetime = RecordLifetime
 	}
 	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID, write,
-		next.UpdatedAt.UnixMilli(), forgottenBefore(next.UpdatedAt), afresh, int(bookedLifetime.Seconds()))
+		next.UpdatedAt.UnixMilli(), forgottenBefore(next.UpdatedAt), afresh, int(bookedLifetime.Seconds()), found)
 	keys := []string{recordPrefix + next.ID, index, indexKey(next.State)}
 	if next.TaskID != "" {
 		keys = append(keys, taskPrefix+next.TaskID)
 	}
-	swapped, err := swapScript.Run(ctx, c.redis, keys, args...).Int()
+	swapped, err := swapScript.Run(ctx, c.redis, keys, args...).Result()
+	if owner, owned := swapped.(string); owned {
+		err = &TaskOwnedError{TaskID: next.TaskID, JobID: owner}
+	}
+	if err == nil && swapped == int64(0) {
+		err = ErrConflict
+	}
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
-	}
-	if swapped == 0 {
-		return fmt.Errorf("write record of %s: %w", next.ID, ErrConflict)
 	}
 	return nil
 }

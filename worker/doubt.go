@@ -140,22 +140,22 @@ func (l *lane) upToDate(rec *jobs.Record, view *listing) bool {
 	return l.latest.id == "" || shown || l.latest.at.Before(rec.SubmittedAt) || view.at.Sub(l.latest.at) > dashscope.TaskLifetime
 }
 
-// adopt gives a job the task that was made for it.
+// adopt gives a job the task that was made for it. The record claims it: a task that
+// was claimed before, by a worker that died then, would be taken for another's.
 func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskInfo) error {
-	if err := l.jobs.ClaimTask(ctx, task.TaskID, rec.ID); err != nil {
-		var owned *jobs.TaskOwnedError
-		if errors.As(err, &owned) {
-			return nil // somebody was faster: look again
-		}
-		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
-	}
 	next := *rec
 	next.State, next.TaskID, next.Adopted = jobs.StateGenerating, task.TaskID, true
 	next.Code, next.Message, next.DoubtAt = "", "", time.Time{}
+	if err := l.advance(ctx, rec, &next); err != nil {
+		if errors.As(err, new(*jobs.TaskOwnedError)) {
+			return nil // somebody was faster: look again
+		}
+		return err
+	}
 	l.journal(entryTask, &next)
 	l.tasks.Store(next.TaskID, true)
 	l.log.Info("task adopted", "job_id", rec.ID, "task_id", task.TaskID, "attempt", rec.Attempt)
-	return l.advance(ctx, rec, &next)
+	return nil
 }
 
 // notMade takes an intent back of which no task came, so that the job is bought

@@ -67,7 +67,12 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 	}
 	next := *journaled
 	w.log.Info("job recovered from the journal", "job_id", next.ID, "task_id", next.TaskID, "state", string(next.State))
-	if err := w.swap(ctx, known, &next); err != nil {
+	err = w.swap(ctx, known, &next)
+	if errors.As(err, new(*jobs.TaskOwnedError)) {
+		w.log.Error("an adopted task is another job's by now", "job_id", next.ID, "task_id", next.TaskID, "err", err)
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	switch next.State {

@@ -269,7 +269,7 @@ func (w *Worker) swap(ctx context.Context, old, next *jobs.Record) error {
 	write := rand.Text()
 	for trouble := (&backoff{first: 100 * time.Millisecond, most: 10 * time.Second}); ; {
 		err := w.jobs.SwapAs(ctx, write, old, next)
-		if err == nil || errors.Is(err, jobs.ErrConflict) {
+		if err == nil || errors.Is(err, jobs.ErrConflict) || errors.As(err, new(*jobs.TaskOwnedError)) {
 			return err
 		}
 		w.log.Warn("redis does not answer, trying again", "job_id", next.ID, "err", err)

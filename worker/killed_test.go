@@ -1,0 +1,231 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// deathAt lets a worker's Redis commands through up to the n-th that writes something
+// of ours, and no answer from there on: as if the worker were killed right after it.
+type deathAt struct {
+	n int
+	// journal reads what is on the disk at that moment.
+	journal func() []byte
+
+	mu   sync.Mutex
+	seen int
+	dead bool
+	// died is closed at the death, and command and disk tell of it.
+	died    chan struct{}
+	command string
+	disk    []byte
+}
+
+var errDead = errors.New("the worker is dead")
+
+func (d *deathAt) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (d *deathAt) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		d.mu.Lock()
+		dead := d.dead
+		d.mu.Unlock()
+		if !dead {
+			err := next(ctx, cmd)
+			if !d.dies(cmd) {
+				return err
+			}
+		}
+		<-time.After(time.Second) // or whoever tries again never stops
+		cmd.SetErr(errDead)
+		return errDead
+	}
+}
+
+func (d *deathAt) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		d.mu.Lock()
+		dead := d.dead
+		d.mu.Unlock()
+		if dead {
+			<-time.After(time.Second)
+			return errDead
+		}
+		return next(ctx, cmds)
+	}
+}
+
+func (d *deathAt) dies(cmd redis.Cmder) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dead || !writesOurs(cmd.Args()) {
+		return d.dead
+	}
+	if d.seen++; d.seen == d.n {
+		d.dead, d.command, d.disk = true, fmt.Sprint(cmd.Args()[0], " ", cmd.Args()[min(3, len(cmd.Args())-1)]), d.journal()
+		close(d.died)
+	}
+	return d.dead
+}
+
+// writesOurs reports whether a command can be a step of what is done about a job's
+// task.
+func writesOurs(args []any) bool {
+	switch args[0] {
+	case "hset", "hsetnx", "hdel":
+	case "evalsha":
+		index := keysOf(args)
+		if len(args) == 3+len(index) || len(index) == 2 && strings.HasPrefix(index[1], "danqing:jobs:") {
+			return false // it only reads
+		}
+	default:
+		return false
+	}
+	for _, arg := range args[1:min(6, len(args))] {
+		text, _ := arg.(string)
+		for _, name := range []string{"danqing:job:job-1", "danqing:task:", ":doubts", ":keepsakes", ":in_flight", "danqing:ledger:"} {
+			if strings.Contains(text, name) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// keysOf are the keys of a script's call.
+func keysOf(args []any) []string {
+	n, _ := args[2].(int)
+	keys := make([]string, n)
+	for i := range keys {
+		keys[i], _ = args[3+i].(string)
+	}
+	return keys
+}
+
+// killedOnce runs a scenario with a death after the n-th write that follows, and has
+// a new worker go on, in the same Redis or in an empty one. It reports whether there
+// was an n-th.
+func (s *stack) killedOnce(n int, sameRedis bool, scenario func()) bool {
+	s.t.Helper()
+	s.worker.Stop()
+	require.NoError(s.t, <-s.ended)
+	require.NoError(s.t, s.data.Close())
+	death := &deathAt{n: n, died: make(chan struct{}), journal: func() []byte { return s.journal("data") }}
+	s.worker, s.data = s.newWorker("data")
+	ctx, kill := context.WithCancel(context.Background())
+	defer kill()
+	s.ended = make(chan error, 1)
+	go func() { s.ended <- s.worker.Run(ctx) }()
+	scenario()
+	s.queue.Client().AddHook(death)
+	over := make(chan *jobs.Record, 1)
+	go func() {
+		rec, err := s.worker.Jobs().Wait(ctx, "job-1")
+		if err == nil {
+			over <- rec
+		}
+	}()
+	select {
+	case <-over:
+		<-time.After(2 * time.Minute)
+	case <-death.died:
+	}
+	death.mu.Lock()
+	died := death.dead
+	death.mu.Unlock()
+	if !died {
+		s.worker.Stop()
+		require.NoError(s.t, <-s.ended)
+		s.ended = nil
+		return false
+	}
+	kill()
+	<-s.ended
+	require.NoError(s.t, s.data.Close())
+	s.rewriteJournal("data", death.disk)
+	s.t.Log("killed after", death.command)
+	death.mu.Lock()
+	death.dead = false
+	death.mu.Unlock()
+	if sameRedis {
+		s.worker, s.data = s.newWorker("data")
+		s.run()
+		return true
+	}
+	require.NoError(s.t, s.queue.Close())
+	s.start()
+	if rec, err := s.worker.Jobs().Get(s.t.Context(), "job-1"); errors.Is(err, jobs.ErrNotFound) || rec.State.Waiting() {
+		s.enqueueMany(1)
+	}
+	return true
+}
+
+// A worker is killed after each of the writes, one after the other, that follow on a
+// create whose answer is lost: the next one finishes what was begun, buys nothing
+// twice, and holds what was to be held.
+func TestKilledWhileFindingOut(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		reset   simulator.Reset
+		foreign bool
+	}{
+		"a task to adopt": {reset: simulator.ResetAfter},
+		"no task":         {reset: simulator.ResetBefore},
+		"two to hold for": {reset: simulator.ResetAfter, foreign: true},
+	} {
+		for _, sameRedis := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, same redis %t", name, sameRedis), func(t *testing.T) {
+				t.Parallel()
+				for n, more := 1, true; more && !t.Failed() && n < 100; n++ {
+					dir := memoryDir(t)
+					synctest.Test(t, func(t *testing.T) {
+						s := newStack(t, dir, &simulator.Simulator{})
+						defer s.close()
+						s.start()
+						s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+						s.requireMadeOnce("first")
+						more = s.killedOnce(n, sameRedis, func() {
+							s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: c.reset})
+							s.enqueueMany(1)
+							s.state("job-1", jobs.StateSubmitting)
+							<-time.After(500 * time.Millisecond)
+							if c.foreign {
+								s.foreign("sk-test")
+							}
+						})
+						ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+						defer cancel()
+						rec, err := s.worker.Jobs().Wait(ctx, "job-1")
+						require.NoError(t, err, "killed after write %d", n)
+						<-time.After(2 * time.Minute)
+						if c.foreign {
+							require.Equal(t, jobs.StateHeld, rec.State, "killed after write %d", n)
+							assert.Len(t, rec.Candidates, 2)
+							assert.Equal(t, 1, s.tasksOf("prompt of job-1"), "killed after write %d", n)
+							for _, task := range rec.Candidates {
+								s.requireKept(task)
+							}
+							return
+						}
+						assert.Equal(t, 1, s.tasksOf("prompt of job-1"), "killed after write %d", n)
+						assert.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
+						s.requireLedger()
+					})
+				}
+			})
+		}
+	}
+}
