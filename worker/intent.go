@@ -38,6 +38,8 @@ type intent struct {
 	Held    bool `json:"held,omitempty"`
 }
 
+// intentOf is the intent of a record. A worker that died in the middle of its create did
+// not say until when it waited: nobody waits for longer than the service's own limit.
 func (l *lane) intentOf(rec *jobs.Record) intent {
 	i := intent{
 		JobID: rec.ID, Attempt: rec.Attempt, From: rec.ServiceAt, Until: rec.DoubtAt,
@@ -49,6 +51,9 @@ func (l *lane) intentOf(rec *jobs.Record) intent {
 	}
 	if i.Until.IsZero() {
 		i.Until = now
+	}
+	if last := i.From.Add(l.submitLimit()); i.Until.After(last) {
+		i.Until = last
 	}
 	i.Slack = i.Slack || !known
 	return i
@@ -138,7 +143,7 @@ func decide(me intent, view *listing, keyID, requestID string, limit, settled ti
 		return holdJob, candidates
 	case certain && now.Sub(me.Until) >= settled:
 		return adoptTask, candidates
-	case age < limit:
+	case age < limit, certain:
 		return undecided, candidates
 	case len(candidates) > 0:
 		return holdJob, candidates

@@ -39,6 +39,8 @@ func TestRules5To8Decide(t *testing.T) {
 		"one, not settled":                         {me: me, unowned: []dashscope.TaskInfo{task("a", 1)}, key: "ours", now: 20, want: undecided, candidates: []string{"a"}},
 		"one":                                      {me: me, unowned: []dashscope.TaskInfo{task("a", 1)}, key: "ours", now: 40, want: adoptTask, candidates: []string{"a"}},
 		"one that came late":                       {me: me, unowned: []dashscope.TaskInfo{task("a", 100)}, key: "ours", now: 101, want: adoptTask, candidates: []string{"a"}},
+		"one, the worker died and came back":       {me: create("me", 0, 290), unowned: []dashscope.TaskInfo{task("a", 1)}, key: "ours", now: 301, want: undecided, candidates: []string{"a"}},
+		"one, a while after it came back":          {me: create("me", 0, 290), unowned: []dashscope.TaskInfo{task("a", 1)}, key: "ours", now: 320, want: adoptTask, candidates: []string{"a"}},
 		"one of another key":                       {me: me, unowned: []dashscope.TaskInfo{of("theirs", task("a", 1))}, key: "ours", now: 300, want: noTask},
 		"one, and one of another key":              {me: me, unowned: []dashscope.TaskInfo{task("a", 1), of("theirs", task("b", 1))}, key: "ours", now: 40, want: adoptTask, candidates: []string{"a"}},
 		"one, the key is not known":                {me: me, unowned: []dashscope.TaskInfo{task("a", 1)}, now: 299, want: undecided, candidates: []string{"a"}},

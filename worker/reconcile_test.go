@@ -90,7 +90,9 @@ func (s *stack) requireLedger() {
 
 // killedIn runs a job until the worker dies in the middle of its create, and starts it
 // anew with an empty queue: what the process knew is gone, but for its journal.
-func (s *stack) killedIn(fault simulator.Fault, id string) {
+//
+// down is how long nobody works meanwhile.
+func (s *stack) killedIn(fault simulator.Fault, id string, down time.Duration) {
 	s.t.Helper()
 	ctx, kill := context.WithCancel(s.t.Context())
 	s.stop()
@@ -108,6 +110,7 @@ func (s *stack) killedIn(fault simulator.Fault, id string) {
 	s.ended = nil
 	s.stop()
 	s.rewriteJournal("data", text)
+	<-time.After(down)
 	s.start()
 }
 
@@ -122,10 +125,43 @@ func TestRules5To7Killed(t *testing.T) {
 			bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 				s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
 				s.requireMadeOnce("first")
-				s.killedIn(fault, "job-1")
+				s.killedIn(fault, "job-1", 0)
 				require.Equal(t, jobs.StateSubmitting, s.get("job-1").State)
 				s.requireMadeOnce("job-1")
 				assert.Len(t, s.sim.Tasks(), 2)
+			})
+		})
+	}
+}
+
+// A worker that died in the middle of a create comes back when no task can come of it
+// any more: what there is is adopted all the same. What another program has made with
+// the key in the hours between is not.
+func TestRules5To7KilledForAWhile(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault   simulator.Fault
+		foreign bool
+	}{
+		"task made":                     {simulator.Fault{Delay: 5 * time.Second, AfterWork: true}, false},
+		"not made, but another's since": {simulator.Fault{Delay: 5 * time.Second, Status: http.StatusBadGateway, Body: "<html>"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+				s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+				s.requireMadeOnce("first")
+				if c.foreign {
+					time.AfterFunc(time.Hour, func() { s.foreign("sk-test") })
+				}
+				s.killedIn(c.fault, "job-1", 2*time.Hour)
+				if rec := s.wait("job-1"); c.foreign {
+					// Redis has forgotten too, so that it is held instead of bought again.
+					assert.Equal(t, "MayBeMade", rec.Code)
+					assert.Empty(t, rec.TaskID)
+					return
+				}
+				s.requireMadeOnce("job-1")
+				assert.Len(t, s.sim.Tasks(), 2)
+				s.requireLedger()
 			})
 		})
 	}
