@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -9,6 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
@@ -96,6 +99,31 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 				s.requireMadeOnce(id)
 			}
 		}
+	})
+}
+
+// For each task that may be one of the queue's jobs, one job is held, however many are
+// about to be submitted at once.
+func TestRule14HoldsOneJobForOneTask(t *testing.T) {
+	const flash = "wan2.2-t2i-flash"
+	two := map[string][]worker.Lane{"": {{Model: flash, Concurrency: 2}}}
+	bubbleWith(t, &simulator.Simulator{}, two, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first", Model: flash})
+		require.Equal(t, jobs.StateSucceeded, s.wait("first").State)
+		_, err := s.client("sk-test").Create(t.Context(), dashscope.CreateRequest{Model: flash, Input: dashscope.Input{Prompt: "of a journal that is lost"}})
+		require.NoError(t, err)
+		require.NoError(t, s.redis.FlushAll(t.Context()).Err())
+		<-time.After(time.Second)
+		held := 0
+		for i := range 6 {
+			s.enqueue(jobs.Request{ID: fmt.Sprintf("job-%d", i), Prompt: fmt.Sprintf("prompt %d", i), Model: flash})
+		}
+		for i := range 6 {
+			if s.wait(fmt.Sprintf("job-%d", i)).State == jobs.StateHeld {
+				held++
+			}
+		}
+		assert.Equal(t, 1, held)
 	})
 }
 

@@ -153,14 +153,14 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err != nil {
 		return err
 	}
-	if err := l.holdSuspect(ctx, rec, &req); err != nil {
-		return err
-	}
 	if err := l.take(ctx, l.turn); err != nil {
 		return err
 	}
 	pass := sync.OnceFunc(func() { <-l.turn })
 	defer pass()
+	if err := l.holdSuspect(ctx, rec, &req); err != nil {
+		return err
+	}
 	if d := l.pace.delay(); d > 0 {
 		if err := l.sleep(ctx, d); err != nil {
 			return err
