@@ -33,7 +33,12 @@ func (w *Worker) recoverEntry(ctx context.Context, e entry) error {
 		next = doubtful(next, w.accountNamed(next.Account), diedSubmitting)
 		w.journal(entryAmbiguous, next)
 	}
-	return w.merge(ctx, next, e.At)
+	for {
+		// Another worker may tell of the same job, or a person decide about it.
+		if err := w.merge(ctx, next, e.At); !errors.Is(err, jobs.ErrConflict) {
+			return err
+		}
+	}
 }
 
 // merge brings a job's record up to what the journal knew of it at a time, and
