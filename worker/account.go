@@ -245,7 +245,7 @@ func (w *Worker) findLeftovers(ctx context.Context) error {
 			if slices.ContainsFunc(w.lanes, func(l laneSpec) bool { return l.account == a && l.model.Name == model.Name }) {
 				continue
 			}
-			left, err := w.cfg.Redis.HLen(ctx, jobs.LaneKey(a.name, model.Name, inFlight)).Result()
+			left, err := w.cfg.Redis.Exists(ctx, jobs.LaneKey(a.name, model.Name, inFlight), jobs.LaneKey(a.name, model.Name, keepsakes)).Result()
 			if err != nil {
 				return fmt.Errorf("read in-flight notes: %w", err)
 			}

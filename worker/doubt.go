@@ -81,6 +81,9 @@ func (l *lane) doubt(ctx context.Context, e *effort, rec *jobs.Record) (err erro
 		}
 		if err != nil {
 			l.log.Warn("tasks not listed, asking again", "job_id", rec.ID, "err", err)
+			if now, _ := l.account.serviceNow(); now.Sub(l.intentOf(rec).From) > doubtMost {
+				return l.holdDoubt(ctx, rec, nil)
+			}
 			if wait = pace.next(); time.Since(answered) > doubtPatience {
 				l.letGo(e)
 			}
@@ -248,6 +251,7 @@ func (w *Worker) recoverDoubts(ctx context.Context) error {
 		i := intent{
 			JobID: e.JobID, Attempt: e.Attempt, From: rec.ServiceAt, Until: rec.DoubtAt, Mark: rec.KeyMark,
 			NotMade: e.Kind == entryNotMade, Held: e.Kind == entryHeld, Slack: rec.ServiceAt.IsZero(),
+			Listed: !rec.ListedAt.IsZero(),
 		}
 		if i.Slack {
 			i.From = rec.SubmittedAt

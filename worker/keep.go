@@ -119,6 +119,19 @@ func (k *keeper) beginAll(ctx context.Context) error {
 	return nil
 }
 
+// allKept waits until the lane has no keepsake left.
+func (l *lane) allKept(ctx context.Context) error {
+	for {
+		left, err := l.cfg.Redis.HLen(ctx, l.key(keepsakes)).Result()
+		if err == nil && left == 0 {
+			return l.sleep(ctx, 0)
+		}
+		if err := l.sleep(ctx, keepInterval); err != nil {
+			return err
+		}
+	}
+}
+
 func (k *keeper) forget(ctx context.Context, id string) {
 	if err := k.cfg.Redis.HDel(context.WithoutCancel(ctx), k.key(keepsakes), id).Err(); err != nil {
 		k.log.Warn("task to keep not forgotten", "task_id", id, "err", err)

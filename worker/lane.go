@@ -190,7 +190,7 @@ func (l *lane) hold(ctx context.Context) error {
 	}
 	if l.leftover {
 		l.group.Wait()
-		return l.sleep(ctx, 0)
+		return l.allKept(ctx)
 	}
 	defer l.keepResuming(ctx)()
 	return l.serve(ctx)
