@@ -123,10 +123,10 @@ func (w *Worker) trimArchives(ctx context.Context, models []string) error {
 }
 
 // sweep sees to it that each job which waits for a lane, or for the bucket, has a
-// message that will wake somebody.
+// message that will wake somebody, and each that has a task, or may have, a note.
 func (w *Worker) sweep(ctx context.Context) error {
 	filter := jobs.ListFilter{
-		States:        []jobs.State{jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying, jobs.StateStoring},
+		States:        []jobs.State{jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying, jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring},
 		UpdatedBefore: time.Now().Add(-sweepAge), Limit: sweepPage,
 	}
 	for {
@@ -166,10 +166,16 @@ func (w *Worker) writeDown(ctx context.Context) error {
 
 func (w *Worker) mend(ctx context.Context, records []*jobs.Record) error {
 	for _, rec := range records {
-		if rec.State == jobs.StateStoring {
-			if err := w.jobs.EnqueueStore(ctx, rec); err != nil {
-				return err
-			}
+		var err error
+		switch rec.State {
+		case jobs.StateStoring:
+			err = w.jobs.EnqueueStore(ctx, rec)
+		case jobs.StateSubmitting, jobs.StateGenerating:
+			err = w.note(ctx, rec.Account, rec.Model, rec.ID)
+		default:
+		}
+		if err != nil {
+			return err
 		}
 	}
 	unwoken, err := w.jobs.Unwoken(ctx, records)
