@@ -36,6 +36,9 @@ type intent struct {
 	// NotMade says that it was bought again, and Held that its job is held.
 	NotMade bool `json:"not_made,omitempty"`
 	Held    bool `json:"held,omitempty"`
+	// Late says that it was bought again, and its task showed up since: it has made no
+	// other.
+	Late bool `json:"late,omitempty"`
 }
 
 // intentOf is the intent of a record. A worker that died in the middle of its create did

@@ -176,8 +176,15 @@ func (k *keeper) one(ctx context.Context, kept keepsake) error {
 // store puts a task's images under _held/, and its cost into the ledger.
 func (k *keeper) store(ctx context.Context, kept keepsake, task *dashscope.Task) error {
 	rec := &jobs.Record{ID: kept.JobID, Attempt: kept.Attempt, Account: kept.Account, Model: kept.Model, SubmittedAt: time.Now().UTC()}
-	if known, err := k.jobs.Get(ctx, kept.JobID); err == nil {
+	known, err := k.jobs.Get(ctx, kept.JobID)
+	switch {
+	case err == nil:
 		rec.Batch, rec.Labels, rec.Request = known.Batch, known.Labels, known.Request
+		if known.Attempt == kept.Attempt && !known.SubmittedAt.IsZero() {
+			rec.SubmittedAt = known.SubmittedAt // the day on which it is reserved
+		}
+	case !errors.Is(err, jobs.ErrNotFound):
+		return err
 	}
 	if err := k.settleTask(ctx, rec, kept.TaskID, charged(task), k.cost(kept.Account, kept.Model, charged(task))); err != nil {
 		k.log.Warn(redisAway, "task_id", kept.TaskID, "err", err)
@@ -231,28 +238,27 @@ func (k *keeper) lateTasks(ctx context.Context) {
 	if err != nil {
 		return // the next look tells
 	}
-	late := map[string]intent{}
-	gone := 0
-	for _, i := range view.intents {
-		if i.NotMade {
-			gone++
-		}
-	}
 	for _, task := range view.unowned {
 		maker := k.lateMaker(ctx, view, task)
-		if maker != nil {
-			late[task.TaskID] = *maker
+		if maker == nil {
+			continue
 		}
-	}
-	if len(late) > gone {
-		k.log.Error("another program uses the API key: its tasks cannot be told from lost ones; give Danqing a key of its own", "tasks", len(late))
-		return
-	}
-	for id, i := range late {
-		k.log.Error("a task showed up whose create was taken for lost: it is cancelled if it has not begun", "job_id", i.JobID, "task_id", id)
-		err := k.keepLater(ctx, keepsake{JobID: i.JobID, Attempt: i.Attempt, Account: k.account.name, Model: k.model.Name, TaskID: id, Extra: true})
+		// What another program made must not be cancelled: its tasks were there before, or
+		// are made at any time.
+		extra := maker.Listed && maker.mayHaveMade(task, k.submitLimit())
+		k.log.Error("a task showed up whose create was taken for lost, or is of another program with the same key: its images are kept", "job_id", maker.JobID, "task_id", task.TaskID, "cancel", extra)
+		err := k.keepLater(ctx, keepsake{JobID: maker.JobID, Attempt: maker.Attempt, Account: k.account.name, Model: k.model.Name, TaskID: task.TaskID, Extra: extra})
+		if err == nil {
+			// Whatever else shows up is of others.
+			maker.Late = true
+			err = k.noteIntent(ctx, *maker)
+		}
 		if err != nil {
-			k.log.Warn(redisAway, "task_id", id, "err", err)
+			k.log.Warn(redisAway, "task_id", task.TaskID, "err", err)
+			return
+		}
+		if view.intents, err = k.intents(ctx); err != nil {
+			return // the next look tells
 		}
 	}
 }

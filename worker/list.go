@@ -175,7 +175,9 @@ func (l *lane) intents(ctx context.Context) ([]intent, error) {
 	for name, encoded := range decided {
 		i, err := decodeIntent(encoded)
 		if err == nil && time.Since(i.From) < taskMemory {
-			found = append(found, i)
+			if !i.Late {
+				found = append(found, i)
+			}
 			continue
 		}
 		if err := l.cfg.Redis.HDel(ctx, l.key(doubts), name).Err(); err != nil {
