@@ -250,10 +250,26 @@ func (c *Client) again(ctx context.Context, old, rec *Record) (*Record, error) {
 	if !next.RetriedAt.After(rec.FinishedAt) { // the clock that ended it is ahead
 		next.RetriedAt = rec.FinishedAt.Add(time.Millisecond)
 	}
+	if err := c.freeAttempt(ctx, rec); err != nil {
+		return rec, err
+	}
 	if err := c.swap(ctx, rand.Text(), old, &next, true); err != nil {
 		return rec, err
 	}
 	return &next, c.requeue(ctx, &next)
+}
+
+// freeAttempt frees what the attempt of a job that a person has decided about has
+// reserved, whenever that was: nobody else looks at days that are past.
+func (c *Client) freeAttempt(ctx context.Context, rec *Record) error {
+	if rec.Account == "" || rec.SubmittedAt.IsZero() {
+		return nil
+	}
+	charge := Charge{Account: rec.Account, JobID: rec.ID, Attempt: rec.Attempt, At: rec.SubmittedAt, Batch: rec.Batch}
+	if rec.Request != nil {
+		charge.Batch = rec.Request.Batch
+	}
+	return c.Release(ctx, charge)
 }
 
 // closeAttempt moves what the record tells of its last attempt to the past ones.

@@ -117,6 +117,9 @@ func (c *Client) giveUp(ctx context.Context, rec *Record) (*Record, error) {
 	}
 	next.End(StateFailed, CodeGivenUp, fmt.Sprintf("given up on request; it was held: %s: %s", rec.Code, rec.Message), time.Now().UTC())
 	next.ResolvedAt, next.Results = next.FinishedAt, nil // signed links have done their duty
+	if err := c.freeAttempt(ctx, rec); err != nil {
+		return rec, err
+	}
 	if err := c.Swap(ctx, rec, &next); err != nil {
 		return rec, err
 	}
@@ -136,6 +139,9 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 	}
 	next := *rec
 	if rec.TaskID != "" && rec.TaskID != task {
+		if err := c.freeAttempt(ctx, rec); err != nil {
+			return rec, err
+		}
 		next.closeAttempt()
 	}
 	if next.closed(next.Attempt) {

@@ -114,7 +114,7 @@ func (w *Worker) freeLeaked(ctx context.Context) error {
 
 // reservationNeeded reports whether an attempt may still cost something.
 func (w *Worker) reservationNeeded(ctx context.Context, charge jobs.Charge) (bool, error) {
-	if _, open := w.cfg.DataDir.Journal.of(charge.JobID); open {
+	if e, open := w.cfg.DataDir.Journal.of(charge.JobID); open && e.Attempt == charge.Attempt && e.Kind != entryHeld {
 		return true, nil
 	}
 	rec, err := w.jobs.Get(ctx, charge.JobID)

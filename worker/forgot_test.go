@@ -108,6 +108,9 @@ func TestRule14HoldsOneJobForOneTask(t *testing.T) {
 	const flash = "wan2.2-t2i-flash"
 	two := map[string][]worker.Lane{"": {{Model: flash, Concurrency: 2}}}
 	bubbleWith(t, &simulator.Simulator{}, two, func(t *testing.T, s *stack) {
+		s.stop()
+		s.shared = true
+		s.start()
 		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first", Model: flash})
 		require.Equal(t, jobs.StateSucceeded, s.wait("first").State)
 		_, err := s.client("sk-test").Create(t.Context(), dashscope.CreateRequest{Model: flash, Input: dashscope.Input{Prompt: "of a journal that is lost"}})

@@ -193,6 +193,7 @@ func TestKilledWhileFindingOut(t *testing.T) {
 					dir := memoryDir(t)
 					synctest.Test(t, func(t *testing.T) {
 						s := newStack(t, dir, &simulator.Simulator{})
+						s.shared = sameRedis
 						defer s.close()
 						s.start()
 						s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})

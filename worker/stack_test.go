@@ -202,6 +202,13 @@ func (s *stack) foreignTask() {
 	require.NoError(s.t, err)
 }
 
+// foreignOf is foreignTask for a model.
+func (s *stack) foreignOf(model string) {
+	s.t.Helper()
+	_, err := s.client("sk-test").Create(s.t.Context(), dashscope.CreateRequest{Model: model, Input: dashscope.Input{Prompt: "foreign"}})
+	require.NoError(s.t, err)
+}
+
 // secondWorker is another worker on the same Redis.
 func (s *stack) secondWorker() *worker.Worker {
 	s.t.Helper()

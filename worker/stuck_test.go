@@ -1,0 +1,189 @@
+package worker_test
+
+import (
+	"context"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// The account's list fails for a day: what became of a lost create cannot be known any
+// more, and a person must decide.
+func TestRule8NoListForADay(t *testing.T) {
+	t.Parallel()
+	dir := memoryDir(t)
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, dir, &simulator.Simulator{})
+		s.queueInterval = time.Minute
+		defer s.close()
+		s.start()
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetBefore})
+		s.sim.Script(simulator.Fault{Route: simulator.RouteList, Status: http.StatusInternalServerError, Code: "InternalError", Times: -1})
+		s.enqueueMany(1)
+		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)
+		defer cancel()
+		rec, err := s.worker.Jobs().Wait(ctx, "job-1")
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateHeld, rec.State)
+	})
+}
+
+// heldForTwo holds a job for two tasks of which one is another program's.
+func (s *stack) heldForTwo(model string) *jobs.Record {
+	s.t.Helper()
+	s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first", Model: model})
+	require.Equal(s.t, jobs.StateSucceeded, s.wait("first").State)
+	s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
+	s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Model: model})
+	s.state("job-1", jobs.StateSubmitting)
+	<-time.After(time.Second)
+	s.foreignOf(model)
+	rec := s.wait("job-1")
+	require.Equal(s.t, jobs.StateHeld, rec.State)
+	require.Len(s.t, rec.Candidates, 2)
+	return rec
+}
+
+// A worker with a queue in memory dies after it has held a job: the next one keeps the
+// images of the tasks that may be the job's.
+func TestRule8CandidatesAreKeptAfterARestart(t *testing.T) {
+	t.Parallel()
+	dir := memoryDir(t)
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, dir, &simulator.Simulator{TaskTime: simulator.Between(10*time.Minute, 10*time.Minute)})
+		defer s.close()
+		s.start()
+		rec := s.heldForTwo(jobs.DefaultModel)
+		s.stop()
+		s.start()
+		<-time.After(time.Hour)
+		for _, task := range rec.Candidates {
+			s.requireKept(task)
+		}
+	})
+}
+
+// The images that may be a held job's are kept, though nobody works its model any more.
+func TestRule16CandidatesOfALaneThatIsNotConfigured(t *testing.T) {
+	const flash = "wan2.2-t2i-flash"
+	sim := &simulator.Simulator{TaskTime: simulator.Between(10*time.Minute, 10*time.Minute)}
+	bubbleWith(t, sim, map[string][]worker.Lane{"": {{Model: flash}}}, func(t *testing.T, s *stack) {
+		rec := s.heldForTwo(flash)
+		s.worker.Stop()
+		require.NoError(t, <-s.ended)
+		s.ended <- nil
+		s.accounts = nil // a lane for wanx-v1 alone
+		b := s.secondWorker()
+		ended := make(chan error, 1)
+		go func() { ended <- b.Run(t.Context()) }()
+		<-time.After(time.Hour)
+		for _, task := range rec.Candidates {
+			s.requireKept(task)
+		}
+		b.Stop()
+		require.NoError(t, <-ended)
+	})
+}
+
+// Two workers tell an empty Redis of the same job, or a producer enqueues it meanwhile:
+// whoever comes second looks again.
+func TestRule15AJobThatTwoTellOf(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetBefore})
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateSubmitting)
+		<-time.After(time.Second)
+		require.NoError(t, s.redis.Del(t.Context(), "danqing:job:job-1").Err())
+		s.queue.Client().AddHook(&beforeWrite{state: "submitting", do: func() { s.enqueueMany(1) }})
+		other, data := s.worker, s.data
+		other.Stop()
+		require.NoError(t, <-s.ended)
+		require.NoError(t, data.Close())
+		s.worker, s.data = s.newWorker("data")
+		require.NoError(t, s.worker.Prepare(t.Context()))
+		s.run()
+		assert.Equal(t, jobs.StateSubmitting, s.get("job-1").State)
+	})
+}
+
+// A person's program dies between the write that adopts a task and the message that
+// wakes a lane: the rounds find the job.
+func TestAdoptedWithoutAMessage(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		rec := s.heldForTwo(jobs.DefaultModel)
+		<-time.After(time.Minute)
+		adopted := *rec
+		adopted.State, adopted.TaskID, adopted.Candidates, adopted.ResolvedAt = jobs.StateGenerating, rec.Candidates[1], nil, time.Now()
+		require.NoError(t, s.worker.Jobs().Swap(t.Context(), rec, &adopted))
+		<-time.After(15 * time.Minute)
+		assert.Equal(t, jobs.StateSucceeded, s.get("job-1").State)
+	})
+}
+
+// A create is taken for lost, and for certain was: another program that submits with
+// the same key afterwards keeps its tasks. At most one is taken for the late one.
+func TestRule6TasksOfAnotherProgramAreNotCancelled(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(4*time.Minute, 4*time.Minute)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetBefore})
+		s.enqueueMany(1)
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		for range 4 {
+			s.foreign("sk-test")
+			<-time.After(time.Minute)
+		}
+		<-time.After(30 * time.Minute)
+		canceled := 0
+		for _, task := range sim.Tasks() {
+			if task.Status == "CANCELED" {
+				canceled++
+			}
+		}
+		assert.LessOrEqual(t, canceled, 1)
+	})
+}
+
+// A held job's money is free again when a person has decided, days after it was
+// reserved.
+func TestReservationsOfAHoldAreFreed(t *testing.T) {
+	t.Parallel()
+	for name, decision := range map[string]jobs.Resolution{"give up": {GiveUp: true}, "buy again": {BuyAgain: true}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := memoryDir(t)
+			synctest.Test(t, func(t *testing.T) {
+				s := newStack(t, dir, &simulator.Simulator{})
+				s.leasesEnd = true // a queue that outlives its worker
+				defer s.close()
+				s.start()
+				s.sim.Script(simulator.Fault{Route: simulator.RouteQuery, Times: 6,
+					Body: `{"request_id":"r","output":{"task_status":"SUCCEEDED","results":[]},"usage":{"image_count":1}}`})
+				s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Batch: "b"})
+				require.Equal(t, jobs.StateHeld, s.wait("job-1").State)
+				s.stop()
+				<-time.After(3 * 24 * time.Hour)
+				s.start()
+				_, err := s.worker.Jobs().Resolve(t.Context(), "job-1", decision)
+				require.NoError(t, err)
+				<-time.After(10 * time.Minute)
+				all, err := s.worker.Jobs().Spending(t.Context(), time.Time{}, time.Time{})
+				require.NoError(t, err)
+				for _, one := range all {
+					assert.Zero(t, one.ReservedMicroYuan, one.Day)
+				}
+			})
+		})
+	}
+}
