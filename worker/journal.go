@@ -224,7 +224,7 @@ func (j *Journal) compact() error {
 	return syncDir(filepath.Dir(j.path))
 }
 
-// kept is what a new file must hold, oldest first.
+// kept is what a new file must hold.
 func (j *Journal) kept() []entry {
 	var entries []entry
 	for mark, id := range j.keys {
@@ -239,9 +239,10 @@ func (j *Journal) kept() []entry {
 	entries = slices.DeleteFunc(entries, func(e entry) bool {
 		return e.Kind == entryOwned && j.open[e.JobID].taskID() == e.TaskID || e.Kind != entryKey && time.Since(e.At) > taskMemory
 	})
-	entries = append(entries, slices.Collect(maps.Values(j.open))...)
-	slices.SortStableFunc(entries, func(a, b entry) int { return a.At.Compare(b.At) })
-	return entries
+	oldest := func(a, b entry) int { return a.At.Compare(b.At) }
+	slices.SortStableFunc(entries, oldest)
+	// What is open comes last, whatever the clock was when: it was not ended since.
+	return append(entries, slices.SortedFunc(maps.Values(j.open), oldest)...)
 }
 
 // append writes an entry of a record and syncs it. After an error nothing may be spent. A

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -150,4 +151,22 @@ func FuzzJournal(f *testing.F) {
 		require.ElementsMatch(t, before, openJobs(j))
 		require.NoError(t, j.Close())
 	})
+}
+
+// The clock is set back between a create that was taken for lost and the next one: the
+// journal's next starts know the later one all the same.
+func TestJournalOfAClockThatWasSetBack(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "journal.jsonl")
+	j := openJournal(t, path)
+	now := time.Now().UTC()
+	again := journaled("a")
+	again.Attempt, again.TaskID = 2, "task-2"
+	require.NoError(t, j.write(entry{At: now, Kind: entryNotMade, JobID: "a", Attempt: 1, Record: journaled("a")}))
+	require.NoError(t, j.write(entry{At: now.Add(-time.Hour), Kind: entryTask, JobID: "a", Attempt: 2, Record: again}))
+	for range 2 {
+		require.NoError(t, j.Close())
+		j = openJournal(t, path)
+		assert.Equal(t, []string{"a task"}, openJobs(j))
+	}
 }
