@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
@@ -121,7 +123,7 @@ func (l *lane) settleDoubt(ctx context.Context, rec *jobs.Record, view *listing)
 	case holdJob:
 		return true, false, l.holdDoubt(ctx, rec, tasks)
 	case noTask:
-		if l.upToDate(rec, view) {
+		if l.upToDate(ctx, rec, view) {
 			return true, false, l.notMade(ctx, rec)
 		}
 	case undecided:
@@ -135,12 +137,51 @@ func (l *lane) settleDoubt(ctx context.Context, rec *jobs.Record, view *listing)
 }
 
 // upToDate reports whether the list shows the last task that was made after an
-// intent, if there is one: then it shows all before it.
-func (l *lane) upToDate(rec *jobs.Record, view *listing) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	_, shown := view.all[l.latest.id]
-	return l.latest.id == "" || shown || l.latest.at.Before(rec.SubmittedAt) || view.at.Sub(l.latest.at) > dashscope.TaskLifetime
+// intent, if there is one: then it shows all before it. This worker's last is known by
+// its journal, another holder's by Redis.
+func (l *lane) upToDate(ctx context.Context, rec *jobs.Record, view *listing) bool {
+	last, err := l.lastTask(ctx)
+	if err != nil {
+		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
+		return false
+	}
+	for _, made := range []madeTask{last, l.cfg.DataDir.Journal.lastTask(l.account.name, l.model.Name)} {
+		_, shown := view.all[made.ID]
+		if made.ID != "" && !shown && made.At.After(rec.SubmittedAt) && view.at.Sub(made.At) < dashscope.TaskLifetime {
+			return false
+		}
+	}
+	return true
+}
+
+// madeTask is a task's ID and when it was known to be made.
+type madeTask struct {
+	ID string    `json:"id"`
+	At time.Time `json:"at"`
+}
+
+// latest is the key of the task that was made last on the lane, by whatever holder.
+const latest = "latest"
+
+func (l *lane) lastTask(ctx context.Context) (made madeTask, err error) {
+	encoded, err := l.cfg.Redis.Get(ctx, l.key(latest)).Bytes()
+	if errors.Is(err, redis.Nil) {
+		return made, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(encoded, &made)
+	}
+	return made, err
+}
+
+func (l *lane) noteLastTask(ctx context.Context, task string) {
+	encoded, err := encode(madeTask{task, time.Now().UTC()})
+	if err == nil {
+		err = l.cfg.Redis.Set(context.WithoutCancel(ctx), l.key(latest), encoded, dashscope.TaskLifetime).Err()
+	}
+	if err != nil {
+		l.log.Warn("last task of the lane not noted", "task_id", task, "err", err)
+	}
 }
 
 // adopt gives a job the task that was made for it. The record claims it: a task that

@@ -339,14 +339,12 @@ func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashsc
 	next.State, next.TaskID, next.Simulated = jobs.StateGenerating, created.TaskID, created.Simulated
 	l.journal(entryTask, &next)
 	l.tasks.Store(next.TaskID, true)
-	l.mu.Lock()
-	l.latest = madeTask{next.TaskID, time.Now()}
-	l.mu.Unlock()
 	l.account.clock(created.Date)
 	l.waits.unreachable.reset()
 	l.waits.throttled.reset()
 	l.waits.account.reset()
 	l.log.Info("task submitted", "job_id", next.ID, "task_id", next.TaskID, "attempt", next.Attempt, "request_id", created.RequestID)
+	l.noteLastTask(ctx, next.TaskID)
 	err := l.advance(ctx, intent, &next)
 	if errors.Is(err, jobs.ErrConflict) {
 		// Whoever has the lane now is in doubt about the job; or was, and bought it again.

@@ -67,6 +67,8 @@ type entry struct {
 	// TaskID is an owned entry's task, KeyMark the key that it was made with, or an
 	// entry of a key is about, and KeyID that one's api_key_id.
 	TaskID  string `json:"task_id,omitempty"`
+	Account string `json:"account,omitempty"`
+	Model   string `json:"model,omitempty"`
 	KeyMark string `json:"key_mark,omitempty"`
 	KeyID   string `json:"key_id,omitempty"`
 }
@@ -177,7 +179,11 @@ func (j *Journal) apply(line []byte) error {
 // whose the tasks were that the service may still list.
 func (j *Journal) note(e entry) {
 	if task := e.taskID(); task != "" {
-		j.owned[task] = entry{At: e.At, Kind: entryOwned, JobID: e.JobID, Attempt: e.Attempt, TaskID: task, KeyMark: e.keyMark()}
+		own := entry{At: e.At, Kind: entryOwned, JobID: e.JobID, Attempt: e.Attempt, TaskID: task, Account: e.Account, Model: e.Model, KeyMark: e.keyMark()}
+		if e.Record != nil {
+			own.Account, own.Model = e.Record.Account, e.Record.Model
+		}
+		j.owned[task] = own
 	}
 	switch e.Kind {
 	case entryKey:
@@ -279,6 +285,18 @@ func (j *Journal) ownedTasks() map[string]entry {
 	defer j.mu.Unlock()
 	maps.DeleteFunc(j.owned, func(_ string, e entry) bool { return time.Since(e.At) > taskMemory })
 	return maps.Clone(j.owned)
+}
+
+// lastTask is the task that a lane is known to have made last.
+func (j *Journal) lastTask(account, model string) (last madeTask) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for task, e := range j.owned {
+		if e.Account == account && e.Model == model && e.At.After(last.At) {
+			last = madeTask{task, e.At}
+		}
+	}
+	return last
 }
 
 // notMadeEntries returns the intents of the last day or so that were bought again.

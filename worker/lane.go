@@ -41,8 +41,6 @@ type lane struct {
 	// efforts are under way, by job ID.
 	efforts map[string]*effort
 	tasks   sync.Map // the IDs of the lane's own
-	// latest is the task that the lane has made last.
-	latest madeTask
 	// first is the listing of the beginning of the term, nil if there was none, and
 	// since then the last one in which nobody's task bore the lane's key.
 	first *listing
@@ -52,12 +50,6 @@ type lane struct {
 	suspects []string
 
 	waits waits
-}
-
-// madeTask is a task's ID and when it was made.
-type madeTask struct {
-	id string
-	at time.Time
 }
 
 // waits grow while the same trouble lasts.

@@ -187,3 +187,19 @@ func TestReservationsOfAHoldAreFreed(t *testing.T) {
 		})
 	}
 }
+
+// The list lags behind for longer than a create may take, and the worker was started
+// again meanwhile: that there is no task of a lost create is concluded only when the
+// list shows one that was made later.
+func TestRule6WaitsForALaterTaskOverARestart(t *testing.T) {
+	sim := &simulator.Simulator{ListLag: 7 * time.Minute}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
+		s.enqueueMany(2)
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-2").State)
+		s.stop()
+		s.start()
+		<-time.After(20 * time.Minute)
+		assert.Equal(t, 1, s.tasksOf("prompt of job-1"))
+	})
+}
