@@ -91,6 +91,11 @@ func (e entry) keyMark() string {
 	return e.Record.KeyMark
 }
 
+// mayBe reports whether the entry holds a job that a task may be of.
+func (e entry) mayBe(task string) bool {
+	return e.Record != nil && slices.Contains(e.Record.Candidates, task)
+}
+
 // Journal is the worker's own append-only file of what it spent: JSON lines,
 // each synced before the step that it announces. It is what survives when the
 // process, or the queue, does not. It is safe for concurrent use.
@@ -195,7 +200,8 @@ func (j *Journal) note(e entry) {
 	case entryRefused, entryAttemptOver, entryOver:
 		delete(j.open, e.JobID)
 	case entryIntent, entryAmbiguous, entryTask, entryResults, entryHeld:
-		if last, ok := j.open[e.JobID]; ok && last.Attempt == e.Attempt && last.taskID() != "" && e.taskID() == "" {
+		last, ok := j.open[e.JobID]
+		if ok && last.Attempt == e.Attempt && last.taskID() != "" && e.taskID() == "" && !e.mayBe(last.taskID()) {
 			return // a task that is known is never forgotten for doubt
 		}
 		j.open[e.JobID] = e

@@ -170,3 +170,23 @@ func TestJournalOfAClockThatWasSetBack(t *testing.T) {
 		assert.Equal(t, []string{"a task"}, openJobs(j))
 	}
 }
+
+// A job whose adopted task has made something else stays held over starts.
+func TestRule7MismatchStaysHeld(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "journal.jsonl")
+	j := openJournal(t, path)
+	adopted, wrong := journaled("a"), journaled("a")
+	adopted.State, adopted.TaskID, adopted.Adopted = jobs.StateGenerating, "task-1", true
+	wrong.State, wrong.Candidates = jobs.StateHeld, []string{"task-1"}
+	require.NoError(t, j.append(entryTask, adopted))
+	assert.False(t, behind(wrong, adopted, time.Now()))
+	require.NoError(t, j.append(entryHeld, wrong))
+	require.NoError(t, j.Close())
+	j = openJournal(t, path)
+	assert.Equal(t, []string{"a held"}, openJobs(j))
+
+	// But a reply that named the task is believed whatever others held the job for.
+	adopted.Adopted = false
+	assert.True(t, behind(wrong, adopted, time.Now()))
+}

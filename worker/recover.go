@@ -113,7 +113,9 @@ func behind(known, journaled *jobs.Record, at time.Time) bool {
 		return false
 	}
 	if known.State == jobs.StateHeld && known.TaskID == "" && journaled.TaskID != "" {
-		return true // what was ambiguous to others is known here
+		// What was ambiguous to others is known here; but not what was adopted here, and
+		// turned out to have made something else.
+		return !journaled.Adopted || !slices.Contains(known.Candidates, journaled.TaskID)
 	}
 	return progress(known.State) < progress(journaled.State)
 }
