@@ -273,6 +273,20 @@ func (l *lane) trust(ctx context.Context, now string) error {
 	return nil
 }
 
+// lookAgain reads the list again if sidecars tell whose its tasks are, which a queue of
+// one's own does not know: of an earlier run with another data directory.
+func (l *lane) lookAgain(ctx context.Context) error {
+	left, err := l.unexplained(ctx)
+	if err != nil {
+		l.log.Warn("sidecars not read: tasks of other runs are taken for another program's", "err", err)
+		return nil
+	}
+	if len(left) < len(l.first.unowned) {
+		l.first, err = l.look(ctx)
+	}
+	return err
+}
+
 // unexplained are the tasks of the lane's key, or of any if it is not known, that nobody
 // owns, not even a sidecar, and that no intent which is known can have made.
 func (l *lane) unexplained(ctx context.Context) ([]dashscope.TaskInfo, error) {

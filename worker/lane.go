@@ -205,6 +205,9 @@ func (l *lane) firstLook(ctx context.Context) error {
 		if err == nil && l.first == nil {
 			l.first, err = l.look(ctx)
 		}
+		if err == nil && l.cfg.OwnQueue {
+			err = l.lookAgain(ctx)
+		}
 		if err == nil {
 			return nil
 		}

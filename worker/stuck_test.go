@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	queue "github.com/danqing-queue/danqing/jobs/embedded"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
@@ -201,5 +202,24 @@ func TestRule6WaitsForALaterTaskOverARestart(t *testing.T) {
 		s.start()
 		<-time.After(20 * time.Minute)
 		assert.Equal(t, 1, s.tasksOf("prompt of job-1"))
+	})
+}
+
+// A run in another data directory does not take the tasks of the run before it, whose
+// sidecars are in the same bucket, for another program's: what it loses is adopted.
+func TestRule5SidecarsOfAnotherRun(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		s.stop()
+		s.queue = queue.Open()
+		s.redis = s.queue.Client()
+		s.worker, s.data = s.newWorker("data-2")
+		s.run()
+		s.enqueue(jobs.Request{ID: "second", Prompt: "prompt of second"})
+		s.requireMadeOnce("second")
+		s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
+		s.enqueueMany(1)
+		s.requireMadeOnce("job-1")
 	})
 }
