@@ -153,7 +153,7 @@ func (s *stack) killedOnce(n int, sameRedis bool, scenario func()) bool {
 		return false
 	}
 	kill()
-	<-s.ended
+	require.ErrorIs(s.t, <-s.ended, context.Canceled)
 	require.NoError(s.t, s.data.Close())
 	s.rewriteJournal("data", death.disk)
 	s.t.Log("killed after", death.command)

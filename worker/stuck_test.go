@@ -208,7 +208,7 @@ func TestRule6WaitsForALaterTaskOverARestart(t *testing.T) {
 // A run in another data directory does not take the tasks of the run before it, whose
 // sidecars are in the same bucket, for another program's: what it loses is adopted.
 func TestRule5SidecarsOfAnotherRun(t *testing.T) {
-	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+	bubble(t, &simulator.Simulator{}, func(_ *testing.T, s *stack) {
 		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
 		s.requireMadeOnce("first")
 		s.stop()
