@@ -192,6 +192,18 @@ func TestModelsOfTheAccount(t *testing.T) {
 	}
 }
 
+// A prefix or a template that is wrong is said once, whether the other is set or not.
+func TestKeyProblemsAreReportedOnce(t *testing.T) {
+	t.Parallel()
+	for _, variable := range []string{"DANQING_S3_PREFIX", "DANQING_S3_KEY_TEMPLATE"} {
+		_, err := load(map[string]string{variable: "a//b"})
+		var e *Error
+		require.ErrorAs(t, err, &e)
+		require.Len(t, e.Problems, 1, "%v", err)
+		assert.Equal(t, variable, e.Problems[0].Variable)
+	}
+}
+
 func TestEveryProblemIsReportedAtOnce(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{

@@ -136,11 +136,11 @@ func (l *loader) storage() {
 	c.SecretAccessKey, c.SessionToken = NewSecret(secret), NewSecret(token)
 
 	// Prefix and template hold for the embedded bucket too; each is tried by
-	// itself, since the bucket reports the first of them only.
+	// itself, since the bucket reports the first of them only, and then both.
 	before := len(l.problems)
 	spare := storage.Config{Bucket: "spare", Endpoint: "http://127.0.0.1", AccessKeyID: "none", SecretAccessKey: "none"}
-	for _, cfg := range []storage.Config{{Prefix: c.Prefix}, {KeyTemplate: c.KeyTemplate}, {Prefix: c.Prefix, KeyTemplate: c.KeyTemplate}} {
-		if cfg.Prefix != "" && cfg.KeyTemplate != "" && len(l.problems) > before {
+	for i, cfg := range []storage.Config{{Prefix: c.Prefix}, {KeyTemplate: c.KeyTemplate}, {Prefix: c.Prefix, KeyTemplate: c.KeyTemplate}} {
+		if i == 2 && len(l.problems) > before {
 			break // said already
 		}
 		try := spare
