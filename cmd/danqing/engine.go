@@ -40,7 +40,9 @@ type engine struct {
 	// accounts are those that pay.
 	accounts []worker.Account
 	queue    *queue.Queue
-	closers  []io.Closer
+	// remote is the configured Redis, nil if the queue is embedded.
+	remote  *redis.Client
+	closers []io.Closer
 }
 
 // The embedded simulator is faster than the service, which takes half a minute
@@ -224,9 +226,9 @@ func (e *engine) openQueue(simulate bool) (redis.UniversalClient, error) {
 		if options.PoolSize == 0 { // unless the URL says
 			options.PoolSize = connections + connectionsPerLane*lanes(e.cfg)
 		}
-		rdb := redis.NewClient(options)
-		e.closers = append(e.closers, rdb)
-		return rdb, nil
+		e.remote = redis.NewClient(options)
+		e.closers = append(e.closers, e.remote)
+		return e.remote, nil
 	}
 	if e.durable {
 		var err error
@@ -258,7 +260,15 @@ func (e *engine) run(ctx context.Context, signals <-chan os.Signal, say func(str
 	ctx, quick := context.WithCancel(ctx)
 	defer quick()
 	ended := make(chan error, 1)
-	go func() { ended <- work(ctx) }()
+	go func() {
+		if e.remote != nil { // say plainly what is wrong before anything depends on it
+			if err := reach(ctx, e.remote); err != nil {
+				ended <- err
+				return
+			}
+		}
+		ended <- work(ctx)
+	}()
 	for interrupted := false; ; {
 		select {
 		case err := <-ended:

@@ -223,35 +223,46 @@ func (w *waiting) do(ctx context.Context, ids []string) error {
 	defer changes.Close() //nolint:errcheck // nobody listens any more
 	recheck := time.NewTicker(recheckInterval)
 	defer recheck.Stop()
-	for again := true; ; {
-		for _, id := range ids {
-			if !again || !w.open[id] {
-				continue
-			}
-			if err := w.look(ctx, id); err != nil {
-				return err
-			}
+	err = w.lookAll(ctx, ids)
+	for away := false; ; {
+		switch {
+		case err == nil:
+			away = false
+		case ctx.Err() != nil || !passes(err):
+			return err
+		case !away:
+			away = true
+			w.say("warning: %v: waiting on; the jobs are not affected", err)
 		}
 		if len(w.open) == 0 {
 			break
 		}
-		again = false
 		select {
 		case id := <-changes.IDs():
 			if w.open[id] {
 				err = w.look(ctx, id)
 			}
 		case <-recheck.C:
-			again = true
+			err = w.lookAll(ctx, ids)
 		case <-ctx.Done():
-			err = context.Cause(ctx)
-		}
-		if err != nil {
-			return err
+			return context.Cause(ctx)
 		}
 	}
 	if w.unmade {
 		return errPartFailed
+	}
+	return nil
+}
+
+// lookAll looks at every open job, in the order of ids.
+func (w *waiting) lookAll(ctx context.Context, ids []string) error {
+	for _, id := range ids {
+		if !w.open[id] {
+			continue
+		}
+		if err := w.look(ctx, id); err != nil {
+			return err
+		}
 	}
 	return nil
 }

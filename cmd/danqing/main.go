@@ -136,9 +136,12 @@ func hintOf(err error) string {
 	var wrongUsage *usageError
 	var refused *dashscope.Error
 	var wrongBatch *jobs.BatchError
+	var away *unreached
 	switch {
 	case errors.As(err, &wrongUsage):
 		return wrongUsage.hint
+	case errors.As(err, &away):
+		return away.hint
 	case errors.Is(err, jobs.ErrDigestConflict):
 		return "nothing was spent; an id stands for one request for ever: give the changed line a new id, or take its old text back"
 	case errors.As(err, &wrongBatch):

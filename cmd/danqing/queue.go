@@ -72,8 +72,8 @@ func (p *program) openQueue(ctx context.Context, simulate bool) (*jobQueue, erro
 	}
 	q.rdb = redis.NewClient(options)
 	q.jobs = jobs.NewClient(q.rdb)
-	if err := q.rdb.Ping(ctx).Err(); err != nil {
-		return nil, errors.Join(fmt.Errorf("redis at %s: %w", options.Addr, err), q.rdb.Close())
+	if err := reach(ctx, q.rdb); err != nil {
+		return nil, errors.Join(err, q.rdb.Close())
 	}
 	return q, nil
 }

@@ -199,7 +199,7 @@ func (r *run) watch(ctx context.Context, changes *jobs.Changes) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if err != nil {
+		if err != nil && !passes(err) { // the worker says what is away, and waits too
 			return err
 		}
 	}
