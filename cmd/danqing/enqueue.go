@@ -247,7 +247,7 @@ func (e *enqueuing) warnOfLanes(ctx context.Context, lines []jobs.Line) error {
 	warned := map[string]bool{}
 	for _, line := range lines {
 		model := line.Request.Model
-		if why := standstill(lanes, model); why != "" && !warned[model] {
+		if why := e.standstill(lanes, model); why != "" && !warned[model] {
 			warned[model] = true
 			e.say("warning: %s", why)
 		}

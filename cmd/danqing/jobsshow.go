@@ -91,7 +91,7 @@ func (q *jobQueue) waits(ctx context.Context, rec *jobs.Record) ([]string, error
 		return nil, err
 	}
 	var why []string
-	if text := standstill(lanes, rec.Model); text != "" {
+	if text := q.standstill(lanes, rec.Model); text != "" {
 		why = append(why, text)
 	}
 	ahead, inLine, err := q.jobs.Ahead(ctx, rec)

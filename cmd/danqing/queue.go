@@ -241,7 +241,7 @@ func (l lane) rests() string {
 }
 
 // standstill says why nobody makes a model's jobs at present, "" if somebody does.
-func standstill(lanes []lane, model string) string {
+func (q *jobQueue) standstill(lanes []lane, model string) string {
 	var resting []string
 	for _, l := range lanes {
 		if l.Model != model || !l.Held {
@@ -253,10 +253,13 @@ func standstill(lanes []lane, model string) string {
 		}
 		resting = append(resting, fmt.Sprintf("the lane of account %s is paused: %s", l.Account, why))
 	}
-	if len(resting) == 0 {
-		return fmt.Sprintf("no worker works %s: its jobs wait until one does, as in: DANQING_MODELS=%s danqing worker", model, model)
+	switch {
+	case len(resting) > 0:
+		return strings.Join(resting, "; ")
+	case !q.cfg.RedisURL.IsSet(): // an instance's, which no other worker can join
+		return fmt.Sprintf("danqing up does not work %s yet: its jobs wait until it does; if DANQING_MODELS is set there, it must name the model", model)
 	}
-	return strings.Join(resting, "; ")
+	return fmt.Sprintf("no worker works %s: its jobs wait until one does, as in: DANQING_MODELS=%s danqing worker", model, model)
 }
 
 // moment is a time as people on this machine read it.
