@@ -44,7 +44,7 @@ type ListFilter struct {
 }
 
 // List returns the jobs that Redis knows, the last changed first, and a cursor
-// for the next page, "" after the last. A job that changes between two pages may
+// for the next page, "" after the last. A damaged record is left out. A job that changes between two pages may
 // be in both or in none. It reads every record in the states asked for until the
 // page is full.
 func (c *Client) List(ctx context.Context, filter ListFilter) (records []*Record, cursor string, err error) {
@@ -198,8 +198,8 @@ end
 return list
 `)
 
-// records reads the records of the entries; nil for one that is gone, or in
-// another state by now.
+// records reads the records of the entries; nil for one that is gone, in another state
+// by now, or damaged, as [Client.Get] says of it.
 func (c *Client) records(ctx context.Context, entries []entry) ([]*Record, error) {
 	if len(entries) == 0 {
 		return nil, nil
@@ -218,9 +218,7 @@ func (c *Client) records(ctx context.Context, entries []entry) ([]*Record, error
 		if read[2*i] == "" {
 			continue
 		}
-		if list[i], err = decodeRecord(e.id, read[2*i], read[2*i+1]); err != nil {
-			return nil, err
-		}
+		list[i], _ = decodeRecord(e.id, read[2*i], read[2*i+1]) // nil if damaged
 	}
 	return list, nil
 }

@@ -23,6 +23,11 @@ var (
 	// ErrNotFound means that Redis knows no such job. It may have ended more
 	// than [RecordLifetime] ago: the sidecar in the bucket tells.
 	ErrNotFound = errors.New("no such job")
+	// ErrDamaged means that what Redis holds as the job's record is none: somebody else
+	// has written there. Nothing is done for the job. To ask for it anew, delete the
+	// key danqing:job:ID and enqueue it again: what was paid for is in the worker's
+	// journal and in the bucket.
+	ErrDamaged = errors.New("the job's record in Redis is damaged")
 	// ErrConflict means that the record was changed by somebody else since it
 	// was read: read it again and decide anew.
 	ErrConflict = errors.New("the record changed meanwhile")
@@ -286,7 +291,8 @@ func (c *Client) swap(ctx context.Context, write string, old, next *Record, afre
 // forgottenBefore is the score below which a job that is over has left Redis.
 func forgottenBefore(now time.Time) int64 { return now.Add(-RecordLifetime).UnixMilli() }
 
-// Get reads a record. It fails with [ErrNotFound] if there is none.
+// Get reads a record. It fails with [ErrNotFound] if there is none, and with
+// [ErrDamaged] if it cannot be read.
 func (c *Client) Get(ctx context.Context, id string) (*Record, error) {
 	values, err := c.redis.HMGet(ctx, recordPrefix+id, "record", "cancel").Result()
 	if err != nil {
@@ -315,7 +321,7 @@ func decodeRecord(id, encoded, cancel string) (*Record, error) {
 		err = fmt.Errorf("it is of another version: state %q, attempt %d", rec.State, rec.Attempt)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read record of %s: %w", id, err)
+		return nil, fmt.Errorf("read record of %s: %w (%w)", id, ErrDamaged, err)
 	}
 	return &rec, nil
 }

@@ -27,6 +27,9 @@ const (
 	doubtUnseen = 3
 	// doubtPatience is how long a list that fails keeps the slot.
 	doubtPatience = time.Minute
+	// lostMost is how many creates of a job may be lost without a task on the list: then
+	// it is likelier that the list does not tell, and each has cost something.
+	lostMost = 3
 	// doubtShortest bounds the looks where a simulator's limit is short.
 	doubtShortest = 100 * time.Millisecond
 )
@@ -123,7 +126,11 @@ func (l *lane) settleDoubt(ctx context.Context, rec *jobs.Record, view *listing)
 	case holdJob:
 		return true, false, l.holdDoubt(ctx, rec, tasks)
 	case noTask:
-		if l.upToDate(ctx, rec, view) {
+		switch {
+		case !l.upToDate(ctx, rec, view):
+		case lostBefore(rec) >= lostMost-1:
+			return true, false, l.holdDoubt(ctx, rec, nil)
+		default:
 			return true, false, l.notMade(ctx, rec)
 		}
 	case undecided:
@@ -134,6 +141,18 @@ func (l *lane) settleDoubt(ctx context.Context, rec *jobs.Record, view *listing)
 		}
 	}
 	return false, open, nil
+}
+
+// lostBefore counts the creates of a job that were lost without a task since a person
+// asked for it, or asked again.
+func lostBefore(rec *jobs.Record) int {
+	n := 0
+	for _, past := range rec.PastAttempts {
+		if past.Code == codeNotMade && past.SubmittedAt.After(rec.RetriedAt) {
+			n++
+		}
+	}
+	return n
 }
 
 // upToDate reports whether the list shows the last task that was made after an
@@ -253,7 +272,11 @@ func (l *lane) holdDoubt(ctx context.Context, rec *jobs.Record, candidates []das
 		next.Candidates = append(next.Candidates, task.TaskID)
 	}
 	why := fmt.Sprintf("a task may have been made, which may be one of %d on the account's list that are no known job's: their images are kept under _held/ in the bucket", len(candidates))
-	if len(candidates) == 0 {
+	switch {
+	case len(candidates) > 0:
+	case lostBefore(rec) >= lostMost-1:
+		why = fmt.Sprintf("%d creates of it were lost, and the account's list has no task of any: is it the right account's list? Look in the console before it is bought again", lostMost)
+	default:
 		why = "a task may have been made; its intent is too old for the account's list to tell"
 	}
 	still := l.intentOf(rec)

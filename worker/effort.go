@@ -262,6 +262,10 @@ func (l *lane) goOn(ctx context.Context, e *effort, id string, waiting func(cont
 		if errors.Is(err, jobs.ErrNotFound) {
 			return nil
 		}
+		if errors.Is(err, jobs.ErrDamaged) {
+			l.log.Error("job left alone: its record is damaged", "job_id", id, "err", err)
+			return nil
+		}
 		if err != nil {
 			// It may have a task, so the slot is not free, and the note must stay.
 			wait := l.waits.unreachable.next()

@@ -190,7 +190,7 @@ func (w *Worker) models() []string {
 // that is still nobody's the next job is held.
 func (l *lane) recall(ctx context.Context) error {
 	if l.cfg.OwnQueue {
-		return nil // it begins empty, and the journal is all there is to know
+		return nil // the journal is all there is to know
 	}
 	now := l.memory
 	last, err := l.cfg.Redis.Get(ctx, l.key(trusted)).Result()

@@ -48,6 +48,10 @@ func (l *lane) generate(ctx context.Context, e *effort, m jobs.GenerateMessage) 
 		if errors.Is(err, jobs.ErrConflict) {
 			continue
 		}
+		if errors.Is(err, jobs.ErrDamaged) {
+			l.log.Error("job left alone: its record is damaged", "job_id", m.JobID, "err", err)
+			return &verdictError{sentence: "RecordDamaged: " + err.Error() + "; to ask for the job anew delete the key danqing:job:" + m.JobID + " and enqueue it again"}
+		}
 		if err != nil {
 			return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
 		}
@@ -282,7 +286,7 @@ func (l *lane) ready(ctx context.Context, rec *jobs.Record) error {
 		err = fmt.Errorf("%d MiB free, %d MiB wanted: free some space", free>>20, diskReserve>>20)
 	}
 	if err != nil {
-		return &trouble{wait: &l.waits.unreachable, message: "the data directory has no room", why: err}
+		return &trouble{wait: &l.waits.unreachable, message: "nothing is submitted: the data directory has no room, or is gone", why: err}
 	}
 	return nil
 }

@@ -92,6 +92,13 @@ func (i intent) mayHaveMade(task dashscope.TaskInfo, limit time.Duration) bool {
 	return !made.Before(i.From.Add(-i.slack())) && made.Before(i.From.Add(limit+clockMargin))
 }
 
+// nearly reports whether the task was made so shortly before the create that the clocks
+// may be to blame.
+func (i intent) nearly(task dashscope.TaskInfo) bool {
+	made := time.UnixMilli(task.GmtCreate)
+	return made.Before(i.From) && made.After(i.From.Add(-clockMargin))
+}
+
 // verdict is what becomes of an intent.
 type verdict int
 
@@ -111,7 +118,7 @@ const (
 // seen with the key (whose tasks are unowned too). A task that was made while exactly
 // one create was on its way is that one's.
 func decide(me intent, view *listing, keyID, requestID string, limit, settled time.Duration, now time.Time) (verdict, []dashscope.TaskInfo) {
-	var mine, late, contested []dashscope.TaskInfo
+	var mine, late, contested, near []dashscope.TaskInfo
 	foreign := false
 	for _, task := range view.unowned {
 		if requestID != "" && task.RequestID == requestID {
@@ -137,6 +144,9 @@ func decide(me intent, view *listing, keyID, requestID string, limit, settled ti
 			late = append(late, task)
 		case !possible && !view.kept[task.TaskID]:
 			foreign = true
+			if me.nearly(task) {
+				near = append(near, task)
+			}
 		}
 	}
 	candidates := slices.Concat(mine, late, contested)
@@ -150,6 +160,8 @@ func decide(me intent, view *listing, keyID, requestID string, limit, settled ti
 		return undecided, candidates
 	case len(candidates) > 0:
 		return holdJob, candidates
+	case len(near) > 0:
+		return holdJob, near
 	}
 	return noTask, nil
 }

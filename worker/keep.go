@@ -216,6 +216,9 @@ func (k *keeper) image(ctx context.Context, kept keepsake, n int, link string) e
 		path = file.Path
 	case errors.As(err, &failed) && failed.Path != "":
 		path = failed.Path // whatever it is
+	case errors.As(err, &failed) && failed.Kind == storage.FetchForbidden:
+		k.log.Error("image of a task to keep cannot be asked for", "task_id", kept.TaskID, "err", err)
+		return nil
 	case errors.As(err, &failed) && failed.Kind == storage.FetchGone:
 		return nil // dead: there is nothing left to keep
 	default:

@@ -129,18 +129,21 @@ func (w *Worker) runLane(ctx context.Context, spec laneSpec) error {
 
 // acquire waits for the lane's lease.
 func (l *lane) acquire(ctx context.Context) error {
+	away := backoff{first: leaseAsk, most: leaseRenew}
 	for waiting := false; ; waiting = true {
 		held, err := l.lease.take(ctx)
 		if held {
 			return nil
 		}
+		wait := leaseAsk
 		switch {
 		case err != nil:
-			l.log.Warn("redis does not answer, trying again", "err", err)
+			wait = away.next()
+			l.log.Warn(redisAway+", trying again", "err", err, "wait", wait)
 		case !waiting:
 			l.log.Info("standing by: another worker has the lane")
 		}
-		if err := l.Worker.sleep(ctx, leaseAsk); err != nil {
+		if err := l.Worker.sleep(ctx, wait); err != nil {
 			return err
 		}
 	}

@@ -315,7 +315,7 @@ func TestRule7ForeignTasksOfAnotherKey(t *testing.T) {
 // image, and the images of all that it may be are kept. Nothing is bought again.
 func TestRules7And8ForeignTasksOfTheSameKey(t *testing.T) {
 	for name, foreign := range map[string]func(*stack, func()){
-		"seen before":      func(s *stack, lose func()) { s.foreign("sk-test"); <-time.After(time.Minute); lose() },
+		"seen before":      func(s *stack, lose func()) { s.foreign("sk-test"); <-time.After(15 * time.Minute); lose() },
 		"at the same time": func(s *stack, lose func()) { lose(); s.foreign("sk-test") },
 	} {
 		for _, reset := range []simulator.Reset{simulator.ResetAfter, simulator.ResetBefore} {
@@ -394,6 +394,44 @@ func TestRule8TaskThatTwoMayHaveMade(t *testing.T) {
 		require.NoError(t, err)
 		s.requireMadeOnce("job-1")
 		s.requireLedger()
+	})
+}
+
+// Every answer to a job's creates is lost, and the list has no task of them: after the
+// third a person must look, since each may have cost something that the list hides.
+func TestRule6LostThreeTimes(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Times: -1, Reset: simulator.ResetBefore})
+		s.enqueueMany(1)
+		rec := s.wait("job-1")
+		require.Equal(t, jobs.StateHeld, rec.State)
+		assert.Equal(t, 3, rec.Attempt)
+		assert.Contains(t, rec.Message, "3 creates of it were lost")
+		<-time.After(time.Hour)
+		assert.Equal(t, 3, sim.Stats().Faults)
+	})
+}
+
+// A record that somebody has overwritten is left alone, and the jobs behind it go on.
+func TestDamagedRecord(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.enqueueMany(3)
+		s.state("job-1", jobs.StateGenerating)
+		require.NoError(t, s.redis.HSet(t.Context(), "danqing:job:job-2", "record", "{garb").Err())
+		s.requireMadeOnce("job-3")
+		_, err := s.worker.Jobs().Get(t.Context(), "job-2")
+		require.ErrorIs(t, err, jobs.ErrDamaged)
+		all, _, err := s.worker.Jobs().List(t.Context(), jobs.ListFilter{})
+		require.NoError(t, err)
+		assert.Len(t, all, 2)
+
+		// As the message says: its key is deleted, and it is enqueued again.
+		require.NoError(t, s.redis.Del(t.Context(), "danqing:job:job-2").Err())
+		s.enqueue(jobs.Request{ID: "job-2", Prompt: "prompt of job-2"})
+		s.requireMadeOnce("job-2")
 	})
 }
 

@@ -35,8 +35,8 @@ type Config struct {
 	// of it; 0 is 300 s, the service's own limit, and less is used against a simulator
 	// alone.
 	SubmitLimit time.Duration
-	// OwnQueue says that Redis belongs to this process alone and begins empty with it:
-	// what was before, the journal knows.
+	// OwnQueue says that no other worker is at this Redis, which may begin empty: all
+	// that was spent the data directory's journal knows.
 	OwnQueue bool
 	// Logger gets the operator's timeline; nil discards it.
 	Logger *slog.Logger

@@ -212,10 +212,9 @@ func lanes(cfg *config.Config) int {
 	return n
 }
 
-// ownQueue reports whether the queue is in this process's memory alone.
-func (e *engine) ownQueue(simulate bool) bool {
-	return !e.durable && (simulate || !e.cfg.RedisURL.IsSet())
-}
+// ownQueue reports whether the queue is this process's own: no other worker is at it,
+// and what it does not know the data directory's journal does.
+func (e *engine) ownQueue(simulate bool) bool { return simulate || !e.cfg.RedisURL.IsSet() }
 
 func (e *engine) openQueue(simulate bool) (redis.UniversalClient, error) {
 	if !simulate && e.cfg.RedisURL.IsSet() {
