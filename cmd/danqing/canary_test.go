@@ -240,7 +240,7 @@ func TestErrorsRepeatNoSecret(t *testing.T) {
 		says string
 	}{
 		{exitFailed, []string{"REDIS_URL=" + p.redisURL(wrong)}, "jobs list", "WRONGPASS"},
-		{exitFailed, []string{"REDIS_URL=redis://u:" + wrong + "@127.0.0.1:1"}, "jobs list", "connection refused"},
+		{exitFailed, []string{"REDIS_URL=redis://u:" + wrong + "@127.0.0.1:1"}, "jobs list", "nothing listens at 127.0.0.1:1"},
 		{exitUsage, []string{"REDIS_URL=redis://u:" + wrong + "@127.0.0.1:port"}, "jobs list", "REDIS_URL must be"},
 		{exitUsage, []string{"REDIS_URL=http://u:" + wrong + "@127.0.0.1"}, "jobs list", "REDIS_URL must be"},
 		{exitUsage, []string{"DANQING_REDIS_URL=redis://u:" + wrong + "@127.0.0.1"}, "jobs list", "is not a variable of Danqing"},

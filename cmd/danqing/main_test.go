@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"os"
 	"testing"
 	"time"
@@ -8,8 +9,13 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
+// together is how many tests run at once, whatever the processors: they mostly wait for
+// programs that wait for each other.
+const together = "6"
+
 // The test binary is the program too, when it is called by its name.
 func TestMain(m *testing.M) {
+	_ = flag.Set("test.parallel", together) // the command line overrides it
 	testscript.Main(m, map[string]func(){"danqing": main})
 }
 
