@@ -15,7 +15,9 @@
 // drawn goes back to the head of its queue, for whoever can work it.
 //
 // Before a create is sent, the intent is in the record and, synced, in the
-// [Journal]. Whatever happens next, a later run finds it: a task that is known is
-// polled to its end, and a create whose outcome is unknown is held for a person
-// and never sent again.
+// [Journal], and its money is reserved in the ledger. Whatever happens next, a later
+// run finds it: a task that is known is polled to its end, and a create whose outcome
+// is unknown is looked for in the account's list. A task that can only be its own is
+// adopted; if there is none when none can come any more, the job is bought again; what
+// stays unclear is held for a person, and the images of all that it may be are kept.
 package worker

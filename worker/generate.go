@@ -165,17 +165,15 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err := l.holdSuspect(ctx, rec, &req); err != nil {
 		return err
 	}
-	if d := l.pace.delay(); d > 0 {
-		if err := l.sleep(ctx, d); err != nil {
-			return err
-		}
-	}
-	if l.Stopped() {
-		return ErrStopped
-	}
 	intent := l.intend(ctx, rec, &req)
 	if err := l.reserve(ctx, rec, intent, *body.Parameters.N); err != nil {
 		return err
+	}
+	if err := l.sleep(ctx, l.pace.delay()); err != nil || l.Stopped() {
+		if err := l.release(ctx, intent); err != nil {
+			l.log.Warn("reservation not freed yet", "job_id", rec.ID, "err", err)
+		}
+		return cmp.Or(err, ErrStopped)
 	}
 	if err := l.swap(ctx, rec, intent); err != nil {
 		return err
