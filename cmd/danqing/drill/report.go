@@ -250,7 +250,9 @@ func (r *Report) Print(to io.Writer) error {
 	line("  images lost           %d", r.ImagesLost)
 	line("  images stored twice   %d", r.ImagesTwice)
 	line("  longest recovery      %.1f s until a model is worked again whose worker has ended", r.LongestRecovery)
-	line("  slot idle             %.0f %% of the time with work", 100*r.SlotIdle)
+	// Most of it is the pace of the creates: a real task takes half a minute.
+	line("  slot idle             %.0f %% of the time with work (a task takes %s to %s here, and two creates keep half a second apart)",
+		100*r.SlotIdle, taskShortest, taskLongest)
 	line("  ledger                %s yuan", yuan(r.LedgerMicroYuan))
 	line("Verdict")
 	if r.Passed {
