@@ -128,10 +128,13 @@ func (l *lane) keepListing(ctx context.Context, view *listing) {
 	}
 }
 
-// clean reports whether no task of the lane's key on a listing is nobody's.
+// clean reports whether no task of the lane's key on a listing is nobody's. One that is
+// kept for a held job is known: no create that is sent later has made it.
 func (l *lane) clean(ctx context.Context, view *listing) bool {
 	key, err := l.keyID(ctx, l.account.remote.KeyMark())
-	return err == nil && !slices.ContainsFunc(view.unowned, func(t dashscope.TaskInfo) bool { return key == "" || t.APIKeyID == key })
+	return err == nil && !slices.ContainsFunc(view.unowned, func(t dashscope.TaskInfo) bool {
+		return !view.kept[t.TaskID] && (key == "" || t.APIKeyID == key)
+	})
 }
 
 // listedAt is when the list was read last before an intent, if every task of the

@@ -381,7 +381,10 @@ func TestRule8TaskThatTwoMayHaveMade(t *testing.T) {
 		assert.Len(t, sim.Tasks(), 3)
 		s.requireChargedOnce()
 
-		// What is kept does not stand in the way of what is lost later.
+		// What is kept does not stand in the way of what is lost later, in another run too.
+		s.stop()
+		s.start()
+		s.enqueueMany(2)
 		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
 		s.enqueue(jobs.Request{ID: "job-4", Prompt: "prompt of job-4"})
 		s.requireMadeOnce("job-4")
