@@ -139,15 +139,26 @@ func (c *Client) requestCancel(ctx context.Context, rec *Record) error {
 	return nil
 }
 
+// settleTries is how often a message is deleted that moves meanwhile; once is enough,
+// as a handler ends once.
+const settleTries = 3
+
 // settle does what is left to do for a job that a person ended: its message is
 // taken out of the lane's queue, and the store server is told to write its sidecar.
 func (c *Client) settle(ctx context.Context, rec *Record) error {
 	queue := Queue(rec.Model, rec.Priority)
 	inspector := asynq.NewInspectorFromRedisClient(c.redis)
-	err := inspector.DeleteTask(queue, rec.ID)
-	if err != nil && !errors.Is(err, asynq.ErrTaskNotFound) && !errors.Is(err, asynq.ErrQueueNotFound) {
-		// A lane that has just drawn it finds out from the record.
-		if info, infoErr := inspector.GetTaskInfo(queue, rec.ID); infoErr == nil && info.State != asynq.TaskStateActive {
+	for tries := 0; ; tries++ {
+		err := inspector.DeleteTask(queue, rec.ID)
+		if err == nil || errors.Is(err, asynq.ErrTaskNotFound) || errors.Is(err, asynq.ErrQueueNotFound) {
+			break
+		}
+		// A lane that has just drawn it finds out from the record. One that has just put
+		// it down leaves it to be deleted.
+		if info, infoErr := inspector.GetTaskInfo(queue, rec.ID); infoErr != nil || info.State == asynq.TaskStateActive {
+			break
+		}
+		if tries == settleTries {
 			return fmt.Errorf("delete message of %s: %w", rec.ID, err)
 		}
 	}
