@@ -69,7 +69,7 @@ func (w *Worker) settleTask(ctx context.Context, rec *jobs.Record, taskID string
 	return w.book(context.WithoutCancel(ctx), chargeOf(rec, images, microYuan), taskID)
 }
 
-// until repeats what only Redis can hinder, which the journal knows already.
+// until repeats what only Redis can hinder, until it answers or the worker stops.
 func (w *Worker) until(ctx context.Context, jobID string, do func(context.Context) error) error {
 	for trouble := (&backoff{first: 100 * time.Millisecond, most: 10 * time.Second}); ; {
 		err := do(ctx)

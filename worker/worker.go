@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -263,20 +264,19 @@ func (w *Worker) Finished(ctx context.Context, jobID, digest string) (*jobs.Reco
 	return RecordOf(sidecar)
 }
 
-// swap writes a record, repeating while Redis does not answer: what it says is in
-// the journal already, and the slot cannot be used meanwhile.
+// swap writes a record, repeating while Redis does not answer: what it says has
+// happened, and the slot cannot be used meanwhile.
 func (w *Worker) swap(ctx context.Context, old, next *jobs.Record) error {
+	var refused error // by a Redis that answers
 	write := rand.Text()
-	for trouble := (&backoff{first: 100 * time.Millisecond, most: 10 * time.Second}); ; {
+	err := w.until(ctx, next.ID, func(ctx context.Context) error {
 		err := w.jobs.SwapAs(ctx, write, old, next)
-		if err == nil || errors.Is(err, jobs.ErrConflict) || errors.As(err, new(*jobs.TaskOwnedError)) {
-			return err
+		if errors.Is(err, jobs.ErrConflict) || errors.As(err, new(*jobs.TaskOwnedError)) {
+			refused, err = err, nil
 		}
-		w.log.Warn("redis does not answer, trying again", "job_id", next.ID, "err", err)
-		if err := w.sleep(ctx, trouble.next()); err != nil {
-			return err
-		}
-	}
+		return err
+	})
+	return cmp.Or(err, refused)
 }
 
 // journal appends an entry after the fact: the journal is then behind the truth

@@ -65,7 +65,7 @@ func TestDrill(t *testing.T) {
 		t.Run(string(queue), func(t *testing.T) {
 			t.Parallel()
 			if queue == drill.QueueServer {
-				requireRedisServer(t)
+				redisBinary(t)
 			}
 			report := drilled(t, drill.Config{Queue: queue, Faults: fewer(15), Jobs: 30})
 			assert.True(t, report.Passed, report.Problems)
@@ -200,14 +200,4 @@ func TestDrillCommand(t *testing.T) {
 	assert.Equal(t, exitUsage, code)
 	assert.Contains(t, stderr, `there is no point "create.nothing" on this queue`)
 	assert.Contains(t, stderr, "danqing drill --list-points")
-}
-
-func requireRedisServer(t *testing.T) {
-	t.Helper()
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("redis-server is not installed: apt-get install redis-server")
-		}
-		t.Skip("redis-server is not installed: apt-get install redis-server would run this")
-	}
 }
