@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -34,19 +35,25 @@ func NewClient(rdb redis.UniversalClient) *Client {
 // Redis's own error; then the job may or may not be queued, and the same call
 // may be made again.
 func (c *Client) Enqueue(ctx context.Context, req Request) (*Record, error) {
-	req, warnings, err := req.Normalize()
+	return c.EnqueueWithin(ctx, req, Limits{})
+}
+
+// EnqueueWithin is [Client.Enqueue] within limits: a job that is new and would exceed
+// one fails with a [*LimitError], and nothing of it is queued.
+func (c *Client) EnqueueWithin(ctx context.Context, req Request, limits Limits) (*Record, error) {
+	req, warnings, err := enqueueable(req)
 	if err != nil {
 		return nil, err
 	}
-	if req.ID == "" {
-		req.ID = NewID()
-	}
-	next := &Record{
-		ID: req.ID, State: StateQueued, Digest: req.Digest(), Model: req.Model, Priority: req.Priority,
-		Warnings: warnings, Labels: req.Labels, Batch: req.Batch, EnqueuedAt: time.Now().UTC(),
+	next := NewRecord(req, warnings)
+	next.PriceMicroYuan = limits.PriceMicroYuan
+	if next.Overdue(next.EnqueuedAt) {
+		if err := c.tooLate(ctx, next); err != nil {
+			return nil, err
+		}
 	}
 	rec := next
-	if err := c.Swap(ctx, nil, next); errors.Is(err, ErrConflict) {
+	if err := c.swap(ctx, nil, next, swapping{limits: limits}); errors.Is(err, ErrConflict) {
 		if rec, err = c.Get(ctx, req.ID); err != nil {
 			return nil, err
 		}
@@ -70,11 +77,90 @@ func (c *Client) Enqueue(ctx context.Context, req Request) (*Record, error) {
 	return rec, c.EnqueueGenerate(ctx, rec, req)
 }
 
+// enqueueAtOnce bounds the calls that EnqueueAll makes at a time: enough to hide the
+// way to Redis and back.
+const enqueueAtOnce = 16
+
+// EnqueueAll puts many jobs on the queue and returns their records, in the order of
+// the requests. All requests are checked before any is queued: if one is refused,
+// nothing is, and the error is an [*InvalidError] whose fields begin with the request's
+// place, as in [3].prompt. After another error the records of those that were not
+// queued are nil; requests that have IDs may then be enqueued again.
+func (c *Client) EnqueueAll(ctx context.Context, reqs []Request) ([]*Record, error) {
+	var invalid InvalidError
+	for i, req := range reqs {
+		_, _, err := enqueueable(req)
+		if refused := (*InvalidError)(nil); errors.As(err, &refused) {
+			for _, f := range refused.Fields {
+				f.Field = fmt.Sprintf("[%d].%s", i, f.Field)
+				invalid.Fields = append(invalid.Fields, f)
+			}
+		}
+	}
+	if len(invalid.Fields) > 0 {
+		return nil, &invalid
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	records := make([]*Record, len(reqs))
+	places := make(chan int)
+	var group sync.WaitGroup
+	for range min(enqueueAtOnce, len(reqs)) {
+		group.Go(func() {
+			for i := range places {
+				rec, err := c.Enqueue(ctx, reqs[i])
+				if err != nil {
+					cancel(fmt.Errorf("request %d: %w", i, err))
+					continue
+				}
+				records[i] = rec
+			}
+		})
+	}
+	for i := range reqs {
+		if ctx.Err() != nil {
+			break
+		}
+		places <- i
+	}
+	close(places)
+	group.Wait()
+	return records, context.Cause(ctx)
+}
+
+// enqueueable checks a request and gives it an ID.
+func enqueueable(req Request) (Request, []string, error) {
+	req, warnings, problems := req.normalize()
+	if req.Stage && req.RefImg != "" && !stagedPattern.MatchString(req.RefImg) {
+		problems = append(problems, FieldError{
+			Field: stageName, Value: "true", Allowed: "where the bucket is at hand: danqing enqueue, batch or serve",
+			Remedy: `copy the image there yourself and name it "sha256:" and its hash, or leave "stage" out`,
+		})
+	}
+	if len(problems) > 0 {
+		return req, warnings, &InvalidError{Fields: problems}
+	}
+	if req.Stage = false; req.ID == "" {
+		req.ID = NewID()
+	}
+	return req, warnings, nil
+}
+
+// tooLate fails for a job whose deadline is over, unless it is there already.
+func (c *Client) tooLate(ctx context.Context, next *Record) error {
+	if _, err := c.Get(ctx, next.ID); !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	return &InvalidError{Fields: []FieldError{{
+		Field: "deadline", Value: show(next.Deadline.Format(time.RFC3339)), Allowed: "a time to come", Remedy: "nothing was queued",
+	}}}
+}
+
 // EnqueueGenerate makes sure that a waiting job has a message that will wake a
 // lane. The request must be the job's own, normalised.
 func (c *Client) EnqueueGenerate(ctx context.Context, rec *Record, req Request) error {
 	payload := GenerateMessage{JobID: rec.ID, Digest: rec.Digest, Request: req}
-	return c.enqueue(ctx, TypeGenerate, Queue(rec.Model, rec.Priority), rec.ID, payload)
+	return c.enqueue(ctx, TypeGenerate, Queue(rec.Model, rec.Priority), rec.ID, payload, asynq.ProcessAt(req.NotBefore))
 }
 
 // EnqueueStore makes sure that a job whose images are to be copied has a message
@@ -84,8 +170,8 @@ func (c *Client) EnqueueStore(ctx context.Context, rec *Record) error {
 	return c.enqueue(ctx, TypeStore, QueueStore, id, StoreMessage{JobID: rec.ID, Attempt: rec.Attempt})
 }
 
-func (c *Client) enqueue(ctx context.Context, kind, queue, id string, payload any) error {
-	message, err := newMessage(kind, queue, id, payload)
+func (c *Client) enqueue(ctx context.Context, kind, queue, id string, payload any, opts ...asynq.Option) error {
+	message, err := newMessage(kind, queue, id, payload, opts...)
 	if err != nil {
 		return err
 	}
@@ -132,7 +218,7 @@ func (c *Client) Wait(ctx context.Context, id string) (*Record, error) {
 		for changed := false; !changed; {
 			select {
 			case changedID := <-changes.IDs():
-				changed = changedID == id
+				changed = changedID == id || changedID == ""
 			case <-tick.C:
 				changed = true
 			case <-ctx.Done():
@@ -143,8 +229,8 @@ func (c *Client) Wait(ctx context.Context, id string) (*Record, error) {
 }
 
 // Changes tells which jobs' records were written. It may miss some, while the
-// connection to Redis is down or when it is read too slowly: whoever must not
-// miss any looks at the records themselves now and then.
+// connection to Redis is down or when it is read too slowly, and says so afterwards;
+// whoever must not miss any looks at the records themselves now and then besides.
 type Changes struct {
 	sub *redis.PubSub
 	ids chan string
@@ -157,7 +243,7 @@ func (c *Client) Subscribe(ctx context.Context) (*Changes, error) {
 		return nil, errors.Join(fmt.Errorf("subscribe to job changes: %w", err), sub.Close())
 	}
 	changes := &Changes{sub: sub, ids: make(chan string, changesKept)}
-	go changes.forward(sub.Channel())
+	go changes.forward(sub.ChannelWithSubscriptions())
 	return changes, nil
 }
 
@@ -165,19 +251,35 @@ func (c *Client) Subscribe(ctx context.Context) (*Changes, error) {
 // some; ours.
 const changesKept = 1000
 
-func (c *Changes) forward(messages <-chan *redis.Message) {
+func (c *Changes) forward(received <-chan any) {
 	defer close(c.ids)
-	for message := range messages {
-		select {
-		case c.ids <- message.Payload:
-		default:
-			// Waiting would hold up Redis: the embedded one writes to all its
-			// subscribers before it answers anybody.
+	missed := false
+	for r := range received {
+		// A subscription after the first one follows upon an outage.
+		message, ok := r.(*redis.Message)
+		missed = missed || !ok
+		if missed {
+			missed = !c.offer("")
+		}
+		if ok && !c.offer(message.Payload) {
+			missed = true
 		}
 	}
 }
 
-// IDs delivers the IDs of the jobs that changed, and is closed by Close.
+// offer hands an ID on unless the reader is behind. Waiting would hold up Redis: the
+// embedded one writes to all its subscribers before it answers anybody.
+func (c *Changes) offer(id string) bool {
+	select {
+	case c.ids <- id:
+		return true
+	default:
+		return false
+	}
+}
+
+// IDs delivers the IDs of the jobs that changed, "" after some were missed, and is
+// closed by Close.
 func (c *Changes) IDs() <-chan string { return c.ids }
 
 // Close ends the subscription.

@@ -98,6 +98,15 @@ func ValidID(id string) error {
 // random bits.
 func NewID() string { return strings.ToLower(rand.Text()) }
 
+// IdempotencyID is the job ID that stands for an idempotency key, any text of the
+// producer's own, such as an order's number: the same scope and key are the same job.
+// The scope keeps apart producers that do not know of each other's keys; it may be
+// empty.
+func IdempotencyID(scope, key string) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "danqing/idempotency/1\n%d:%s%d:%s", len(scope), scope, len(key), key))
+	return "key-" + hex.EncodeToString(sum[:16])
+}
+
 // BatchName is the name of the batch in a file: the file's name without folder
 // and extension, and without the ".results" or ".simulated.results" of a batch's
 // results file, which, read as a batch, means the same jobs. "-" is "stdin".

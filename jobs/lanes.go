@@ -165,7 +165,7 @@ func (c *Client) AccountPause(ctx context.Context, account string) (*Pause, erro
 // a Redis that lost its data hides the queue until somebody registers it: do so at
 // the start and after an outage.
 func (c *Client) Register(ctx context.Context, models []string) error {
-	names := []any{QueueStore}
+	names := []any{QueueStore, QueueNotify}
 	for _, model := range models {
 		for queue := range LaneQueues(model) {
 			names = append(names, queue)

@@ -88,7 +88,7 @@ func TestRegister(t *testing.T) {
 		require.NoError(t, client.Register(t.Context(), []string{"wanx-v1"}))
 		queues, err = inspector.Queues()
 		require.NoError(t, err)
-		assert.ElementsMatch(t, []string{"danqing:store", "danqing:wanx-v1:critical", "danqing:wanx-v1:default", "danqing:wanx-v1:bulk"}, queues)
+		assert.ElementsMatch(t, []string{"danqing:store", "danqing:notify", "danqing:wanx-v1:critical", "danqing:wanx-v1:default", "danqing:wanx-v1:bulk"}, queues)
 		info, err := inspector.GetTaskInfo(testQueue, "cat")
 		require.NoError(t, err)
 		assert.Equal(t, asynq.TaskStatePending, info.State)

@@ -32,6 +32,8 @@ type ListFilter struct {
 	Model   string
 	Account string // that of the job's intent: a job that was never submitted has none
 	Batch   string
+	// Producer is the name of the gateway's token that asked for the job.
+	Producer string
 	// Labels must all be there with these values.
 	Labels map[string]string
 	// UpdatedBefore leaves out the jobs that changed at this moment or later; zero
@@ -97,6 +99,9 @@ func (f *ListFilter) matches(rec *Record) bool {
 		if got, ok := labels[name]; !ok || got != value {
 			return false
 		}
+	}
+	if f.Producer != "" && f.Producer != rec.Producer {
+		return false
 	}
 	return (f.Model == "" || f.Model == rec.Model) && (f.Account == "" || f.Account == rec.Account) && (f.Batch == "" || f.Batch == batch)
 }

@@ -80,13 +80,15 @@ func (c *Client) Ahead(ctx context.Context, rec *Record) (ahead int64, inLine bo
 	return max(length-1-at, 0), true, nil
 }
 
-func newMessage(kind, queue, id string, payload any) (*asynq.Task, error) {
+func newMessage(kind, queue, id string, payload any, opts ...asynq.Option) (*asynq.Task, error) {
 	encoded, err := encodeJSON(payload)
 	if err != nil {
 		return nil, fmt.Errorf("encode message %s: %w", id, err)
 	}
-	return asynq.NewTask(kind, encoded, asynq.TaskID(id), asynq.Queue(queue), asynq.Timeout(messageTimeout),
-		asynq.MaxRetry(messageRetries), asynq.Retention(messageRetention)), nil
+	opts = append([]asynq.Option{
+		asynq.TaskID(id), asynq.Queue(queue), asynq.Timeout(messageTimeout), asynq.MaxRetry(messageRetries), asynq.Retention(messageRetention),
+	}, opts...)
+	return asynq.NewTask(kind, encoded, opts...), nil
 }
 
 // showScript writes a message's result if the message is still there. asynq's own

@@ -2,7 +2,6 @@ package jobs
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +21,9 @@ const (
 	// CodeArchived marks a canceled job whose message a person has archived. Run
 	// from there, it is queued again.
 	CodeArchived = "Archived"
+	// CodeDeadlineExceeded marks a job that failed because it was not submitted before
+	// its deadline. It cost nothing.
+	CodeDeadlineExceeded = "DeadlineExceeded"
 )
 
 // RequestOf returns what a job asks for, as asked: from its record, or while it
@@ -90,6 +92,24 @@ func (c *Client) Cancel(ctx context.Context, id string) (*Record, error) {
 }
 
 func (c *Client) cancelWaiting(ctx context.Context, rec *Record) (*Record, error) {
+	why := "canceled on request while it waited; it cost nothing"
+	if rec.CostMicroYuan > 0 {
+		why = "canceled on request while it waited to be made again"
+	}
+	return c.endWaiting(ctx, rec, StateCanceled, CodeCanceled, why)
+}
+
+// DeadlineMessage is the message beside [CodeDeadlineExceeded].
+const DeadlineMessage = "it was not submitted before its deadline; nothing was bought"
+
+// Expire ends a waiting job that is [Record.Overdue], and returns its record. It fails
+// with [ErrConflict] if the job has moved on, or with Redis's own error.
+func (c *Client) Expire(ctx context.Context, rec *Record) (*Record, error) {
+	return c.endWaiting(ctx, rec, StateFailed, CodeDeadlineExceeded, DeadlineMessage)
+}
+
+// endWaiting ends a job that waits, with its message.
+func (c *Client) endWaiting(ctx context.Context, rec *Record, state State, code, why string) (*Record, error) {
 	next := *rec
 	// The message is deleted, and the sidecar must tell what was asked for.
 	switch req, err := c.RequestOf(ctx, rec); {
@@ -98,11 +118,7 @@ func (c *Client) cancelWaiting(ctx context.Context, rec *Record) (*Record, error
 	case !errors.Is(err, ErrNoRequest):
 		return rec, err
 	}
-	why := "canceled on request while it waited; it cost nothing"
-	if rec.CostMicroYuan > 0 {
-		why = "canceled on request while it waited to be made again"
-	}
-	next.End(StateCanceled, CodeCanceled, why, time.Now().UTC())
+	next.End(state, code, why, time.Now().UTC())
 	if err := c.Swap(ctx, rec, &next); err != nil {
 		return rec, err
 	}
@@ -250,6 +266,9 @@ func (c *Client) again(ctx context.Context, old, rec *Record) (*Record, error) {
 	}
 	next := *rec
 	next.closeAttempt()
+	// A person wants it now.
+	req.NotBefore, req.Deadline = time.Time{}, time.Time{}
+	next.NotBefore, next.Deadline = req.NotBefore, req.Deadline
 	next.State, next.TaskID, next.Request = StateQueued, "", &req
 	next.Code, next.Message, next.Results, next.SpoolHolder, next.SpoolPlace = "", "", nil, "", ""
 	if next.stored() == 0 {
@@ -264,7 +283,7 @@ func (c *Client) again(ctx context.Context, old, rec *Record) (*Record, error) {
 	if err := c.freeAttempt(ctx, rec); err != nil {
 		return rec, err
 	}
-	if err := c.swap(ctx, rand.Text(), old, &next, true); err != nil {
+	if err := c.swap(ctx, old, &next, swapping{afresh: true}); err != nil {
 		return rec, err
 	}
 	return &next, c.requeue(ctx, &next)

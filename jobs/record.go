@@ -3,15 +3,11 @@ package jobs
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // RecordLifetime is how long a record stays in Redis after the job's end. From
@@ -103,6 +99,16 @@ type Record struct {
 	// them too.
 	Labels map[string]string `json:"labels,omitempty"`
 	Batch  string            `json:"batch,omitempty"`
+	// Producer, NotBefore, Deadline, Callback and FollowUp are the request's too.
+	Producer  string    `json:"producer,omitempty"`
+	NotBefore time.Time `json:"not_before,omitzero"`
+	Deadline  time.Time `json:"deadline,omitzero"`
+	Callback  string    `json:"callback,omitempty"`
+	FollowUp  *FollowUp `json:"follow_up,omitempty"`
+	// PriceMicroYuan is what the job may cost, in millionths of a yuan, by what
+	// [Limits] said when it was accepted: it counts against its producer's day until
+	// the job is over. 0 if nobody said.
+	PriceMicroYuan int64 `json:"price_micro_yuan,omitempty"`
 
 	// CancelRequestedAt is when a person asked to cancel the job while it had a
 	// create on its way, or a task. The task is cancelled only if DashScope still
@@ -141,6 +147,32 @@ func (r *Record) AsAsked() Request {
 		return req
 	}
 	return *r.Request
+}
+
+// NewRecord is the record of a job that begins to wait now. The request must be
+// normalised and have its ID.
+func NewRecord(req Request, warnings []string) *Record {
+	rec := &Record{
+		ID: req.ID, State: StateQueued, Digest: req.Digest(), Model: req.Model, Priority: req.Priority, Warnings: warnings,
+		EnqueuedAt: time.Now().UTC(),
+	}
+	rec.take(&req)
+	if req.NotBefore.After(rec.EnqueuedAt) {
+		rec.State = StateScheduled
+	}
+	return rec
+}
+
+// take copies what a record repeats of its request.
+func (r *Record) take(req *Request) {
+	r.Labels, r.Batch, r.Producer = req.Labels, req.Batch, req.Producer
+	r.NotBefore, r.Deadline, r.Callback, r.FollowUp = req.NotBefore, req.Deadline, req.Callback, req.FollowUp
+}
+
+// Overdue reports whether the job has missed its deadline: nothing is bought for it
+// any more.
+func (r *Record) Overdue(now time.Time) bool {
+	return r.State.Waiting() && !r.Deadline.IsZero() && !now.Before(r.Deadline)
 }
 
 // closed reports whether an attempt is among the past ones; 0, before the first,
@@ -202,94 +234,6 @@ const (
 // indexKey is the sorted set of the IDs of all jobs in a state, by the time of
 // their last write in milliseconds.
 func indexKey(state State) string { return "danqing:jobs:" + string(state) }
-
-// swapScript writes a record if its (state, attempt, term) is what the caller
-// read, moves it in the index of states, names the job as its task's owner, and says
-// so, all as one command. An absent record reads as three empty strings. A task that
-// was found, and is another job's, is not given to this one.
-var swapScript = redis.NewScript(`
-local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term', 'write')
-if cur[4] == ARGV[11] then return 1 end
-for i = 1, 3 do
-  if (cur[i] or '') ~= ARGV[i] then return 0 end
-end
-if ARGV[16] == '1' then
-  local owner = redis.call('HGET', KEYS[4], 'job')
-  if owner and owner ~= ARGV[10] then return owner end
-end
-redis.call('HSET', KEYS[1], 'state', ARGV[4], 'attempt', ARGV[5], 'term', ARGV[6], 'record', ARGV[7], 'write', ARGV[11])
-if ARGV[14] == '1' then redis.call('HDEL', KEYS[1], 'cancel') end
-if KEYS[4] then
-  redis.call('HSETNX', KEYS[4], 'job', ARGV[10])
-  redis.call('EXPIRE', KEYS[4], ARGV[15])
-end
-if KEYS[2] ~= KEYS[3] then redis.call('ZREM', KEYS[2], ARGV[10]) end
-redis.call('ZADD', KEYS[3], ARGV[12], ARGV[10])
-if ARGV[8] ~= '0' then
-  redis.call('EXPIRE', KEYS[1], ARGV[8])
-  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', ARGV[13])
-else
-  redis.call('PERSIST', KEYS[1])
-end
-redis.call('PUBLISH', ARGV[9], ARGV[10])
-return 1
-`)
-
-// Swap replaces the record old by next, if it still has old's state, attempt
-// and term; otherwise it fails with [ErrConflict]. A nil old means that there
-// must be no record yet. It fails with [*TaskOwnedError] if next has Adopted
-// a task, old had not, and it is another job's. It sets next.UpdatedAt.
-func (c *Client) Swap(ctx context.Context, old, next *Record) error {
-	return c.SwapAs(ctx, rand.Text(), old, next)
-}
-
-// SwapAs is [Client.Swap] under a name of the caller's: repeated with the same
-// name, after an error that left open whether it was done, it is done once.
-func (c *Client) SwapAs(ctx context.Context, write string, old, next *Record) error {
-	return c.swap(ctx, write, old, next, false)
-}
-
-// swap is SwapAs; afresh takes back that somebody asked to cancel the job.
-func (c *Client) swap(ctx context.Context, write string, old, next *Record, afresh bool) error {
-	next.UpdatedAt = time.Now().UTC()
-	expect, index := []any{"", "", ""}, indexKey(next.State)
-	if old != nil {
-		expect = []any{string(old.State), strconv.Itoa(old.Attempt), strconv.FormatInt(old.Term, 10)}
-		index = indexKey(old.State)
-	}
-	if afresh {
-		next.CancelRequestedAt = time.Time{}
-	}
-	found := next.Adopted && next.TaskID != "" && (old == nil || old.TaskID != next.TaskID)
-	encoded, err := encodeJSON(next)
-	if err != nil {
-		return fmt.Errorf("write record of %s: %w", next.ID, err)
-	}
-	lifetime := time.Duration(0)
-	if next.State.Final() {
-		lifetime = RecordLifetime
-	}
-	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID, write,
-		next.UpdatedAt.UnixMilli(), forgottenBefore(next.UpdatedAt), afresh, int(bookedLifetime.Seconds()), found)
-	keys := []string{recordPrefix + next.ID, index, indexKey(next.State)}
-	if next.TaskID != "" {
-		keys = append(keys, taskPrefix+next.TaskID)
-	}
-	swapped, err := swapScript.Run(ctx, c.redis, keys, args...).Result()
-	if owner, owned := swapped.(string); owned {
-		err = &TaskOwnedError{TaskID: next.TaskID, JobID: owner}
-	}
-	if err == nil && swapped == int64(0) {
-		err = ErrConflict
-	}
-	if err != nil {
-		return fmt.Errorf("write record of %s: %w", next.ID, err)
-	}
-	return nil
-}
-
-// forgottenBefore is the score below which a job that is over has left Redis.
-func forgottenBefore(now time.Time) int64 { return now.Add(-RecordLifetime).UnixMilli() }
 
 // Get reads a record. It fails with [ErrNotFound] if there is none, and with
 // [ErrDamaged] if it cannot be read.

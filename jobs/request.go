@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -61,10 +62,42 @@ type Request struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	// RedoOf is the ID of the job that this one does again with a new seed.
 	RedoOf string `json:"redo_of,omitempty"`
+	// NotBefore keeps the job from being submitted earlier; zero is at once. It is
+	// looked at every second or so.
+	NotBefore time.Time `json:"not_before,omitzero"`
+	// Deadline is when the job is worthless if it was not submitted before: it then
+	// fails with [CodeDeadlineExceeded], and costs nothing. What is under way by then
+	// is finished. Zero is none.
+	Deadline time.Time `json:"deadline,omitzero"`
+	// Callback is an http(s) URL that is told of the job's end by a signed POST, see
+	// [Event]. Its host must have a public address, unless the worker allows others.
+	Callback string `json:"callback,omitempty"`
+	// FollowUp is a message of the producer's own that is queued when the job ends;
+	// nil is none.
+	FollowUp *FollowUp `json:"follow_up,omitempty"`
+	// Stage asks to copy the reference image at RefImg, a URL, into the bucket before
+	// the job is queued, so that it cannot vanish meanwhile. Whoever has the bucket
+	// does so and clears it: the command line, the gateway. [Client.Enqueue], which has
+	// none, refuses it.
+	Stage bool `json:"stage,omitempty"`
+	// Producer is the name of the gateway's token that asked for the job, which the
+	// gateway sets; 1 to 64 characters of A-Z a-z 0-9 . _ -, or empty.
+	Producer string `json:"producer,omitempty"`
 	// Batch and LineID are the names that a batch file gave, for image keys and
 	// the sidecar. [ReadBatch] sets them, whatever the line says.
 	Batch  string `json:"batch,omitempty"`
 	LineID string `json:"line_id,omitempty"`
+}
+
+// FollowUp names an asynq task of the producer's own: when a job has ended it is put
+// into that queue, once for each [Event] while asynq remembers its ID (which is the
+// event's), with the event as JSON for its payload.
+type FollowUp struct {
+	// Type is the task's type, 1 to 128 characters without control characters; not
+	// one of Danqing's own.
+	Type string `json:"type"`
+	// Queue is the asynq queue, like Type; empty is asynq's "default".
+	Queue string `json:"queue,omitempty"`
 }
 
 // StagedPrefix begins the name of a staged reference image; the SHA-256 of its
@@ -85,12 +118,16 @@ func shapingNames() []string {
 
 // topNames are the names that a producer may write at the top level.
 func topNames() []string {
-	return append([]string{"id", "model", "priority", "labels", "redo_of", "input", "parameters", resultKey}, shapingNames()...)
+	own := []string{"id", "model", "priority", "labels", "redo_of", "not_before", "deadline", "callback", "follow_up", stageName, "input", "parameters", resultKey}
+	return append(own, shapingNames()...)
 }
+
+// stageName is one letter from a producer's own "state": it has to be spelt right.
+const stageName = "stage"
 
 // messageNames are those of a request that is ours already. In a batch file,
 // "batch" and "line_id" are the producer's own columns.
-func messageNames() []string { return append(topNames(), "batch", "line_id") }
+func messageNames() []string { return append(topNames(), "batch", "line_id", "producer") }
 
 // UnmarshalJSON reads a request in its flat form or as DashScope's own body
 // ({"model", "input": {…}, "parameters": {…}}), or a mix. The reference image is
@@ -103,19 +140,31 @@ func messageNames() []string { return append(topNames(), "batch", "line_id") }
 // that looks like a slip for a known one. Other unknown names are ignored, and
 // so is "danqing", which a results file has.
 func (r *Request) UnmarshalJSON(data []byte) error {
+	got, err := readRequest(data, messageNames())
+	if err == nil {
+		*r = got
+	}
+	return err
+}
+
+// ParseRequest reads a request as a producer may write it: as [Request.UnmarshalJSON]
+// does, but Batch, LineID and Producer are not the producer's to set, and ignored. It
+// is not normalised.
+func ParseRequest(data []byte) (Request, error) { return readRequest(data, topNames()) }
+
+func readRequest(data []byte, names []string) (Request, error) {
 	if !utf8.Valid(data) {
-		return &InvalidError{Fields: []FieldError{{Field: "request", Value: show(string(data)), Allowed: "UTF-8"}}}
+		return Request{}, &InvalidError{Fields: []FieldError{{Field: "request", Value: show(string(data)), Allowed: "UTF-8"}}}
 	}
 	var compact bytes.Buffer
 	if err := json.Compact(&compact, data); err != nil {
-		return fmt.Errorf("read request: %w", err)
+		return Request{}, fmt.Errorf("read request: %w", err)
 	}
-	got, problems := decodeRequest(compact.Bytes(), messageNames())
+	r, problems := decodeRequest(compact.Bytes(), names)
 	if len(problems) > 0 {
-		return &InvalidError{Fields: problems}
+		return Request{}, &InvalidError{Fields: problems}
 	}
-	*r = got
-	return nil
+	return r, nil
 }
 
 // member is one name and value of an object.
@@ -180,6 +229,12 @@ func decodeRequest(data []byte, names []string) (Request, []FieldError) {
 		Priority:       d.text("priority"),
 		Labels:         d.labels(),
 		RedoOf:         d.text("redo_of"),
+		NotBefore:      d.moment("not_before"),
+		Deadline:       d.moment("deadline"),
+		Callback:       d.text("callback"),
+		FollowUp:       d.followUp(),
+		Stage:          d.whether(stageName),
+		Producer:       d.text("producer"),
 		Batch:          d.text("batch"),
 		LineID:         d.text("line_id"),
 	}
@@ -271,7 +326,8 @@ func (d *decoder) collect(prefix string, object []byte, known []string) {
 func (d *decoder) unknown(prefix string, m member, known []string) {
 	near := mistaken(m.name, known)
 	switch {
-	case near == "batch" || near == "line_id": // nobody writes these by hand
+	case near == "batch", near == "line_id", near == "producer": // nobody writes these by hand
+	case near == stageName:
 	case near != "" && prefix == "":
 		d.problem(m.name, m.value, "", fmt.Sprintf("did you mean %q? (a column of your own needs another name)", near))
 	case near != "":
@@ -326,6 +382,39 @@ func (d *decoder) flag(name string) *bool {
 		return nil
 	}
 	return &b
+}
+
+// whether is a flag whose absence is false.
+func (d *decoder) whether(name string) bool {
+	b := d.flag(name)
+	return b != nil && *b
+}
+
+func (d *decoder) moment(name string) time.Time {
+	g, ok := d.given[name]
+	if !ok {
+		return time.Time{}
+	}
+	var at time.Time
+	if json.Unmarshal(g.value, &at) != nil {
+		d.problem(g.path, g.value, "a time with its zone in quotes, as in 2026-11-28T18:30:00+08:00", "")
+		return time.Time{}
+	}
+	return at.UTC()
+}
+
+func (d *decoder) followUp() *FollowUp {
+	g, ok := d.given["follow_up"]
+	if !ok {
+		return nil
+	}
+	var f FollowUp
+	dec := json.NewDecoder(bytes.NewReader(g.value))
+	if dec.DisallowUnknownFields(); dec.Decode(&f) != nil {
+		d.problem(g.path, g.value, `a type and a queue of your own asynq server, as in {"type": "image:ready", "queue": "shop"}`, "")
+		return nil
+	}
+	return &f
 }
 
 func (d *decoder) number(name string) *float64 {

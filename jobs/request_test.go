@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -16,8 +17,9 @@ func TestRequestUnmarshal(t *testing.T) {
 		want Request
 	}{
 		"flat": {
-			`{"id":"a","model":"wanx-v1","prompt":"p","negative_prompt":"q","style":"<anime>","size":"1024*1024","n":2,"seed":7,"ref_img":"u","ref_strength":0.5,"ref_mode":"refonly","prompt_extend":false,"watermark":true,"priority":"bulk","labels":{"sku":"A-17"},"redo_of":"b","batch":"c","line_id":"d"}`,
-			Request{"a", "wanx-v1", "p", "q", "<anime>", "1024*1024", 2, new(int64(7)), "u", new(0.5), "refonly", new(false), new(true), "bulk", map[string]string{"sku": "A-17"}, "b", "c", "d"},
+			`{"id":"a","model":"wanx-v1","prompt":"p","negative_prompt":"q","style":"<anime>","size":"1024*1024","n":2,"seed":7,"ref_img":"u","ref_strength":0.5,"ref_mode":"refonly","prompt_extend":false,"watermark":true,"priority":"bulk","labels":{"sku":"A-17"},"redo_of":"b","not_before":"2026-11-28T18:00:00+08:00","deadline":"2026-11-28T11:00:00Z","callback":"https://e","follow_up":{"type":"t","queue":"q"},"stage":true,"producer":"e","batch":"c","line_id":"d"}`,
+			Request{"a", "wanx-v1", "p", "q", "<anime>", "1024*1024", 2, new(int64(7)), "u", new(0.5), "refonly", new(false), new(true), "bulk", map[string]string{"sku": "A-17"}, "b",
+				time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC), time.Date(2026, 11, 28, 11, 0, 0, 0, time.UTC), "https://e", &FollowUp{"t", "q"}, true, "e", "c", "d"},
 		},
 		"DashScope's own body": {
 			`{"model":"wanx-v1","input":{"prompt":"p","ref_image":"u"},"parameters":{"style":"<auto>","n":1,"ref_strength":0.0}}`,

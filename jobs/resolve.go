@@ -2,7 +2,6 @@ package jobs
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"regexp"
@@ -167,7 +166,7 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 	if next.TaskID = task; next.stored() == 0 {
 		next.Images = nil
 	}
-	if err := c.swap(ctx, rand.Text(), rec, &next, true); err != nil {
+	if err := c.swap(ctx, rec, &next, swapping{afresh: true}); err != nil {
 		return rec, err
 	}
 	if known {

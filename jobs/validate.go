@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -104,6 +105,7 @@ func (r Request) normalize() (Request, []string, []FieldError) {
 	}
 	c.require(slices.Contains(priorities(), r.Priority), "priority", show(r.Priority), strings.Join(priorities(), ", "), "")
 	c.labels(r.Labels)
+	c.delivery(r)
 
 	m, err := LookupModel(r.Model)
 	if err != nil {
@@ -116,6 +118,52 @@ func (r Request) normalize() (Request, []string, []FieldError) {
 	c.shape(r, m)
 	c.reference(r, m)
 	return r, c.warnings, c.problems
+}
+
+// maxCallbackBytes is the longest URL that is called back: what servers commonly take.
+const maxCallbackBytes = 2048
+
+// delivery checks when the job is wanted and who is told of its end.
+func (c *checks) delivery(r Request) {
+	for _, at := range []struct {
+		field string
+		time  time.Time
+	}{{"not_before", r.NotBefore}, {"deadline", r.Deadline}} {
+		// Beyond these neither JSON nor asynq's seconds can hold it.
+		ok := at.time.IsZero() || at.time.Year() >= 1970 && at.time.Year() <= 9999
+		c.require(ok, at.field, show(at.time.String()), "a time from 1970 to 9999", "")
+	}
+	c.require(r.Deadline.IsZero() || r.Deadline.After(r.NotBefore), "deadline", show(r.Deadline.Format(time.RFC3339)), "a time after not_before", "")
+	if r.Producer != "" {
+		c.addError("producer", ValidAccount(r.Producer)) // a name like an account's
+	}
+	if r.Callback != "" {
+		allowed := checkCallback(r.Callback)
+		c.require(allowed == "", "callback", showURL(r.Callback), allowed, "")
+	}
+	if f := r.FollowUp; f != nil {
+		name := func(s string) bool {
+			return utf8.RuneCountInString(s) <= 128 && isPlain(s) && !strings.HasPrefix(s, "danqing:")
+		}
+		c.require(strings.TrimSpace(f.Type) != "" && name(f.Type), "follow_up.type", show(f.Type), "the type of a task of your own, 1 to 128 characters, not danqing:…", "")
+		c.require(name(f.Queue), "follow_up.queue", show(f.Queue), "a queue of your own, at most 128 characters, not danqing:…", "")
+	}
+}
+
+// checkCallback says what would be allowed instead of a callback's URL, "" if it is
+// fine. Whether its address is a public one shows when it is called.
+func checkCallback(callback string) string {
+	const urls = "an http or https URL without user name, password and #"
+	u, err := url.Parse(callback)
+	switch {
+	case len(callback) > maxCallbackBytes:
+		return fmt.Sprintf("%s, of at most %d bytes", urls, maxCallbackBytes)
+	case strings.ContainsFunc(callback, func(r rune) bool { return r <= ' ' || r >= 0x7f }):
+		return urls + ", with other characters percent-encoded"
+	case err != nil, u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", u.User != nil, u.Fragment != "":
+		return urls
+	}
+	return ""
 }
 
 func priorities() []string {
@@ -140,6 +188,16 @@ func (r Request) canonical() Request {
 	}
 	if r.N == 0 {
 		r.N = 1
+	}
+	if !r.NotBefore.IsZero() {
+		r.NotBefore = r.NotBefore.UTC()
+	}
+	if !r.Deadline.IsZero() {
+		r.Deadline = r.Deadline.UTC()
+	}
+	r.Callback = strings.TrimSpace(r.Callback)
+	if f := r.FollowUp; f != nil && f.Queue == "" {
+		r.FollowUp = &FollowUp{Type: f.Type, Queue: "default"}
 	}
 	if r.RefStrength != nil && *r.RefStrength == 0 {
 		r.RefStrength = new(float64) // -0 is 0

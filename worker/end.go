@@ -95,5 +95,6 @@ func failure(rec *jobs.Record) error {
 func (w *Worker) adoptFinished(ctx context.Context, rec, over *jobs.Record) error {
 	w.journal(entryOver, over)
 	over.EnqueuedAt, over.Priority = rec.EnqueuedAt, rec.Priority
+	over.Producer, over.PriceMicroYuan, over.Callback, over.FollowUp = rec.Producer, rec.PriceMicroYuan, rec.Callback, rec.FollowUp
 	return w.advance(ctx, rec, over)
 }

@@ -140,10 +140,10 @@ func (l *lane) record(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record
 }
 
 func (l *lane) remember(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record, error) {
-	rec := &jobs.Record{
-		ID: m.JobID, State: jobs.StateQueued, Digest: m.Digest, Model: m.Request.Model, Priority: m.Request.Priority,
-		EnqueuedAt: time.Now().UTC(),
-	}
+	req := m.Request
+	req.ID = m.JobID
+	rec := jobs.NewRecord(req, nil)
+	rec.Digest = m.Digest
 	return rec, l.swap(ctx, nil, rec)
 }
 
@@ -232,6 +232,11 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request) 
 		err = l.over(ctx, rec, ended(rec, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))
 		if err == nil {
 			err = jobs.ErrConflict // look again
+		}
+	case rec.Overdue(time.Now()):
+		err = l.over(ctx, rec, ended(rec, jobs.StateFailed, jobs.CodeDeadlineExceeded, jobs.DeadlineMessage))
+		if err == nil { // it has images of an earlier attempt
+			err = jobs.ErrConflict
 		}
 	default:
 		body, err = l.createBody(ctx, rec, req)

@@ -167,6 +167,12 @@ func (w *Worker) writeDown(ctx context.Context) error {
 func (w *Worker) mend(ctx context.Context, records []*jobs.Record) error {
 	for _, rec := range records {
 		var err error
+		if rec.Overdue(time.Now()) {
+			if _, err = w.jobs.Expire(ctx, rec); err != nil && !errors.Is(err, jobs.ErrConflict) {
+				return err
+			}
+			continue
+		}
 		switch rec.State {
 		case jobs.StateStoring:
 			err = w.jobs.EnqueueStore(ctx, rec)

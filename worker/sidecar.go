@@ -19,7 +19,9 @@ func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 		Attempts: []storage.SidecarAttempt{}, Images: []storage.SidecarImage{},
 	}
 	if req := rec.Request; req != nil {
-		encoded, err := encode(req)
+		kept := *req
+		kept.Callback = "" // who knows the link may speak there
+		encoded, err := encode(kept)
 		if err != nil {
 			return nil, fmt.Errorf("sidecar of %s: %w", rec.ID, err)
 		}
@@ -72,6 +74,7 @@ func RecordOf(side *storage.Sidecar) (*jobs.Record, error) {
 		if err := json.Unmarshal(side.Request, rec.Request); err != nil {
 			return nil, fmt.Errorf("sidecar of %s: request: %w: %w", side.JobID, storage.ErrUnreadable, err)
 		}
+		rec.Producer, rec.NotBefore, rec.Deadline, rec.FollowUp = rec.Request.Producer, rec.Request.NotBefore, rec.Request.Deadline, rec.Request.FollowUp
 	}
 	for i, a := range side.Attempts {
 		rec.Attempt, rec.Term = a.Attempt, a.Term

@@ -1,0 +1,235 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+)
+
+// The messages by which a producer is told that its job is over.
+const (
+	TypeNotify  = "danqing:notify"
+	QueueNotify = "danqing:notify"
+)
+
+// NoticeKind is a way in which a producer is told.
+type NoticeKind string
+
+// The kinds of a notice.
+const (
+	NoticeCallback NoticeKind = "callback"  // a signed POST to the job's callback
+	NoticeFollowUp NoticeKind = "follow_up" // a message in the producer's own queue
+)
+
+// NotifyMessage wakes a notify server.
+type NotifyMessage struct {
+	JobID   string     `json:"job_id"`
+	EventID string     `json:"event_id"`
+	Kind    NoticeKind `json:"kind"`
+}
+
+const (
+	// noticesKey has the IDs of the jobs that are over and have yet to be told of, by
+	// the time of their end in milliseconds.
+	noticesKey = "danqing:notices"
+	// noticeTimeout bounds one try, and noticeRetries the tries: see the worker's
+	// notify stage, which spreads them over a day.
+	noticeTimeout = time.Minute
+	noticeRetries = 15
+	// noticesAtOnce bounds one round of NotifyDue.
+	noticesAtOnce = 200
+)
+
+// Event tells of the end of a job: the body of a callback, and the payload of a
+// follow-up. Fields may be added to it.
+type Event struct {
+	// Type is "job.succeeded", "job.failed" or "job.canceled".
+	Type string `json:"type"`
+	// Timestamp is when the job ended.
+	Timestamp time.Time `json:"timestamp"`
+	Data      EventJob  `json:"data"`
+}
+
+// EventJob is the job that ended.
+type EventJob struct {
+	JobID     string            `json:"job_id"`
+	State     State             `json:"state"`
+	Model     string            `json:"model"`
+	Simulated bool              `json:"simulated,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Batch     string            `json:"batch,omitempty"`
+	Producer  string            `json:"producer,omitempty"`
+	// Images are all that were asked for, each in the bucket or with the reason why it
+	// is not.
+	Images        []EventImage `json:"images,omitempty"`
+	CostMicroYuan int64        `json:"cost_micro_yuan"`
+	// Code and Message say why the job failed or was canceled.
+	Code       string    `json:"code,omitempty"`
+	Message    string    `json:"message,omitempty"`
+	EnqueuedAt time.Time `json:"enqueued_at,omitzero"`
+	FinishedAt time.Time `json:"finished_at"`
+}
+
+// EventImage is an image with a link to it.
+type EventImage struct {
+	Image
+	// URL is where the image can be fetched until URLExpiresAt; for ever if that is
+	// zero.
+	URL          string    `json:"url,omitempty"`
+	URLExpiresAt time.Time `json:"url_expires_at,omitzero"`
+}
+
+// NewEvent describes the end of a job that is over; link tells where an image is
+// fetched.
+func NewEvent(rec *Record, link func(Image) (url string, expiresAt time.Time, err error)) (*Event, error) {
+	e := &Event{Type: "job." + string(rec.State), Timestamp: rec.FinishedAt, Data: EventJob{
+		JobID: rec.ID, State: rec.State, Model: rec.Model, Simulated: rec.Simulated, Labels: rec.Labels, Batch: rec.Batch, Producer: rec.Producer,
+		CostMicroYuan: rec.CostMicroYuan, Code: rec.Code, Message: rec.Message, EnqueuedAt: rec.EnqueuedAt, FinishedAt: rec.FinishedAt,
+	}}
+	for _, image := range rec.Images {
+		told := EventImage{Image: image}
+		if image.Key != "" {
+			var err error
+			if told.URL, told.URLExpiresAt, err = link(image); err != nil {
+				return nil, fmt.Errorf("event of %s: image %d: %w", rec.ID, image.N, err)
+			}
+		}
+		e.Data.Images = append(e.Data.Images, told)
+	}
+	return e, nil
+}
+
+// EventID names the end of a job that is over: the job's ID, a dot, and the
+// millisecond of the end. A job that is retried ends once more, with another. "" if the
+// job is not over.
+func (r *Record) EventID() string {
+	if !r.State.Final() {
+		return ""
+	}
+	return r.ID + "." + strconv.FormatInt(r.FinishedAt.UnixMilli(), 10)
+}
+
+// tells reports whether somebody is to be told that the job is over.
+func (r *Record) tells() bool { return r.State.Final() && len(r.notices()) > 0 }
+
+// notices are the ways in which the producer wants to be told.
+func (r *Record) notices() []NoticeKind {
+	var kinds []NoticeKind
+	if r.Callback != "" {
+		kinds = append(kinds, NoticeCallback)
+	}
+	if r.FollowUp != nil {
+		kinds = append(kinds, NoticeFollowUp)
+	}
+	return kinds
+}
+
+// NoticeID is the ID of the message in [QueueNotify] that tells of the job's end in a
+// way.
+func (r *Record) NoticeID(kind NoticeKind) string { return r.EventID() + "." + string(kind) }
+
+// Notify queues what is to be told of a job that is over, once however often it is
+// called. [Client.Swap] has done so, unless it died half way: then [Client.NotifyDue]
+// does.
+func (c *Client) Notify(ctx context.Context, rec *Record) error {
+	if rec.State.Final() {
+		for _, kind := range rec.notices() {
+			if err := c.enqueueNotice(ctx, rec, kind); err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
+				return fmt.Errorf("notify of %s: %w", rec.ID, err)
+			}
+		}
+	}
+	if err := c.redis.ZRem(ctx, noticesKey, rec.ID).Err(); err != nil {
+		return fmt.Errorf("notify of %s: %w", rec.ID, err)
+	}
+	return nil
+}
+
+func (c *Client) enqueueNotice(ctx context.Context, rec *Record, kind NoticeKind) error {
+	message, err := newMessage(TypeNotify, QueueNotify, rec.NoticeID(kind), NotifyMessage{JobID: rec.ID, EventID: rec.EventID(), Kind: kind},
+		asynq.Timeout(noticeTimeout), asynq.MaxRetry(noticeRetries))
+	if err != nil {
+		return err
+	}
+	_, err = c.asynq.EnqueueContext(ctx, message)
+	return err
+}
+
+// NotifyDue queues what is to be told of jobs that are over, where whoever ended them
+// died before it had. Workers call it now and then.
+func (c *Client) NotifyDue(ctx context.Context) error {
+	due, err := c.redis.ZRangeArgs(ctx, redis.ZRangeArgs{Key: noticesKey, Start: 0, Stop: noticesAtOnce - 1}).Result()
+	if err != nil {
+		return fmt.Errorf("look for notices that are due: %w", err)
+	}
+	for _, id := range due {
+		rec, err := c.Get(ctx, id)
+		switch {
+		case errors.Is(err, ErrNotFound), errors.Is(err, ErrDamaged):
+			rec, err = &Record{ID: id}, nil // nobody can be told any more
+		case err != nil:
+			return err
+		}
+		if err = c.Notify(ctx, rec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// NotifyAgain tells of a job's end once more, under the same event ID: a notice that
+// waits for a later try is tried at once, and one that was delivered, or given up, is
+// sent again. It returns the notices' message IDs.
+//
+// It fails with [ErrNotFound], with [ErrState] if the job is not over or names nobody
+// to be told, or with Redis's own error.
+func (c *Client) NotifyAgain(ctx context.Context, id string) ([]string, error) {
+	rec, err := c.Get(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	kinds := rec.notices()
+	switch {
+	case !rec.State.Final():
+		return nil, fmt.Errorf("notify of %s: %w: it is not over (%s)", id, ErrState, rec.State)
+	case len(kinds) == 0:
+		return nil, fmt.Errorf("notify of %s: %w: it names neither a callback nor a follow-up", id, ErrState)
+	}
+	var sent []string
+	for _, kind := range kinds {
+		if err := c.sendAgain(ctx, rec, kind); err != nil {
+			return sent, fmt.Errorf("notify of %s: %w", id, err)
+		}
+		sent = append(sent, rec.NoticeID(kind))
+	}
+	return sent, nil
+}
+
+func (c *Client) sendAgain(ctx context.Context, rec *Record, kind NoticeKind) error {
+	err := c.enqueueNotice(ctx, rec, kind)
+	if !errors.Is(err, asynq.ErrTaskIDConflict) {
+		return err
+	}
+	inspector, id := asynq.NewInspectorFromRedisClient(c.redis), rec.NoticeID(kind)
+	info, err := inspector.GetTaskInfo(QueueNotify, id)
+	switch {
+	case errors.Is(err, asynq.ErrTaskNotFound):
+		return c.enqueueNotice(ctx, rec, kind)
+	case err != nil:
+		return err
+	case info.State == asynq.TaskStatePending, info.State == asynq.TaskStateActive:
+		return nil // it is on its way
+	case info.State == asynq.TaskStateRetry, info.State == asynq.TaskStateScheduled:
+		return inspector.RunTask(QueueNotify, id)
+	}
+	// Archived or completed: run from there it would have no tries left.
+	if err := inspector.DeleteTask(QueueNotify, id); err != nil && !errors.Is(err, asynq.ErrTaskNotFound) {
+		return err
+	}
+	return c.enqueueNotice(ctx, rec, kind)
+}
