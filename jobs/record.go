@@ -134,6 +134,9 @@ type Record struct {
 	// ListedAt is when, before the intent, the account's whole list had no task of
 	// the same key that nobody owns; zero if that is not known.
 	ListedAt    time.Time `json:"listed_at,omitzero"`
+	// RunningAt is when its task was first seen at work; zero while it waits at
+	// DashScope, where it can be cancelled.
+	RunningAt   time.Time `json:"running_at,omitzero"`
 	GeneratedAt time.Time `json:"generated_at,omitzero"` // when its task was seen to have ended
 	FinishedAt  time.Time `json:"finished_at,omitzero"`
 	UpdatedAt   time.Time `json:"updated_at"`

@@ -303,21 +303,11 @@ func scriptName(keys []string) string {
 	return ""
 }
 
-// swapName is the state that a record is moved to: it has the index of its old state
-// and that of the next among its keys.
+// swapName is the state that a record is moved to: its script, which alone has the
+// notices among its keys, has that state's index for its third.
 func swapName(keys []string) string {
-	state, indices, records := "", 0, 0
-	for _, key := range keys {
-		if name, ok := strings.CutPrefix(key, "danqing:jobs:"); ok {
-			state = name
-			indices++
-		}
-		if strings.HasPrefix(key, "danqing:job:") {
-			records++
-		}
-	}
-	if indices != 2 || records != 1 { // a listing has an index for each record
+	if len(keys) < 7 || keys[6] != "danqing:notices" {
 		return ""
 	}
-	return state
+	return strings.TrimPrefix(keys[2], "danqing:jobs:")
 }
