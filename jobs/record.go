@@ -133,7 +133,7 @@ type Record struct {
 	RequestID string `json:"request_id,omitempty"`
 	// ListedAt is when, before the intent, the account's whole list had no task of
 	// the same key that nobody owns; zero if that is not known.
-	ListedAt    time.Time `json:"listed_at,omitzero"`
+	ListedAt time.Time `json:"listed_at,omitzero"`
 	// RunningAt is when its task was first seen at work; zero while it waits at
 	// DashScope, where it can be cancelled.
 	RunningAt   time.Time `json:"running_at,omitzero"`
