@@ -35,7 +35,7 @@ func importMap() map[string][]string {
 		"worker/dashscope/simulator": {"worker/dashscope"}, // the wire structs
 		"jobs":                       {},
 		"jobs/embedded":              {},
-		"jobs/gateway":               {"jobs"},
+		"jobs/gateway":               {"jobs", "storage", "worker/dashscope"},
 		"storage":                    {},
 		"storage/embedded":           {},
 		"storage/storagetest":        {},

@@ -77,7 +77,7 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 
 // serve answers over HTTP and runs the worker until it is told to stop.
 func (p *program) serve(ctx context.Context, e *engine, f upFlags) error {
-	handler, err := gateway.New(gateway.Config{Redis: e.redis, Logger: e.log})
+	handler, err := gateway.New(gateway.Config{Redis: e.redis, UI: true, Logger: e.log})
 	if err != nil {
 		return err
 	}

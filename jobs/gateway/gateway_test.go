@@ -35,7 +35,7 @@ type world struct {
 
 func newWorld(t *testing.T, rdb redis.UniversalClient) *world {
 	t.Helper()
-	handler, err := gateway.New(gateway.Config{Redis: rdb})
+	handler, err := gateway.New(gateway.Config{UI: true, Redis: rdb})
 	require.NoError(t, err)
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
@@ -185,7 +185,7 @@ func TestForeignPages(t *testing.T) {
 	}{
 		{http.MethodGet, "/ui/", "Host", "evil.example", http.StatusMisdirectedRequest},
 		{http.MethodGet, "/ui/api/queues", "Host", "evil.example:8765", http.StatusMisdirectedRequest},
-		{http.MethodGet, "/healthz", "Host", "127.0.0.1.evil.example", http.StatusMisdirectedRequest},
+		{http.MethodGet, "/ui/", "Host", "127.0.0.1.evil.example", http.StatusMisdirectedRequest},
 		{http.MethodGet, "/ui/", "Host", "192.0.2.1:8765", http.StatusMisdirectedRequest},
 		{http.MethodGet, "/ui/", "Host", "localhost:8765", http.StatusOK},
 		{http.MethodGet, "/ui/", "Host", "127.1.2.3", http.StatusOK},
