@@ -187,3 +187,42 @@ func TestShowResult(t *testing.T) {
 		assert.False(t, strings.HasSuffix(key, ":t:cat"), key)
 	}
 }
+
+// A reader that was too slow hears that it has missed changes once it reads on.
+func TestChangesMissedByASlowReader(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		client, rdb := newClient(t)
+		changes, err := client.Subscribe(t.Context())
+		require.NoError(t, err)
+		t.Cleanup(func() { assert.NoError(t, changes.Close()) })
+		publish := func(id string) {
+			require.NoError(t, rdb.Publish(t.Context(), "danqing:events", id).Err())
+			synctest.Wait()
+		}
+		kept := 0
+		for ; len(changes.IDs()) == kept; kept++ {
+			publish("job")
+		}
+		kept--
+		for range kept {
+			require.Equal(t, "job", <-changes.IDs())
+		}
+		publish("last")
+		assert.Empty(t, <-changes.IDs())
+		assert.Equal(t, "last", <-changes.IDs())
+	})
+}
+
+// So does one whose connection broke.
+func TestChangesMissedByAnOutage(t *testing.T) {
+	t.Parallel()
+	rdb := redisServer(t)
+	changes, err := jobs.NewClient(rdb).Subscribe(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, changes.Close()) })
+	require.NoError(t, rdb.ClientKillByFilter(t.Context(), "TYPE", "pubsub").Err())
+	assert.Empty(t, <-changes.IDs())
+	require.NoError(t, rdb.Publish(t.Context(), "danqing:events", "cat").Err())
+	assert.Equal(t, "cat", <-changes.IDs())
+}

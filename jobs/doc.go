@@ -1,7 +1,8 @@
 // Package jobs is what a producer of images needs: what can be asked for
 // ([Request], the model catalogue, validation), what a job is called (IDs and
 // digests), files of many requests ([ReadBatch]), and the queue ([Client]):
-// enqueue, look, wait, listen. What workers reserve and spend is in the ledger
+// enqueue, look, wait, listen, cancel. A producer that does not want to wait is told of
+// the end by a callback or a message of its own ([Event]). What workers reserve and spend is in the ledger
 // ([Client.Reserve], [Client.Settle], [Client.Spending]).
 //
 // A request is checked whole before anything is queued: [Request.Normalize]
@@ -45,7 +46,8 @@
 //	prompt_extend=4:true
 //	watermark=5:false
 //
-// The ID, labels, priority, redo_of and the batch take no part. This form is
+// The ID, labels, priority, redo_of, the batch and all that says when the job is wanted
+// and who is told of it take no part. This form is
 // fixed for ever: the permanent records of finished jobs bear digests. A field
 // that a later model brings is added to the end of the list and written only
 // where the model has it.

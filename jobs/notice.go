@@ -171,7 +171,7 @@ func (c *Client) NotifyDue(ctx context.Context) error {
 		rec, err := c.Get(ctx, id)
 		switch {
 		case errors.Is(err, ErrNotFound), errors.Is(err, ErrDamaged):
-			rec, err = &Record{ID: id}, nil // nobody can be told any more
+			rec = &Record{ID: id} // nobody can be told any more
 		case err != nil:
 			return err
 		}

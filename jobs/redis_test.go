@@ -121,3 +121,24 @@ func (i *interloper) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 func (i *interloper) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return next
 }
+
+// dying does what it is asked for a number of commands, and then nothing any more.
+type dying struct{ left atomic.Int64 }
+
+var _ redis.Hook = (*dying)(nil)
+
+func (d *dying) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (d *dying) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if d.left.Add(-1) <= 0 {
+			cmd.SetErr(errLost)
+			return errLost
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (d *dying) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}

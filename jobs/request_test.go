@@ -85,6 +85,9 @@ func TestRequestUnmarshalErrors(t *testing.T) {
 		"slip in capitals":      {`{"prompt":"p","NegativePrompt":"q"}`, `NegativePrompt: "q"; did you mean "negative_prompt"? (a column of your own needs another name)`},
 		"slip in parameters":    {`{"prompt":"p","parameters":{"stlye":"a"}}`, `parameters.stlye: "a"; did you mean "style"?`}, //nolint:misspell // slips are what is tested
 		"unknown parameter":     {`{"prompt":"p","parameters":{"quality":"hd"}}`, `parameters.quality: "hd"; allowed: here only prompt, negative_prompt, style, size, n, seed, ref_img, ref_image, sketch_image_url, ref_strength, ref_mode, prompt_extend, watermark`},
+		"no zone":               {`{"prompt":"p","not_before":"2026-11-28 18:30:00"}`, `not_before: "2026-11-28 18:30:00"; allowed: a time with its zone in quotes, as in 2026-11-28T18:30:00+08:00`},
+		"follow-up as text":     {`{"prompt":"p","follow_up":"t"}`, `follow_up: "t"; allowed: a type and a queue of your own asynq server, as in {"type": "image:ready", "queue": "shop"}`},
+		"slip in a follow-up":   {`{"prompt":"p","follow_up":{"typ":"t"}}`, `follow_up: {"typ":"t"}; allowed: a type and a queue of your own asynq server, as in {"type": "image:ready", "queue": "shop"}`},
 		"half an emoji":         {`{"prompt":"cat \ud83d"}`, `request: \ud83d; allowed: whole characters; this is half of one: a text was cut within an emoji`},
 		"half an emoji, middle": {`{"prompt":"\ude00\ud83d"}`, `request: \ude00; allowed: whole characters; this is half of one: a text was cut within an emoji`},
 		"secrets in a slip":     {`{"prompt":"p","ref_imgs":"https://u:hunter2@h/a.png?Signature=hunter2"}`, `ref_imgs: "https://…@h/a.png?…"; did you mean "ref_img"? (a column of your own needs another name)`},
@@ -118,6 +121,7 @@ func TestSlips(t *testing.T) {
 		"stlye": "style", "styl": "style", "szie": "size", "sizes": "size", "sed": "seed", "seeds": "seed", //nolint:misspell // slips are what is tested
 		"ID": "id", "N": "n", "refImg": "ref_img", "ref_imge": "ref_img", "ref_strenght": "ref_strength", //nolint:misspell // slips are what is tested
 		"lables": "labels", "prioritiy": "priority", "modell": "model", "parameter": "parameters", "redoOf": "redo_of",
+		"notBefore": "not_before", "dead_line": "deadline", "callbacks": "callback", "followUp": "follow_up",
 		"promptExtend": "prompt_extend", "prompt_extended": "prompt_extend", "waterMark": "watermark", "watermarks": "watermark",
 
 		"site": "", "side": "", "need": "", "no": "", "sku": "", "idx": "", "note": "", "name": "", "title": "",
@@ -188,4 +192,24 @@ func FuzzRequest(f *testing.F) {
 		require.NoError(t, err)
 		require.NotNil(t, seeded.Seed)
 	})
+}
+
+// A column "state" is the producer's own.
+func TestStageIsSpeltRight(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]bool{`{"prompt":"p","state":"NY"}`: false, `{"prompt":"p","stages":2}`: false, `{"prompt":"p","stage":true}`: true} {
+		r, err := ParseRequest([]byte(in))
+		require.NoError(t, err, in)
+		assert.Equal(t, want, r.Stage, in)
+	}
+}
+
+// What others set for a producer, it cannot set itself.
+func TestParseRequestIgnoresWhatIsNotTheProducers(t *testing.T) {
+	t.Parallel()
+	r, err := ParseRequest([]byte(`{"prompt":"p","producer":"shop","batch":"b","line_id":"c"}`))
+	require.NoError(t, err)
+	assert.Equal(t, Request{Prompt: "p"}, r)
+	_, err = ParseRequest([]byte(`{"prompt":"p"`))
+	require.Error(t, err)
 }

@@ -4,6 +4,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -62,6 +63,7 @@ const sizeAllowed = "1024*1024, 720*1280, 768*1152, 1280*720"
 func TestNormalizeErrors(t *testing.T) {
 	t.Parallel()
 	const url = "https://example.com/a.png"
+	noon := time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
 	many := map[string]string{}
 	for i := range 17 {
 		many[strings.Repeat("x", i+1)] = ""
@@ -95,6 +97,15 @@ func TestNormalizeErrors(t *testing.T) {
 		"17 labels": {Request{Prompt: "a", Labels: many}, `labels: 17 labels; allowed: at most 16`},
 		"labels": {Request{Prompt: "a", Labels: map[string]string{"": "x", "a": "b\n", "b": strings.Repeat("红", 257)}},
 			`labels.: ""; allowed: a name of 1 to 64 characters, no control characters | labels.a: "b\n"; allowed: at most 256 characters, no control characters | labels.b: "` + strings.Repeat("红", 60) + `… (257 characters)"; allowed: at most 256 characters, no control characters`},
+		"deadline first": {Request{Prompt: "a", NotBefore: noon, Deadline: noon}, `deadline: "2026-11-28T12:00:00Z"; allowed: a time after not_before`},
+		"no year":        {Request{Prompt: "a", NotBefore: noon.AddDate(9000, 0, 0)}, `not_before: "11026-11-28 12:00:00 +0000 UTC"; allowed: a time from 1970 to 9999`},
+		"producer":       {Request{Prompt: "a", Producer: "a b"}, `producer: "a b"; allowed: 1 to 64 of A-Z a-z 0-9 . _ -`},
+		"callback":       {Request{Prompt: "a", Callback: "ftp://h/?key=hunter2"}, `callback: "ftp://h/?…"; allowed: an http or https URL without user name, password and #`},
+		"callback's key": {Request{Prompt: "a", Callback: "https://u:hunter2@h/"}, `callback: "https://…@h/"; allowed: an http or https URL without user name, password and #`},
+		"callback 猫":     {Request{Prompt: "a", Callback: "https://h/猫"}, `callback: "https://h/猫"; allowed: an http or https URL without user name, password and #, with other characters percent-encoded`},
+		"long callback":  {Request{Prompt: "a", Callback: "https://h/?" + strings.Repeat("a", 2048)}, `callback: "https://h/?…"; allowed: an http or https URL without user name, password and #, of at most 2048 bytes`},
+		"follow-up":      {Request{Prompt: "a", FollowUp: &FollowUp{" ", "q"}}, `follow_up.type: " "; allowed: the type of a task of your own, 1 to 128 characters, not danqing:…`},
+		"our own queue":  {Request{Prompt: "a", FollowUp: &FollowUp{"t", "danqing:store"}}, `follow_up.queue: "danqing:store"; allowed: a queue of your own, at most 128 characters, not danqing:…`},
 		"everything at once": {Request{Size: "1*1", N: 9, Priority: "x", Seed: new(int64(-2))},
 			`priority: "x"; allowed: critical, default, bulk | prompt: missing; allowed: a text that says what to paint | size: "1*1"; allowed: ` + sizeAllowed + ` | n: 9; allowed: 1 to 4 | seed: -2; allowed: 0 to 2147483647`},
 	} {

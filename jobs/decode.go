@@ -1,0 +1,251 @@
+package jobs
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// given is a value as it was found: where, and what.
+type given struct {
+	path  string
+	value json.RawMessage
+}
+
+// decoder reads named values and keeps what is wrong with them.
+type decoder struct {
+	given    map[string]given
+	problems []FieldError
+}
+
+func (d *decoder) problem(field string, value []byte, allowed, remedy string) {
+	d.problems = append(d.problems, FieldError{
+		Field: field, Value: showJSON(field, value), Allowed: allowed, Remedy: remedy,
+	})
+}
+
+// collect takes in the members of one object whose names start with prefix.
+func (d *decoder) collect(prefix string, object []byte, known []string) {
+	list, err := members(object)
+	if err != nil {
+		d.problem(strings.TrimSuffix(prefix, "."), object, "JSON", err.Error())
+		return
+	}
+	seen := map[string]bool{}
+	for _, m := range list {
+		path := prefix + m.name
+		if seen[m.name] {
+			d.problem(path, m.value, "each name once", "this is the second")
+			continue
+		}
+		seen[m.name] = true
+		switch {
+		case m.name == resultKey && prefix == "":
+		case !slices.Contains(known, m.name):
+			d.unknown(prefix, m, known)
+		case string(m.value) == "null":
+		case m.name == "input" || m.name == "parameters":
+			if m.value[0] != '{' {
+				d.problem(path, m.value, "an object, as in DashScope's own body", "")
+				continue
+			}
+			d.collect(path+".", m.value, shapingNames())
+		default:
+			d.add(path, m)
+		}
+	}
+}
+
+// unknown decides on a name that is none of ours: at the top level it is the
+// producer's own, unless it looks like a slip; inside DashScope's objects there
+// is nothing of the producer's.
+func (d *decoder) unknown(prefix string, m member, known []string) {
+	near := mistaken(m.name, known)
+	switch {
+	case near == "batch", near == "line_id", near == "producer": // nobody writes these by hand
+	case near == stageName:
+	case near != "" && prefix == "":
+		d.problem(m.name, m.value, "", fmt.Sprintf("did you mean %q? (a column of your own needs another name)", near))
+	case near != "":
+		d.problem(prefix+m.name, m.value, "", fmt.Sprintf("did you mean %q?", near))
+	case prefix != "":
+		d.problem(prefix+m.name, m.value, "here only "+strings.Join(known, ", "), "")
+	}
+}
+
+// add takes in a known name. The same value in two places is fine: the official
+// Java SDK writes negative_prompt into input and parameters.
+func (d *decoder) add(path string, m member) {
+	before, twice := d.given[m.name]
+	if !twice {
+		d.given[m.name] = given{path, m.value}
+		return
+	}
+	if !bytes.Equal(before.value, m.value) {
+		d.problem(path, m.value, "one value", fmt.Sprintf("%s says %s", before.path, showJSON(m.name, before.value)))
+	}
+}
+
+func (d *decoder) text(name string) string {
+	g, ok := d.given[name]
+	if !ok {
+		return ""
+	}
+	var s string
+	if json.Unmarshal(g.value, &s) != nil {
+		d.problem(g.path, g.value, "text in quotes", "")
+	}
+	return s
+}
+
+// id is a text, or the whole number that a spreadsheet makes of it.
+func (d *decoder) id() string {
+	g, ok := d.given["id"]
+	if _, err := strconv.ParseInt(string(g.value), 10, 64); ok && err == nil {
+		return string(g.value)
+	}
+	return d.text("id")
+}
+
+func (d *decoder) flag(name string) *bool {
+	g, ok := d.given[name]
+	if !ok {
+		return nil
+	}
+	var b bool
+	if json.Unmarshal(g.value, &b) != nil {
+		d.problem(g.path, g.value, "true or false without quotes", "")
+		return nil
+	}
+	return &b
+}
+
+// whether is a flag whose absence is false.
+func (d *decoder) whether(name string) bool {
+	b := d.flag(name)
+	return b != nil && *b
+}
+
+func (d *decoder) moment(name string) time.Time {
+	g, ok := d.given[name]
+	if !ok {
+		return time.Time{}
+	}
+	var at time.Time
+	if json.Unmarshal(g.value, &at) != nil {
+		d.problem(g.path, g.value, "a time with its zone in quotes, as in 2026-11-28T18:30:00+08:00", "")
+		return time.Time{}
+	}
+	return at.UTC()
+}
+
+func (d *decoder) followUp() *FollowUp {
+	g, ok := d.given["follow_up"]
+	if !ok {
+		return nil
+	}
+	var f FollowUp
+	dec := json.NewDecoder(bytes.NewReader(g.value))
+	if dec.DisallowUnknownFields(); dec.Decode(&f) != nil {
+		d.problem(g.path, g.value, `a type and a queue of your own asynq server, as in {"type": "image:ready", "queue": "shop"}`, "")
+		return nil
+	}
+	return &f
+}
+
+func (d *decoder) number(name string) *float64 {
+	g, ok := d.given[name]
+	if !ok {
+		return nil
+	}
+	var f float64
+	if json.Unmarshal(g.value, &f) != nil {
+		d.problem(g.path, g.value, "a number without quotes", "")
+		return nil
+	}
+	return &f
+}
+
+// whole reads an integer, however it is written: 2, 2.0 and 2e0 are the same.
+func (d *decoder) whole(name string) *int64 {
+	g, ok := d.given[name]
+	if !ok {
+		return nil
+	}
+	if v, err := strconv.ParseInt(string(g.value), 10, 64); err == nil {
+		return &v
+	}
+	const exact = 1 << 53 // beyond, float64 has gaps
+	var f float64
+	if json.Unmarshal(g.value, &f) != nil || f != math.Trunc(f) || math.Abs(f) > exact {
+		d.problem(g.path, g.value, "a whole number without quotes", "")
+		return nil
+	}
+	v := int64(f)
+	return &v
+}
+
+// count is a whole number of which 0 means absent in a [Request], so that a 0
+// that is spelt out must be refused here.
+func (d *decoder) count(name string) int {
+	v := d.whole(name)
+	if v == nil {
+		return 0
+	}
+	if *v < 1 || *v > math.MaxInt32 {
+		d.problem(d.given[name].path, d.given[name].value, "a whole number, 1 or more", "leave it out for 1")
+		return 0
+	}
+	return int(*v)
+}
+
+// reference reads the three names of the reference image. DashScope lets
+// ref_img win (wanx-v1 API reference, sample comment).
+func (d *decoder) reference() string {
+	if ref := d.text("ref_img"); ref != "" {
+		return ref
+	}
+	image, sketch := d.text("ref_image"), d.text("sketch_image_url")
+	if image != "" && sketch != "" && image != sketch {
+		g := d.given["sketch_image_url"]
+		d.problem(g.path, g.value, "one reference image",
+			fmt.Sprintf("ref_image says %s; name the one that is meant ref_img", showJSON("ref_image", d.given["ref_image"].value)))
+	}
+	if image != "" {
+		return image
+	}
+	return sketch
+}
+
+func (d *decoder) labels() map[string]string {
+	g, ok := d.given["labels"]
+	if !ok {
+		return nil
+	}
+	const allowed = `an object of texts, as in {"sku": "A-17"}`
+	if g.value[0] != '{' {
+		d.problem(g.path, g.value, allowed, "")
+		return nil
+	}
+	list, err := members(g.value)
+	if err != nil {
+		d.problem(g.path, g.value, allowed, err.Error())
+		return nil
+	}
+	labels := make(map[string]string, len(list))
+	for _, m := range list {
+		var s string
+		if _, twice := labels[m.name]; twice {
+			d.problem("labels."+m.name, m.value, "each name once", "this is the second")
+		} else if m.value[0] != '"' || json.Unmarshal(m.value, &s) != nil {
+			d.problem("labels."+m.name, m.value, "text in quotes", "")
+		}
+		labels[m.name] = s
+	}
+	return labels
+}

@@ -1,0 +1,136 @@
+package jobs_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// A job for later is scheduled, in the record and in the queue, and may be canceled;
+// one whose moment has passed waits like any other.
+func TestNotBefore(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		later := time.Now().Add(time.Hour).Truncate(time.Second)
+		for range 2 {
+			rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat", NotBefore: later})
+			require.NoError(t, err)
+			assert.Equal(t, jobs.StateScheduled, rec.State)
+		}
+		info, err := asynq.NewInspectorFromRedisClient(rdb).GetTaskInfo(testQueue, "cat")
+		require.NoError(t, err)
+		assert.Equal(t, asynq.TaskStateScheduled, info.State)
+		assert.True(t, info.NextProcessAt.Equal(later))
+		rec, err := client.Cancel(t.Context(), "cat")
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateCanceled, rec.State)
+		rec, err = client.Retry(t.Context(), "cat")
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateQueued, rec.State, "a person wants it now")
+		assert.Equal(t, asynq.TaskStatePending, messages(t, rdb, testQueue)["cat"])
+
+		rec, err = client.Enqueue(t.Context(), jobs.Request{ID: "dog", Prompt: "a dog", NotBefore: later.Add(-2 * time.Hour)})
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateQueued, rec.State)
+		assert.Equal(t, asynq.TaskStatePending, messages(t, rdb, testQueue)["dog"])
+	})
+}
+
+// A deadline in the past is a mistake, unless the job is there already.
+func TestDeadlineInThePast(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	req := jobs.Request{ID: "cat", Prompt: "a cat", Deadline: time.Now().Add(-time.Second)}
+	_, err := client.Enqueue(t.Context(), req)
+	var invalid *jobs.InvalidError
+	require.ErrorAs(t, err, &invalid)
+	assert.Equal(t, "deadline", invalid.Fields[0].Field)
+	assert.Empty(t, rdb.Keys(t.Context(), "*").Val(), "nothing was queued")
+
+	rec := jobs.NewRecord(jobs.Request{ID: "cat", Prompt: "a cat", Model: "wanx-v1", Priority: "default", Deadline: req.Deadline}, nil)
+	require.NoError(t, client.Swap(t.Context(), nil, rec))
+	assert.True(t, rec.Overdue(time.Now()))
+	_, err = client.Enqueue(t.Context(), req)
+	require.NoError(t, err)
+}
+
+// An overdue job fails, with a message for the store to write its sidecar; a person
+// may want it all the same, without the deadline.
+func TestExpire(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat", Deadline: time.Now().Add(time.Hour)})
+		require.NoError(t, err)
+		assert.False(t, rec.Overdue(time.Now()))
+		assert.True(t, rec.Overdue(rec.Deadline))
+		_, err = client.Expire(t.Context(), rec)
+		require.NoError(t, err)
+		rec, err = client.Get(t.Context(), "cat")
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateFailed, rec.State)
+		assert.Equal(t, jobs.CodeDeadlineExceeded, rec.Code)
+		assert.Empty(t, messages(t, rdb, testQueue))
+		assert.Len(t, messages(t, rdb, jobs.QueueStore), 1)
+
+		rec, err = client.Retry(t.Context(), "cat")
+		require.NoError(t, err)
+		assert.False(t, rec.Overdue(time.Now().Add(2*time.Hour)))
+		req, err := client.RequestOf(t.Context(), rec)
+		require.NoError(t, err)
+		assert.Zero(t, req.Deadline)
+	})
+}
+
+// Many jobs are queued by one call, in order; one that is wrong keeps all out.
+func TestEnqueueAll(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+		t.Helper()
+		reqs := make([]jobs.Request, 50)
+		for i := range reqs {
+			reqs[i] = jobs.Request{ID: fmt.Sprintf("cat-%02d", i), Prompt: "a cat"}
+		}
+		reqs[3].N, reqs[40].Size = 9, "1*1"
+		_, err := client.EnqueueAll(t.Context(), reqs)
+		var invalid *jobs.InvalidError
+		require.ErrorAs(t, err, &invalid)
+		require.Len(t, invalid.Fields, 2)
+		assert.Equal(t, "[3].n", invalid.Fields[0].Field)
+		assert.Equal(t, "[40].size", invalid.Fields[1].Field)
+		assert.Empty(t, rdb.Keys(t.Context(), "*").Val(), "nothing was queued")
+
+		reqs[3].N, reqs[40].Size = 0, ""
+		records, err := client.EnqueueAll(t.Context(), reqs)
+		require.NoError(t, err)
+		for i, rec := range records {
+			assert.Equal(t, reqs[i].ID, rec.ID)
+		}
+		assert.Len(t, messages(t, rdb, testQueue), 30, "one page")
+
+		reqs[7].Prompt = "a dog"
+		records, err = client.EnqueueAll(t.Context(), reqs)
+		require.ErrorIs(t, err, jobs.ErrDigestConflict)
+		require.ErrorContains(t, err, "request 7")
+		assert.Nil(t, records[7])
+	})
+}
+
+// A copy of the reference image is made by those who have the bucket.
+func TestStageNeedsTheBucket(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	_, err := client.Enqueue(t.Context(), jobs.Request{Prompt: "a cat", RefImg: "https://example.com/cat.png", Stage: true})
+	var invalid *jobs.InvalidError
+	require.ErrorAs(t, err, &invalid)
+	assert.Equal(t, "stage", invalid.Fields[0].Field)
+	assert.Empty(t, rdb.Keys(t.Context(), "*").Val(), "nothing was queued")
+}
