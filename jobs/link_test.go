@@ -1,0 +1,49 @@
+package jobs_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+)
+
+// A link that somebody has stored never dies: what it is made of must not change.
+func TestImagePathIsForEver(t *testing.T) {
+	t.Parallel()
+	image := jobs.Image{N: 2, Key: "tea/tea-2.png", SHA256: strings.Repeat("0123456789abcdef", 4)}
+	rec := &jobs.Record{ID: "tea", Images: []jobs.Image{{N: 1, Code: "DataInspectionFailed"}, image}}
+	path := rec.ImagePath(image)
+	require.Equal(t, "/images/tea-2.png?s=85bde2f24e5ec85cbfa105475d3d3c84", path)
+
+	_, signature, _ := strings.Cut(path, "?s=")
+	got, ok := rec.ImageBySignature(2, signature)
+	require.True(t, ok)
+	assert.Equal(t, image, got)
+}
+
+// A signature is good for one image of one job, and there is none for what there is
+// no image of.
+func TestImageBySignatureRefuses(t *testing.T) {
+	t.Parallel()
+	hash := strings.Repeat("0123456789abcdef", 4)
+	one := jobs.Image{N: 1, Key: "a/a-1.png", SHA256: hash}
+	rec := &jobs.Record{ID: "a", Images: []jobs.Image{
+		one, {N: 2, Key: "a/a-2.png", SHA256: hash}, {N: 3, SHA256: hash}, {N: 4, Key: "a/a-4.png", SHA256: "ab"},
+	}}
+	_, signature, _ := strings.Cut(rec.ImagePath(one), "?s=")
+	_, ok := rec.ImageBySignature(1, signature)
+	require.True(t, ok)
+
+	other := &jobs.Record{ID: "b", Images: rec.Images}
+	_, ok = other.ImageBySignature(1, signature)
+	assert.False(t, ok, "another job's")
+	for n, s := range map[int]string{1: signature[:31], 2: signature, 3: "", 4: "", 5: signature, 0: ""} {
+		_, ok = rec.ImageBySignature(n, s)
+		assert.False(t, ok, "image %d by %q", n, s)
+	}
+	assert.Empty(t, rec.ImagePath(rec.Images[2]), "it is not in the bucket")
+	assert.Empty(t, rec.ImagePath(rec.Images[3]), "its hash is none")
+}
