@@ -43,8 +43,8 @@ func (d *download) do(ctx context.Context) (*File, error) {
 		return nil, d.fail(ctx, FetchForbidden, "", errors.New("not a URL"))
 	}
 	resp, err := client.Do(req)
-	if errors.Is(err, errNotPublic) {
-		return nil, d.fail(ctx, FetchForbidden, "", errNotPublic)
+	if errors.Is(err, ErrNotPublic) {
+		return nil, d.fail(ctx, FetchForbidden, "", ErrNotPublic)
 	}
 	if err != nil {
 		return nil, d.fail(ctx, FetchTemporary, "", cause(guarded, err))

@@ -21,10 +21,13 @@ const (
 	strangerTime = 15 * time.Minute
 )
 
+// ErrNotPublic means that a host's address is none of the public internet: nothing was
+// sent to it. See [PublicDialer].
+var ErrNotPublic = errors.New("its address is not a public one, and nothing was asked for")
+
 var (
-	errNotPublic = errors.New("its address is not a public one, and nothing was asked for")
-	errNotWeb    = errors.New("not a link that can be followed: it must be http or https on the usual port, without credentials")
-	errHops      = fmt.Errorf("it was redirected more than %d times", maxHops)
+	errNotWeb = errors.New("not a link that can be followed: it must be http or https on the usual port, without credentials")
+	errHops   = fmt.Errorf("it was redirected more than %d times", maxHops)
 )
 
 // movedError is a redirect.
@@ -60,7 +63,7 @@ func (s *Spool) source(rawURL string) (u *url.URL, ours bool, err error) {
 func newStrangers(cfg SpoolConfig) *http.Client {
 	dial := cfg.DialPublic
 	if dial == nil {
-		dial = (&net.Dialer{Timeout: 10 * time.Second, ControlContext: refusePrivate}).DialContext
+		dial = PublicDialer(nil)
 	}
 	return &http.Client{
 		Transport: &http.Transport{
@@ -75,14 +78,33 @@ func newStrangers(cfg SpoolConfig) *http.Client {
 	}
 }
 
-// refusePrivate looks at the address that is about to be connected to, after
-// the name was resolved: what the name said a moment before does not count.
-func refusePrivate(_ context.Context, _, address string, _ syscall.RawConn) error {
-	addr, err := netip.ParseAddrPort(address)
-	if err != nil || !isPublic(addr.Addr()) {
-		return errNotPublic
+// strangerDialTime bounds a connection's beginning; ours.
+const strangerDialTime = 10 * time.Second
+
+// PublicDialer makes the dialer for hosts that somebody else has named. It refuses,
+// with [ErrNotPublic], every address that is neither public nor in allow, and looks at
+// the one that is about to be connected to, after the name was resolved: what the name
+// said a moment before does not count.
+//
+// It guards nothing behind a proxy, which connects to whatever it is told to: use it in
+// a transport that has none.
+func PublicDialer(allow []netip.Prefix) func(ctx context.Context, network, address string) (net.Conn, error) {
+	guard := func(_ context.Context, _, address string, _ syscall.RawConn) error {
+		return refusePrivate(address, allow)
 	}
-	return nil
+	return (&net.Dialer{Timeout: strangerDialTime, ControlContext: guard}).DialContext
+}
+
+func refusePrivate(address string, allow []netip.Prefix) error {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return ErrNotPublic
+	}
+	plain := at.Addr().Unmap().WithZone("") // no prefix contains a mapped address, or a zone
+	if isPublic(at.Addr()) || slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(plain) }) {
+		return nil
+	}
+	return ErrNotPublic
 }
 
 // isPublic reports whether an address is one of the public internet, by IANA's

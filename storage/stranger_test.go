@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -126,6 +127,27 @@ func TestRule12PrivateAddressesAreRefused(t *testing.T) {
 		assert.Equal(t, storage.FetchForbidden, failed.Kind, "%v", err)
 		assert.ErrorContains(t, err, "not a public one", url)
 		assertNoSecret(t, err)
+	}
+}
+
+// What is allowed is connected to although it is not public, and nothing beside it; a
+// name is looked at once it is an address.
+func TestPublicDialerAllows(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(serve(nil))
+	t.Cleanup(server.Close)
+	_, port, err := net.SplitHostPort(server.Listener.Addr().String())
+	require.NoError(t, err)
+	for allow, want := range map[string]error{
+		"127.0.0.1/32": nil, "127.0.0.0/8": nil,
+		"127.0.0.2/32": storage.ErrNotPublic, "10.0.0.0/8": storage.ErrNotPublic, "::1/128": storage.ErrNotPublic,
+	} {
+		dial := storage.PublicDialer([]netip.Prefix{netip.MustParsePrefix(allow)})
+		conn, err := dial(t.Context(), "tcp4", net.JoinHostPort("localhost", port))
+		require.ErrorIs(t, err, want, allow)
+		if err == nil {
+			require.NoError(t, conn.Close())
+		}
 	}
 }
 
