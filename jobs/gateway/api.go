@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
@@ -26,6 +27,10 @@ type api struct {
 	*Gateway
 	cfg    API
 	tokens []knownToken
+	hub    *hub
+	// seen has the last answer that each client got of each job.
+	seen  *lru.Cache[string, string]
+	slots slots
 }
 
 // knownToken is a token by its hash: all are as long, so that comparing tells nothing.
@@ -39,18 +44,34 @@ func newAPI(g *Gateway, cfg API) (*api, error) {
 		return nil, err
 	}
 	cfg.DefaultN = cmp.Or(cfg.DefaultN, defaultN)
-	a := &api{Gateway: g, cfg: cfg}
+	seen, err := lru.New[string, string](seenKept)
+	if err != nil {
+		return nil, fmt.Errorf("gateway: %w", err)
+	}
+	a := &api{Gateway: g, cfg: cfg, hub: newHub(g.jobs, g.log), seen: seen}
 	for _, t := range cfg.Tokens {
 		a.tokens = append(a.tokens, knownToken{sha256.Sum256([]byte(t.Secret)), t})
 	}
 	return a, nil
 }
 
-func (a *api) close() error { return nil }
+// close answers what is held, and waits for what the API does by itself.
+func (a *api) close() error {
+	a.hub.close()
+	return nil
+}
 
 // handle adds the API's routes.
 func (a *api) handle(mux *http.ServeMux) {
 	routes := http.NewServeMux()
+	const services = "/api/v1/services/aigc/"
+	a.route(routes, dashScopeShape, services+"text2image/image-synthesis", methods{http.MethodPost: a.create})
+	for _, other := range []string{"image2image/image-synthesis", "image-generation/generation", "multimodal-generation/generation"} {
+		a.route(routes, dashScopeShape, services+other, methods{http.MethodPost: a.otherEndpoint})
+	}
+	a.route(routes, dashScopeShape, "/api/v1/tasks", methods{http.MethodGet: a.list})
+	a.route(routes, dashScopeShape, "/api/v1/tasks/{id}", methods{http.MethodGet: a.task})
+	a.route(routes, dashScopeShape, "/api/v1/tasks/{id}/cancel", methods{http.MethodPost: a.cancel})
 	a.route(routes, dashScopeShape, "/api/", nil)
 	a.route(routes, openAIShape, "/v1/", nil)
 	guarded := a.guarded(routes)
