@@ -37,10 +37,12 @@ const (
 	// noticesKey has the IDs of the jobs that are over and have yet to be told of, by
 	// the time of their end in milliseconds.
 	noticesKey = "danqing:notices"
-	// noticeTimeout bounds one try, and noticeRetries the tries: see the worker's
-	// notify stage, which spreads them over a day.
+	// noticeTimeout bounds one try; the worker's notify stage ends it earlier.
 	noticeTimeout = time.Minute
-	noticeRetries = 15
+	// noticeRetries is one more than that stage makes, which spreads them over a day and
+	// decides itself when to give up: a worker that is killed in the last try must not be
+	// the end.
+	noticeRetries = 16
 	// noticesAtOnce bounds one round of NotifyDue.
 	noticesAtOnce = 200
 )

@@ -81,7 +81,7 @@ func (w *Worker) tidy(ctx context.Context) error {
 
 // trimArchives bounds the archives of our queues.
 func (w *Worker) trimArchives(ctx context.Context, models []string) error {
-	queues := []string{jobs.QueueStore}
+	queues := []string{jobs.QueueStore, jobs.QueueNotify}
 	for _, model := range models {
 		for queue := range jobs.LaneQueues(model) {
 			queues = append(queues, queue)

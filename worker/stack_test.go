@@ -47,6 +47,9 @@ type stack struct {
 	// dial, unless nil, leads to DashScope instead of the simulator's own.
 	dial func(context.Context, string, string) (net.Conn, error)
 
+	// configure, unless nil, has the last word on a worker's configuration.
+	configure func(*worker.Config)
+
 	redis  redis.UniversalClient
 	queue  *queue.Queue
 	data   *worker.DataDir
@@ -191,6 +194,9 @@ func (s *stack) config(data *worker.DataDir) worker.Config {
 			Name: name, DashScope: s.client("sk-test" + name), Lanes: lanes,
 			DailyBudgetMicroYuan: s.budget, PricesMicroYuan: s.prices,
 		})
+	}
+	if s.configure != nil {
+		s.configure(&cfg)
 	}
 	return cfg
 }

@@ -58,17 +58,17 @@ func (s *store) start() (*store, error) {
 
 func (s *store) shutdown() { s.server.Shutdown() }
 
-// drain gives the images that are ready a last try, for drainMost at most. What
-// is left waits in the queue and in the journal.
-func (s *store) drain(ctx context.Context) {
+// drain gives the messages of a queue that are ready a last try, for drainMost at most:
+// images to be stored, and notices. What is left waits there, and images in the journal.
+func (w *Worker) drain(ctx context.Context, queue string) {
 	ctx, cancel := context.WithTimeout(ctx, drainMost)
 	defer cancel()
-	inspector := asynq.NewInspectorFromRedisClient(s.cfg.Redis)
+	inspector := asynq.NewInspectorFromRedisClient(w.cfg.Redis)
 	tick := time.NewTicker(drainCheck)
 	defer tick.Stop()
 	for {
-		queue, err := inspector.GetQueueInfo(jobs.QueueStore)
-		if err != nil || queue.Pending+queue.Active == 0 {
+		info, err := inspector.GetQueueInfo(queue)
+		if err != nil || info.Pending+info.Active == 0 {
 			return
 		}
 		select {

@@ -7,6 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,6 +43,19 @@ type Config struct {
 	// OwnQueue says that no other worker is at this Redis, which may begin empty: all
 	// that was spent the data directory's journal knows.
 	OwnQueue bool
+	// CallbackSecrets sign callbacks: each is one that [ValidCallbackSecret] accepts.
+	// While they are rotated there are several, and a callback bears the signatures of
+	// all. Without any, callbacks are not sent, and say so.
+	CallbackSecrets []string
+	// CallbackAllow are addresses that may be called back although they are not public.
+	CallbackAllow []netip.Prefix
+	// DialCallback opens the connections of callbacks; nil is [storage.PublicDialer] of
+	// CallbackAllow.
+	DialCallback func(ctx context.Context, network, address string) (net.Conn, error)
+	// ServeURL is the base URL, of http or https, of a `danqing serve` on this queue:
+	// links to images lead there and live as long as the images, unless the bucket's own
+	// do. "" is none.
+	ServeURL string
 	// Logger gets the operator's timeline; nil discards it.
 	Logger *slog.Logger
 }
@@ -51,13 +68,14 @@ const (
 	delayedFactor        = 5
 )
 
-// Worker runs the lanes of its accounts and a store server. See the package
+// Worker runs the lanes of its accounts, a store server and a notify server. See the package
 // comment.
 type Worker struct {
 	cfg      Config
 	log      *slog.Logger
 	jobs     *jobs.Client
 	store    *store
+	notify   *notify
 	accounts []*account
 	lanes    []laneSpec
 	prepared bool
@@ -87,6 +105,10 @@ func New(cfg Config) (*Worker, error) {
 	if cfg.Redis == nil || cfg.Bucket == nil || cfg.Spool == nil || cfg.DataDir == nil || len(cfg.Accounts) == 0 {
 		return nil, errors.New("worker: Redis, Bucket, Spool, DataDir and Accounts are all required")
 	}
+	if u, err := url.Parse(cfg.ServeURL); cfg.ServeURL != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "") {
+		return nil, fmt.Errorf("worker: ServeURL %q: must be an http or https URL without a query, as in https://danqing.example.com", cfg.ServeURL)
+	}
+	cfg.ServeURL = strings.TrimRight(cfg.ServeURL, "/")
 	if cfg.StoreConcurrency == 0 {
 		cfg.StoreConcurrency = defaultStoreConcurrency
 	}
@@ -98,6 +120,10 @@ func New(cfg Config) (*Worker, error) {
 	}
 	w := &Worker{cfg: cfg, log: cfg.Logger, jobs: jobs.NewClient(cfg.Redis), stopping: make(chan struct{})}
 	w.store = &store{Worker: w}
+	var err error
+	if w.notify, err = newNotify(w); err != nil {
+		return nil, err
+	}
 	if err := w.newAccounts(cfg.Accounts); err != nil {
 		return nil, err
 	}
@@ -198,17 +224,23 @@ func (w *Worker) Run(ctx context.Context) error {
 	}
 	quick := context.AfterFunc(ctx, w.Stop)
 	defer quick()
+	if err := w.notify.start(); err != nil {
+		return err
+	}
+	defer w.notify.shutdown()
 	stores, err := w.store.start()
 	if err != nil {
 		return err
 	}
 	defer stores.shutdown()
+	defer w.notify.keepNotifying(ctx)()
 	defer w.keepHouse(ctx)()
 	defer w.watchMemory(ctx)()
 	if err := w.runLanes(ctx); err != nil {
 		return err
 	}
-	w.store.drain(ctx)
+	w.drain(ctx, jobs.QueueStore)
+	w.notify.finish(ctx)
 	return nil
 }
 

@@ -62,6 +62,7 @@ func homes() map[string][]string {
 		"github.com/aws":                  {"storage/", "storage"},
 		"github.com/rclone/gofakes3":      {"storage/embedded"},
 		"github.com/alicebob/miniredis":   {"jobs/embedded"},
+		"github.com/standard-webhooks":    {"worker"},
 		"github.com/spf13/cobra":          {"cmd/"},
 		"github.com/rogpeppe/go-internal": {"cmd/"},
 	}

@@ -1,0 +1,194 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	webhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"github.com/danqing-queue/danqing/storage"
+)
+
+const (
+	// callbackTime is what a receiver has for one try; the Standard Webhooks
+	// specification recommends 15 to 30 s.
+	callbackTime = 20 * time.Second
+	// callbackHandshake bounds the TLS handshake in it.
+	callbackHandshake = 10 * time.Second
+	// callbackAnswer and callbackHeader bound what is read of an answer, whose status
+	// alone counts, in bytes.
+	callbackAnswer = 4 << 10
+	callbackHeader = 32 << 10
+
+	secretPrefix = "whsec_"
+	// The specification's bounds of a secret, in bytes.
+	secretShortest = 24
+	secretLongest  = 64
+)
+
+// ValidCallbackSecret fails unless the secret is one of the Standard Webhooks scheme:
+// whsec_ and the base64 of 24 to 64 random bytes. The error does not repeat it.
+func ValidCallbackSecret(secret string) error {
+	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret, secretPrefix))
+	if err != nil || !strings.HasPrefix(secret, secretPrefix) || len(key) < secretShortest || len(key) > secretLongest {
+		return fmt.Errorf(`must be %s and the base64 of %d to %d random bytes, as made by: echo "%s$(openssl rand -base64 32)"`, secretPrefix, secretShortest, secretLongest, secretPrefix)
+	}
+	return nil
+}
+
+// callbacks sends events to the URLs that producers have named.
+type callbacks struct {
+	client *http.Client
+	// signers are one per secret: a receiver knows one of them while they are rotated.
+	signers []*webhooks.Webhook
+}
+
+func newCallbacks(cfg Config) (*callbacks, error) {
+	c := &callbacks{}
+	for i, secret := range cfg.CallbackSecrets {
+		if err := ValidCallbackSecret(secret); err != nil {
+			return nil, fmt.Errorf("worker: CallbackSecrets[%d]: %w", i, err)
+		}
+		signer, err := webhooks.NewWebhook(secret)
+		if err != nil {
+			return nil, fmt.Errorf("worker: CallbackSecrets[%d] cannot be read", i) // whose text might repeat it
+		}
+		c.signers = append(c.signers, signer)
+	}
+	dial := cfg.DialCallback
+	if dial == nil {
+		dial = storage.PublicDialer(cfg.CallbackAllow)
+	}
+	c.client = &http.Client{
+		// No proxy, which would connect to whatever it is told to. A connection is used
+		// once: the next event may be for another host, or hours away.
+		Transport: &http.Transport{
+			DialContext: dial, DisableKeepAlives: true, DisableCompression: true,
+			TLSHandshakeTimeout: callbackHandshake, MaxResponseHeaderBytes: callbackHeader,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return c, nil
+}
+
+// post sends an event once. It fails with an [*undeliveredError], unless ctx ends.
+func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte) error {
+	u, err := url.Parse(link)
+	if err != nil {
+		return &undeliveredError{final: true, why: "the callback is no URL"}
+	}
+	to := "callback to " + u.Host
+	if len(c.signers) == 0 {
+		return &undeliveredError{why: to + ": the worker has no secret to sign it with", remedy: "set DANQING_CALLBACK_SECRET"}
+	}
+	trying, cancel := context.WithTimeout(ctx, callbackTime)
+	defer cancel()
+	req, err := http.NewRequestWithContext(trying, http.MethodPost, link, bytes.NewReader(body))
+	if err != nil {
+		return &undeliveredError{final: true, why: to + ": its URL cannot be called"}
+	}
+	if req.Header, err = c.header(eventID, time.Now(), body); err != nil {
+		return &undeliveredError{why: to + ": it cannot be signed"}
+	}
+	answer, err := c.client.Do(req)
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		failed := unanswered(err)
+		failed.why = to + ": " + failed.why
+		return failed
+	}
+	defer answer.Body.Close()                                               //nolint:errcheck // nothing was written to it
+	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, callbackAnswer)) // or the receiver sees a reset
+	return refused(to, answer)
+}
+
+// header has a signature by each secret.
+func (c *callbacks) header(eventID string, at time.Time, body []byte) (http.Header, error) {
+	var signatures []string
+	for _, signer := range c.signers {
+		signature, err := signer.Sign(eventID, at, body)
+		if err != nil {
+			return nil, err
+		}
+		signatures = append(signatures, signature)
+	}
+	h := http.Header{}
+	h.Set("Content-Type", "application/json")
+	h.Set("User-Agent", "danqing")
+	h.Set(webhooks.HeaderWebhookID, eventID)
+	h.Set(webhooks.HeaderWebhookTimestamp, strconv.FormatInt(at.Unix(), 10))
+	h.Set(webhooks.HeaderWebhookSignature, strings.Join(signatures, " "))
+	return h, nil
+}
+
+// refused is nil for an answer that means delivered.
+func refused(to string, answer *http.Response) error {
+	failed := &undeliveredError{
+		why:   fmt.Sprintf("%s: it answered %s", to, strings.TrimSpace(strconv.Itoa(answer.StatusCode)+" "+http.StatusText(answer.StatusCode))),
+		after: retryAfter(answer.Header.Get("Retry-After"), time.Now()),
+	}
+	switch code := answer.StatusCode; {
+	case code >= 200 && code < 300:
+		return nil
+	case code >= 300 && code < 400:
+		failed.why += ": redirects are not followed"
+		failed.remedy = "name the final address as callback"
+	case code == http.StatusGone:
+		failed.final = true
+		failed.why += ": it wants no more"
+	}
+	return failed
+}
+
+// retryAfter reads the header of that name: seconds, or a date. Whatever is none of
+// both, or past, is 0.
+func retryAfter(value string, now time.Time) time.Duration {
+	if seconds, err := strconv.ParseInt(value, 10, 32); err == nil {
+		return max(0, time.Duration(seconds)*time.Second)
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return max(0, at.Sub(now))
+	}
+	return 0
+}
+
+// unanswered says why there was no answer. The errors of net/http are not shown as they
+// are: they repeat the link, and some of them what came instead of an answer.
+func unanswered(err error) *undeliveredError {
+	var (
+		lookup      *net.DNSError
+		network     *net.OpError
+		certificate *tls.CertificateVerificationError
+		timeout     interface{ Timeout() bool }
+	)
+	switch {
+	case errors.Is(err, storage.ErrNotPublic):
+		return &undeliveredError{final: true, why: storage.ErrNotPublic.Error(), remedy: "to allow it add the address to DANQING_CALLBACK_ALLOW"}
+	case errors.As(err, &lookup):
+		return &undeliveredError{why: "its name cannot be resolved: " + lookup.Err}
+	case errors.As(err, &certificate):
+		return &undeliveredError{why: "its certificate is not to be trusted: " + certificate.Err.Error()}
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return &undeliveredError{why: "no answer in time"}
+	case errors.As(err, &network):
+		return &undeliveredError{why: network.Error()}
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return &undeliveredError{why: "it does not speak TLS"}
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return &undeliveredError{why: "the connection was closed without an answer"}
+	}
+	return &undeliveredError{why: "what came back is no answer of HTTP"}
+}
