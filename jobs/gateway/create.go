@@ -180,28 +180,26 @@ func parseLabels(text string) (map[string]string, error) {
 // accept checks a request whole, brings its reference image into the bucket where that
 // is asked for, and queues it. It returns the job, new or known, and warnings.
 func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Record, []string, error) {
-	ref := strings.TrimSpace(req.RefImg)
-	switch {
-	case strings.HasPrefix(ref, "oss://"):
+	if ref := strings.TrimSpace(req.RefImg); strings.HasPrefix(ref, "oss://") {
 		staged, err := a.uploaded(ctx, c, ref)
 		if err != nil {
 			return nil, nil, err
 		}
 		req.RefImg = staged
-	case strings.HasPrefix(ref, jobs.StagedPrefix):
-		if err := a.staged(ctx, strings.TrimPrefix(ref, jobs.StagedPrefix)); err != nil {
-			return nil, nil, err
-		}
 	}
 	req.Producer = c.Name
-	checked, warnings, err := req.Normalize()
+	req, warnings, err := req.Normalize()
 	if err != nil {
 		return nil, warnings, err
 	}
-	if req.Stage && checked.RefImg != "" && !strings.HasPrefix(checked.RefImg, jobs.StagedPrefix) {
-		if req.RefImg, err = a.stage(ctx, checked.RefImg); err != nil {
-			return nil, warnings, err
-		}
+	switch hash, staged := strings.CutPrefix(req.RefImg, jobs.StagedPrefix); {
+	case staged:
+		err = a.staged(ctx, hash)
+	case req.Stage && req.RefImg != "":
+		req.RefImg, err = a.stage(ctx, req.RefImg)
+	}
+	if err != nil {
+		return nil, warnings, err
 	}
 	req.Stage = false
 	if req.ID != "" {

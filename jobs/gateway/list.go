@@ -104,7 +104,7 @@ func listMoment(q url.Values, name string) (time.Time, error) {
 	if at, err := time.ParseInLocation(listTime, text, serviceZone()); err == nil {
 		return at, nil
 	}
-	if ms, err := strconv.ParseInt(text, 10, 64); err == nil && len(text) == len("1745568293253") {
+	if ms, err := strconv.ParseInt(text, 10, 64); err == nil && (len(text) == 12 || len(text) == 13) {
 		return time.UnixMilli(ms), nil
 	}
 	return time.Time{}, invalid(name, text, "YYYYMMDDhhmmss in UTC+8")

@@ -1,0 +1,285 @@
+package gateway_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"image"
+	"image/png"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	jobqueue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/gateway"
+	"github.com/danqing-queue/danqing/storage"
+	bucket "github.com/danqing-queue/danqing/storage/embedded"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+const (
+	tasksPath  = "/api/v1/tasks/"
+	createPath = "/api/v1/services/aigc/text2image/image-synthesis"
+)
+
+// service is a gateway with its API, on a queue and a bucket in the process. It is
+// asked without a network, so that it can stand in a bubble.
+type service struct {
+	t       *testing.T
+	redis   redis.UniversalClient
+	jobs    *jobs.Client
+	bucket  *storage.Bucket
+	gateway *gateway.Gateway
+	outage  *outage
+	// recalled are the jobs that the bucket alone knows.
+	recalled map[string]*jobs.Record
+}
+
+// outage lets no command through while it is down.
+type outage struct {
+	down  atomic.Bool
+	calls atomic.Int64
+}
+
+var (
+	_       redis.Hook = (*outage)(nil)
+	errDown            = errors.New("redis is away")
+)
+
+func (o *outage) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (o *outage) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if o.calls.Add(1); o.down.Load() {
+			cmd.SetErr(errDown)
+			return errDown
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (o *outage) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if o.down.Load() {
+			return errDown
+		}
+		return next(ctx, cmds)
+	}
+}
+
+func newService(t *testing.T, change func(*gateway.API)) *service {
+	t.Helper()
+	q := jobqueue.Open()
+	t.Cleanup(func() { require.NoError(t, q.Close()) })
+	return newServiceOn(t, q.Client(), change)
+}
+
+func newServiceOn(t *testing.T, rdb redis.UniversalClient, change func(*gateway.API)) *service {
+	t.Helper()
+	files, err := bucket.Open(bucket.Config{Dir: t.TempDir()})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, files.Close()) })
+	id, secret := files.Credentials()
+	images, err := storage.New(storage.Config{
+		Bucket: bucket.DefaultBucket, Endpoint: "http://bucket.embedded", AccessKeyID: id, SecretAccessKey: secret, HTTPClient: files.HTTPClient(),
+	})
+	require.NoError(t, err)
+	s := &service{t: t, redis: rdb, jobs: jobs.NewClient(rdb), bucket: images, outage: &outage{}, recalled: map[string]*jobs.Record{}}
+	rdb.AddHook(s.outage)
+	api := &gateway.API{
+		Bucket: images, Stream: true, TempDir: t.TempDir(),
+		Recall: func(_ context.Context, id string) (*jobs.Record, error) {
+			if rec := s.recalled[id]; rec != nil {
+				return rec, nil
+			}
+			return nil, jobs.ErrNotFound
+		},
+		Price: func(model jobs.Model, n int) int64 { return model.Prices[jobs.RegionBeijing] * int64(n) },
+	}
+	if change != nil {
+		change(api)
+	}
+	s.gateway, err = gateway.New(gateway.Config{Redis: rdb, API: api})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.gateway.Close()) })
+	return s
+}
+
+// bubble runs a test in simulated time.
+func bubble(t *testing.T, change func(*gateway.API), test func(*testing.T, *service)) {
+	t.Helper()
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) { test(t, newService(t, change)) })
+}
+
+// answer is what a client gets.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+// call asks as a client would, with pairs of headers.
+func (s *service) call(ctx context.Context, method, path, body string, headers ...string) answer {
+	r := httptest.NewRequestWithContext(ctx, method, "http://127.0.0.1:8765"+path, strings.NewReader(body))
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Set(headers[i], headers[i+1])
+		if headers[i] == "Host" {
+			r.Host = headers[i+1]
+		}
+	}
+	w := httptest.NewRecorder()
+	s.gateway.ServeHTTP(w, r)
+	return answer{w.Code, w.Header(), w.Body.String()}
+}
+
+func (s *service) ask(method, path, body string, headers ...string) answer {
+	return s.call(s.t.Context(), method, path, body, headers...)
+}
+
+// decode reads an answer's body, without its request_id, which is always another.
+func (a answer) decode(t *testing.T) map[string]any {
+	t.Helper()
+	require.Contains(t, a.header.Get("Content-Type"), "application/json", a.body)
+	var got map[string]any
+	require.NoError(t, json.Unmarshal([]byte(a.body), &got), a.body)
+	if _, openAI := got["error"]; !openAI {
+		require.Len(t, got["request_id"], 36, a.body)
+	}
+	delete(got, "request_id")
+	return got
+}
+
+// requireRefused checks an error's status and code, and returns its message.
+func (a answer) requireRefused(t *testing.T, status int, code string) string {
+	t.Helper()
+	got := a.decode(t)
+	require.Equal(t, status, a.status, a.body)
+	require.Equal(t, code, got["code"], a.body)
+	message, _ := got["message"].(string)
+	require.NotEmpty(t, message)
+	return message
+}
+
+// create asks for a job as the SDKs do, and returns its ID.
+func (s *service) create(body string, headers ...string) string {
+	s.t.Helper()
+	got := s.submit(body, headers...)
+	require.Equal(s.t, http.StatusOK, got.status, got.body)
+	var created dashscope.TaskResponse
+	require.NoError(s.t, json.Unmarshal([]byte(got.body), &created))
+	require.NotEmpty(s.t, created.Output.TaskID)
+	return created.Output.TaskID
+}
+
+func (s *service) submit(body string, headers ...string) answer {
+	return s.ask(http.MethodPost, createPath, body, append([]string{
+		"X-DashScope-Async", "enable", "Content-Type", "application/json; charset=utf-8",
+	}, headers...)...)
+}
+
+const oneCat = `{"model":"wanx-v1","input":{"prompt":"有一只黑色的小猫"},"parameters":{"n":1}}`
+
+// look asks for a job and returns the task as decoded.
+func (s *service) look(id string, headers ...string) dashscope.TaskResponse {
+	s.t.Helper()
+	got := s.ask(http.MethodGet, tasksPath+id, "", headers...)
+	require.Equal(s.t, http.StatusOK, got.status, got.body)
+	var task dashscope.TaskResponse
+	require.NoError(s.t, json.Unmarshal([]byte(got.body), &task))
+	return task
+}
+
+// move changes a job's record as a worker would.
+func (s *service) move(id string, change func(*jobs.Record)) *jobs.Record {
+	s.t.Helper()
+	rec, err := s.jobs.Get(s.t.Context(), id)
+	require.NoError(s.t, err)
+	next := *rec
+	if next.Request == nil {
+		req, err := s.jobs.RequestOf(s.t.Context(), rec)
+		require.NoError(s.t, err)
+		next.Request = &req
+	}
+	change(&next)
+	require.NoError(s.t, s.jobs.Swap(s.t.Context(), rec, &next))
+	return &next
+}
+
+// generate moves a job to where its task is at work.
+func (s *service) generate(id string) {
+	s.t.Helper()
+	s.move(id, func(rec *jobs.Record) {
+		rec.State, rec.Attempt, rec.Term, rec.TaskID = jobs.StateGenerating, 1, 1, "task-of-"+id
+		rec.SubmittedAt, rec.RunningAt = time.Now().UTC(), time.Now().UTC()
+	})
+}
+
+// finish stores an image for each that a job asks for, and ends it.
+func (s *service) finish(id string) *jobs.Record {
+	s.t.Helper()
+	return s.move(id, func(rec *jobs.Record) {
+		rec.State, rec.FinishedAt, rec.CostMicroYuan = jobs.StateSucceeded, time.Now().UTC(), 160_000*int64(rec.Request.N)
+		for n := 1; n <= rec.Request.N; n++ {
+			rec.Images = append(rec.Images, s.store(rec, n))
+		}
+	})
+}
+
+// store puts a picture of its own for each image into the bucket.
+func (s *service) store(rec *jobs.Record, n int) jobs.Image {
+	s.t.Helper()
+	path, _ := picture(s.t, rec.ID, n)
+	ref, err := storage.InspectReference(path)
+	require.NoError(s.t, err)
+	require.NoError(s.t, s.bucket.StageReference(s.t.Context(), ref))
+	return jobs.Image{N: n, Key: "_refs/" + ref.SHA256, Bytes: ref.Bytes, SHA256: ref.SHA256, Width: ref.Width, Height: ref.Height, ContentType: "image/png"}
+}
+
+// picture writes a PNG that is another for each name and number.
+func picture(t *testing.T, name string, n int) (path string, content []byte) {
+	t.Helper()
+	const side = 256
+	paper := image.NewNRGBA(image.Rect(0, 0, side, side))
+	copy(paper.Pix, fmt.Sprint(name, n))
+	var encoded bytes.Buffer
+	require.NoError(t, png.Encode(&encoded, paper))
+	path = filepath.Join(t.TempDir(), "picture.png")
+	require.NoError(t, os.WriteFile(path, encoded.Bytes(), 0o600))
+	return path, encoded.Bytes()
+}
+
+func (s *service) post(path, body string, headers ...string) answer {
+	return s.ask(http.MethodPost, path, body, headers...)
+}
+
+// endless is a body that never ends, and counts what was read of it.
+type endless struct{ read atomic.Int64 }
+
+func (e *endless) Read(p []byte) (int, error) {
+	e.read.Add(int64(len(p)))
+	copy(p, bytes.Repeat([]byte(" "), len(p)))
+	return len(p), nil
+}
+
+var _ io.Reader = (*endless)(nil)
+
+func assertNothingQueued(t *testing.T, s *service) {
+	t.Helper()
+	assert.Empty(t, s.redis.Keys(t.Context(), "danqing:job:*").Val())
+	assert.Empty(t, s.redis.Keys(t.Context(), "asynq:*:t:*").Val())
+}

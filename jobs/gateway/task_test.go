@@ -1,0 +1,296 @@
+package gateway_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/gateway"
+)
+
+// Every state of a job reads as DashScope's documents show a task.
+func TestShapes(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *service) {
+		id := s.create(`{"model":"wanx-v1","input":{"prompt":"a cat"},"parameters":{"n":2}}`)
+		shape := func() map[string]any { return s.ask(http.MethodGet, tasksPath+id, "", "Prefer", "wait=0").decode(t) }
+		output := func(pairs ...any) map[string]any {
+			out := map[string]any{"task_id": id, "submit_time": "2000-01-01 08:00:00.000"}
+			for i := 0; i < len(pairs); i += 2 {
+				out[pairs[i].(string)] = pairs[i+1]
+			}
+			return map[string]any{"output": out}
+		}
+		metrics := func(total, succeeded, failed float64) map[string]any {
+			return map[string]any{"TOTAL": total, "SUCCEEDED": succeeded, "FAILED": failed}
+		}
+		assert.Equal(t, output("task_status", "PENDING"), shape())
+
+		<-time.After(1234 * time.Millisecond)
+		s.move(id, func(rec *jobs.Record) {
+			rec.State, rec.Attempt, rec.SubmittedAt = jobs.StateSubmitting, 1, time.Now().UTC()
+		})
+		submitted := "2000-01-01 08:00:01.234"
+		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape())
+		s.move(id, func(rec *jobs.Record) { rec.State, rec.TaskID = jobs.StateGenerating, "task" })
+		assert.Equal(t, output("task_status", "PENDING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape(), "it waits there")
+		s.move(id, func(rec *jobs.Record) { rec.RunningAt = time.Now().UTC() })
+		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape())
+		s.move(id, func(rec *jobs.Record) { rec.State, rec.Code, rec.Message = jobs.StateHeld, "SubmitAmbiguous", "secret tasks" })
+		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape(), "a person decides")
+		<-time.After(24 * time.Hour)
+		held := shape()["output"].(map[string]any)
+		assert.Equal(t, "FAILED", held["task_status"])
+		assert.Equal(t, "Held", held["code"])
+
+		<-time.After(time.Second)
+		s.move(id, func(rec *jobs.Record) {
+			rec.State, rec.FinishedAt, rec.Code, rec.Message = jobs.StateSucceeded, time.Now().UTC(), "", ""
+			image := s.store(rec, 1)
+			image.ActualPrompt = "a fine cat"
+			rec.Images = []jobs.Image{image, {N: 2, Code: "DataInspectionFailed", Message: "no"}}
+		})
+		rec, err := s.jobs.Get(t.Context(), id)
+		require.NoError(t, err)
+		done := output("task_status", "SUCCEEDED", "scheduled_time", submitted, "end_time", "2000-01-02 08:00:02.234", "task_metrics", metrics(2, 1, 1), "results", []any{
+			map[string]any{"url": "http://127.0.0.1:8765" + rec.ImagePath(rec.Images[0]), "orig_prompt": "a cat", "actual_prompt": "a fine cat"},
+			map[string]any{"code": "DataInspectionFailed", "message": "no"},
+		})
+		done["usage"] = map[string]any{"image_count": 1.0}
+		assert.Equal(t, done, shape())
+
+		id = s.create(oneCat)
+		s.move(id, func(rec *jobs.Record) { rec.End(jobs.StateFailed, "InvalidParameter", "bad size", time.Now().UTC()) })
+		failed := shape()["output"].(map[string]any)
+		assert.Equal(t, []any{"FAILED", "InvalidParameter", "bad size"}, []any{failed["task_status"], failed["code"], failed["message"]})
+		id = s.create(oneCat)
+		_, err = s.jobs.Cancel(t.Context(), id)
+		require.NoError(t, err)
+		assert.Equal(t, "CANCELED", shape()["output"].(map[string]any)["task_status"])
+
+		id = "86ecf553-d340-4e21-af6e-a0c6a421c010"
+		assert.Equal(t, map[string]any{"output": map[string]any{"task_id": id, "task_status": "UNKNOWN"}}, shape())
+		s.recalled[id] = rec
+		assert.Equal(t, "SUCCEEDED", shape()["output"].(map[string]any)["task_status"], "its sidecar tells")
+	})
+}
+
+// A client that polls lazily, as the SDKs do, learns of the end in the very moment
+// in which it is written, however deep in the backlog its job was.
+func TestLazyClientLearnsAtOnce(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *service) {
+		pauses := []time.Duration{0, 1, 1, 2, 2, 2, 4, 4, 4, 5} // seconds; the last for ever
+		const clients = 40
+		ends := make([]time.Time, clients)
+		var group sync.WaitGroup
+		for i := range clients {
+			id := s.create(oneCat)
+			group.Go(func() {
+				for polls := 0; ; polls++ {
+					<-time.After(pauses[min(polls, len(pauses)-1)] * time.Second)
+					asked := time.Now()
+					status := s.look(id).Output.TaskStatus
+					assert.LessOrEqual(t, time.Since(asked), 50*time.Second)
+					if status == "SUCCEEDED" {
+						// A change that comes while the client pauses is told at its next look.
+						if time.Since(asked) > 0 {
+							assert.Equal(t, ends[i], time.Now())
+						}
+						return
+					}
+				}
+			})
+			group.Go(func() {
+				<-time.After(time.Duration(i) * 7777 * time.Millisecond)
+				s.generate(id)
+				<-time.After(31 * time.Second)
+				ends[i] = time.Now()
+				s.finish(id)
+			})
+		}
+		group.Wait()
+	})
+}
+
+// A look is held only as long as it would say the same as the client's last one.
+func TestHold(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *service) {
+		id := s.create(oneCat)
+		took := func(headers ...string) (time.Duration, string) {
+			began := time.Now()
+			return time.Since(began), s.look(id, headers...).Output.TaskStatus
+		}
+		timed := func(headers ...string) time.Duration {
+			began := time.Now()
+			_, _ = took(headers...)
+			return time.Since(began)
+		}
+		assert.Zero(t, timed(), "the first look")
+		assert.Equal(t, 50*time.Second, timed())
+		assert.Zero(t, timed("User-Agent", "another client"))
+		assert.Zero(t, timed("Prefer", "wait=0"))
+		assert.Equal(t, 3*time.Second, timed("Prefer", "respond-async, wait=3"))
+		assert.Equal(t, 50*time.Second, timed("Prefer", "wait=300"))
+
+		done := make(chan time.Duration)
+		go func() { done <- timed() }()
+		<-time.After(10 * time.Second)
+		s.move(id, func(rec *jobs.Record) { rec.Request = nil }) // nothing that a client would see
+		<-time.After(10 * time.Second)
+		s.generate(id)
+		assert.Equal(t, 20*time.Second, <-done)
+		assert.Equal(t, 50*time.Second, timed())
+		s.finish(id)
+		assert.Zero(t, timed())
+		assert.Zero(t, timed(), "what is over is never held")
+	})
+}
+
+// No look ever gets an error because Redis is away: it waits, and then tells what was
+// known last.
+func TestRedisAway(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *service) {
+		id := s.create(oneCat)
+		s.generate(id)
+		assert.Equal(t, "RUNNING", s.look(id).Output.TaskStatus)
+		s.outage.down.Store(true)
+		for _, headers := range [][]string{nil, {"User-Agent", "one that never looked before"}} {
+			began := time.Now()
+			got := s.ask(http.MethodGet, tasksPath+id, "", headers...)
+			assert.Equal(t, http.StatusOK, got.status)
+			want := `"RUNNING"`
+			if headers != nil {
+				want = `"PENDING"`
+			}
+			assert.Contains(t, got.body, want)
+			assert.InDelta(t, 50, time.Since(began).Seconds(), 1)
+		}
+		assert.Less(t, s.outage.calls.Load(), int64(200), "it does not storm Redis")
+		// Redis comes back, with the job done meanwhile.
+		done := make(chan string)
+		go func() { done <- s.look(id).Output.TaskStatus }()
+		<-time.After(20 * time.Second)
+		s.outage.down.Store(false)
+		s.finish(id)
+		assert.Equal(t, "SUCCEEDED", <-done)
+	})
+}
+
+// A change whose event was lost is seen all the same, before the hold is over.
+func TestLostEvent(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *service) {
+		id := s.create(oneCat)
+		s.look(id)
+		began := time.Now()
+		done := make(chan string)
+		go func() { done <- s.look(id).Output.TaskStatus }()
+		<-time.After(time.Second)
+		rec, err := s.jobs.Get(t.Context(), id)
+		require.NoError(t, err)
+		rec.State = jobs.StateCanceled
+		encoded, err := json.Marshal(rec)
+		require.NoError(t, err)
+		require.NoError(t, s.redis.HSet(t.Context(), "danqing:job:"+id, "state", "canceled", "record", encoded).Err())
+		assert.Equal(t, "CANCELED", <-done)
+		assert.Less(t, time.Since(began), 31*time.Second)
+	})
+}
+
+// Ten thousand looks may be held; a change wakes those of its job alone.
+func TestManyHeldLooks(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *service) {
+		const clients = 10_000
+		ids := make([]string, 10)
+		for i := range ids {
+			ids[i] = s.create(oneCat)
+		}
+		ctx, hangUp := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		var mu sync.Mutex
+		told := map[string]int{}
+		for i := range clients {
+			group.Go(func() {
+				id, agent := ids[i%len(ids)], fmt.Sprint("client ", i)
+				s.call(ctx, http.MethodGet, tasksPath+id, "", "User-Agent", agent)
+				got := s.call(ctx, http.MethodGet, tasksPath+id, "", "User-Agent", agent)
+				mu.Lock()
+				defer mu.Unlock()
+				told[id+" "+fmt.Sprint(len(got.body) > 0 && ctx.Err() == nil)]++
+			})
+		}
+		synctest.Wait()
+		before := s.outage.calls.Load()
+		_, err := s.jobs.Cancel(t.Context(), ids[3])
+		require.NoError(t, err)
+		synctest.Wait()
+		mu.Lock()
+		assert.Equal(t, map[string]int{ids[3] + " true": clients / len(ids)}, told)
+		mu.Unlock()
+		assert.Less(t, s.outage.calls.Load()-before, int64(clients/len(ids)+50), "one read for each that waits for the job")
+		hangUp()
+		group.Wait()
+	})
+}
+
+// Close answers what is held.
+func TestCloseAnswers(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *service) {
+		id := s.create(oneCat)
+		s.look(id)
+		done := make(chan string)
+		go func() { done <- s.look(id).Output.TaskStatus }()
+		synctest.Wait()
+		began := time.Now()
+		require.NoError(t, s.gateway.Close())
+		assert.Equal(t, "PENDING", <-done)
+		assert.Zero(t, time.Since(began))
+	})
+}
+
+// A token's jobs are as if they did not exist for another, by whatever question.
+func TestOthersJobs(t *testing.T) {
+	tokens := []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}, {Name: "blog", Secret: "blog-secret-0123456"}}
+	bubble(t, func(api *gateway.API) { api.Tokens = tokens }, func(t *testing.T, s *service) {
+		shop := []string{"Authorization", "Bearer shop-secret-0123456"}
+		blog := []string{"Authorization", "Bearer blog-secret-0123456"}
+		id := s.create(oneCat, shop...)
+		rec, err := s.jobs.Get(t.Context(), id)
+		require.NoError(t, err)
+		assert.Equal(t, "shop", rec.Producer)
+
+		unknown := func(id string) {
+			began := time.Now()
+			for range 2 {
+				assert.Equal(t, map[string]any{"output": map[string]any{"task_id": id, "task_status": "UNKNOWN"}}, s.ask(http.MethodGet, tasksPath+id, "", blog...).decode(t))
+			}
+			s.post(tasksPath+id+"/cancel", "", blog...).requireRefused(t, http.StatusBadRequest, "UnsupportedOperation")
+			for _, query := range []string{"", "?task_id=" + id} {
+				list := s.ask(http.MethodGet, "/api/v1/tasks"+query, "", blog...).decode(t)
+				assert.Empty(t, list["data"])
+				assert.InDelta(t, 0, list["total"], 0)
+			}
+			assert.Zero(t, time.Since(began), "it is not held either")
+		}
+		unknown(id)
+		s.recalled["long-ago"] = &jobs.Record{ID: "long-ago", State: jobs.StateSucceeded, Producer: "shop"}
+		unknown("long-ago")
+		unknown("never")
+		enqueued, err := s.jobs.Enqueue(t.Context(), jobs.Request{Prompt: "a cat"})
+		require.NoError(t, err)
+		unknown(enqueued.ID)
+		assert.Equal(t, "PENDING", s.look(id, shop...).Output.TaskStatus)
+
+		// The same key is another job for another token.
+		key := []string{"Idempotency-Key", "order 17"}
+		one, two := s.create(oneCat, append(key, shop...)...), s.create(oneCat, append(key, blog...)...)
+		assert.NotEqual(t, one, two)
+	})
+}
