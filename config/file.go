@@ -138,7 +138,7 @@ func (l *loader) mapping(node *yaml.Node, name string, known ...string) map[stri
 		}
 		near := closest(f.name, known)
 		switch {
-		case literalKey.MatchString(f.name):
+		case literalKey.MatchString(f.name) && slices.Contains(known, "api_key_env"):
 			fields["api_key"] = f
 			l.bad(f.at, "must not be here, since files of settings are copied and committed: put the key into an environment variable and name that by api_key_env, or into a file of its own and name that by api_key_file")
 		case near != "":

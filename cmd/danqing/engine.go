@@ -155,9 +155,15 @@ func (e *engine) price(req jobs.Request) int64 {
 	if err != nil {
 		return 0
 	}
+	return e.priceOf(model, req.N)
+}
+
+func (e *engine) priceOf(model jobs.Model, n int) int64 { return dearest(e.accounts, model, n) }
+
+func dearest(accounts []worker.Account, model jobs.Model, n int) int64 {
 	var most int64
-	for _, account := range e.accounts {
-		cost, _ := account.Cost(model, req.N)
+	for _, account := range accounts {
+		cost, _ := account.Cost(model, n)
 		most = max(most, cost)
 	}
 	return most

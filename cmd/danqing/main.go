@@ -91,7 +91,7 @@ No image is paid for twice, and none that was paid for is lost.`,
 		return usage("see: "+cmd.CommandPath()+" --help", "%w", err)
 	})
 	root.AddCommand(
-		p.batchCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.upCommand(), p.jobsCommand(),
+		p.batchCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.serveCommand(), p.upCommand(), p.jobsCommand(),
 		p.spendCommand(), p.doctorCommand(), p.drillCommand(), p.simulatorCommand(), p.versionCommand(),
 	)
 	ran := false

@@ -161,15 +161,20 @@ func TestNewNeedsRedis(t *testing.T) {
 func TestListen(t *testing.T) {
 	t.Parallel()
 	for _, address := range []string{"127.0.0.1:0", "localhost:0"} {
-		listener, err := gateway.Listen(t.Context(), address)
+		listener, local, err := gateway.Listen(t.Context(), address, false)
 		require.NoError(t, err)
+		assert.True(t, local)
 		require.NoError(t, listener.Close())
 	}
+	listener, local, err := gateway.Listen(t.Context(), "0.0.0.0:0", true)
+	require.NoError(t, err)
+	assert.False(t, local)
+	require.NoError(t, listener.Close())
 	for _, address := range []string{":0", "0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.com:80", "localhost.example.com:80"} {
-		_, err := gateway.Listen(t.Context(), address)
+		_, _, err := gateway.Listen(t.Context(), address, false)
 		require.ErrorContains(t, err, "not on this machine's loopback", address)
 	}
-	_, err := gateway.Listen(t.Context(), "8765")
+	_, _, err = gateway.Listen(t.Context(), "8765", false)
 	require.ErrorContains(t, err, "not host:port")
 }
 

@@ -8,18 +8,20 @@ import (
 	"net/netip"
 )
 
-// Listen opens a TCP address, host:port with a loopback host: localhost, an
-// address in 127.0.0.0/8, or [::1]. Port 0 picks a free one. It fails for any
-// other host, and if the port is taken.
-func Listen(ctx context.Context, address string) (net.Listener, error) {
+// Listen opens a TCP address, host:port. Port 0 picks a free one. A host that is not a
+// loopback one (localhost, 127.0.0.0/8, [::1]) is refused unless there are tokens to
+// tell who asks. It fails too if the port is taken. Whether the address is of this
+// machine alone it tells beside the listener: only there may the web UI be served.
+func Listen(ctx context.Context, address string, tokens bool) (listener net.Listener, local bool, err error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, fmt.Errorf("listen address %q: not host:port, as in 127.0.0.1:8765", address)
+		return nil, false, fmt.Errorf("listen address %q: not host:port, as in 127.0.0.1:8765", address)
 	}
-	if !loopback(host) {
-		return nil, fmt.Errorf("listen address %q: not on this machine's loopback, and the web UI has no password: use 127.0.0.1, and a tunnel (ssh -L) from elsewhere", address)
+	if local = loopback(host); !local && !tokens {
+		return nil, false, fmt.Errorf("listen address %q: not on this machine's loopback, and there are no tokens to tell who may spend money", address)
 	}
-	return (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	return listener, local, err
 }
 
 // loopback reports whether a host without port can only mean this machine.

@@ -44,7 +44,9 @@ func TestShapes(t *testing.T) {
 		assert.Equal(t, output("task_status", "PENDING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape(), "it waits there")
 		s.move(id, func(rec *jobs.Record) { rec.RunningAt = time.Now().UTC() })
 		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape())
-		s.move(id, func(rec *jobs.Record) { rec.State, rec.Code, rec.Message = jobs.StateHeld, "SubmitAmbiguous", "secret tasks" })
+		s.move(id, func(rec *jobs.Record) {
+			rec.State, rec.Code, rec.Message = jobs.StateHeld, "SubmitAmbiguous", "secret tasks"
+		})
 		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape(), "a person decides")
 		<-time.After(24 * time.Hour)
 		held := shape()["output"].(map[string]any)

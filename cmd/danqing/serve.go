@@ -1,0 +1,239 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/spf13/cobra"
+
+	"github.com/danqing-queue/danqing/config"
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/gateway"
+	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+)
+
+const (
+	// defaultListen is where jobs are served, by the contract of the command line.
+	defaultListen = "127.0.0.1:8765"
+	listenUsage   = "address to serve at, host:port; port 0 picks a free one; not on loopback only with tokens (default: DANQING_LISTEN, else " + defaultListen + ")"
+	// headerTimeout bounds a client that opens a connection and says nothing, and
+	// idleTimeout one that has been answered.
+	headerTimeout  = 20 * time.Second
+	idleTimeout    = 2 * time.Minute
+	maxHeaderBytes = 32 << 10
+	// answerTimeout bounds what is still being answered when the program ends.
+	answerTimeout = 2 * time.Second
+	// serveDepth is how many jobs may wait in a Redis unless DANQING_SERVE_MAX_QUEUED
+	// says: some 170 MB of its memory, and weeks of work.
+	serveDepth = 100_000
+)
+
+type serveFlags struct {
+	listen string
+	noUI   bool
+}
+
+func (p *program) serveCommand() *cobra.Command {
+	var f serveFlags
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Serve jobs over HTTP, as DashScope does, for programs that speak that",
+		Long: `Serve takes jobs over HTTP and puts them on the Redis at REDIS_URL, for workers to
+make. Programs that call DashScope, by its SDKs or by hand, run unchanged: point
+DASHSCOPE_HTTP_BASE_URL at http://HOST:PORT/api/v1, and give them a token of
+DANQING_SERVE_TOKENS in place of the key. Tools that speak OpenAI's images API use
+http://HOST:PORT/v1. On loopback no tokens are needed, and asynq's web UI is at /ui/;
+elsewhere it is not served, since it has no password. No DashScope key is needed here.`,
+		Example: `  REDIS_URL=redis://127.0.0.1:6379/0 DANQING_S3_BUCKET=images danqing serve
+  DANQING_SERVE_TOKENS=shop:$(openssl rand -hex 24) danqing serve --listen 0.0.0.0:8765`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return p.serve(cmd.Context(), f) },
+	}
+	cmd.Flags().StringVar(&f.listen, "listen", "", listenUsage)
+	cmd.Flags().BoolVar(&f.noUI, "no-ui", false, "do not serve the web UI")
+	return cmd
+}
+
+func (p *program) serve(ctx context.Context, f serveFlags) error {
+	cfg, err := p.config()
+	if err != nil {
+		return err
+	}
+	if !cfg.RedisURL.IsSet() {
+		return usage("set it to the workers' Redis, as in redis://127.0.0.1:6379/0; for all in one process use: danqing up", "REDIS_URL is not set")
+	}
+	if cfg.Bucket == "" {
+		return usage("set it to the workers' bucket: links to images lead there", "DANQING_S3_BUCKET is not set")
+	}
+	log := slog.New(slog.NewTextHandler(p.stderr, nil))
+	bucket, err := storage.New(cfg.Storage())
+	if err != nil {
+		return err
+	}
+	options, err := cfg.Redis()
+	if err != nil {
+		return err
+	}
+	if options.PoolSize == 0 {
+		options.PoolSize = connections
+	}
+	rdb := redis.NewClient(options)
+	defer rdb.Close() //nolint:errcheck // the process ends
+	if err := errors.Join(reach(ctx, rdb), bucket.Check(ctx)); err != nil {
+		return err
+	}
+	price, err := configuredPrice(cfg)
+	if err != nil {
+		return err
+	}
+	sayDurability(ctx, jobs.NewClient(rdb), log)
+	server, err := p.openServer(ctx, cfg, serving{
+		redis: rdb, bucket: bucket, price: price, depth: cmp.Or(cfg.Serve.MaxQueued, serveDepth), ui: !f.noUI, log: log,
+	}, f.listen)
+	if err != nil {
+		return err
+	}
+	stopped := make(chan struct{})
+	served := server.serve(func() { close(stopped) })
+	server.announce(p)
+	select {
+	case <-p.signals:
+	case <-stopped:
+	}
+	return errors.Join(server.shutdown(ctx), <-served)
+}
+
+// configuredPrice is what n images of a model cost where it is dearest among the
+// accounts that are configured here.
+func configuredPrice(cfg *config.Config) (func(jobs.Model, int) int64, error) {
+	var accounts []worker.Account
+	for _, a := range cfg.Accounts {
+		remote := a.DashScope()
+		remote.APIKey = cmp.Or(remote.APIKey, "none") // nothing is asked of it but its region
+		client, err := dashscope.New(remote)
+		if err != nil {
+			return nil, fmt.Errorf("account %s: %w", a.Name, err)
+		}
+		accounts = append(accounts, worker.Account{Name: a.Name, DashScope: client, PricesMicroYuan: a.PricesMicroYuan})
+	}
+	return func(model jobs.Model, n int) int64 { return dearest(accounts, model, n) }, nil
+}
+
+// serving is what a server serves.
+type serving struct {
+	redis  redis.UniversalClient
+	bucket *storage.Bucket
+	stream bool // the images themselves
+	price  func(jobs.Model, int) int64
+	depth  int
+	temp   string // "" is the system's
+	ui     bool
+	log    *slog.Logger
+}
+
+// httpServer is a gateway that listens.
+type httpServer struct {
+	gateway  *gateway.Gateway
+	listener net.Listener
+	server   *http.Server
+	ui       bool
+}
+
+// openServer listens at the flag's address, or else the configured one.
+func (*program) openServer(ctx context.Context, cfg *config.Config, s serving, flag string) (*httpServer, error) {
+	address := cmp.Or(flag, cfg.Serve.Listen, defaultListen)
+	listener, local, err := gateway.Listen(ctx, address, len(cfg.Serve.Tokens) > 0)
+	if err != nil {
+		return nil, usage("choose another address by --listen, as in --listen 127.0.0.1:0; to serve other machines set DANQING_SERVE_TOKENS", "%w", err)
+	}
+	if s.temp != "" {
+		if err := os.MkdirAll(s.temp, 0o700); err != nil {
+			return nil, errors.Join(fmt.Errorf("make room for uploads: %w", err), listener.Close())
+		}
+	}
+	api := &gateway.API{
+		Bucket: s.bucket, Stream: s.stream, Price: s.price, Depth: s.depth, TempDir: s.temp,
+		DefaultN: cfg.Serve.DefaultN, BaseURL: cfg.Serve.URL,
+		Recall: func(ctx context.Context, id string) (*jobs.Record, error) { return recall(ctx, s.bucket, id) },
+	}
+	for _, t := range cfg.Serve.Tokens {
+		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan})
+	}
+	h := &httpServer{listener: listener, ui: s.ui && local}
+	h.gateway, err = gateway.New(gateway.Config{Redis: s.redis, API: api, UI: h.ui, Logger: s.log})
+	if err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	h.server = &http.Server{
+		Handler: h.gateway, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+	}
+	return h, nil
+}
+
+// recall reads a job that Redis has forgotten.
+func recall(ctx context.Context, from *storage.Bucket, id string) (*jobs.Record, error) {
+	sidecar, err := from.Sidecar(ctx, id)
+	if errors.Is(err, storage.ErrNotExist) {
+		return nil, fmt.Errorf("job %s: %w", id, jobs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return worker.RecordOf(sidecar)
+}
+
+// serve answers until shutdown; ended is called if it ends by itself too.
+func (h *httpServer) serve(ended func()) <-chan error {
+	served := make(chan error, 1)
+	go func() {
+		err := h.server.Serve(h.listener)
+		if errors.Is(err, http.ErrServerClosed) {
+			err = nil
+		} else {
+			err = fmt.Errorf("serve: %w", err)
+		}
+		served <- err
+		ended()
+	}()
+	return served
+}
+
+// shutdown answers what is held, and ends.
+func (h *httpServer) shutdown(ctx context.Context) error {
+	err := h.gateway.Close()
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
+	defer cancel()
+	if h.server.Shutdown(closing) != nil {
+		err = errors.Join(err, h.server.Close()) // whoever is still being answered was given time
+	}
+	return err
+}
+
+// base is where the server is reached on this machine.
+func (h *httpServer) base() string {
+	address := h.listener.Addr().String()
+	if host, port, err := net.SplitHostPort(address); err == nil {
+		if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+			address = net.JoinHostPort("127.0.0.1", port)
+		}
+	}
+	return "http://" + address
+}
+
+func (h *httpServer) announce(p *program) {
+	p.say("API:     DASHSCOPE_HTTP_BASE_URL=%s/api/v1   (OpenAI's images: %s/v1)", h.base(), h.base())
+	if h.ui {
+		p.say("web UI:  %s/ui/", h.base())
+	}
+}

@@ -1,0 +1,74 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func writeTokens(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "tokens.yaml")
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
+func TestServe(t *testing.T) {
+	t.Parallel()
+	path := writeTokens(t, `
+tokens:
+  - name: shop
+    token: shop-0123456789abcdef
+    max_queued: 500
+    daily_budget: 20
+  - {name: blog, token_env: BLOG_TOKEN}
+`)
+	cfg, err := load(map[string]string{
+		"DANQING_SERVE_TOKENS": " ops:ops-0123456789abcdef , ci:ci-with:colon-0123456789", "DANQING_SERVE_TOKENS_FILE": path, "BLOG_TOKEN": "blog-0123456789abcdef",
+		"DANQING_TOKEN_MAX_QUEUED": "100", "DANQING_TOKEN_DAILY_BUDGET": "5", "DANQING_SERVE_MAX_QUEUED": "9000", "DANQING_GATEWAY_DEFAULT_N": "1",
+		"DANQING_SERVE_URL": "https://danqing.example.com/api/v1/", "DANQING_LISTEN": "0.0.0.0:80",
+	})
+	require.NoError(t, err)
+	assert.Equal(t, Serve{
+		Tokens: []Token{
+			{"ops", NewSecret("ops-0123456789abcdef"), 100, 5_000_000}, {"ci", NewSecret("ci-with:colon-0123456789"), 100, 5_000_000},
+			{"shop", NewSecret("shop-0123456789abcdef"), 500, 20_000_000}, {"blog", NewSecret("blog-0123456789abcdef"), 100, 5_000_000},
+		},
+		Listen: "0.0.0.0:80", URL: "https://danqing.example.com", DefaultN: 1, MaxQueued: 9000,
+	}, cfg.Serve)
+	cfg, err = load(nil)
+	require.NoError(t, err)
+	assert.Equal(t, Serve{}, cfg.Serve)
+}
+
+// All that is wrong is said by its place, and no token is shown.
+func TestServeErrors(t *testing.T) {
+	t.Parallel()
+	path := writeTokens(t, `
+tokens:
+  - {name: shop, token: hunter2}
+  - {name: blog, token: hunter2-0123456789, token_env: BLOG}
+  - {name: none}
+  - {name: away, token_env: AWAY_TOKEN}
+  - {name: ops, token: hunter2-0123456789}
+  - {name: more, token: hunter2-9876543210, max_queued: many, daily_budget: -1, tokn: hunter2}
+`)
+	_, err := load(map[string]string{
+		"DANQING_SERVE_TOKENS": "hunter2hunter2hunter2,ops:hunter2,hunter2 hunter2:hunter2-000000000,ops:hunter2-0123456789", "DANQING_SERVE_TOKENS_FILE": path,
+		"DANQING_TOKEN_MAX_QUEUED": "none", "DANQING_TOKEN_DAILY_BUDGET": "lots", "DANQING_SERVE_MAX_QUEUED": "0", "DANQING_GATEWAY_DEFAULT_N": "5",
+		"DANQING_SERVE_URL": "danqing.example.com",
+	})
+	require.Error(t, err)
+	for _, says := range []string{
+		"DANQING_SERVE_TOKENS (entry 1) must be NAME:TOKEN", "DANQING_SERVE_TOKENS (entry 2) must have a token of 16", "DANQING_SERVE_TOKENS (entry 3) has a name that is none",
+		":3: name must have a token of 16", ":4: token or token_env must say the token, and not both", ":5: token or token_env", ":6: token_env names a variable that is not set",
+		":7: name is the second of that name", `:8: max_queued "many": must be a number of jobs`, ":8: daily_budget", ":8: tokn is no field of a token: did you mean token",
+		`DANQING_TOKEN_MAX_QUEUED "none"`, "DANQING_TOKEN_DAILY_BUDGET", `DANQING_SERVE_MAX_QUEUED "0"`, `DANQING_GATEWAY_DEFAULT_N "5"`, "DANQING_SERVE_URL must be the URL",
+	} {
+		assert.ErrorContains(t, err, says)
+	}
+	assert.NotContains(t, err.Error(), "hunter2")
+}
