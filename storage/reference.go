@@ -61,37 +61,46 @@ func InspectReference(path string) (*Reference, error) {
 		return nil, fmt.Errorf("reference image: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // read only
+	ref, err := inspect(f)
+	if err != nil {
+		return nil, fmt.Errorf("reference image %s: %w", path, err)
+	}
+	return ref, nil
+}
+
+// inspect looks at an open file; its errors do not name it.
+func inspect(f *os.File) (*Reference, error) {
 	stat, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("reference image: %w", err)
+		return nil, err
 	}
 	if !stat.Mode().IsRegular() {
-		return nil, fmt.Errorf("reference image %s: not a file", path)
+		return nil, errors.New("not a file")
 	}
 	if stat.Size() > maxReferenceBytes {
-		return nil, fmt.Errorf("reference image %s: has %d bytes, at most %d (10 MiB) are allowed", path, stat.Size(), maxReferenceBytes)
+		return nil, fmt.Errorf("has %d bytes, at most %d (10 MiB) are allowed", stat.Size(), maxReferenceBytes)
 	}
 	dims, format, err := image.DecodeConfig(f)
 	// Another package may have registered further formats, such as GIF.
 	contentType := "image/" + format
 	if errors.Is(err, image.ErrFormat) || err == nil && Extension(contentType) == "" {
-		return nil, fmt.Errorf("reference image %s: not an image that is taken, allowed are JPEG, PNG, BMP, TIFF and WEBP", path)
+		return nil, errors.New("not an image that is taken, allowed are JPEG, PNG, BMP, TIFF and WEBP")
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reference image %s: broken: %w", path, err)
+		return nil, fmt.Errorf("broken: %w", err)
 	}
 	if min(dims.Width, dims.Height) < minReferenceSide || max(dims.Width, dims.Height) > maxReferenceSide {
-		return nil, fmt.Errorf("reference image %s: is %d×%d, allowed are 256×256 to 4096×4096", path, dims.Width, dims.Height)
+		return nil, fmt.Errorf("is %d×%d, allowed are 256×256 to 4096×4096", dims.Width, dims.Height)
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, fmt.Errorf("reference image: %w", err)
+		return nil, err
 	}
 	d, err := digest(f)
 	if err != nil {
-		return nil, fmt.Errorf("reference image: %w", err)
+		return nil, err
 	}
 	return &Reference{
-		Path: path, SHA256: d.sha256Hex(), Bytes: d.bytes,
+		Path: f.Name(), SHA256: d.sha256Hex(), Bytes: d.bytes,
 		Width: dims.Width, Height: dims.Height, ContentType: contentType,
 	}, nil
 }

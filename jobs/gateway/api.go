@@ -31,6 +31,8 @@ type api struct {
 	// seen has the last answer that each client got of each job.
 	seen  *lru.Cache[string, string]
 	slots slots
+	// stages and uploads bound what is on its way into the bucket.
+	stages, uploads gate
 }
 
 // knownToken is a token by its hash: all are as long, so that comparing tells nothing.
@@ -48,7 +50,8 @@ func newAPI(g *Gateway, cfg API) (*api, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
-	a := &api{Gateway: g, cfg: cfg, hub: newHub(g.jobs, g.log), seen: seen}
+	a := &api{Gateway: g, cfg: cfg, hub: newHub(g.jobs, g.log), seen: seen, stages: make(gate, stagesAtOnce), uploads: make(gate, uploadsAtOnce)}
+	a.cfg.StageFrom.Dir = cfg.TempDir
 	for _, t := range cfg.Tokens {
 		a.tokens = append(a.tokens, knownToken{sha256.Sum256([]byte(t.Secret)), t})
 	}
@@ -72,11 +75,16 @@ func (a *api) handle(mux *http.ServeMux) {
 	a.route(routes, dashScopeShape, "/api/v1/tasks", methods{http.MethodGet: a.list})
 	a.route(routes, dashScopeShape, "/api/v1/tasks/{id}", methods{http.MethodGet: a.task})
 	a.route(routes, dashScopeShape, "/api/v1/tasks/{id}/cancel", methods{http.MethodPost: a.cancel})
+	a.route(routes, dashScopeShape, "/api/v1/uploads", methods{http.MethodGet: a.policy})
+	routes.HandleFunc(formPath, a.handler(dashScopeShape, methods{http.MethodPost: a.upload}, false))
 	a.route(routes, dashScopeShape, "/api/", nil)
-	a.route(routes, openAIShape, "/v1/", nil)
+	a.handleOpenAI(routes)
 	guarded := a.guarded(routes)
 	mux.Handle("/api/", guarded)
 	mux.Handle("/v1/", guarded)
+	images := http.NewServeMux()
+	images.HandleFunc("GET "+imagesPath+"{name}", a.image)
+	mux.Handle(imagesPath, a.guardedImages(images))
 }
 
 // guarded keeps foreign pages away from an API that asks for no token.
@@ -85,6 +93,15 @@ func (a *api) guarded(next http.Handler) http.Handler {
 		return next
 	}
 	return guard("default-src 'none'", next)
+}
+
+// guardedImages lets images be shown by other pages, but while there are no tokens
+// under this machine's own names alone.
+func (a *api) guardedImages(next http.Handler) http.Handler {
+	if len(a.tokens) > 0 {
+		return next
+	}
+	return localOnly(next)
 }
 
 // caller is who asks.
@@ -104,7 +121,7 @@ func (a *api) caller(r *http.Request) (caller, error) {
 	}
 	scheme, secret, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if secret = strings.TrimSpace(secret); !strings.EqualFold(scheme, "Bearer") || secret == "" {
-		return caller{}, &refusal{http.StatusUnauthorized, codeKey, "No API-key provided.", 0}
+		return caller{}, refuse(http.StatusUnauthorized, codeKey, "No API-key provided.", 0)
 	}
 	hash := sha256.Sum256([]byte(secret))
 	var found caller
@@ -116,7 +133,7 @@ func (a *api) caller(r *http.Request) (caller, error) {
 		}
 	}
 	if known == 0 {
-		return caller{}, &refusal{http.StatusUnauthorized, codeKey, "Invalid API-key provided.", 0}
+		return caller{}, refuse(http.StatusUnauthorized, codeKey, "Invalid API-key provided.", 0)
 	}
 	return found, nil
 }
@@ -142,6 +159,11 @@ type refusal struct {
 	code       string
 	message    string
 	retryAfter time.Duration // 0: nothing is said
+	param      string        // the field that is wrong, "" if not one is
+}
+
+func refuse(status int, code, message string, retryAfter time.Duration) *refusal {
+	return &refusal{status: status, code: code, message: message, retryAfter: retryAfter}
 }
 
 func (e *refusal) Error() string { return e.code + ": " + e.message }
@@ -156,17 +178,21 @@ func refuseFor(err error) *refusal {
 	case errors.As(err, &known):
 		return known
 	case errors.As(err, &invalid):
-		return &refusal{http.StatusBadRequest, codeParameter, invalid.Error(), 0}
+		e := refuse(http.StatusBadRequest, codeParameter, invalid.Error(), 0)
+		if len(invalid.Fields) == 1 {
+			e.param = invalid.Fields[0].Field
+		}
+		return e
 	case errors.Is(err, jobs.ErrDigestConflict):
-		return &refusal{http.StatusUnprocessableEntity, codeKeyReused, "this Idempotency-Key was used for another request: nothing was queued; choose another key", 0}
+		return refuse(http.StatusUnprocessableEntity, codeKeyReused, "this Idempotency-Key was used for another request: nothing was queued; choose another key", 0)
 	case errors.As(err, &limit) && limit.Kind == jobs.LimitDay:
-		return &refusal{http.StatusTooManyRequests, codeQuota, limit.Error(), untilMidnight(time.Now())}
+		return refuse(http.StatusTooManyRequests, codeQuota, limit.Error(), untilMidnight(time.Now()))
 	case errors.As(err, &limit):
-		return &refusal{http.StatusTooManyRequests, codeThrottled, limit.Error(), throttlePause}
+		return refuse(http.StatusTooManyRequests, codeThrottled, limit.Error(), throttlePause)
 	case errors.As(err, &large):
-		return &refusal{http.StatusRequestEntityTooLarge, codeTooLarge, fmt.Sprintf("the body has more than %d bytes", large.Limit), 0}
+		return refuse(http.StatusRequestEntityTooLarge, codeTooLarge, fmt.Sprintf("the body has more than %d bytes", large.Limit), 0)
 	}
-	return &refusal{http.StatusServiceUnavailable, codeAway, "the queue does not answer: ask again", awayPause}
+	return refuse(http.StatusServiceUnavailable, codeAway, "the queue does not answer: ask again", awayPause)
 }
 
 const (
@@ -206,6 +232,9 @@ func openAIShape(_ string, e *refusal) any {
 	if e.code == codeKey {
 		body.Error.Code = "invalid_api_key"
 	}
+	if e.param != "" {
+		body.Error.Param = &e.param
+	}
 	switch {
 	case e.status == http.StatusTooManyRequests:
 		body.Error.Type = "rate_limit_error"
@@ -232,21 +261,29 @@ type methods map[string]answerer
 // route adds a path, with and without a slash at its end. Without methods it is for
 // what no other path takes.
 func (a *api) route(mux *http.ServeMux, in shape, path string, by methods) {
-	handler := a.handler(in, by)
+	handler := a.handler(in, by, true)
 	mux.HandleFunc(path, handler)
 	if !strings.HasSuffix(path, "/") {
 		mux.HandleFunc(path+"/{$}", handler)
 	}
 }
 
-func (a *api) handler(in shape, by methods) http.HandlerFunc {
+// handler answers one path; token says whether one is needed.
+func (a *api) handler(in shape, by methods, token bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		req := &request{Request: r, id: uuid.NewString()}
 		header := w.Header()
 		header.Set(dashscope.HeaderGateway, "1")
 		header.Set("X-Content-Type-Options", "nosniff")
 		header.Set("Cache-Control", "no-store")
-		answer, err := a.answer(w, req, by)
+		var answer any
+		var err error
+		if token {
+			req.caller, err = a.caller(r)
+		}
+		if err == nil {
+			answer, err = answerBy(w, req, by)
+		}
 		if err != nil {
 			e := refuseFor(err)
 			if r.Context().Err() == nil && e.status >= http.StatusInternalServerError {
@@ -264,20 +301,16 @@ func (a *api) handler(in shape, by methods) http.HandlerFunc {
 	}
 }
 
-func (a *api) answer(w http.ResponseWriter, r *request, by methods) (any, error) {
-	var err error
-	if r.caller, err = a.caller(r.Request); err != nil {
-		return nil, err
-	}
+func answerBy(w http.ResponseWriter, r *request, by methods) (any, error) {
 	if by == nil {
-		return nil, &refusal{http.StatusNotFound, codeNotFound, "there is nothing at this path", 0}
+		return nil, refuse(http.StatusNotFound, codeNotFound, "there is nothing at this path", 0)
 	}
 	answer, ok := by[r.Method]
 	if !ok {
 		for method := range by {
 			w.Header().Add("Allow", method)
 		}
-		return nil, &refusal{http.StatusMethodNotAllowed, "MethodNotAllowed", "this path does not take " + r.Method, 0}
+		return nil, refuse(http.StatusMethodNotAllowed, "MethodNotAllowed", "this path does not take "+r.Method, 0)
 	}
 	return answer(w, r)
 }
@@ -308,7 +341,7 @@ func readBody(w http.ResponseWriter, r *http.Request, most int64) ([]byte, error
 		if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
 			status = http.StatusRequestTimeout
 		}
-		return nil, &refusal{status, codeParameter, "the body did not arrive whole", 0}
+		return nil, refuse(status, codeParameter, "the body did not arrive whole", 0)
 	}
 	return body, err
 }

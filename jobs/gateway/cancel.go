@@ -28,7 +28,7 @@ func (a *api) cancel(w http.ResponseWriter, r *request) (any, error) {
 	if _, err := readBody(w, r.Request, ignoredBody); err != nil {
 		return nil, err
 	}
-	tooLate := &refusal{http.StatusBadRequest, codeUnable, "Failed to cancel the task, please confirm if the task is in PENDING status.", 0}
+	tooLate := refuse(http.StatusBadRequest, codeUnable, "Failed to cancel the task, please confirm if the task is in PENDING status.", 0)
 	id := r.PathValue("id")
 	rec, err := a.get(r.Context(), r.caller, id)
 	switch {

@@ -43,7 +43,7 @@ const (
 // create makes a job of what asks DashScope for a task.
 func (a *api) create(w http.ResponseWriter, r *request) (any, error) {
 	if !strings.EqualFold(r.Header.Get(dashscope.HeaderAsync), "enable") {
-		return nil, &refusal{http.StatusForbidden, codeDenied, "current user api does not support synchronous calls: send X-DashScope-Async: enable", 0}
+		return nil, refuse(http.StatusForbidden, codeDenied, "current user api does not support synchronous calls: send X-DashScope-Async: enable", 0)
 	}
 	body, err := readBody(w, r.Request, createBody)
 	if err != nil {
@@ -74,21 +74,21 @@ func (a *api) create(w http.ResponseWriter, r *request) (any, error) {
 func parseCreate(body []byte) (jobs.Request, error) {
 	if !json.Valid(body) {
 		err := json.Unmarshal(body, new(any)) // says where
-		return jobs.Request{}, &refusal{http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is no JSON: %v", err), 0}
+		return jobs.Request{}, refuse(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is no JSON: %v", err), 0)
 	}
 	req, err := jobs.ParseRequest(body)
 	if err != nil {
 		return req, err
 	}
 	wrong := &jobs.InvalidError{}
-	refuse := func(is bool, field, value, remedy string) {
+	check := func(is bool, field, value, remedy string) {
 		if is {
 			wrong.Fields = append(wrong.Fields, jobs.FieldError{Field: field, Value: value, Remedy: remedy})
 		}
 	}
-	refuse(req.Model == "", "model", "missing", "name one, as in \"wanx-v1\"")
-	refuse(req.ID != "", "id", "is given", "the gateway chooses it: use the header "+headerKey)
-	refuse(req.FollowUp != nil, "follow_up", "is given", "it is for services on the queue's own Redis: use the header "+headerCallback)
+	check(req.Model == "", "model", "missing", "name one, as in \"wanx-v1\"")
+	check(req.ID != "", "id", "is given", "the gateway chooses it: use the header "+headerKey)
+	check(req.FollowUp != nil, "follow_up", "is given", "it is for services on the queue's own Redis: use the header "+headerCallback)
 	if len(wrong.Fields) > 0 {
 		return req, wrong
 	}
@@ -180,7 +180,7 @@ func parseLabels(text string) (map[string]string, error) {
 // accept checks a request whole, brings its reference image into the bucket where that
 // is asked for, and queues it. It returns the job, new or known, and warnings.
 func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Record, []string, error) {
-	if ref := strings.TrimSpace(req.RefImg); strings.HasPrefix(ref, "oss://") {
+	if ref := strings.TrimSpace(req.RefImg); strings.HasPrefix(ref, ossScheme) {
 		staged, err := a.uploaded(ctx, c, ref)
 		if err != nil {
 			return nil, nil, err
@@ -282,5 +282,5 @@ func (a *api) otherEndpoint(_ http.ResponseWriter, r *request) (any, error) {
 	for _, m := range jobs.Models() {
 		names = append(names, m.Name)
 	}
-	return nil, &refusal{http.StatusBadRequest, codeParameter, "url error, please check url! Danqing makes text2image/image-synthesis alone, with the models " + strings.Join(names, ", "), 0}
+	return nil, refuse(http.StatusBadRequest, codeParameter, "url error, please check url! Danqing makes text2image/image-synthesis alone, with the models "+strings.Join(names, ", "), 0)
 }

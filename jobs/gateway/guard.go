@@ -36,7 +36,7 @@ func loopback(host string) bool {
 // guard lets through what this machine's own pages and programs ask for, and
 // tells the browser to load nothing from elsewhere.
 func guard(policy string, next http.Handler) http.Handler {
-	next = http.NewCrossOriginProtection().Handler(next)
+	next = localOnly(http.NewCrossOriginProtection().Handler(next))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
 		header.Set("Content-Security-Policy", policy)
@@ -45,6 +45,14 @@ func guard(policy string, next http.Handler) http.Handler {
 		header.Set("Referrer-Policy", "no-referrer")
 		header.Set("X-Content-Type-Options", "nosniff")
 		header.Set("X-Frame-Options", "DENY")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// localOnly refuses what was asked for under a name that is not this machine's own: a
+// foreign one may have been pointed here.
+func localOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, err := net.SplitHostPort(r.Host)
 		if err != nil {
 			host = r.Host // without a port
