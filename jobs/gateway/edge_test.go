@@ -197,7 +197,7 @@ func TestUpload(t *testing.T) {
 	s.sendForm(p, partsOf(p, p.UploadDir+"/vast.png"), make([]byte, 30<<20)).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 	s.sendForm(p, append(partsOf(p, key), part{"policy", strings.Repeat("x", 9000)}), content).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 	s.post("/api/v1/uploads/form", "{}", "Content-Type", "application/json").requireRefused(t, http.StatusBadRequest, "InvalidParameter")
-	for _, query := range []string{"", "?action=getPolicy", "?action=getPolicy&model=nobody", "?action=getPolicy&model=qwen-image", "?action=put&model=wanx-v1"} {
+	for _, query := range []string{"", "?action=getPolicy&model=nobody", "?action=getPolicy&model=qwen-image", "?action=put&model=wanx-v1"} {
 		s.ask(http.MethodGet, "/api/v1/uploads"+query, "", shop...).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 	}
 	left, err := os.ReadDir(temp)
