@@ -274,7 +274,7 @@ func (c *Client) again(ctx context.Context, old, rec *Record) (*Record, error) {
 	if next.stored() == 0 {
 		next.Images = nil
 	}
-	next.SubmittedAt, next.GeneratedAt, next.FinishedAt = time.Time{}, time.Time{}, time.Time{}
+	next.SubmittedAt, next.RunningAt, next.GeneratedAt, next.FinishedAt = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	next.ClearDoubt()
 	next.RetriedAt = time.Now().UTC()
 	if !next.RetriedAt.After(rec.FinishedAt) { // the clock that ended it is ahead

@@ -160,7 +160,7 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 	if known {
 		next.State = StateStoring
 	} else {
-		next.Results, next.GeneratedAt = nil, time.Time{}
+		next.Results, next.RunningAt, next.GeneratedAt = nil, time.Time{}, time.Time{}
 		next.SpoolHolder, next.SpoolPlace = "", ""
 	}
 	if next.TaskID = task; next.stored() == 0 {

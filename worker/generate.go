@@ -201,7 +201,7 @@ func (l *lane) intend(ctx context.Context, rec *jobs.Record, req *jobs.Request) 
 	intent.ClearDoubt()
 	intent.State, intent.Attempt, intent.Term = jobs.StateSubmitting, rec.Attempt+1, l.term
 	intent.Account, intent.Request, intent.TaskID = l.account.name, req, ""
-	intent.TaskImages, intent.TaskMicroYuan = 0, 0
+	intent.TaskImages, intent.TaskMicroYuan, intent.RunningAt = 0, 0, time.Time{}
 	intent.SubmittedAt, intent.Code, intent.Message, intent.Simulated = time.Now().UTC(), "", "", l.Simulated()
 	intent.KeyMark, intent.ListedAt = l.account.remote.KeyMark(), l.listedAt(ctx)
 	if at, known := l.account.serviceNow(); known {

@@ -164,8 +164,24 @@ func (w *Worker) writeDown(ctx context.Context) error {
 	return nil
 }
 
+// due has a job whose time has come wait for its turn: its message does so already.
+func (w *Worker) due(ctx context.Context, rec *jobs.Record) (*jobs.Record, error) {
+	if time.Now().Before(rec.NotBefore) {
+		return rec, nil
+	}
+	next := *rec
+	next.State = jobs.StateQueued
+	switch err := w.jobs.Swap(ctx, rec, &next); {
+	case errors.Is(err, jobs.ErrConflict): // a lane has drawn it
+		return rec, nil
+	case err != nil:
+		return nil, err
+	}
+	return &next, nil
+}
+
 func (w *Worker) mend(ctx context.Context, records []*jobs.Record) error {
-	for _, rec := range records {
+	for i, rec := range records {
 		var err error
 		if rec.Overdue(time.Now()) {
 			if _, err = w.jobs.Expire(ctx, rec); err != nil && !errors.Is(err, jobs.ErrConflict) {
@@ -178,6 +194,8 @@ func (w *Worker) mend(ctx context.Context, records []*jobs.Record) error {
 			err = w.jobs.EnqueueStore(ctx, rec)
 		case jobs.StateSubmitting, jobs.StateGenerating:
 			err = w.note(ctx, rec.Account, rec.Model, rec.ID)
+		case jobs.StateScheduled:
+			records[i], err = w.due(ctx, rec)
 		default:
 		}
 		if err != nil {

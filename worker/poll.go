@@ -2,12 +2,14 @@ package worker
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -42,6 +44,7 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 	l.tasks.Store(rec.TaskID, true)
 	trouble := backoff{first: time.Second, most: 30 * time.Second}
 	var unknownSince time.Time
+	var first sighting
 	empty := 0
 	for interval := pollShortest; ; {
 		if err := l.sleep(ctx, max(interval, l.queries.Reserve().Delay())); err != nil {
@@ -85,8 +88,34 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 			l.cancelTask(ctx, rec)
 		default:
 			unknownSince = time.Time{}
+			l.saw(ctx, rec, &first)
 		}
 	}
+}
+
+// sighting is the write of when a task was first seen at work.
+type sighting struct {
+	name string      // of the write
+	busy atomic.Bool // it is on its way
+	done atomic.Bool
+}
+
+// saw notes in the record that the task is at work, if that is not there yet. Nothing
+// waits for it: while Redis is away the task is asked for all the same, and the next
+// look writes it, or whatever the record says next.
+func (l *lane) saw(ctx context.Context, rec *jobs.Record, first *sighting) {
+	if rec.RunningAt.IsZero() {
+		rec.RunningAt, first.name = time.Now().UTC(), rand.Text()
+	}
+	if first.name == "" || first.done.Load() || !first.busy.CompareAndSwap(false, true) {
+		return
+	}
+	old, next := *rec, *rec
+	l.group.Go(func() {
+		defer first.busy.Store(false)
+		err := l.jobs.SwapAs(ctx, first.name, &old, &next)
+		first.done.Store(err == nil || errors.Is(err, jobs.ErrConflict))
+	})
 }
 
 // fits reports whether an adopted task has made what the job asks for, as far as its
@@ -189,6 +218,9 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	}); err != nil {
 		return err
 	}
+	if err := l.jobs.NoteDuration(ctx, l.model.Name, next.GeneratedAt.Sub(rec.SubmittedAt)); err != nil {
+		l.log.Debug("duration not noted", "job_id", rec.ID, "err", err)
+	}
 	l.log.Info("task succeeded", "job_id", next.ID, "task_id", next.TaskID, "duration", time.Since(rec.SubmittedAt), "images", made)
 	if err := l.advance(ctx, rec, &next); err != nil {
 		return err
@@ -269,7 +301,7 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 		return l.fail(ctx, rec, code, sentence(message, remedy))
 	}
 	next := *rec
-	next.State, next.TaskID, next.PastAttempts = jobs.StateRetrying, "", append(rec.PastAttempts, past)
+	next.State, next.TaskID, next.RunningAt, next.PastAttempts = jobs.StateRetrying, "", time.Time{}, append(rec.PastAttempts, past)
 	next.Code, next.Message = code, message
 	l.journal(entryAttemptOver, rec)
 	if l.cancelRequested(ctx, rec) {

@@ -304,9 +304,10 @@ func scriptName(keys []string) string {
 }
 
 // swapName is the state that a record is moved to: its script, which alone has the
-// notices among its keys, has that state's index for its third.
+// notices among its keys, has that state's index for its third. One that stays in its
+// state is no step.
 func swapName(keys []string) string {
-	if len(keys) < 7 || keys[6] != "danqing:notices" {
+	if len(keys) < 7 || keys[6] != "danqing:notices" || keys[1] == keys[2] {
 		return ""
 	}
 	return strings.TrimPrefix(keys[2], "danqing:jobs:")

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -52,6 +53,7 @@ func TestCommands(t *testing.T) {
 		want string
 	}{
 		{swap, "submitting"},
+		{append(slices.Clone(swap[:4]), append([]string{"danqing:jobs:submitting"}, swap[5:]...)...), ""}, // no step
 		{[]string{"EVALSHA", "sha", "3", "danqing:job:a", "danqing:jobs:submitting", "danqing:jobs:submitting"}, ""},
 		{[]string{"EVALSHA", "sha", "4", "danqing:job:a", "danqing:jobs:held", "danqing:job:b", "danqing:jobs:held"}, ""},
 		{[]string{"EVALSHA", "sha", "1", "danqing:lane:default:wanx-v1:lease", "me"}, "lease"},
