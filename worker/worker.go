@@ -227,12 +227,17 @@ func (w *Worker) Run(ctx context.Context) error {
 	if err := w.notify.start(); err != nil {
 		return err
 	}
-	defer w.notify.shutdown()
 	stores, err := w.store.start()
 	if err != nil {
+		w.notify.shutdown()
 		return err
 	}
-	defer stores.shutdown()
+	defer func() { // each waits a second or two for its loops
+		var group sync.WaitGroup
+		group.Go(w.notify.shutdown)
+		group.Go(stores.shutdown)
+		group.Wait()
+	}()
 	defer w.notify.keepNotifying(ctx)()
 	defer w.keepHouse(ctx)()
 	defer w.watchMemory(ctx)()
