@@ -45,7 +45,8 @@ type Config struct {
 
 	DataDir string // DANQING_DATA_DIR
 
-	Serve Serve
+	Serve     Serve
+	Callbacks Callbacks
 
 	// SubmitLimit is DANQING_SUBMIT_LIMIT: how long after a create was sent the service
 	// may still make a task of it; 0 is the service's own 300 s.

@@ -58,6 +58,9 @@ type BatchOptions struct {
 	// taken off), into a staged name. It is called once per path. Nil: paths
 	// are errors.
 	Resolve func(path string) (staged string, err error)
+	// Stage copies a reference image that a line asks to stage, by its URL, and returns
+	// its staged name. It is called once per URL. Nil: to ask for that is an error.
+	Stage func(url string) (staged string, err error)
 }
 
 // LineError is what is wrong with one line of a batch: an [*InvalidError], or
@@ -207,14 +210,17 @@ func (b *batchReader) line(number int, text []byte) error {
 	if r.Model == "" {
 		r.Model = b.opts.Model
 	}
-	if path, ok := localPath(r.RefImg); ok && b.opts.Resolve != nil {
-		name, err := b.resolve(path)
+	path, local := localPath(r.RefImg)
+	isURL := !local && strings.Contains(r.RefImg, "://")
+	if local && b.opts.Resolve != nil || isURL && r.Stage {
+		name, err := b.stagedName(path, r.RefImg, local)
 		if err != nil {
 			problems = append(problems, FieldError{Field: "ref_img", Value: showURL(r.RefImg), Err: err})
 			name = StagedPrefix + strings.Repeat("0", 64) // the fields about it may be right
 		}
 		r.RefImg = name
 	}
+	r.Stage = false
 	r, warnings, more := r.normalize()
 	for _, p := range more {
 		if !slices.ContainsFunc(problems, func(q FieldError) bool { return sameField(p, q) }) {
@@ -268,11 +274,22 @@ func (b *batchReader) claim(id, own string, now seenLine) (FieldError, bool) {
 	return problem, true
 }
 
-func (b *batchReader) resolve(path string) (string, error) {
-	s, known := b.staged[path]
+// stagedName is the name under which a path's or a URL's image is staged.
+func (b *batchReader) stagedName(path, ref string, local bool) (string, error) {
+	from, stage := path, b.opts.Resolve
+	if !local {
+		if allowed, _ := checkURL(ref); allowed != "" {
+			return ref, nil // it is refused anyway
+		}
+		from, stage = ref, b.opts.Stage
+	}
+	if stage == nil {
+		return "", errors.New("it cannot be staged here: leave \"stage\" out")
+	}
+	s, known := b.staged[from]
 	if !known {
-		s.name, s.err = b.opts.Resolve(path)
-		b.staged[path] = s
+		s.name, s.err = stage(from)
+		b.staged[from] = s
 	}
 	return s.name, s.err
 }

@@ -51,6 +51,17 @@ func (e *StageError) Unwrap() error { return e.Err }
 // It fails with a [*StageError] if the image or its host is at fault, with the bucket's
 // own error, or the disk's.
 func (b *Bucket) StageURL(ctx context.Context, rawURL string, from StageFrom) (*Reference, error) {
+	ref, err := FetchReference(ctx, rawURL, from)
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(ref.Path) //nolint:errcheck // it is nobody's any more
+	return ref, b.StageReference(ctx, ref)
+}
+
+// FetchReference is the first half of [Bucket.StageURL]: it leaves the image in a new
+// file, at the Path of what it returns, which the caller must remove.
+func FetchReference(ctx context.Context, rawURL string, from StageFrom) (ref *Reference, err error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
 		return nil, &StageError{Err: errors.New("not an http or https URL without user name and password")}
@@ -59,8 +70,14 @@ func (b *Bucket) StageURL(ctx context.Context, rawURL string, from StageFrom) (*
 	if err != nil {
 		return nil, fmt.Errorf("stage reference image: %w", err)
 	}
-	defer os.Remove(file.Name()) //nolint:errcheck // it is nobody's any more
-	defer file.Close()           //nolint:errcheck // what counts was read back
+	defer func() {
+		if closeErr := file.Close(); err == nil {
+			err = closeErr
+		}
+		if err != nil {
+			err = errors.Join(err, os.Remove(file.Name()))
+		}
+	}()
 	fetching, cancel := context.WithTimeoutCause(ctx, stageTime, fmt.Errorf("it did not arrive within %v", stageTime))
 	defer cancel()
 	if err := fetchReference(fetching, from, u, file); err != nil {
@@ -72,11 +89,10 @@ func (b *Bucket) StageURL(ctx context.Context, rawURL string, from StageFrom) (*
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return nil, fmt.Errorf("stage reference image: %w", err)
 	}
-	ref, err := inspect(file)
-	if err != nil {
+	if ref, err = inspect(file); err != nil {
 		return nil, &StageError{Host: u.Host, Err: err}
 	}
-	return ref, b.StageReference(ctx, ref)
+	return ref, nil
 }
 
 // fetchReference downloads into a file as much as a reference image may have, and a

@@ -74,7 +74,7 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	refs := references{}
 	var sheets []sheet
 	for _, file := range files {
-		s, err := p.readSheet(file, f, cfg, refs)
+		s, err := p.readSheet(ctx, file, f, cfg, refs)
 		if err != nil {
 			return fmt.Errorf("%s: %w", file, err)
 		}
@@ -131,7 +131,7 @@ func sameName(sheets []sheet) error {
 	return nil
 }
 
-func (p *program) readSheet(file string, f batchFlags, cfg *config.Config, refs references) (sheet, error) {
+func (p *program) readSheet(ctx context.Context, file string, f batchFlags, cfg *config.Config, refs references) (sheet, error) {
 	name, in, dir := f.name, p.stdin, "."
 	if file == "-" {
 		if name == "" {
@@ -148,7 +148,7 @@ func (p *program) readSheet(file string, f batchFlags, cfg *config.Config, refs 
 			name = jobs.BatchName(file)
 		}
 	}
-	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: cfg.Models[0], Resolve: refs.resolver(dir)})
+	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: cfg.Models[0], Resolve: refs.resolver(dir), Stage: p.stager(ctx, refs)})
 	var wrong *jobs.BatchError
 	if err != nil && !errors.As(err, &wrong) {
 		return sheet{}, usage("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)
@@ -186,6 +186,27 @@ func resultsPath(file, name string, simulate bool) string {
 // references are the local files that lines refer to, by staged name. They are
 // looked at while a file is read, and staged once all of it is right.
 type references map[string]*storage.Reference
+
+// stager copies references by URL into a folder of the program's, which goes when it
+// ends.
+func (p *program) stager(ctx context.Context, refs references) func(string) (string, error) {
+	return func(url string) (string, error) {
+		if p.temp == "" {
+			dir, err := os.MkdirTemp("", "danqing-*")
+			if err != nil {
+				return "", err
+			}
+			p.temp = dir
+		}
+		ref, err := storage.FetchReference(ctx, url, storage.StageFrom{Dir: p.temp})
+		if err != nil {
+			return "", err
+		}
+		name := jobs.StagedPrefix + ref.SHA256
+		refs[name] = ref
+		return name, nil
+	}
+}
 
 // resolver reads paths relative to the batch file.
 func (r references) resolver(dir string) func(string) (string, error) {

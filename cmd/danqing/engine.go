@@ -97,9 +97,14 @@ func (e *engine) open(simulate bool) error {
 	if err != nil {
 		return err
 	}
+	var secrets []string
+	for _, s := range e.cfg.Callbacks.Secrets {
+		secrets = append(secrets, s.Reveal())
+	}
 	e.worker, err = worker.New(worker.Config{
 		Redis: e.redis, Bucket: e.bucket, Spool: spool, DataDir: dir, Logger: e.log, Accounts: e.accounts,
 		SubmitLimit: e.cfg.SubmitLimit, OwnQueue: e.ownQueue(simulate),
+		CallbackSecrets: secrets, CallbackAllow: e.cfg.Callbacks.Allow, ServeURL: e.cfg.Serve.URL,
 	})
 	return err
 }

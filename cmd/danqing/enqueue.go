@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -22,6 +23,10 @@ type enqueueFlags struct {
 	simulate, json bool
 	name           string
 	labels         map[string]string
+	key            string
+	notBefore      string
+	deadline       string
+	followUp       string
 	budget         budgetFlag
 }
 
@@ -69,6 +74,12 @@ data directory. No API key is needed here.`,
 	flags.StringVar(&f.request.Priority, "priority", "", "critical, default or bulk")
 	flags.StringToStringVar(&f.labels, "label", nil, "a label of your own, name=value; may be given several times")
 	flags.StringVar(&f.request.RedoOf, "redo-of", "", "ID of the job that this one does again with another seed")
+	flags.StringVar(&f.key, "key", "", "idempotency key, any text: the same key is the same job")
+	flags.StringVar(&f.notBefore, "not-before", "", "do not submit it earlier: a time as in 2026-11-28T18:30:00+08:00, or a while from now, as in 2h")
+	flags.StringVar(&f.deadline, "deadline", "", "do not submit it later: it then fails, at no cost; like --not-before")
+	flags.StringVar(&f.request.Callback, "callback", "", "URL that is told of its end by a signed POST")
+	flags.StringVar(&f.followUp, "follow-up", "", "TYPE or TYPE@QUEUE of an asynq task of your own that is queued at its end")
+	flags.BoolVar(&f.request.Stage, "stage", false, "copy the reference image at its URL into the bucket first")
 	flags.StringVar(&f.name, "name", "", "the batch's name, which job IDs begin with (default: the file's name)")
 	flags.Var(&f.budget, "budget", budgetUsage)
 	flags.BoolVar(&f.simulate, "simulate", false, "use the queue of a simulated instance on this machine")
@@ -84,8 +95,49 @@ type enqueuing struct {
 	json bool
 }
 
+// delivery reads when the job is wanted, and who is told.
+func (f *enqueueFlags) delivery(now time.Time) error {
+	var err error
+	if f.request.NotBefore, err = momentOrWhile(f.notBefore, now); err != nil {
+		return usage("as in 2026-11-28T18:30:00+08:00 or 2h", "--not-before: %w", err)
+	}
+	if f.request.Deadline, err = momentOrWhile(f.deadline, now); err != nil {
+		return usage("as in 2026-11-28T18:30:00+08:00 or 2h", "--deadline: %w", err)
+	}
+	if f.followUp != "" {
+		kind, queue, _ := strings.Cut(f.followUp, "@")
+		f.request.FollowUp = &jobs.FollowUp{Type: kind, Queue: queue}
+	}
+	if f.key == "" {
+		return nil
+	}
+	if f.request.ID != "" {
+		return usage("give one of them", "--id and --key both name the job")
+	}
+	f.request.ID = jobs.IdempotencyID("", f.key)
+	return nil
+}
+
+// momentOrWhile reads a time, or one that is a while from now; "" is none.
+func momentOrWhile(text string, now time.Time) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	if d, err := time.ParseDuration(text); err == nil {
+		return now.Add(d).UTC(), nil
+	}
+	at, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%q is neither a time with its zone nor a while", text)
+	}
+	return at.UTC(), nil
+}
+
 func (e *enqueuing) one(ctx context.Context, cmd *cobra.Command, f enqueueFlags) error {
 	f.request.Labels = f.labels
+	if err := f.delivery(time.Now()); err != nil {
+		return err
+	}
 	req, err := f.read(cmd, e.cfg.Models[0], e.refs)
 	if err != nil {
 		return err
@@ -94,6 +146,12 @@ func (e *enqueuing) one(ctx context.Context, cmd *cobra.Command, f enqueueFlags)
 	if err != nil {
 		return err
 	}
+	if req.Stage && strings.Contains(req.RefImg, "://") {
+		if req.RefImg, err = e.stager(ctx, e.refs)(req.RefImg); err != nil {
+			return usage("name an image that is there for everybody, or leave --stage out", "%w", err)
+		}
+	}
+	req.Stage = false
 	for _, w := range warnings {
 		e.say("warning: %s", w)
 	}
@@ -109,7 +167,7 @@ func (e *enqueuing) files(ctx context.Context, files []string, f enqueueFlags) e
 	var lines []jobs.Line
 	var wrong []error
 	for _, file := range files {
-		batch, err := e.readBatch(file, f.name)
+		batch, err := e.readBatch(ctx, file, f.name)
 		if err != nil {
 			wrong = append(wrong, fmt.Errorf("%s: %w", file, err))
 			continue
@@ -131,7 +189,7 @@ func (e *enqueuing) files(ctx context.Context, files []string, f enqueueFlags) e
 	return e.lines(ctx, sheets, f.budget, lines)
 }
 
-func (e *enqueuing) readBatch(file, name string) (*jobs.Batch, error) {
+func (e *enqueuing) readBatch(ctx context.Context, file, name string) (*jobs.Batch, error) {
 	in, dir := e.stdin, "."
 	if file == "-" {
 		if name == "" {
@@ -148,7 +206,7 @@ func (e *enqueuing) readBatch(file, name string) (*jobs.Batch, error) {
 			name = jobs.BatchName(file)
 		}
 	}
-	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: e.cfg.Models[0], Resolve: e.refs.resolver(dir)})
+	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: e.cfg.Models[0], Resolve: e.refs.resolver(dir), Stage: e.stager(ctx, e.refs)})
 	var wrong *jobs.BatchError
 	if err != nil && !errors.As(err, &wrong) {
 		return nil, usage("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)

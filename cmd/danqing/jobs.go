@@ -35,7 +35,7 @@ needed here.`,
 	cmd.AddCommand(
 		p.jobsListCommand(&f), p.jobsShowCommand(&f), p.jobsWaitCommand(&f),
 		p.jobsCancelCommand(&f), p.jobsRetryCommand(&f), p.jobsResolveCommand(&f),
-		p.jobsPauseCommand(&f), p.jobsResumeCommand(&f),
+		p.jobsNotifyCommand(&f), p.jobsPauseCommand(&f), p.jobsResumeCommand(&f),
 	)
 	return cmd
 }
@@ -78,6 +78,26 @@ job with --redo-of.`,
 					return nil, err
 				}
 				return q.jobs.RetryRecord(ctx, rec)
+			})
+		},
+	}
+}
+
+func (p *program) jobsNotifyCommand(f *jobsFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "notify JOB...",
+		Short: "Tell producers once more that their jobs are over",
+		Long: `Notify has the callback and the follow-up of jobs that are over sent once more, with
+the same event ID, whether they were delivered, given up after a day, or wait for a
+later try. What becomes of it the web UI shows, in the queue danqing:notify.`,
+		Example: `  danqing jobs notify shop.cat`,
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Record, error) {
+				if _, err := q.jobs.NotifyAgain(ctx, id); err != nil {
+					return nil, err
+				}
+				return q.jobs.Get(ctx, id)
 			})
 		},
 	}

@@ -50,6 +50,7 @@ With --json it prints the jobs alone.`,
 	flags.StringVar(&filter.Account, "account", "", "only jobs that this account has submitted")
 	flags.StringToStringVar(&filter.Labels, "label", nil, "only jobs with this label, name=value; may be given several times")
 	flags.StringVar(&filter.Batch, "batch", "", "only jobs of the batch of this name")
+	flags.StringVar(&filter.Producer, "producer", "", "jobs of this token's name alone")
 	flags.IntVar(&filter.Limit, "limit", 50, "how many at most")
 	return cmd
 }

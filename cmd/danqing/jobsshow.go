@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -110,6 +111,26 @@ func (q *jobQueue) waits(ctx context.Context, rec *jobs.Record) ([]string, error
 	return why, nil
 }
 
+// delivery is who asked for the job, when it is wanted and who is told.
+func (s *story) delivery() (facts []string) {
+	if s.Producer != "" {
+		facts = append(facts, "producer "+s.Producer)
+	}
+	if !s.NotBefore.IsZero() {
+		facts = append(facts, "not before "+moment(s.NotBefore))
+	}
+	if !s.Deadline.IsZero() {
+		facts = append(facts, "deadline "+moment(s.Deadline))
+	}
+	if host, err := url.Parse(s.Callback); err == nil && s.Callback != "" {
+		facts = append(facts, "callback to "+host.Host)
+	}
+	if s.FollowUp != nil {
+		facts = append(facts, fmt.Sprintf("follow-up %s in queue %s", s.FollowUp.Type, s.FollowUp.Queue))
+	}
+	return facts
+}
+
 // text is the story for a person, the moments in their order.
 func (s *story) text() string {
 	var b strings.Builder
@@ -125,7 +146,7 @@ func (s *story) text() string {
 	for _, name := range slices.Sorted(maps.Keys(labels)) {
 		facts = append(facts, fmt.Sprintf("label %s=%s", name, labels[name]))
 	}
-	fmt.Fprintf(&b, "  %s\n", strings.Join(facts, ", "))
+	fmt.Fprintf(&b, "  %s\n", strings.Join(append(facts, s.delivery()...), ", "))
 	if s.Request != nil {
 		fmt.Fprintf(&b, "  asked for: %s\n", asked(s.Request))
 	}

@@ -51,6 +51,8 @@ type program struct {
 	stdout, stderr io.Writer
 	// configFile is a YAML file with the accounts, "" for the one of the environment.
 	configFile string
+	// temp is a folder that goes when the program ends, "" if none was needed.
+	temp string
 }
 
 // errPartFailed and errInterrupted end a command that has already said why.
@@ -97,6 +99,9 @@ No image is paid for twice, and none that was paid for is lost.`,
 	ran := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { ran = true }
 	cmd, err := root.ExecuteContextC(ctx)
+	if p.temp != "" {
+		err = errors.Join(err, os.RemoveAll(p.temp))
+	}
 	var wrong *usageError
 	if err != nil && !ran && !errors.As(err, &wrong) {
 		// Cobra's own: an unknown command, or a wrong number of arguments.

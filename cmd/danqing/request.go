@@ -35,7 +35,7 @@ func (f *requestFlags) register(cmd *cobra.Command) {
 
 // given are the names of the flags of a job that the command line has.
 func (*requestFlags) given(cmd *cobra.Command) []string {
-	const all = "prompt id model negative-prompt style size n seed ref-img ref-strength ref-mode prompt-extend watermark priority label redo-of"
+	const all = "prompt id model negative-prompt style size n seed ref-img ref-strength ref-mode prompt-extend watermark priority label redo-of key not-before deadline callback follow-up stage"
 	var names []string
 	for name := range strings.FieldsSeq(all) {
 		if cmd.Flags().Changed(name) {
