@@ -199,6 +199,7 @@ func (s *story) labels() map[string]string {
 func asked(req *jobs.Request) string {
 	shown := *req
 	shown.ID, shown.Model, shown.Priority, shown.Labels, shown.Batch, shown.LineID = "", "", "", nil, "", ""
+	shown.Producer, shown.NotBefore, shown.Deadline, shown.Callback, shown.FollowUp = "", time.Time{}, time.Time{}, "", nil
 	var b strings.Builder
 	if err := printJSON(&b, shown); err != nil {
 		return err.Error()
