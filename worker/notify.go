@@ -66,7 +66,7 @@ type undeliveredError struct {
 func (e *undeliveredError) Error() string { return sentence(e.why, e.remedy) }
 
 // Is lets asynq archive the message where there is no further try.
-func (e *undeliveredError) Is(target error) bool { return e.final && target == asynq.SkipRetry } //nolint:errorlint // it is asked by errors.Is
+func (e *undeliveredError) Is(target error) bool { return e.final && target == asynq.SkipRetry }
 
 func newNotify(w *Worker) (*notify, error) {
 	c, err := newCallbacks(w.cfg)
@@ -211,8 +211,8 @@ func (e *undeliveredError) decide(jobID string, tried int) {
 func (n *notify) body(ctx context.Context, rec *jobs.Record) ([]byte, error) {
 	event, err := jobs.NewEvent(rec, func(image jobs.Image) (string, time.Time, error) {
 		link, expiresAt, err := n.cfg.Bucket.Link(ctx, image.Key)
-		if path := rec.ImagePath(image); n.cfg.ServeURL != "" && path != "" && (err != nil || !expiresAt.IsZero()) {
-			return n.cfg.ServeURL + path, time.Time{}, nil
+		if path := rec.ImagePath(image); n.cfg.ServeURL != "" && path != "" && !expiresAt.IsZero() {
+			return n.cfg.ServeURL + path, time.Time{}, err
 		}
 		return link, expiresAt, err
 	})

@@ -192,7 +192,7 @@ func TestCallbackAnswers(t *testing.T) {
 		"silence":            {func(_ http.ResponseWriter, req *http.Request) { <-req.Context().Done() }, 25 * time.Second, "callback to shop.example: no answer in time"},
 		"no answer":          {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 5 * time.Second, "callback to shop.example: the connection was closed without an answer"},
 		"garbage": {func(w http.ResponseWriter, _ *http.Request) {
-			conn, _, err := w.(http.Hijacker).Hijack() //nolint:errcheck,forcetypeassert // net/http's own
+			conn, _, err := w.(http.Hijacker).Hijack() //nolint:forcetypeassert // net/http's own
 			assert.NoError(t, err)
 			_, _ = fmt.Fprint(conn, "hush hush\r\n\r\n")
 			_ = conn.Close()
@@ -229,8 +229,8 @@ func TestCallbackEndsAtOnce(t *testing.T) {
 	})
 	for _, host := range []string{"127.0.0.1:9", "169.254.169.254", "[::ffff:10.0.0.1]", "100.100.100.200"} {
 		t.Run(host, func(t *testing.T) {
-			real := func(cfg *worker.Config) { cfg.DialCallback = nil }
-			notifyBubbleWith(t, &simulator.Simulator{}, real, func(t *testing.T, s *stack, _ *receiver) {
+			unchanged := func(cfg *worker.Config) { cfg.DialCallback = nil }
+			notifyBubbleWith(t, &simulator.Simulator{}, unchanged, func(t *testing.T, s *stack, _ *receiver) {
 				s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Callback: "http://" + host + "/?token=hush"})
 				s.wait("job-1")
 				info := s.archivedNotice("job-1")

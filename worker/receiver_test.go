@@ -82,7 +82,7 @@ func (r *receiver) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 
 func (r *receiver) end() {
 	assert.NoError(r.t, r.server.Close())
-	<-r.served
+	assert.ErrorIs(r.t, <-r.served, http.ErrServerClosed)
 }
 
 func (r *receiver) handle(w http.ResponseWriter, req *http.Request) {

@@ -98,10 +98,11 @@ func TestRunningAt(t *testing.T) {
 		s.foreignTask()
 		begun := time.Now()
 		s.enqueueMany(1)
-		rec := s.state("job-1", jobs.StateGenerating)
+		s.state("job-1", jobs.StateGenerating)
 		<-time.After(30 * time.Second)
 		require.Zero(t, s.get("job-1").RunningAt, "it is PENDING")
-		for rec = s.get("job-1"); rec.RunningAt.IsZero(); rec = s.get("job-1") {
+		rec := s.get("job-1")
+		for ; rec.RunningAt.IsZero(); rec = s.get("job-1") {
 			require.Equal(t, jobs.StateGenerating, rec.State)
 			<-time.After(time.Second)
 		}

@@ -227,7 +227,7 @@ func (a *api) staged(ctx context.Context, hash string) error {
 // none: a key is the same job for ever.
 func (a *api) known(ctx context.Context, req jobs.Request) (*jobs.Record, error) {
 	if _, err := a.jobs.Get(ctx, req.ID); !errors.Is(err, jobs.ErrNotFound) {
-		return nil, nil //nolint:nilnil,nilerr // enqueue looks at it
+		return nil, nil //nolint:nilnil // enqueue looks at it
 	}
 	rec, err := a.cfg.Recall(ctx, req.ID)
 	switch {

@@ -370,10 +370,16 @@ func TestOpenAIRepeats(t *testing.T) {
 		s.generateImages(t.Context(), strings.Replace(openAICat, "black", "white", 1))
 		assert.Equal(t, 3, jobsNow(), "another body")
 
-		// A job that failed is told of once, so that nobody repeats it by himself.
-		rec, err := s.jobs.Get(t.Context(), got.header.Get("X-Danqing-Job"))
-		require.NoError(t, err)
-		assert.Equal(t, jobs.StateQueued, rec.State)
+		// A key is the same job for ever, whoever has got its images.
+		key := []string{"Idempotency-Key", "order 17"}
+		kept := s.generateImages(t.Context(), openAICat, key...).header.Get("X-Danqing-Job")
+		s.finish(kept)
+		for range 2 {
+			got = s.generateImages(t.Context(), openAICat, key...)
+			assert.Equal(t, http.StatusOK, got.status)
+			assert.Equal(t, kept, got.header.Get("X-Danqing-Job"))
+		}
+		assert.Equal(t, 4, jobsNow())
 	})
 }
 

@@ -89,7 +89,8 @@ func TestShapes(t *testing.T) {
 // in which it is written, however deep in the backlog its job was.
 func TestLazyClientLearnsAtOnce(t *testing.T) {
 	bubble(t, nil, func(t *testing.T, s *service) {
-		pauses := []time.Duration{0, 1, 1, 2, 2, 2, 4, 4, 4, 5} // seconds; the last for ever
+		const s1, s2, s4, s5 = time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second
+		pauses := []time.Duration{0, s1, s1, s2, s2, s2, s4, s4, s4, s5} // the last for ever
 		const clients = 40
 		ends := make([]time.Time, clients)
 		var group sync.WaitGroup
@@ -97,7 +98,7 @@ func TestLazyClientLearnsAtOnce(t *testing.T) {
 			id := s.create(oneCat)
 			group.Go(func() {
 				for polls := 0; ; polls++ {
-					<-time.After(pauses[min(polls, len(pauses)-1)] * time.Second)
+					<-time.After(pauses[min(polls, len(pauses)-1)])
 					asked := time.Now()
 					status := s.look(id).Output.TaskStatus
 					assert.LessOrEqual(t, time.Since(asked), 50*time.Second)
