@@ -214,6 +214,9 @@ func (n *notify) body(ctx context.Context, rec *jobs.Record) ([]byte, error) {
 		if path := rec.ImagePath(image); n.cfg.ServeURL != "" && path != "" && !expiresAt.IsZero() {
 			return n.cfg.ServeURL + path, time.Time{}, err
 		}
+		if n.cfg.LocalBucket {
+			return "", time.Time{}, err
+		}
 		return link, expiresAt, err
 	})
 	if err != nil {

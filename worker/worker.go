@@ -56,6 +56,9 @@ type Config struct {
 	// links to images lead there and live as long as the images, unless the bucket's own
 	// do. "" is none.
 	ServeURL string
+	// LocalBucket says that nobody outside this process reaches the bucket: events then
+	// have links by ServeURL alone.
+	LocalBucket bool
 	// Logger gets the operator's timeline; nil discards it.
 	Logger *slog.Logger
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,6 +38,8 @@ type engine struct {
 	// durable asks for an embedded queue that keeps what it has acknowledged, and
 	// queue is that one, nil if a Redis is configured.
 	durable bool
+	// serveURL is where this process serves images, "" if it does not.
+	serveURL string
 	// accounts are those that pay.
 	accounts []worker.Account
 	queue    *queue.Queue
@@ -104,7 +107,7 @@ func (e *engine) open(simulate bool) error {
 	e.worker, err = worker.New(worker.Config{
 		Redis: e.redis, Bucket: e.bucket, Spool: spool, DataDir: dir, Logger: e.log, Accounts: e.accounts,
 		SubmitLimit: e.cfg.SubmitLimit, OwnQueue: e.ownQueue(simulate),
-		CallbackSecrets: secrets, CallbackAllow: e.cfg.Callbacks.Allow, ServeURL: e.cfg.Serve.URL,
+		CallbackSecrets: secrets, CallbackAllow: e.cfg.Callbacks.Allow, ServeURL: cmp.Or(e.cfg.Serve.URL, e.serveURL), LocalBucket: e.files != nil,
 	})
 	return err
 }

@@ -97,10 +97,13 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 		return err
 	}
 	sayDurability(ctx, jobs.NewClient(rdb), log)
-	server, err := p.openServer(ctx, cfg, serving{
-		redis: rdb, bucket: bucket, price: price, depth: cmp.Or(cfg.Serve.MaxQueued, serveDepth), ui: !f.noUI, log: log,
-	}, f.listen)
+	server, err := listen(ctx, cfg, f.listen)
 	if err != nil {
+		return err
+	}
+	if err := server.open(cfg, serving{
+		redis: rdb, bucket: bucket, price: price, depth: cmp.Or(cfg.Serve.MaxQueued, serveDepth), ui: !f.noUI, log: log,
+	}); err != nil {
 		return err
 	}
 	stopped := make(chan struct{})
@@ -145,20 +148,27 @@ type serving struct {
 type httpServer struct {
 	gateway  *gateway.Gateway
 	listener net.Listener
+	local    bool // the address is of this machine alone
 	server   *http.Server
 	ui       bool
 }
 
-// openServer listens at the flag's address, or else the configured one.
-func (*program) openServer(ctx context.Context, cfg *config.Config, s serving, flag string) (*httpServer, error) {
+// listen opens the flag's address, or else the configured one. What it returns serves
+// nothing yet.
+func listen(ctx context.Context, cfg *config.Config, flag string) (*httpServer, error) {
 	address := cmp.Or(flag, cfg.Serve.Listen, defaultListen)
 	listener, local, err := gateway.Listen(ctx, address, len(cfg.Serve.Tokens) > 0)
 	if err != nil {
 		return nil, usage("choose another address by --listen, as in --listen 127.0.0.1:0; to serve other machines set DANQING_SERVE_TOKENS", "%w", err)
 	}
+	return &httpServer{listener: listener, local: local}, nil
+}
+
+// open makes the gateway. After an error the listener is closed.
+func (h *httpServer) open(cfg *config.Config, s serving) error {
 	if s.temp != "" {
 		if err := os.MkdirAll(s.temp, 0o700); err != nil {
-			return nil, errors.Join(fmt.Errorf("make room for uploads: %w", err), listener.Close())
+			return errors.Join(fmt.Errorf("make room for uploads: %w", err), h.listener.Close())
 		}
 	}
 	api := &gateway.API{
@@ -169,16 +179,17 @@ func (*program) openServer(ctx context.Context, cfg *config.Config, s serving, f
 	for _, t := range cfg.Serve.Tokens {
 		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan})
 	}
-	h := &httpServer{listener: listener, ui: s.ui && local}
+	h.ui = s.ui && h.local
+	var err error
 	h.gateway, err = gateway.New(gateway.Config{Redis: s.redis, API: api, UI: h.ui, Logger: s.log})
 	if err != nil {
-		return nil, errors.Join(err, listener.Close())
+		return errors.Join(err, h.listener.Close())
 	}
 	h.server = &http.Server{
 		Handler: h.gateway, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
-	return h, nil
+	return nil
 }
 
 // recall reads a job that Redis has forgotten.

@@ -46,27 +46,30 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(p.stderr, nil))
-	e := &engine{cfg: cfg, log: log, durable: true}
-	if err := e.open(f.simulate); err != nil {
-		return errors.Join(err, e.Close())
-	}
-	err = e.bucket.Check(ctx)
-	if err == nil {
-		err = p.serveAndWork(ctx, e, f)
-	}
-	return errors.Join(err, e.Close())
-}
-
-// serveAndWork answers over HTTP and runs the worker until it is told to stop.
-func (p *program) serveAndWork(ctx context.Context, e *engine, f upFlags) error {
-	server, err := p.openServer(ctx, e.cfg, serving{
-		redis: e.redis, bucket: e.bucket, stream: e.files != nil, price: e.priceOf, depth: e.depth(), temp: filepath.Join(e.path, "uploads"), ui: true, log: e.log,
-	}, f.listen)
+	server, err := listen(ctx, cfg, f.listen)
 	if err != nil {
 		return err
 	}
+	e := &engine{cfg: cfg, log: log, durable: true, serveURL: server.base()}
+	err = e.open(f.simulate)
+	if err == nil {
+		err = e.bucket.Check(ctx)
+	}
+	if err != nil {
+		return errors.Join(err, e.Close(), server.listener.Close())
+	}
+	return errors.Join(p.serveAndWork(ctx, e, f, server), e.Close())
+}
+
+// serveAndWork answers over HTTP and runs the worker until it is told to stop.
+func (p *program) serveAndWork(ctx context.Context, e *engine, f upFlags, server *httpServer) error {
+	if err := server.open(e.cfg, serving{
+		redis: e.redis, bucket: e.bucket, stream: e.files != nil, price: e.priceOf, depth: e.depth(), temp: filepath.Join(e.path, "uploads"), ui: true, log: e.log,
+	}); err != nil {
+		return err
+	}
 	served := server.serve(e.worker.Stop) // without its web UI this is not what was asked for
-	err = p.announce(e, f, server)
+	err := p.announce(e, f, server)
 	if err == nil {
 		sayDurability(ctx, e.worker.Jobs(), e.log)
 		err = e.run(ctx, p.signals, func(text string) { e.log.Info("told to stop", "reply", text) }, e.worker.Run)
