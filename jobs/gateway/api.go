@@ -249,6 +249,8 @@ type request struct {
 	*http.Request
 	caller caller
 	id     string // request_id
+	// simulated says that what is answered tells of a simulated job.
+	simulated bool
 }
 
 // answerer answers a request with what is encoded as JSON, or by an error; nil has

@@ -15,7 +15,9 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -203,6 +205,33 @@ func TestUpload(t *testing.T) {
 	left, err := os.ReadDir(temp)
 	require.NoError(t, err)
 	assert.Empty(t, left, "nothing stays on the disk")
+}
+
+// Forms that never end and have no credential keep nobody else from uploading.
+func TestIdleForms(t *testing.T) {
+	bubble(t, nil, func(t *testing.T, s *service) {
+		ctx, hangUp := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		for range 50 {
+			read, write := io.Pipe()
+			group.Go(func() {
+				r := httptest.NewRequestWithContext(ctx, http.MethodPost, "http://127.0.0.1/api/v1/uploads/form", read)
+				r.Header.Set("Content-Type", "multipart/form-data; boundary=b")
+				s.gateway.ServeHTTP(httptest.NewRecorder(), r)
+			})
+			group.Go(func() {
+				_, _ = io.WriteString(write, "--b\r\nContent-Disposition: form-data; name=\"policy\"\r\n\r\n")
+				<-ctx.Done()
+				_ = write.Close()
+			})
+		}
+		synctest.Wait()
+		p := s.policy()
+		_, content := picture(t, "girl", 1)
+		assert.Equal(t, http.StatusOK, s.sendForm(p, partsOf(p, p.UploadDir+"/a.png"), content).status)
+		hangUp()
+		group.Wait()
+	})
 }
 
 func TestUploadPolicyExpires(t *testing.T) {

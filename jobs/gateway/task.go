@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"net"
@@ -126,7 +127,7 @@ const (
 // else as soon as there is another one, or after holdMost. While Redis is away it waits
 // for it as long, and then gives the last answer that it knows: on any error the SDKs
 // drop the job.
-func (a *api) task(_ http.ResponseWriter, r *request) (any, error) {
+func (a *api) task(w http.ResponseWriter, r *request) (any, error) {
 	id := r.PathValue("id")
 	client := clientOf(r, id)
 	last, seen := a.seen.Get(client)
@@ -151,8 +152,11 @@ func (a *api) task(_ http.ResponseWriter, r *request) (any, error) {
 	}
 	if answer == nil {
 		answer = lastKnown(id, last)
-	} else {
+	} else if answer.Output.TaskStatus != dashscope.StatusUnknown { // there is no end of names
 		a.seen.Add(client, seenAs(answer))
+	}
+	if r.simulated {
+		w.Header().Set(dashscope.HeaderSimulated, "true")
 	}
 	answer.RequestID = r.id
 	return answer, context.Cause(r.Context()) // nobody reads it if the client has gone
@@ -165,7 +169,8 @@ func clientOf(r *request, id string) string {
 	if err != nil {
 		host = r.RemoteAddr
 	}
-	return strings.Join([]string{r.caller.Name, host, r.UserAgent(), id}, "\x00")
+	sum := sha256.Sum256([]byte(strings.Join([]string{r.caller.Name, host, r.UserAgent(), id}, "\x00"))) // whatever their lengths
+	return string(sum[:])
 }
 
 // holdFor is how long the client lets its look be held: RFC 7240's Prefer: wait=SECONDS.
@@ -190,6 +195,7 @@ func (a *api) look(r *request, id string) (*dashscope.TaskResponse, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.simulated = rec.Simulated
 	return a.shown(r, rec)
 }
 

@@ -80,8 +80,11 @@ func TestShapes(t *testing.T) {
 
 		id = "86ecf553-d340-4e21-af6e-a0c6a421c010"
 		assert.Equal(t, map[string]any{"output": map[string]any{"task_id": id, "task_status": "UNKNOWN"}}, shape())
-		s.recalled[id] = rec
+		simulated := *rec
+		simulated.Simulated = true
+		s.recalled[id] = &simulated
 		assert.Equal(t, "SUCCEEDED", shape()["output"].(map[string]any)["task_status"], "its sidecar tells")
+		assert.Equal(t, "true", s.ask(http.MethodGet, tasksPath+id, "").header.Get("X-Danqing-Simulated"))
 	})
 }
 

@@ -102,10 +102,6 @@ func (a *api) policy(_ http.ResponseWriter, r *request) (any, error) {
 // upload takes a form with a reference image, and stages that under its hash. The
 // policy in the form is the credential. It answers with nothing, as OSS does.
 func (a *api) upload(w http.ResponseWriter, r *request) (any, error) {
-	if err := a.uploads.enter(r.Context()); err != nil {
-		return nil, err
-	}
-	defer a.uploads.leave()
 	control := http.NewResponseController(w)
 	defer control.SetReadDeadline(time.Time{}) //nolint:errcheck // not every reader has one
 	r.Body = http.MaxBytesReader(w, &patient{ReadCloser: r.Body, control: control, end: time.Now().Add(uploadTime)}, formBytes)
@@ -175,6 +171,10 @@ func (a *api) takeFile(ctx context.Context, fields map[string]string, content io
 	if !ok || !fileName(name) {
 		return refuse(http.StatusForbidden, codeDenied, "Invalid according to Policy: the key must be upload_dir, a slash and a file's name", 0)
 	}
+	if err := a.uploads.enter(ctx); err != nil {
+		return err
+	}
+	defer a.uploads.leave()
 	ref, err := a.stageFile(ctx, content)
 	if err != nil {
 		return err

@@ -20,8 +20,9 @@ const (
 	HeaderOSSResolve = "X-DashScope-OssResourceResolve"
 	// HeaderWorkspace names a workspace; needed with a RAM sub-account's key.
 	HeaderWorkspace = "X-DashScope-WorkSpace"
-	// HeaderSimulated is set to "true" on every answer of the simulator and on
-	// nothing else, so that a simulated image is never taken for a real one.
+	// HeaderSimulated is set to "true" on every answer of the simulator, and on what
+	// Danqing's own API tells of a simulated job, so that a simulated image is never
+	// taken for a real one.
 	HeaderSimulated = "X-Danqing-Simulated"
 	// HeaderGateway is set by Danqing's own DashScope-compatible API. A worker
 	// that finds it at its base URL must refuse to start: it would submit to
