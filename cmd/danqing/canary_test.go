@@ -78,7 +78,7 @@ func TestNothingSecretIsSeen(t *testing.T) {
 	p.shop()
 	p.mistakes()
 	signature := p.secrets["signature of ref_img"]
-	require.True(t, strings.Contains(p.addRedis(t, "while jobs wait", p.redis, refImgField), signature), "the message holds what DashScope must be told")
+	require.True(t, strings.Contains(p.addRedis(t, "while jobs wait", p.redis, refImgField, callback), signature), "the message holds what DashScope must be told")
 	require.True(t, strings.Contains(p.addUI(t, "while jobs wait", base), signature), "the payload is shown as it is")
 	p.run(exitDone, nil, "jobs", "cancel", "shop.gone")
 	p.run(exitDone, nil, "jobs", "resume", "--account", "default")
@@ -89,15 +89,17 @@ func TestNothingSecretIsSeen(t *testing.T) {
 		t.Fatal("no image came")
 	}
 	p.addLinks(t, journal)
-	require.True(t, linkSignature.MatchString(p.addRedis(t, "while an image is stored", p.redis, refImgField, linkField)), "another worker may have to store it")
+	require.True(t, linkSignature.MatchString(p.addRedis(t, "while an image is stored", p.redis, refImgField, callback, linkField)), "another worker may have to store it")
 	p.addUI(t, "while an image is stored", base)
 	p.look("shop.ok")
 	close(p.stored)
 	p.decide()
+	p.run(exitDone, nil, "jobs", "notify", "shop.ok", "shop.bad", "--json")
+	p.says(up, `(producer not told, trying again).*what came back is no answer of HTTP`)
 	p.addUI(t, "in the end", base)
 	p.end(up)
-	assert.False(t, linkSignature.MatchString(p.addRedis(t, "in the end", p.redis, refImgField)), "links are gone with the last image")
-	p.addFiles(t, journal, []*regexp.Regexp{refImgField, linkField})
+	assert.False(t, linkSignature.MatchString(p.addRedis(t, "in the end", p.redis, refImgField, callback)), "links are gone with the last image")
+	p.addFiles(t, journal, []*regexp.Regexp{refImgField, callback, linkField})
 
 	p.run(exitPartFailed, key, "batch", "--verbose", "--json", "shop.jsonl", "--name", "again")
 	p.addLinks(t, journal)
@@ -109,7 +111,7 @@ func TestNothingSecretIsSeen(t *testing.T) {
 
 	stopMonitor()
 	p.addObjects("shop.ok", "shop.bad", "shop.lost", "shop.gone", "again.ok", "again.bad", "again.gone")
-	p.addFiles(t, p.dir, []*regexp.Regexp{refImgField, linkToken})
+	p.addFiles(t, p.dir, []*regexp.Regexp{refImgField, callback, linkToken})
 	assert.Empty(t, p.leaks())
 }
 
@@ -118,7 +120,7 @@ func (p *premises) shop() {
 	p.t.Helper()
 	var lines strings.Builder
 	for _, job := range [][2]string{{"ok", "a cat"}, {"bad", "a cat that is refused"}, {"lost", "nobody knows"}, {"gone", "a cat that nobody wants"}} {
-		fmt.Fprintf(&lines, `{"id":%q,"prompt":%q,"n":2,"ref_img":%q}`+"\n", job[0], job[1], p.refImg())
+		fmt.Fprintf(&lines, `{"id":%q,"prompt":%q,"n":2,"ref_img":%q,"callback":%q}`+"\n", job[0], job[1], p.refImg(), p.callback())
 	}
 	require.NoError(p.t, os.WriteFile(filepath.Join(p.dir, "shop.jsonl"), []byte(lines.String()), 0o600))
 	p.run(exitDone, nil, "enqueue", "shop.jsonl")

@@ -36,11 +36,12 @@ import (
 
 // What may be seen in some places: the reference image as it was given, which
 // DashScope must be told, as the value of its field alone; a result's link while
-// its image is being stored, as the value of its field alone; and the session
-// token in a presigned link, where SigV4 wants it, which is worth nothing without
+// its image is being stored, as the value of its field alone; a callback in the queue,
+// likewise, but neither in a sidecar nor in what is said; and the session token in a presigned link, where SigV4 wants it, which is worth nothing without
 // the secret key.
 var (
 	refImgField = regexp.MustCompile(`\\*"ref_img\\*":\s*\\*"(?:[^"\\]|\\+u0026)*\\*"`)
+	callback    = regexp.MustCompile(`\\*"callback\\*":\s*\\*"(?:[^"\\]|\\+u0026)*\\*"`)
 	linkField   = regexp.MustCompile(`\\*"url\\*":\s*\\*"(?:[^"\\]|\\+u0026)*\\*"`)
 	linkToken   = regexp.MustCompile(`X-Amz-Security-Token=[^&"\s]*`)
 )
@@ -195,7 +196,7 @@ func (w *watch) addUI(t *testing.T, when, base string) string {
 		require.NoError(t, err)
 		text := fmt.Appendf(nil, "%d %v\n%s", resp.StatusCode, resp.Header, body)
 		all.Write(text)
-		w.add("web UI "+when+" "+path, text, refImgField)
+		w.add("web UI "+when+" "+path, text, refImgField, callback)
 		return body
 	}
 	for _, path := range []string{"/healthz", "/ui/", "/ui/api/queue_stats", "/ui/api/servers", "/ui/api/scheduler_entries", "/ui/api/redis_info", "/ui/api/metrics", "/ui/api/none"} {
@@ -268,6 +269,7 @@ func newPremises(t *testing.T) *premises {
 	p.secrets = map[string]string{
 		"API key": newSecret(false), "second API key": newSecret(false), "Redis password": newSecret(false), "S3 secret": newSecret(false),
 		"S3 session token": newSecret(false), "signature of ref_img": newSecret(true), "wrong secret": newSecret(true),
+		"callback secret": base64.StdEncoding.EncodeToString([]byte(newSecret(true))), "token of callback": newSecret(true),
 	}
 	p.redis = redis.NewClient(&redis.Options{Network: "unix", Addr: p.socket})
 	require.NoError(t, p.redis.Do(t.Context(), "ACL", "SETUSER", "danqing", "on", ">"+p.secrets["Redis password"], "~*", "&*", "+@all").Err())
@@ -300,6 +302,7 @@ func newPremises(t *testing.T) *premises {
 		"REDIS_URL=" + p.redisURL(p.secrets["Redis password"]), "DANQING_S3_BUCKET=" + bucket.DefaultBucket, "DANQING_SUBMIT_LIMIT=2s",
 		"AWS_ENDPOINT_URL_S3=" + p.server.URL, "AWS_REGION=us-east-1", "AWS_ACCESS_KEY_ID=AKIATEST",
 		"AWS_SECRET_ACCESS_KEY=" + p.secrets["S3 secret"], "AWS_SESSION_TOKEN=" + p.secrets["S3 session token"],
+		"DANQING_CALLBACK_SECRET=whsec_" + p.secrets["callback secret"], "DANQING_CALLBACK_ALLOW=127.0.0.1",
 	}
 	return p
 }
@@ -313,6 +316,11 @@ func (p *premises) refImg() string {
 	return "https://refs.example.com/cat.png?X-Amz-Expires=600&X-Amz-Signature=" + p.secrets["signature of ref_img"]
 }
 
+// callback is a producer's, by whose token one may speak there.
+func (p *premises) callback() string {
+	return p.server.URL + "/hook?a=b&token=" + p.secrets["token of callback"]
+}
+
 // refuse has the service refuse one of the keys from now on.
 func (p *premises) refuse(secret string) {
 	p.mu.Lock()
@@ -321,7 +329,7 @@ func (p *premises) refuse(secret string) {
 }
 
 // ServeHTTP answers as DashScope and the bucket do. A refused key, a create that
-// becomes ambiguous, the first request of each link, and a session token where it is
+// becomes ambiguous, the first request of each link, a callback, and a session token where it is
 // not known, are sent back.
 func (p *premises) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
@@ -345,7 +353,7 @@ func (p *premises) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			p.sim.ServeHTTP(httptest.NewRecorder(), again)
 		}
 		p.shout(w, key+r.RequestURI)
-	case link:
+	case link, r.URL.Path == "/hook":
 		p.shout(w, key+r.RequestURI)
 	case strings.HasPrefix(r.URL.Path, "/strangers"):
 		w.WriteHeader(http.StatusBadRequest)
@@ -391,7 +399,11 @@ func (p *premises) run(want int, env []string, args ...string) string {
 	cmd := p.command(env, args...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	_ = cmd.Run() // its exit code tells
-	p.add("stdout of "+strings.Join(args, " "), out.Bytes(), refImgField, linkToken)
+	allowed := []*regexp.Regexp{refImgField, linkToken}
+	if args[0] == "batch" { // its results repeat the lines of the file
+		allowed = append(allowed, callback)
+	}
+	p.add("stdout of "+strings.Join(args, " "), out.Bytes(), allowed...)
 	p.add("stderr of "+strings.Join(args, " "), errs.Bytes())
 	require.Equal(p.t, want, cmd.ProcessState.ExitCode(), "%v: %s", args, errs.String())
 	return errs.String()
@@ -456,6 +468,6 @@ func (p *premises) monitor() (stop func()) {
 		_ = conn.Close()
 		<-ended
 		require.Contains(p.t, text.String(), "danqing:events")
-		p.add("commands to redis", text.Bytes(), refImgField, linkField)
+		p.add("commands to redis", text.Bytes(), refImgField, callback, linkField)
 	}
 }

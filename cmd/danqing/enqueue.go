@@ -321,14 +321,31 @@ func (e *enqueuing) print(rec *jobs.Record) error {
 	return err
 }
 
-// shown is a record without the signed links of results that are being stored.
+// shown is a record without the signed links of results that are being stored, and
+// without what lets its owner speak to a callback.
 func shown(rec *jobs.Record) *jobs.Record {
 	next := *rec
+	next.Callback = shownCallback(rec.Callback)
+	if rec.Request != nil {
+		next.Request = shownRequest(*rec.Request)
+	}
 	next.Results = slices.Clone(rec.Results)
 	for i := range next.Results {
 		next.Results[i].URL = ""
 	}
 	return &next
+}
+
+// shownRequest is a request without what lets its owner speak to its callback.
+func shownRequest(req jobs.Request) *jobs.Request {
+	req.Callback = shownCallback(req.Callback)
+	return &req
+}
+
+// shownCallback is a callback without its query.
+func shownCallback(link string) string {
+	address, _, _ := strings.Cut(link, "?")
+	return address
 }
 
 func printJSON(out io.Writer, v any) error {

@@ -60,7 +60,7 @@ func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
 		req, err := q.jobs.RequestOf(ctx, rec)
 		switch {
 		case err == nil:
-			s.Request = &req
+			s.Request = shownRequest(req)
 		case !errors.Is(err, jobs.ErrNoRequest):
 			return nil, err
 		}
