@@ -46,9 +46,9 @@ func (d *decoder) collect(prefix string, object []byte, known []string) {
 		seen[m.name] = true
 		switch {
 		case m.name == resultKey && prefix == "":
+		case string(m.value) == "null":
 		case !slices.Contains(known, m.name):
 			d.unknown(prefix, m, known)
-		case string(m.value) == "null":
 		case m.name == "input" || m.name == "parameters":
 			if m.value[0] != '{' {
 				d.problem(path, m.value, "an object, as in DashScope's own body", "")

@@ -80,6 +80,9 @@ func parseCreate(body []byte) (jobs.Request, error) {
 	if err != nil {
 		return req, err
 	}
+	if req.RefImg == "" { // DashScope takes no offence
+		req.RefMode, req.RefStrength = "", nil
+	}
 	wrong := &jobs.InvalidError{}
 	check := func(is bool, field, value, remedy string) {
 		if is {

@@ -44,6 +44,7 @@ func TestCreate(t *testing.T) {
 				RefImg: "https://example.com/cat.png", RefStrength: new(0.0), RefMode: "repaint",
 			}, req)
 		}
+		s.create(`{"model":"wanx-v1","input":{"prompt":"a cat"},"parameters":{"ref_mode":"repaint","ref_strength":0.5,"similarity":null}}`)
 		got := s.submit(`{"model":"qwen-image","input":{"prompt":"a cat"}}`)
 		assert.Equal(t, "1", got.header.Get("X-Danqing-Images"), "its most")
 		assert.Equal(t, "0.25", got.header.Get("X-Danqing-Price"))
