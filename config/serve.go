@@ -119,7 +119,7 @@ func (l *loader) token(t Token, secret, at string) {
 	}
 	for _, other := range l.cfg.Serve.Tokens {
 		if other.Name == t.Name || other.Secret.Reveal() == secret {
-			l.bad(at, "is the second of that name, or with that token: each must be there once")
+			l.bad(at, "is the second of that name, or with that token, in DANQING_SERVE_TOKENS and the file together: each must be there once")
 		}
 	}
 	if bad == len(l.problems) {
@@ -164,7 +164,10 @@ func (l *loader) fileToken(node *yaml.Node, t Token) {
 	case variable != "":
 		l.named = append(l.named, variable)
 		if secret, _ = l.first(variable); secret == "" {
-			l.bad(f["token_env"].at, "names a variable that is not set")
+			if !variableName.MatchString(variable) { // it may be the token itself
+				variable = "something"
+			}
+			l.bad(f["token_env"].at, "names %s, which is no variable that is set: set it to the token", variable)
 			return
 		}
 	}

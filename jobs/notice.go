@@ -235,3 +235,39 @@ func (c *Client) sendAgain(ctx context.Context, rec *Record, kind NoticeKind) er
 	}
 	return c.enqueueNotice(ctx, rec, kind)
 }
+
+// Notice is how it stands with one way of telling that a job is over.
+type Notice struct {
+	Kind NoticeKind `json:"kind"`
+	// State is asynq's: "completed" once it was delivered, "archived" once it was given
+	// up; "" if the queue knows of no notice: it was deleted, or is a week old.
+	State string `json:"state"`
+	// Tries are those that failed, LastError why the last one did, and NextAt when the
+	// next one is due.
+	Tries     int       `json:"tries,omitempty"`
+	LastError string    `json:"last_error,omitempty"`
+	NextAt    time.Time `json:"next_at,omitzero"`
+}
+
+// Notices tells how far the producer of a job that is over has been told.
+func (c *Client) Notices(_ context.Context, rec *Record) ([]Notice, error) {
+	if !rec.State.Final() {
+		return nil, nil
+	}
+	var notices []Notice
+	for _, kind := range rec.notices() {
+		n := Notice{Kind: kind}
+		info, err := asynq.NewInspectorFromRedisClient(c.redis).GetTaskInfo(QueueNotify, rec.NoticeID(kind))
+		switch {
+		case err == nil:
+			n.State, n.Tries, n.LastError = info.State.String(), info.Retried, info.LastErr
+			if info.State == asynq.TaskStateRetry {
+				n.NextAt = info.NextProcessAt
+			}
+		case !errors.Is(err, asynq.ErrTaskNotFound) && !errors.Is(err, asynq.ErrQueueNotFound):
+			return nil, fmt.Errorf("look at notices of %s: %w", rec.ID, err)
+		}
+		notices = append(notices, n)
+	}
+	return notices, nil
+}

@@ -130,11 +130,17 @@ func TestNotifyAgain(t *testing.T) {
 		inspector := asynq.NewInspectorFromRedisClient(rdb)
 		require.NoError(t, inspector.ArchiveTask(jobs.QueueNotify, callback))
 		require.NoError(t, inspector.DeleteTask(jobs.QueueNotify, followUp))
+		notices, err := client.Notices(t.Context(), rec)
+		require.NoError(t, err)
+		assert.Equal(t, []jobs.Notice{{Kind: jobs.NoticeCallback, State: "archived"}, {Kind: jobs.NoticeFollowUp}}, notices)
 		for range 2 {
 			sent, err := client.NotifyAgain(t.Context(), "cat")
 			require.NoError(t, err)
 			assert.Equal(t, []string{callback, followUp}, sent)
 			assert.Equal(t, map[string]asynq.TaskState{callback: asynq.TaskStatePending, followUp: asynq.TaskStatePending}, messages(t, rdb, jobs.QueueNotify))
+			notices, err := client.Notices(t.Context(), rec)
+			require.NoError(t, err)
+			assert.Equal(t, []jobs.Notice{{Kind: jobs.NoticeCallback, State: "pending"}, {Kind: jobs.NoticeFollowUp, State: "pending"}}, notices)
 		}
 	})
 }

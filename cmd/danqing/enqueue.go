@@ -48,7 +48,7 @@ data directory. No API key is needed here.`,
   danqing jobs wait $(danqing enqueue prompts.jsonl)`,
 		RunE: func(cmd *cobra.Command, files []string) error {
 			if given := f.given(cmd); len(files) > 0 && len(given) > 0 {
-				return usage("write it into the lines", "%s is for one job, and files were given", strings.Join(given, ", "))
+				return usage("write it into the lines (a key: as the line's id)", "%s is for one job, and files were given", strings.Join(given, ", "))
 			}
 			if len(files) != 1 && f.name != "" {
 				return usage("name one file", "--name is for one file, %d were given", len(files))

@@ -48,6 +48,8 @@ type story struct {
 	Waits []string `json:"waits,omitempty"`
 	// Links are where the images can be looked at.
 	Links []resultImage `json:"links,omitempty"`
+	// Notices say how far its producer was told of its end.
+	Notices []jobs.Notice `json:"notices,omitempty"`
 }
 
 func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
@@ -69,6 +71,9 @@ func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
 		if s.Waits, err = q.waits(ctx, rec); err != nil {
 			return nil, err
 		}
+	}
+	if s.Notices, err = q.jobs.Notices(ctx, rec); err != nil {
+		return nil, err
 	}
 	from, err := q.bucket()
 	if err != nil {
@@ -131,6 +136,21 @@ func (s *story) delivery() (facts []string) {
 	return facts
 }
 
+// noticeText tells how far a producer was told.
+func noticeText(n jobs.Notice) string {
+	switch n.State {
+	case "completed":
+		return "delivered"
+	case "archived":
+		return "given up: " + n.LastError
+	case "retry":
+		return fmt.Sprintf("tried %s, the next at %s: %s", count(max(n.Tries, 1), "time"), moment(n.NextAt), n.LastError)
+	case "":
+		return "the queue knows of none any more"
+	}
+	return "on its way"
+}
+
 // text is the story for a person, the moments in their order.
 func (s *story) text() string {
 	var b strings.Builder
@@ -155,6 +175,9 @@ func (s *story) text() string {
 	}
 	for _, e := range s.timeline() {
 		fmt.Fprintf(&b, "  %s  %s\n", moment(e.at), e.text)
+	}
+	for _, n := range s.Notices {
+		fmt.Fprintf(&b, "  %s: %s\n", n.Kind, noticeText(n))
 	}
 	for _, why := range s.Waits {
 		fmt.Fprintf(&b, "  waits: %s\n", why)

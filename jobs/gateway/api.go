@@ -121,7 +121,7 @@ func (a *api) caller(r *http.Request) (caller, error) {
 	}
 	scheme, secret, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if secret = strings.TrimSpace(secret); !strings.EqualFold(scheme, "Bearer") || secret == "" {
-		return caller{}, refuse(http.StatusUnauthorized, codeKey, "No API-key provided.", 0)
+		return caller{}, refuse(http.StatusUnauthorized, codeKey, "No API-key provided. This is a Danqing: send Authorization: Bearer and a token of its DANQING_SERVE_TOKENS.", 0)
 	}
 	hash := sha256.Sum256([]byte(secret))
 	var found caller
@@ -133,7 +133,7 @@ func (a *api) caller(r *http.Request) (caller, error) {
 		}
 	}
 	if known == 0 {
-		return caller{}, refuse(http.StatusUnauthorized, codeKey, "Invalid API-key provided.", 0)
+		return caller{}, refuse(http.StatusUnauthorized, codeKey, "Invalid API-key provided. This is a Danqing: it takes a token of its DANQING_SERVE_TOKENS, and no key of DashScope's.", 0)
 	}
 	return found, nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,6 +30,9 @@ const (
 	headerDeadline  = "X-Danqing-Deadline"
 	headerStage     = "X-Danqing-Stage"
 )
+
+// ownHeaders begins all of ours.
+const ownHeaders = "X-Danqing-"
 
 const (
 	// createBody bounds the body of a create: a prompt of 2,000 characters is 8 KB.
@@ -111,7 +115,7 @@ func fromHeaders(req *jobs.Request, header http.Header, c caller) error {
 			err = errors.New("the body says so too: say it once")
 		}
 		if err != nil {
-			problems = append(problems, jobs.FieldError{Field: name, Value: "is given", Err: err})
+			problems = append(problems, jobs.FieldError{Field: name, Value: strconv.Quote(value[:min(len(value), 64)]), Err: err})
 		}
 	}
 	text := func(to *string) func(string) error {
@@ -136,10 +140,20 @@ func fromHeaders(req *jobs.Request, header http.Header, c caller) error {
 		}
 		return err
 	})
+	for name := range header {
+		if strings.HasPrefix(name, ownHeaders) && !slices.Contains(requestHeaders(), name) {
+			problems = append(problems, jobs.FieldError{Field: name, Value: "is given", Allowed: strings.Join(requestHeaders(), ", ")})
+		}
+	}
 	if len(problems) > 0 {
 		return &jobs.InvalidError{Fields: problems}
 	}
 	return nil
+}
+
+// requestHeaders are those of ours that a request may have.
+func requestHeaders() []string {
+	return []string{headerPriority, headerCallback, headerLabels, headerNotBefore, headerDeadline, headerStage}
 }
 
 // moment reads RFC 3339 or Unix seconds.
@@ -249,6 +263,12 @@ func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Re
 	req.Producer = c.Name
 	if req.ID == "" {
 		req.ID = jobs.NewID()
+	}
+	if price := a.price(req); c.DailyBudgetMicroYuan > 0 && price > c.DailyBudgetMicroYuan {
+		return nil, &jobs.InvalidError{Fields: []jobs.FieldError{{
+			Field: "n", Value: strconv.Itoa(max(req.N, 1)), Remedy: fmt.Sprintf("the job may cost %s yuan, and all jobs of this token %s a day: ask for fewer images",
+				jobs.FormatYuan(price), jobs.FormatYuan(c.DailyBudgetMicroYuan)),
+		}}}
 	}
 	limits := jobs.Limits{Depth: a.cfg.Depth, Waiting: c.MaxWaiting, DayMicroYuan: c.DailyBudgetMicroYuan, PriceMicroYuan: a.price(req)}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enqueueMost)

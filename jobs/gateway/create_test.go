@@ -120,6 +120,8 @@ func TestCreateHeaders(t *testing.T) {
 			field := strings.ToLower(strings.TrimPrefix(name, "X-Danqing-"))
 			assert.Contains(t, strings.ToLower(message), field)
 		}
+		message := s.submit(oneCat, "X-Danqing-Label", "sku=1").requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+		assert.Contains(t, message, "X-Danqing-Labels")
 		s.submit(`{"priority":"bulk","model":"wanx-v1","input":{"prompt":"a cat"}}`, "X-Danqing-Priority", "critical").
 			requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 		assert.Equal(t, before, s.redis.DBSize(t.Context()).Val())
@@ -179,6 +181,8 @@ func TestBackpressure(t *testing.T) {
 		refused("Throttling", 30, blog) // the queue is full
 		s.generate(id)
 		refused("Throttling.AllocationQuota", 16*3600, blog) // it is 8 o'clock in UTC+8
+		message := s.submit(`{"model":"wanx-v1","input":{"prompt":"a cat"}}`, blog...).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+		assert.Contains(t, message, "may cost 0.64 yuan, and all jobs of this token 0.32 a day")
 		<-time.After(16 * time.Hour)
 		s.create(oneCat, blog...)
 	})
@@ -190,6 +194,7 @@ func TestEstimate(t *testing.T) {
 		got := s.submit(oneCat)
 		assert.Equal(t, "0", got.header.Get("X-Danqing-Position"))
 		assert.Empty(t, got.header.Get("X-Danqing-Estimated-Start"), "nothing was ever measured")
+		assert.Contains(t, got.header.Get("X-Danqing-Warnings"), "no%20worker%20works%20wanx-v1")
 		require.NoError(t, s.jobs.NoteDuration(t.Context(), "wanx-v1", 20*time.Second))
 		require.NoError(t, s.jobs.NoteDuration(t.Context(), "wanx-v1", 40*time.Second))
 		require.NoError(t, s.jobs.SetLane(t.Context(), jobs.LaneStatus{Account: "main", Model: "wanx-v1", Concurrency: 2, State: jobs.LaneOpen}))

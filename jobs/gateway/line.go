@@ -26,6 +26,10 @@ const (
 func (a *api) say(ctx context.Context, header http.Header, rec *jobs.Record, req jobs.Request, warnings []string) {
 	header.Set(headerPrice, jobs.FormatYuan(a.price(req)))
 	header.Set(headerImages, strconv.Itoa(max(req.N, 1)))
+	slots := a.slots.of(ctx, a.jobs, rec.Model)
+	if slots == 0 && rec.State.Waiting() {
+		warnings = append(warnings, "no worker works "+rec.Model+" at present: the job waits until one does")
+	}
 	if len(warnings) > 0 {
 		encoded := make([]string, len(warnings))
 		for i, w := range warnings {
@@ -43,7 +47,6 @@ func (a *api) say(ctx context.Context, header http.Header, rec *jobs.Record, req
 	}
 	ahead := backlog.Ahead(rec.Model, rec.Priority)
 	header.Set(headerPosition, strconv.FormatInt(ahead, 10))
-	slots := a.slots.of(ctx, a.jobs, rec.Model)
 	if backlog.TaskTime == 0 || slots == 0 {
 		return // never measured, or nobody works the model
 	}
