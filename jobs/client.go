@@ -59,7 +59,7 @@ func (c *Client) EnqueueWithin(ctx context.Context, req Request, limits Limits) 
 		}
 		if rec.State == StateCanceled && rec.Code == CodeMessageLost && rec.Digest == next.Digest {
 			next.Attempt, next.Term, next.PastAttempts = rec.Attempt, rec.Term, rec.PastAttempts
-			if err := c.Swap(ctx, rec, next); err != nil {
+			if err := c.swap(ctx, rec, next, swapping{afresh: true, limits: limits}); err != nil {
 				return nil, err
 			}
 			rec = next

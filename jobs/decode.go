@@ -23,7 +23,14 @@ type decoder struct {
 	problems []FieldError
 }
 
+// maxProblems bounds what is said of one request: a body of a megabyte can have many.
+const maxProblems = 20
+
 func (d *decoder) problem(field string, value []byte, allowed, remedy string) {
+	if len(d.problems) >= maxProblems {
+		return
+	}
+	field = shorten(field)
 	d.problems = append(d.problems, FieldError{
 		Field: field, Value: showJSON(field, value), Allowed: allowed, Remedy: remedy,
 	})

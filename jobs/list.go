@@ -39,6 +39,9 @@ type ListFilter struct {
 	// UpdatedBefore leaves out the jobs that changed at this moment or later; zero
 	// leaves out none.
 	UpdatedBefore time.Time
+	// UpdatedAfter leaves out the jobs that changed last before this moment; zero leaves
+	// out none.
+	UpdatedAfter time.Time
 	// Limit is how many records to return; 0 is 100.
 	Limit int
 	// Cursor is what the last page returned, to go on after it; "" begins.
@@ -76,6 +79,9 @@ func (c *Client) List(ctx context.Context, filter ListFilter) (records []*Record
 		}
 		for i, rec := range found {
 			after = entries[i]
+			if !filter.UpdatedAfter.IsZero() && after.score < filter.UpdatedAfter.UnixMilli() {
+				return records, "", nil
+			}
 			if rec == nil || !filter.matches(rec) {
 				continue
 			}

@@ -139,6 +139,18 @@ func (r *Record) NoticeID(kind NoticeKind) string { return r.EventID() + "." + s
 // called. [Client.Swap] has done so, unless it died half way: then [Client.NotifyDue]
 // does.
 func (c *Client) Notify(ctx context.Context, rec *Record) error {
+	return c.notify(ctx, rec, rec.UpdatedAt.UnixMilli())
+}
+
+// toldScript forgets that a job is due to be told of, unless it has ended once more.
+var toldScript = redis.NewScript(`
+local due = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if due and tonumber(due) == tonumber(ARGV[2]) then return redis.call('ZREM', KEYS[1], ARGV[1]) end
+return 0
+`)
+
+// notify is Notify for what was due since a moment, in milliseconds.
+func (c *Client) notify(ctx context.Context, rec *Record, since int64) error {
 	if rec.State.Final() {
 		for _, kind := range rec.notices() {
 			if err := c.enqueueNotice(ctx, rec, kind); err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
@@ -146,7 +158,7 @@ func (c *Client) Notify(ctx context.Context, rec *Record) error {
 			}
 		}
 	}
-	if err := c.redis.ZRem(ctx, noticesKey, rec.ID).Err(); err != nil {
+	if err := toldScript.Run(ctx, c.redis, []string{noticesKey}, rec.ID, since).Err(); err != nil {
 		return fmt.Errorf("notify of %s: %w", rec.ID, err)
 	}
 	return nil
@@ -165,11 +177,12 @@ func (c *Client) enqueueNotice(ctx context.Context, rec *Record, kind NoticeKind
 // NotifyDue queues what is to be told of jobs that are over, where whoever ended them
 // died before it had. Workers call it now and then.
 func (c *Client) NotifyDue(ctx context.Context) error {
-	due, err := c.redis.ZRangeArgs(ctx, redis.ZRangeArgs{Key: noticesKey, Start: 0, Stop: noticesAtOnce - 1}).Result()
+	due, err := c.redis.ZRangeWithScores(ctx, noticesKey, 0, noticesAtOnce-1).Result()
 	if err != nil {
 		return fmt.Errorf("look for notices that are due: %w", err)
 	}
-	for _, id := range due {
+	for _, entry := range due {
+		id := fmt.Sprint(entry.Member)
 		rec, err := c.Get(ctx, id)
 		switch {
 		case errors.Is(err, ErrNotFound), errors.Is(err, ErrDamaged):
@@ -177,7 +190,7 @@ func (c *Client) NotifyDue(ctx context.Context) error {
 		case err != nil:
 			return err
 		}
-		if err = c.Notify(ctx, rec); err != nil {
+		if err = c.notify(ctx, rec, int64(entry.Score)); err != nil {
 			return err
 		}
 	}

@@ -78,10 +78,9 @@ func newNotify(w *Worker) (*notify, error) {
 
 func (n *notify) start() error {
 	n.server = asynq.NewServerFromRedisClient(n.cfg.Redis, asynq.Config{
-		Concurrency: notifyConcurrency,
-		Queues:      map[string]int{jobs.QueueNotify: 1},
-		// No slot idles meanwhile: a fifth of the lanes' questions to Redis will do.
-		TaskCheckInterval:        delayedFactor * n.cfg.QueueInterval,
+		Concurrency:              notifyConcurrency,
+		Queues:                   map[string]int{jobs.QueueNotify: 1},
+		TaskCheckInterval:        n.cfg.QueueInterval, // a stop waits for it, once or a few times
 		DelayedTaskCheckInterval: delayedFactor * n.cfg.QueueInterval,
 		ShutdownTimeout:          notifyParkTime,
 		// A death, a stop and a Redis that does not answer are no tries.

@@ -40,8 +40,17 @@ const (
 
 type serveFlags struct {
 	listen string
-	noUI   bool
+	ui     bool
 }
+
+// uiFlag is the flag of serve and up that says whether the web UI is served.
+func uiFlag(cmd *cobra.Command, ui *bool) {
+	cmd.Flags().BoolVar(ui, "ui", false, "serve the web UI, which has no password, on loopback beside an API with tokens too (default: only where there are none)")
+}
+
+// showsUI reports whether the web UI is wanted: where there are tokens, a proxy may stand
+// before the loopback address, and lead others to it.
+func showsUI(cfg *config.Config, asked bool) bool { return asked || len(cfg.Serve.Tokens) == 0 }
 
 func (p *program) serveCommand() *cobra.Command {
 	var f serveFlags
@@ -52,15 +61,15 @@ func (p *program) serveCommand() *cobra.Command {
 make. Programs that call DashScope, by its SDKs or by hand, run unchanged: point
 DASHSCOPE_HTTP_BASE_URL at http://HOST:PORT/api/v1, and give them a token of
 DANQING_SERVE_TOKENS in place of the key. Tools that speak OpenAI's images API use
-http://HOST:PORT/v1. On loopback no tokens are needed, and asynq's web UI is at /ui/;
-elsewhere it is not served, since it has no password. No DashScope key is needed here.`,
+http://HOST:PORT/v1. On loopback no tokens are needed, and while there are none, asynq's
+web UI, which has no password, is at /ui/. No DashScope key is needed here.`,
 		Example: `  REDIS_URL=redis://127.0.0.1:6379/0 DANQING_S3_BUCKET=images danqing serve
   DANQING_SERVE_TOKENS=shop:$(openssl rand -hex 24) danqing serve --listen 0.0.0.0:8765`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.serve(cmd.Context(), f) },
 	}
 	cmd.Flags().StringVar(&f.listen, "listen", "", listenUsage)
-	cmd.Flags().BoolVar(&f.noUI, "no-ui", false, "do not serve the web UI")
+	uiFlag(cmd, &f.ui)
 	return cmd
 }
 
@@ -102,7 +111,7 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 		return err
 	}
 	if err := server.open(cfg, serving{
-		redis: rdb, bucket: bucket, price: price, depth: cmp.Or(cfg.Serve.MaxQueued, serveDepth), ui: !f.noUI, log: log,
+		redis: rdb, bucket: bucket, price: price, depth: cmp.Or(cfg.Serve.MaxQueued, serveDepth), ui: showsUI(cfg, f.ui), log: log,
 	}); err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 type upFlags struct {
 	simulate bool
 	listen   string
+	ui       bool
 }
 
 func (p *program) upCommand() *cobra.Command {
@@ -34,6 +35,7 @@ of its own. Other commands on the machine find it by the data directory.`,
 	}
 	cmd.Flags().BoolVar(&f.simulate, "simulate", false, "no key, no cost: a simulated DashScope, with all its data in a folder of its own")
 	cmd.Flags().StringVar(&f.listen, "listen", "", listenUsage)
+	uiFlag(cmd, &f.ui)
 	return cmd
 }
 
@@ -64,7 +66,7 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 // serveAndWork answers over HTTP and runs the worker until it is told to stop.
 func (p *program) serveAndWork(ctx context.Context, e *engine, f upFlags, server *httpServer) error {
 	if err := server.open(e.cfg, serving{
-		redis: e.redis, bucket: e.bucket, stream: e.files != nil, price: e.priceOf, depth: e.depth(), temp: filepath.Join(e.path, "uploads"), ui: true, log: e.log,
+		redis: e.redis, bucket: e.bucket, stream: e.files != nil, price: e.priceOf, depth: e.depth(), temp: filepath.Join(e.path, "uploads"), ui: showsUI(e.cfg, f.ui), log: e.log,
 	}); err != nil {
 		return err
 	}

@@ -29,10 +29,11 @@ type api struct {
 	tokens []knownToken
 	hub    *hub
 	// seen has the last answer that each client got of each job.
-	seen  *lru.Cache[string, string]
+	seen  *lru.Cache[string, seen]
 	slots slots
-	// stages and uploads bound what is on its way into the bucket.
-	stages, uploads gate
+	// transfers bound what is on its way into the bucket, by producer.
+	transfers map[string]gate
+	lists     gate
 }
 
 // knownToken is a token by its hash: all are as long, so that comparing tells nothing.
@@ -46,14 +47,15 @@ func newAPI(g *Gateway, cfg API) (*api, error) {
 		return nil, err
 	}
 	cfg.DefaultN = cmp.Or(cfg.DefaultN, defaultN)
-	seen, err := lru.New[string, string](seenKept)
+	answers, err := lru.New[string, seen](seenKept)
 	if err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
-	a := &api{Gateway: g, cfg: cfg, hub: newHub(g.jobs, g.log), seen: seen, stages: make(gate, stagesAtOnce), uploads: make(gate, uploadsAtOnce)}
+	a := &api{Gateway: g, cfg: cfg, hub: newHub(g.jobs, g.log), seen: answers, lists: make(gate, listsAtOnce), transfers: map[string]gate{"": make(gate, transfersAtOnce)}}
 	a.cfg.StageFrom.Dir = cfg.TempDir
 	for _, t := range cfg.Tokens {
 		a.tokens = append(a.tokens, knownToken{sha256.Sum256([]byte(t.Secret)), t})
+		a.transfers[t.Name] = make(gate, transfersOfToken)
 	}
 	return a, nil
 }

@@ -35,8 +35,9 @@ const (
 const ownHeaders = "X-Danqing-"
 
 const (
-	// createBody bounds the body of a create: a prompt of 2,000 characters is 8 KB.
-	createBody = 1 << 20
+	// createBody bounds the body of a create: the longest prompts are 2,500 characters,
+	// which \u escapes make 15 KB of. It lies in Redis while the job waits.
+	createBody = 64 << 10
 	// maxKeyRunes bounds an idempotency key; ours, and others'.
 	maxKeyRunes = 255
 	// enqueueMost is how long a create waits for a Redis that is away: the SDKs never
@@ -204,6 +205,9 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Rec
 		}
 		req.RefImg = staged
 	}
+	if req.Stage && req.ID != "" {
+		a.asStaged(ctx, &req)
+	}
 	req.Producer = c.Name
 	req, warnings, err := req.Normalize()
 	if err != nil {
@@ -213,7 +217,7 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Rec
 	case staged:
 		err = a.staged(ctx, hash)
 	case req.Stage && req.RefImg != "":
-		req.RefImg, err = a.stage(ctx, req.RefImg)
+		req.RefImg, err = a.stage(ctx, c, req.RefImg)
 	}
 	if err != nil {
 		return nil, warnings, err
@@ -226,6 +230,21 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Rec
 	}
 	rec, err := a.enqueue(ctx, c, req)
 	return rec, warnings, err
+}
+
+// asStaged takes the reference image from the job that a repeated request asks for, if
+// it is there: it was staged then, and its source may be gone.
+func (a *api) asStaged(ctx context.Context, req *jobs.Request) {
+	rec, err := a.jobs.Get(ctx, req.ID)
+	if errors.Is(err, jobs.ErrNotFound) {
+		rec, err = a.cfg.Recall(ctx, req.ID)
+	}
+	if err != nil {
+		return // a new job
+	}
+	if known, err := a.jobs.RequestOf(ctx, rec); err == nil && known.RefImg != "" {
+		req.RefImg, req.Stage = known.RefImg, false
+	}
 }
 
 // staged fails unless the bucket has a reference image of this hash.

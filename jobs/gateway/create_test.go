@@ -62,7 +62,7 @@ func TestCreateRefuses(t *testing.T) {
 			"no JSON":           {`{"model":`, "no JSON: unexpected end"},
 			"nothing":           {``, "no JSON"},
 			"a list":            {`[]`, "a JSON object"},
-			"deep":              {strings.Repeat("[", 100_000), "no JSON"},
+			"deep":              {strings.Repeat("[", 60_000), "no JSON"},
 			"no UTF-8":          {"{\"model\":\"wanx-v1\",\"input\":{\"prompt\":\"\xff\"}}", "UTF-8"},
 			"no model":          {`{"input":{"prompt":"a cat"}}`, "model: missing"},
 			"no prompt":         {`{"model":"wanx-v1","input":{}}`, "prompt: missing"},

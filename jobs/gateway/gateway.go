@@ -143,7 +143,19 @@ func (g *Gateway) handleUI(mux *http.ServeMux) error {
 }
 
 // ServeHTTP answers a request.
-func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.handler.ServeHTTP(w, r) }
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if len(r.Host) > maxHostBytes {
+		http.Error(w, "the Host header is too long", http.StatusBadRequest)
+		return
+	}
+	if r.ContentLength != 0 { // also where nobody reads the body: net/http does, before it answers
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // not every reader has one
+	}
+	g.handler.ServeHTTP(w, r)
+}
+
+// maxHostBytes is what a name can have in DNS, with a port.
+const maxHostBytes = 255 + len(":65535")
 
 // Close ends what a gateway does by itself; requests that are held are answered.
 func (g *Gateway) Close() error {

@@ -57,8 +57,13 @@ func localOnly(next http.Handler) http.Handler {
 		if err != nil {
 			host = r.Host // without a port
 		}
+		for _, name := range []string{"Forwarded", "Via", "X-Forwarded-For", "X-Real-Ip"} {
+			if r.Header.Get(name) != "" { // a proxy, which others reach
+				host = ""
+			}
+		}
 		if !loopback(host) {
-			http.Error(w, "this is reached by a loopback name alone, as in http://127.0.0.1", http.StatusMisdirectedRequest)
+			http.Error(w, "this is reached by a loopback name alone, as in http://127.0.0.1, and by no proxy: DANQING_SERVE_TOKENS are needed for that", http.StatusMisdirectedRequest)
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -21,11 +21,12 @@ func (a *api) imageURL(r *http.Request, rec *jobs.Record, image jobs.Image) (str
 	if err != nil {
 		return "", err
 	}
-	name := path.Base(image.Key)
-	if expiresAt.IsZero() && strings.Contains(name, rec.ID) && path.Ext(name) == path.Ext(rec.ImagePath(image)[:strings.IndexByte(rec.ImagePath(image), '?')]) {
+	name, ours := path.Base(image.Key), rec.ImagePath(image)
+	lasting := expiresAt.IsZero() && strings.Contains(name, rec.ID) && path.Ext(name) != ""
+	if lasting || ours == "" {
 		return link, nil
 	}
-	return a.base(r) + rec.ImagePath(image), nil
+	return a.base(r) + ours, nil
 }
 
 const imagesPath = "/images/"

@@ -35,6 +35,11 @@ func (a *api) list(_ http.ResponseWriter, r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	leave, err := a.lists.enter(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	found, err := a.find(r.Context(), r.caller, asked)
 	if err != nil {
 		return nil, err
@@ -122,7 +127,7 @@ func (a *api) find(ctx context.Context, c caller, asked listing) ([]dashscope.Ta
 		}
 		return fitting([]*jobs.Record{rec}, asked), nil
 	}
-	filter := jobs.ListFilter{Model: asked.model, Producer: c.Name, Limit: listRead}
+	filter := jobs.ListFilter{Model: asked.model, Producer: c.Name, Limit: listRead, UpdatedAfter: asked.start}
 	var found []dashscope.TaskInfo
 	for {
 		records, cursor, err := a.jobs.List(ctx, filter)
@@ -130,8 +135,8 @@ func (a *api) find(ctx context.Context, c caller, asked listing) ([]dashscope.Ta
 			return nil, err
 		}
 		found = append(found, fitting(records, asked)...)
-		// The last changed come first, and a job does not change before it is asked for.
-		if cursor == "" || records[len(records)-1].UpdatedAt.Before(asked.start) {
+		// A job does not change before it is asked for.
+		if cursor == "" {
 			return found, nil
 		}
 		filter.Cursor = cursor

@@ -68,15 +68,15 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 	if err := fromHeaders(&req, r.Header, r.caller); err != nil {
 		return nil, err
 	}
-	mark := ""
+	mark, fresh := "", false
 	if req.ID == "" {
-		if mark, req.ID, err = a.mark(r, body); err != nil {
+		if mark, req.ID, fresh, err = a.mark(r, body); err != nil {
 			return nil, err
 		}
 	}
 	rec, _, err := a.accept(r.Context(), r.caller, req)
 	if err != nil {
-		if refuseFor(err).status < http.StatusInternalServerError { // certainly not queued
+		if fresh && refuseFor(err).status < http.StatusInternalServerError { // certainly not queued
 			a.unmark(mark, req.ID)
 		}
 		return nil, err
@@ -160,25 +160,28 @@ func parseGeneration(body []byte) (req jobs.Request, encoded bool, err error) {
 
 // mark names the job of a request: that of an earlier one with the same body, whose
 // answer was not sent whole, or a new one.
-func (a *api) mark(r *request, body []byte) (mark, id string, err error) {
+func (a *api) mark(r *request, body []byte) (mark, id string, fresh bool, err error) {
 	sum := sha256.New()
-	_, _ = fmt.Fprintf(sum, "%d:%s", len(r.caller.Name), r.caller.Name) // hashes do not fail
+	_, _ = fmt.Fprintf(sum, "%q", r.caller.Name) // hashes do not fail
+	for _, name := range requestHeaders() {
+		_, _ = fmt.Fprintf(sum, "%q", r.Header.Get(name))
+	}
 	_, _ = sum.Write(body)
 	mark, id = marksPrefix+hex.EncodeToString(sum.Sum(nil)), jobs.NewID()
 	for range 3 { // the mark may vanish in between
 		_, err = a.redis.SetArgs(r.Context(), mark, id, redis.SetArgs{Mode: "NX", TTL: marksLifetime}).Result()
 		if err == nil {
-			return mark, id, nil
+			return mark, id, true, nil
 		}
 		if !errors.Is(err, redis.Nil) {
 			break
 		}
 		before, err := a.redis.Get(r.Context(), mark).Result()
 		if err == nil {
-			return mark, before, nil
+			return mark, before, false, nil
 		}
 	}
-	return "", "", fmt.Errorf("mark request: %w", err)
+	return "", "", false, fmt.Errorf("mark request: %w", err)
 }
 
 var unmarkScript = redis.NewScript(`

@@ -5,21 +5,31 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// stagesAtOnce bounds how many reference images are on their way into the bucket, each
-// in memory as far as 10 MB go; ours.
-const stagesAtOnce = 8
+const (
+	// transfersAtOnce bounds how many reference images are on their way into the bucket
+	// while there are no tokens, and transfersOfToken for each token: one that is slow on
+	// purpose is in nobody else's way. Ours.
+	transfersAtOnce  = 8
+	transfersOfToken = 2
+	// listsAtOnce bounds the lists that are being made, of all records of a day each.
+	listsAtOnce = 2
+	// gateMost is how long a request waits for a place.
+	gateMost = 30 * time.Second
+)
 
 // stage copies a reference image into the bucket and returns its staged name.
-func (a *api) stage(ctx context.Context, rawURL string) (string, error) {
-	if err := a.stages.enter(ctx); err != nil {
+func (a *api) stage(ctx context.Context, c caller, rawURL string) (string, error) {
+	leave, err := a.transfers[c.Name].enter(ctx)
+	if err != nil {
 		return "", err
 	}
-	defer a.stages.leave()
+	defer leave()
 	ref, err := a.cfg.Bucket.StageURL(ctx, rawURL, a.cfg.StageFrom)
 	var unfit *storage.StageError
 	switch {
@@ -36,14 +46,16 @@ func (a *api) stage(ctx context.Context, rawURL string) (string, error) {
 // gate lets a number of requests through at a time.
 type gate chan struct{}
 
-// enter waits for a place, or fails once ctx ends.
-func (g gate) enter(ctx context.Context) error {
+// enter waits for a place, which the caller must leave; not longer than gateMost.
+func (g gate) enter(ctx context.Context) (leave func(), err error) {
+	timer := time.NewTimer(gateMost)
+	defer timer.Stop()
 	select {
 	case g <- struct{}{}:
-		return nil
+		return func() { <-g }, nil
+	case <-timer.C:
+		return nil, refuse(http.StatusServiceUnavailable, codeAway, "too much of this kind is going on: ask again", awayPause)
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
 }
-
-func (g gate) leave() { <-g }

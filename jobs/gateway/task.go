@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
@@ -117,8 +118,10 @@ const (
 	// holdMost is how long a look is held that has nothing new to tell: clients wait 300
 	// s, and proxies commonly 60.
 	holdMost = 50 * time.Second
-	// seenKept is how many clients' last answers are remembered: some 2 KB each at most.
-	seenKept = 1 << 15
+	// seenKept is how many clients' last answers are remembered, of seenBytes each at
+	// most.
+	seenKept  = 1 << 15
+	seenBytes = 2 << 10
 	// readMost bounds one look at Redis.
 	readMost = 5 * time.Second
 )
@@ -130,7 +133,7 @@ const (
 func (a *api) task(w http.ResponseWriter, r *request) (any, error) {
 	id := r.PathValue("id")
 	client := clientOf(r, id)
-	last, seen := a.seen.Get(client)
+	last, known := a.seen.Get(client)
 	ctx, cancel := context.WithTimeout(r.Context(), holdFor(r))
 	defer cancel()
 	changed, stop := a.hub.watch(id)
@@ -140,7 +143,7 @@ func (a *api) task(w http.ResponseWriter, r *request) (any, error) {
 		now, err := a.look(r, id)
 		if err == nil {
 			failures, answer = 0, now
-			if ended(now.Output.TaskStatus) || !seen || last != seenAs(now) {
+			if ended(now.Output.TaskStatus) || !known || last.hash != seenAs(now).hash {
 				break
 			}
 		} else {
@@ -151,7 +154,7 @@ func (a *api) task(w http.ResponseWriter, r *request) (any, error) {
 		}
 	}
 	if answer == nil {
-		answer = lastKnown(id, last)
+		answer = lastKnown(id, last.text)
 	} else if answer.Output.TaskStatus != dashscope.StatusUnknown { // there is no end of names
 		a.seen.Add(client, seenAs(answer))
 	}
@@ -192,6 +195,11 @@ func (a *api) look(r *request, id string) (*dashscope.TaskResponse, error) {
 	if errors.Is(err, jobs.ErrNotFound) {
 		return unknownTask(id), nil
 	}
+	if errors.Is(err, jobs.ErrDamaged) || errors.Is(err, storage.ErrUnreadable) { // which does not pass
+		task := unknownTask(id)
+		task.Output.TaskStatus, task.Output.Code, task.Output.Message = dashscope.StatusFailed, "RecordDamaged", "the job's record is damaged: ask whoever runs this Danqing"
+		return task, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -199,10 +207,19 @@ func (a *api) look(r *request, id string) (*dashscope.TaskResponse, error) {
 	return a.shown(r, rec)
 }
 
-// seenAs is an answer as it is remembered.
-func seenAs(answer *dashscope.TaskResponse) string {
+// seen is an answer as it is remembered: by its hash, and if it is not too long, whole.
+type seen struct {
+	hash [sha256.Size]byte
+	text string
+}
+
+func seenAs(answer *dashscope.TaskResponse) seen {
 	encoded, _ := json.Marshal(answer) // texts and numbers
-	return string(encoded)
+	s := seen{hash: sha256.Sum256(encoded)}
+	if len(encoded) <= seenBytes {
+		s.text = string(encoded)
+	}
+	return s
 }
 
 // lastKnown is the answer to give while nothing can be read.

@@ -35,9 +35,11 @@ const (
 	fieldBytes      = 8 << 10
 	fieldsMost      = 32
 	fileNameBytes   = 255
+	// unknownBytes is what is read of a form before its credential: fields, and the headers
+	// of parts, which are kept in memory.
+	unknownBytes = 512 << 10
 	// uploadTime bounds an upload, and bodyTimeout each pause in it.
-	uploadTime    = 2 * time.Minute
-	uploadsAtOnce = 8
+	uploadTime = 2 * time.Minute
 	// uploadLifetime is how long an oss:// name is known, as at DashScope.
 	uploadLifetime = 48 * time.Hour
 	uploadPrefix   = "danqing:upload:"
@@ -103,8 +105,8 @@ func (a *api) policy(_ http.ResponseWriter, r *request) (any, error) {
 // policy in the form is the credential. It answers with nothing, as OSS does.
 func (a *api) upload(w http.ResponseWriter, r *request) (any, error) {
 	control := http.NewResponseController(w)
-	defer control.SetReadDeadline(time.Time{}) //nolint:errcheck // not every reader has one
-	r.Body = http.MaxBytesReader(w, &patient{ReadCloser: r.Body, control: control, end: time.Now().Add(uploadTime)}, formBytes)
+	body := &patient{ReadCloser: r.Body, control: control, end: time.Now().Add(uploadTime), left: unknownBytes}
+	r.Body = http.MaxBytesReader(w, body, formBytes)
 	form, err := r.MultipartReader()
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, codeParameter, "the body must be a form, multipart/form-data, with the file last", 0)
@@ -119,7 +121,7 @@ func (a *api) upload(w http.ResponseWriter, r *request) (any, error) {
 			return nil, formFailed(err)
 		}
 		if part.FormName() == "file" {
-			if err := a.takeFile(r.Context(), fields, part); err != nil {
+			if err := a.takeFile(r.Context(), fields, part, body); err != nil {
 				return nil, err
 			}
 			w.WriteHeader(http.StatusOK)
@@ -145,12 +147,15 @@ func formFailed(err error) error {
 	return refuse(http.StatusBadRequest, codeParameter, "the form did not arrive whole", 0)
 }
 
-// patient gives a body as long as something comes.
+// patient gives a body as long as something comes, and not more than is left to it.
 type patient struct {
 	io.ReadCloser
 	control *http.ResponseController
 	end     time.Time
+	left    int64
 }
+
+var errTooMuch = errors.New("too much came before the form's credential")
 
 func (p *patient) Read(b []byte) (int, error) {
 	deadline := time.Now().Add(bodyTimeout)
@@ -158,23 +163,30 @@ func (p *patient) Read(b []byte) (int, error) {
 		deadline = p.end
 	}
 	_ = p.control.SetReadDeadline(deadline) // not every reader has one
-	return p.ReadCloser.Read(b)
+	if p.left <= 0 {
+		return 0, errTooMuch
+	}
+	n, err := p.ReadCloser.Read(b[:min(int64(len(b)), p.left)])
+	p.left -= int64(n)
+	return n, err
 }
 
 // takeFile stages the file of a form whose policy lets it in.
-func (a *api) takeFile(ctx context.Context, fields map[string]string, content io.Reader) error {
+func (a *api) takeFile(ctx context.Context, fields map[string]string, content io.Reader, body *patient) error {
 	says, err := a.checkPolicy(fields)
 	if err != nil {
 		return err
 	}
+	body.left = formBytes
 	name, ok := strings.CutPrefix(fields["key"], says.Dir+"/")
 	if !ok || !fileName(name) {
 		return refuse(http.StatusForbidden, codeDenied, "Invalid according to Policy: the key must be upload_dir, a slash and a file's name", 0)
 	}
-	if err := a.uploads.enter(ctx); err != nil {
+	leave, err := a.transfers[says.Producer].enter(ctx)
+	if err != nil {
 		return err
 	}
-	defer a.uploads.leave()
+	defer leave()
 	ref, err := a.stageFile(ctx, content)
 	if err != nil {
 		return err
