@@ -140,7 +140,7 @@ func (w *world) batch(ctx context.Context) (int, error) {
 		"DASHSCOPE_API_KEY=sk-kill", "DASHSCOPE_HTTP_BASE_URL=" + w.server.URL + "/api/v1",
 		"AWS_ACCESS_KEY_ID=AKIATEST", "AWS_SECRET_ACCESS_KEY=secret", "AWS_REGION=us-east-1",
 		"AWS_ENDPOINT_URL_S3=" + w.server.URL, "DANQING_S3_BUCKET=" + bucket.DefaultBucket,
-		"DANQING_SUBMIT_LIMIT=6s", // the simulator lists a task at once; a busy machine needs a second to make the next
+		"DANQING_SUBMIT_LIMIT=20s", // the simulator lists a task at once; a busy machine needs two seconds to make the next
 	}
 	// The first request waits for process: a child is faster than this line.
 	w.mu.Lock()

@@ -30,7 +30,7 @@ func TestScripts(t *testing.T) {
 // waitFor waits until a file is there: the signal that a program in the
 // background has got so far.
 func waitFor(ts *testscript.TestScript, _ bool, args []string) {
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(3 * time.Minute); ; {
 		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
 			return
 		}
