@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -322,13 +323,17 @@ func answerBy(w http.ResponseWriter, r *request, by methods) (any, error) {
 // writeTimeout bounds how slowly a client may read an answer.
 const writeTimeout = time.Minute
 
+// writeAnswer says how long its body is, so that a client has it whole with its last byte.
 func writeAnswer(w http.ResponseWriter, status int, body any) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // not every writer has one
-	w.Header().Set("Content-Type", "application/json; charset=utf-8")
-	w.WriteHeader(status)
-	enc := json.NewEncoder(w)
+	var encoded bytes.Buffer
+	enc := json.NewEncoder(&encoded)
 	enc.SetEscapeHTML(false)
-	_ = enc.Encode(body) // the client has gone
+	_ = enc.Encode(body) // texts and numbers
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("Content-Length", strconv.Itoa(encoded.Len()))
+	w.WriteHeader(status)
+	_, _ = w.Write(encoded.Bytes()) // the client has gone
 }
 
 // bodyTimeout bounds how slowly a client may send a body of this kind.

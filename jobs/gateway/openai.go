@@ -11,12 +11,14 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
 )
 
 const (
@@ -97,7 +99,12 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 	case rec.State != jobs.StateSucceeded:
 		writeAnswer(w, http.StatusBadRequest, openAIShape(r.id, jobFailed(rec)))
 	default:
-		if err := a.sendImages(w, r, rec, encoded); err != nil {
+		err := a.sendImages(w, r, rec, encoded)
+		if errors.Is(err, storage.ErrNotExist) { // for good: a repeat of it would fail as well
+			a.log.Warn("image is not in the bucket", "job_id", rec.ID, "err", err)
+			gone := refuse(http.StatusGone, "image_removed", "the images were made, and have been removed from the bucket: ask again for new ones", 0)
+			writeAnswer(w, gone.status, openAIShape(r.id, gone))
+		} else if err != nil {
 			return nil, err
 		}
 	}
@@ -240,43 +247,61 @@ func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Record, en
 		writeAnswer(w, http.StatusOK, answer)
 		return nil
 	}
+	prompts := make([]string, len(data))
+	for i, d := range data {
+		prompts[i] = d.RevisedPrompt
+	}
+	return a.sendEncoded(w, r, rec, images, prompts)
+}
+
+// sendEncoded answers with images in base64. The length is said before, so that the
+// answer is whole with its last byte and not only when its request has ended: by then it
+// is forgotten which job a repeat joins.
+func (a *api) sendEncoded(w http.ResponseWriter, r *request, rec *jobs.Record, images []jobs.Image, prompts []string) error {
+	const end = "]}\n"
 	var bodies []io.ReadCloser
 	defer func() {
 		for _, body := range bodies {
 			_ = body.Close() // read only
 		}
 	}()
-	for _, image := range images {
-		body, _, err := a.cfg.Bucket.Get(r.Context(), image.Key)
+	before := make([]string, len(images))
+	length := int64(len(end))
+	for i, image := range images {
+		body, info, err := a.cfg.Bucket.Get(r.Context(), image.Key)
 		if err != nil {
 			return err
 		}
 		bodies = append(bodies, body)
-	}
-	control := http.NewResponseController(w)
-	w.Header().Set("Content-Type", "application/json; charset=utf-8")
-	_, _ = fmt.Fprintf(w, `{"created":%d,"data":[`, answer.Created) // an error shows at the next write
-	for i, body := range bodies {
-		_ = control.SetWriteDeadline(time.Now().Add(writeTimeout)) // not every writer has one
-		prompt, err := json.Marshal(data[i].RevisedPrompt)
+		prompt, err := json.Marshal(prompts[i])
 		if err != nil {
 			return fmt.Errorf("answer: %w", err)
 		}
-		if err := sendBase64(w, i, prompt, body); err != nil {
+		before[i] = fmt.Sprintf(`,{"revised_prompt":%s,"b64_json":"`, prompt)
+		if i == 0 {
+			before[i] = fmt.Sprintf(`{"created":%d,"data":[%s`, rec.FinishedAt.Unix(), before[i][1:])
+		}
+		length += int64(len(before[i])+len(imageEnd)) + (info.Bytes+2)/3*4
+	}
+	control := http.NewResponseController(w)
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.Header().Set("Content-Length", strconv.FormatInt(length, 10))
+	for i, body := range bodies {
+		_ = control.SetWriteDeadline(time.Now().Add(writeTimeout)) // not every writer has one
+		if err := sendBase64(w, before[i], body); err != nil {
 			a.log.Warn("image not sent whole", "job_id", rec.ID, "key", images[i].Key, "err", err)
 			panic(http.ErrAbortHandler) // half an answer must not look like one
 		}
 	}
-	_, _ = io.WriteString(w, "]}\n") // see Flush
+	_, _ = io.WriteString(w, end) // see Flush
 	return nil
 }
 
-func sendBase64(w io.Writer, i int, prompt []byte, body io.Reader) error {
-	comma := ""
-	if i > 0 {
-		comma = ","
-	}
-	if _, err := fmt.Fprintf(w, `%s{"revised_prompt":%s,"b64_json":"`, comma, prompt); err != nil {
+// imageEnd follows an image's base64.
+const imageEnd = `"}`
+
+func sendBase64(w io.Writer, before string, body io.Reader) error {
+	if _, err := io.WriteString(w, before); err != nil {
 		return err
 	}
 	enc := base64.NewEncoder(base64.StdEncoding, w)
@@ -286,7 +311,7 @@ func sendBase64(w io.Writer, i int, prompt []byte, body io.Reader) error {
 	if err := enc.Close(); err != nil {
 		return err
 	}
-	_, err := io.WriteString(w, `"}`)
+	_, err := io.WriteString(w, imageEnd)
 	return err
 }
 
