@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 )
 
@@ -106,6 +107,7 @@ func fetchReference(ctx context.Context, from StageFrom, u *url.URL, file io.Wri
 		// No proxy, which would connect to whatever it is told to.
 		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true, TLSHandshakeTimeout: strangerDialTime},
 		CheckRedirect: func(r *http.Request, via []*http.Request) error {
+			r.Header.Del("Referer") // it holds the query of the URL before
 			switch {
 			case len(via) > maxHops:
 				return errHops
@@ -145,6 +147,9 @@ func fetchReference(ctx context.Context, from StageFrom, u *url.URL, file io.Wri
 func stageFailed(ctx context.Context, u *url.URL, err error) error {
 	if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
 		err = wrapped.Err
+	}
+	if strings.Contains(err.Error(), "Location header") { // net/http's text has all of it, and no type
+		err = errNotWeb
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)

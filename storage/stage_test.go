@@ -1,0 +1,202 @@
+package storage_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"image"
+	"image/png"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/storage"
+)
+
+// references is a host of reference images, and how it is reached under any name.
+func references(t *testing.T, handler http.Handler) storage.StageFrom {
+	t.Helper()
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return storage.StageFrom{Dir: t.TempDir(), Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, server.Listener.Addr().String())
+	}}
+}
+
+func grey(t *testing.T, width, height int) []byte {
+	t.Helper()
+	var content bytes.Buffer
+	require.NoError(t, png.Encode(&content, image.NewGray(image.Rect(0, 0, width, height))))
+	return content.Bytes()
+}
+
+func requireEmpty(t *testing.T, dir string) {
+	t.Helper()
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, left, "nothing is left behind")
+}
+
+// A reference image is in the bucket under its hash, whatever becomes of its source.
+func TestStageURL(t *testing.T) {
+	t.Parallel()
+	content := grey(t, 300, 256)
+	mux := http.NewServeMux()
+	mux.HandleFunc("/cat", serveReference(content))
+	for from, to := range map[string]string{"/1": "/2", "/2": "/3", "/3": "http://other.example/cat?Signature=other"} {
+		mux.HandleFunc(from, func(w http.ResponseWriter, r *http.Request) {
+			if r.Referer() != "" {
+				http.Error(w, "told of a signature", http.StatusTeapot)
+				return
+			}
+			http.Redirect(w, r, to, http.StatusFound)
+		})
+	}
+	from := references(t, mux)
+	b, ctx := newBucket(t, inProcess(t)), t.Context()
+	for _, path := range []string{"/cat", "/1"} {
+		ref, err := b.StageURL(ctx, "http://images.example"+path+secretQuery, from)
+		require.NoError(t, err)
+		body, _, err := b.OpenReference(ctx, ref.SHA256)
+		require.NoError(t, err)
+		assert.Equal(t, content, readAll(t, body))
+		assert.Equal(t, "image/png", ref.ContentType)
+	}
+	requireEmpty(t, from.Dir)
+}
+
+// serveReference refuses those who were told where the request comes from.
+func serveReference(content []byte) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Referer() != "" {
+			http.Error(w, "told of a signature", http.StatusTeapot)
+			return
+		}
+		_, _ = w.Write(content)
+	}
+}
+
+// What is wrong is said with the host and without the query, and whether to try again.
+func TestStageURLSaysWhatWentWrong(t *testing.T) {
+	t.Parallel()
+	status := func(code int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+	}
+	moved := func(to string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Location", to)
+			w.WriteHeader(http.StatusFound)
+		}
+	}
+	endless := func(w http.ResponseWriter, _ *http.Request) {
+		for chunk := make([]byte, 1<<20); ; {
+			if _, err := w.Write(chunk); err != nil {
+				return
+			}
+		}
+	}
+	for name, c := range map[string]struct {
+		answer    http.HandlerFunc
+		want      string
+		temporary bool
+	}{
+		"gone":         {status(http.StatusNotFound), "HTTP status 404", false},
+		"forbidden":    {status(http.StatusForbidden), "HTTP status 403", false},
+		"too many":     {status(http.StatusTooManyRequests), "HTTP status 429", true},
+		"down":         {status(http.StatusBadGateway), "HTTP status 502", true},
+		"cut":          {raw("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"), "unexpected EOF", true},
+		"no HTTP":      {raw("hello\r\n\r\n"), "malformed", true},
+		"text":         {serveReference([]byte("<html>no image</html>")), "not an image", false},
+		"small":        {serveReference(grey(t, 255, 256)), "255", false},
+		"large":        {serveReference(grey(t, 256, 4097)), "4097", false},
+		"says vast":    {raw("HTTP/1.1 200 OK\r\nContent-Length: 10485761\r\n\r\n"), "has 10485761 bytes, at most 10485760", false},
+		"is endless":   {endless, "at most 10485760", false},
+		"circle":       {moved("/" + secretQuery), "redirected more than 3 times", false},
+		"to a file":    {moved("file:///etc/passwd" + secretQuery), "not a link", false},
+		"to a person":  {moved("http://ann:LTAI@images.example/"), "not a link", false},
+		"to a non-URL": {moved("http://[::1" + secretQuery), "not a link", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			from := references(t, c.answer)
+			_, err := storage.FetchReference(t.Context(), "http://images.example/cat"+secretQuery, from)
+			var staged *storage.StageError
+			require.ErrorAs(t, err, &staged)
+			assert.Equal(t, "images.example", staged.Host)
+			assert.Equal(t, c.temporary, staged.Temporary, err)
+			require.ErrorContains(t, err, c.want)
+			require.ErrorContains(t, err, `reference image at "images.example"`)
+			assertNoSecret(t, staged.Err)
+			requireEmpty(t, from.Dir)
+		})
+	}
+}
+
+// What is no link of the web, or leads into a network of one's own, is asked nothing.
+func TestStageURLAsksPublicAddressesAlone(t *testing.T) {
+	t.Parallel()
+	var asked atomic.Bool
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Store(true) }))
+	t.Cleanup(server.Close)
+	for _, link := range []string{server.URL, "http://169.254.169.254/latest", "http://[::ffff:127.0.0.1]/", "http://[fd00::1]/"} {
+		_, err := storage.FetchReference(t.Context(), link+secretQuery, storage.StageFrom{Dir: t.TempDir()})
+		require.ErrorIs(t, err, storage.ErrNotPublic, link)
+		var staged *storage.StageError
+		require.ErrorAs(t, err, &staged)
+		assert.False(t, staged.Temporary)
+	}
+	for _, link := range []string{"", "cat.png", "file:///etc/passwd", "ftp://example.com/a", "http://", "http:example.com", "http://ann:LTAI@example.com/", "http://[::1" + secretQuery} {
+		_, err := storage.FetchReference(t.Context(), link, storage.StageFrom{Dir: t.TempDir()})
+		require.EqualError(t, err, "reference image: not an http or https URL without user name and password", link)
+	}
+	assert.False(t, asked.Load())
+}
+
+// A host that does not answer is given a minute; whoever stops waits no longer.
+func TestStageURLGivesUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		from := storage.StageFrom{Dir: t.TempDir(), Dial: func(context.Context, string, string) (net.Conn, error) {
+			ours, theirs := net.Pipe()
+			go io.Copy(io.Discard, theirs) //nolint:errcheck // it ends with the connection
+			return ours, nil
+		}}
+		begun := time.Now()
+		_, err := storage.FetchReference(t.Context(), "http://images.example/cat"+secretQuery, from)
+		var staged *storage.StageError
+		require.ErrorAs(t, err, &staged)
+		assert.True(t, staged.Temporary)
+		require.ErrorContains(t, err, "it did not arrive within 1m0s")
+		assert.Equal(t, time.Minute, time.Since(begun))
+
+		stopping, stop := context.WithCancelCause(t.Context())
+		reason := errors.New("the program ends")
+		time.AfterFunc(time.Second, func() { stop(reason) })
+		_, err = storage.FetchReference(stopping, "http://images.example/cat", from)
+		require.ErrorIs(t, err, reason)
+		assert.False(t, errors.As(err, &staged), "the image is not at fault")
+		requireEmpty(t, from.Dir)
+	})
+}
+
+// A full disk is no fault of the image's.
+func TestStageURLOwnFault(t *testing.T) {
+	t.Parallel()
+	from := references(t, serveReference(grey(t, 256, 256)))
+	from.Dir += "/gone"
+	_, err := storage.FetchReference(t.Context(), "http://images.example/cat", from)
+	require.ErrorIs(t, err, os.ErrNotExist)
+	var staged *storage.StageError
+	assert.False(t, errors.As(err, &staged))
+	assert.False(t, strings.Contains(err.Error(), "images.example"))
+}
