@@ -267,6 +267,40 @@ func TestReadBatchResolvesPaths(t *testing.T) {
 	assert.ErrorContains(t, readErr(t, in), "line 1: ref_img: \"./house.png\"; allowed: an http or https URL", "without Resolve")
 }
 
+// A line that asks for it gets a copy of its reference, once per URL, and is known by
+// the copy.
+func TestReadBatchStages(t *testing.T) {
+	t.Parallel()
+	name := "sha256:" + strings.Repeat("0a", 32)
+	var asked []string
+	opts := BatchOptions{Name: "sheet", Stage: func(url string) (string, error) {
+		asked = append(asked, url)
+		if strings.Contains(url, "gone") {
+			return "", errors.New("HTTP status 404")
+		}
+		return name, nil
+	}}
+	in := `{"prompt":"a","ref_img":"https://example.com/a.png?Signature=hush","stage":true}
+{"prompt":"b","ref_img":"https://example.com/a.png?Signature=hush","stage":true}
+{"prompt":"a","ref_img":"` + name + `","stage":true}
+{"prompt":"c","ref_img":"https://example.com/c.png"}`
+	b, err := ReadBatch(strings.NewReader(in), opts)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"https://example.com/a.png?Signature=hush"}, asked)
+	for _, line := range b.Lines {
+		assert.False(t, line.Request.Stage, "it is done")
+	}
+	assert.Equal(t, name, b.Lines[0].Request.RefImg)
+	assert.Equal(t, b.Lines[0].Digest, b.Lines[2].Digest, "the same bytes are the same job")
+	assert.Equal(t, "https://example.com/c.png", b.Lines[3].Request.RefImg)
+
+	_, err = ReadBatch(strings.NewReader(`{"prompt":"a","ref_img":"https://example.com/gone.png?Signature=hush","stage":true}`), opts)
+	require.ErrorContains(t, err, "line 1: ref_img: ")
+	require.ErrorContains(t, err, "HTTP status 404")
+	assert.NotContains(t, err.Error(), "hush")
+	assert.ErrorContains(t, readErr(t, in), "line 1: ref_img: ", "without Stage")
+}
+
 func TestReadBatchLongLines(t *testing.T) {
 	t.Parallel()
 	fits := `{"prompt":"a","x":"` + strings.Repeat("x", maxLineBytes-22) + `"}`
