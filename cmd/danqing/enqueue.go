@@ -45,6 +45,9 @@ data directory. No API key is needed here.`,
 		Example: `  danqing enqueue --prompt "有一只黑色的小猫" --label sku=A-17
   danqing enqueue prompts.jsonl more.jsonl
   danqing enqueue prompts.jsonl --budget 20
+  danqing enqueue --prompt "a cat" --key "order 17" --callback https://shop.example.com/hook
+  danqing enqueue --prompt "a cat" --not-before 2h --deadline 2026-12-24T18:00:00+08:00
+  danqing enqueue --prompt "a cat" --ref-img https://example.com/cat.png --stage --follow-up image:ready@shop
   danqing jobs wait $(danqing enqueue prompts.jsonl)`,
 		RunE: func(cmd *cobra.Command, files []string) error {
 			if given := f.given(cmd); len(files) > 0 && len(given) > 0 {
@@ -246,7 +249,7 @@ func (e *enqueuing) lines(ctx context.Context, sheets []sheet, budget budgetFlag
 }
 
 // checkIDs finds out before anything is queued whether an ID belongs to another
-// request.
+// request, and whether it is too late for a job that is not there yet.
 func (e *enqueuing) checkIDs(ctx context.Context, lines []jobs.Line) error {
 	taken := make([]error, len(lines))
 	group, ctx := errgroup.WithContext(ctx)
@@ -255,6 +258,10 @@ func (e *enqueuing) checkIDs(ctx context.Context, lines []jobs.Line) error {
 		group.Go(func() error {
 			rec, err := e.jobs.Get(ctx, line.ID)
 			switch {
+			case errors.Is(err, jobs.ErrNotFound) && jobs.NewRecord(line.Request, nil).Overdue(time.Now()):
+				taken[i] = &jobs.InvalidError{Fields: []jobs.FieldError{{
+					Field: "deadline", Value: line.Request.Deadline.Format(time.RFC3339), Allowed: "a time to come", Remedy: "nothing was queued",
+				}}}
 			case errors.Is(err, jobs.ErrNotFound):
 			case err != nil:
 				return err

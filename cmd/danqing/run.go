@@ -158,6 +158,9 @@ func (r *run) enqueue(ctx context.Context) error {
 			return fmt.Errorf("line %d: stage reference image: %w", line.Number, err)
 		}
 		rec, err := enqueueFunded(ctx, r.engine.worker.Jobs(), line.Request)
+		if late := tooLate(line, err); late != nil {
+			rec, err = late, nil
+		}
 		if errors.Is(err, jobs.ErrDigestConflict) {
 			taken[i] = err
 			continue
@@ -168,12 +171,25 @@ func (r *run) enqueue(ctx context.Context) error {
 		r.records[line.ID] = rec
 		if settled(rec) {
 			r.before[line.ID] = true
-			r.progress.job(line.Number, rec) // held by an earlier run: say which, and why
+			r.progress.job(line.Number, rec) // held by an earlier run, or too late: say which, and why
 			continue
 		}
 		r.open[line.ID] = line
 	}
 	return r.batchError(taken)
+}
+
+// tooLate is what becomes of a line whose deadline has passed before it was queued, as
+// in a run that goes on with an earlier one: it alone fails, at no cost. Nil if err has
+// another reason.
+func tooLate(line jobs.Line, err error) *jobs.Record {
+	now := time.Now().UTC()
+	rec := jobs.NewRecord(line.Request, line.Warnings)
+	if invalid := (*jobs.InvalidError)(nil); !errors.As(err, &invalid) || !rec.Overdue(now) {
+		return nil
+	}
+	rec.End(jobs.StateFailed, jobs.CodeDeadlineExceeded, jobs.DeadlineMessage, now)
+	return rec
 }
 
 // settled reports whether no more work can be done on a job.
@@ -255,7 +271,11 @@ func (r *run) again(ctx context.Context, line jobs.Line) (*jobs.Record, error) {
 	if err := setBudgets(ctx, r.engine.worker.Jobs(), r.sheets, r.budget); err != nil {
 		return nil, err
 	}
-	return r.engine.worker.Jobs().Enqueue(ctx, line.Request)
+	rec, err := r.engine.worker.Jobs().Enqueue(ctx, line.Request)
+	if late := tooLate(line, err); late != nil {
+		return late, nil
+	}
+	return rec, err
 }
 
 // counts adds up what the progress line and the summary tell.
