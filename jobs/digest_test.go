@@ -96,9 +96,9 @@ func TestSeedLeavesRoomForAllImages(t *testing.T) {
 	t.Parallel()
 	for i := range 20_000 {
 		r := Request{Prompt: "a", N: i%4 + 1}.WithSeed(fmt.Sprint("job-", i))
-		require.GreaterOrEqual(t, *r.Seed, int64(0))
-		_, _, err := r.Normalize()
-		require.NoError(t, err)
+		if _, _, err := r.Normalize(); err != nil || *r.Seed < 0 {
+			require.Fail(t, "no seed of its own", "%d, %v", *r.Seed, err)
+		}
 	}
 }
 
@@ -145,9 +145,12 @@ func TestBatchIDNeverMeets(t *testing.T) {
 	for batch := range unique {
 		for line := range unique {
 			id := BatchID(batch, line)
-			require.NoError(t, ValidID(id))
-			before, met := owner[id]
-			require.False(t, met, "%q and %q both give %s", before, [2]string{batch, line}, id)
+			if err := ValidID(id); err != nil {
+				require.NoError(t, err)
+			}
+			if before, met := owner[id]; met {
+				require.Fail(t, "they meet", "%q and %q both give %s", before, [2]string{batch, line}, id)
+			}
 			owner[id] = [2]string{batch, line}
 		}
 	}

@@ -189,7 +189,7 @@ func TestKilledWhileFindingOut(t *testing.T) {
 		for _, sameRedis := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, same redis %t", name, sameRedis), func(t *testing.T) {
 				t.Parallel()
-				for n, more := 1, true; more && !t.Failed() && n < 100; n++ {
+				for n, more := 1, true; more && !t.Failed() && n < 100; n += unlessRaced(1, 3) {
 					dir := memoryDir(t)
 					synctest.Test(t, func(t *testing.T) {
 						s := newStack(t, dir, &simulator.Simulator{})

@@ -369,3 +369,12 @@ func (s *stack) rewriteJournal(dir string, text []byte) {
 	s.t.Helper()
 	require.NoError(s.t, os.WriteFile(filepath.Join(s.dir, dir, "journal.jsonl"), text, 0o600))
 }
+
+// unlessRaced is what a test does in full, or less of it: the race detector's run is
+// the short one.
+func unlessRaced[T any](whole, raced T) T {
+	if testing.Short() {
+		return raced
+	}
+	return whole
+}

@@ -72,10 +72,7 @@ func TestThousandJobsWithFaults(t *testing.T) {
 			fault.Times, fault.Probability = -1, each
 			sim.Script(fault)
 		}
-		begin, total := time.Now(), 1000
-		if testing.Short() { // the race detector's run
-			total /= 8
-		}
+		begin, total := time.Now(), unlessRaced(1000, 125)
 		ids := s.enqueueMany(total)
 		for _, id := range ids {
 			rec := s.wait(id)

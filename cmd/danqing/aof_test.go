@@ -85,7 +85,7 @@ func (f *fleet) wait(id string) (rec *jobs.Record) {
 		var err error
 		rec, err = f.client.Wait(f.t.Context(), id)
 		return err == nil
-	}, 3*time.Minute, 50*time.Millisecond, id)
+	}, 8*time.Minute, 50*time.Millisecond, id) // asynq looks for messages of the dead each minute
 	return rec
 }
 

@@ -69,7 +69,9 @@ func TestDrill(t *testing.T) {
 			}
 			report := drilled(t, drill.Config{Queue: queue, Faults: fewer(15), Jobs: 30})
 			assert.True(t, report.Passed, report.Problems)
-			assert.Positive(t, report.Kills)
+			if !testing.Short() {
+				assert.Positive(t, report.Kills) // among five faults there need not be one
+			}
 			assert.InDelta(t, 1, report.ChargesPerImage, 0)
 			assert.Equal(t, report.ImagesCharged, report.ImagesDelivered+report.ImagesAside)
 		})

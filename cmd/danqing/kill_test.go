@@ -34,7 +34,10 @@ func TestKilledBatchGoesOn(t *testing.T) {
 	var group errgroup.Group
 	group.SetLimit(8) // they mostly wait
 	for nth, route := range requests {
-		for _, phase := range []string{"lost", "unanswered", "answered"} {
+		for i, phase := range []string{"lost", "unanswered", "answered"} {
+			if testing.Short() && i != nth%3 { // the race detector's run
+				continue
+			}
 			group.Go(func() error {
 				w := newWorld(t)
 				defer w.close()
