@@ -52,6 +52,7 @@ type callbacks struct {
 	client *http.Client
 	// signers are one per secret: a receiver knows one of them while they are rotated.
 	signers []*webhooks.Webhook
+	silent  silentReceivers
 }
 
 func newCallbacks(cfg Config) (*callbacks, error) {
@@ -92,6 +93,9 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 	if len(c.signers) == 0 {
 		return &undeliveredError{why: to + ": the worker has no secret to sign it with", remedy: "set DANQING_CALLBACK_SECRET"}
 	}
+	if !c.silent.enter(u.Host, time.Now()) {
+		return &undeliveredError{why: to + ": it did not answer another one in time, a moment ago"}
+	}
 	trying, cancel := context.WithTimeout(ctx, callbackTime)
 	defer cancel()
 	req, err := http.NewRequestWithContext(trying, http.MethodPost, link, bytes.NewReader(body))
@@ -107,9 +111,11 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 			return context.Cause(ctx)
 		}
 		failed := unanswered(err)
+		c.silent.leave(u.Host, time.Now(), failed.silent)
 		failed.why = to + ": " + failed.why
 		return failed
 	}
+	c.silent.leave(u.Host, time.Now(), false)
 	defer answer.Body.Close()                                               //nolint:errcheck // nothing was written to it
 	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, callbackAnswer)) // or the receiver sees a reset
 	return refused(to, answer)
@@ -182,7 +188,7 @@ func unanswered(err error) *undeliveredError {
 	case errors.As(err, &certificate):
 		return &undeliveredError{why: "its certificate is not to be trusted: " + certificate.Err.Error()}
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return &undeliveredError{why: "no answer in time"}
+		return &undeliveredError{why: "no answer in time", silent: true}
 	case errors.As(err, &network):
 		return &undeliveredError{why: network.Error()}
 	case errors.Is(err, http.ErrSchemeMismatch):

@@ -59,6 +59,8 @@ type undeliveredError struct {
 	after time.Duration
 	// final says that nothing changes by itself.
 	final bool
+	// silent says that it took all its time.
+	silent bool
 
 	wait time.Duration // until the next try
 }

@@ -90,6 +90,9 @@ func TestImagesRedirect(t *testing.T) {
 	require.NoError(t, err)
 	assert.True(t, strings.HasSuffix(to.Path, rec.Images[0].Key))
 	assert.NotEmpty(t, to.Query().Get("X-Amz-Signature"))
+	head := s.ask(http.MethodHead, rec.ImagePath(rec.Images[0]), "")
+	assert.Equal(t, http.StatusOK, head.status, "links of a bucket are signed for one method")
+	assert.Equal(t, fmt.Sprint(rec.Images[0].Bytes), head.header.Get("Content-Length"))
 }
 
 // part is a field of a form.
@@ -342,11 +345,17 @@ func TestOpenAI(t *testing.T) {
 	bubble(t, nil, func(t *testing.T, s *service) {
 		for _, format := range []string{"url", "b64_json"} {
 			require.NoError(t, s.redis.Del(t.Context(), append(s.redis.Keys(t.Context(), "danqing:job:*").Val(), "none")...).Err())
-			time.AfterFunc(30*time.Second, func() { s.finish(s.onlyJob()) })
+			simulated := map[string]string{"url": "true"}[format]
+			time.AfterFunc(30*time.Second, func() {
+				id := s.onlyJob()
+				s.move(id, func(rec *jobs.Record) { rec.Simulated = simulated != "" })
+				s.finish(id)
+			})
 			began := time.Now()
 			got := s.generateImages(t.Context(), strings.Replace(openAICat, "{", `{"response_format":"`+format+`",`, 1))
 			require.Equal(t, http.StatusOK, got.status, got.body)
 			assert.Equal(t, 30*time.Second, time.Since(began))
+			assert.Equal(t, simulated, got.header.Get("X-Danqing-Simulated"))
 			var answer struct {
 				Created int64
 				Data    []struct {
@@ -447,6 +456,7 @@ func TestOpenAIErrors(t *testing.T) {
 			`{"prompt":"a cat","n":9}`:                          {"InvalidParameter", "n"},
 			`{"prompt":"a cat","size":"1x1"}`:                   {"InvalidParameter", "size"},
 			`{"prompt":"a cat","response_format":"gif"}`:        {"InvalidParameter", "response_format"},
+			`{"prompt":"a cat","response_format":["b64_json"]}`: {"InvalidParameter", "response_format"},
 			`{"prompt":"a cat","output_format":"webp"}`:         {"InvalidParameter", "output_format"},
 			`{"prompt":"a cat","stream":true}`:                  {"InvalidParameter", "stream"},
 			`{"prompt":"a cat","images":[]}`:                    {"InvalidParameter", "images"},

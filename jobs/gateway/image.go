@@ -43,7 +43,7 @@ func (a *api) image(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is no such image", http.StatusNotFound)
 	case err != nil:
 		a.away(w, r, err)
-	case a.cfg.Stream:
+	case a.cfg.Stream, r.Method == http.MethodHead: // the bucket's links are for GET alone
 		a.sendImage(w, r, rec, image)
 	default:
 		link, _, err := a.cfg.Bucket.Link(r.Context(), image.Key)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
 const (
@@ -91,6 +92,9 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), most)
 	defer cancel()
 	rec, err = a.await(ctx, r.caller, req.ID, func(rec *jobs.Record) bool { return rec.State.Final() })
+	if rec != nil && rec.Simulated {
+		w.Header().Set(dashscope.HeaderSimulated, "true")
+	}
 	switch {
 	case errors.Is(err, jobs.ErrNotFound):
 		return nil, err
@@ -129,7 +133,9 @@ func parseGeneration(body []byte) (req jobs.Request, encoded bool, err error) {
 	}
 	text := func(name string) string {
 		var s string
-		_ = json.Unmarshal(fields[name], &s) // what is no text is refused below, or counts for nothing
+		if err := json.Unmarshal(fields[name], &s); err != nil {
+			return string(fields[name]) // which is none of the values that are looked for
+		}
 		return s
 	}
 	switch format := text("response_format"); format {

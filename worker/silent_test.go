@@ -1,0 +1,64 @@
+package worker_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// endAtOnce makes a job that is over at once, and tells a host so.
+func (s *stack) endAtOnce(id, host string) {
+	s.t.Helper()
+	s.enqueue(jobs.Request{ID: id, Prompt: "a cat", NotBefore: time.Now().Add(time.Hour), Callback: "http://" + host + "/done?token=hush"})
+	_, err := s.worker.Jobs().Cancel(s.t.Context(), id)
+	require.NoError(s.t, err)
+}
+
+// A receiver that never answers keeps no other waiting; when it is back it is told of
+// everything.
+func TestSilentReceiverHoldsNobodyUp(t *testing.T) {
+	var back atomic.Bool
+	silent := func(cfg *worker.Config) {
+		dial := cfg.DialCallback
+		cfg.DialCallback = func(ctx context.Context, network, address string) (net.Conn, error) {
+			if !back.Load() && strings.HasPrefix(address, "silent.example:") {
+				ours, theirs := net.Pipe()
+				go io.Copy(io.Discard, theirs) //nolint:errcheck // it ends with the connection
+				return ours, nil
+			}
+			return dial(ctx, network, address)
+		}
+	}
+	notifyBubbleWith(t, &simulator.Simulator{}, silent, func(t *testing.T, s *stack, r *receiver) {
+		const jobsOfSilent = 100
+		for i := range jobsOfSilent {
+			s.endAtOnce(fmt.Sprintf("silent-%d", i), "silent.example")
+		}
+		<-time.After(25 * time.Second)
+		s.endAtOnce("other", "shop.example")
+		d := r.deliveries(1)[0]
+		assert.Equal(t, "other", d.event.Data.JobID)
+		assert.Less(t, d.at.Sub(s.get("other").FinishedAt), 10*time.Second, "one try of the silent one takes twice as long")
+
+		back.Store(true)
+		told := map[string]int{}
+		for _, d := range r.deliveries(1 + jobsOfSilent) {
+			told[d.event.Data.JobID]++
+		}
+		<-time.After(time.Hour)
+		assert.Len(t, r.deliveries(1), 1+jobsOfSilent)
+		assert.Len(t, told, 1+jobsOfSilent, "each once")
+	})
+}
