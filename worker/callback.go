@@ -115,9 +115,9 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 		failed.why = to + ": " + failed.why
 		return failed
 	}
-	c.silent.leave(u.Host, time.Now(), false)
 	defer answer.Body.Close()                                               //nolint:errcheck // nothing was written to it
 	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, callbackAnswer)) // or the receiver sees a reset
+	c.silent.leave(u.Host, time.Now(), trying.Err() != nil)                 // the body may not end either
 	return refused(to, answer)
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -60,5 +61,31 @@ func TestSilentReceiverHoldsNobodyUp(t *testing.T) {
 		<-time.After(time.Hour)
 		assert.Len(t, r.deliveries(1), 1+jobsOfSilent)
 		assert.Len(t, told, 1+jobsOfSilent, "each once")
+	})
+}
+
+// One that answers and never ends its answer has been told, and holds nobody up either.
+func TestEndlessAnswersHoldNobodyUp(t *testing.T) {
+	notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
+		r.answers(func(w http.ResponseWriter, req *http.Request) {
+			w.WriteHeader(http.StatusOK)
+			if req.Host == "silent.example" {
+				assert.NoError(t, http.NewResponseController(w).Flush())
+				<-req.Context().Done()
+			}
+		})
+		const jobsOfSilent = 64
+		for i := range jobsOfSilent {
+			s.endAtOnce(fmt.Sprintf("silent-%d", i), "silent.example")
+		}
+		<-time.After(25 * time.Second)
+		s.endAtOnce("other", "shop.example")
+		<-time.After(10 * time.Second)
+		var told []string
+		for _, d := range r.deliveries(1) {
+			told = append(told, d.event.Data.JobID)
+		}
+		assert.Contains(t, told, "other")
+		assert.Less(t, len(told), jobsOfSilent/2)
 	})
 }
