@@ -41,17 +41,12 @@ func (c *Client) Enqueue(ctx context.Context, req Request) (*Record, error) {
 // EnqueueWithin is [Client.Enqueue] within limits: a job that is new and would exceed
 // one fails with a [*LimitError], and nothing of it is queued.
 func (c *Client) EnqueueWithin(ctx context.Context, req Request, limits Limits) (*Record, error) {
-	req, warnings, err := enqueueable(req)
+	req, warnings, err := c.enqueueable(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	next := NewRecord(req, warnings)
 	next.PriceMicroYuan = limits.PriceMicroYuan
-	if next.Overdue(next.EnqueuedAt) {
-		if err := c.tooLate(ctx, next); err != nil {
-			return nil, err
-		}
-	}
 	rec := next
 	if err := c.swap(ctx, nil, next, swapping{limits: limits}); errors.Is(err, ErrConflict) {
 		if rec, err = c.Get(ctx, req.ID); err != nil {
@@ -89,8 +84,12 @@ const enqueueAtOnce = 16
 func (c *Client) EnqueueAll(ctx context.Context, reqs []Request) ([]*Record, error) {
 	var invalid InvalidError
 	for i, req := range reqs {
-		_, _, err := enqueueable(req)
-		if refused := (*InvalidError)(nil); errors.As(err, &refused) {
+		_, _, err := c.enqueueable(ctx, req)
+		refused := (*InvalidError)(nil)
+		if err != nil && !errors.As(err, &refused) {
+			return make([]*Record, len(reqs)), fmt.Errorf("request %d: %w", i, err)
+		}
+		if err != nil {
 			for _, f := range refused.Fields {
 				f.Field = fmt.Sprintf("[%d].%s", i, f.Field)
 				invalid.Fields = append(invalid.Fields, f)
@@ -128,8 +127,9 @@ func (c *Client) EnqueueAll(ctx context.Context, reqs []Request) ([]*Record, err
 	return records, context.Cause(ctx)
 }
 
-// enqueueable checks a request and gives it an ID.
-func enqueueable(req Request) (Request, []string, error) {
+// enqueueable checks a request and gives it an ID. One whose deadline is over is refused
+// unless its job is there already.
+func (c *Client) enqueueable(ctx context.Context, req Request) (Request, []string, error) {
 	req, warnings, problems := req.normalize()
 	if req.Stage && req.RefImg != "" && !stagedPattern.MatchString(req.RefImg) {
 		problems = append(problems, FieldError{
@@ -143,16 +143,25 @@ func enqueueable(req Request) (Request, []string, error) {
 	if req.Stage = false; req.ID == "" {
 		req.ID = NewID()
 	}
-	return req, warnings, nil
+	late := req.TooLate(time.Now())
+	if late == nil {
+		return req, warnings, nil
+	}
+	_, err := c.Get(ctx, req.ID)
+	if errors.Is(err, ErrNotFound) {
+		err = late
+	}
+	return req, warnings, err
 }
 
-// tooLate fails for a job whose deadline is over, unless it is there already.
-func (c *Client) tooLate(ctx context.Context, next *Record) error {
-	if _, err := c.Get(ctx, next.ID); !errors.Is(err, ErrNotFound) {
-		return err
+// TooLate fails with an [*InvalidError] if the deadline is over at a time: what is not
+// queued yet is refused then.
+func (r Request) TooLate(now time.Time) error {
+	if r.Deadline.IsZero() || now.Before(r.Deadline) {
+		return nil
 	}
 	return &InvalidError{Fields: []FieldError{{
-		Field: "deadline", Value: show(next.Deadline.Format(time.RFC3339)), Allowed: "a time to come", Remedy: "nothing was queued",
+		Field: "deadline", Value: show(r.Deadline.Format(time.RFC3339)), Allowed: "a time to come", Remedy: "nothing was queued",
 	}}}
 }
 

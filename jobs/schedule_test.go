@@ -2,6 +2,7 @@ package jobs_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -106,6 +107,12 @@ func TestEnqueueAll(t *testing.T) {
 		require.Len(t, invalid.Fields, 2)
 		assert.Equal(t, "[3].n", invalid.Fields[0].Field)
 		assert.Equal(t, "[40].size", invalid.Fields[1].Field)
+		assert.Empty(t, rdb.Keys(t.Context(), "*").Val(), "nothing was queued")
+
+		late := slices.Clone(reqs[:3])
+		late[2].Deadline = time.Now().Add(-time.Second)
+		_, err = client.EnqueueAll(t.Context(), late)
+		require.ErrorContains(t, err, "[2].deadline")
 		assert.Empty(t, rdb.Keys(t.Context(), "*").Val(), "nothing was queued")
 
 		reqs[3].N, reqs[40].Size = 0, ""

@@ -258,11 +258,8 @@ func (e *enqueuing) checkIDs(ctx context.Context, lines []jobs.Line) error {
 		group.Go(func() error {
 			rec, err := e.jobs.Get(ctx, line.ID)
 			switch {
-			case errors.Is(err, jobs.ErrNotFound) && jobs.NewRecord(line.Request, nil).Overdue(time.Now()):
-				taken[i] = &jobs.InvalidError{Fields: []jobs.FieldError{{
-					Field: "deadline", Value: line.Request.Deadline.Format(time.RFC3339), Allowed: "a time to come", Remedy: "nothing was queued",
-				}}}
 			case errors.Is(err, jobs.ErrNotFound):
+				taken[i] = line.Request.TooLate(time.Now())
 			case err != nil:
 				return err
 			case rec.Digest != line.Digest:

@@ -239,7 +239,7 @@ func (r *run) look(ctx context.Context, id string) error {
 	if errors.Is(err, jobs.ErrNotFound) {
 		rec, err = r.again(ctx, line)
 	}
-	if err != nil {
+	if err != nil || rec == nil {
 		return err
 	}
 	r.mu.Lock()
@@ -261,7 +261,7 @@ func (r *run) look(ctx context.Context, id string) error {
 }
 
 // again asks for a job that Redis has lost. The worker's journal and the bucket know
-// what was made of it.
+// what was made of it. It returns nil if that is not certain yet.
 func (r *run) again(ctx context.Context, line jobs.Line) (*jobs.Record, error) {
 	over, err := r.engine.worker.Finished(ctx, line.ID, line.Digest)
 	if over != nil || err != nil {
@@ -273,6 +273,9 @@ func (r *run) again(ctx context.Context, line jobs.Line) (*jobs.Record, error) {
 	}
 	rec, err := r.engine.worker.Jobs().Enqueue(ctx, line.Request)
 	if late := tooLate(line, err); late != nil {
+		if r.engine.worker.Unfinished(ctx) { // this line may be what was bought
+			return nil, nil //nolint:nilnil // the worker will tell
+		}
 		return late, nil
 	}
 	return rec, err
