@@ -72,6 +72,9 @@ type Record struct {
 	// Candidates are tasks of which one may be a held job's. Their images are kept
 	// under _held/ in the bucket.
 	Candidates []string `json:"candidates,omitempty"`
+	// Rejected are tasks that this attempt has adopted, and that have made something
+	// else than the job asks for.
+	Rejected []string `json:"rejected,omitempty"`
 	// SpoolHolder names the data directory whose spool has the images while they
 	// are not in the bucket: once their links are dead its worker alone can tell
 	// that there are none. SpoolPlace says where that is, for a person: host:path.

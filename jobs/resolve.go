@@ -151,7 +151,7 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 		next.Request = &req
 	}
 	next.State, next.Code, next.Message, next.ResolvedAt = StateGenerating, "", "", time.Now().UTC()
-	next.Candidates, next.DoubtAt = nil, time.Time{}
+	next.Candidates, next.Rejected, next.DoubtAt = nil, nil, time.Time{}
 	if next.SubmittedAt.IsZero() {
 		next.SubmittedAt = next.ResolvedAt
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -14,7 +15,8 @@ import (
 // swapScript writes a record if its (state, attempt, term) is what the caller
 // read, moves it in the index of states, names the job as its task's owner, and says
 // so, all as one command. An absent record reads as three empty strings. A task that
-// was found, and is another job's, is not given to this one.
+// was found, and is another job's, is not given to this one; one that the job has
+// rejected is nobody's again.
 //
 // With it goes what the job counts against its producer: that it waits, and what it
 // may cost, or has cost, on the day when it was enqueued. A new job beyond the limits
@@ -40,7 +42,9 @@ if waiting > 0 and redis.call('SCARD', KEYS[5]) >= waiting then return -2 end
 if day > 0 and tonumber(redis.call('GET', KEYS[6]) or '0') + tonumber(counts) > day then return -3 end
 redis.call('HSET', KEYS[1], 'state', ARGV[4], 'attempt', ARGV[5], 'term', ARGV[6], 'record', ARGV[7], 'write', ARGV[11])
 if ARGV[14] == '1' then redis.call('HDEL', KEYS[1], 'cancel') end
-if KEYS[4] ~= KEYS[1] then
+if ARGV[23] == '1' then
+  if redis.call('HGET', KEYS[4], 'job') == ARGV[10] then redis.call('HDEL', KEYS[4], 'job') end
+elseif KEYS[4] ~= KEYS[1] then
   redis.call('HSETNX', KEYS[4], 'job', ARGV[10])
   redis.call('EXPIRE', KEYS[4], ARGV[15])
 end
@@ -120,8 +124,11 @@ func swapKeys(old, next *Record) []string {
 	if old != nil {
 		index = indexKey(old.State)
 	}
-	if next.TaskID != "" {
+	switch {
+	case next.TaskID != "":
 		task = taskPrefix + next.TaskID
+	case rejects(old, next):
+		task = taskPrefix + old.TaskID
 	}
 	if name := producerOf(old, next); name != "" {
 		waiting, day = waitingKey(name), producerDayKey(name, next.EnqueuedAt)
@@ -151,7 +158,12 @@ func swapArgs(old, next *Record, encoded []byte, how swapping) []any {
 	}
 	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID, cmp.Or(how.write, rand.Text()),
 		next.UpdatedAt.UnixMilli(), forgottenBefore(next.UpdatedAt), how.afresh, int(bookedLifetime.Seconds()), found)
-	return append(args, producer, strconv.FormatInt(counts, 10), next.tells(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan)
+	return append(args, producer, strconv.FormatInt(counts, 10), next.tells(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan, rejects(old, next))
+}
+
+// rejects reports whether a job gives the task up that it had adopted.
+func rejects(old, next *Record) bool {
+	return old != nil && old.TaskID != "" && next.TaskID == "" && slices.Contains(next.Rejected, old.TaskID)
 }
 
 // producerOf is who asked for the job, whichever of the two records says so.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -16,15 +17,9 @@ import (
 const (
 	codeAmbiguous = "SubmitAmbiguous"
 	codeNotMade   = "NotMade"
-	// shares of the submit limit, 300 s: how often the list is looked at, at first and
-	// later, and how long after the last word of a create its task is believed to be
-	// the only one. How soon the list shows a new task is not documented.
-	doubtLooks   = 300 // every second
-	doubtLongest = 10  // every 30 s
-	doubtSettled = 10  // 30 s
-	// doubtUnseen is how often in a row no task of the create must be seen open before
-	// the next one may be submitted.
-	doubtUnseen = 3
+	// shares of the submit limit: how often the list is looked at, at first and later.
+	doubtLooks   = 330 // every second
+	doubtLongest = 10  // every 33 s
 	// doubtPatience is how long a list that fails keeps the slot.
 	doubtPatience = time.Minute
 	// lostMost is how many creates of a job may be lost without a task on the list: then
@@ -58,38 +53,42 @@ func (l *lane) beginDoubt(ctx context.Context, rec *jobs.Record, why, requestID 
 
 // doubt finds out what became of a create whose outcome is unknown, by the account's
 // list: it gives the job its task, or takes the intent back, or holds the job. The
-// effort keeps its slot while a task that may be the job's is open; other jobs go on
-// then. It returns when the record is another one.
+// effort keeps its slot while a task that may be the job's is open, or may still come
+// of a request that is on its way; other jobs go on then. It returns when the record is
+// another one.
 func (l *lane) doubt(ctx context.Context, e *effort, rec *jobs.Record) (err error) {
 	if rec.DoubtAt.IsZero() {
 		if rec, err = l.beginDoubt(ctx, rec, diedSubmitting, ""); err != nil {
 			return err
 		}
 	}
-	limit := l.submitLimit()
-	pace := backoff{first: max(limit/doubtLooks, doubtShortest), most: max(limit/doubtLongest, doubtShortest)}
-	wait, answered := pace.first, time.Now()
-	for unseen := 0; ; {
+	t := l.timing()
+	pace := backoff{first: max(t.limit/doubtLooks, doubtShortest), most: max(t.limit/doubtLongest, doubtShortest)}
+	wait, answered, known := pace.first, time.Now(), map[string]*contents{}
+	for {
 		if err := l.sleep(ctx, wait); err != nil {
 			return err
 		}
-		known, err := l.jobs.Get(ctx, rec.ID)
-		if err == nil && (known.State != jobs.StateSubmitting || known.Attempt != rec.Attempt || known.Term != rec.Term) || errors.Is(err, jobs.ErrNotFound) {
+		now, err := l.jobs.Get(ctx, rec.ID)
+		if err == nil && (now.State != jobs.StateSubmitting || now.Attempt != rec.Attempt || now.Term != rec.Term) || errors.Is(err, jobs.ErrNotFound) {
 			return nil
 		}
 		view := (*listing)(nil)
 		if err == nil {
 			view, err = l.look(ctx)
 		}
+		if err == nil {
+			err = l.inspect(ctx, view, known)
+		}
 		if errors.Is(err, ErrStopped) || ctx.Err() != nil {
 			return err
 		}
 		if err != nil {
 			l.log.Warn("tasks not listed, asking again", "job_id", rec.ID, "err", err)
-			if now, _ := l.account.serviceNow(); now.Sub(l.intentOf(rec).From) > doubtMost {
+			if now, _ := l.account.serviceNow(); now.Sub(l.intentOf(rec).From) > maxIntentAge {
 				return l.holdDoubt(ctx, rec, nil)
 			}
-			if wait = pace.next(); time.Since(answered) > doubtPatience {
+			if wait = pace.next(); time.Since(answered) > doubtPatience && l.quietIn(l.intentOf(rec)) <= 0 {
 				l.letGo(e)
 			}
 			continue
@@ -99,15 +98,29 @@ func (l *lane) doubt(ctx context.Context, e *effort, rec *jobs.Record) (err erro
 		if done || err != nil {
 			return err
 		}
-		if unseen++; open {
-			unseen = 0
-		}
-		if unseen >= doubtUnseen {
+		me := l.intentOf(rec)
+		if wait = pace.first; !open && l.quietIn(me) <= 0 {
 			l.letGo(e)
 			wait = pace.next()
 		}
+		// Its limit is a moment at which much can be decided.
+		if left := l.untilService(me.From.Add(t.limit)); left > 0 {
+			wait = min(wait, left)
+		}
 	}
 }
+
+// timing is that of the lane's creates.
+func (l *lane) timing() timing { return timingOf(l.submitLimit()) }
+
+// untilService is how long it takes until a moment by the service's clock.
+func (l *lane) untilService(at time.Time) time.Duration {
+	now, _ := l.account.serviceNow()
+	return at.Sub(now)
+}
+
+// quietIn is how long the lane must not send another create because of an open intent.
+func (l *lane) quietIn(i intent) time.Duration { return l.untilService(i.quietAt(l.timing())) }
 
 // settleDoubt acts on what a listing tells of an intent. open reports whether a task
 // that may be its own waits or runs.
@@ -117,9 +130,12 @@ func (l *lane) settleDoubt(ctx context.Context, rec *jobs.Record, view *listing)
 		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
 		return false, true, nil
 	}
-	limit := l.submitLimit()
 	now, _ := l.account.serviceNow()
-	what, tasks := decide(l.intentOf(rec), view, key, rec.RequestID, limit, limit/doubtSettled, now)
+	me := l.intentOf(rec)
+	if !slices.ContainsFunc(view.intents, func(i intent) bool { return i.JobID == me.JobID && i.Attempt == me.Attempt }) {
+		view.intents = append(view.intents, me)
+	}
+	what, tasks := decide(me, view, key, l.timing(), now)
 	switch what {
 	case adoptTask:
 		return true, false, l.adopt(ctx, rec, tasks[0])
@@ -141,6 +157,32 @@ func (l *lane) settleDoubt(ctx context.Context, rec *jobs.Record, view *listing)
 		}
 	}
 	return false, open, nil
+}
+
+// awaitQuiet waits until a task that shows up can be the next create's alone: until each
+// create of the lane whose outcome is unknown is settled, or so old that nothing of it is
+// expected any more. It fails with [jobs.ErrConflict] if it has waited: look again.
+func (l *lane) awaitQuiet(ctx context.Context) error {
+	for waited := false; ; waited = true {
+		open, err := l.recordsIn(ctx, jobs.StateSubmitting)
+		if err != nil {
+			return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+		}
+		quiet := time.Duration(0)
+		for _, rec := range open {
+			quiet = max(quiet, l.quietIn(l.intentOf(rec)))
+		}
+		switch {
+		case quiet > 0:
+		case waited:
+			return jobs.ErrConflict
+		default:
+			return nil
+		}
+		if err := l.sleep(ctx, min(quiet, max(l.timing().limit/doubtLooks, doubtShortest))); err != nil {
+			return err
+		}
+	}
 }
 
 // lostBefore counts the creates of a job that were lost without a task since a person
@@ -208,7 +250,7 @@ func (l *lane) noteLastTask(ctx context.Context, task string) {
 func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskInfo) error {
 	next := *rec
 	next.State, next.TaskID, next.Adopted = jobs.StateGenerating, task.TaskID, true
-	next.Code, next.Message, next.DoubtAt = "", "", time.Time{}
+	next.Code, next.Message = "", ""
 	if err := l.advance(ctx, rec, &next); err != nil {
 		if errors.As(err, new(*jobs.TaskOwnedError)) {
 			return nil // somebody was faster: look again
@@ -312,14 +354,8 @@ func (w *Worker) recoverDoubts(ctx context.Context) error {
 	}
 	for _, e := range entries {
 		rec := e.Record
-		i := intent{
-			JobID: e.JobID, Attempt: e.Attempt, From: rec.ServiceAt, Until: rec.DoubtAt, Mark: rec.KeyMark,
-			NotMade: e.Kind == entryNotMade, Held: e.Kind == entryHeld, Slack: rec.ServiceAt.IsZero(),
-			Listed: !rec.ListedAt.IsZero(),
-		}
-		if i.Slack {
-			i.From = rec.SubmittedAt
-		}
+		i := intentFrom(rec)
+		i.NotMade, i.Held = e.Kind == entryNotMade, e.Kind == entryHeld
 		encoded, err := json.Marshal(i)
 		if err != nil {
 			return fmt.Errorf("encode intent of %s: %w", e.JobID, err)

@@ -200,8 +200,10 @@ func (l *lane) recall(ctx context.Context) error {
 	if last == now || last == "" && !l.before() {
 		return l.trust(ctx, now)
 	}
-	l.log.Warn("redis may have forgotten what this lane was at: waiting for other workers to tell", "wait", leaseTTL)
-	if err := l.sleep(ctx, leaseTTL); err != nil {
+	// A create of a worker that is gone for good may still be on its way.
+	wait := max(leaseTTL, l.timing().late)
+	l.log.Warn("redis may have forgotten what this lane was at: waiting for other workers to tell", "wait", wait)
+	if err := l.sleep(ctx, wait); err != nil {
 		return err
 	}
 	if l.first, err = l.look(ctx); err != nil {

@@ -21,6 +21,9 @@ const (
 	// createGrace is what a create that is on its way gets after the second
 	// signal: its reply names a task that costs money.
 	createGrace = 2 * time.Second
+	// createStopGrace is what it gets after the first signal: the service answers within
+	// a second or two, unless it is slow, and compose kills a worker after a minute.
+	createStopGrace = 30 * time.Second
 	// diskReserve is the free room below which nothing is submitted: images
 	// that are on their way must find a place.
 	diskReserve = 256 << 20
@@ -162,10 +165,16 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	}
 	pass := sync.OnceFunc(func() { <-l.turn })
 	defer pass()
+	if err := l.awaitQuiet(ctx); err != nil {
+		return err
+	}
 	if err := l.holdSuspect(ctx, rec, &req); err != nil {
 		return err
 	}
-	intent := l.intend(ctx, rec, &req)
+	intent, err := l.intend(ctx, rec, &req)
+	if err != nil {
+		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+	}
 	if err := l.reserve(ctx, rec, intent, *body.Parameters.N); err != nil {
 		return err
 	}
@@ -196,18 +205,22 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 
 // intend is the record of a create that is about to be sent, with all by which its
 // task is known should the answer get lost.
-func (l *lane) intend(ctx context.Context, rec *jobs.Record, req *jobs.Request) *jobs.Record {
+func (l *lane) intend(ctx context.Context, rec *jobs.Record, req *jobs.Request) (*jobs.Record, error) {
+	listed, err := l.listedAt(ctx)
+	if err != nil {
+		return nil, err
+	}
 	intent := *rec
 	intent.ClearDoubt()
 	intent.State, intent.Attempt, intent.Term = jobs.StateSubmitting, rec.Attempt+1, l.term
 	intent.Account, intent.Request, intent.TaskID = l.account.name, req, ""
 	intent.TaskImages, intent.TaskMicroYuan, intent.RunningAt = 0, 0, time.Time{}
 	intent.SubmittedAt, intent.Code, intent.Message, intent.Simulated = time.Now().UTC(), "", "", l.Simulated()
-	intent.KeyMark, intent.ListedAt = l.account.remote.KeyMark(), l.listedAt(ctx)
+	intent.KeyMark, intent.ListedAt = l.account.remote.KeyMark(), listed
 	if at, known := l.account.serviceNow(); known {
 		intent.ServiceAt = at
 	}
-	return &intent
+	return &intent, nil
 }
 
 // prepare makes the create's body if the job may be submitted now. A stop does not
@@ -323,20 +336,30 @@ func wantedAgain(rec, over *jobs.Record) bool {
 	return closed || rec.Attempt > over.Attempt || !made && rec.RetriedAt.After(over.FinishedAt)
 }
 
-// create sends the POST, which is never cut short by a graceful stop.
+// create sends the POST. A stop waits for its answer for a while; what is cut short then
+// is looked for by the next run.
 func (l *lane) create(ctx context.Context, body dashscope.CreateRequest) (*dashscope.Created, error) {
 	sending, cut := context.WithCancel(context.WithoutCancel(ctx))
-	defer cut()
-	stop := context.AfterFunc(ctx, func() {
-		timer := time.NewTimer(createGrace)
+	cutAfter := func(grace time.Duration) {
+		timer := time.NewTimer(grace)
 		defer timer.Stop()
 		select {
 		case <-timer.C:
 			cut()
 		case <-sending.Done():
 		}
+	}
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	defer cut()
+	watch.Go(func() {
+		select {
+		case <-l.stopping:
+			cutAfter(createStopGrace)
+		case <-sending.Done():
+		}
 	})
-	defer stop()
+	defer context.AfterFunc(ctx, func() { cutAfter(createGrace) })()
 	return l.account.remote.Create(sending, body)
 }
 

@@ -11,17 +11,41 @@ import (
 )
 
 const (
-	// submitLimit is how long the service may take over a create: its own limit of a
-	// request (error-code page, RequestTimeOut). After that no task comes of it.
-	submitLimit = 300 * time.Second
-	// doubtMost is the age of an intent that nothing is decided about any more: the
+	// submitLimit is how long after an intent a task may still come of it: the service's
+	// own limit of a request, 300 s (error-code page, RequestTimeOut), and 30 s for what
+	// lies before the request is sent: the durable write of the intent, 10 s for the
+	// connection and 10 s for TLS.
+	submitLimit = 330 * time.Second
+	// maxIntentAge is the age of an intent that nothing is decided about any more: the
 	// list holds 24 hours, and a task's images live as long.
-	doubtMost = 23 * time.Hour
+	maxIntentAge = 23 * time.Hour
 	// clockSlack is what two readings of the service's clock may differ by: its Date
 	// has whole seconds. clockMargin stands in for it where no Date was known.
 	clockSlack  = 3 * time.Second
 	clockMargin = 10 * time.Minute
 )
+
+// timing says how long what may happen to a create may take. All are shares of the
+// submit limit, so that tests and drills against a simulator can be quick.
+type timing struct {
+	// limit is how long after its intent a create may make a task.
+	limit time.Duration
+	// late is how long after its connection has ended a create is still expected to
+	// reach the service: 66 s. Proxies and load balancers give up what they could not
+	// forward after 60 s, the default of nginx, HAProxy's examples and AWS alike. The
+	// lane sends no other create meanwhile.
+	late time.Duration
+	// prompt is how soon after its intent a create usually makes its task: 11 s. The
+	// service answers within a second or two.
+	prompt time.Duration
+	// settled is how long after its connection has ended the only task that can be a
+	// create's is adopted: 33 s. How soon the list shows a new task is not documented.
+	settled time.Duration
+}
+
+func timingOf(limit time.Duration) timing {
+	return timing{limit: limit, late: limit / 5, prompt: limit / 30, settled: limit / 10}
+}
 
 // intent is a create whose outcome is unknown, or was. Its times are the service's.
 type intent struct {
@@ -39,19 +63,36 @@ type intent struct {
 	// Late says that it was bought again, and its task showed up since: it has made no
 	// other.
 	Late bool `json:"late,omitempty"`
+	// Images, Size and Prompt are what was asked for: they tell its task from others.
+	Images int    `json:"images,omitempty"`
+	Size   string `json:"size,omitempty"`
+	Prompt string `json:"prompt,omitempty"`
+	// RequestID is the service's name of the create, if its answer had one.
+	RequestID string `json:"request_id,omitempty"`
+	// Rejected are tasks that the job had adopted and that have made something else.
+	Rejected []string `json:"rejected,omitempty"`
+}
+
+// intentFrom is what a record alone tells of its intent.
+func intentFrom(rec *jobs.Record) intent {
+	i := intent{
+		JobID: rec.ID, Attempt: rec.Attempt, From: rec.ServiceAt, Until: rec.DoubtAt,
+		Mark: rec.KeyMark, Listed: !rec.ListedAt.IsZero(), RequestID: rec.RequestID, Rejected: rec.Rejected,
+	}
+	if i.From.IsZero() {
+		i.From, i.Slack = rec.SubmittedAt, true
+	}
+	if rec.Request != nil {
+		i.Images, i.Size, i.Prompt = len(rec.Missing()), rec.Request.Size, rec.Request.Prompt
+	}
+	return i
 }
 
 // intentOf is the intent of a record. A worker that died in the middle of its create did
 // not say until when it waited: nobody waits for longer than the service's own limit.
 func (l *lane) intentOf(rec *jobs.Record) intent {
-	i := intent{
-		JobID: rec.ID, Attempt: rec.Attempt, From: rec.ServiceAt, Until: rec.DoubtAt,
-		Mark: rec.KeyMark, Listed: !rec.ListedAt.IsZero(),
-	}
+	i := intentFrom(rec)
 	now, known := l.account.serviceNow()
-	if i.From.IsZero() {
-		i.From, i.Slack = rec.SubmittedAt, true
-	}
 	if i.Until.IsZero() {
 		i.Until = now
 	}
@@ -77,19 +118,19 @@ func (i intent) slack() time.Duration {
 	return clockSlack
 }
 
-func (i intent) same(other intent) bool { return i.JobID == other.JobID && i.Attempt == other.Attempt }
+// open reports whether nothing was decided about it yet.
+func (i intent) open() bool { return !i.NotMade && !i.Held }
 
-// underWay reports whether the create was on its way when the task was made.
-func (i intent) underWay(task dashscope.TaskInfo) bool {
-	made := time.UnixMilli(task.GmtCreate)
-	return !made.Before(i.From.Add(-i.slack())) && !made.After(i.Until.Add(i.slack()))
+// mayHaveMade reports whether the task can be the create's at all, however late its
+// request arrived and whatever its service thinks of limits.
+func (i intent) mayHaveMade(task dashscope.TaskInfo, limit time.Duration) bool {
+	return i.madeWithin(task, limit+clockMargin)
 }
 
-// mayHaveMade reports whether the task can be the create's at all: it may have been
-// held up somewhere on its way.
-func (i intent) mayHaveMade(task dashscope.TaskInfo, limit time.Duration) bool {
+// madeWithin reports whether the task was made after the intent, and within d of it.
+func (i intent) madeWithin(task dashscope.TaskInfo, d time.Duration) bool {
 	made := time.UnixMilli(task.GmtCreate)
-	return !made.Before(i.From.Add(-i.slack())) && made.Before(i.From.Add(limit+clockMargin))
+	return !made.Before(i.From.Add(-i.slack())) && !made.After(i.From.Add(d+i.slack())) && !slices.Contains(i.Rejected, task.TaskID)
 }
 
 // nearly reports whether the task was made so shortly before the create that the clocks
@@ -97,6 +138,39 @@ func (i intent) mayHaveMade(task dashscope.TaskInfo, limit time.Duration) bool {
 func (i intent) nearly(task dashscope.TaskInfo) bool {
 	made := time.UnixMilli(task.GmtCreate)
 	return made.Before(i.From) && made.After(i.From.Add(-clockMargin))
+}
+
+// quietAt is when the lane may send another create although this one is not settled.
+func (i intent) quietAt(t timing) time.Time { return i.Until.Add(t.late + 2*i.slack()) }
+
+// likelierThan reports whether a task that two creates may have made is for all that
+// is plausible the one's: made right after it was sent, and so long after the other's
+// connection had ended that nothing of that is expected any more.
+func (i intent) likelierThan(other intent, task dashscope.TaskInfo, t timing) bool {
+	return i.madeWithin(task, t.prompt) && time.UnixMilli(task.GmtCreate).After(other.Until.Add(t.late+other.slack()))
+}
+
+// makers returns the intents that may have made a task, as far as times, answers and
+// what the task has made tell. What was bought again, or is held, is settled: no task of
+// it is expected after the limit.
+func (view *listing) makers(task dashscope.TaskInfo, t timing) []intent {
+	var possible []intent
+	for _, i := range view.intents {
+		within := t.limit
+		if i.open() || i.Held && view.kept[task.TaskID] {
+			within += clockMargin
+		}
+		if i.RequestID != "" && i.RequestID == task.RequestID {
+			return []intent{i}
+		}
+		if i.madeWithin(task, within) {
+			possible = append(possible, i)
+		}
+	}
+	possible = view.contents[task.TaskID].narrow(possible)
+	return slices.DeleteFunc(slices.Clone(possible), func(i intent) bool {
+		return slices.ContainsFunc(possible, func(o intent) bool { return o.JobID != i.JobID && o.likelierThan(i, task, t) })
+	})
 }
 
 // verdict is what becomes of an intent.
@@ -111,57 +185,63 @@ const (
 
 // decide tells what became of an intent, from the account's tasks that nobody owns
 // and the other intents that may have made them. keyID is that of the intent's key,
-// "" if it is not known; requestID is the one in the service's answer, if it had one.
+// "" if it is not known.
 //
 // A task is the intent's only if nothing else is possible: it bears the key, it was
-// not there before, no other intent can have made it, and no other program has been
-// seen with the key (whose tasks are unowned too). A task that was made while exactly
-// one create was on its way is that one's.
-func decide(me intent, view *listing, keyID, requestID string, limit, settled time.Duration, now time.Time) (verdict, []dashscope.TaskInfo) {
-	var mine, late, contested, near []dashscope.TaskInfo
-	foreign := false
+// not there before, no other job's intent can have made it, and no other program has
+// been seen with the key (whose tasks are unowned too). A task that another open intent
+// may have made is contested until that one is settled.
+func decide(me intent, view *listing, keyID string, t timing, now time.Time) (verdict, []dashscope.TaskInfo) {
+	var mine, contested, near []dashscope.TaskInfo
+	foreign, waiting := false, now.Sub(me.From) < t.limit || now.Sub(me.Until) < t.settled
 	for _, task := range view.unowned {
-		if requestID != "" && task.RequestID == requestID {
+		if me.RequestID != "" && task.RequestID == me.RequestID {
 			return adoptTask, []dashscope.TaskInfo{task}
 		}
 		if keyID != "" && task.APIKeyID != keyID {
 			continue
 		}
-		others := func(made func(intent) bool) bool {
-			return slices.ContainsFunc(view.intents, func(i intent) bool { return !i.same(me) && made(i) })
-		}
-		underWay := others(func(i intent) bool { return i.underWay(task) })
-		possible := others(func(i intent) bool { return i.mayHaveMade(task, limit) })
+		makers := view.makers(task, t)
+		own := func(i intent) bool { return i.JobID == me.JobID && (i.Attempt == me.Attempt || i.NotMade) }
+		rivals := slices.DeleteFunc(slices.Clone(makers), func(i intent) bool { return i.JobID == me.JobID })
 		switch {
-		case me.underWay(task) && underWay:
+		case slices.Contains(me.Rejected, task.TaskID) && len(rivals) == 0:
+			// It bears the key, and nobody else asked for it: what it has made may be ours
+			// after all.
 			contested = append(contested, task)
-		case me.underWay(task):
+		case !slices.ContainsFunc(makers, own):
+		case len(rivals) == 0:
 			mine = append(mine, task)
-		case underWay:
-		case me.mayHaveMade(task, limit) && possible:
+			continue
+		case task.Status == dashscope.StatusFailed, task.Status == dashscope.StatusCanceled:
+			continue // it has cost nothing, and made nothing
+		default:
 			contested = append(contested, task)
-		case me.mayHaveMade(task, limit):
-			late = append(late, task)
-		case !possible && !view.kept[task.TaskID]:
+			waiting = waiting || slices.ContainsFunc(rivals, func(i intent) bool { return i.open() && now.Sub(i.From) < t.limit })
+			continue
+		}
+		known := slices.ContainsFunc(view.intents, func(i intent) bool { return i.mayHaveMade(task, t.limit) })
+		if !known && !view.kept[task.TaskID] {
 			foreign = true
 			if me.nearly(task) {
 				near = append(near, task)
 			}
 		}
 	}
-	candidates := slices.Concat(mine, late, contested)
-	age := now.Sub(me.From)
-	switch certain := keyID != "" && me.Listed && !foreign && len(candidates) == 1 && len(contested) == 0; {
-	case age > doubtMost:
+	candidates := slices.Concat(mine, contested)
+	switch certain := keyID != "" && me.Listed && !foreign && len(mine) == 1; {
+	case now.Sub(me.From) > maxIntentAge:
 		return holdJob, candidates
-	case certain && now.Sub(me.Until) >= settled:
-		return adoptTask, candidates
-	case age < limit, certain:
+	case certain && now.Sub(me.Until) >= t.settled:
+		return adoptTask, mine
+	case waiting, certain:
 		return undecided, candidates
 	case len(candidates) > 0:
 		return holdJob, candidates
 	case len(near) > 0:
 		return holdJob, near
+	case slices.ContainsFunc(view.unverified, func(task dashscope.TaskInfo) bool { return me.mayHaveMade(task, t.limit) }):
+		return undecided, nil // another job has adopted it, which may turn out wrong
 	}
 	return noTask, nil
 }

@@ -91,9 +91,10 @@ func (e entry) keyMark() string {
 	return e.Record.KeyMark
 }
 
-// mayBe reports whether the entry holds a job that a task may be of.
+// mayBe reports whether the entry holds a job that a task may be of, or gives the task
+// up.
 func (e entry) mayBe(task string) bool {
-	return e.Record != nil && slices.Contains(e.Record.Candidates, task)
+	return e.Record != nil && (slices.Contains(e.Record.Candidates, task) || slices.Contains(e.Record.Rejected, task))
 }
 
 // Journal is the worker's own append-only file of what it spent: JSON lines,
@@ -183,7 +184,8 @@ func (j *Journal) apply(line []byte) error {
 // note keeps what a later start must know: the last entry of each open job, and
 // whose the tasks were that the service may still list.
 func (j *Journal) note(e entry) {
-	if task := e.taskID(); task != "" {
+	// Whose a task is that was adopted shows when it has ended.
+	if task := e.taskID(); task != "" && (e.Kind != entryTask || e.Record == nil || !e.Record.Adopted) {
 		own := entry{At: e.At, Kind: entryOwned, JobID: e.JobID, Attempt: e.Attempt, TaskID: task, Account: e.Account, Model: e.Model, KeyMark: e.keyMark()}
 		if e.Record != nil {
 			own.Account, own.Model = e.Record.Account, e.Record.Model

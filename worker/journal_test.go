@@ -178,7 +178,7 @@ func TestRule7MismatchStaysHeld(t *testing.T) {
 	j := openJournal(t, path)
 	adopted, wrong := journaled("a"), journaled("a")
 	adopted.State, adopted.TaskID, adopted.Adopted = jobs.StateGenerating, "task-1", true
-	wrong.State, wrong.Candidates = jobs.StateHeld, []string{"task-1"}
+	wrong.State, wrong.Candidates, wrong.Rejected = jobs.StateHeld, []string{"task-1"}, []string{"task-1"}
 	require.NoError(t, j.append(entryTask, adopted))
 	assert.False(t, behind(wrong, adopted, time.Now()))
 	require.NoError(t, j.append(entryHeld, wrong))
@@ -187,6 +187,6 @@ func TestRule7MismatchStaysHeld(t *testing.T) {
 	assert.Equal(t, []string{"a held"}, openJobs(j))
 
 	// But a reply that named the task is believed whatever others held the job for.
-	adopted.Adopted = false
+	adopted.Adopted, wrong.Rejected = false, nil
 	assert.True(t, behind(wrong, adopted, time.Now()))
 }

@@ -260,7 +260,7 @@ func (k *keeper) lateTasks(ctx context.Context) {
 			k.log.Warn(redisAway, "task_id", task.TaskID, "err", err)
 			return
 		}
-		if view.intents, err = k.intents(ctx); err != nil {
+		if view.intents, _, err = k.intents(ctx); err != nil {
 			return // the next look tells
 		}
 	}

@@ -32,6 +32,10 @@ type listing struct {
 	// intents are the creates that may have made one: those without an outcome, those
 	// that were bought again, and those whose jobs are held.
 	intents []intent
+	// unverified are tasks that a job has adopted and that have not shown yet what they
+	// make, and contents what is known of tasks that have, by their IDs.
+	unverified []dashscope.TaskInfo
+	contents   map[string]*contents
 }
 
 // ask waits for the lane's turn to ask the service something: all of an account's
@@ -80,18 +84,35 @@ func (l *lane) wholeList(ctx context.Context) (tasks []dashscope.TaskInfo, err e
 // look reads the list, and who owns what is on it. The order matters: a create that
 // ends meanwhile must be seen as an intent or as an owner.
 func (l *lane) look(ctx context.Context) (*listing, error) {
-	view := &listing{at: time.Now(), all: map[string]dashscope.TaskInfo{}, kept: map[string]bool{}}
+	view := &listing{at: time.Now(), all: map[string]dashscope.TaskInfo{}}
 	tasks, err := l.wholeList(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if view.intents, err = l.intents(ctx); err != nil {
+	var adopted map[string]bool
+	if view.intents, adopted, err = l.intents(ctx); err != nil {
 		return nil, err
 	}
-	journaled := l.cfg.DataDir.Journal.ownedTasks()
-	var unknown []string
 	for _, task := range tasks {
 		view.all[task.TaskID] = task
+		if adopted[task.TaskID] {
+			view.unverified = append(view.unverified, task)
+		}
+	}
+	if view.unowned, view.kept, err = l.unownedOf(ctx, tasks); err != nil {
+		return nil, err
+	}
+	l.keepListing(ctx, view)
+	return view, nil
+}
+
+// unownedOf returns those of the tasks that no record and no journal owns, and which of
+// them are kept for a held job.
+func (l *lane) unownedOf(ctx context.Context, tasks []dashscope.TaskInfo) (unowned []dashscope.TaskInfo, kept map[string]bool, err error) {
+	journaled := l.cfg.DataDir.Journal.ownedTasks()
+	var unknown []string
+	byID := map[string]dashscope.TaskInfo{}
+	for _, task := range tasks {
 		mark := journaled[task.TaskID].KeyMark
 		_, made := l.tasks.Load(task.TaskID)
 		if made && mark == "" {
@@ -101,52 +122,68 @@ func (l *lane) look(ctx context.Context) (*listing, error) {
 			l.learnKeyID(ctx, mark, task.APIKeyID)
 		} else if _, owned := journaled[task.TaskID]; !owned {
 			unknown = append(unknown, task.TaskID)
+			byID[task.TaskID] = task
 		}
 	}
 	notes, err := l.jobs.TaskNotes(ctx, unknown)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	kept = map[string]bool{}
 	for _, id := range unknown {
 		if notes[id].Job == "" {
-			view.unowned = append(view.unowned, view.all[id])
-			view.kept[id] = notes[id].Kept != ""
+			unowned = append(unowned, byID[id])
+			kept[id] = notes[id].Kept != ""
 		}
 	}
-	l.keepListing(ctx, view)
-	return view, nil
+	return unowned, kept, nil
 }
 
 // keepListing keeps the last listing in which every task of the lane's key had an owner,
 // and before there was one the first.
 func (l *lane) keepListing(ctx context.Context, view *listing) {
-	clean := l.clean(ctx, view)
+	clean, err := l.clean(ctx, view)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.first == nil || clean {
+	if l.first == nil || clean && err == nil {
 		l.first = view
 	}
 }
 
-// clean reports whether no task of the lane's key on a listing is nobody's. One that is
-// kept for a held job is known: no create that is sent later has made it.
-func (l *lane) clean(ctx context.Context, view *listing) bool {
+// clean reports whether each task of the lane's key on a listing is explained: it has an
+// owner, or is kept for a held job, or an intent may have made it. No create that is sent
+// later has made it then, and no other program.
+func (l *lane) clean(ctx context.Context, view *listing) (bool, error) {
 	key, err := l.keyID(ctx, l.account.remote.KeyMark())
-	return err == nil && !slices.ContainsFunc(view.unowned, func(t dashscope.TaskInfo) bool {
-		return !view.kept[t.TaskID] && (key == "" || t.APIKeyID == key)
-	})
+	if err != nil {
+		return false, err
+	}
+	return !slices.ContainsFunc(view.unowned, func(t dashscope.TaskInfo) bool {
+		made := slices.ContainsFunc(view.intents, func(i intent) bool { return i.mayHaveMade(t, l.timing().limit) })
+		return !made && !view.kept[t.TaskID] && (key == "" || t.APIKeyID == key)
+	}), nil
 }
 
 // listedAt is when the list was read last before an intent, if every task of the
-// lane's key had an owner then; else zero.
-func (l *lane) listedAt(ctx context.Context) time.Time {
+// lane's key is explained; else zero.
+func (l *lane) listedAt(ctx context.Context) (time.Time, error) {
 	l.mu.Lock()
 	view := l.first
 	l.mu.Unlock()
-	if view == nil || !l.clean(ctx, view) {
-		return time.Time{}
+	if view == nil {
+		return time.Time{}, nil
 	}
-	return view.at.UTC()
+	clean, err := l.clean(ctx, view)
+	if err == nil && !clean { // some may have been explained since
+		later := *view
+		if later.unowned, later.kept, err = l.unownedOf(ctx, view.unowned); err == nil {
+			clean, err = l.clean(ctx, &later)
+		}
+	}
+	if err != nil || !clean {
+		return time.Time{}, err
+	}
+	return view.at.UTC(), nil
 }
 
 // doubts is the key of the lane's intents that were bought again or are held, by job and
@@ -155,25 +192,39 @@ const doubts = "doubts"
 
 func doubtName(job string, attempt int) string { return fmt.Sprintf("%s.%d", job, attempt) }
 
-// intents are the lane's creates that have no outcome, of whatever worker, and those
-// of the last day that were bought again or are held.
-func (l *lane) intents(ctx context.Context) ([]intent, error) {
-	var found []intent
-	for filter := (jobs.ListFilter{States: []jobs.State{jobs.StateSubmitting}, Account: l.account.name, Model: l.model.Name}); ; {
+// recordsIn are the records of the lane in some states, of whatever worker.
+func (l *lane) recordsIn(ctx context.Context, states ...jobs.State) (all []*jobs.Record, err error) {
+	for filter := (jobs.ListFilter{States: states, Account: l.account.name, Model: l.model.Name}); ; {
 		records, cursor, err := l.jobs.List(ctx, filter)
 		if err != nil {
 			return nil, err
 		}
-		for _, rec := range records {
-			found = append(found, l.intentOf(rec))
-		}
+		all = append(all, records...)
 		if filter.Cursor = cursor; cursor == "" {
-			break
+			return all, nil
+		}
+	}
+}
+
+// intents are the lane's creates that have no outcome, of whatever worker, and those
+// of the last day that were bought again or are held. adopted are the tasks that jobs
+// have adopted and that are under way.
+func (l *lane) intents(ctx context.Context) (found []intent, adopted map[string]bool, err error) {
+	records, err := l.recordsIn(ctx, jobs.StateSubmitting, jobs.StateGenerating)
+	if err != nil {
+		return nil, nil, err
+	}
+	adopted = map[string]bool{}
+	for _, rec := range records {
+		if rec.State == jobs.StateSubmitting {
+			found = append(found, l.intentOf(rec))
+		} else if rec.Adopted {
+			adopted[rec.TaskID] = true
 		}
 	}
 	decided, err := l.cfg.Redis.HGetAll(ctx, l.key(doubts)).Result()
 	if err != nil {
-		return nil, fmt.Errorf("read intents that are decided: %w", err)
+		return nil, nil, fmt.Errorf("read intents that are decided: %w", err)
 	}
 	for name, encoded := range decided {
 		i, err := decodeIntent(encoded)
@@ -184,10 +235,10 @@ func (l *lane) intents(ctx context.Context) ([]intent, error) {
 			continue
 		}
 		if err := l.cfg.Redis.HDel(ctx, l.key(doubts), name).Err(); err != nil {
-			return nil, fmt.Errorf("forget an intent: %w", err)
+			return nil, nil, fmt.Errorf("forget an intent: %w", err)
 		}
 	}
-	return found, nil
+	return found, adopted, nil
 }
 
 // clock notes the service's time, which its answers bear in whole seconds.

@@ -118,36 +118,26 @@ func (l *lane) saw(ctx context.Context, rec *jobs.Record, first *sighting) {
 	})
 }
 
-// fits reports whether an adopted task has made what the job asks for, as far as its
-// answer tells: so many images, and of that prompt where the model repeats it.
-func fits(task *dashscope.Task, req *jobs.Request, images int) bool {
-	total := len(task.Output.Results)
-	if m := task.Output.TaskMetrics; m != nil {
-		total = m.Total
-	}
-	for _, r := range task.Output.Results {
-		if r.OrigPrompt != "" && !samePrompt(r.OrigPrompt, req.Prompt) {
-			return false
-		}
-	}
-	return total == images
-}
-
 // samePrompt compares what the service repeats of a prompt, which it may have cut off.
 func samePrompt(repeated, asked string) bool {
 	repeated, asked = strings.TrimSpace(repeated), strings.TrimSpace(asked)
 	return repeated == asked || len(repeated) > 100 && strings.HasPrefix(asked, repeated)
 }
 
-// mismatch gives an adopted task back that turned out not to be the job's: a person
-// must look, and its images are kept.
-func (l *lane) mismatch(ctx context.Context, rec *jobs.Record) error {
-	next := held(rec, codeAmbiguous, "the only task that could be the job's has made something else: its images are kept under _held/ in the bucket")
-	next.Candidates, next.TaskID, next.Adopted = []string{rec.TaskID}, "", false
-	if err := l.keepLater(ctx, keepsake{JobID: rec.ID, Attempt: rec.Attempt, Account: l.account.name, Model: l.model.Name, TaskID: rec.TaskID}); err != nil {
-		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+// reject gives an adopted task back that has made something else than the job asks for:
+// another open intent may have made it. What became of the job's own create is looked
+// for again.
+func (l *lane) reject(ctx context.Context, rec *jobs.Record) error {
+	next := doubtful(rec, nil, "the task that was adopted has made something else")
+	next.State, next.TaskID, next.Adopted, next.RunningAt = jobs.StateSubmitting, "", false, time.Time{}
+	next.Rejected = append(slices.Clone(rec.Rejected), rec.TaskID)
+	l.journal(entryAmbiguous, next)
+	l.log.Warn("adopted task rejected: it has made something else", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt)
+	if err := l.advance(ctx, rec, next); err != nil {
+		return err
 	}
-	return l.park(ctx, rec, next)
+	l.tasks.Delete(rec.TaskID)
+	return nil
 }
 
 // cancelTask cancels a task that waits at DashScope, if somebody asked for that.
@@ -203,8 +193,8 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	if made == 0 {
 		return l.taskFailed(ctx, rec, first.Code, first.Message)
 	}
-	if rec.Adopted && !fits(task, rec.Request, len(missing)) {
-		return l.mismatch(ctx, rec)
+	if rec.Adopted && !(&contents{task: task}).fit(len(missing), rec.Request.Prompt) {
+		return l.reject(ctx, rec)
 	}
 	made = charged(task)
 	next := *rec

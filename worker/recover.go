@@ -109,13 +109,12 @@ func behind(known, journaled *jobs.Record, at time.Time) bool {
 	}
 	closed := slices.ContainsFunc(known.PastAttempts, func(a jobs.Attempt) bool { return a.Attempt == known.Attempt })
 	adopted := !known.ResolvedAt.IsZero() && known.TaskID != "" && journaled.State == jobs.StateHeld
-	if closed || adopted || known.RetriedAt.After(at) || known.ResolvedAt.After(at) {
+	rejected := slices.Contains(known.Rejected, journaled.TaskID)
+	if closed || adopted || rejected || known.RetriedAt.After(at) || known.ResolvedAt.After(at) {
 		return false
 	}
 	if known.State == jobs.StateHeld && known.TaskID == "" && journaled.TaskID != "" {
-		// What was ambiguous to others is known here; but not what was adopted here, and
-		// turned out to have made something else.
-		return !journaled.Adopted || !slices.Contains(known.Candidates, journaled.TaskID)
+		return true // what was ambiguous to others is known here
 	}
 	return progress(known.State) < progress(journaled.State)
 }

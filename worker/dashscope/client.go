@@ -23,7 +23,10 @@ import (
 const DefaultBaseURL = "https://dashscope.aliyuncs.com/api/v1"
 
 const (
-	defaultCreateTimeout = 60 * time.Second
+	// defaultCreateTimeout is longer than the service takes over a request, 300 s
+	// (error-code page, RequestTimeOut): a create that is given up earlier may make its
+	// task when nobody expects it any more.
+	defaultCreateTimeout = 330 * time.Second
 	// defaultQueryTimeout is short because asking again is free.
 	defaultQueryTimeout  = 10 * time.Second
 	defaultUploadTimeout = 2 * time.Minute
@@ -57,7 +60,8 @@ type Config struct {
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error) `json:"-"`
 	// UserAgent names the program to the service. "" means "danqing".
 	UserAgent string
-	// CreateTimeout bounds a create, connecting included; 0 means 60 s.
+	// CreateTimeout bounds a create, connecting included; 0 means 330 s, longer than
+	// the service may take over it. After less its task may be made late.
 	CreateTimeout time.Duration
 	// QueryTimeout bounds a query, list, cancel or request for an upload policy,
 	// not counting the wait for its turn; 0 means 10 s.

@@ -35,8 +35,10 @@ type Fault struct {
 
 	// Delay holds the request for this long: before the work, or with
 	// AfterWork and ResetAfter after it. If the client leaves while the work
-	// is not done yet, it is not done.
+	// is not done yet, it is not done, unless the fault is Detached.
 	Delay time.Duration
+	// Detached lets the work be done although the client has left.
+	Detached bool
 	// AfterWork lets the work be done, for example the task be made, before
 	// Status, Body or Garbage replaces its answer.
 	AfterWork bool
@@ -107,6 +109,9 @@ func (f *Fault) replaces() bool { return f.Status != 0 || f.Body != "" || f.Garb
 
 // serve answers a request that meets the fault.
 func (f *Fault) serve(w http.ResponseWriter, r *http.Request, route Route, work http.HandlerFunc) {
+	if f.Detached {
+		r = r.WithContext(context.WithoutCancel(r.Context()))
+	}
 	after := f.AfterWork || f.Reset == ResetAfter
 	if !after && !wait(r.Context(), f.Delay) {
 		panic(http.ErrAbortHandler)
