@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -189,8 +190,8 @@ func (w *Worker) toBeStored(ctx context.Context, limit int) int {
 }
 
 // Prepare asks the services who they are and merges the journal into the records.
-// It spends nothing. It waits, and says so, while no service can be reached, and
-// fails if every key is refused, with [ErrGateway], [ErrMixed], [ErrSameAccount]
+// It spends nothing. It waits, and says so, while no service can be reached or Redis
+// cannot be written, and fails if every key is refused, with [ErrGateway], [ErrMixed], [ErrSameAccount]
 // or [ErrStopped]. An account that is not usable yet does not hold up the others.
 // [Worker.Run] calls it if the caller did not.
 func (w *Worker) Prepare(ctx context.Context) error {
@@ -200,14 +201,41 @@ func (w *Worker) Prepare(ctx context.Context) error {
 	if err := w.meetAll(ctx); err != nil {
 		return err
 	}
-	if _, err := w.recollect(ctx); err != nil {
-		return err
+	for away := (&backoff{first: time.Second, most: 10 * time.Second}); ; {
+		_, err := w.recollect(ctx)
+		if err == nil {
+			err = w.findLeftovers(ctx)
+		}
+		if err == nil {
+			w.prepared = true
+			return nil
+		}
+		if !passes(err) {
+			return err
+		}
+		wait := away.next()
+		w.log.Warn(redisAway+", trying again", "err", err, "wait", wait)
+		if err := w.sleep(ctx, wait); err != nil {
+			return err
+		}
 	}
-	if err := w.findLeftovers(ctx); err != nil {
-		return err
+}
+
+// passes reports whether an error of Redis, or of the way to it, may be over later: Redis
+// is full, starts, fails over or does not answer.
+func passes(err error) bool {
+	if answer := redis.Error(nil); !errors.As(err, &answer) {
+		return errors.As(err, new(net.Error)) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, redis.ErrPoolTimeout)
 	}
-	w.prepared = true
-	return nil
+	for _, may := range []func(error) bool{
+		redis.IsOOMError, redis.IsLoadingError, redis.IsReadOnlyError, redis.IsClusterDownError,
+		redis.IsTryAgainError, redis.IsMasterDownError, redis.IsMaxClientsError, redis.IsNoReplicasError,
+	} {
+		if may(err) {
+			return true
+		}
+	}
+	return redis.HasErrorPrefix(err, "MISCONF") || redis.HasErrorPrefix(err, "BUSY")
 }
 
 // Stop asks [Worker.Run] to end gracefully: no further submit, what is being

@@ -125,6 +125,18 @@ func TestDrillFails(t *testing.T) {
 				assert.Contains(t, strings.Join(report.Problems, "\n"), "lost: image 1 of drill-0, task ")
 			},
 		},
+		"wrong": {
+			func(t *testing.T, service, store http.Handler, dir string) (http.Handler, http.Handler) {
+				t.Helper()
+				image := filepath.Join(dir, "bucket", bucket.DefaultBucket, "drill-0", "drill-0-1.png")
+				return service, swap(store, image, strings.ReplaceAll(image, "drill-0", "drill-1"))
+			},
+			func(t *testing.T, report *drill.Report) {
+				t.Helper()
+				assert.Equal(t, 2, report.ImagesWrong)
+				assert.Contains(t, strings.Join(report.Problems, "\n"), `wrong picture: drill-0/drill-0-1.png shows what "drill-1" has asked for`)
+			},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -158,6 +170,22 @@ func createTwice(service http.Handler) http.Handler {
 			r.Body = io.NopCloser(bytes.NewReader(body))
 		}
 		service.ServeHTTP(rw, r)
+	})
+}
+
+// swap exchanges two files once a sidecar is put and both are there.
+func swap(store http.Handler, a, b string) http.Handler {
+	var done atomic.Bool
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/_jobs/") && !done.Load() {
+			first, errA := os.ReadFile(a)
+			second, errB := os.ReadFile(b)
+			if errA == nil && errB == nil && done.CompareAndSwap(false, true) {
+				_ = os.WriteFile(a, second, 0o600) // the test looks what they show
+				_ = os.WriteFile(b, first, 0o600)
+			}
+		}
+		store.ServeHTTP(rw, r)
 	})
 }
 

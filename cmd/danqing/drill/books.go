@@ -29,8 +29,9 @@ type books struct {
 	// lost says which charged images lie nowhere, paidTwice which jobs were charged
 	// for more than one task, twice which images lie under two keys.
 	lost, paidTwice, twice []string
-	// stray are charged tasks that no job has asked for.
-	stray []string
+	// stray are charged tasks that no job has asked for, and wrong the images that lie
+	// under a job's key and show what another one has asked for.
+	stray, wrong []string
 }
 
 // books looks at the service and at the bucket, as they are now.
@@ -57,6 +58,7 @@ func (d *drill) books() (*books, error) {
 			byJob[id] = append(byJob[id], task)
 		}
 	}
+	b.compare(byJob, keys)
 	for _, j := range d.load.all() {
 		id := j.request.ID
 		b.add(id, byJob[id], keys)
@@ -72,6 +74,26 @@ func (d *drill) books() (*books, error) {
 	}
 	slices.Sort(b.twice)
 	return b, nil
+}
+
+// compare looks whether the images under each job's keys show what it has asked for.
+func (b *books) compare(byJob map[string][]simulator.Task, keys map[string][]string) {
+	askedBy := map[string]string{}
+	for id, tasks := range byJob {
+		for _, task := range tasks {
+			for _, digest := range pictures(task) {
+				askedBy[digest] = id
+			}
+		}
+	}
+	for digest, names := range keys {
+		for _, name := range names {
+			if id, _, _ := strings.Cut(name, "/"); id != "_held" && askedBy[digest] != id {
+				b.wrong = append(b.wrong, fmt.Sprintf("%s shows what %q has asked for", name, askedBy[digest]))
+			}
+		}
+	}
+	slices.Sort(b.wrong)
 }
 
 // add enters the charged tasks of a job, in the order of their creation.

@@ -82,9 +82,11 @@ const (
 	// listLag is how late a task appears in the list; the service's is not known.
 	listLag = 300 * time.Millisecond
 	// submitLimit is when the workers may conclude that a lost create made no task.
-	// The service's own limit is 300 s; nothing here is later than lateCreate.
+	// The service's own limit is 300 s. A late create arrives lateCreate after its
+	// connection has ended, and a slow service takes slowCreate over one.
 	submitLimit = 3 * time.Second
 	lateCreate  = time.Second
+	slowCreate  = 2 * time.Second
 
 	// calmStart bounds the first, undisturbed jobs.
 	calmStart = time.Minute

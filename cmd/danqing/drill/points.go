@@ -22,8 +22,20 @@ const (
 	halfBody    act = "half"
 	hang        act = "hang" // for some seconds, then the connection ends
 	delayed     act = "delay"
-	late        act = "late" // the client is cut off, and the request served afterwards
+	late        act = "late"       // the client is cut off, and the request served afterwards
+	lateKill    act = "late-kill"  // and its worker killed as well
+	slow        act = "slow"       // the service takes its time, and serves even who has left
+	slowReset   act = "slow-reset" // and its answer is lost
 )
+
+// pairs befall two creates of one model, one after the other: the outcome of both is
+// unknown, and what the first makes late must not be taken for the second's.
+func pairs() []act {
+	return []act{
+		late + "+" + htmlError, late + "+" + resetDone, htmlError + "+" + late, resetBefore + "+" + resetDone,
+		late + "+" + late, resetDone + "+" + resetDone, slowReset + "+" + htmlError,
+	}
+}
 
 // What is done to processes and their surroundings, whatever they are at.
 const (
@@ -52,7 +64,7 @@ type point struct {
 
 // kills reports whether a worker dies of it.
 func (p point) kills() bool {
-	return slices.Contains([]act{killBefore, killDone, killAfter, killNow, killLong}, p.act)
+	return slices.Contains([]act{killBefore, killDone, killAfter, killNow, killLong, lateKill}, p.act)
 }
 
 // wire reports whether the point is on the way of a request.
@@ -103,7 +115,8 @@ func points(queue Queue) []point {
 	for _, route := range []string{routeCreate, routeQuery, routeList, routeResult, routeSidecarGet} {
 		add(route, halfBody)
 	}
-	add(routeCreate, late)
+	add(routeCreate, late, lateKill, slow, slowReset)
+	add(routeCreate, pairs()...)
 	alone := []act{killNow, stopNow, bucketAway, bucketRefuses, serviceAway}
 	if canFreeze {
 		alone = append(alone, freezeShort)

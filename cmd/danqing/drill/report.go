@@ -53,6 +53,8 @@ type Report struct {
 	ImagesAside     int `json:"images_aside"`
 	ImagesLost      int `json:"images_lost"`
 	ImagesTwice     int `json:"images_twice"`
+	// ImagesWrong lie under a job's key and show what another job has asked for.
+	ImagesWrong int `json:"images_wrong"`
 	// LedgerMicroYuan is what the ledger says was spent.
 	LedgerMicroYuan int64 `json:"ledger_micro_yuan"`
 
@@ -131,6 +133,9 @@ func (d *drill) fate(r *Report, j job) {
 	case j.state() == jobs.StateHeld:
 		r.Held[j.record.Code]++
 		r.HeldJobs = append(r.HeldJobs, fmt.Sprintf("%s %s: %s", id, j.record.Code, j.record.Message))
+		if j.record.Code == "SubmitAmbiguous" {
+			r.problem("%s is held, though no other program has the workers' key, so that the list tells whose each task is", id)
+		}
 	case !j.state().Final():
 		r.Stuck++
 		r.problem("%s is stuck: %s, task %q: %s", id, j.state(), j.record.TaskID, j.record.Message)
@@ -156,6 +161,7 @@ func (d *drill) fate(r *Report, j job) {
 func (r *Report) enter(b *books) {
 	r.Tasks, r.ImagesCharged, r.ImagesWanted, r.ChargedMicroYuan = b.tasks, b.charged, b.wanted, b.microYuan
 	r.ImagesDelivered, r.ImagesAside, r.ImagesLost, r.ImagesTwice = b.delivered, b.aside, len(b.lost), len(b.twice)
+	r.ImagesWrong = len(b.wrong)
 	if b.wanted > 0 {
 		r.ChargesPerImage = float64(b.charged) / float64(b.wanted)
 	} else {
@@ -169,6 +175,9 @@ func (r *Report) enter(b *books) {
 	}
 	for _, text := range b.lost {
 		r.problem("lost: %s", text)
+	}
+	for _, text := range b.wrong {
+		r.problem("wrong picture: %s", text)
 	}
 	if b.open > 0 {
 		r.problem("%d tasks are still open", b.open)
@@ -248,6 +257,7 @@ func (r *Report) Print(to io.Writer) error {
 	line("  images charged        %d for %d wanted: %.4f charges per image (%s yuan)", r.ImagesCharged, r.ImagesWanted, r.ChargesPerImage, yuan(r.ChargedMicroYuan))
 	line("  images delivered      %d under their keys, %d kept aside for a person", r.ImagesDelivered, r.ImagesAside)
 	line("  images lost           %d", r.ImagesLost)
+	line("  wrong pictures        %d", r.ImagesWrong)
 	line("  images stored twice   %d", r.ImagesTwice)
 	line("  longest recovery      %.1f s until a model is worked again whose worker has ended", r.LongestRecovery)
 	// Most of it is the pace of the creates: a real task takes half a minute.
@@ -256,7 +266,7 @@ func (r *Report) Print(to io.Writer) error {
 	line("  ledger                %s yuan", yuan(r.LedgerMicroYuan))
 	line("Verdict")
 	if r.Passed {
-		line("  passed: every image was charged once and none was lost")
+		line("  passed: every image was charged once, none was lost, and each shows what its job has asked for")
 	} else {
 		line("  FAILED, with seed %d; the logs of the workers are in %s", r.Seed, r.Folder)
 	}

@@ -10,6 +10,27 @@ import (
 type trap struct {
 	mu  sync.Mutex
 	set *sprung
+	// second is what befalls the next create of a model, the other one of a pair.
+	second map[string]act
+}
+
+// follow has something befall the next create of a model.
+func (t *trap) follow(model string, what act) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.second == nil {
+		t.second = map[string]act{}
+	}
+	t.second[model] = what
+}
+
+// followed returns what is to befall a create of a model, "" for nothing.
+func (t *trap) followed(model string) act {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	what := t.second[model]
+	delete(t.second, model)
+	return what
 }
 
 // sprung is a point that is waited for, or was met.

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// hangTime is how long a reply is waited for in vain. The worker's own patience
-	// with a create is a minute, so that the connection ends first.
+	// hangTime is how long a reply is waited for in vain. The worker waits for one of a
+	// create for minutes, so that the connection ends first.
 	hangTime = 2 * time.Second
 	// delayTime is how long a request is on its way.
 	delayTime = time.Second
@@ -53,13 +53,30 @@ func (w *wire) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	case ofBucket && w.weather.is(bucketRefuses), !ofBucket && w.weather.is(serviceAway):
 		reset(rw)
 	}
+	if route == routeCreate {
+		if what := w.trap.followed(modelOf(body)); what != "" {
+			w.disturb(what, rw, r, handler, ofBucket)
+			return
+		}
+	}
 	met := w.trap.meet(route)
 	if met == nil {
 		handler.ServeHTTP(rw, r)
 		return
 	}
 	defer close(met.done)
-	w.disturb(met.act, rw, r, handler, ofBucket)
+	what, second, paired := strings.Cut(string(met.act), "+")
+	if paired {
+		w.trap.follow(modelOf(body), act(second))
+	}
+	w.disturb(act(what), rw, r, handler, ofBucket)
+}
+
+// modelOf is the model that a create asks for.
+func modelOf(body []byte) string {
+	var req dashscope.CreateRequest
+	_ = json.Unmarshal(body, &req) // the service says what it is not
+	return req.Model
 }
 
 // disturb does to a request what a point asks for.
@@ -90,11 +107,20 @@ func (w *wire) disturb(what act, rw http.ResponseWriter, r *http.Request, handle
 		wait(r.Context(), delayTime)
 		handler.ServeHTTP(rw, r)
 		return
-	case late:
+	case late, lateKill:
 		hangUp(rw)
+		if what == lateKill {
+			w.kill(w.worker, 0)
+		}
 		wait(context.WithoutCancel(r.Context()), lateCreate)
 		done()
 		return
+	case slow, slowReset:
+		wait(context.WithoutCancel(r.Context()), slowCreate)
+		if kept := done(); what == slow {
+			kept.send(rw)
+			return
+		}
 	case throttled:
 		answerError(rw, ofBucket, http.StatusTooManyRequests)
 		return
@@ -115,10 +141,7 @@ func (w *wire) disturb(what act, rw http.ResponseWriter, r *http.Request, handle
 func (w *wire) note(route, path string, body []byte) {
 	switch route {
 	case routeCreate:
-		var req dashscope.CreateRequest
-		if json.Unmarshal(body, &req) == nil {
-			w.recovery.seen(w.worker, req.Model)
-		}
+		w.recovery.seen(w.worker, modelOf(body))
 	case routeQuery:
 		id := path[strings.LastIndexByte(path, '/')+1:]
 		for _, task := range w.sim.Tasks() {
@@ -254,6 +277,14 @@ func (r *reply) WriteHeader(status int) {
 func (r *reply) Write(b []byte) (int, error) {
 	r.WriteHeader(http.StatusOK)
 	return r.body.Write(b)
+}
+
+// send sends the reply.
+func (r *reply) send(rw http.ResponseWriter) {
+	maps.Copy(rw.Header(), r.header)
+	r.WriteHeader(http.StatusOK)
+	rw.WriteHeader(r.status)
+	_, _ = rw.Write(r.body.Bytes()) // the worker is gone
 }
 
 // half announces the whole reply and sends half of it.
