@@ -25,8 +25,9 @@ func TestRules5To8Decide(t *testing.T) {
 	unlisted, clockless, named, rejecting := me, me, me, me
 	unlisted.Listed, clockless.Slack, named.RequestID, rejecting.Rejected = false, true, "r-b", []string{"a"}
 	other := create("other", 80, 81) // sent when nothing of me is expected any more
-	two, tall, old := other, other, other
-	two.Images, tall.Size, old = 2, "720*1280", create("old", -400, -398)
+	two, tall := other, other
+	two.Images, tall.Size = 2, "720*1280"
+	old := create("old", -400, -398)
 	notMade := func(i intent) intent { i.NotMade = true; return i }
 	held := func(i intent) intent { i.Held = true; return i }
 	ended := func(status string, t dashscope.TaskInfo) dashscope.TaskInfo { t.Status = status; return t }
