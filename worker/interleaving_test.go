@@ -20,6 +20,7 @@ import (
 	queue "github.com/danqing-queue/danqing/jobs/embedded"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // A job is canceled and retried while an effort waits for its turn to submit it,
@@ -213,7 +214,7 @@ func TestFailedReadAtATakeOver(t *testing.T) {
 // A held job of which one image is in the bucket can be bought again: that image
 // stays, and only the other one is bought.
 func TestBuyAgainAfterAPartialStore(t *testing.T) {
-	sim := &simulator.Simulator{Render: func(p simulator.Picture) []byte {
+	sim := &simulator.Simulator{Render: func(p painter.Picture) []byte {
 		if p.Index == 1 {
 			return []byte("<html>no picture</html>")
 		}

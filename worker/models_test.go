@@ -18,6 +18,7 @@ import (
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // hosts are base URLs of the regions that have models.
@@ -41,7 +42,7 @@ func everyModel() []worker.Lane {
 // the sidecar says what was asked for and what became of the prompt, and the cost
 // is what the service charged.
 func TestEveryModelFromQueueToBucket(t *testing.T) {
-	sim := &simulator.Simulator{Render: simulator.Paint}
+	sim := &simulator.Simulator{Render: painter.Paint}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.stop()
 		s.accounts = map[string][]worker.Lane{"": everyModel()}

@@ -15,6 +15,7 @@ import (
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 var blocked = simulator.Failure{Code: "DataInspectionFailed", Message: "Output data may contain inappropriate content."}
@@ -259,7 +260,7 @@ func TestRule13RetryFromTheSidecar(t *testing.T) {
 // held for that one. Once it can be had whole, it is stored too.
 func TestRule12TheOthersAreStored(t *testing.T) {
 	var good atomic.Bool
-	sim := &simulator.Simulator{Render: func(p simulator.Picture) []byte {
+	sim := &simulator.Simulator{Render: func(p painter.Picture) []byte {
 		if p.Index == 1 && !good.Load() {
 			return []byte("<html>no picture</html>")
 		}
@@ -322,7 +323,7 @@ func TestRule12UnknownHosts(t *testing.T) {
 
 // What cannot be proven outlives its link too, while the bucket is away.
 func TestRule12UnprovenOutlivesItsLink(t *testing.T) {
-	sim := &simulator.Simulator{ResultLifetime: time.Hour, Render: func(simulator.Picture) []byte { return []byte("GIF89a") }}
+	sim := &simulator.Simulator{ResultLifetime: time.Hour, Render: func(painter.Picture) []byte { return []byte("GIF89a") }}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.spooledAway()
 		<-time.After(2 * time.Hour)

@@ -15,6 +15,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // A stop leaves the running task at DashScope; the next run, with an empty queue,
@@ -122,7 +123,7 @@ func TestRefusedLinkIsTriedAgain(t *testing.T) {
 
 // Bytes that are no PNG are kept for a person; the job is held, not failed.
 func TestUnprovenImageIsKept(t *testing.T) {
-	sim := &simulator.Simulator{Render: func(simulator.Picture) []byte { return []byte("<html>no picture</html>") }}
+	sim := &simulator.Simulator{Render: func(painter.Picture) []byte { return []byte("<html>no picture</html>") }}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
 		rec := s.wait("job-1")

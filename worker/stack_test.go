@@ -22,6 +22,7 @@ import (
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // stack is everything a worker stands on, in one process and, inside a synctest
@@ -63,9 +64,9 @@ type stack struct {
 }
 
 // tinyPNG is painted where a test does not look at the images.
-func tinyPNG(p simulator.Picture) []byte {
+func tinyPNG(p painter.Picture) []byte {
 	p.Width, p.Height = 8, 8
-	return simulator.Paint(p)
+	return painter.Paint(p)
 }
 
 // bubble runs a test in simulated time.

@@ -32,6 +32,7 @@ import (
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // What may be seen in some places: the reference image as it was given, which
@@ -276,9 +277,9 @@ func newPremises(t *testing.T) *premises {
 	p.sim = &simulator.Simulator{
 		TaskTime: simulator.Between(20*time.Millisecond, 40*time.Millisecond), SubmitsPerSecond: -1,
 		Keys: map[string]simulator.Key{p.secrets["API key"]: {Account: "first"}, p.secrets["second API key"]: {Account: "second"}},
-		Render: func(picture simulator.Picture) []byte {
+		Render: func(picture painter.Picture) []byte {
 			picture.Width, picture.Height = 8, 8
-			return simulator.Paint(picture)
+			return painter.Paint(picture)
 		},
 		Outcome: func(req dashscope.CreateRequest) simulator.Outcome {
 			if strings.Contains(req.Input.Prompt, "refused") {

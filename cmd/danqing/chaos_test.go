@@ -22,6 +22,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // Four workers on one Redis, killed, stopped, frozen and started at random while
@@ -120,9 +121,9 @@ func newFleet(t *testing.T, socket string) *fleet {
 	f.client = jobs.NewClient(rdb)
 	f.sim = &simulator.Simulator{
 		TaskTime: simulator.Between(50*time.Millisecond, 400*time.Millisecond), Concurrency: 1,
-		Render: func(p simulator.Picture) []byte {
+		Render: func(p painter.Picture) []byte {
 			p.Width, p.Height = 8, 8
-			return simulator.Paint(p)
+			return painter.Paint(p)
 		},
 	}
 	f.service = httptest.NewServer(f.sim)

@@ -27,24 +27,25 @@ const (
 // import what stands in for the services too.
 func importMap() map[string][]string {
 	return map[string][]string{
-		"cmd/danqing":                {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator"},
-		"cmd/danqing/drill":          {"jobs", "storage", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator"},
-		"config":                     {"jobs", "storage", "worker", "worker/dashscope"},
-		"worker":                     {"jobs", "storage", "worker/dashscope"},
-		"worker/dashscope":           {},
-		"worker/dashscope/simulator": {"worker/dashscope"}, // the wire structs
-		"jobs":                       {},
-		"jobs/embedded":              {},
-		"jobs/gateway":               {"jobs", "storage", "worker/dashscope"},
-		"storage":                    {},
-		"storage/embedded":           {},
-		"storage/storagetest":        {},
+		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator"},
+		"cmd/danqing/drill":                  {"jobs", "storage", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
+		"config":                             {"jobs", "storage", "worker", "worker/dashscope"},
+		"worker":                             {"jobs", "storage", "worker/dashscope"},
+		"worker/dashscope":                   {},
+		"worker/dashscope/simulator":         {"worker/dashscope", "worker/dashscope/simulator/painter"}, // the wire structs, the images
+		"worker/dashscope/simulator/painter": {},
+		"jobs":                               {},
+		"jobs/embedded":                      {},
+		"jobs/gateway":                       {"jobs", "storage", "worker/dashscope"},
+		"storage":                            {},
+		"storage/embedded":                   {},
+		"storage/storagetest":                {},
 	}
 }
 
 // standIns may be imported by every test.
 func standIns() []string {
-	return []string{"jobs/embedded", "storage/embedded", "storage/storagetest", "worker/dashscope/simulator"}
+	return []string{"jobs/embedded", "storage/embedded", "storage/storagetest", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"}
 }
 
 // servedBy says what a package's tests may import besides: those that it serves.
@@ -63,6 +64,7 @@ func homes() map[string][]string {
 		"github.com/rclone/gofakes3":      {"storage/embedded"},
 		"github.com/alicebob/miniredis":   {"jobs/embedded"},
 		"github.com/standard-webhooks":    {"worker"},
+		"github.com/hajimehoshi":          {"worker/dashscope/simulator/painter"},
 		"github.com/spf13/cobra":          {"cmd/"},
 		"github.com/rogpeppe/go-internal": {"cmd/"},
 	}

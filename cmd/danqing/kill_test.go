@@ -22,6 +22,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // kill -9 of a batch at any request it makes, to DashScope or to the bucket,
@@ -85,9 +86,9 @@ func newWorld(t *testing.T) *world {
 	w := &world{dir: t.TempDir(), files: files, killAt: -1}
 	w.sim = &simulator.Simulator{
 		TaskTime: simulator.Between(30*time.Millisecond, 60*time.Millisecond),
-		Render: func(p simulator.Picture) []byte {
+		Render: func(p painter.Picture) []byte {
 			p.Width, p.Height = 8, 8
-			return simulator.Paint(p)
+			return painter.Paint(p)
 		},
 	}
 	w.server = httptest.NewServer(w)

@@ -17,6 +17,7 @@ import (
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // scriptCommands are what scripts can do beside running programs.
@@ -48,9 +49,9 @@ func startServices(ts *testscript.TestScript, _ bool, _ []string) {
 	failed := map[string]bool{}
 	sim := &simulator.Simulator{
 		TaskTime: simulator.Between(30*time.Millisecond, 60*time.Millisecond),
-		Render: func(p simulator.Picture) []byte {
+		Render: func(p painter.Picture) []byte {
 			p.Width, p.Height = 8, 8
-			return simulator.Paint(p)
+			return painter.Paint(p)
 		},
 		Outcome: func(req dashscope.CreateRequest) simulator.Outcome {
 			mu.Lock()

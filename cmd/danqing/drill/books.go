@@ -15,6 +15,7 @@ import (
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // books are what the service has made and charged, against what lies in the bucket.
@@ -134,7 +135,7 @@ func pictures(task simulator.Task) map[int]string {
 		if outcome.Images[i].Code != "" {
 			continue
 		}
-		sum := sha256.Sum256(render(simulator.Picture{
+		sum := sha256.Sum256(render(painter.Picture{
 			Model: task.Request.Model, Prompt: task.Request.Input.Prompt, Seed: task.Seeds[i], Index: i,
 		}))
 		all[i+1] = hex.EncodeToString(sum[:])

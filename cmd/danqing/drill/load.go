@@ -20,6 +20,7 @@ import (
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 const (
@@ -364,7 +365,7 @@ func taskTime(dice *rand.Rand, req dashscope.CreateRequest) time.Duration {
 }
 
 // render paints pictures that are small and, by job, seed and index, all different.
-func render(p simulator.Picture) []byte {
+func render(p painter.Picture) []byte {
 	const side = 8
 	picture := image.NewNRGBA(image.Rect(0, 0, side, side))
 	for y := range side {

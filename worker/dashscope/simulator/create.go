@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // maxSeed is the largest seed (text-to-image reference).
@@ -128,13 +129,13 @@ func (s *Simulator) checkTask(c caller, m model, req dashscope.CreateRequest, no
 	if m.name != modelV1 {
 		return Failure{}
 	}
-	if _, ok := styleOf(p.Style); !ok {
+	if p.Style != "" && !painter.HasStyle(p.Style) {
 		return bad("The style is not match the allowed styles.")
 	}
 	if p.RefStrength != nil && (*p.RefStrength < 0 || *p.RefStrength > 1) {
 		return bad("The ref_strength must be in the range [0.0, 1.0].")
 	}
-	if p.RefMode != "" && p.RefMode != refRepaint && p.RefMode != refOnly {
+	if p.RefMode != "" && p.RefMode != painter.RefRepaint && p.RefMode != painter.RefOnly {
 		return bad("The ref_mode must be one of ['repaint', 'refonly'].")
 	}
 	return s.checkReference(c, req, now)

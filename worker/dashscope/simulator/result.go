@@ -2,6 +2,7 @@ package simulator
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/hmac"
 	"fmt"
 	"image"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // Characters after which the service cuts a negative prompt (text-to-image
@@ -76,7 +78,7 @@ func (s *Simulator) serveResult(w http.ResponseWriter, r *http.Request, requestI
 	}
 	render := s.Render
 	if render == nil {
-		render = Paint
+		render = painter.Paint
 	}
 	content := render(picture(t, index, ref))
 	ossHeaders(w, requestID)
@@ -123,10 +125,10 @@ func (s *Simulator) uploaded(in dashscope.Input) *image.RGBA {
 
 // picture gathers what an image shows. A reference that was not uploaded lies
 // behind a URL, which is never fetched.
-func picture(t *task, index int, uploaded *image.RGBA) Picture {
+func picture(t *task, index int, uploaded *image.RGBA) painter.Picture {
 	in, p := t.Request.Input, t.Request.Parameters
 	width, height, _ := t.model.sizes.parse(p.Size)
-	pic := Picture{
+	pic := painter.Picture{
 		Model: t.Request.Model, Prompt: cutRunes(in.Prompt, t.model.promptRunes), NegativePrompt: cutRunes(in.NegativePrompt, maxNegativePrompt),
 		ActualPrompt: t.actualPrompt(), Width: width, Height: height, Seed: t.Seed + int64(index), Index: index, N: t.n(),
 		RefMode: p.RefMode, RefStrength: defaultRefStrength,
@@ -137,7 +139,7 @@ func picture(t *task, index int, uploaded *image.RGBA) Picture {
 	if t.model.name != modelV1 {
 		return pic
 	}
-	pic.Style = p.Style
+	pic.Style = cmp.Or(p.Style, painter.DefaultStyle)
 	if p.RefStrength != nil {
 		pic.RefStrength = *p.RefStrength
 	}
@@ -146,7 +148,7 @@ func picture(t *task, index int, uploaded *image.RGBA) Picture {
 	case uploaded != nil:
 		pic.Ref = uploaded
 	case name != "":
-		pic.Ref = standIn(name)
+		pic.Ref = painter.Placeholder(name)
 	}
 	return pic
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/worker/dashscope"
-	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // download gets a link without a key.
@@ -125,7 +125,7 @@ func TestResultLifetime(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)
 	sim.ResultLifetime = time.Minute
-	sim.Render = func(p simulator.Picture) []byte { return []byte(p.Prompt) }
+	sim.Render = func(p painter.Picture) []byte { return []byte(p.Prompt) }
 	bubble(t, sim, func(c *client) {
 		t := c.t
 		link := c.links(t, fox)[0]
@@ -135,15 +135,10 @@ func TestResultLifetime(t *testing.T) {
 	})
 }
 
-// What a renderer is told, by the request.
-func TestPictures(t *testing.T) {
+func TestPicturesFollowTheRequest(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)
-	var got []simulator.Picture
-	sim.Render = func(p simulator.Picture) []byte {
-		got = append(got, p)
-		return nil
-	}
+	painted := recordPictures(sim)
 	bubble(t, sim, func(c *client) {
 		t := c.t
 		body := `{"model":"wanx-v1","input":{"prompt":"` + strings.Repeat("长", 801) + `","negative_prompt":"红","ref_image":"https://example.com/a.png"},` +
@@ -151,11 +146,14 @@ func TestPictures(t *testing.T) {
 		for _, link := range c.links(t, body) {
 			c.download(t, link, nil)
 		}
+		c.download(t, c.links(t, fox)[0], nil)
 	})
-	require.Len(t, got, 2)
+	got := *painted
+	require.Len(t, got, 3)
+	assert.Equal(t, "<auto>", got[2].Style, "wanx-v1 without a style")
 	assert.NotNil(t, got[1].Ref)
 	got[1].Ref = nil
-	assert.Equal(t, simulator.Picture{
+	assert.Equal(t, painter.Picture{
 		Model: "wanx-v1", Prompt: strings.Repeat("长", 800), NegativePrompt: "红", Style: "<sketch>",
 		Width: 1280, Height: 720, Seed: 42, Index: 1, N: 2, RefMode: "refonly", RefStrength: 0.7,
 	}, got[1])

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // Limits and times of the service. Each field of [Simulator] that is zero takes
@@ -68,8 +69,8 @@ type Simulator struct {
 	// survive a kill -9 of the process: DashScope goes on while its client is
 	// dead. Empty means memory only. One Simulator at a time may use a folder.
 	StateDir string
-	// Render paints a result. Nil means [Paint].
-	Render func(Picture) []byte
+	// Render paints a result. Nil means [painter.Paint].
+	Render func(painter.Picture) []byte
 	// Outcome decides how a task ends that the service accepted. Nil means that
 	// every image succeeds. It is asked once, when the task is made.
 	Outcome func(req dashscope.CreateRequest) Outcome

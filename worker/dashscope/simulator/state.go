@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // stateFile holds the entries of StateDir, one JSON object a line. Pictures of
@@ -155,6 +157,6 @@ func (s *Simulator) applyUpload(up *upload) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.Name(), err)
 	}
-	up.picture = shrink(img)
+	up.picture = painter.Shrink(img)
 	return nil
 }

@@ -8,13 +8,19 @@ import (
 	"encoding/json"
 	"errors"
 	"image"
+	_ "image/jpeg" // the formats that wanx-v1 accepts
 	"io"
 	"mime/multipart"
 	"net/http"
 	"strings"
 	"time"
 
+	_ "golang.org/x/image/bmp" // and those that the standard library lacks
+	_ "golang.org/x/image/tiff"
+	_ "golang.org/x/image/webp"
+
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // Limits of the temporary store (get-temporary-file-url page) and of a
@@ -42,7 +48,7 @@ type upload struct {
 	// Failure is why a task cannot use it, if so.
 	Failure Failure `json:"failure,omitzero"`
 
-	picture *image.RGBA // no larger than refSide
+	picture *image.RGBA // at most 512 pixels a side
 }
 
 // belongs reports whether the upload was made for this account and model.
@@ -248,5 +254,5 @@ func readReference(content []byte, size int64) (*image.RGBA, Failure) {
 	if err != nil {
 		return nil, Failure{"InvalidImageFormat", "The input image cannot be decoded."}
 	}
-	return shrink(img), Failure{}
+	return painter.Shrink(img), Failure{}
 }

@@ -1,9 +1,40 @@
-package simulator
+package painter
 
 import (
 	"math"
 	"math/rand/v2"
 )
+
+// minCanvasSide is the smallest canvas that every style can draw on. A smaller
+// picture shows its upper left corner.
+const minCanvasSide = 64
+
+// canvas is a scene of palette indices, at half the size of the picture.
+type canvas struct {
+	w, h int
+	pix  []uint8
+}
+
+func newCanvas(w, h int) *canvas { return &canvas{w: w, h: h, pix: make([]uint8, w*h)} }
+
+// row is the pixels of one line.
+func (c *canvas) row(y int) []uint8 { return c.pix[y*c.w : (y+1)*c.w] }
+
+// upscale doubles the canvas to the pixels of a picture.
+func (c *canvas) upscale(width, height int) []uint8 {
+	out := make([]uint8, width*height+1)
+	for y := 0; y < height; y += 2 {
+		row := out[y*width : (y+1)*width+1]
+		for x, v := range c.row(y / 2) {
+			row[min(2*x, width)] = v
+			row[min(2*x+1, width)] = v
+		}
+		if y+1 < height {
+			copy(out[(y+1)*width:(y+2)*width], row)
+		}
+	}
+	return out[:width*height]
+}
 
 // side is the shorter side of the canvas.
 func (c *canvas) side() int { return min(c.w, c.h) }
@@ -15,13 +46,12 @@ func fill(run []uint8, v uint8) {
 	}
 }
 
-// tone is the palette index of a shade of a ramp; a shade beyond the ramp is its
-// end.
+// tone is the palette index of a shade of a ramp, clamped to the ramp.
 func tone(ramp, shade int) uint8 {
-	return uint8(ramp*shades + min(max(shade, 0), shades-1)) //nolint:gosec // below darkBase
+	return uint8(ramp*shades + min(max(shade, 0), shades-1)) //nolint:gosec // below sceneColors
 }
 
-// darker goes down a ramp, but not out of it.
+// darker goes down a ramp, at most to its end.
 func darker(v uint8, by int) uint8 {
 	return tone(int(v)/shades, int(v)%shades-by)
 }
@@ -34,8 +64,8 @@ func (c *canvas) span(y, from, to int, v uint8) {
 	}
 }
 
-// gradient fills the canvas from one shade of the ground at its top to another.
-// A pattern hides the steps.
+// gradient fills the canvas from one shade of the background at its top to
+// another, dithered.
 func (c *canvas) gradient(top, bottom int) {
 	for y := range c.h {
 		exact := float64(top) + float64(bottom-top)*float64(y)/float64(c.h)
@@ -49,7 +79,7 @@ func (c *canvas) gradient(top, bottom int) {
 	}
 }
 
-// bayer is a threshold in [0, 1) that is spread evenly over 4 by 4 pixels.
+// bayer is the threshold in [0, 1) of a 4 by 4 Bayer matrix, for dithering.
 func bayer(x, y int) float64 {
 	const order = "\x00\x08\x02\x0a\x0c\x04\x0e\x06\x03\x0b\x01\x09\x0f\x07\x0d\x05"
 	return float64(order[y&3<<2|x&3]) / 16
@@ -68,15 +98,15 @@ func (c *canvas) radial(cx, cy int, reach float64, ramp int) {
 	}
 }
 
-// disc fills a circle with one colour.
-func (c *canvas) disc(cx, cy, r, ramp, shade int) {
+// disk fills a circle with one color.
+func (c *canvas) disk(cx, cy, r, ramp, shade int) {
 	for dy := -r; dy <= r; dy++ {
 		half := int(math.Sqrt(float64(r*r - dy*dy)))
 		c.span(cy+dy, cx-half, cx+half+1, tone(ramp, shade))
 	}
 }
 
-// ring draws a circle's line.
+// ring draws a circle.
 func (c *canvas) ring(cx, cy, r, ramp, shade int) {
 	for i := range 7 * r {
 		sin, cos := math.Sincos(float64(i) / float64(r))
@@ -103,7 +133,7 @@ func (c *canvas) ball(cx, cy, r, ramp int) {
 	c.ellipse(cx, cy, float64(r), float64(r), ramp, 4, shades-1)
 }
 
-// glow lightens a circle of the ground.
+// glow lightens a circle of the background.
 func (c *canvas) glow(cx, cy, r, by int) {
 	for y := max(cy-r, 0); y <= min(cy+r, c.h-1); y++ {
 		half := int(math.Sqrt(float64(r*r - (y-cy)*(y-cy))))
@@ -213,7 +243,7 @@ func (c *canvas) stroke(x, y int, angle float64, length, width int, v uint8) {
 	}
 }
 
-// blot is a stain with a rim, darker where it lies upon another of its ramp.
+// blot draws a stain with a rim, darker where it covers another of its ramp.
 func (c *canvas) blot(rng *rand.Rand, cx, cy int, r float64, ramp int) {
 	wobble := func() []float64 {
 		a, b := rng.Float64()*6, rng.Float64()*6
@@ -246,7 +276,7 @@ func (c *canvas) blot(rng *rand.Rand, cx, cy int, r float64, ramp int) {
 	}
 }
 
-// tree draws a tree of two triangles that stands on a point.
+// tree draws a tree of two triangles, its foot at a point.
 func (c *canvas) tree(x, y, size, ramp, shade int) {
 	for dy := range size / 4 {
 		c.span(y-dy, x-size/14, x+size/14+1, tone(2, 0))

@@ -1,4 +1,4 @@
-package simulator
+package painter
 
 import (
 	"cmp"
@@ -6,36 +6,30 @@ import (
 	"image/color"
 	"slices"
 
-	_ "image/jpeg" // the formats that wanx-v1 accepts
-
 	"golang.org/x/image/draw"
-
-	_ "golang.org/x/image/bmp" // and those that the standard library lacks
-	_ "golang.org/x/image/tiff"
-	_ "golang.org/x/image/webp"
 )
 
-// refSide is the longest side to which a reference is shrunk: enough for a
-// picture that is painted at half its size.
-const refSide = 512
+// maxReferenceSide is enough for a picture that is painted at half its size.
+const maxReferenceSide = 512
 
-// Sides of the colour cube that pictures with a reference use.
+// Sides of the color cube that pictures with a reference use.
 const (
 	cubeSteps  = 6
-	cubeColour = cubeSteps * cubeSteps * cubeSteps
+	cubeColors = cubeSteps * cubeSteps * cubeSteps
 )
 
-// shrink scales a picture down to refSide.
-func shrink(img image.Image) *image.RGBA {
+// Shrink copies a reference image, scaled down to at most 512 pixels a side: all
+// that [Paint] needs of it.
+func Shrink(img image.Image) *image.RGBA {
 	b := img.Bounds()
 	w, h := b.Dx(), b.Dy()
-	if longest := max(w, h); longest > refSide {
-		w, h = max(w*refSide/longest, 1), max(h*refSide/longest, 1)
+	if longest := max(w, h); longest > maxReferenceSide {
+		w, h = max(w*maxReferenceSide/longest, 1), max(h*maxReferenceSide/longest, 1)
 	}
 	return scale(img, b, w, h)
 }
 
-// scale draws a part of a picture at another size.
+// scale returns a part of a picture at another size.
 func scale(img image.Image, part image.Rectangle, w, h int) *image.RGBA {
 	out := image.NewRGBA(image.Rect(0, 0, w, h))
 	draw.ApproxBiLinear.Scale(out, out.Rect, img, part, draw.Src, nil)
@@ -52,8 +46,9 @@ func cover(b image.Rectangle, w, h int) image.Rectangle {
 	return image.Rect(b.Min.X, b.Min.Y+cut, b.Max.X, b.Max.Y-cut)
 }
 
-// take turns the ramps into a picture's colours: the more strength, the more.
-func (s *colours) take(ref image.Image, strength float64) {
+// mixIn mixes the colors of a reference into the ramps: the more strength, the
+// more of them.
+func (s *colorScheme) mixIn(ref image.Image, strength float64) {
 	const side = 24
 	small := scale(ref, ref.Bounds(), side, side)
 	seen := make([]rgb, 0, side*side)
@@ -65,7 +60,7 @@ func (s *colours) take(ref image.Image, strength float64) {
 	weight := 0.35 + 0.65*strength
 	for i := range s {
 		for j := range s[i] {
-			// A stop becomes the reference's colour of its rank in lightness,
+			// A stop becomes the reference's color of its rank in lightness,
 			// from a place that differs by ramp.
 			rank := light(s[i][j])*0.9 + 0.02*float64(i)
 			pick := seen[min(int(rank*float64(len(seen))), len(seen)-1)]
@@ -75,16 +70,16 @@ func (s *colours) take(ref image.Image, strength float64) {
 }
 
 // blend lets the reference show through the scene, with a small copy of it in a
-// corner, and turns the canvas to the colours of [cubePalette].
-func (c *canvas) blend(scene *colours, p Picture) {
+// corner, and turns the canvas to the colors of [cubePalette].
+func (c *canvas) blend(scheme *colorScheme, p Picture) {
 	weight := 0.0
-	if p.RefMode != refOnly {
+	if p.RefMode != RefOnly {
 		weight = 0.12 + 0.83*p.RefStrength
 	}
 	through := scale(p.Ref, cover(p.Ref.Bounds(), c.w, c.h), c.w, c.h)
-	var own [darkBase][3]int32 // the scene's colours in 256ths of a cube step
+	var own [sceneColors][3]int32 // the scene's colors in 256ths of a cube step
 	for i := range own {
-		for k, v := range scene.at(i) {
+		for k, v := range scheme.at(i) {
 			own[i][k] = int32(v * (1 - weight) * (cubeSteps - 1) * 256)
 		}
 	}
@@ -112,7 +107,7 @@ func (c *canvas) inset(ref image.Image) {
 	small := scale(ref, b, w, h)
 	left, top := c.w-w-c.side()/24, c.side()/24
 	for y := -2; y < h+2; y++ {
-		c.span(top+y, left-2, left+w+2, cubeColour-1)
+		c.span(top+y, left-2, left+w+2, cubeColors-1)
 	}
 	for y := range h {
 		row := c.row(top + y)[left:]
@@ -127,8 +122,8 @@ func (c *canvas) inset(ref image.Image) {
 	}
 }
 
-// cube is the colour of the cube next to the sum of two colours, which are in
-// 256ths of a step; a threshold in [0, 256) spreads the error.
+// cube is the color of the cube next to the sum of two colors, which are in
+// 256ths of a step; a threshold in [0, 256) dithers.
 func cube(a, b [3]int32, threshold int32) uint8 {
 	out := int32(0)
 	for k := range a {
@@ -137,16 +132,16 @@ func cube(a, b [3]int32, threshold int32) uint8 {
 	return uint8(out)
 }
 
-// cubePalette lists the colours of a picture with a reference: a cube, and the
-// letters' own at inkWhiteRef.
+// cubePalette lists the colors of a picture with a reference: a cube, and those
+// of text at textWhiteRef.
 func cubePalette() color.Palette {
 	p := make(color.Palette, 0, 256)
-	for i := range cubeColour {
+	for i := range cubeColors {
 		level := func(v int) uint8 { return uint8(v % cubeSteps * 255 / (cubeSteps - 1)) } //nolint:gosec // at most 255
 		p = append(p, color.NRGBA{R: level(i / cubeSteps / cubeSteps), G: level(i / cubeSteps), B: level(i), A: 255})
 	}
-	for len(p) < inkWhiteRef {
+	for len(p) < textWhiteRef {
 		p = append(p, color.NRGBA{A: 255})
 	}
-	return append(p, letterColours()...)
+	return append(p, textColors()...)
 }

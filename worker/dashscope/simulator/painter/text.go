@@ -1,4 +1,4 @@
-package simulator
+package painter
 
 import (
 	"image"
@@ -15,31 +15,37 @@ const (
 	maxLines    = 7 // of the prompt
 )
 
-// sign is what every picture says of itself.
+// sign is on every picture.
 const sign = "SIMULATED 模拟"
 
-// letters writes on a picture.
-type letters struct {
+// textWriter writes on a picture.
+type textWriter struct {
 	img  *image.Paletted
-	dark [256]uint8 // what a colour becomes under lettering
-	ink  uint8      // white; then grey, then amber
+	dark [256]uint8 // the darker color for the background of text
+	ink  uint8      // white; then gray, then amber
 }
 
-// letter writes the request on its picture: the sign at the top, the prompts
-// and the caption at the bottom.
-func letter(img *image.Paletted, p Picture) {
-	l := &letters{img: img, ink: inkWhite}
-	if p.Ref == nil {
-		for i := range darkBase {
-			l.dark[i] = uint8(darkBase + i/darkStep)
+// newTextWriter writes on a picture, painted with a reference or without.
+func newTextWriter(img *image.Paletted, ref bool) *textWriter {
+	w := &textWriter{img: img, ink: textWhite}
+	if !ref {
+		for i := range sceneColors {
+			w.dark[i] = uint8(sceneColors + i/darkStep)
 		}
-	} else {
-		l.ink = inkWhiteRef
-		for i := range cubeColour {
-			r, g, b := i/cubeSteps/cubeSteps, i/cubeSteps%cubeSteps, i%cubeSteps
-			l.dark[i] = uint8((r/3*cubeSteps+g/3)*cubeSteps + b/3)
-		}
+		return w
 	}
+	w.ink = textWhiteRef
+	for i := range cubeColors {
+		r, g, b := i/cubeSteps/cubeSteps, i/cubeSteps%cubeSteps, i%cubeSteps
+		w.dark[i] = uint8((r/3*cubeSteps+g/3)*cubeSteps + b/3)
+	}
+	return w
+}
+
+// drawText writes the request on its picture: the sign at the top, the prompts
+// and the caption at the bottom.
+func drawText(img *image.Paletted, p Picture) {
+	w := newTextWriter(img, p.Ref != nil)
 	size := max(min(p.Width, p.Height)/340, 1)
 	small := max(size-1, min(size, 2))
 	margin := 8 * size
@@ -47,12 +53,12 @@ func letter(img *image.Paletted, p Picture) {
 
 	badge := image.Rect(0, 0, (len("SIMULATED ")+4)*glyphHalf*(size+1)+2*margin, glyphHeight*(size+1)+margin)
 	badge = badge.Add(image.Pt(2*margin, 2*margin))
-	l.shade(badge)
-	l.line(sign, badge.Min.X+margin, badge.Min.Y+margin/2, size+1, l.ink+2)
+	w.darken(badge)
+	w.line(sign, badge.Min.X+margin, badge.Min.Y+margin/2, size+1, w.ink+2)
 
 	bottom := p.Height
 	if p.Watermark != "" {
-		bottom -= l.watermark(p, size, margin)
+		bottom -= w.watermark(p, size, margin)
 	}
 	prompt := wrap(p.Prompt, wide/(glyphHalf*size), maxLines)
 	var notes []string
@@ -65,54 +71,54 @@ func letter(img *image.Paletted, p Picture) {
 	notes = append(notes, wrap(p.caption(), wide/(glyphHalf*small), 3)...)
 	height := (len(prompt)*size+len(notes)*small)*(glyphHeight+2) + 3*margin
 	top := bottom - margin - height
-	l.shade(image.Rect(margin, top, p.Width-margin, bottom-margin))
+	w.darken(image.Rect(margin, top, p.Width-margin, bottom-margin))
 	y := top + margin
 	for _, text := range prompt {
-		l.line(text, 2*margin, y, size, l.ink)
+		w.line(text, 2*margin, y, size, w.ink)
 		y += (glyphHeight + 2) * size
 	}
 	y += margin
 	for _, text := range notes {
-		l.line(text, 2*margin, y, small, l.ink+1)
+		w.line(text, 2*margin, y, small, w.ink+1)
 		y += (glyphHeight + 2) * small
 	}
 }
 
-// watermark puts the service's mark at the bottom right and returns the height
-// that it takes up there.
-func (l *letters) watermark(p Picture, size, margin int) int {
+// watermark writes the watermark at the bottom right and returns the height of
+// its box.
+func (w *textWriter) watermark(p Picture, size, margin int) int {
 	width := 0
 	for _, r := range p.Watermark {
 		width += cells(r) * glyphHalf * size
 	}
 	box := image.Rect(0, 0, width+2*margin, glyphHeight*size+margin)
 	box = box.Add(image.Pt(p.Width-margin-box.Dx(), p.Height-margin-box.Dy()))
-	l.shade(box)
-	l.line(p.Watermark, box.Min.X+margin, box.Min.Y+margin/2, size, l.ink)
+	w.darken(box)
+	w.line(p.Watermark, box.Min.X+margin, box.Min.Y+margin/2, size, w.ink)
 	return box.Dy() + margin
 }
 
-// shade darkens a part of the picture.
-func (l *letters) shade(r image.Rectangle) {
-	r = r.Intersect(l.img.Rect)
+// darken turns a part of the picture into a background for text.
+func (w *textWriter) darken(r image.Rectangle) {
+	r = r.Intersect(w.img.Rect)
 	for y := r.Min.Y; y < r.Max.Y; y++ {
-		run := l.img.Pix[l.img.PixOffset(r.Min.X, y) : l.img.PixOffset(r.Max.X-1, y)+1]
+		run := w.img.Pix[w.img.PixOffset(r.Min.X, y) : w.img.PixOffset(r.Max.X-1, y)+1]
 		for x, v := range run {
-			run[x] = l.dark[v]
+			run[x] = w.dark[v]
 		}
 	}
 }
 
 // line writes one line with its upper left corner at a point.
-func (l *letters) line(text string, x, y, size int, ink uint8) {
+func (w *textWriter) line(text string, x, y, size int, ink uint8) {
 	for _, r := range text {
-		l.glyph(r, x, y, size, ink)
+		w.glyph(r, x, y, size, ink)
 		x += cells(r) * glyphHalf * size
 	}
 }
 
 // glyph draws a character, each of its pixels size by size.
-func (l *letters) glyph(r rune, x, y, size int, ink uint8) {
+func (w *textWriter) glyph(r rune, x, y, size int, ink uint8) {
 	bounds, mask, at, _, ok := bitmapfont.FaceSC.Glyph(fixed.Point26_6{}, r)
 	if !ok {
 		return
@@ -122,22 +128,22 @@ func (l *letters) glyph(r rune, x, y, size int, ink uint8) {
 			if _, _, _, a := mask.At(at.X+gx, at.Y+gy).RGBA(); a == 0 {
 				continue
 			}
-			dot := image.Rect(0, 0, size, size).Add(image.Pt(x+gx*size, y+gy*size)).Intersect(l.img.Rect)
+			dot := image.Rect(0, 0, size, size).Add(image.Pt(x+gx*size, y+gy*size)).Intersect(w.img.Rect)
 			for py := dot.Min.Y; py < dot.Max.Y; py++ {
-				fill(l.img.Pix[l.img.PixOffset(dot.Min.X, py):][:dot.Dx()], ink)
+				fill(w.img.Pix[w.img.PixOffset(dot.Min.X, py):][:dot.Dx()], ink)
 			}
 		}
 	}
 }
 
-// cells is a character's width in half glyphs.
+// cells is a character's width in half-width glyphs.
 func cells(r rune) int {
 	advance, _ := bitmapfont.FaceSC.GlyphAdvance(r)
 	return advance.Round() / glyphHalf
 }
 
-// wrap breaks a text into lines of so many cells, between words where it can.
-// What does not fit into the lines ends in an ellipsis.
+// wrap breaks a text into at most so many lines of so many cells, between words
+// if possible. A text that is too long ends in an ellipsis.
 func wrap(text string, width, lines int) []string {
 	var out []string
 	var line []rune
@@ -173,7 +179,7 @@ func wrap(text string, width, lines int) []string {
 	return append(out, string(line))
 }
 
-// ellipsis ends a line that is cut.
+// ellipsis shortens a line and ends it with an ellipsis.
 func ellipsis(line []rune, width int) string {
 	used := 0
 	for i, r := range line {
@@ -185,7 +191,7 @@ func ellipsis(line []rune, width int) string {
 	return string(line) + "…"
 }
 
-// printable replaces what the font cannot show.
+// printable replaces or drops the characters that the font lacks.
 func printable(text string) string {
 	out := make([]rune, 0, len(text))
 	for _, r := range text {

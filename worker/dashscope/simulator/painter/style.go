@@ -1,24 +1,33 @@
-package simulator
+package painter
 
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 )
 
-// style is one of the manners that wanx-v1 paints in.
+// DefaultStyle is the style that wanx-v1 uses if the request names none.
+const DefaultStyle = "<auto>"
+
+// HasStyle reports whether wanx-v1 has a style of this name.
+func HasStyle(name string) bool {
+	return slices.ContainsFunc(styles(), func(s style) bool { return s.name == name })
+}
+
+// style is a style of wanx-v1.
 type style struct {
 	name, chinese string
-	// stops are the ramps' colours as hue, saturation and lightness; vary is
-	// how many degrees a seed may turn the hues.
+	// stops are the colors of the ramps as hue, saturation and lightness; vary is
+	// how many degrees a seed may rotate the hues.
 	stops [ramps][3][3]float64
 	vary  float64
 	draw  func(*canvas, *rand.Rand)
 }
 
-// colours are the style's ramps as a seed turns them.
-func (s style) colours(rng *rand.Rand) *colours {
+// colorScheme returns the style's ramps, their hues rotated at random.
+func (s style) colorScheme(rng *rand.Rand) *colorScheme {
 	turn := (rng.Float64()*2 - 1) * s.vary
-	out := &colours{}
+	out := &colorScheme{}
 	for i, ramp := range s.stops {
 		for j, stop := range ramp {
 			out[i][j] = hsl(stop[0]+turn+720, stop[1], stop[2])
@@ -28,69 +37,59 @@ func (s style) colours(rng *rand.Rand) *colours {
 }
 
 // styles lists the styles of wanx-v1 (text-to-image reference). The first ramp
-// of each is its ground.
+// of each is its background.
 func styles() []style {
 	return []style{
-		{"<auto>", " 自动", [4][3][3]float64{
+		{DefaultStyle, " 自动", [4][3][3]float64{
 			{{255, .55, .16}, {290, .5, .38}, {345, .75, .68}},
 			{{265, .5, .2}, {300, .5, .45}, {340, .8, .8}},
 			{{200, .6, .3}, {190, .6, .5}, {170, .6, .8}},
-			{{20, .9, .5}, {35, .95, .65}, {50, 1, .85}},
-		}, 75, drawAuto},
+			{{20, .9, .5}, {35, .95, .65}, {50, 1, .85}}}, 75, drawAuto},
 		{"<photography>", " 摄影", [4][3][3]float64{
 			{{215, .55, .35}, {205, .6, .66}, {32, .85, .82}},
 			{{215, .3, .62}, {215, .32, .42}, {215, .4, .24}},
 			{{205, .45, .2}, {190, .35, .14}, {180, .3, .08}},
-			{{28, .95, .62}, {40, 1, .78}, {50, 1, .95}},
-		}, 25, drawPhotography},
+			{{28, .95, .62}, {40, 1, .78}, {50, 1, .95}}}, 25, drawPhotography},
 		{"<portrait>", " 人像写真", [4][3][3]float64{
 			{{18, .3, .12}, {18, .28, .34}, {28, .38, .66}},
 			{{20, .35, .06}, {20, .35, .14}, {22, .35, .3}},
 			{{16, .45, .42}, {22, .55, .66}, {28, .7, .84}},
-			{{345, .45, .2}, {350, .5, .38}, {355, .55, .58}},
-		}, 25, drawPortrait},
+			{{345, .45, .2}, {350, .5, .38}, {355, .55, .58}}}, 25, drawPortrait},
 		{"<3d cartoon>", " 3D卡通", [4][3][3]float64{
 			{{195, .6, .55}, {190, .65, .75}, {185, .7, .9}},
 			{{340, .75, .3}, {345, .85, .6}, {350, 1, .93}},
 			{{45, .85, .35}, {45, .95, .58}, {52, 1, .93}},
-			{{150, .55, .25}, {155, .6, .5}, {165, .8, .9}},
-		}, 180, drawCartoon},
+			{{150, .55, .25}, {155, .6, .5}, {165, .8, .9}}}, 180, drawCartoon},
 		{"<anime>", " 动画", [4][3][3]float64{
 			{{205, .85, .48}, {200, .85, .68}, {190, .8, .88}},
 			{{215, .3, .82}, {210, .3, .92}, {210, .3, 1}},
 			{{330, .75, .6}, {335, .85, .76}, {340, .9, .9}},
-			{{50, .9, .6}, {52, .95, .78}, {55, 1, .95}},
-		}, 60, drawAnime},
+			{{50, .9, .6}, {52, .95, .78}, {55, 1, .95}}}, 60, drawAnime},
 		{"<oil painting>", " 油画", [4][3][3]float64{
 			{{225, .65, .18}, {215, .6, .42}, {195, .5, .68}},
 			{{230, .6, .14}, {210, .65, .38}, {45, .8, .68}},
 			{{95, .4, .16}, {75, .5, .34}, {55, .65, .56}},
-			{{28, .85, .42}, {42, .95, .6}, {52, 1, .82}},
-		}, 40, drawOil},
+			{{28, .85, .42}, {42, .95, .6}, {52, 1, .82}}}, 40, drawOil},
 		{"<watercolor>", " 水彩", [4][3][3]float64{
 			{{42, .4, .9}, {44, .45, .94}, {46, .5, .97}},
 			{{205, .5, .5}, {200, .55, .72}, {195, .6, .86}},
 			{{335, .5, .58}, {340, .6, .76}, {345, .65, .88}},
-			{{130, .3, .48}, {115, .38, .68}, {95, .42, .84}},
-		}, 180, drawWatercolor},
+			{{130, .3, .48}, {115, .38, .68}, {95, .42, .84}}}, 180, drawWatercolor},
 		{"<sketch>", " 素描", [4][3][3]float64{
 			{{40, .12, .84}, {40, .14, .9}, {40, .16, .94}},
 			{{30, .04, .2}, {30, .04, .36}, {30, .05, .6}},
 			{{30, .04, .3}, {30, .04, .5}, {30, .05, .74}},
-			{{30, .04, .1}, {30, .04, .2}, {30, .05, .3}},
-		}, 25, drawSketch},
+			{{30, .04, .1}, {30, .04, .2}, {30, .05, .3}}}, 25, drawSketch},
 		{"<chinese painting>", " 中国画", [4][3][3]float64{
 			{{40, .35, .78}, {41, .4, .85}, {42, .42, .9}},
 			{{200, .12, .16}, {190, .1, .46}, {42, .3, .84}},
 			{{195, .16, .1}, {190, .12, .36}, {42, .3, .82}},
-			{{8, .75, .38}, {10, .75, .5}, {14, .7, .62}},
-		}, 12, drawChinese},
+			{{8, .75, .38}, {10, .75, .5}, {14, .7, .62}}}, 12, drawChinese},
 		{"<flat illustration>", " 扁平插画", [4][3][3]float64{
 			{{185, .45, .72}, {180, .45, .8}, {45, .65, .88}},
 			{{170, .4, .56}, {172, .42, .44}, {175, .45, .3}},
 			{{12, .75, .55}, {20, .8, .64}, {30, .85, .72}},
-			{{45, .9, .62}, {47, .95, .72}, {50, 1, .9}},
-		}, 45, drawFlat},
+			{{45, .9, .62}, {47, .95, .72}, {50, 1, .9}}}, 45, drawFlat},
 	}
 }
 
@@ -110,7 +109,7 @@ func drawAuto(c *canvas, rng *rand.Rand) {
 // drawPhotography is mountains behind a lake.
 func drawPhotography(c *canvas, rng *rand.Rand) {
 	c.gradient(0, shades-1)
-	c.disc(c.w/5+rng.IntN(c.w*3/5), c.h*3/10+rng.IntN(c.h/6), c.side()/14, 3, shades-4)
+	c.disk(c.w/5+rng.IntN(c.w*3/5), c.h*3/10+rng.IntN(c.h/6), c.side()/14, 3, shades-4)
 	horizon := 0.40
 	for i := range 5 {
 		hills := c.hills(rng, horizon, 0.13-0.018*float64(i), 2+float64(i))
@@ -177,8 +176,8 @@ func drawAnime(c *canvas, rng *rand.Rand) {
 	c.gradient(0, shades-1)
 	x, y := c.w/4+rng.IntN(c.w/2), c.h/4+rng.IntN(c.h/6)
 	c.rays(x, y, 9+rng.IntN(6), rng.Float64())
-	c.disc(x, y, c.side()/9, 3, 30)
-	c.disc(x, y, c.side()/12, 3, shades-1)
+	c.disk(x, y, c.side()/9, 3, 30)
+	c.disk(x, y, c.side()/12, 3, shades-1)
 	for layer := range 3 {
 		base := c.h * (11 + 2*layer) / 18
 		for cx := -20; cx < c.w+20; cx += c.side() / 9 {
@@ -241,7 +240,7 @@ func drawSketch(c *canvas, rng *rand.Rand) {
 	c.gradient(shades-1, 18)
 	c.hatch(nil, 5, 1, 0, 30)
 	x, y, r := c.w/4+rng.IntN(c.w/2), c.h/4, c.side()/9
-	c.disc(x, y, r, 0, shades-1)
+	c.disk(x, y, r, 0, shades-1)
 	c.ring(x, y, r, 3, 20)
 	c.ring(x+1, y, r+2, 2, 10)
 	for i := range 4 {
@@ -255,7 +254,7 @@ func drawSketch(c *canvas, rng *rand.Rand) {
 // drawChinese is mountains of ink in mist, a red sun and birds.
 func drawChinese(c *canvas, rng *rand.Rand) {
 	c.gradient(shades-1, 10)
-	c.disc(c.w/5+rng.IntN(c.w*3/5), c.h/6+rng.IntN(c.h/8), c.side()/13, 3, 24)
+	c.disk(c.w/5+rng.IntN(c.w*3/5), c.h/6+rng.IntN(c.h/8), c.side()/13, 3, 24)
 	for i := range 4 {
 		hills := c.hills(rng, 0.36+0.12*float64(i), 0.19-0.03*float64(i), 2+1.5*float64(i))
 		c.ridge(hills, 1+i/2, 30-9*i, shades-1, c.h/4)
@@ -280,12 +279,12 @@ func drawFlat(c *canvas, rng *rand.Rand) {
 	c.gradient(0, shades-1)
 	x, y := c.w/4+rng.IntN(c.w/2), c.h*3/10
 	for i := range 4 {
-		c.disc(x, y, c.side()/6-i*c.side()/36, 3, shades-1-i*14)
+		c.disk(x, y, c.side()/6-i*c.side()/36, 3, shades-1-i*14)
 	}
 	for range 4 {
 		cx, cy, r := rng.IntN(c.w), c.h/12+rng.IntN(c.h/4), c.side()/30
 		for i, k := range []int{2, 3, 4, 2} {
-			c.disc(cx+i*r*5/4, cy-k*r/4, r*k/3, 0, shades-1)
+			c.disk(cx+i*r*5/4, cy-k*r/4, r*k/3, 0, shades-1)
 		}
 	}
 	for i := range 4 {

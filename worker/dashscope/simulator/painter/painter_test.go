@@ -1,4 +1,4 @@
-package simulator_test
+package painter_test
 
 import (
 	"bytes"
@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 func allStyles() []string {
@@ -21,16 +21,16 @@ func allStyles() []string {
 	}
 }
 
-func paint(t *testing.T, p simulator.Picture) image.Image {
+func paint(t *testing.T, p painter.Picture) image.Image {
 	t.Helper()
-	img, err := png.Decode(bytes.NewReader(simulator.Paint(p)))
+	img, err := png.Decode(bytes.NewReader(painter.Paint(p)))
 	require.NoError(t, err)
 	assert.Equal(t, image.Rect(0, 0, p.Width, p.Height), img.Bounds())
 	return img
 }
 
-// distance is how far two pictures are apart in their upper half, where no
-// lettering of the request is: 0 equal, 1 black against white.
+// distance is the mean difference of two pictures in their upper half, which has
+// no text of the request: 0 equal, 1 black against white.
 func distance(a, b image.Image) float64 {
 	var sum, n float64
 	for y := a.Bounds().Dy() / 6; y < a.Bounds().Dy()/2; y += 3 {
@@ -48,14 +48,15 @@ func distance(a, b image.Image) float64 {
 
 func TestPaintDiffersByWhatIsAsked(t *testing.T) {
 	t.Parallel()
-	base := simulator.Picture{Model: "wanx-v1", Prompt: "一只狐狸", Width: 720, Height: 1280, Seed: 1, N: 1}
-	first := simulator.Paint(base)
-	assert.True(t, bytes.Equal(first, simulator.Paint(base)), "equal pictures give equal bytes")
-	for name, change := range map[string]func(*simulator.Picture){
-		"prompt":   func(p *simulator.Picture) { p.Prompt = "一只猫" },
-		"negative": func(p *simulator.Picture) { p.NegativePrompt = "红色" },
-		"seed":     func(p *simulator.Picture) { p.Seed++ },
-		"style":    func(p *simulator.Picture) { p.Style = "<sketch>" },
+	base := painter.Picture{Model: "wanx-v1", Prompt: "一只狐狸", Style: painter.DefaultStyle, Width: 720, Height: 1280, Seed: 1, N: 1}
+	first := painter.Paint(base)
+	assert.True(t, bytes.Equal(first, painter.Paint(base)), "equal pictures give equal bytes")
+	for name, change := range map[string]func(*painter.Picture){
+		"prompt":   func(p *painter.Picture) { p.Prompt = "一只猫" },
+		"negative": func(p *painter.Picture) { p.NegativePrompt = "红色" },
+		"seed":     func(p *painter.Picture) { p.Seed++ },
+		"style":    func(p *painter.Picture) { p.Style = "<sketch>" },
+		"actual":   func(p *painter.Picture) { p.ActualPrompt = "一只狐狸，质感细腻" },
 	} {
 		other := base
 		change(&other)
@@ -69,7 +70,7 @@ func TestPaintAllStylesAndSizes(t *testing.T) {
 		t.Run(style, func(t *testing.T) {
 			t.Parallel()
 			for _, size := range []image.Point{{1024, 1024}, {720, 1280}, {768, 1152}, {1280, 720}, {401, 333}, {64, 64}, {1, 1}} {
-				p := simulator.Picture{
+				p := painter.Picture{
 					Model: "wanx-v1", Prompt: strings.Repeat("狐狸 fox\n\U0001f98a ", 200), NegativePrompt: strings.Repeat("x", 500),
 					Style: style, Width: size.X, Height: size.Y, Seed: int64(i), N: 4,
 				}
@@ -79,10 +80,10 @@ func TestPaintAllStylesAndSizes(t *testing.T) {
 	}
 }
 
-// The whole picture says in letters what was asked.
+// The sign and the request are written on the picture.
 func TestPaintShowsThePrompt(t *testing.T) {
 	t.Parallel()
-	p := simulator.Picture{Model: "wanx-v1", Prompt: "狐", Width: 1024, Height: 1024, N: 1}
+	p := painter.Picture{Model: "wanx-v1", Prompt: "狐", Width: 1024, Height: 1024, N: 1}
 	img := paint(t, p)
 	inks := map[color.Color]int{}
 	for y := range 1024 {
@@ -90,9 +91,35 @@ func TestPaintShowsThePrompt(t *testing.T) {
 			inks[img.At(x, y)]++
 		}
 	}
-	amber, grey := color.RGBA{255, 200, 64, 255}, color.RGBA{205, 212, 222, 255}
+	amber, gray := color.RGBA{255, 200, 64, 255}, color.RGBA{205, 212, 222, 255}
 	assert.Greater(t, inks[amber], 2000, "SIMULATED 模拟")
-	assert.Greater(t, inks[grey], 1000, "the caption")
+	assert.Greater(t, inks[gray], 1000, "the caption")
+}
+
+// The watermark is at the bottom right; the scene stays the same.
+func TestPaintWatermark(t *testing.T) {
+	t.Parallel()
+	for _, size := range []image.Point{{1024, 1024}, {1664, 928}} {
+		p := painter.Picture{Model: "qwen-image", Prompt: "一只狐狸", Width: size.X, Height: size.Y, Seed: 5, N: 1}
+		plain := paint(t, p)
+		p.Watermark = "Qwen-Image"
+		marked := paint(t, p)
+		white := func(img image.Image) int {
+			n := 0
+			for y := size.Y - 80; y < size.Y; y++ {
+				for x := size.X - 200; x < size.X; x++ {
+					if r, g, b, _ := img.At(x, y).RGBA(); r&g&b == 0xffff {
+						n++
+					}
+				}
+			}
+			return n
+		}
+		assert.Greater(t, white(marked), white(plain)+500)
+		assert.Zero(t, distance(marked, plain))
+	}
+	larger := painter.Picture{Model: "wan2.2-t2i-flash", Prompt: "a", Width: 64, Height: 64, N: 1, Watermark: "AI生成"}
+	assert.NotEmpty(t, painter.Paint(larger), "a watermark larger than its picture")
 }
 
 func TestPaintRepaintShowsTheReference(t *testing.T) {
@@ -101,7 +128,7 @@ func TestPaintRepaintShowsTheReference(t *testing.T) {
 	for i := range ref.Pix {
 		ref.Pix[i] = uint8(i / 2048 / 64 * 30)
 	}
-	asked := simulator.Picture{Model: "wanx-v1", Prompt: "a", Width: 1024, Height: 1024, N: 1, Ref: ref}
+	asked := painter.Picture{Model: "wanx-v1", Prompt: "a", Width: 1024, Height: 1024, N: 1, Ref: ref}
 	whole := asked
 	whole.RefStrength = 1
 	last := 2.0
@@ -114,10 +141,10 @@ func TestPaintRepaintShowsTheReference(t *testing.T) {
 	}
 }
 
-func TestPaintRefOnlyTakesTheColours(t *testing.T) {
+func TestPaintRefOnlyTakesTheColors(t *testing.T) {
 	t.Parallel()
-	red := plain(300, 300, color.RGBA{R: 200, A: 255})
-	p := simulator.Picture{Model: "wanx-v1", Prompt: "a", Style: "<photography>", Width: 768, Height: 1152, N: 1, Ref: red, RefMode: "refonly", RefStrength: 1}
+	red := image.NewPaletted(image.Rect(0, 0, 300, 300), color.Palette{color.RGBA{R: 200, A: 255}})
+	p := painter.Picture{Model: "wanx-v1", Prompt: "a", Style: "<photography>", Width: 768, Height: 1152, N: 1, Ref: red, RefMode: "refonly", RefStrength: 1}
 	img := paint(t, p)
 	r, g, b, _ := img.At(10, 500).RGBA()
 	assert.Greater(t, r, 2*g)
@@ -127,22 +154,22 @@ func TestPaintRefOnlyTakesTheColours(t *testing.T) {
 func BenchmarkPaint(b *testing.B) {
 	for _, style := range allStyles() {
 		b.Run(strings.Trim(style, "<>"), func(b *testing.B) {
-			p := simulator.Picture{Model: "wanx-v1", Prompt: strings.Repeat("近景镜头,18岁的中国女孩,", 10), Style: style, Width: 1024, Height: 1024, N: 1}
+			p := painter.Picture{Model: "wanx-v1", Prompt: strings.Repeat("近景镜头,18岁的中国女孩,", 10), Style: style, Width: 1024, Height: 1024, N: 1}
 			b.ReportAllocs()
 			for b.Loop() {
 				p.Seed++
-				simulator.Paint(p)
+				painter.Paint(p)
 			}
 		})
 	}
 	b.Run("reference", func(b *testing.B) {
-		p := simulator.Picture{
+		p := painter.Picture{
 			Model: "wanx-v1", Prompt: "一只狐狸", Width: 1024, Height: 1024, N: 1, RefStrength: 0.5,
 			Ref: image.NewRGBA(image.Rect(0, 0, 512, 512)),
 		}
 		for b.Loop() {
 			p.Seed++
-			simulator.Paint(p)
+			painter.Paint(p)
 		}
 	})
 }
