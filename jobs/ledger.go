@@ -17,10 +17,6 @@ import (
 // last use, stay in Redis.
 const LedgerLifetime = 2 * 366 * 24 * time.Hour
 
-// CodeBudgetReached marks a job that is held because its batch's budget has no room
-// for it. Nothing was bought.
-const CodeBudgetReached = "BudgetReached"
-
 // Charge is what an attempt of a job may cost, or has cost, an account.
 type Charge struct {
 	Account string

@@ -11,21 +11,6 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Codes of a record that a person ended.
-const (
-	CodeCanceled = "Canceled"
-	CodeGivenUp  = "GivenUp"
-	// CodeMessageLost marks a canceled job whose message is gone, and with it what
-	// it asked for. Nothing was bought; [Client.Enqueue] queues it again.
-	CodeMessageLost = "MessageLost"
-	// CodeArchived marks a canceled job whose message a person has archived. Run
-	// from there, it is queued again.
-	CodeArchived = "Archived"
-	// CodeDeadlineExceeded marks a job that failed because it was not submitted before
-	// its deadline. It cost nothing.
-	CodeDeadlineExceeded = "DeadlineExceeded"
-)
-
 // RequestOf returns what a job asks for, as asked: from its record, or while it
 // waits from its message. It fails with [ErrNoRequest] if neither has it.
 func (c *Client) RequestOf(_ context.Context, rec *Record) (Request, error) {

@@ -104,7 +104,7 @@ func (c *Client) resolved(ctx context.Context, rec *Record, decision Resolution)
 
 // givenUp reports whether a person gave the job up, or the images that it lacks.
 func (r *Record) givenUp() bool {
-	return r.Code == CodeGivenUp || slices.ContainsFunc(r.Images, func(image Image) bool { return image.Code == CodeGivenUp })
+	return r.Code == CodeAbandoned || slices.ContainsFunc(r.Images, func(image Image) bool { return image.Code == CodeAbandoned })
 }
 
 func (c *Client) giveUp(ctx context.Context, rec *Record) (*Record, error) {
@@ -114,7 +114,7 @@ func (c *Client) giveUp(ctx context.Context, rec *Record) (*Record, error) {
 	} else if err != nil && !errors.Is(err, ErrNoRequest) {
 		return rec, err
 	}
-	next.End(StateFailed, CodeGivenUp, fmt.Sprintf("given up on request; it was held: %s: %s", rec.Code, rec.Message), time.Now().UTC())
+	next.End(StateFailed, CodeAbandoned, fmt.Sprintf("given up on request; it was held: %s: %s", rec.Code, rec.Message), time.Now().UTC())
 	next.ResolvedAt, next.Results = next.FinishedAt, nil // signed links have done their duty
 	if err := c.freeAttempt(ctx, rec); err != nil {
 		return rec, err

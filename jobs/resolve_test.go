@@ -122,8 +122,8 @@ func TestResolveStoresAgain(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
 	rec := move(t, client, heldJob(t, client, rdb, "cat"), func(next *jobs.Record) {
-		next.TaskID, next.Code, next.CostMicroYuan = testTask, "ImageUnproven", 160_000
-		next.Results, next.Images = []jobs.Result{{N: 1, URL: "https://x"}}, []jobs.Image{{N: 1, Code: "ImageUnproven"}}
+		next.TaskID, next.Code, next.CostMicroYuan = testTask, "ImageUnverified", 160_000
+		next.Results, next.Images = []jobs.Result{{N: 1, URL: "https://x"}}, []jobs.Image{{N: 1, Code: "ImageUnverified"}}
 	})
 	got, err := client.Resolve(t.Context(), rec.ID, jobs.Resolution{Adopt: testTask})
 	require.NoError(t, err)
@@ -163,7 +163,7 @@ func TestResolveByGivingUp(t *testing.T) {
 		got, err := client.Resolve(t.Context(), "cat", jobs.Resolution{GiveUp: true})
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateFailed, got.State)
-		assert.Equal(t, "GivenUp", got.Code)
+		assert.Equal(t, "Abandoned", got.Code)
 		assert.Equal(t, "given up on request; it was held: SubmitAmbiguous: the program died", got.Message)
 		assert.False(t, got.FinishedAt.IsZero())
 		assert.Equal(t, map[string]asynq.TaskState{"cat.1": asynq.TaskStatePending}, messages(t, rdb, jobs.QueueStore), "for its sidecar")

@@ -18,7 +18,7 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 	model, sold := l.model.NameIn(region)
 	if !sold {
 		// The service would say that it does not know the model.
-		return nil, l.fail(ctx, rec, "ModelNotInRegion", l.model.CheckRegion(region).Error())
+		return nil, l.fail(ctx, rec, jobs.CodeModelNotInRegion, l.model.CheckRegion(region).Error())
 	}
 	n, seed := buy(rec, req)
 	body := &dashscope.CreateRequest{
@@ -41,7 +41,7 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 		body.Input.RefImg = name
 		return body, nil
 	case errors.Is(err, storage.ErrNotExist):
-		return nil, l.fail(ctx, rec, "ReferenceMissing", "the staged reference image "+req.RefImg+" is not in the bucket: stage it again and enqueue the job under a new ID")
+		return nil, l.fail(ctx, rec, jobs.CodeReferenceMissing, "the staged reference image "+req.RefImg+" is not in the bucket: stage it again and enqueue the job under a new ID")
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindTerminal:
 		return nil, l.fail(ctx, rec, refused.Code, sentence("the reference image was refused", refused.Message))
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindAccount:

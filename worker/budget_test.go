@@ -26,7 +26,7 @@ func TestRule1BatchBudget(t *testing.T) {
 		for _, id := range ids[1:] {
 			rec := s.wait(id)
 			require.Equal(t, jobs.StateHeld, rec.State)
-			assert.Equal(t, "BudgetReached", rec.Code)
+			assert.Equal(t, "BudgetExceeded", rec.Code)
 			assert.Contains(t, rec.Message, "0.48 yuan")
 		}
 		assert.Len(t, s.sim.Tasks(), 1)

@@ -50,7 +50,7 @@ func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int
 	case full.Batch == "":
 		return &trouble{wait: &backoff{first: budgetPause, most: budgetPause}, message: "nothing is submitted: the day's budget is spent", why: err}
 	}
-	next := held(rec, jobs.CodeBudgetReached, "nothing was bought: "+full.Error()+"; run the batch again with a larger --budget")
+	next := held(rec, jobs.CodeBudgetExceeded, "nothing was bought: "+full.Error()+"; run the batch again with a larger --budget")
 	next.Request = intent.Request
 	l.log.Warn("job held: the batch's budget is spent", "job_id", rec.ID, "err", err)
 	if err := l.advance(ctx, rec, next); err != nil {

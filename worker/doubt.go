@@ -15,8 +15,6 @@ import (
 )
 
 const (
-	codeAmbiguous = "SubmitAmbiguous"
-	codeNotMade   = "NotMade"
 	// shares of the submit limit: how often the list is looked at, at first and later.
 	doubtLooks   = 330 // every second
 	doubtLongest = 10  // every 33 s
@@ -34,7 +32,7 @@ const ambiguous = "it is unknown whether a task was made; the account's list is 
 // doubtful is a record whose create has an unknown outcome.
 func doubtful(rec *jobs.Record, a *account, why string) *jobs.Record {
 	next := *rec
-	next.Code, next.Message = codeAmbiguous, ambiguous+why
+	next.Code, next.Message = jobs.CodeSubmitAmbiguous, ambiguous+why
 	if a != nil {
 		next.DoubtAt, _ = a.serviceNow()
 	}
@@ -190,7 +188,7 @@ func (l *lane) awaitQuiet(ctx context.Context) error {
 func lostBefore(rec *jobs.Record) int {
 	n := 0
 	for _, past := range rec.PastAttempts {
-		if past.Code == codeNotMade && past.SubmittedAt.After(rec.RetriedAt) {
+		if past.Code == jobs.CodeNotCreated && past.SubmittedAt.After(rec.RetriedAt) {
 			n++
 		}
 	}
@@ -282,7 +280,7 @@ func (l *lane) notMade(ctx context.Context, rec *jobs.Record) error {
 	next := *rec
 	next.PastAttempts = append(rec.PastAttempts[:len(rec.PastAttempts):len(rec.PastAttempts)], jobs.Attempt{
 		Attempt: rec.Attempt, Term: rec.Term, SubmittedAt: rec.SubmittedAt, EndedAt: time.Now().UTC(),
-		Code: codeNotMade, Message: "its create was lost: the account's list has no task of it",
+		Code: jobs.CodeNotCreated, Message: "its create was lost: the account's list has no task of it",
 	})
 	next.ClearDoubt()
 	next.Code, next.Message = "", ""
@@ -331,7 +329,7 @@ func (l *lane) holdDoubt(ctx context.Context, rec *jobs.Record, candidates []das
 			return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
 		}
 	}
-	return l.park(ctx, rec, held(&next, codeAmbiguous, why))
+	return l.park(ctx, rec, held(&next, jobs.CodeSubmitAmbiguous, why))
 }
 
 // submitLimit is how long after an intent a task may still come of it. Only a
@@ -360,7 +358,7 @@ func (w *Worker) recoverDoubts(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("encode intent of %s: %w", e.JobID, err)
 		}
-		if rec.Code != codeMayBeMade { // which has no intent
+		if rec.Code != jobs.CodeOrphanedTask { // which has no intent
 			err = w.cfg.Redis.HSetNX(ctx, jobs.LaneKey(rec.Account, rec.Model, doubts), doubtName(e.JobID, e.Attempt), encoded).Err()
 		}
 		for _, task := range rec.Candidates {

@@ -29,8 +29,6 @@ const (
 	// the tasks that jobs of the lane may have made which Redis has forgotten.
 	trusted  = "trusted"
 	suspects = "suspects"
-
-	codeMayBeMade = "MayBeMade"
 )
 
 // memory names what Redis knows: it changes when Redis may have forgotten some of it,
@@ -332,7 +330,7 @@ func (l *lane) holdSuspect(ctx context.Context, rec *jobs.Record, req *jobs.Requ
 	if len(tasks) == 0 {
 		return nil
 	}
-	next := held(rec, codeMayBeMade, fmt.Sprintf("Redis has lost its data, and %d of the account's tasks are no known job's: this job may have been made by one of them, whose images are kept under _held/ in the bucket", len(tasks)))
+	next := held(rec, jobs.CodeOrphanedTask, fmt.Sprintf("Redis has lost its data, and %d of the account's tasks are no known job's: this job may have been made by one of them, whose images are kept under _held/ in the bucket", len(tasks)))
 	next.Candidates, next.Account, next.Request = tasks, l.account.name, req
 	l.log.Error("job held: a person must decide", "job_id", rec.ID, "err", next.Message)
 	if err := l.advance(ctx, rec, next); err != nil {

@@ -80,7 +80,7 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 			rec := s.wait(id)
 			if rec.State == jobs.StateHeld {
 				held++
-				assert.Equal(t, "MayBeMade", rec.Code)
+				assert.Equal(t, "OrphanedTask", rec.Code)
 				require.Len(t, rec.Candidates, 1)
 				<-time.After(time.Minute)
 				s.requireKept(rec.Candidates[0])
@@ -159,7 +159,7 @@ func TestRule3ReplyAfterTheJobWasBoughtAgain(t *testing.T) {
 		rec := s.state("job-1", jobs.StateSubmitting)
 		// Another worker has concluded that there is no task, wrongly, and bought again.
 		next := *rec
-		next.PastAttempts = []jobs.Attempt{{Attempt: 1, Term: rec.Term, SubmittedAt: rec.SubmittedAt, Code: "NotMade"}}
+		next.PastAttempts = []jobs.Attempt{{Attempt: 1, Term: rec.Term, SubmittedAt: rec.SubmittedAt, Code: "NotCreated"}}
 		next.State, next.Attempt, next.TaskID, next.Request = jobs.StateQueued, 1, "", nil
 		require.NoError(t, s.worker.Jobs().Swap(t.Context(), rec, &next))
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)

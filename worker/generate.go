@@ -53,13 +53,13 @@ func (l *lane) generate(ctx context.Context, e *effort, m jobs.GenerateMessage) 
 		}
 		if errors.Is(err, jobs.ErrDamaged) {
 			l.log.Error("job left alone: its record is damaged", "job_id", m.JobID, "err", err)
-			return &verdictError{sentence: "RecordDamaged: " + err.Error() + "; to ask for the job anew delete the key danqing:job:" + m.JobID + " and enqueue it again"}
+			return &verdictError{sentence: jobs.CodeRecordCorrupt + ": " + err.Error() + "; to ask for the job anew delete the key danqing:job:" + m.JobID + " and enqueue it again"}
 		}
 		if err != nil {
 			return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
 		}
 		if rec.Digest != m.Digest {
-			return &verdictError{sentence: "JobIDTaken: the job's ID belongs to another request, which is " + string(rec.State)}
+			return &verdictError{sentence: jobs.CodeJobIDTaken + ": the job's ID belongs to another request, which is " + string(rec.State)}
 		}
 		switch rec.State {
 		case jobs.StateQueued, jobs.StateRetrying, jobs.StateScheduled:
@@ -277,9 +277,9 @@ func (l *lane) ready(ctx context.Context, rec *jobs.Record) error {
 	switch {
 	case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, ErrSimulated):
 		// The sidecar is another job's: it stays as it is.
-		return l.end(ctx, rec, jobs.StateFailed, "JobIDTaken", err.Error())
+		return l.end(ctx, rec, jobs.StateFailed, jobs.CodeJobIDTaken, err.Error())
 	case errors.Is(err, storage.ErrUnreadable):
-		return l.end(ctx, rec, jobs.StateFailed, "SidecarUnreadable", err.Error())
+		return l.end(ctx, rec, jobs.StateFailed, jobs.CodeSidecarUnreadable, err.Error())
 	case err != nil:
 		return &trouble{wait: &l.waits.unreachable, message: bucketAway, why: err}
 	case over != nil && !wantedAgain(rec, over):

@@ -153,7 +153,7 @@ func (w *Worker) writeDown(ctx context.Context) error {
 		return err
 	}
 	for _, rec := range records {
-		ended := rec.Code == jobs.CodeCanceled || rec.Code == jobs.CodeGivenUp
+		ended := rec.Code == jobs.CodeCanceled || rec.Code == jobs.CodeAbandoned
 		if !ended || time.Since(rec.UpdatedAt) > 2*houseInterval {
 			continue
 		}

@@ -91,7 +91,7 @@ func (s *store) notFetched(ctx context.Context, rec *jobs.Record, result jobs.Re
 	case final && (failed.Path != "" || failed.Kind == storage.FetchForbidden):
 		return s.quarantine(ctx, rec, result, failed.Path, failed.Error())
 	case final:
-		return jobs.Image{N: result.N, Code: "ResultExpired", Message: "the result URL died before the image could be copied: " + failed.Error()}, nil
+		return jobs.Image{N: result.N, Code: jobs.CodeResultExpired, Message: "the result URL died before the image could be copied: " + failed.Error()}, nil
 	default:
 		return s.wait(rec, result, got, got.err)
 	}
@@ -170,7 +170,7 @@ func (s *store) imageKey(rec *jobs.Record, result jobs.Result) (string, error) {
 // quarantine keeps what cannot be stored as the image for a person: no check of
 // ours ends an image that was paid for. A path of "" means that there are no bytes.
 func (s *store) quarantine(ctx context.Context, rec *jobs.Record, result jobs.Result, path, why string) (jobs.Image, error) {
-	image := jobs.Image{N: result.N, Code: codeUnproven, Message: fmt.Sprintf("image %d is paid for and cannot be stored: %s", result.N, why)}
+	image := jobs.Image{N: result.N, Code: jobs.CodeImageUnverified, Message: fmt.Sprintf("image %d is paid for and cannot be stored: %s", result.N, why)}
 	if path == "" {
 		image.Message += "; " + linkText(result.URL)
 		return image, nil

@@ -25,7 +25,7 @@ func TestBatchBudgetOverRuns(t *testing.T) {
 				rec := s.wait(id)
 				states[id] = rec.State
 				if rec.State == jobs.StateHeld {
-					assert.Equal(t, jobs.CodeBudgetReached, rec.Code)
+					assert.Equal(t, jobs.CodeBudgetExceeded, rec.Code)
 					assert.Contains(t, rec.Message, "nothing was bought: the budget of batch shop is 0.4 yuan: 0.32 are spent and 0 reserved, 0.16 more do not fit")
 				}
 			}

@@ -331,7 +331,7 @@ func TestRule12UnprovenOutlivesItsLink(t *testing.T) {
 		s.comeBack("data")
 		rec := s.wait("job-1")
 		require.Equal(t, jobs.StateHeld, rec.State)
-		assert.Equal(t, "ImageUnproven", rec.Code)
+		assert.Equal(t, "ImageUnverified", rec.Code)
 		for _, name := range []string{"job-1.1-1", "job-1.1-2"} {
 			info, err := s.bucket.Head(t.Context(), s.bucket.HeldKey(rec.TaskID, name))
 			require.NoError(t, err)

@@ -170,7 +170,7 @@ func (l *lane) lost(ctx context.Context, rec *jobs.Record, since time.Time) (boo
 		}
 		why = "DashScope does not know the task: is the API key still one of the account that submitted it?"
 	}
-	return true, l.park(ctx, rec, held(rec, "TaskUnknown", why))
+	return true, l.park(ctx, rec, held(rec, jobs.CodeTaskUnknown, why))
 }
 
 // taskSucceeded hands the images on to the store stage. The journal has their
@@ -188,7 +188,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 		}
 	}
 	if saysNothing(task) {
-		return l.park(ctx, rec, held(rec, "NoImages", "the task succeeded, and may be charged, but names no image"))
+		return l.park(ctx, rec, held(rec, jobs.CodeNoImages, "the task succeeded, and may be charged, but names no image"))
 	}
 	if made == 0 {
 		return l.taskFailed(ctx, rec, first.Code, first.Message)
@@ -242,7 +242,7 @@ func readResults(task *dashscope.Task, n int) []jobs.Result {
 		results = append(results, result)
 	}
 	for i := len(results) + 1; i <= n; i++ {
-		results = append(results, jobs.Result{N: i, Code: "Missing", Message: "the task ended without saying what became of this image"})
+		results = append(results, jobs.Result{N: i, Code: jobs.CodeImageMissing, Message: "the task ended without saying what became of this image"})
 	}
 	return results
 }

@@ -65,7 +65,7 @@ func TestRules5To7LostReplies(t *testing.T) {
 					assert.Len(t, sidecar.Attempts, 1)
 				} else {
 					assert.Len(t, sidecar.Attempts, 2)
-					assert.Equal(t, "NotMade", sidecar.Attempts[0].Code)
+					assert.Equal(t, "NotCreated", sidecar.Attempts[0].Code)
 				}
 				s.requireLedger()
 			})

@@ -9,9 +9,6 @@ import (
 
 const (
 	notUploaded = "reference image not uploaded"
-	// codeReference is the code of a job whose reference image is refused again and
-	// again, for reasons that do not look final.
-	codeReference = "ReferenceNotTaken"
 	// referenceAlone is for how long that may be an outage of the service's store,
 	// which keeps the job at the head; then it is taken for the job's own trouble.
 	referenceAlone = time.Hour
@@ -27,24 +24,24 @@ const (
 // was spent.
 func (l *lane) notTaken(ctx context.Context, rec *jobs.Record, why error) error {
 	first, _ := l.refused.LoadOrStore(rec.ID, time.Now())
-	aside := rec.State == jobs.StateRetrying && rec.Code == codeReference
+	aside := rec.State == jobs.StateRetrying && rec.Code == jobs.CodeReferenceRejected
 	since, _ := first.(time.Time)
 	switch {
 	case aside && time.Since(rec.UpdatedAt) > referenceMost:
 		l.refused.Delete(rec.ID)
-		return l.fail(ctx, rec, codeReference, sentence("the service's store did not take the reference image for a day: "+why.Error(),
+		return l.fail(ctx, rec, jobs.CodeReferenceRejected, sentence("the service's store did not take the reference image for a day: "+why.Error(),
 			"nothing was bought: try the image in DashScope's console, or another one, under a new ID"))
 	case aside:
 	case time.Since(since) < referenceAlone:
 		return &trouble{wait: &l.waits.unreachable, message: notUploaded, why: why}
 	default:
 		next := *rec
-		next.State, next.Code = jobs.StateRetrying, codeReference
+		next.State, next.Code = jobs.StateRetrying, jobs.CodeReferenceRejected
 		next.Message = "the service's store does not take the reference image: " + why.Error()
 		l.log.Warn(notUploaded, "job_id", rec.ID, "err", why, "wait", referenceRetry)
 		if err := l.advance(ctx, rec, &next); err != nil {
 			return err
 		}
 	}
-	return &verdictError{retryIn: referenceRetry, sentence: codeReference + ": " + why.Error()}
+	return &verdictError{retryIn: referenceRetry, sentence: jobs.CodeReferenceRejected + ": " + why.Error()}
 }

@@ -69,7 +69,7 @@ func TestRefusedReferenceLetsOthersPass(t *testing.T) {
 		assert.Greater(t, time.Since(begin), time.Hour, "it may have been an outage")
 		assert.Less(t, time.Since(begin), 90*time.Minute)
 		rec := s.state("job-1", jobs.StateRetrying)
-		assert.Equal(t, "ReferenceNotTaken", rec.Code)
+		assert.Equal(t, "ReferenceRejected", rec.Code)
 		assert.Contains(t, rec.Message, "AccessDenied")
 		assert.Zero(t, rec.Attempt)
 
@@ -92,13 +92,13 @@ func TestReferenceThatIsNeverTaken(t *testing.T) {
 		s.backdate("job-1", 24*time.Hour) // as if a day had passed: it takes long
 		rec := s.wait("job-1")
 		require.Equal(t, jobs.StateFailed, rec.State)
-		assert.Equal(t, "ReferenceNotTaken", rec.Code)
+		assert.Equal(t, "ReferenceRejected", rec.Code)
 		assert.Contains(t, rec.Message, "AccessDenied")
 		assert.Contains(t, rec.Message, "nothing was bought")
 		assert.Empty(t, sim.Tasks())
 		sidecar, err := s.bucket.Sidecar(t.Context(), "job-1")
 		require.NoError(t, err)
-		assert.Equal(t, "ReferenceNotTaken", sidecar.Code)
+		assert.Equal(t, "ReferenceRejected", sidecar.Code)
 
 		refuses.Store(false)
 		<-time.After(time.Minute)

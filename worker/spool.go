@@ -134,9 +134,9 @@ func (s *store) wait(rec *jobs.Record, result jobs.Result, got fetched, err erro
 	if time.Since(since) < holderPatience {
 		return jobs.Image{}, err
 	}
-	image := jobs.Image{N: result.N, Code: codeUnproven}
+	image := jobs.Image{N: result.N, Code: jobs.CodeImageUnverified}
 	if away := (*awayError)(nil); errors.As(err, &away) {
-		image.Code = codeSpoolAway
+		image.Code = jobs.CodeSpoolUnavailable
 	}
 	image.Message = fmt.Sprintf("image %d is paid for and could not be had since its link died on %s: %s; %s: once that is mended: danqing jobs resolve %s --adopt %s",
 		result.N, got.dead.Format(time.DateOnly), err, linkText(result.URL), rec.ID, rec.TaskID)
@@ -147,11 +147,11 @@ func (s *store) wait(rec *jobs.Record, result jobs.Result, got fetched, err erro
 // last.
 func (s *store) sayWhy(ctx context.Context, rec *jobs.Record, err error) {
 	var away *awayError
-	if !errors.As(err, &away) || rec.Code == codeSpoolAway {
+	if !errors.As(err, &away) || rec.Code == jobs.CodeSpoolUnavailable {
 		return
 	}
 	next := *rec
-	next.Code, next.Message = codeSpoolAway, away.Error()
+	next.Code, next.Message = jobs.CodeSpoolUnavailable, away.Error()
 	if err := s.advance(ctx, rec, &next); err != nil {
 		s.log.Warn("record not written", "job_id", rec.ID, "err", err)
 	}

@@ -141,7 +141,7 @@ func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
 		rec, err = s.worker.Jobs().Get(t.Context(), "job-1")
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateStoring, rec.State)
-		assert.Equal(t, "SpoolAway", rec.Code)
+		assert.Equal(t, "SpoolUnavailable", rec.Code)
 		assert.Contains(t, rec.Message, rec.SpoolPlace)
 		s.leave()
 
@@ -169,7 +169,7 @@ func TestRule11HolderThatStaysAway(t *testing.T) {
 		require.Equal(t, jobs.StateStoring, rec.State, "not before the week is over")
 		rec = s.wait("job-1")
 		require.Equal(t, jobs.StateHeld, rec.State)
-		assert.Equal(t, "SpoolAway", rec.Code)
+		assert.Equal(t, "SpoolUnavailable", rec.Code)
 		assert.Contains(t, rec.Message, "image 1 is paid for")
 		assert.Contains(t, rec.Message, place)
 		assert.Contains(t, rec.Message, "danqing jobs resolve job-1 --adopt "+rec.TaskID)

@@ -154,7 +154,9 @@ func (s *store) store(ctx context.Context, rec *jobs.Record, got []fetched) erro
 	}
 	next.Images = merged(rec.Images, made)
 	next.FinishedAt, next.State, next.Code, next.Message = time.Now().UTC(), jobs.StateSucceeded, "", ""
-	if i := slices.IndexFunc(made, func(image jobs.Image) bool { return image.Code == codeUnproven || image.Code == codeSpoolAway }); i >= 0 {
+	if i := slices.IndexFunc(made, func(image jobs.Image) bool {
+		return image.Code == jobs.CodeImageUnverified || image.Code == jobs.CodeSpoolUnavailable
+	}); i >= 0 {
 		return s.hold(ctx, rec, &next, made[i])
 	}
 	if !slices.ContainsFunc(next.Images, func(image jobs.Image) bool { return image.Key != "" }) {
@@ -203,14 +205,6 @@ func (s *store) over(ctx context.Context, rec, next *jobs.Record) error {
 	}
 	return nil
 }
-
-const (
-	// codeUnproven marks an image that is kept aside for a person.
-	codeUnproven = "ImageUnproven"
-	// codeSpoolAway marks an image that another worker's spool has, which does not
-	// come back.
-	codeSpoolAway = "SpoolAway"
-)
 
 // hold leaves to a person what could not be stored. What could is in the bucket.
 func (s *store) hold(ctx context.Context, rec, next *jobs.Record, why jobs.Image) error {

@@ -66,7 +66,7 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 	case <-e.done:
 	case <-e.parked:
 		if l.leaveParked(m.JobID, e) {
-			return &verdictError{retryIn: parkedRetry, sentence: codeAmbiguous + ": " + ambiguous + "the job's record tells more"}
+			return &verdictError{retryIn: parkedRetry, sentence: jobs.CodeSubmitAmbiguous + ": " + ambiguous + "the job's record tells more"}
 		}
 	case <-handling.Done():
 		l.leave(ctx, m.JobID, e)

@@ -62,5 +62,5 @@ func enqueueFunded(ctx context.Context, client *jobs.Client, req jobs.Request) (
 
 // unfunded reports whether a job waits for its batch's budget to be raised.
 func unfunded(rec *jobs.Record) bool {
-	return rec.State == jobs.StateHeld && rec.Code == jobs.CodeBudgetReached
+	return rec.State == jobs.StateHeld && rec.Code == jobs.CodeBudgetExceeded
 }

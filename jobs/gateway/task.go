@@ -197,7 +197,7 @@ func (a *api) look(r *request, id string) (*dashscope.TaskResponse, error) {
 	}
 	if errors.Is(err, jobs.ErrDamaged) || errors.Is(err, storage.ErrUnreadable) { // which does not pass
 		task := unknownTask(id)
-		task.Output.TaskStatus, task.Output.Code, task.Output.Message = dashscope.StatusFailed, "RecordDamaged", "the job's record is damaged: ask whoever runs this Danqing"
+		task.Output.TaskStatus, task.Output.Code, task.Output.Message = dashscope.StatusFailed, jobs.CodeRecordCorrupt, "the job's record is damaged: ask whoever runs this Danqing"
 		return task, nil
 	}
 	if err != nil {
