@@ -168,20 +168,6 @@ func (l *loader) storage() {
 // begins with danqing.
 var injected = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT|PORT_[0-9]+_(TCP|UDP)(_[A-Z]+)?)$`)
 
-// variables are all that Danqing reads, some of them by commands of their own.
-func variables() []string {
-	return []string{
-		"DASHSCOPE_API_KEY", "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_WORKSPACE", "REDIS_URL",
-		"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL_S3",
-		"DANQING_S3_BUCKET", "DANQING_S3_PREFIX", "DANQING_S3_KEY_TEMPLATE", "DANQING_S3_ADDRESSING",
-		"DANQING_S3_PUBLIC_URL", "DANQING_S3_PUBLIC_ENDPOINT",
-		"DANQING_DATA_DIR", "DANQING_MODELS", "DANQING_CONCURRENCY", "DANQING_SUBMIT_LIMIT", "DANQING_DAILY_BUDGET", "DANQING_PRICES",
-		"DANQING_LISTEN", "DANQING_SERVE_TOKENS", "DANQING_SERVE_TOKENS_FILE", "DANQING_SERVE_URL", "DANQING_SERVE_MAX_QUEUED",
-		"DANQING_TOKEN_MAX_QUEUED", "DANQING_TOKEN_DAILY_BUDGET", "DANQING_GATEWAY_DEFAULT_N",
-		"DANQING_CALLBACK_SECRET", "DANQING_CALLBACK_ALLOW", "DANQING_URL", "DANQING_TOKEN",
-	}
-}
-
 // spelling looks for names that are meant for Danqing and read by nobody.
 func (l *loader) spelling(environ []string) {
 	for _, kv := range slices.Sorted(slices.Values(environ)) {

@@ -87,7 +87,7 @@ func wanxV1() Model {
 			"PromptRunes":          seedPage,
 			"PromptRunesElsewhere": referenceV1,
 			"NegativePromptRunes":  seedPage + "; the API reference agrees",
-			"Styles":               seedPage + ", with the Chinese names; 默认, 自动, 人像, 动漫, 水彩画 and 国画 are ours",
+			"Styles":               seedPage + ", with the Chinese names; 默认, 自动, 人像, 动漫, 水彩画 and 国画 are Danqing's",
 			"Sizes":                referenceV1 + "; the FAILED example of the same page leaves out 768*1152",
 			"MaxImages":            referenceV1,
 			"MaxSeed":              referenceV1,
