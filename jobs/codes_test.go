@@ -95,7 +95,7 @@ func codesPage(groups []codeGroup) string {
 	var b strings.Builder
 	b.WriteString("# Codes\n\n<!-- Made from jobs/codes.go by go test ./jobs -update. -->\n\n" +
 		"A job, an image or a past attempt that did not end well has a code and a message. These are Danqing's own codes.\n" +
-		"Every other code is DashScope's, and the message says what to do about it.\n")
+		"Every other code is DashScope's, and the message says what to do about it. Held jobs have a\n[runbook](../../cmd/danqing/docs/held.md).\n")
 	for _, group := range groups {
 		fmt.Fprintf(&b, "\n## %s\n\n", group.title)
 		if group.text != "" {

@@ -27,7 +27,7 @@ var hashedPattern = regexp.MustCompile(`-x[0-9a-f]{16}$`)
 
 // Digest identifies what is asked for: the SHA-256, in hex, of the canonical
 // request, which is the model and everything that shapes the image. The ID,
-// labels, priority and redo_of take no part. The package comment gives the form
+// labels, priority and redo_of take no part. The page docs/digest.md gives the form
 // byte for byte; it never changes.
 //
 // Take it before [Request.WithSeed]: the digest is of the request as asked. It
@@ -38,7 +38,7 @@ func (r Request) Digest() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// digestBytes is the form that the package comment describes.
+// digestBytes is the form that docs/digest.md describes.
 func (r Request) digestBytes() []byte {
 	b := []byte("danqing/request/1\n")
 	add := func(name, value string) {

@@ -14,7 +14,7 @@ import (
 )
 
 // vectors reads a file of testdata. These were computed by another program from
-// the package comment and are never rewritten: jobs that are long over bear
+// docs/digest.md and are never rewritten: jobs that are long over bear
 // these digests, seeds and IDs.
 func vectors[T any](t *testing.T, file string) []T {
 	t.Helper()

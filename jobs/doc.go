@@ -1,60 +1,50 @@
-// Package jobs is what a producer of images needs: what can be asked for
-// ([Request], the model catalogue, validation), what a job is called (IDs and
-// digests), files of many requests ([ReadBatch]), and the queue ([Client]):
-// enqueue, look, wait, listen, cancel. A producer that does not want to wait is told of
-// the end by a callback or a message of its own ([Event]). What workers reserve and spend is in the ledger
-// ([Client.Reserve], [Client.Settle], [Client.Spending]).
+// Package jobs is for services that want images: enqueue a request, wait for it, and
+// find its images in the bucket. It brings in asynq and go-redis and nothing else.
 //
-// A request is checked whole before anything is queued: [Request.Normalize]
-// names every field that the service would refuse, with its value and what is
-// allowed, because DashScope itself reports a wrong size only after the task
-// has waited its turn.
+//	client := jobs.NewClient(redis.NewClient(&redis.Options{Addr: "127.0.0.1:6379"}))
+//	job, err := client.Enqueue(ctx, jobs.Request{ID: "sku-17", Prompt: "一只白瓷茶杯", Style: "摄影"})
+//	job, err = client.Wait(ctx, "sku-17")
 //
-// # Digest
+// Workers (danqing worker) on the same Redis create the images. When Wait returns, State
+// is [StateSucceeded], and Images has a Key in the bucket for each image; or State is
+// [StateFailed], [StateCanceled] or [StateHeld], and Code and Message say why. The codes
+// are constants, such as [CodeDeadlineExceeded].
 //
-// [Request.Digest] is the SHA-256, in lower-case hex, of these bytes:
+// # Requests
 //
-//	danqing/request/1 LF
-//	NAME = LENGTH : VALUE LF      for each field that has a value
+// A [Request] needs a Prompt; the zero value of every other field is its default. It is
+// checked before anything is queued: [Client.Enqueue] fails with an [*InvalidError] that
+// names every field that the service would refuse, with its value and what is allowed.
+// [Models] is the catalogue: sizes, prices, limits. [Request.Normalize] checks a request
+// without a queue.
 //
-// without the spaces shown. The fields come in this order: model, prompt,
-// negative_prompt, style, size, n, seed, ref_img, ref_strength, ref_mode,
-// prompt_extend, watermark. LENGTH counts the bytes of VALUE in decimal; text is
-// UTF-8 as given; whole numbers are decimal; ref_strength is the shortest
-// decimal without an exponent that reads back as the same float64 (0, 0.7, 1);
-// switches are true or false. The model goes by its name in the catalogue, not
-// by a region's spelling. Defaults are written out (model, size, n; style,
-// prompt_extend=true and watermark=false where the model has them; ref_mode
-// where there is a reference), so that a default that is spelt out and one that
-// is left out are the same request. A seed is written only if the request gives
-// one. For example:
+// NotBefore, Deadline, Priority and Labels say when the job is wanted and what it is
+// called.
 //
-//	danqing/request/1
-//	model=7:wanx-v1
-//	prompt=24:有一只黑色的小猫
-//	style=6:<auto>
-//	size=9:1024*1024
-//	n=1:1
+// # Identity
 //
-// and, of a model without styles:
+// The same ID with the same request is the same job, for ever: Enqueue may be repeated
+// after a crash or a lost connection, and nothing is paid for twice. The same ID with
+// another request fails with [ErrDigestConflict]. Choose the ID from what the image is
+// for: a row of a table, a name of a product. [IdempotencyID] makes one of any text,
+// [NewID] a random one.
 //
-//	danqing/request/1
-//	model=16:wan2.2-t2i-flash
-//	prompt=24:有一只黑色的小猫
-//	size=9:1024*1024
-//	n=1:1
-//	prompt_extend=4:true
-//	watermark=5:false
+// [Request.Digest] decides what is the same request; docs/digest.md has its bytes.
 //
-// The ID, labels, priority, redo_of, the batch and all that says when the job is wanted
-// and who is told of it take no part. This form is
-// fixed for ever: the permanent records of finished jobs bear digests. A field
-// that a later model brings is added to the end of the list and written only
-// where the model has it.
+// # Many requests
 //
-// # Seed
+// [Client.EnqueueAll] checks all requests before it queues any. [ReadBatch] reads a file
+// of JSON lines, as danqing batch does. [Client.EnqueueWithin] keeps a producer within
+// [Limits]: jobs that wait, yuan a day.
 //
-// Where none is given, [Request.WithSeed] derives it from the job ID: the first
-// eight bytes of SHA-256("danqing/seed/1" LF ID), big-endian, modulo the number
-// of seeds that leave room for all n images.
+// # Without waiting
+//
+// A service that does not want to wait has three ways to learn of the end: [Client.Get],
+// a [Client.Subscribe] to changes, or an [Event], as a signed POST to Request.Callback or
+// as a message in an asynq queue of its own, by Request.FollowUp.
+//
+// # Operators and workers
+//
+// [Client.List], [Client.Cancel], [Client.Retry] and [Client.Resolve] are what danqing jobs
+// does. [Client.Reserve], [Client.Settle] and [Client.Spending] are the workers' ledger.
 package jobs
