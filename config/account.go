@@ -39,19 +39,19 @@ type Account struct {
 	// a yuan; 0 is no bound.
 	DailyBudgetMicroYuan int64
 	// PricesMicroYuan are what an image costs by contract, by model, in millionths of
-	// a yuan, above 0. A model that is not there costs what the catalogue says.
+	// a yuan, above 0. A model that is not there costs what the catalog says.
 	PricesMicroYuan map[string]int64
 }
 
 // Lane is an account's capacity for one model.
 type Lane struct {
-	// Model is in the catalogue, and sold in the account's region.
+	// Model is in the catalog, and sold in the account's region.
 	Model string
 	// Concurrency is how many tasks run at once: 1, unless configured, to the
-	// catalogue's figure.
+	// catalog's figure.
 	Concurrency int
 	// SubmitsPerSecond is how many tasks may start in a second, above 0 to the
-	// catalogue's figure; 0 is that figure.
+	// catalog's figure; 0 is that figure.
 	SubmitsPerSecond float64
 }
 

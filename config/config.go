@@ -49,7 +49,7 @@ type Config struct {
 	Callbacks Callbacks
 
 	// SubmitLimit is DANQING_SUBMIT_LIMIT: how long after a create was sent the service
-	// may still make a task of it; 0 is the service's own 300 s.
+	// may still create its task; 0 is 330 s: the service's own 300 s and a margin.
 	SubmitLimit time.Duration
 
 	Models      []string // the models of the first account's lanes

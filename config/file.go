@@ -27,7 +27,7 @@ type field struct {
 }
 
 // accounts reads those of the file. It is walked node by node instead of decoded
-// into structs: yaml would stop at the first misspelt field, and repeat values,
+// into structs: yaml would stop at the first misspelled field, and repeat values,
 // which may be secret, in its errors.
 func (l *loader) accounts() {
 	top, err := readYAML(l.file)

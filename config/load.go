@@ -72,7 +72,7 @@ func LoadWithFile(path string, getenv func(string) string, environ []string) (*C
 	if v, name := l.first("DANQING_SUBMIT_LIMIT"); v != "" {
 		d, err := time.ParseDuration(v)
 		if err != nil || d <= 0 {
-			l.bad(name, "%q: must be a time above 0, as in 300s; less than that counts against the simulator alone", v)
+			l.bad(name, "%q: must be a duration above 0, as in 330s; less than that is used with the simulator only", v)
 		}
 		l.cfg.SubmitLimit = d
 	}
@@ -186,7 +186,7 @@ func (l *loader) spelling(environ []string) {
 	}
 }
 
-// nearest returns the variable that a misspelt DANQING_ name means, or "".
+// nearest returns the variable that a misspelled DANQING_ name means, or "".
 func nearest(name string) string {
 	rest := strings.TrimPrefix(name, "DANQING_")
 	if slices.Contains(variables(), rest) {
@@ -204,7 +204,7 @@ func nearest(name string) string {
 	return ""
 }
 
-// closest returns the one of the known words that a misspelt one means, or "".
+// closest returns the one of the known words that a misspelled one means, or "".
 func closest(word string, known []string) string {
 	best, at := "", 0
 	for _, k := range known {

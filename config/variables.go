@@ -28,7 +28,7 @@ func Variables() []VariableGroup {
 			{Name: "DANQING_MODELS", Meaning: "the models to work on, separated by commas", Default: "`up`: all of the region; `batch`: those of its files; `worker`: `wanx-v1`"},
 			{Name: "DANQING_CONCURRENCY", Meaning: "tasks at once of each lane, at most what DashScope allows for the model", Default: "`1`"},
 			{Name: "DANQING_DAILY_BUDGET", Meaning: "yuan that the account may spend a day (UTC+8)", Default: "no limit"},
-			{Name: "DANQING_PRICES", Meaning: "yuan per image by your contract, as in `wanx-v1=0.12,qwen-image=0.2`", Default: "the catalogue's"},
+			{Name: "DANQING_PRICES", Meaning: "yuan per image by your contract, as in `wanx-v1=0.12,qwen-image=0.2`", Default: "the catalog's"},
 		}},
 		{"Queue, bucket and disk", []Variable{
 			{Name: "REDIS_URL", Meaning: "`redis://[USER:PASSWORD@]HOST:PORT[/DB]`, `rediss://…` for TLS, or `unix://PATH`", Default: "the embedded queue"},
@@ -44,7 +44,7 @@ func Variables() []VariableGroup {
 			{Name: "AWS_REGION", Fallback: "AWS_DEFAULT_REGION", Meaning: "the bucket's region"},
 			{Name: "AWS_ENDPOINT_URL_S3", Fallback: "AWS_ENDPOINT_URL", Meaning: "the bucket's endpoint", Default: "AWS"},
 			{Name: "DANQING_DATA_DIR", Meaning: "journal, spool, embedded queue and bucket; one process at a time; **keep it**", Default: "`" + DefaultDataDir + "`"},
-			{Name: "DANQING_SUBMIT_LIMIT", Meaning: "how long after a create was sent DashScope may still create its task; less than `300s` is used with the simulator only", Default: "`300s`"},
+			{Name: "DANQING_SUBMIT_LIMIT", Meaning: "how long after a create was sent DashScope may still create its task; less than the default is used with the simulator only", Default: "`330s`"},
 		}},
 		{"The HTTP API (`serve` and `up`)", []Variable{
 			{Name: "DANQING_LISTEN", Meaning: "the address to listen on", Default: "`127.0.0.1:8765`"},

@@ -42,7 +42,7 @@ type Line struct {
 	ID string
 	// Digest is that of Request as asked, before a seed is derived.
 	Digest string
-	// Request is normalised and has ID set.
+	// Request is normalized and has ID set.
 	Request Request
 	// Warnings are for a person.
 	Warnings []string

@@ -45,7 +45,7 @@ func TestReadBatch(t *testing.T) {
 	assert.Equal(t, `{"id":"A-17","prompt":"猫","sku":1.50}`, string(first.Raw))
 	assert.Equal(t, "sheet.A-17", first.ID)
 	assert.Equal(t, "sheet.A-17", first.Request.ID)
-	assert.Equal(t, "1024*1024", first.Request.Size, "normalised")
+	assert.Equal(t, "1024*1024", first.Request.Size, "normalized")
 
 	assert.Equal(t, 4, second.Number)
 	assert.Equal(t, first.Digest, second.Digest, "the same is asked for")

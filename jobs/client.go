@@ -166,7 +166,7 @@ func (r Request) TooLate(now time.Time) error {
 }
 
 // EnqueueGenerate makes sure that a waiting job has a message that will wake a
-// lane. The request must be the job's own, normalised.
+// lane. The request must be the job's own, normalized.
 func (c *Client) EnqueueGenerate(ctx context.Context, rec *Record, req Request) error {
 	payload := GenerateMessage{JobID: rec.ID, Digest: rec.Digest, Request: req}
 	return c.enqueue(ctx, TypeGenerate, Queue(rec.Model, rec.Priority), rec.ID, payload, asynq.ProcessAt(req.NotBefore))

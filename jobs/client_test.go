@@ -61,7 +61,7 @@ func TestEnqueueRefusesAnotherRequestUnderTheSameID(t *testing.T) {
 }
 
 // A producer that died between record and message, and asks again, must find its
-// job waiting with a message, not waiting for ever.
+// job waiting with a message, not waiting forever.
 func TestEnqueueRepairsAJobWithoutMessage(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)

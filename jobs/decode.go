@@ -198,7 +198,7 @@ func (d *decoder) whole(name string) *int64 {
 }
 
 // count is a whole number of which 0 means absent in a [Request], so that a 0
-// that is spelt out must be refused here.
+// that is spelled out must be refused here.
 func (d *decoder) count(name string) int {
 	v := d.whole(name)
 	if v == nil {

@@ -72,7 +72,7 @@ func (r Request) digestBytes() []byte {
 // WithSeed returns the request with a seed derived from the job ID, so that
 // every image can be asked for again; unchanged if it has one. The seed is at
 // least 0 and leaves room for all n images: seed+n-1 is at most the model's
-// MaxSeed. Same ID, same n: same seed, for ever.
+// MaxSeed. Same ID, same n: same seed, forever.
 func (r Request) WithSeed(jobID string) Request {
 	if r.Seed != nil {
 		return r

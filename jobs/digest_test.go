@@ -193,7 +193,7 @@ func TestBatchName(t *testing.T) {
 
 func TestIdempotencyID(t *testing.T) {
 	t.Parallel()
-	assert.Equal(t, "key-0577258a9130ca2c5e4d1eaa4e9d1957", IdempotencyID("shop", "order 17/猫"), "for ever")
+	assert.Equal(t, "key-0577258a9130ca2c5e4d1eaa4e9d1957", IdempotencyID("shop", "order 17/猫"), "forever")
 	seen := map[string]bool{}
 	for _, pair := range [][2]string{{"", ""}, {"", "a"}, {"a", ""}, {"a", "b"}, {"ab", ""}, {"", "ab"}, {"", "1:a0:"}} {
 		id := IdempotencyID(pair[0], pair[1])

@@ -15,7 +15,7 @@
 // A [Request] needs a Prompt; the zero value of every other field is its default. It is
 // checked before anything is queued: [Client.Enqueue] fails with an [*InvalidError] that
 // names every field that the service would refuse, with its value and what is allowed.
-// [Models] is the catalogue: sizes, prices, limits. [Request.Normalize] checks a request
+// [Models] is the catalog: sizes, prices, limits. [Request.Normalize] checks a request
 // without a queue.
 //
 // NotBefore, Deadline, Priority and Labels say when the job is wanted and what it is
@@ -23,7 +23,7 @@
 //
 // # Identity
 //
-// The same ID with the same request is the same job, for ever: Enqueue may be repeated
+// The same ID with the same request is the same job, forever: Enqueue may be repeated
 // after a crash or a lost connection, and nothing is paid for twice. The same ID with
 // another request fails with [ErrDigestConflict]. Choose the ID from what the image is
 // for: a row of a table, a name of a product. [IdempotencyID] makes one of any text,

@@ -173,7 +173,7 @@ const (
 var ErrNotAcknowledged = errors.New("no acknowledgement in time")
 
 // waitsForDisk reports whether Redis says when a write is on its disk: WAITAOF is
-// there since 7.2, and waits for ever where nothing is ever synced.
+// there since 7.2, and waits forever where nothing is ever synced.
 func (d Durability) waitsForDisk() bool {
 	return d.Version != "" && d.AOF && d.Fsync != "no" && !d.before(7, 2)
 }

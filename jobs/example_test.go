@@ -27,7 +27,7 @@ func ExampleRequest_Normalize() {
 	// n: 9; allowed: 1 to 4
 }
 
-// The digest is of what is asked for, however it is spelt.
+// The digest is of what is asked for, however it is spelled.
 func ExampleRequest_Digest() {
 	short := jobs.Request{Prompt: "有一只黑色的小猫"}
 	long := jobs.Request{ID: "cat", Prompt: "有一只黑色的小猫", Style: "<auto>", Size: "1024*1024", N: 1}

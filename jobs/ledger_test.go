@@ -316,7 +316,7 @@ func TestLedgerDays(t *testing.T) {
 	assert.Equal(t, []string{"2026-01-03"}, days(midnight.AddDate(0, 0, 1), time.Time{}))
 }
 
-// The ledger outlives records, and does not grow for ever.
+// The ledger outlives records, and does not grow forever.
 func TestLedgerLeavesRedis(t *testing.T) {
 	t.Parallel()
 	rdb := redisServer(t)

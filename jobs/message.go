@@ -18,7 +18,7 @@ const (
 )
 
 // Priorities of a job. The queues of a lane are drawn 6:3:1, so that bulk waits
-// longest but never for ever.
+// longest but never forever.
 const (
 	PriorityCritical = "critical"
 	PriorityDefault  = "default"
@@ -92,7 +92,7 @@ func newMessage(kind, queue, id string, payload any, opts ...asynq.Option) (*asy
 }
 
 // showScript writes a message's result if the message is still there. asynq's own
-// writer does not look, and a result without a message blocks its ID for ever
+// writer does not look, and a result without a message blocks its ID forever
 // (hibiken/asynq#1167).
 var showScript = redis.NewScript(`
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end

@@ -13,7 +13,7 @@ const (
 	ratePage      = "rate-limit"
 )
 
-// Models returns the catalogue, in the order in which it should be shown. The
+// Models returns the catalog, in the order in which it should be shown. The
 // caller may change what it gets.
 func Models() []Model {
 	const v2cut = "; the revision of December 2025 says 800"

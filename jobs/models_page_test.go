@@ -21,7 +21,7 @@ func modelsPage(models []jobs.Model) string {
 	var b strings.Builder
 	b.WriteString(`# Models
 
-<!-- Made from the catalogue, jobs/models.go, by go test ./jobs -update. -->
+<!-- Made from the catalog, jobs/models.go, by go test ./jobs -update. -->
 
 Prices are in yuan per image; "–" means that the model is not sold there. Only images that were made are charged.
 

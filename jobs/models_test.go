@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The figures of the pages, written down a second time: a slip in the catalogue
+// The figures of the pages, written down a second time: a slip in the catalog
 // costs money or refuses what the service takes.
 func TestModelFigures(t *testing.T) {
 	t.Parallel()

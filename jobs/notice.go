@@ -80,7 +80,7 @@ type EventJob struct {
 // EventImage is an image with a link to it.
 type EventImage struct {
 	Image
-	// URL is where the image can be fetched until URLExpiresAt; for ever if that is
+	// URL is where the image can be fetched until URLExpiresAt; forever if that is
 	// zero.
 	URL          string    `json:"url,omitempty"`
 	URLExpiresAt time.Time `json:"url_expires_at,omitzero"`

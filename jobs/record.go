@@ -56,7 +56,7 @@ type Record struct {
 	// Term is the term of the lane that wrote last; 0 before the first intent.
 	Term int64 `json:"term"`
 
-	// Request is the normalised request with its seed; nil while the job waits,
+	// Request is the normalized request with its seed; nil while the job waits,
 	// when the message in the queue holds it.
 	Request *Request `json:"request,omitempty"`
 	Account string   `json:"account,omitempty"`
@@ -114,7 +114,7 @@ type Record struct {
 	PriceMicroYuan int64 `json:"price_micro_yuan,omitempty"`
 
 	// CancelRequestedAt is when a person asked to cancel the job while it had a
-	// create on its way, or a task. The task is cancelled only if DashScope still
+	// create on its way, or a task. The task is canceled only if DashScope still
 	// has it PENDING; otherwise it is paid for, and its images are kept. It lies
 	// beside the record, where no other write overwrites it, until the job is
 	// retried or resolved.
@@ -138,7 +138,7 @@ type Record struct {
 	// the same key that nobody owns; zero if that is not known.
 	ListedAt time.Time `json:"listed_at,omitzero"`
 	// RunningAt is when its task was first seen at work; zero while it waits at
-	// DashScope, where it can be cancelled.
+	// DashScope, where it can be canceled.
 	RunningAt   time.Time `json:"running_at,omitzero"`
 	GeneratedAt time.Time `json:"generated_at,omitzero"` // when its task was seen to have ended
 	FinishedAt  time.Time `json:"finished_at,omitzero"`
@@ -156,7 +156,7 @@ func (r *Record) AsAsked() Request {
 }
 
 // NewRecord is the record of a job that begins to wait now. The request must be
-// normalised and have its ID.
+// normalized and have its ID.
 func NewRecord(req Request, warnings []string) *Record {
 	rec := &Record{
 		ID: req.ID, State: StateQueued, Digest: req.Digest(), Model: req.Model, Priority: req.Priority, Warnings: warnings,

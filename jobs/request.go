@@ -16,7 +16,7 @@ import (
 type Request struct {
 	// ID is the job's, see [ValidID]; empty until somebody chooses one.
 	ID string `json:"id,omitempty"`
-	// Model is a name of the catalogue; empty is [DefaultModel].
+	// Model is a name of the catalog; empty is [DefaultModel].
 	Model string `json:"model,omitempty"`
 	// Prompt says what to paint; the one field that must be given. It is sent
 	// whole, byte for byte.
@@ -119,7 +119,7 @@ func topNames() []string {
 	return append(own, shapingNames()...)
 }
 
-// stageName is one letter from a producer's own "state": it has to be spelt right.
+// stageName is one letter from a producer's own "state": it has to be spelled right.
 const stageName = "stage"
 
 // messageNames are those of a request that is ours already. In a batch file,
@@ -146,7 +146,7 @@ func (r *Request) UnmarshalJSON(data []byte) error {
 
 // ParseRequest reads a request as a producer may write it: as [Request.UnmarshalJSON]
 // does, but Batch, LineID and Producer are not the producer's to set, and ignored. It
-// is not normalised.
+// is not normalized.
 func ParseRequest(data []byte) (Request, error) { return readRequest(data, topNames()) }
 
 func readRequest(data []byte, names []string) (Request, error) {

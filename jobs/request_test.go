@@ -155,7 +155,7 @@ func TestRequestRoundTrip(t *testing.T) {
 	assert.Equal(t, in, out)
 }
 
-// FuzzRequest: no input panics; what is accepted normalises to a fixed point;
+// FuzzRequest: no input panics; what is accepted normalizes to a fixed point;
 // and neither that nor another encoding of it changes its digest.
 func FuzzRequest(f *testing.F) {
 	for _, seed := range []string{

@@ -47,7 +47,7 @@ func canonicalSize(s string) string {
 	return fmt.Sprintf("%d*%d", width, height)
 }
 
-// Allows reports whether a size, spelt as in 1024*1024, follows the rule.
+// Allows reports whether a size, spelled as in 1024*1024, follows the rule.
 func (s Sizes) Allows(size string) bool {
 	if len(s.List) > 0 {
 		return slices.Contains(s.List, size)

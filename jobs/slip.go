@@ -53,7 +53,7 @@ func nearest(name string, names []string) string {
 	return best
 }
 
-// distance counts the letters to add, drop, change or swap with their neighbour
+// distance counts the letters to add, drop, change or swap with their neighbor
 // to make b of a (optimal string alignment).
 func distance(a, b string) int {
 	s, t := []rune(a), []rune(b)

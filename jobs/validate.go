@@ -79,10 +79,10 @@ func (e *InvalidError) Unwrap() []error {
 	return list
 }
 
-// Normalize returns the request with defaults filled in and every value spelt
+// Normalize returns the request with defaults filled in and every value spelled
 // as the service spells it, and warnings for a person. It fails with an
 // [*InvalidError] that holds everything the service would refuse; the returned
-// request is of no use then. Normalising twice changes nothing more.
+// request is of no use then. Normalizing twice changes nothing more.
 //
 // The prompt is never changed. Labels are shared with r.
 func (r Request) Normalize() (Request, []string, error) {

@@ -45,7 +45,7 @@ func (p *program) jobsCancelCommand(f *jobsFlags) *cobra.Command {
 		Use:   "cancel JOB...",
 		Short: "Give jobs up, as far as they cost nothing yet",
 		Long: `Cancel gives jobs up. One that waits is canceled at once. One whose task runs at
-DashScope is cancelled there only if DashScope has not begun with it; otherwise it is
+DashScope is canceled there only if DashScope has not begun with it; otherwise it is
 paid for, and its images are kept.`,
 		Example: `  danqing jobs cancel shop.cat
   danqing jobs list --batch shop --state queued --json | jq -r .id | xargs danqing jobs cancel`,
@@ -185,7 +185,7 @@ func (p *program) printJob(rec *jobs.Record, asJSON bool) error {
 		return err
 	}
 	if !rec.CancelRequestedAt.IsZero() && !rec.State.Final() {
-		p.say("%s: its task is cancelled only if DashScope has not begun with it; otherwise it is paid for, and its images are kept", rec.ID)
+		p.say("%s: its task is canceled only if DashScope has not begun with it; otherwise it is paid for, and its images are kept", rec.ID)
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ With --json it prints the jobs alone.`,
 				return err
 			}
 			if _, err := jobs.LookupModel(filter.Model); filter.Model != "" && err != nil {
-				return usage("--model takes a name of the catalogue", "%w", err)
+				return usage("--model takes a name of the catalog", "%w", err)
 			}
 			if filter.Limit <= 0 {
 				return usage("give a number from 1", "--limit %d", filter.Limit)

@@ -148,7 +148,7 @@ func hintOf(err error) string {
 	case errors.As(err, &away):
 		return away.hint
 	case errors.Is(err, jobs.ErrDigestConflict):
-		return "nothing was spent; an id stands for one request for ever: give the changed line a new id, or take its old text back"
+		return "nothing was spent; an id stands for one request forever: give the changed line a new id, or take its old text back"
 	case errors.As(err, &wrongBatch):
 		return "nothing was queued or spent; correct the lines and run the same command again"
 	case errors.Is(err, jobs.ErrNotFound):

@@ -46,7 +46,7 @@ func (*requestFlags) given(cmd *cobra.Command) []string {
 }
 
 // read returns the request, a local reference image by its staged name. It is not
-// normalised.
+// normalized.
 func (f *requestFlags) read(cmd *cobra.Command, defaultModel string, refs references) (jobs.Request, error) {
 	req := f.request
 	if cmd.Flags().Changed("seed") {

@@ -349,7 +349,7 @@ func TestSnapshot(t *testing.T) {
 }
 
 // A client that takes in nothing is cut off in the end, so that what waits for
-// it does not grow for ever.
+// it does not grow forever.
 func TestStuckClientIsCutOff(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -217,7 +217,7 @@ type writeLog struct {
 	create func(path string) (logFile, error)
 
 	mu     sync.Mutex
-	turn   sync.Cond // signalled when flushing ends
+	turn   sync.Cond // signaled when flushing ends
 	file   logFile
 	framer framer
 	// size is the file's, base what of it was the snapshot.

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Every fact of the catalogue says where it is from.
+// Every fact of the catalog says where it is from.
 func TestModelFactsHaveSources(t *testing.T) {
 	t.Parallel()
 	for _, m := range Models() {
@@ -71,7 +71,7 @@ func TestLookupModel(t *testing.T) {
 	assert.EqualError(t, err, `model: "wan2.1-t2i-plus"; allowed: `+modelsAllowed+`; a region's spelling: it is "wanx2.1-t2i-plus" here`)
 }
 
-// The catalogue's callers may do with it what they like.
+// The catalog's callers may do with it what they like.
 func TestModelsAreCopies(t *testing.T) {
 	t.Parallel()
 	Models()[0].Styles[0].Value = "broken"

@@ -14,7 +14,7 @@ const DefaultModel = "wanx-v1"
 // the V2 models).
 const maxSeed = 2147483647
 
-// Regions of the service, spelt as in its host names.
+// Regions of the service, spelled as in its host names.
 const (
 	// RegionBeijing is behind dashscope.aliyuncs.com.
 	RegionBeijing = "cn-beijing"
@@ -22,7 +22,7 @@ const (
 	RegionSingapore = "ap-southeast-1"
 )
 
-// Model is one entry of the catalogue: what a model takes, what it costs and
+// Model is one entry of the catalog: what a model takes, what it costs and
 // how fast it may be asked. It is data; Sources says where each fact is from.
 type Model struct {
 	// Name is the model as the service spells it in Beijing, and as it is called
@@ -76,7 +76,7 @@ type Style struct {
 	Names []string
 }
 
-// LookupModel returns the catalogue's entry of that exact name; "" is
+// LookupModel returns the catalog's entry of that exact name; "" is
 // [DefaultModel]. The error is a [FieldError] that lists the models there are.
 func LookupModel(name string) (Model, error) {
 	if name == "" {
@@ -98,7 +98,7 @@ func LookupModel(name string) (Model, error) {
 	return Model{}, e
 }
 
-// modelName returns the catalogue's name of a model that is spelt as in one of
+// modelName returns the catalog's name of a model that is spelled as in one of
 // its regions; any other name as it is.
 func modelName(name string) string {
 	for _, m := range Models() {
