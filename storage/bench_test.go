@@ -10,14 +10,13 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// BenchmarkPutImage stores images of 2 MB in the embedded bucket and reports
-// how many times as long it takes as writing the same file to the same disk
-// durably, which is the least that any store must do. Both are measured in the
-// same run, in turns.
+// BenchmarkPutImage stores images of 2 MB in the embedded bucket and reports the
+// ratio to the time of a durable write of the same file to the same disk, which is
+// the minimum for any store. Both are measured alternately in the same run.
 func BenchmarkPutImage(b *testing.B) {
 	server := openEmbedded(b)
 	bucket := newBucket(b, embeddedConfig(server, "http://bucket.invalid", server.HTTPClient()))
-	file := proven(b, pngOf(2<<20, 1))
+	file := verifiedFile(b, pngOf(2<<20, 1))
 	copyTo := filepath.Join(b.TempDir(), "copy")
 	require.NoError(b, bucket.PutImage(b.Context(), "warm.png", file, nil))
 	b.SetBytes(file.Bytes)
@@ -33,12 +32,12 @@ func BenchmarkPutImage(b *testing.B) {
 	b.ReportMetric(b.Elapsed().Seconds()/least.Seconds(), "times-a-copy")
 }
 
-// BenchmarkFetch is the same for a download into the spool.
+// BenchmarkFetch measures the same for a download into the spool.
 func BenchmarkFetch(b *testing.B) {
 	content := pngOf(2<<20, 1)
 	spool, err := newSpool(b, whole{content})
 	require.NoError(b, err)
-	file := proven(b, content)
+	file := verifiedFile(b, content)
 	copyTo := filepath.Join(b.TempDir(), "copy")
 	b.SetBytes(file.Bytes)
 	var least time.Duration
@@ -61,7 +60,7 @@ func copyDurably(b *testing.B, from, to string) {
 	require.NoError(b, err)
 	out, err := os.Create(to)
 	require.NoError(b, err)
-	_, err = io.Copy(struct{ io.Writer }{out}, in) // not by the kernel alone
+	_, err = io.Copy(struct{ io.Writer }{out}, in) // without copy_file_range
 	require.NoError(b, err)
 	require.NoError(b, out.Sync())
 	require.NoError(b, out.Close())

@@ -19,10 +19,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// ErrNotExist is returned (wrapped) for a key that the bucket does not hold.
+// ErrNotExist is returned (wrapped) for a key that the bucket does not contain.
 var ErrNotExist = errors.New("object does not exist")
 
-// HTTPClient sends requests; *http.Client is one.
+// HTTPClient sends requests. *http.Client implements it.
 type HTTPClient interface {
 	Do(*http.Request) (*http.Response, error)
 }
@@ -39,13 +39,13 @@ type Bucket struct {
 	presign   *s3.PresignClient
 	log       *slog.Logger
 
-	// What error texts tell.
+	// For error messages.
 	endpoint, region, accessKeyID string
 	aws, virtual                  bool
 }
 
-// New checks cfg and returns the bucket it names. It dials nothing: whether the
-// bucket answers is found out by [Bucket.Check]. An error names the field, its
+// New checks cfg and returns a client for the bucket. It opens no connection:
+// [Bucket.Check] tests whether the bucket answers. An error names the field, its
 // value (unless secret) and the remedy.
 func New(cfg Config) (*Bucket, error) {
 	cfg, err := cfg.withDefaults()
@@ -80,7 +80,7 @@ func New(cfg Config) (*Bucket, error) {
 // options are the client settings under which an upload is accepted by AWS,
 // Aliyun OSS, R2, MinIO, Ceph and versitygw alike: no trailing checksums (OSS
 // and Ceph refuse them, others store the framing as content) and no Expect
-// header (the SDK sends it without waiting for the answer).
+// header (the SDK sends it without waiting for the response).
 func (c Config) options(endpoint string) s3.Options {
 	o := s3.Options{
 		Region:                       c.Region,
@@ -90,7 +90,7 @@ func (c Config) options(endpoint string) s3.Options {
 		RequestChecksumCalculation:   aws.RequestChecksumCalculationWhenRequired,
 		ResponseChecksumValidation:   aws.ResponseChecksumValidationWhenRequired,
 		ContinueHeaderThresholdBytes: -1,
-		Retryer:                      retry.NewStandard(patience),
+		Retryer:                      retry.NewStandard(retryPolicy),
 
 		DisableLogOutputChecksumValidationSkipped: true,
 	}
@@ -100,9 +100,9 @@ func (c Config) options(endpoint string) s3.Options {
 	return o
 }
 
-// patience is the SDK's, with one more try, and none for a server that is not to
-// be trusted.
-func patience(o *retry.StandardOptions) {
+// retryPolicy is the SDK's standard one with four attempts. It does not retry
+// after a TLS error, which no repetition can fix.
+func retryPolicy(o *retry.StandardOptions) {
 	o.MaxAttempts = 4
 	o.Retryables = append([]retry.IsErrorRetryable{retry.IsErrorRetryableFunc(func(err error) aws.Ternary {
 		if untrusted := (*tls.CertificateVerificationError)(nil); errors.As(err, &untrusted) || errors.Is(err, http.ErrSchemeMismatch) {
@@ -112,9 +112,9 @@ func patience(o *retry.StandardOptions) {
 	})}, o.Retryables...)
 }
 
-// defaultHTTPClient has room for many copies at once, and gives up on a server
-// that has taken the whole request and says nothing for a minute. There is no
-// read timeout: it would run while the body is still being written.
+// defaultHTTPClient allows many parallel uploads, and times out when a server has
+// received the whole request and sends no header for a minute. It has no read
+// timeout, which would run while the body is still being written.
 func defaultHTTPClient() HTTPClient {
 	return awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
 		t.MaxIdleConnsPerHost = 64
@@ -126,24 +126,24 @@ func defaultHTTPClient() HTTPClient {
 type Info struct {
 	Key         string
 	Bytes       int64
-	SHA256      string // hex, as recorded by the upload; "" if not one of ours
+	SHA256      string // hex, as recorded by the upload; "" if this package did not upload it
 	ContentType string
 	ETag        string // without quotes
 	ModifiedAt  time.Time
 	Metadata    map[string]string // user metadata; names in lower case
 }
 
-// Check asks the bucket for a key that does not exist and returns nil if that
-// is what it says: it then exists, knows the credentials and lets them read.
-// Otherwise the error says in one sentence what is wrong and which setting to
-// change, by its name in the environment: AWS_REGION and the like. It writes
-// nothing, and tries twice at most: somebody waits.
+// Check requests a key that does not exist and returns nil if the bucket says so:
+// the bucket then exists, accepts the credentials and allows them to read.
+// Otherwise the error says in one sentence what is wrong and which environment
+// variable to change, such as AWS_REGION. Check writes nothing. It makes at most
+// two attempts, because it runs while an operator waits.
 func (b *Bucket) Check(ctx context.Context) error {
 	key := b.prefix + sidecarFolder + ".check-" + rand.Text()
 	out, err := b.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &b.name, Key: &key}, func(o *s3.Options) { o.RetryMaxAttempts = 2 })
 	if err == nil {
-		_ = out.Body.Close() // nothing of it counts
-		return fmt.Errorf("check the bucket: %s has an object for whatever key one asks for, as no S3 store does: correct AWS_ENDPOINT_URL_S3", b.endpoint)
+		_ = out.Body.Close() // not read
+		return fmt.Errorf("check the bucket: %s returns an object for a random key, as no S3 store does: correct AWS_ENDPOINT_URL_S3", b.endpoint)
 	}
 	if err = b.explain(err); errors.Is(err, ErrNotExist) {
 		return nil
@@ -151,9 +151,9 @@ func (b *Bucket) Check(ctx context.Context) error {
 	return fmt.Errorf("check the bucket: %w", err)
 }
 
-// Head returns what the store knows about key, or [ErrNotExist]. A HEAD has no
-// body to say more, so that a missing bucket looks like a missing object:
-// [Bucket.Check] and [Bucket.Get] tell them apart.
+// Head returns the object's metadata, or [ErrNotExist]. The response to a HEAD
+// has no body, so a missing bucket looks like a missing object. [Bucket.Check]
+// and [Bucket.Get] distinguish the two.
 func (b *Bucket) Head(ctx context.Context, key string) (Info, error) {
 	out, err := b.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &b.name, Key: &key})
 	if err != nil {
@@ -162,7 +162,7 @@ func (b *Bucket) Head(ctx context.Context, key string) (Info, error) {
 	return info(key, out.ContentLength, out.ContentType, out.ETag, out.LastModified, out.Metadata), nil
 }
 
-// Get opens an object, or returns [ErrNotExist]. The caller closes the reader.
+// Get opens an object, or returns [ErrNotExist]. The caller must close the reader.
 func (b *Bucket) Get(ctx context.Context, key string) (io.ReadCloser, Info, error) {
 	out, err := b.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &b.name, Key: &key})
 	if err != nil {

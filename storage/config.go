@@ -11,7 +11,7 @@ import (
 	"unicode/utf8"
 )
 
-// Ways to put the bucket's name into a URL.
+// Addressing styles: where the bucket's name stands in a URL.
 const (
 	AddressingPath    = "path"    // https://endpoint/bucket/key
 	AddressingVirtual = "virtual" // https://bucket.endpoint/key
@@ -24,15 +24,15 @@ const DefaultKeyTemplate = "{job_id}/{job_id}-{n}{ext}"
 // required.
 type Config struct {
 	// Bucket is 3 to 63 lower-case letters, digits and hyphens. Names with
-	// dots are refused: the SDK silently addresses them by path, which OSS
-	// does not answer, and TLS certificates do not cover them.
+	// dots are refused: the SDK silently uses path-style addressing for them,
+	// which OSS refuses, and wildcard TLS certificates do not cover them.
 	Bucket string
 	// Prefix is a folder inside the bucket that everything goes under; ""
 	// is the bucket's root. Slashes around it make no difference.
 	Prefix string
 
-	// Region is the region that requests are signed for. Required on AWS and
-	// OSS; "" is us-east-1 elsewhere, which other stores accept.
+	// Region is the region in request signatures. It is required on AWS and
+	// OSS. Elsewhere "" means us-east-1, which other stores accept.
 	Region string
 	// Endpoint is the store's base URL, without the bucket; "" is AWS.
 	Endpoint string
@@ -41,45 +41,47 @@ type Config struct {
 	AccessKeyID     string
 	SecretAccessKey string `json:"-"`
 	SessionToken    string `json:"-"`
-	// Addressing is AddressingPath or AddressingVirtual; "" is virtual for
-	// AWS and *.aliyuncs.com, which refuses the other, and path elsewhere.
+	// Addressing is AddressingPath or AddressingVirtual. "" means virtual for
+	// AWS and for *.aliyuncs.com, which refuses path style, and path elsewhere.
 	Addressing string
 
-	// PublicURL is the base of permanent links: PublicURL/KEY must show the
-	// object to everybody. "" makes links presigned instead.
+	// PublicURL is the base of permanent links: PublicURL/KEY must be readable
+	// by anybody. "" means presigned links.
 	PublicURL string
 	// PublicEndpoint is the endpoint in presigned links, for stores that
-	// readers reach by another name than we do; "" is Endpoint.
+	// readers reach under another host name than this process. "" means
+	// Endpoint.
 	PublicEndpoint string
 
-	// KeyTemplate is the key of an image below Prefix; "" is
-	// DefaultKeyTemplate. It must hold {job_id} and {n}; {batch} {id} {model}
-	// {date} {ext} {source_name} may be used too. {job_id} must begin a path
-	// segment and may be followed there only by text, {n} and {ext}, and {n}
-	// must stand between text, so that no two images can get the same key.
+	// KeyTemplate is the key of an image below Prefix. "" means
+	// DefaultKeyTemplate. It must contain {job_id} and {n}, and may contain
+	// {batch} {id} {model} {date} {ext} {source_name}. {job_id} must begin a
+	// path segment and may be followed there only by text, {n} and {ext}, and
+	// {n} must stand between text, so that no two images get the same key.
 	KeyTemplate string
 
-	// HTTPClient sends the requests; nil is one of the SDK's, with a minute's
-	// patience for a silent server. It trusts the authorities that the system
-	// trusts, and on Linux those in the PEM file that the environment names by
-	// SSL_CERT_FILE (crypto/x509); AWS_CA_BUNDLE is not read.
+	// HTTPClient sends the requests. nil means one of the SDK's, which waits
+	// one minute for a response header. It trusts the system's certificate
+	// authorities; on Linux the environment variable SSL_CERT_FILE replaces
+	// them by a PEM file (crypto/x509). AWS_CA_BUNDLE is not read.
 	HTTPClient HTTPClient
-	// Logger takes what an operator may want to know; nil discards it.
+	// Logger receives warnings. nil discards them.
 	Logger *slog.Logger
 }
 
-// String leaves the secrets out.
+// String omits the secrets.
 func (c Config) String() string {
 	return fmt.Sprintf("bucket %q, prefix %q, region %q, endpoint %q, access key ID %q, secret **redacted**",
 		c.Bucket, c.Prefix, c.Region, c.Endpoint, c.AccessKeyID)
 }
 
-// GoString is String: %#v shows no secrets either.
+// GoString returns String, so that %#v shows no secrets either.
 func (c Config) GoString() string { return c.String() }
 
 var bucketPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$`)
 
-// withDefaults returns c completed and normalised, or all that is wrong with it.
+// withDefaults returns c completed and normalized, or an error that joins every
+// problem.
 func (c Config) withDefaults() (Config, error) {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -141,8 +143,8 @@ func (c Config) withDefaults() (Config, error) {
 	return c, errors.Join(errs...)
 }
 
-// checkURL accepts "" and http(s) URLs. An endpoint has no path, and must not
-// bear the bucket's name, which the SDK would put in front of it once more.
+// checkURL accepts "" and http(s) URLs. An endpoint must have no path, and its
+// host must not contain the bucket's name, which the SDK adds itself.
 func checkURL(s string, endpoint bool, bucket string) error {
 	if s == "" {
 		return nil
@@ -153,13 +155,13 @@ func checkURL(s string, endpoint bool, bucket string) error {
 	case err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "":
 		return errors.New("must be a URL such as https://s3.example.com")
 	case u.User != nil:
-		return errors.New("must not hold credentials: they have settings of their own")
+		return errors.New("must not hold credentials: they have their own settings")
 	case u.RawQuery != "" || u.Fragment != "":
 		return errors.New("must have neither query nor fragment")
 	case endpoint && u.Path != "":
-		return fmt.Errorf("%q has a path: give scheme and host alone, the bucket has a setting of its own", s)
+		return fmt.Errorf("%q has a path: give scheme and host alone, the bucket has its own setting", s)
 	case endpoint && bucket != "" && strings.HasPrefix(u.Hostname(), bucket+"."):
-		return fmt.Errorf("%q begins with the bucket's name: leave that out, it is put there where the store wants it", s)
+		return fmt.Errorf("%q begins with the bucket's name: leave that out, it is added automatically", s)
 	}
 	return nil
 }
@@ -177,7 +179,7 @@ func isAWS(endpoint string) bool {
 
 func isAliyun(endpoint string) bool { return hasDomain(endpoint, aliyunDomain) }
 
-// hasDomain tells whether rawURL's host lies in domain.
+// hasDomain reports whether rawURL's host is in domain.
 func hasDomain(rawURL, domain string) bool {
 	u, err := url.Parse(rawURL)
 	return err == nil && inDomain(u.Hostname(), domain)
@@ -187,7 +189,7 @@ func inDomain(host, domain string) bool {
 	return strings.HasSuffix(strings.ToLower(host), "."+domain)
 }
 
-// cleanText tells whether s is UTF-8 without control characters or backslashes.
+// cleanText reports whether s is UTF-8 without control characters or backslashes.
 func cleanText(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\\' })
 }

@@ -20,7 +20,7 @@ func goodConfig() storage.Config {
 	return storage.Config{Bucket: "images", Region: "cn-beijing", Endpoint: "https://s3.example.com", AccessKeyID: "AKID", SecretAccessKey: "s3cr3t", SessionToken: "t0k3n"}
 }
 
-func TestNewNamesFieldValueAndRemedy(t *testing.T) {
+func TestNewErrors(t *testing.T) {
 	t.Parallel()
 	for want, change := range map[string]func(*storage.Config){
 		"Bucket is empty: name":                     func(c *storage.Config) { c.Bucket = "" },
@@ -39,10 +39,10 @@ func TestNewNamesFieldValueAndRemedy(t *testing.T) {
 		"SecretAccessKey has white space around it": func(c *storage.Config) { c.SecretAccessKey = "s3cr3t\n" },
 		`Addressing "vhost": must be`:               func(c *storage.Config) { c.Addressing = "vhost" },
 		"must hold {job_id} and {n}":                func(c *storage.Config) { c.KeyTemplate = "{job_id}{ext}" },
-		"knows no {jobid}: use {job_id}":            func(c *storage.Config) { c.KeyTemplate = "{jobid}-{n}" },
+		"unknown variable {jobid}: use {job_id}":    func(c *storage.Config) { c.KeyTemplate = "{jobid}-{n}" },
 		"stray brace":                               func(c *storage.Config) { c.KeyTemplate = "{job_id}-{n}}" },
 		"an empty folder":                           func(c *storage.Config) { c.KeyTemplate = "/{job_id}-{n}" },
-		"those folders are ours":                    func(c *storage.Config) { c.KeyTemplate = "_jobs/{job_id}-{n}" },
+		"those folders are reserved":                func(c *storage.Config) { c.KeyTemplate = "_jobs/{job_id}-{n}" },
 		"two jobs could get the same key":           func(c *storage.Config) { c.KeyTemplate = "{id}-{job_id}-{n}" },
 		"{n} must stand between text":               func(c *storage.Config) { c.KeyTemplate = "{job_id}/{source_name}{n}{ext}" },
 		"makes names of up to 256 bytes":            func(c *storage.Config) { c.KeyTemplate = "{job_id}-{n}/{id}{batch}{model}{source_name}" },
@@ -60,7 +60,7 @@ func TestNewNamesFieldValueAndRemedy(t *testing.T) {
 	}
 }
 
-func TestConfigHidesItsSecrets(t *testing.T) {
+func TestConfigStringOmitsSecrets(t *testing.T) {
 	t.Parallel()
 	cfg := goodConfig()
 	var log strings.Builder
@@ -75,7 +75,7 @@ func TestConfigHidesItsSecrets(t *testing.T) {
 	}
 }
 
-// The bucket's name goes where the store wants it.
+// The bucket's name is in the host or in the path, depending on the store.
 func TestAddressing(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ endpoint, addressing, want string }{
@@ -146,8 +146,8 @@ func TestImageKey(t *testing.T) {
 	assert.Equal(t, "_held/~../a_b", b.HeldKey("..", "a/b"))
 }
 
-// No two images of legal jobs have the same key, and none lies in our folders,
-// whatever the other values are.
+// No two images of valid jobs have the same key, and no key is in a reserved folder,
+// for any values of the other variables.
 func FuzzImageKey(f *testing.F) {
 	f.Add("a", "a-1", "b", "../x", uint8(1), uint8(2))
 	f.Add("..", "_jobs", "_jobs", "", uint8(1), uint8(1))
@@ -176,9 +176,9 @@ func FuzzImageKey(f *testing.F) {
 	})
 }
 
-// What PutImage sends: one PUT of the bytes as they are, with the digests that
-// stores verify in its headers, the same over http and https.
-func TestWireForm(t *testing.T) {
+// PutImage sends one PUT with the unencoded bytes and the digests that stores verify
+// in its headers, the same over http and https.
+func TestPutImageRequest(t *testing.T) {
 	t.Parallel()
 	for name, target := range map[string]func(testing.TB) storage.Config{"http": overLoopback, "https": overTLS} {
 		t.Run(name, func(t *testing.T) {
@@ -190,7 +190,7 @@ func TestWireForm(t *testing.T) {
 				sent = append(sent, r.Clone(context.WithoutCancel(r.Context())))
 				return next.Do(r)
 			})
-			file := proven(t, pngOf(3<<20, 1))
+			file := verifiedFile(t, pngOf(3<<20, 1))
 			require.NoError(t, newBucket(t, cfg).PutImage(t.Context(), "a.png", file, map[string]string{"task-id": "t"}))
 			require.Len(t, sent, 2, "a PUT and a HEAD")
 			assert.Equal(t, http.MethodHead, sent[1].Method)
@@ -209,11 +209,11 @@ func TestWireForm(t *testing.T) {
 	}
 }
 
-// What was put is looked at: a store that answers 200 and keeps something else
-// is found out.
-func TestPutImageDoesNotTrustTheAnswer(t *testing.T) {
+// The stored object is checked: a store that answers 200 and stores something else is
+// detected.
+func TestPutImageVerifiesStoredObject(t *testing.T) {
 	t.Parallel()
-	file := proven(t, pngOf(1000, 1))
+	file := verifiedFile(t, pngOf(1000, 1))
 	for name, spoil := range map[string]func(http.Header){
 		"size":   func(h http.Header) { h.Set("Content-Length", "999") },
 		"sha256": func(h http.Header) { h.Del("X-Amz-Meta-Sha256"); delete(h, "x-amz-meta-sha256") },
@@ -234,11 +234,10 @@ func TestPutImageDoesNotTrustTheAnswer(t *testing.T) {
 	}
 }
 
-// An encrypting store's ETag is no MD5: the object is read back, and stands if
-// its bytes are right.
-func TestPutImageReadsBackWhatHasAnotherETag(t *testing.T) {
+// An encrypting store's ETag is not an MD5: the object is read back and compared.
+func TestPutImageReadsBackOnOtherETag(t *testing.T) {
 	t.Parallel()
-	file := proven(t, pngOf(1000, 1))
+	file := verifiedFile(t, pngOf(1000, 1))
 	for _, damaged := range []bool{false, true} {
 		cfg := inProcess(t)
 		next := cfg.HTTPClient
@@ -259,19 +258,19 @@ func TestPutImageReadsBackWhatHasAnotherETag(t *testing.T) {
 		err := newBucket(t, cfg).PutImage(t.Context(), "a.png", file, nil)
 		assert.Equal(t, 1, gets)
 		if damaged {
-			assert.ErrorContains(t, err, "other bytes than were sent")
+			assert.ErrorContains(t, err, "the stored bytes differ from those sent")
 		} else {
 			assert.NoError(t, err)
 		}
 	}
 }
 
-func TestOnlyProvenFilesArePut(t *testing.T) {
+func TestPutImageAcceptsOnlyVerifiedFiles(t *testing.T) {
 	t.Parallel()
 	b := newBucket(t, inProcess(t))
 	forged := &storage.File{Path: writeFile(t, "a.png", pngOf(10, 1)), Bytes: 67, SHA256: strings.Repeat("0", 64)}
-	require.ErrorContains(t, b.PutImage(t.Context(), "a.png", forged, nil), "not a proven file")
-	require.ErrorContains(t, b.PutImage(t.Context(), "a.png", nil, nil), "not a proven file")
+	require.ErrorContains(t, b.PutImage(t.Context(), "a.png", forged, nil), "not a verified file")
+	require.ErrorContains(t, b.PutImage(t.Context(), "a.png", nil, nil), "not a verified file")
 	_, err := b.Head(t.Context(), "a.png")
 	assert.ErrorIs(t, err, storage.ErrNotExist)
 }

@@ -63,8 +63,8 @@ func overLoopback(tb testing.TB) storage.Config {
 	return embeddedConfig(server, front.URL, front.Client())
 }
 
-// storeConfig is how to reach a store of others. Each way has a prefix of its
-// own: several may lead to one bucket.
+// storeConfig returns the configuration for a store with an addressing style. Each
+// configuration has its own prefix, because several may use the same bucket.
 func storeConfig(s *storagetest.Store, addressing string) storage.Config {
 	cfg := storage.Config{
 		Bucket: storagetest.Bucket, Region: storagetest.Region, Endpoint: s.Endpoint, Addressing: addressing, HTTPClient: s.Client,
@@ -73,36 +73,38 @@ func storeConfig(s *storagetest.Store, addressing string) storage.Config {
 	if addressing == storage.AddressingVirtual {
 		cfg.Endpoint = s.VirtualEndpoint
 	}
-	cfg.Prefix = "图/" + wayOf(cfg)
+	cfg.Prefix = "图/" + accessName(cfg)
 	return cfg
 }
 
-func wayOf(cfg storage.Config) string {
+func accessName(cfg storage.Config) string {
 	scheme, _, _ := strings.Cut(cfg.Endpoint, ":")
 	return cfg.Addressing + " over " + scheme
 }
 
-// ways are all ways to reach stores of others.
-func ways(stores ...*storagetest.Store) map[string]storage.Config {
+// accesses returns the configurations for stores with every addressing style, by name.
+func accesses(stores ...*storagetest.Store) map[string]storage.Config {
 	all := map[string]storage.Config{}
 	for _, s := range stores {
 		for _, addressing := range []string{storage.AddressingPath, storage.AddressingVirtual} {
 			cfg := storeConfig(s, addressing)
-			all[wayOf(cfg)] = cfg
+			all[accessName(cfg)] = cfg
 		}
 	}
 	return all
 }
 
-// target is a store, by all ways to reach it, and what only it refuses: the
-// mistake by what is said about it.
+// target is a store under test.
 type target struct {
-	open  func(testing.TB) map[string]storage.Config
+	// open returns its configurations by name.
+	open func(testing.TB) map[string]storage.Config
+	// wrong has mistakes in the configuration that only this store detects, by the
+	// expected error.
 	wrong map[string]func(*storage.Config)
 }
 
 func targets() map[string]target {
-	// The host is not one that the store, or its certificate, knows.
+	// The host is not configured in the store, nor is it in its certificate.
 	misaddressed := func(c *storage.Config) {
 		c.Endpoint, c.Addressing = strings.NewReplacer("s3.localtest", "localtest", "127.0.0.1", "localtest").Replace(c.Endpoint), storage.AddressingVirtual
 	}
@@ -113,36 +115,36 @@ func targets() map[string]target {
 		}},
 		"versitygw": {open: func(tb testing.TB) map[string]storage.Config {
 			tb.Helper()
-			return ways(storagetest.VersityGW(tb), storagetest.VersityGWTLS(tb))
+			return accesses(storagetest.VersityGW(tb), storagetest.VersityGWTLS(tb))
 		}, wrong: map[string]func(*storage.Config){
 			"set DANQING_S3_ADDRESSING=path": misaddressed,
-			`bucket "danqing" lies in region "us-east-1", not in "eu-west-1": set AWS_REGION=us-east-1 (`: func(c *storage.Config) { c.Region = "eu-west-1" },
+			`bucket "danqing" is in region "us-east-1", not in "eu-west-1": set AWS_REGION=us-east-1 (`: func(c *storage.Config) { c.Region = "eu-west-1" },
 			"AWS_SESSION_TOKEN": func(c *storage.Config) { c.SessionToken = "hush-token" },
 		}},
 		"ceph": {open: func(tb testing.TB) map[string]storage.Config {
 			tb.Helper()
-			return ways(storagetest.Ceph(tb))
+			return accesses(storagetest.Ceph(tb))
 		}, wrong: map[string]func(*storage.Config){
 			"set DANQING_S3_ADDRESSING=path": misaddressed,
-			`the access key ID "stranger" may not do this in bucket "danqing"`: func(c *storage.Config) {
-				c.AccessKeyID, c.SecretAccessKey = storagetest.StrangerAccessKeyID, storagetest.StrangerSecretAccessKey
+			`the access key ID "denied" may not do this in bucket "danqing"`: func(c *storage.Config) {
+				c.AccessKeyID, c.SecretAccessKey = storagetest.DeniedAccessKeyID, storagetest.DeniedSecretAccessKey
 			},
 		}},
 	}
 }
 
-// Every store behaves alike, as far as we use it.
+// Every store passes the same tests.
 func TestConformance(t *testing.T) {
 	t.Parallel()
 	for name, target := range targets() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for way, cfg := range target.open(t) {
-				t.Run(way, func(t *testing.T) {
+			for access, cfg := range target.open(t) {
+				t.Run(access, func(t *testing.T) {
 					t.Parallel()
 					testConformance(t, cfg)
 					t.Run("check", func(t *testing.T) { testCheck(t, cfg, target.wrong) })
-					if way == "path over http" {
+					if access == "path over http" {
 						t.Run("clock", func(t *testing.T) { testClock(t, cfg) })
 					}
 				})
@@ -167,7 +169,7 @@ func testConformance(t *testing.T, cfg storage.Config) {
 	t.Run("reference", func(t *testing.T) { testReference(t, cfg) })
 	t.Run("held", func(t *testing.T) { testHeld(t, cfg) })
 	t.Run("links", func(t *testing.T) { testLinks(t, cfg) })
-	t.Run("examine", func(t *testing.T) { testExamine(t, cfg) })
+	t.Run("self-test", func(t *testing.T) { testSelfTest(t, cfg) })
 }
 
 func testImage(t *testing.T, cfg storage.Config) {
@@ -182,8 +184,8 @@ func testImage(t *testing.T, cfg storage.Config) {
 	require.ErrorIs(t, err, storage.ErrNotExist)
 
 	for i, content := range [][]byte{pngOf(100_000, 1), pngOf(100_000, 1), pngOf(100_000, 2), pngOf(1, 3)} {
-		file := proven(t, content)
-		before := time.Now().Add(-2 * time.Second) // stores keep seconds
+		file := verifiedFile(t, content)
+		before := time.Now().Add(-2 * time.Second) // stores truncate to seconds
 		require.NoError(t, b.PutImage(ctx, key, file, map[string]string{"Task-Id": "t" + strconv.Itoa(i), "source-name": "水彩 a.png"}))
 		got, err := b.Head(ctx, key)
 		require.NoError(t, err)
@@ -202,13 +204,13 @@ func testImage(t *testing.T, cfg storage.Config) {
 	}
 }
 
-// What is a legal value of a job can be a key of every store.
+// Every valid value of a job can be part of a key in every store.
 func testKeys(t *testing.T, cfg storage.Config) {
 	t.Helper()
 	t.Parallel()
 	cfg.KeyTemplate = "{batch}/{id}/{source_name}/{job_id}-{n}{ext}"
 	b, ctx := newBucket(t, cfg), t.Context()
-	file := proven(t, pngOf(10, 1))
+	file := verifiedFile(t, pngOf(10, 1))
 	for _, hostile := range []string{"中国画", "a b+c%20d&e=f#g;h,i@j$k!l'm(n)*o~p", "..", `a/../b\c`, "%2e%2e", "\x00\x1f\xff", "é́"} {
 		key, err := b.ImageKey(storage.KeyVars{JobID: "..", N: 1, Batch: hostile, ID: hostile, SourceName: hostile})
 		require.NoError(t, err)
@@ -219,13 +221,13 @@ func testKeys(t *testing.T, cfg storage.Config) {
 	}
 }
 
-// A body that is not what was signed is refused, and nothing of it is kept.
+// A body that differs from the signed hash is refused and not stored.
 func testDamage(t *testing.T, cfg storage.Config) {
 	t.Helper()
 	t.Parallel()
 	ctx := t.Context()
 	key := newBucket(t, cfg).HeldKey("damage", "x.png")
-	before, after := proven(t, pngOf(5000, 1)), proven(t, pngOf(5000, 2))
+	before, after := verifiedFile(t, pngOf(5000, 1)), verifiedFile(t, pngOf(5000, 2))
 
 	honest := newBucket(t, cfg)
 	cfg.HTTPClient = flipping(cfg.HTTPClient)
@@ -249,8 +251,8 @@ func testSidecar(t *testing.T, cfg storage.Config) {
 	require.ErrorIs(t, err, storage.ErrNotExist)
 	want := &storage.Sidecar{JobID: "a.b", State: "failed", Request: json.RawMessage(`{"prompt":"<水彩>"}`), Seed: 7}
 	require.NoError(t, b.PutSidecar(ctx, want))
-	want.State = "succeeded" // a failed job that was tried again
-	require.NoError(t, b.PutSidecar(ctx, want), "it takes the place of the old one")
+	want.State = "succeeded" // after a retry
+	require.NoError(t, b.PutSidecar(ctx, want), "it replaces the old one")
 	got, err := b.Sidecar(ctx, "a.b")
 	require.NoError(t, err)
 	assert.JSONEq(t, string(want.Request), string(got.Request))
@@ -273,7 +275,7 @@ func testReference(t *testing.T, cfg storage.Config) {
 	require.ErrorIs(t, err, storage.ErrNotExist)
 	require.NoError(t, b.StageReference(ctx, ref))
 	require.NoError(t, b.StageReference(ctx, ref))
-	assert.EqualValues(t, 1, puts.Load(), "the same one is uploaded once")
+	assert.EqualValues(t, 1, puts.Load(), "a second upload is skipped")
 	body, got, err := b.OpenReference(ctx, ref.SHA256)
 	require.NoError(t, err)
 	assert.Equal(t, content.Bytes(), readAll(t, body))
@@ -293,7 +295,7 @@ func testHeld(t *testing.T, cfg storage.Config) {
 	require.NoError(t, b.Hold(ctx, "task-1", "empty", writeFile(t, "y", nil)))
 	key, err := b.Quarantine(ctx, "task-1", "job.1-1", writeFile(t, "z", []byte("something else")))
 	require.NoError(t, err)
-	assert.Equal(t, b.HeldKey("task-1", "job.1-1-f41f3fa6"), key, "what is held is not overwritten")
+	assert.Equal(t, b.HeldKey("task-1", "job.1-1-f41f3fa6"), key, "a held file is not overwritten")
 	body, got, err := b.Get(ctx, b.HeldKey("task-1", "job.1-1"))
 	require.NoError(t, err)
 	assert.Equal(t, html, readAll(t, body))
@@ -309,7 +311,7 @@ func testLinks(t *testing.T, cfg storage.Config) {
 	t.Parallel()
 	b, ctx := newBucket(t, cfg), t.Context()
 	key := b.HeldKey("links", "水彩 1.png")
-	file := proven(t, pngOf(50, 1))
+	file := verifiedFile(t, pngOf(50, 1))
 	require.NoError(t, b.PutImage(ctx, key, file, nil))
 	link, expiresAt, err := b.Link(ctx, key)
 	require.NoError(t, err)
@@ -331,35 +333,35 @@ func testLinks(t *testing.T, cfg storage.Config) {
 	assert.Equal(t, http.StatusForbidden, get(link[:len(link)-4]+"0000"), "a changed signature")
 }
 
-// Check tells apart what is wrong, and names the setting.
+// Check distinguishes the mistakes, and names the setting.
 func testCheck(t *testing.T, cfg storage.Config, wrong map[string]func(*storage.Config)) {
 	t.Helper()
 	t.Parallel()
 	require.NoError(t, newBucket(t, cfg).Check(t.Context()))
-	everywhere := map[string]func(*storage.Config){
+	mistakes := map[string]func(*storage.Config){
 		`bucket "elsewhere" does not exist at ` + cfg.Endpoint + ": create it, or correct DANQING_S3_BUCKET": func(c *storage.Config) { c.Bucket = "elsewhere" },
-		`does not know the access key ID "nobody": correct AWS_ACCESS_KEY_ID`:                                func(c *storage.Config) { c.AccessKeyID = "nobody" },
-		`does not fit the access key ID "` + cfg.AccessKeyID + `": correct AWS_SECRET_ACCESS_KEY`:            func(c *storage.Config) { c.SecretAccessKey = "hush-secret" },
+		`has no access key ID "nobody": correct AWS_ACCESS_KEY_ID`:                                           func(c *storage.Config) { c.AccessKeyID = "nobody" },
+		`does not match the access key ID "` + cfg.AccessKeyID + `": correct AWS_SECRET_ACCESS_KEY`:          func(c *storage.Config) { c.SecretAccessKey = "hush-secret" },
 	}
-	maps.Copy(everywhere, wrong)
-	for want, change := range everywhere {
+	maps.Copy(mistakes, wrong)
+	for want, change := range mistakes {
 		t.Run(want, func(t *testing.T) {
 			t.Parallel()
-			_, err := checkWrong(t, cfg, change, want).Sidecar(t.Context(), "a")
+			_, err := requireCheckError(t, cfg, change, want).Sidecar(t.Context(), "a")
 			require.Error(t, err)
-			assert.NotErrorIs(t, err, storage.ErrNotExist, "no answer is not an absent sidecar")
+			assert.NotErrorIs(t, err, storage.ErrNotExist, "an error is not taken for a missing sidecar")
 		})
 	}
 	if wrong != nil && cfg.Addressing == storage.AddressingPath {
-		for want, change := range wrongTLS(cfg) {
-			checkWrong(t, cfg, change, want)
+		for want, change := range tlsMistakes(cfg) {
+			requireCheckError(t, cfg, change, want)
 		}
 	}
 }
 
-// checkWrong makes a mistake, sees that Check says what is wanted, and returns
-// the bucket.
-func checkWrong(t *testing.T, cfg storage.Config, change func(*storage.Config), want string) *storage.Bucket {
+// requireCheckError applies change, requires Check to fail with want, and returns the
+// bucket.
+func requireCheckError(t *testing.T, cfg storage.Config, change func(*storage.Config), want string) *storage.Bucket {
 	t.Helper()
 	bad := cfg
 	change(&bad)
@@ -367,32 +369,32 @@ func checkWrong(t *testing.T, cfg storage.Config, change func(*storage.Config), 
 	err := b.Check(t.Context())
 	require.ErrorContains(t, err, want)
 	assertOneSentence(t, err)
-	for _, secret := range []string{cfg.SecretAccessKey, "hush", storagetest.StrangerSecretAccessKey} {
+	for _, secret := range []string{cfg.SecretAccessKey, "hush", storagetest.DeniedSecretAccessKey} {
 		assert.NotContains(t, fmt.Sprint(err, bad, b), secret)
 	}
 	return b
 }
 
-// wrongTLS are mistakes about TLS with a store of others.
-func wrongTLS(cfg storage.Config) map[string]func(*storage.Config) {
+// tlsMistakes returns mistakes about TLS by the expected error.
+func tlsMistakes(cfg storage.Config) map[string]func(*storage.Config) {
 	if strings.HasPrefix(cfg.Endpoint, "http:") {
 		return map[string]func(*storage.Config){
 			"does not speak TLS: begin AWS_ENDPOINT_URL_S3 with http://": func(c *storage.Config) { c.Endpoint = strings.Replace(c.Endpoint, "http:", "https:", 1) },
 		}
 	}
 	return map[string]func(*storage.Config){
-		"if it speaks TLS, begin AWS_ENDPOINT_URL_S3 with https://":       func(c *storage.Config) { c.Endpoint = strings.Replace(c.Endpoint, "https:", "http:", 1) },
-		"an authority that this machine does not know: set SSL_CERT_FILE": func(c *storage.Config) { c.HTTPClient = nil },
+		"if it speaks TLS, begin AWS_ENDPOINT_URL_S3 with https://":        func(c *storage.Config) { c.Endpoint = strings.Replace(c.Endpoint, "https:", "http:", 1) },
+		"an authority that this machine does not trust: set SSL_CERT_FILE": func(c *storage.Config) { c.HTTPClient = nil },
 	}
 }
 
-// A wrong clock is refused once: the client takes the store's time then. In the
-// bubble it is the year 2000.
+// A wrong clock is refused once: the SDK then corrects it by the store's time. In the
+// synctest bubble it is the year 2000.
 func testClock(t *testing.T, cfg storage.Config) {
 	t.Helper()
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no goroutine outlives the bubble
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // all goroutines must end in the bubble
 		var dates []string
 		cfg.HTTPClient = clientFunc(func(r *http.Request) (*http.Response, error) {
 			dates = append(dates, r.Header.Get("X-Amz-Date")[:4])

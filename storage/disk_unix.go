@@ -18,7 +18,7 @@ func freeBytes(dir string) (uint64, error) {
 
 // syncDir makes a rename in dir durable.
 func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // our own folder
+	d, err := os.Open(dir) //nolint:gosec // a folder of this package
 	if err != nil {
 		return err
 	}

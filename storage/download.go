@@ -16,26 +16,26 @@ import (
 
 // download is one GET of an image.
 type download struct {
-	*Spool
-	name string // in the spool; "" if the image is kept in memory alone
-	u    *url.URL
-	ours bool // whether it comes from one of our sources
+	spool   *Spool
+	name    string // in the spool; "" if the image is held in memory only
+	u       *url.URL
+	trusted bool // whether u's host is trusted
 
-	status int // of the answer, 0 before
+	status int // of the response, 0 before it
 }
 
-var errSlow = fmt.Errorf("it took more than %s", strangerTime)
+var errSlow = fmt.Errorf("it took more than %s", untrustedTimeout)
 
-var errStranger = errors.New("it comes from a host that is neither of *.aliyuncs.com nor a configured service")
+var errUntrustedHost = errors.New("it comes from a host that is neither in *.aliyuncs.com nor a configured service")
 
-// do brings the image, or fails with a movedError if it lies elsewhere.
+// do downloads the image, or fails with a redirectError if the server redirects.
 func (d *download) do(ctx context.Context) (*File, error) {
 	guarded, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	client := d.client
-	if !d.ours {
-		client = d.strangers
-		timer := time.AfterFunc(strangerTime, func() { cancel(errSlow) })
+	client := d.spool.client
+	if !d.trusted {
+		client = d.spool.untrustedClient
+		timer := time.AfterFunc(untrustedTimeout, func() { cancel(errSlow) })
 		defer timer.Stop()
 	}
 	req, err := http.NewRequestWithContext(guarded, http.MethodGet, d.u.String(), http.NoBody)
@@ -52,18 +52,18 @@ func (d *download) do(ctx context.Context) (*File, error) {
 	defer resp.Body.Close() //nolint:errcheck // read only
 	if d.status = resp.StatusCode; d.status != http.StatusOK {
 		if to, err := resp.Location(); err == nil && statusKind(d.status) == FetchForbidden {
-			return nil, &movedError{to, d.status}
+			return nil, &redirectError{to, d.status}
 		}
 		return nil, d.fail(ctx, statusKind(d.status), "", errors.New(http.StatusText(d.status)))
 	}
-	limit := d.maxBytes * keepFactor
+	limit := d.spool.maxBytes * unverifiedSizeFactor
 	if d.name == "" {
-		limit = d.maxBytes
+		limit = d.spool.maxBytes
 	}
 	if resp.ContentLength > limit {
-		return nil, d.fail(ctx, FetchUnproven, "", fmt.Errorf("%d bytes are announced, at most %d are taken", resp.ContentLength, d.maxBytes))
+		return nil, d.fail(ctx, FetchUnverified, "", fmt.Errorf("Content-Length is %d bytes, the limit is %d", resp.ContentLength, d.spool.maxBytes))
 	}
-	body := &stallGuard{r: resp.Body, timer: time.AfterFunc(d.stall, func() { cancel(errStalled) }), after: d.stall}
+	body := &stallGuard{r: resp.Body, timer: time.AfterFunc(d.spool.stall, func() { cancel(errStalled) }), after: d.spool.stall}
 	defer body.timer.Stop()
 	half, sums, err := d.receive(io.LimitReader(body, limit+1), resp.Header)
 	if disk := (*diskError)(nil); errors.As(err, &disk) {
@@ -74,34 +74,34 @@ func (d *download) do(ctx context.Context) (*File, error) {
 	}
 	defer half.discard()
 	if sums.bytes > limit {
-		return nil, d.fail(ctx, FetchUnproven, "", fmt.Errorf("more than %d bytes came, at most %d are taken", limit, d.maxBytes))
+		return nil, d.fail(ctx, FetchUnverified, "", fmt.Errorf("more than %d bytes arrived, the limit is %d", limit, d.spool.maxBytes))
 	}
-	return d.judged(ctx, resp, half, sums)
+	return d.saveResult(ctx, resp, half, sums)
 }
 
-// judged keeps what came, proven or not.
-func (d *download) judged(ctx context.Context, resp *http.Response, half *half, sums *sums) (*File, error) {
-	kind, problem := d.judge(resp, sums)
-	if problem == nil && !d.ours {
-		kind, problem = FetchUnproven, errStranger
+// saveResult keeps the downloaded file, in the folder for its kind.
+func (d *download) saveResult(ctx context.Context, resp *http.Response, half *partialFile, sums *sums) (*File, error) {
+	kind, problem := d.spool.classify(resp, sums)
+	if problem == nil && !d.trusted {
+		kind, problem = FetchUnverified, errUntrustedHost
 	}
 	if d.name == "" {
 		if problem != nil {
-			return nil, fmt.Errorf("spool: %w, and what came cannot be proven: %w", ErrDisk, d.fail(ctx, kind, "", problem))
+			return nil, fmt.Errorf("spool: %w, and the image cannot be verified: %w", ErrDisk, d.fail(ctx, kind, "", problem))
 		}
 		file := sums.file("", sourceName(d.u))
 		file.content = half.memory.Bytes()
 		return file, nil
 	}
-	folder := provenFolder
+	folder := verifiedFolder
 	switch {
 	case problem == nil:
-	case kind == FetchUnproven:
-		folder = unprovenFolder
+	case kind == FetchUnverified:
+		folder = unverifiedFolder
 	default:
-		folder = doubtedFolder
+		folder = recheckFolder
 	}
-	path := filepath.Join(d.dir, folder, d.name)
+	path := filepath.Join(d.spool.dir, folder, d.name)
 	if err := publish(half.file, path); err != nil {
 		return nil, fmt.Errorf("spool: %w: %w", ErrDisk, err)
 	}
@@ -115,38 +115,38 @@ func (d *download) fail(ctx context.Context, kind FetchKind, path string, err er
 	if ctx.Err() != nil {
 		return fmt.Errorf("fetch image: %w", context.Cause(ctx))
 	}
-	// What net/http says begins with the whole URL.
+	// net/http's error text begins with the whole URL.
 	if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
 		err = wrapped.Err
 	}
-	// An answer that is no HTTP is quoted, and may repeat what was asked.
+	// The error for an invalid HTTP response quotes it, and it may contain the query.
 	if text := err.Error(); d.u.RawQuery != "" && strings.Contains(text, d.u.RawQuery) {
 		err = errors.New(strings.ReplaceAll(text, d.u.RawQuery, "**redacted**"))
 	}
 	return &FetchError{Kind: kind, Status: d.status, Host: d.u.Host, Path: path, Err: err}
 }
 
-// half is what has come so far, in a file or in memory.
-type half struct {
+// partialFile is what has come so far, in a file or in memory.
+type partialFile struct {
 	file   *os.File
 	memory bytes.Buffer
 }
 
 // discard removes the file, unless it was renamed away.
-func (h *half) discard() {
+func (h *partialFile) discard() {
 	if h.file != nil {
 		_ = h.file.Close()           // closed already if all went well
 		_ = os.Remove(h.file.Name()) // swept at the next start if not
 	}
 }
 
-// receive writes body to a half file, or to memory, hashing on the way. It fails
-// with a diskError if the disk is at fault, and leaves no file then.
-func (d *download) receive(body io.Reader, source http.Header) (*half, *sums, error) {
-	h, sums := &half{}, newSums(source)
+// receive writes body to a partial file, or to memory, and hashes it. It fails with a
+// diskError if the disk is at fault. After an error it leaves no file.
+func (d *download) receive(body io.Reader, source http.Header) (*partialFile, *sums, error) {
+	h, sums := &partialFile{}, newSums(source)
 	var to io.Writer = &h.memory
 	if d.name != "" {
-		f, err := os.CreateTemp(filepath.Join(d.dir, incomingFolder), "*")
+		f, err := os.CreateTemp(filepath.Join(d.spool.dir, incomingFolder), "*")
 		if err != nil {
 			return nil, nil, &diskError{err}
 		}
@@ -159,27 +159,29 @@ func (d *download) receive(body io.Reader, source http.Header) (*half, *sums, er
 	return h, sums, nil
 }
 
-// judge tells whether what came is proven.
-func (s *Spool) judge(resp *http.Response, sums *sums) (FetchKind, error) {
+// classify verifies a download. A nil error means that it is verified; otherwise the
+// kind says what the failure means.
+func (s *Spool) classify(resp *http.Response, sums *sums) (FetchKind, error) {
 	if encoding := resp.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
-		return FetchUnproven, fmt.Errorf("it is encoded (%.40q), which was not asked for", encoding)
+		return FetchUnverified, fmt.Errorf("it has a Content-Encoding (%.40q) that was not requested", encoding)
 	}
 	if err := sums.compare(resp.Header); err != nil {
 		return FetchTemporary, err
 	}
-	err := s.problem(sums)
-	// Only an answer that ends with its connection can end early unnoticed.
+	err := s.checkContent(sums)
+	// Only a response that is delimited by the end of its connection can be
+	// truncated without an error.
 	untilClose := resp.ContentLength < 0 && resp.ProtoMajor == 1 && len(resp.TransferEncoding) == 0
 	if errors.Is(err, errTruncated) && untilClose && sums.bytes > 0 {
 		return FetchTemporary, err
 	}
-	return FetchUnproven, err
+	return FetchUnverified, err
 }
 
-// problem is what is wrong with the bytes themselves, or nil.
-func (s *Spool) problem(sums *sums) error {
+// checkContent verifies the bytes themselves.
+func (s *Spool) checkContent(sums *sums) error {
 	if sums.bytes > s.maxBytes {
-		return fmt.Errorf("it has %d bytes, at most %d are proven", sums.bytes, s.maxBytes)
+		return fmt.Errorf("it has %d bytes, the limit is %d", sums.bytes, s.maxBytes)
 	}
 	return sums.png.err()
 }

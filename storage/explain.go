@@ -18,21 +18,21 @@ import (
 	"github.com/aws/smithy-go"
 )
 
-// explained is what went wrong with a store in one sentence for a person: what
-// is wrong, and which setting to change. What the SDK said is kept for errors.Is
-// and errors.As, and not shown: it tells little more, in many more words.
-type explained struct {
-	text string
-	err  error
+// explainedError is a store's error in one sentence for an operator: what is wrong,
+// and which setting to change. It wraps the SDK's error for errors.Is and errors.As,
+// and does not show its long text.
+type explainedError struct {
+	message string
+	err     error
 }
 
-func (e *explained) Error() string { return e.text }
-func (e *explained) Unwrap() error { return e.err }
+func (e *explainedError) Error() string { return e.message }
+func (e *explainedError) Unwrap() error { return e.err }
 
-// explain turns the error of a call into ErrNotExist, or into a sentence where a
-// remedy is known. Any other error it returns as it is.
+// explain returns ErrNotExist for a missing object, and an explainedError where a
+// remedy is known. It returns any other error unchanged.
 func (b *Bucket) explain(err error) error {
-	var notFound *types.NotFound // a HEAD's 404, which names no code
+	var notFound *types.NotFound // a HEAD's 404, which has no code
 	var noKey *types.NoSuchKey
 	if errors.As(err, &notFound) || errors.As(err, &noKey) {
 		return ErrNotExist
@@ -42,70 +42,70 @@ func (b *Bucket) explain(err error) error {
 	text := ""
 	switch {
 	case !errors.As(err, &answer) || answer.HTTPStatusCode() == 0:
-		text = b.unreachable(err)
-	case !errors.As(err, &refusal) || nameless(refusal, answer.HTTPStatusCode()):
-		text = b.wordless(answer.HTTPResponse().Response)
+		text = b.explainNoAnswer(err)
+	case !errors.As(err, &refusal) || hasNoCode(refusal, answer.HTTPStatusCode()):
+		text = b.explainNoCode(answer.HTTPResponse().Response)
 	default:
-		if text = b.refused(refusal, answer.HTTPResponse().Header); text != "" {
+		if text = b.explainRefusal(refusal, answer.HTTPResponse().Header); text != "" {
 			text += fmt.Sprintf(" (%s, HTTP status %d, request ID %q)", refusal.ErrorCode(), answer.HTTPStatusCode(), answer.ServiceRequestID())
 		}
 	}
 	if text == "" {
 		return err
 	}
-	return &explained{text, err}
+	return &explainedError{text, err}
 }
 
-// nameless tells whether the answer had no error code: the SDK then makes one of
-// the status.
-func nameless(refusal smithy.APIError, status int) bool {
+// hasNoCode reports whether the response had no error code. The SDK then derives one
+// from the status.
+func hasNoCode(refusal smithy.APIError, status int) bool {
 	code := refusal.ErrorCode()
 	return code == "" || code == "UnknownError" || code == strings.ReplaceAll(http.StatusText(status), " ", "")
 }
 
-// refused says why the store refused a request, or "" for what no setting
-// mends. Codes are those of the S3 error list, which OSS, MinIO and Ceph use
-// too; others are marked. header is the answer's.
-func (b *Bucket) refused(refusal smithy.APIError, header http.Header) string {
+// explainRefusal explains an error code, or returns "" if no setting can fix it. The
+// codes are those of the S3 error list, which OSS, MinIO and Ceph use too; others are
+// marked. header is the response's.
+func (b *Bucket) explainRefusal(refusal smithy.APIError, header http.Header) string {
 	switch refusal.ErrorCode() {
 	case "NoSuchBucket", "InvalidBucketName":
 		text := fmt.Sprintf("bucket %q does not exist at %s: create it, or correct DANQING_S3_BUCKET or AWS_ENDPOINT_URL_S3", b.name, b.endpoint)
-		if b.virtual { // a store that does not know its own name takes the key's first folder for the bucket
+		if b.virtual { // a store without a configured domain takes the key's first folder for the bucket
 			text += ", or set DANQING_S3_ADDRESSING=path"
 		}
 		return text
 	case "PermanentRedirect", "AuthorizationHeaderMalformed", "TemporaryRedirect", "IllegalLocationConstraintException":
-		return b.otherRegion(refusal.ErrorCode(), refusal.ErrorMessage(), header)
+		return b.explainRegion(refusal.ErrorCode(), refusal.ErrorMessage(), header)
 	case "InvalidAccessKeyId", "XAdminUserNotFound": // the latter is versitygw's
-		return fmt.Sprintf("%s does not know the access key ID %q: correct AWS_ACCESS_KEY_ID or AWS_ENDPOINT_URL_S3", b.endpoint, b.accessKeyID)
+		return fmt.Sprintf("%s has no access key ID %q: correct AWS_ACCESS_KEY_ID or AWS_ENDPOINT_URL_S3", b.endpoint, b.accessKeyID)
 	case "SignatureDoesNotMatch":
-		return fmt.Sprintf("the secret access key does not fit the access key ID %q: correct AWS_SECRET_ACCESS_KEY, or AWS_REGION, which is %q", b.accessKeyID, b.region)
+		return fmt.Sprintf("the secret access key does not match the access key ID %q: correct AWS_SECRET_ACCESS_KEY, or AWS_REGION, which is %q", b.accessKeyID, b.region)
 	case "ExpiredToken", "InvalidToken", "SecurityTokenExpired", "InvalidSecurityToken": // the latter two are OSS's
-		return "the session token has expired or is not one of this store: get new credentials and set all of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, the last to nothing if they are permanent"
+		return "the session token has expired or was issued by another store: get new credentials and set all of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (empty if they are permanent)"
 	case "RequestTimeTooSkewed":
 		return "this machine's clock differs by more than 15 minutes from the store's: set the clock"
 	case "SecondLevelDomainForbidden": // OSS's
 		return "the store refuses path-style addressing: set DANQING_S3_ADDRESSING=virtual"
 	case "UserDisable": // OSS's
-		return "the store has closed its account, mostly for an unpaid bill: see to the account, or correct AWS_ACCESS_KEY_ID"
+		return "the store has closed its account, usually for an unpaid bill: check the account, or correct AWS_ACCESS_KEY_ID"
 	case "AccessDenied":
 		if strings.Contains(refusal.ErrorMessage(), "must be addressed using the specified endpoint") { // OSS's words for a redirect
-			return b.otherRegion(refusal.ErrorCode(), refusal.ErrorMessage(), header)
+			return b.explainRegion(refusal.ErrorCode(), refusal.ErrorMessage(), header)
 		}
 		return fmt.Sprintf("the access key ID %q may not do this in bucket %q: let it read, write and list there, or correct DANQING_S3_BUCKET or AWS_ACCESS_KEY_ID", b.accessKeyID, b.name)
 	}
 	return ""
 }
 
-// regionHeader is where AWS says in which region a bucket lies.
+// regionHeader is the response header with the bucket's region on AWS.
 const regionHeader = "X-Amz-Bucket-Region"
 
 // expectedRegion finds the region in the message of AuthorizationHeaderMalformed:
-// the region 'a' is wrong; expecting 'b'. versitygw has other quotes.
+// the region 'a' is wrong; expecting 'b'. versitygw uses other quotes.
 var expectedRegion = regexp.MustCompile(`expecting ['"]([a-z0-9-]{1,50})['"]`)
 
-// otherRegion says which region is right, if the store tells.
-func (b *Bucket) otherRegion(code, message string, header http.Header) string {
+// explainRegion names the right region, if the response contains it.
+func (b *Bucket) explainRegion(code, message string, header http.Header) string {
 	right := header.Get(regionHeader)
 	if m := expectedRegion.FindStringSubmatch(message); right == "" && m != nil {
 		right = m[1]
@@ -120,19 +120,18 @@ func (b *Bucket) otherRegion(code, message string, header http.Header) string {
 	if code == "AuthorizationHeaderMalformed" {
 		endpoint = "" // the address was right
 	}
-	return fmt.Sprintf("bucket %q lies in region %q, not in %q: set AWS_REGION=%s%s", b.name, right, b.region, right, endpoint)
+	return fmt.Sprintf("bucket %q is in region %q, not in %q: set AWS_REGION=%s%s", b.name, right, b.region, right, endpoint)
 }
 
-// wordless is about an answer without an error code: to a HEAD, which has no
-// body to hold one, or of something that is no S3 store, such as a page for
-// people.
-func (b *Bucket) wordless(answer *http.Response) string {
+// explainNoCode explains a response without an error code: to a HEAD, which has no
+// body, or from a server that is not an S3 store and sends, for example, an HTML page.
+func (b *Bucket) explainNoCode(answer *http.Response) string {
 	head := answer.Request != nil && answer.Request.Method == http.MethodHead
 	if right := answer.Header.Get(regionHeader); right != "" && right != b.region {
-		return b.otherRegion("", "", answer.Header)
+		return b.explainRegion("", "", answer.Header)
 	}
 	if head && (answer.StatusCode == http.StatusForbidden || answer.StatusCode == http.StatusBadRequest) {
-		return fmt.Sprintf("%s refuses it without saying why: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_REGION, and that the credentials may read, write and list bucket %q", b.endpoint, b.name)
+		return fmt.Sprintf("%s refuses the request without a reason: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_REGION, and that the credentials may read, write and list bucket %q", b.endpoint, b.name)
 	}
 	if head {
 		return ""
@@ -144,7 +143,7 @@ func (b *Bucket) wordless(answer *http.Response) string {
 	text := fmt.Sprintf("%s answers with HTTP status %d and %.60q, as no S3 store does: ", b.endpoint, answer.StatusCode, kind)
 	switch {
 	case answer.StatusCode >= http.StatusInternalServerError:
-		text += "look after the store behind it, or correct AWS_ENDPOINT_URL_S3"
+		text += "check the store behind it, or correct AWS_ENDPOINT_URL_S3"
 	case strings.HasPrefix(b.endpoint, "http:"):
 		text += "correct AWS_ENDPOINT_URL_S3, to https:// if it speaks TLS"
 	default:
@@ -153,14 +152,14 @@ func (b *Bucket) wordless(answer *http.Response) string {
 	return text
 }
 
-// unreachable says why there was no answer, or "" if that is not the
-// configuration's fault.
-func (b *Bucket) unreachable(err error) string {
+// explainNoAnswer explains why there was no response, or returns "" if no setting is
+// at fault.
+func (b *Bucket) explainNoAnswer(err error) string {
 	var proxy *net.OpError
 	if errors.As(err, &proxy) && proxy.Op == "proxyconnect" {
 		return "the proxy that the environment names does not answer: correct HTTPS_PROXY or HTTP_PROXY, or exempt the store by NO_PROXY"
 	}
-	if text := b.untrusted(err); text != "" {
+	if text := b.explainTLS(err); text != "" {
 		return text
 	}
 	addressing := ""
@@ -177,15 +176,15 @@ func (b *Bucket) unreachable(err error) string {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Sprintf("nothing listens at %s: start the store, or correct AWS_ENDPOINT_URL_S3", b.endpoint)
 	case errors.As(err, &dial) && dial.Op == "dial" && dial.Timeout():
-		return fmt.Sprintf("%s does not answer: look at the network between, or correct AWS_ENDPOINT_URL_S3", b.endpoint)
+		return fmt.Sprintf("%s does not answer: check the network between, or correct AWS_ENDPOINT_URL_S3", b.endpoint)
 	case strings.HasPrefix(b.endpoint, "http:") && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)): // so do Ceph and versitygw
-		return fmt.Sprintf("%s ends the connection without an answer: if it speaks TLS, begin AWS_ENDPOINT_URL_S3 with https://, else look after the store", b.endpoint)
+		return fmt.Sprintf("%s ends the connection without an answer: if it speaks TLS, begin AWS_ENDPOINT_URL_S3 with https://, otherwise check the store", b.endpoint)
 	}
 	return ""
 }
 
-// untrusted says why no connection by TLS came about.
-func (b *Bucket) untrusted(err error) string {
+// explainTLS explains why the TLS handshake failed.
+func (b *Bucket) explainTLS(err error) string {
 	var authority x509.UnknownAuthorityError
 	var host x509.HostnameError
 	var invalid x509.CertificateInvalidError
@@ -196,21 +195,21 @@ func (b *Bucket) untrusted(err error) string {
 	case strings.Contains(err.Error(), `malformed HTTP response "\x15`): // a TLS alert; net/http has no type for it
 		return fmt.Sprintf("%s speaks TLS: begin AWS_ENDPOINT_URL_S3 with https://", b.endpoint)
 	case errors.As(err, &authority):
-		return fmt.Sprintf("the certificate of %s is signed by an authority that this machine does not know: set SSL_CERT_FILE to a PEM file with its certificate (on Linux), or add that to the system's", b.endpoint)
+		return fmt.Sprintf("the certificate of %s is signed by an authority that this machine does not trust: set SSL_CERT_FILE to a PEM file with its certificate (on Linux), or add that to the system's", b.endpoint)
 	case errors.As(err, &host) && b.virtual:
-		return fmt.Sprintf("the certificate of %s is not for host %q: set DANQING_S3_ADDRESSING=path, or get one for each bucket's host", b.endpoint, host.Host)
+		return fmt.Sprintf("the certificate of %s is not for host %q: set DANQING_S3_ADDRESSING=path, or get a certificate for each bucket's host", b.endpoint, host.Host)
 	case errors.As(err, &host):
-		return fmt.Sprintf("the certificate of %s is not for host %q: set AWS_ENDPOINT_URL_S3 to a name that it is for", b.endpoint, host.Host)
+		return fmt.Sprintf("the certificate of %s is not for host %q: set AWS_ENDPOINT_URL_S3 to a name in the certificate", b.endpoint, host.Host)
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return fmt.Sprintf("the certificate of %s has expired, or this machine's clock is wrong: renew the one, or set the other", b.endpoint)
+		return fmt.Sprintf("the certificate of %s has expired, or this machine's clock is wrong: renew the certificate, or set the clock", b.endpoint)
 	case errors.As(err, &verification):
 		return fmt.Sprintf("the certificate of %s is not valid: %v", b.endpoint, verification.Err)
 	}
 	return ""
 }
 
-// isVirtual tells whether the bucket's name becomes part of the host: never of
-// an IP address.
+// isVirtual reports whether the bucket's name becomes part of the host, which is never
+// the case for an IP address.
 func isVirtual(addressing, endpoint string) bool {
 	u, err := url.Parse(endpoint)
 	return !usePathStyle(addressing, endpoint) && (err != nil || net.ParseIP(u.Hostname()) == nil)

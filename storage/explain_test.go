@@ -17,7 +17,7 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// assertOneSentence checks that an error is about the configuration, in few words.
+// assertOneSentence checks that an error explains the configuration, and is short.
 func assertOneSentence(t *testing.T, err error) {
 	t.Helper()
 	text := err.Error()
@@ -26,12 +26,12 @@ func assertOneSentence(t *testing.T, err error) {
 	assert.Less(t, len(text), 450, text)
 }
 
-// refusal is an S3 error as a store sends it.
+// refusal returns the body of an S3 error response.
 func refusal(code, message string) string {
 	return "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>" + code + "</Code><Message>" + message + "</Message><RequestId>r-1</RequestId></Error>"
 }
 
-// answering answers every request alike.
+// answering gives every request the same answer.
 func answering(status int, header http.Header, body string) storage.HTTPClient {
 	return clientFunc(func(r *http.Request) (*http.Response, error) {
 		if header == nil {
@@ -45,8 +45,8 @@ func answering(status int, header http.Header, body string) storage.HTTPClient {
 	})
 }
 
-// What stores say that no store here can be made to say: the answers are those of
-// the S3 error list and of OSS's.
+// The responses are from the error lists of S3 and OSS, for errors that the test
+// servers cannot produce.
 func TestCheckExplainsRefusals(t *testing.T) {
 	t.Parallel()
 	aws := func(c *storage.Config) { c.Endpoint = "" }
@@ -63,7 +63,7 @@ func TestCheckExplainsRefusals(t *testing.T) {
 	}{
 		"another region of AWS": {
 			aws, 301, lies, refusal("PermanentRedirect", "The bucket you are attempting to access must be addressed using the specified endpoint."),
-			`bucket "images" lies in region "eu-west-1", not in "cn-beijing": set AWS_REGION=eu-west-1 (PermanentRedirect, HTTP status 301`,
+			`bucket "images" is in region "eu-west-1", not in "cn-beijing": set AWS_REGION=eu-west-1 (PermanentRedirect, HTTP status 301`,
 		},
 		"another region's address": {
 			nil, 301, lies, refusal("PermanentRedirect", ""), "set AWS_REGION=eu-west-1, and AWS_ENDPOINT_URL_S3 to that region's address (",
@@ -84,17 +84,17 @@ func TestCheckExplainsRefusals(t *testing.T) {
 			oss, 403, nil, refusal("SecondLevelDomainForbidden", "The bucket you are attempting to access must be addressed using OSS third level domain."),
 			"refuses path-style addressing: set DANQING_S3_ADDRESSING=virtual",
 		},
-		"hosts that the store does not know": {virtual, 404, nil, refusal("NoSuchBucket", ""), "or set DANQING_S3_ADDRESSING=path"},
-		"expired token":                      {aws, 400, nil, refusal("ExpiredToken", "The provided token has expired."), "the session token has expired or is not one of this store: get new credentials and set all of AWS_ACCESS_KEY_ID"},
-		"expired token at OSS":               {oss, 403, nil, refusal("SecurityTokenExpired", ""), "AWS_SESSION_TOKEN"},
-		"clock":                              {nil, 403, nil, refusal("RequestTimeTooSkewed", "The difference between the request time and the current time is too large."), "set the clock"},
-		"no permission":                      {nil, 403, nil, refusal("AccessDenied", "Access Denied."), `"AKID" may not do this in bucket "images": let it read, write and list there`},
-		"unpaid account":                     {oss, 403, nil, refusal("UserDisable", "UserDisable"), "unpaid bill"},
-		"a page":                             {nil, 200, html, "<html>welcome</html>", "https://s3.example.com has an object for whatever key one asks for, as no S3 store does: correct AWS_ENDPOINT_URL_S3"},
-		"a page that says no":                {nil, 404, html, "<html>not found</html>", `https://s3.example.com answers with HTTP status 404 and "text/html; charset=utf-8", as no S3 store does: correct AWS_ENDPOINT_URL_S3`},
-		"a page to log in":                   {nil, 302, html, "<html>moved</html>", "answers with HTTP status 302"},
-		"an empty answer":                    {nil, 403, http.Header{}, "", `HTTP status 403 and "nothing"`},
-		"a proxy without its store":          {nil, 502, html, "<html>bad gateway</html>", `HTTP status 502 and "text/html; charset=utf-8", as no S3 store does: look after the store behind it, or`},
+		"hosts without a bucket":    {virtual, 404, nil, refusal("NoSuchBucket", ""), "or set DANQING_S3_ADDRESSING=path"},
+		"expired token":             {aws, 400, nil, refusal("ExpiredToken", "The provided token has expired."), "the session token has expired or was issued by another store: get new credentials and set all of AWS_ACCESS_KEY_ID"},
+		"expired token at OSS":      {oss, 403, nil, refusal("SecurityTokenExpired", ""), "AWS_SESSION_TOKEN"},
+		"clock":                     {nil, 403, nil, refusal("RequestTimeTooSkewed", "The difference between the request time and the current time is too large."), "set the clock"},
+		"no permission":             {nil, 403, nil, refusal("AccessDenied", "Access Denied."), `"AKID" may not do this in bucket "images": let it read, write and list there`},
+		"unpaid account":            {oss, 403, nil, refusal("UserDisable", "UserDisable"), "unpaid bill"},
+		"a page":                    {nil, 200, html, "<html>welcome</html>", "https://s3.example.com returns an object for a random key, as no S3 store does: correct AWS_ENDPOINT_URL_S3"},
+		"a page that says no":       {nil, 404, html, "<html>not found</html>", `https://s3.example.com answers with HTTP status 404 and "text/html; charset=utf-8", as no S3 store does: correct AWS_ENDPOINT_URL_S3`},
+		"a page to log in":          {nil, 302, html, "<html>moved</html>", "answers with HTTP status 302"},
+		"an empty answer":           {nil, 403, http.Header{}, "", `HTTP status 403 and "nothing"`},
+		"a proxy without its store": {nil, 502, html, "<html>bad gateway</html>", `HTTP status 502 and "text/html; charset=utf-8", as no S3 store does: check the store behind it, or`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -112,7 +112,7 @@ func TestCheckExplainsRefusals(t *testing.T) {
 	}
 }
 
-// A HEAD has no body: what its header tells is told, and what it may be else.
+// The response to a HEAD has no body, so the error is explained by its headers.
 func TestHeadExplainsRefusals(t *testing.T) {
 	t.Parallel()
 	for _, status := range []int{http.StatusForbidden, http.StatusBadRequest} {
@@ -122,22 +122,21 @@ func TestHeadExplainsRefusals(t *testing.T) {
 		require.ErrorContains(t, err, "set AWS_REGION=eu-west-1")
 		cfg.HTTPClient = answering(status, nil, "")
 		_, err = newBucket(t, cfg).Head(t.Context(), "a")
-		require.ErrorContains(t, err, "refuses it without saying why: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
+		require.ErrorContains(t, err, "refuses the request without a reason: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY")
 		assertOneSentence(t, err)
 	}
 }
 
-// What is no fault of the configuration is shown as it is.
-func TestCheckLeavesOtherRefusalsAlone(t *testing.T) {
+// An error that no setting can fix is returned unchanged.
+func TestCheckKeepsOtherErrors(t *testing.T) {
 	t.Parallel()
 	cfg := goodConfig()
 	cfg.HTTPClient = answering(http.StatusForbidden, nil, refusal("QuotaExceeded", "no more"))
 	assert.ErrorContains(t, newBucket(t, cfg).Check(t.Context()), "api error QuotaExceeded: no more")
 }
 
-// Where nothing that speaks S3 can be talked to, the address is at fault, or
-// TLS, or the way to name the bucket.
-func TestCheckExplainsWhyThereIsNoAnswer(t *testing.T) {
+// Without an S3 response, the error names the endpoint, TLS or the addressing style.
+func TestCheckExplainsNoAnswer(t *testing.T) {
 	t.Parallel()
 	plain := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(plain.Close)
@@ -148,7 +147,7 @@ func TestCheckExplainsWhyThereIsNoAnswer(t *testing.T) {
 	closed, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	require.NoError(t, closed.Close())
-	alert := listen(t, "\x15\x03\x01\x00\x02\x02\x46") // what OpenSSL answers to plain HTTP
+	alert := listen(t, "\x15\x03\x01\x00\x02\x02\x46") // OpenSSL's response to plain HTTP
 	named := func(server *httptest.Server, host string) string {
 		u, err := url.Parse(server.URL)
 		require.NoError(t, err)
@@ -164,11 +163,11 @@ func TestCheckExplainsWhyThereIsNoAnswer(t *testing.T) {
 		"no TLS":                {strings.Replace(plain.URL, "http:", "https:", 1), "", nil, "does not speak TLS: begin AWS_ENDPOINT_URL_S3 with http://"},
 		"TLS":                   {strings.Replace(secure.URL, "https:", "http:", 1), "", nil, `answers with HTTP status 400 and "nothing", as no S3 store does: correct AWS_ENDPOINT_URL_S3, to https:// if it speaks TLS`},
 		"TLS that sends alerts": {"http://" + alert, "", nil, "http://" + alert + " speaks TLS: begin AWS_ENDPOINT_URL_S3 with https://"},
-		"silence":               {"http://" + listen(t, ""), "", nil, "ends the connection without an answer: if it speaks TLS, begin AWS_ENDPOINT_URL_S3 with https://, else look after the store"},
-		"unknown authority":     {secure.URL, "", nil, "the certificate of " + secure.URL + " is signed by an authority that this machine does not know: set SSL_CERT_FILE to a PEM file"},
+		"silence":               {"http://" + listen(t, ""), "", nil, "ends the connection without an answer: if it speaks TLS, begin AWS_ENDPOINT_URL_S3 with https://, otherwise check the store"},
+		"unknown authority":     {secure.URL, "", nil, "the certificate of " + secure.URL + " is signed by an authority that this machine does not trust: set SSL_CERT_FILE to a PEM file"},
 		"another host's certificate": {
 			named(secure, "localhost"), "path", secure.Client(),
-			`is not for host "localhost": set AWS_ENDPOINT_URL_S3 to a name that it is for`,
+			`is not for host "localhost": set AWS_ENDPOINT_URL_S3 to a name in the certificate`,
 		},
 		"no bucket's certificate": {
 			named(secure, "localhost"), "virtual", loopback(secure),
@@ -177,7 +176,7 @@ func TestCheckExplainsWhyThereIsNoAnswer(t *testing.T) {
 		"no such host":        {"http://store.invalid", "path", nil, `there is no host "store.invalid": correct AWS_ENDPOINT_URL_S3`},
 		"no bucket's host":    {"http://store.invalid", "virtual", nil, `there is no host "images.store.invalid": correct AWS_ENDPOINT_URL_S3, or set DANQING_S3_ADDRESSING=path`},
 		"no such region":      {"", "", failing(&net.DNSError{Name: "images.s3.cn-beijing.amazonaws.com", IsNotFound: true}), `correct AWS_REGION, which is "cn-beijing"`},
-		"no answer":           {"http://10.0.0.1", "", failing(&net.OpError{Op: "dial", Err: timeout{}}), "http://10.0.0.1 does not answer: look at the network between, or correct AWS_ENDPOINT_URL_S3"},
+		"no answer":           {"http://10.0.0.1", "", failing(&net.OpError{Op: "dial", Err: timeout{}}), "http://10.0.0.1 does not answer: check the network between, or correct AWS_ENDPOINT_URL_S3"},
 		"a proxy that is off": {"http://10.0.0.1", "", failing(&net.OpError{Op: "proxyconnect", Err: timeout{}}), "correct HTTPS_PROXY or HTTP_PROXY, or exempt the store by NO_PROXY"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -202,7 +201,7 @@ type timeout struct{}
 func (timeout) Error() string { return "i/o timeout" }
 func (timeout) Timeout() bool { return true }
 
-// loopback trusts the server and finds every host there.
+// loopback returns a client that trusts the server and resolves every host to it.
 func loopback(server *httptest.Server) *http.Client {
 	transport := server.Client().Transport.(*http.Transport).Clone()
 	transport.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -211,7 +210,7 @@ func loopback(server *httptest.Server) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-// listen answers the first bytes of every connection with text.
+// listen starts a server that answers the first bytes of every connection with text.
 func listen(t *testing.T, text string) string {
 	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")

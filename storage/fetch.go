@@ -20,27 +20,28 @@ import (
 	"time"
 )
 
-// aliyunDomain is where results lie: dashscope-result-*.oss-*.aliyuncs.com
+// aliyunDomain is the domain of result URLs: dashscope-result-*.oss-*.aliyuncs.com
 // (text-to-image V2 API reference, allow-list).
 const aliyunDomain = "aliyuncs.com"
 
-// FetchKind says what a failed fetch means to the caller.
+// FetchKind classifies failed downloads by what the caller should do next.
 type FetchKind int
 
 const (
-	// FetchTemporary says that the network, the server or the transfer is at
-	// fault; try the same URL again.
+	// FetchTemporary means that the network, the server or the transfer
+	// failed. Retry the same URL.
 	FetchTemporary FetchKind = iota + 1
-	// FetchGone says that the URL is dead (401, 403, 404, 410); ask the
-	// service for a fresh one.
+	// FetchGone means that the URL has expired or is invalid (401, 403, 404,
+	// 410). Query the task for a new one.
 	FetchGone
-	// FetchUnproven says that something came, completely as far as can be
-	// told, and is not a provable PNG, or comes from a host that is none of
-	// ours. It lies at Path for a person, unless that is "": then it was larger
-	// than the disk should bear.
-	FetchUnproven
-	// FetchForbidden says that nothing can be asked for there: the link is none,
-	// or leads to an address that is not public, or in circles.
+	// FetchUnverified means that the download was complete, as far as can be
+	// determined, but is not a valid PNG, or comes from an untrusted host. The
+	// file is kept at Path for an operator. Path is "" if the file was too
+	// large to be kept.
+	FetchUnverified
+	// FetchForbidden means that the URL must not be requested: it is not a
+	// valid http(s) URL, leads to an address that is not public, or has too
+	// many redirects.
 	FetchForbidden
 )
 
@@ -50,21 +51,21 @@ func (k FetchKind) String() string {
 		return "temporary"
 	case FetchGone:
 		return "gone"
-	case FetchUnproven:
-		return "unproven"
+	case FetchUnverified:
+		return "unverified"
 	case FetchForbidden:
 		return "forbidden"
 	}
 	return "unknown"
 }
 
-// FetchError is why a fetch brought no proven file. Its text names the host and
-// never the URL's query, which is a signature.
+// FetchError is the reason why a download returned no verified file. Its text
+// contains the host and never the URL's query, which is a signature.
 type FetchError struct {
 	Kind   FetchKind
-	Status int    // HTTP, 0 if there was no answer
-	Host   string // "" if the URL is none
-	Path   string // file with the bytes that came, now or earlier, if they were kept; see Spool.Remove
+	Status int    // HTTP status, 0 if there was no response
+	Host   string // "" if the URL is invalid
+	Path   string // unverified file of this download or an earlier one, "" if none was kept; see Spool.Remove
 	Err    error
 }
 
@@ -81,76 +82,78 @@ func (e *FetchError) Error() string {
 
 func (e *FetchError) Unwrap() error { return e.Err }
 
-// Fetch copies the image at rawURL into the spool under name, proves it and
-// makes it durable. If name is there already, from an earlier run too, it is
-// hashed and proven again and nothing is downloaded; nor is it if it is there
-// unproven, which is said once more. name is made of letters, digits, dots,
-// hyphens and underscores.
+// Fetch downloads the image at rawURL into the spool under name, verifies it and
+// makes it durable. If the spool already has a verified file of that name, also
+// from an earlier run, Fetch verifies it again and downloads nothing. If it has an
+// unverified one, Fetch downloads nothing and returns the same error again. name
+// consists of letters, digits, dots, hyphens and underscores.
 //
-// An image on a host that is none of ours is kept too, unproven: at most three
-// redirects are followed, to public addresses alone.
+// An image on an untrusted host is kept too, as unverified. Fetch follows at most
+// three redirects there, and connects to public addresses only.
 //
-// It fails with a [*FetchError] if the source or what it sent is at fault, with
-// [ErrDisk] if the disk is, and with ctx's cause if that ended.
+// It fails with a [*FetchError] if the source or its response is at fault, with
+// [ErrDisk] if the disk is, and with ctx's cause if ctx ended.
 func (s *Spool) Fetch(ctx context.Context, name, rawURL string) (*File, error) {
 	if err := checkSpoolName(name); err != nil {
 		return nil, err
 	}
-	u, ours, err := s.source(rawURL)
+	u, trusted, err := s.parseSource(rawURL)
 	if err != nil {
-		return nil, s.withDoubted(name, err)
+		return nil, s.withEarlierCopy(name, err)
 	}
 	file, err := s.reuse(name, sourceName(u))
 	if file != nil || err != nil {
 		return file, err
 	}
-	if err := s.unproven(name, u, ours); err != nil {
+	if err := s.unverifiedError(name, u, trusted); err != nil {
 		return nil, err
 	}
-	file, err = s.follow(u, ours, func(u *url.URL, ours bool) (*File, error) {
-		return (&download{Spool: s, name: name, u: u, ours: ours}).do(ctx)
+	file, err = s.followRedirects(u, trusted, func(u *url.URL, trusted bool) (*File, error) {
+		return (&download{spool: s, name: name, u: u, trusted: trusted}).do(ctx)
 	})
-	return file, s.withDoubted(name, err)
+	return file, s.withEarlierCopy(name, err)
 }
 
-// FetchUnkept is [Spool.Fetch] for a disk that is full: the image, if it can be
-// proven, is in memory alone, up to MaxBytes of it. What cannot be proven fails
-// with [ErrDisk], to be fetched once there is room.
-func (s *Spool) FetchUnkept(ctx context.Context, rawURL string) (*File, error) {
-	u, ours, err := s.source(rawURL)
+// FetchToMemory is [Spool.Fetch] for when the disk is full: the verified image, of
+// up to MaxBytes, is held in memory only. An image that cannot be verified fails
+// with [ErrDisk], because it must be kept on disk; fetch it again when there is
+// space.
+func (s *Spool) FetchToMemory(ctx context.Context, rawURL string) (*File, error) {
+	u, trusted, err := s.parseSource(rawURL)
 	if err != nil {
 		return nil, err
 	}
-	return s.follow(u, ours, func(u *url.URL, ours bool) (*File, error) {
-		return (&download{Spool: s, u: u, ours: ours}).do(ctx)
+	return s.followRedirects(u, trusted, func(u *url.URL, trusted bool) (*File, error) {
+		return (&download{spool: s, u: u, trusted: trusted}).do(ctx)
 	})
 }
 
-// follow fetches from u, and from where that leads. What has left our sources is
-// a stranger's from then on.
-func (s *Spool) follow(u *url.URL, ours bool, fetch func(*url.URL, bool) (*File, error)) (*File, error) {
+// followRedirects fetches u and follows its redirects. After a redirect to an
+// untrusted host, every later one is untrusted too.
+func (s *Spool) followRedirects(u *url.URL, trusted bool, fetch func(*url.URL, bool) (*File, error)) (*File, error) {
 	for hops := 0; ; hops++ {
-		file, err := fetch(u, ours)
-		var moved *movedError
+		file, err := fetch(u, trusted)
+		var moved *redirectError
 		if !errors.As(err, &moved) {
 			return file, err
 		}
-		if hops == maxHops {
-			return nil, &FetchError{Kind: FetchForbidden, Status: moved.status, Host: u.Host, Err: errHops}
+		if hops == maxRedirects {
+			return nil, &FetchError{Kind: FetchForbidden, Status: moved.status, Host: u.Host, Err: errTooManyRedirects}
 		}
-		next, known, err := s.source(moved.to.String())
+		next, known, err := s.parseSource(moved.to.String())
 		if err != nil {
 			return nil, err
 		}
-		u, ours = next, ours && known
+		u, trusted = next, trusted && known
 	}
 }
 
-// withDoubted adds to an error that is final what came earlier, if anything did.
-func (s *Spool) withDoubted(name string, err error) error {
+// withEarlierCopy adds the path of an earlier download to a permanent error, if there
+// is one.
+func (s *Spool) withEarlierCopy(name string, err error) error {
 	var failed *FetchError
 	if errors.As(err, &failed) && (failed.Kind == FetchGone || failed.Kind == FetchForbidden) {
-		if path := filepath.Join(s.dir, doubtedFolder, name); exists(path) {
+		if path := filepath.Join(s.dir, recheckFolder, name); exists(path) {
 			failed.Path = path
 		}
 	}
@@ -162,10 +165,10 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// unproven says what is wrong with the file of that name, if it came before and
-// could not be proven.
-func (s *Spool) unproven(name string, u *url.URL, ours bool) error {
-	path := filepath.Join(s.dir, unprovenFolder, name)
+// unverifiedError returns the verification error of an earlier download of that name,
+// or nil if there is none.
+func (s *Spool) unverifiedError(name string, u *url.URL, trusted bool) error {
+	path := filepath.Join(s.dir, unverifiedFolder, name)
 	f, err := os.Open(path) //nolint:gosec // the name is checked
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -178,23 +181,23 @@ func (s *Spool) unproven(name string, u *url.URL, ours bool) error {
 	if _, err := io.Copy(sums, f); err != nil {
 		return fmt.Errorf("spool: %w: %w", ErrDisk, err)
 	}
-	problem := s.problem(sums)
+	problem := s.checkContent(sums)
 	switch {
-	case problem == nil && !ours:
-		problem = errStranger
+	case problem == nil && !trusted:
+		problem = errUntrustedHost
 	case problem == nil:
-		problem = errors.New("it was not sent as an image is")
+		problem = errors.New("it was sent with an unexpected encoding")
 	}
-	return &FetchError{Kind: FetchUnproven, Host: u.Host, Path: path, Err: problem}
+	return &FetchError{Kind: FetchUnverified, Host: u.Host, Path: path, Err: problem}
 }
 
-// reuse returns the proven file of that name, or nil if there is none. What is
-// there and cannot be proven any more is removed.
+// reuse returns the verified file of that name, or nil if there is none. A file that
+// fails the verification now is removed.
 func (s *Spool) reuse(name, source string) (*File, error) {
-	path := filepath.Join(s.dir, provenFolder, name)
+	path := filepath.Join(s.dir, verifiedFolder, name)
 	f, err := os.Open(path) //nolint:gosec // the name is checked
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil //nolint:nilnil // none is an answer
+		return nil, nil //nolint:nilnil // no file is not an error
 	}
 	if err != nil {
 		return nil, fmt.Errorf("spool: %w: %w", ErrDisk, err)
@@ -205,7 +208,7 @@ func (s *Spool) reuse(name, source string) (*File, error) {
 		return nil, fmt.Errorf("spool: %w: %w", ErrDisk, err)
 	}
 	if err := sums.png.err(); err != nil {
-		s.log.Warn("spool file is damaged, fetching it again", "path", path, "err", err)
+		s.log.Warn("spool file damaged, downloading it again", "path", path, "err", err)
 		return nil, os.Remove(path)
 	}
 	return sums.file(path, source), nil
@@ -222,11 +225,11 @@ func statusKind(status int) FetchKind {
 	return FetchTemporary
 }
 
-// sums hashes and walks what is written to it.
+// sums is a writer that hashes an image and checks its PNG structure.
 type sums struct {
 	bytes       int64
 	md5, sha256 hash.Hash
-	crc64       hash.Hash64 // nil if the source names none
+	crc64       hash.Hash64 // nil if the source sends no CRC-64
 	png         pngWalk
 }
 
@@ -252,18 +255,18 @@ func (s *sums) Write(p []byte) (int, error) {
 	return s.png.Write(p)
 }
 
-// compare checks the digests that the source named.
+// compare checks the digests that the source sent.
 func (s *sums) compare(source http.Header) error {
 	if want := source.Get("Content-MD5"); want != "" && want != base64.StdEncoding.EncodeToString(s.md5.Sum(nil)) {
-		return errors.New("its MD5 is not the one in Content-MD5: it was damaged on the way")
+		return errors.New("its MD5 differs from Content-MD5: it was damaged in transit")
 	}
 	if s.crc64 != nil && source.Get(crc64Header) != strconv.FormatUint(s.crc64.Sum64(), 10) {
-		return errors.New("its CRC-64 is not the one in x-oss-hash-crc64ecma: it was damaged on the way")
+		return errors.New("its CRC-64 differs from x-oss-hash-crc64ecma: it was damaged in transit")
 	}
 	return nil
 }
 
-// file describes the proven file at path.
+// file describes the verified file at path.
 func (s *sums) file(path, source string) *File {
 	d := digests{bytes: s.bytes}
 	s.md5.Sum(d.md5[:0])
@@ -277,7 +280,8 @@ func (s *sums) file(path, source string) *File {
 
 var errStalled = errors.New("the server stopped sending")
 
-// stallGuard calls its timer's function unless bytes keep coming.
+// stallGuard is a reader that resets its timer with every read, so that the timer
+// fires when no bytes arrive.
 type stallGuard struct {
 	r     io.Reader
 	timer *time.Timer
@@ -292,7 +296,7 @@ func (g *stallGuard) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// diskWriter marks its errors, which are no fault of the source.
+// diskWriter wraps errors in diskError, to distinguish them from those of the source.
 type diskWriter struct{ w io.Writer }
 
 func (d diskWriter) Write(p []byte) (int, error) {

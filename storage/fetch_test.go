@@ -32,7 +32,7 @@ import (
 
 const secretQuery = "?Expires=1&OSSAccessKeyId=LTAIsecret&Signature=c2VjcmV0"
 
-// source is a server that answers every request with handler, and its spool.
+// source starts a server with handler, and opens a spool that trusts it.
 func source(t *testing.T, handler http.HandlerFunc) (*storage.Spool, string) {
 	t.Helper()
 	server := httptest.NewServer(handler)
@@ -51,7 +51,7 @@ func serve(content []byte) http.HandlerFunc {
 	}
 }
 
-// raw answers with bytes as they are and closes the connection.
+// raw sends the answer as it is and closes the connection.
 func raw(answer string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		conn, buf, err := http.NewResponseController(w).Hijack()
@@ -64,7 +64,7 @@ func raw(answer string) http.HandlerFunc {
 	}
 }
 
-func TestFetchProvesAndKeepsTheFile(t *testing.T) {
+func TestFetchVerifiesAndKeepsFile(t *testing.T) {
 	t.Parallel()
 	content := pngOf(200_000, 1)
 	var asked atomic.Int64
@@ -75,7 +75,7 @@ func TestFetchProvesAndKeepsTheFile(t *testing.T) {
 		w.Header().Set("x-oss-hash-crc64ecma", strconv.FormatUint(crc64.Checksum(content, crc64.MakeTable(crc64.ECMA)), 10))
 		serve(content)(w, r)
 	})
-	for range 2 { // the second time it is there already
+	for range 2 { // the second time it is in the spool
 		file, err := spool.Fetch(t.Context(), "..-1", url+"/1d/86/20231214/8d820c8d/u-1.png"+secretQuery)
 		require.NoError(t, err)
 		md5Sum, sha := md5.Sum(content), sha256.Sum256(content)
@@ -98,8 +98,8 @@ func TestFetchProvesAndKeepsTheFile(t *testing.T) {
 	assert.EqualValues(t, 2, asked.Load())
 }
 
-// A file that rotted on disk between two runs is not taken for proven.
-func TestFetchReplacesADamagedSpoolFile(t *testing.T) {
+// A file that was damaged on disk between two runs is downloaded again.
+func TestFetchReplacesDamagedSpoolFile(t *testing.T) {
 	t.Parallel()
 	content := pngOf(1000, 1)
 	spool, url := source(t, serve(content))
@@ -113,7 +113,7 @@ func TestFetchReplacesADamagedSpoolFile(t *testing.T) {
 	assert.Equal(t, file.SHA256, again.SHA256)
 }
 
-func TestOpenSpoolSweepsHalfFilesAndKeepsTheRest(t *testing.T) {
+func TestOpenSpoolRemovesOnlyPartialFiles(t *testing.T) {
 	t.Parallel()
 	dir, content := t.TempDir(), pngOf(1000, 1)
 	server := httptest.NewServer(serve(content))
@@ -122,21 +122,21 @@ func TestOpenSpoolSweepsHalfFilesAndKeepsTheRest(t *testing.T) {
 	require.NoError(t, err)
 	_, err = spool.Fetch(t.Context(), "whole", server.URL)
 	require.NoError(t, err)
-	half := filepath.Join(dir, "incoming", "123")
-	require.NoError(t, os.WriteFile(half, content[:10], 0o600))
+	partial := filepath.Join(dir, "incoming", "123")
+	require.NoError(t, os.WriteFile(partial, content[:10], 0o600))
 	server.Close()
 
 	spool, err = storage.OpenSpool(dir, cfg)
 	require.NoError(t, err)
-	assert.NoFileExists(t, half)
+	assert.NoFileExists(t, partial)
 	_, err = spool.Fetch(t.Context(), "whole", server.URL+"/x.png")
-	require.NoError(t, err, "it needs no server")
+	require.NoError(t, err, "nothing is downloaded")
 	free, err := spool.FreeBytes()
 	require.NoError(t, err)
 	assert.Positive(t, free)
 }
 
-func TestFetchSaysWhatWentWrong(t *testing.T) {
+func TestFetchErrors(t *testing.T) {
 	t.Parallel()
 	content := pngOf(5000, 1)
 	flipped := bytes.Clone(content)
@@ -175,12 +175,12 @@ func TestFetchSaysWhatWentWrong(t *testing.T) {
 		},
 		"cut at the source": {
 			answer: serve(content[:3000]),
-			kind:   storage.FetchUnproven, status: 200, kept: content[:3000], text: "before its IEND",
+			kind:   storage.FetchUnverified, status: 200, kept: content[:3000], text: "before its IEND",
 		},
-		"nothing": {answer: serve(nil), kind: storage.FetchUnproven, status: 200, kept: []byte{}},
+		"nothing": {answer: serve(nil), kind: storage.FetchUnverified, status: 200, kept: []byte{}},
 		"bit flip": {
 			answer: serve(flipped),
-			kind:   storage.FetchUnproven, status: 200, kept: flipped, text: "IDAT chunk has a wrong checksum",
+			kind:   storage.FetchUnverified, status: 200, kept: flipped, text: "IDAT chunk has a wrong checksum",
 		},
 		"bit flip against Content-MD5": {answer: func(w http.ResponseWriter, r *http.Request) {
 			sum := md5.Sum(content)
@@ -193,16 +193,16 @@ func TestFetchSaysWhatWentWrong(t *testing.T) {
 		}, kind: storage.FetchTemporary, status: 200, kept: flipped, text: "crc64"},
 		"trailing bytes": {
 			answer: serve(append(bytes.Clone(content), 0)),
-			kind:   storage.FetchUnproven, status: 200, kept: append(bytes.Clone(content), 0), text: "after the IEND",
+			kind:   storage.FetchUnverified, status: 200, kept: append(bytes.Clone(content), 0), text: "after the IEND",
 		},
 		"html": {
 			answer: serve([]byte("<html>busy</html>")),
-			kind:   storage.FetchUnproven, status: 200, kept: []byte("<html>busy</html>"), text: "not a PNG",
+			kind:   storage.FetchUnverified, status: 200, kept: []byte("<html>busy</html>"), text: "not a PNG",
 		},
 		"encoded": {answer: func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Encoding", "gzip")
 			serve(content)(w, r)
-		}, kind: storage.FetchUnproven, status: 200, kept: content, text: "gzip"},
+		}, kind: storage.FetchUnverified, status: 200, kept: content, text: "gzip"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -236,17 +236,17 @@ func assertNoSecret(t *testing.T, err error) {
 	}
 }
 
-// What is too large is unproven, kept up to eight times the limit, and never
-// fills the disk.
-func TestFetchLimitsTheSize(t *testing.T) {
+// An image above the size limit is unverified. Up to eight times the limit it is
+// kept; above that it is not, so that it cannot fill the disk.
+func TestFetchSizeLimit(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		bytes    int
 		declared bool
-		proven   bool
+		verified bool
 		kept     bool
 	}{
-		"at the limit":           {bytes: 1000, declared: true, proven: true},
+		"at the limit":           {bytes: 1000, declared: true, verified: true},
 		"over it":                {bytes: 1001, declared: true, kept: true},
 		"over it, undeclared":    {bytes: 1001, kept: true},
 		"far over it":            {bytes: 8001, declared: true},
@@ -272,45 +272,45 @@ func TestFetchLimitsTheSize(t *testing.T) {
 			incoming, readErr := os.ReadDir(filepath.Join(dir, "incoming"))
 			require.NoError(t, readErr)
 			assert.Empty(t, incoming)
-			if c.proven {
+			if c.verified {
 				require.NoError(t, err)
 				return
 			}
 			var failed *storage.FetchError
 			require.ErrorAs(t, err, &failed)
-			assert.Equal(t, storage.FetchUnproven, failed.Kind)
+			assert.Equal(t, storage.FetchUnverified, failed.Kind)
 			assert.Equal(t, c.kept, failed.Path != "")
 		})
 	}
 }
 
-// Proven are images from Aliyun and the service alone; what lies elsewhere is asked
-// for as a stranger's, or not at all.
-func TestFetchKnowsItsSources(t *testing.T) {
+// Only Aliyun and the configured services are trusted. Other hosts are requested
+// with the dialer for untrusted hosts, or not at all.
+func TestFetchTrustedHosts(t *testing.T) {
 	t.Parallel()
-	errSource, errStranger := errors.New("dialled a source"), errors.New("dialled a stranger")
+	errTrusted, errUntrusted := errors.New("dialed as trusted"), errors.New("dialed as untrusted")
 	open := func(sources ...string) *storage.Spool {
 		spool, err := storage.OpenSpool(t.TempDir(), storage.SpoolConfig{
 			Sources:     sources,
-			DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, errSource },
-			DialPublic:  func(context.Context, string, string) (net.Conn, error) { return nil, errStranger },
+			DialContext: func(context.Context, string, string) (net.Conn, error) { return nil, errTrusted },
+			DialPublic:  func(context.Context, string, string) (net.Conn, error) { return nil, errUntrusted },
 		})
 		require.NoError(t, err)
 		return spool
 	}
 	aliyun, simulator := open("https://dashscope.aliyuncs.com/api/v1"), open("http://127.0.0.1:8766/api/v1", "https://dashscope.aliyuncs.com/api/v1", "https://proxy.example.com/api/v1")
 	for url, want := range map[string]error{
-		"https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.png":     errSource,
-		"https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com:443/a.png": errSource,
-		"https://DASHSCOPE-RESULT-BJ.OSS-CN-BEIJING.ALIYUNCS.COM/a.png":     errSource,
-		"http://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.png":      errStranger,
-		"https://aliyuncs.com/a.png":                                        errStranger,
-		"https://evil-aliyuncs.com/a.png":                                   errStranger,
-		"https://aliyuncs.com.evil.com/a.png":                               errStranger,
-		"https://x.aliyuncs.com.evil.com/a.png":                             errStranger,
-		"https://evil.com/x.aliyuncs.com/a.png":                             errStranger,
-		"https://evil.com#.aliyuncs.com":                                    errStranger,
-		"https://x.aliyuncs.com./a.png":                                     errStranger,
+		"https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.png":     errTrusted,
+		"https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com:443/a.png": errTrusted,
+		"https://DASHSCOPE-RESULT-BJ.OSS-CN-BEIJING.ALIYUNCS.COM/a.png":     errTrusted,
+		"http://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.png":      errUntrusted,
+		"https://aliyuncs.com/a.png":                                        errUntrusted,
+		"https://evil-aliyuncs.com/a.png":                                   errUntrusted,
+		"https://aliyuncs.com.evil.com/a.png":                               errUntrusted,
+		"https://x.aliyuncs.com.evil.com/a.png":                             errUntrusted,
+		"https://evil.com/x.aliyuncs.com/a.png":                             errUntrusted,
+		"https://evil.com#.aliyuncs.com":                                    errUntrusted,
+		"https://x.aliyuncs.com./a.png":                                     errUntrusted,
 		"https://x.aliyuncs.com:8443/a.png":                                 nil,
 		"https://x.aliyuncs.com@evil.com/a.png":                             nil,
 		"https://user:pw@x.aliyuncs.com/a.png":                              nil,
@@ -326,26 +326,26 @@ func TestFetchKnowsItsSources(t *testing.T) {
 	} {
 		for _, spool := range []*storage.Spool{open(), aliyun, simulator} {
 			_, err := spool.Fetch(t.Context(), "a", url)
-			assertDialled(t, err, want, url)
+			assertDialed(t, err, want, url)
 		}
 	}
 	for url, want := range map[string]error{
-		"http://127.0.0.1:8766/result/a.png":   errSource,
+		"http://127.0.0.1:8766/result/a.png":   errTrusted,
 		"https://127.0.0.1:8766/result/a.png":  nil,
 		"http://127.0.0.1:8767/result/a.png":   nil,
 		"http://u@127.0.0.1:8766/result/a.png": nil,
 		"http://localhost:8766/result/a.png":   nil,
-		"http://localhost/result/a.png":        errStranger,
-		"https://proxy.example.com/a.png":      errSource,
-		"http://proxy.example.com/a.png":       errStranger,
+		"http://localhost/result/a.png":        errUntrusted,
+		"https://proxy.example.com/a.png":      errTrusted,
+		"http://proxy.example.com/a.png":       errUntrusted,
 	} {
 		_, err := simulator.Fetch(t.Context(), "a", url)
-		assertDialled(t, err, want, url)
+		assertDialed(t, err, want, url)
 	}
 }
 
-// assertDialled checks which dialer was asked, nil for none.
-func assertDialled(t *testing.T, err, want error, url string) {
+// assertDialed checks which dialer was used; want is nil for none.
+func assertDialed(t *testing.T, err, want error, url string) {
 	t.Helper()
 	var failed *storage.FetchError
 	require.ErrorAs(t, err, &failed, url)
@@ -358,7 +358,7 @@ func assertDialled(t *testing.T, err, want error, url string) {
 	assertNoSecret(t, err)
 }
 
-func TestSpoolRefusesBadSettings(t *testing.T) {
+func TestOpenSpoolValidatesConfig(t *testing.T) {
 	t.Parallel()
 	for _, cfg := range []storage.SpoolConfig{{MaxBytes: -1}, {StallTimeout: -1}, {HeaderTimeout: -1}, {Sources: []string{"http://h", "dashscope"}}, {Sources: []string{"http://u:p@h"}}, {Sources: []string{""}}} {
 		_, err := storage.OpenSpool(t.TempDir(), cfg)
@@ -372,8 +372,8 @@ func TestSpoolRefusesBadSettings(t *testing.T) {
 	}
 }
 
-// A server that stops in the middle of an image does not hold it up for ever.
-func TestFetchGivesUpOnAStall(t *testing.T) {
+// A server that stops sending in the middle of an image is timed out.
+func TestFetchStallTimeout(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
@@ -386,7 +386,7 @@ func TestFetchGivesUpOnAStall(t *testing.T) {
 		require.ErrorAs(t, err, &failed)
 		assert.Equal(t, storage.FetchTemporary, failed.Kind)
 		assert.ErrorContains(t, err, "stopped sending")
-		// Nine portions in time, 20 s apart, then 30 s of nothing.
+		// Nine portions, 20 s apart, then 30 s without any bytes.
 		assert.Equal(t, 8*20*time.Second+30*time.Second, time.Since(start))
 
 		stopped := errors.New("shutting down")
@@ -394,11 +394,11 @@ func TestFetchGivesUpOnAStall(t *testing.T) {
 		time.AfterFunc(time.Second, func() { cancel(stopped) })
 		_, err = spool.Fetch(ctx, "a", "http://simulator/a.png")
 		require.ErrorIs(t, err, stopped)
-		assert.NotErrorAs(t, err, &failed, "a shutdown is nobody's fault")
+		assert.NotErrorAs(t, err, &failed, "a shutdown is not an error of the source")
 	})
 }
 
-// trickle sends portions of content with pauses and then nothing more.
+// trickle sends portions of content with pauses, and then stops.
 type trickle struct {
 	content  []byte
 	portions int
@@ -425,8 +425,8 @@ func (s trickle) RoundTrip(r *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// Fetching and storing need the same memory whatever the image's size.
-func TestMemoryDoesNotGrowWithTheImage(t *testing.T) { //nolint:paralleltest // it measures the whole process
+// Fetching and storing need the same memory for images of any size.
+func TestMemoryIsIndependentOfImageSize(t *testing.T) { //nolint:paralleltest // measures the whole process
 	server := openEmbedded(t)
 	b := newBucket(t, embeddedConfig(server, "http://bucket.invalid", server.HTTPClient()))
 	use := func(dataBytes int) uint64 {
@@ -439,7 +439,7 @@ func TestMemoryDoesNotGrowWithTheImage(t *testing.T) { //nolint:paralleltest // 
 			require.NoError(t, b.PutImage(t.Context(), "memory.png", file, nil))
 		})
 	}
-	use(1 << 20) // whatever is made once
+	use(1 << 20) // allocations that happen only once
 	small, large := use(1<<20), use(60<<20)
 	t.Logf("allocated for 1 MiB: %d KiB, for 60 MiB: %d KiB", small>>10, large>>10)
 	assert.Less(t, large, small+256<<10)

@@ -11,9 +11,9 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// A disk that is full in the middle of an image leaves nothing of it, and the
-// image is fetched once there is room.
-func TestRule11FullDisk(t *testing.T) {
+// When the disk becomes full in the middle of an image, no partial file stays, and
+// the image is downloaded once there is space.
+func TestFetchFullDisk(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
@@ -28,7 +28,7 @@ func TestRule11FullDisk(t *testing.T) {
 	t.Cleanup(server.Close)
 	spool, err := storage.OpenSpool(dir, storage.SpoolConfig{Sources: []string{server.URL}})
 	require.NoError(t, err)
-	for range 2 { // the half file of the first try is gone
+	for range 2 { // the partial file of the first attempt is gone
 		_, err = spool.Fetch(t.Context(), "a", server.URL)
 		require.ErrorIs(t, err, storage.ErrDisk)
 		require.ErrorIs(t, err, syscall.ENOSPC)
@@ -36,7 +36,7 @@ func TestRule11FullDisk(t *testing.T) {
 	free, err := spool.FreeBytes()
 	require.NoError(t, err)
 	require.LessOrEqual(t, free, uint64(64<<10))
-	_, err = spool.FetchUnkept(t.Context(), server.URL)
+	_, err = spool.FetchToMemory(t.Context(), server.URL)
 	require.NoError(t, err)
 
 	require.NoError(t, syscall.Mount("", dir, "", syscall.MS_REMOUNT, "size=1m"))

@@ -14,8 +14,8 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// The bucket says that a job has no sidecar, or has the job's own, or the error
-// leaves it open: garbage never means that nothing was bought.
+// Sidecar returns the job's own sidecar, ErrNotExist, or an error that leaves it
+// open: garbage is never taken for a missing sidecar.
 func FuzzSidecar(f *testing.F) {
 	const none = `<?xml version="1.0"?><Error><Code>NoSuchKey</Code><Message>The specified key does not exist.</Message></Error>`
 	for _, body := range []string{
@@ -32,7 +32,7 @@ func FuzzSidecar(f *testing.F) {
 		switch status {
 		case http.StatusOK, http.StatusForbidden, http.StatusNotFound:
 		default:
-			return // the SDK tries others again, and waits meanwhile
+			return // the SDK retries other statuses, with delays
 		}
 		b := newBucket(t, storage.Config{
 			Bucket: "images", Endpoint: "http://store.invalid", AccessKeyID: "id", SecretAccessKey: "hush-secret",

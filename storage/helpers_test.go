@@ -18,14 +18,14 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// chunk is a PNG chunk.
+// chunk returns a PNG chunk.
 func chunk(kind string, data []byte) []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(len(data)))
 	b = append(append(b, kind...), data...)
 	return binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(b[4:]))
 }
 
-// pngOf is a PNG of 640×480 with so many bytes of incompressible image data.
+// pngOf returns a PNG of 640×480 with dataBytes bytes of incompressible image data.
 func pngOf(dataBytes int, seed uint64) []byte {
 	data := make([]byte, dataBytes)
 	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(data)
@@ -35,7 +35,7 @@ func pngOf(dataBytes int, seed uint64) []byte {
 	return append(b, chunk("IEND", nil)...)
 }
 
-// openSpool opens a spool that takes images from sources too.
+// openSpool opens a spool that trusts sources too.
 func openSpool(tb testing.TB, sources ...string) *storage.Spool {
 	tb.Helper()
 	spool, err := storage.OpenSpool(tb.TempDir(), storage.SpoolConfig{Sources: sources})
@@ -43,14 +43,14 @@ func openSpool(tb testing.TB, sources ...string) *storage.Spool {
 	return spool
 }
 
-// newSpool opens a spool that gets its images from transport.
+// newSpool opens a spool that downloads with transport.
 func newSpool(tb testing.TB, transport http.RoundTripper) (*storage.Spool, error) {
 	tb.Helper()
 	return storage.OpenSpool(tb.TempDir(), storage.SpoolConfig{Sources: []string{"http://simulator"}, Transport: transport})
 }
 
-// proven is content as a proven file.
-func proven(tb testing.TB, content []byte) *storage.File {
+// verifiedFile returns content as a verified file.
+func verifiedFile(tb testing.TB, content []byte) *storage.File {
 	tb.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(content) }))
 	defer server.Close()
@@ -59,7 +59,7 @@ func proven(tb testing.TB, content []byte) *storage.File {
 	return file
 }
 
-// clientFunc is an HTTPClient.
+// clientFunc implements HTTPClient.
 type clientFunc func(*http.Request) (*http.Response, error)
 
 func (f clientFunc) Do(r *http.Request) (*http.Response, error) { return f(r) }
@@ -118,7 +118,7 @@ func readAll(t *testing.T, r io.ReadCloser) []byte {
 	return b
 }
 
-// allocated returns how many bytes f allocates, freed ones too.
+// allocated returns how many bytes f allocates, including freed ones.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)

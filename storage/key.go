@@ -14,8 +14,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// Folders below the prefix that are not images. A key template cannot reach
-// into them.
+// Folders below the prefix that hold no images. No key template can produce a
+// key in them.
 const (
 	sidecarFolder   = "_jobs/"
 	referenceFolder = "_refs/"
@@ -25,44 +25,44 @@ const (
 // maxKeyBytes is S3's limit on a key (user guide, "Creating object key names").
 const maxKeyBytes = 1024
 
-// maxNameBytes is what Linux and macOS allow in a file name (NAME_MAX); the
-// embedded store shows keys as files.
+// maxNameBytes is the limit of Linux and macOS on a file name (NAME_MAX). The
+// embedded store keeps objects as files under their keys.
 const maxNameBytes = 255
 
-// maxN bounds an image's number within its job: two digits, more than any
-// model makes at once.
+// maxN is the largest image number within a job: two digits, more than any model
+// makes in one task.
 const maxN = 99
 
-// maxVarBytes is where a value in a key is cut, so that a path segment made of
-// one or three stays below the 255 bytes of a file name.
+// maxVarBytes is the length to which a value in a key is truncated, so that a path
+// segment with up to three of them stays below the 255 bytes of a file name.
 const maxVarBytes = 64
 
-// LinkLifetime is how long a presigned link lives: the most that SigV4 allows,
-// 604,800 s (AWS CLI reference, s3 presign). With temporary credentials it ends
-// with them, if that is earlier.
+// LinkLifetime is how long a presigned link is valid: the maximum of SigV4,
+// 604,800 s (AWS CLI reference, s3 presign). A link that was signed with
+// temporary credentials expires with them, if that is earlier.
 const LinkLifetime = 7 * 24 * time.Hour
 
-// KeyVars fills the key template.
+// KeyVars are the values for the variables of the key template.
 type KeyVars struct {
 	JobID      string    // required, [A-Za-z0-9._-]{1,128}
 	N          int       // required, 1 to 99
-	Batch      string    // "-" in the key if empty, as the next four
+	Batch      string    // "-" in the key if empty, like ID, Model and SourceName
 	ID         string    // the line's own ID in its batch
 	Model      string    // such as wanx-v1
 	SourceName string    // the image's file name at DashScope, without extension in the key
-	Date       time.Time // becomes 2006-01-02 in its own zone; should be the job's creation, so that a retry gets the same key
+	Date       time.Time // formatted as 2006-01-02 in its own zone; should be the job's creation, so that a retry gets the same key
 	Ext        string    // with its dot; "" is .png
 }
 
 var (
 	jobIDPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 	varPattern   = regexp.MustCompile(`\{[^{}]*\}`)
-	// numberPattern finds an {n} whose digits nothing else can add to.
+	// numberPattern matches an {n} with no other digits next to it.
 	numberPattern = regexp.MustCompile(`(^|[^}0-9])\{n\}($|\{ext\}|[^{0-9])`)
 	extPattern    = regexp.MustCompile(`^\.[A-Za-z0-9]{1,10}$`)
 )
 
-// template is a key template that parseTemplate has accepted.
+// template is a key template that parseTemplate accepted.
 type template string
 
 func parseTemplate(s string) (template, error) {
@@ -72,7 +72,7 @@ func parseTemplate(s string) (template, error) {
 		case "{job_id}", "{n}", "{batch}", "{id}", "{model}", "{date}", "{ext}", "{source_name}":
 			seen[v] = true
 		default:
-			return "", fmt.Errorf("knows no %s: use {job_id} {n} {batch} {id} {model} {date} {ext} {source_name}", v)
+			return "", fmt.Errorf("has an unknown variable %s: use {job_id} {n} {batch} {id} {model} {date} {ext} {source_name}", v)
 		}
 	}
 	if !seen["{job_id}"] || !seen["{n}"] {
@@ -90,7 +90,7 @@ func parseTemplate(s string) (template, error) {
 		case segment == "" || segment == "." || segment == "..":
 			return "", errors.New("has an empty folder, . or ..: remove it")
 		case i == 0 && strings.HasPrefix(segment, "_"):
-			return "", errors.New("begins with _: those folders are ours, choose another name")
+			return "", errors.New("begins with _: those folders are reserved, choose another name")
 		}
 		tail, ok := strings.CutPrefix(segment, "{job_id}")
 		tail = strings.NewReplacer("{n}", "", "{ext}", "").Replace(tail)
@@ -103,9 +103,9 @@ func parseTemplate(s string) (template, error) {
 }
 
 // ImageKey returns the key of an image by the template, prefix included. Equal
-// vars give equal keys, and other jobs other keys. Values other than the job's
-// ID are cut to 64 bytes, and what would change the folder in them becomes _.
-// It fails if JobID or N is invalid, and for no other reason.
+// vars give equal keys, and different jobs get different keys. Values other than
+// the job's ID are truncated to 64 bytes, and characters in them that file systems
+// do not allow become _. It fails only if JobID or N is invalid.
 func (b *Bucket) ImageKey(vars KeyVars) (string, error) {
 	if err := checkJobID(vars.JobID); err != nil {
 		return "", err
@@ -133,8 +133,8 @@ func (t template) key(vars KeyVars) string {
 
 	segments := strings.Split(key, "/")
 	for i, s := range segments {
-		// Job IDs may look like folders of ours or of the file system; no
-		// job ID has a tilde, so that the key stays its own.
+		// A job ID may equal a reserved folder, or "." or "..". No job ID
+		// contains a tilde, so the key stays unique.
 		if s == "." || s == ".." || i == 0 && strings.HasPrefix(s, "_") {
 			segments[i] = "~" + s
 		}
@@ -142,9 +142,9 @@ func (t template) key(vars KeyVars) string {
 	return strings.Join(segments, "/")
 }
 
-// checkLength makes sure that no job can have a key that is too long for S3
-// or, segment by segment, for a file system: it would be found out when the
-// image is paid.
+// checkLength fails if some job could get a key that is too long for S3, or has a
+// segment that is too long for a file system. Without the check, that error would
+// appear only after the image was paid for.
 func (t template) checkLength(prefix string) error {
 	long := strings.Repeat("x", 2*maxVarBytes)
 	key := prefix + t.key(KeyVars{JobID: strings.Repeat("x", 128), N: maxN, Batch: long, ID: long, Model: long, SourceName: long, Ext: ".xxxxxxxxxx"})
@@ -159,7 +159,7 @@ func (t template) checkLength(prefix string) error {
 	return nil
 }
 
-// keyValue makes s fit to be part of one path segment on any file system.
+// keyValue turns s into a valid part of one path segment on any file system.
 func keyValue(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r == utf8.RuneError || strings.ContainsRune(`/\<>:"|?*`, r) {
@@ -177,7 +177,7 @@ func keyValue(s string) string {
 	return s
 }
 
-// HeldKey is where [Bucket.Hold] puts name of a task.
+// HeldKey returns the key under which [Bucket.Hold] stores the file name of a task.
 func (b *Bucket) HeldKey(taskID, name string) string {
 	segment := func(s string) string {
 		if s = keyValue(s); s == "." || s == ".." {
@@ -197,9 +197,9 @@ func checkJobID(id string) error {
 	return nil
 }
 
-// Link returns a URL by which anybody can read an object: below PublicURL, and
-// then forever (expiresAt is zero), or else presigned for [LinkLifetime]. It
-// asks nothing of the store; the object need not exist.
+// Link returns a URL by which anybody can read an object. It is a permanent URL
+// below PublicURL if that is set (expiresAt is zero then), otherwise a presigned
+// one, valid for [LinkLifetime]. Link sends no request; the object need not exist.
 func (b *Bucket) Link(ctx context.Context, key string) (link string, expiresAt time.Time, err error) {
 	if b.publicURL != "" {
 		segments := strings.Split(key, "/")
@@ -208,7 +208,7 @@ func (b *Bucket) Link(ctx context.Context, key string) (link string, expiresAt t
 		}
 		return b.publicURL + "/" + strings.Join(segments, "/"), time.Time{}, nil
 	}
-	// Signing rounds to the second, downwards.
+	// The signature has whole seconds, rounded down.
 	expiresAt = time.Now().Truncate(time.Second).Add(LinkLifetime)
 	req, err := b.presign.PresignGetObject(ctx, &s3.GetObjectInput{Bucket: &b.name, Key: &key}, s3.WithPresignExpires(LinkLifetime))
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"hash/crc32"
 )
 
-// errTruncated is what a walk ends with when a PNG stops before its end.
+// errTruncated means that a PNG ends before its last chunk.
 var errTruncated = errors.New("the PNG ends before its IEND chunk")
 
 const pngSignature = "\x89PNG\r\n\x1a\n"
@@ -15,19 +15,19 @@ const pngSignature = "\x89PNG\r\n\x1a\n"
 // maxPNGLength bounds chunk lengths and sides: the specification's 2^31 - 1.
 const maxPNGLength = 1<<31 - 1
 
-// pngWalk is a writer that follows a PNG's chunks to their end: signature, IHDR
-// first, every chunk's CRC, image data, IEND with nothing behind it. It does
-// not inflate, keeps 33 bytes at most, and takes the bytes in any portions.
-// After the last one, err tells. What is proven is that the file arrived as it
-// was written, not that its pixels are sound.
+// pngWalk is a writer that checks a PNG's structure: signature, IHDR first, the
+// CRC of every chunk, image data, IEND and nothing after it. It does not inflate,
+// buffers at most 33 bytes, and accepts writes of any size. After the last write,
+// err returns the result. A success means that the file arrived as it was written,
+// not that its pixels are correct.
 type pngWalk struct {
 	width, height int
 
 	part    pngPart
-	have    []byte // of the fixed-size part being read
-	kind    string // of the current chunk
-	left    int64  // of its data
-	crc     uint32 // of kind and data so far
+	have    []byte // bytes so far of the fixed-size part being read
+	kind    string // type of the current chunk
+	left    int64  // remaining bytes of its data
+	crc     uint32 // of type and data so far
 	hasData bool   // an IDAT was seen
 	broken  error
 }
@@ -42,7 +42,7 @@ const (
 	partEnd
 )
 
-// Write never fails: the bytes are kept, whatever they are. See err.
+// Write never fails, because invalid files are kept too. See err.
 func (w *pngWalk) Write(p []byte) (int, error) {
 	n := len(p)
 	for len(p) > 0 && w.broken == nil {
@@ -51,7 +51,7 @@ func (w *pngWalk) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// take consumes the part at hand, or what there is of it.
+// take consumes bytes of the current part and returns how many.
 func (w *pngWalk) take(p []byte) int {
 	switch w.part {
 	case partData:
@@ -101,7 +101,7 @@ func (w *pngWalk) header(b []byte) error {
 	w.crc = crc32.ChecksumIEEE(b[4:])
 	switch {
 	case first != (w.kind == "IHDR") || w.kind == "IHDR" && w.left != 13:
-		return errors.New("the PNG's IHDR chunk is missing, twice there or of a wrong length")
+		return errors.New("the PNG's IHDR chunk is missing, repeated or of a wrong length")
 	case w.left > maxPNGLength:
 		return fmt.Errorf("a PNG chunk claims %d bytes", w.left)
 	case w.kind == "IEND" && (w.left != 0 || !w.hasData):
@@ -142,8 +142,8 @@ func (w *pngWalk) checksum(b []byte) error {
 	return nil
 }
 
-// err returns nil after a whole PNG, errTruncated after the beginning of one,
-// and what is wrong with anything else.
+// err returns nil after a complete PNG, errTruncated after an incomplete one, and
+// otherwise what is wrong.
 func (w *pngWalk) err() error {
 	if w.broken == nil && w.part != partEnd {
 		return errTruncated

@@ -3,7 +3,7 @@ package storage
 import (
 	"bytes"
 	"context"
-	"crypto/md5" //nolint:gosec // Content-MD5 is what every store verifies, not a secret's guard
+	"crypto/md5" //nolint:gosec // a checksum: every store verifies Content-MD5
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -23,18 +23,18 @@ import (
 	"github.com/aws/smithy-go/middleware"
 )
 
-// metaSHA256 is the user metadata (x-amz-meta-sha256) that names the content.
+// metaSHA256 is the user metadata (x-amz-meta-sha256) with the content's digest.
 const metaSHA256 = "sha256"
 
-// putTimeout and putBytesPerSecond bound an upload with all its tries, for a
-// server that stops reading: the client has no other guard against that. 32
-// KiB/s is far below any line that images are made for.
+// putTimeout and putBytesPerSecond limit an upload with all its retries, in case
+// the server stops reading: the client has no other timeout for that. 32 KiB/s is
+// far below the speed of any connection in use.
 const (
 	putTimeout        = 2 * time.Minute
 	putBytesPerSecond = 32 << 10
 )
 
-// digests is what is known of a content before it is sent.
+// digests are the length and the digests of a content, known before it is sent.
 type digests struct {
 	bytes  int64
 	md5    [md5.Size]byte
@@ -43,16 +43,15 @@ type digests struct {
 
 func (d digests) sha256Hex() string { return hex.EncodeToString(d.sha256[:]) }
 
-// PutImage stores a proven file under key, by one PutObject that carries its
-// MD5 and its signed SHA-256, and looks whether it is there. meta becomes user
-// metadata; names are letters, digits and hyphens, values any text (they are
-// encoded by RFC 2047 where they are not ASCII); "sha256" is added.
+// PutImage stores a verified file under key, by one PutObject with its MD5 and its
+// signed SHA-256, and checks the stored object. meta becomes user metadata: names
+// are letters, digits and hyphens, values any text (encoded by RFC 2047 if it is not
+// ASCII). "sha256" is added.
 //
-// After an error it is unknown whether the object exists: put it again, which
-// is harmless.
+// After an error it is unknown whether the object exists. Putting it again is safe.
 func (b *Bucket) PutImage(ctx context.Context, key string, img *File, meta map[string]string) error {
 	if img == nil || img.digests.bytes == 0 {
-		return fmt.Errorf("put %s: not a proven file: get it from a spool", key)
+		return fmt.Errorf("put %s: not a verified file: get it from a spool", key)
 	}
 	f, err := img.open()
 	if err != nil {
@@ -62,40 +61,39 @@ func (b *Bucket) PutImage(ctx context.Context, key string, img *File, meta map[s
 	return b.put(ctx, key, f, img.digests, img.ContentType, meta)
 }
 
-// Hold keeps the file at path, proven or not, for a person under
-// [Bucket.HeldKey]; see [Bucket.Quarantine].
+// Hold is [Bucket.Quarantine] for callers that do not need the key.
 func (b *Bucket) Hold(ctx context.Context, taskID, name, path string) error {
 	_, err := b.Quarantine(ctx, taskID, name, path)
 	return err
 }
 
-// Quarantine keeps the file at path for a person under [Bucket.HeldKey], and
-// returns the key. What is there already with the same content is not sent
-// again, and what is there with another one stays: then the key's name ends in
-// the first digits of the file's SHA-256.
+// Quarantine stores the file at path, verified or not, for an operator under
+// [Bucket.HeldKey], and returns the key. If the object exists with the same content,
+// nothing is sent. If it exists with other content, it stays, and the new key ends
+// in the first digits of the file's SHA-256.
 func (b *Bucket) Quarantine(ctx context.Context, taskID, name, path string) (key string, err error) {
-	f, d, err := openDigested(path)
+	f, d, err := openWithDigests(path)
 	if err != nil {
 		return "", fmt.Errorf("hold %s of task %s: %w", name, taskID, err)
 	}
 	defer f.Close() //nolint:errcheck // read only
 	key = b.HeldKey(taskID, name)
 	switch have, err := b.Head(ctx, key); {
-	case err == nil && !d.are(have):
+	case err == nil && !d.match(have):
 		key = b.HeldKey(taskID, name+"-"+d.sha256Hex()[:8])
 	case err != nil && !errors.Is(err, ErrNotExist):
 		return "", err
 	}
-	return key, b.putFile(ctx, key, f, d)
+	return key, b.putFileIfMissing(ctx, key, f, d)
 }
 
-// openDigested opens a file of ours and reads it once.
-func openDigested(path string) (*os.File, digests, error) {
+// openWithDigests opens a local file and computes its digests.
+func openWithDigests(path string) (*os.File, digests, error) {
 	f, err := os.Open(path) //nolint:gosec // the caller's own file
 	if err != nil {
 		return nil, digests{}, err
 	}
-	d, err := digest(f)
+	d, err := computeDigests(f)
 	if err != nil {
 		_ = f.Close() // read only
 		return nil, digests{}, err
@@ -103,18 +101,18 @@ func openDigested(path string) (*os.File, digests, error) {
 	return f, d, nil
 }
 
-// are reports whether an object has them.
-func (d digests) are(have Info) bool { return have.Bytes == d.bytes && have.SHA256 == d.sha256Hex() }
+// match reports whether a stored object has these digests.
+func (d digests) match(have Info) bool { return have.Bytes == d.bytes && have.SHA256 == d.sha256Hex() }
 
-// putFile stores a file unless the bucket has it.
-func (b *Bucket) putFile(ctx context.Context, key string, f *os.File, d digests) error {
+// putFileIfMissing stores a file unless the bucket has it with the same content.
+func (b *Bucket) putFileIfMissing(ctx context.Context, key string, f *os.File, d digests) error {
 	switch have, err := b.Head(ctx, key); {
-	case err == nil && d.are(have):
+	case err == nil && d.match(have):
 		return nil
 	case err != nil && !errors.Is(err, ErrNotExist):
 		return err
 	}
-	var head [512]byte // what DetectContentType looks at
+	var head [512]byte // as much as DetectContentType uses
 	n, err := f.ReadAt(head[:], 0)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("put %s: %w", key, err)
@@ -122,8 +120,8 @@ func (b *Bucket) putFile(ctx context.Context, key string, f *os.File, d digests)
 	return b.put(ctx, key, f, d, http.DetectContentType(head[:n]), nil)
 }
 
-// digest reads r to its end.
-func digest(r io.Reader) (digests, error) {
+// computeDigests reads r to its end.
+func computeDigests(r io.Reader) (digests, error) {
 	m, s := md5.New(), sha256.New() //nolint:gosec // see the import
 	n, err := io.Copy(io.MultiWriter(m, s), r)
 	d := digests{bytes: n}
@@ -132,7 +130,7 @@ func digest(r io.Reader) (digests, error) {
 	return d, err
 }
 
-// put sends body, which d describes, and verifies what the store has then.
+// put sends body, whose digests are d, and verifies the stored object.
 func (b *Bucket) put(ctx context.Context, key string, body io.ReadSeeker, d digests, contentType string, meta map[string]string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, putTimeout+time.Duration(d.bytes/putBytesPerSecond)*time.Second,
 		fmt.Errorf("put %s: the store stopped reading", key))
@@ -161,9 +159,8 @@ func (b *Bucket) put(ctx context.Context, key string, body io.ReadSeeker, d dige
 	return b.verify(ctx, key, d, strings.Trim(aws.ToString(out.ETag), `"`))
 }
 
-// signedPayload signs the payload with a hash that is known already: over
-// https too, where the SDK would leave it out, and without reading the body for
-// it.
+// signedPayload signs the payload with a hash that is already computed. The SDK
+// would omit the hash over https, and would read the body for it over http.
 func signedPayload(sha256Hex string) func(*middleware.Stack) error {
 	return func(stack *middleware.Stack) error {
 		return stack.Finalize.Add(middleware.FinalizeMiddlewareFunc("KnownPayloadHash",
@@ -173,9 +170,9 @@ func signedPayload(sha256Hex string) func(*middleware.Stack) error {
 	}
 }
 
-// verify compares what the store says of key with d. The ETag of a plain upload
-// is its MD5; encryption makes it something else, so that one that differs only
-// makes us read the object back.
+// verify compares the stored object with d. The ETag of a plain upload is its MD5.
+// With encryption it is something else, so after a difference the object is read
+// back and compared.
 func (b *Bucket) verify(ctx context.Context, key string, d digests, etag string) error {
 	got, err := b.Head(ctx, key)
 	if err != nil {
@@ -187,23 +184,23 @@ func (b *Bucket) verify(ctx context.Context, key string, d digests, etag string)
 	if etag == hex.EncodeToString(d.md5[:]) {
 		return nil
 	}
-	b.log.WarnContext(ctx, "etag is not the md5, reading the object back", "key", key, "etag", etag)
+	b.log.WarnContext(ctx, "etag differs from md5, reading the object back", "key", key, "etag", etag)
 	body, _, err := b.Get(ctx, key)
 	if err != nil {
 		return fmt.Errorf("verify %s: %w", key, err)
 	}
 	defer body.Close() //nolint:errcheck // read only
-	back, err := digest(body)
+	back, err := computeDigests(body)
 	if err != nil {
 		return fmt.Errorf("verify %s: %w", key, cause(ctx, err))
 	}
 	if back != d {
-		return fmt.Errorf("verify %s: the store holds other bytes than were sent: put it again", key)
+		return fmt.Errorf("verify %s: the stored bytes differ from those sent: put it again", key)
 	}
 	return nil
 }
 
-// cause is err, or why ctx ended if that is what made it.
+// cause returns ctx's cause if ctx has ended, and err otherwise.
 func cause(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

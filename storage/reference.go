@@ -5,14 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"image"
-	_ "image/jpeg" // formats that DashScope takes
+	_ "image/jpeg" // formats that DashScope accepts
 	_ "image/png"
 	"io"
 	"os"
 	"regexp"
 	"strings"
 
-	_ "golang.org/x/image/bmp" // and the formats that the standard library lacks
+	_ "golang.org/x/image/bmp" // formats that the standard library lacks
 	_ "golang.org/x/image/tiff"
 	_ "golang.org/x/image/webp"
 )
@@ -25,19 +25,19 @@ const (
 	maxReferenceSide  = 4096
 )
 
-// referenceExtensions are the content types that DashScope takes as a reference,
-// with the file name endings that its upload wants.
+// referenceExtensions maps the content types that DashScope accepts for a reference
+// image to the file name extensions that its upload requires.
 func referenceExtensions() map[string]string {
 	return map[string]string{"image/jpeg": ".jpg", "image/png": ".png", "image/bmp": ".bmp", "image/tiff": ".tiff", "image/webp": ".webp"}
 }
 
-// Extension returns the file name ending of a reference image's content type,
-// with its dot, or "" for what is none.
+// Extension returns the file name extension for a reference image's content type,
+// with its dot, or "" for any other content type.
 func Extension(contentType string) string { return referenceExtensions()[contentType] }
 
 var sha256Pattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-// Reference is a local reference image that DashScope will take.
+// Reference is a local reference image that DashScope accepts.
 type Reference struct {
 	Path        string
 	SHA256      string // hex; its name once staged
@@ -47,11 +47,11 @@ type Reference struct {
 	ContentType string
 }
 
-// InspectReference looks whether DashScope takes the file at path as a
-// reference image: JPEG, PNG, BMP, TIFF or WEBP by its content (the name's
-// ending does not matter), at most 10 MiB, 256×256 to 4096×4096 pixels. It
-// reads the image's header alone, and the bytes once for their hash. The error
-// says what is wrong and what is allowed.
+// InspectReference checks whether DashScope accepts the file at path as a
+// reference image: JPEG, PNG, BMP, TIFF or WEBP by its content (the file name
+// does not matter), at most 10 MiB, 256×256 to 4096×4096 pixels. It decodes only
+// the image's header, and reads the file once for its hash. The error says what is
+// wrong and what is allowed.
 func InspectReference(path string) (*Reference, error) {
 	f, err := os.Open(path)                                                                //nolint:gosec // the user's own file
 	if name, _, query := strings.Cut(path, "?"); query && errors.Is(err, os.ErrNotExist) { // perhaps a signature
@@ -68,7 +68,7 @@ func InspectReference(path string) (*Reference, error) {
 	return ref, nil
 }
 
-// inspect looks at an open file; its errors do not name it.
+// inspect checks an open file. Its errors do not contain the file name.
 func inspect(f *os.File) (*Reference, error) {
 	stat, err := f.Stat()
 	if err != nil {
@@ -84,7 +84,7 @@ func inspect(f *os.File) (*Reference, error) {
 	// Another package may have registered further formats, such as GIF.
 	contentType := "image/" + format
 	if errors.Is(err, image.ErrFormat) || err == nil && Extension(contentType) == "" {
-		return nil, errors.New("not an image that is taken, allowed are JPEG, PNG, BMP, TIFF and WEBP")
+		return nil, errors.New("not an image in an accepted format, allowed are JPEG, PNG, BMP, TIFF and WEBP")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("broken: %w", err)
@@ -95,7 +95,7 @@ func inspect(f *os.File) (*Reference, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
-	d, err := digest(f)
+	d, err := computeDigests(f)
 	if err != nil {
 		return nil, err
 	}
@@ -105,23 +105,23 @@ func inspect(f *os.File) (*Reference, error) {
 	}, nil
 }
 
-// StageReference stores a reference image under its hash, once however often
-// it is staged. It fails if the file has changed since it was inspected.
+// StageReference stores a reference image under its hash, unless the bucket has
+// it already. It fails if the file has changed since it was inspected.
 func (b *Bucket) StageReference(ctx context.Context, ref *Reference) error {
 	key := b.prefix + referenceFolder + ref.SHA256
-	f, d, err := openDigested(ref.Path)
+	f, d, err := openWithDigests(ref.Path)
 	if err != nil {
 		return fmt.Errorf("put %s: %w", key, err)
 	}
 	defer f.Close() //nolint:errcheck // read only
 	if d.sha256Hex() != ref.SHA256 {
-		return fmt.Errorf("put %s: %s has changed since it was looked at", key, ref.Path)
+		return fmt.Errorf("put %s: %s has changed since it was inspected", key, ref.Path)
 	}
-	return b.putFile(ctx, key, f, d)
+	return b.putFileIfMissing(ctx, key, f, d)
 }
 
 // OpenReference opens a staged reference image by its hash, or returns
-// [ErrNotExist]. The caller closes the reader.
+// [ErrNotExist]. The caller must close the reader.
 func (b *Bucket) OpenReference(ctx context.Context, sha256Hex string) (io.ReadCloser, Info, error) {
 	if !sha256Pattern.MatchString(sha256Hex) {
 		return nil, Info{}, fmt.Errorf("reference %q: must be a SHA-256 in lower-case hex", sha256Hex)

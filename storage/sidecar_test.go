@@ -34,8 +34,8 @@ func fullSidecar() *storage.Sidecar {
 		Request: json.RawMessage(`{"prompt":"近景镜头,18岁的中国女孩 <&>","n":2,"ref_strength":0.0}`),
 		Batch:   "spring", Labels: map[string]string{"系列": "春"}, Priority: "bulk", Seed: 0, RedoOf: "spring-0",
 		Attempts: []storage.SidecarAttempt{
-			{Attempt: 1, Term: 3, RequestID: "r-1", SubmittedAt: at(1), EndedAt: at(2), Verdict: "refused", Code: "Throttling", Message: "slow down"},
-			{Attempt: 2, Term: 4, TaskID: "t-2", RequestID: "r-2", SubmittedAt: at(3), EndedAt: at(30), Verdict: "succeeded"},
+			{Attempt: 1, Term: 3, RequestID: "r-1", SubmittedAt: at(1), EndedAt: at(2), Outcome: "refused", Code: "Throttling", Message: "slow down"},
+			{Attempt: 2, Term: 4, TaskID: "t-2", RequestID: "r-2", SubmittedAt: at(3), EndedAt: at(30), Outcome: "succeeded"},
 		},
 		CreatedAt: at(0), SubmittedAt: at(3), FinishedAt: at(31), CostMicroYuan: 160_000,
 		Images: []storage.SidecarImage{
@@ -49,7 +49,7 @@ func fullSidecar() *storage.Sidecar {
 	}
 }
 
-// Sidecars are for ever: what was written once must be read the same way.
+// The sidecar format is stable: this test compares it with a golden file.
 func TestSidecarFormat(t *testing.T) {
 	t.Parallel()
 	server := openEmbedded(t)
@@ -92,18 +92,18 @@ func TestSidecarReading(t *testing.T) {
 		require.NoError(t, os.WriteFile(server.Path("p/_jobs/"+id+".json"), []byte(text), 0o600))
 	}
 	got, err := b.Sidecar(t.Context(), "newer")
-	require.NoError(t, err, "unknown fields are no error")
+	require.NoError(t, err, "unknown fields are ignored")
 	assert.Equal(t, "succeeded", got.State)
 	for _, id := range []string{"broken", "other", "empty", "a/b", ""} {
 		_, err := b.Sidecar(t.Context(), id)
 		require.Error(t, err, id)
-		assert.NotErrorIs(t, err, storage.ErrNotExist, "%q must not look like a job that is not over", id)
+		assert.NotErrorIs(t, err, storage.ErrNotExist, "%q must not look like an unfinished job", id)
 	}
 	assert.Error(t, b.PutSidecar(t.Context(), &storage.Sidecar{JobID: "../x"}))
 }
 
-// A bucket that does not answer does not say that there is no sidecar.
-func TestNoAnswerIsNotAbsence(t *testing.T) {
+// An error response without an S3 body does not mean that there is no sidecar.
+func TestSidecarNoAnswerIsNotErrNotExist(t *testing.T) {
 	t.Parallel()
 	for _, answer := range []int{http.StatusForbidden, http.StatusBadRequest, http.StatusMovedPermanently, http.StatusNotFound} {
 		cfg := goodConfig()

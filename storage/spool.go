@@ -18,78 +18,77 @@ import (
 	"time"
 )
 
-// Defaults of SpoolConfig. An image of DashScope has a few megabytes.
+// Defaults of SpoolConfig. DashScope's images have a few megabytes.
 const (
 	defaultMaxBytes      = 64 << 20
 	defaultHeaderTimeout = time.Minute
 	defaultStallTimeout  = 30 * time.Second
 )
 
-// keepFactor is how many times MaxBytes are still kept of what is too large to
-// be proven, so that a person can look at it, before the disk is protected.
-const keepFactor = 8
+// unverifiedSizeFactor times MaxBytes is the largest download that is kept as
+// unverified for an operator. Larger ones are discarded to protect the disk.
+const unverifiedSizeFactor = 8
 
-// SpoolConfig configures a [Spool]. Its zero value fetches from Aliyun alone.
+// SpoolConfig configures a [Spool]. The zero value trusts only Aliyun's hosts.
 type SpoolConfig struct {
-	// Sources are the base URLs of the accounts' services. Of each that is not
-	// Aliyun's, images are also taken from exactly its scheme, host and port, as
-	// from a simulator. https on *.aliyuncs.com, port 443, is always allowed.
+	// Sources are the base URLs of the accounts' services, such as a simulator's.
+	// The scheme, host and port of each is trusted. https on *.aliyuncs.com, port
+	// 443, is always trusted.
 	Sources []string
-	// DialContext opens connections; nil is net.Dialer's, by way of
-	// the environment's proxy if it names one: the client of the service uses it
-	// too, and what is paid for must be reachable.
+	// DialContext opens connections to trusted hosts. nil means net.Dialer's,
+	// with the environment's proxy, like the client of the service.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
-	// Transport replaces the HTTP client's transport, DialContext and
-	// HeaderTimeout with it; nil is ours.
+	// Transport replaces the HTTP client's transport, and DialContext and
+	// HeaderTimeout with it; nil means a default one.
 	Transport http.RoundTripper
-	// DialPublic opens connections to hosts that are neither Aliyun's nor among
-	// Sources, whose images are kept unproven. nil is a dialer of ours that
-	// refuses every address but public ones and uses no proxy; a test has its own.
+	// DialPublic opens connections to untrusted hosts, whose images are kept as
+	// unverified. nil is [PublicDialer] without exceptions; no proxy is used.
+	// Tests replace it.
 	DialPublic func(ctx context.Context, network, addr string) (net.Conn, error)
-	// MaxBytes is the largest image that is proven; 0 is 64 MiB. What is
-	// larger is unproven, up to eight times this is kept.
+	// MaxBytes is the largest image that is verified; 0 means 64 MiB. Larger ones,
+	// up to eight times this, are kept as unverified.
 	MaxBytes int64
-	// HeaderTimeout is how long a server may take to begin its answer; 0 is a
-	// minute.
+	// HeaderTimeout limits the wait for the response header; 0 means one minute.
 	HeaderTimeout time.Duration
-	// StallTimeout is how long it may then send nothing; 0 is 30 s.
+	// StallTimeout limits the time without any bytes of the body; 0 means 30 s.
 	StallTimeout time.Duration
-	// Logger takes what an operator may want to know; nil discards it.
+	// Logger receives warnings. nil discards them.
 	Logger *slog.Logger
 }
 
-// ErrDisk is returned (wrapped) if the spool's disk is at fault: it is full, say.
-// Nothing is lost by that while the link lives; see [Spool.FetchUnkept].
+// ErrDisk is returned (wrapped) if the spool's disk is at fault, for example full.
+// Nothing is lost as long as the image's URL is valid; see [Spool.FetchToMemory].
 var ErrDisk = errors.New("the disk of the spool fails")
 
-// Spool is a folder of downloaded images, each proven and kept until it is
-// removed. It is safe for concurrent use; one process at a time may have it.
+// Spool is a folder of downloaded images. Each is verified, and kept until it is
+// removed. It is safe for concurrent use. Only one process at a time may use the
+// folder.
 type Spool struct {
-	dir       string
-	client    *http.Client
-	strangers *http.Client // for hosts that are none of ours
-	sources   []*url.URL   // ours beside Aliyun
-	maxBytes  int64
-	stall     time.Duration
-	log       *slog.Logger
+	dir             string
+	client          *http.Client
+	untrustedClient *http.Client // for untrusted hosts
+	extraSources    []*url.URL   // trusted ones besides Aliyun
+	maxBytes        int64
+	stall           time.Duration
+	log             *slog.Logger
 }
 
 // Folders of a spool.
 const (
-	incomingFolder = "incoming" // half files; emptied at the start
-	provenFolder   = "proven"
-	unprovenFolder = "unproven"
-	// doubtedFolder has what came and is asked for again: transfers that were
-	// damaged on the way, and what [Spool.Doubt] put there.
-	doubtedFolder = "doubted"
+	incomingFolder   = "incoming" // partial files; emptied by OpenSpool
+	verifiedFolder   = "verified"
+	unverifiedFolder = "unverified"
+	// recheckFolder holds files that are downloaded again: transfers that were
+	// damaged, and files that [Spool.Recheck] moved there.
+	recheckFolder = "recheck"
 )
 
-// spoolNamePattern leaves no way out of the folder (. and .. are excluded
-// apart), and fits into a file name.
+// spoolNamePattern allows no path separators (. and .. are excluded separately), and
+// no name that is too long for a file.
 var spoolNamePattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,200}$`)
 
-// OpenSpool opens the spool in dir, which is created if need be, and removes
-// the half files that a crash left.
+// OpenSpool opens the spool in dir, creates the folder if it does not exist, and
+// removes the partial files that a crash left.
 func OpenSpool(dir string, cfg SpoolConfig) (*Spool, error) {
 	s := &Spool{dir: dir, maxBytes: cfg.MaxBytes, stall: cfg.StallTimeout, log: cfg.Logger}
 	if cfg.MaxBytes < 0 || cfg.HeaderTimeout < 0 || cfg.StallTimeout < 0 {
@@ -113,23 +112,23 @@ func OpenSpool(dir string, cfg SpoolConfig) (*Spool, error) {
 			return nil, fmt.Errorf("spool: Sources[%d] must be a URL such as https://dashscope.aliyuncs.com/api/v1, without credentials", i)
 		}
 		if !inDomain(u.Hostname(), aliyunDomain) {
-			s.sources = append(s.sources, u)
+			s.extraSources = append(s.extraSources, u)
 		}
 	}
 	s.client = &http.Client{
 		Transport: cfg.Transport,
-		// A redirect could lead anywhere: the spool looks at each.
+		// The spool follows redirects itself, and checks each one.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	if s.client.Transport == nil {
 		s.client.Transport = newTransport(cfg)
 	}
-	s.strangers = newStrangers(cfg)
+	s.untrustedClient = newUntrustedClient(cfg)
 
 	if err := os.RemoveAll(filepath.Join(dir, incomingFolder)); err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
-	for _, folder := range []string{incomingFolder, provenFolder, unprovenFolder, doubtedFolder} {
+	for _, folder := range []string{incomingFolder, verifiedFolder, unverifiedFolder, recheckFolder} {
 		if err := os.MkdirAll(filepath.Join(dir, folder), 0o750); err != nil {
 			return nil, fmt.Errorf("spool: %w", err)
 		}
@@ -145,7 +144,7 @@ func newTransport(cfg SpoolConfig) *http.Transport {
 	return &http.Transport{
 		Proxy:                 proxy,
 		DialContext:           dial,
-		DisableCompression:    true, // the bytes as they are stored there
+		DisableCompression:    true, // the digests are of the bytes as stored
 		ForceAttemptHTTP2:     true,
 		MaxIdleConnsPerHost:   16,
 		IdleConnTimeout:       90 * time.Second,
@@ -154,10 +153,10 @@ func newTransport(cfg SpoolConfig) *http.Transport {
 	}
 }
 
-// File is an image on the local disk that is proven to have arrived as it was
-// made. Only a [Spool] makes one that a bucket takes.
+// File is a verified image, on the local disk or in memory. Only a [Spool] returns
+// one that a bucket accepts.
 type File struct {
-	Path        string // "" if it is in memory alone: see Spool.FetchUnkept
+	Path        string // "" if it is in memory only: see Spool.FetchToMemory
 	Bytes       int64
 	SHA256, MD5 string // hex
 	Width       int    // pixels
@@ -166,7 +165,7 @@ type File struct {
 	SourceName  string // file name in the source's URL
 
 	digests digests
-	content []byte // unless it lies at Path
+	content []byte // nil if it is at Path
 }
 
 // open opens the image's bytes.
@@ -180,28 +179,27 @@ func (f *File) open() (io.ReadSeekCloser, error) {
 	}{bytes.NewReader(f.content), io.NopCloser(nil)}, nil
 }
 
-// Doubt has what the spool has under name unproven asked for again by the next
-// [Spool.Fetch], which falls back on it if its link is dead. It does nothing if
-// there is nothing.
-func (s *Spool) Doubt(name string) error {
+// Recheck makes the next [Spool.Fetch] download the unverified file of that name
+// again. The old file stays as a fallback in case the URL is dead. Recheck does
+// nothing if there is no such file.
+func (s *Spool) Recheck(name string) error {
 	if err := checkSpoolName(name); err != nil {
 		return err
 	}
-	err := os.Rename(filepath.Join(s.dir, unprovenFolder, name), filepath.Join(s.dir, doubtedFolder, name))
+	err := os.Rename(filepath.Join(s.dir, unverifiedFolder, name), filepath.Join(s.dir, recheckFolder, name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("spool: %w", err)
 	}
 	return nil
 }
 
-// Remove deletes what the spool has under name, proven or not, and does nothing
-// if there is nothing.
+// Remove deletes the file of that name, verified or not, if there is one.
 func (s *Spool) Remove(name string) error {
 	if err := checkSpoolName(name); err != nil {
 		return err
 	}
 	var errs []error
-	for _, folder := range []string{provenFolder, unprovenFolder, doubtedFolder} {
+	for _, folder := range []string{verifiedFolder, unverifiedFolder, recheckFolder} {
 		if err := os.Remove(filepath.Join(s.dir, folder, name)); !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -209,8 +207,8 @@ func (s *Spool) Remove(name string) error {
 	return errors.Join(errs...)
 }
 
-// FreeBytes returns the room left for this process on the spool's file system.
-// It fails with [errors.ErrUnsupported] where that is not known.
+// FreeBytes returns the free space for this process on the spool's file system.
+// It fails with [errors.ErrUnsupported] on systems where that cannot be queried.
 func (s *Spool) FreeBytes() (uint64, error) {
 	free, err := freeBytes(s.dir)
 	if err != nil {

@@ -13,28 +13,29 @@ import (
 	"time"
 )
 
-// stageTime bounds the download of a reference image with all its redirects; ours.
-const stageTime = time.Minute
+// stageTimeout limits the download of a reference image including redirects. The
+// value is our choice.
+const stageTimeout = time.Minute
 
-// StageFrom says how reference images are fetched.
-type StageFrom struct {
-	// Dir takes the image on its way into the bucket; "" is the system's.
+// StageOptions configures how reference images are downloaded.
+type StageOptions struct {
+	// Dir is the folder for the temporary file; "" is the system's.
 	Dir string
-	// Dial connects to the image's host; nil is [PublicDialer] without exceptions.
+	// Dial connects to the image's host. nil is [PublicDialer] without exceptions.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// StageError is why a reference image could not be staged. Its text names the host and
-// never the URL's query, which may be a signature.
+// StageError is the reason why a reference image could not be staged. Its text
+// contains the host and never the URL's query, which may be a signature.
 type StageError struct {
-	Host string // "" if the URL is none
-	// Temporary says that the same call may succeed later: the host did not answer, or
-	// had a trouble of its own.
+	Host string // "" if the URL is invalid
+	// Temporary is set when the same call may succeed later: the host did not respond,
+	// or reported an error of its own.
 	Temporary bool
 	Err       error
 }
 
-// Error names the host.
+// Error returns the reason with the host.
 func (e *StageError) Error() string {
 	if e.Host == "" {
 		return "reference image: " + e.Err.Error()
@@ -46,23 +47,24 @@ func (e *StageError) Error() string {
 func (e *StageError) Unwrap() error { return e.Err }
 
 // StageURL copies the reference image at a URL into the bucket, under its hash: JPEG,
-// PNG, BMP, TIFF or WEBP, at most 10 MiB, 256×256 to 4096×4096 pixels. It asks public
-// addresses alone, follows three redirects, and takes a minute at most.
+// PNG, BMP, TIFF or WEBP, at most 10 MiB, 256×256 to 4096×4096 pixels. It connects to
+// public addresses only, follows up to three redirects, and times out after one
+// minute.
 //
-// It fails with a [*StageError] if the image or its host is at fault, with the bucket's
-// own error, or the disk's.
-func (b *Bucket) StageURL(ctx context.Context, rawURL string, from StageFrom) (*Reference, error) {
+// It fails with a [*StageError] if the image or its host is at fault, and otherwise
+// with the error of the bucket or the disk.
+func (b *Bucket) StageURL(ctx context.Context, rawURL string, from StageOptions) (*Reference, error) {
 	ref, err := FetchReference(ctx, rawURL, from)
 	if err != nil {
 		return nil, err
 	}
-	defer os.Remove(ref.Path) //nolint:errcheck // it is nobody's any more
+	defer os.Remove(ref.Path) //nolint:errcheck // a temporary file
 	return ref, b.StageReference(ctx, ref)
 }
 
-// FetchReference is the first half of [Bucket.StageURL]: it leaves the image in a new
-// file, at the Path of what it returns, which the caller must remove.
-func FetchReference(ctx context.Context, rawURL string, from StageFrom) (ref *Reference, err error) {
+// FetchReference is the first half of [Bucket.StageURL]: it downloads the image into a
+// new file, at the returned Path. The caller must remove it.
+func FetchReference(ctx context.Context, rawURL string, from StageOptions) (ref *Reference, err error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
 		return nil, &StageError{Err: errors.New("not an http or https URL without user name and password")}
@@ -79,7 +81,7 @@ func FetchReference(ctx context.Context, rawURL string, from StageFrom) (ref *Re
 			err = errors.Join(err, os.Remove(file.Name()))
 		}
 	}()
-	fetching, cancel := context.WithTimeoutCause(ctx, stageTime, fmt.Errorf("it did not arrive within %v", stageTime))
+	fetching, cancel := context.WithTimeoutCause(ctx, stageTimeout, fmt.Errorf("it did not arrive within %v", stageTimeout))
 	defer cancel()
 	if err := fetchReference(fetching, from, u, file); err != nil {
 		if ctx.Err() != nil {
@@ -96,35 +98,34 @@ func FetchReference(ctx context.Context, rawURL string, from StageFrom) (ref *Re
 	return ref, nil
 }
 
-// fetchReference downloads into a file as much as a reference image may have, and a
-// byte.
-func fetchReference(ctx context.Context, from StageFrom, u *url.URL, file io.Writer) error {
+// fetchReference downloads at most one byte more than a reference image may have.
+func fetchReference(ctx context.Context, from StageOptions, u *url.URL, file io.Writer) error {
 	dial := from.Dial
 	if dial == nil {
 		dial = PublicDialer(nil)
 	}
 	client := &http.Client{
-		// No proxy, which would connect to whatever it is told to.
-		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true, TLSHandshakeTimeout: strangerDialTime},
+		// No proxy: it would connect to private addresses too.
+		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true, TLSHandshakeTimeout: publicDialTimeout},
 		CheckRedirect: func(r *http.Request, via []*http.Request) error {
-			r.Header.Del("Referer") // it holds the query of the URL before
+			r.Header.Del("Referer") // it contains the previous URL's query
 			switch {
-			case len(via) > maxHops:
-				return errHops
+			case len(via) > maxRedirects:
+				return errTooManyRedirects
 			case r.URL.Scheme != "http" && r.URL.Scheme != "https", r.URL.User != nil:
-				return errNotWeb
+				return errUnsupportedURL
 			}
 			return nil
 		},
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), http.NoBody)
 	if err != nil {
-		return &StageError{Host: u.Host, Err: errNotWeb}
+		return &StageError{Host: u.Host, Err: errUnsupportedURL}
 	}
 	r.Header.Set("User-Agent", "danqing")
 	resp, err := client.Do(r)
 	if err != nil {
-		return stageFailed(ctx, u, err)
+		return newStageError(ctx, u, err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // read only
 	switch status := resp.StatusCode; {
@@ -138,23 +139,24 @@ func fetchReference(ctx context.Context, from StageFrom, u *url.URL, file io.Wri
 		if disk := (*diskError)(nil); errors.As(err, &disk) {
 			return fmt.Errorf("stage reference image: %w: %w", ErrDisk, err)
 		}
-		return stageFailed(ctx, u, err)
+		return newStageError(ctx, u, err)
 	}
 	return nil
 }
 
-// stageFailed says what went wrong on the way, without the URL, whose query is secret.
-func stageFailed(ctx context.Context, u *url.URL, err error) error {
+// newStageError classifies a failed download and removes the URL from its text, because
+// the query is secret.
+func newStageError(ctx context.Context, u *url.URL, err error) error {
 	if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
 		err = wrapped.Err
 	}
-	if strings.Contains(err.Error(), "Location header") { // net/http's text has all of it, and no type
-		err = errNotWeb
+	if strings.Contains(err.Error(), "Location header") { // net/http's text contains the URL, and it has no type
+		err = errUnsupportedURL
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	final := errors.Is(err, ErrNotPublic) || errors.Is(err, errHops) || errors.Is(err, errNotWeb)
+	final := errors.Is(err, ErrNotPublic) || errors.Is(err, errTooManyRedirects) || errors.Is(err, errUnsupportedURL)
 	if dns := (*net.DNSError)(nil); errors.As(err, &dns) && dns.IsNotFound {
 		final = true
 	}

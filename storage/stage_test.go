@@ -22,17 +22,18 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// references is a host of reference images, and how it is reached under any name.
-func references(t *testing.T, handler http.Handler) storage.StageFrom {
+// references starts a host of reference images, and returns options that connect to
+// it for any host name.
+func references(t *testing.T, handler http.Handler) storage.StageOptions {
 	t.Helper()
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
-	return storage.StageFrom{Dir: t.TempDir(), Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+	return storage.StageOptions{Dir: t.TempDir(), Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, network, server.Listener.Addr().String())
 	}}
 }
 
-func grey(t *testing.T, width, height int) []byte {
+func gray(t *testing.T, width, height int) []byte {
 	t.Helper()
 	var content bytes.Buffer
 	require.NoError(t, png.Encode(&content, image.NewGray(image.Rect(0, 0, width, height))))
@@ -43,17 +44,17 @@ func requireEmpty(t *testing.T, dir string) {
 	t.Helper()
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
-	require.Empty(t, left, "nothing is left behind")
+	require.Empty(t, left, "no temporary file stays")
 }
 
-// A reference image is in the bucket under its hash, whatever becomes of its source.
+// A reference image is copied into the bucket under its hash.
 func TestStageURL(t *testing.T) {
 	t.Parallel()
-	content := grey(t, 300, 256)
+	content := gray(t, 300, 256)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/cat", serveReference(content))
 	for from, to := range map[string]string{"/1": "/2", "/2": "/3", "/3": "http://other.example/cat?Signature=other"} {
-		mux.HandleFunc(from, unreferred(http.RedirectHandler(to, http.StatusFound)))
+		mux.HandleFunc(from, refuseReferer(http.RedirectHandler(to, http.StatusFound)))
 	}
 	from := references(t, mux)
 	b, ctx := newBucket(t, inProcess(t)), t.Context()
@@ -69,22 +70,22 @@ func TestStageURL(t *testing.T) {
 }
 
 func serveReference(content []byte) http.HandlerFunc {
-	return unreferred(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(content) }))
+	return refuseReferer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(content) }))
 }
 
-// unreferred refuses requests that tell where they come from.
-func unreferred(next http.Handler) http.HandlerFunc {
+// refuseReferer refuses requests with a Referer header.
+func refuseReferer(next http.Handler) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.Referer() != "" {
-			http.Error(w, "told of a signature", http.StatusTeapot)
+			http.Error(w, "Referer with a signature", http.StatusTeapot)
 			return
 		}
 		next.ServeHTTP(w, r)
 	}
 }
 
-// What is wrong is said with the host and without the query, and whether to try again.
-func TestStageURLSaysWhatWentWrong(t *testing.T) {
+// An error contains the host and not the query, and says whether a retry can help.
+func TestStageURLErrors(t *testing.T) {
 	t.Parallel()
 	status := func(code int) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
@@ -114,14 +115,14 @@ func TestStageURLSaysWhatWentWrong(t *testing.T) {
 		"cut":          {raw("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"), "unexpected EOF", true},
 		"no HTTP":      {raw("hello\r\n\r\n"), "malformed", true},
 		"text":         {serveReference([]byte("<html>no image</html>")), "not an image", false},
-		"small":        {serveReference(grey(t, 255, 256)), "255", false},
-		"large":        {serveReference(grey(t, 256, 4097)), "4097", false},
+		"small":        {serveReference(gray(t, 255, 256)), "255", false},
+		"large":        {serveReference(gray(t, 256, 4097)), "4097", false},
 		"says vast":    {raw("HTTP/1.1 200 OK\r\nContent-Length: 10485761\r\n\r\n"), "has 10485761 bytes, at most 10485760", false},
 		"is endless":   {endless, "at most 10485760", false},
 		"circle":       {moved("/" + secretQuery), "redirected more than 3 times", false},
-		"to a file":    {moved("file:///etc/passwd" + secretQuery), "not a link", false},
-		"to a person":  {moved("http://ann:LTAI@images.example/"), "not a link", false},
-		"to a non-URL": {moved("http://[::1" + secretQuery), "not a link", false},
+		"to a file":    {moved("file:///etc/passwd" + secretQuery), "unsupported URL", false},
+		"to a person":  {moved("http://ann:LTAI@images.example/"), "unsupported URL", false},
+		"to a non-URL": {moved("http://[::1" + secretQuery), "unsupported URL", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -139,34 +140,34 @@ func TestStageURLSaysWhatWentWrong(t *testing.T) {
 	}
 }
 
-// What is no link of the web, or leads into a network of one's own, is asked nothing.
-func TestStageURLAsksPublicAddressesAlone(t *testing.T) {
+// No request is sent to a private address, or for a URL that is not http or https.
+func TestStageURLPublicAddressesOnly(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Bool
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Store(true) }))
 	t.Cleanup(server.Close)
 	for _, link := range []string{server.URL, "http://169.254.169.254/latest", "http://[::ffff:127.0.0.1]/", "http://[fd00::1]/"} {
-		_, err := storage.FetchReference(t.Context(), link+secretQuery, storage.StageFrom{Dir: t.TempDir()})
+		_, err := storage.FetchReference(t.Context(), link+secretQuery, storage.StageOptions{Dir: t.TempDir()})
 		require.ErrorIs(t, err, storage.ErrNotPublic, link)
 		var staged *storage.StageError
 		require.ErrorAs(t, err, &staged)
 		assert.False(t, staged.Temporary)
 	}
 	for _, link := range []string{"", "cat.png", "file:///etc/passwd", "ftp://example.com/a", "http://", "http:example.com", "http://ann:LTAI@example.com/", "http://[::1" + secretQuery} {
-		_, err := storage.FetchReference(t.Context(), link, storage.StageFrom{Dir: t.TempDir()})
+		_, err := storage.FetchReference(t.Context(), link, storage.StageOptions{Dir: t.TempDir()})
 		require.EqualError(t, err, "reference image: not an http or https URL without user name and password", link)
 	}
 	assert.False(t, asked.Load())
 }
 
-// A host that does not answer is given a minute; whoever stops waits no longer.
-func TestStageURLGivesUp(t *testing.T) {
+// The download times out after a minute, and ends at once when the context does.
+func TestStageURLTimeout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		from := storage.StageFrom{Dir: t.TempDir(), Dial: func(context.Context, string, string) (net.Conn, error) {
-			ours, theirs := net.Pipe()
-			go io.Copy(io.Discard, theirs) //nolint:errcheck // it ends with the connection
-			return ours, nil
+		from := storage.StageOptions{Dir: t.TempDir(), Dial: func(context.Context, string, string) (net.Conn, error) {
+			clientSide, serverSide := net.Pipe()
+			go io.Copy(io.Discard, serverSide) //nolint:errcheck // ends with the connection
+			return clientSide, nil
 		}}
 		begun := time.Now()
 		_, err := storage.FetchReference(t.Context(), "http://images.example/cat"+secretQuery, from)
@@ -186,10 +187,10 @@ func TestStageURLGivesUp(t *testing.T) {
 	})
 }
 
-// A full disk is no fault of the image's.
-func TestStageURLOwnFault(t *testing.T) {
+// A disk error is not reported as an error of the image.
+func TestFetchReferenceFullDisk(t *testing.T) {
 	t.Parallel()
-	from := references(t, serveReference(grey(t, 256, 256)))
+	from := references(t, serveReference(gray(t, 256, 256)))
 	from.Dir += "/gone"
 	_, err := storage.FetchReference(t.Context(), "http://images.example/cat", from)
 	require.ErrorIs(t, err, os.ErrNotExist)

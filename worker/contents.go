@@ -88,7 +88,7 @@ func (l *lane) inspectSize(ctx context.Context, c *contents) {
 	if first < 0 {
 		return
 	}
-	file, err := l.cfg.Spool.FetchUnkept(ctx, secure(c.task.Output.Results[first].URL))
+	file, err := l.cfg.Spool.FetchToMemory(ctx, secure(c.task.Output.Results[first].URL))
 	if err != nil {
 		l.log.Warn("size of a task's image not known", "task_id", c.task.Output.TaskID, "err", err)
 		return

@@ -48,7 +48,7 @@ func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result,
 		// The disk is full, and the link lives for a day only: past the disk.
 		s.tight.Lock()
 		defer s.tight.Unlock()
-		file, err := s.cfg.Spool.FetchUnkept(ctx, result.URL)
+		file, err := s.cfg.Spool.FetchToMemory(ctx, result.URL)
 		if err != nil || taken != "" {
 			return s.wait(rec, result, got, got.err)
 		}
@@ -84,7 +84,7 @@ func (s *store) notFetched(ctx context.Context, rec *jobs.Record, result jobs.Re
 	}
 	final := failed.Kind == storage.FetchForbidden || failed.Kind == storage.FetchGone && time.Now().After(got.dead)
 	switch {
-	case failed.Kind == storage.FetchUnproven:
+	case failed.Kind == storage.FetchUnverified:
 		return s.quarantine(ctx, rec, result, failed.Path, failed.Error())
 	case final && s.elsewhere(rec):
 		return s.wait(rec, result, got, &awayError{rec, got.err})

@@ -110,7 +110,7 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 		require.Len(t, sidecar.Attempts, 2)
 		for i, attempt := range sidecar.Attempts {
 			assert.Equal(t, sim.Tasks()[i].ID, attempt.TaskID)
-			assert.Equal(t, "succeeded", attempt.Verdict)
+			assert.Equal(t, "succeeded", attempt.Outcome)
 		}
 		assert.Equal(t, 2, sidecar.Attempts[0].Images)
 
@@ -136,8 +136,8 @@ func TestRule13RetryThatFails(t *testing.T) {
 		assert.Contains(t, rec.Images[1].Message, "Input data")
 		sidecar := s.requireStored("job-1", 2)
 		require.Len(t, sidecar.Attempts, 2)
-		assert.Equal(t, "succeeded", sidecar.Attempts[0].Verdict)
-		assert.Equal(t, "failed", sidecar.Attempts[1].Verdict)
+		assert.Equal(t, "succeeded", sidecar.Attempts[0].Outcome)
+		assert.Equal(t, "failed", sidecar.Attempts[1].Outcome)
 		assert.Equal(t, before.CostMicroYuan, rec.CostMicroYuan)
 
 		for images := 3; images <= 4; images++ {

@@ -37,13 +37,13 @@ func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 		}
 		side.Attempts = append(side.Attempts, storage.SidecarAttempt{
 			Attempt: a.Attempt, Term: a.Term, TaskID: a.TaskID, SubmittedAt: a.SubmittedAt, EndedAt: a.EndedAt,
-			Verdict: string(verdict), Images: a.Images, Code: a.Code, Message: a.Message,
+			Outcome: string(verdict), Images: a.Images, Code: a.Code, Message: a.Message,
 		})
 	}
 	if rec.Attempt > len(rec.PastAttempts) {
 		side.Attempts = append(side.Attempts, storage.SidecarAttempt{
 			Attempt: rec.Attempt, Term: rec.Term, TaskID: rec.TaskID, SubmittedAt: rec.SubmittedAt, EndedAt: rec.GeneratedAt,
-			Verdict: string(rec.State), Code: rec.Code, Message: rec.Message,
+			Outcome: string(rec.State), Code: rec.Code, Message: rec.Message,
 		})
 	}
 	for _, image := range rec.Images {
@@ -78,7 +78,7 @@ func RecordOf(side *storage.Sidecar) (*jobs.Record, error) {
 	}
 	for i, a := range side.Attempts {
 		rec.Attempt, rec.Term = a.Attempt, a.Term
-		if i == len(side.Attempts)-1 && a.Verdict == side.State && a.Code == side.Code {
+		if i == len(side.Attempts)-1 && a.Outcome == side.State && a.Code == side.Code {
 			rec.TaskID, rec.GeneratedAt = a.TaskID, a.EndedAt
 			break
 		}

@@ -15,8 +15,8 @@ import (
 // was paid for stays what it was.
 func FuzzRecordOf(f *testing.F) {
 	for _, text := range []string{
-		`{"job_id":"a","digest":"d","state":"succeeded","account":"default","model":"wanx-v1","request":{"prompt":"<水彩>","n":2,"seed":7},"attempts":[{"attempt":1,"term":1,"task_id":"t1","verdict":"failed","code":"E"},{"attempt":2,"term":1,"task_id":"t2","verdict":"succeeded"}],"images":[{"n":1,"state":"stored","key":"k","bytes":9,"sha256":"s"},{"n":2,"state":"failed","code":"E"}],"cost_micro_yuan":160000}`,
-		`{"job_id":"a","state":"failed","code":"E","attempts":[{"attempt":3,"task_id":"t","verdict":"failed","code":"E"}]}`,
+		`{"job_id":"a","digest":"d","state":"succeeded","account":"default","model":"wanx-v1","request":{"prompt":"<水彩>","n":2,"seed":7},"attempts":[{"attempt":1,"term":1,"task_id":"t1","outcome":"failed","code":"E"},{"attempt":2,"term":1,"task_id":"t2","verdict":"succeeded"}],"images":[{"n":1,"state":"stored","key":"k","bytes":9,"sha256":"s"},{"n":2,"state":"failed","code":"E"}],"cost_micro_yuan":160000}`,
+		`{"job_id":"a","state":"failed","code":"E","attempts":[{"attempt":3,"task_id":"t","outcome":"failed","code":"E"}]}`,
 		`{"job_id":"a","state":"canceled"}`, `{"job_id":"a","request":7}`, `{"job_id":"a","request":null}`, `{"job_id":"a","request":{"n":"x"}}`, `{"attempts":[{},{}],"images":[{},{}]}`, `{}`,
 	} {
 		f.Add([]byte(text))

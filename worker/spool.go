@@ -30,7 +30,7 @@ type fetched struct {
 // kept reports whether the spool has the bytes, proven or not.
 func (f fetched) kept() bool {
 	var failed *storage.FetchError
-	return f.file != nil || errors.As(f.err, &failed) && failed.Kind == storage.FetchUnproven && failed.Path != ""
+	return f.file != nil || errors.As(f.err, &failed) && failed.Kind == storage.FetchUnverified && failed.Path != ""
 }
 
 // fetchAll brings the images of a task into the spool, all at once.

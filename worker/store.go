@@ -216,7 +216,7 @@ func (s *store) hold(ctx context.Context, rec, next *jobs.Record, why jobs.Image
 	}
 	for _, image := range next.Images {
 		// Should the job's task be adopted, it is asked for once more.
-		if err := s.cfg.Spool.Doubt(spoolName(rec, image.N)); err != nil {
+		if err := s.cfg.Spool.Recheck(spoolName(rec, image.N)); err != nil {
 			s.log.Warn("spool file not set aside", "job_id", rec.ID, "err", err)
 		}
 	}

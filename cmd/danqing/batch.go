@@ -198,7 +198,7 @@ func (p *program) stager(ctx context.Context, refs references) func(string) (str
 			}
 			p.temp = dir
 		}
-		ref, err := storage.FetchReference(ctx, url, storage.StageFrom{Dir: p.temp})
+		ref, err := storage.FetchReference(ctx, url, storage.StageOptions{Dir: p.temp})
 		if err != nil {
 			return "", err
 		}

@@ -87,7 +87,7 @@ func exampleBatch(t *testing.T, store *storagetest.Store) map[string]string {
 	if store.CAFile != "" {
 		out, code := danqing()
 		assert.Equal(t, exitFailed, code, out)
-		assert.Contains(t, out, "the certificate of "+store.Endpoint+" is signed by an authority that this machine does not know: set SSL_CERT_FILE")
+		assert.Contains(t, out, "the certificate of "+store.Endpoint+" is signed by an authority that this machine does not trust: set SSL_CERT_FILE")
 		assert.Empty(t, sim.Tasks(), "nothing is bought for a bucket that cannot be reached")
 	}
 	out, code := danqing("SSL_CERT_FILE=" + store.CAFile)

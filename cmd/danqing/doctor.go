@@ -162,12 +162,12 @@ func (d *doctor) bucket(ctx context.Context) {
 		d.bad("correct the setting that it names", "%v", err)
 		return
 	}
-	for _, t := range b.Examine(ctx) {
+	for _, t := range b.SelfTest(ctx) {
 		text := fmt.Sprintf("%s: %v", t.Name, t.Err)
 		switch {
 		case t.Err == nil:
 			d.ok("%s: done in %d ms", t.Name, t.Took.Milliseconds())
-		case t.Name == storage.TrialLink, t.Name == storage.TrialDelete: // workers need neither
+		case t.Name == storage.CheckLink, t.Name == storage.CheckDelete: // workers need neither
 			d.warn(t.Remedy, "%s", text)
 		default:
 			d.bad(t.Remedy, "%s", text)

@@ -187,8 +187,8 @@ func mistakes() map[string]fault {
 		}, "bucket error: REDIS_URL is set and DANQING_S3_BUCKET is not", "all workers reach"},
 		"no bucket":         {func(p *patient) { p.env["DANQING_S3_BUCKET"] = "elsewhere" }, `bucket error: reach: check the bucket: bucket "elsewhere" does not exist at http://127.0.0.1`, ""},
 		"no store":          {func(p *patient) { p.env["AWS_ENDPOINT_URL_S3"] = "http://" + nowhere }, "bucket error: reach: check the bucket: nothing listens at http://" + nowhere, ""},
-		"wrong secret":      {func(p *patient) { p.env["AWS_SECRET_ACCESS_KEY"] = "hush-wrong" }, `bucket error: reach: check the bucket: the secret access key does not fit the access key ID "AKIATEST": correct AWS_SECRET_ACCESS_KEY`, ""},
-		"links nobody sees": {func(p *patient) { p.env["DANQING_S3_PUBLIC_URL"] = "http://" + nowhere }, "bucket warning: link: link: " + nowhere + " is not reached", "DANQING_S3_PUBLIC_URL"},
+		"wrong secret":      {func(p *patient) { p.env["AWS_SECRET_ACCESS_KEY"] = "hush-wrong" }, `bucket error: reach: check the bucket: the secret access key does not match the access key ID "AKIATEST": correct AWS_SECRET_ACCESS_KEY`, ""},
+		"links nobody sees": {func(p *patient) { p.env["DANQING_S3_PUBLIC_URL"] = "http://" + nowhere }, "bucket warning: link: link: " + nowhere + " cannot be reached", "DANQING_S3_PUBLIC_URL"},
 	}
 }
 

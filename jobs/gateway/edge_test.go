@@ -292,7 +292,7 @@ func TestStage(t *testing.T) {
 	s.create(strings.Replace(body("http://images.example/girl.png"), "{", `{"stage":true,`, 1))
 	before := s.redis.DBSize(t.Context()).Val()
 	for name, says := range map[string]string{
-		"gone.png": "HTTP status 404", "circle.png": "redirected more than 3 times", "file.png": "not a link", "text.png": "not an image", "vast.png": "at most 10485760",
+		"gone.png": "HTTP status 404", "circle.png": "redirected more than 3 times", "file.png": "unsupported URL", "text.png": "not an image", "vast.png": "at most 10485760",
 	} {
 		message := s.submit(body("http://images.example/"+name+"?Signature=hunter2"), "X-Danqing-Stage", "true").requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 		assert.Contains(t, message, says)
@@ -315,7 +315,7 @@ func TestStageAsksPublicAddressesAlone(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "localhost", "[::ffff:127.0.0.1]"} {
 		body := `{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"http://` + host + ":" + port + `/latest/meta-data"}}`
 		message := s.submit(body, "X-Danqing-Stage", "true").requireRefused(t, http.StatusBadRequest, "InvalidParameter")
-		assert.Contains(t, message, "not a public one")
+		assert.Contains(t, message, "is not public")
 	}
 	assert.False(t, asked)
 	assertNothingQueued(t, s)

@@ -65,8 +65,8 @@ type API struct {
 	// TempDir takes uploads on their way into the bucket, 10 MB each; "" is the
 	// system's.
 	TempDir string
-	// StageFrom says how reference images are fetched; its Dir is TempDir.
-	StageFrom storage.StageFrom
+	// StageOptions says how reference images are fetched; its Dir is TempDir.
+	StageFrom storage.StageOptions
 	// OpenAIWait is how long a request of OpenAI's API waits for its images; 0 is 5
 	// minutes. Those clients give up after 10.
 	OpenAIWait time.Duration

@@ -23,26 +23,26 @@ import (
 	"github.com/danqing-queue/danqing/storage/embedded"
 )
 
-// crashDir names the folder in which a copy of the test binary shall write
-// until it is killed.
+// crashDir is the environment variable with the folder in which a child process of the
+// test writes until it is killed.
 const crashDir = "DANQING_TEST_CRASH_DIR"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(crashDir); dir != "" {
-		fmt.Fprintln(os.Stderr, writeForEver(dir, os.Getenv(crashDir+"_ROUND")))
-		os.Exit(1) // only a kill ends it well
+		fmt.Fprintln(os.Stderr, writeUntilKilled(dir, os.Getenv(crashDir+"_ROUND")))
+		os.Exit(1) // it runs until it is killed
 	}
 	os.Exit(m.Run())
 }
 
 const (
 	crashWriters = 8
-	crashKeys    = 3 // per writer, each overwritten again and again
+	crashKeys    = 3 // per writer, each overwritten repeatedly
 )
 
-// writeForEver overwrites objects and reports each attempt before it is made
-// and after it is acknowledged.
-func writeForEver(dir, round string) error {
+// writeUntilKilled overwrites objects, and reports each attempt before it starts and
+// after it is acknowledged.
+func writeUntilKilled(dir, round string) error {
 	server, err := embedded.Open(embedded.Config{Dir: dir})
 	if err != nil {
 		return err
@@ -54,7 +54,7 @@ func writeForEver(dir, round string) error {
 			for i := 0; ; i++ {
 				key := fmt.Sprintf("d%d/%d.png", w, i%crashKeys)
 				seq := fmt.Sprintf("%s-%06d", round, i)
-				// One write each: lines do not mix.
+				// One write per line, so that lines do not mix.
 				_, _ = os.Stdout.WriteString("try " + key + " " + seq + "\n")
 				_, err := c.PutObject(context.Background(), &s3.PutObjectInput{
 					Bucket: bucketName, Key: &key, Body: strings.NewReader(crashContent(key, seq)), Metadata: map[string]string{"seq": seq},
@@ -70,8 +70,8 @@ func writeForEver(dir, round string) error {
 	return <-failed
 }
 
-// crashContent is of one size for most keys, so that versions cannot be told
-// apart by that.
+// crashContent has the same size for most keys, so that versions cannot be
+// distinguished by size.
 func crashContent(key, seq string) string {
 	size := 40_000
 	if strings.HasSuffix(key, "/1.png") {
@@ -82,8 +82,8 @@ func crashContent(key, seq string) string {
 	return strings.Repeat(line, size/len(line))
 }
 
-// Whatever the moment of a kill -9: every acknowledged object is whole and with
-// its own metadata, or a later version is, and nothing else is left.
+// After a kill -9 at any moment, every acknowledged object is complete with its own
+// metadata, or a later version is, and no temporary files stay after the next start.
 func TestKill(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -1,22 +1,22 @@
-// Package embedded is an S3 server on a folder, in the process, that serves when
-// no other store is configured.
+// Package embedded is an in-process S3 server that stores objects in a folder. It is
+// used when no other store is configured.
 //
-// Objects are plain files under their keys, DIR/BUCKET/KEY, to be browsed,
-// copied and even dropped in by hand. Their metadata lies in DIR/.danqing,
-// outside of every key. An object is published by a rename, after its bytes and
-// its metadata are on disk: a kill at any moment leaves the old or the new
-// version, whole and with its own metadata.
+// Objects are plain files under their keys, DIR/BUCKET/KEY. They can be browsed,
+// copied, and added by hand. Their metadata is in DIR/.danqing, which no key can
+// reach. An object is published by a rename, after its bytes and its metadata are on
+// disk: a kill at any moment leaves either the old or the new version, complete and
+// with its own metadata.
 //
-// What is modelled: buckets of one name; PutObject (with Content-MD5, signed
-// payload hash, checksums, If-Match, If-None-Match), GetObject (with ranges and
-// conditions), HeadObject, DeleteObject(s), CopyObject, ListObjects v1 and v2,
-// SigV4 by header and by presigned URL. What is not: versions, ACLs, policies,
-// lifecycle; multipart uploads work but are held in memory until they complete.
+// Supported: one bucket; PutObject (with Content-MD5, signed payload hash, checksums,
+// If-Match, If-None-Match), GetObject (with ranges and conditions), HeadObject,
+// DeleteObject(s), CopyObject, ListObjects v1 and v2, SigV4 by header and by presigned
+// URL. Not supported: versions, ACLs, policies, lifecycle rules. Multipart uploads work,
+// but are held in memory until they complete.
 //
 // Keys must be usable as file names: no empty, "." or ".." segments (and hence
 // no folder markers such as "a/"), no segment over 255 bytes, UTF-8 without NUL,
-// and not both "f" and "f/g". Others are refused with 400 InvalidArgument. On a
-// file system that ignores case, so do keys.
+// and not both "f" and "f/g". Other keys are refused with 400 InvalidArgument. On a
+// case-insensitive file system, keys are case-insensitive too.
 package embedded
 
 import (
@@ -37,26 +37,26 @@ const DefaultBucket = "danqing"
 
 // Config configures a [Server]. Dir is required.
 type Config struct {
-	// Dir is where objects lie; it is created if need be. One server at a time
-	// can have it.
+	// Dir is the folder for objects. It is created if it does not exist. Only one
+	// server at a time can use it.
 	Dir string
-	// Bucket is the one bucket, created if need be; "" is DefaultBucket.
+	// Bucket is the name of the only bucket; "" means DefaultBucket.
 	Bucket string
-	// AccessKeyID and SecretAccessKey are what requests must be signed with;
-	// both "" are generated anew by every Open. An ID has at least 3
+	// AccessKeyID and SecretAccessKey are the credentials that clients must use.
+	// If both are "", each Open generates new ones. An ID has at least 3
 	// characters.
 	AccessKeyID     string
 	SecretAccessKey string `json:"-"`
-	// Logger takes what an operator may want to know; nil discards it.
+	// Logger receives errors. nil discards them.
 	Logger *slog.Logger
 }
 
-// String leaves the secret out.
+// String omits the secret.
 func (c Config) String() string {
 	return fmt.Sprintf("dir %q, bucket %q, access key ID %q, secret **redacted**", c.Dir, c.Bucket, c.AccessKeyID)
 }
 
-// GoString is String: %#v shows no secret either.
+// GoString returns String, so that %#v shows no secret either.
 func (c Config) GoString() string { return c.String() }
 
 // Server is an http.Handler that speaks S3.
@@ -67,8 +67,8 @@ type Server struct {
 	lock       *flock.Flock
 }
 
-// Open opens the store in cfg.Dir, removes what a crash left there, and returns
-// a server for it. It fails if another server has the folder.
+// Open opens the store in cfg.Dir, removes temporary files that a crash left there,
+// and returns a server for it. It fails if another server uses the folder.
 func Open(cfg Config) (*Server, error) {
 	if cfg.Dir == "" {
 		return nil, errors.New("embedded bucket: Dir is empty: name a folder")
@@ -103,45 +103,45 @@ func Open(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("embedded bucket: %w", err), lock.Unlock())
 	}
-	front := gofakes3.New(st,
+	s3 := gofakes3.New(st,
 		gofakes3.WithV4Auth(map[string]string{cfg.AccessKeyID: cfg.SecretAccessKey}),
 		gofakes3.WithLogger(logger{cfg.Logger}),
 	)
-	return &Server{id: cfg.AccessKeyID, secret: cfg.SecretAccessKey, store: st, handler: guard(front.Server()), lock: lock}, nil
+	return &Server{id: cfg.AccessKeyID, secret: cfg.SecretAccessKey, store: st, handler: verifyBody(s3.Server()), lock: lock}, nil
 }
 
-// ServeHTTP answers an S3 request. It must not stand behind an
-// [http.ServeMux], which would redirect keys that it finds unclean.
+// ServeHTTP answers an S3 request. Do not wrap the server in an [http.ServeMux], which
+// redirects requests for keys that are not clean paths.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
-// HTTPClient returns a client whose every request is answered by the server in
-// this process, whatever its host, without a socket.
+// HTTPClient returns a client that sends every request to this server in the process,
+// without a socket. The host in the URL is ignored.
 func (s *Server) HTTPClient() *http.Client {
 	return &http.Client{Transport: inProcess{s}}
 }
 
-// Credentials returns what requests must be signed with.
+// Credentials returns the credentials that requests must be signed with.
 func (s *Server) Credentials() (accessKeyID, secretAccessKey string) { return s.id, s.secret }
 
 // Bucket returns the bucket's name.
 func (s *Server) Bucket() string { return s.store.bucket }
 
-// Path returns the file that shows key, whether it exists or not, or "" if the
-// key cannot be one.
+// Path returns the file of an object, whether it exists or not, or "" for an invalid
+// key.
 func (s *Server) Path(key string) string {
-	name, err := s.store.name(key)
+	name, err := s.store.fileName(key)
 	if err != nil {
 		return ""
 	}
 	return filepath.Join(s.store.root.Name(), name)
 }
 
-// Close lets go of the folder. Requests that are still being served fail.
+// Close releases the folder. Requests in progress fail.
 func (s *Server) Close() error {
 	return errors.Join(s.store.root.Close(), s.lock.Close())
 }
 
-// logger takes gofakes3's errors; its other levels tell of each request.
+// logger logs gofakes3's errors. It drops the other levels, which log every request.
 type logger struct{ log *slog.Logger }
 
 // Print implements gofakes3.Logger.

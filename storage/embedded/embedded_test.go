@@ -34,18 +34,18 @@ func open(tb testing.TB, dir string) *embedded.Server {
 	tb.Helper()
 	server, err := embedded.Open(embedded.Config{Dir: dir})
 	require.NoError(tb, err)
-	tb.Cleanup(func() { _ = server.Close() }) // some tests close it themselves
+	tb.Cleanup(func() { _ = server.Close() }) // fails if the test has closed it
 	return server
 }
 
-// client is an S3 client of server; change adjusts it.
+// client returns an S3 client of server; change adjusts its options.
 func client(server *embedded.Server, change ...func(*s3.Options)) *s3.Client {
 	id, secret := server.Credentials()
 	return s3.New(s3.Options{
 		Region: "us-east-1", BaseEndpoint: aws.String("http://bucket.invalid"), UsePathStyle: true,
 		Credentials: credentials.NewStaticCredentialsProvider(id, secret, ""),
 		HTTPClient:  server.HTTPClient(),
-		// Most tests want to see the first answer.
+		// Most tests check the first response.
 		RetryMaxAttempts:           1,
 		RequestChecksumCalculation: aws.RequestChecksumCalculationWhenRequired,
 	}, change...)
@@ -68,7 +68,7 @@ func get(t *testing.T, c *s3.Client, key string) string {
 	return string(content)
 }
 
-// refusal returns the status and code of a failed call, 0 and "" of none.
+// refusal returns the status and code of a failed call, 0 and "" for success.
 func refusal(err error) (status int, code string) {
 	var resp *smithyhttp.ResponseError
 	if errors.As(err, &resp) {
@@ -81,7 +81,7 @@ func refusal(err error) (status int, code string) {
 	return status, code
 }
 
-func TestObjectsAreFilesUnderTheirKeysAndSurviveARestart(t *testing.T) {
+func TestObjectsAreFilesAndSurviveRestart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	server := open(t, dir)
@@ -114,7 +114,7 @@ func etag(content string) string {
 	return `"` + hex.EncodeToString(sum[:]) + `"`
 }
 
-func TestOpenRefusesBadSettings(t *testing.T) {
+func TestOpenValidatesConfig(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
@@ -132,7 +132,7 @@ func TestOpenRefusesBadSettings(t *testing.T) {
 	}
 }
 
-// What somebody edits, drops in or removes by hand is served as it is.
+// Files that are edited, added or removed by hand are served as they are.
 func TestFilesChangedByHand(t *testing.T) {
 	t.Parallel()
 	server := open(t, t.TempDir())
@@ -172,14 +172,14 @@ func TestFilesChangedByHand(t *testing.T) {
 	assert.Equal(t, "after", get(t, c, "a.png"))
 }
 
-// Two versions of one size, put in the same instant, keep their own metadata.
-func TestVersionsOfOneInstantAreToldApart(t *testing.T) {
+// Two versions with the same size and time keep their own metadata.
+func TestVersionsWithEqualTimeAndSize(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) { // the clock stands still
 		server := open(t, dir)
 		c := client(server)
-		var before time.Time // what tells versions apart after a crash
+		var before time.Time // identifies a version after a crash
 		for i := range 5 {
 			content := strconv.Itoa(i)
 			_, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: bucketName, Key: aws.String("a"), Body: strings.NewReader(content), Metadata: map[string]string{"i": content}})
@@ -197,7 +197,7 @@ func TestVersionsOfOneInstantAreToldApart(t *testing.T) {
 	})
 }
 
-func TestKeysThatCannotBeFilesAreRefused(t *testing.T) {
+func TestInvalidKeysAreRefused(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	server := open(t, filepath.Join(dir, "store"))
@@ -210,7 +210,7 @@ func TestKeysThatCannotBeFilesAreRefused(t *testing.T) {
 		status, _ := refusal(err)
 		assert.Equal(t, http.StatusBadRequest, status, "%q: %v", key, err)
 	}
-	for _, key := range []string{".danqing/lock", ".danqing/meta/x"} { // a folder of the bucket like any other
+	for _, key := range []string{".danqing/lock", ".danqing/meta/x"} { // an ordinary folder of the bucket
 		require.NoError(t, put(t.Context(), c, key, "x"))
 		assert.Equal(t, "x", get(t, c, key))
 	}
@@ -220,7 +220,7 @@ func TestKeysThatCannotBeFilesAreRefused(t *testing.T) {
 	require.NoError(t, err)
 	assert.Len(t, entries, 1, "nothing outside of the store")
 
-	// What is no key cannot be read either, nor does it break anything.
+	// Reading and deleting invalid keys has no effect.
 	for _, key := range []string{"../../etc/passwd", "f/g", "a//b"} {
 		_, err := c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: bucketName, Key: &key})
 		status, _ := refusal(err)
@@ -228,7 +228,7 @@ func TestKeysThatCannotBeFilesAreRefused(t *testing.T) {
 	}
 }
 
-// Whatever the key, its file lies below the bucket's folder and is its own.
+// The file of every valid key is below the bucket's folder and belongs to that key only.
 func FuzzPath(f *testing.F) {
 	for _, key := range []string{"a/b.png", "../x", "..", ".", "", "a//b", "/a", "a/", "a\x00b", "春/水", "C:\\x", ".danqing/lock"} {
 		f.Add(key)
@@ -273,8 +273,8 @@ func TestRangesAndConditions(t *testing.T) {
 	assert.Equal(t, http.StatusPreconditionFailed, status)
 }
 
-// Of many writers that each want to be the first, one is.
-func TestConditionalWritesAreExact(t *testing.T) {
+// Exactly one of many concurrent conditional writes succeeds.
+func TestConditionalWritesRace(t *testing.T) {
 	t.Parallel()
 	server := open(t, t.TempDir())
 	c := client(server)
@@ -302,8 +302,8 @@ func TestConditionalWritesAreExact(t *testing.T) {
 	}
 }
 
-// Readers see one version or another while writers replace it, deletes remove
-// folders and other keys come into them.
+// Readers see a complete version while writers replace it, deletes remove folders, and
+// other keys are put into them.
 func TestConcurrentReadersWritersAndDeletes(t *testing.T) {
 	t.Parallel()
 	c := client(open(t, t.TempDir()))
@@ -343,7 +343,7 @@ func TestDeleteRemovesEmptyFolders(t *testing.T) {
 	c := client(server)
 	require.NoError(t, put(t.Context(), c, "a/b/c", "x"))
 	require.NoError(t, put(t.Context(), c, "a/d", "x"))
-	for range 2 { // deleting what is not there is no error
+	for range 2 { // deleting a missing object is not an error
 		_, err := c.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: bucketName, Key: aws.String("a/b/c")})
 		require.NoError(t, err)
 	}
@@ -354,7 +354,7 @@ func TestDeleteRemovesEmptyFolders(t *testing.T) {
 	assert.Len(t, metas, 1)
 }
 
-func TestOpenSweepsWhatACrashLeft(t *testing.T) {
+func TestOpenRemovesCrashLeftovers(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	server := open(t, dir)
@@ -387,7 +387,7 @@ func TestCopyAndDeleteMany(t *testing.T) {
 	assert.Equal(t, "content", get(t, c, "c/d"))
 }
 
-func TestThereIsOneBucket(t *testing.T) {
+func TestOnlyOneBucket(t *testing.T) {
 	t.Parallel()
 	c := client(open(t, t.TempDir()))
 	list, err := c.ListBuckets(t.Context(), &s3.ListBucketsInput{})
@@ -405,9 +405,9 @@ func TestThereIsOneBucket(t *testing.T) {
 	assert.Equal(t, "NotImplemented", code)
 }
 
-// A key and a key below it, put at once: one of them is refused, whichever, and
-// the other is whole.
-func TestAKeyAndAFolderOfItsNameRace(t *testing.T) {
+// When a key and a key below it are put concurrently, one of them is refused and the
+// other is complete.
+func TestKeyAndFolderRace(t *testing.T) {
 	t.Parallel()
 	c := client(open(t, t.TempDir()))
 	for round := range 30 {

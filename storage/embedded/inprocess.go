@@ -11,14 +11,13 @@ import (
 	"sync"
 )
 
-// inProcess is a transport that hands requests to a handler, as a server would
-// after the network.
+// inProcess is a transport that calls a handler directly, without a network.
 type inProcess struct{ handler http.Handler }
 
-// RoundTrip returns as soon as the handler has written its header or returned,
-// and streams what follows. It does not return while the handler may still read
-// the request's body, so that a retry can rewind it; a cancelled context fails
-// the handler's reads and thus ends it.
+// RoundTrip returns as soon as the handler has written its header or returned, and
+// streams the body. It does not return while the handler may still read the request's
+// body, so that a retry can rewind it. When the context is canceled, the handler's reads
+// fail, which ends it.
 func (t inProcess) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(req.Context())
 	in, sent := serverRequest(req.WithContext(ctx))
@@ -72,7 +71,7 @@ func serve(h http.Handler, w http.ResponseWriter, r *http.Request) (err error) {
 	return nil
 }
 
-// serverRequest is req as a server's handler sees it, and its body.
+// serverRequest converts a client's request to a server's, and returns its body too.
 func serverRequest(req *http.Request) (*http.Request, *requestBody) {
 	in := req.Clone(req.Context())
 	in.RequestURI = req.URL.RequestURI()
@@ -85,7 +84,7 @@ func serverRequest(req *http.Request) (*http.Request, *requestBody) {
 	switch {
 	case req.Body == nil || req.Body == http.NoBody:
 		in.Body, in.ContentLength = http.NoBody, 0
-	case req.ContentLength == 0: // unknown, says http.Request
+	case req.ContentLength == 0: // means unknown in an http.Request with a body
 		in.ContentLength, in.TransferEncoding = -1, []string{"chunked"}
 	}
 	if in.ContentLength > 0 || in.ContentLength == 0 && req.Method == http.MethodPut {
@@ -96,9 +95,9 @@ func serverRequest(req *http.Request) (*http.Request, *requestBody) {
 	return in, body
 }
 
-// requestBody ends when the client gives up or has its answer.
+// requestBody fails reads after the client has canceled or has its response.
 type requestBody struct {
-	ctx context.Context //nolint:containedctx // it is the request's own
+	ctx context.Context //nolint:containedctx // the request's context
 
 	mu    sync.Mutex // held while reading
 	r     io.Reader
@@ -117,22 +116,22 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return b.r.Read(p)
 }
 
-// end waits for a read under way and allows no other.
+// end waits for a read in progress and makes later ones fail.
 func (b *requestBody) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.ended = true
 }
 
-// Close leaves the body to RoundTrip, which closes it.
+// Close does nothing: RoundTrip closes the body.
 func (b *requestBody) Close() error { return nil }
 
-// responseBody is the client's end of a response; none of it is read once the
-// context has ended.
+// responseBody is the client's end of a response. Reads fail after the context has
+// ended.
 type responseBody struct {
 	*io.PipeReader
 
-	ctx context.Context //nolint:containedctx // it is the request's own
+	ctx context.Context //nolint:containedctx // the request's context
 }
 
 func (b responseBody) Read(p []byte) (int, error) {
@@ -148,16 +147,16 @@ var errTooLong = errors.New("the handler wrote more than the Content-Length it d
 type responseWriter struct {
 	header  http.Header
 	body    *io.PipeWriter
-	head    bool // a HEAD: the body is dropped
+	head    bool // the request is a HEAD: the body is dropped
 	written int64
 
 	once  sync.Once
 	ready chan struct{} // closed once the fields below are set
 	sent  http.Header
-	// status and length are as declared; length is -1 if it was not.
+	// status and length are the declared ones; length is -1 if none was declared.
 	status int
 	length int64
-	failed error // the handler ended without a header
+	failed error // set if the handler ended without a header
 }
 
 // Header implements http.ResponseWriter.

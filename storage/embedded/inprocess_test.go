@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Without a socket the client behaves as with one.
+// The in-process client behaves like one with a socket.
 func TestHTTPClient(t *testing.T) {
 	t.Parallel()
 	server := open(t, t.TempDir())
@@ -41,21 +41,21 @@ func TestHTTPClient(t *testing.T) {
 	})
 	t.Run("a context that ends while the body is read", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		body := &cancelling{Reader: bytes.NewReader([]byte(big)), cancel: cancel}
+		body := &canceling{Reader: bytes.NewReader([]byte(big)), cancel: cancel}
 		_, err := c.PutObject(ctx, &s3.PutObjectInput{Bucket: bucketName, Key: aws.String("late"), Body: body, ContentLength: aws.Int64(int64(len(big)))}, s3.WithAPIOptions(v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware))
 		require.ErrorIs(t, err, context.Canceled)
 		assert.NoFileExists(t, server.Path("late"))
 	})
 }
 
-// cancelling cancels once something was read.
-type cancelling struct {
+// canceling cancels a context after the first Read.
+type canceling struct {
 	*bytes.Reader
 
 	cancel func()
 }
 
-func (c *cancelling) Read(p []byte) (int, error) {
+func (c *canceling) Read(p []byte) (int, error) {
 	defer c.cancel()
 	return c.Reader.Read(p)
 }

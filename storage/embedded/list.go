@@ -14,8 +14,8 @@ import (
 	"github.com/rclone/gofakes3"
 )
 
-// ListBucket implements gofakes3.Backend: keys in the order of their bytes, with
-// prefix, delimiter and pages.
+// ListBucket implements gofakes3.Backend: keys in byte order, with prefix, delimiter
+// and pages.
 func (s *store) ListBucket(ctx context.Context, bucket string, prefix *gofakes3.Prefix, page gofakes3.ListBucketPage) (*gofakes3.ObjectList, error) {
 	if bucket != s.bucket {
 		return nil, gofakes3.BucketNotFound(bucket)
@@ -34,7 +34,7 @@ func (s *store) ListBucket(ctx context.Context, bucket string, prefix *gofakes3.
 		if i := strings.Index(key[len(w.prefix):], prefix.Delimiter); i >= 0 && prefix.Delimiter != "" {
 			group = key[:len(w.prefix)+i+len(prefix.Delimiter)]
 			w.skip = group
-			if group <= page.Marker { // an earlier page ended with it
+			if group <= page.Marker { // it was the last of an earlier page
 				return nil
 			}
 		}
@@ -46,9 +46,9 @@ func (s *store) ListBucket(ctx context.Context, bucket string, prefix *gofakes3.
 			last = group
 			return nil
 		}
-		content, err := s.listed(key)
+		content, err := s.listEntry(key)
 		if gofakes3.HasErrorCode(err, gofakes3.ErrNoSuchKey) || gofakes3.HasErrorCode(err, gofakes3.ErrInvalidArgument) {
-			return nil // deleted just now, or put there by hand under no usable key
+			return nil // deleted concurrently, or a file whose name is not a valid key
 		}
 		if err != nil {
 			return err
@@ -65,7 +65,7 @@ func (s *store) ListBucket(ctx context.Context, bucket string, prefix *gofakes3.
 
 var errPageFull = errors.New("page full")
 
-func (s *store) listed(key string) (*gofakes3.Content, error) {
+func (s *store) listEntry(key string) (*gofakes3.Content, error) {
 	f, stat, v, err := s.open(s.bucket, key)
 	if err != nil {
 		return nil, err
@@ -76,20 +76,20 @@ func (s *store) listed(key string) (*gofakes3.Content, error) {
 	}, f.Close()
 }
 
-// walk visits the keys of a folder that begin with prefix and come behind after,
-// in the order of their bytes.
+// walk visits the keys of a folder that begin with prefix and follow after, in byte
+// order.
 type walk struct {
 	fsys   fs.FS
 	root   string
 	prefix string
 	after  string
-	skip   string // keys that begin with it are passed over, unless empty
+	skip   string // unless "", keys with this prefix are skipped
 }
 
-// folder visits the keys below a folder, given as "" or with its slash.
+// folder visits the keys below a folder, which is "" or ends with a slash.
 func (w *walk) folder(folder string, visit func(key string) error) error {
 	entries, err := fs.ReadDir(w.fsys, path.Join(w.root, folder))
-	if errors.Is(err, fs.ErrNotExist) { // removed just now
+	if errors.Is(err, fs.ErrNotExist) { // removed concurrently
 		return nil
 	}
 	if err != nil {
@@ -99,7 +99,7 @@ func (w *walk) folder(folder string, visit func(key string) error) error {
 	names := make([]string, 0, len(entries))
 	for _, e := range entries {
 		switch {
-		case !utf8.ValidString(e.Name()): // no key
+		case !utf8.ValidString(e.Name()): // not a valid key
 		case e.IsDir():
 			names = append(names, e.Name()+"/")
 		case e.Type().IsRegular():
@@ -114,7 +114,7 @@ func (w *walk) folder(folder string, visit func(key string) error) error {
 		}
 		isFolder := strings.HasSuffix(key, "/")
 		switch {
-		case isFolder && w.mayHold(key):
+		case isFolder && w.mayContain(key):
 			err = w.folder(key, visit)
 		case !isFolder && key > w.after && strings.HasPrefix(key, w.prefix):
 			err = visit(key)
@@ -126,8 +126,8 @@ func (w *walk) folder(folder string, visit func(key string) error) error {
 	return nil
 }
 
-// mayHold tells whether a folder can have keys that are wanted.
-func (w *walk) mayHold(folder string) bool {
+// mayContain reports whether a folder can contain matching keys.
+func (w *walk) mayContain(folder string) bool {
 	wanted := strings.HasPrefix(folder, w.prefix) || strings.HasPrefix(w.prefix, folder)
 	return wanted && (folder > w.after || strings.HasPrefix(w.after, folder))
 }

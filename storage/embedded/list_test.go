@@ -11,14 +11,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Listings are in the order of bytes, which is not that of a folder walk, and
-// pages of any size add up to them.
+// Listings are in byte order, which is not the order of a folder walk, and pages of
+// any size add up to the same list.
 func TestList(t *testing.T) {
 	t.Parallel()
 	c := client(open(t, t.TempDir()))
 	keys := []string{"a", "a-b", "a/b/c", "a/b/d", "a/e", "a0", "b/1", "b/2", "b!", "c", "春/1", "春/2"}
 	for _, key := range keys {
-		if key == "a" { // a file cannot be beside its folder
+		if key == "a" { // a file and a folder cannot have the same name
 			continue
 		}
 		require.NoError(t, put(t.Context(), c, key, key))

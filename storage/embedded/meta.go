@@ -15,10 +15,9 @@ import (
 	"time"
 )
 
-// version is one version of an object. The file that is its content is known by
-// size and modification time; while an object is being replaced, its metadata
-// names both the old version and the new one, and the rename of the content
-// decides which of them counts.
+// version is one version of an object. It is matched to the content file by size and
+// modification time. While an object is being replaced, its metadata has both the old
+// and the new version, and the rename of the content decides which one is current.
 type version struct {
 	Bytes      int64             `json:"bytes"`
 	ModifiedAt int64             `json:"modified_at_ns"` // Unix, nanoseconds
@@ -32,7 +31,7 @@ type meta struct {
 	Versions []version `json:"versions"`
 }
 
-func (v version) is(stat fs.FileInfo) bool {
+func (v version) matches(stat fs.FileInfo) bool {
 	return v.Bytes == stat.Size() && v.ModifiedAt == stat.ModTime().UnixNano()
 }
 
@@ -45,7 +44,7 @@ func (s *store) readMeta(name string) (meta, error) {
 	return m, json.Unmarshal(text, &m)
 }
 
-// writeMeta replaces key's metadata, durably if so asked.
+// writeMeta replaces a key's metadata.
 func (s *store) writeMeta(m meta, durable bool) error {
 	text, err := json.Marshal(m)
 	if err != nil {
@@ -66,7 +65,7 @@ func (s *store) writeMeta(m meta, durable bool) error {
 		err = s.root.Rename(temp, s.metaName(m.Key))
 	}
 	if err != nil {
-		_ = s.root.Remove(temp) // swept at the next start if not
+		_ = s.root.Remove(temp) // on failure, the next start removes it
 		return err
 	}
 	if durable {
@@ -75,10 +74,10 @@ func (s *store) writeMeta(m meta, durable bool) error {
 	return nil
 }
 
-// describe returns the version that the open content file is: as its metadata
-// has it or, for a file that was put there by hand, as its content says.
-func (s *store) describe(key string, f *os.File, stat fs.FileInfo) (version, error) {
-	if v, ok := s.known(key, stat); ok {
+// currentVersion returns the version of an open content file, from its metadata or, for
+// a file that was added by hand, from its content.
+func (s *store) currentVersion(key string, f *os.File, stat fs.FileInfo) (version, error) {
+	if v, ok := s.recordedVersion(key, stat); ok {
 		return v, nil
 	}
 	h := md5.New() //nolint:gosec // see the import
@@ -100,24 +99,25 @@ func (s *store) describe(key string, f *os.File, stat fs.FileInfo) (version, err
 	}, nil
 }
 
-// known returns the version that key's metadata has for a content file.
-func (s *store) known(key string, stat fs.FileInfo) (version, bool) {
-	// Metadata that cannot be read is as good as none: the content decides.
+// recordedVersion returns the version in key's metadata that matches a content file.
+func (s *store) recordedVersion(key string, stat fs.FileInfo) (version, bool) {
+	// Unreadable metadata counts as missing; the version is then computed from the
+	// content.
 	m, err := s.readMeta(s.metaName(key))
 	if err != nil || m.Key != key {
 		return version{}, false
 	}
 	for _, v := range m.Versions {
-		if v.is(stat) {
+		if v.matches(stat) {
 			return v, true
 		}
 	}
 	return version{}, false
 }
 
-// sweep removes what a crash left: half files, and metadata whose object is
-// gone.
-func (s *store) sweep() error {
+// removeLeftovers removes temporary files that a crash left, and metadata without an
+// object.
+func (s *store) removeLeftovers() error {
 	if err := s.root.RemoveAll(s.tempFolder); err != nil {
 		return err
 	}
@@ -133,7 +133,7 @@ func (s *store) sweep() error {
 	for _, e := range entries {
 		name := filepath.Join(s.metaFolder, e.Name())
 		if m, err := s.readMeta(name); err == nil && s.metaName(m.Key) == name {
-			if content, err := s.name(m.Key); err == nil {
+			if content, err := s.fileName(m.Key); err == nil {
 				if _, err := s.root.Lstat(content); err == nil {
 					continue
 				}
@@ -146,10 +146,10 @@ func (s *store) sweep() error {
 	return nil
 }
 
-// stamp gives the temporary file a modification time that old does not have, so
-// that size and time tell them apart, and returns what the file system made of
-// it: some keep two seconds at best.
-func (s *store) stamp(temp string, at time.Time, old fs.FileInfo) (fs.FileInfo, error) {
+// setModTime gives the temporary file a modification time that differs from old's, so
+// that size and time identify a version. It returns the file's Stat with the time as
+// the file system stored it: some have a resolution of two seconds.
+func (s *store) setModTime(temp string, at time.Time, old fs.FileInfo) (fs.FileInfo, error) {
 	for {
 		if err := s.root.Chtimes(temp, at, at); err != nil {
 			return nil, err

@@ -14,54 +14,54 @@ import (
 	"github.com/rclone/gofakes3"
 )
 
-// hiddenFolder holds metadata, half files and the lock, below Dir. No bucket's
-// name begins with a dot, so that no key reaches it.
+// hiddenFolder, below Dir, holds metadata, temporary files and the lock. No bucket name
+// begins with a dot, so no key reaches it.
 const hiddenFolder = ".danqing"
 
-// maxNameBytes is what file systems allow in a name (Linux's NAME_MAX).
+// maxNameBytes is the limit of file systems on a name (Linux's NAME_MAX).
 const maxNameBytes = 255
 
-// name is the file of key, below the root. It fails for keys that cannot be
-// files; none leads out of the bucket's folder.
-func (s *store) name(key string) (string, error) {
-	local, err := filepath.Localize(key) // refuses what fs.ValidPath does, NUL, and on Windows its own
+// fileName returns the file of key, relative to the root. It fails for keys that cannot
+// be file names. The result is always inside the bucket's folder.
+func (s *store) fileName(key string) (string, error) {
+	local, err := filepath.Localize(key) // refuses what fs.ValidPath refuses, NUL, and reserved names on Windows
 	if err != nil || key == "." {
-		return "", unusable(key, "it must be a plain relative path: no empty, . or .. segment, no NUL, valid UTF-8")
+		return "", invalidKey(key, "it must be a plain relative path: no empty, . or .. segment, no NUL, valid UTF-8")
 	}
 	if len(key) > gofakes3.KeySizeLimit {
-		return "", unusable(key, "it has more than 1024 bytes")
+		return "", invalidKey(key, "it has more than 1024 bytes")
 	}
 	for segment := range strings.SplitSeq(key, "/") {
 		if len(segment) > maxNameBytes {
-			return "", unusable(key, "a segment has more than 255 bytes")
+			return "", invalidKey(key, "a segment has more than 255 bytes")
 		}
 	}
 	return filepath.Join(s.bucket, local), nil
 }
 
-// metaName is where key's metadata lies: by its hash, so that keys cannot
-// conflict there, whatever they are.
+// metaName returns the metadata file of key. It is named by the key's hash, so that
+// keys cannot conflict there.
 func (s *store) metaName(key string) string {
 	sum := sha256.Sum256([]byte(key))
 	return filepath.Join(s.metaFolder, hex.EncodeToString(sum[:])+".json")
 }
 
-// unusable is answered for a key that cannot be a file: 400.
-func unusable(key, why string) error {
+// invalidKey is the error for a key that cannot be a file name: 400.
+func invalidKey(key, why string) error {
 	if len(key) > 64 {
 		key = strings.ToValidUTF8(key[:64], "") + "…"
 	}
 	return gofakes3.ErrorInvalidArgument("key", key, "This store keeps objects as files, and the key cannot be one: "+why)
 }
 
-// absent tells whether err means that there is no such file, also because what
-// would be its folder is a file.
-func absent(err error) bool {
+// isNotExist reports whether err means that there is no such file, also because one of
+// its folders is a file.
+func isNotExist(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
 }
 
-// makeFolder creates folder and what is above it, and makes that durable. It
-// fails with 400 if a key is where a folder must be.
+// makeFolder creates folder and its parents, durably. It fails with 400 if one of them
+// is the file of another key.
 func (s *store) makeFolder(folder, key string) error {
 	var created []string // top last
 	for dir := folder; dir != "."; dir = filepath.Dir(dir) {
@@ -70,7 +70,7 @@ func (s *store) makeFolder(folder, key string) error {
 			break
 		}
 		if err == nil || errors.Is(err, syscall.ENOTDIR) {
-			return unusable(key, "another key is one of its folders")
+			return invalidKey(key, "another key is one of its folders")
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -81,7 +81,7 @@ func (s *store) makeFolder(folder, key string) error {
 		return nil
 	}
 	if err := s.root.MkdirAll(folder, 0o750); errors.Is(err, syscall.ENOTDIR) || errors.Is(err, fs.ErrExist) {
-		return unusable(key, "another key is one of its folders") // since just now
+		return invalidKey(key, "another key is one of its folders") // created concurrently
 	} else if err != nil {
 		return err
 	}
@@ -93,11 +93,10 @@ func (s *store) makeFolder(folder, key string) error {
 	return nil
 }
 
-// pruneFolders removes the folders above name that are empty now, up to the
-// bucket's.
+// pruneFolders removes the empty folders above name, up to the bucket's.
 func (s *store) pruneFolders(name string) {
 	for dir := path.Dir(filepath.ToSlash(name)); dir != s.bucket; dir = path.Dir(dir) {
-		if s.root.Remove(filepath.FromSlash(dir)) != nil { // it is not empty
+		if s.root.Remove(filepath.FromSlash(dir)) != nil { // not empty
 			return
 		}
 	}
@@ -116,8 +115,7 @@ func (s *store) syncFolder(dir string) error {
 	return d.Sync()
 }
 
-// createTemp makes a file that is no object yet. The caller renames or removes
-// it.
+// createTemp creates a temporary file. The caller must rename or remove it.
 func (s *store) createTemp() (*os.File, string, error) {
 	name := filepath.Join(s.tempFolder, s.tempName())
 	f, err := s.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o640)

@@ -21,11 +21,11 @@ import (
 	"github.com/rclone/gofakes3"
 )
 
-// noDirSync is so where a directory cannot be synced.
+// noDirSync is true on systems where directories cannot be synced.
 const noDirSync = runtime.GOOS == "windows"
 
-// store is gofakes3's backend on a folder. Nothing it does leaves that: all
-// paths go through an os.Root.
+// store is gofakes3's backend on a folder. All paths go through an os.Root, so it never
+// accesses files outside of the folder.
 type store struct {
 	root       *os.Root
 	bucket     string
@@ -35,11 +35,11 @@ type store struct {
 
 	temps atomic.Uint64
 	seed  maphash.Seed
-	// keys guards the content and metadata of the keys that hash to it: read
-	// for a look at both, locked to replace them.
+	// keys are locks for the keys that hash to them: read-locked to read content
+	// and metadata together, locked to replace them.
 	keys [64]sync.RWMutex
-	// folders is read-locked while a key's folder must stay, and locked to
-	// remove empty ones.
+	// folders is read-locked while an object is put into a folder, and locked while
+	// empty folders are removed.
 	folders sync.RWMutex
 }
 
@@ -55,7 +55,7 @@ func openStore(dir, bucket string) (*store, error) {
 		tempFolder: filepath.Join(hiddenFolder, "temp"),
 		metaFolder: filepath.Join(hiddenFolder, "meta", bucket),
 	}
-	if err := s.sweep(); err != nil {
+	if err := s.removeLeftovers(); err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
 	return s, nil
@@ -63,16 +63,16 @@ func openStore(dir, bucket string) (*store, error) {
 
 func (s *store) tempName() string { return strconv.FormatUint(s.temps.Add(1), 10) }
 
-func (s *store) lockOf(key string) *sync.RWMutex {
+func (s *store) keyLock(key string) *sync.RWMutex {
 	return &s.keys[maphash.String(s.seed, key)%uint64(len(s.keys))]
 }
 
-// PutObject implements gofakes3.Backend. Its steps, in the order that a crash
-// or power cut between any two of them asks for: content on disk; metadata that
-// knows the old version and the new on disk; the content's rename, which is the
-// commit; its folder on disk; metadata without the old version.
+// PutObject implements gofakes3.Backend. A crash or power cut may happen between any two
+// of its steps, so their order matters: sync the content; sync metadata with both the
+// old and the new version; rename the content, which is the commit; sync its folder;
+// write metadata without the old version.
 func (s *store) PutObject(ctx context.Context, bucket, key string, headers map[string]string, input io.Reader, size int64) (gofakes3.PutObjectResult, error) {
-	name, err := s.object(bucket, key)
+	name, err := s.objectFile(bucket, key)
 	if err != nil {
 		return gofakes3.PutObjectResult{}, err
 	}
@@ -85,22 +85,22 @@ func (s *store) PutObject(ctx context.Context, bucket, key string, headers map[s
 		err = closeErr
 	}
 	if err == nil {
-		err = ctx.Err() // the client may have gone at the last byte
+		err = ctx.Err() // the client may have canceled after the last byte
 	}
 	if err == nil {
 		v.Headers = maps.Clone(headers)
-		delete(v.Headers, "Last-Modified") // the file has it
+		delete(v.Headers, "Last-Modified") // it is the file's modification time
 		err = s.commit(ctx, key, name, temp, v)
 	}
 	if err != nil {
-		_ = s.root.Remove(temp) // swept at the next start if not
+		_ = s.root.Remove(temp) // on failure, the next start removes it
 	}
 	return gofakes3.PutObjectResult{}, err
 }
 
-// receive writes input to f, durably, and describes it. size is -1 if unknown.
+// receive writes input to f, durably, and returns its version. size is -1 if unknown.
 func receive(f *os.File, input io.Reader, size int64) (version, error) {
-	// The front computes the MD5 already, unless it wraps its reader again.
+	// gofakes3 computes the MD5 already, unless it wraps its reader again.
 	sum, hashed := input.(interface{ Sum([]byte) []byte })
 	if !hashed {
 		h := md5.New() //nolint:gosec // see the import
@@ -119,9 +119,9 @@ func receive(f *os.File, input io.Reader, size int64) (version, error) {
 	return version{Bytes: n, MD5: sum.Sum(nil)}, nil
 }
 
-// commit makes temp, which v describes, the content of key.
+// commit makes temp, whose version is v, the content of key.
 func (s *store) commit(ctx context.Context, key, name, temp string, v version) error {
-	lock := s.lockOf(key)
+	lock := s.keyLock(key)
 	lock.Lock()
 	defer lock.Unlock()
 	s.folders.RLock()
@@ -134,9 +134,9 @@ func (s *store) commit(ctx context.Context, key, name, temp string, v version) e
 	old, err := s.root.Lstat(name)
 	switch {
 	case err == nil && old.IsDir():
-		return unusable(key, "it is a folder of other keys")
+		return invalidKey(key, "it is a folder of other keys")
 	case err == nil:
-		if was, ok := s.known(key, old); ok {
+		if was, ok := s.recordedVersion(key, old); ok {
 			versions = append(versions, was)
 		}
 	case !errors.Is(err, fs.ErrNotExist):
@@ -146,7 +146,7 @@ func (s *store) commit(ctx context.Context, key, name, temp string, v version) e
 		return err
 	}
 
-	stat, err := s.stamp(temp, time.Now(), old)
+	stat, err := s.setModTime(temp, time.Now(), old)
 	if err != nil {
 		return err
 	}
@@ -157,7 +157,7 @@ func (s *store) commit(ctx context.Context, key, name, temp string, v version) e
 	}
 	if err := s.root.Rename(temp, name); err != nil {
 		if now, statErr := s.root.Lstat(name); statErr == nil && now.IsDir() {
-			return unusable(key, "it is a folder of other keys") // since just now
+			return invalidKey(key, "it is a folder of other keys") // created concurrently
 		}
 		return err
 	}
@@ -170,8 +170,8 @@ func (s *store) commit(ctx context.Context, key, name, temp string, v version) e
 	return nil
 }
 
-// checkConditions holds If-Match and If-None-Match against what is there, under
-// the key's lock.
+// checkConditions checks If-Match and If-None-Match against the existing object. The
+// caller holds the key's lock.
 func (s *store) checkConditions(ctx context.Context, key, name string, exists bool) error {
 	if !gofakes3.HasWriteConditions(ctx) {
 		return nil
@@ -190,13 +190,13 @@ func (s *store) checkConditions(ctx context.Context, key, name string, exists bo
 	return gofakes3.CheckWriteConditions(ctx, exists, etag)
 }
 
-// open opens key's content together with its version.
+// open opens key's content and returns its version.
 func (s *store) open(bucket, key string) (*os.File, fs.FileInfo, version, error) {
-	name, err := s.object(bucket, key)
+	name, err := s.objectFile(bucket, key)
 	if err != nil {
 		return nil, nil, version{}, err
 	}
-	lock := s.lockOf(key)
+	lock := s.keyLock(key)
 	lock.RLock()
 	defer lock.RUnlock()
 	return s.openLocked(key, name)
@@ -204,14 +204,14 @@ func (s *store) open(bucket, key string) (*os.File, fs.FileInfo, version, error)
 
 func (s *store) openLocked(key, name string) (*os.File, fs.FileInfo, version, error) {
 	stat, err := s.root.Lstat(name)
-	if absent(err) || err == nil && !stat.Mode().IsRegular() {
+	if isNotExist(err) || err == nil && !stat.Mode().IsRegular() {
 		return nil, nil, version{}, gofakes3.KeyNotFound(key)
 	}
 	if err != nil {
 		return nil, nil, version{}, err
 	}
 	f, err := s.root.Open(name)
-	if absent(err) { // removed by hand just now
+	if isNotExist(err) { // removed by hand concurrently
 		return nil, nil, version{}, gofakes3.KeyNotFound(key)
 	}
 	if err != nil {
@@ -219,19 +219,19 @@ func (s *store) openLocked(key, name string) (*os.File, fs.FileInfo, version, er
 	}
 	if stat, err = f.Stat(); err == nil {
 		var v version
-		if v, err = s.describe(key, f, stat); err == nil {
+		if v, err = s.currentVersion(key, f, stat); err == nil {
 			return f, stat, v, nil
 		}
 	}
 	return nil, nil, version{}, errors.Join(err, f.Close())
 }
 
-// object returns the file of a key in this bucket.
-func (s *store) object(bucket, key string) (string, error) {
+// objectFile returns the file of key, and fails for any other bucket.
+func (s *store) objectFile(bucket, key string) (string, error) {
 	if bucket != s.bucket {
 		return "", gofakes3.BucketNotFound(bucket)
 	}
-	return s.name(key)
+	return s.fileName(key)
 }
 
 // GetObject implements gofakes3.Backend.
@@ -243,9 +243,9 @@ func (s *store) GetObject(_ context.Context, bucket, key string, wanted *gofakes
 	part, err := wanted.Range(stat.Size())
 	if err != nil {
 		_ = f.Close()   // read only
-		return nil, err // as it is: the front knows its errors by their type alone
+		return nil, err // not wrapped: gofakes3 compares types
 	}
-	o := s.describeObject(key, stat, v)
+	o := s.newObject(key, stat, v)
 	o.Range = part
 	content := io.NewSectionReader(f, 0, stat.Size())
 	if part != nil {
@@ -264,32 +264,32 @@ func (s *store) HeadObject(_ context.Context, bucket, key string) (*gofakes3.Obj
 	if err != nil {
 		return nil, err
 	}
-	o := s.describeObject(key, stat, v)
+	o := s.newObject(key, stat, v)
 	o.Contents = http.NoBody
 	return o, f.Close()
 }
 
-func (s *store) describeObject(key string, stat fs.FileInfo, v version) *gofakes3.Object {
+func (s *store) newObject(key string, stat fs.FileInfo, v version) *gofakes3.Object {
 	headers := make(map[string]string, len(v.Headers)+1)
 	maps.Copy(headers, v.Headers)
 	headers["Last-Modified"] = stat.ModTime().UTC().Format(http.TimeFormat)
 	return &gofakes3.Object{Name: key, Metadata: headers, Size: stat.Size(), Hash: v.MD5}
 }
 
-// DeleteObject implements gofakes3.Backend. It removes folders that it empties.
+// DeleteObject implements gofakes3.Backend. It also removes folders that become empty.
 func (s *store) DeleteObject(_ context.Context, bucket, key string) (gofakes3.ObjectDeleteResult, error) {
-	name, err := s.object(bucket, key)
+	name, err := s.objectFile(bucket, key)
 	if err != nil {
 		return gofakes3.ObjectDeleteResult{}, err
 	}
-	lock := s.lockOf(key)
+	lock := s.keyLock(key)
 	lock.Lock()
 	defer lock.Unlock()
 	s.folders.Lock()
 	defer s.folders.Unlock()
 
 	stat, err := s.root.Lstat(name)
-	if absent(err) || err == nil && stat.IsDir() {
+	if isNotExist(err) || err == nil && stat.IsDir() {
 		return gofakes3.ObjectDeleteResult{}, nil
 	}
 	if err == nil {
@@ -350,7 +350,7 @@ func (s *store) BucketExists(_ context.Context, bucket string) (bool, error) {
 	return bucket == s.bucket, nil
 }
 
-// CreateBucket implements gofakes3.Backend: there is the one bucket.
+// CreateBucket implements gofakes3.Backend. It always fails: there is only one bucket.
 func (s *store) CreateBucket(_ context.Context, bucket string) error {
 	if bucket == s.bucket {
 		return gofakes3.ResourceError(gofakes3.ErrBucketAlreadyExists, bucket)
@@ -358,7 +358,7 @@ func (s *store) CreateBucket(_ context.Context, bucket string) error {
 	return gofakes3.ErrorMessage(gofakes3.ErrNotImplemented, "This store has one bucket, "+s.bucket)
 }
 
-// DeleteBucket implements gofakes3.Backend: the one bucket stays.
+// DeleteBucket implements gofakes3.Backend. It always fails.
 func (s *store) DeleteBucket(context.Context, string) error {
 	return gofakes3.ErrorMessage(gofakes3.ErrNotImplemented, "The bucket of this store cannot be deleted")
 }

@@ -1,11 +1,11 @@
 #!/bin/bash
-# A Ceph for tests: one monitor, one OSD in memory and an S3 gateway, on loopback.
+# A Ceph cluster for tests: one monitor, one OSD in memory and an S3 gateway, on loopback.
 #
 #   ceph-rgw.sh DIR MON_PORT HTTP_PORT HTTPS_PORT PEM_FILE DOMAIN USER:ID:SECRET...
 #
-# Everything lies in DIR, which must be empty. It runs until its standard input
-# ends, so that it never outlives the program that started it, whatever becomes
-# of that. Needs the Debian packages ceph-mon, ceph-osd and radosgw.
+# All state is in DIR, which must be empty. The script runs until its standard input
+# ends, so that it never outlives the program that started it, even if that is killed.
+# It needs the Debian packages ceph-mon, ceph-osd and radosgw.
 set -euo pipefail
 dir=$1 mon_port=$2 http_port=$3 https_port=$4 pem=$5 domain=$6
 shift 6
@@ -22,8 +22,8 @@ trap finish EXIT
 trap 'exit 1' HUP INT TERM
 
 # paxos: a change of the cluster's map waits a second by default, and there are
-# some ten. admin socket: its path would be too long. The rest is what one small
-# OSD needs to be enough.
+# about ten. admin socket: its path would be too long. The rest lets a cluster with
+# one small OSD work.
 fsid=$(cat /proc/sys/kernel/random/uuid)
 cat >ceph.conf <<EOF
 [global]

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// certificate is one that has signed itself, in files as servers want them.
+// certificate is a self-signed certificate, in the files that the servers read.
 type certificate struct {
 	pool                        *x509.CertPool
 	certFile, keyFile, bothFile string

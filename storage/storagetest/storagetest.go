@@ -1,10 +1,10 @@
-// Package storagetest starts S3 servers that share no code with ours, for tests
-// of what must work with any store: Ceph's gateway, old and strict, and
-// versitygw. Each start is a server of its own on free ports, with its state in
-// the test's folder; it stops when the test ends, and when the test dies too.
+// Package storagetest starts S3 servers that share no code with package embedded, for
+// tests of what must work with any store: Ceph's gateway, old and strict, and
+// versitygw. Each call starts a separate server on free ports, with its state in the
+// test's folder. It stops when the test ends, also when the test process is killed.
 //
-// Where a server is not installed the test is skipped, and says what would have
-// run it; where CI=true it fails.
+// If a server is not installed, the test is skipped with the command that installs
+// it, or fails if CI=true.
 package storagetest
 
 import (
@@ -29,43 +29,42 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// What every Store is called and known by.
+// Settings of every Store.
 const (
-	Bucket          = "danqing"   // exists, is empty, and belongs to AccessKeyID
+	Bucket          = "danqing"   // exists, is empty, and is owned by AccessKeyID
 	Region          = "us-east-1" // of every store
 	AccessKeyID     = "owner"
 	SecretAccessKey = "owner-secret"
-	// StrangerAccessKeyID is known to Ceph and may do nothing in Bucket.
-	StrangerAccessKeyID     = "stranger"
-	StrangerSecretAccessKey = "stranger-secret"
-	// domain is what virtual-hosted buckets lie under. No resolver knows it: see
-	// Store.Client.
+	// DeniedAccessKeyID is a user of Ceph without permissions in Bucket.
+	DeniedAccessKeyID     = "denied"
+	DeniedSecretAccessKey = "denied-secret"
+	// domain is the domain of virtual-hosted buckets. Only Store.Client resolves it.
 	domain = "s3.localtest"
 )
 
-// startTimeout is for a machine under load: Ceph takes 2 s on an idle one,
-// versitygw a tenth of one.
+// startTimeout is for a machine under load. On an idle one Ceph takes 2 s and
+// versitygw 0.1 s.
 const startTimeout = 2 * time.Minute
 
 // Store is one address of a running S3 server.
 type Store struct {
 	// Endpoint is the base URL for path-style addressing, on 127.0.0.1.
 	Endpoint string
-	// VirtualEndpoint is the base URL for virtual-hosted addressing, by a name
-	// that only Client resolves.
+	// VirtualEndpoint is the base URL for virtual-hosted addressing, with a host
+	// name that only Client resolves.
 	VirtualEndpoint string
-	// CAFile is a PEM file with the authority of the store's certificate, ""
-	// over plain HTTP.
+	// CAFile is a PEM file with the authority of the store's certificate, "" for
+	// plain HTTP.
 	CAFile string
-	// Client trusts that authority and finds every host on 127.0.0.1.
+	// Client trusts that authority and resolves every host to 127.0.0.1.
 	Client *http.Client
 }
 
 //go:embed ceph-rgw.sh
 var cephScript string
 
-// Ceph starts a Ceph cluster with one gateway, which takes some seconds, and
-// returns its address for plain HTTP and that for TLS: one store by two ways.
+// Ceph starts a Ceph cluster with one gateway, which takes a few seconds, and returns
+// its addresses for plain HTTP and for TLS. Both lead to the same store.
 func Ceph(tb testing.TB) (plain, secure *Store) {
 	tb.Helper()
 	const how = "apt-get install -y --no-install-recommends ceph-mon ceph-osd radosgw"
@@ -76,7 +75,7 @@ func Ceph(tb testing.TB) (plain, secure *Store) {
 	cert := newCertificate(tb)
 	run(tb, find(tb, "bash", "apt-get install bash"), "-c", cephScript, "ceph-rgw.sh", tb.TempDir(),
 		strconv.Itoa(ports[0]), strconv.Itoa(ports[1]), strconv.Itoa(ports[2]), cert.bothFile, domain,
-		"owner:"+AccessKeyID+":"+SecretAccessKey, "stranger:"+StrangerAccessKeyID+":"+StrangerSecretAccessKey)
+		"owner:"+AccessKeyID+":"+SecretAccessKey, "denied:"+DeniedAccessKeyID+":"+DeniedSecretAccessKey)
 	plain, secure = newStore(tb, ports[1], nil), newStore(tb, ports[2], cert)
 	createBucket(tb, plain)
 	return plain, secure
@@ -98,7 +97,7 @@ func versityGW(tb testing.TB, cert *certificate) *Store {
 	tb.Helper()
 	port := freePorts(tb, 1)[0]
 	args := []string{
-		"-c", `"$@" & cat >/dev/null; kill -9 $!`, "versitygw", // until its input ends, like Ceph's
+		"-c", `"$@" & cat >/dev/null; kill -9 $!`, "versitygw", // runs until its stdin ends, like Ceph's script
 		find(tb, "versitygw", "go install github.com/versity/versitygw/cmd/versitygw@v1.8.0"),
 		"--quiet", "--port", "127.0.0.1:" + strconv.Itoa(port), "--region", Region, "--virtual-domain", domain,
 		"--access", AccessKeyID, "--secret", SecretAccessKey,
@@ -122,14 +121,14 @@ func find(tb testing.TB, binary, how string) string {
 	if os.Getenv("CI") == "true" {
 		tb.Fatalf("%s is not installed: %s", binary, how)
 	}
-	tb.Skipf("%s is not installed: this would run it: %s", binary, how)
+	tb.Skipf("%s is not installed: to run this test: %s", binary, how)
 	return ""
 }
 
-// run starts a program that ends when its input does.
+// run starts a program that ends when its stdin ends.
 func run(tb testing.TB, program string, args ...string) {
 	tb.Helper()
-	cmd := exec.CommandContext(context.WithoutCancel(tb.Context()), program, args...) //nolint:gosec // the tests' own servers
+	cmd := exec.CommandContext(context.WithoutCancel(tb.Context()), program, args...) //nolint:gosec // a test server
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	stdin, err := cmd.StdinPipe()
@@ -148,25 +147,25 @@ func run(tb testing.TB, program string, args ...string) {
 	})
 }
 
-// freePorts returns different ports that nobody listens at. They lie below
-// those that outgoing connections get (ip_local_port_range begins at 32768), so
-// that none is taken before it is used.
+// freePorts returns n different unused ports. They are below those of outgoing
+// connections (ip_local_port_range begins at 32768), so that none is taken before it is
+// used.
 func freePorts(tb testing.TB, n int) []int {
 	tb.Helper()
 	var ports []int
 	for len(ports) < n {
-		port := 10_000 + rand.IntN(20_000) //nolint:gosec // nobody gains by guessing it
+		port := 10_000 + rand.IntN(20_000) //nolint:gosec // not a secret
 		listener, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:"+strconv.Itoa(port))
 		if err != nil {
 			continue
 		}
-		defer listener.Close() //nolint:errcheck // all at the end: no port twice
+		defer listener.Close() //nolint:errcheck // all open until the end, so that no port is returned twice
 		ports = append(ports, port)
 	}
 	return ports
 }
 
-// newStore describes the server at port; cert is nil for plain HTTP.
+// newStore returns the Store at port; cert is nil for plain HTTP.
 func newStore(tb testing.TB, port int, cert *certificate) *Store {
 	tb.Helper()
 	scheme := "http"
@@ -210,7 +209,7 @@ func createBucket(tb testing.TB, s *Store) {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			tb.Fatalf("%s did not come up: %v", s.Endpoint, err)
+			tb.Fatalf("%s did not start: %v", s.Endpoint, err)
 		}
 	}
 }
@@ -221,7 +220,7 @@ type Object struct {
 	Content     []byte
 }
 
-// Objects returns all that lies in Bucket, by key.
+// Objects returns all objects in Bucket, by key.
 func (s *Store) Objects(tb testing.TB) map[string]Object {
 	tb.Helper()
 	client := s3.New(s3.Options{

@@ -16,11 +16,11 @@ import (
 	"github.com/danqing-queue/danqing/storage/storagetest"
 )
 
-// childEnv makes the test binary start a store, say where, and wait to be killed.
+// childEnv makes the test binary start a store, print its address, and wait to be killed.
 const childEnv = "STORAGETEST_CHILD"
 
-// No server outlives the test that started it, even if that is killed.
-func TestServersDieWithTheTest(t *testing.T) {
+// No server outlives the test that started it, even if the test is killed.
+func TestServersStopWithTheTest(t *testing.T) {
 	t.Parallel()
 	for name, start := range map[string]func(testing.TB) *storagetest.Store{
 		"versitygw": storagetest.VersityGW,
@@ -48,7 +48,7 @@ func killAndWatch(t *testing.T, name string) {
 	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
-	child := exec.CommandContext(t.Context(), self, "-test.run=^TestServersDieWithTheTest$")
+	child := exec.CommandContext(t.Context(), self, "-test.run=^TestServersStopWithTheTest$")
 	child.Env = append(os.Environ(), childEnv+"="+name, "TMPDIR="+t.TempDir())
 	out, err := child.StdoutPipe()
 	require.NoError(t, err)
@@ -61,7 +61,7 @@ func killAndWatch(t *testing.T, name string) {
 			address = u.Host
 		}
 	}
-	_ = child.Process.Kill() // unless it has ended
+	_ = child.Process.Kill() // fails if it has exited
 	_ = child.Wait()
 	if address == "" && child.ProcessState.Success() {
 		t.Skipf("the child was skipped: %s would run this", name)

@@ -133,7 +133,7 @@ func (d *drill) fate(r *Report, j job) {
 	case j.state() == jobs.StateHeld:
 		r.Held[j.record.Code]++
 		r.HeldJobs = append(r.HeldJobs, fmt.Sprintf("%s %s: %s", id, j.record.Code, j.record.Message))
-		if j.record.Code == "SubmitAmbiguous" {
+		if j.record.Code == jobs.CodeSubmitAmbiguous {
 			r.problem("%s is held, though no other program has the workers' key, so that the list tells whose each task is", id)
 		}
 	case !j.state().Final():

@@ -12,10 +12,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// RecentSidecars calls visit with every sidecar that was written since a moment, in no
-// order, and fails with visit's error, or the bucket's. It reads the bucket's list of
-// all sidecars, a thousand at a time: not something to do often. What is no readable
-// sidecar is left out.
+// RecentSidecars calls visit with every sidecar that was written since a point in
+// time, in no particular order, and stops at the first error of visit or of the
+// bucket. It lists all sidecars, a thousand per request, so it must not be called
+// often. Unreadable sidecars are skipped.
 func (b *Bucket) RecentSidecars(ctx context.Context, since time.Time, visit func(*Sidecar) error) error {
 	folder := b.prefix + sidecarFolder
 	pages := s3.NewListObjectsV2Paginator(b.client, &s3.ListObjectsV2Input{Bucket: &b.name, Prefix: aws.String(folder)})

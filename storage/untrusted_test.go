@@ -19,9 +19,9 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// internet is a spool to which every host but 127.0.0.1 is the server that it
-// returns too.
-func internet(t *testing.T, handler http.HandlerFunc) (*storage.Spool, *httptest.Server) {
+// untrustedServer returns a server, and a spool that connects to it for every host
+// name. The spool trusts it only as 127.0.0.1.
+func untrustedServer(t *testing.T, handler http.HandlerFunc) (*storage.Spool, *httptest.Server) {
 	t.Helper()
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
@@ -35,12 +35,12 @@ func internet(t *testing.T, handler http.HandlerFunc) (*storage.Spool, *httptest
 	return spool, server
 }
 
-// requireUnproven checks that the file was kept for a person, and why.
-func requireUnproven(t *testing.T, err error, content []byte, why string) {
+// requireUnverified checks that the file was kept for an operator, and why.
+func requireUnverified(t *testing.T, err error, content []byte, why string) {
 	t.Helper()
 	var failed *storage.FetchError
 	require.ErrorAs(t, err, &failed)
-	require.Equal(t, storage.FetchUnproven, failed.Kind, "%v", err)
+	require.Equal(t, storage.FetchUnverified, failed.Kind, "%v", err)
 	require.ErrorContains(t, err, why)
 	got, err := os.ReadFile(failed.Path)
 	require.NoError(t, err)
@@ -48,13 +48,13 @@ func requireUnproven(t *testing.T, err error, content []byte, why string) {
 	assertNoSecret(t, failed)
 }
 
-// An image on a host that is none of ours is downloaded, without anything that
-// could tell who asks, and kept unproven. It is downloaded once.
-func TestRule12UnknownHostIsKept(t *testing.T) {
+// An image on an untrusted host is downloaded once, without identifying headers, and
+// kept as unverified.
+func TestUntrustedHostImageIsKeptUnverified(t *testing.T) {
 	t.Parallel()
 	content := pngOf(1000, 1)
 	var asked atomic.Int64
-	spool, _ := internet(t, func(w http.ResponseWriter, r *http.Request) {
+	spool, _ := untrustedServer(t, func(w http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
 		for _, name := range []string{"Referer", "Cookie", "Origin"} {
 			if r.Header.Get(name) != "" {
@@ -66,7 +66,7 @@ func TestRule12UnknownHostIsKept(t *testing.T) {
 	})
 	for range 2 {
 		_, err := spool.Fetch(t.Context(), "a", "http://pictures.example/a.png"+secretQuery)
-		requireUnproven(t, err, content, "it comes from a host that is neither of *.aliyuncs.com nor")
+		requireUnverified(t, err, content, "it comes from a host that is neither in *.aliyuncs.com nor")
 	}
 	assert.EqualValues(t, 1, asked.Load())
 	_, err := spool.Fetch(t.Context(), "b", "https://pictures.example/a.png"+secretQuery)
@@ -75,13 +75,13 @@ func TestRule12UnknownHostIsKept(t *testing.T) {
 	assert.Equal(t, storage.FetchTemporary, failed.Kind)
 }
 
-// Redirects are followed, each looked at like a first link.
-func TestRule12RedirectsAreLookedAt(t *testing.T) {
+// Redirects are followed, and each target is checked like the first URL.
+func TestRedirectsAreChecked(t *testing.T) {
 	t.Parallel()
 	content := pngOf(1000, 1)
-	spool, server := internet(t, func(w http.ResponseWriter, r *http.Request) {
+	spool, server := untrustedServer(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Referer") != "" || r.Header.Get("Authorization") != "" {
-			http.Error(w, "unasked header", http.StatusTeapot)
+			http.Error(w, "unexpected header", http.StatusTeapot)
 			return
 		}
 		if to, ok := strings.CutPrefix(r.URL.Path, "/to/"); ok {
@@ -95,15 +95,15 @@ func TestRule12RedirectsAreLookedAt(t *testing.T) {
 		_, err := spool.Fetch(t.Context(), name, url)
 		return err
 	}
-	ours := server.URL + "/to/"
-	require.NoError(t, fetch("ours", ours+"/a.png"+secretQuery), "it never left the source")
-	requireUnproven(t, fetch("stranger", ours+"http://pictures.example/a.png"), content, "it comes from a host")
-	requireUnproven(t, fetch("back", "http://pictures.example/to/"+server.URL+"/a.png"), content, "it comes from a host")
+	base := server.URL + "/to/"
+	require.NoError(t, fetch("trusted", base+"/a.png"+secretQuery), "the redirect stays on the trusted host")
+	requireUnverified(t, fetch("untrusted", base+"http://pictures.example/a.png"), content, "it comes from a host")
+	requireUnverified(t, fetch("back", "http://pictures.example/to/"+server.URL+"/a.png"), content, "it comes from a host")
 	for name, url := range map[string]string{
-		"circle":     ours + "/to//to//to//to//to//a.png",
-		"file":       ours + "file:///etc/passwd",
-		"port":       ours + "http://pictures.example:22/",
-		"credential": ours + "http://u:p@pictures.example/",
+		"circle":     base + "/to//to//to//to//to//a.png",
+		"file":       base + "file:///etc/passwd",
+		"port":       base + "http://pictures.example:22/",
+		"credential": base + "http://u:p@pictures.example/",
 	} {
 		err := fetch(name, url)
 		var failed *storage.FetchError
@@ -112,9 +112,8 @@ func TestRule12RedirectsAreLookedAt(t *testing.T) {
 	}
 }
 
-// What a link leads to inside one's own network is not asked for, whatever its
-// name says.
-func TestRule12PrivateAddressesAreRefused(t *testing.T) {
+// URLs whose host resolves to a private address are not requested.
+func TestPrivateAddressesAreRefused(t *testing.T) {
 	t.Parallel()
 	spool := openSpool(t)
 	for _, url := range []string{
@@ -125,13 +124,13 @@ func TestRule12PrivateAddressesAreRefused(t *testing.T) {
 		var failed *storage.FetchError
 		require.ErrorAs(t, err, &failed)
 		assert.Equal(t, storage.FetchForbidden, failed.Kind, "%v", err)
-		assert.ErrorContains(t, err, "not a public one", url)
+		assert.ErrorContains(t, err, "its address is not public", url)
 		assertNoSecret(t, err)
 	}
 }
 
-// What is allowed is connected to although it is not public, and nothing beside it; a
-// name is looked at once it is an address.
+// The dialer connects to allowed private addresses, and to no others. It checks the
+// resolved address of a host name.
 func TestPublicDialerAllows(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(serve(nil))
@@ -151,45 +150,45 @@ func TestPublicDialerAllows(t *testing.T) {
 	}
 }
 
-// A stranger cannot fill the disk, and what it sends up to a limit is kept.
-func TestRule12StrangersAreLimited(t *testing.T) {
+// An untrusted host cannot fill the disk. Images up to a limit are kept.
+func TestUntrustedDownloadSizeIsLimited(t *testing.T) {
 	t.Parallel()
 	for size, kept := range map[int]bool{20_000: true, 80_001: false} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			t.Parallel()
 			content := pngOf(size-57, 1)
-			spool, _ := internet(t, serve(content))
+			spool, _ := untrustedServer(t, serve(content))
 			_, err := spool.Fetch(t.Context(), "a", "http://pictures.example/a.png")
 			if kept {
-				requireUnproven(t, err, content, "at most 10000 are proven")
+				requireUnverified(t, err, content, "it has 20000 bytes, the limit is 10000")
 				return
 			}
 			var failed *storage.FetchError
 			require.ErrorAs(t, err, &failed)
-			assert.Equal(t, storage.FetchUnproven, failed.Kind)
+			assert.Equal(t, storage.FetchUnverified, failed.Kind)
 			assert.Empty(t, failed.Path)
-			assert.ErrorContains(t, err, "80001 bytes are announced, at most 10000")
+			assert.ErrorContains(t, err, "Content-Length is 80001 bytes, the limit is 10000")
 		})
 	}
 }
 
-// What came and could not be proven is not replaced by what comes later, unless
-// somebody doubts it; and it is what there is once its link is dead.
-func TestRule12UnprovenIsNotReplaced(t *testing.T) {
+// An unverified file is not downloaded again, unless Recheck is called. It stays as a
+// fallback if the URL is dead then.
+func TestUnverifiedFileIsReplacedOnlyAfterRecheck(t *testing.T) {
 	t.Parallel()
 	first, answer := []byte("GIF89a, say"), atomic.Pointer[http.HandlerFunc]{}
 	set := func(h http.HandlerFunc) { answer.Store(&h) }
 	spool, url := source(t, func(w http.ResponseWriter, r *http.Request) { (*answer.Load())(w, r) })
 	set(serve(first))
 	_, err := spool.Fetch(t.Context(), "a", url)
-	requireUnproven(t, err, first, "not a PNG")
+	requireUnverified(t, err, first, "not a PNG")
 
 	set(serve([]byte("<html>busy</html>")))
 	_, err = spool.Fetch(t.Context(), "a", url)
-	requireUnproven(t, err, first, "not a PNG")
+	requireUnverified(t, err, first, "not a PNG")
 
-	require.NoError(t, spool.Doubt("a"))
-	require.NoError(t, spool.Doubt("a"), "doubting twice is fine")
+	require.NoError(t, spool.Recheck("a"))
+	require.NoError(t, spool.Recheck("a"), "a second Recheck does nothing")
 	set(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) })
 	_, err = spool.Fetch(t.Context(), "a", url)
 	var failed *storage.FetchError
@@ -204,12 +203,12 @@ func TestRule12UnprovenIsNotReplaced(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, spool.Remove("a"))
 	assert.NoFileExists(t, failed.Path)
-	require.ErrorContains(t, spool.Doubt("../a"), "must match")
+	require.ErrorContains(t, spool.Recheck("../a"), "must match")
 }
 
-// A disk that fails loses nothing: the image can still be had in memory, for a
-// bucket that takes it, and is kept once there is room.
-func TestRule11DiskThatFails(t *testing.T) {
+// When the disk fails, the image can be fetched to memory, and Fetch works again once
+// there is space.
+func TestFetchToMemoryWhenDiskFails(t *testing.T) {
 	t.Parallel()
 	content := pngOf(1000, 1)
 	server := httptest.NewServer(serve(content))
@@ -223,7 +222,7 @@ func TestRule11DiskThatFails(t *testing.T) {
 
 	_, err = spool.Fetch(t.Context(), "a", server.URL)
 	require.ErrorIs(t, err, storage.ErrDisk)
-	file, err := spool.FetchUnkept(t.Context(), server.URL+"/a.png")
+	file, err := spool.FetchToMemory(t.Context(), server.URL+"/a.png")
 	require.NoError(t, err)
 	assert.Equal(t, int64(len(content)), file.Bytes)
 	assert.Empty(t, file.Path)
@@ -236,16 +235,16 @@ func TestRule11DiskThatFails(t *testing.T) {
 	assert.Equal(t, file.SHA256, kept.SHA256)
 }
 
-// In memory nothing is kept that cannot be proven, or is large.
-func TestRule11UnkeptIsProven(t *testing.T) {
+// FetchToMemory refuses images that are too large or cannot be verified.
+func TestFetchToMemoryVerifies(t *testing.T) {
 	t.Parallel()
 	for name, content := range map[string][]byte{"html": []byte("<html>busy</html>"), "large": pngOf(20_000, 1)} {
-		spool, server := internet(t, serve(content))
-		_, err := spool.FetchUnkept(t.Context(), server.URL+secretQuery)
+		spool, server := untrustedServer(t, serve(content))
+		_, err := spool.FetchToMemory(t.Context(), server.URL+secretQuery)
 		require.Error(t, err, name)
 		assertNoSecret(t, err)
 	}
-	spool, _ := internet(t, serve(pngOf(1000, 1)))
-	_, err := spool.FetchUnkept(t.Context(), "http://pictures.example/a.png")
+	spool, _ := untrustedServer(t, serve(pngOf(1000, 1)))
+	_, err := spool.FetchToMemory(t.Context(), "http://pictures.example/a.png")
 	require.ErrorIs(t, err, storage.ErrDisk)
 }

@@ -22,7 +22,7 @@ import (
 	"github.com/danqing-queue/danqing/storage/embedded"
 )
 
-func TestBodiesThatAreNotWhatWasSignedAreRefused(t *testing.T) {
+func TestBodyHashMismatchIsRefused(t *testing.T) {
 	t.Parallel()
 	server := open(t, t.TempDir())
 	front := httptest.NewServer(server)
@@ -74,8 +74,8 @@ func TestBodiesThatAreNotWhatWasSignedAreRefused(t *testing.T) {
 	}
 }
 
-// A body that ends early is not published, however the client says so.
-func TestCutBodiesAreRefused(t *testing.T) {
+// A truncated body is not stored, with any kind of framing.
+func TestTruncatedBodyIsRefused(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	server := open(t, dir)
@@ -116,11 +116,11 @@ func TestRequestsMustBeSigned(t *testing.T) {
 		require.NoError(t, resp.Body.Close())
 		assert.GreaterOrEqual(t, resp.StatusCode, 400, path)
 	}
-	stranger := client(server, func(o *s3.Options) {
+	wrongKey := client(server, func(o *s3.Options) {
 		id, _ := server.Credentials()
 		o.Credentials = credentials.NewStaticCredentialsProvider(id, "guess", "")
 	})
-	_, code := refusal(put(t.Context(), stranger, "a", "y"))
+	_, code := refusal(put(t.Context(), wrongKey, "a", "y"))
 	assert.Equal(t, "SignatureDoesNotMatch", code)
 	assert.Equal(t, "x", get(t, client(server), "a"))
 
