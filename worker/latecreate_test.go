@@ -20,15 +20,16 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
 // signedPNG is a small picture that is another one for each prompt, seed and index.
-func signedPNG(p simulator.Picture) []byte { return signedOf(p, 8, 8) }
+func signedPNG(p painter.Picture) []byte { return signedOf(p, 8, 8) }
 
 // sizedPNG is signedPNG in the size that was asked for.
-func sizedPNG(p simulator.Picture) []byte { return signedOf(p, p.Width, p.Height) }
+func sizedPNG(p painter.Picture) []byte { return signedOf(p, p.Width, p.Height) }
 
-func signedOf(p simulator.Picture, width, height int) []byte {
+func signedOf(p painter.Picture, width, height int) []byte {
 	picture := image.NewNRGBA(image.Rect(0, 0, width, height))
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%d\n%d", p.Model, p.Prompt, p.Seed, p.Index))
 	for x := range 8 {
@@ -57,7 +58,7 @@ func (s *stack) requireOwn(id string, n int) {
 		for i, stored := range sidecar.Images {
 			content, err := os.ReadFile(s.files.Path(stored.Key))
 			require.NoError(s.t, err)
-			own := s.sim.Render(simulator.Picture{
+			own := s.sim.Render(painter.Picture{
 				Model: task.Request.Model, Prompt: task.Request.Input.Prompt, Seed: task.Seeds[i], Index: i, Width: stored.Width, Height: stored.Height,
 			})
 			require.Equal(s.t, own, content, "image %d of %s", i+1, id)

@@ -183,7 +183,7 @@ func (h *httpServer) open(cfg *config.Config, s serving) error {
 	api := &gateway.API{
 		Bucket: s.bucket, Stream: s.stream, Price: s.price, Depth: s.depth, TempDir: s.temp,
 		DefaultN: cfg.Serve.DefaultN, BaseURL: cfg.Serve.URL,
-		Recall: func(ctx context.Context, id string) (*jobs.Record, error) { return recall(ctx, s.bucket, id) },
+		LoadSidecar: func(ctx context.Context, id string) (*jobs.Record, error) { return recall(ctx, s.bucket, id) },
 	}
 	for _, t := range cfg.Serve.Tokens {
 		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan})

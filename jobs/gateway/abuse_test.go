@@ -20,11 +20,11 @@ import (
 	"github.com/danqing-queue/danqing/jobs/gateway"
 )
 
-// A repeat takes the reference that was staged for its job: its source may be gone, and
-// the job is neither bought again nor denied.
-func TestRepeatWhoseReferenceIsGone(t *testing.T) {
+// A repeated create uses the reference image that was staged for its job, because its
+// source may be gone. The job is neither created twice nor refused.
+func TestRepeatedCreateReusesStagedReference(t *testing.T) {
 	t.Parallel()
-	_, content := picture(t, "girl", 1)
+	_, content := writePNG(t, "girl", 1)
 	var gone atomic.Bool
 	source := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if gone.Load() {
@@ -36,7 +36,7 @@ func TestRepeatWhoseReferenceIsGone(t *testing.T) {
 	t.Cleanup(source.Close)
 	s := newService(t, func(api *gateway.API) {
 		api.OpenAIWait = 10 * time.Millisecond
-		api.StageFrom.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		api.Staging.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 			if address != "images.example:80" {
 				return nil, errors.New("no such host")
 			}
@@ -57,11 +57,11 @@ func TestRepeatWhoseReferenceIsGone(t *testing.T) {
 	assert.Equal(t, id, s.create(native, "Idempotency-Key", "k"))
 }
 
-// What is announced and never sent holds no connection, whatever it was for.
-func TestUnsentBody(t *testing.T) {
+// A body that is announced and never sent times out, on every path.
+func TestUnsentBodyTimesOut(t *testing.T) {
 	tokens := func(api *gateway.API) { api.Tokens = []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}} }
-	bubble(t, tokens, func(t *testing.T, s *service) {
-		here := &pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
+	runInBubble(t, tokens, func(t *testing.T, s *service) {
+		here := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
 		server := &http.Server{Handler: s.gateway, ReadHeaderTimeout: 20 * time.Second}
 		served := make(chan error, 1)
 		go func() { served <- server.Serve(here) }()
@@ -82,13 +82,13 @@ func TestUnsentBody(t *testing.T) {
 	})
 }
 
-// pipes is a listener without a network.
-type pipes struct {
+// pipeListener is a listener without a network.
+type pipeListener struct {
 	conns  chan net.Conn
 	closed chan struct{}
 }
 
-func (p *pipes) Accept() (net.Conn, error) {
+func (p *pipeListener) Accept() (net.Conn, error) {
 	select {
 	case c := <-p.conns:
 		return c, nil
@@ -97,13 +97,13 @@ func (p *pipes) Accept() (net.Conn, error) {
 	}
 }
 
-func (p *pipes) Close() error { close(p.closed); return nil }
+func (p *pipeListener) Close() error { close(p.closed); return nil }
 
-func (*pipes) Addr() net.Addr { return &net.TCPAddr{} }
+func (*pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// A form without a credential is not kept in memory, whatever part of it is long.
-func TestLongFormHeaders(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// A form that is too large before its policy is refused, for any long part.
+func TestFormSizeBeforePolicy(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		body := &endless{}
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1/api/v1/uploads/form", body)
 		r.Header.Set("Content-Type", "multipart/form-data; boundary=b")
@@ -114,27 +114,27 @@ func TestLongFormHeaders(t *testing.T) {
 	})
 }
 
-// One token's slow uploads are not in another's way.
-func TestSlowUploadsOfAToken(t *testing.T) {
+// Slow uploads of one token do not block those of another.
+func TestSlowUploadsAreLimitedByToken(t *testing.T) {
 	tokens := []gateway.Token{{Name: "slow", Secret: "slow-secret-0123456"}, {Name: "shop", Secret: "shop-secret-0123456"}}
-	bubble(t, func(api *gateway.API) { api.Tokens = tokens }, func(t *testing.T, s *service) {
+	runInBubble(t, func(api *gateway.API) { api.Tokens = tokens }, func(t *testing.T, s *service) {
 		ctx, hangUp := context.WithCancel(t.Context())
 		p := s.policy("Authorization", "Bearer slow-secret-0123456")
 		ended := make(chan struct{})
 		const slow = 20
 		for i := range slow {
-			content, contentType := form(t, partsOf(p, fmt.Sprintf("%s/%d.png", p.UploadDir, i)), "girl.png", make([]byte, 1000))
+			content, contentType := form(t, formParts(p, fmt.Sprintf("%s/%d.png", p.UploadDir, i)), "girl.png", make([]byte, 1000))
 			go func() {
 				defer func() { ended <- struct{}{} }()
-				r := httptest.NewRequestWithContext(ctx, http.MethodPost, "http://127.0.0.1/api/v1/uploads/form", &stalling{content[:len(content)-500], ctx})
+				r := httptest.NewRequestWithContext(ctx, http.MethodPost, "http://127.0.0.1/api/v1/uploads/form", &stallingReader{content[:len(content)-500], ctx})
 				r.Header.Set("Content-Type", contentType)
 				s.gateway.ServeHTTP(httptest.NewRecorder(), r)
 			}()
 		}
 		synctest.Wait()
 		p = s.policy("Authorization", "Bearer shop-secret-0123456")
-		_, content := picture(t, "girl", 1)
-		assert.Equal(t, http.StatusOK, s.sendForm(p, partsOf(p, p.UploadDir+"/a.png"), content).status)
+		_, content := writePNG(t, "girl", 1)
+		assert.Equal(t, http.StatusOK, s.sendForm(p, formParts(p, p.UploadDir+"/a.png"), content).status)
 		hangUp()
 		for range slow {
 			<-ended
@@ -142,13 +142,13 @@ func TestSlowUploadsOfAToken(t *testing.T) {
 	})
 }
 
-// stalling gives some bytes, and then nothing until its context ends.
-type stalling struct {
+// stallingReader gives some bytes, and then nothing until its context ends.
+type stallingReader struct {
 	left []byte
-	ctx  context.Context //nolint:containedctx // a reader is not given one
+	ctx  context.Context //nolint:containedctx // Read has no context
 }
 
-func (s *stalling) Read(p []byte) (int, error) {
+func (s *stallingReader) Read(p []byte) (int, error) {
 	if len(s.left) == 0 {
 		<-s.ctx.Done()
 		return 0, s.ctx.Err()
@@ -158,19 +158,19 @@ func (s *stalling) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// A million mistakes get a short answer, and a long Host none that is kept.
-func TestLongAnswers(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// A request with a million mistakes gets a short answer, and a long Host is refused.
+func TestErrorLength(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		got := s.submit(`{"model":"wanx-v1","input":{` + strings.Repeat(`"q":0,`, 8000) + `"q":0}}`)
 		got.requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 		assert.Less(t, len(got.body), 20_000)
-		assert.Equal(t, http.StatusBadRequest, s.ask(http.MethodGet, "/healthz", "", "Host", strings.Repeat("a", 300)).status)
+		assert.Equal(t, http.StatusBadRequest, s.request(http.MethodGet, "/healthz", "", "Host", strings.Repeat("a", 300)).status)
 	})
 }
 
-// Who reaches the loopback by a proxy is not from here.
-func TestProxiesAreNotLocal(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// Requests through a proxy are refused without tokens.
+func TestProxiesAreRefused(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		for _, name := range []string{"Forwarded", "Via", "X-Forwarded-For", "X-Real-IP"} {
 			assert.Equal(t, http.StatusMisdirectedRequest, s.submit(oneCat, name, "192.0.2.1").status)
 		}
@@ -178,24 +178,24 @@ func TestProxiesAreNotLocal(t *testing.T) {
 	})
 }
 
-// An image whose hash is not known has the bucket's own link.
-func TestImageWithoutAHash(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// An image without a hash gets the bucket's link.
+func TestImageWithoutHash(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		id := s.create(oneCat)
-		s.move(id, func(rec *jobs.Record) {
+		s.update(id, func(rec *jobs.Record) {
 			rec.State, rec.Images = jobs.StateSucceeded, []jobs.Image{{N: 1, Key: "2026/" + id + "-1.png"}}
 		})
-		assert.Contains(t, s.look(id).Output.Results[0].URL, "2026/"+id+"-1.png")
+		assert.Contains(t, s.query(id).Output.Results[0].URL, "2026/"+id+"-1.png")
 	})
 }
 
-// What cannot be read for ever is not waited for.
+// A query of a damaged record does not wait.
 func TestDamagedRecord(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		id := s.create(oneCat)
 		require.NoError(t, s.redis.HSet(t.Context(), "danqing:job:"+id, "record", "{").Err())
 		began := time.Now()
-		task := s.look(id)
+		task := s.query(id)
 		assert.Equal(t, "FAILED", task.Output.TaskStatus)
 		assert.Zero(t, time.Since(began))
 	})

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
@@ -18,27 +19,31 @@ import (
 
 	"github.com/google/uuid"
 	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// api answers programs.
+// api serves the APIs and the images.
 type api struct {
-	*Gateway
+	redis  redis.UniversalClient
+	jobs   *jobs.Client
+	log    *slog.Logger
 	cfg    API
-	tokens []knownToken
+	tokens []hashedToken
 	hub    *hub
-	// seen has the last answer that each client got of each job.
-	seen  *lru.Cache[string, seen]
-	slots slots
-	// transfers bound what is on its way into the bucket, by producer.
-	transfers map[string]gate
-	lists     gate
+	// lastAnswers has the last answer to each client about each job.
+	lastAnswers *lru.Cache[string, lastAnswer]
+	slots       slotCache
+	// transfers limit concurrent uploads to the bucket, by producer.
+	transfers map[string]semaphore
+	lists     semaphore
 }
 
-// knownToken is a token by its hash: all are as long, so that comparing tells nothing.
-type knownToken struct {
+// hashedToken is a token with its hash. Hashes have equal lengths, so that the time of
+// a comparison reveals nothing.
+type hashedToken struct {
 	hash  [sha256.Size]byte
 	token Token
 }
@@ -48,20 +53,24 @@ func newAPI(g *Gateway, cfg API) (*api, error) {
 		return nil, err
 	}
 	cfg.DefaultN = cmp.Or(cfg.DefaultN, defaultN)
-	answers, err := lru.New[string, seen](seenKept)
+	answers, err := lru.New[string, lastAnswer](lastAnswersKept)
 	if err != nil {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
-	a := &api{Gateway: g, cfg: cfg, hub: newHub(g.jobs, g.log), seen: answers, lists: make(gate, listsAtOnce), transfers: map[string]gate{"": make(gate, transfersAtOnce)}}
-	a.cfg.StageFrom.Dir = cfg.TempDir
+	a := &api{
+		redis: g.redis, jobs: g.jobs, log: g.log, cfg: cfg,
+		hub: newHub(g.jobs, g.log), lastAnswers: answers, lists: make(semaphore, maxLists),
+		transfers: map[string]semaphore{"": make(semaphore, maxTransfers)},
+	}
+	a.cfg.Staging.Dir = cfg.TempDir
 	for _, t := range cfg.Tokens {
-		a.tokens = append(a.tokens, knownToken{sha256.Sum256([]byte(t.Secret)), t})
-		a.transfers[t.Name] = make(gate, transfersOfToken)
+		a.tokens = append(a.tokens, hashedToken{sha256.Sum256([]byte(t.Secret)), t})
+		a.transfers[t.Name] = make(semaphore, maxTransfersPerToken)
 	}
 	return a, nil
 }
 
-// close answers what is held, and waits for what the API does by itself.
+// close answers requests in a long poll, and waits for the API's goroutines.
 func (a *api) close() error {
 	a.hub.close()
 	return nil
@@ -71,155 +80,156 @@ func (a *api) close() error {
 func (a *api) handle(mux *http.ServeMux) {
 	routes := http.NewServeMux()
 	const services = "/api/v1/services/aigc/"
-	a.route(routes, dashScopeShape, services+"text2image/image-synthesis", methods{http.MethodPost: a.create})
+	a.route(routes, encodeDashScopeError, services+"text2image/image-synthesis", methods{http.MethodPost: a.create})
 	for _, other := range []string{"image2image/image-synthesis", "image-generation/generation", "multimodal-generation/generation"} {
-		a.route(routes, dashScopeShape, services+other, methods{http.MethodPost: a.otherEndpoint})
+		a.route(routes, encodeDashScopeError, services+other, methods{http.MethodPost: a.unsupportedEndpoint})
 	}
-	a.route(routes, dashScopeShape, "/api/v1/tasks", methods{http.MethodGet: a.list})
-	a.route(routes, dashScopeShape, "/api/v1/tasks/{id}", methods{http.MethodGet: a.task})
-	a.route(routes, dashScopeShape, "/api/v1/tasks/{id}/cancel", methods{http.MethodPost: a.cancel})
-	a.route(routes, dashScopeShape, "/api/v1/uploads", methods{http.MethodGet: a.policy})
-	routes.HandleFunc(formPath, a.handler(dashScopeShape, methods{http.MethodPost: a.upload}, false))
-	a.route(routes, dashScopeShape, "/api/", nil)
+	a.route(routes, encodeDashScopeError, "/api/v1/tasks", methods{http.MethodGet: a.list})
+	a.route(routes, encodeDashScopeError, "/api/v1/tasks/{id}", methods{http.MethodGet: a.task})
+	a.route(routes, encodeDashScopeError, "/api/v1/tasks/{id}/cancel", methods{http.MethodPost: a.cancel})
+	a.route(routes, encodeDashScopeError, "/api/v1/uploads", methods{http.MethodGet: a.getPolicy})
+	routes.HandleFunc(formPath, a.handler(encodeDashScopeError, methods{http.MethodPost: a.upload}, false))
+	a.route(routes, encodeDashScopeError, "/api/", nil)
 	a.handleOpenAI(routes)
-	guarded := a.guarded(routes)
+	guarded := a.protect(routes)
 	mux.Handle("/api/", guarded)
 	mux.Handle("/v1/", guarded)
 	images := http.NewServeMux()
-	images.HandleFunc("GET "+imagesPath+"{name}", a.image)
-	mux.Handle(imagesPath, a.guardedImages(images))
+	images.HandleFunc("GET "+imagesPath+"{name}", a.serveImage)
+	mux.Handle(imagesPath, a.protectImages(images))
 }
 
-// guarded keeps foreign pages away from an API that asks for no token.
-func (a *api) guarded(next http.Handler) http.Handler {
+// protect refuses cross-origin requests to an API without tokens.
+func (a *api) protect(next http.Handler) http.Handler {
 	if len(a.tokens) > 0 {
 		return next
 	}
 	return guard("default-src 'none'", next)
 }
 
-// guardedImages lets images be shown by other pages, but while there are no tokens
-// under this machine's own names alone.
-func (a *api) guardedImages(next http.Handler) http.Handler {
+// protectImages allows other pages to show images, but without tokens only under
+// loopback names.
+func (a *api) protectImages(next http.Handler) http.Handler {
 	if len(a.tokens) > 0 {
 		return next
 	}
 	return localOnly(next)
 }
 
-// caller is who asks.
+// caller is the sender of a request.
 type caller struct {
 	Token
-	// all says that there are no tokens: whoever reaches the gateway may see all jobs.
+	// all is set if there are no tokens: every caller can see all jobs then.
 	all bool
 }
 
-// owns reports whether the caller may know of the job.
-func (c caller) owns(rec *jobs.Record) bool { return c.all || rec.Producer == c.Name }
+// canSee reports whether the caller may see the job.
+func (c caller) canSee(rec *jobs.Record) bool { return c.all || rec.Producer == c.Name }
 
-// caller finds out who asks, by a time that tells nothing of the tokens.
-func (a *api) caller(r *http.Request) (caller, error) {
+// authenticate returns the caller of a request. It takes the same time for every token.
+func (a *api) authenticate(r *http.Request) (caller, error) {
 	if len(a.tokens) == 0 {
 		return caller{all: true}, nil
 	}
 	scheme, secret, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if secret = strings.TrimSpace(secret); !strings.EqualFold(scheme, "Bearer") || secret == "" {
-		return caller{}, refuse(http.StatusUnauthorized, codeKey, "No API-key provided. This is a Danqing: send Authorization: Bearer and a token of its DANQING_SERVE_TOKENS.", 0)
+		return caller{}, newAPIError(http.StatusUnauthorized, codeInvalidKey, "No API-key provided. This is a Danqing server: send Authorization: Bearer and a token of its DANQING_SERVE_TOKENS.", 0)
 	}
 	hash := sha256.Sum256([]byte(secret))
 	var found caller
-	known := 0
+	matched := 0
 	for _, t := range a.tokens {
 		same := subtle.ConstantTimeCompare(hash[:], t.hash[:])
-		if known |= same; same == 1 {
+		if matched |= same; same == 1 {
 			found.Token = t.token
 		}
 	}
-	if known == 0 {
-		return caller{}, refuse(http.StatusUnauthorized, codeKey, "Invalid API-key provided. This is a Danqing: it takes a token of its DANQING_SERVE_TOKENS, and no key of DashScope's.", 0)
+	if matched == 0 {
+		return caller{}, newAPIError(http.StatusUnauthorized, codeInvalidKey, "Invalid API-key provided. This is a Danqing server: send a token of its DANQING_SERVE_TOKENS, not a DashScope key.", 0)
 	}
 	return found, nil
 }
 
-// Codes of DashScope's that the gateway answers with (error-code page).
+// DashScope's error codes that the gateway uses (error-code page).
 const (
-	codeKey       = "InvalidApiKey"
-	codeParameter = "InvalidParameter"
-	codeDenied    = "AccessDenied"
-	codeNotFound  = "NotFound"
-	codeThrottled = "Throttling"
-	codeQuota     = "Throttling.AllocationQuota"
-	codeUnable    = "UnsupportedOperation"
-	codeInternal  = "InternalError"
-	codeAway      = "ServiceUnavailable"
-	codeTooLarge  = "RequestTooLarge"
-	codeKeyReused = "IdempotencyKeyReused" // ours
+	codeInvalidKey  = "InvalidApiKey"
+	codeParameter   = "InvalidParameter"
+	codeDenied      = "AccessDenied"
+	codeNotFound    = "NotFound"
+	codeThrottled   = "Throttling"
+	codeQuota       = "Throttling.AllocationQuota"
+	codeUnsupported = "UnsupportedOperation"
+	codeInternal    = "InternalError"
+	codeUnavailable = "ServiceUnavailable"
+	codeTooLarge    = "RequestTooLarge"
+	codeKeyReused   = "IdempotencyKeyReused" // not DashScope's
 )
 
-// refusal is what a client may read of an error.
-type refusal struct {
+// apiError is an error for the client.
+type apiError struct {
 	status     int
 	code       string
 	message    string
-	retryAfter time.Duration // 0: nothing is said
-	param      string        // the field that is wrong, "" if not one is
+	retryAfter time.Duration // 0: no Retry-After
+	param      string        // name of the wrong field, "" if it is not a single one
 }
 
-func refuse(status int, code, message string, retryAfter time.Duration) *refusal {
-	return &refusal{status: status, code: code, message: message, retryAfter: retryAfter}
+func newAPIError(status int, code, message string, retryAfter time.Duration) *apiError {
+	return &apiError{status: status, code: code, message: message, retryAfter: retryAfter}
 }
 
-func (e *refusal) Error() string { return e.code + ": " + e.message }
+func (e *apiError) Error() string { return e.code + ": " + e.message }
 
-// refuseFor is what a client may read of any error; what it may not, the log keeps.
-func refuseFor(err error) *refusal {
-	var known *refusal
+// toAPIError returns the error for the client. It omits internal details, which are
+// logged.
+func toAPIError(err error) *apiError {
+	var apiErr *apiError
 	var invalid *jobs.InvalidError
 	var limit *jobs.LimitError
 	var large *http.MaxBytesError
 	switch {
-	case errors.As(err, &known):
-		return known
+	case errors.As(err, &apiErr):
+		return apiErr
 	case errors.As(err, &invalid):
-		e := refuse(http.StatusBadRequest, codeParameter, invalid.Error(), 0)
+		e := newAPIError(http.StatusBadRequest, codeParameter, invalid.Error(), 0)
 		if len(invalid.Fields) == 1 {
 			e.param = invalid.Fields[0].Field
 		}
 		return e
 	case errors.Is(err, jobs.ErrDigestConflict):
-		return refuse(http.StatusUnprocessableEntity, codeKeyReused, "this Idempotency-Key was used for another request: nothing was queued; choose another key", 0)
+		return newAPIError(http.StatusUnprocessableEntity, codeKeyReused, "this Idempotency-Key was used for a different request: nothing was queued; use another key", 0)
 	case errors.As(err, &limit) && limit.Kind == jobs.LimitDay:
-		return refuse(http.StatusTooManyRequests, codeQuota, limit.Error(), untilMidnight(time.Now()))
+		return newAPIError(http.StatusTooManyRequests, codeQuota, limit.Error(), untilMidnight(time.Now()))
 	case errors.As(err, &limit):
-		return refuse(http.StatusTooManyRequests, codeThrottled, limit.Error(), throttlePause)
+		return newAPIError(http.StatusTooManyRequests, codeThrottled, limit.Error(), throttledRetryAfter)
 	case errors.As(err, &large):
-		return refuse(http.StatusRequestEntityTooLarge, codeTooLarge, fmt.Sprintf("the body has more than %d bytes", large.Limit), 0)
+		return newAPIError(http.StatusRequestEntityTooLarge, codeTooLarge, fmt.Sprintf("the body has more than %d bytes", large.Limit), 0)
 	}
-	return refuse(http.StatusServiceUnavailable, codeAway, "the queue does not answer: ask again", awayPause)
+	return newAPIError(http.StatusServiceUnavailable, codeUnavailable, "the queue is unavailable: retry later", unavailableRetryAfter)
 }
 
 const (
-	// throttlePause is how long a client should wait for room in the queue: about one
-	// image of wanx-v1.
-	throttlePause = 30 * time.Second
-	awayPause     = 5 * time.Second
+	// throttledRetryAfter is how long a client should wait for space in the queue: about
+	// the time of one wanx-v1 task.
+	throttledRetryAfter   = 30 * time.Second
+	unavailableRetryAfter = 5 * time.Second
 )
 
-// untilMidnight is how long the ledger's day still lasts: it ends at midnight, UTC+8.
+// untilMidnight returns the rest of the ledger's day, which ends at midnight, UTC+8.
 func untilMidnight(now time.Time) time.Duration {
 	const day = 24 * time.Hour
 	east := now.Add(8 * time.Hour)
 	return east.Truncate(day).Add(day).Sub(east)
 }
 
-// shape writes an error in the manner of one of the APIs.
-type shape func(requestID string, e *refusal) any
+// errorEncoder returns an error in the JSON format of one of the APIs.
+type errorEncoder func(requestID string, e *apiError) any
 
-func dashScopeShape(requestID string, e *refusal) any {
+func encodeDashScopeError(requestID string, e *apiError) any {
 	return dashscope.ErrorResponse{Code: e.code, Message: e.message, RequestID: requestID}
 }
 
-// openAIError is an error as OpenAI's API reference has it.
+// openAIError is an error in the format of OpenAI's API reference.
 type openAIError struct {
 	Error struct {
 		Message string  `json:"message"`
@@ -229,10 +239,10 @@ type openAIError struct {
 	} `json:"error"`
 }
 
-func openAIShape(_ string, e *refusal) any {
+func encodeOpenAIError(_ string, e *apiError) any {
 	var body openAIError
 	body.Error.Message, body.Error.Code, body.Error.Type = e.message, e.code, "invalid_request_error"
-	if e.code == codeKey {
+	if e.code == codeInvalidKey {
 		body.Error.Code = "invalid_api_key"
 	}
 	if e.param != "" {
@@ -247,25 +257,25 @@ func openAIShape(_ string, e *refusal) any {
 	return body
 }
 
-// request is one that is being answered.
+// request is an HTTP request with its caller and ID.
 type request struct {
 	*http.Request
 	caller caller
 	id     string // request_id
-	// simulated says that what is answered tells of a simulated job.
+	// simulated is set if the answer is about a simulated job.
 	simulated bool
 }
 
-// answerer answers a request with what is encoded as JSON, or by an error; nil has
-// been answered already.
-type answerer func(w http.ResponseWriter, r *request) (any, error)
+// endpoint handles a request. It returns the answer, which is encoded as JSON, or an
+// error. A nil answer means that the endpoint has written it already.
+type endpoint func(w http.ResponseWriter, r *request) (any, error)
 
-// methods are what a path answers.
-type methods map[string]answerer
+// methods are the endpoints of a path by HTTP method.
+type methods map[string]endpoint
 
-// route adds a path, with and without a slash at its end. Without methods it is for
-// what no other path takes.
-func (a *api) route(mux *http.ServeMux, in shape, path string, by methods) {
+// route adds a path, with and without a trailing slash. Without methods, it answers
+// that the path does not exist.
+func (a *api) route(mux *http.ServeMux, in errorEncoder, path string, by methods) {
 	handler := a.handler(in, by, true)
 	mux.HandleFunc(path, handler)
 	if !strings.HasSuffix(path, "/") {
@@ -273,8 +283,8 @@ func (a *api) route(mux *http.ServeMux, in shape, path string, by methods) {
 	}
 }
 
-// handler answers one path; token says whether one is needed.
-func (a *api) handler(in shape, by methods, token bool) http.HandlerFunc {
+// handler handles one path; token says whether a token is required.
+func (a *api) handler(in errorEncoder, by methods, token bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		req := &request{Request: r, id: uuid.NewString()}
 		header := w.Header()
@@ -284,15 +294,15 @@ func (a *api) handler(in shape, by methods, token bool) http.HandlerFunc {
 		var answer any
 		var err error
 		if token {
-			req.caller, err = a.caller(r)
+			req.caller, err = a.authenticate(r)
 		}
 		if err == nil {
-			answer, err = answerBy(w, req, by)
+			answer, err = dispatch(w, req, by)
 		}
 		if err != nil {
-			e := refuseFor(err)
+			e := toAPIError(err)
 			if r.Context().Err() == nil && e.status >= http.StatusInternalServerError {
-				a.log.Warn("request not answered", "request_id", req.id, "path", r.URL.Path, "status", e.status, "err", err)
+				a.log.Warn("request failed", "request_id", req.id, "path", r.URL.Path, "status", e.status, "err", err)
 			}
 			if e.retryAfter > 0 {
 				header.Set("Retry-After", strconv.Itoa(int((e.retryAfter+time.Second-1)/time.Second)))
@@ -306,73 +316,74 @@ func (a *api) handler(in shape, by methods, token bool) http.HandlerFunc {
 	}
 }
 
-func answerBy(w http.ResponseWriter, r *request, by methods) (any, error) {
+func dispatch(w http.ResponseWriter, r *request, by methods) (any, error) {
 	if by == nil {
-		return nil, refuse(http.StatusNotFound, codeNotFound, "there is nothing at this path", 0)
+		return nil, newAPIError(http.StatusNotFound, codeNotFound, "this path does not exist", 0)
 	}
 	answer, ok := by[r.Method]
 	if !ok {
 		for method := range by {
 			w.Header().Add("Allow", method)
 		}
-		return nil, refuse(http.StatusMethodNotAllowed, "MethodNotAllowed", "this path does not take "+r.Method, 0)
+		return nil, newAPIError(http.StatusMethodNotAllowed, "MethodNotAllowed", "this path does not allow "+r.Method, 0)
 	}
 	return answer(w, r)
 }
 
-// writeTimeout bounds how slowly a client may read an answer.
+// writeTimeout limits the time in which a client must read an answer.
 const writeTimeout = time.Minute
 
-// writeAnswer says how long its body is, so that a client has it whole with its last byte.
+// writeAnswer writes body as JSON with its Content-Length, so that the client has it
+// complete when its last byte arrives.
 func writeAnswer(w http.ResponseWriter, status int, body any) {
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // not every writer has one
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // unsupported in tests
 	var encoded bytes.Buffer
 	enc := json.NewEncoder(&encoded)
 	enc.SetEscapeHTML(false)
-	_ = enc.Encode(body) // texts and numbers
+	_ = enc.Encode(body) // cannot fail: strings and numbers
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.Header().Set("Content-Length", strconv.Itoa(encoded.Len()))
 	w.WriteHeader(status)
-	_, _ = w.Write(encoded.Bytes()) // the client has gone
+	_, _ = w.Write(encoded.Bytes()) // fails only if the client has disconnected
 }
 
-// bodyTimeout bounds how slowly a client may send a body of this kind.
+// bodyTimeout limits the time in which a client must send a body.
 const bodyTimeout = 30 * time.Second
 
-// readBody reads a body of at most so many bytes, within bodyTimeout.
-func readBody(w http.ResponseWriter, r *http.Request, most int64) ([]byte, error) {
+// readBody reads a body of at most limit bytes, within bodyTimeout.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // not every reader has one
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
-	_ = control.SetReadDeadline(time.Time{}) // the connection is watched while the request is held
+	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // unsupported in tests
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	_ = control.SetReadDeadline(time.Time{}) // net/http must notice a disconnect during a long poll
 	if large := (*http.MaxBytesError)(nil); err != nil && !errors.As(err, &large) {
 		status := http.StatusBadRequest
 		if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {
 			status = http.StatusRequestTimeout
 		}
-		return nil, refuse(status, codeParameter, "the body did not arrive whole", 0)
+		return nil, newAPIError(status, codeParameter, "the body is incomplete", 0)
 	}
 	return body, err
 }
 
-// get reads a job that the caller may know of, from Redis or the bucket; otherwise it
-// fails with [jobs.ErrNotFound].
+// get returns a job from Redis or from its sidecar. It fails with [jobs.ErrNotFound] if
+// there is none, or if the caller may not see it.
 func (a *api) get(ctx context.Context, c caller, id string) (*jobs.Record, error) {
 	if err := jobs.ValidID(id); err != nil {
 		return nil, jobs.ErrNotFound
 	}
 	rec, err := a.jobs.Get(ctx, id)
 	if errors.Is(err, jobs.ErrNotFound) {
-		rec, err = a.cfg.Recall(ctx, id)
+		rec, err = a.cfg.LoadSidecar(ctx, id)
 	}
-	if err == nil && !c.owns(rec) {
+	if err == nil && !c.canSee(rec) {
 		return nil, jobs.ErrNotFound
 	}
 	return rec, err
 }
 
-// base is the gateway's URL as the client knows it, without a slash at its end.
-func (a *api) base(r *http.Request) string {
+// baseURL returns the gateway's URL for the client, without a trailing slash.
+func (a *api) baseURL(r *http.Request) string {
 	switch {
 	case a.cfg.BaseURL != "":
 		return a.cfg.BaseURL

@@ -12,9 +12,9 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// endingArchived serves the UI and, when it has archived messages, ends the waiting
-// jobs that they stand for: a worker would find out by itself, but minutes later.
-func (g *Gateway) endingArchived(ui http.Handler) http.Handler {
+// cancelArchived serves the UI. After a request that archives messages, it cancels their
+// waiting jobs. A worker would do that too, but minutes later.
+func (g *Gateway) cancelArchived(ui http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ui.ServeHTTP(w, r)
 		_, action, _ := strings.Cut(path.Base(r.URL.Path), ":")
@@ -22,14 +22,14 @@ func (g *Gateway) endingArchived(ui http.Handler) http.Handler {
 		if r.Method != http.MethodPost || !isLane(queue) || !strings.Contains(action, "archive") {
 			return
 		}
-		if err := g.endArchived(r.Context(), queue); err != nil {
-			g.log.Warn("archived jobs not ended: a worker will", "err", err)
+		if err := g.cancelArchivedJobs(r.Context(), queue); err != nil {
+			g.log.Warn("archived jobs not canceled: a worker will do it later", "err", err)
 		}
 	})
 }
 
-// endArchived ends the waiting jobs whose messages lie in a queue's archive.
-func (g *Gateway) endArchived(ctx context.Context, queue string) error {
+// cancelArchivedJobs cancels the waiting jobs whose messages are in a queue's archive.
+func (g *Gateway) cancelArchivedJobs(ctx context.Context, queue string) error {
 	const pageSize = 100
 	for number := 1; ; number++ {
 		page, err := g.inspector.ListArchivedTasks(queue, asynq.PageSize(pageSize), asynq.Page(number))

@@ -24,25 +24,25 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// visit is one browser with all that it asked for and complained of.
-type visit struct {
+// browserLog records a browser's requests and errors.
+type browserLog struct {
 	mu         sync.Mutex
 	requests   []string
 	complaints []string
 }
 
-// browser starts a headless Chromium of its own that does nothing unasked.
-func browser(t *testing.T) (context.Context, *visit) {
+// browser starts a headless Chromium of its own that makes no requests by itself.
+func browser(t *testing.T) (context.Context, *browserLog) {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:], //nolint:gocritic // a new slice: the defaults are an array
-		chromedp.ExecPath(installed(t, "chromium", "chromium")), chromedp.UserDataDir(t.TempDir()),
+		chromedp.ExecPath(requireProgram(t, "chromium", "chromium")), chromedp.UserDataDir(t.TempDir()),
 		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.WindowSize(1600, 1400),
 		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true),
 	)
 	ctx, stop := chromedp.NewExecAllocator(t.Context(), options...)
 	t.Cleanup(stop)
-	v := &visit{}
-	ctx, stop = chromedp.NewContext(ctx, chromedp.WithListener(v.note))
+	v := &browserLog{}
+	ctx, stop = chromedp.NewContext(ctx, chromedp.WithListener(v.record))
 	t.Cleanup(stop)
 	require.NoError(t, chromedp.Do(ctx, chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {
 		_, err := chromedp.Call(ctx, log.Enable, cdp.Empty{})
@@ -53,13 +53,13 @@ func browser(t *testing.T) (context.Context, *visit) {
 	return ctx, v
 }
 
-func (v *visit) note(event any) {
+func (v *browserLog) record(event any) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	switch e := event.(type) {
 	case *network.EventRequestWillBeSent:
 		v.requests = append(v.requests, e.Request.URL)
-	case *log.EventEntryAdded: // refusals by the Content-Security-Policy are among them
+	case *log.EventEntryAdded: // includes violations of the Content-Security-Policy
 		v.complaints = append(v.complaints, fmt.Sprintf("%s: %s (%s)", e.Entry.Level, e.Entry.Text, e.Entry.URL))
 	case *runtime.EventExceptionThrown:
 		v.complaints = append(v.complaints, e.ExceptionDetails.Text)
@@ -70,8 +70,8 @@ func (v *visit) note(event any) {
 	}
 }
 
-// look keeps a picture of the page, for a person, where DANQING_SCREENSHOTS says.
-func look(t *testing.T, name string) chromedp.Action[chromedp.Void] {
+// screenshot saves the page as an image into the folder DANQING_SCREENSHOTS, if set.
+func screenshot(t *testing.T, name string) chromedp.Action[chromedp.Void] {
 	t.Helper()
 	return chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
 		dir := os.Getenv("DANQING_SCREENSHOTS")
@@ -86,14 +86,14 @@ func look(t *testing.T, name string) chromedp.Action[chromedp.Void] {
 	})
 }
 
-// see waits until the page shows a text.
-func see(text string) chromedp.Action[chromedp.Void] {
+// waitText waits until the page shows a text.
+func waitText(text string) chromedp.Action[chromedp.Void] {
 	return chromedp.WaitVisible(fmt.Sprintf(`//*[not(self::script) and contains(text(), '%s')]`, text))
 }
 
-// press moves the mouse to the last cell of a table's row, where the UI then
+// clickRow moves the mouse to the last cell of a table row, where the UI then
 // shows two buttons, and clicks the first: pause or resume a queue, delete a job.
-func press(row string) chromedp.Action[chromedp.Void] {
+func clickRow(row string) chromedp.Action[chromedp.Void] {
 	cell := fmt.Sprintf(`//tr[contains(., '%s')]/td[last()]`, row)
 	return chromedp.Steps(
 		chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
@@ -109,14 +109,14 @@ func press(row string) chromedp.Action[chromedp.Void] {
 	)
 }
 
-// A person looks at the queues, a waiting job and a finished one, pauses the
-// queue, resumes it and cancels a job; no request leaves the machine, and the
-// page works under its policy.
-func TestInChromium(t *testing.T) {
+// A user views the queues, a waiting job and a finished one, pauses the queue, resumes it
+// and cancels a job. No request leaves the machine, and the page works with its
+// Content-Security-Policy.
+func TestUIInChromium(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
+	w := newTestGateway(t, embeddedRedis(t))
 	w.enqueue(t, "autumn-1")
-	w.work(t, func(ctx context.Context, message *asynq.Task) error {
+	w.processAll(t, func(ctx context.Context, message *asynq.Task) error {
 		rec, err := w.jobs.Get(ctx, message.ResultWriter().TaskID())
 		require.NoError(t, err)
 		rec.State, rec.TaskID, rec.Images = jobs.StateSucceeded, "86ecf553-d340-4e21-af6e-a0c6a421c010", []jobs.Image{{N: 1, Key: "秋天/autumn-1.png"}}
@@ -127,32 +127,32 @@ func TestInChromium(t *testing.T) {
 
 	require.NoError(t, chromedp.Do(ctx,
 		chromedp.Navigate(w.server.URL+"/ui"),
-		see(queue), look(t, "queues"),
+		waitText(queue), screenshot(t, "queues"),
 		chromedp.Click(`//a[.='`+queue+`']`, chromedp.NodeVisible), chromedp.Click(`//span[contains(., 'Pending')]`, chromedp.NodeVisible),
-		see("autumn-2"), see("autumn-3"), see(`"水墨画：autumn-2　红色"`), look(t, "pending"),
+		waitText("autumn-2"), waitText("autumn-3"), waitText(`"水墨画：autumn-2　红色"`), screenshot(t, "pending"),
 		chromedp.Navigate(w.server.URL+"/ui/queues/"+queue+"/tasks/autumn-1"),
-		see("completed"), see(`"水墨画：autumn-1　红色"`), see(`"秋天/autumn-1.png"`), see("86ecf553"), look(t, "task"),
+		waitText("completed"), waitText(`"水墨画：autumn-1　红色"`), waitText(`"秋天/autumn-1.png"`), waitText("86ecf553"), screenshot(t, "task"),
 	))
-	require.NoError(t, chromedp.Do(ctx, chromedp.Navigate(w.server.URL+"/ui/"), see(queue), press(queue), chromedp.WaitVisible(`//span[.="paused"]`), look(t, "paused")))
+	require.NoError(t, chromedp.Do(ctx, chromedp.Navigate(w.server.URL+"/ui/"), waitText(queue), clickRow(queue), chromedp.WaitVisible(`//span[.="paused"]`), screenshot(t, "paused")))
 	require.True(t, w.paused(t))
-	require.NoError(t, chromedp.Do(ctx, press(queue), chromedp.WaitVisible(`//span[.="run"]`)))
+	require.NoError(t, chromedp.Do(ctx, clickRow(queue), chromedp.WaitVisible(`//span[.="run"]`)))
 	require.False(t, w.paused(t))
 	require.NoError(t, chromedp.Do(ctx,
-		chromedp.Navigate(w.server.URL+"/ui/queues/"+queue+"?status=pending"), press("autumn-3"),
+		chromedp.Navigate(w.server.URL+"/ui/queues/"+queue+"?status=pending"), clickRow("autumn-3"),
 		chromedp.WaitNotPresent(`//th[contains(., "autumn-3")]`),
 	))
 	w.requireCanceled(t, "autumn-3")
 	v.requireLocal(t, w.server.URL)
 }
 
-func (w *world) paused(t *testing.T) bool {
+func (w *testGateway) paused(t *testing.T) bool {
 	t.Helper()
 	info, err := w.inspector.GetQueueInfo(queue)
 	require.NoError(t, err)
 	return info.Paused
 }
 
-func (v *visit) requireLocal(t *testing.T, server string) {
+func (v *browserLog) requireLocal(t *testing.T, server string) {
 	t.Helper()
 	v.mu.Lock()
 	defer v.mu.Unlock()

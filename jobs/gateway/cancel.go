@@ -9,26 +9,26 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// canceled answers a cancel, as DashScope does: with nothing but its ID.
-type canceled struct {
+// cancelResponse is DashScope's answer to a cancel.
+type cancelResponse struct {
 	RequestID string `json:"request_id"`
 }
 
 const (
-	// cancelMost is how long a cancel waits for the lane's answer: it looks at its task
-	// every 10 s at the longest.
-	cancelMost = 12 * time.Second
-	// ignoredBody bounds the body of a cancel, which the SDK's asyncio client sends.
-	ignoredBody = 64 << 10
+	// cancelTimeout is how long a cancel waits for the lane, which polls its task at least
+	// every 10 s.
+	cancelTimeout = 12 * time.Second
+	// maxIgnoredBytes limits the body of a cancel, which the SDK's asyncio client sends.
+	maxIgnoredBytes = 64 << 10
 )
 
-// cancel gives up a job that waits here, or at DashScope. Any other is refused as there,
-// and so is one that the caller may not know of.
+// cancel cancels a job that waits in the queue or at DashScope. For any other job it fails
+// like DashScope, and also for a job that the caller may not see.
 func (a *api) cancel(w http.ResponseWriter, r *request) (any, error) {
-	if _, err := readBody(w, r.Request, ignoredBody); err != nil {
+	if _, err := readBody(w, r.Request, maxIgnoredBytes); err != nil {
 		return nil, err
 	}
-	tooLate := refuse(http.StatusBadRequest, codeUnable, "Failed to cancel the task, please confirm if the task is in PENDING status.", 0)
+	tooLate := newAPIError(http.StatusBadRequest, codeUnsupported, "Failed to cancel the task, please confirm if the task is in PENDING status.", 0)
 	id := r.PathValue("id")
 	rec, err := a.get(r.Context(), r.caller, id)
 	switch {
@@ -39,7 +39,7 @@ func (a *api) cancel(w http.ResponseWriter, r *request) (any, error) {
 	case !cancelable(rec):
 		return nil, tooLate
 	}
-	ctx := context.WithoutCancel(r.Context()) // half a cancel helps nobody
+	ctx := context.WithoutCancel(r.Context()) // several steps: complete them
 	rec, err = a.jobs.Cancel(ctx, id)
 	switch {
 	case errors.Is(err, jobs.ErrOver), errors.Is(err, jobs.ErrState), errors.Is(err, jobs.ErrNotFound):
@@ -47,20 +47,20 @@ func (a *api) cancel(w http.ResponseWriter, r *request) (any, error) {
 	case err != nil:
 		return nil, err
 	}
-	if cancelable(rec) { // its lane was told
-		ctx, stop := context.WithTimeout(r.Context(), cancelMost)
+	if cancelable(rec) { // its lane will cancel it
+		ctx, stop := context.WithTimeout(r.Context(), cancelTimeout)
 		defer stop()
-		if rec, err = a.await(ctx, r.caller, id, func(rec *jobs.Record) bool { return !cancelable(rec) }); err != nil {
+		if rec, err = a.waitFor(ctx, r.caller, id, func(rec *jobs.Record) bool { return !cancelable(rec) }); err != nil {
 			return nil, err
 		}
 	}
 	if rec.State != jobs.StateCanceled {
 		return nil, tooLate
 	}
-	return canceled{r.id}, nil
+	return cancelResponse{r.id}, nil
 }
 
-// cancelable reports whether a job may still be given up.
+// cancelable reports whether a job can still be canceled.
 func cancelable(rec *jobs.Record) bool {
 	return rec.State.Waiting() || rec.State == jobs.StateSubmitting || rec.State == jobs.StateGenerating && rec.RunningAt.IsZero()
 }

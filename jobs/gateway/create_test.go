@@ -20,11 +20,11 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// What the SDKs send becomes the job that DashScope would make of it, at DashScope's
-// own default of four images.
+// A request of the SDKs becomes the job that DashScope would create, with DashScope's
+// default of four images.
 func TestCreate(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
-		// The Java SDK repeats the negative prompt.
+	runInBubble(t, nil, func(t *testing.T, s *service) {
+		// The Java SDK sends the negative prompt twice.
 		body := `{"model":"wanx-v1","input":{"prompt":"a cat","negative_prompt":"red","ref_img":"https://example.com/cat.png"},` +
 			`"parameters":{"size":"1024*1024","style":"<auto>","ref_strength":0.0,"ref_mode":"repaint","negative_prompt":"red"}}`
 		for _, path := range []string{createPath, createPath + "/"} {
@@ -46,7 +46,7 @@ func TestCreate(t *testing.T) {
 		}
 		s.create(`{"model":"wanx-v1","input":{"prompt":"a cat"},"parameters":{"ref_mode":"repaint","ref_strength":0.5,"similarity":null}}`)
 		got := s.submit(`{"model":"qwen-image","input":{"prompt":"a cat"}}`)
-		assert.Equal(t, "1", got.header.Get("X-Danqing-Images"), "its most")
+		assert.Equal(t, "1", got.header.Get("X-Danqing-Images"), "the model's maximum")
 		assert.Equal(t, "0.25", got.header.Get("X-Danqing-Price"))
 		for _, reference := range []string{"ref_image", "sketch_image_url"} {
 			s.create(`{"model":"wanx-v1","input":{"prompt":"a cat","` + reference + `":"https://example.com/cat.png"}}`)
@@ -54,15 +54,15 @@ func TestCreate(t *testing.T) {
 	})
 }
 
-// What the service would refuse is refused before anything is queued, in DashScope's
-// shape, by name.
-func TestCreateRefuses(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// Requests that DashScope would refuse are refused before anything is queued, in
+// DashScope's format, with the field's name.
+func TestCreateErrors(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		for name, c := range map[string]struct{ body, says string }{
-			"no JSON":           {`{"model":`, "no JSON: unexpected end"},
-			"nothing":           {``, "no JSON"},
+			"no JSON":           {`{"model":`, "not valid JSON: unexpected end"},
+			"nothing":           {``, "not valid JSON"},
 			"a list":            {`[]`, "a JSON object"},
-			"deep":              {strings.Repeat("[", 60_000), "no JSON"},
+			"deep":              {strings.Repeat("[", 60_000), "not valid JSON"},
 			"no UTF-8":          {"{\"model\":\"wanx-v1\",\"input\":{\"prompt\":\"\xff\"}}", "UTF-8"},
 			"no model":          {`{"input":{"prompt":"a cat"}}`, "model: missing"},
 			"no prompt":         {`{"model":"wanx-v1","input":{}}`, "prompt: missing"},
@@ -73,7 +73,7 @@ func TestCreateRefuses(t *testing.T) {
 			"another model's":   {`{"model":"wanx-v1","input":{"prompt":"a cat"},"parameters":{"prompt_extend":true}}`, "prompt_extend: true; allowed: none: wanx-v1 has no prompt_extend"},
 			"file":              {`{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"file:///etc/passwd"}}`, `ref_img: "file:///etc/passwd"`},
 			"path":              {`{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"/etc/passwd"}}`, `ref_img: "/etc/passwd"`},
-			"not staged":        {`{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"sha256:` + strings.Repeat("0", 64) + `"}}`, "not there"},
+			"not staged":        {`{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"sha256:` + strings.Repeat("0", 64) + `"}}`, "does not exist"},
 			"no hash":           {`{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"sha256:../_jobs/a"}}`, "ref_img"},
 			"its own ID":        {`{"id":"a","model":"wanx-v1","input":{"prompt":"a cat"}}`, "Idempotency-Key"},
 			"others' queues":    {`{"follow_up":{"type":"t","queue":"payroll"},"model":"wanx-v1","input":{"prompt":"a cat"}}`, "follow_up"},
@@ -91,9 +91,9 @@ func TestCreateRefuses(t *testing.T) {
 	})
 }
 
-// What is ours beside DashScope's body comes by header.
+// Options that DashScope does not have are set by headers.
 func TestCreateHeaders(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		later := time.Now().Add(time.Hour).UTC()
 		id := s.create(oneCat, "X-Danqing-Priority", "bulk", "X-Danqing-Callback", "https://shop.example/hook?key=1",
 			"X-Danqing-Labels", "sku=A-17, season=%E7%A7%8B", "X-Danqing-Not-Before", later.Format(time.RFC3339),
@@ -128,10 +128,10 @@ func TestCreateHeaders(t *testing.T) {
 	})
 }
 
-// The same key with the same body is the same job, for ever and for everybody who sends
-// it at once; with another body it is refused.
+// Requests with the same key and body are the same job, also if they are sent
+// concurrently or much later. With another body they are refused.
 func TestIdempotencyKey(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		ids := make([]string, 20)
 		var group sync.WaitGroup
 		for i := range ids {
@@ -147,22 +147,22 @@ func TestIdempotencyKey(t *testing.T) {
 
 		rec := s.finish(ids[0])
 		assert.Equal(t, "SUCCEEDED", s.submit(oneCat, "Idempotency-Key", "order 17/猫").decode(t)["output"].(map[string]any)["task_status"])
-		// Redis has forgotten it; the bucket has not.
+		// The job is no longer in Redis, but in the bucket.
 		require.NoError(t, s.redis.Del(t.Context(), "danqing:job:"+rec.ID).Err())
-		s.recalled[rec.ID] = rec
+		s.sidecars[rec.ID] = rec
 		assert.Equal(t, rec.ID, s.create(oneCat, "Idempotency-Key", "order 17/猫"))
 		s.submit(other, "Idempotency-Key", "order 17/猫").requireRefused(t, http.StatusUnprocessableEntity, "IdempotencyKeyReused")
 		assert.Empty(t, s.redis.Keys(t.Context(), "danqing:job:*").Val())
 	})
 }
 
-// Past a limit a job gets 429 with the time to wait, and nothing of it is queued.
-func TestBackpressure(t *testing.T) {
+// Above a limit, a create gets 429 with Retry-After, and nothing is queued.
+func TestLimits(t *testing.T) {
 	limited := func(api *gateway.API) {
 		api.Depth = 3
 		api.Tokens = []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456", MaxWaiting: 1}, {Name: "blog", Secret: "blog-secret-0123456", DailyBudgetMicroYuan: 320_000}}
 	}
-	bubble(t, limited, func(t *testing.T, s *service) {
+	runInBubble(t, limited, func(t *testing.T, s *service) {
 		shop := []string{"Authorization", "Bearer shop-secret-0123456"}
 		blog := []string{"Authorization", "Bearer blog-secret-0123456"}
 		id := s.create(oneCat, shop...)
@@ -182,19 +182,19 @@ func TestBackpressure(t *testing.T) {
 		s.generate(id)
 		refused("Throttling.AllocationQuota", 16*3600, blog) // it is 8 o'clock in UTC+8
 		message := s.submit(`{"model":"wanx-v1","input":{"prompt":"a cat"}}`, blog...).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
-		assert.Contains(t, message, "may cost 0.64 yuan, and all jobs of this token 0.32 a day")
+		assert.Contains(t, message, "may cost 0.64 yuan, and this token's daily budget is 0.32")
 		<-time.After(16 * time.Hour)
 		s.create(oneCat, blog...)
 	})
 }
 
-// Position and time to wait are told from what is measured.
+// Position and estimated start are computed from measured task times.
 func TestEstimate(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		got := s.submit(oneCat)
 		assert.Equal(t, "0", got.header.Get("X-Danqing-Position"))
-		assert.Empty(t, got.header.Get("X-Danqing-Estimated-Start"), "nothing was ever measured")
-		assert.Contains(t, got.header.Get("X-Danqing-Warnings"), "no%20worker%20works%20wanx-v1")
+		assert.Empty(t, got.header.Get("X-Danqing-Estimated-Start"), "no task was measured yet")
+		assert.Contains(t, got.header.Get("X-Danqing-Warnings"), "no%20worker%20serves%20wanx-v1")
 		require.NoError(t, s.jobs.NoteDuration(t.Context(), "wanx-v1", 20*time.Second))
 		require.NoError(t, s.jobs.NoteDuration(t.Context(), "wanx-v1", 40*time.Second))
 		require.NoError(t, s.jobs.SetLane(t.Context(), jobs.LaneStatus{Account: "main", Model: "wanx-v1", Concurrency: 2, State: jobs.LaneOpen}))
@@ -211,10 +211,10 @@ func TestEstimate(t *testing.T) {
 	})
 }
 
-// A create waits for a Redis that is away a moment, and is then the same job once. If
-// Redis stays away it gets 503, and nothing is queued later.
-func TestCreateWhileRedisIsAway(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// A create waits for a Redis that is unavailable for a moment, and creates one job. If
+// Redis stays unavailable it gets 503, and nothing is queued later.
+func TestCreateWhileRedisUnavailable(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		s.outage.down.Store(true)
 		time.AfterFunc(5*time.Second, func() { s.outage.down.Store(false) })
 		s.create(oneCat)
@@ -230,9 +230,9 @@ func TestCreateWhileRedisIsAway(t *testing.T) {
 	})
 }
 
-// A client that hangs up in the middle leaves a whole job or none.
-func TestCreateHungUp(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// When the client disconnects, there is a complete job or none.
+func TestCreateClientDisconnects(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		ctx, hangUp := context.WithCancel(t.Context())
 		hangUp()
 		got := s.call(ctx, http.MethodPost, createPath, oneCat, "X-DashScope-Async", "enable")
@@ -242,10 +242,10 @@ func TestCreateHungUp(t *testing.T) {
 	})
 }
 
-// A waiting job is canceled; one at DashScope as far as it waits there; every other is
-// refused as DashScope refuses.
+// A job can be canceled while it waits in the queue or at DashScope. Otherwise the cancel
+// fails like DashScope's.
 func TestCancel(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		cancel := func(id string) answer { return s.post(tasksPath+id+"/cancel", "{}") }
 		refused := func(id string) {
 			t.Helper()
@@ -254,27 +254,27 @@ func TestCancel(t *testing.T) {
 		}
 		id := s.create(oneCat)
 		assert.Empty(t, cancel(id+"").decode(t))
-		assert.Equal(t, "CANCELED", s.look(id).Output.TaskStatus)
+		assert.Equal(t, "CANCELED", s.query(id).Output.TaskStatus)
 		refused(id)
 		refused("never")
 
 		// Its lane cancels the task at DashScope.
 		waits := func() string {
 			id := s.create(oneCat)
-			s.move(id, func(rec *jobs.Record) { rec.State, rec.Attempt, rec.TaskID = jobs.StateGenerating, 1, "task-of-"+id })
+			s.update(id, func(rec *jobs.Record) { rec.State, rec.Attempt, rec.TaskID = jobs.StateGenerating, 1, "task-of-"+id })
 			return id
 		}
 		id = waits()
 		time.AfterFunc(3*time.Second, func() {
-			s.move(id, func(rec *jobs.Record) {
+			s.update(id, func(rec *jobs.Record) {
 				assert.False(t, rec.CancelRequestedAt.IsZero())
-				rec.End(jobs.StateCanceled, jobs.CodeCanceled, "cancelled there", time.Now().UTC())
+				rec.End(jobs.StateCanceled, jobs.CodeCanceled, "canceled there", time.Now().UTC())
 			})
 		})
 		assert.Equal(t, http.StatusOK, cancel(id).status)
-		// Or finds it at work; or is not heard of in time.
+		// Or it finds the task running, or does not answer in time.
 		id = waits()
-		time.AfterFunc(3*time.Second, func() { s.move(id, func(rec *jobs.Record) { rec.RunningAt = time.Now() }) })
+		time.AfterFunc(3*time.Second, func() { s.update(id, func(rec *jobs.Record) { rec.RunningAt = time.Now() }) })
 		began := time.Now()
 		refused(id)
 		assert.Equal(t, 3*time.Second, time.Since(began))
@@ -286,24 +286,24 @@ func TestCancel(t *testing.T) {
 		refused(id)
 		rec, err := s.jobs.Get(t.Context(), id)
 		require.NoError(t, err)
-		assert.Zero(t, rec.CancelRequestedAt, "what is refused is not noted")
+		assert.Zero(t, rec.CancelRequestedAt, "a refused cancel is not recorded")
 		s.finish(id)
 		refused(id)
 	})
 }
 
 func TestList(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		var ids []string
 		for i := range 25 {
 			model := []string{"wanx-v1", "wan2.2-t2i-flash"}[i%2]
 			ids = append(ids, s.create(fmt.Sprintf(`{"model":"%s","input":{"prompt":"a cat"}}`, model)))
 			<-time.After(time.Second)
 		}
-		s.finish(ids[0]) // changed last, asked for first
+		s.finish(ids[0]) // updated last, created first
 		list := func(query string) dashscope.ListResponse {
 			t.Helper()
-			got := s.ask(http.MethodGet, "/api/v1/tasks"+query, "")
+			got := s.request(http.MethodGet, "/api/v1/tasks"+query, "")
 			require.Equal(t, http.StatusOK, got.status, got.body)
 			assert.NotContains(t, got.body, `"output"`)
 			var page dashscope.ListResponse
@@ -328,16 +328,16 @@ func TestList(t *testing.T) {
 		assert.Equal(t, 11, list("?start_time=20000101080005&end_time=20000101080015").Total)
 		assert.Equal(t, 25, list("?end_time=946684900000").Total)
 		for _, query := range []string{"page_no=0", "page_size=101", "page_size=x", "start_time=yesterday", "start_time=20000101000000&end_time=20000103000000"} {
-			s.ask(http.MethodGet, "/api/v1/tasks?"+query, "").requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+			s.request(http.MethodGet, "/api/v1/tasks?"+query, "").requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 		}
 		<-time.After(25 * time.Hour)
 		assert.Zero(t, list("").Total)
 	})
 }
 
-// A wrong key gets DashScope's own refusal, and the right ones are known.
+// A wrong key gets DashScope's error, and the right ones are accepted.
 func TestTokens(t *testing.T) {
-	bubble(t, func(api *gateway.API) { api.Tokens = []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}} }, func(t *testing.T, s *service) {
+	runInBubble(t, func(api *gateway.API) { api.Tokens = []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}} }, func(t *testing.T, s *service) {
 		for _, value := range []string{"", "Bearer", "Bearer ", "shop-secret-0123456", "Basic shop-secret-0123456", "Bearer shop-secret-012345", "Bearer shop-secret-01234567", "Bearer shop"} {
 			for _, path := range []string{createPath, "/api/v1/tasks", "/api/v1/nothing"} {
 				got := s.post(path, oneCat, "Authorization", value, "X-DashScope-Async", "enable")
@@ -350,9 +350,9 @@ func TestTokens(t *testing.T) {
 	})
 }
 
-// Without tokens the API is for this machine's own programs.
+// Without tokens the API is for programs on this machine only.
 func TestNoTokens(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		assert.Equal(t, http.StatusMisdirectedRequest, s.submit(oneCat, "Host", "evil.example").status)
 		assert.Equal(t, http.StatusForbidden, s.submit(oneCat, "Sec-Fetch-Site", "cross-site").status)
 		assert.Equal(t, http.StatusForbidden, s.submit(oneCat, "Origin", "https://evil.example").status)
@@ -361,25 +361,25 @@ func TestNoTokens(t *testing.T) {
 	})
 }
 
-// Wrong methods, odd paths and endless bodies get the right answer, and cost nothing.
-func TestHostile(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// Wrong methods, odd paths and endless bodies get the right error, and queue nothing.
+func TestInvalidRequests(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		for path, allow := range map[string]string{createPath: "POST", "/api/v1/tasks": "GET", tasksPath + "x": "GET", tasksPath + "x/cancel": "POST"} {
 			for _, method := range []string{http.MethodPut, http.MethodDelete, http.MethodPatch, "BREW"} {
-				got := s.ask(method, path, "")
+				got := s.request(method, path, "")
 				got.requireRefused(t, http.StatusMethodNotAllowed, "MethodNotAllowed")
 				assert.Equal(t, allow, got.header.Get("Allow"))
 			}
 		}
 		for _, id := range []string{"..%2f..%2fetc", "%00", "a%2fb", strings.Repeat("a", 5000), "%E7%8C%AB", "*", "a%20b", "danqing:job:x"} {
-			got := s.ask(http.MethodGet, tasksPath+id, "")
+			got := s.request(http.MethodGet, tasksPath+id, "")
 			assert.Equal(t, http.StatusOK, got.status, id)
 			assert.Contains(t, got.body, `"UNKNOWN"`)
 		}
 		for _, path := range []string{"/api/v1/services/aigc/text2image", "/api/v1/tasks/a/b", "/api/", "/api/v2/tasks"} {
-			s.ask(http.MethodGet, path, "").requireRefused(t, http.StatusNotFound, "NotFound")
+			s.request(http.MethodGet, path, "").requireRefused(t, http.StatusNotFound, "NotFound")
 		}
-		assert.Equal(t, http.StatusNotFound, s.ask(http.MethodGet, "/ui/", "").status, "there is none")
+		assert.Equal(t, http.StatusNotFound, s.request(http.MethodGet, "/ui/", "").status, "there is none")
 
 		body := &endless{}
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1"+createPath, body)

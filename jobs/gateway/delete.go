@@ -13,15 +13,15 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// handleDeletes takes over the routes by which the UI deletes messages of a lane:
-// whoever deletes a waiting job's message wants the job canceled. A message that
-// merely vanished would be put back by a worker, which goes by the record.
+// handleDeletes replaces the UI's routes that delete messages of a lane: they cancel the
+// job. If only the message were deleted, a worker would enqueue it again, because the
+// record says that the job waits.
 func (g *Gateway) handleDeletes(mux *http.ServeMux, ui http.Handler) {
 	const list = uiPath + "/api/queues/{queue}/{list}"
 	lane := func(suffix string, handle http.HandlerFunc) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
-			name, ours := strings.CutSuffix(r.PathValue("list"), suffix)
-			if _, known := g.lists()[name]; !ours || !known || !isLane(r.PathValue("queue")) {
+			name, matches := strings.CutSuffix(r.PathValue("list"), suffix)
+			if _, known := g.listers()[name]; !matches || !known || !isLane(r.PathValue("queue")) {
 				ui.ServeHTTP(w, r)
 				return
 			}
@@ -34,7 +34,7 @@ func (g *Gateway) handleDeletes(mux *http.ServeMux, ui http.Handler) {
 	mux.HandleFunc("DELETE "+list, lane(":delete_all", g.deleteAll))
 }
 
-// isLane reports whether a queue is one of [jobs.Queue]'s.
+// isLane reports whether a queue is one of a lane's, see [jobs.Queue].
 func isLane(queue string) bool {
 	parts := strings.Split(queue, ":")
 	if len(parts) != 3 {
@@ -44,12 +44,12 @@ func isLane(queue string) bool {
 	return ok
 }
 
-// lister reads one page of a queue's messages of one state.
+// lister returns one page of a queue's messages in one state.
 type lister func(queue string, opts ...asynq.ListOption) ([]*asynq.TaskInfo, error)
 
-// lists are those whose messages may stand for a waiting job. Completed ones
-// stand for none.
-func (g *Gateway) lists() map[string]lister {
+// listers are those of the states in which a message may belong to a waiting job, which
+// excludes completed ones.
+func (g *Gateway) listers() map[string]lister {
 	return map[string]lister{
 		"pending_tasks":   g.inspector.ListPendingTasks,
 		"scheduled_tasks": g.inspector.ListScheduledTasks,
@@ -58,10 +58,10 @@ func (g *Gateway) lists() map[string]lister {
 	}
 }
 
-// delete cancels the job whose message this is. A job that has a task keeps its
-// message: its lane cancels the task if it still can, else keeps the images. The
-// message of a job that is over, held or unknown goes alone.
-func (g *Gateway) delete(ctx context.Context, queue, id string) error {
+// deleteMessage cancels the job of a message. If the job has a task, the message stays: its
+// lane cancels the task if that is still possible, and otherwise stores the images. If the
+// job is finished, held or unknown, only the message is deleted.
+func (g *Gateway) deleteMessage(ctx context.Context, queue, id string) error {
 	_, err := g.jobs.Cancel(ctx, id)
 	if !errors.Is(err, jobs.ErrNotFound) && !errors.Is(err, jobs.ErrOver) && !errors.Is(err, jobs.ErrState) {
 		return err
@@ -73,14 +73,14 @@ func (g *Gateway) delete(ctx context.Context, queue, id string) error {
 }
 
 func (g *Gateway) deleteOne(w http.ResponseWriter, r *http.Request) {
-	if err := g.delete(r.Context(), r.PathValue("queue"), r.PathValue("id")); err != nil {
-		g.refuse(w, err)
+	if err := g.deleteMessage(r.Context(), r.PathValue("queue"), r.PathValue("id")); err != nil {
+		g.writeUIError(w, err)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// maxIDsBytes bounds the body of a request that names messages; asynqmon's own.
+// maxIDsBytes limits the body of a request with message IDs; it is asynqmon's limit.
 const maxIDsBytes = 1_000_000
 
 func (g *Gateway) deleteSome(w http.ResponseWriter, r *http.Request) {
@@ -96,7 +96,7 @@ func (g *Gateway) deleteSome(w http.ResponseWriter, r *http.Request) {
 		Failed  []string `json:"failed_ids"`
 	}{[]string{}, []string{}}
 	for _, id := range asked.IDs {
-		if err := g.delete(r.Context(), r.PathValue("queue"), id); err != nil {
+		if err := g.deleteMessage(r.Context(), r.PathValue("queue"), id); err != nil {
 			g.log.Warn("job not canceled", "job_id", id, "err", err)
 			done.Failed = append(done.Failed, id)
 			continue
@@ -107,23 +107,23 @@ func (g *Gateway) deleteSome(w http.ResponseWriter, r *http.Request) {
 }
 
 func (g *Gateway) deleteAll(w http.ResponseWriter, r *http.Request) {
-	queue, list := r.PathValue("queue"), g.lists()[r.PathValue("list")]
+	queue, list := r.PathValue("queue"), g.listers()[r.PathValue("list")]
 	tried := map[string]bool{}
-	for fresh := true; fresh; {
-		// What was deleted has left the first page, so that is always the next.
+	for more := true; more; {
+		// Deleted messages have left the first page, so it is always the next one.
 		page, err := list(queue, asynq.PageSize(100))
 		if err != nil {
-			g.refuse(w, err)
+			g.writeUIError(w, err)
 			return
 		}
-		fresh = false
+		more = false
 		for _, message := range page {
 			if tried[message.ID] {
 				continue
 			}
-			tried[message.ID], fresh = true, true
-			if err := g.delete(r.Context(), queue, message.ID); err != nil {
-				g.refuse(w, err)
+			tried[message.ID], more = true, true
+			if err := g.deleteMessage(r.Context(), queue, message.ID); err != nil {
+				g.writeUIError(w, err)
 				return
 			}
 		}
@@ -133,9 +133,9 @@ func (g *Gateway) deleteAll(w http.ResponseWriter, r *http.Request) {
 	}{len(tried)})
 }
 
-// refuse answers as asynqmon does: the UI shows the text.
-func (g *Gateway) refuse(w http.ResponseWriter, err error) {
-	g.log.Warn("request of the web ui failed", "err", err)
+// writeUIError answers like asynqmon: the UI shows the text.
+func (g *Gateway) writeUIError(w http.ResponseWriter, err error) {
+	g.log.Warn("web ui request failed", "err", err)
 	http.Error(w, err.Error(), http.StatusInternalServerError)
 }
 

@@ -14,8 +14,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// move brings the messages of waiting jobs into one of asynq's states.
-func (w *world) move(t *testing.T, state string, ids ...string) {
+// moveMessages moves the messages of waiting jobs into one of asynq's states.
+func (w *testGateway) moveMessages(t *testing.T, state string, ids ...string) {
 	t.Helper()
 	switch state {
 	case "archived":
@@ -23,7 +23,7 @@ func (w *world) move(t *testing.T, state string, ids ...string) {
 			require.NoError(t, w.inspector.ArchiveTask(queue, id))
 		}
 	case "retry":
-		w.work(t, func(context.Context, *asynq.Task) error { return errors.New("try again") })
+		w.processAll(t, func(context.Context, *asynq.Task) error { return errors.New("try again") })
 	case "scheduled":
 		client := asynq.NewClientFromRedisClient(w.redis)
 		for _, id := range ids {
@@ -36,25 +36,25 @@ func (w *world) move(t *testing.T, state string, ids ...string) {
 	}
 }
 
-// Deleting a waiting job's message, by whichever button, cancels the job; left
-// alone, a worker would put the message back and pay for the image.
-func TestDeletedMessagesAreCanceledJobs(t *testing.T) {
+// Deleting a waiting job's message, by any button, cancels the job. Otherwise a worker
+// would enqueue the message again and pay for the image.
+func TestDeletingMessageCancelsJob(t *testing.T) {
 	t.Parallel()
 	for name, start := range queues() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, start(t))
+			w := newTestGateway(t, start(t))
 			for _, state := range []string{"pending", "scheduled", "retry", "archived"} {
 				one, two, three, four := state+"-1", state+"-2", state+"-3", state+"-4"
 				w.enqueue(t, one, two, three, four)
-				w.move(t, state, one, two, three, four)
+				w.moveMessages(t, state, one, two, three, four)
 				list := "/ui/api/queues/" + queue + "/" + state + "_tasks"
 
-				status, _, body := w.ask(t, http.MethodDelete, list+"/"+one, "")
+				status, _, body := w.request(t, http.MethodDelete, list+"/"+one, "")
 				assert.Equal(t, http.StatusNoContent, status, body)
 				w.requireCanceled(t, one)
 
-				status, _, body = w.ask(t, http.MethodPost, list+":batch_delete", `{"task_ids":["`+two+`"]}`)
+				status, _, body = w.request(t, http.MethodPost, list+":batch_delete", `{"task_ids":["`+two+`"]}`)
 				assert.Equal(t, http.StatusOK, status, body)
 				assert.JSONEq(t, `{"deleted_ids":["`+two+`"],"failed_ids":[]}`, body)
 				w.requireCanceled(t, two)
@@ -62,9 +62,9 @@ func TestDeletedMessagesAreCanceledJobs(t *testing.T) {
 				for _, id := range []string{three, four} {
 					rec, err := w.jobs.Get(t.Context(), id)
 					require.NoError(t, err)
-					assert.Equal(t, jobs.StateQueued, rec.State, "the others wait on")
+					assert.Equal(t, jobs.StateQueued, rec.State, "the other jobs still wait")
 				}
-				status, _, body = w.ask(t, http.MethodDelete, list+":delete_all", "")
+				status, _, body = w.request(t, http.MethodDelete, list+":delete_all", "")
 				assert.Equal(t, http.StatusOK, status, body)
 				assert.JSONEq(t, `{"deleted":2}`, body)
 				w.requireCanceled(t, three)
@@ -74,7 +74,7 @@ func TestDeletedMessagesAreCanceledJobs(t *testing.T) {
 	}
 }
 
-func (w *world) requireCanceled(t *testing.T, id string) {
+func (w *testGateway) requireCanceled(t *testing.T, id string) {
 	t.Helper()
 	rec, err := w.jobs.Get(t.Context(), id)
 	require.NoError(t, err)
@@ -83,13 +83,13 @@ func (w *world) requireCanceled(t *testing.T, id string) {
 	require.ErrorIs(t, err, asynq.ErrTaskNotFound, id)
 }
 
-// A job that has a task is left to its lane, with a note that it is unwanted.
-func TestDeletedMessageOfAJobWithATask(t *testing.T) {
+// A job with a task is canceled by its lane: only the request to cancel is recorded.
+func TestDeletingMessageOfJobWithTask(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
+	w := newTestGateway(t, embeddedRedis(t))
 	w.enqueue(t, "cat")
-	w.become(t, "cat", jobs.StateGenerating)
-	status, _, body := w.ask(t, http.MethodDelete, "/ui/api/queues/"+queue+"/pending_tasks/cat", "")
+	w.setState(t, "cat", jobs.StateGenerating)
+	status, _, body := w.request(t, http.MethodDelete, "/ui/api/queues/"+queue+"/pending_tasks/cat", "")
 	assert.Equal(t, http.StatusNoContent, status, body)
 	rec, err := w.jobs.Get(t.Context(), "cat")
 	require.NoError(t, err)
@@ -99,7 +99,7 @@ func TestDeletedMessageOfAJobWithATask(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func (w *world) become(t *testing.T, id string, state jobs.State) {
+func (w *testGateway) setState(t *testing.T, id string, state jobs.State) {
 	t.Helper()
 	old, err := w.jobs.Get(t.Context(), id)
 	require.NoError(t, err)
@@ -108,18 +108,18 @@ func (w *world) become(t *testing.T, id string, state jobs.State) {
 	require.NoError(t, w.jobs.Swap(t.Context(), old, &next))
 }
 
-// What a job has become, deleting its message leaves as it is.
-func TestDeletedMessagesOfOtherJobs(t *testing.T) {
+// Deleting a message does not change a job that is finished, held or unknown.
+func TestDeletingMessageKeepsOtherStates(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
+	w := newTestGateway(t, embeddedRedis(t))
 	for _, state := range []jobs.State{jobs.StateFailed, jobs.StateHeld, jobs.StateStoring} {
 		id := string(state)
 		w.enqueue(t, id)
-		w.become(t, id, state)
-		w.move(t, "archived", id)
+		w.setState(t, id, state)
+		w.moveMessages(t, "archived", id)
 		before, err := w.jobs.Get(t.Context(), id)
 		require.NoError(t, err)
-		status, _, body := w.ask(t, http.MethodDelete, "/ui/api/queues/"+queue+"/archived_tasks/"+id, "")
+		status, _, body := w.request(t, http.MethodDelete, "/ui/api/queues/"+queue+"/archived_tasks/"+id, "")
 		assert.Equal(t, http.StatusNoContent, status, body)
 		after, err := w.jobs.Get(t.Context(), id)
 		require.NoError(t, err)
@@ -129,16 +129,16 @@ func TestDeletedMessagesOfOtherJobs(t *testing.T) {
 	}
 }
 
-// More than the UI shows at once, some of them gone meanwhile.
-func TestDeleteAllOfManyPages(t *testing.T) {
+// There are more messages than on a page, and some vanish in the meantime.
+func TestDeleteAllPages(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
+	w := newTestGateway(t, embeddedRedis(t))
 	var ids []string
 	for range 250 {
 		ids = append(ids, jobs.NewID())
 	}
 	w.enqueue(t, ids...)
-	status, _, body := w.ask(t, http.MethodDelete, "/ui/api/queues/"+queue+"/pending_tasks:delete_all", "")
+	status, _, body := w.request(t, http.MethodDelete, "/ui/api/queues/"+queue+"/pending_tasks:delete_all", "")
 	assert.Equal(t, http.StatusOK, status, body)
 	assert.JSONEq(t, `{"deleted":250}`, body)
 	for _, id := range ids {
@@ -146,36 +146,36 @@ func TestDeleteAllOfManyPages(t *testing.T) {
 	}
 }
 
-func TestDeleteRefusesGarbage(t *testing.T) {
+func TestDeleteInvalidBody(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
+	w := newTestGateway(t, embeddedRedis(t))
 	w.enqueue(t, "cat")
-	status, _, _ := w.ask(t, http.MethodPost, "/ui/api/queues/"+queue+"/pending_tasks:batch_delete", `{"task_ids":`)
+	status, _, _ := w.request(t, http.MethodPost, "/ui/api/queues/"+queue+"/pending_tasks:batch_delete", `{"task_ids":`)
 	assert.Equal(t, http.StatusBadRequest, status)
 }
 
-// Messages of other queues are asynqmon's to delete.
+// Messages of other queues are deleted by asynqmon.
 func TestDeleteInOtherQueues(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
+	w := newTestGateway(t, embeddedRedis(t))
 	client := asynq.NewClientFromRedisClient(w.redis)
 	for _, name := range []string{"mail", jobs.QueueStore, "danqing:wanx-v1:urgent"} {
 		_, err := client.EnqueueContext(t.Context(), asynq.NewTask("send", nil), asynq.TaskID("one"), asynq.Queue(name))
 		require.NoError(t, err)
-		status, _, body := w.ask(t, http.MethodDelete, "/ui/api/queues/"+name+"/pending_tasks/one", "")
+		status, _, body := w.request(t, http.MethodDelete, "/ui/api/queues/"+name+"/pending_tasks/one", "")
 		assert.Equal(t, http.StatusNoContent, status, body)
 		_, err = w.inspector.GetTaskInfo(name, "one")
 		require.ErrorIs(t, err, asynq.ErrTaskNotFound)
 	}
 }
 
-// Archiving a waiting job's message, by whichever button, ends the job at once.
-func TestArchivedMessagesAreCanceledJobs(t *testing.T) {
+// Archiving a waiting job's message, by any button, cancels the job at once.
+func TestArchivingMessageCancelsJob(t *testing.T) {
 	t.Parallel()
 	for name, start := range queues() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, start(t))
+			w := newTestGateway(t, start(t))
 			list := "/ui/api/queues/" + queue + "/pending_tasks"
 			for id, ask := range map[string]struct{ route, body string }{
 				"one":  {list + "/one:archive", ""},
@@ -183,7 +183,7 @@ func TestArchivedMessagesAreCanceledJobs(t *testing.T) {
 				"all":  {list + ":archive_all", ""},
 			} {
 				w.enqueue(t, id)
-				status, _, body := w.ask(t, http.MethodPost, ask.route, ask.body)
+				status, _, body := w.request(t, http.MethodPost, ask.route, ask.body)
 				require.Less(t, status, 300, body)
 				rec, err := w.jobs.Get(t.Context(), id)
 				require.NoError(t, err)

@@ -29,26 +29,26 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// A link gives its image for ever, to whoever has it and to nobody else.
+// A signed link is permanent, and a wrong signature gets no image.
 func TestImages(t *testing.T) {
 	t.Parallel()
 	s := newService(t, nil)
 	id := s.create(`{"model":"wanx-v1","input":{"prompt":"a cat"},"parameters":{"n":2}}`)
 	rec := s.finish(id)
-	task := s.look(id)
+	task := s.query(id)
 	require.Len(t, task.Output.Results, 2)
 	for i, result := range task.Output.Results {
 		link, err := url.Parse(result.URL)
 		require.NoError(t, err)
 		assert.Equal(t, fmt.Sprintf("/images/%s-%d.png", id, i+1), link.Path)
-		_, want := picture(t, id, i+1)
+		_, want := writePNG(t, id, i+1)
 		for range 2 {
-			got := s.ask(http.MethodGet, link.RequestURI(), "")
+			got := s.request(http.MethodGet, link.RequestURI(), "")
 			require.Equal(t, http.StatusOK, got.status, got.body)
 			assert.Equal(t, "image/png", got.header.Get("Content-Type"))
 			assert.Equal(t, string(want), got.body)
 		}
-		head := s.ask(http.MethodHead, link.RequestURI(), "")
+		head := s.request(http.MethodHead, link.RequestURI(), "")
 		assert.Equal(t, fmt.Sprint(len(want)), head.header.Get("Content-Length"))
 		assert.Empty(t, head.body)
 	}
@@ -59,46 +59,46 @@ func TestImages(t *testing.T) {
 		path, path + "?s=", path + "?" + other, path + "?" + signature[:len(signature)-1], strings.Replace(first, "-1.png", "-3.png", 1), strings.Replace(first, "-1.png", "-01.png", 1),
 		strings.Replace(first, ".png", ".jpg", 1), strings.Replace(first, ".png", "", 1), "/images/x?" + signature, "/images/nobody-1.png?" + signature, "/images/-1.png?" + signature, "/images/..%2f_jobs-1.png?" + signature,
 	} {
-		got := s.ask(http.MethodGet, wrong, "")
+		got := s.request(http.MethodGet, wrong, "")
 		assert.Equal(t, http.StatusNotFound, got.status, wrong)
 		assert.Equal(t, "there is no such image\n", got.body)
 	}
 	assert.Equal(t, http.StatusMethodNotAllowed, s.post(first, "").status)
-	assert.Equal(t, http.StatusMisdirectedRequest, s.ask(http.MethodGet, first, "", "Host", "evil.example").status)
+	assert.Equal(t, http.StatusMisdirectedRequest, s.request(http.MethodGet, first, "", "Host", "evil.example").status)
 
 	require.NoError(t, s.redis.Del(t.Context(), "danqing:job:"+id).Err())
-	s.recalled[id] = rec
-	assert.Equal(t, http.StatusOK, s.ask(http.MethodGet, first, "").status, "long after its record has left Redis")
+	s.sidecars[id] = rec
+	assert.Equal(t, http.StatusOK, s.request(http.MethodGet, first, "").status, "long after its record has expired in Redis")
 	s.outage.down.Store(true)
-	got := s.ask(http.MethodGet, first, "")
+	got := s.request(http.MethodGet, first, "")
 	assert.Equal(t, http.StatusServiceUnavailable, got.status)
 	assert.NotEmpty(t, got.header.Get("Retry-After"))
 }
 
-// Where clients reach the bucket, a link of ours leads there afresh each time.
+// If clients can reach the bucket, the gateway redirects to a new presigned link each time.
 func TestImagesRedirect(t *testing.T) {
 	t.Parallel()
 	s := newService(t, func(api *gateway.API) { api.Stream, api.BaseURL = false, "https://danqing.example.com" })
 	id := s.create(oneCat)
 	rec := s.finish(id)
-	link := s.look(id).Output.Results[0].URL
+	link := s.query(id).Output.Results[0].URL
 	assert.Equal(t, "https://danqing.example.com"+rec.ImagePath(rec.Images[0]), link)
-	got := s.ask(http.MethodGet, rec.ImagePath(rec.Images[0]), "")
+	got := s.request(http.MethodGet, rec.ImagePath(rec.Images[0]), "")
 	assert.Equal(t, http.StatusFound, got.status)
 	assert.Equal(t, "no-store", got.header.Get("Cache-Control"))
 	to, err := url.Parse(got.header.Get("Location"))
 	require.NoError(t, err)
 	assert.True(t, strings.HasSuffix(to.Path, rec.Images[0].Key))
 	assert.NotEmpty(t, to.Query().Get("X-Amz-Signature"))
-	head := s.ask(http.MethodHead, rec.ImagePath(rec.Images[0]), "")
-	assert.Equal(t, http.StatusOK, head.status, "links of a bucket are signed for one method")
+	head := s.request(http.MethodHead, rec.ImagePath(rec.Images[0]), "")
+	assert.Equal(t, http.StatusOK, head.status, "the bucket's links are signed for GET only")
 	assert.Equal(t, fmt.Sprint(rec.Images[0].Bytes), head.header.Get("Content-Length"))
 }
 
-// part is a field of a form.
+// part is one form field.
 type part struct{ name, value string }
 
-// form is an upload as the SDKs send it: the file last.
+// form returns an upload form like the SDKs', with the file last.
 func form(t *testing.T, parts []part, fileName string, content []byte) (body []byte, contentType string) {
 	t.Helper()
 	var b bytes.Buffer
@@ -116,15 +116,15 @@ func form(t *testing.T, parts []part, fileName string, content []byte) (body []b
 
 func (s *service) policy(headers ...string) dashscope.Policy {
 	s.t.Helper()
-	got := s.ask(http.MethodGet, "/api/v1/uploads?action=getPolicy&model=wanx-v1", "", headers...)
+	got := s.request(http.MethodGet, "/api/v1/uploads?action=getPolicy&model=wanx-v1", "", headers...)
 	require.Equal(s.t, http.StatusOK, got.status, got.body)
 	var answer dashscope.PolicyResponse
 	require.NoError(s.t, json.Unmarshal([]byte(got.body), &answer))
 	return answer.Data
 }
 
-// partsOf are the fields that the SDKs send, in their order.
-func partsOf(p dashscope.Policy, key string) []part {
+// formParts returns the fields that the SDKs send, in their order.
+func formParts(p dashscope.Policy, key string) []part {
 	return []part{
 		{"OSSAccessKeyId", p.OSSAccessKeyID}, {"Signature", p.Signature}, {"policy", p.Policy}, {"key", key}, {"x-oss-object-acl", p.XOSSObjectACL},
 		{"x-oss-forbid-overwrite", p.XOSSForbidOverwrite}, {"success_action_status", "200"}, {"x-oss-content-type", "image/png"},
@@ -139,21 +139,21 @@ func (s *service) sendForm(p dashscope.Policy, parts []part, content []byte) ans
 	return s.post(host.Path, string(body), "Content-Type", contentType)
 }
 
-// A local file goes by the SDKs' own way into the bucket, under its hash, and the name
-// that they then send leads to it; for nobody else's token.
+// A local file is uploaded into the bucket like by the SDKs, under its hash. The oss://
+// name that they send then refers to it, but not with another token.
 func TestUpload(t *testing.T) {
 	t.Parallel()
 	tokens := []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}, {Name: "blog", Secret: "blog-secret-0123456"}}
 	temp := t.TempDir()
 	s := newService(t, func(api *gateway.API) { api.Tokens, api.TempDir = tokens, temp })
 	shop := []string{"Authorization", "Bearer shop-secret-0123456"}
-	path, content := picture(t, "girl", 1)
+	path, content := writePNG(t, "girl", 1)
 	ref, err := storage.InspectReference(path)
 	require.NoError(t, err)
 	p := s.policy(shop...)
 	assert.Equal(t, 300, p.ExpireInSeconds)
 	key := p.UploadDir + "/女孩 girl.png"
-	got := s.sendForm(p, partsOf(p, key), content)
+	got := s.sendForm(p, formParts(p, key), content)
 	assert.Equal(t, http.StatusOK, got.status, got.body)
 	assert.Empty(t, got.body)
 
@@ -175,44 +175,45 @@ func TestUpload(t *testing.T) {
 
 	for _, c := range [][]string{{"oss://" + key, "blog-secret-0123456"}, {"oss://dashscope-instant/x/girl.png", "shop-secret-0123456"}, {"oss://", "shop-secret-0123456"}} {
 		message := s.submit(withRef(c[0]), "Authorization", "Bearer "+c[1]).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
-		assert.Contains(t, message, "upload it here first")
+		assert.Contains(t, message, "upload the file to this server first")
 	}
-	// The same file again is no harm; another under the same name is refused, as by OSS.
-	assert.Equal(t, http.StatusOK, s.sendForm(p, partsOf(p, key), content).status)
-	_, another := picture(t, "girl", 2)
-	s.sendForm(p, partsOf(p, key), another).requireRefused(t, http.StatusConflict, "FileAlreadyExists")
+	// The same file can be uploaded again; another one under the same name is refused, as
+	// by OSS.
+	assert.Equal(t, http.StatusOK, s.sendForm(p, formParts(p, key), content).status)
+	_, another := writePNG(t, "girl", 2)
+	s.sendForm(p, formParts(p, key), another).requireRefused(t, http.StatusConflict, "FileAlreadyExists")
 
 	forged := p
 	forged.Signature = s.policy("Authorization", "Bearer blog-secret-0123456").Signature
-	s.sendForm(p, partsOf(forged, key), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
+	s.sendForm(p, formParts(forged, key), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
 	forged.Policy = base64.StdEncoding.EncodeToString([]byte(`{"producer":"ghost","dir":"d","expires":"2999-01-01T00:00:00Z"}`))
-	s.sendForm(p, partsOf(forged, "d/a.png"), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
+	s.sendForm(p, formParts(forged, "d/a.png"), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
 	for _, name := range []string{"", "..", "a/b.png", `a\b.png`, "\x00", strings.Repeat("a", 256)} {
-		s.sendForm(p, partsOf(p, p.UploadDir+"/"+name), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
+		s.sendForm(p, formParts(p, p.UploadDir+"/"+name), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
 	}
-	s.sendForm(p, partsOf(p, "_jobs/a.json"), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
+	s.sendForm(p, formParts(p, "_jobs/a.json"), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
 
 	for says, bad := range map[string][]byte{
 		"not an image": []byte("GIF89a"), "at most 10485760": append(content[:len(content):len(content)], make([]byte, 10<<20)...), "broken": content[:20],
 	} {
-		message := s.sendForm(p, partsOf(p, p.UploadDir+"/bad.png"), bad).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+		message := s.sendForm(p, formParts(p, p.UploadDir+"/bad.png"), bad).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 		assert.Contains(t, message, says)
 		assert.NotContains(t, message, temp)
 	}
-	s.sendForm(p, partsOf(p, p.UploadDir+"/vast.png"), make([]byte, 30<<20)).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
-	s.sendForm(p, append(partsOf(p, key), part{"policy", strings.Repeat("x", 9000)}), content).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+	s.sendForm(p, formParts(p, p.UploadDir+"/huge.png"), make([]byte, 30<<20)).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+	s.sendForm(p, append(formParts(p, key), part{"policy", strings.Repeat("x", 9000)}), content).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 	s.post("/api/v1/uploads/form", "{}", "Content-Type", "application/json").requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 	for _, query := range []string{"", "?action=getPolicy&model=nobody", "?action=getPolicy&model=qwen-image", "?action=put&model=wanx-v1"} {
-		s.ask(http.MethodGet, "/api/v1/uploads"+query, "", shop...).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+		s.request(http.MethodGet, "/api/v1/uploads"+query, "", shop...).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 	}
 	left, err := os.ReadDir(temp)
 	require.NoError(t, err)
-	assert.Empty(t, left, "nothing stays on the disk")
+	assert.Empty(t, left, "no temporary file stays")
 }
 
-// Forms that never end and have no credential keep nobody else from uploading.
-func TestIdleForms(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// Endless forms without a policy do not block other uploads.
+func TestIdleFormsDoNotBlockUploads(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		ctx, hangUp := context.WithCancel(t.Context())
 		var group sync.WaitGroup
 		for range 50 {
@@ -230,28 +231,28 @@ func TestIdleForms(t *testing.T) {
 		}
 		synctest.Wait()
 		p := s.policy()
-		_, content := picture(t, "girl", 1)
-		assert.Equal(t, http.StatusOK, s.sendForm(p, partsOf(p, p.UploadDir+"/a.png"), content).status)
+		_, content := writePNG(t, "girl", 1)
+		assert.Equal(t, http.StatusOK, s.sendForm(p, formParts(p, p.UploadDir+"/a.png"), content).status)
 		hangUp()
 		group.Wait()
 	})
 }
 
 func TestUploadPolicyExpires(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		p := s.policy()
 		<-time.After(300 * time.Second)
-		_, content := picture(t, "girl", 1)
-		message := s.sendForm(p, partsOf(p, p.UploadDir+"/a.png"), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
+		_, content := writePNG(t, "girl", 1)
+		message := s.sendForm(p, formParts(p, p.UploadDir+"/a.png"), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
 		assert.Equal(t, "Invalid according to Policy: Policy expired.", message)
 	})
 }
 
-// A reference that is staged is in the bucket before its job is queued: its source may
-// vanish. What cannot be had, or must not be asked for, queues nothing.
+// A reference image is staged before its job is queued, because its source may vanish. If
+// it cannot be downloaded, nothing is queued.
 func TestStage(t *testing.T) {
 	t.Parallel()
-	path, content := picture(t, "girl", 1)
+	path, content := writePNG(t, "girl", 1)
 	ref, err := storage.InspectReference(path)
 	require.NoError(t, err)
 	mux := http.NewServeMux()
@@ -261,7 +262,7 @@ func TestStage(t *testing.T) {
 	mux.Handle("/file.png", http.RedirectHandler("file:///etc/passwd", http.StatusFound))
 	mux.HandleFunc("/busy.png", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
 	mux.HandleFunc("/text.png", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("no picture")) })
-	mux.HandleFunc("/vast.png", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("/huge.png", func(w http.ResponseWriter, _ *http.Request) {
 		for range 100 {
 			if _, err := w.Write(make([]byte, 1<<20)); err != nil {
 				return
@@ -271,7 +272,7 @@ func TestStage(t *testing.T) {
 	source := httptest.NewServer(mux)
 	t.Cleanup(source.Close)
 	s := newService(t, func(api *gateway.API) {
-		api.StageFrom.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		api.Staging.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 			if address != "images.example:80" {
 				return nil, errors.New("no such host")
 			}
@@ -292,7 +293,7 @@ func TestStage(t *testing.T) {
 	s.create(strings.Replace(body("http://images.example/girl.png"), "{", `{"stage":true,`, 1))
 	before := s.redis.DBSize(t.Context()).Val()
 	for name, says := range map[string]string{
-		"gone.png": "HTTP status 404", "circle.png": "redirected more than 3 times", "file.png": "unsupported URL", "text.png": "not an image", "vast.png": "at most 10485760",
+		"gone.png": "HTTP status 404", "circle.png": "redirected more than 3 times", "file.png": "unsupported URL", "text.png": "not an image", "huge.png": "at most 10485760",
 	} {
 		message := s.submit(body("http://images.example/"+name+"?Signature=hunter2"), "X-Danqing-Stage", "true").requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 		assert.Contains(t, message, says)
@@ -303,8 +304,8 @@ func TestStage(t *testing.T) {
 	assert.Equal(t, before, s.redis.DBSize(t.Context()).Val())
 }
 
-// An own address is not asked, whatever name leads to it.
-func TestStageAsksPublicAddressesAlone(t *testing.T) {
+// A private address is not requested, under any host name.
+func TestStagePublicAddressesOnly(t *testing.T) {
 	t.Parallel()
 	asked := false
 	source := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked = true }))
@@ -327,7 +328,7 @@ func (s *service) generateImages(ctx context.Context, body string, headers ...st
 	return s.call(ctx, http.MethodPost, "/v1/images/generations", body, append([]string{"Content-Type", "application/json"}, headers...)...)
 }
 
-// onlyJob waits for the one job that is there.
+// onlyJob waits until there is exactly one job.
 func (s *service) onlyJob() string {
 	s.t.Helper()
 	for range 1000 {
@@ -336,19 +337,19 @@ func (s *service) onlyJob() string {
 		}
 		<-time.After(10 * time.Millisecond)
 	}
-	require.FailNow(s.t, "there is not one job")
+	require.FailNow(s.t, "there is not exactly one job")
 	return ""
 }
 
-// OpenAI's clients get links, or the images themselves, when they are made.
+// OpenAI's clients get links, or the images in base64, as soon as they are ready.
 func TestOpenAI(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		for _, format := range []string{"url", "b64_json"} {
 			require.NoError(t, s.redis.Del(t.Context(), append(s.redis.Keys(t.Context(), "danqing:job:*").Val(), "none")...).Err())
 			simulated := map[string]string{"url": "true"}[format]
 			time.AfterFunc(30*time.Second, func() {
 				id := s.onlyJob()
-				s.move(id, func(rec *jobs.Record) { rec.Simulated = simulated != "" })
+				s.update(id, func(rec *jobs.Record) { rec.Simulated = simulated != "" })
 				s.finish(id)
 			})
 			began := time.Now()
@@ -368,13 +369,13 @@ func TestOpenAI(t *testing.T) {
 			assert.Equal(t, time.Now().Unix(), answer.Created)
 			id := got.header.Get("X-Danqing-Job")
 			for i, image := range answer.Data {
-				_, want := picture(t, id, i+1)
+				_, want := writePNG(t, id, i+1)
 				content, err := base64.StdEncoding.DecodeString(image.B64)
 				require.NoError(t, err)
 				if format == "url" {
 					link, err := url.Parse(image.URL)
 					require.NoError(t, err)
-					content = []byte(s.ask(http.MethodGet, link.RequestURI(), "").body)
+					content = []byte(s.request(http.MethodGet, link.RequestURI(), "").body)
 				}
 				assert.Equal(t, string(want), string(content))
 			}
@@ -382,17 +383,17 @@ func TestOpenAI(t *testing.T) {
 	})
 }
 
-// A repeat joins the job as long as nobody has got its images whole; from then on the
-// same wish is a new one.
-func TestOpenAIRepeats(t *testing.T) {
-	bubble(t, func(api *gateway.API) { api.OpenAIWait = time.Minute }, func(t *testing.T, s *service) {
+// A repeated request joins the job until a complete answer was sent. After that the same
+// request is a new job.
+func TestOpenAIRetries(t *testing.T) {
+	runInBubble(t, func(api *gateway.API) { api.OpenAIWait = time.Minute }, func(t *testing.T, s *service) {
 		jobsNow := func() int { return len(s.redis.Keys(t.Context(), "danqing:job:*").Val()) }
 		got := s.generateImages(t.Context(), openAICat)
 		assert.Equal(t, http.StatusGatewayTimeout, got.status)
 		assert.Contains(t, got.body, `"code":"timeout"`)
 		id := s.onlyJob()
 
-		// A client that hangs up gets nothing, whatever becomes of the job.
+		// The client disconnects, and gets no answer.
 		ctx, hangUp := context.WithTimeout(t.Context(), time.Second)
 		defer hangUp()
 		s.generateImages(ctx, openAICat)
@@ -404,11 +405,11 @@ func TestOpenAIRepeats(t *testing.T) {
 
 		got = s.generateImages(t.Context(), openAICat)
 		assert.Equal(t, http.StatusGatewayTimeout, got.status)
-		assert.Equal(t, 2, jobsNow(), "a new wish")
+		assert.Equal(t, 2, jobsNow(), "a new request")
 		s.generateImages(t.Context(), strings.Replace(openAICat, "black", "white", 1))
 		assert.Equal(t, 3, jobsNow(), "another body")
 
-		// A key is the same job for ever, whoever has got its images.
+		// An idempotency key is the same job, also after the images were sent.
 		key := []string{"Idempotency-Key", "order 17"}
 		kept := s.generateImages(t.Context(), openAICat, key...).header.Get("X-Danqing-Job")
 		s.finish(kept)
@@ -421,10 +422,10 @@ func TestOpenAIRepeats(t *testing.T) {
 	})
 }
 
-// A process that died between the mark and the job has bought nothing; the repeat does,
+// After a crash between the dedupe key and the job, the repeated request creates the job,
 // once.
-func TestOpenAIDiedBeforeTheJob(t *testing.T) {
-	bubble(t, func(api *gateway.API) { api.OpenAIWait = time.Minute }, func(t *testing.T, s *service) {
+func TestOpenAICrashBeforeEnqueue(t *testing.T) {
+	runInBubble(t, func(api *gateway.API) { api.OpenAIWait = time.Minute }, func(t *testing.T, s *service) {
 		s.generateImages(t.Context(), openAICat)
 		id := s.onlyJob()
 		require.NoError(t, s.redis.Del(t.Context(), "danqing:job:"+id, "asynq:{"+queue+"}:t:"+id).Err())
@@ -436,7 +437,7 @@ func TestOpenAIDiedBeforeTheJob(t *testing.T) {
 }
 
 func TestOpenAIErrors(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		requireError := func(got answer, status int, code, param string) {
 			t.Helper()
 			require.Equal(t, status, got.status, got.body)
@@ -470,19 +471,19 @@ func TestOpenAIErrors(t *testing.T) {
 			}
 			requireError(s.generateImages(t.Context(), body), status, want[0], want[1])
 		}
-		requireError(s.ask(http.MethodGet, "/v1/images/generations", ""), http.StatusMethodNotAllowed, "MethodNotAllowed", "")
-		requireError(s.ask(http.MethodGet, "/v1/files", ""), http.StatusNotFound, "NotFound", "")
+		requireError(s.request(http.MethodGet, "/v1/images/generations", ""), http.StatusMethodNotAllowed, "MethodNotAllowed", "")
+		requireError(s.request(http.MethodGet, "/v1/files", ""), http.StatusNotFound, "NotFound", "")
 		assertNothingQueued(t, s)
-		assert.Empty(t, s.redis.Keys(t.Context(), "danqing:openai:*").Val())
+		assert.Empty(t, s.redis.Keys(t.Context(), "danqing:dedupe:*").Val())
 
 		time.AfterFunc(time.Second, func() {
-			s.move(s.onlyJob(), func(rec *jobs.Record) { rec.End(jobs.StateFailed, "DataInspectionFailed", "no", time.Now().UTC()) })
+			s.update(s.onlyJob(), func(rec *jobs.Record) { rec.End(jobs.StateFailed, "DataInspectionFailed", "no", time.Now().UTC()) })
 		})
 		requireError(s.generateImages(t.Context(), openAICat), http.StatusBadRequest, "content_policy_violation", "")
-		assert.Empty(t, s.redis.Keys(t.Context(), "danqing:openai:*").Val())
-		models := s.ask(http.MethodGet, "/v1/models", "")
+		assert.Empty(t, s.redis.Keys(t.Context(), "danqing:dedupe:*").Val())
+		models := s.request(http.MethodGet, "/v1/models", "")
 		assert.Contains(t, models.body, `"id":"wanx-v1"`)
-		assert.Contains(t, s.ask(http.MethodGet, "/v1/models/wanx-v1", "").body, `"object":"model"`)
-		requireError(s.ask(http.MethodGet, "/v1/models/gpt-9", ""), http.StatusNotFound, "model_not_found", "model")
+		assert.Contains(t, s.request(http.MethodGet, "/v1/models/wanx-v1", "").body, `"object":"model"`)
+		requireError(s.request(http.MethodGet, "/v1/models/gpt-9", ""), http.StatusNotFound, "model_not_found", "model")
 	})
 }

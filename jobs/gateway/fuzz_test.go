@@ -14,8 +14,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// Whatever a client sends, it is told in the API's own shape what became of it: either a
-// job is queued that can be looked at and bought, or none is and the client is at fault.
+// Every body gets an answer in the API's format: either a valid job is queued, or none is
+// and the answer is a client error.
 func FuzzCreate(f *testing.F) {
 	for _, body := range []string{
 		oneCat, openAICat, "", "null", "[]", `{"model":"wanx-v1","input":null,"parameters":{}}`, `{"model":"wanx-v1","input":{"prompt":"a cat"},"input":{"prompt":"b"}}`,
@@ -37,7 +37,7 @@ func FuzzCreate(f *testing.F) {
 		if openAI {
 			path = "/v1/images/generations"
 		}
-		got := s.ask(http.MethodPost, path, body, headers...)
+		got := s.request(http.MethodPost, path, body, headers...)
 		require.Contains(t, got.header.Get("Content-Type"), "application/json")
 		require.True(t, json.Valid([]byte(got.body)), got.body)
 		require.LessOrEqual(t, len(got.body), 16<<10)
@@ -51,15 +51,15 @@ func FuzzCreate(f *testing.F) {
 		req, err := s.jobs.RequestOf(t.Context(), queued[0])
 		require.NoError(t, err)
 		_, _, err = req.Normalize()
-		require.NoError(t, err, "whoever works it can read it")
+		require.NoError(t, err, "a worker can read it")
 		if openAI {
-			assert.Equal(t, http.StatusGatewayTimeout, got.status, "it did not wait")
+			assert.Equal(t, http.StatusGatewayTimeout, got.status, "a wait of zero")
 			return
 		}
 		require.Equal(t, http.StatusOK, got.status, got.body)
 		var created dashscope.TaskResponse
 		require.NoError(t, json.Unmarshal([]byte(got.body), &created))
 		assert.Equal(t, queued[0].ID, created.Output.TaskID)
-		assert.Equal(t, queued[0].ID, s.look(created.Output.TaskID).Output.TaskID)
+		assert.Equal(t, queued[0].ID, s.query(created.Output.TaskID).Output.TaskID)
 	})
 }

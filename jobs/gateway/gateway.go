@@ -1,12 +1,11 @@
-// Package gateway serves jobs over HTTP: DashScope's own API for programs that speak
-// it already, OpenAI's images API, the images themselves, asynq's web UI under /ui, and
+// Package gateway is the HTTP server for jobs: DashScope's API for programs written for
+// it, OpenAI's images API, the images themselves, asynq's web UI under /ui, and
 // /healthz.
 //
-// The web UI can cancel what others have asked for and is behind no password, so it is
-// for this machine alone: requests that name another host are refused (a foreign page
-// whose name was pointed at this machine), and so are changes asked for by a foreign
-// page. So is the API while it has no tokens: whoever may listen beyond the loopback
-// must have some, see [Listen].
+// The web UI can cancel every job and has no password, so it is for this machine only.
+// Requests with another host name are refused (protection against DNS rebinding), and
+// so are cross-origin requests that change something. The same holds for the API while
+// it has no tokens. An address other than the loopback requires tokens, see [Listen].
 package gateway
 
 import (
@@ -25,61 +24,63 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// Config says what a gateway serves.
+// Config configures a [Gateway].
 type Config struct {
-	// Redis holds the queues and records. It stays the caller's to close, after
+	// Redis holds the queues and records. The caller must close it, after
 	// [Gateway.Close]. Required.
 	Redis redis.UniversalClient
-	// API is what programs may ask; nil serves none.
+	// API configures the APIs and the images; nil disables them.
 	API *API
-	// UI serves asynq's web UI, to loopback names alone.
+	// UI enables asynq's web UI, under loopback names only.
 	UI bool
-	// Logger gets what an operator should know; nil logs nothing.
+	// Logger receives warnings; nil discards them.
 	Logger *slog.Logger
 }
 
-// API says what the API accepts, and from whom.
+// API configures the APIs and the images.
 type API struct {
-	// Bucket has the images, and takes reference images. Required.
+	// Bucket holds the images, and stores staged reference images. Required.
 	Bucket *storage.Bucket
-	// Stream sends the images themselves, where nobody else reaches the bucket: the
-	// embedded one. Otherwise links lead to the bucket.
+	// Stream makes the gateway send the images itself, for a bucket that clients cannot
+	// reach, such as the embedded one. Otherwise it redirects to the bucket.
 	Stream bool
-	// Recall returns a job that Redis has forgotten, by its sidecar, or fails with
-	// [jobs.ErrNotFound]. Required.
-	Recall func(ctx context.Context, id string) (*jobs.Record, error)
-	// Tokens are those that may use the API. With none everybody may, under loopback
-	// names alone, and sees all jobs.
+	// LoadSidecar returns a job that is no longer in Redis from its sidecar, or fails
+	// with [jobs.ErrNotFound]. Required.
+	LoadSidecar func(ctx context.Context, id string) (*jobs.Record, error)
+	// Tokens are the accepted tokens. Without any, every request under a loopback name
+	// is accepted, and sees all jobs.
 	Tokens []Token
-	// DefaultN is how many images a request without n is for, as far as its model makes
-	// so many; 0 is 4, DashScope's own.
+	// DefaultN is the number of images of a request without n, limited by what its
+	// model allows. 0 means 4, as at DashScope.
 	DefaultN int
-	// Price returns what n images of a model cost at most, in millionths of a yuan.
+	// Price returns the maximum price of n images of a model, in millionths of a yuan.
 	// Required.
 	Price func(model jobs.Model, n int) int64
-	// Depth is how many jobs may wait in all; 0 is no bound.
+	// Depth is the maximum number of waiting jobs in total; 0 means no limit.
 	Depth int
-	// BaseURL is where clients and the readers of links reach the gateway, as in
-	// https://danqing.example.com; "" is the host that a request names.
+	// BaseURL is the URL at which clients and the readers of links reach the gateway,
+	// such as https://danqing.example.com. "" means the host of each request.
 	BaseURL string
-	// TempDir takes uploads on their way into the bucket, 10 MB each; "" is the
-	// system's.
+	// TempDir is the folder for uploads in progress, 10 MB each; "" is the system's.
 	TempDir string
-	// StageOptions says how reference images are fetched; its Dir is TempDir.
-	StageFrom storage.StageOptions
-	// OpenAIWait is how long a request of OpenAI's API waits for its images; 0 is 5
-	// minutes. Those clients give up after 10.
+	// Staging configures how reference images are downloaded. Its Dir is set to
+	// TempDir.
+	Staging storage.StageOptions
+	// OpenAIWait is how long a request of OpenAI's API waits for its images. 0 means 5
+	// minutes. OpenAI's clients time out after 10.
 	OpenAIWait time.Duration
 }
 
-// Token is a secret by which a producer is known.
+// Token is the credential of one producer.
 type Token struct {
-	// Name is kept on the jobs, see [jobs.ValidAccount]; each once.
+	// Name is the producer's name in its jobs, see [jobs.ValidAccount]. It must be
+	// unique.
 	Name   string
-	Secret string // what a client sends as its API key; not empty
-	// MaxWaiting is how many of its jobs may wait; 0 is no bound.
+	Secret string // sent by clients as their API key; not empty
+	// MaxWaiting is the maximum number of its waiting jobs; 0 means no limit.
 	MaxWaiting int
-	// DailyBudgetMicroYuan is what its jobs of a day (UTC+8) may cost; 0 is no bound.
+	// DailyBudgetMicroYuan is the maximum cost of its jobs per day (UTC+8); 0 means no
+	// limit.
 	DailyBudgetMicroYuan int64
 }
 
@@ -92,13 +93,13 @@ type Gateway struct {
 	inspector *asynq.Inspector
 	log       *slog.Logger
 	handler   http.Handler
-	api       *api // nil without
+	api       *api // nil if disabled
 }
 
-// New makes a gateway, which the caller must Close. It dials nothing.
+// New returns a gateway, which the caller must Close. It opens no connection.
 func New(cfg Config) (*Gateway, error) {
 	if cfg.Redis == nil {
-		return nil, errors.New("gateway: Redis is not set: give it the client of the queues")
+		return nil, errors.New("gateway: Redis is not set: set it to the client of the queues")
 	}
 	g := &Gateway{
 		redis: cfg.Redis, jobs: jobs.NewClient(cfg.Redis), inspector: asynq.NewInspectorFromRedisClient(cfg.Redis),
@@ -131,12 +132,12 @@ func (g *Gateway) handleUI(mux *http.ServeMux) error {
 	if err != nil {
 		return err
 	}
-	own := http.NewServeMux()
-	pages := g.endingArchived(ui)
-	own.Handle(uiPath+"/", pages)
-	own.Handle("GET /{$}", http.RedirectHandler(uiPath+"/", http.StatusFound))
-	g.handleDeletes(own, pages)
-	guarded := guard(ui.policy(), own)
+	routes := http.NewServeMux()
+	pages := g.cancelArchived(ui)
+	routes.Handle(uiPath+"/", pages)
+	routes.Handle("GET /{$}", http.RedirectHandler(uiPath+"/", http.StatusFound))
+	g.handleDeletes(routes, pages)
+	guarded := guard(ui.contentSecurityPolicy(), routes)
 	mux.Handle(uiPath+"/", guarded)
 	mux.Handle("GET /{$}", guarded)
 	return nil
@@ -148,16 +149,16 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the Host header is too long", http.StatusBadRequest)
 		return
 	}
-	if r.ContentLength != 0 { // also where nobody reads the body: net/http does, before it answers
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // not every reader has one
+	if r.ContentLength != 0 { // for all requests: net/http reads an unread body before it answers
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // unsupported in tests
 	}
 	g.handler.ServeHTTP(w, r)
 }
 
-// maxHostBytes is what a name can have in DNS, with a port.
+// maxHostBytes is the maximum length of a DNS name, with a port.
 const maxHostBytes = 255 + len(":65535")
 
-// Close ends what a gateway does by itself; requests that are held are answered.
+// Close stops the gateway's goroutines. Requests in a long poll are answered.
 func (g *Gateway) Close() error {
 	if g.api != nil {
 		return g.api.close()
@@ -166,7 +167,7 @@ func (g *Gateway) Close() error {
 }
 
 func (cfg *API) validate() error {
-	if cfg.Bucket == nil || cfg.Recall == nil || cfg.Price == nil {
+	if cfg.Bucket == nil || cfg.LoadSidecar == nil || cfg.Price == nil {
 		return errors.New("gateway: Bucket, Recall and Price of the API are all required")
 	}
 	if cfg.DefaultN < 0 || cfg.DefaultN > defaultN {
@@ -175,10 +176,10 @@ func (cfg *API) validate() error {
 	names, secrets := map[string]bool{}, map[string]bool{}
 	for i, t := range cfg.Tokens {
 		if err := jobs.ValidAccount(t.Name); err != nil {
-			return fmt.Errorf("gateway: token %d: its name: %w", i+1, err)
+			return fmt.Errorf("gateway: token %d: name: %w", i+1, err)
 		}
 		if t.Secret == "" || names[t.Name] || secrets[t.Secret] {
-			return fmt.Errorf("gateway: token %s: is empty, or its name or it is there twice", t.Name)
+			return fmt.Errorf("gateway: token %s: is empty, or its name or secret is used twice", t.Name)
 		}
 		names[t.Name], secrets[t.Secret] = true, true
 	}
@@ -186,17 +187,17 @@ func (cfg *API) validate() error {
 	return nil
 }
 
-// healthTimeout is how long Redis may take to answer before it counts as down;
-// ours, below the 5 s that probes commonly wait.
+// healthTimeout is how long Redis may take to answer before it counts as down. The
+// value is our choice, below the 5 s that probes commonly wait.
 const healthTimeout = 3 * time.Second
 
-// health answers 200 while the queue can be reached, else 503.
+// health answers 200 if Redis responds, else 503.
 func (g *Gateway) health(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), healthTimeout)
 	defer cancel()
 	if err := g.redis.Ping(ctx).Err(); err != nil {
-		g.log.Warn("queue does not answer", "err", err)
-		http.Error(w, "the queue does not answer", http.StatusServiceUnavailable)
+		g.log.Warn("redis unavailable", "err", err)
+		http.Error(w, "redis is unavailable", http.StatusServiceUnavailable)
 		return
 	}
 	_, _ = w.Write([]byte("ok\n"))

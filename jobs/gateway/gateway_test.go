@@ -25,21 +25,21 @@ import (
 
 const queue = "danqing:wanx-v1:default"
 
-// world is a gateway on a queue.
-type world struct {
+// testGateway is a gateway with its queue.
+type testGateway struct {
 	redis     redis.UniversalClient
 	jobs      *jobs.Client
 	inspector *asynq.Inspector
 	server    *httptest.Server
 }
 
-func newWorld(t *testing.T, rdb redis.UniversalClient) *world {
+func newTestGateway(t *testing.T, rdb redis.UniversalClient) *testGateway {
 	t.Helper()
 	handler, err := gateway.New(gateway.Config{UI: true, Redis: rdb})
 	require.NoError(t, err)
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
-	return &world{redis: rdb, jobs: jobs.NewClient(rdb), inspector: asynq.NewInspectorFromRedisClient(rdb), server: server}
+	return &testGateway{redis: rdb, jobs: jobs.NewClient(rdb), inspector: asynq.NewInspectorFromRedisClient(rdb), server: server}
 }
 
 func embeddedRedis(t *testing.T) redis.UniversalClient {
@@ -49,11 +49,11 @@ func embeddedRedis(t *testing.T) redis.UniversalClient {
 	return q.Client()
 }
 
-// redisServer starts a redis-server of its own on a socket in a temporary folder.
+// redisServer starts a redis-server on a socket in a temporary folder.
 func redisServer(t *testing.T) redis.UniversalClient {
 	t.Helper()
-	binary := installed(t, "redis-server", "redis-server")
-	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path may have 107 bytes
+	binary := requireProgram(t, "redis-server", "redis-server")
+	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path is limited to 107 bytes
 	require.NoError(t, err)
 	socket := filepath.Join(dir, "socket")
 	server := exec.CommandContext(t.Context(), binary, "--port", "0", "--unixsocket", socket, "--dir", dir, "--save", "")
@@ -69,8 +69,8 @@ func redisServer(t *testing.T) redis.UniversalClient {
 	return client
 }
 
-// installed finds a program, or skips the test; in CI it fails instead.
-func installed(t *testing.T, program, debianPackage string) string {
+// requireProgram finds a program, or skips the test; in CI it fails instead.
+func requireProgram(t *testing.T, program, debianPackage string) string {
 	t.Helper()
 	binary, err := exec.LookPath(program)
 	if err == nil {
@@ -83,13 +83,13 @@ func installed(t *testing.T, program, debianPackage string) string {
 	return ""
 }
 
-// queues are what a gateway may stand on.
+// queues returns the kinds of Redis that the tests run on.
 func queues() map[string]func(*testing.T) redis.UniversalClient {
 	return map[string]func(*testing.T) redis.UniversalClient{"embedded": embeddedRedis, "redis-server": redisServer}
 }
 
-// ask sends a request and returns the answer's status, type and body.
-func (w *world) ask(t *testing.T, method, path, body string, headers ...string) (status int, kind, text string) {
+// request sends a request and returns the answer's status, type and body.
+func (w *testGateway) request(t *testing.T, method, path, body string, headers ...string) (status int, kind, text string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, w.server.URL+path, strings.NewReader(body))
 	require.NoError(t, err)
@@ -107,16 +107,16 @@ func (w *world) ask(t *testing.T, method, path, body string, headers ...string) 
 	return resp.StatusCode, resp.Header.Get("Content-Type"), string(answer)
 }
 
-// get asks the UI's API and decodes the answer.
-func get[T any](t *testing.T, w *world, path string) (answer T) {
+// get sends a GET request to the UI's API and decodes the answer.
+func get[T any](t *testing.T, w *testGateway, path string) (answer T) {
 	t.Helper()
-	status, _, body := w.ask(t, http.MethodGet, "/ui/api"+path, "")
+	status, _, body := w.request(t, http.MethodGet, "/ui/api"+path, "")
 	require.Equal(t, http.StatusOK, status, body)
 	require.NoError(t, json.Unmarshal([]byte(body), &answer))
 	return answer
 }
 
-func (w *world) enqueue(t *testing.T, ids ...string) {
+func (w *testGateway) enqueue(t *testing.T, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
 		_, err := w.jobs.Enqueue(t.Context(), jobs.Request{ID: id, Prompt: "水墨画：" + id + "　红色"})
@@ -124,8 +124,8 @@ func (w *world) enqueue(t *testing.T, ids ...string) {
 	}
 }
 
-// work ends every job there is by the given handler, as a lane would.
-func (w *world) work(t *testing.T, handle asynq.HandlerFunc) {
+// processAll processes every queued message with the handler.
+func (w *testGateway) processAll(t *testing.T, handle asynq.HandlerFunc) {
 	t.Helper()
 	server := asynq.NewServerFromRedisClient(w.redis, asynq.Config{
 		Queues: jobs.LaneQueues("wanx-v1"), TaskCheckInterval: 10 * time.Millisecond, LogLevel: asynq.FatalLevel,
@@ -143,11 +143,11 @@ func TestHealth(t *testing.T) {
 	t.Parallel()
 	rdb := redis.NewClient(&redis.Options{Network: "unix", Addr: filepath.Join(t.TempDir(), "nobody"), MaxRetries: -1})
 	t.Cleanup(func() { assert.NoError(t, rdb.Close()) })
-	status, _, body := newWorld(t, rdb).ask(t, http.MethodGet, "/healthz", "")
+	status, _, body := newTestGateway(t, rdb).request(t, http.MethodGet, "/healthz", "")
 	assert.Equal(t, http.StatusServiceUnavailable, status)
-	assert.Equal(t, "the queue does not answer\n", body)
+	assert.Equal(t, "redis is unavailable\n", body)
 
-	status, _, body = newWorld(t, embeddedRedis(t)).ask(t, http.MethodGet, "/healthz", "")
+	status, _, body = newTestGateway(t, embeddedRedis(t)).request(t, http.MethodGet, "/healthz", "")
 	assert.Equal(t, http.StatusOK, status)
 	assert.Equal(t, "ok\n", body)
 }
@@ -172,16 +172,16 @@ func TestListen(t *testing.T) {
 	require.NoError(t, listener.Close())
 	for _, address := range []string{":0", "0.0.0.0:0", "[::]:0", "192.0.2.1:0", "example.com:80", "localhost.example.com:80"} {
 		_, _, err := gateway.Listen(t.Context(), address, false)
-		require.ErrorContains(t, err, "not on this machine's loopback", address)
+		require.ErrorContains(t, err, "not a loopback address", address)
 	}
 	_, _, err = gateway.Listen(t.Context(), "8765", false)
 	require.ErrorContains(t, err, "not host:port")
 }
 
-// A foreign page can neither read (its name points here) nor change anything.
-func TestForeignPages(t *testing.T) {
+// A page of another origin can neither read (by DNS rebinding) nor change anything.
+func TestCrossOriginRequests(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
+	w := newTestGateway(t, embeddedRedis(t))
 	w.enqueue(t, "cat")
 	pause := "/ui/api/queues/" + queue + ":pause"
 	for _, c := range []struct {
@@ -202,7 +202,7 @@ func TestForeignPages(t *testing.T) {
 		{http.MethodDelete, "/ui/api/queues/" + queue + "/pending_tasks:delete_all", "Sec-Fetch-Site", "cross-site", http.StatusForbidden},
 		{http.MethodPost, pause, "Sec-Fetch-Site", "same-origin", http.StatusNoContent},
 	} {
-		status, _, _ := w.ask(t, c.method, c.path, "", c.header, c.value)
+		status, _, _ := w.request(t, c.method, c.path, "", c.header, c.value)
 		assert.Equal(t, c.want, status, "%s %s with %s: %s", c.method, c.path, c.header, c.value)
 	}
 	rec, err := w.jobs.Get(t.Context(), "cat")
@@ -210,12 +210,12 @@ func TestForeignPages(t *testing.T) {
 	assert.Equal(t, jobs.StateQueued, rec.State)
 }
 
-func TestQueuesAndJobsReadWell(t *testing.T) {
+func TestUIShowsQueuesAndJobs(t *testing.T) {
 	t.Parallel()
 	for name, start := range queues() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, start(t))
+			w := newTestGateway(t, start(t))
 			w.enqueue(t, "cat-1", "cat-2")
 			require.NoError(t, w.inspector.PauseQueue(queue))
 			type list struct {
@@ -230,16 +230,16 @@ func TestQueuesAndJobsReadWell(t *testing.T) {
 			assert.Equal(t, queue, listed[0].Queue)
 			assert.Equal(t, 2, listed[0].Size)
 			assert.True(t, listed[0].Paused)
-			status, _, body := w.ask(t, http.MethodPost, "/ui/api/queues/"+queue+":resume", "")
+			status, _, body := w.request(t, http.MethodPost, "/ui/api/queues/"+queue+":resume", "")
 			assert.Equal(t, http.StatusNoContent, status, body)
 			assert.False(t, get[list](t, w, "/queues").Queues[0].Paused)
 
 			type task struct{ Payload, Result, State string }
 			waiting := get[task](t, w, "/queues/"+queue+"/tasks/cat-1")
 			assert.Equal(t, "pending", waiting.State)
-			assert.Contains(t, waiting.Payload, `"prompt":"水墨画：cat-1　红色"`, "with its ideographic space")
+			assert.Contains(t, waiting.Payload, `"prompt":"水墨画：cat-1　红色"`, "including the ideographic space")
 
-			w.work(t, func(ctx context.Context, message *asynq.Task) error {
+			w.processAll(t, func(ctx context.Context, message *asynq.Task) error {
 				rec, err := w.jobs.Get(ctx, message.ResultWriter().TaskID())
 				require.NoError(t, err)
 				rec.State, rec.TaskID, rec.Images = jobs.StateSucceeded, "task-1", []jobs.Image{{N: 1, Key: "红色/cat-1.png"}}
@@ -253,12 +253,12 @@ func TestQueuesAndJobsReadWell(t *testing.T) {
 	}
 }
 
-// What asynq itself asks for an empty queue holds: one with jobs is not deleted.
-func TestQueueWithJobsIsNotDeleted(t *testing.T) {
+// Only an empty queue can be deleted, as with asynq.
+func TestQueueWithJobsCannotBeDeleted(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
+	w := newTestGateway(t, embeddedRedis(t))
 	w.enqueue(t, "cat")
-	status, _, body := w.ask(t, http.MethodDelete, "/ui/api/queues/"+queue, "")
+	status, _, body := w.request(t, http.MethodDelete, "/ui/api/queues/"+queue, "")
 	assert.Equal(t, http.StatusBadRequest, status, body)
 	_, err := w.inspector.GetTaskInfo(queue, "cat")
 	require.NoError(t, err)

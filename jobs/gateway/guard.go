@@ -8,23 +8,23 @@ import (
 	"net/netip"
 )
 
-// Listen opens a TCP address, host:port. Port 0 picks a free one. A host that is not a
-// loopback one (localhost, 127.0.0.0/8, [::1]) is refused unless there are tokens to
-// tell who asks. It fails too if the port is taken. Whether the address is of this
-// machine alone it tells beside the listener: only there may the web UI be served.
+// Listen listens on a TCP address, host:port. Port 0 picks a free one. It fails if the
+// host is not a loopback one (localhost, 127.0.0.0/8, [::1]) and there are no tokens, or
+// if the port is in use. local reports whether the host is a loopback one: only then may
+// the web UI be served.
 func Listen(ctx context.Context, address string, tokens bool) (listener net.Listener, local bool, err error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, false, fmt.Errorf("listen address %q: not host:port, as in 127.0.0.1:8765", address)
 	}
 	if local = loopback(host); !local && !tokens {
-		return nil, false, fmt.Errorf("listen address %q: not on this machine's loopback, and there are no tokens to tell who may spend money", address)
+		return nil, false, fmt.Errorf("listen address %q: not a loopback address, and there are no tokens to control who may spend money", address)
 	}
 	listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	return listener, local, err
 }
 
-// loopback reports whether a host without port can only mean this machine.
+// loopback reports whether a host, without port, is a loopback name or address.
 func loopback(host string) bool {
 	if host == "localhost" {
 		return true
@@ -33,8 +33,8 @@ func loopback(host string) bool {
 	return err == nil && address.Unmap().IsLoopback()
 }
 
-// guard lets through what this machine's own pages and programs ask for, and
-// tells the browser to load nothing from elsewhere.
+// guard refuses cross-origin requests and requests under other host names, and sets
+// security headers, among them a Content-Security-Policy.
 func guard(policy string, next http.Handler) http.Handler {
 	next = localOnly(http.NewCrossOriginProtection().Handler(next))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -49,8 +49,8 @@ func guard(policy string, next http.Handler) http.Handler {
 	})
 }
 
-// localOnly refuses what was asked for under a name that is not this machine's own: a
-// foreign one may have been pointed here.
+// localOnly refuses requests whose host is not a loopback name, as a protection against
+// DNS rebinding, and requests through a proxy.
 func localOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, err := net.SplitHostPort(r.Host)
@@ -58,12 +58,12 @@ func localOnly(next http.Handler) http.Handler {
 			host = r.Host // without a port
 		}
 		for _, name := range []string{"Forwarded", "Via", "X-Forwarded-For", "X-Real-Ip"} {
-			if r.Header.Get(name) != "" { // a proxy, which others reach
+			if r.Header.Get(name) != "" { // from a proxy, which may be reachable by others
 				host = ""
 			}
 		}
 		if !loopback(host) {
-			http.Error(w, "this is reached by a loopback name alone, as in http://127.0.0.1, and by no proxy: DANQING_SERVE_TOKENS are needed for that", http.StatusMisdirectedRequest)
+			http.Error(w, "only requests to a loopback address such as http://127.0.0.1 are accepted, without a proxy: anything else needs DANQING_SERVE_TOKENS", http.StatusMisdirectedRequest)
 			return
 		}
 		next.ServeHTTP(w, r)

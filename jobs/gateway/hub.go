@@ -10,15 +10,15 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// hub wakes the requests that are held when a job of theirs has changed. One
-// subscription serves all of them.
+// hub notifies the requests in a long poll when their job has changed. It has one
+// subscription for all of them.
 type hub struct {
 	jobs  *jobs.Client
 	log   *slog.Logger
 	start sync.Once
 	group sync.WaitGroup
 	stop  context.CancelFunc
-	done  context.Context //nolint:containedctx // it is the hub's own life, not a caller's
+	done  context.Context //nolint:containedctx // the hub's lifetime, not a caller's
 
 	mu      sync.Mutex
 	waiters map[string]map[chan struct{}]struct{} // by job ID
@@ -30,18 +30,18 @@ func newHub(client *jobs.Client, log *slog.Logger) *hub {
 	return h
 }
 
-// close wakes nobody any more; done tells those who wait.
+// close stops the hub. Waiting requests return, because done is closed.
 func (h *hub) close() {
 	h.stop()
-	h.start.Do(func() {}) // nobody starts it from now on
+	h.start.Do(func() {}) // a later watch must not start it
 	h.group.Wait()
 }
 
-// watch returns a channel that has something in it after a change of the job, which
-// may have been missed by a moment: look at the record after the call, and now and
-// then besides. The caller must call stop.
+// watch returns a channel that receives a value after a change of the job. Events can be
+// lost, so read the record after the call, and again from time to time. The caller must
+// call stop.
 func (h *hub) watch(id string) (changed <-chan struct{}, stop func()) {
-	h.start.Do(func() { h.group.Go(h.listen) })
+	h.start.Do(func() { h.group.Go(h.run) })
 	c := make(chan struct{}, 1)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -58,86 +58,86 @@ func (h *hub) watch(id string) (changed <-chan struct{}, stop func()) {
 	}
 }
 
-// subscribePause is how long the hub waits after it could not subscribe.
-const subscribePause = time.Second
+// resubscribeDelay is how long the hub waits after a failed subscription.
+const resubscribeDelay = time.Second
 
-func (h *hub) listen() {
+func (h *hub) run() {
 	for h.done.Err() == nil {
 		changes, err := h.jobs.Subscribe(h.done)
 		if err != nil {
 			if h.done.Err() == nil {
-				h.log.Warn("changes not heard, trying again", "err", err, "wait", subscribePause)
+				h.log.Warn("event subscription failed, retrying", "err", err, "wait", resubscribeDelay)
 			}
 			select {
-			case <-time.After(subscribePause):
+			case <-time.After(resubscribeDelay):
 			case <-h.done.Done():
 			}
 			continue
 		}
-		h.wake("") // what changed before
-		h.follow(changes)
-		_ = changes.Close() // nothing was written
+		h.notify("") // for changes before the subscription
+		h.forward(changes)
+		_ = changes.Close() // read only
 	}
 }
 
-func (h *hub) follow(changes *jobs.Changes) {
+func (h *hub) forward(changes *jobs.Changes) {
 	for {
 		select {
 		case id, ok := <-changes.IDs():
 			if !ok {
 				return
 			}
-			h.wake(id)
+			h.notify(id)
 		case <-h.done.Done():
 			return
 		}
 	}
 }
 
-// wake wakes who waits for a job; "" is everybody.
-func (h *hub) wake(id string) {
+// notify wakes the requests that wait for a job, or all of them for "".
+func (h *hub) notify(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if id != "" {
-		wakeAll(h.waiters[id])
+		notifyAll(h.waiters[id])
 		return
 	}
 	for _, waiters := range h.waiters {
-		wakeAll(waiters)
+		notifyAll(waiters)
 	}
 }
 
-func wakeAll(waiters map[chan struct{}]struct{}) {
+func notifyAll(waiters map[chan struct{}]struct{}) {
 	for c := range waiters {
 		select {
 		case c <- struct{}{}:
-		default: // it has been told already
+		default: // already notified
 		}
 	}
 }
 
 const (
-	// recheckEvery is how long a lost event can hide a change, half as much again at
-	// most: ten thousand held requests then cost Redis some 400 reads a second.
-	recheckEvery = 20 * time.Second
-	awayFirst    = 500 * time.Millisecond
-	awayMost     = 5 * time.Second
+	// pollInterval, plus up to half of it, is how long a lost event can delay a change.
+	// Ten thousand waiting requests then cost Redis about 400 reads a second.
+	pollInterval  = 20 * time.Second
+	minRetryDelay = 500 * time.Millisecond
+	maxRetryDelay = 5 * time.Second
 )
 
-// recheck is when to look again at what nobody told of; after failures sooner, and then
-// more and more seldom.
-func recheck(failures int) time.Duration {
-	wait := recheckEvery
+// pollDelay returns when to read the record again without an event. After failures it is
+// shorter, with exponential backoff.
+func pollDelay(failures int) time.Duration {
+	wait := pollInterval
 	if failures > 0 {
-		wait = min(awayFirst<<min(failures-1, 10), awayMost)
+		wait = min(minRetryDelay<<min(failures-1, 10), maxRetryDelay)
 	}
-	return wait + rand.N(wait/2) //nolint:gosec // it spreads the load
+	return wait + rand.N(wait/2) //nolint:gosec // jitter
 }
 
-// pause waits for a change, the next look, or the end of ctx or the hub, and reports
-// whether there is a reason to look again.
-func (h *hub) pause(ctx context.Context, changed <-chan struct{}, wait time.Duration) bool {
-	timer := time.NewTimer(wait)
+// wait waits for a change, the delay, or the end of ctx or the hub. It reports whether to
+// read the record again.
+func (h *hub) wait(ctx context.Context, changed <-chan struct{}, delay time.Duration) bool {
+	timer := time.NewTimer(delay)
 	defer timer.Stop()
 	select {
 	case <-changed:

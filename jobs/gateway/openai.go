@@ -23,44 +23,44 @@ import (
 )
 
 const (
-	// openAIWait is how long a request waits for its images unless [API] says.
-	openAIWait = 5 * time.Minute
-	// marksPrefix begins the keys that tell which job a request's repeat joins, and
-	// marksLifetime is how long: clients repeat within minutes.
-	marksPrefix   = "danqing:openai:"
-	marksLifetime = 24 * time.Hour
-	codeTimeout   = "timeout"
+	// defaultOpenAIWait is how long a request waits for its images by default.
+	defaultOpenAIWait = 5 * time.Minute
+	// dedupePrefix is the prefix of the Redis keys that map a request's hash to its job,
+	// for retries. Clients retry within minutes.
+	dedupePrefix   = "danqing:dedupe:"
+	dedupeLifetime = 24 * time.Hour
+	codeTimeout    = "timeout"
 )
 
-// openAIFields are those of a request: OpenAI's own, the model's, and ours.
+// openAIFields are the fields of a request: OpenAI's, the models', and Danqing's.
 func openAIFields() []string {
-	return append(openAIOnly(),
+	return append(ignoredOpenAIFields(),
 		"model", "prompt", "n", "size", "response_format", "style",
 		"negative_prompt", "seed", "ref_img", "ref_strength", "ref_mode", "prompt_extend", "watermark",
 		"priority", "labels", "callback", "not_before", "deadline", "stage")
 }
 
-// openAIOnly are fields of OpenAI's that no model here has; they are accepted, since
-// tools send them unasked, and change nothing.
-func openAIOnly() []string {
+// ignoredOpenAIFields are OpenAI's fields that no DashScope model has. They are accepted
+// and ignored, since tools send them by default.
+func ignoredOpenAIFields() []string {
 	return []string{"user", "quality", "background", "moderation", "output_format", "output_compression", "partial_images", "stream"}
 }
 
 func (a *api) handleOpenAI(mux *http.ServeMux) {
-	a.route(mux, openAIShape, "/v1/images/generations", methods{http.MethodPost: a.generations})
-	a.route(mux, openAIShape, "/v1/models", methods{http.MethodGet: a.models})
-	a.route(mux, openAIShape, "/v1/models/{id}", methods{http.MethodGet: a.oneModel})
-	a.route(mux, openAIShape, "/v1/", nil)
+	a.route(mux, encodeOpenAIError, "/v1/images/generations", methods{http.MethodPost: a.generations})
+	a.route(mux, encodeOpenAIError, "/v1/models", methods{http.MethodGet: a.models})
+	a.route(mux, encodeOpenAIError, "/v1/models/{id}", methods{http.MethodGet: a.model})
+	a.route(mux, encodeOpenAIError, "/v1/", nil)
 }
 
-// generations makes images while the client waits, as OpenAI's API does. An absent n is
-// 1, as there.
+// generations makes images while the client waits, like OpenAI's API. The default of n
+// is 1, as there.
 //
-// Clients of that API repeat a request by themselves, and there is no telling such a
-// repeat from a new wish but by time: it joins the job of the same body from the same
-// token until the answer to one of them has been sent whole.
+// Clients of that API retry by themselves, and a retry looks like a new request. So a
+// request joins the job of an earlier one with the same body and token, until a complete
+// answer to one of them was sent.
 func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
-	body, err := readBody(w, r.Request, createBody)
+	body, err := readBody(w, r.Request, maxCreateBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -68,30 +68,30 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := fromHeaders(&req, r.Header, r.caller); err != nil {
+	if err := applyHeaders(&req, r.Header, r.caller); err != nil {
 		return nil, err
 	}
-	mark, fresh := "", false
+	dedupeKey, isNew := "", false
 	if req.ID == "" {
-		if mark, req.ID, fresh, err = a.mark(r, body); err != nil {
+		if dedupeKey, req.ID, isNew, err = a.claimDedupe(r, body); err != nil {
 			return nil, err
 		}
 	}
 	rec, _, err := a.accept(r.Context(), r.caller, req)
 	if err != nil {
-		if fresh && refuseFor(err).status < http.StatusInternalServerError { // certainly not queued
-			a.unmark(mark, req.ID)
+		if isNew && toAPIError(err).status < http.StatusInternalServerError { // certainly not queued
+			a.releaseDedupe(dedupeKey, req.ID)
 		}
 		return nil, err
 	}
 	w.Header().Set("X-Danqing-Job", rec.ID)
-	most := a.cfg.OpenAIWait
-	if most == 0 {
-		most = openAIWait
+	timeout := a.cfg.OpenAIWait
+	if timeout == 0 {
+		timeout = defaultOpenAIWait
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), most)
+	ctx, cancel := context.WithTimeout(r.Context(), timeout)
 	defer cancel()
-	rec, err = a.await(ctx, r.caller, req.ID, func(rec *jobs.Record) bool { return rec.State.Final() })
+	rec, err = a.waitFor(ctx, r.caller, req.ID, func(rec *jobs.Record) bool { return rec.State.Final() })
 	if rec != nil && rec.Simulated {
 		w.Header().Set(dashscope.HeaderSimulated, "true")
 	}
@@ -99,31 +99,31 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 	case errors.Is(err, jobs.ErrNotFound):
 		return nil, err
 	case err != nil || !rec.State.Final():
-		return nil, refuse(http.StatusGatewayTimeout, codeTimeout, "the images are not made yet; the job goes on: the same request joins it", 0)
+		return nil, newAPIError(http.StatusGatewayTimeout, codeTimeout, "the images are not ready yet, and the job continues: send the same request again to join it", 0)
 	case rec.State != jobs.StateSucceeded:
-		writeAnswer(w, http.StatusBadRequest, openAIShape(r.id, jobFailed(rec)))
+		writeAnswer(w, http.StatusBadRequest, encodeOpenAIError(r.id, jobError(rec)))
 	default:
 		err := a.sendImages(w, r, rec, encoded)
-		if errors.Is(err, storage.ErrNotExist) { // for good: a repeat of it would fail as well
-			a.log.Warn("image is not in the bucket", "job_id", rec.ID, "err", err)
-			gone := refuse(http.StatusGone, "image_removed", "the images were made, and have been removed from the bucket: ask again for new ones", 0)
-			writeAnswer(w, gone.status, openAIShape(r.id, gone))
+		if errors.Is(err, storage.ErrNotExist) { // permanent: a retry would fail as well
+			a.log.Warn("image missing from the bucket", "job_id", rec.ID, "err", err)
+			gone := newAPIError(http.StatusGone, "image_removed", "the images were deleted from the bucket: send the request again for new ones", 0)
+			writeAnswer(w, gone.status, encodeOpenAIError(r.id, gone))
 		} else if err != nil {
 			return nil, err
 		}
 	}
-	// Whoever has not got it whole may ask once more.
+	// The key stays if the client may not have the complete answer, for its retry.
 	if http.NewResponseController(w).Flush() == nil && r.Context().Err() == nil {
-		a.unmark(mark, rec.ID)
+		a.releaseDedupe(dedupeKey, rec.ID)
 	}
-	return nil, nil //nolint:nilnil // it is answered
+	return nil, nil //nolint:nilnil // already answered
 }
 
-// parseGeneration reads a request, and whether it wants the images themselves.
+// parseGeneration parses a request, and whether it wants the images in base64.
 func parseGeneration(body []byte) (req jobs.Request, encoded bool, err error) {
 	fields := map[string]json.RawMessage{}
 	if err := json.Unmarshal(body, &fields); err != nil {
-		return req, false, refuse(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is no JSON object: %v", err), 0)
+		return req, false, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is not a JSON object: %v", err), 0)
 	}
 	for name := range fields {
 		if !slices.Contains(openAIFields(), name) {
@@ -134,7 +134,7 @@ func parseGeneration(body []byte) (req jobs.Request, encoded bool, err error) {
 	text := func(name string) string {
 		var s string
 		if err := json.Unmarshal(fields[name], &s); err != nil {
-			return string(fields[name]) // which is none of the values that are looked for
+			return string(fields[name]) // equals no valid value
 		}
 		return s
 	}
@@ -143,13 +143,13 @@ func parseGeneration(body []byte) (req jobs.Request, encoded bool, err error) {
 		encoded = true
 	case "", "url":
 	default:
-		return req, false, invalid("response_format", format, "url, b64_json")
+		return req, false, invalidField("response_format", format, "url, b64_json")
 	}
 	if format := text("output_format"); format != "" && format != "png" {
-		return req, false, invalid("output_format", format, "png")
+		return req, false, invalidField("output_format", format, "png")
 	}
 	if string(fields["stream"]) == "true" {
-		return req, false, invalid("stream", "true", "false: the images come at once")
+		return req, false, invalidField("stream", "true", "false: the images are sent together")
 	}
 	if style := text("style"); style == "vivid" || style == "natural" { // OpenAI's own
 		delete(fields, "style")
@@ -157,7 +157,7 @@ func parseGeneration(body []byte) (req jobs.Request, encoded bool, err error) {
 	if text("size") == "auto" {
 		delete(fields, "size")
 	}
-	for _, name := range append(openAIOnly(), "response_format") {
+	for _, name := range append(ignoredOpenAIFields(), "response_format") {
 		delete(fields, name)
 	}
 	rest, err := json.Marshal(fields)
@@ -171,60 +171,61 @@ func parseGeneration(body []byte) (req jobs.Request, encoded bool, err error) {
 	return req, encoded, err
 }
 
-// mark names the job of a request: that of an earlier one with the same body, whose
-// answer was not sent whole, or a new one.
-func (a *api) mark(r *request, body []byte) (mark, id string, fresh bool, err error) {
+// claimDedupe returns the job ID for a request: that of an earlier one with the same body
+// whose answer was not sent completely, or a new ID.
+func (a *api) claimDedupe(r *request, body []byte) (dedupeKey, id string, isNew bool, err error) {
 	sum := sha256.New()
 	_, _ = fmt.Fprintf(sum, "%q", r.caller.Name) // hashes do not fail
 	for _, name := range requestHeaders() {
 		_, _ = fmt.Fprintf(sum, "%q", r.Header.Get(name))
 	}
 	_, _ = sum.Write(body)
-	mark, id = marksPrefix+hex.EncodeToString(sum.Sum(nil)), jobs.NewID()
-	for range 3 { // the mark may vanish in between
-		_, err = a.redis.SetArgs(r.Context(), mark, id, redis.SetArgs{Mode: "NX", TTL: marksLifetime}).Result()
+	dedupeKey, id = dedupePrefix+hex.EncodeToString(sum.Sum(nil)), jobs.NewID()
+	for range 3 { // the key may be released between the two commands
+		_, err = a.redis.SetArgs(r.Context(), dedupeKey, id, redis.SetArgs{Mode: "NX", TTL: dedupeLifetime}).Result()
 		if err == nil {
-			return mark, id, true, nil
+			return dedupeKey, id, true, nil
 		}
 		if !errors.Is(err, redis.Nil) {
 			break
 		}
-		before, err := a.redis.Get(r.Context(), mark).Result()
+		before, err := a.redis.Get(r.Context(), dedupeKey).Result()
 		if err == nil {
-			return mark, before, false, nil
+			return dedupeKey, before, false, nil
 		}
 	}
-	return "", "", false, fmt.Errorf("mark request: %w", err)
+	return "", "", false, fmt.Errorf("claim dedupe key: %w", err)
 }
 
-var unmarkScript = redis.NewScript(`
+var releaseDedupeScript = redis.NewScript(`
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
 `)
 
-// unmark lets the next request of the same body be a new one.
-func (a *api) unmark(mark, id string) {
-	if mark == "" {
+// releaseDedupe deletes a dedupe key, so that the next request with the same body creates
+// a new job.
+func (a *api) releaseDedupe(dedupeKey, id string) {
+	if dedupeKey == "" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), readMost)
+	ctx, cancel := context.WithTimeout(context.Background(), readTimeout)
 	defer cancel()
-	if err := unmarkScript.Run(ctx, a.redis, []string{mark}, id).Err(); err != nil {
-		a.log.Warn("request not forgotten: a repeat gets the same images", "job_id", id, "err", err)
+	if err := releaseDedupeScript.Run(ctx, a.redis, []string{dedupeKey}, id).Err(); err != nil {
+		a.log.Warn("dedupe key not released: a repeated request gets the same images", "job_id", id, "err", err)
 	}
 }
 
-// jobFailed tells of a job that has no images, so that no client repeats it.
-func jobFailed(rec *jobs.Record) *refusal {
+// jobError is the error for a job without images. Its status keeps clients from retrying.
+func jobError(rec *jobs.Record) *apiError {
 	code := rec.Code
 	if strings.HasPrefix(code, "DataInspectionFailed") || code == "IPInfringementSuspect" {
 		code = "content_policy_violation"
 	}
-	return refuse(http.StatusBadRequest, code, rec.Message, 0)
+	return newAPIError(http.StatusBadRequest, code, rec.Message, 0)
 }
 
-// sendImages answers with the images that a job has: links, or the bytes in base64, which
-// go from the bucket to the client without being kept.
+// sendImages answers with a job's images: links, or the bytes in base64, which are streamed
+// from the bucket.
 func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Record, encoded bool) error {
 	type datum struct {
 		URL           string `json:"url,omitempty"`
@@ -257,13 +258,13 @@ func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Record, en
 	for i, d := range data {
 		prompts[i] = d.RevisedPrompt
 	}
-	return a.sendEncoded(w, r, rec, images, prompts)
+	return a.sendBase64Images(w, r, rec, images, prompts)
 }
 
-// sendEncoded answers with images in base64. The length is said before, so that the
-// answer is whole with its last byte and not only when its request has ended: by then it
-// is forgotten which job a repeat joins.
-func (a *api) sendEncoded(w http.ResponseWriter, r *request, rec *jobs.Record, images []jobs.Image, prompts []string) error {
+// sendBase64Images answers with images in base64. It sets the Content-Length, so that the
+// client has the complete answer with its last byte, and not only after the handler has
+// returned: by then the dedupe key is released.
+func (a *api) sendBase64Images(w http.ResponseWriter, r *request, rec *jobs.Record, images []jobs.Image, prompts []string) error {
 	const end = "]}\n"
 	var bodies []io.ReadCloser
 	defer func() {
@@ -293,20 +294,20 @@ func (a *api) sendEncoded(w http.ResponseWriter, r *request, rec *jobs.Record, i
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.Header().Set("Content-Length", strconv.FormatInt(length, 10))
 	for i, body := range bodies {
-		_ = control.SetWriteDeadline(time.Now().Add(writeTimeout)) // not every writer has one
-		if err := sendBase64(w, before[i], body); err != nil {
-			a.log.Warn("image not sent whole", "job_id", rec.ID, "key", images[i].Key, "err", err)
-			panic(http.ErrAbortHandler) // half an answer must not look like one
+		_ = control.SetWriteDeadline(time.Now().Add(writeTimeout)) // unsupported in tests
+		if err := writeBase64(w, before[i], body); err != nil {
+			a.log.Warn("image response aborted", "job_id", rec.ID, "key", images[i].Key, "err", err)
+			panic(http.ErrAbortHandler) // a truncated answer must not look complete
 		}
 	}
-	_, _ = io.WriteString(w, end) // see Flush
+	_, _ = io.WriteString(w, end) // the caller checks Flush
 	return nil
 }
 
 // imageEnd follows an image's base64.
 const imageEnd = `"}`
 
-func sendBase64(w io.Writer, before string, body io.Reader) error {
+func writeBase64(w io.Writer, before string, body io.Reader) error {
 	if _, err := io.WriteString(w, before); err != nil {
 		return err
 	}
@@ -321,7 +322,7 @@ func sendBase64(w io.Writer, before string, body io.Reader) error {
 	return err
 }
 
-// openAIModel is a model as OpenAI's API lists it.
+// openAIModel is a model in the format of OpenAI's API.
 type openAIModel struct {
 	ID      string `json:"id"`
 	Object  string `json:"object"`
@@ -329,7 +330,7 @@ type openAIModel struct {
 	OwnedBy string `json:"owned_by"`
 }
 
-func shownModel(m jobs.Model) openAIModel { return openAIModel{m.Name, "model", 0, "alibaba"} }
+func newOpenAIModel(m jobs.Model) openAIModel { return openAIModel{m.Name, "model", 0, "alibaba"} }
 
 func (*api) models(http.ResponseWriter, *request) (any, error) {
 	list := struct {
@@ -337,26 +338,26 @@ func (*api) models(http.ResponseWriter, *request) (any, error) {
 		Data   []openAIModel `json:"data"`
 	}{Object: "list"}
 	for _, m := range jobs.Models() {
-		list.Data = append(list.Data, shownModel(m))
+		list.Data = append(list.Data, newOpenAIModel(m))
 	}
 	return list, nil
 }
 
-func (*api) oneModel(_ http.ResponseWriter, r *request) (any, error) {
+func (*api) model(_ http.ResponseWriter, r *request) (any, error) {
 	m, err := findModel(r.PathValue("id"))
 	if err != nil {
 		return nil, err
 	}
-	return shownModel(m), nil
+	return newOpenAIModel(m), nil
 }
 
-// findModel is [jobs.LookupModel] with OpenAI's own refusal.
+// findModel is [jobs.LookupModel] with OpenAI's error.
 func findModel(name string) (jobs.Model, error) {
 	m, err := jobs.LookupModel(name)
 	if err == nil {
 		return m, nil
 	}
-	e := refuse(http.StatusNotFound, "model_not_found", err.Error(), 0)
+	e := newAPIError(http.StatusNotFound, "model_not_found", err.Error(), 0)
 	e.param = "model"
 	return m, e
 }

@@ -18,61 +18,62 @@ import (
 	"github.com/danqing-queue/danqing/jobs/gateway"
 )
 
-const marks = "danqing:openai:*"
+const dedupeKeys = "danqing:dedupe:*"
 
-// marked is what a client's connection sees of the mark when an answer is sent.
-type marked struct {
+// dedupeObserver is a ResponseWriter that records whether the dedupe key exists when an
+// answer is sent.
+type dedupeObserver struct {
 	*httptest.ResponseRecorder
-	// most is how many bytes the connection takes.
+	// most is how many bytes the connection accepts.
 	most int
-	// whole says whether all that was announced had come by the flush.
+	// whole is set if all announced bytes were written before the flush.
 	whole bool
 }
 
 var errGone = errors.New("the client has gone")
 
-func (m *marked) Write(p []byte) (int, error) {
+func (m *dedupeObserver) Write(p []byte) (int, error) {
 	if m.Body.Len()+len(p) > m.most {
 		return 0, errGone
 	}
 	return m.ResponseRecorder.Write(p)
 }
 
-func (m *marked) FlushError() error {
+func (m *dedupeObserver) FlushError() error {
 	announced, err := strconv.Atoi(m.Header().Get("Content-Length"))
 	m.whole = err == nil && announced == m.Body.Len()
 	return nil
 }
 
-// An answer is whole with its last byte, before its mark goes: whoever dies in between
-// leaves no client that must ask for new images.
-func TestOpenAIAnswersAreWhole(t *testing.T) {
+// An answer is complete before its dedupe key is released, so that a crash in between does
+// not make a client pay for new images.
+func TestOpenAIAnswerIsCompleteBeforeRelease(t *testing.T) {
 	t.Parallel()
 	for _, format := range []string{"url", "b64_json"} {
 		t.Run(format, func(t *testing.T) {
-			bubble(t, nil, func(t *testing.T, s *service) {
+			runInBubble(t, nil, func(t *testing.T, s *service) {
 				time.AfterFunc(time.Second, func() {
 					id := s.onlyJob()
 					s.finish(id)
 				})
 				body := strings.Replace(openAICat, "{", `{"response_format":"`+format+`",`, 1)
-				w := &marked{ResponseRecorder: httptest.NewRecorder(), most: 1 << 20}
+				w := &dedupeObserver{ResponseRecorder: httptest.NewRecorder(), most: 1 << 20}
 				s.gateway.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1/v1/images/generations", strings.NewReader(body)))
 				require.Equal(t, http.StatusOK, w.Code)
 				assert.True(t, json.Valid(w.Body.Bytes()), w.Body.String())
 				assert.True(t, w.whole, "announced %s of %d bytes", w.Header().Get("Content-Length"), w.Body.Len())
-				assert.Empty(t, s.redis.Keys(t.Context(), marks).Val())
+				assert.Empty(t, s.redis.Keys(t.Context(), dedupeKeys).Val())
 			})
 		})
 	}
 }
 
-// Images that broke off in the middle were not had: the repeat gets them.
-func TestOpenAIAnswerBreaksOff(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// When an answer is aborted in the middle, the repeated request gets the same images.
+func TestOpenAIAnswerAborted(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		body := strings.Replace(openAICat, "{", `{"response_format":"b64_json",`, 1)
 		time.AfterFunc(time.Second, func() { s.finish(s.onlyJob()) })
-		w := &marked{ResponseRecorder: httptest.NewRecorder(), most: 500}
+		w := &dedupeObserver{ResponseRecorder: httptest.NewRecorder(), most: 500}
 		assert.PanicsWithValue(t, http.ErrAbortHandler, func() {
 			s.gateway.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1/v1/images/generations", strings.NewReader(body)))
 		})
@@ -82,13 +83,12 @@ func TestOpenAIAnswerBreaksOff(t *testing.T) {
 	})
 }
 
-// Images that somebody has removed are not asked for again and again: the next request
-// is for new ones.
+// When the images were deleted from the bucket, the next request creates a new job.
 func TestOpenAIImagesRemoved(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		body := strings.Replace(openAICat, "{", `{"response_format":"b64_json",`, 1)
 		time.AfterFunc(time.Second, func() {
-			s.move(s.onlyJob(), func(rec *jobs.Record) {
+			s.update(s.onlyJob(), func(rec *jobs.Record) {
 				rec.State, rec.FinishedAt = jobs.StateSucceeded, time.Now().UTC()
 				rec.Images = []jobs.Image{{N: 1, Key: "2026/gone-1.png", SHA256: fmt.Sprintf("%064d", 1)}}
 			})
@@ -96,15 +96,14 @@ func TestOpenAIImagesRemoved(t *testing.T) {
 		got := s.generateImages(t.Context(), body)
 		assert.Equal(t, http.StatusGone, got.status)
 		assert.Contains(t, got.body, `"code":"image_removed"`)
-		assert.Empty(t, s.redis.Keys(t.Context(), marks).Val())
+		assert.Empty(t, s.redis.Keys(t.Context(), dedupeKeys).Val())
 	})
 }
 
-// OpenAI's clients read of a wrong key what they know, and one token's repeat joins no
-// other's job.
+// A wrong key gets OpenAI's error, and a request joins no job of another token.
 func TestOpenAITokens(t *testing.T) {
 	tokens := []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}, {Name: "blog", Secret: "blog-secret-0123456"}}
-	bubble(t, func(api *gateway.API) { api.Tokens, api.OpenAIWait = tokens, time.Second }, func(t *testing.T, s *service) {
+	runInBubble(t, func(api *gateway.API) { api.Tokens, api.OpenAIWait = tokens, time.Second }, func(t *testing.T, s *service) {
 		for _, headers := range [][]string{nil, {"Authorization", "Bearer sk-wrong"}} {
 			got := s.generateImages(t.Context(), openAICat, headers...)
 			assert.Equal(t, http.StatusUnauthorized, got.status)

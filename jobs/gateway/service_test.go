@@ -36,8 +36,8 @@ const (
 	createPath = "/api/v1/services/aigc/text2image/image-synthesis"
 )
 
-// service is a gateway with its API, on a queue and a bucket in the process. It is
-// asked without a network, so that it can stand in a bubble.
+// service is a gateway with its API, with an in-process queue and bucket. Requests to it
+// need no network, so that it can run in a synctest bubble.
 type service struct {
 	t       *testing.T
 	redis   redis.UniversalClient
@@ -45,11 +45,11 @@ type service struct {
 	bucket  *storage.Bucket
 	gateway *gateway.Gateway
 	outage  *outage
-	// recalled are the jobs that the bucket alone knows.
-	recalled map[string]*jobs.Record
+	// sidecars are the jobs that are only in the bucket.
+	sidecars map[string]*jobs.Record
 }
 
-// outage lets no command through while it is down.
+// outage is a hook that fails every Redis command while it is down.
 type outage struct {
 	down  atomic.Bool
 	calls atomic.Int64
@@ -57,7 +57,7 @@ type outage struct {
 
 var (
 	_       redis.Hook = (*outage)(nil)
-	errDown            = errors.New("redis is away")
+	errDown            = errors.New("redis is unavailable")
 )
 
 func (o *outage) DialHook(next redis.DialHook) redis.DialHook { return next }
@@ -98,12 +98,12 @@ func newServiceOn(t *testing.T, rdb redis.UniversalClient, change func(*gateway.
 		Bucket: bucket.DefaultBucket, Endpoint: "http://bucket.embedded", AccessKeyID: id, SecretAccessKey: secret, HTTPClient: files.HTTPClient(),
 	})
 	require.NoError(t, err)
-	s := &service{t: t, redis: rdb, jobs: jobs.NewClient(rdb), bucket: images, outage: &outage{}, recalled: map[string]*jobs.Record{}}
+	s := &service{t: t, redis: rdb, jobs: jobs.NewClient(rdb), bucket: images, outage: &outage{}, sidecars: map[string]*jobs.Record{}}
 	rdb.AddHook(s.outage)
 	api := &gateway.API{
 		Bucket: images, Stream: true, TempDir: t.TempDir(),
-		Recall: func(_ context.Context, id string) (*jobs.Record, error) {
-			if rec := s.recalled[id]; rec != nil {
+		LoadSidecar: func(_ context.Context, id string) (*jobs.Record, error) {
+			if rec := s.sidecars[id]; rec != nil {
 				return rec, nil
 			}
 			return nil, jobs.ErrNotFound
@@ -119,21 +119,21 @@ func newServiceOn(t *testing.T, rdb redis.UniversalClient, change func(*gateway.
 	return s
 }
 
-// bubble runs a test in simulated time.
-func bubble(t *testing.T, change func(*gateway.API), test func(*testing.T, *service)) {
+// runInBubble runs a test in simulated time.
+func runInBubble(t *testing.T, change func(*gateway.API), test func(*testing.T, *service)) {
 	t.Helper()
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) { test(t, newService(t, change)) })
 }
 
-// answer is what a client gets.
+// answer is a response.
 type answer struct {
 	status int
 	header http.Header
 	body   string
 }
 
-// call asks as a client would, with pairs of headers.
+// call sends a request with pairs of header names and values.
 func (s *service) call(ctx context.Context, method, path, body string, headers ...string) answer {
 	r := httptest.NewRequestWithContext(ctx, method, "http://127.0.0.1:8765"+path, strings.NewReader(body))
 	for i := 0; i < len(headers); i += 2 {
@@ -147,11 +147,11 @@ func (s *service) call(ctx context.Context, method, path, body string, headers .
 	return answer{w.Code, w.Header(), w.Body.String()}
 }
 
-func (s *service) ask(method, path, body string, headers ...string) answer {
+func (s *service) request(method, path, body string, headers ...string) answer {
 	return s.call(s.t.Context(), method, path, body, headers...)
 }
 
-// decode reads an answer's body, without its request_id, which is always another.
+// decode returns an answer's body without its request_id, which always differs.
 func (a answer) decode(t *testing.T) map[string]any {
 	t.Helper()
 	require.Contains(t, a.header.Get("Content-Type"), "application/json", a.body)
@@ -175,7 +175,7 @@ func (a answer) requireRefused(t *testing.T, status int, code string) string {
 	return message
 }
 
-// create asks for a job as the SDKs do, and returns its ID.
+// create creates a job like the SDKs, and returns its ID.
 func (s *service) create(body string, headers ...string) string {
 	s.t.Helper()
 	got := s.submit(body, headers...)
@@ -187,25 +187,25 @@ func (s *service) create(body string, headers ...string) string {
 }
 
 func (s *service) submit(body string, headers ...string) answer {
-	return s.ask(http.MethodPost, createPath, body, append([]string{
+	return s.request(http.MethodPost, createPath, body, append([]string{
 		"X-DashScope-Async", "enable", "Content-Type", "application/json; charset=utf-8",
 	}, headers...)...)
 }
 
 const oneCat = `{"model":"wanx-v1","input":{"prompt":"有一只黑色的小猫"},"parameters":{"n":1}}`
 
-// look asks for a job and returns the task as decoded.
-func (s *service) look(id string, headers ...string) dashscope.TaskResponse {
+// query queries a job and returns the decoded task.
+func (s *service) query(id string, headers ...string) dashscope.TaskResponse {
 	s.t.Helper()
-	got := s.ask(http.MethodGet, tasksPath+id, "", headers...)
+	got := s.request(http.MethodGet, tasksPath+id, "", headers...)
 	require.Equal(s.t, http.StatusOK, got.status, got.body)
 	var task dashscope.TaskResponse
 	require.NoError(s.t, json.Unmarshal([]byte(got.body), &task))
 	return task
 }
 
-// move changes a job's record as a worker would.
-func (s *service) move(id string, change func(*jobs.Record)) *jobs.Record {
+// update changes a job's record as a worker would.
+func (s *service) update(id string, change func(*jobs.Record)) *jobs.Record {
 	s.t.Helper()
 	rec, err := s.jobs.Get(s.t.Context(), id)
 	require.NoError(s.t, err)
@@ -220,19 +220,19 @@ func (s *service) move(id string, change func(*jobs.Record)) *jobs.Record {
 	return &next
 }
 
-// generate moves a job to where its task is at work.
+// generate moves a job to the state in which its task is running.
 func (s *service) generate(id string) {
 	s.t.Helper()
-	s.move(id, func(rec *jobs.Record) {
+	s.update(id, func(rec *jobs.Record) {
 		rec.State, rec.Attempt, rec.Term, rec.TaskID = jobs.StateGenerating, 1, 1, "task-of-"+id
 		rec.SubmittedAt, rec.RunningAt = time.Now().UTC(), time.Now().UTC()
 	})
 }
 
-// finish stores an image for each that a job asks for, and ends it.
+// finish stores all images of a job, and ends it as succeeded.
 func (s *service) finish(id string) *jobs.Record {
 	s.t.Helper()
-	return s.move(id, func(rec *jobs.Record) {
+	return s.update(id, func(rec *jobs.Record) {
 		rec.State, rec.FinishedAt, rec.CostMicroYuan = jobs.StateSucceeded, time.Now().UTC(), 160_000*int64(rec.Request.N)
 		for n := 1; n <= rec.Request.N; n++ {
 			rec.Images = append(rec.Images, s.store(rec, n))
@@ -240,18 +240,18 @@ func (s *service) finish(id string) *jobs.Record {
 	})
 }
 
-// store puts a picture of its own for each image into the bucket.
+// store puts a different PNG for each image into the bucket.
 func (s *service) store(rec *jobs.Record, n int) jobs.Image {
 	s.t.Helper()
-	path, _ := picture(s.t, rec.ID, n)
+	path, _ := writePNG(s.t, rec.ID, n)
 	ref, err := storage.InspectReference(path)
 	require.NoError(s.t, err)
 	require.NoError(s.t, s.bucket.StageReference(s.t.Context(), ref))
 	return jobs.Image{N: n, Key: "_refs/" + ref.SHA256, Bytes: ref.Bytes, SHA256: ref.SHA256, Width: ref.Width, Height: ref.Height, ContentType: "image/png"}
 }
 
-// picture writes a PNG that is another for each name and number.
-func picture(t *testing.T, name string, n int) (path string, content []byte) {
+// writePNG writes a PNG that differs for each name and number.
+func writePNG(t *testing.T, name string, n int) (path string, content []byte) {
 	t.Helper()
 	const side = 256
 	paper := image.NewNRGBA(image.Rect(0, 0, side, side))
@@ -264,10 +264,10 @@ func picture(t *testing.T, name string, n int) (path string, content []byte) {
 }
 
 func (s *service) post(path, body string, headers ...string) answer {
-	return s.ask(http.MethodPost, path, body, headers...)
+	return s.request(http.MethodPost, path, body, headers...)
 }
 
-// endless is a body that never ends, and counts what was read of it.
+// endless is a body without an end that counts the bytes read.
 type endless struct{ read atomic.Int64 }
 
 func (e *endless) Read(p []byte) (int, error) {

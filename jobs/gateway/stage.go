@@ -12,49 +12,49 @@ import (
 )
 
 const (
-	// transfersAtOnce bounds how many reference images are on their way into the bucket
-	// while there are no tokens, and transfersOfToken for each token: one that is slow on
-	// purpose is in nobody else's way. Ours.
-	transfersAtOnce  = 8
-	transfersOfToken = 2
-	// listsAtOnce bounds the lists that are being made, of all records of a day each.
-	listsAtOnce = 2
-	// gateMost is how long a request waits for a place.
-	gateMost = 30 * time.Second
+	// maxTransfers limits the concurrent uploads of reference images without tokens, and
+	// maxTransfersPerToken those of each token, so that a slow client does not block
+	// others. The values are our choice.
+	maxTransfers         = 8
+	maxTransfersPerToken = 2
+	// maxLists limits the concurrent lists, which read all records of a day.
+	maxLists = 2
+	// semaphoreTimeout is how long a request waits for a semaphore.
+	semaphoreTimeout = 30 * time.Second
 )
 
 // stage copies a reference image into the bucket and returns its staged name.
 func (a *api) stage(ctx context.Context, c caller, rawURL string) (string, error) {
-	leave, err := a.transfers[c.Name].enter(ctx)
+	release, err := a.transfers[c.Name].acquire(ctx)
 	if err != nil {
 		return "", err
 	}
-	defer leave()
-	ref, err := a.cfg.Bucket.StageURL(ctx, rawURL, a.cfg.StageFrom)
+	defer release()
+	ref, err := a.cfg.Bucket.StageURL(ctx, rawURL, a.cfg.Staging)
 	var unfit *storage.StageError
 	switch {
 	case err == nil:
 		return jobs.StagedPrefix + ref.SHA256, nil
 	case errors.As(err, &unfit) && unfit.Temporary:
-		return "", refuse(http.StatusServiceUnavailable, codeAway, "ref_img: "+unfit.Error()+": nothing was queued; ask again", awayPause)
+		return "", newAPIError(http.StatusServiceUnavailable, codeUnavailable, "ref_img: "+unfit.Error()+": nothing was queued; retry later", unavailableRetryAfter)
 	case errors.As(err, &unfit):
-		return "", refuse(http.StatusBadRequest, codeParameter, "ref_img: "+unfit.Error()+": nothing was queued", 0)
+		return "", newAPIError(http.StatusBadRequest, codeParameter, "ref_img: "+unfit.Error()+": nothing was queued", 0)
 	}
 	return "", fmt.Errorf("stage reference image: %w", err)
 }
 
-// gate lets a number of requests through at a time.
-type gate chan struct{}
+// semaphore limits the number of concurrent requests.
+type semaphore chan struct{}
 
-// enter waits for a place, which the caller must leave; not longer than gateMost.
-func (g gate) enter(ctx context.Context) (leave func(), err error) {
-	timer := time.NewTimer(gateMost)
+// acquire waits for the semaphore, at most semaphoreTimeout. The caller must release it.
+func (g semaphore) acquire(ctx context.Context) (release func(), err error) {
+	timer := time.NewTimer(semaphoreTimeout)
 	defer timer.Stop()
 	select {
 	case g <- struct{}{}:
 		return func() { <-g }, nil
 	case <-timer.C:
-		return nil, refuse(http.StatusServiceUnavailable, codeAway, "too much of this kind is going on: ask again", awayPause)
+		return nil, newAPIError(http.StatusServiceUnavailable, codeUnavailable, "too many concurrent requests of this kind: retry later", unavailableRetryAfter)
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}

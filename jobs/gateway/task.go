@@ -17,18 +17,19 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// serviceZone is the zone of DashScope's times without one (dashscope-api: the sample of
-// the EventBridge page).
-func serviceZone() *time.Location { return time.FixedZone("UTC+8", 8*60*60) }
+// serviceLocation is the time zone of DashScope's times (dashscope-api: the sample of the
+// EventBridge page).
+func serviceLocation() *time.Location { return time.FixedZone("UTC+8", 8*60*60) }
 
 const (
-	serviceTime = "2006-01-02 15:04:05.000"
-	// heldPatience is how long a held job reads as RUNNING: a person decides meanwhile.
-	heldPatience = 24 * time.Hour
-	codeHeld     = "Held" // ours
+	serviceTimeLayout = "2006-01-02 15:04:05.000"
+	// heldRunningTime is how long a held job is reported as RUNNING, so that an operator
+	// has time to decide.
+	heldRunningTime = 24 * time.Hour
+	codeHeld        = "Held" // not DashScope's
 )
 
-// status is a job's state in DashScope's words.
+// status returns a job's state as a DashScope task status.
 func status(rec *jobs.Record, now time.Time) string {
 	switch rec.State {
 	case jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying:
@@ -38,7 +39,7 @@ func status(rec *jobs.Record, now time.Time) string {
 			return dashscope.StatusPending
 		}
 	case jobs.StateHeld:
-		if now.Sub(rec.UpdatedAt) >= heldPatience {
+		if now.Sub(rec.UpdatedAt) >= heldRunningTime {
 			return dashscope.StatusFailed
 		}
 	case jobs.StateSucceeded:
@@ -52,17 +53,17 @@ func status(rec *jobs.Record, now time.Time) string {
 	return dashscope.StatusRunning
 }
 
-func ended(status string) bool {
+func isFinal(status string) bool {
 	return slices.Contains([]string{dashscope.StatusSucceeded, dashscope.StatusFailed, dashscope.StatusCanceled, dashscope.StatusUnknown}, status)
 }
 
-// shown is a job as DashScope shows a task.
-func (a *api) shown(r *request, rec *jobs.Record) (*dashscope.TaskResponse, error) {
+// taskResponse returns a job in the format of a DashScope task.
+func (a *api) taskResponse(r *request, rec *jobs.Record) (*dashscope.TaskResponse, error) {
 	moment := func(at time.Time) string {
 		if at.IsZero() {
 			return ""
 		}
-		return at.In(serviceZone()).Format(serviceTime)
+		return at.In(serviceLocation()).Format(serviceTimeLayout)
 	}
 	task := &dashscope.TaskResponse{Output: dashscope.TaskOutput{
 		TaskID: rec.ID, TaskStatus: status(rec, time.Now()),
@@ -91,7 +92,7 @@ func (a *api) shown(r *request, rec *jobs.Record) (*dashscope.TaskResponse, erro
 		metrics.Failed = metrics.Total
 		out.Code, out.Message = rec.Code, rec.Message
 		if rec.State == jobs.StateHeld {
-			out.Code, out.Message = codeHeld, "the job waits for a person's decision ("+rec.Code+"): ask whoever runs this Danqing"
+			out.Code, out.Message = codeHeld, "the job is held for a decision ("+rec.Code+"): contact the operator of this Danqing server"
 		}
 	}
 	return task, nil
@@ -109,121 +110,121 @@ func (a *api) result(r *http.Request, rec *jobs.Record, image jobs.Image) (dashs
 	return result, err
 }
 
-// unknownTask is what DashScope answers for a task that it does not know.
+// unknownTask returns DashScope's answer for a task that does not exist.
 func unknownTask(id string) *dashscope.TaskResponse {
 	return &dashscope.TaskResponse{Output: dashscope.TaskOutput{TaskID: id, TaskStatus: dashscope.StatusUnknown}}
 }
 
 const (
-	// holdMost is how long a look is held that has nothing new to tell: clients wait 300
-	// s, and proxies commonly 60.
-	holdMost = 50 * time.Second
-	// seenKept is how many clients' last answers are remembered, of seenBytes each at
-	// most.
-	seenKept  = 1 << 15
-	seenBytes = 2 << 10
-	// readMost bounds one look at Redis.
-	readMost = 5 * time.Second
+	// maxLongPoll is how long a query waits for a change. Clients time out after 300 s,
+	// proxies commonly after 60.
+	maxLongPoll = 50 * time.Second
+	// lastAnswersKept is how many last answers are cached, of up to maxAnswerBytes each.
+	lastAnswersKept = 1 << 15
+	maxAnswerBytes  = 2 << 10
+	// readTimeout limits one read from Redis.
+	readTimeout = 5 * time.Second
 )
 
-// task answers a look at a job: at once if the client has not had this answer before,
-// else as soon as there is another one, or after holdMost. While Redis is away it waits
-// for it as long, and then gives the last answer that it knows: on any error the SDKs
-// drop the job.
+// task answers a query of a job by long polling: at once if the answer differs from the
+// client's last one, else as soon as it changes, or after maxLongPoll. While Redis is
+// unavailable it waits for the same time and then repeats the last answer, because the
+// SDKs abandon the job on any error.
 func (a *api) task(w http.ResponseWriter, r *request) (any, error) {
 	id := r.PathValue("id")
-	client := clientOf(r, id)
-	last, known := a.seen.Get(client)
-	ctx, cancel := context.WithTimeout(r.Context(), holdFor(r))
+	client := clientID(r, id)
+	last, cached := a.lastAnswers.Get(client)
+	ctx, cancel := context.WithTimeout(r.Context(), longPollTime(r))
 	defer cancel()
 	changed, stop := a.hub.watch(id)
 	defer stop()
 	var answer *dashscope.TaskResponse
 	for failures := 0; ; {
-		now, err := a.look(r, id)
+		now, err := a.readTask(r, id)
 		if err == nil {
 			failures, answer = 0, now
-			if ended(now.Output.TaskStatus) || !known || last.hash != seenAs(now).hash {
+			if isFinal(now.Output.TaskStatus) || !cached || last.hash != newLastAnswer(now).hash {
 				break
 			}
 		} else {
 			failures++
 		}
-		if !a.hub.pause(ctx, changed, recheck(failures)) {
+		if !a.hub.wait(ctx, changed, pollDelay(failures)) {
 			break
 		}
 	}
 	if answer == nil {
-		answer = lastKnown(id, last.text)
-	} else if answer.Output.TaskStatus != dashscope.StatusUnknown { // there is no end of names
-		a.seen.Add(client, seenAs(answer))
+		answer = fallbackAnswer(id, last.text)
+	} else if answer.Output.TaskStatus != dashscope.StatusUnknown { // not cached: any ID can be queried
+		a.lastAnswers.Add(client, newLastAnswer(answer))
 	}
 	if r.simulated {
 		w.Header().Set(dashscope.HeaderSimulated, "true")
 	}
 	answer.RequestID = r.id
-	return answer, context.Cause(r.Context()) // nobody reads it if the client has gone
+	return answer, context.Cause(r.Context()) // an error if the client has disconnected
 }
 
-// clientOf names who looks at a job, as far as one can tell clients apart: the SDKs open
-// a connection for every look.
-func clientOf(r *request, id string) string {
+// clientID identifies the client of a query as well as possible: the SDKs open a new
+// connection for every query.
+func clientID(r *request, id string) string {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
 		host = r.RemoteAddr
 	}
-	sum := sha256.Sum256([]byte(strings.Join([]string{r.caller.Name, host, r.UserAgent(), id}, "\x00"))) // whatever their lengths
+	sum := sha256.Sum256([]byte(strings.Join([]string{r.caller.Name, host, r.UserAgent(), id}, "\x00"))) // a hash limits the length
 	return string(sum[:])
 }
 
-// holdFor is how long the client lets its look be held: RFC 7240's Prefer: wait=SECONDS.
-func holdFor(r *request) time.Duration {
+// longPollTime returns how long the client wants to wait: RFC 7240's Prefer: wait=SECONDS.
+func longPollTime(r *request) time.Duration {
 	for _, preference := range strings.FieldsFunc(strings.Join(r.Header.Values("Prefer"), ","), func(r rune) bool { return r == ',' || r == ';' }) {
 		name, value, _ := strings.Cut(preference, "=")
 		if seconds, err := strconv.Atoi(strings.TrimSpace(value)); err == nil && strings.EqualFold(strings.TrimSpace(name), "wait") && seconds >= 0 {
-			return min(time.Duration(min(seconds, 3600))*time.Second, holdMost)
+			return min(time.Duration(min(seconds, 3600))*time.Second, maxLongPoll)
 		}
 	}
-	return holdMost
+	return maxLongPoll
 }
 
-// look reads what there is to tell of a job now. It fails if that cannot be told.
-func (a *api) look(r *request, id string) (*dashscope.TaskResponse, error) {
-	ctx, cancel := context.WithTimeout(r.Context(), readMost)
+// readTask returns the current answer about a job. It fails if Redis or the bucket does
+// not respond.
+func (a *api) readTask(r *request, id string) (*dashscope.TaskResponse, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
 	defer cancel()
 	rec, err := a.get(ctx, r.caller, id)
 	if errors.Is(err, jobs.ErrNotFound) {
 		return unknownTask(id), nil
 	}
-	if errors.Is(err, jobs.ErrDamaged) || errors.Is(err, storage.ErrUnreadable) { // which does not pass
+	if errors.Is(err, jobs.ErrDamaged) || errors.Is(err, storage.ErrUnreadable) { // permanent
 		task := unknownTask(id)
-		task.Output.TaskStatus, task.Output.Code, task.Output.Message = dashscope.StatusFailed, jobs.CodeRecordCorrupt, "the job's record is damaged: ask whoever runs this Danqing"
+		task.Output.TaskStatus, task.Output.Code, task.Output.Message = dashscope.StatusFailed, jobs.CodeRecordCorrupt, "the job's record is damaged: contact the operator of this Danqing server"
 		return task, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	r.simulated = rec.Simulated
-	return a.shown(r, rec)
+	return a.taskResponse(r, rec)
 }
 
-// seen is an answer as it is remembered: by its hash, and if it is not too long, whole.
-type seen struct {
+// lastAnswer is a cached answer: its hash, and its text unless it is too long.
+type lastAnswer struct {
 	hash [sha256.Size]byte
 	text string
 }
 
-func seenAs(answer *dashscope.TaskResponse) seen {
-	encoded, _ := json.Marshal(answer) // texts and numbers
-	s := seen{hash: sha256.Sum256(encoded)}
-	if len(encoded) <= seenBytes {
+func newLastAnswer(answer *dashscope.TaskResponse) lastAnswer {
+	encoded, _ := json.Marshal(answer) // cannot fail: strings and numbers
+	s := lastAnswer{hash: sha256.Sum256(encoded)}
+	if len(encoded) <= maxAnswerBytes {
 		s.text = string(encoded)
 	}
 	return s
 }
 
-// lastKnown is the answer to give while nothing can be read.
-func lastKnown(id, last string) *dashscope.TaskResponse {
+// fallbackAnswer returns the answer while Redis is unavailable: the last one, or PENDING.
+func fallbackAnswer(id, last string) *dashscope.TaskResponse {
 	var answer dashscope.TaskResponse
 	if last == "" || json.Unmarshal([]byte(last), &answer) != nil {
 		answer.Output.TaskID, answer.Output.TaskStatus = id, dashscope.StatusPending
@@ -231,10 +232,10 @@ func lastKnown(id, last string) *dashscope.TaskResponse {
 	return &answer
 }
 
-// await returns the job once until says so, or as it stands when ctx or the gateway
-// ends. While Redis is away it waits. It fails with [jobs.ErrNotFound], or if the job
-// was not read at all, with the reason.
-func (a *api) await(ctx context.Context, c caller, id string, until func(*jobs.Record) bool) (*jobs.Record, error) {
+// waitFor returns the job as soon as until is true, or in its current state when ctx or
+// the gateway ends. While Redis is unavailable it waits. It fails with [jobs.ErrNotFound],
+// or with the last error if the job could never be read.
+func (a *api) waitFor(ctx context.Context, c caller, id string, until func(*jobs.Record) bool) (*jobs.Record, error) {
 	changed, stop := a.hub.watch(id)
 	defer stop()
 	var rec *jobs.Record
@@ -250,7 +251,7 @@ func (a *api) await(ctx context.Context, c caller, id string, until func(*jobs.R
 				return rec, nil
 			}
 		}
-		if !a.hub.pause(ctx, changed, recheck(failures)) {
+		if !a.hub.wait(ctx, changed, pollDelay(failures)) {
 			if rec == nil {
 				return nil, err
 			}

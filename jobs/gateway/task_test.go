@@ -17,11 +17,13 @@ import (
 	"github.com/danqing-queue/danqing/jobs/gateway"
 )
 
-// Every state of a job reads as DashScope's documents show a task.
-func TestShapes(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// The answer for every state of a job has the format of DashScope's documentation.
+func TestTaskResponses(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		id := s.create(`{"model":"wanx-v1","input":{"prompt":"a cat"},"parameters":{"n":2}}`)
-		shape := func() map[string]any { return s.ask(http.MethodGet, tasksPath+id, "", "Prefer", "wait=0").decode(t) }
+		shape := func() map[string]any {
+			return s.request(http.MethodGet, tasksPath+id, "", "Prefer", "wait=0").decode(t)
+		}
 		output := func(pairs ...any) map[string]any {
 			out := map[string]any{"task_id": id, "submit_time": "2000-01-01 08:00:00.000"}
 			for i := 0; i < len(pairs); i += 2 {
@@ -35,26 +37,26 @@ func TestShapes(t *testing.T) {
 		assert.Equal(t, output("task_status", "PENDING"), shape())
 
 		<-time.After(1234 * time.Millisecond)
-		s.move(id, func(rec *jobs.Record) {
+		s.update(id, func(rec *jobs.Record) {
 			rec.State, rec.Attempt, rec.SubmittedAt = jobs.StateSubmitting, 1, time.Now().UTC()
 		})
 		submitted := "2000-01-01 08:00:01.234"
 		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape())
-		s.move(id, func(rec *jobs.Record) { rec.State, rec.TaskID = jobs.StateGenerating, "task" })
-		assert.Equal(t, output("task_status", "PENDING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape(), "it waits there")
-		s.move(id, func(rec *jobs.Record) { rec.RunningAt = time.Now().UTC() })
+		s.update(id, func(rec *jobs.Record) { rec.State, rec.TaskID = jobs.StateGenerating, "task" })
+		assert.Equal(t, output("task_status", "PENDING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape(), "the task is pending")
+		s.update(id, func(rec *jobs.Record) { rec.RunningAt = time.Now().UTC() })
 		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape())
-		s.move(id, func(rec *jobs.Record) {
+		s.update(id, func(rec *jobs.Record) {
 			rec.State, rec.Code, rec.Message = jobs.StateHeld, "SubmitAmbiguous", "secret tasks"
 		})
-		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape(), "a person decides")
+		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape(), "held for an operator")
 		<-time.After(24 * time.Hour)
 		held := shape()["output"].(map[string]any)
 		assert.Equal(t, "FAILED", held["task_status"])
 		assert.Equal(t, "Held", held["code"])
 
 		<-time.After(time.Second)
-		s.move(id, func(rec *jobs.Record) {
+		s.update(id, func(rec *jobs.Record) {
 			rec.State, rec.FinishedAt, rec.Code, rec.Message = jobs.StateSucceeded, time.Now().UTC(), "", ""
 			image := s.store(rec, 1)
 			image.ActualPrompt = "a fine cat"
@@ -70,7 +72,7 @@ func TestShapes(t *testing.T) {
 		assert.Equal(t, done, shape())
 
 		id = s.create(oneCat)
-		s.move(id, func(rec *jobs.Record) { rec.End(jobs.StateFailed, "InvalidParameter", "bad size", time.Now().UTC()) })
+		s.update(id, func(rec *jobs.Record) { rec.End(jobs.StateFailed, "InvalidParameter", "bad size", time.Now().UTC()) })
 		failed := shape()["output"].(map[string]any)
 		assert.Equal(t, []any{"FAILED", "InvalidParameter", "bad size"}, []any{failed["task_status"], failed["code"], failed["message"]})
 		id = s.create(oneCat)
@@ -82,18 +84,18 @@ func TestShapes(t *testing.T) {
 		assert.Equal(t, map[string]any{"output": map[string]any{"task_id": id, "task_status": "UNKNOWN"}}, shape())
 		simulated := *rec
 		simulated.Simulated = true
-		s.recalled[id] = &simulated
-		assert.Equal(t, "SUCCEEDED", shape()["output"].(map[string]any)["task_status"], "its sidecar tells")
-		assert.Equal(t, "true", s.ask(http.MethodGet, tasksPath+id, "").header.Get("X-Danqing-Simulated"))
+		s.sidecars[id] = &simulated
+		assert.Equal(t, "SUCCEEDED", shape()["output"].(map[string]any)["task_status"], "from its sidecar")
+		assert.Equal(t, "true", s.request(http.MethodGet, tasksPath+id, "").header.Get("X-Danqing-Simulated"))
 	})
 }
 
-// A client that polls lazily, as the SDKs do, learns of the end in the very moment
-// in which it is written, however deep in the backlog its job was.
-func TestLazyClientLearnsAtOnce(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// A client that polls slowly, like the SDKs, gets the end of a job at the moment when it is
+// written, also if the job waited in a long backlog.
+func TestSlowPollerGetsEndAtOnce(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		const s1, s2, s4, s5 = time.Second, 2 * time.Second, 4 * time.Second, 5 * time.Second
-		pauses := []time.Duration{0, s1, s1, s2, s2, s2, s4, s4, s4, s5} // the last for ever
+		pauses := []time.Duration{0, s1, s1, s2, s2, s2, s4, s4, s4, s5} // the last one repeats
 		const clients = 40
 		ends := make([]time.Time, clients)
 		var group sync.WaitGroup
@@ -103,10 +105,10 @@ func TestLazyClientLearnsAtOnce(t *testing.T) {
 				for polls := 0; ; polls++ {
 					<-time.After(pauses[min(polls, len(pauses)-1)])
 					asked := time.Now()
-					status := s.look(id).Output.TaskStatus
+					status := s.query(id).Output.TaskStatus
 					assert.LessOrEqual(t, time.Since(asked), 50*time.Second)
 					if status == "SUCCEEDED" {
-						// A change that comes while the client pauses is told at its next look.
+						// A change during the client's pause is in the answer to its next query.
 						if time.Since(asked) > 0 {
 							assert.Equal(t, ends[i], time.Now())
 						}
@@ -126,20 +128,20 @@ func TestLazyClientLearnsAtOnce(t *testing.T) {
 	})
 }
 
-// A look is held only as long as it would say the same as the client's last one.
-func TestHold(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// A query waits only as long as its answer would be equal to the client's last one.
+func TestLongPoll(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		id := s.create(oneCat)
 		took := func(headers ...string) (time.Duration, string) {
 			began := time.Now()
-			return time.Since(began), s.look(id, headers...).Output.TaskStatus
+			return time.Since(began), s.query(id, headers...).Output.TaskStatus
 		}
 		timed := func(headers ...string) time.Duration {
 			began := time.Now()
 			_, _ = took(headers...)
 			return time.Since(began)
 		}
-		assert.Zero(t, timed(), "the first look")
+		assert.Zero(t, timed(), "the first query")
 		assert.Equal(t, 50*time.Second, timed())
 		assert.Zero(t, timed("User-Agent", "another client"))
 		assert.Zero(t, timed("Prefer", "wait=0"))
@@ -149,29 +151,29 @@ func TestHold(t *testing.T) {
 		done := make(chan time.Duration)
 		go func() { done <- timed() }()
 		<-time.After(10 * time.Second)
-		s.move(id, func(rec *jobs.Record) { rec.Request = nil }) // nothing that a client would see
+		s.update(id, func(rec *jobs.Record) { rec.Request = nil }) // not visible to a client
 		<-time.After(10 * time.Second)
 		s.generate(id)
 		assert.Equal(t, 20*time.Second, <-done)
 		assert.Equal(t, 50*time.Second, timed())
 		s.finish(id)
 		assert.Zero(t, timed())
-		assert.Zero(t, timed(), "what is over is never held")
+		assert.Zero(t, timed(), "a finished job's query never waits")
 	})
 }
 
-// No look ever gets an error because Redis is away: it waits, and then tells what was
-// known last.
-func TestRedisAway(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// A query gets no error while Redis is unavailable: it waits, and then repeats the last
+// answer.
+func TestQueryWhileRedisUnavailable(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		id := s.create(oneCat)
 		s.generate(id)
-		assert.Equal(t, "RUNNING", s.look(id).Output.TaskStatus)
+		assert.Equal(t, "RUNNING", s.query(id).Output.TaskStatus)
 		s.outage.down.Store(true)
 		before := s.outage.calls.Load()
 		for _, headers := range [][]string{nil, {"User-Agent", "one that never looked before"}} {
 			began := time.Now()
-			got := s.ask(http.MethodGet, tasksPath+id, "", headers...)
+			got := s.request(http.MethodGet, tasksPath+id, "", headers...)
 			assert.Equal(t, http.StatusOK, got.status)
 			want := `"RUNNING"`
 			if headers != nil {
@@ -180,10 +182,10 @@ func TestRedisAway(t *testing.T) {
 			assert.Contains(t, got.body, want)
 			assert.InDelta(t, 50, time.Since(began).Seconds(), 1)
 		}
-		assert.Less(t, s.outage.calls.Load()-before, int64(300), "it does not storm Redis: twice a second for the subscription")
-		// Redis comes back, with the job done meanwhile.
+		assert.Less(t, s.outage.calls.Load()-before, int64(300), "few commands: twice a second for the subscription")
+		// Redis is available again, and the job has finished in the meantime.
 		done := make(chan string)
-		go func() { done <- s.look(id).Output.TaskStatus }()
+		go func() { done <- s.query(id).Output.TaskStatus }()
 		<-time.After(20 * time.Second)
 		s.outage.down.Store(false)
 		s.finish(id)
@@ -191,14 +193,14 @@ func TestRedisAway(t *testing.T) {
 	})
 }
 
-// A change whose event was lost is seen all the same, before the hold is over.
+// A change whose event was lost is found before the long poll ends.
 func TestLostEvent(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		id := s.create(oneCat)
-		s.look(id)
+		s.query(id)
 		began := time.Now()
 		done := make(chan string)
-		go func() { done <- s.look(id).Output.TaskStatus }()
+		go func() { done <- s.query(id).Output.TaskStatus }()
 		<-time.After(time.Second)
 		rec, err := s.jobs.Get(t.Context(), id)
 		require.NoError(t, err)
@@ -211,9 +213,9 @@ func TestLostEvent(t *testing.T) {
 	})
 }
 
-// Ten thousand looks may be held; a change wakes those of its job alone.
-func TestManyHeldLooks(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// Ten thousand queries can wait at once, and a change wakes only those of its job.
+func TestManyLongPolls(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		clients := 10_000
 		if testing.Short() {
 			clients = 1_000
@@ -225,7 +227,7 @@ func TestManyHeldLooks(t *testing.T) {
 		ctx, hangUp := context.WithCancel(t.Context())
 		var group sync.WaitGroup
 		var mu sync.Mutex
-		told := map[string]int{}
+		answered := map[string]int{}
 		for i := range clients {
 			group.Go(func() {
 				id, agent := ids[i%len(ids)], fmt.Sprint("client ", i)
@@ -233,7 +235,7 @@ func TestManyHeldLooks(t *testing.T) {
 				got := s.call(ctx, http.MethodGet, tasksPath+id, "", "User-Agent", agent)
 				mu.Lock()
 				defer mu.Unlock()
-				told[id+" "+fmt.Sprint(len(got.body) > 0 && ctx.Err() == nil)]++
+				answered[id+" "+fmt.Sprint(len(got.body) > 0 && ctx.Err() == nil)]++
 			})
 		}
 		synctest.Wait()
@@ -242,21 +244,21 @@ func TestManyHeldLooks(t *testing.T) {
 		require.NoError(t, err)
 		synctest.Wait()
 		mu.Lock()
-		assert.Equal(t, map[string]int{ids[3] + " true": clients / len(ids)}, told)
+		assert.Equal(t, map[string]int{ids[3] + " true": clients / len(ids)}, answered)
 		mu.Unlock()
-		assert.Less(t, s.outage.calls.Load()-before, int64(clients/len(ids)+50), "one read for each that waits for the job")
+		assert.Less(t, s.outage.calls.Load()-before, int64(clients/len(ids)+50), "one read for each query of the job")
 		hangUp()
 		group.Wait()
 	})
 }
 
-// Close answers what is held.
-func TestCloseAnswers(t *testing.T) {
-	bubble(t, nil, func(t *testing.T, s *service) {
+// Close answers waiting queries.
+func TestCloseAnswersLongPolls(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
 		id := s.create(oneCat)
-		s.look(id)
+		s.query(id)
 		done := make(chan string)
-		go func() { done <- s.look(id).Output.TaskStatus }()
+		go func() { done <- s.query(id).Output.TaskStatus }()
 		synctest.Wait()
 		began := time.Now()
 		require.NoError(t, s.gateway.Close())
@@ -265,10 +267,10 @@ func TestCloseAnswers(t *testing.T) {
 	})
 }
 
-// A token's jobs are as if they did not exist for another, by whatever question.
-func TestOthersJobs(t *testing.T) {
+// For another token, a token's jobs do not exist, in any kind of request.
+func TestTokensCannotSeeOthersJobs(t *testing.T) {
 	tokens := []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}, {Name: "blog", Secret: "blog-secret-0123456"}}
-	bubble(t, func(api *gateway.API) { api.Tokens = tokens }, func(t *testing.T, s *service) {
+	runInBubble(t, func(api *gateway.API) { api.Tokens = tokens }, func(t *testing.T, s *service) {
 		shop := []string{"Authorization", "Bearer shop-secret-0123456"}
 		blog := []string{"Authorization", "Bearer blog-secret-0123456"}
 		id := s.create(oneCat, shop...)
@@ -279,24 +281,24 @@ func TestOthersJobs(t *testing.T) {
 		unknown := func(id string) {
 			began := time.Now()
 			for range 2 {
-				assert.Equal(t, map[string]any{"output": map[string]any{"task_id": id, "task_status": "UNKNOWN"}}, s.ask(http.MethodGet, tasksPath+id, "", blog...).decode(t))
+				assert.Equal(t, map[string]any{"output": map[string]any{"task_id": id, "task_status": "UNKNOWN"}}, s.request(http.MethodGet, tasksPath+id, "", blog...).decode(t))
 			}
 			s.post(tasksPath+id+"/cancel", "", blog...).requireRefused(t, http.StatusBadRequest, "UnsupportedOperation")
 			for _, query := range []string{"", "?task_id=" + id} {
-				list := s.ask(http.MethodGet, "/api/v1/tasks"+query, "", blog...).decode(t)
+				list := s.request(http.MethodGet, "/api/v1/tasks"+query, "", blog...).decode(t)
 				assert.Empty(t, list["data"])
 				assert.InDelta(t, 0, list["total"], 0)
 			}
-			assert.Zero(t, time.Since(began), "it is not held either")
+			assert.Zero(t, time.Since(began), "it does not wait either")
 		}
 		unknown(id)
-		s.recalled["long-ago"] = &jobs.Record{ID: "long-ago", State: jobs.StateSucceeded, Producer: "shop"}
+		s.sidecars["long-ago"] = &jobs.Record{ID: "long-ago", State: jobs.StateSucceeded, Producer: "shop"}
 		unknown("long-ago")
 		unknown("never")
 		enqueued, err := s.jobs.Enqueue(t.Context(), jobs.Request{Prompt: "a cat"})
 		require.NoError(t, err)
 		unknown(enqueued.ID)
-		assert.Equal(t, "PENDING", s.look(id, shop...).Output.TaskStatus)
+		assert.Equal(t, "PENDING", s.query(id, shop...).Output.TaskStatus)
 
 		// The same key is another job for another token.
 		key := []string{"Idempotency-Key", "order 17"}

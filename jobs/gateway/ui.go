@@ -22,19 +22,19 @@ import (
 // uiPath is where asynq's web UI is rooted.
 const uiPath = "/ui"
 
-// fontsCSS names fonts that machines have, in place of Google's.
+// fontsCSS uses fonts that are installed on machines, in place of Google's.
 //
 //go:embed fonts.css
 var fontsCSS []byte
 
-// ui is asynqmon, with a page that needs nothing from elsewhere.
+// ui is asynqmon, with a page that loads nothing from other hosts.
 type ui struct {
 	monitor *asynqmon.HTTPHandler
 	page    []byte
 }
 
-// sharedRedis hands our client to asynqmon. asynqmon's Close would close it, so
-// nobody calls that.
+// sharedRedis passes the gateway's client to asynqmon. asynqmon's Close would close it, so
+// it is never called.
 type sharedRedis struct{ client redis.UniversalClient }
 
 // MakeRedisClient implements asynq.RedisConnOpt.
@@ -45,29 +45,29 @@ var (
 	inlineScript = regexp.MustCompile(`(?s)<script>(.*?)</script>`)
 )
 
-// newUI reads the page from asynqmon and makes it ours.
+// newUI reads asynqmon's page and replaces its fonts.
 func newUI(ctx context.Context, client redis.UniversalClient) (*ui, error) {
 	u := &ui{monitor: asynqmon.New(asynqmon.Options{
 		RootPath: uiPath, RedisConnOpt: sharedRedis{client},
-		PayloadFormatter: asynqmon.PayloadFormatterFunc(readable),
-		ResultFormatter:  asynqmon.ResultFormatterFunc(readable),
+		PayloadFormatter: asynqmon.PayloadFormatterFunc(formatPayload),
+		ResultFormatter:  asynqmon.ResultFormatterFunc(formatPayload),
 	})}
 	root, err := http.NewRequestWithContext(ctx, http.MethodGet, uiPath+"/", nil)
 	if err != nil {
 		return nil, fmt.Errorf("read asynqmon's page: %w", err)
 	}
-	index := answer{header: http.Header{}}
+	index := recorder{header: http.Header{}}
 	u.monitor.ServeHTTP(&index, root)
 	u.page = foreignStyle.ReplaceAll(index.body.Bytes(), nil)
-	ours := `<link rel="stylesheet" href="` + uiPath + `/fonts.css"/></head>`
-	u.page = bytes.Replace(u.page, []byte("</head>"), []byte(ours), 1)
+	stylesheet := `<link rel="stylesheet" href="` + uiPath + `/fonts.css"/></head>`
+	u.page = bytes.Replace(u.page, []byte("</head>"), []byte(stylesheet), 1)
 	return u, nil
 }
 
-// policy is the Content-Security-Policy: everything from here, nothing from
-// elsewhere, and of scripts in the page only those that it came with. Styles the
-// page makes as it runs.
-func (u *ui) policy() string {
+// contentSecurityPolicy allows resources from this server only, and of inline scripts only
+// those in the page, by their hashes. Inline styles are allowed, because the page creates
+// them at run time.
+func (u *ui) contentSecurityPolicy() string {
 	scripts := []string{"script-src 'self'"}
 	for _, script := range inlineScript.FindAllSubmatch(u.page, -1) {
 		sum := sha256.Sum256(script[1])
@@ -85,16 +85,16 @@ func (u *ui) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/css; charset=utf-8")
 		_, _ = w.Write(fontsCSS)
 	case path.Ext(r.URL.Path) == ".map":
-		http.NotFound(w, r) // 5 MB of asynqmon's source, for its makers
+		http.NotFound(w, r) // 5 MB of asynqmon's source maps
 	default:
 		u.serveFile(w, r)
 	}
 }
 
-// serveAPI answers with asynqmon's JSON. A route that it does not have, such as
-// that of an ID with a slash, is answered by its page, as if all were well.
+// serveAPI answers with asynqmon's JSON. For unknown routes, such as that of an ID with a
+// slash, asynqmon answers 200 with its page, which is replaced by 404.
 func (u *ui) serveAPI(w http.ResponseWriter, r *http.Request) {
-	reply := answer{header: http.Header{}}
+	reply := recorder{header: http.Header{}}
 	u.monitor.ServeHTTP(&reply, r)
 	if bytes.HasPrefix(reply.body.Bytes(), []byte("<!doctype html>")) {
 		http.NotFound(w, r)
@@ -106,25 +106,25 @@ func (u *ui) serveAPI(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(reply.body.Bytes())
 }
 
-// shortenID is where the UI's script cuts an ID at its first hyphen, made for
-// UUIDs: of the jobs autumn-1 and autumn-2 it shows autumn twice.
-const shortenID = `return-1===t?e:e.substr(0,t)`
+// idShortener is the code in the UI's script that truncates an ID at its first hyphen. It
+// is meant for UUIDs, and would show the jobs autumn-1 and autumn-2 both as autumn.
+const idShortener = `return-1===t?e:e.substr(0,t)`
 
-// serveFile answers with one of asynqmon's files, under its right type (asynqmon
-// guesses it from the bytes), or with the page: the page routes by itself.
+// serveFile answers with one of asynqmon's files, with its right type (asynqmon guesses it
+// from the bytes), or with the page, which has client-side routing.
 func (u *ui) serveFile(w http.ResponseWriter, r *http.Request) {
-	file := answer{header: http.Header{}}
+	file := recorder{header: http.Header{}}
 	u.monitor.ServeHTTP(&file, r)
 	kind, body := "text/html; charset=utf-8", u.page
 	if file.header.Get("Content-Type") != "" {
 		kind, body = fileTypes()[path.Ext(r.URL.Path)], file.body.Bytes()
 	}
 	w.Header().Set("Content-Type", kind)
-	_, _ = w.Write(bytes.Replace(body, []byte(shortenID), []byte("return e"), 1))
+	_, _ = w.Write(bytes.Replace(body, []byte(idShortener), []byte("return e"), 1))
 }
 
-// fileTypes are those of asynqmon's files. The mime package would ask the
-// machine's own tables, which differ.
+// fileTypes are the types of asynqmon's files. The mime package would use the machine's
+// tables, which differ.
 func fileTypes() map[string]string {
 	return map[string]string{
 		".ico":  "image/x-icon",
@@ -136,23 +136,23 @@ func fileTypes() map[string]string {
 	}
 }
 
-// answer keeps what a handler answers. A code of 0 is 200.
-type answer struct {
+// recorder records a handler's response. A code of 0 means 200.
+type recorder struct {
 	header http.Header
 	code   int
 	body   bytes.Buffer
 }
 
-func (a *answer) Header() http.Header         { return a.header }
-func (a *answer) WriteHeader(code int)        { a.code = cmp.Or(a.code, code) }
-func (a *answer) Write(p []byte) (int, error) { return a.body.Write(p) }
+func (a *recorder) Header() http.Header         { return a.header }
+func (a *recorder) WriteHeader(code int)        { a.code = cmp.Or(a.code, code) }
+func (a *recorder) Write(p []byte) (int, error) { return a.body.Write(p) }
 
-// readable shows a payload or result as it is. asynqmon's own hides a text with
-// any rune that unicode.IsPrint refuses, such as the ideographic space that
-// stands in many a Chinese prompt.
-func readable(_ string, text []byte) string {
+// formatPayload shows a payload or result as text. asynqmon's own formatter hides texts
+// with any rune that unicode.IsPrint refuses, such as the ideographic space, which is
+// common in Chinese prompts.
+func formatPayload(_ string, text []byte) string {
 	if !utf8.Valid(text) {
-		return fmt.Sprintf("%d bytes that are no text", len(text))
+		return fmt.Sprintf("%d bytes of binary data", len(text))
 	}
 	return string(text)
 }

@@ -9,12 +9,12 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The page and its files name no other machine, but for what they never load:
-// names of XML, links that a person may follow, texts of errors.
-func TestNothingForeignIsServed(t *testing.T) {
+// The page and its files contain no other host, except for what is never loaded: XML
+// namespaces, links for the user, and error texts.
+func TestUILoadsNothingFromOtherHosts(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
-	status, kind, page := w.ask(t, http.MethodGet, "/ui/", "")
+	w := newTestGateway(t, embeddedRedis(t))
+	status, kind, page := w.request(t, http.MethodGet, "/ui/", "")
 	require.Equal(t, http.StatusOK, status)
 	assert.Equal(t, "text/html; charset=utf-8", kind)
 	assert.NotContains(t, page, "//", "no foreign address in the page")
@@ -24,7 +24,7 @@ func TestNothingForeignIsServed(t *testing.T) {
 	foreign := regexp.MustCompile(`https?://(?:[a-z0-9-]+\.)+[a-z]{2,}`)
 	never := regexp.MustCompile(`^http://www\.w3\.org$|^https?://(github\.com|redis\.io|reactjs\.org|redux\.js\.org|material-ui\.com|fb\.me|bit\.ly|axios-http\.com)$`)
 	for _, file := range files {
-		status, kind, text := w.ask(t, http.MethodGet, file[1], "")
+		status, kind, text := w.request(t, http.MethodGet, file[1], "")
 		assert.Equal(t, http.StatusOK, status, file[1])
 		types[file[1]] = kind
 		assert.NotContains(t, text, "googleapis", file[1])
@@ -39,43 +39,43 @@ func TestNothingForeignIsServed(t *testing.T) {
 		"/ui/static/js/2.83624df2.chunk.js":    "text/javascript; charset=utf-8",
 		"/ui/static/js/main.5adda2da.chunk.js": "text/javascript; charset=utf-8",
 	}, types)
-	status, _, _ = w.ask(t, http.MethodGet, "/ui/static/js/main.5adda2da.chunk.js.map", "")
+	status, _, _ = w.request(t, http.MethodGet, "/ui/static/js/main.5adda2da.chunk.js.map", "")
 	assert.Equal(t, http.StatusNotFound, status)
 }
 
-// The UI cuts IDs at their first hyphen; the script that is served does not.
-func TestScriptShowsWholeIDs(t *testing.T) {
+// The UI truncates IDs at their first hyphen; the served script does not.
+func TestUIShowsWholeIDs(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
-	_, _, script := w.ask(t, http.MethodGet, "/ui/static/js/main.5adda2da.chunk.js", "")
+	w := newTestGateway(t, embeddedRedis(t))
+	_, _, script := w.request(t, http.MethodGet, "/ui/static/js/main.5adda2da.chunk.js", "")
 	assert.Contains(t, script, `var t=e.indexOf("-");return e}`)
 }
 
-func TestPageAtEveryPath(t *testing.T) {
+func TestUIPageAtEveryPath(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
-	_, _, page := w.ask(t, http.MethodGet, "/ui/", "")
+	w := newTestGateway(t, embeddedRedis(t))
+	_, _, page := w.request(t, http.MethodGet, "/ui/", "")
 	for _, path := range []string{"/ui/queues/" + queue, "/ui/queues/" + queue + "/tasks/cat.v1", "/ui/servers"} {
-		status, kind, text := w.ask(t, http.MethodGet, path, "")
+		status, kind, text := w.request(t, http.MethodGet, path, "")
 		assert.Equal(t, http.StatusOK, status, path)
 		assert.Equal(t, "text/html; charset=utf-8", kind, path)
 		assert.Equal(t, page, text, path)
 	}
-	status, _, _ := w.ask(t, http.MethodGet, "/", "")
+	status, _, _ := w.request(t, http.MethodGet, "/", "")
 	assert.Equal(t, http.StatusFound, status)
 }
 
-// asynqmon answers what it does not know with its page and 200.
-func TestUnknownRoutesOfTheAPI(t *testing.T) {
+// asynqmon answers unknown routes with its page and 200.
+func TestUIUnknownRoutes(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
+	w := newTestGateway(t, embeddedRedis(t))
 	for path, method := range map[string]string{"/no/such/route": http.MethodGet, "/queues/mail/pending_tasks/a%2Fb": http.MethodDelete} {
-		status, kind, body := w.ask(t, method, "/ui/api"+path, "")
+		status, kind, body := w.request(t, method, "/ui/api"+path, "")
 		assert.Equal(t, http.StatusNotFound, status, path)
 		assert.Equal(t, "text/plain; charset=utf-8", kind, path)
 		assert.NotContains(t, body, "googleapis", path)
 	}
-	status, kind, body := w.ask(t, http.MethodGet, "/ui/api/queues", "")
+	status, kind, body := w.request(t, http.MethodGet, "/ui/api/queues", "")
 	assert.Equal(t, http.StatusOK, status)
 	assert.Equal(t, "application/json", kind)
 	assert.JSONEq(t, `{"queues":[]}`, body)
@@ -83,7 +83,7 @@ func TestUnknownRoutesOfTheAPI(t *testing.T) {
 
 func TestSecurityHeaders(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, embeddedRedis(t))
+	w := newTestGateway(t, embeddedRedis(t))
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.server.URL+"/ui/", nil)
 	require.NoError(t, err)
 	resp, err := w.server.Client().Do(req)

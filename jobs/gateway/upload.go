@@ -25,28 +25,28 @@ import (
 )
 
 const (
-	// formPath takes the form that an upload is, as DashScope's temporary store does.
+	// formPath is the path for upload forms, in place of DashScope's temporary store.
 	formPath = "/api/v1/uploads/form"
-	// policyLifetime and uploadMegabytes are DashScope's own (the page on temporary
-	// file URLs; 10 MB is what a reference image may have).
-	policyLifetime  = 300 * time.Second
-	uploadMegabytes = 10
-	formBytes       = uploadMegabytes<<20 + 256<<10
-	fieldBytes      = 8 << 10
-	fieldsMost      = 32
-	fileNameBytes   = 255
-	// unknownBytes is what is read of a form before its credential: fields, and the headers
-	// of parts, which are kept in memory.
-	unknownBytes = 512 << 10
-	// uploadTime bounds an upload, and bodyTimeout each pause in it.
-	uploadTime = 2 * time.Minute
-	// uploadLifetime is how long an oss:// name is known, as at DashScope.
+	// policyLifetime and uploadMegabytes are DashScope's (the page on temporary file
+	// URLs; 10 MB is the limit of a reference image).
+	policyLifetime   = 300 * time.Second
+	uploadMegabytes  = 10
+	maxFormBytes     = uploadMegabytes<<20 + 256<<10
+	maxFieldBytes    = 8 << 10
+	maxFormFields    = 32
+	maxFileNameBytes = 255
+	// maxBytesBeforePolicy limits a form before its policy is verified: its fields and the
+	// headers of its parts are held in memory.
+	maxBytesBeforePolicy = 512 << 10
+	// uploadTimeout limits a whole upload, and bodyTimeout each pause in it.
+	uploadTimeout = 2 * time.Minute
+	// uploadLifetime is how long an oss:// name is valid, as at DashScope.
 	uploadLifetime = 48 * time.Hour
 	uploadPrefix   = "danqing:upload:"
 	ossScheme      = "oss://"
 )
 
-// uploadPolicy is what an upload's credential says.
+// uploadPolicy is the content of an upload's signed policy.
 type uploadPolicy struct {
 	Producer string    `json:"producer"`
 	Model    string    `json:"model"`
@@ -54,14 +54,14 @@ type uploadPolicy struct {
 	Expires  time.Time `json:"expires"`
 }
 
-// uploadNote is what Redis knows of an uploaded file.
-type uploadNote struct {
+// uploadEntry is the value in Redis for an uploaded file.
+type uploadEntry struct {
 	SHA256   string `json:"sha256"`
 	Producer string `json:"producer"`
 }
 
-// policySignature signs a policy with a key that is made of the token: all gateways
-// that know the token agree, and nothing is kept.
+// policySignature signs a policy with a key that is derived from the token, so that all
+// gateways with the same token accept it without shared state.
 func (a *api) policySignature(producer, policy string) string {
 	secret := ""
 	for _, t := range a.tokens {
@@ -75,160 +75,161 @@ func (a *api) policySignature(producer, policy string) string {
 	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// policy answers with the credential for an upload, as DashScope does.
-func (a *api) policy(_ http.ResponseWriter, r *request) (any, error) {
+// getPolicy answers with the policy for an upload, as DashScope does.
+func (a *api) getPolicy(_ http.ResponseWriter, r *request) (any, error) {
 	q := r.URL.Query()
 	if action := q.Get("action"); action != "getPolicy" {
-		return nil, invalid("action", action, "getPolicy")
+		return nil, invalidField("action", action, "getPolicy")
 	}
 	model, err := jobs.LookupModel(q.Get("model"))
 	if wrong := (jobs.FieldError{}); errors.As(err, &wrong) {
 		return nil, &jobs.InvalidError{Fields: []jobs.FieldError{wrong}}
 	}
 	if len(model.RefModes) == 0 {
-		return nil, invalid("model", model.Name, "a model that takes a reference image, such as "+jobs.DefaultModel)
+		return nil, invalidField("model", model.Name, "a model with reference images, such as "+jobs.DefaultModel)
 	}
-	says := uploadPolicy{Producer: r.caller.Name, Model: model.Name, Dir: "danqing-instant/" + strings.ToLower(rand.Text()), Expires: time.Now().Add(policyLifetime).UTC()}
-	encoded, err := json.Marshal(says)
+	policy := uploadPolicy{Producer: r.caller.Name, Model: model.Name, Dir: "danqing-instant/" + strings.ToLower(rand.Text()), Expires: time.Now().Add(policyLifetime).UTC()}
+	encoded, err := json.Marshal(policy)
 	if err != nil {
 		return nil, fmt.Errorf("make upload policy: %w", err)
 	}
-	policy := base64.StdEncoding.EncodeToString(encoded)
+	encodedPolicy := base64.StdEncoding.EncodeToString(encoded)
 	return dashscope.PolicyResponse{RequestID: r.id, Data: dashscope.Policy{
-		Policy: policy, Signature: a.policySignature(says.Producer, policy), UploadDir: says.Dir, UploadHost: a.base(r.Request) + formPath,
+		Policy: encodedPolicy, Signature: a.policySignature(policy.Producer, encodedPolicy), UploadDir: policy.Dir, UploadHost: a.baseURL(r.Request) + formPath,
 		ExpireInSeconds: int(policyLifetime.Seconds()), MaxFileSizeMB: uploadMegabytes, CapacityLimitMB: 999999999,
 		OSSAccessKeyID: "danqing", XOSSObjectACL: "private", XOSSForbidOverwrite: "true",
 	}}, nil
 }
 
-// upload takes a form with a reference image, and stages that under its hash. The
-// policy in the form is the credential. It answers with nothing, as OSS does.
+// upload accepts a form with a reference image, and stages it under its hash. The signed
+// policy in the form is the credential. The answer is empty, as from OSS.
 func (a *api) upload(w http.ResponseWriter, r *request) (any, error) {
 	control := http.NewResponseController(w)
-	body := &patient{ReadCloser: r.Body, control: control, end: time.Now().Add(uploadTime), left: unknownBytes}
-	r.Body = http.MaxBytesReader(w, body, formBytes)
+	body := &deadlineReader{ReadCloser: r.Body, control: control, end: time.Now().Add(uploadTimeout), left: maxBytesBeforePolicy}
+	r.Body = http.MaxBytesReader(w, body, maxFormBytes)
 	form, err := r.MultipartReader()
 	if err != nil {
-		return nil, refuse(http.StatusBadRequest, codeParameter, "the body must be a form, multipart/form-data, with the file last", 0)
+		return nil, newAPIError(http.StatusBadRequest, codeParameter, "the body must be a form, multipart/form-data, with the file last", 0)
 	}
 	fields := map[string]string{}
-	for range fieldsMost {
+	for range maxFormFields {
 		part, err := form.NextPart()
 		if errors.Is(err, io.EOF) {
-			return nil, refuse(http.StatusBadRequest, codeParameter, "the form has no file: it must be there, and last", 0)
+			return nil, newAPIError(http.StatusBadRequest, codeParameter, "the form has no file: add it as the last field", 0)
 		}
 		if err != nil {
-			return nil, formFailed(err)
+			return nil, formError(err)
 		}
 		if part.FormName() == "file" {
-			if err := a.takeFile(r.Context(), fields, part, body); err != nil {
+			if err := a.storeUpload(r.Context(), fields, part, body); err != nil {
 				return nil, err
 			}
 			w.WriteHeader(http.StatusOK)
-			return nil, nil //nolint:nilnil // it is answered
+			return nil, nil //nolint:nilnil // already answered
 		}
-		value, err := io.ReadAll(io.LimitReader(part, fieldBytes+1))
+		value, err := io.ReadAll(io.LimitReader(part, maxFieldBytes+1))
 		if err != nil {
-			return nil, formFailed(err)
+			return nil, formError(err)
 		}
-		if len(value) > fieldBytes {
-			return nil, refuse(http.StatusBadRequest, codeParameter, "a field of the form is too long", 0)
+		if len(value) > maxFieldBytes {
+			return nil, newAPIError(http.StatusBadRequest, codeParameter, "a field of the form is too long", 0)
 		}
 		fields[strings.ToLower(part.FormName())] = string(value)
 	}
-	return nil, refuse(http.StatusBadRequest, codeParameter, "the form has too many fields", 0)
+	return nil, newAPIError(http.StatusBadRequest, codeParameter, "the form has too many fields", 0)
 }
 
-// formFailed is why a form could not be read.
-func formFailed(err error) error {
+// formError is the error for a form that could not be read.
+func formError(err error) error {
 	if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
 		return err
 	}
-	return refuse(http.StatusBadRequest, codeParameter, "the form did not arrive whole", 0)
+	return newAPIError(http.StatusBadRequest, codeParameter, "the form is incomplete", 0)
 }
 
-// patient gives a body as long as something comes, and not more than is left to it.
-type patient struct {
+// deadlineReader reads a body with a deadline for each Read and one for the whole, up to a
+// limit of bytes.
+type deadlineReader struct {
 	io.ReadCloser
 	control *http.ResponseController
 	end     time.Time
 	left    int64
 }
 
-var errTooMuch = errors.New("too much came before the form's credential")
+var errTooLargeForm = errors.New("the form is too large before its policy")
 
-func (p *patient) Read(b []byte) (int, error) {
+func (p *deadlineReader) Read(b []byte) (int, error) {
 	deadline := time.Now().Add(bodyTimeout)
 	if p.end.Before(deadline) {
 		deadline = p.end
 	}
-	_ = p.control.SetReadDeadline(deadline) // not every reader has one
+	_ = p.control.SetReadDeadline(deadline) // unsupported in tests
 	if p.left <= 0 {
-		return 0, errTooMuch
+		return 0, errTooLargeForm
 	}
 	n, err := p.ReadCloser.Read(b[:min(int64(len(b)), p.left)])
 	p.left -= int64(n)
 	return n, err
 }
 
-// takeFile stages the file of a form whose policy lets it in.
-func (a *api) takeFile(ctx context.Context, fields map[string]string, content io.Reader, body *patient) error {
-	says, err := a.checkPolicy(fields)
+// storeUpload verifies the form's policy and stages its file.
+func (a *api) storeUpload(ctx context.Context, fields map[string]string, content io.Reader, body *deadlineReader) error {
+	policy, err := a.verifyPolicy(fields)
 	if err != nil {
 		return err
 	}
-	body.left = formBytes
-	name, ok := strings.CutPrefix(fields["key"], says.Dir+"/")
-	if !ok || !fileName(name) {
-		return refuse(http.StatusForbidden, codeDenied, "Invalid according to Policy: the key must be upload_dir, a slash and a file's name", 0)
+	body.left = maxFormBytes
+	name, ok := strings.CutPrefix(fields["key"], policy.Dir+"/")
+	if !ok || !isFileName(name) {
+		return newAPIError(http.StatusForbidden, codeDenied, "Invalid according to Policy: the key must be upload_dir, a slash and a file name", 0)
 	}
-	leave, err := a.transfers[says.Producer].enter(ctx)
+	release, err := a.transfers[policy.Producer].acquire(ctx)
 	if err != nil {
 		return err
 	}
-	defer leave()
+	defer release()
 	ref, err := a.stageFile(ctx, content)
 	if err != nil {
 		return err
 	}
-	note, err := json.Marshal(uploadNote{SHA256: ref.SHA256, Producer: says.Producer})
+	entry, err := json.Marshal(uploadEntry{SHA256: ref.SHA256, Producer: policy.Producer})
 	if err != nil {
-		return fmt.Errorf("note upload: %w", err)
+		return fmt.Errorf("record upload: %w", err)
 	}
-	_, err = a.redis.SetArgs(ctx, uploadPrefix+fields["key"], note, redis.SetArgs{Mode: "NX", TTL: uploadLifetime}).Result()
+	_, err = a.redis.SetArgs(ctx, uploadPrefix+fields["key"], entry, redis.SetArgs{Mode: "NX", TTL: uploadLifetime}).Result()
 	if errors.Is(err, redis.Nil) {
-		if before, err := a.redis.Get(ctx, uploadPrefix+fields["key"]).Result(); err == nil && before != string(note) {
-			return refuse(http.StatusConflict, "FileAlreadyExists", "The object you specified already exists and can not be overwritten.", 0)
+		if before, err := a.redis.Get(ctx, uploadPrefix+fields["key"]).Result(); err == nil && before != string(entry) {
+			return newAPIError(http.StatusConflict, "FileAlreadyExists", "The object you specified already exists and can not be overwritten.", 0)
 		}
 		return nil
 	}
 	return err
 }
 
-// fileName reports whether a name is one file's, in no other folder.
-func fileName(name string) bool {
-	return name != "" && name != "." && name != ".." && len(name) <= fileNameBytes && utf8.ValidString(name) &&
+// isFileName reports whether name is a valid file name without a folder.
+func isFileName(name string) bool {
+	return name != "" && name != "." && name != ".." && len(name) <= maxFileNameBytes && utf8.ValidString(name) &&
 		!strings.ContainsAny(name, `/\`) && !strings.ContainsFunc(name, unicode.IsControl)
 }
 
-func (a *api) checkPolicy(fields map[string]string) (uploadPolicy, error) {
-	var says uploadPolicy
-	denied := refuse(http.StatusForbidden, codeDenied, "The request signature we calculated does not match the signature you provided.", 0)
+func (a *api) verifyPolicy(fields map[string]string) (uploadPolicy, error) {
+	var policy uploadPolicy
+	denied := newAPIError(http.StatusForbidden, codeDenied, "The request signature we calculated does not match the signature you provided.", 0)
 	decoded, err := base64.StdEncoding.DecodeString(fields["policy"])
-	if err != nil || json.Unmarshal(decoded, &says) != nil {
-		return says, denied
+	if err != nil || json.Unmarshal(decoded, &policy) != nil {
+		return policy, denied
 	}
-	want := a.policySignature(says.Producer, fields["policy"])
-	if !hmac.Equal([]byte(want), []byte(fields["signature"])) || len(a.tokens) > 0 && !a.knows(says.Producer) {
-		return says, denied
+	want := a.policySignature(policy.Producer, fields["policy"])
+	if !hmac.Equal([]byte(want), []byte(fields["signature"])) || len(a.tokens) > 0 && !a.hasProducer(policy.Producer) {
+		return policy, denied
 	}
-	if !time.Now().Before(says.Expires) {
-		return says, refuse(http.StatusForbidden, codeDenied, "Invalid according to Policy: Policy expired.", 0)
+	if !time.Now().Before(policy.Expires) {
+		return policy, newAPIError(http.StatusForbidden, codeDenied, "Invalid according to Policy: Policy expired.", 0)
 	}
-	return says, nil
+	return policy, nil
 }
 
-func (a *api) knows(producer string) bool {
+func (a *api) hasProducer(producer string) bool {
 	for _, t := range a.tokens {
 		if t.token.Name == producer {
 			return true
@@ -237,44 +238,44 @@ func (a *api) knows(producer string) bool {
 	return false
 }
 
-// stageFile copies a file by way of the disk into the bucket.
+// stageFile copies an uploaded file into the bucket, by way of a temporary file.
 func (a *api) stageFile(ctx context.Context, content io.Reader) (*storage.Reference, error) {
 	file, err := os.CreateTemp(a.cfg.TempDir, "upload-*")
 	if err != nil {
-		return nil, fmt.Errorf("take upload: %w", err)
+		return nil, fmt.Errorf("receive upload: %w", err)
 	}
-	defer os.Remove(file.Name()) //nolint:errcheck // it is nobody's any more
+	defer os.Remove(file.Name()) //nolint:errcheck // a temporary file
 	_, err = io.Copy(file, io.LimitReader(content, uploadMegabytes<<20+1))
 	if closeErr := file.Close(); err == nil {
 		err = closeErr
 	}
 	if path := (*os.PathError)(nil); errors.As(err, &path) {
-		return nil, fmt.Errorf("take upload: %w", err)
+		return nil, fmt.Errorf("receive upload: %w", err)
 	}
 	if err != nil {
-		return nil, formFailed(err)
+		return nil, formError(err)
 	}
 	ref, err := storage.InspectReference(file.Name())
 	if err != nil {
-		return nil, refuse(http.StatusBadRequest, codeParameter, strings.ReplaceAll(err.Error(), " "+file.Name(), ""), 0)
+		return nil, newAPIError(http.StatusBadRequest, codeParameter, strings.ReplaceAll(err.Error(), " "+file.Name(), ""), 0)
 	}
 	return ref, a.cfg.Bucket.StageReference(ctx, ref)
 }
 
-// uploaded returns the staged name of what the caller has uploaded.
-func (a *api) uploaded(ctx context.Context, c caller, name string) (string, error) {
-	const remedy = "names another's file, or one of long ago: upload it here first, as the SDKs do with a path"
+// resolveUpload returns the staged name of a file that the caller has uploaded.
+func (a *api) resolveUpload(ctx context.Context, c caller, name string) (string, error) {
+	const remedy = "unknown or expired: upload the file to this server first, as the SDKs do with a local path"
 	unknown := &jobs.InvalidError{Fields: []jobs.FieldError{{Field: "ref_img", Value: "oss://…", Remedy: remedy}}}
 	encoded, err := a.redis.Get(ctx, uploadPrefix+strings.TrimPrefix(name, ossScheme)).Result()
 	if errors.Is(err, redis.Nil) {
 		return "", unknown
 	}
 	if err != nil {
-		return "", fmt.Errorf("look for upload: %w", err)
+		return "", fmt.Errorf("resolve upload: %w", err)
 	}
-	var note uploadNote
-	if json.Unmarshal([]byte(encoded), &note) != nil || !c.all && note.Producer != c.Name {
+	var entry uploadEntry
+	if json.Unmarshal([]byte(encoded), &entry) != nil || !c.all && entry.Producer != c.Name {
 		return "", unknown
 	}
-	return jobs.StagedPrefix + note.SHA256, nil
+	return jobs.StagedPrefix + entry.SHA256, nil
 }

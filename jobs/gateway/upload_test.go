@@ -17,14 +17,14 @@ import (
 	"github.com/danqing-queue/danqing/jobs/gateway"
 )
 
-// Forms are read whatever the order of their fields, and whatever else OSS would know,
-// as long as the file is last.
+// Forms may have their fields in any order, and other fields of OSS, as long as the file is
+// last.
 func TestUploadFieldOrder(t *testing.T) {
 	t.Parallel()
 	s := newService(t, nil)
 	p := s.policy()
-	_, content := picture(t, "girl", 1)
-	parts := append(partsOf(p, p.UploadDir+"/a.png"), part{"x-oss-meta-of-ours", "x"})
+	_, content := writePNG(t, "girl", 1)
+	parts := append(formParts(p, p.UploadDir+"/a.png"), part{"x-oss-meta-other", "x"})
 	slices.Reverse(parts)
 	got := s.sendForm(p, parts, content)
 	assert.Equal(t, http.StatusOK, got.status, got.body)
@@ -32,30 +32,29 @@ func TestUploadFieldOrder(t *testing.T) {
 	s.sendForm(p, slices.DeleteFunc(parts, func(f part) bool { return f.name == "policy" }), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
 }
 
-// A few bytes that say they are a vast picture are believed, and refused, before any
-// room is made for it.
-func TestUploadOfAVastPicture(t *testing.T) {
+// A small file whose header claims a huge image is refused before memory is allocated for
+// it.
+func TestUploadOfHugeImage(t *testing.T) {
 	t.Parallel()
 	s := newService(t, nil)
 	p := s.policy()
-	_, content := picture(t, "girl", 1)
-	const header = 12 // of the chunk's type, which its checksum begins with
-	vast := bytes.Clone(content)
-	binary.BigEndian.PutUint32(vast[header+4:], 60_000)
-	binary.BigEndian.PutUint32(vast[header+8:], 60_000)
-	binary.BigEndian.PutUint32(vast[header+17:], crc32.ChecksumIEEE(vast[header:header+17]))
-	message := s.sendForm(p, partsOf(p, p.UploadDir+"/a.png"), vast).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+	_, content := writePNG(t, "girl", 1)
+	const header = 12 // offset of the chunk's type, where its checksum begins
+	huge := bytes.Clone(content)
+	binary.BigEndian.PutUint32(huge[header+4:], 60_000)
+	binary.BigEndian.PutUint32(huge[header+8:], 60_000)
+	binary.BigEndian.PutUint32(huge[header+17:], crc32.ChecksumIEEE(huge[header:header+17]))
+	message := s.sendForm(p, formParts(p, p.UploadDir+"/a.png"), huge).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 	assert.Contains(t, message, "60000")
 }
 
-// A file that never ends is read no further than a reference may reach, and leaves
-// nothing on the disk.
-func TestUploadWithoutEnd(t *testing.T) {
+// An endless file is read only up to the size limit, and leaves no temporary file.
+func TestUploadEndless(t *testing.T) {
 	t.Parallel()
 	temp := t.TempDir()
 	s := newService(t, func(api *gateway.API) { api.TempDir = temp })
 	p := s.policy()
-	start, contentType := form(t, partsOf(p, p.UploadDir+"/a.png"), "girl.png", nil)
+	start, contentType := form(t, formParts(p, p.UploadDir+"/a.png"), "girl.png", nil)
 	start = start[:bytes.LastIndex(start, []byte("\r\n--"))] // the file goes on
 	rest := &endless{}
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1/api/v1/uploads/form", io.MultiReader(bytes.NewReader(start), rest))

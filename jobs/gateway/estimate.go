@@ -12,23 +12,23 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// What the answer to a create tells beside DashScope's own body.
+// Response headers of a create that DashScope does not have.
 const (
-	headerPrice    = "X-Danqing-Price"    // what the job costs at most, in yuan
-	headerImages   = "X-Danqing-Images"   // how many it is for
-	headerPosition = "X-Danqing-Position" // how many jobs are expected before it
+	headerPrice    = "X-Danqing-Price"    // maximum price of the job, in yuan
+	headerImages   = "X-Danqing-Images"   // number of images
+	headerPosition = "X-Danqing-Position" // estimated number of jobs before it
 	headerStart    = "X-Danqing-Estimated-Start"
-	headerWarnings = "X-Danqing-Warnings" // percent-encoded, with commas between
+	headerWarnings = "X-Danqing-Warnings" // percent-encoded, separated by commas
 )
 
-// say tells by headers what a job costs and when it may begin. What cannot be told is
-// left out: the job is queued.
-func (a *api) say(ctx context.Context, header http.Header, rec *jobs.Record, req jobs.Request, warnings []string) {
+// setHeaders sets the response headers of a create: the job's price and its estimated
+// start. Values that are not available are omitted, because the job is already queued.
+func (a *api) setHeaders(ctx context.Context, header http.Header, rec *jobs.Record, req jobs.Request, warnings []string) {
 	header.Set(headerPrice, jobs.FormatYuan(a.price(req)))
 	header.Set(headerImages, strconv.Itoa(max(req.N, 1)))
-	slots := a.slots.of(ctx, a.jobs, rec.Model)
+	slots := a.slots.get(ctx, a.jobs, rec.Model)
 	if slots == 0 && rec.State.Waiting() {
-		warnings = append(warnings, "no worker works "+rec.Model+" at present: the job waits until one does")
+		warnings = append(warnings, "no worker serves "+rec.Model+" at present: the job waits until one does")
 	}
 	if len(warnings) > 0 {
 		encoded := make([]string, len(warnings))
@@ -48,29 +48,29 @@ func (a *api) say(ctx context.Context, header http.Header, rec *jobs.Record, req
 	ahead := backlog.Ahead(rec.Model, rec.Priority)
 	header.Set(headerPosition, strconv.FormatInt(ahead, 10))
 	if backlog.TaskTime == 0 || slots == 0 {
-		return // never measured, or nobody works the model
+		return // never measured, or no worker serves the model
 	}
-	// Those that run have half of their time before them, on average.
+	// Running tasks have half of their time left, on average.
 	busy := min(backlog.Busy, slots)
 	wait := time.Duration(ahead)*backlog.TaskTime/time.Duration(slots) + time.Duration(busy)*backlog.TaskTime/time.Duration(2*slots)
 	header.Set(headerStart, time.Now().Add(wait).UTC().Format(time.RFC3339))
 }
 
-// slotsKept is how long the lanes are not asked for again.
-const slotsKept = 10 * time.Second
+// slotCacheLifetime is how long the lanes are cached.
+const slotCacheLifetime = 10 * time.Second
 
-// slots knows how many tasks of a model are worked at once.
-type slots struct {
+// slotCache caches the number of concurrent tasks of each model.
+type slotCache struct {
 	mu      sync.Mutex
 	readAt  time.Time
 	byModel map[string]int64
 }
 
-// of returns a model's slots, 0 if nobody works it or that is not known.
-func (s *slots) of(ctx context.Context, client *jobs.Client, model string) int64 {
+// get returns a model's slots, 0 if no worker serves it or Redis does not respond.
+func (s *slotCache) get(ctx context.Context, client *jobs.Client, model string) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now := time.Now(); s.byModel == nil || now.Sub(s.readAt) > slotsKept {
+	if now := time.Now(); s.byModel == nil || now.Sub(s.readAt) > slotCacheLifetime {
 		s.readAt, s.byModel = now, map[string]int64{}
 		lanes, err := client.Lanes(ctx)
 		if err != nil {
