@@ -36,7 +36,7 @@ type NotifyMessage struct {
 const (
 	// noticesKey has the IDs of the jobs that are over and have yet to be told of, by
 	// the time of their end in milliseconds.
-	noticesKey = "danqing:notices"
+	noticesKey = "danqing:notifications:due"
 	// noticeTimeout bounds one try; the worker's notify stage ends it earlier.
 	noticeTimeout = time.Minute
 	// noticeRetries is one more than that stage makes, which spreads them over a day and

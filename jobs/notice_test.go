@@ -26,7 +26,7 @@ func told(t *testing.T, client *jobs.Client) *jobs.Record {
 
 func due(t *testing.T, rdb redis.UniversalClient) []string {
 	t.Helper()
-	ids, err := rdb.ZRange(t.Context(), "danqing:notices", 0, -1).Result()
+	ids, err := rdb.ZRange(t.Context(), "danqing:notifications:due", 0, -1).Result()
 	require.NoError(t, err)
 	return ids
 }
@@ -99,7 +99,7 @@ func TestNoticesAreDueUntilQueued(t *testing.T) {
 func TestNoticesOfALostJob(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
-	require.NoError(t, rdb.ZAdd(t.Context(), "danqing:notices", redis.Z{Score: 1, Member: "gone"}, redis.Z{Score: 2, Member: "cat"}).Err())
+	require.NoError(t, rdb.ZAdd(t.Context(), "danqing:notifications:due", redis.Z{Score: 1, Member: "gone"}, redis.Z{Score: 2, Member: "cat"}).Err())
 	told(t, client)
 	require.NoError(t, client.NotifyDue(t.Context()))
 	assert.Empty(t, due(t, rdb), "one is gone, the other is not over")

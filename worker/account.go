@@ -66,12 +66,12 @@ type account struct {
 	// date was the service's clock at dated, by the own one.
 	date, dated time.Time
 	// met is set once the service has accepted the key.
-	met bool
+	verified bool
 	// owner is the main account's number, "" until a task of it was listed.
-	owner string
+	mainAccountID string
 	// unfit says why nothing may be bought on the account, whatever the service
 	// says.
-	unfit error
+	disabledReason error
 }
 
 // laneSpec is a lane as configured, defaults filled in.
@@ -81,7 +81,7 @@ type laneSpec struct {
 	concurrency int
 	submits     float64 // per second
 	// leftover draws nothing: it ends when what is in flight has.
-	leftover bool
+	drainOnly bool
 }
 
 // usable reports whether the service has accepted the account's key, and fails
@@ -89,13 +89,13 @@ type laneSpec struct {
 func (a *account) usable() (bool, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.met, a.unfit
+	return a.verified, a.disabledReason
 }
 
-func (a *account) refuse(why error) {
+func (a *account) disable(why error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.unfit = why
+	a.disabledReason = why
 }
 
 // Errors of accounts.
@@ -110,7 +110,7 @@ var (
 
 // meet asks the service at an account's base URL who it is and whether it knows
 // the key. It spends nothing.
-func (w *Worker) meet(ctx context.Context, a *account) error {
+func (w *Worker) probe(ctx context.Context, a *account) error {
 	endpoint, err := a.remote.Probe(ctx)
 	switch {
 	case err != nil:
@@ -128,11 +128,11 @@ func (w *Worker) meet(ctx context.Context, a *account) error {
 		w.mu.Unlock()
 	}
 	if err != nil {
-		a.refuse(err)
+		a.disable(err)
 		return err
 	}
 	a.mu.Lock()
-	a.met, a.owner = true, endpoint.Owner
+	a.verified, a.mainAccountID = true, endpoint.Owner
 	a.mu.Unlock()
 	return nil
 }
@@ -146,12 +146,12 @@ func refusedKey(err error) bool {
 
 // meetAll meets every account, until one at least is usable. It fails if none
 // can be.
-func (w *Worker) meetAll(ctx context.Context) error {
+func (w *Worker) probeAll(ctx context.Context) error {
 	for trouble := (&backoff{first: time.Second, most: time.Minute}); ; {
 		errs := make([]error, len(w.accounts))
 		var group sync.WaitGroup
 		for i, a := range w.accounts {
-			group.Go(func() { errs[i] = w.meet(ctx, a) })
+			group.Go(func() { errs[i] = w.probe(ctx, a) })
 		}
 		group.Wait()
 		met, hopeless := 0, 0
@@ -166,7 +166,7 @@ func (w *Worker) meetAll(ctx context.Context) error {
 			}
 		}
 		if met > 0 {
-			return w.distinct()
+			return w.checkDistinct()
 		}
 		err := errors.Join(errs...)
 		if hopeless == len(w.accounts) {
@@ -182,11 +182,11 @@ func (w *Worker) meetAll(ctx context.Context) error {
 
 // distinct fails with ErrSameAccount if two accounts are one at DashScope, as far
 // as that is known, and lets nothing be bought on the later one.
-func (w *Worker) distinct() error {
+func (w *Worker) checkDistinct() error {
 	first := map[string]string{}
 	for _, a := range w.accounts {
 		a.mu.Lock()
-		owner := a.owner
+		owner := a.mainAccountID
 		a.mu.Unlock()
 		if owner == "" {
 			continue
@@ -194,7 +194,7 @@ func (w *Worker) distinct() error {
 		at := a.remote.Region() + " " + owner
 		if other, taken := first[at]; taken {
 			err := fmt.Errorf("%s and %s: %w", other, a.name, ErrSameAccount)
-			a.refuse(err)
+			a.disable(err)
 			return err
 		}
 		first[at] = a.name
@@ -203,21 +203,21 @@ func (w *Worker) distinct() error {
 }
 
 // identify learns the numbers of main accounts that had no task to tell them yet.
-func (w *Worker) identify(ctx context.Context) {
+func (w *Worker) discoverOwners(ctx context.Context) {
 	for _, a := range w.accounts {
 		a.mu.Lock()
-		unknown := a.met && a.owner == "" && len(w.accounts) > 1
+		unknown := a.verified && a.mainAccountID == "" && len(w.accounts) > 1
 		a.mu.Unlock()
 		if !unknown {
 			continue
 		}
 		if endpoint, err := a.remote.Probe(ctx); err == nil {
 			a.mu.Lock()
-			a.owner = endpoint.Owner
+			a.mainAccountID = endpoint.Owner
 			a.mu.Unlock()
 		}
 	}
-	if err := w.distinct(); err != nil {
+	if err := w.checkDistinct(); err != nil {
 		w.log.Error("account refused", "err", err)
 	}
 }
@@ -234,7 +234,7 @@ func (w *Worker) accountNamed(name string) *account {
 
 // findLeftovers adds lanes for what was left at DashScope by runs with other models,
 // and says what it cannot go on with.
-func (w *Worker) findLeftovers(ctx context.Context) error {
+func (w *Worker) addDrainLanes(ctx context.Context) error {
 	for _, e := range w.cfg.DataDir.Journal.openEntries() {
 		if e.Record != nil && w.accountNamed(e.Record.Account) == nil {
 			w.log.Error("job paid for on an account that is not configured here: configure it", "job_id", e.JobID, "task_id", e.Record.TaskID, "account", e.Record.Account)
@@ -245,12 +245,12 @@ func (w *Worker) findLeftovers(ctx context.Context) error {
 			if slices.ContainsFunc(w.lanes, func(l laneSpec) bool { return l.account == a && l.model.Name == model.Name }) {
 				continue
 			}
-			left, err := w.cfg.Redis.Exists(ctx, jobs.LaneKey(a.name, model.Name, inFlight), jobs.LaneKey(a.name, model.Name, keepsakes)).Result()
+			left, err := w.cfg.Redis.Exists(ctx, jobs.LaneKey(a.name, model.Name, inFlightKey), jobs.LaneKey(a.name, model.Name, quarantineKey)).Result()
 			if err != nil {
 				return fmt.Errorf("read in-flight notes: %w", err)
 			}
 			if left > 0 {
-				w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: 1, submits: model.SubmitsPerSecond, leftover: true})
+				w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: 1, submits: model.SubmitsPerSecond, drainOnly: true})
 			}
 		}
 	}

@@ -20,7 +20,7 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 		// The service would say that it does not know the model.
 		return nil, l.fail(ctx, rec, jobs.CodeModelNotInRegion, l.model.CheckRegion(region).Error())
 	}
-	n, seed := buy(rec, req)
+	n, seed := imagesToBuy(rec, req)
 	body := &dashscope.CreateRequest{
 		Model: model,
 		Input: dashscope.Input{Prompt: req.Prompt, NegativePrompt: req.NegativePrompt, RefImg: req.RefImg},
@@ -37,19 +37,19 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 	var refused *dashscope.Error
 	switch {
 	case err == nil:
-		l.refused.Delete(rec.ID)
+		l.referenceRefusedAt.Delete(rec.ID)
 		body.Input.RefImg = name
 		return body, nil
 	case errors.Is(err, storage.ErrNotExist):
 		return nil, l.fail(ctx, rec, jobs.CodeReferenceMissing, "the staged reference image "+req.RefImg+" is not in the bucket: stage it again and enqueue the job under a new ID")
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindTerminal:
-		return nil, l.fail(ctx, rec, refused.Code, sentence("the reference image was refused", refused.Message))
+		return nil, l.fail(ctx, rec, refused.Code, withHint("the reference image was refused", refused.Message))
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindAccount:
-		return nil, &trouble{wait: &l.waits.account, atLeast: refused.RetryAfter, message: accountPaused, why: err}
+		return nil, &pauseError{backoff: &l.waits.account, minWait: refused.RetryAfter, message: accountPaused, cause: err}
 	case refused != nil && refused.Status != 0 && refused.Kind != dashscope.KindThrottled:
-		return nil, l.notTaken(ctx, rec, err)
+		return nil, l.referenceRejected(ctx, rec, err)
 	default:
-		return nil, &trouble{wait: &l.waits.unreachable, message: notUploaded, why: err}
+		return nil, &pauseError{backoff: &l.waits.unreachable, message: notUploaded, cause: err}
 	}
 }
 

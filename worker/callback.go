@@ -52,7 +52,7 @@ type callbacks struct {
 	client *http.Client
 	// signers are one per secret: a receiver knows one of them while they are rotated.
 	signers []*webhooks.Webhook
-	silent  silentReceivers
+	silent  hostBreaker
 }
 
 func newCallbacks(cfg Config) (*callbacks, error) {
@@ -87,38 +87,38 @@ func newCallbacks(cfg Config) (*callbacks, error) {
 func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte) error {
 	u, err := url.Parse(link)
 	if err != nil {
-		return &undeliveredError{final: true, why: "the callback is no URL"}
+		return &deliveryError{final: true, cause: "the callback is no URL"}
 	}
 	to := "callback to " + u.Host
 	if len(c.signers) == 0 {
-		return &undeliveredError{why: to + ": the worker has no secret to sign it with", remedy: "set DANQING_CALLBACK_SECRET"}
+		return &deliveryError{cause: to + ": the worker has no secret to sign it with", remedy: "set DANQING_CALLBACK_SECRET"}
 	}
-	if !c.silent.enter(u.Host, time.Now()) {
-		return &undeliveredError{why: to + ": it did not answer another one in time, a moment ago"}
+	if !c.silent.Allow(u.Host, time.Now()) {
+		return &deliveryError{cause: to + ": it did not answer another one in time, a moment ago"}
 	}
 	trying, cancel := context.WithTimeout(ctx, callbackTime)
 	defer cancel()
 	req, err := http.NewRequestWithContext(trying, http.MethodPost, link, bytes.NewReader(body))
 	if err != nil {
-		return &undeliveredError{final: true, why: to + ": its URL cannot be called"}
+		return &deliveryError{final: true, cause: to + ": its URL cannot be called"}
 	}
 	if req.Header, err = c.header(eventID, time.Now(), body); err != nil {
-		return &undeliveredError{why: to + ": it cannot be signed"}
+		return &deliveryError{cause: to + ": it cannot be signed"}
 	}
 	answer, err := c.client.Do(req)
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		failed := unanswered(err)
-		c.silent.leave(u.Host, time.Now(), failed.silent)
-		failed.why = to + ": " + failed.why
+		failed := transportError(err)
+		c.silent.Record(u.Host, time.Now(), failed.silent)
+		failed.cause = to + ": " + failed.cause
 		return failed
 	}
 	defer answer.Body.Close()                                               //nolint:errcheck // nothing was written to it
 	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, callbackAnswer)) // or the receiver sees a reset
-	c.silent.leave(u.Host, time.Now(), trying.Err() != nil)                 // the body may not end either
-	return refused(to, answer)
+	c.silent.Record(u.Host, time.Now(), trying.Err() != nil)                // the body may not end either
+	return statusError(to, answer)
 }
 
 // header has a signature by each secret.
@@ -141,20 +141,20 @@ func (c *callbacks) header(eventID string, at time.Time, body []byte) (http.Head
 }
 
 // refused is nil for an answer that means delivered.
-func refused(to string, answer *http.Response) error {
-	failed := &undeliveredError{
-		why:   fmt.Sprintf("%s: it answered %s", to, strings.TrimSpace(strconv.Itoa(answer.StatusCode)+" "+http.StatusText(answer.StatusCode))),
+func statusError(to string, answer *http.Response) error {
+	failed := &deliveryError{
+		cause: fmt.Sprintf("%s: it answered %s", to, strings.TrimSpace(strconv.Itoa(answer.StatusCode)+" "+http.StatusText(answer.StatusCode))),
 		after: retryAfter(answer.Header.Get("Retry-After"), time.Now()),
 	}
 	switch code := answer.StatusCode; {
 	case code >= 200 && code < 300:
 		return nil
 	case code >= 300 && code < 400:
-		failed.why += ": redirects are not followed"
+		failed.cause += ": redirects are not followed"
 		failed.remedy = "name the final address as callback"
 	case code == http.StatusGone:
 		failed.final = true
-		failed.why += ": it wants no more"
+		failed.cause += ": it wants no more"
 	}
 	return failed
 }
@@ -173,7 +173,7 @@ func retryAfter(value string, now time.Time) time.Duration {
 
 // unanswered says why there was no answer. The errors of net/http are not shown as they
 // are: they repeat the link, and some of them what came instead of an answer.
-func unanswered(err error) *undeliveredError {
+func transportError(err error) *deliveryError {
 	var (
 		lookup      *net.DNSError
 		network     *net.OpError
@@ -182,19 +182,19 @@ func unanswered(err error) *undeliveredError {
 	)
 	switch {
 	case errors.Is(err, storage.ErrNotPublic):
-		return &undeliveredError{final: true, why: storage.ErrNotPublic.Error(), remedy: "to allow it add the address to DANQING_CALLBACK_ALLOW"}
+		return &deliveryError{final: true, cause: storage.ErrNotPublic.Error(), remedy: "to allow it add the address to DANQING_CALLBACK_ALLOW"}
 	case errors.As(err, &lookup):
-		return &undeliveredError{why: "its name cannot be resolved: " + lookup.Err}
+		return &deliveryError{cause: "its name cannot be resolved: " + lookup.Err}
 	case errors.As(err, &certificate):
-		return &undeliveredError{why: "its certificate is not to be trusted: " + certificate.Err.Error()}
+		return &deliveryError{cause: "its certificate is not to be trusted: " + certificate.Err.Error()}
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return &undeliveredError{why: "no answer in time", silent: true}
+		return &deliveryError{cause: "no answer in time", silent: true}
 	case errors.As(err, &network):
-		return &undeliveredError{why: network.Error()}
+		return &deliveryError{cause: network.Error()}
 	case errors.Is(err, http.ErrSchemeMismatch):
-		return &undeliveredError{why: "it does not speak TLS"}
+		return &deliveryError{cause: "it does not speak TLS"}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return &undeliveredError{why: "the connection was closed without an answer"}
+		return &deliveryError{cause: "the connection was closed without an answer"}
 	}
-	return &undeliveredError{why: "what came back is no answer of HTTP"}
+	return &deliveryError{cause: "what came back is no answer of HTTP"}
 }

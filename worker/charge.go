@@ -46,14 +46,14 @@ func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int
 	case err == nil:
 		return nil
 	case !errors.As(err, &full):
-		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
 	case full.Batch == "":
-		return &trouble{wait: &backoff{first: budgetPause, most: budgetPause}, message: "nothing is submitted: the day's budget is spent", why: err}
+		return &pauseError{backoff: &backoff{first: budgetPause, most: budgetPause}, message: "nothing is submitted: the day's budget is spent", cause: err}
 	}
-	next := held(rec, jobs.CodeBudgetExceeded, "nothing was bought: "+full.Error()+"; run the batch again with a larger --budget")
+	next := heldRecord(rec, jobs.CodeBudgetExceeded, "nothing was bought: "+full.Error()+"; run the batch again with a larger --budget")
 	next.Request = intent.Request
 	l.log.Warn("job held: the batch's budget is spent", "job_id", rec.ID, "err", err)
-	if err := l.advance(ctx, rec, next); err != nil {
+	if err := l.transition(ctx, rec, next); err != nil {
 		return err
 	}
 	return jobs.ErrConflict // look again
@@ -66,17 +66,17 @@ func (w *Worker) release(ctx context.Context, rec *jobs.Record) error {
 
 // settleTask books what a task cost, once however often it is called.
 func (w *Worker) settleTask(ctx context.Context, rec *jobs.Record, taskID string, images int, microYuan int64) error {
-	return w.book(context.WithoutCancel(ctx), chargeOf(rec, images, microYuan), taskID)
+	return w.recordSpend(context.WithoutCancel(ctx), chargeOf(rec, images, microYuan), taskID)
 }
 
 // until repeats what only Redis can hinder, until it answers or the worker stops.
-func (w *Worker) until(ctx context.Context, jobID string, do func(context.Context) error) error {
+func (w *Worker) retryRedis(ctx context.Context, jobID string, do func(context.Context) error) error {
 	for trouble := (&backoff{first: 100 * time.Millisecond, most: 10 * time.Second}); ; {
 		err := do(ctx)
 		if err == nil {
 			return nil
 		}
-		w.log.Warn("redis does not answer, trying again", "job_id", jobID, "err", err)
+		w.log.Warn("redis unavailable, trying again", "job_id", jobID, "err", err)
 		if err := w.sleep(ctx, trouble.next()); err != nil {
 			return err
 		}
@@ -85,7 +85,7 @@ func (w *Worker) until(ctx context.Context, jobID string, do func(context.Contex
 
 // freeLeaked frees what attempts have reserved that are over, or were never begun:
 // their worker died in between. It looks at the days on which an attempt can be open.
-func (w *Worker) freeLeaked(ctx context.Context) error {
+func (w *Worker) releaseLeakedReservations(ctx context.Context) error {
 	for _, a := range w.accounts {
 		for _, day := range []time.Time{time.Now().Add(-24 * time.Hour), time.Now()} {
 			open, err := w.jobs.OpenReservations(ctx, a.name, day)

@@ -49,10 +49,10 @@ func (c *contents) narrow(intents []intent) []intent {
 // inspect asks what those tasks of a listing have made that more than one job's create
 // may have made. known keeps what was asked already: a task that has ended does not
 // change.
-func (l *lane) inspect(ctx context.Context, view *listing, known map[string]*contents) error {
+func (l *lane) inspectContested(ctx context.Context, view *snapshot, known map[string]*contents) error {
 	view.contents = known
 	for _, task := range view.unowned {
-		makers := view.makers(task, l.timing())
+		makers := view.creators(task, l.timing())
 		several := slices.ContainsFunc(makers, func(i intent) bool { return i.JobID != makers[0].JobID })
 		if !several || task.Status != dashscope.StatusSucceeded {
 			continue
@@ -65,11 +65,11 @@ func (l *lane) inspect(ctx context.Context, view *listing, known map[string]*con
 			if err != nil {
 				return err
 			}
-			if answer.Output.TaskStatus != dashscope.StatusSucceeded || saysNothing(answer) {
+			if answer.Output.TaskStatus != dashscope.StatusSucceeded || isInconclusive(answer) {
 				continue
 			}
 			known[task.TaskID] = &contents{task: answer}
-			makers = view.makers(task, l.timing())
+			makers = view.creators(task, l.timing())
 		}
 		if slices.ContainsFunc(makers, func(i intent) bool { return i.Size != makers[0].Size }) {
 			l.inspectSize(ctx, known[task.TaskID])
@@ -88,9 +88,9 @@ func (l *lane) inspectSize(ctx context.Context, c *contents) {
 	if first < 0 {
 		return
 	}
-	file, err := l.cfg.Spool.FetchToMemory(ctx, secure(c.task.Output.Results[first].URL))
+	file, err := l.cfg.Spool.FetchToMemory(ctx, forceHTTPS(c.task.Output.Results[first].URL))
 	if err != nil {
-		l.log.Warn("size of a task's image not known", "task_id", c.task.Output.TaskID, "err", err)
+		l.log.Warn("image size of a contested task not read", "task_id", c.task.Output.TaskID, "err", err)
 		return
 	}
 	c.size = fmt.Sprintf("%d*%d", file.Width, file.Height)

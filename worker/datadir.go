@@ -19,9 +19,9 @@ type DataDir struct {
 	Spend   *SpendLog
 	// holder names this folder's process among the holders of leases; the same
 	// after a restart.
-	holder string
+	workerID string
 	// memory is what Redis was known by to the folder's last process, "" if to none.
-	memory string
+	dataset string
 }
 
 // ErrDataDirInUse means that another process works in the data directory.
@@ -54,19 +54,19 @@ func OpenDataDir(path string) (*DataDir, error) {
 		return nil, errors.Join(err, journal.Close(), lock.Unlock())
 	}
 	d := &DataDir{path: path, lock: lock, Journal: journal, Spend: spend}
-	if d.holder, err = holderName(filepath.Join(path, "holder")); err != nil {
+	if d.workerID, err = workerIDAt(filepath.Join(path, "worker_id")); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	memory, err := os.ReadFile(filepath.Join(path, memoryFile)) //nolint:gosec // in our own folder
+	memory, err := os.ReadFile(filepath.Join(path, datasetFile)) //nolint:gosec // in our own folder
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, errors.Join(fmt.Errorf("data directory: %w", err), d.Close())
 	}
-	d.memory = string(memory)
+	d.dataset = string(memory)
 	return d, nil
 }
 
 // holderName reads the folder's name, giving it one the first time.
-func holderName(path string) (string, error) {
+func workerIDAt(path string) (string, error) {
 	name, err := os.ReadFile(path) //nolint:gosec // in our own folder
 	if err == nil && len(name) > 0 {
 		return string(name), nil
@@ -79,15 +79,15 @@ func holderName(path string) (string, error) {
 }
 
 // memoryFile holds what Redis was known by.
-const memoryFile = "memory"
+const datasetFile = "dataset"
 
 // remember notes what Redis is known by, for the folder's next process.
-func (d *DataDir) remember(memory string) error {
-	next := filepath.Join(d.path, memoryFile+".next")
+func (d *DataDir) setDataset(memory string) error {
+	next := filepath.Join(d.path, datasetFile+".next")
 	if err := os.WriteFile(next, []byte(memory), 0o600); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	if err := os.Rename(next, filepath.Join(d.path, memoryFile)); err != nil {
+	if err := os.Rename(next, filepath.Join(d.path, datasetFile)); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	return nil

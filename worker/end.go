@@ -11,25 +11,25 @@ import (
 //
 // It has happened already, so a handler that is cancelled meanwhile, because its
 // message's lease ran out or somebody pressed a button, still writes it down.
-func (w *Worker) advance(ctx context.Context, old, next *jobs.Record) error {
+func (w *Worker) transition(ctx context.Context, old, next *jobs.Record) error {
 	ctx = context.WithoutCancel(ctx)
-	if err := w.swap(ctx, old, next); err != nil {
+	if err := w.updateRecord(ctx, old, next); err != nil {
 		return err
 	}
 	if err := w.jobs.ShowResult(ctx, next); err != nil {
-		w.log.Debug("result not shown in the queue", "job_id", next.ID, "err", err)
+		w.log.Debug("result not published to the queue", "job_id", next.ID, "err", err)
 	}
 	return nil
 }
 
 // park leaves the job to a person and the lane to the next one.
-func (l *lane) park(ctx context.Context, rec, next *jobs.Record) error {
+func (l *lane) holdJob(ctx context.Context, rec, next *jobs.Record) error {
 	l.journal(entryHeld, next)
-	l.log.Error("job held: a person must decide", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", next.Message)
-	return l.advance(ctx, rec, next)
+	l.log.Error("job held for operator", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", next.Message)
+	return l.transition(ctx, rec, next)
 }
 
-func held(rec *jobs.Record, code, why string) *jobs.Record {
+func heldRecord(rec *jobs.Record, code, why string) *jobs.Record {
 	next := *rec
 	next.State, next.Code, next.Message = jobs.StateHeld, code, why
 	return &next
@@ -38,11 +38,11 @@ func held(rec *jobs.Record, code, why string) *jobs.Record {
 // fail ends a job that will never have an image.
 func (l *lane) fail(ctx context.Context, rec *jobs.Record, code, message string) error {
 	l.log.Warn("job failed", "job_id", rec.ID, "task_id", rec.TaskID, "code", code, "err", message)
-	return l.over(ctx, rec, ended(rec, jobs.StateFailed, code, message))
+	return l.finishJob(ctx, rec, endedRecord(rec, jobs.StateFailed, code, message))
 }
 
 // over ends a job without an image: sidecar, journal, record, in this order.
-func (l *lane) over(ctx context.Context, rec, next *jobs.Record) error {
+func (l *lane) finishJob(ctx context.Context, rec, next *jobs.Record) error {
 	sidecar, err := sidecarOf(next)
 	if err != nil {
 		return err
@@ -58,43 +58,43 @@ func (l *lane) over(ctx context.Context, rec, next *jobs.Record) error {
 			return err
 		}
 	}
-	l.journal(entryOver, next)
-	return l.finish(ctx, rec, next)
+	l.journal(entryFinished, next)
+	return l.writeEnd(ctx, rec, next)
 }
 
 const bucketAway = "the bucket does not answer"
 
 // end ends a job in its record alone: its sidecar belongs to another job.
-func (l *lane) end(ctx context.Context, rec *jobs.Record, state jobs.State, code, message string) error {
-	return l.finish(ctx, rec, ended(rec, state, code, message))
+func (l *lane) endRecord(ctx context.Context, rec *jobs.Record, state jobs.State, code, message string) error {
+	return l.writeEnd(ctx, rec, endedRecord(rec, state, code, message))
 }
 
-func ended(rec *jobs.Record, state jobs.State, code, message string) *jobs.Record {
+func endedRecord(rec *jobs.Record, state jobs.State, code, message string) *jobs.Record {
 	next := *rec
 	next.End(state, code, message, time.Now().UTC())
 	return &next
 }
 
-func (l *lane) finish(ctx context.Context, rec, next *jobs.Record) error {
-	if err := l.advance(ctx, rec, next); err != nil {
+func (l *lane) writeEnd(ctx context.Context, rec, next *jobs.Record) error {
+	if err := l.transition(ctx, rec, next); err != nil {
 		return err
 	}
 	if next.State != jobs.StateFailed {
 		return nil
 	}
-	return failure(next)
+	return failedError(next)
 }
 
 // failure is the verdict on a failed job: its message lies in asynq's archive with
 // this sentence.
-func failure(rec *jobs.Record) error {
-	return &verdictError{sentence: rec.Code + ": " + rec.Message}
+func failedError(rec *jobs.Record) error {
+	return &jobError{message: rec.Code + ": " + rec.Message}
 }
 
 // adoptFinished ends a job that the bucket says is over already.
 func (w *Worker) adoptFinished(ctx context.Context, rec, over *jobs.Record) error {
-	w.journal(entryOver, over)
+	w.journal(entryFinished, over)
 	over.EnqueuedAt, over.Priority = rec.EnqueuedAt, rec.Priority
 	over.Producer, over.PriceMicroYuan, over.Callback, over.FollowUp = rec.Producer, rec.PriceMicroYuan, rec.Callback, rec.FollowUp
-	return w.advance(ctx, rec, over)
+	return w.transition(ctx, rec, over)
 }

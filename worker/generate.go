@@ -33,48 +33,48 @@ const (
 	storeBacklog = 8
 
 	// personPause is how often a lane looks whether its account's pause is over.
-	personPause = 2 * time.Second
+	accountPausePoll = 2 * time.Second
 
 	accountPaused  = "lane paused: the account needs attention"
 	refusedForNow  = "dashscope refused for now"
 	canceledUnmade = "canceled on request before a task was made; it cost nothing"
-	diedSubmitting = "the program died while it was submitting the job"
+	workerDied     = "the program died while it was submitting the job"
 )
 
 // generate takes a job as far as the lane can: until its images are being stored,
 // or it is over, held, or to be tried again later. Each step moves the record on
 // or fails; a record that somebody else moved is looked at again. A [*trouble]
 // means that the lane can go on with no job for now.
-func (l *lane) generate(ctx context.Context, e *effort, m jobs.GenerateMessage) error {
+func (l *lane) generate(ctx context.Context, e *execution, m jobs.GenerateMessage) error {
 	for {
-		rec, err := l.record(ctx, m)
+		rec, err := l.loadRecord(ctx, m)
 		if errors.Is(err, jobs.ErrConflict) {
 			continue
 		}
 		if errors.Is(err, jobs.ErrDamaged) {
-			l.log.Error("job left alone: its record is damaged", "job_id", m.JobID, "err", err)
-			return &verdictError{sentence: jobs.CodeRecordCorrupt + ": " + err.Error() + "; to ask for the job anew delete the key danqing:job:" + m.JobID + " and enqueue it again"}
+			l.log.Error("job skipped: record corrupt", "job_id", m.JobID, "err", err)
+			return &jobError{message: jobs.CodeRecordCorrupt + ": " + err.Error() + "; to ask for the job anew delete the key danqing:job:" + m.JobID + " and enqueue it again"}
 		}
 		if err != nil {
-			return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+			return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
 		}
 		if rec.Digest != m.Digest {
-			return &verdictError{sentence: jobs.CodeJobIDTaken + ": the job's ID belongs to another request, which is " + string(rec.State)}
+			return &jobError{message: jobs.CodeJobIDTaken + ": the job's ID belongs to another request, which is " + string(rec.State)}
 		}
 		switch rec.State {
 		case jobs.StateQueued, jobs.StateRetrying, jobs.StateScheduled:
-			if err = l.regain(ctx, e); err == nil {
+			if err = l.reacquireSlot(ctx, e); err == nil {
 				err = l.submit(ctx, rec, m.Request)
 			}
 		case jobs.StateSubmitting, jobs.StateGenerating:
-			err = l.follow(ctx, e, rec)
+			err = l.continueJob(ctx, e, rec)
 			if err == nil && l.foreign(rec) {
 				return nil
 			}
 		case jobs.StateStoring:
 			return l.jobs.EnqueueStore(ctx, rec)
 		case jobs.StateFailed, jobs.StateCanceled:
-			err = l.lastWord(ctx, rec)
+			err = l.replayOutcome(ctx, rec)
 			if err == nil {
 				return nil
 			}
@@ -91,7 +91,7 @@ func (l *lane) generate(ctx context.Context, e *effort, m jobs.GenerateMessage) 
 // redelivery gets the same verdict once more. But if the message was run out of
 // asynq's archive, by a person who wants the job again, the job is queued again,
 // and [jobs.ErrConflict] asks to look at it.
-func (l *lane) lastWord(ctx context.Context, rec *jobs.Record) error {
+func (l *lane) replayOutcome(ctx context.Context, rec *jobs.Record) error {
 	info, err := asynq.NewInspectorFromRedisClient(l.cfg.Redis).GetTaskInfo(jobs.Queue(rec.Model, rec.Priority), rec.ID)
 	if err == nil && (rec.Code == jobs.CodeArchived || strings.HasPrefix(info.LastErr, rec.Code+": ")) {
 		if _, err = l.jobs.Retry(ctx, rec.ID); err == nil {
@@ -100,24 +100,24 @@ func (l *lane) lastWord(ctx context.Context, rec *jobs.Record) error {
 	}
 	// A message whose record names another queue was not run from this one's archive.
 	if err != nil && !errors.Is(err, asynq.ErrTaskNotFound) && !errors.Is(err, asynq.ErrQueueNotFound) {
-		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
 	}
 	if rec.State == jobs.StateFailed {
-		return failure(rec)
+		return failedError(rec)
 	}
 	return nil
 }
 
 // follow goes on with a job that was submitted, unless it is another lane's, which
 // is told of it.
-func (l *lane) follow(ctx context.Context, e *effort, rec *jobs.Record) error {
+func (l *lane) continueJob(ctx context.Context, e *execution, rec *jobs.Record) error {
 	switch {
 	case l.foreign(rec):
-		return l.note(ctx, rec.Account, rec.Model, rec.ID)
+		return l.markInFlight(ctx, rec.Account, rec.Model, rec.ID)
 	case rec.State == jobs.StateSubmitting:
-		return l.doubt(ctx, e, rec)
+		return l.reconcile(ctx, e, rec)
 	}
-	if err := l.regain(ctx, e); err != nil {
+	if err := l.reacquireSlot(ctx, e); err != nil {
 		return err
 	}
 	return l.poll(ctx, rec)
@@ -125,29 +125,29 @@ func (l *lane) follow(ctx context.Context, e *effort, rec *jobs.Record) error {
 
 // record reads the job's record and brings it up to what the own journal knows:
 // Redis may have forgotten some of it, or all.
-func (l *lane) record(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record, error) {
+func (l *lane) loadRecord(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record, error) {
 	rec, err := l.jobs.Get(ctx, m.JobID)
 	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
 		return nil, err
 	}
-	if e, ok := l.cfg.DataDir.Journal.of(m.JobID); ok && (rec == nil || behind(rec, e.Record, e.At)) {
+	if e, ok := l.cfg.DataDir.Journal.of(m.JobID); ok && (rec == nil || isBehind(rec, e.Record, e.At)) {
 		if err := l.recoverEntry(ctx, e); err != nil {
 			return nil, err
 		}
 		return l.jobs.Get(ctx, m.JobID)
 	}
 	if rec == nil {
-		return l.remember(ctx, m)
+		return l.recreateRecord(ctx, m)
 	}
 	return rec, nil
 }
 
-func (l *lane) remember(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record, error) {
+func (l *lane) recreateRecord(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record, error) {
 	req := m.Request
 	req.ID = m.JobID
 	rec := jobs.NewRecord(req, nil)
 	rec.Digest = m.Digest
-	return rec, l.swap(ctx, nil, rec)
+	return rec, l.updateRecord(ctx, nil, rec)
 }
 
 // submit sends the job's create once, or waits because it may not be sent now.
@@ -160,42 +160,42 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err != nil {
 		return err
 	}
-	if err := l.take(ctx, l.turn); err != nil {
+	if err := l.take(ctx, l.submitSem); err != nil {
 		return err
 	}
-	pass := sync.OnceFunc(func() { <-l.turn })
+	pass := sync.OnceFunc(func() { <-l.submitSem })
 	defer pass()
 	if err := l.awaitQuiet(ctx); err != nil {
 		return err
 	}
-	if err := l.holdSuspect(ctx, rec, &req); err != nil {
+	if err := l.holdForOrphan(ctx, rec, &req); err != nil {
 		return err
 	}
-	intent, err := l.intend(ctx, rec, &req)
+	intent, err := l.newIntent(ctx, rec, &req)
 	if err != nil {
-		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
 	}
 	if err := l.reserve(ctx, rec, intent, *body.Parameters.N); err != nil {
 		return err
 	}
 	if err := l.sleep(ctx, l.pace.delay()); err != nil || l.Stopped() {
 		if err := l.release(ctx, intent); err != nil {
-			l.log.Warn("reservation not freed yet", "job_id", rec.ID, "err", err)
+			l.log.Warn("reservation not released", "job_id", rec.ID, "err", err)
 		}
 		return cmp.Or(err, ErrStopped)
 	}
-	if err := l.swap(ctx, rec, intent); err != nil {
+	if err := l.updateRecord(ctx, rec, intent); err != nil {
 		return err
 	}
 	if err := l.cfg.DataDir.Journal.append(entryIntent, intent); err != nil {
-		return l.takeBack(ctx, intent, rec, &trouble{wait: &l.waits.unreachable, message: "nothing is submitted: the journal cannot be written", why: err})
+		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, message: "nothing is submitted: the journal cannot be written", cause: err})
 	}
-	l.acknowledged(ctx, rec.ID)
+	l.waitDurable(ctx, rec.ID)
 	if !l.lease.valid() {
-		return l.takeBack(ctx, intent, rec, &trouble{wait: &l.waits.unreachable, message: "nothing is submitted: the lane's lease ran out"})
+		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, message: "nothing is submitted: the lane's lease ran out"})
 	}
 	created, err := l.create(ctx, *body)
-	l.pace.answered()
+	l.pace.done()
 	pass()
 	if err != nil {
 		return l.createFailed(ctx, rec, intent, err)
@@ -205,8 +205,8 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 
 // intend is the record of a create that is about to be sent, with all by which its
 // task is known should the answer get lost.
-func (l *lane) intend(ctx context.Context, rec *jobs.Record, req *jobs.Request) (*jobs.Record, error) {
-	listed, err := l.listedAt(ctx)
+func (l *lane) newIntent(ctx context.Context, rec *jobs.Record, req *jobs.Request) (*jobs.Record, error) {
+	listed, err := l.lastClearSnapshot(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -233,21 +233,21 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request) 
 	watch.Go(func() {
 		select {
 		case <-l.stopping:
-		case <-l.lease.lost:
+		case <-l.lease.done:
 		case <-ctx.Done():
 		}
 		cancel(ErrStopped)
 	})
-	body, err := (*dashscope.CreateRequest)(nil), l.ready(ctx, rec)
+	body, err := (*dashscope.CreateRequest)(nil), l.checkPreconditions(ctx, rec)
 	switch {
 	case err != nil:
 	case !rec.CancelRequestedAt.IsZero(): // while an earlier intent was taken back
-		err = l.over(ctx, rec, ended(rec, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))
+		err = l.finishJob(ctx, rec, endedRecord(rec, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))
 		if err == nil {
 			err = jobs.ErrConflict // look again
 		}
 	case rec.Overdue(time.Now()):
-		err = l.over(ctx, rec, ended(rec, jobs.StateFailed, jobs.CodeDeadlineExceeded, jobs.DeadlineMessage))
+		err = l.finishJob(ctx, rec, endedRecord(rec, jobs.StateFailed, jobs.CodeDeadlineExceeded, jobs.DeadlineMessage))
 		if err == nil { // it has images of an earlier attempt
 			err = jobs.ErrConflict
 		}
@@ -263,35 +263,35 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request) 
 // ready fails unless the job may be submitted now: it is not over already, the
 // account is not paused, the bucket answers, and the disk has room. Where the job
 // is over it ends it, and fails with [jobs.ErrConflict]: look again.
-func (l *lane) ready(ctx context.Context, rec *jobs.Record) error {
-	if err := l.mindful(ctx); err != nil {
+func (l *lane) checkPreconditions(ctx context.Context, rec *jobs.Record) error {
+	if err := l.assertSameDataset(ctx); err != nil {
 		return err
 	}
-	if err := l.paused(ctx); err != nil {
+	if err := l.checkAccountPause(ctx); err != nil {
 		return err
 	}
 	if _, unfit := l.account.usable(); unfit != nil {
-		return &trouble{wait: &l.waits.account, message: accountPaused, why: unfit}
+		return &pauseError{backoff: &l.waits.account, message: accountPaused, cause: unfit}
 	}
 	over, err := l.Finished(ctx, rec.ID, rec.Digest)
 	switch {
 	case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, ErrSimulated):
 		// The sidecar is another job's: it stays as it is.
-		return l.end(ctx, rec, jobs.StateFailed, jobs.CodeJobIDTaken, err.Error())
+		return l.endRecord(ctx, rec, jobs.StateFailed, jobs.CodeJobIDTaken, err.Error())
 	case errors.Is(err, storage.ErrUnreadable):
-		return l.end(ctx, rec, jobs.StateFailed, jobs.CodeSidecarUnreadable, err.Error())
+		return l.endRecord(ctx, rec, jobs.StateFailed, jobs.CodeSidecarUnreadable, err.Error())
 	case err != nil:
-		return &trouble{wait: &l.waits.unreachable, message: bucketAway, why: err}
-	case over != nil && !wantedAgain(rec, over):
+		return &pauseError{backoff: &l.waits.unreachable, message: bucketAway, cause: err}
+	case over != nil && !retriedSince(rec, over):
 		if err := l.adoptFinished(ctx, rec, over); err != nil {
 			return err
 		}
 		return jobs.ErrConflict
 	}
-	if limit := storeBacklog * l.cfg.StoreConcurrency; l.toBeStored(ctx, limit) > limit {
-		return &trouble{
-			wait: &l.waits.unreachable, message: "nothing is submitted: finished images cannot be stored",
-			why: fmt.Errorf("more than %d jobs wait for their images", limit),
+	if limit := storeBacklog * l.cfg.StoreConcurrency; l.storeBacklogSize(ctx, limit) > limit {
+		return &pauseError{
+			backoff: &l.waits.unreachable, message: "nothing is submitted: finished images cannot be stored",
+			cause: fmt.Errorf("more than %d jobs wait for their images", limit),
 		}
 	}
 	free, err := l.cfg.Spool.FreeBytes()
@@ -302,23 +302,23 @@ func (l *lane) ready(ctx context.Context, rec *jobs.Record) error {
 		err = fmt.Errorf("%d MiB free, %d MiB wanted: free some space", free>>20, diskReserve>>20)
 	}
 	if err != nil {
-		return &trouble{wait: &l.waits.unreachable, message: "nothing is submitted: the data directory has no room, or is gone", why: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: "nothing is submitted: the data directory has no room, or is gone", cause: err}
 	}
 	return nil
 }
 
 // paused fails while a person has stopped the account.
-func (l *lane) paused(ctx context.Context) error {
+func (l *lane) checkAccountPause(ctx context.Context) error {
 	pause, err := l.jobs.AccountPause(ctx, l.account.name)
 	switch {
 	case err != nil:
-		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
 	case pause == nil:
 		return nil
 	}
-	return &trouble{
-		wait: &backoff{first: personPause, most: personPause}, lasts: l.paused,
-		message: "lane paused by a person", why: errors.New(cmp.Or(pause.Why, "no reason was given")),
+	return &pauseError{
+		backoff: &backoff{first: accountPausePoll, most: accountPausePoll}, recheck: l.checkAccountPause,
+		message: "lane paused by a person", cause: errors.New(cmp.Or(pause.Why, "no reason was given")),
 	}
 }
 
@@ -327,7 +327,7 @@ func (l *lane) paused(ctx context.Context) error {
 // clocks say, or has one after it.
 //
 // Of a job that has images the clocks are not asked: it would be bought twice.
-func wantedAgain(rec, over *jobs.Record) bool {
+func retriedSince(rec, over *jobs.Record) bool {
 	if len(over.Missing()) == 0 {
 		return false
 	}
@@ -374,8 +374,8 @@ func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashsc
 	l.waits.throttled.reset()
 	l.waits.account.reset()
 	l.log.Info("task submitted", "job_id", next.ID, "task_id", next.TaskID, "attempt", next.Attempt, "request_id", created.RequestID)
-	l.noteLastTask(ctx, next.TaskID)
-	err := l.advance(ctx, intent, &next)
+	l.setLastCreated(ctx, next.TaskID)
+	err := l.transition(ctx, intent, &next)
 	if errors.Is(err, jobs.ErrConflict) {
 		// Whoever has the lane now is in doubt about the job; or was, and bought it again.
 		return l.merge(context.WithoutCancel(ctx), &next, time.Now())
@@ -392,41 +392,41 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 	}
 	switch refusal.Kind {
 	case dashscope.KindThrottled:
-		return l.takeBack(ctx, intent, rec, &trouble{wait: &l.waits.throttled, atLeast: refusal.RetryAfter, message: refusedForNow, why: err})
+		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.throttled, minWait: refusal.RetryAfter, message: refusedForNow, cause: err})
 	case dashscope.KindRefused:
-		return l.takeBack(ctx, intent, rec, &trouble{wait: &l.waits.unreachable, atLeast: refusal.RetryAfter, message: refusedForNow, why: err})
+		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, minWait: refusal.RetryAfter, message: refusedForNow, cause: err})
 	case dashscope.KindAccount:
-		return l.takeBack(ctx, intent, rec, &trouble{wait: &l.waits.account, atLeast: refusal.RetryAfter, message: accountPaused, why: err})
+		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.account, minWait: refusal.RetryAfter, message: accountPaused, cause: err})
 	case dashscope.KindTerminal:
 		if err := l.release(ctx, intent); err != nil {
-			l.log.Warn("reservation not freed yet", "job_id", intent.ID, "err", err)
+			l.log.Warn("reservation not released", "job_id", intent.ID, "err", err)
 		}
 		l.journal(entryRefused, intent)
-		return l.fail(ctx, intent, refusal.Code, sentence(refusal.Message, refusal.Hint()))
+		return l.fail(ctx, intent, refusal.Code, withHint(refusal.Message, refusal.Hint()))
 	case dashscope.KindRetry:
 		return l.taskFailed(ctx, intent, refusal.Code, refusal.Message)
 	case dashscope.KindAmbiguous, dashscope.KindTemporary:
 	}
 	// The effort looks for what became of it.
-	_, err = l.beginDoubt(ctx, intent, err.Error(), refusal.RequestID)
+	_, err = l.markAmbiguous(ctx, intent, err.Error(), refusal.RequestID)
 	return err
 }
 
 // takeBack undoes an intent of which nothing came, and fails with the trouble. The
 // job keeps its place, unless somebody asked to cancel it meanwhile.
-func (l *lane) takeBack(ctx context.Context, intent, rec *jobs.Record, why *trouble) error {
+func (l *lane) rollbackIntent(ctx context.Context, intent, rec *jobs.Record, why *pauseError) error {
 	l.journal(entryRefused, intent)
 	if err := l.release(ctx, intent); err != nil {
-		l.log.Warn("reservation not freed yet", "job_id", intent.ID, "err", err)
+		l.log.Warn("reservation not released", "job_id", intent.ID, "err", err)
 	}
 	if l.cancelRequested(ctx, intent) {
-		if err := l.over(ctx, intent, ended(intent, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade)); err != nil {
+		if err := l.finishJob(ctx, intent, endedRecord(intent, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade)); err != nil {
 			return err
 		}
 		return why
 	}
 	next := *rec
-	if err := l.advance(ctx, intent, &next); err != nil {
+	if err := l.transition(ctx, intent, &next); err != nil {
 		return err
 	}
 	return why

@@ -18,7 +18,7 @@ import (
 // image brings one image from the spool into the bucket, unless it is there
 // already, and says where it is or why it is not. An error means that it must be
 // tried again. taken, unless empty, says why its place belongs to somebody else.
-func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched, taken string) (jobs.Image, error) {
+func (s *deliveryServer) storeImage(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched, taken string) (jobs.Image, error) {
 	if result.URL == "" {
 		return jobs.Image{N: result.N, Code: result.Code, Message: result.Message}, nil
 	}
@@ -29,28 +29,28 @@ func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result,
 		taken = err.Error()
 	}
 	if taken == "" {
-		image, task, err := s.lookAt(ctx, result.N, key)
+		image, task, err := s.statImage(ctx, result.N, key)
 		switch {
 		case err != nil || task == rec.TaskID:
 			return image, err
 		case task == "":
-		case madeBefore(rec, task):
+		case fromEarlierAttempt(rec, task):
 			// Nothing is overwritten.
-			return image, s.setAside(ctx, rec, result, got)
+			return image, s.quarantineDuplicate(ctx, rec, result, got)
 		default:
 			taken = "another object lies under its key " + key
 		}
 	}
 	if got.err != nil && !errors.Is(got.err, storage.ErrDisk) {
-		return s.notFetched(ctx, rec, result, got)
+		return s.fetchFailed(ctx, rec, result, got)
 	}
 	if got.err != nil {
 		// The disk is full, and the link lives for a day only: past the disk.
-		s.tight.Lock()
-		defer s.tight.Unlock()
+		s.memoryFetchMu.Lock()
+		defer s.memoryFetchMu.Unlock()
 		file, err := s.cfg.Spool.FetchToMemory(ctx, result.URL)
 		if err != nil || taken != "" {
-			return s.wait(rec, result, got, got.err)
+			return s.retryOrHold(rec, result, got, got.err)
 		}
 		got.file = file
 	}
@@ -61,7 +61,7 @@ func (s *store) image(ctx context.Context, rec *jobs.Record, result jobs.Result,
 }
 
 // put stores a proven image under its key.
-func (s *store) put(ctx context.Context, rec *jobs.Record, result jobs.Result, key string, file *storage.File) (jobs.Image, error) {
+func (s *deliveryServer) put(ctx context.Context, rec *jobs.Record, result jobs.Result, key string, file *storage.File) (jobs.Image, error) {
 	meta := map[string]string{
 		metaTask: rec.TaskID, metaWidth: strconv.Itoa(file.Width), metaHeight: strconv.Itoa(file.Height), metaSource: file.SourceName,
 	}
@@ -77,29 +77,29 @@ func (s *store) put(ctx context.Context, rec *jobs.Record, result jobs.Result, k
 // notFetched says what becomes of an image of which no proven file came. Only the
 // worker whose spool has it may give it up, and only after its link has died and
 // the service has no other.
-func (s *store) notFetched(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched) (jobs.Image, error) {
+func (s *deliveryServer) fetchFailed(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched) (jobs.Image, error) {
 	var failed *storage.FetchError
 	if !errors.As(got.err, &failed) {
-		return s.wait(rec, result, got, got.err)
+		return s.retryOrHold(rec, result, got, got.err)
 	}
 	final := failed.Kind == storage.FetchForbidden || failed.Kind == storage.FetchGone && time.Now().After(got.dead)
 	switch {
 	case failed.Kind == storage.FetchUnverified:
 		return s.quarantine(ctx, rec, result, failed.Path, failed.Error())
-	case final && s.elsewhere(rec):
-		return s.wait(rec, result, got, &awayError{rec, got.err})
+	case final && s.ownedElsewhere(rec):
+		return s.retryOrHold(rec, result, got, &spoolElsewhereError{rec, got.err})
 	case final && (failed.Path != "" || failed.Kind == storage.FetchForbidden):
 		return s.quarantine(ctx, rec, result, failed.Path, failed.Error())
 	case final:
 		return jobs.Image{N: result.N, Code: jobs.CodeResultExpired, Message: "the result URL died before the image could be copied: " + failed.Error()}, nil
 	default:
-		return s.wait(rec, result, got, got.err)
+		return s.retryOrHold(rec, result, got, got.err)
 	}
 }
 
 // described adds what the task's answer says of an image, or what is known of it
 // from before.
-func described(rec *jobs.Record, i int, image jobs.Image) jobs.Image {
+func withTaskDetails(rec *jobs.Record, i int, image jobs.Image) jobs.Image {
 	if image.Key == "" {
 		return image
 	}
@@ -122,7 +122,7 @@ const (
 
 // lookAt returns the image under a key as far as an earlier try has described it,
 // and the task that made it: "" if there is nothing.
-func (s *store) lookAt(ctx context.Context, n int, key string) (image jobs.Image, task string, err error) {
+func (s *deliveryServer) statImage(ctx context.Context, n int, key string) (image jobs.Image, task string, err error) {
 	info, err := s.cfg.Bucket.Head(ctx, key)
 	if errors.Is(err, storage.ErrNotExist) {
 		return jobs.Image{}, "", nil
@@ -139,12 +139,12 @@ func (s *store) lookAt(ctx context.Context, n int, key string) (image jobs.Image
 }
 
 // madeBefore reports whether a task was an earlier attempt of the job.
-func madeBefore(rec *jobs.Record, task string) bool {
+func fromEarlierAttempt(rec *jobs.Record, task string) bool {
 	return slices.ContainsFunc(rec.PastAttempts, func(a jobs.Attempt) bool { return a.TaskID == task })
 }
 
 // setAside keeps an image whose place an earlier attempt's has taken.
-func (s *store) setAside(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched) error {
+func (s *deliveryServer) quarantineDuplicate(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched) error {
 	var failed *storage.FetchError
 	switch {
 	case got.file != nil:
@@ -156,7 +156,7 @@ func (s *store) setAside(ctx context.Context, rec *jobs.Record, result jobs.Resu
 	return got.err
 }
 
-func (s *store) imageKey(rec *jobs.Record, result jobs.Result) (string, error) {
+func (s *deliveryServer) imageKey(rec *jobs.Record, result jobs.Result) (string, error) {
 	name := ""
 	if u, err := url.Parse(result.URL); err == nil {
 		name = path.Base(u.Path)
@@ -169,7 +169,7 @@ func (s *store) imageKey(rec *jobs.Record, result jobs.Result) (string, error) {
 
 // quarantine keeps what cannot be stored as the image for a person: no check of
 // ours ends an image that was paid for. A path of "" means that there are no bytes.
-func (s *store) quarantine(ctx context.Context, rec *jobs.Record, result jobs.Result, path, why string) (jobs.Image, error) {
+func (s *deliveryServer) quarantine(ctx context.Context, rec *jobs.Record, result jobs.Result, path, why string) (jobs.Image, error) {
 	image := jobs.Image{N: result.N, Code: jobs.CodeImageUnverified, Message: fmt.Sprintf("image %d is paid for and cannot be stored: %s", result.N, why)}
 	if path == "" {
 		image.Message += "; " + linkText(result.URL)

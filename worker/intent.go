@@ -49,20 +49,20 @@ func timingOf(limit time.Duration) timing {
 
 // intent is a create whose outcome is unknown, or was. Its times are the service's.
 type intent struct {
-	JobID   string    `json:"job_id"`
-	Attempt int       `json:"attempt"`
-	From    time.Time `json:"from"`  // nothing was sent before
-	Until   time.Time `json:"until"` // when no answer was waited for any more
-	Slack   bool      `json:"slack,omitempty"`
+	JobID        string    `json:"job_id"`
+	Attempt      int       `json:"attempt"`
+	From         time.Time `json:"from"`  // nothing was sent before
+	Until        time.Time `json:"until"` // when no answer was waited for any more
+	ClockUnknown bool      `json:"clock_unknown,omitempty"`
 	// Mark is the key's, and Listed says that no task of that key was unowned before.
-	Mark   string `json:"mark,omitempty"`
-	Listed bool   `json:"listed,omitempty"`
+	KeyFingerprint string `json:"key_fingerprint,omitempty"`
+	ListWasClear   bool   `json:"list_was_clear,omitempty"`
 	// NotMade says that it was bought again, and Held that its job is held.
-	NotMade bool `json:"not_made,omitempty"`
-	Held    bool `json:"held,omitempty"`
+	Resubmitted bool `json:"resubmitted,omitempty"`
+	Held        bool `json:"held,omitempty"`
 	// Late says that it was bought again, and its task showed up since: it has made no
 	// other.
-	Late bool `json:"late,omitempty"`
+	LateTaskFound bool `json:"late_task_found,omitempty"`
 	// Images, Size and Prompt are what was asked for: they tell its task from others.
 	Images int    `json:"images,omitempty"`
 	Size   string `json:"size,omitempty"`
@@ -77,10 +77,10 @@ type intent struct {
 func intentFrom(rec *jobs.Record) intent {
 	i := intent{
 		JobID: rec.ID, Attempt: rec.Attempt, From: rec.ServiceAt, Until: rec.DoubtAt,
-		Mark: rec.KeyMark, Listed: !rec.ListedAt.IsZero(), RequestID: rec.RequestID, Rejected: rec.Rejected,
+		KeyFingerprint: rec.KeyMark, ListWasClear: !rec.ListedAt.IsZero(), RequestID: rec.RequestID, Rejected: rec.Rejected,
 	}
 	if i.From.IsZero() {
-		i.From, i.Slack = rec.SubmittedAt, true
+		i.From, i.ClockUnknown = rec.SubmittedAt, true
 	}
 	if rec.Request != nil {
 		i.Images, i.Size, i.Prompt = len(rec.Missing()), rec.Request.Size, rec.Request.Prompt
@@ -99,7 +99,7 @@ func (l *lane) intentOf(rec *jobs.Record) intent {
 	if last := i.From.Add(l.submitLimit()); i.Until.After(last) {
 		i.Until = last
 	}
-	i.Slack = i.Slack || !known
+	i.ClockUnknown = i.ClockUnknown || !known
 	return i
 }
 
@@ -112,30 +112,30 @@ func decodeIntent(encoded string) (i intent, err error) {
 }
 
 func (i intent) slack() time.Duration {
-	if i.Slack {
+	if i.ClockUnknown {
 		return clockMargin
 	}
 	return clockSlack
 }
 
 // open reports whether nothing was decided about it yet.
-func (i intent) open() bool { return !i.NotMade && !i.Held }
+func (i intent) open() bool { return !i.Resubmitted && !i.Held }
 
 // mayHaveMade reports whether the task can be the create's at all, however late its
 // request arrived and whatever its service thinks of limits.
-func (i intent) mayHaveMade(task dashscope.TaskInfo, limit time.Duration) bool {
-	return i.madeWithin(task, limit+clockMargin)
+func (i intent) couldHaveCreated(task dashscope.TaskInfo, limit time.Duration) bool {
+	return i.createdWithin(task, limit+clockMargin)
 }
 
 // madeWithin reports whether the task was made after the intent, and within d of it.
-func (i intent) madeWithin(task dashscope.TaskInfo, d time.Duration) bool {
+func (i intent) createdWithin(task dashscope.TaskInfo, d time.Duration) bool {
 	made := time.UnixMilli(task.GmtCreate)
 	return !made.Before(i.From.Add(-i.slack())) && !made.After(i.From.Add(d+i.slack())) && !slices.Contains(i.Rejected, task.TaskID)
 }
 
 // nearly reports whether the task was made so shortly before the create that the clocks
 // may be to blame.
-func (i intent) nearly(task dashscope.TaskInfo) bool {
+func (i intent) justBefore(task dashscope.TaskInfo) bool {
 	made := time.UnixMilli(task.GmtCreate)
 	return made.Before(i.From) && made.After(i.From.Add(-clockMargin))
 }
@@ -146,14 +146,14 @@ func (i intent) quietAt(t timing) time.Time { return i.Until.Add(t.late + 2*i.sl
 // likelierThan reports whether a task that two creates may have made is for all that
 // is plausible the one's: made right after it was sent, and so long after the other's
 // connection had ended that nothing of that is expected any more.
-func (i intent) likelierThan(other intent, task dashscope.TaskInfo, t timing) bool {
-	return i.madeWithin(task, t.prompt) && time.UnixMilli(task.GmtCreate).After(other.Until.Add(t.late+other.slack()))
+func (i intent) likelierCreatorThan(other intent, task dashscope.TaskInfo, t timing) bool {
+	return i.createdWithin(task, t.prompt) && time.UnixMilli(task.GmtCreate).After(other.Until.Add(t.late+other.slack()))
 }
 
 // makers returns the intents that may have made a task, as far as times, answers and
 // what the task has made tell. What was bought again, or is held, is settled: no task of
 // it is expected after the limit.
-func (view *listing) makers(task dashscope.TaskInfo, t timing) []intent {
+func (view *snapshot) creators(task dashscope.TaskInfo, t timing) []intent {
 	var possible []intent
 	for _, i := range view.intents {
 		within := t.limit
@@ -163,24 +163,24 @@ func (view *listing) makers(task dashscope.TaskInfo, t timing) []intent {
 		if i.RequestID != "" && i.RequestID == task.RequestID {
 			return []intent{i}
 		}
-		if i.madeWithin(task, within) {
+		if i.createdWithin(task, within) {
 			possible = append(possible, i)
 		}
 	}
 	possible = view.contents[task.TaskID].narrow(possible)
 	return slices.DeleteFunc(slices.Clone(possible), func(i intent) bool {
-		return slices.ContainsFunc(possible, func(o intent) bool { return o.JobID != i.JobID && o.likelierThan(i, task, t) })
+		return slices.ContainsFunc(possible, func(o intent) bool { return o.JobID != i.JobID && o.likelierCreatorThan(i, task, t) })
 	})
 }
 
 // verdict is what becomes of an intent.
-type verdict int
+type decision int
 
 const (
-	undecided verdict = iota
-	adoptTask         // the first candidate is its task
-	noTask            // none was made
-	holdJob           // a person must look at the candidates
+	undecided  decision = iota
+	adopt               // the first candidate is its task
+	notCreated          // none was made
+	hold                // a person must look at the candidates
 )
 
 // decide tells what became of an intent, from the account's tasks that nobody owns
@@ -191,18 +191,18 @@ const (
 // not there before, no other job's intent can have made it, and no other program has
 // been seen with the key (whose tasks are unowned too). A task that another open intent
 // may have made is contested until that one is settled.
-func decide(me intent, view *listing, keyID string, t timing, now time.Time) (verdict, []dashscope.TaskInfo) {
+func decide(me intent, view *snapshot, keyID string, t timing, now time.Time) (decision, []dashscope.TaskInfo) {
 	var mine, contested, near []dashscope.TaskInfo
 	foreign, waiting := false, now.Sub(me.From) < t.limit || now.Sub(me.Until) < t.settled
 	for _, task := range view.unowned {
 		if me.RequestID != "" && task.RequestID == me.RequestID {
-			return adoptTask, []dashscope.TaskInfo{task}
+			return adopt, []dashscope.TaskInfo{task}
 		}
 		if keyID != "" && task.APIKeyID != keyID {
 			continue
 		}
-		makers := view.makers(task, t)
-		own := func(i intent) bool { return i.JobID == me.JobID && (i.Attempt == me.Attempt || i.NotMade) }
+		makers := view.creators(task, t)
+		own := func(i intent) bool { return i.JobID == me.JobID && (i.Attempt == me.Attempt || i.Resubmitted) }
 		rivals := slices.DeleteFunc(slices.Clone(makers), func(i intent) bool { return i.JobID == me.JobID })
 		switch {
 		case slices.Contains(me.Rejected, task.TaskID) && len(rivals) == 0:
@@ -220,28 +220,28 @@ func decide(me intent, view *listing, keyID string, t timing, now time.Time) (ve
 			waiting = waiting || slices.ContainsFunc(rivals, func(i intent) bool { return i.open() && now.Sub(i.From) < t.limit })
 			continue
 		}
-		known := slices.ContainsFunc(view.intents, func(i intent) bool { return i.mayHaveMade(task, t.limit) })
+		known := slices.ContainsFunc(view.intents, func(i intent) bool { return i.couldHaveCreated(task, t.limit) })
 		if !known && !view.kept[task.TaskID] {
 			foreign = true
-			if me.nearly(task) {
+			if me.justBefore(task) {
 				near = append(near, task)
 			}
 		}
 	}
 	candidates := slices.Concat(mine, contested)
-	switch certain := keyID != "" && me.Listed && !foreign && len(mine) == 1; {
+	switch certain := keyID != "" && me.ListWasClear && !foreign && len(mine) == 1; {
 	case now.Sub(me.From) > maxIntentAge:
-		return holdJob, candidates
+		return hold, candidates
 	case certain && now.Sub(me.Until) >= t.settled:
-		return adoptTask, mine
+		return adopt, mine
 	case waiting, certain:
 		return undecided, candidates
 	case len(candidates) > 0:
-		return holdJob, candidates
+		return hold, candidates
 	case len(near) > 0:
-		return holdJob, near
-	case slices.ContainsFunc(view.unverified, func(task dashscope.TaskInfo) bool { return me.mayHaveMade(task, t.limit) }):
+		return hold, near
+	case slices.ContainsFunc(view.unverified, func(task dashscope.TaskInfo) bool { return me.couldHaveCreated(task, t.limit) }):
 		return undecided, nil // another job has adopted it, which may turn out wrong
 	}
-	return noTask, nil
+	return notCreated, nil
 }

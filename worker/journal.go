@@ -37,10 +37,10 @@ const (
 	// entryAttemptOver says that the attempt's task ended without an image.
 	entryAttemptOver entryKind = "attempt_over"
 	// entryOver says that the job is over and its sidecar is in the bucket.
-	entryOver entryKind = "over"
+	entryFinished entryKind = "over"
 	// entryNotMade ends an intent of which, as far as the account's list tells, no
 	// task came. It carries the record, by which a task that shows up later is known.
-	entryNotMade entryKind = "not_made"
+	entryNotCreated entryKind = "not_created"
 	// entryOwned names a task of a job that has no other entry any more, or has
 	// another task.
 	entryOwned entryKind = "owned"
@@ -50,7 +50,7 @@ const (
 
 // taskMemory is how long the journal knows whose a task was: a day, while the service
 // lists it, and what two clocks may differ by.
-const taskMemory = 26 * time.Hour
+const taskRetention = 26 * time.Hour
 
 // entry is one line of the journal.
 type entry struct {
@@ -93,7 +93,7 @@ func (e entry) keyMark() string {
 
 // mayBe reports whether the entry holds a job that a task may be of, or gives the task
 // up.
-func (e entry) mayBe(task string) bool {
+func (e entry) isCandidate(task string) bool {
 	return e.Record != nil && (slices.Contains(e.Record.Candidates, task) || slices.Contains(e.Record.Rejected, task))
 }
 
@@ -109,9 +109,9 @@ type Journal struct {
 	open map[string]entry
 	// owned are the tasks of the last taskMemory by their IDs, notMade the entries of
 	// that kind of as long, by job and attempt, and keys the api_key_ids by mark.
-	owned   map[string]entry
-	notMade map[string]entry
-	keys    map[string]string
+	owned       map[string]entry
+	resubmitted map[string]entry
+	keys        map[string]string
 	// size is where the next entry goes.
 	size int64
 	// broken is set when the file's tail is unknown: nothing may be spent on its
@@ -124,7 +124,7 @@ type Journal struct {
 // middle of a write, is dropped: what it announced had not begun. A broken line
 // before the last is an error, since it may hide money spent.
 func OpenJournal(path string) (*Journal, error) {
-	j := &Journal{path: path, open: map[string]entry{}, owned: map[string]entry{}, notMade: map[string]entry{}, keys: map[string]string{}}
+	j := &Journal{path: path, open: map[string]entry{}, owned: map[string]entry{}, resubmitted: map[string]entry{}, keys: map[string]string{}}
 	if err := j.load(); err != nil {
 		return nil, err
 	}
@@ -196,14 +196,14 @@ func (j *Journal) note(e entry) {
 	case entryKey:
 		j.keys[e.KeyMark] = e.KeyID
 	case entryOwned:
-	case entryNotMade:
-		j.notMade[doubtName(e.JobID, e.Attempt)] = e
+	case entryNotCreated:
+		j.resubmitted[intentField(e.JobID, e.Attempt)] = e
 		delete(j.open, e.JobID)
-	case entryRefused, entryAttemptOver, entryOver:
+	case entryRefused, entryAttemptOver, entryFinished:
 		delete(j.open, e.JobID)
 	case entryIntent, entryAmbiguous, entryTask, entryResults, entryHeld:
 		last, ok := j.open[e.JobID]
-		if ok && last.Attempt == e.Attempt && last.taskID() != "" && e.taskID() == "" && !e.mayBe(last.taskID()) {
+		if ok && last.Attempt == e.Attempt && last.taskID() != "" && e.taskID() == "" && !e.isCandidate(last.taskID()) {
 			return // a task that is known is never forgotten for doubt
 		}
 		j.open[e.JobID] = e
@@ -244,14 +244,14 @@ func (j *Journal) kept() []entry {
 	for mark, id := range j.keys {
 		entries = append(entries, entry{Kind: entryKey, KeyMark: mark, KeyID: id})
 	}
-	for _, e := range j.notMade {
+	for _, e := range j.resubmitted {
 		entries = append(entries, e)
 	}
 	for _, e := range j.owned {
 		entries = append(entries, e)
 	}
 	entries = slices.DeleteFunc(entries, func(e entry) bool {
-		return e.Kind == entryOwned && j.open[e.JobID].taskID() == e.TaskID || e.Kind != entryKey && time.Since(e.At) > taskMemory
+		return e.Kind == entryOwned && j.open[e.JobID].taskID() == e.TaskID || e.Kind != entryKey && time.Since(e.At) > taskRetention
 	})
 	oldest := func(a, b entry) int { return a.At.Compare(b.At) }
 	slices.SortStableFunc(entries, oldest)
@@ -265,7 +265,7 @@ func (j *Journal) kept() []entry {
 func (j *Journal) append(kind entryKind, rec *jobs.Record) error {
 	e := entry{At: time.Now().UTC(), Kind: kind, JobID: rec.ID, Attempt: rec.Attempt, Term: rec.Term}
 	switch kind {
-	case entryRefused, entryAttemptOver, entryOver:
+	case entryRefused, entryAttemptOver, entryFinished:
 	default:
 		e.Record = rec
 	}
@@ -291,27 +291,27 @@ func (j *Journal) keyID(mark string) string {
 func (j *Journal) ownedTasks() map[string]entry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	maps.DeleteFunc(j.owned, func(_ string, e entry) bool { return time.Since(e.At) > taskMemory })
+	maps.DeleteFunc(j.owned, func(_ string, e entry) bool { return time.Since(e.At) > taskRetention })
 	return maps.Clone(j.owned)
 }
 
 // lastTask is the task that a lane is known to have made last.
-func (j *Journal) lastTask(account, model string) (last madeTask) {
+func (j *Journal) lastCreated(account, model string) (last createdTask) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	for task, e := range j.owned {
 		if e.Account == account && e.Model == model && e.At.After(last.At) {
-			last = madeTask{task, e.At}
+			last = createdTask{task, e.At}
 		}
 	}
 	return last
 }
 
 // notMadeEntries returns the intents of the last day or so that were bought again.
-func (j *Journal) notMadeEntries() []entry {
+func (j *Journal) resubmittedEntries() []entry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return slices.Collect(maps.Values(j.notMade))
+	return slices.Collect(maps.Values(j.resubmitted))
 }
 
 // write appends an entry and syncs it.

@@ -44,7 +44,7 @@ func TestJournalRemembersWhatIsOpen(t *testing.T) {
 		{entryIntent, "a"}, {entryRefused, "a"},
 		{entryIntent, "b"},
 		{entryIntent, "c"}, {entryTask, "c"},
-		{entryIntent, "d"}, {entryTask, "d"}, {entryResults, "d"}, {entryOver, "d"},
+		{entryIntent, "d"}, {entryTask, "d"}, {entryResults, "d"}, {entryFinished, "d"},
 		{entryIntent, "e"}, {entryTask, "e"}, {entryAttemptOver, "e"},
 		{entryIntent, "f"}, {entryAmbiguous, "f"},
 	} {
@@ -124,11 +124,11 @@ func TestDataDirIsForOneProcess(t *testing.T) {
 	require.NoError(t, err)
 	_, err = OpenDataDir(path)
 	require.ErrorIs(t, err, ErrDataDirInUse)
-	holder := d.holder
+	holder := d.workerID
 	require.NoError(t, d.Close())
 	d, err = OpenDataDir(path)
 	require.NoError(t, err)
-	assert.Equal(t, holder, d.holder, "the same holder after a restart")
+	assert.Equal(t, holder, d.workerID, "the same holder after a restart")
 	require.NoError(t, d.Close())
 }
 
@@ -162,7 +162,7 @@ func TestJournalOfAClockThatWasSetBack(t *testing.T) {
 	now := time.Now().UTC()
 	again := journaled("a")
 	again.Attempt, again.TaskID = 2, "task-2"
-	require.NoError(t, j.write(entry{At: now, Kind: entryNotMade, JobID: "a", Attempt: 1, Record: journaled("a")}))
+	require.NoError(t, j.write(entry{At: now, Kind: entryNotCreated, JobID: "a", Attempt: 1, Record: journaled("a")}))
 	require.NoError(t, j.write(entry{At: now.Add(-time.Hour), Kind: entryTask, JobID: "a", Attempt: 2, Record: again}))
 	for range 2 {
 		require.NoError(t, j.Close())
@@ -180,7 +180,7 @@ func TestRule7MismatchStaysHeld(t *testing.T) {
 	adopted.State, adopted.TaskID, adopted.Adopted = jobs.StateGenerating, "task-1", true
 	wrong.State, wrong.Candidates, wrong.Rejected = jobs.StateHeld, []string{"task-1"}, []string{"task-1"}
 	require.NoError(t, j.append(entryTask, adopted))
-	assert.False(t, behind(wrong, adopted, time.Now()))
+	assert.False(t, isBehind(wrong, adopted, time.Now()))
 	require.NoError(t, j.append(entryHeld, wrong))
 	require.NoError(t, j.Close())
 	j = openJournal(t, path)
@@ -188,5 +188,5 @@ func TestRule7MismatchStaysHeld(t *testing.T) {
 
 	// But a reply that named the task is believed whatever others held the job for.
 	adopted.Adopted, wrong.Rejected = false, nil
-	assert.True(t, behind(wrong, adopted, time.Now()))
+	assert.True(t, isBehind(wrong, adopted, time.Now()))
 }

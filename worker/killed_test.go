@@ -96,7 +96,7 @@ func writesOurs(args []any) bool {
 	}
 	for _, arg := range args[1:min(6, len(args))] {
 		text, _ := arg.(string)
-		for _, name := range []string{"danqing:job:job-1", "danqing:task:", ":doubts", ":keepsakes", ":in_flight", "danqing:ledger:"} {
+		for _, name := range []string{"danqing:job:job-1", "danqing:task:", ":intents", ":quarantine", ":in_flight", "danqing:ledger:"} {
 			if strings.Contains(text, name) {
 				return true
 			}

@@ -28,10 +28,10 @@ type lane struct {
 	// the handler may still run, so its own bound is not enough.
 	slots chan struct{}
 	// pauses takes the trouble that closes the lane for a while.
-	pauses chan *trouble
+	pauses chan *pauseError
 	// turn is held by whoever submits: one create at a time.
-	turn chan struct{}
-	pace *pace
+	submitSem chan struct{}
+	pace      *submitLimiter
 	// queries bounds the looks at tasks. All lanes of an account, whoever holds
 	// them, share half of what the account is allowed.
 	queries *rate.Limiter
@@ -39,15 +39,15 @@ type lane struct {
 	group sync.WaitGroup // of the efforts
 	mu    sync.Mutex
 	// efforts are under way, by job ID.
-	efforts map[string]*effort
+	efforts map[string]*execution
 	tasks   sync.Map // the IDs of the lane's own
 	// first is the listing of the beginning of the term, nil if there was none, and
 	// since then the last one in which nobody's task bore the lane's key.
-	first *listing
+	baseline *snapshot
 	// memory is what Redis was known by at the beginning of the term, and suspects are
 	// the tasks for each of which a job is held; guarded by mu.
-	memory   string
-	suspects []string
+	dataset string
+	orphans []string
 
 	waits waits
 }
@@ -61,16 +61,16 @@ const (
 	accountQueries = 10
 	// parkTime is how long asynq waits for parked handlers before it puts their
 	// messages back at the head of the queue.
-	parkTime = 100 * time.Millisecond
+	shutdownTimeout = 100 * time.Millisecond
 )
 
 func newLane(w *Worker, spec laneSpec) *lane {
 	l := &lane{
 		Worker: w, laneSpec: spec, log: spec.account.log.With("model", spec.model.Name),
-		slots:   make(chan struct{}, spec.concurrency),
-		pauses:  make(chan *trouble, 1),
-		turn:    make(chan struct{}, 1),
-		efforts: map[string]*effort{},
+		slots:     make(chan struct{}, spec.concurrency),
+		pauses:    make(chan *pauseError, 1),
+		submitSem: make(chan struct{}, 1),
+		efforts:   map[string]*execution{},
 		waits: waits{
 			unreachable: backoff{first: time.Second, most: time.Minute},
 			// Throttles usually clear within a minute (rate-limit page).
@@ -79,7 +79,7 @@ func newLane(w *Worker, spec laneSpec) *lane {
 		},
 	}
 	l.lease.redis, l.lease.key = w.cfg.Redis, l.key("lease")
-	l.lease.holder, l.lease.lost = w.cfg.DataDir.holder, make(chan struct{})
+	l.lease.workerID, l.lease.done = w.cfg.DataDir.workerID, make(chan struct{})
 	return l
 }
 
@@ -111,15 +111,15 @@ func (w *Worker) runLanes(ctx context.Context) error {
 func (w *Worker) runLane(ctx context.Context, spec laneSpec) error {
 	for {
 		l := newLane(w, spec)
-		switch err := l.hold(ctx); {
+		switch err := l.runTerm(ctx); {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case errors.Is(err, ErrStopped) && w.Stopped(), err == nil && spec.leftover:
+		case errors.Is(err, ErrStopped) && w.Stopped(), err == nil && spec.drainOnly:
 			return nil
 		case err != nil && !errors.Is(err, ErrStopped):
-			l.log.Warn("lane not held, trying again", "term", l.term, "err", err)
+			l.log.Warn("lane failed, retrying", "term", l.term, "err", err)
 		default:
-			l.log.Warn("lane lost: standing by", "term", l.term)
+			l.log.Warn("lease lost", "term", l.term)
 		}
 		if err := w.sleep(ctx, leaseAsk); err != nil {
 			return nil //nolint:nilerr // the worker stops
@@ -131,7 +131,7 @@ func (w *Worker) runLane(ctx context.Context, spec laneSpec) error {
 func (l *lane) acquire(ctx context.Context) error {
 	away := backoff{first: leaseAsk, most: leaseRenew}
 	for waiting := false; ; waiting = true {
-		held, err := l.lease.take(ctx)
+		held, err := l.lease.acquire(ctx)
 		if held {
 			return nil
 		}
@@ -141,7 +141,7 @@ func (l *lane) acquire(ctx context.Context) error {
 			wait = away.next()
 			l.log.Warn(redisAway+", trying again", "err", err, "wait", wait)
 		case !waiting:
-			l.log.Info("standing by: another worker has the lane")
+			l.log.Info("standby: lease held elsewhere")
 		}
 		if err := l.Worker.sleep(ctx, wait); err != nil {
 			return err
@@ -151,7 +151,7 @@ func (l *lane) acquire(ctx context.Context) error {
 
 // hold acquires the lane, goes on with what is in flight, and draws work until
 // the worker stops or the lease is lost, which both are ErrStopped.
-func (l *lane) hold(ctx context.Context) error {
+func (l *lane) runTerm(ctx context.Context) error {
 	if err := l.acquire(ctx); err != nil {
 		return err
 	}
@@ -159,57 +159,57 @@ func (l *lane) hold(ctx context.Context) error {
 	kept := make(chan struct{})
 	go func() {
 		defer close(kept)
-		l.lease.keep(keeping)
+		l.lease.renew(keeping)
 	}()
 	defer func() {
 		release()
 		<-kept
-		if err := l.lease.drop(context.WithoutCancel(ctx)); err != nil {
-			l.log.Warn("lease not given back", "err", err)
+		if err := l.lease.release(context.WithoutCancel(ctx)); err != nil {
+			l.log.Warn("lease not released", "err", err)
 		}
 	}()
 	if err := l.takeTerm(ctx); err != nil {
 		return err
 	}
-	if err := l.meet(ctx); err != nil {
+	if err := l.awaitKeyAccepted(ctx); err != nil {
 		return err
 	}
-	if err := l.firstLook(ctx); err != nil {
+	if err := l.initialSnapshot(ctx); err != nil {
 		return err
 	}
 	// Only what a quick stop has cut short may still run after that.
 	defer l.group.Wait()
-	defer l.keep(ctx)()
-	if err := l.resume(ctx, l.rescue); err != nil {
+	defer l.runQuarantine(ctx)()
+	if err := l.resumeInFlight(ctx, l.requeueAtHead); err != nil {
 		return err
 	}
-	if l.leftover {
+	if l.drainOnly {
 		l.group.Wait()
-		return l.allKept(ctx)
+		return l.waitQuarantineEmpty(ctx)
 	}
-	defer l.keepResuming(ctx)()
+	defer l.pollInFlight(ctx)()
 	return l.serve(ctx)
 }
 
 // firstPatience is how long a list that cannot be read holds up a term. Until it can
 // be, nothing that gets lost is adopted.
-const firstPatience = time.Minute
+const initialSnapshotTimeout = time.Minute
 
 // firstLook begins a term with the account's list: what is on it was not made by any
 // create of this term.
-func (l *lane) firstLook(ctx context.Context) error {
+func (l *lane) initialSnapshot(ctx context.Context) error {
 	pace := backoff{first: time.Second, most: 10 * time.Second}
 	for begun := time.Now(); ; {
-		memory, err := l.recollect(ctx)
+		memory, err := l.syncDataset(ctx)
 		if err == nil {
-			l.memory = memory
-			err = l.recall(ctx)
+			l.dataset = memory
+			err = l.checkDataLoss(ctx)
 		}
-		if err == nil && l.first == nil {
-			l.first, err = l.look(ctx)
+		if err == nil && l.baseline == nil {
+			l.baseline, err = l.takeSnapshot(ctx)
 		}
-		if err == nil && l.cfg.OwnQueue {
-			err = l.lookAgain(ctx)
+		if err == nil && l.cfg.ExclusiveQueue {
+			err = l.refreshBaseline(ctx)
 		}
 		if err == nil {
 			return nil
@@ -217,12 +217,12 @@ func (l *lane) firstLook(ctx context.Context) error {
 		if errors.Is(err, ErrStopped) || ctx.Err() != nil {
 			return err
 		}
-		if time.Since(begun) > firstPatience && l.lastMemory() == l.memory && l.trusts(ctx) {
-			l.log.Warn("tasks not listed: what gets lost is not adopted until they are", "err", err)
+		if time.Since(begun) > initialSnapshotTimeout && l.currentDataset() == l.dataset && l.isVerified(ctx) {
+			l.log.Warn("task list unavailable: ambiguous creates will be held, not adopted", "err", err)
 			return nil
 		}
 		wait := pace.next()
-		l.log.Warn("tasks not listed, asking again", "err", err, "wait", wait)
+		l.log.Warn("task list unavailable, retrying", "err", err, "wait", wait)
 		if err := l.sleep(ctx, wait); err != nil {
 			return err
 		}
@@ -230,7 +230,7 @@ func (l *lane) firstLook(ctx context.Context) error {
 }
 
 // meet waits until the service accepts the account's key.
-func (l *lane) meet(ctx context.Context) error {
+func (l *lane) awaitKeyAccepted(ctx context.Context) error {
 	for {
 		met, unfit := l.account.usable()
 		if met {
@@ -238,12 +238,12 @@ func (l *lane) meet(ctx context.Context) error {
 		}
 		err := unfit
 		if err == nil {
-			err = l.Worker.meet(ctx, l.account)
+			err = l.Worker.probe(ctx, l.account)
 		}
 		if err == nil {
 			return nil
 		}
-		if err := l.rest(ctx, &trouble{wait: &l.waits.account, message: accountPaused, why: err}); err != nil {
+		if err := l.pause(ctx, &pauseError{backoff: &l.waits.account, message: accountPaused, cause: err}); err != nil {
 			return err
 		}
 	}
@@ -265,7 +265,7 @@ func (l *lane) serve(ctx context.Context) error {
 			Queues:                   jobs.LaneQueues(l.model.Name),
 			TaskCheckInterval:        l.cfg.QueueInterval,
 			DelayedTaskCheckInterval: delayedFactor * l.cfg.QueueInterval,
-			ShutdownTimeout:          parkTime,
+			ShutdownTimeout:          shutdownTimeout,
 			IsFailure:                func(error) bool { return false },
 			RetryDelayFunc:           laneRetryDelay,
 			Logger:                   newAsynqLog(l.log),
@@ -277,53 +277,53 @@ func (l *lane) serve(ctx context.Context) error {
 			return fmt.Errorf("start lane: %w", err)
 		}
 		l.log.Info("lane opened", "term", l.term, "simulated", l.Simulated())
-		l.show(ctx, jobs.LaneOpen, "", time.Time{})
-		var pause *trouble
+		l.publishStatus(ctx, jobs.LaneOpen, "", time.Time{})
+		var pause *pauseError
 		select {
 		case pause = <-l.pauses:
 		case <-l.stopping:
-		case <-l.lease.lost:
+		case <-l.lease.done:
 		}
 		server.Stop()
 		if pause == nil {
-			l.settle(ctx)
+			l.drainSlots(ctx)
 		}
 		server.Shutdown()
 		if pause == nil {
 			l.log.Info("lane closed", "term", l.term)
 			return ErrStopped
 		}
-		if err := l.rest(ctx, pause); err != nil {
+		if err := l.pause(ctx, pause); err != nil {
 			return err
 		}
 		select {
 		case same := <-l.pauses: // of the same burst
-			l.log.Debug("trouble that is over", "err", same)
+			l.log.Debug("stale pause discarded", "err", same)
 		default:
 		}
 	}
 }
 
 // rest keeps the lane closed for as long as a trouble asks for, and says so.
-func (l *lane) rest(ctx context.Context, t *trouble) error {
-	d := max(t.wait.next(), t.atLeast)
-	l.log.Warn(t.message, "err", t.why, "wait", d, "hint", hint(t.why)) //nolint:sloglint // every maker of a trouble gives a constant
-	l.show(ctx, jobs.LanePaused, sentence(t.Error(), hint(t.why)), time.Now().Add(d))
+func (l *lane) pause(ctx context.Context, t *pauseError) error {
+	d := max(t.backoff.next(), t.minWait)
+	l.log.Warn(t.message, "err", t.cause, "wait", d, "hint", hint(t.cause)) //nolint:sloglint // every maker of a trouble gives a constant
+	l.publishStatus(ctx, jobs.LanePaused, withHint(t.Error(), hint(t.cause)), time.Now().Add(d))
 	for {
-		if err := l.sleep(ctx, d); err != nil || t.lasts == nil || t.lasts(ctx) == nil {
+		if err := l.sleep(ctx, d); err != nil || t.recheck == nil || t.recheck(ctx) == nil {
 			return err
 		}
 	}
 }
 
 // show tells operators how the lane is.
-func (l *lane) show(ctx context.Context, state jobs.LaneState, message string, retryAt time.Time) {
+func (l *lane) publishStatus(ctx context.Context, state jobs.LaneState, message string, retryAt time.Time) {
 	status := jobs.LaneStatus{
 		Account: l.account.name, Model: l.model.Name, Term: l.term, Concurrency: l.concurrency, Simulated: l.Simulated(),
 		State: state, Message: message, At: time.Now().UTC(), RetryAt: retryAt,
 	}
 	if err := l.jobs.SetLane(ctx, status); err != nil {
-		l.log.Warn("state of the lane not shown", "err", err)
+		l.log.Warn("lane status not published", "err", err)
 	}
 }
 
@@ -336,7 +336,7 @@ func (l *lane) sleep(ctx context.Context, d time.Duration) error {
 		return nil
 	case <-l.stopping:
 		return ErrStopped
-	case <-l.lease.lost:
+	case <-l.lease.done:
 		return ErrStopped
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -353,7 +353,7 @@ func (l *lane) take(ctx context.Context, places chan<- struct{}) error {
 		return nil
 	case <-l.stopping:
 		return ErrStopped
-	case <-l.lease.lost:
+	case <-l.lease.done:
 		return ErrStopped
 	case <-ctx.Done():
 		return context.Cause(ctx)

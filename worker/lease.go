@@ -39,24 +39,24 @@ return 0
 
 // lease is one holding of a lane. Only its holder submits.
 type lease struct {
-	redis  redis.UniversalClient
-	key    string
-	holder string
+	redis    redis.UniversalClient
+	key      string
+	workerID string
 	// until is when, by the local monotonic clock, the lease must be taken for
 	// lost, whatever Redis might say.
 	until atomic.Pointer[time.Time]
 	// lost is closed once the lease is, by lose.
-	lost chan struct{}
+	done chan struct{}
 	once sync.Once
 }
 
 // lose has the holder stop: the lease is lost, or not to be trusted.
-func (l *lease) lose() { l.once.Do(func() { close(l.lost) }) }
+func (l *lease) invalidate() { l.once.Do(func() { close(l.done) }) }
 
 // take takes or renews the lease and reports whether it is held.
-func (l *lease) take(ctx context.Context) (bool, error) {
+func (l *lease) acquire(ctx context.Context) (bool, error) {
 	asked := time.Now()
-	held, err := takeScript.Run(ctx, l.redis, []string{l.key}, l.holder, leaseTTL.Milliseconds()).Bool()
+	held, err := takeScript.Run(ctx, l.redis, []string{l.key}, l.workerID, leaseTTL.Milliseconds()).Bool()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return false, fmt.Errorf("take lease %s: %w", l.key, err)
 	}
@@ -71,7 +71,7 @@ func (l *lease) take(ctx context.Context) (bool, error) {
 func (l *lease) valid() bool { return time.Now().Before(*l.until.Load()) }
 
 // keep renews the lease until ctx ends, or closes lost.
-func (l *lease) keep(ctx context.Context) {
+func (l *lease) renew(ctx context.Context) {
 	tick := time.NewTicker(leaseRenew)
 	defer tick.Stop()
 	for {
@@ -81,16 +81,16 @@ func (l *lease) keep(ctx context.Context) {
 			return
 		}
 		asking, cancel := context.WithDeadline(ctx, *l.until.Load())
-		held, err := l.take(asking)
+		held, err := l.acquire(asking)
 		cancel()
 		if err == nil && !held || !l.valid() {
-			l.lose()
+			l.invalidate()
 			return
 		}
 	}
 }
 
 // drop gives the lease back, so that a standby need not wait for its end.
-func (l *lease) drop(ctx context.Context) error {
-	return dropScript.Run(ctx, l.redis, []string{l.key}, l.holder).Err()
+func (l *lease) release(ctx context.Context) error {
+	return dropScript.Run(ctx, l.redis, []string{l.key}, l.workerID).Err()
 }

@@ -17,7 +17,7 @@ import (
 
 // notify tells producers that their jobs are over, many at once: each at least once,
 // under the same event ID on every try.
-type notify struct {
+type notificationServer struct {
 	*Worker
 	server    *asynq.Server
 	callbacks *callbacks
@@ -42,7 +42,7 @@ const (
 // noticeWaits are the waits between the tries of a notice: 16 tries in a day, the
 // first ones for a receiver that is being restarted, the last ones for a person. They
 // have no jitter: jobs do not end at the same moment.
-func noticeWaits() []time.Duration {
+func notificationDelays() []time.Duration {
 	return []time.Duration{
 		5 * time.Second, 30 * time.Second, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute, 20 * time.Minute, 30 * time.Minute,
 		time.Hour, time.Hour, 2 * time.Hour, 2 * time.Hour, 3 * time.Hour, 4 * time.Hour, 4 * time.Hour, noticeLongest,
@@ -51,8 +51,8 @@ func noticeWaits() []time.Duration {
 
 // undeliveredError says why nobody was told, to the person who reads it in the web UI:
 // without what may be secret in a link, and without what the receiver answered.
-type undeliveredError struct {
-	why string
+type deliveryError struct {
+	cause string
 	// remedy is what a person can do; "" where the receiver must do it.
 	remedy string
 	// after is when the receiver wants to be asked again; 0 if it did not say.
@@ -65,20 +65,20 @@ type undeliveredError struct {
 	wait time.Duration // until the next try
 }
 
-func (e *undeliveredError) Error() string { return sentence(e.why, e.remedy) }
+func (e *deliveryError) Error() string { return withHint(e.cause, e.remedy) }
 
 // Is lets asynq archive the message where there is no further try.
-func (e *undeliveredError) Is(target error) bool { return e.final && target == asynq.SkipRetry }
+func (e *deliveryError) Is(target error) bool { return e.final && target == asynq.SkipRetry }
 
-func newNotify(w *Worker) (*notify, error) {
+func newNotify(w *Worker) (*notificationServer, error) {
 	c, err := newCallbacks(w.cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &notify{Worker: w, callbacks: c, producers: asynq.NewClientFromRedisClient(w.cfg.Redis)}, nil
+	return &notificationServer{Worker: w, callbacks: c, producers: asynq.NewClientFromRedisClient(w.cfg.Redis)}, nil
 }
 
-func (n *notify) start() error {
+func (n *notificationServer) start() error {
 	n.server = asynq.NewServerFromRedisClient(n.cfg.Redis, asynq.Config{
 		Concurrency:              notifyConcurrency,
 		Queues:                   map[string]int{jobs.QueueNotify: 1},
@@ -86,8 +86,8 @@ func (n *notify) start() error {
 		DelayedTaskCheckInterval: delayedFactor * n.cfg.QueueInterval,
 		ShutdownTimeout:          notifyParkTime,
 		// A death, a stop and a Redis that does not answer are no tries.
-		IsFailure:      func(err error) bool { return errors.As(err, new(*undeliveredError)) },
-		RetryDelayFunc: noticeDelay,
+		IsFailure:      func(err error) bool { return errors.As(err, new(*deliveryError)) },
+		RetryDelayFunc: notificationRetryDelay,
 		Logger:         newAsynqLog(n.log),
 		LogLevel:       asynq.WarnLevel,
 	})
@@ -97,8 +97,8 @@ func (n *notify) start() error {
 	return nil
 }
 
-func noticeDelay(_ int, err error, _ *asynq.Task) time.Duration {
-	var failed *undeliveredError
+func notificationRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
+	var failed *deliveryError
 	switch {
 	case errors.Is(err, asynq.ErrLeaseExpired):
 		return 0
@@ -108,11 +108,11 @@ func noticeDelay(_ int, err error, _ *asynq.Task) time.Duration {
 	return redisPause
 }
 
-func (n *notify) shutdown() { n.server.Shutdown() }
+func (n *notificationServer) shutdown() { n.server.Shutdown() }
 
 // keepNotifying queues what dead processes left untold, until the returned function is
 // called.
-func (n *notify) keepNotifying(ctx context.Context) (stop func()) {
+func (n *notificationServer) pollDue(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
 	group.Go(func() {
@@ -132,8 +132,8 @@ func (n *notify) keepNotifying(ctx context.Context) (stop func()) {
 
 // finish tells of the last jobs of a queue that may end with this worker, and says what
 // is left. Elsewhere other workers, or the next one, go on.
-func (n *notify) finish(ctx context.Context) {
-	if !n.cfg.OwnQueue {
+func (n *notificationServer) finish(ctx context.Context) {
+	if !n.cfg.ExclusiveQueue {
 		return
 	}
 	if err := n.jobs.NotifyDue(ctx); err != nil {
@@ -147,7 +147,7 @@ func (n *notify) finish(ctx context.Context) {
 }
 
 // handle is the notify stage's edge to asynq.
-func (n *notify) handle(ctx context.Context, message *asynq.Task) error {
+func (n *notificationServer) handle(ctx context.Context, message *asynq.Task) error {
 	var m jobs.NotifyMessage
 	err := json.Unmarshal(message.Payload(), &m)
 	if err == nil {
@@ -160,7 +160,7 @@ func (n *notify) handle(ctx context.Context, message *asynq.Task) error {
 	rec, err := n.jobs.Get(ctx, m.JobID)
 	switch {
 	case errors.Is(err, jobs.ErrNotFound), errors.Is(err, jobs.ErrDamaged):
-		log.Warn("notice dropped: what it tells of is gone", "err", err)
+		log.Warn("notification dropped: job gone", "err", err)
 		return nil
 	case err != nil:
 		return err
@@ -170,39 +170,39 @@ func (n *notify) handle(ctx context.Context, message *asynq.Task) error {
 	}
 	body, err := n.body(ctx, rec)
 	if err == nil {
-		err = n.tell(ctx, rec, m, body)
+		err = n.deliver(ctx, rec, m, body)
 	}
-	var failed *undeliveredError
+	var failed *deliveryError
 	switch {
 	case err == nil:
-		log.Info("producer told", "state", string(rec.State))
+		log.Info("notification delivered", "state", string(rec.State))
 		return nil
 	case ctx.Err() != nil: // it is put back, or was taken away
 		return context.Cause(ctx)
 	case !errors.As(err, &failed):
-		log.Warn("producer not told, trying again", "err", err, "wait", redisPause)
+		log.Warn("notification failed, retrying", "err", err, "wait", redisPause)
 		return err
 	}
 	tried, _ := asynq.GetRetryCount(ctx)
-	failed.decide(m.JobID, tried)
+	failed.schedule(m.JobID, tried)
 	if failed.final {
-		log.Error("producer not told", "err", failed, "attempt", tried+1)
+		log.Error("notification failed", "err", failed, "attempt", tried+1)
 	} else {
-		log.Warn("producer not told, trying again", "err", failed, "attempt", tried+1, "wait", failed.wait)
+		log.Warn("notification failed, retrying", "err", failed, "attempt", tried+1, "wait", failed.wait)
 	}
 	return failed
 }
 
 // decide says what becomes of a notice after so many tries before this one.
-func (e *undeliveredError) decide(jobID string, tried int) {
+func (e *deliveryError) schedule(jobID string, tried int) {
 	again := "danqing jobs notify " + jobID + " sends it again"
-	waits := noticeWaits()
+	waits := notificationDelays()
 	switch {
 	case e.final:
 		e.remedy = strings.TrimPrefix(e.remedy+"; "+again, "; ")
 	case tried >= len(waits):
 		e.final = true
-		e.why = fmt.Sprintf("%s; given up after %d tries", e.why, tried+1)
+		e.cause = fmt.Sprintf("%s; given up after %d tries", e.cause, tried+1)
 		e.remedy = strings.TrimPrefix(e.remedy+"; "+again, "; ")
 	default:
 		e.wait = max(waits[tried], min(e.after, noticeLongest))
@@ -210,7 +210,7 @@ func (e *undeliveredError) decide(jobID string, tried int) {
 }
 
 // body is the event: the same bytes on every try, but for links that die.
-func (n *notify) body(ctx context.Context, rec *jobs.Record) ([]byte, error) {
+func (n *notificationServer) body(ctx context.Context, rec *jobs.Record) ([]byte, error) {
 	event, err := jobs.NewEvent(rec, func(image jobs.Image) (string, time.Time, error) {
 		link, expiresAt, err := n.cfg.Bucket.Link(ctx, image.Key)
 		if path := rec.ImagePath(image); n.cfg.ServeURL != "" && path != "" && !expiresAt.IsZero() {
@@ -228,23 +228,23 @@ func (n *notify) body(ctx context.Context, rec *jobs.Record) ([]byte, error) {
 	return bytes.TrimSpace(encoded), err
 }
 
-func (n *notify) tell(ctx context.Context, rec *jobs.Record, m jobs.NotifyMessage, body []byte) error {
+func (n *notificationServer) deliver(ctx context.Context, rec *jobs.Record, m jobs.NotifyMessage, body []byte) error {
 	switch {
 	case m.Kind == jobs.NoticeCallback && rec.Callback != "":
 		return n.callbacks.post(ctx, rec.Callback, m.EventID, body)
 	case m.Kind == jobs.NoticeFollowUp && rec.FollowUp != nil:
 		return n.followUp(ctx, *rec.FollowUp, m.EventID, body)
 	}
-	return &undeliveredError{final: true, why: fmt.Sprintf("the job names nobody to be told by %q", m.Kind)}
+	return &deliveryError{final: true, cause: fmt.Sprintf("the job names nobody to be told by %q", m.Kind)}
 }
 
 // followUp puts the event into the producer's queue. After a death at that moment it is
 // queued once more, unless the first is still there.
-func (n *notify) followUp(ctx context.Context, to jobs.FollowUp, eventID string, body []byte) error {
+func (n *notificationServer) followUp(ctx context.Context, to jobs.FollowUp, eventID string, body []byte) error {
 	message := asynq.NewTask(to.Type, body, asynq.TaskID(eventID), asynq.Queue(to.Queue))
 	_, err := n.producers.EnqueueContext(ctx, message)
 	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
-		return &undeliveredError{why: fmt.Sprintf("follow-up %s in queue %s: %v", to.Type, to.Queue, err)}
+		return &deliveryError{cause: fmt.Sprintf("follow-up %s in queue %s: %v", to.Type, to.Queue, err)}
 	}
 	return nil
 }

@@ -44,7 +44,7 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 	l.tasks.Store(rec.TaskID, true)
 	trouble := backoff{first: time.Second, most: 30 * time.Second}
 	var unknownSince time.Time
-	var first sighting
+	var first runningWrite
 	empty := 0
 	for interval := pollShortest; ; {
 		if err := l.sleep(ctx, max(interval, l.queries.Reserve().Delay())); err != nil {
@@ -59,10 +59,10 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 		}
 		trouble.reset()
 		l.account.clock(task.Date)
-		l.meetKey(ctx, rec)
+		l.discoverKeyID(ctx, rec)
 		switch task.Output.TaskStatus {
 		case dashscope.StatusSucceeded:
-			if empty++; saysNothing(task) && empty < emptyAnswers {
+			if empty++; isInconclusive(task) && empty < emptyAnswers {
 				interval = max(interval, trouble.next())
 				continue
 			}
@@ -70,17 +70,17 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 		case dashscope.StatusFailed:
 			return l.taskFailed(ctx, rec, task.Output.Code, task.Output.Message)
 		case dashscope.StatusCanceled:
-			if err := l.until(ctx, rec.ID, func(ctx context.Context) error { return l.release(ctx, rec) }); err != nil {
+			if err := l.retryRedis(ctx, rec.ID, func(ctx context.Context) error { return l.release(ctx, rec) }); err != nil {
 				return err
 			}
 			l.journal(entryAttemptOver, rec)
-			return l.over(ctx, rec, ended(rec, jobs.StateCanceled, jobs.CodeCanceled, "the task was cancelled at DashScope while it waited there; it cost nothing"))
+			return l.finishJob(ctx, rec, endedRecord(rec, jobs.StateCanceled, jobs.CodeCanceled, "the task was cancelled at DashScope while it waited there; it cost nothing"))
 		case dashscope.StatusUnknown:
 			if unknownSince.IsZero() {
 				unknownSince = time.Now()
 			}
 			interval = max(interval, trouble.next())
-			if lost, err := l.lost(ctx, rec, unknownSince); lost || errors.Is(err, ErrStopped) {
+			if lost, err := l.holdUnknown(ctx, rec, unknownSince); lost || errors.Is(err, ErrStopped) {
 				return err
 			}
 		case dashscope.StatusPending:
@@ -88,13 +88,13 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 			l.cancelTask(ctx, rec)
 		default:
 			unknownSince = time.Time{}
-			l.saw(ctx, rec, &first)
+			l.markRunning(ctx, rec, &first)
 		}
 	}
 }
 
 // sighting is the write of when a task was first seen at work.
-type sighting struct {
+type runningWrite struct {
 	name string      // of the write
 	busy atomic.Bool // it is on its way
 	done atomic.Bool
@@ -103,7 +103,7 @@ type sighting struct {
 // saw notes in the record that the task is at work, if that is not there yet. Nothing
 // waits for it: while Redis is away the task is asked for all the same, and the next
 // look writes it, or whatever the record says next.
-func (l *lane) saw(ctx context.Context, rec *jobs.Record, first *sighting) {
+func (l *lane) markRunning(ctx context.Context, rec *jobs.Record, first *runningWrite) {
 	if rec.RunningAt.IsZero() {
 		rec.RunningAt, first.name = time.Now().UTC(), rand.Text()
 	}
@@ -128,12 +128,12 @@ func samePrompt(repeated, asked string) bool {
 // another open intent may have made it. What became of the job's own create is looked
 // for again.
 func (l *lane) reject(ctx context.Context, rec *jobs.Record) error {
-	next := doubtful(rec, nil, "the task that was adopted has made something else")
+	next := ambiguousRecord(rec, nil, "the task that was adopted has made something else")
 	next.State, next.TaskID, next.Adopted, next.RunningAt = jobs.StateSubmitting, "", false, time.Time{}
 	next.Rejected = append(slices.Clone(rec.Rejected), rec.TaskID)
 	l.journal(entryAmbiguous, next)
-	l.log.Warn("adopted task rejected: it has made something else", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt)
-	if err := l.advance(ctx, rec, next); err != nil {
+	l.log.Warn("adopted task rejected: output does not match the request", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt)
+	if err := l.transition(ctx, rec, next); err != nil {
 		return err
 	}
 	l.tasks.Delete(rec.TaskID)
@@ -155,7 +155,7 @@ func (l *lane) cancelTask(ctx context.Context, rec *jobs.Record) {
 }
 
 // lost holds a job whose task the service has stopped to know.
-func (l *lane) lost(ctx context.Context, rec *jobs.Record, since time.Time) (bool, error) {
+func (l *lane) holdUnknown(ctx context.Context, rec *jobs.Record, since time.Time) (bool, error) {
 	why := "DashScope does not know the task any more: it is more than 24 hours old"
 	if time.Since(rec.SubmittedAt) < dashscope.TaskLifetime {
 		if time.Since(since) < unknownGrace {
@@ -170,14 +170,14 @@ func (l *lane) lost(ctx context.Context, rec *jobs.Record, since time.Time) (boo
 		}
 		why = "DashScope does not know the task: is the API key still one of the account that submitted it?"
 	}
-	return true, l.park(ctx, rec, held(rec, jobs.CodeTaskUnknown, why))
+	return true, l.holdJob(ctx, rec, heldRecord(rec, jobs.CodeTaskUnknown, why))
 }
 
 // taskSucceeded hands the images on to the store stage. The journal has their
 // URLs before the slot is free again.
 func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashscope.Task) error {
 	missing := rec.Missing()
-	results := number(readResults(task, len(missing)), missing)
+	results := renumber(readResults(task, len(missing)), missing)
 	made := 0
 	var first jobs.Result
 	for _, r := range results {
@@ -187,8 +187,8 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 			first = r
 		}
 	}
-	if saysNothing(task) {
-		return l.park(ctx, rec, held(rec, jobs.CodeNoImages, "the task succeeded, and may be charged, but names no image"))
+	if isInconclusive(task) {
+		return l.holdJob(ctx, rec, heldRecord(rec, jobs.CodeNoImages, "the task succeeded, and may be charged, but names no image"))
 	}
 	if made == 0 {
 		return l.taskFailed(ctx, rec, first.Code, first.Message)
@@ -196,23 +196,23 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	if rec.Adopted && !(&contents{task: task}).fit(len(missing), rec.Request.Prompt) {
 		return l.reject(ctx, rec)
 	}
-	made = charged(task)
+	made = chargedImages(task)
 	next := *rec
 	next.State, next.Results, next.GeneratedAt = jobs.StateStoring, results, time.Now().UTC()
 	next.Simulated = task.Simulated // an adopted task tells it here for the first time
 	next.TaskImages, next.TaskMicroYuan = made, l.cost(l.account.name, l.model.Name, made)
 	next.CostMicroYuan = rec.CostMicroYuan + next.TaskMicroYuan
 	l.journal(entryResults, &next)
-	if err := l.until(ctx, rec.ID, func(ctx context.Context) error {
+	if err := l.retryRedis(ctx, rec.ID, func(ctx context.Context) error {
 		return l.settleTask(ctx, &next, next.TaskID, made, next.TaskMicroYuan)
 	}); err != nil {
 		return err
 	}
 	if err := l.jobs.NoteDuration(ctx, l.model.Name, next.GeneratedAt.Sub(rec.SubmittedAt)); err != nil {
-		l.log.Debug("duration not noted", "job_id", rec.ID, "err", err)
+		l.log.Debug("duration not recorded", "job_id", rec.ID, "err", err)
 	}
 	l.log.Info("task succeeded", "job_id", next.ID, "task_id", next.TaskID, "duration", time.Since(rec.SubmittedAt), "images", made)
-	if err := l.advance(ctx, rec, &next); err != nil {
+	if err := l.transition(ctx, rec, &next); err != nil {
 		return err
 	}
 	return l.jobs.EnqueueStore(context.WithoutCancel(ctx), &next)
@@ -220,7 +220,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 
 // saysNothing reports whether a task that succeeded names neither an image nor,
 // for every one, a reason; or was charged without an image.
-func saysNothing(task *dashscope.Task) bool {
+func isInconclusive(task *dashscope.Task) bool {
 	for _, r := range task.Output.Results {
 		if r.URL != "" {
 			return false
@@ -237,7 +237,7 @@ func readResults(task *dashscope.Task, n int) []jobs.Result {
 	for i, r := range task.Output.Results {
 		result := jobs.Result{N: i + 1, URL: r.URL, ActualPrompt: r.ActualPrompt, Code: r.Code, Message: r.Message}
 		if r.URL != "" {
-			result.URL, result.ExpiresAt = secure(r.URL), urlExpiry(r.URL)
+			result.URL, result.ExpiresAt = forceHTTPS(r.URL), urlExpiry(r.URL)
 		}
 		results = append(results, result)
 	}
@@ -248,7 +248,7 @@ func readResults(task *dashscope.Task, n int) []jobs.Result {
 }
 
 // secure asks Aliyun's own store over TLS; a link's signature does not cover that.
-func secure(raw string) string {
+func forceHTTPS(raw string) string {
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "http" || u.Port() != "" || !strings.HasSuffix(u.Hostname(), ".aliyuncs.com") {
 		return raw
@@ -282,38 +282,38 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 		SubmittedAt: rec.SubmittedAt, EndedAt: time.Now().UTC(), Code: code, Message: message,
 	}
 	l.log.Warn("task failed", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "code", code, "err", message)
-	if err := l.until(ctx, rec.ID, func(ctx context.Context) error { return l.release(ctx, rec) }); err != nil {
+	if err := l.retryRedis(ctx, rec.ID, func(ctx context.Context) error { return l.release(ctx, rec) }); err != nil {
 		return err
 	}
 	remedy := dashscope.Hint(code, message)
 	kind := dashscope.ClassifyTask(code, message)
-	if kind == dashscope.KindTerminal || kind == dashscope.KindRetry && tries(rec) >= maxAttempts {
-		return l.fail(ctx, rec, code, sentence(message, remedy))
+	if kind == dashscope.KindTerminal || kind == dashscope.KindRetry && attemptsThisRound(rec) >= maxAttempts {
+		return l.fail(ctx, rec, code, withHint(message, remedy))
 	}
 	next := *rec
 	next.State, next.TaskID, next.RunningAt, next.PastAttempts = jobs.StateRetrying, "", time.Time{}, append(rec.PastAttempts, past)
 	next.Code, next.Message = code, message
 	l.journal(entryAttemptOver, rec)
 	if l.cancelRequested(ctx, rec) {
-		return l.over(ctx, rec, ended(&next, jobs.StateCanceled, jobs.CodeCanceled, "canceled on request after its task had failed; it cost nothing"))
+		return l.finishJob(ctx, rec, endedRecord(&next, jobs.StateCanceled, jobs.CodeCanceled, "canceled on request after its task had failed; it cost nothing"))
 	}
-	if err := l.advance(ctx, rec, &next); err != nil {
+	if err := l.transition(ctx, rec, &next); err != nil {
 		return err
 	}
-	why := fmt.Errorf("task %s: %s: %s", rec.TaskID, code, sentence(message, remedy))
+	why := fmt.Errorf("task %s: %s: %s", rec.TaskID, code, withHint(message, remedy))
 	switch kind {
 	case dashscope.KindAccount:
-		return &trouble{wait: &l.waits.account, message: accountPaused, why: why}
+		return &pauseError{backoff: &l.waits.account, message: accountPaused, cause: why}
 	case dashscope.KindThrottled:
-		return &trouble{wait: &l.waits.throttled, message: refusedForNow, why: why}
+		return &pauseError{backoff: &l.waits.throttled, message: refusedForNow, cause: why}
 	default:
-		return &verdictError{retryIn: retryFirst << (tries(rec) - 1), sentence: why.Error()}
+		return &jobError{retryIn: retryFirst << (attemptsThisRound(rec) - 1), message: why.Error()}
 	}
 }
 
 // tries counts the tasks made for a job since a person asked for it, or asked
 // again.
-func tries(rec *jobs.Record) int {
+func attemptsThisRound(rec *jobs.Record) int {
 	n := 1
 	for _, past := range rec.PastAttempts {
 		if past.TaskID != "" && past.SubmittedAt.After(rec.RetriedAt) {

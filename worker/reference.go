@@ -22,26 +22,26 @@ const (
 // with no, of which nothing tells whether it will ever be taken: the lane waits
 // with the job, then it goes on without it, and in the end the job fails. Nothing
 // was spent.
-func (l *lane) notTaken(ctx context.Context, rec *jobs.Record, why error) error {
-	first, _ := l.refused.LoadOrStore(rec.ID, time.Now())
+func (l *lane) referenceRejected(ctx context.Context, rec *jobs.Record, why error) error {
+	first, _ := l.referenceRefusedAt.LoadOrStore(rec.ID, time.Now())
 	aside := rec.State == jobs.StateRetrying && rec.Code == jobs.CodeReferenceRejected
 	since, _ := first.(time.Time)
 	switch {
 	case aside && time.Since(rec.UpdatedAt) > referenceMost:
-		l.refused.Delete(rec.ID)
-		return l.fail(ctx, rec, jobs.CodeReferenceRejected, sentence("the service's store did not take the reference image for a day: "+why.Error(),
+		l.referenceRefusedAt.Delete(rec.ID)
+		return l.fail(ctx, rec, jobs.CodeReferenceRejected, withHint("the service's store did not take the reference image for a day: "+why.Error(),
 			"nothing was bought: try the image in DashScope's console, or another one, under a new ID"))
 	case aside:
 	case time.Since(since) < referenceAlone:
-		return &trouble{wait: &l.waits.unreachable, message: notUploaded, why: why}
+		return &pauseError{backoff: &l.waits.unreachable, message: notUploaded, cause: why}
 	default:
 		next := *rec
 		next.State, next.Code = jobs.StateRetrying, jobs.CodeReferenceRejected
 		next.Message = "the service's store does not take the reference image: " + why.Error()
 		l.log.Warn(notUploaded, "job_id", rec.ID, "err", why, "wait", referenceRetry)
-		if err := l.advance(ctx, rec, &next); err != nil {
+		if err := l.transition(ctx, rec, &next); err != nil {
 			return err
 		}
 	}
-	return &verdictError{retryIn: referenceRetry, sentence: jobs.CodeReferenceRejected + ": " + why.Error()}
+	return &jobError{retryIn: referenceRetry, message: jobs.CodeReferenceRejected + ": " + why.Error()}
 }

@@ -237,7 +237,7 @@ func (s spendSums) list() []jobs.Spent {
 
 // book notes what a task has cost, once: in the spend log, and in the ledger, whose
 // error it returns. Then the same call must be made again.
-func (w *Worker) book(ctx context.Context, charge jobs.Charge, taskID string) error {
+func (w *Worker) recordSpend(ctx context.Context, charge jobs.Charge, taskID string) error {
 	if err := w.cfg.DataDir.Spend.append(charge, taskID); err != nil {
 		// The ledger counts; what the log lacks is missing in reports without a Redis.
 		w.log.Error("spend log not written", "job_id", charge.JobID, "task_id", taskID, "err", err)
@@ -256,7 +256,7 @@ func (w *Worker) importSpend(ctx context.Context) error {
 	}
 	// A task that was submitted since then is remembered as booked, if it was.
 	remembered := jobs.LedgerDay(time.Now().Add(-jobs.RecordLifetime))
-	holder := w.cfg.DataDir.holder
+	holder := w.cfg.DataDir.workerID
 	began, err := w.jobs.BeginImport(ctx, holder, remembered)
 	if err != nil {
 		return err

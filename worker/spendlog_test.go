@@ -155,8 +155,8 @@ func TestImportSpend(t *testing.T) {
 		if i == 1 {
 			c.Batch = ""
 		}
-		require.NoError(t, w.book(t.Context(), c, "task-"+c.JobID))
-		require.NoError(t, w.book(t.Context(), c, "task-"+c.JobID))
+		require.NoError(t, w.recordSpend(t.Context(), c, "task-"+c.JobID))
+		require.NoError(t, w.recordSpend(t.Context(), c, "task-"+c.JobID))
 	}
 	// Images that nobody paid for since the ledger began to keep days.
 	require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge("ancient", 3*366*day), "ancient"))
@@ -174,7 +174,7 @@ func TestImportSpend(t *testing.T) {
 		assert.Equal(t, fmt.Sprint(7*160_000), batch, "a batch's budget has no days")
 	}
 	// A task that is settled again a week later is not paid for twice.
-	require.NoError(t, w.book(t.Context(), spendCharge("3", 6*day), "task-3"))
+	require.NoError(t, w.recordSpend(t.Context(), spendCharge("3", 6*day), "task-3"))
 	sum, _ := total(t, w)
 	assert.Equal(t, int64(7*160_000), sum.SpentMicroYuan)
 
@@ -190,7 +190,7 @@ func TestImportSpendCatchesUp(t *testing.T) {
 	t.Parallel()
 	w := bookkeeper(t, t.TempDir())
 	require.NoError(t, w.importSpend(t.Context()))
-	require.NoError(t, w.book(t.Context(), spendCharge("a", 0), "a"))
+	require.NoError(t, w.recordSpend(t.Context(), spendCharge("a", 0), "a"))
 	require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge("b", 0), "b"))
 	require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge("c", 9*24*time.Hour), "c"))
 	require.NoError(t, w.importSpend(t.Context()))
@@ -207,7 +207,7 @@ func TestImportSpendCutShort(t *testing.T) {
 	for i := range 20 {
 		require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge(fmt.Sprint(i), time.Duration(i)*24*time.Hour), fmt.Sprint(i)))
 	}
-	began, err := w.jobs.BeginImport(t.Context(), w.cfg.DataDir.holder, jobs.LedgerDay(time.Now().Add(-10*24*time.Hour)))
+	began, err := w.jobs.BeginImport(t.Context(), w.cfg.DataDir.workerID, jobs.LedgerDay(time.Now().Add(-10*24*time.Hour)))
 	require.NoError(t, err)
 	older := spendSums{}
 	require.NoError(t, w.cfg.DataDir.Spend.read(func(line spendLine) {
@@ -219,7 +219,7 @@ func TestImportSpendCutShort(t *testing.T) {
 		}
 	}))
 	days := older.list()
-	require.NoError(t, w.jobs.ImportSums(t.Context(), w.cfg.DataDir.holder, days), "and EndImport was not reached")
+	require.NoError(t, w.jobs.ImportSums(t.Context(), w.cfg.DataDir.workerID, days), "and EndImport was not reached")
 
 	for range 2 {
 		require.NoError(t, w.importSpend(t.Context()))

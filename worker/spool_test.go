@@ -127,7 +127,7 @@ func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		rec := s.spooledAway()
-		holder, err := os.ReadFile(filepath.Join(s.dir, "data", "holder"))
+		holder, err := os.ReadFile(filepath.Join(s.dir, "data", "worker_id"))
 		require.NoError(t, err)
 		assert.Equal(t, string(holder), rec.SpoolHolder)
 		host, err := os.Hostname()

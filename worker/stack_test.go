@@ -184,7 +184,7 @@ func (s *stack) config(data *worker.DataDir) worker.Config {
 	})
 	require.NoError(s.t, err)
 	cfg := worker.Config{
-		Redis: s.redis, OwnQueue: !s.shared && !s.leasesEnd, Bucket: s.bucket, Spool: spool, DataDir: data,
+		Redis: s.redis, ExclusiveQueue: !s.shared && !s.leasesEnd, Bucket: s.bucket, Spool: spool, DataDir: data,
 		QueueInterval: s.queueInterval, Logger: testLogger(s.t),
 	}
 	if s.accounts == nil {

@@ -126,10 +126,10 @@ func TestSameHolderGoesOnAtOnce(t *testing.T) {
 		cut.on.Store(true)
 		died := time.Now()
 		// The same name in another folder: the dead one has its own locked.
-		name, err := os.ReadFile(filepath.Join(s.dir, "data-2", "holder"))
+		name, err := os.ReadFile(filepath.Join(s.dir, "data-2", "worker_id"))
 		require.NoError(t, err)
 		require.NoError(t, os.MkdirAll(filepath.Join(s.dir, "data-3"), 0o750))
-		require.NoError(t, os.WriteFile(filepath.Join(s.dir, "data-3", "holder"), name, 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(s.dir, "data-3", "worker_id"), name, 0o600))
 		s.cutOff("data-3")
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
 		s.made("job-2")

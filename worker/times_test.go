@@ -150,7 +150,7 @@ func TestRunningAtIsForgotten(t *testing.T) {
 		s.enqueueMany(1)
 		s.state("job-1", jobs.StateRetrying)
 		assert.Zero(t, s.get("job-1").RunningAt)
-		s.state("job-1", jobs.StateSubmitting)
+		s.state("job-1", jobs.StateGenerating)
 		rec := s.wait("job-1")
 		require.Equal(t, jobs.StateSucceeded, rec.State)
 		assert.True(t, rec.RunningAt.After(rec.SubmittedAt))

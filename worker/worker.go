@@ -43,7 +43,7 @@ type Config struct {
 	SubmitLimit time.Duration
 	// OwnQueue says that no other worker is at this Redis, which may begin empty: all
 	// that was spent the data directory's journal knows.
-	OwnQueue bool
+	ExclusiveQueue bool
 	// CallbackSecrets sign callbacks: each is one that [ValidCallbackSecret] accepts.
 	// While they are rotated there are several, and a callback bears the signatures of
 	// all. Without any, callbacks are not sent, and say so.
@@ -78,17 +78,17 @@ type Worker struct {
 	cfg      Config
 	log      *slog.Logger
 	jobs     *jobs.Client
-	store    *store
-	notify   *notify
+	store    *deliveryServer
+	notify   *notificationServer
 	accounts []*account
 	lanes    []laneSpec
 	prepared bool
 
 	mu sync.Mutex
 	// remembers is what Redis was known by when it was told last what this worker knows.
-	remembers string
+	knownDataset string
 	// forgot says that Redis was known by something else before.
-	forgot bool
+	dataLossSeen bool
 	// durability is how Redis keeps what it was told.
 	durability jobs.Durability
 	// simulated is what the services said of themselves, once known.
@@ -96,9 +96,9 @@ type Worker struct {
 
 	// refused has when the reference image of a job, by its ID, was first refused
 	// for a reason that did not look final.
-	refused sync.Map
+	referenceRefusedAt sync.Map
 
-	reminding sync.Mutex // one at a time tells Redis
+	replayMu sync.Mutex // one at a time tells Redis
 
 	stop     sync.Once
 	stopping chan struct{}
@@ -123,7 +123,7 @@ func New(cfg Config) (*Worker, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	w := &Worker{cfg: cfg, log: cfg.Logger, jobs: jobs.NewClient(cfg.Redis), stopping: make(chan struct{})}
-	w.store = &store{Worker: w}
+	w.store = &deliveryServer{Worker: w}
 	var err error
 	if w.notify, err = newNotify(w); err != nil {
 		return nil, err
@@ -149,7 +149,7 @@ func (w *Worker) Simulated() bool {
 // an earlier run, that is neither in the bucket nor held, or has images yet to keep
 // of what is held. It notes what other workers have finished meanwhile.
 func (w *Worker) Unfinished(ctx context.Context) bool {
-	return w.unfinished(ctx, "") > 0 || w.toKeep(ctx) > 0
+	return w.unfinished(ctx, "") > 0 || w.quarantinePending(ctx) > 0
 }
 
 // unfinished counts the jobs in the journal whose last entry is of a kind, "" for
@@ -164,8 +164,8 @@ func (w *Worker) unfinished(ctx context.Context, kind entryKind) int {
 		rec, err := w.jobs.Get(ctx, e.JobID)
 		switch {
 		case err == nil && rec.State.Final():
-			w.journal(entryOver, rec)
-		case err == nil && rec.State == jobs.StateHeld && !behind(rec, e.Record, e.At):
+			w.journal(entryFinished, rec)
+		case err == nil && rec.State == jobs.StateHeld && !isBehind(rec, e.Record, e.At):
 			w.journal(entryHeld, rec)
 		default:
 			n++
@@ -176,7 +176,7 @@ func (w *Worker) unfinished(ctx context.Context, kind entryKind) int {
 
 // toBeStored counts the jobs of this worker whose images are not in the bucket, if
 // they are more than limit; below that it does not look who has stored them.
-func (w *Worker) toBeStored(ctx context.Context, limit int) int {
+func (w *Worker) storeBacklogSize(ctx context.Context, limit int) int {
 	n := 0
 	for _, e := range w.cfg.DataDir.Journal.openEntries() {
 		if e.Kind == entryResults {
@@ -198,19 +198,19 @@ func (w *Worker) Prepare(ctx context.Context) error {
 	if w.prepared {
 		return nil
 	}
-	if err := w.meetAll(ctx); err != nil {
+	if err := w.probeAll(ctx); err != nil {
 		return err
 	}
 	for away := (&backoff{first: time.Second, most: 10 * time.Second}); ; {
-		_, err := w.recollect(ctx)
+		_, err := w.syncDataset(ctx)
 		if err == nil {
-			err = w.findLeftovers(ctx)
+			err = w.addDrainLanes(ctx)
 		}
 		if err == nil {
 			w.prepared = true
 			return nil
 		}
-		if !passes(err) {
+		if !isTransient(err) {
 			return err
 		}
 		wait := away.next()
@@ -223,7 +223,7 @@ func (w *Worker) Prepare(ctx context.Context) error {
 
 // passes reports whether an error of Redis, or of the way to it, may be over later: Redis
 // is full, starts, fails over or does not answer.
-func passes(err error) bool {
+func isTransient(err error) bool {
 	if answer := redis.Error(nil); !errors.As(err, &answer) {
 		return errors.As(err, new(net.Error)) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, redis.ErrPoolTimeout)
 	}
@@ -269,9 +269,9 @@ func (w *Worker) Run(ctx context.Context) error {
 		group.Go(stores.shutdown)
 		group.Wait()
 	}()
-	defer w.notify.keepNotifying(ctx)()
-	defer w.keepHouse(ctx)()
-	defer w.watchMemory(ctx)()
+	defer w.notify.pollDue(ctx)()
+	defer w.runJanitor(ctx)()
+	defer w.watchDataset(ctx)()
 	if err := w.runLanes(ctx); err != nil {
 		return err
 	}
@@ -334,10 +334,10 @@ func (w *Worker) Finished(ctx context.Context, jobID, digest string) (*jobs.Reco
 
 // swap writes a record, repeating while Redis does not answer: what it says has
 // happened, and the slot cannot be used meanwhile.
-func (w *Worker) swap(ctx context.Context, old, next *jobs.Record) error {
+func (w *Worker) updateRecord(ctx context.Context, old, next *jobs.Record) error {
 	var refused error // by a Redis that answers
 	write := rand.Text()
-	err := w.until(ctx, next.ID, func(ctx context.Context) error {
+	err := w.retryRedis(ctx, next.ID, func(ctx context.Context) error {
 		err := w.jobs.SwapAs(ctx, write, old, next)
 		if errors.Is(err, jobs.ErrConflict) || errors.As(err, new(*jobs.TaskOwnedError)) {
 			refused, err = err, nil
@@ -352,8 +352,8 @@ func (w *Worker) swap(ctx context.Context, old, next *jobs.Record) error {
 //
 // What another worker has stored goes out of the own spool.
 func (w *Worker) journal(kind entryKind, rec *jobs.Record) {
-	if last, ok := w.cfg.DataDir.Journal.of(rec.ID); ok && kind == entryOver && last.Record != nil {
-		defer w.store.forget(last.Record, rec)
+	if last, ok := w.cfg.DataDir.Journal.of(rec.ID); ok && kind == entryFinished && last.Record != nil {
+		defer w.store.discardSpool(last.Record, rec)
 	}
 	if err := w.cfg.DataDir.Journal.append(kind, rec); err != nil {
 		w.log.Error("journal not written", "job_id", rec.ID, "kind", string(kind), "err", err)
@@ -382,7 +382,7 @@ func (b *backoff) reset() {
 }
 
 // sentence joins what happened and what a person can do.
-func sentence(what, remedy string) string {
+func withHint(what, remedy string) string {
 	if remedy == "" {
 		return what
 	}

@@ -95,7 +95,7 @@ func TestNothingSecretIsSeen(t *testing.T) {
 	close(p.stored)
 	p.decide()
 	p.run(exitDone, nil, "jobs", "notify", "shop.ok", "shop.bad", "--json")
-	p.says(up, `(producer not told, trying again).*what came back is no answer of HTTP`)
+	p.says(up, `(notification failed, retrying).*what came back is no answer of HTTP`)
 	p.addUI(t, "in the end", base)
 	p.end(up)
 	assert.False(t, linkSignature.MatchString(p.addRedis(t, "in the end", p.redis, refImgField, callback)), "links are gone with the last image")

@@ -183,7 +183,7 @@ func (d *doctor) lanes(ctx context.Context, rdb *redis.Client) {
 		d.bad("is it a Redis of another version of danqing?", "%v", err)
 		return
 	}
-	own, _ := os.ReadFile(filepath.Join(d.cfg.DataDir, "holder")) // none is none
+	own, _ := os.ReadFile(filepath.Join(d.cfg.DataDir, "worker_id")) // none is none
 	for _, lane := range lanes {
 		name := fmt.Sprintf("lane %s of account %s", lane.Model, lane.Account)
 		holder, err := rdb.Get(ctx, jobs.LaneKey(lane.Account, lane.Model, "lease")).Result()

@@ -106,7 +106,7 @@ func (e *engine) open(simulate bool) error {
 	}
 	e.worker, err = worker.New(worker.Config{
 		Redis: e.redis, Bucket: e.bucket, Spool: spool, DataDir: dir, Logger: e.log, Accounts: e.accounts,
-		SubmitLimit: e.cfg.SubmitLimit, OwnQueue: e.ownQueue(simulate),
+		SubmitLimit: e.cfg.SubmitLimit, ExclusiveQueue: e.ownQueue(simulate),
 		CallbackSecrets: secrets, CallbackAllow: e.cfg.Callbacks.Allow, ServeURL: cmp.Or(e.cfg.Serve.URL, e.serveURL), LocalBucket: e.files != nil,
 	})
 	return err

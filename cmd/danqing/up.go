@@ -74,7 +74,7 @@ func (p *program) serveAndWork(ctx context.Context, e *engine, f upFlags, server
 	err := p.announce(e, f, server)
 	if err == nil {
 		sayDurability(ctx, e.worker.Jobs(), e.log)
-		err = e.run(ctx, p.signals, func(text string) { e.log.Info("told to stop", "reply", text) }, e.worker.Run)
+		err = e.run(ctx, p.signals, func(text string) { e.log.Info("shutting down", "reply", text) }, e.worker.Run)
 	}
 	if errors.Is(err, errInterrupted) {
 		err = nil // it is meant to run until it is stopped

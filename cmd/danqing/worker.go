@@ -38,7 +38,7 @@ func (p *program) worker(ctx context.Context) error {
 		return errors.Join(err, engine.Close())
 	}
 	sayDurability(ctx, engine.worker.Jobs(), log)
-	err = engine.run(ctx, p.signals, func(text string) { log.Info("told to stop", "reply", text) }, engine.worker.Run)
+	err = engine.run(ctx, p.signals, func(text string) { log.Info("shutting down", "reply", text) }, engine.worker.Run)
 	if errors.Is(err, errInterrupted) {
 		err = nil // a worker is meant to run until it is stopped
 	}

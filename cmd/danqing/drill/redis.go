@@ -307,7 +307,7 @@ func scriptName(keys []string) string {
 // notices among its keys, has that state's index for its third. One that stays in its
 // state is no step.
 func swapName(keys []string) string {
-	if len(keys) < 7 || keys[6] != "danqing:notices" || keys[1] == keys[2] {
+	if len(keys) < 7 || keys[6] != "danqing:notifications:due" || keys[1] == keys[2] {
 		return ""
 	}
 	return strings.TrimPrefix(keys[2], "danqing:jobs:")

@@ -46,7 +46,7 @@ func TestCommands(t *testing.T) {
 	t.Parallel()
 	swap := []string{
 		"EVALSHA", "sha", "10", "danqing:job:a", "danqing:jobs:queued", "danqing:jobs:submitting", "danqing:job:a", "danqing:job:a", "danqing:job:a",
-		"danqing:notices", "danqing:jobs:scheduled", "danqing:jobs:queued", "danqing:jobs:retrying", "queued",
+		"danqing:notifications:due", "danqing:jobs:scheduled", "danqing:jobs:queued", "danqing:jobs:retrying", "queued",
 	}
 	for _, c := range []struct {
 		args []string

@@ -18,11 +18,11 @@ import (
 // web UI, an outage of Redis or the end of a session, a task may be running, so
 // the effort goes on and keeps its slot, and a later delivery of the message
 // joins it.
-type effort struct {
+type execution struct {
 	// handlers wait for the verdict, and slotless says that the effort has given its
 	// slot up; guarded by the lane's mu.
-	handlers int
-	slotless bool
+	handlers     int
+	slotReleased bool
 	// parked is closed when the verdict may take minutes without a slot: no handler
 	// waits for it any more.
 	parked chan struct{}
@@ -33,27 +33,27 @@ type effort struct {
 
 // trouble is why a lane can buy nothing for now, with the job or without it.
 // Nothing was spent, and no attempt.
-type trouble struct {
-	wait    *backoff
-	atLeast time.Duration
+type pauseError struct {
+	backoff *backoff
+	minWait time.Duration
 	message string // a constant, for the log
-	why     error
+	cause   error
 	// lasts, unless nil, fails as long as the trouble is not over after the wait.
-	lasts func(context.Context) error
+	recheck func(context.Context) error
 }
 
-func (t *trouble) Error() string {
-	if t.why == nil {
+func (t *pauseError) Error() string {
+	if t.cause == nil {
 		return t.message
 	}
-	return t.message + ": " + t.why.Error()
+	return t.message + ": " + t.cause.Error()
 }
 
-func (t *trouble) Unwrap() error { return t.why }
+func (t *pauseError) Unwrap() error { return t.cause }
 
 // join returns the effort that is under way on a job, or nil, for a handler that
 // will wait for its verdict and must leave.
-func (l *lane) join(id string) *effort {
+func (l *lane) attach(id string) *execution {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.efforts[id]
@@ -64,7 +64,7 @@ func (l *lane) join(id string) *effort {
 }
 
 // leave ends a handler's wait, before the verdict or after it.
-func (l *lane) leave(ctx context.Context, id string, e *effort) {
+func (l *lane) detach(ctx context.Context, id string, e *execution) {
 	l.mu.Lock()
 	e.handlers--
 	alone := e.handlers == 0
@@ -72,14 +72,14 @@ func (l *lane) leave(ctx context.Context, id string, e *effort) {
 	select {
 	case <-e.done:
 		if alone { // the verdict came too late for the message
-			l.wake(ctx, id)
+			l.ensureMessage(ctx, id)
 		}
 	default:
 	}
 }
 
 // leaveParked ends a handler's wait for an effort that is parked, unless it is over.
-func (l *lane) leaveParked(id string, e *effort) bool {
+func (l *lane) detachParked(id string, e *execution) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.efforts[id] != e {
@@ -92,7 +92,7 @@ func (l *lane) leaveParked(id string, e *effort) bool {
 // begin starts an effort in a slot that the caller has taken, unless one is under
 // way: then it returns that one, and the slot is free again. handlers is how many
 // wait for the verdict.
-func (l *lane) begin(ctx context.Context, id string, handlers int, work func(context.Context, *effort) error) *effort {
+func (l *lane) start(ctx context.Context, id string, handlers int, work func(context.Context, *execution) error) *execution {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e := l.efforts[id]; e != nil {
@@ -100,11 +100,11 @@ func (l *lane) begin(ctx context.Context, id string, handlers int, work func(con
 		e.handlers += handlers
 		return e
 	}
-	e := &effort{handlers: handlers, parked: make(chan struct{}), done: make(chan struct{})}
+	e := &execution{handlers: handlers, parked: make(chan struct{}), done: make(chan struct{})}
 	l.efforts[id] = e
 	l.group.Go(func() {
-		e.err = l.noted(ctx, id, func(ctx context.Context) error { return work(ctx, e) })
-		var t *trouble
+		e.err = l.withInFlightMark(ctx, id, func(ctx context.Context) error { return work(ctx, e) })
+		var t *pauseError
 		if errors.As(e.err, &t) {
 			select {
 			case l.pauses <- t:
@@ -113,14 +113,14 @@ func (l *lane) begin(ctx context.Context, id string, handlers int, work func(con
 		}
 		l.mu.Lock()
 		delete(l.efforts, id)
-		alone, slotless := e.handlers == 0, e.slotless
+		alone, slotless := e.handlers == 0, e.slotReleased
 		close(e.done)
 		l.mu.Unlock()
 		if !slotless {
 			<-l.slots
 		}
 		if alone {
-			l.wake(ctx, id)
+			l.ensureMessage(ctx, id)
 		}
 	})
 	return e
@@ -128,13 +128,13 @@ func (l *lane) begin(ctx context.Context, id string, handlers int, work func(con
 
 // letGo frees an effort's slot, and lets its handlers go, while it waits for something
 // that needs none.
-func (l *lane) letGo(e *effort) {
+func (l *lane) releaseSlot(e *execution) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e.slotless {
+	if e.slotReleased {
 		return
 	}
-	e.slotless = true
+	e.slotReleased = true
 	<-l.slots
 	select {
 	case <-e.parked:
@@ -144,9 +144,9 @@ func (l *lane) letGo(e *effort) {
 }
 
 // regain takes a slot for an effort that has let its own go.
-func (l *lane) regain(ctx context.Context, e *effort) error {
+func (l *lane) reacquireSlot(ctx context.Context, e *execution) error {
 	l.mu.Lock()
-	slotless := e.slotless
+	slotless := e.slotReleased
 	l.mu.Unlock()
 	if !slotless {
 		return nil
@@ -155,14 +155,14 @@ func (l *lane) regain(ctx context.Context, e *effort) error {
 		return err
 	}
 	l.mu.Lock()
-	e.slotless = false
+	e.slotReleased = false
 	l.mu.Unlock()
 	return nil
 }
 
 // settle waits until no effort does anything, by taking every slot for good. It
 // gives up when ctx ends.
-func (l *lane) settle(ctx context.Context) {
+func (l *lane) drainSlots(ctx context.Context) {
 	for range cap(l.slots) {
 		select {
 		case l.slots <- struct{}{}:
@@ -174,33 +174,33 @@ func (l *lane) settle(ctx context.Context) {
 
 // noted does the work under an in-flight note in Redis, which names the job to
 // whoever holds the lane after a death in the middle.
-func (l *lane) noted(ctx context.Context, id string, work func(context.Context) error) error {
-	if err := l.note(ctx, l.account.name, l.model.Name, id); err != nil {
-		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+func (l *lane) withInFlightMark(ctx context.Context, id string, work func(context.Context) error) error {
+	if err := l.markInFlight(ctx, l.account.name, l.model.Name, id); err != nil {
+		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
 	}
 	err := work(ctx)
 	if errors.Is(err, ErrStopped) || ctx.Err() != nil {
 		return err // the next holder goes on
 	}
-	l.clearNote(ctx, id)
+	l.clearInFlight(ctx, id)
 	return err
 }
 
-const redisAway = "redis does not answer"
+const redisAway = "redis unavailable"
 
 // note says in Redis that a lane is at a job.
-func (w *Worker) note(ctx context.Context, account, model, id string) error {
-	if err := w.cfg.Redis.HSet(ctx, jobs.LaneKey(account, model, inFlight), id, time.Now().UTC().Format(time.RFC3339)).Err(); err != nil {
+func (w *Worker) markInFlight(ctx context.Context, account, model, id string) error {
+	if err := w.cfg.Redis.HSet(ctx, jobs.LaneKey(account, model, inFlightKey), id, time.Now().UTC().Format(time.RFC3339)).Err(); err != nil {
 		return fmt.Errorf("note job %s in flight: %w", id, err)
 	}
 	return nil
 }
 
-const inFlight = "in_flight"
+const inFlightKey = "in_flight"
 
-func (l *lane) clearNote(ctx context.Context, id string) {
-	if err := l.cfg.Redis.HDel(context.WithoutCancel(ctx), l.key(inFlight), id).Err(); err != nil {
-		l.log.Warn("in-flight note not cleared", "job_id", id, "err", err)
+func (l *lane) clearInFlight(ctx context.Context, id string) {
+	if err := l.cfg.Redis.HDel(context.WithoutCancel(ctx), l.key(inFlightKey), id).Err(); err != nil {
+		l.log.Warn("in-flight mark not cleared", "job_id", id, "err", err)
 	}
 }
 
@@ -209,8 +209,8 @@ func (l *lane) clearNote(ctx context.Context, id string) {
 // returns when each has its slot or is done.
 //
 // waiting is what to do about a job without a task.
-func (l *lane) resume(ctx context.Context, waiting func(context.Context, *jobs.Record) error) error {
-	left, err := l.cfg.Redis.HKeys(ctx, l.key(inFlight)).Result()
+func (l *lane) resumeInFlight(ctx context.Context, waiting func(context.Context, *jobs.Record) error) error {
+	left, err := l.cfg.Redis.HKeys(ctx, l.key(inFlightKey)).Result()
 	if err != nil {
 		return fmt.Errorf("read in-flight notes: %w", err)
 	}
@@ -224,29 +224,29 @@ func (l *lane) resume(ctx context.Context, waiting func(context.Context, *jobs.R
 		if err := l.takeSlot(ctx); err != nil {
 			return err
 		}
-		l.begin(ctx, id, 0, func(ctx context.Context, e *effort) error { return l.goOn(ctx, e, id, waiting) })
+		l.start(ctx, id, 0, func(ctx context.Context, e *execution) error { return l.resumeJob(ctx, e, id, waiting) })
 	}
 	return nil
 }
 
 // resumeInterval is how often a lane looks for jobs of its own that others came
 // across: a task that was adopted by hand, drawn by another account's lane.
-const resumeInterval = 5 * time.Second
+const inFlightInterval = 5 * time.Second
 
 // keepResuming does so until the returned function is called.
-func (l *lane) keepResuming(ctx context.Context) (stop func()) {
+func (l *lane) pollInFlight(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
 	group.Go(func() {
-		for l.sleep(ctx, resumeInterval) == nil {
-			if l.lastMemory() != l.memory {
-				l.log.Warn("redis may have forgotten: the lane begins anew", "term", l.term)
-				l.lease.lose()
+		for l.sleep(ctx, inFlightInterval) == nil {
+			if l.currentDataset() != l.dataset {
+				l.log.Warn("redis dataset changed: restarting the lane", "term", l.term)
+				l.lease.invalidate()
 				return
 			}
 			// A message whose handler is alive, in another lane, stays where it is.
 			wait := func(context.Context, *jobs.Record) error { return nil }
-			if err := l.resume(ctx, wait); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
+			if err := l.resumeInFlight(ctx, wait); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
 				l.log.Warn(redisAway, "err", err)
 			}
 		}
@@ -256,14 +256,14 @@ func (l *lane) keepResuming(ctx context.Context) (stop func()) {
 
 // goOn takes a job over from an earlier holder, as far as it has a task. A job
 // without one waits its turn, unless its create was lost: then it has had its turn.
-func (l *lane) goOn(ctx context.Context, e *effort, id string, waiting func(context.Context, *jobs.Record) error) error {
+func (l *lane) resumeJob(ctx context.Context, e *execution, id string, waiting func(context.Context, *jobs.Record) error) error {
 	for lost := false; ; {
 		rec, err := l.jobs.Get(ctx, id)
 		if errors.Is(err, jobs.ErrNotFound) {
 			return nil
 		}
 		if errors.Is(err, jobs.ErrDamaged) {
-			l.log.Error("job left alone: its record is damaged", "job_id", id, "err", err)
+			l.log.Error("job skipped: record corrupt", "job_id", id, "err", err)
 			return nil
 		}
 		if err != nil {
@@ -284,9 +284,9 @@ func (l *lane) goOn(ctx context.Context, e *effort, id string, waiting func(cont
 			return nil
 		case rec.State == jobs.StateSubmitting:
 			lost = true
-			err = l.doubt(ctx, e, rec)
+			err = l.reconcile(ctx, e, rec)
 		case rec.State == jobs.StateGenerating:
-			if err := l.regain(ctx, e); err != nil {
+			if err := l.reacquireSlot(ctx, e); err != nil {
 				return err
 			}
 			l.log.Info("resuming", "job_id", id, "task_id", rec.TaskID, "attempt", rec.Attempt)
@@ -294,7 +294,7 @@ func (l *lane) goOn(ctx context.Context, e *effort, id string, waiting func(cont
 		default:
 			return nil
 		}
-		var verdict *verdictError
+		var verdict *jobError
 		if err != nil && !errors.As(err, &verdict) && !errors.Is(err, jobs.ErrConflict) {
 			return err
 		}
@@ -307,7 +307,7 @@ func (l *lane) foreign(rec *jobs.Record) bool {
 }
 
 // wake sees to it that a job which waits has a message.
-func (l *lane) wake(ctx context.Context, id string) {
+func (l *lane) ensureMessage(ctx context.Context, id string) {
 	ctx = context.WithoutCancel(ctx)
 	rec, err := l.jobs.Get(ctx, id)
 	if err == nil && rec.State.Waiting() && rec.Request != nil {
@@ -320,7 +320,7 @@ func (l *lane) wake(ctx context.Context, id string) {
 
 // rescueScript is asynq's own way of putting an active message back at the head of
 // its queue (internal/rdb/rdb.go of v0.26.0, requeueCmd).
-var rescueScript = redis.NewScript(`
+var requeueScript = redis.NewScript(`
 if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then return 0 end
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('RPUSH', KEYS[3], ARGV[1])
@@ -330,13 +330,13 @@ return 1
 
 // rescue gives a waiting job whose handler died with the lane's last holder its
 // place back. asynq would do so in a minute or two, and at the tail.
-func (l *lane) rescue(ctx context.Context, rec *jobs.Record) error {
+func (l *lane) requeueAtHead(ctx context.Context, rec *jobs.Record) error {
 	queue := jobs.Queue(rec.Model, rec.Priority)
 	info, err := asynq.NewInspectorFromRedisClient(l.cfg.Redis).GetTaskInfo(queue, rec.ID)
 	if err == nil && info.State == asynq.TaskStateActive {
 		key := "asynq:{" + queue + "}:"
-		return rescueScript.Run(ctx, l.cfg.Redis, []string{key + "active", key + "lease", key + "pending", key + "t:" + rec.ID}, rec.ID).Err()
+		return requeueScript.Run(ctx, l.cfg.Redis, []string{key + "active", key + "lease", key + "pending", key + "t:" + rec.ID}, rec.ID).Err()
 	}
-	l.wake(ctx, rec.ID)
+	l.ensureMessage(ctx, rec.ID)
 	return nil
 }

@@ -17,14 +17,14 @@ const (
 // would hold all places, and keep the others' callbacks waiting. They are tried by one
 // callback at a time, silentTime apart; the others fail at once, which is one of their
 // tries. The zero value is ready to use.
-type silentReceivers struct {
+type hostBreaker struct {
 	mu sync.Mutex
 	// until is by host when the next one may try.
 	until map[string]time.Time
 }
 
 // enter reports whether a callback may be sent to a host now.
-func (s *silentReceivers) enter(host string, now time.Time) bool {
+func (s *hostBreaker) Allow(host string, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	until, silent := s.until[host]
@@ -39,7 +39,7 @@ func (s *silentReceivers) enter(host string, now time.Time) bool {
 }
 
 // leave notes what came of it.
-func (s *silentReceivers) leave(host string, now time.Time, silent bool) {
+func (s *hostBreaker) Record(host string, now time.Time, silent bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !silent {

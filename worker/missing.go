@@ -9,7 +9,7 @@ import (
 // buy returns how many images are asked for, and the seed of the first: those that
 // the job lacks, from the seed of the first of them on. The record must hold its
 // request.
-func buy(rec *jobs.Record, req jobs.Request) (n int, seed *int64) {
+func imagesToBuy(rec *jobs.Record, req jobs.Request) (n int, seed *int64) {
 	missing := rec.Missing()
 	if len(missing) == 0 || len(missing) == max(req.N, 1) {
 		return req.N, req.Seed
@@ -24,7 +24,7 @@ func buy(rec *jobs.Record, req jobs.Request) (n int, seed *int64) {
 // number gives the results of a task the numbers of the images that the job lacked.
 // A task that has others too, as one that a person adopted may, is numbered as it
 // is: what the job has already stays.
-func number(results []jobs.Result, missing []int) []jobs.Result {
+func renumber(results []jobs.Result, missing []int) []jobs.Result {
 	if len(results) == len(missing) {
 		for i := range results {
 			results[i].N = missing[i]
@@ -45,7 +45,7 @@ func seedOf(rec *jobs.Record, i int) *int64 {
 }
 
 // merged are the images of earlier attempts with those of the last in their place.
-func merged(before, made []jobs.Image) []jobs.Image {
+func mergeImages(before, made []jobs.Image) []jobs.Image {
 	images := slices.Clone(made)
 	for _, image := range before {
 		if !slices.ContainsFunc(made, func(m jobs.Image) bool { return m.N == image.N }) {

@@ -30,7 +30,7 @@ func (w *Worker) recoverEntry(ctx context.Context, e entry) error {
 	next := e.Record
 	if e.Kind == entryIntent {
 		// The process died between the intent and the reply to its create.
-		next = doubtful(next, w.accountNamed(next.Account), diedSubmitting)
+		next = ambiguousRecord(next, w.accountNamed(next.Account), workerDied)
 		w.journal(entryAmbiguous, next)
 	}
 	for {
@@ -51,28 +51,28 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 		// Others may have finished it so long ago that Redis has forgotten.
 		switch over, err := w.Finished(ctx, journaled.ID, journaled.Digest); {
 		case over != nil && over.Attempt >= journaled.Attempt:
-			if err := w.notOvers(ctx, over, journaled); err != nil {
+			if err := w.quarantineSuperseded(ctx, over, journaled); err != nil {
 				return err
 			}
-			w.journal(entryOver, over)
+			w.journal(entryFinished, over)
 			return nil
 		case err != nil && !errors.Is(err, jobs.ErrDigestConflict) && !errors.Is(err, ErrSimulated) && !errors.Is(err, storage.ErrUnreadable):
 			return err
 		}
 	case err != nil:
 		return err
-	case !behind(known, journaled, at):
-		if err := w.notOvers(ctx, known, journaled); err != nil {
+	case !isBehind(known, journaled, at):
+		if err := w.quarantineSuperseded(ctx, known, journaled); err != nil {
 			return err
 		}
 		if known.State.Final() {
-			w.journal(entryOver, known)
+			w.journal(entryFinished, known)
 		}
 		return nil
 	}
 	next := *journaled
 	w.log.Info("job recovered from the journal", "job_id", next.ID, "task_id", next.TaskID, "state", string(next.State))
-	err = w.swap(ctx, known, &next)
+	err = w.updateRecord(ctx, known, &next)
 	if errors.As(err, new(*jobs.TaskOwnedError)) {
 		w.log.Error("an adopted task is another job's by now", "job_id", next.ID, "task_id", next.TaskID, "err", err)
 		return nil
@@ -82,7 +82,7 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 	}
 	switch next.State {
 	case jobs.StateSubmitting, jobs.StateGenerating:
-		return w.note(ctx, next.Account, next.Model, next.ID)
+		return w.markInFlight(ctx, next.Account, next.Model, next.ID)
 	case jobs.StateStoring:
 		return w.jobs.EnqueueStore(ctx, &next)
 	default:
@@ -92,18 +92,18 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 
 // notOvers looks after the task that the journal knows of a job, if the job has gone
 // on without it.
-func (w *Worker) notOvers(ctx context.Context, known, journaled *jobs.Record) error {
+func (w *Worker) quarantineSuperseded(ctx context.Context, known, journaled *jobs.Record) error {
 	task := journaled.TaskID
 	if task == "" || known.TaskID == task || slices.ContainsFunc(known.PastAttempts, func(a jobs.Attempt) bool { return a.TaskID == task }) {
 		return nil
 	}
-	return w.stray(ctx, journaled)
+	return w.quarantineExtra(ctx, journaled)
 }
 
 // behind reports whether a record knows less than the journal's of a time. What a
 // person has decided since then stands; as clocks differ, that is told by the
 // attempts where it can be.
-func behind(known, journaled *jobs.Record, at time.Time) bool {
+func isBehind(known, journaled *jobs.Record, at time.Time) bool {
 	if known.Attempt != journaled.Attempt {
 		return known.Attempt < journaled.Attempt
 	}
@@ -116,11 +116,11 @@ func behind(known, journaled *jobs.Record, at time.Time) bool {
 	if known.State == jobs.StateHeld && known.TaskID == "" && journaled.TaskID != "" {
 		return true // what was ambiguous to others is known here
 	}
-	return progress(known.State) < progress(journaled.State)
+	return stateRank(known.State) < stateRank(journaled.State)
 }
 
 // progress orders the states of one attempt.
-func progress(s jobs.State) int {
+func stateRank(s jobs.State) int {
 	switch s {
 	case jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying:
 		return 0

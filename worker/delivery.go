@@ -17,30 +17,30 @@ import (
 )
 
 // store copies finished images into the bucket, many jobs at once.
-type store struct {
+type deliveryServer struct {
 	*Worker
 	server *asynq.Server
 	// tight lets one image at a time be held in memory, when the disk is full.
-	tight sync.Mutex
+	memoryFetchMu sync.Mutex
 }
 
 const (
 	// storeParkTime is how long copies may go on after the second signal.
-	storeParkTime = time.Second
-	storeRetry    = time.Second
-	storeRetryMax = time.Minute
+	storeShutdownTimeout = time.Second
+	storeRetry           = time.Second
+	storeRetryMax        = time.Minute
 	// drainCheck is how often a stopping worker looks whether all is stored.
 	drainCheck = 50 * time.Millisecond
 	drainMost  = 10 * time.Second
 )
 
-func (s *store) start() (*store, error) {
+func (s *deliveryServer) start() (*deliveryServer, error) {
 	s.server = asynq.NewServerFromRedisClient(s.cfg.Redis, asynq.Config{
 		Concurrency:              s.cfg.StoreConcurrency,
 		Queues:                   map[string]int{jobs.QueueStore: 1},
 		TaskCheckInterval:        s.cfg.QueueInterval,
 		DelayedTaskCheckInterval: delayedFactor * s.cfg.QueueInterval,
-		ShutdownTimeout:          storeParkTime,
+		ShutdownTimeout:          storeShutdownTimeout,
 		RetryDelayFunc: func(tried int, err error, _ *asynq.Task) time.Duration {
 			if errors.Is(err, asynq.ErrLeaseExpired) {
 				return 0
@@ -56,7 +56,7 @@ func (s *store) start() (*store, error) {
 	return s, nil
 }
 
-func (s *store) shutdown() { s.server.Shutdown() }
+func (s *deliveryServer) shutdown() { s.server.Shutdown() }
 
 // drain gives the messages of a queue that are ready a last try, for drainMost at most:
 // images to be stored, and notices. What is left waits there, and images in the journal.
@@ -80,7 +80,7 @@ func (w *Worker) drain(ctx context.Context, queue string) {
 }
 
 // handle is the store stage's edge to asynq.
-func (s *store) handle(ctx context.Context, message *asynq.Task) error {
+func (s *deliveryServer) handle(ctx context.Context, message *asynq.Task) error {
 	var m jobs.StoreMessage
 	err := json.Unmarshal(message.Payload(), &m)
 	if err == nil {
@@ -97,7 +97,7 @@ func (s *store) handle(ctx context.Context, message *asynq.Task) error {
 	case rec.Attempt != m.Attempt:
 		return nil
 	case rec.State.Final():
-		return s.writeDown(ctx, rec)
+		return s.ensureSidecar(ctx, rec)
 	case rec.State != jobs.StateStoring:
 		return nil
 	}
@@ -107,23 +107,23 @@ func (s *store) handle(ctx context.Context, message *asynq.Task) error {
 	if err := s.settleTask(ctx, rec, rec.TaskID, rec.TaskImages, rec.TaskMicroYuan); err != nil {
 		return err
 	}
-	err = s.nameHolder(ctx, rec, got)
+	err = s.claimSpool(ctx, rec, got)
 	if err == nil {
-		err = s.store(ctx, rec, got)
+		err = s.storeImages(ctx, rec, got)
 	}
 	if errors.Is(err, jobs.ErrConflict) {
 		return nil
 	}
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("image not stored, trying again", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
-		s.sayWhy(ctx, rec, err)
+		s.publishReason(ctx, rec, err)
 	}
 	return err
 }
 
 // store copies a job's images and then writes its sidecar: whoever sees that knows
 // the job to be over. One that cannot be had does not keep the others out.
-func (s *store) store(ctx context.Context, rec *jobs.Record, got []fetched) error {
+func (s *deliveryServer) storeImages(ctx context.Context, rec *jobs.Record, got []fetched) error {
 	over, err := s.Finished(ctx, rec.ID, rec.Digest)
 	taken := ""
 	switch {
@@ -132,17 +132,17 @@ func (s *store) store(ctx context.Context, rec *jobs.Record, got []fetched) erro
 	case err != nil:
 		return err
 	}
-	if over != nil && !wantedAgain(rec, over) {
+	if over != nil && !retriedSince(rec, over) {
 		return s.adoptFinished(ctx, rec, over)
 	}
 	next := *rec
 	var made []jobs.Image
 	var later []error
 	for i, result := range rec.Results {
-		image, err := s.image(ctx, rec, result, got[i], taken)
+		image, err := s.storeImage(ctx, rec, result, got[i], taken)
 		switch {
 		case err == nil:
-			made = append(made, described(rec, i, image))
+			made = append(made, withTaskDetails(rec, i, image))
 		case got[i].err == nil: // the bucket is at fault
 			return fmt.Errorf("image %d: %w", result.N, err)
 		default:
@@ -152,28 +152,28 @@ func (s *store) store(ctx context.Context, rec *jobs.Record, got []fetched) erro
 	if len(later) > 0 {
 		return errors.Join(later...)
 	}
-	next.Images = merged(rec.Images, made)
+	next.Images = mergeImages(rec.Images, made)
 	next.FinishedAt, next.State, next.Code, next.Message = time.Now().UTC(), jobs.StateSucceeded, "", ""
 	if i := slices.IndexFunc(made, func(image jobs.Image) bool {
 		return image.Code == jobs.CodeImageUnverified || image.Code == jobs.CodeSpoolUnavailable
 	}); i >= 0 {
-		return s.hold(ctx, rec, &next, made[i])
+		return s.holdJob(ctx, rec, &next, made[i])
 	}
 	if !slices.ContainsFunc(next.Images, func(image jobs.Image) bool { return image.Key != "" }) {
 		next.State, next.Code, next.Message = jobs.StateFailed, next.Images[0].Code, next.Images[0].Message
 	}
-	return s.over(ctx, rec, &next)
+	return s.finishJob(ctx, rec, &next)
 }
 
 // writeDown gives a job that a person has ended its sidecar, unless it has one.
-func (s *store) writeDown(ctx context.Context, rec *jobs.Record) error {
+func (s *deliveryServer) ensureSidecar(ctx context.Context, rec *jobs.Record) error {
 	over, err := s.Finished(ctx, rec.ID, rec.Digest)
 	switch {
 	case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, ErrSimulated), errors.Is(err, storage.ErrUnreadable):
 		return nil // what is there is not ours to overwrite
 	case err != nil:
 		return err
-	case over != nil && !wantedAgain(rec, over):
+	case over != nil && !retriedSince(rec, over):
 		return nil
 	}
 	sidecar, err := sidecarOf(rec)
@@ -184,7 +184,7 @@ func (s *store) writeDown(ctx context.Context, rec *jobs.Record) error {
 }
 
 // over ends the job: sidecar, journal, record, and only then the spool.
-func (s *store) over(ctx context.Context, rec, next *jobs.Record) error {
+func (s *deliveryServer) finishJob(ctx context.Context, rec, next *jobs.Record) error {
 	sidecar, err := sidecarOf(next)
 	if err != nil {
 		return err
@@ -192,9 +192,9 @@ func (s *store) over(ctx context.Context, rec, next *jobs.Record) error {
 	if err := s.cfg.Bucket.PutSidecar(ctx, sidecar); err != nil {
 		return err
 	}
-	s.journal(entryOver, next)
+	s.journal(entryFinished, next)
 	next.Results, next.SpoolHolder, next.SpoolPlace = nil, "", "" // they have done their duty
-	if err := s.advance(ctx, rec, next); err != nil {
+	if err := s.transition(ctx, rec, next); err != nil {
 		return err
 	}
 	s.log.Info("job stored", "job_id", next.ID, "task_id", next.TaskID, "images", len(next.Images), "duration", next.FinishedAt.Sub(rec.GeneratedAt))
@@ -207,17 +207,17 @@ func (s *store) over(ctx context.Context, rec, next *jobs.Record) error {
 }
 
 // hold leaves to a person what could not be stored. What could is in the bucket.
-func (s *store) hold(ctx context.Context, rec, next *jobs.Record, why jobs.Image) error {
+func (s *deliveryServer) holdJob(ctx context.Context, rec, next *jobs.Record, why jobs.Image) error {
 	next.State, next.Code, next.Message, next.FinishedAt = jobs.StateHeld, why.Code, why.Message, time.Time{}
 	s.journal(entryHeld, next)
-	s.log.Error("job held: a person must decide", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", why.Message)
-	if err := s.advance(ctx, rec, next); err != nil {
+	s.log.Error("job held for operator", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", why.Message)
+	if err := s.transition(ctx, rec, next); err != nil {
 		return err
 	}
 	for _, image := range next.Images {
 		// Should the job's task be adopted, it is asked for once more.
 		if err := s.cfg.Spool.Recheck(spoolName(rec, image.N)); err != nil {
-			s.log.Warn("spool file not set aside", "job_id", rec.ID, "err", err)
+			s.log.Warn("spool file not marked for recheck", "job_id", rec.ID, "err", err)
 		}
 	}
 	return nil

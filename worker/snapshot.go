@@ -21,7 +21,7 @@ const (
 
 // listing is what the service and everybody's notes told of a lane's tasks at one
 // moment.
-type listing struct {
+type snapshot struct {
 	at time.Time
 	// all are the tasks of the last 24 hours by ID, and unowned those that no record or
 	// journal owns, newest first.
@@ -47,7 +47,7 @@ func (l *lane) ask(ctx context.Context) error {
 // wholeList reads the account's tasks of the lane's model to the end, without a
 // filter by time, whose zone is not documented. A list that changed on the way is
 // read anew.
-func (l *lane) wholeList(ctx context.Context) (tasks []dashscope.TaskInfo, err error) {
+func (l *lane) listAll(ctx context.Context) (tasks []dashscope.TaskInfo, err error) {
 	name, _ := l.model.NameIn(l.account.remote.Region())
 	for range listTries {
 		seen := map[string]bool{}
@@ -83,9 +83,9 @@ func (l *lane) wholeList(ctx context.Context) (tasks []dashscope.TaskInfo, err e
 
 // look reads the list, and who owns what is on it. The order matters: a create that
 // ends meanwhile must be seen as an intent or as an owner.
-func (l *lane) look(ctx context.Context) (*listing, error) {
-	view := &listing{at: time.Now(), all: map[string]dashscope.TaskInfo{}}
-	tasks, err := l.wholeList(ctx)
+func (l *lane) takeSnapshot(ctx context.Context) (*snapshot, error) {
+	view := &snapshot{at: time.Now(), all: map[string]dashscope.TaskInfo{}}
+	tasks, err := l.listAll(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -99,16 +99,16 @@ func (l *lane) look(ctx context.Context) (*listing, error) {
 			view.unverified = append(view.unverified, task)
 		}
 	}
-	if view.unowned, view.kept, err = l.unownedOf(ctx, tasks); err != nil {
+	if view.unowned, view.kept, err = l.withoutOwner(ctx, tasks); err != nil {
 		return nil, err
 	}
-	l.keepListing(ctx, view)
+	l.updateBaseline(ctx, view)
 	return view, nil
 }
 
 // unownedOf returns those of the tasks that no record and no journal owns, and which of
 // them are kept for a held job.
-func (l *lane) unownedOf(ctx context.Context, tasks []dashscope.TaskInfo) (unowned []dashscope.TaskInfo, kept map[string]bool, err error) {
+func (l *lane) withoutOwner(ctx context.Context, tasks []dashscope.TaskInfo) (unowned []dashscope.TaskInfo, kept map[string]bool, err error) {
 	journaled := l.cfg.DataDir.Journal.ownedTasks()
 	var unknown []string
 	byID := map[string]dashscope.TaskInfo{}
@@ -119,7 +119,7 @@ func (l *lane) unownedOf(ctx context.Context, tasks []dashscope.TaskInfo) (unown
 			continue
 		}
 		if mark != "" {
-			l.learnKeyID(ctx, mark, task.APIKeyID)
+			l.recordKeyID(ctx, mark, task.APIKeyID)
 		} else if _, owned := journaled[task.TaskID]; !owned {
 			unknown = append(unknown, task.TaskID)
 			byID[task.TaskID] = task
@@ -141,43 +141,43 @@ func (l *lane) unownedOf(ctx context.Context, tasks []dashscope.TaskInfo) (unown
 
 // keepListing keeps the last listing in which every task of the lane's key had an owner,
 // and before there was one the first.
-func (l *lane) keepListing(ctx context.Context, view *listing) {
-	clean, err := l.clean(ctx, view)
+func (l *lane) updateBaseline(ctx context.Context, view *snapshot) {
+	clean, err := l.allExplained(ctx, view)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.first == nil || clean && err == nil {
-		l.first = view
+	if l.baseline == nil || clean && err == nil {
+		l.baseline = view
 	}
 }
 
 // clean reports whether each task of the lane's key on a listing is explained: it has an
 // owner, or is kept for a held job, or an intent may have made it. No create that is sent
 // later has made it then, and no other program.
-func (l *lane) clean(ctx context.Context, view *listing) (bool, error) {
+func (l *lane) allExplained(ctx context.Context, view *snapshot) (bool, error) {
 	key, err := l.keyID(ctx, l.account.remote.KeyMark())
 	if err != nil {
 		return false, err
 	}
 	return !slices.ContainsFunc(view.unowned, func(t dashscope.TaskInfo) bool {
-		made := slices.ContainsFunc(view.intents, func(i intent) bool { return i.mayHaveMade(t, l.timing().limit) })
+		made := slices.ContainsFunc(view.intents, func(i intent) bool { return i.couldHaveCreated(t, l.timing().limit) })
 		return !made && !view.kept[t.TaskID] && (key == "" || t.APIKeyID == key)
 	}), nil
 }
 
 // listedAt is when the list was read last before an intent, if every task of the
 // lane's key is explained; else zero.
-func (l *lane) listedAt(ctx context.Context) (time.Time, error) {
+func (l *lane) lastClearSnapshot(ctx context.Context) (time.Time, error) {
 	l.mu.Lock()
-	view := l.first
+	view := l.baseline
 	l.mu.Unlock()
 	if view == nil {
 		return time.Time{}, nil
 	}
-	clean, err := l.clean(ctx, view)
+	clean, err := l.allExplained(ctx, view)
 	if err == nil && !clean { // some may have been explained since
 		later := *view
-		if later.unowned, later.kept, err = l.unownedOf(ctx, view.unowned); err == nil {
-			clean, err = l.clean(ctx, &later)
+		if later.unowned, later.kept, err = l.withoutOwner(ctx, view.unowned); err == nil {
+			clean, err = l.allExplained(ctx, &later)
 		}
 	}
 	if err != nil || !clean {
@@ -188,9 +188,9 @@ func (l *lane) listedAt(ctx context.Context) (time.Time, error) {
 
 // doubts is the key of the lane's intents that were bought again or are held, by job and
 // attempt.
-const doubts = "doubts"
+const intentsKey = "intents"
 
-func doubtName(job string, attempt int) string { return fmt.Sprintf("%s.%d", job, attempt) }
+func intentField(job string, attempt int) string { return fmt.Sprintf("%s.%d", job, attempt) }
 
 // recordsIn are the records of the lane in some states, of whatever worker.
 func (l *lane) recordsIn(ctx context.Context, states ...jobs.State) (all []*jobs.Record, err error) {
@@ -222,19 +222,19 @@ func (l *lane) intents(ctx context.Context) (found []intent, adopted map[string]
 			adopted[rec.TaskID] = true
 		}
 	}
-	decided, err := l.cfg.Redis.HGetAll(ctx, l.key(doubts)).Result()
+	decided, err := l.cfg.Redis.HGetAll(ctx, l.key(intentsKey)).Result()
 	if err != nil {
 		return nil, nil, fmt.Errorf("read intents that are decided: %w", err)
 	}
 	for name, encoded := range decided {
 		i, err := decodeIntent(encoded)
-		if err == nil && time.Since(i.From) < taskMemory {
-			if !i.Late {
+		if err == nil && time.Since(i.From) < taskRetention {
+			if !i.LateTaskFound {
 				found = append(found, i)
 			}
 			continue
 		}
-		if err := l.cfg.Redis.HDel(ctx, l.key(doubts), name).Err(); err != nil {
+		if err := l.cfg.Redis.HDel(ctx, l.key(intentsKey), name).Err(); err != nil {
 			return nil, nil, fmt.Errorf("forget an intent: %w", err)
 		}
 	}
@@ -263,13 +263,13 @@ func (a *account) serviceNow() (time.Time, bool) {
 }
 
 // learnKeyID notes under which ID the service lists the tasks of a key of ours.
-func (l *lane) learnKeyID(ctx context.Context, mark, keyID string) {
+func (l *lane) recordKeyID(ctx context.Context, mark, keyID string) {
 	journal := l.cfg.DataDir.Journal
 	if keyID == "" || journal.keyID(mark) == keyID {
 		return
 	}
 	if err := errors.Join(journal.setKeyID(mark, keyID), l.jobs.SetKeyID(ctx, mark, keyID)); err != nil {
-		l.log.Warn("api_key_id not noted", "err", err)
+		l.log.Warn("api_key_id not recorded", "err", err)
 	}
 }
 
@@ -283,7 +283,7 @@ func (l *lane) keyID(ctx context.Context, mark string) (string, error) {
 }
 
 // meetKey learns the own key's ID from a task that was made with it, once.
-func (l *lane) meetKey(ctx context.Context, rec *jobs.Record) {
+func (l *lane) discoverKeyID(ctx context.Context, rec *jobs.Record) {
 	mark := l.account.remote.KeyMark()
 	if rec.KeyMark != mark || rec.Adopted || !rec.ResolvedAt.IsZero() || l.cfg.DataDir.Journal.keyID(mark) != "" {
 		return
@@ -295,5 +295,5 @@ func (l *lane) meetKey(ctx context.Context, rec *jobs.Record) {
 	if err != nil || len(page.Data) != 1 || page.Data[0].TaskID != rec.TaskID {
 		return // the list lags behind; the next look at the task asks again
 	}
-	l.learnKeyID(ctx, mark, page.Data[0].APIKeyID)
+	l.recordKeyID(ctx, mark, page.Data[0].APIKeyID)
 }

@@ -17,9 +17,9 @@ import (
 const (
 	// houseInterval is how often one of all workers looks after what no single
 	// job's handler does. A job whose message was lost waits that long.
-	houseInterval = 5 * time.Minute
+	janitorInterval = 5 * time.Minute
 	// houseKey holds when that was done last, in Unix milliseconds.
-	houseKey = "danqing:house"
+	janitorKey = "danqing:maintenance:last_run"
 	// sweepAge leaves alone what is on its way from the record to the message.
 	sweepAge  = 2 * time.Minute
 	sweepPage = 200
@@ -30,15 +30,15 @@ const (
 )
 
 // keepHouse looks after the queues until the returned function is called.
-func (w *Worker) keepHouse(ctx context.Context) (stop func()) {
+func (w *Worker) runJanitor(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
 	group.Go(func() {
 		for {
-			if err := w.tidy(ctx); err != nil && ctx.Err() == nil {
-				w.log.Warn("queues not looked after, trying again", "err", err, "wait", houseInterval)
+			if err := w.runMaintenance(ctx); err != nil && ctx.Err() == nil {
+				w.log.Warn("maintenance failed, retrying", "err", err, "wait", janitorInterval)
 			}
-			if err := w.sleep(ctx, houseInterval); err != nil {
+			if err := w.sleep(ctx, janitorInterval); err != nil {
 				return
 			}
 		}
@@ -47,33 +47,33 @@ func (w *Worker) keepHouse(ctx context.Context) (stop func()) {
 }
 
 // tidy does the rounds, unless another worker just has.
-func (w *Worker) tidy(ctx context.Context) error {
-	w.identify(ctx)
+func (w *Worker) runMaintenance(ctx context.Context) error {
+	w.discoverOwners(ctx)
 	w.Unfinished(ctx) // so that the journal forgets what others have finished
 	models := w.models()
 	if err := w.jobs.Register(ctx, models); err != nil {
 		return err
 	}
-	last, err := w.cfg.Redis.Get(ctx, houseKey).Int64()
+	last, err := w.cfg.Redis.Get(ctx, janitorKey).Int64()
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return fmt.Errorf("read %s: %w", houseKey, err)
+		return fmt.Errorf("read %s: %w", janitorKey, err)
 	}
 	now := time.Now()
 	// Two workers at once do no harm.
-	if now.Sub(time.UnixMilli(last)) < houseInterval {
+	if now.Sub(time.UnixMilli(last)) < janitorInterval {
 		return nil
 	}
-	if err := w.cfg.Redis.Set(ctx, houseKey, strconv.FormatInt(now.UnixMilli(), 10), 0).Err(); err != nil {
-		return fmt.Errorf("write %s: %w", houseKey, err)
+	if err := w.cfg.Redis.Set(ctx, janitorKey, strconv.FormatInt(now.UnixMilli(), 10), 0).Err(); err != nil {
+		return fmt.Errorf("write %s: %w", janitorKey, err)
 	}
 	// What a sweep finds in an archive must not be trimmed before.
-	if err := w.sweep(ctx); err != nil {
+	if err := w.requeueOrphans(ctx); err != nil {
 		return err
 	}
-	if err := w.writeDown(ctx); err != nil {
+	if err := w.ensureSidecars(ctx); err != nil {
 		return err
 	}
-	if err := w.freeLeaked(ctx); err != nil {
+	if err := w.releaseLeakedReservations(ctx); err != nil {
 		return err
 	}
 	return w.trimArchives(ctx, models)
@@ -124,7 +124,7 @@ func (w *Worker) trimArchives(ctx context.Context, models []string) error {
 
 // sweep sees to it that each job which waits for a lane, or for the bucket, has a
 // message that will wake somebody, and each that has a task, or may have, a note.
-func (w *Worker) sweep(ctx context.Context) error {
+func (w *Worker) requeueOrphans(ctx context.Context) error {
 	filter := jobs.ListFilter{
 		States:        []jobs.State{jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying, jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring},
 		UpdatedBefore: time.Now().Add(-sweepAge), Limit: sweepPage,
@@ -134,7 +134,7 @@ func (w *Worker) sweep(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := w.mend(ctx, records); err != nil {
+		if err := w.repair(ctx, records); err != nil {
 			return err
 		}
 		if filter.Cursor = cursor; cursor == "" {
@@ -145,7 +145,7 @@ func (w *Worker) sweep(ctx context.Context) error {
 
 // writeDown makes sure of the sidecars of jobs that a person has ended, since the
 // rounds before the last: who did so may have died before a store server knew.
-func (w *Worker) writeDown(ctx context.Context) error {
+func (w *Worker) ensureSidecars(ctx context.Context) error {
 	records, _, err := w.jobs.List(ctx, jobs.ListFilter{
 		States: []jobs.State{jobs.StateCanceled, jobs.StateFailed}, UpdatedBefore: time.Now().Add(-sweepAge), Limit: sweepPage,
 	})
@@ -154,7 +154,7 @@ func (w *Worker) writeDown(ctx context.Context) error {
 	}
 	for _, rec := range records {
 		ended := rec.Code == jobs.CodeCanceled || rec.Code == jobs.CodeAbandoned
-		if !ended || time.Since(rec.UpdatedAt) > 2*houseInterval {
+		if !ended || time.Since(rec.UpdatedAt) > 2*janitorInterval {
 			continue
 		}
 		if err := w.jobs.EnqueueStore(ctx, rec); err != nil {
@@ -165,7 +165,7 @@ func (w *Worker) writeDown(ctx context.Context) error {
 }
 
 // due has a job whose time has come wait for its turn: its message does so already.
-func (w *Worker) due(ctx context.Context, rec *jobs.Record) (*jobs.Record, error) {
+func (w *Worker) promoteScheduled(ctx context.Context, rec *jobs.Record) (*jobs.Record, error) {
 	if time.Now().Before(rec.NotBefore) {
 		return rec, nil
 	}
@@ -180,7 +180,7 @@ func (w *Worker) due(ctx context.Context, rec *jobs.Record) (*jobs.Record, error
 	return &next, nil
 }
 
-func (w *Worker) mend(ctx context.Context, records []*jobs.Record) error {
+func (w *Worker) repair(ctx context.Context, records []*jobs.Record) error {
 	for i, rec := range records {
 		var err error
 		if rec.Overdue(time.Now()) {
@@ -193,9 +193,9 @@ func (w *Worker) mend(ctx context.Context, records []*jobs.Record) error {
 		case jobs.StateStoring:
 			err = w.jobs.EnqueueStore(ctx, rec)
 		case jobs.StateSubmitting, jobs.StateGenerating:
-			err = w.note(ctx, rec.Account, rec.Model, rec.ID)
+			err = w.markInFlight(ctx, rec.Account, rec.Model, rec.ID)
 		case jobs.StateScheduled:
-			records[i], err = w.due(ctx, rec)
+			records[i], err = w.promoteScheduled(ctx, rec)
 		default:
 		}
 		if err != nil {
@@ -212,7 +212,7 @@ func (w *Worker) mend(ctx context.Context, records []*jobs.Record) error {
 			return fmt.Errorf("sweep job %s: %w", rec.ID, err)
 		}
 		if err == nil && mended != nil {
-			w.log.Warn("job had no message", "job_id", rec.ID, "state", string(mended.State), "code", mended.Code)
+			w.log.Warn("job without a message requeued", "job_id", rec.ID, "state", string(mended.State), "code", mended.Code)
 		}
 	}
 	return nil

@@ -138,7 +138,7 @@ func TestRule15RedisForgotItsLastSecond(t *testing.T) {
 		s.enqueueMany(3)
 		before := s.redis.HGetAll(t.Context(), "danqing:job:job-1").Val()
 		s.state("job-1", jobs.StateGenerating)
-		require.NoError(t, s.redis.Del(t.Context(), "danqing:job:job-1", "danqing:epoch").Err())
+		require.NoError(t, s.redis.Del(t.Context(), "danqing:job:job-1", "danqing:dataset").Err())
 		require.NoError(t, s.redis.HSet(t.Context(), "danqing:job:job-1", before).Err())
 		for _, id := range []string{"job-1", "job-2", "job-3"} {
 			s.requireMadeOnce(id)

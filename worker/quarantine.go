@@ -17,7 +17,7 @@ import (
 // A keepsake is a task that is paid for and is, as far as is known, no job's: a
 // candidate of a held job, or one that a lost create made after its job was bought
 // again. Its images are kept under _held/ in the bucket.
-type keepsake struct {
+type quarantinedTask struct {
 	JobID   string `json:"job_id"`
 	Attempt int    `json:"attempt"`
 	Account string `json:"account"`
@@ -29,23 +29,23 @@ type keepsake struct {
 }
 
 // keepsakes is the key of those of a lane, by task.
-const keepsakes = "keepsakes"
+const quarantineKey = "quarantine"
 
 // lateMost is how long after its intent a task is still believed to be of a create that
 // was taken for lost. The service itself gives one up after 300 s.
-const lateMost = time.Hour
+const lateTaskWindow = time.Hour
 
 // keepInterval is how often a lane looks for more of them.
-const keepInterval = 5 * time.Second
+const quarantineInterval = 5 * time.Second
 
 // keepLater has a lane's holder look after a task. One that may be a held job's stays
 // nobody's: it may be another's.
-func (w *Worker) keepLater(ctx context.Context, k keepsake) error {
+func (w *Worker) addToQuarantine(ctx context.Context, k quarantinedTask) error {
 	encoded, err := json.Marshal(k)
 	if err != nil {
 		return err
 	}
-	if err := w.cfg.Redis.HSetNX(ctx, jobs.LaneKey(k.Account, k.Model, keepsakes), k.TaskID, encoded).Err(); err != nil {
+	if err := w.cfg.Redis.HSetNX(ctx, jobs.LaneKey(k.Account, k.Model, quarantineKey), k.TaskID, encoded).Err(); err != nil {
 		return fmt.Errorf("note task %s: %w", k.TaskID, err)
 	}
 	if k.Extra {
@@ -60,7 +60,7 @@ func (w *Worker) keepLater(ctx context.Context, k keepsake) error {
 }
 
 // keeper looks after a lane's keepsakes while the lane is held.
-type keeper struct {
+type quarantine struct {
 	*lane
 	group sync.WaitGroup
 	mu    sync.Mutex
@@ -69,19 +69,19 @@ type keeper struct {
 
 // keep begins to look after the lane's keepsakes, and for tasks that lost creates have
 // made late. The returned function ends it.
-func (l *lane) keep(ctx context.Context) (stop func()) {
+func (l *lane) runQuarantine(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	k := &keeper{lane: l, busy: map[string]bool{}}
+	k := &quarantine{lane: l, busy: map[string]bool{}}
 	k.group.Go(func() {
 		for next := time.Now(); ; {
-			if err := k.beginAll(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
+			if err := k.startAll(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
 				l.log.Warn(redisAway, "err", err)
 			}
 			if !time.Now().Before(next) {
-				k.lateTasks(ctx)
-				next = time.Now().Add(max(l.submitLimit()/doubtLongest, doubtShortest))
+				k.findLateTasks(ctx)
+				next = time.Now().Add(max(l.submitLimit()/maxPollShare, minPollInterval))
 			}
-			if l.sleep(ctx, min(keepInterval, max(l.submitLimit()/doubtLongest, doubtShortest))) != nil {
+			if l.sleep(ctx, min(quarantineInterval, max(l.submitLimit()/maxPollShare, minPollInterval))) != nil {
 				return
 			}
 		}
@@ -90,13 +90,13 @@ func (l *lane) keep(ctx context.Context) (stop func()) {
 }
 
 // beginAll starts on the keepsakes that nobody is at.
-func (k *keeper) beginAll(ctx context.Context) error {
-	noted, err := k.cfg.Redis.HGetAll(ctx, k.key(keepsakes)).Result()
+func (k *quarantine) startAll(ctx context.Context) error {
+	noted, err := k.cfg.Redis.HGetAll(ctx, k.key(quarantineKey)).Result()
 	if err != nil {
 		return fmt.Errorf("read tasks to keep: %w", err)
 	}
 	for id, encoded := range noted {
-		var kept keepsake
+		var kept quarantinedTask
 		if err := json.Unmarshal([]byte(encoded), &kept); err != nil {
 			return fmt.Errorf("read task %s to keep: %w", id, err)
 		}
@@ -108,8 +108,8 @@ func (k *keeper) beginAll(ctx context.Context) error {
 			continue
 		}
 		k.group.Go(func() {
-			if k.one(ctx, kept) == nil {
-				k.forget(ctx, id)
+			if k.process(ctx, kept) == nil {
+				k.remove(ctx, id)
 			}
 			k.mu.Lock()
 			delete(k.busy, id)
@@ -120,28 +120,28 @@ func (k *keeper) beginAll(ctx context.Context) error {
 }
 
 // allKept waits until the lane has no keepsake left.
-func (l *lane) allKept(ctx context.Context) error {
+func (l *lane) waitQuarantineEmpty(ctx context.Context) error {
 	for {
-		left, err := l.cfg.Redis.HLen(ctx, l.key(keepsakes)).Result()
+		left, err := l.cfg.Redis.HLen(ctx, l.key(quarantineKey)).Result()
 		if err == nil && left == 0 {
 			return l.sleep(ctx, 0)
 		}
-		if err := l.sleep(ctx, keepInterval); err != nil {
+		if err := l.sleep(ctx, quarantineInterval); err != nil {
 			return err
 		}
 	}
 }
 
-func (k *keeper) forget(ctx context.Context, id string) {
-	if err := k.cfg.Redis.HDel(context.WithoutCancel(ctx), k.key(keepsakes), id).Err(); err != nil {
-		k.log.Warn("task to keep not forgotten", "task_id", id, "err", err)
+func (k *quarantine) remove(ctx context.Context, id string) {
+	if err := k.cfg.Redis.HDel(context.WithoutCancel(ctx), k.key(quarantineKey), id).Err(); err != nil {
+		k.log.Warn("quarantine: entry not removed", "task_id", id, "err", err)
 	}
 }
 
 // one takes a task to its end and its images into the bucket. An error means that it
 // is to be done once more.
-func (k *keeper) one(ctx context.Context, kept keepsake) error {
-	if err := k.keepLater(ctx, kept); err != nil {
+func (k *quarantine) process(ctx context.Context, kept quarantinedTask) error {
+	if err := k.addToQuarantine(ctx, kept); err != nil {
 		return err
 	}
 	pace := backoff{first: time.Second, most: pollLongest}
@@ -156,9 +156,9 @@ func (k *keeper) one(ctx context.Context, kept keepsake) error {
 		}
 		switch status {
 		case dashscope.StatusSucceeded:
-			return k.store(ctx, kept, task)
+			return k.storeImages(ctx, kept, task)
 		case dashscope.StatusFailed, dashscope.StatusCanceled, dashscope.StatusUnknown:
-			k.log.Info("task to keep has no image", "job_id", kept.JobID, "task_id", kept.TaskID, "status", status)
+			k.log.Info("quarantine: task has no image", "job_id", kept.JobID, "task_id", kept.TaskID, "status", status)
 			return nil
 		case dashscope.StatusPending:
 			if kept.Extra {
@@ -174,7 +174,7 @@ func (k *keeper) one(ctx context.Context, kept keepsake) error {
 }
 
 // store puts a task's images under _held/, and its cost into the ledger.
-func (k *keeper) store(ctx context.Context, kept keepsake, task *dashscope.Task) error {
+func (k *quarantine) storeImages(ctx context.Context, kept quarantinedTask, task *dashscope.Task) error {
 	rec := &jobs.Record{ID: kept.JobID, Attempt: kept.Attempt, Account: kept.Account, Model: kept.Model, SubmittedAt: time.Now().UTC()}
 	known, err := k.jobs.Get(ctx, kept.JobID)
 	switch {
@@ -186,7 +186,7 @@ func (k *keeper) store(ctx context.Context, kept keepsake, task *dashscope.Task)
 	case !errors.Is(err, jobs.ErrNotFound):
 		return err
 	}
-	if err := k.settleTask(ctx, rec, kept.TaskID, charged(task), k.cost(kept.Account, kept.Model, charged(task))); err != nil {
+	if err := k.settleTask(ctx, rec, kept.TaskID, chargedImages(task), k.cost(kept.Account, kept.Model, chargedImages(task))); err != nil {
 		k.log.Warn(redisAway, "task_id", kept.TaskID, "err", err)
 		return err
 	}
@@ -194,19 +194,19 @@ func (k *keeper) store(ctx context.Context, kept keepsake, task *dashscope.Task)
 		if result.URL == "" {
 			continue
 		}
-		if err := k.image(ctx, kept, i+1, secure(result.URL)); err != nil {
-			k.log.Warn("image of a task to keep not stored, trying again", "job_id", kept.JobID, "task_id", kept.TaskID, "err", err)
+		if err := k.storeImage(ctx, kept, i+1, forceHTTPS(result.URL)); err != nil {
+			k.log.Warn("quarantine: image not stored, retrying", "job_id", kept.JobID, "task_id", kept.TaskID, "err", err)
 			if err := k.sleep(ctx, storeRetry); err != nil {
 				return err
 			}
 			return err
 		}
 	}
-	k.log.Error("images are kept of a task that is no known job's", "job_id", kept.JobID, "task_id", kept.TaskID, "images", len(task.Output.Results))
+	k.log.Error("orphaned task quarantined", "job_id", kept.JobID, "task_id", kept.TaskID, "images", len(task.Output.Results))
 	return nil
 }
 
-func (k *keeper) image(ctx context.Context, kept keepsake, n int, link string) error {
+func (k *quarantine) storeImage(ctx context.Context, kept quarantinedTask, n int, link string) error {
 	name := kept.TaskID + "-" + strconv.Itoa(n) + ".png"
 	file, err := k.cfg.Spool.Fetch(ctx, name, link)
 	path := ""
@@ -217,7 +217,7 @@ func (k *keeper) image(ctx context.Context, kept keepsake, n int, link string) e
 	case errors.As(err, &failed) && failed.Path != "":
 		path = failed.Path // whatever it is
 	case errors.As(err, &failed) && failed.Kind == storage.FetchForbidden:
-		k.log.Error("image of a task to keep cannot be asked for", "task_id", kept.TaskID, "err", err)
+		k.log.Error("quarantine: image URL refused", "task_id", kept.TaskID, "err", err)
 		return nil
 	case errors.As(err, &failed) && failed.Kind == storage.FetchGone:
 		return nil // dead: there is nothing left to keep
@@ -232,28 +232,28 @@ func (k *keeper) image(ctx context.Context, kept keepsake, n int, link string) e
 
 // lateTasks looks for tasks of creates that were taken for lost, and bought again:
 // each is paid for unless it can be cancelled.
-func (k *keeper) lateTasks(ctx context.Context) {
-	waiting, err := k.cfg.Redis.HLen(ctx, k.key(doubts)).Result()
+func (k *quarantine) findLateTasks(ctx context.Context) {
+	waiting, err := k.cfg.Redis.HLen(ctx, k.key(intentsKey)).Result()
 	if err != nil || waiting == 0 {
 		return
 	}
-	view, err := k.look(ctx)
+	view, err := k.takeSnapshot(ctx)
 	if err != nil {
 		return // the next look tells
 	}
 	for _, task := range view.unowned {
-		maker := k.lateMaker(ctx, view, task)
+		maker := k.creatorOf(ctx, view, task)
 		if maker == nil {
 			continue
 		}
 		// What another program made must not be cancelled: its tasks were there before, or
 		// are made at any time.
-		extra := maker.Listed && maker.mayHaveMade(task, k.submitLimit())
-		k.log.Error("a task showed up whose create was taken for lost, or is of another program with the same key: its images are kept", "job_id", maker.JobID, "task_id", task.TaskID, "cancel", extra)
-		err := k.keepLater(ctx, keepsake{JobID: maker.JobID, Attempt: maker.Attempt, Account: k.account.name, Model: k.model.Name, TaskID: task.TaskID, Extra: extra})
+		extra := maker.ListWasClear && maker.couldHaveCreated(task, k.submitLimit())
+		k.log.Error("late or foreign task found: quarantining its images", "job_id", maker.JobID, "task_id", task.TaskID, "cancel", extra)
+		err := k.addToQuarantine(ctx, quarantinedTask{JobID: maker.JobID, Attempt: maker.Attempt, Account: k.account.name, Model: k.model.Name, TaskID: task.TaskID, Extra: extra})
 		if err == nil {
 			// Whatever else shows up is of others.
-			maker.Late = true
+			maker.LateTaskFound = true
 			err = k.noteIntent(ctx, *maker)
 		}
 		if err != nil {
@@ -267,14 +267,14 @@ func (k *keeper) lateTasks(ctx context.Context) {
 }
 
 // lateMaker is the intent, bought again meanwhile, that alone can have made a task.
-func (k *keeper) lateMaker(ctx context.Context, view *listing, task dashscope.TaskInfo) *intent {
+func (k *quarantine) creatorOf(ctx context.Context, view *snapshot, task dashscope.TaskInfo) *intent {
 	var maker *intent
 	for _, i := range view.intents {
-		if !i.mayHaveMade(task, lateMost) {
+		if !i.couldHaveCreated(task, lateTaskWindow) {
 			continue
 		}
-		key, err := k.keyID(ctx, i.Mark)
-		if !i.NotMade || err != nil || key == "" || key != task.APIKeyID {
+		key, err := k.keyID(ctx, i.KeyFingerprint)
+		if !i.Resubmitted || err != nil || key == "" || key != task.APIKeyID {
 			return nil
 		}
 		maker = &i
@@ -283,7 +283,7 @@ func (k *keeper) lateMaker(ctx context.Context, view *listing, task dashscope.Ta
 }
 
 // charged is how many images of a task are paid for.
-func charged(task *dashscope.Task) int {
+func chargedImages(task *dashscope.Task) int {
 	if task.Usage != nil && task.Usage.ImageCount > 0 {
 		return task.Usage.ImageCount
 	}
@@ -298,7 +298,7 @@ func charged(task *dashscope.Task) int {
 
 // stray looks after a task that was made for a job which has another one by now, or
 // does without.
-func (w *Worker) stray(ctx context.Context, rec *jobs.Record) error {
+func (w *Worker) quarantineExtra(ctx context.Context, rec *jobs.Record) error {
 	notes, err := w.jobs.TaskNotes(ctx, []string{rec.TaskID})
 	if err != nil {
 		return err
@@ -306,15 +306,15 @@ func (w *Worker) stray(ctx context.Context, rec *jobs.Record) error {
 	if notes[rec.TaskID].Job != "" {
 		return nil
 	}
-	w.log.Error("a task was made for a job that has another one: it is cancelled if it has not begun", "job_id", rec.ID, "task_id", rec.TaskID)
-	return w.keepLater(ctx, keepsake{JobID: rec.ID, Attempt: rec.Attempt, Account: rec.Account, Model: rec.Model, TaskID: rec.TaskID, Extra: true})
+	w.log.Error("duplicate task: cancelling if still pending", "job_id", rec.ID, "task_id", rec.TaskID)
+	return w.addToQuarantine(ctx, quarantinedTask{JobID: rec.ID, Attempt: rec.Attempt, Account: rec.Account, Model: rec.Model, TaskID: rec.TaskID, Extra: true})
 }
 
 // toKeep counts the tasks that the worker's lanes have yet to keep.
-func (w *Worker) toKeep(ctx context.Context) int64 {
+func (w *Worker) quarantinePending(ctx context.Context) int64 {
 	n := int64(0)
 	for _, spec := range w.lanes {
-		some, err := w.cfg.Redis.HLen(ctx, jobs.LaneKey(spec.account.name, spec.model.Name, keepsakes)).Result()
+		some, err := w.cfg.Redis.HLen(ctx, jobs.LaneKey(spec.account.name, spec.model.Name, quarantineKey)).Result()
 		if err == nil {
 			n += some
 		}

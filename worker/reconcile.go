@@ -16,23 +16,23 @@ import (
 
 const (
 	// shares of the submit limit: how often the list is looked at, at first and later.
-	doubtLooks   = 330 // every second
-	doubtLongest = 10  // every 33 s
+	pollsPerWindow = 330 // every second
+	maxPollShare   = 10  // every 33 s
 	// doubtPatience is how long a list that fails keeps the slot.
-	doubtPatience = time.Minute
+	slotHoldLimit = time.Minute
 	// lostMost is how many creates of a job may be lost without a task on the list: then
 	// it is likelier that the list does not tell, and each has cost something.
-	lostMost = 3
+	maxLostCreates = 3
 	// doubtShortest bounds the looks where a simulator's limit is short.
-	doubtShortest = 100 * time.Millisecond
+	minPollInterval = 100 * time.Millisecond
 )
 
-const ambiguous = "it is unknown whether a task was made; the account's list is searched for it, and until that is clear it is not submitted again: "
+const ambiguousMessage = "it is unknown whether a task was made; the account's list is searched for it, and until that is clear it is not submitted again: "
 
 // doubtful is a record whose create has an unknown outcome.
-func doubtful(rec *jobs.Record, a *account, why string) *jobs.Record {
+func ambiguousRecord(rec *jobs.Record, a *account, why string) *jobs.Record {
 	next := *rec
-	next.Code, next.Message = jobs.CodeSubmitAmbiguous, ambiguous+why
+	next.Code, next.Message = jobs.CodeSubmitAmbiguous, ambiguousMessage+why
 	if a != nil {
 		next.DoubtAt, _ = a.serviceNow()
 	}
@@ -41,12 +41,12 @@ func doubtful(rec *jobs.Record, a *account, why string) *jobs.Record {
 
 // beginDoubt parks an intent of which a task may have come. requestID is the
 // service's name of the create, if its answer had one.
-func (l *lane) beginDoubt(ctx context.Context, rec *jobs.Record, why, requestID string) (*jobs.Record, error) {
-	next := doubtful(rec, l.account, why)
+func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, why, requestID string) (*jobs.Record, error) {
+	next := ambiguousRecord(rec, l.account, why)
 	next.RequestID = requestID
 	l.journal(entryAmbiguous, next)
-	l.log.Warn("unknown whether a task was made: looking for it", "job_id", rec.ID, "attempt", rec.Attempt, "err", why)
-	return next, l.advance(ctx, rec, next)
+	l.log.Warn("create outcome unknown: reconciling", "job_id", rec.ID, "attempt", rec.Attempt, "err", why)
+	return next, l.transition(ctx, rec, next)
 }
 
 // doubt finds out what became of a create whose outcome is unknown, by the account's
@@ -54,14 +54,14 @@ func (l *lane) beginDoubt(ctx context.Context, rec *jobs.Record, why, requestID 
 // effort keeps its slot while a task that may be the job's is open, or may still come
 // of a request that is on its way; other jobs go on then. It returns when the record is
 // another one.
-func (l *lane) doubt(ctx context.Context, e *effort, rec *jobs.Record) (err error) {
+func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (err error) {
 	if rec.DoubtAt.IsZero() {
-		if rec, err = l.beginDoubt(ctx, rec, diedSubmitting, ""); err != nil {
+		if rec, err = l.markAmbiguous(ctx, rec, workerDied, ""); err != nil {
 			return err
 		}
 	}
 	t := l.timing()
-	pace := backoff{first: max(t.limit/doubtLooks, doubtShortest), most: max(t.limit/doubtLongest, doubtShortest)}
+	pace := backoff{first: max(t.limit/pollsPerWindow, minPollInterval), most: max(t.limit/maxPollShare, minPollInterval)}
 	wait, answered, known := pace.first, time.Now(), map[string]*contents{}
 	for {
 		if err := l.sleep(ctx, wait); err != nil {
@@ -71,34 +71,34 @@ func (l *lane) doubt(ctx context.Context, e *effort, rec *jobs.Record) (err erro
 		if err == nil && (now.State != jobs.StateSubmitting || now.Attempt != rec.Attempt || now.Term != rec.Term) || errors.Is(err, jobs.ErrNotFound) {
 			return nil
 		}
-		view := (*listing)(nil)
+		view := (*snapshot)(nil)
 		if err == nil {
-			view, err = l.look(ctx)
+			view, err = l.takeSnapshot(ctx)
 		}
 		if err == nil {
-			err = l.inspect(ctx, view, known)
+			err = l.inspectContested(ctx, view, known)
 		}
 		if errors.Is(err, ErrStopped) || ctx.Err() != nil {
 			return err
 		}
 		if err != nil {
-			l.log.Warn("tasks not listed, asking again", "job_id", rec.ID, "err", err)
+			l.log.Warn("task list unavailable, retrying", "job_id", rec.ID, "err", err)
 			if now, _ := l.account.serviceNow(); now.Sub(l.intentOf(rec).From) > maxIntentAge {
-				return l.holdDoubt(ctx, rec, nil)
+				return l.holdAmbiguous(ctx, rec, nil)
 			}
-			if wait = pace.next(); time.Since(answered) > doubtPatience && l.quietIn(l.intentOf(rec)) <= 0 {
-				l.letGo(e)
+			if wait = pace.next(); time.Since(answered) > slotHoldLimit && l.quietIn(l.intentOf(rec)) <= 0 {
+				l.releaseSlot(e)
 			}
 			continue
 		}
 		answered = time.Now()
-		done, open, err := l.settleDoubt(ctx, rec, view)
+		done, open, err := l.applyDecision(ctx, rec, view)
 		if done || err != nil {
 			return err
 		}
 		me := l.intentOf(rec)
 		if wait = pace.first; !open && l.quietIn(me) <= 0 {
-			l.letGo(e)
+			l.releaseSlot(e)
 			wait = pace.next()
 		}
 		// Its limit is a moment at which much can be decided.
@@ -122,7 +122,7 @@ func (l *lane) quietIn(i intent) time.Duration { return l.untilService(i.quietAt
 
 // settleDoubt acts on what a listing tells of an intent. open reports whether a task
 // that may be its own waits or runs.
-func (l *lane) settleDoubt(ctx context.Context, rec *jobs.Record, view *listing) (done, open bool, err error) {
+func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, view *snapshot) (done, open bool, err error) {
 	key, err := l.keyID(ctx, rec.KeyMark)
 	if err != nil {
 		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
@@ -135,17 +135,17 @@ func (l *lane) settleDoubt(ctx context.Context, rec *jobs.Record, view *listing)
 	}
 	what, tasks := decide(me, view, key, l.timing(), now)
 	switch what {
-	case adoptTask:
+	case adopt:
 		return true, false, l.adopt(ctx, rec, tasks[0])
-	case holdJob:
-		return true, false, l.holdDoubt(ctx, rec, tasks)
-	case noTask:
+	case hold:
+		return true, false, l.holdAmbiguous(ctx, rec, tasks)
+	case notCreated:
 		switch {
-		case !l.upToDate(ctx, rec, view):
-		case lostBefore(rec) >= lostMost-1:
-			return true, false, l.holdDoubt(ctx, rec, nil)
+		case !l.listIsCurrent(ctx, rec, view):
+		case lostCreates(rec) >= maxLostCreates-1:
+			return true, false, l.holdAmbiguous(ctx, rec, nil)
 		default:
-			return true, false, l.notMade(ctx, rec)
+			return true, false, l.resubmit(ctx, rec)
 		}
 	case undecided:
 	}
@@ -164,7 +164,7 @@ func (l *lane) awaitQuiet(ctx context.Context) error {
 	for waited := false; ; waited = true {
 		open, err := l.recordsIn(ctx, jobs.StateSubmitting)
 		if err != nil {
-			return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+			return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
 		}
 		quiet := time.Duration(0)
 		for _, rec := range open {
@@ -177,7 +177,7 @@ func (l *lane) awaitQuiet(ctx context.Context) error {
 		default:
 			return nil
 		}
-		if err := l.sleep(ctx, min(quiet, max(l.timing().limit/doubtLooks, doubtShortest))); err != nil {
+		if err := l.sleep(ctx, min(quiet, max(l.timing().limit/pollsPerWindow, minPollInterval))); err != nil {
 			return err
 		}
 	}
@@ -185,7 +185,7 @@ func (l *lane) awaitQuiet(ctx context.Context) error {
 
 // lostBefore counts the creates of a job that were lost without a task since a person
 // asked for it, or asked again.
-func lostBefore(rec *jobs.Record) int {
+func lostCreates(rec *jobs.Record) int {
 	n := 0
 	for _, past := range rec.PastAttempts {
 		if past.Code == jobs.CodeNotCreated && past.SubmittedAt.After(rec.RetriedAt) {
@@ -198,13 +198,13 @@ func lostBefore(rec *jobs.Record) int {
 // upToDate reports whether the list shows the last task that was made after an
 // intent, if there is one: then it shows all before it. This worker's last is known by
 // its journal, another holder's by Redis.
-func (l *lane) upToDate(ctx context.Context, rec *jobs.Record, view *listing) bool {
-	last, err := l.lastTask(ctx)
+func (l *lane) listIsCurrent(ctx context.Context, rec *jobs.Record, view *snapshot) bool {
+	last, err := l.lastCreated(ctx)
 	if err != nil {
 		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
 		return false
 	}
-	for _, made := range []madeTask{last, l.cfg.DataDir.Journal.lastTask(l.account.name, l.model.Name)} {
+	for _, made := range []createdTask{last, l.cfg.DataDir.Journal.lastCreated(l.account.name, l.model.Name)} {
 		_, shown := view.all[made.ID]
 		if made.ID != "" && !shown && made.At.After(rec.SubmittedAt) && view.at.Sub(made.At) < dashscope.TaskLifetime {
 			return false
@@ -214,16 +214,16 @@ func (l *lane) upToDate(ctx context.Context, rec *jobs.Record, view *listing) bo
 }
 
 // madeTask is a task's ID and when it was known to be made.
-type madeTask struct {
+type createdTask struct {
 	ID string    `json:"id"`
 	At time.Time `json:"at"`
 }
 
 // latest is the key of the task that was made last on the lane, by whatever holder.
-const latest = "latest"
+const lastTaskKey = "last_task"
 
-func (l *lane) lastTask(ctx context.Context) (made madeTask, err error) {
-	encoded, err := l.cfg.Redis.Get(ctx, l.key(latest)).Bytes()
+func (l *lane) lastCreated(ctx context.Context) (made createdTask, err error) {
+	encoded, err := l.cfg.Redis.Get(ctx, l.key(lastTaskKey)).Bytes()
 	if errors.Is(err, redis.Nil) {
 		return made, nil
 	}
@@ -233,13 +233,13 @@ func (l *lane) lastTask(ctx context.Context) (made madeTask, err error) {
 	return made, err
 }
 
-func (l *lane) noteLastTask(ctx context.Context, task string) {
-	encoded, err := encode(madeTask{task, time.Now().UTC()})
+func (l *lane) setLastCreated(ctx context.Context, task string) {
+	encoded, err := encode(createdTask{task, time.Now().UTC()})
 	if err == nil {
-		err = l.cfg.Redis.Set(context.WithoutCancel(ctx), l.key(latest), encoded, dashscope.TaskLifetime).Err()
+		err = l.cfg.Redis.Set(context.WithoutCancel(ctx), l.key(lastTaskKey), encoded, dashscope.TaskLifetime).Err()
 	}
 	if err != nil {
-		l.log.Warn("last task of the lane not noted", "task_id", task, "err", err)
+		l.log.Warn("last created task not recorded", "task_id", task, "err", err)
 	}
 }
 
@@ -249,7 +249,7 @@ func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskI
 	next := *rec
 	next.State, next.TaskID, next.Adopted = jobs.StateGenerating, task.TaskID, true
 	next.Code, next.Message = "", ""
-	if err := l.advance(ctx, rec, &next); err != nil {
+	if err := l.transition(ctx, rec, &next); err != nil {
 		if errors.As(err, new(*jobs.TaskOwnedError)) {
 			return nil // somebody was faster: look again
 		}
@@ -263,10 +263,10 @@ func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskI
 
 // notMade takes an intent back of which no task came, so that the job is bought
 // again. Should one show up all the same, it is known by what is noted here.
-func (l *lane) notMade(ctx context.Context, rec *jobs.Record) error {
+func (l *lane) resubmit(ctx context.Context, rec *jobs.Record) error {
 	gone := l.intentOf(rec)
-	gone.NotMade = true
-	err := l.cfg.DataDir.Journal.append(entryNotMade, rec)
+	gone.Resubmitted = true
+	err := l.cfg.DataDir.Journal.append(entryNotCreated, rec)
 	if err == nil {
 		err = l.noteIntent(ctx, gone)
 	}
@@ -274,9 +274,9 @@ func (l *lane) notMade(ctx context.Context, rec *jobs.Record) error {
 		err = l.release(ctx, rec)
 	}
 	if err != nil {
-		return &trouble{wait: &l.waits.unreachable, message: "an intent cannot be taken back", why: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: "an intent cannot be taken back", cause: err}
 	}
-	l.log.Warn("no task was made: submitting again", "job_id", rec.ID, "attempt", rec.Attempt)
+	l.log.Warn("reconciled: no task created, resubmitting", "job_id", rec.ID, "attempt", rec.Attempt)
 	next := *rec
 	next.PastAttempts = append(rec.PastAttempts[:len(rec.PastAttempts):len(rec.PastAttempts)], jobs.Attempt{
 		Attempt: rec.Attempt, Term: rec.Term, SubmittedAt: rec.SubmittedAt, EndedAt: time.Now().UTC(),
@@ -285,17 +285,17 @@ func (l *lane) notMade(ctx context.Context, rec *jobs.Record) error {
 	next.ClearDoubt()
 	next.Code, next.Message = "", ""
 	if l.cancelRequested(ctx, rec) {
-		return l.over(ctx, rec, ended(&next, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))
+		return l.finishJob(ctx, rec, endedRecord(&next, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))
 	}
 	next.State = jobs.StateQueued
-	return l.advance(ctx, rec, &next)
+	return l.transition(ctx, rec, &next)
 }
 
 // noteIntent keeps an intent that is decided: a task that shows up later may be its own.
 func (l *lane) noteIntent(ctx context.Context, i intent) error {
 	encoded, err := encode(i)
 	if err == nil {
-		err = l.cfg.Redis.HSet(ctx, l.key(doubts), doubtName(i.JobID, i.Attempt), encoded).Err()
+		err = l.cfg.Redis.HSet(ctx, l.key(intentsKey), intentField(i.JobID, i.Attempt), encoded).Err()
 	}
 	if err != nil {
 		return fmt.Errorf("note intent of %s: %w", i.JobID, err)
@@ -305,7 +305,7 @@ func (l *lane) noteIntent(ctx context.Context, i intent) error {
 
 // holdDoubt leaves it to a person which of the tasks, if any, is the job's. Their
 // images are kept meanwhile: a task's live for a day.
-func (l *lane) holdDoubt(ctx context.Context, rec *jobs.Record, candidates []dashscope.TaskInfo) error {
+func (l *lane) holdAmbiguous(ctx context.Context, rec *jobs.Record, candidates []dashscope.TaskInfo) error {
 	next := *rec
 	next.Candidates = nil
 	for _, task := range candidates {
@@ -314,22 +314,22 @@ func (l *lane) holdDoubt(ctx context.Context, rec *jobs.Record, candidates []das
 	why := fmt.Sprintf("a task may have been made, which may be one of %d on the account's list that are no known job's: their images are kept under _held/ in the bucket", len(candidates))
 	switch {
 	case len(candidates) > 0:
-	case lostBefore(rec) >= lostMost-1:
-		why = fmt.Sprintf("%d creates of it were lost, and the account's list has no task of any: is it the right account's list? Look in the console before it is bought again", lostMost)
+	case lostCreates(rec) >= maxLostCreates-1:
+		why = fmt.Sprintf("%d creates of it were lost, and the account's list has no task of any: is it the right account's list? Look in the console before it is bought again", maxLostCreates)
 	default:
 		why = "a task may have been made; its intent is too old for the account's list to tell"
 	}
 	still := l.intentOf(rec)
 	still.Held = true
 	if err := l.noteIntent(ctx, still); err != nil {
-		return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
 	}
 	for _, id := range next.Candidates {
-		if err := l.keepLater(ctx, keepsake{JobID: rec.ID, Attempt: rec.Attempt, Account: l.account.name, Model: l.model.Name, TaskID: id}); err != nil {
-			return &trouble{wait: &l.waits.unreachable, message: redisAway, why: err}
+		if err := l.addToQuarantine(ctx, quarantinedTask{JobID: rec.ID, Attempt: rec.Attempt, Account: l.account.name, Model: l.model.Name, TaskID: id}); err != nil {
+			return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
 		}
 	}
-	return l.park(ctx, rec, held(&next, jobs.CodeSubmitAmbiguous, why))
+	return l.holdJob(ctx, rec, heldRecord(&next, jobs.CodeSubmitAmbiguous, why))
 }
 
 // submitLimit is how long after an intent a task may still come of it. Only a
@@ -343,26 +343,26 @@ func (w *Worker) submitLimit() time.Duration {
 
 // recoverDoubts tells Redis, which may have forgotten, of the intents that this
 // worker has bought again or holds, and of the tasks to keep for those.
-func (w *Worker) recoverDoubts(ctx context.Context) error {
-	entries := w.cfg.DataDir.Journal.notMadeEntries()
+func (w *Worker) republishIntents(ctx context.Context) error {
+	entries := w.cfg.DataDir.Journal.resubmittedEntries()
 	for _, e := range w.cfg.DataDir.Journal.openEntries() {
-		if e.Kind == entryHeld && len(e.Record.Candidates) > 0 && time.Since(e.At) < taskMemory {
+		if e.Kind == entryHeld && len(e.Record.Candidates) > 0 && time.Since(e.At) < taskRetention {
 			entries = append(entries, e)
 		}
 	}
 	for _, e := range entries {
 		rec := e.Record
 		i := intentFrom(rec)
-		i.NotMade, i.Held = e.Kind == entryNotMade, e.Kind == entryHeld
+		i.Resubmitted, i.Held = e.Kind == entryNotCreated, e.Kind == entryHeld
 		encoded, err := json.Marshal(i)
 		if err != nil {
 			return fmt.Errorf("encode intent of %s: %w", e.JobID, err)
 		}
 		if rec.Code != jobs.CodeOrphanedTask { // which has no intent
-			err = w.cfg.Redis.HSetNX(ctx, jobs.LaneKey(rec.Account, rec.Model, doubts), doubtName(e.JobID, e.Attempt), encoded).Err()
+			err = w.cfg.Redis.HSetNX(ctx, jobs.LaneKey(rec.Account, rec.Model, intentsKey), intentField(e.JobID, e.Attempt), encoded).Err()
 		}
 		for _, task := range rec.Candidates {
-			err = errors.Join(err, w.keepLater(ctx, keepsake{JobID: e.JobID, Attempt: e.Attempt, Account: rec.Account, Model: rec.Model, TaskID: task}))
+			err = errors.Join(err, w.addToQuarantine(ctx, quarantinedTask{JobID: e.JobID, Attempt: e.Attempt, Account: rec.Account, Model: rec.Model, TaskID: task}))
 		}
 		if err != nil {
 			return fmt.Errorf("note intent of %s: %w", e.JobID, err)

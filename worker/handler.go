@@ -17,13 +17,13 @@ import (
 
 // verdictError tells asynq what becomes of a message. Its text is a sentence for
 // the person who reads it in the web UI.
-type verdictError struct {
+type jobError struct {
 	// retryIn is when the job is tried again; 0 means never.
-	retryIn  time.Duration
-	sentence string
+	retryIn time.Duration
+	message string
 }
 
-func (e *verdictError) Error() string { return e.sentence }
+func (e *jobError) Error() string { return e.message }
 
 // redisPause is when a message is looked at again after an error of ours, which
 // spent nothing.
@@ -34,7 +34,7 @@ const redisPause = 5 * time.Second
 const parkedRetry = 30 * time.Second
 
 func laneRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
-	var verdict *verdictError
+	var verdict *jobError
 	switch {
 	case errors.Is(err, asynq.ErrLeaseExpired):
 		return 0
@@ -55,28 +55,28 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 	if err != nil {
 		return fmt.Errorf("%w: enqueue with the jobs package: %w", err, asynq.SkipRetry)
 	}
-	e := l.join(m.JobID)
+	e := l.attach(m.JobID)
 	if e == nil {
 		if err := l.takeSlot(handling); err != nil {
-			return giveBack(handling)
+			return blockUntilRequeued(handling)
 		}
-		e = l.begin(ctx, m.JobID, 1, func(ctx context.Context, e *effort) error { return l.generate(ctx, e, m) })
+		e = l.start(ctx, m.JobID, 1, func(ctx context.Context, e *execution) error { return l.generate(ctx, e, m) })
 	}
 	select {
 	case <-e.done:
 	case <-e.parked:
-		if l.leaveParked(m.JobID, e) {
-			return &verdictError{retryIn: parkedRetry, sentence: jobs.CodeSubmitAmbiguous + ": " + ambiguous + "the job's record tells more"}
+		if l.detachParked(m.JobID, e) {
+			return &jobError{retryIn: parkedRetry, message: jobs.CodeSubmitAmbiguous + ": " + ambiguousMessage + "the job's record tells more"}
 		}
 	case <-handling.Done():
-		l.leave(ctx, m.JobID, e)
+		l.detach(ctx, m.JobID, e)
 		return context.Cause(handling)
 	}
-	var hindered *trouble
-	var verdict *verdictError
+	var hindered *pauseError
+	var verdict *jobError
 	switch {
 	case errors.Is(e.err, ErrStopped), errors.As(e.err, &hindered), ctx.Err() != nil:
-		return giveBack(handling)
+		return blockUntilRequeued(handling)
 	case errors.As(e.err, &verdict) && verdict.retryIn == 0:
 		return fmt.Errorf("%w: %w", e.err, asynq.SkipRetry)
 	default:
@@ -107,7 +107,7 @@ func decodeMessage(payload []byte) (jobs.GenerateMessage, error) {
 
 // giveBack blocks until asynq, shutting down, has put the message back at the head of
 // its queue. A handler that returned instead would send it to the tail.
-func giveBack(ctx context.Context) error {
+func blockUntilRequeued(ctx context.Context) error {
 	<-ctx.Done()
 	return context.Cause(ctx)
 }

@@ -17,7 +17,7 @@ import (
 // holderPatience is how long after the death of its link an image waits for the
 // worker whose spool has it, or for whatever else is in the way, before a person
 // must look: as long as a record stays after its end.
-const holderPatience = jobs.RecordLifetime
+const spoolHoldAfter = jobs.RecordLifetime
 
 // fetched is what came of the download of one image.
 type fetched struct {
@@ -34,7 +34,7 @@ func (f fetched) kept() bool {
 }
 
 // fetchAll brings the images of a task into the spool, all at once.
-func (s *store) fetchAll(ctx context.Context, rec *jobs.Record) []fetched {
+func (s *deliveryServer) fetchAll(ctx context.Context, rec *jobs.Record) []fetched {
 	got := make([]fetched, len(rec.Results))
 	var group sync.WaitGroup
 	for i, result := range rec.Results {
@@ -47,7 +47,7 @@ func (s *store) fetchAll(ctx context.Context, rec *jobs.Record) []fetched {
 }
 
 // fetch brings one image into the spool. A dead URL is asked for anew once.
-func (s *store) fetch(ctx context.Context, rec *jobs.Record, i int) fetched {
+func (s *deliveryServer) fetch(ctx context.Context, rec *jobs.Record, i int) fetched {
 	result := rec.Results[i]
 	name, got := spoolName(rec, result.N), fetched{dead: result.ExpiresAt}
 	got.file, got.err = s.cfg.Spool.Fetch(ctx, name, result.URL)
@@ -69,7 +69,7 @@ func (s *store) fetch(ctx context.Context, rec *jobs.Record, i int) fetched {
 	if task.Output.TaskStatus != dashscope.StatusSucceeded || i >= len(task.Output.Results) || task.Output.Results[i].URL == "" {
 		return got
 	}
-	fresh := secure(task.Output.Results[i].URL)
+	fresh := forceHTTPS(task.Output.Results[i].URL)
 	if fresh != result.URL {
 		got.dead = urlExpiry(fresh)
 	}
@@ -79,7 +79,7 @@ func (s *store) fetch(ctx context.Context, rec *jobs.Record, i int) fetched {
 
 // nameHolder has the record name this worker as the one whose spool has the images,
 // as far as it has them and no other has more.
-func (s *store) nameHolder(ctx context.Context, rec *jobs.Record, got []fetched) error {
+func (s *deliveryServer) claimSpool(ctx context.Context, rec *jobs.Record, got []fetched) error {
 	here, wanted := 0, 0
 	for i, result := range rec.Results {
 		if result.URL != "" {
@@ -89,7 +89,7 @@ func (s *store) nameHolder(ctx context.Context, rec *jobs.Record, got []fetched)
 			here++
 		}
 	}
-	own := s.cfg.DataDir.holder
+	own := s.cfg.DataDir.workerID
 	if here == 0 || here < wanted && rec.SpoolHolder != "" || rec.SpoolHolder == own {
 		return nil
 	}
@@ -100,7 +100,7 @@ func (s *store) nameHolder(ctx context.Context, rec *jobs.Record, got []fetched)
 	next := *rec
 	next.SpoolHolder, next.SpoolPlace = own, host+":"+s.cfg.DataDir.path
 	s.journal(entryResults, &next)
-	if err := s.advance(ctx, rec, &next); err != nil {
+	if err := s.transition(ctx, rec, &next); err != nil {
 		return err
 	}
 	*rec = next
@@ -108,34 +108,34 @@ func (s *store) nameHolder(ctx context.Context, rec *jobs.Record, got []fetched)
 }
 
 // awayError says that an image is left to the worker whose spool has it.
-type awayError struct {
+type spoolElsewhereError struct {
 	rec *jobs.Record
 	why error
 }
 
-func (e *awayError) Error() string {
+func (e *spoolElsewhereError) Error() string {
 	return fmt.Sprintf("it is in the spool of %s, whose worker has to deliver it (%s)", e.rec.SpoolPlace, e.why)
 }
 
-func (e *awayError) Unwrap() error { return e.why }
+func (e *spoolElsewhereError) Unwrap() error { return e.why }
 
 // elsewhere reports whether another worker's spool is said to have the images.
-func (s *store) elsewhere(rec *jobs.Record) bool {
-	return rec.SpoolHolder != "" && rec.SpoolHolder != s.cfg.DataDir.holder
+func (s *deliveryServer) ownedElsewhere(rec *jobs.Record) bool {
+	return rec.SpoolHolder != "" && rec.SpoolHolder != s.cfg.DataDir.workerID
 }
 
 // wait has an image tried again later, for holderPatience after the death of its
 // link or after a person had the job stored once more. Then a person must look.
-func (s *store) wait(rec *jobs.Record, result jobs.Result, got fetched, err error) (jobs.Image, error) {
+func (s *deliveryServer) retryOrHold(rec *jobs.Record, result jobs.Result, got fetched, err error) (jobs.Image, error) {
 	since := got.dead
 	if rec.ResolvedAt.After(since) {
 		since = rec.ResolvedAt
 	}
-	if time.Since(since) < holderPatience {
+	if time.Since(since) < spoolHoldAfter {
 		return jobs.Image{}, err
 	}
 	image := jobs.Image{N: result.N, Code: jobs.CodeImageUnverified}
-	if away := (*awayError)(nil); errors.As(err, &away) {
+	if away := (*spoolElsewhereError)(nil); errors.As(err, &away) {
 		image.Code = jobs.CodeSpoolUnavailable
 	}
 	image.Message = fmt.Sprintf("image %d is paid for and could not be had since its link died on %s: %s; %s: once that is mended: danqing jobs resolve %s --adopt %s",
@@ -145,21 +145,21 @@ func (s *store) wait(rec *jobs.Record, result jobs.Result, got fetched, err erro
 
 // sayWhy tells in the record why the images are not in the bucket, if that may
 // last.
-func (s *store) sayWhy(ctx context.Context, rec *jobs.Record, err error) {
-	var away *awayError
+func (s *deliveryServer) publishReason(ctx context.Context, rec *jobs.Record, err error) {
+	var away *spoolElsewhereError
 	if !errors.As(err, &away) || rec.Code == jobs.CodeSpoolUnavailable {
 		return
 	}
 	next := *rec
 	next.Code, next.Message = jobs.CodeSpoolUnavailable, away.Error()
-	if err := s.advance(ctx, rec, &next); err != nil {
+	if err := s.transition(ctx, rec, &next); err != nil {
 		s.log.Warn("record not written", "job_id", rec.ID, "err", err)
 	}
 }
 
 // forget removes from the spool the images that the job, now over, has in the
 // bucket.
-func (s *store) forget(journaled, over *jobs.Record) {
+func (s *deliveryServer) discardSpool(journaled, over *jobs.Record) {
 	for _, image := range over.Images {
 		if image.Key == "" {
 			continue
