@@ -235,7 +235,7 @@ func (w *Worker) accountNamed(name string) *account {
 // findLeftovers adds lanes for what was left at DashScope by runs with other models,
 // and says what it cannot go on with.
 func (w *Worker) addDrainLanes(ctx context.Context) error {
-	for _, e := range w.cfg.DataDir.Journal.openEntries() {
+	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
 		if e.Record != nil && w.accountNamed(e.Record.Account) == nil {
 			w.log.Error("job paid for on an account that is not configured here: configure it", "job_id", e.JobID, "task_id", e.Record.TaskID, "account", e.Record.Account)
 		}

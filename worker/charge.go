@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // budgetPause is how often a lane looks whether its account's budget for the day has
@@ -114,7 +116,7 @@ func (w *Worker) releaseLeakedReservations(ctx context.Context) error {
 
 // reservationNeeded reports whether an attempt may still cost something.
 func (w *Worker) reservationNeeded(ctx context.Context, charge jobs.Charge) (bool, error) {
-	if e, open := w.cfg.DataDir.Journal.of(charge.JobID); open && e.Attempt == charge.Attempt && e.Kind != entryHeld {
+	if e, open := w.cfg.DataDir.Journal.OpenJob(charge.JobID); open && e.Attempt == charge.Attempt && e.Kind != journal.KindHeld {
 		return true, nil
 	}
 	rec, err := w.jobs.Get(ctx, charge.JobID)
@@ -125,4 +127,23 @@ func (w *Worker) reservationNeeded(ctx context.Context, charge jobs.Charge) (boo
 		return true, err
 	}
 	return !rec.State.Final() && !rec.State.Waiting() && rec.Attempt == charge.Attempt, nil
+}
+
+// book notes what a task has cost, once: in the spend log, and in the ledger, whose
+// error it returns. Then the same call must be made again.
+func (w *Worker) recordSpend(ctx context.Context, charge jobs.Charge, taskID string) error {
+	if err := w.cfg.DataDir.Spend.Append(charge, taskID); err != nil {
+		// The ledger counts; what the log lacks is missing in reports without a Redis.
+		w.log.Error("spend log not written", "job_id", charge.JobID, "task_id", taskID, "err", err)
+	}
+	return w.jobs.Settle(ctx, charge, taskID)
+}
+
+// importSpend brings the spend log into the ledger of a Redis that does not have it.
+func (w *Worker) importSpend(ctx context.Context) error {
+	spend := w.cfg.DataDir.Spend
+	if damaged := spend.Damaged(); damaged > 0 {
+		w.log.Warn("lines of the spend log cannot be read: budgets do not count them", "path", filepath.Join(w.cfg.DataDir.Path, journal.SpendLogName), "lines", damaged)
+	}
+	return spend.ImportInto(ctx, w.jobs, w.cfg.DataDir.WorkerID)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 const (
@@ -89,12 +90,12 @@ func (w *Worker) recordKeyIDs(ctx context.Context) error {
 	journal := w.cfg.DataDir.Journal
 	for _, a := range w.accounts {
 		mark := a.remote.KeyMark()
-		if journal.keyID(mark) != "" {
+		if journal.KeyID(mark) != "" {
 			continue
 		}
 		id, err := w.jobs.KeyID(ctx, mark)
 		if err == nil && id != "" {
-			err = journal.setKeyID(mark, id)
+			err = journal.SetKeyID(mark, id)
 		}
 		if err != nil {
 			return err
@@ -113,7 +114,7 @@ func (w *Worker) currentDataset() string {
 // remind tells a Redis that may have forgotten what this worker knows: its journal,
 // what was spent, whose tasks are whose, and the queues.
 func (w *Worker) replayToRedis(ctx context.Context, now string) error {
-	before := cmp.Or(w.currentDataset(), w.cfg.DataDir.dataset)
+	before := cmp.Or(w.currentDataset(), w.cfg.DataDir.Dataset)
 	if before != "" && before != now && !w.cfg.ExclusiveQueue {
 		w.log.Warn("redis dataset changed: replaying the journal")
 		w.mu.Lock()
@@ -129,7 +130,7 @@ func (w *Worker) replayToRedis(ctx context.Context, now string) error {
 	if err := w.importSpend(ctx); err != nil {
 		return err
 	}
-	for task, e := range w.cfg.DataDir.Journal.ownedTasks() {
+	for task, e := range w.cfg.DataDir.Journal.OwnedTasks() {
 		if err := w.jobs.ClaimTask(ctx, task, e.JobID); err != nil && !errors.As(err, new(*jobs.TaskOwnedError)) {
 			return err
 		}
@@ -139,7 +140,7 @@ func (w *Worker) replayToRedis(ctx context.Context, now string) error {
 	}
 	err := errors.Join(w.recordKeyIDs(ctx), w.checkDurability(ctx))
 	if err == nil && !w.cfg.ExclusiveQueue {
-		err = w.cfg.DataDir.setDataset(now)
+		err = w.cfg.DataDir.SetDataset(now)
 	}
 	if err != nil {
 		return err
@@ -236,7 +237,7 @@ func (l *lane) hasHistory() bool {
 	l.Worker.mu.Lock()
 	forgot := l.dataLossSeen
 	l.Worker.mu.Unlock()
-	return forgot || l.cfg.DataDir.Journal.keyID(l.account.remote.KeyMark()) != ""
+	return forgot || l.cfg.DataDir.Journal.KeyID(l.account.remote.KeyMark()) != ""
 }
 
 // mindful fails if Redis may have forgotten since the lane's term began: nothing may be
@@ -304,7 +305,7 @@ func (l *lane) findOrphans(ctx context.Context) ([]dashscope.TaskInfo, error) {
 	if len(orphans) == 0 {
 		return nil, nil
 	}
-	err = l.cfg.Bucket.RecentSidecars(ctx, time.Now().Add(-taskRetention), func(s *storage.Sidecar) error {
+	err = l.cfg.Bucket.RecentSidecars(ctx, time.Now().Add(-journal.TaskRetention), func(s *storage.Sidecar) error {
 		for _, attempt := range s.Attempts {
 			if _, ours := orphans[attempt.TaskID]; ours {
 				delete(orphans, attempt.TaskID)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // store copies finished images into the bucket, many jobs at once.
@@ -192,7 +193,7 @@ func (s *deliveryServer) finishJob(ctx context.Context, rec, next *jobs.Record) 
 	if err := s.cfg.Bucket.PutSidecar(ctx, sidecar); err != nil {
 		return err
 	}
-	s.journal(entryFinished, next)
+	s.journal(journal.KindFinished, next)
 	next.Results, next.SpoolHolder, next.SpoolPlace = nil, "", "" // they have done their duty
 	if err := s.transition(ctx, rec, next); err != nil {
 		return err
@@ -209,7 +210,7 @@ func (s *deliveryServer) finishJob(ctx context.Context, rec, next *jobs.Record) 
 // hold leaves to a person what could not be stored. What could is in the bucket.
 func (s *deliveryServer) holdJob(ctx context.Context, rec, next *jobs.Record, why jobs.Image) error {
 	next.State, next.Code, next.Message, next.FinishedAt = jobs.StateHeld, why.Code, why.Message, time.Time{}
-	s.journal(entryHeld, next)
+	s.journal(journal.KindHeld, next)
 	s.log.Error("job held for operator", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", why.Message)
 	if err := s.transition(ctx, rec, next); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // advance writes the next record and shows it in the queue's web UI.
@@ -24,7 +25,7 @@ func (w *Worker) transition(ctx context.Context, old, next *jobs.Record) error {
 
 // park leaves the job to a person and the lane to the next one.
 func (l *lane) holdJob(ctx context.Context, rec, next *jobs.Record) error {
-	l.journal(entryHeld, next)
+	l.journal(journal.KindHeld, next)
 	l.log.Error("job held for operator", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", next.Message)
 	return l.transition(ctx, rec, next)
 }
@@ -58,7 +59,7 @@ func (l *lane) finishJob(ctx context.Context, rec, next *jobs.Record) error {
 			return err
 		}
 	}
-	l.journal(entryFinished, next)
+	l.journal(journal.KindFinished, next)
 	return l.writeEnd(ctx, rec, next)
 }
 
@@ -93,7 +94,7 @@ func failedError(rec *jobs.Record) error {
 
 // adoptFinished ends a job that the bucket says is over already.
 func (w *Worker) adoptFinished(ctx context.Context, rec, over *jobs.Record) error {
-	w.journal(entryFinished, over)
+	w.journal(journal.KindFinished, over)
 	over.EnqueuedAt, over.Priority = rec.EnqueuedAt, rec.Priority
 	over.Producer, over.PriceMicroYuan, over.Callback, over.FollowUp = rec.Producer, rec.PriceMicroYuan, rec.Callback, rec.FollowUp
 	return w.transition(ctx, rec, over)

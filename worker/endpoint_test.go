@@ -17,6 +17,7 @@ import (
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // disguise serves the simulator with its headers changed.
@@ -101,7 +102,7 @@ func TestNewRefuses(t *testing.T) {
 	s.redis = embedded.Client()
 	_, data := s.newWorker("data")
 	require.NoError(t, data.Close())
-	data, err = worker.OpenDataDir(filepath.Join(s.dir, "data"))
+	data, err = journal.OpenDataDir(filepath.Join(s.dir, "data"))
 	require.NoError(t, err)
 	cfg := s.config(data)
 	cfg.Accounts[0].Lanes[0].Concurrency = 2

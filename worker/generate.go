@@ -15,6 +15,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 const (
@@ -130,7 +131,7 @@ func (l *lane) loadRecord(ctx context.Context, m jobs.GenerateMessage) (*jobs.Re
 	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
 		return nil, err
 	}
-	if e, ok := l.cfg.DataDir.Journal.of(m.JobID); ok && (rec == nil || isBehind(rec, e.Record, e.At)) {
+	if e, ok := l.cfg.DataDir.Journal.OpenJob(m.JobID); ok && (rec == nil || isBehind(rec, e.Record, e.At)) {
 		if err := l.recoverEntry(ctx, e); err != nil {
 			return nil, err
 		}
@@ -187,7 +188,7 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err := l.updateRecord(ctx, rec, intent); err != nil {
 		return err
 	}
-	if err := l.cfg.DataDir.Journal.append(entryIntent, intent); err != nil {
+	if err := l.cfg.DataDir.Journal.Append(journal.KindIntent, intent); err != nil {
 		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, message: "nothing is submitted: the journal cannot be written", cause: err})
 	}
 	l.waitDurable(ctx, rec.ID)
@@ -367,7 +368,7 @@ func (l *lane) create(ctx context.Context, body dashscope.CreateRequest) (*dashs
 func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashscope.Created) error {
 	next := *intent
 	next.State, next.TaskID, next.Simulated = jobs.StateGenerating, created.TaskID, created.Simulated
-	l.journal(entryTask, &next)
+	l.journal(journal.KindTask, &next)
 	l.tasks.Store(next.TaskID, true)
 	l.account.clock(created.Date)
 	l.waits.unreachable.reset()
@@ -401,7 +402,7 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 		if err := l.release(ctx, intent); err != nil {
 			l.log.Warn("reservation not released", "job_id", intent.ID, "err", err)
 		}
-		l.journal(entryRefused, intent)
+		l.journal(journal.KindRefused, intent)
 		return l.fail(ctx, intent, refusal.Code, withHint(refusal.Message, refusal.Hint()))
 	case dashscope.KindRetry:
 		return l.taskFailed(ctx, intent, refusal.Code, refusal.Message)
@@ -415,7 +416,7 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 // takeBack undoes an intent of which nothing came, and fails with the trouble. The
 // job keeps its place, unless somebody asked to cancel it meanwhile.
 func (l *lane) rollbackIntent(ctx context.Context, intent, rec *jobs.Record, why *pauseError) error {
-	l.journal(entryRefused, intent)
+	l.journal(journal.KindRefused, intent)
 	if err := l.release(ctx, intent); err != nil {
 		l.log.Warn("reservation not released", "job_id", intent.ID, "err", err)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // A job is canceled and retried while an effort waits for its turn to submit it,
@@ -159,7 +160,7 @@ func TestMessageInAnotherQueue(t *testing.T) {
 // A lane configured twice would be held twice by one process, and have two tasks.
 func TestSameLaneTwice(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
-		data, err := worker.OpenDataDir(filepath.Join(s.dir, "data-2"))
+		data, err := journal.OpenDataDir(filepath.Join(s.dir, "data-2"))
 		require.NoError(t, err)
 		s.accounts = map[string][]worker.Lane{"": {{}, {Model: jobs.DefaultModel}}}
 		_, err = worker.New(s.config(data))

@@ -79,7 +79,7 @@ func newLane(w *Worker, spec laneSpec) *lane {
 		},
 	}
 	l.lease.redis, l.lease.key = w.cfg.Redis, l.key("lease")
-	l.lease.workerID, l.lease.done = w.cfg.DataDir.workerID, make(chan struct{})
+	l.lease.workerID, l.lease.done = w.cfg.DataDir.WorkerID, make(chan struct{})
 	return l
 }
 

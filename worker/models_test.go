@@ -19,6 +19,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // hosts are base URLs of the regions that have models.
@@ -211,7 +212,7 @@ func TestSpellingOfARegion(t *testing.T) {
 		s.queue = queue.Open()
 		s.redis = s.queue.Client()
 		var err error
-		s.data, err = worker.OpenDataDir(filepath.Join(s.dir, "data"))
+		s.data, err = journal.OpenDataDir(filepath.Join(s.dir, "data"))
 		require.NoError(t, err)
 		cfg := s.config(s.data)
 		client := inRegion(t, sim, jobs.RegionSingapore)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 const (
@@ -42,6 +43,7 @@ const (
 // fault of the service or of the way to it says nothing about the task.
 func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 	l.tasks.Store(rec.TaskID, true)
+	defer l.tasks.Delete(rec.TaskID) // the record and the journal have it, or the lane ends
 	trouble := backoff{first: time.Second, most: 30 * time.Second}
 	var unknownSince time.Time
 	var first runningWrite
@@ -73,7 +75,7 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 			if err := l.retryRedis(ctx, rec.ID, func(ctx context.Context) error { return l.release(ctx, rec) }); err != nil {
 				return err
 			}
-			l.journal(entryAttemptOver, rec)
+			l.journal(journal.KindAttemptOver, rec)
 			return l.finishJob(ctx, rec, endedRecord(rec, jobs.StateCanceled, jobs.CodeCanceled, "the task was cancelled at DashScope while it waited there; it cost nothing"))
 		case dashscope.StatusUnknown:
 			if unknownSince.IsZero() {
@@ -131,12 +133,11 @@ func (l *lane) reject(ctx context.Context, rec *jobs.Record) error {
 	next := ambiguousRecord(rec, nil, "the task that was adopted has made something else")
 	next.State, next.TaskID, next.Adopted, next.RunningAt = jobs.StateSubmitting, "", false, time.Time{}
 	next.Rejected = append(slices.Clone(rec.Rejected), rec.TaskID)
-	l.journal(entryAmbiguous, next)
+	l.journal(journal.KindAmbiguous, next)
 	l.log.Warn("adopted task rejected: output does not match the request", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt)
 	if err := l.transition(ctx, rec, next); err != nil {
 		return err
 	}
-	l.tasks.Delete(rec.TaskID)
 	return nil
 }
 
@@ -202,7 +203,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	next.Simulated = task.Simulated // an adopted task tells it here for the first time
 	next.TaskImages, next.TaskMicroYuan = made, l.cost(l.account.name, l.model.Name, made)
 	next.CostMicroYuan = rec.CostMicroYuan + next.TaskMicroYuan
-	l.journal(entryResults, &next)
+	l.journal(journal.KindResults, &next)
 	if err := l.retryRedis(ctx, rec.ID, func(ctx context.Context) error {
 		return l.settleTask(ctx, &next, next.TaskID, made, next.TaskMicroYuan)
 	}); err != nil {
@@ -293,7 +294,7 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 	next := *rec
 	next.State, next.TaskID, next.RunningAt, next.PastAttempts = jobs.StateRetrying, "", time.Time{}, append(rec.PastAttempts, past)
 	next.Code, next.Message = code, message
-	l.journal(entryAttemptOver, rec)
+	l.journal(journal.KindAttemptOver, rec)
 	if l.cancelRequested(ctx, rec) {
 		return l.finishJob(ctx, rec, endedRecord(&next, jobs.StateCanceled, jobs.CodeCanceled, "canceled on request after its task had failed; it cost nothing"))
 	}

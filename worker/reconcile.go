@@ -12,6 +12,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 const (
@@ -44,7 +45,7 @@ func ambiguousRecord(rec *jobs.Record, a *account, why string) *jobs.Record {
 func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, why, requestID string) (*jobs.Record, error) {
 	next := ambiguousRecord(rec, l.account, why)
 	next.RequestID = requestID
-	l.journal(entryAmbiguous, next)
+	l.journal(journal.KindAmbiguous, next)
 	l.log.Warn("create outcome unknown: reconciling", "job_id", rec.ID, "attempt", rec.Attempt, "err", why)
 	return next, l.transition(ctx, rec, next)
 }
@@ -204,7 +205,7 @@ func (l *lane) listIsCurrent(ctx context.Context, rec *jobs.Record, view *snapsh
 		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
 		return false
 	}
-	for _, made := range []createdTask{last, l.cfg.DataDir.Journal.lastCreated(l.account.name, l.model.Name)} {
+	for _, made := range []journal.CreatedTask{last, l.cfg.DataDir.Journal.LastCreated(l.account.name, l.model.Name)} {
 		_, shown := view.all[made.ID]
 		if made.ID != "" && !shown && made.At.After(rec.SubmittedAt) && view.at.Sub(made.At) < dashscope.TaskLifetime {
 			return false
@@ -213,16 +214,10 @@ func (l *lane) listIsCurrent(ctx context.Context, rec *jobs.Record, view *snapsh
 	return true
 }
 
-// madeTask is a task's ID and when it was known to be made.
-type createdTask struct {
-	ID string    `json:"id"`
-	At time.Time `json:"at"`
-}
-
 // latest is the key of the task that was made last on the lane, by whatever holder.
 const lastTaskKey = "last_task"
 
-func (l *lane) lastCreated(ctx context.Context) (made createdTask, err error) {
+func (l *lane) lastCreated(ctx context.Context) (made journal.CreatedTask, err error) {
 	encoded, err := l.cfg.Redis.Get(ctx, l.key(lastTaskKey)).Bytes()
 	if errors.Is(err, redis.Nil) {
 		return made, nil
@@ -234,7 +229,7 @@ func (l *lane) lastCreated(ctx context.Context) (made createdTask, err error) {
 }
 
 func (l *lane) setLastCreated(ctx context.Context, task string) {
-	encoded, err := encode(createdTask{task, time.Now().UTC()})
+	encoded, err := encode(journal.CreatedTask{ID: task, At: time.Now().UTC()})
 	if err == nil {
 		err = l.cfg.Redis.Set(context.WithoutCancel(ctx), l.key(lastTaskKey), encoded, dashscope.TaskLifetime).Err()
 	}
@@ -255,7 +250,7 @@ func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskI
 		}
 		return err
 	}
-	l.journal(entryTask, &next)
+	l.journal(journal.KindTask, &next)
 	l.tasks.Store(next.TaskID, true)
 	l.log.Info("task adopted", "job_id", rec.ID, "task_id", task.TaskID, "attempt", rec.Attempt)
 	return nil
@@ -266,7 +261,7 @@ func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskI
 func (l *lane) resubmit(ctx context.Context, rec *jobs.Record) error {
 	gone := l.intentOf(rec)
 	gone.Resubmitted = true
-	err := l.cfg.DataDir.Journal.append(entryNotCreated, rec)
+	err := l.cfg.DataDir.Journal.Append(journal.KindNotCreated, rec)
 	if err == nil {
 		err = l.noteIntent(ctx, gone)
 	}
@@ -344,16 +339,16 @@ func (w *Worker) submitLimit() time.Duration {
 // recoverDoubts tells Redis, which may have forgotten, of the intents that this
 // worker has bought again or holds, and of the tasks to keep for those.
 func (w *Worker) republishIntents(ctx context.Context) error {
-	entries := w.cfg.DataDir.Journal.resubmittedEntries()
-	for _, e := range w.cfg.DataDir.Journal.openEntries() {
-		if e.Kind == entryHeld && len(e.Record.Candidates) > 0 && time.Since(e.At) < taskRetention {
+	entries := w.cfg.DataDir.Journal.Resubmitted()
+	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
+		if e.Kind == journal.KindHeld && len(e.Record.Candidates) > 0 && time.Since(e.At) < journal.TaskRetention {
 			entries = append(entries, e)
 		}
 	}
 	for _, e := range entries {
 		rec := e.Record
 		i := intentFrom(rec)
-		i.Resubmitted, i.Held = e.Kind == entryNotCreated, e.Kind == entryHeld
+		i.Resubmitted, i.Held = e.Kind == journal.KindNotCreated, e.Kind == journal.KindHeld
 		encoded, err := json.Marshal(i)
 		if err != nil {
 			return fmt.Errorf("encode intent of %s: %w", e.JobID, err)

@@ -9,13 +9,14 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // recoverJournal brings what the journal knows into the records, once per start,
 // before anything is submitted. The queue may have died with the last process,
 // or have forgotten: an entry can only add what was spent, never take it back.
 func (w *Worker) recoverJournal(ctx context.Context) error {
-	for _, e := range w.cfg.DataDir.Journal.openEntries() {
+	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
 		if e.Record == nil || e.Record.Request == nil {
 			return fmt.Errorf("journal: entry %s of job %s has no record: restore the file from a backup", e.Kind, e.JobID)
 		}
@@ -26,12 +27,12 @@ func (w *Worker) recoverJournal(ctx context.Context) error {
 	return nil
 }
 
-func (w *Worker) recoverEntry(ctx context.Context, e entry) error {
+func (w *Worker) recoverEntry(ctx context.Context, e journal.Entry) error {
 	next := e.Record
-	if e.Kind == entryIntent {
+	if e.Kind == journal.KindIntent {
 		// The process died between the intent and the reply to its create.
 		next = ambiguousRecord(next, w.accountNamed(next.Account), workerDied)
-		w.journal(entryAmbiguous, next)
+		w.journal(journal.KindAmbiguous, next)
 	}
 	for {
 		// Another worker may tell of the same job, or a person decide about it.
@@ -54,7 +55,7 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 			if err := w.quarantineSuperseded(ctx, over, journaled); err != nil {
 				return err
 			}
-			w.journal(entryFinished, over)
+			w.journal(journal.KindFinished, over)
 			return nil
 		case err != nil && !errors.Is(err, jobs.ErrDigestConflict) && !errors.Is(err, ErrSimulated) && !errors.Is(err, storage.ErrUnreadable):
 			return err
@@ -66,7 +67,7 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 			return err
 		}
 		if known.State.Final() {
-			w.journal(entryFinished, known)
+			w.journal(journal.KindFinished, known)
 		}
 		return nil
 	}

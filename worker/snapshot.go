@@ -9,6 +9,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 const (
@@ -109,11 +110,11 @@ func (l *lane) takeSnapshot(ctx context.Context) (*snapshot, error) {
 // unownedOf returns those of the tasks that no record and no journal owns, and which of
 // them are kept for a held job.
 func (l *lane) withoutOwner(ctx context.Context, tasks []dashscope.TaskInfo) (unowned []dashscope.TaskInfo, kept map[string]bool, err error) {
-	journaled := l.cfg.DataDir.Journal.ownedTasks()
+	journaled := l.cfg.DataDir.Journal.OwnedTasks()
 	var unknown []string
 	byID := map[string]dashscope.TaskInfo{}
 	for _, task := range tasks {
-		mark := journaled[task.TaskID].KeyMark
+		mark := journaled[task.TaskID].KeyFingerprint
 		_, made := l.tasks.Load(task.TaskID)
 		if made && mark == "" {
 			continue
@@ -228,7 +229,7 @@ func (l *lane) intents(ctx context.Context) (found []intent, adopted map[string]
 	}
 	for name, encoded := range decided {
 		i, err := decodeIntent(encoded)
-		if err == nil && time.Since(i.From) < taskRetention {
+		if err == nil && time.Since(i.From) < journal.TaskRetention {
 			if !i.LateTaskFound {
 				found = append(found, i)
 			}
@@ -265,10 +266,10 @@ func (a *account) serviceNow() (time.Time, bool) {
 // learnKeyID notes under which ID the service lists the tasks of a key of ours.
 func (l *lane) recordKeyID(ctx context.Context, mark, keyID string) {
 	journal := l.cfg.DataDir.Journal
-	if keyID == "" || journal.keyID(mark) == keyID {
+	if keyID == "" || journal.KeyID(mark) == keyID {
 		return
 	}
-	if err := errors.Join(journal.setKeyID(mark, keyID), l.jobs.SetKeyID(ctx, mark, keyID)); err != nil {
+	if err := errors.Join(journal.SetKeyID(mark, keyID), l.jobs.SetKeyID(ctx, mark, keyID)); err != nil {
 		l.log.Warn("api_key_id not recorded", "err", err)
 	}
 }
@@ -276,7 +277,7 @@ func (l *lane) recordKeyID(ctx context.Context, mark, keyID string) {
 // keyID is the ID under which the service lists the tasks of the key with a mark, ""
 // if that is not known.
 func (l *lane) keyID(ctx context.Context, mark string) (string, error) {
-	if known := l.cfg.DataDir.Journal.keyID(mark); known != "" || mark == "" {
+	if known := l.cfg.DataDir.Journal.KeyID(mark); known != "" || mark == "" {
 		return known, nil
 	}
 	return l.jobs.KeyID(ctx, mark)
@@ -285,7 +286,7 @@ func (l *lane) keyID(ctx context.Context, mark string) (string, error) {
 // meetKey learns the own key's ID from a task that was made with it, once.
 func (l *lane) discoverKeyID(ctx context.Context, rec *jobs.Record) {
 	mark := l.account.remote.KeyMark()
-	if rec.KeyMark != mark || rec.Adopted || !rec.ResolvedAt.IsZero() || l.cfg.DataDir.Journal.keyID(mark) != "" {
+	if rec.KeyMark != mark || rec.Adopted || !rec.ResolvedAt.IsZero() || l.cfg.DataDir.Journal.KeyID(mark) != "" {
 		return
 	}
 	if err := l.ask(ctx); err != nil {

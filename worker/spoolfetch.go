@@ -12,6 +12,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // holderPatience is how long after the death of its link an image waits for the
@@ -89,7 +90,7 @@ func (s *deliveryServer) claimSpool(ctx context.Context, rec *jobs.Record, got [
 			here++
 		}
 	}
-	own := s.cfg.DataDir.workerID
+	own := s.cfg.DataDir.WorkerID
 	if here == 0 || here < wanted && rec.SpoolHolder != "" || rec.SpoolHolder == own {
 		return nil
 	}
@@ -98,8 +99,8 @@ func (s *deliveryServer) claimSpool(ctx context.Context, rec *jobs.Record, got [
 		host = "a host without a name"
 	}
 	next := *rec
-	next.SpoolHolder, next.SpoolPlace = own, host+":"+s.cfg.DataDir.path
-	s.journal(entryResults, &next)
+	next.SpoolHolder, next.SpoolPlace = own, host+":"+s.cfg.DataDir.Path
+	s.journal(journal.KindResults, &next)
 	if err := s.transition(ctx, rec, &next); err != nil {
 		return err
 	}
@@ -121,7 +122,7 @@ func (e *spoolElsewhereError) Unwrap() error { return e.why }
 
 // elsewhere reports whether another worker's spool is said to have the images.
 func (s *deliveryServer) ownedElsewhere(rec *jobs.Record) bool {
-	return rec.SpoolHolder != "" && rec.SpoolHolder != s.cfg.DataDir.workerID
+	return rec.SpoolHolder != "" && rec.SpoolHolder != s.cfg.DataDir.WorkerID
 }
 
 // wait has an image tried again later, for holderPatience after the death of its

@@ -23,6 +23,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // stack is everything a worker stands on, in one process and, inside a synctest
@@ -53,7 +54,7 @@ type stack struct {
 
 	redis  redis.UniversalClient
 	queue  *queue.Queue
-	data   *worker.DataDir
+	data   *journal.DataDir
 	worker *worker.Worker
 	ended  chan error
 	others []func() // end the other workers
@@ -149,9 +150,9 @@ func (s *stack) prepare() {
 }
 
 // newWorker makes a worker on the stack's queue with a data directory of its own.
-func (s *stack) newWorker(dir string) (*worker.Worker, *worker.DataDir) {
+func (s *stack) newWorker(dir string) (*worker.Worker, *journal.DataDir) {
 	s.t.Helper()
-	data, err := worker.OpenDataDir(filepath.Join(s.dir, dir))
+	data, err := journal.OpenDataDir(filepath.Join(s.dir, dir))
 	require.NoError(s.t, err)
 	w, err := worker.New(s.config(data))
 	require.NoError(s.t, err)
@@ -177,7 +178,7 @@ func (s *stack) dialer() func(context.Context, string, string) (net.Conn, error)
 const simulatedBase = "http://dashscope.simulated/api/v1"
 
 // config is that of a worker on the stack.
-func (s *stack) config(data *worker.DataDir) worker.Config {
+func (s *stack) config(data *journal.DataDir) worker.Config {
 	s.t.Helper()
 	spool, err := storage.OpenSpool(data.SpoolPath(), storage.SpoolConfig{
 		Sources: []string{simulatedBase}, DialContext: s.dialer(), DialPublic: s.sim.DialContext,

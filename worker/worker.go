@@ -19,6 +19,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // Config says what a worker works on. All of the first group is required.
@@ -26,7 +27,7 @@ type Config struct {
 	Redis   redis.UniversalClient
 	Bucket  *storage.Bucket
 	Spool   *storage.Spool
-	DataDir *DataDir
+	DataDir *journal.DataDir
 	// Accounts are the main accounts and their lanes, which draw from the same
 	// queues; at least one.
 	Accounts []Account
@@ -155,18 +156,18 @@ func (w *Worker) Unfinished(ctx context.Context) bool {
 // unfinished counts the jobs in the journal whose last entry is of a kind, "" for
 // any, and that are not over, after noting which of them others have finished.
 // What is held waits for a person, and what another account owns for its return.
-func (w *Worker) unfinished(ctx context.Context, kind entryKind) int {
+func (w *Worker) unfinished(ctx context.Context, kind journal.Kind) int {
 	n := 0
-	for _, e := range w.cfg.DataDir.Journal.openEntries() {
+	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
 		if kind != "" && e.Kind != kind || e.Record.State == jobs.StateHeld || w.accountNamed(e.Record.Account) == nil {
 			continue
 		}
 		rec, err := w.jobs.Get(ctx, e.JobID)
 		switch {
 		case err == nil && rec.State.Final():
-			w.journal(entryFinished, rec)
+			w.journal(journal.KindFinished, rec)
 		case err == nil && rec.State == jobs.StateHeld && !isBehind(rec, e.Record, e.At):
-			w.journal(entryHeld, rec)
+			w.journal(journal.KindHeld, rec)
 		default:
 			n++
 		}
@@ -178,13 +179,13 @@ func (w *Worker) unfinished(ctx context.Context, kind entryKind) int {
 // they are more than limit; below that it does not look who has stored them.
 func (w *Worker) storeBacklogSize(ctx context.Context, limit int) int {
 	n := 0
-	for _, e := range w.cfg.DataDir.Journal.openEntries() {
-		if e.Kind == entryResults {
+	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
+		if e.Kind == journal.KindResults {
 			n++
 		}
 	}
 	if n > limit {
-		n = w.unfinished(ctx, entryResults)
+		n = w.unfinished(ctx, journal.KindResults)
 	}
 	return n
 }
@@ -351,11 +352,11 @@ func (w *Worker) updateRecord(ctx context.Context, old, next *jobs.Record) error
 // by one step, which the next start sees as less than happened and never as more.
 //
 // What another worker has stored goes out of the own spool.
-func (w *Worker) journal(kind entryKind, rec *jobs.Record) {
-	if last, ok := w.cfg.DataDir.Journal.of(rec.ID); ok && kind == entryFinished && last.Record != nil {
+func (w *Worker) journal(kind journal.Kind, rec *jobs.Record) {
+	if last, ok := w.cfg.DataDir.Journal.OpenJob(rec.ID); ok && kind == journal.KindFinished && last.Record != nil {
 		defer w.store.discardSpool(last.Record, rec)
 	}
-	if err := w.cfg.DataDir.Journal.append(kind, rec); err != nil {
+	if err := w.cfg.DataDir.Journal.Append(kind, rec); err != nil {
 		w.log.Error("journal not written", "job_id", rec.ID, "kind", string(kind), "err", err)
 	}
 }

@@ -25,9 +25,9 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	queue "github.com/danqing-queue/danqing/jobs/embedded"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
-	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // patient is somebody whom doctor examines: all parts sound, until a test breaks one.
@@ -375,7 +375,7 @@ func TestDoctorTellsWhoWorks(t *testing.T) {
 	t.Parallel()
 	p := newPatient(t)
 	path := p.env["DANQING_DATA_DIR"]
-	data, err := worker.OpenDataDir(path)
+	data, err := journal.OpenDataDir(path)
 	require.NoError(t, err)
 	require.NoError(t, writeInstance(path, instance{PID: os.Getpid(), HTTP: "http://127.0.0.1:8765", RedisURL: p.env["REDIS_URL"]}))
 	client, ctx := jobs.NewClient(p.rdb), t.Context()

@@ -22,6 +22,7 @@ import (
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // engine is a worker with all it stands on: given parts where they are
@@ -73,7 +74,7 @@ func (e *engine) open(simulate bool) error {
 	if e.path, err = e.dataDir(simulate); err != nil {
 		return err
 	}
-	dir, err := worker.OpenDataDir(e.path)
+	dir, err := journal.OpenDataDir(e.path)
 	if err != nil {
 		return err
 	}
@@ -189,7 +190,7 @@ func (e *engine) dataDir(simulate bool) (string, error) {
 	return e.cfg.DataDir, nil
 }
 
-func (e *engine) openBucket(dir *worker.DataDir, simulate bool) (err error) {
+func (e *engine) openBucket(dir *journal.DataDir, simulate bool) (err error) {
 	if !simulate && e.cfg.Bucket == "" && e.cfg.RedisURL.IsSet() {
 		return usage("set it to a bucket that all workers reach: images in a process's own folder would be known to that process alone", "REDIS_URL is set and DANQING_S3_BUCKET is not")
 	}

@@ -27,10 +27,11 @@ const (
 // import what stands in for the services too.
 func importMap() map[string][]string {
 	return map[string][]string{
-		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator"},
+		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
 		"cmd/danqing/drill":                  {"jobs", "storage", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
 		"config":                             {"jobs", "storage", "worker", "worker/dashscope"},
-		"worker":                             {"jobs", "storage", "worker/dashscope"},
+		"worker":                             {"jobs", "storage", "worker/dashscope", "worker/journal"},
+		"worker/journal":                     {"jobs"},
 		"worker/dashscope":                   {},
 		"worker/dashscope/simulator":         {"worker/dashscope", "worker/dashscope/simulator/painter"}, // the wire structs, the images
 		"worker/dashscope/simulator/painter": {},
@@ -184,8 +185,8 @@ func TestImportMapRefuses(t *testing.T) {
 		{"jobs", false, "crypto/sha256", ""},
 		{"storage", false, module, "storage may import nothing of ours"},
 		{"storage", false, module + "/jobs", "storage may import nothing of ours"},
-		{"worker", false, module + "/config", "of ours worker may import only jobs, storage, worker/dashscope"},
-		{"worker", false, module + "/worker/dashscope/simulator", "of ours worker may import only jobs, storage, worker/dashscope"},
+		{"worker", false, module + "/config", "of ours worker may import only jobs, storage, worker/dashscope, worker/journal"},
+		{"worker", false, module + "/worker/dashscope/simulator", "of ours worker may import only jobs, storage, worker/dashscope, worker/journal"},
 		{"worker", true, module + "/worker/dashscope/simulator", ""},
 		{"cmd/danqing", true, "github.com/hibiken/asynq", "github.com/hibiken/asynq is for jobs, jobs/gateway, worker only"},
 		{"worker", true, "github.com/aws/smithy-go", "github.com/aws is for storage/, storage only"},

@@ -19,6 +19,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // Exit codes; scripts rely on them.
@@ -130,7 +131,7 @@ func (p *program) exit(err error) int {
 		p.say("hint: %s", hint)
 	}
 	if errors.As(err, &wrongUsage) || errors.As(err, &wrongConfig) || errors.As(err, &wrongBatch) || errors.As(err, &wrongRequest) ||
-		errors.Is(err, jobs.ErrDigestConflict) || errors.Is(err, worker.ErrSimulated) || errors.Is(err, worker.ErrGateway) || errors.Is(err, worker.ErrDataDirInUse) {
+		errors.Is(err, jobs.ErrDigestConflict) || errors.Is(err, worker.ErrSimulated) || errors.Is(err, worker.ErrGateway) || errors.Is(err, journal.ErrDataDirInUse) {
 		return exitUsage
 	}
 	return exitFailed
@@ -153,7 +154,7 @@ func hintOf(err error) string {
 		return "nothing was queued or spent; correct the lines and run the same command again"
 	case errors.Is(err, jobs.ErrNotFound):
 		return "the queue knows jobs until a week after their end; with DANQING_S3_BUCKET set their sidecars are asked too"
-	case errors.Is(err, worker.ErrDataDirInUse):
+	case errors.Is(err, journal.ErrDataDirInUse):
 		return "if that is danqing up, give it the work by danqing enqueue; else wait for it to end; each worker has a DANQING_DATA_DIR of its own"
 	case errors.As(err, &refused):
 		return refused.Hint()

@@ -17,7 +17,7 @@ import (
 
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
-	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 type spendFlags struct {
@@ -152,7 +152,7 @@ func (p *program) spend(ctx context.Context, simulate bool, r spendReport) error
 			return p.printSpend(r, spent)
 		})
 	}
-	spent, damaged, err := worker.ReadSpendLog(filepath.Join(dir, worker.SpendLogName))
+	spent, damaged, err := journal.ReadSpendLog(filepath.Join(dir, journal.SpendLogName))
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return usage("set REDIS_URL to the queue's Redis, or DANQING_DATA_DIR to the folder of the runs that are meant",
@@ -160,7 +160,7 @@ func (p *program) spend(ctx context.Context, simulate bool, r spendReport) error
 	case err != nil:
 		return err
 	case damaged > 0:
-		p.say("warning: %s of %s cannot be read and %s left out", count(damaged, "line"), filepath.Join(dir, worker.SpendLogName), isOrAre(damaged))
+		p.say("warning: %s of %s cannot be read and %s left out", count(damaged, "line"), filepath.Join(dir, journal.SpendLogName), isOrAre(damaged))
 	}
 	first, last := jobs.LedgerDay(r.from), "9999-12-31"
 	if !r.until.IsZero() {

@@ -1,14 +1,16 @@
-package worker
+package journal
 
 import (
+	"context"
+	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -40,8 +42,14 @@ func spendTasks(t *testing.T, l *SpendLog) []string {
 	return tasks
 }
 
-// bookkeeper is a worker that has nothing but a data directory and an empty queue.
-func bookkeeper(t *testing.T, path string) *Worker {
+// bookkeeper is a data directory with an empty queue and its ledger.
+type bookkeeper struct {
+	dir   *DataDir
+	jobs  *jobs.Client
+	redis redis.UniversalClient
+}
+
+func newBookkeeper(t *testing.T, path string) *bookkeeper {
 	t.Helper()
 	dir, err := OpenDataDir(path)
 	require.NoError(t, err)
@@ -50,11 +58,20 @@ func bookkeeper(t *testing.T, path string) *Worker {
 		_ = dir.Close() // the test may have
 		require.NoError(t, queue.Close())
 	})
-	return &Worker{cfg: Config{DataDir: dir, Redis: queue.Client()}, jobs: jobs.NewClient(queue.Client()), log: slog.New(slog.DiscardHandler)}
+	return &bookkeeper{dir: dir, redis: queue.Client(), jobs: jobs.NewClient(queue.Client())}
+}
+
+// recordSpend books a task as the worker does.
+func (w *bookkeeper) recordSpend(ctx context.Context, charge jobs.Charge, taskID string) error {
+	return errors.Join(w.dir.Spend.Append(charge, taskID), w.jobs.Settle(ctx, charge, taskID))
+}
+
+func (w *bookkeeper) importSpend(ctx context.Context) error {
+	return w.dir.Spend.ImportInto(ctx, w.jobs, w.dir.WorkerID)
 }
 
 // total is what the ledger says was spent at all, and by the batch alone.
-func total(t *testing.T, w *Worker) (sum jobs.Spent, batch string) {
+func total(t *testing.T, w *bookkeeper) (sum jobs.Spent, batch string) {
 	t.Helper()
 	spent, err := w.jobs.Spending(t.Context(), time.Time{}, time.Time{})
 	require.NoError(t, err)
@@ -62,7 +79,7 @@ func total(t *testing.T, w *Worker) (sum jobs.Spent, batch string) {
 		sum.SpentMicroYuan += s.SpentMicroYuan
 		sum.Images += s.Images
 	}
-	return sum, w.cfg.Redis.HGet(t.Context(), "danqing:budget:shop", "spent").Val()
+	return sum, w.redis.HGet(t.Context(), "danqing:budget:shop", "spent").Val()
 }
 
 // A task has one line, whoever settles it however often, also after a restart.
@@ -72,7 +89,7 @@ func TestSpendLogHasATaskOnce(t *testing.T) {
 	for range 2 {
 		l := openSpend(t, path)
 		for _, id := range []string{"a", "b", "a"} {
-			require.NoError(t, l.append(spendCharge("job-"+id, 0), "task-"+id))
+			require.NoError(t, l.Append(spendCharge("job-"+id, 0), "task-"+id))
 		}
 		assert.Equal(t, []string{"task-a", "task-b"}, spendTasks(t, l))
 		require.NoError(t, l.Close())
@@ -97,10 +114,10 @@ func TestSpendLogCutsATornTail(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	l := openSpend(t, filepath.Join(dir, "whole"))
-	require.NoError(t, l.append(spendCharge("a", 0), "a"))
-	whole := int(l.size)
-	require.NoError(t, l.append(spendCharge("b", 0), "b"))
-	text, err := os.ReadFile(l.path)
+	require.NoError(t, l.Append(spendCharge("a", 0), "a"))
+	whole := int(l.file.size)
+	require.NoError(t, l.Append(spendCharge("b", 0), "b"))
+	text, err := os.ReadFile(l.file.path)
 	require.NoError(t, err)
 	for cut := whole; cut < len(text); cut++ {
 		path := filepath.Join(dir, fmt.Sprint("torn", cut))
@@ -112,7 +129,7 @@ func TestSpendLogCutsATornTail(t *testing.T) {
 		torn := openSpend(t, path)
 		assert.Zero(t, torn.Damaged())
 		assert.Equal(t, []string{"a"}, spendTasks(t, torn))
-		require.NoError(t, torn.append(spendCharge("b", 0), "b"))
+		require.NoError(t, torn.Append(spendCharge("b", 0), "b"))
 		assert.Equal(t, []string{"a", "b"}, spendTasks(t, torn))
 		require.NoError(t, torn.Close())
 	}
@@ -124,7 +141,7 @@ func TestSpendLogPassesOverDamage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), SpendLogName)
 	l := openSpend(t, path)
 	for _, id := range []string{"a", "b"} {
-		require.NoError(t, l.append(spendCharge(id, 0), id))
+		require.NoError(t, l.Append(spendCharge(id, 0), id))
 	}
 	require.NoError(t, l.Close())
 	text, err := os.ReadFile(path)
@@ -148,7 +165,7 @@ func TestSpendLogPassesOverDamage(t *testing.T) {
 func TestImportSpend(t *testing.T) {
 	t.Parallel()
 	path := t.TempDir()
-	w := bookkeeper(t, path)
+	w := newBookkeeper(t, path)
 	const day = 24 * time.Hour
 	for i, ago := range []time.Duration{0, 0, day, 6 * day, 9 * day, 9 * day, 40 * day} {
 		c := spendCharge(fmt.Sprint(i), ago)
@@ -159,12 +176,12 @@ func TestImportSpend(t *testing.T) {
 		require.NoError(t, w.recordSpend(t.Context(), c, "task-"+c.JobID))
 	}
 	// Images that nobody paid for since the ledger began to keep days.
-	require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge("ancient", 3*366*day), "ancient"))
+	require.NoError(t, w.dir.Spend.Append(spendCharge("ancient", 3*366*day), "ancient"))
 	want, _ := w.jobs.Spending(t.Context(), time.Time{}, time.Time{})
 	require.Len(t, want, 6)
-	require.NoError(t, w.cfg.DataDir.Close())
+	require.NoError(t, w.dir.Close())
 
-	w = bookkeeper(t, path)
+	w = newBookkeeper(t, path)
 	for range 2 {
 		require.NoError(t, w.importSpend(t.Context()))
 		got, err := w.jobs.Spending(t.Context(), time.Time{}, time.Time{})
@@ -188,11 +205,11 @@ func TestImportSpend(t *testing.T) {
 // there by the next start; older days, which the ledger had, are left alone.
 func TestImportSpendCatchesUp(t *testing.T) {
 	t.Parallel()
-	w := bookkeeper(t, t.TempDir())
+	w := newBookkeeper(t, t.TempDir())
 	require.NoError(t, w.importSpend(t.Context()))
 	require.NoError(t, w.recordSpend(t.Context(), spendCharge("a", 0), "a"))
-	require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge("b", 0), "b"))
-	require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge("c", 9*24*time.Hour), "c"))
+	require.NoError(t, w.dir.Spend.Append(spendCharge("b", 0), "b"))
+	require.NoError(t, w.dir.Spend.Append(spendCharge("c", 9*24*time.Hour), "c"))
 	require.NoError(t, w.importSpend(t.Context()))
 	sum, batch := total(t, w)
 	assert.Equal(t, jobs.Spent{SpentMicroYuan: 320_000, Images: 2}, sum)
@@ -203,14 +220,14 @@ func TestImportSpendCatchesUp(t *testing.T) {
 // another day.
 func TestImportSpendCutShort(t *testing.T) {
 	t.Parallel()
-	w := bookkeeper(t, t.TempDir())
+	w := newBookkeeper(t, t.TempDir())
 	for i := range 20 {
-		require.NoError(t, w.cfg.DataDir.Spend.append(spendCharge(fmt.Sprint(i), time.Duration(i)*24*time.Hour), fmt.Sprint(i)))
+		require.NoError(t, w.dir.Spend.Append(spendCharge(fmt.Sprint(i), time.Duration(i)*24*time.Hour), fmt.Sprint(i)))
 	}
-	began, err := w.jobs.BeginImport(t.Context(), w.cfg.DataDir.workerID, jobs.LedgerDay(time.Now().Add(-10*24*time.Hour)))
+	began, err := w.jobs.BeginImport(t.Context(), w.dir.WorkerID, jobs.LedgerDay(time.Now().Add(-10*24*time.Hour)))
 	require.NoError(t, err)
 	older := spendSums{}
-	require.NoError(t, w.cfg.DataDir.Spend.read(func(line spendLine) {
+	require.NoError(t, w.dir.Spend.read(func(line spendLine) {
 		switch day := jobs.LedgerDay(line.SubmittedAt); {
 		case day >= began.FirstDay && line.JobID < "3":
 			require.NoError(t, w.jobs.SettleAll(t.Context(), []jobs.Settled{line.settled()}))
@@ -219,7 +236,7 @@ func TestImportSpendCutShort(t *testing.T) {
 		}
 	}))
 	days := older.list()
-	require.NoError(t, w.jobs.ImportSums(t.Context(), w.cfg.DataDir.workerID, days), "and EndImport was not reached")
+	require.NoError(t, w.jobs.ImportSums(t.Context(), w.dir.WorkerID, days), "and EndImport was not reached")
 
 	for range 2 {
 		require.NoError(t, w.importSpend(t.Context()))
@@ -240,13 +257,13 @@ func TestImportOfALongLog(t *testing.T) {
 	var text strings.Builder
 	for i := range lines {
 		c := spendCharge(fmt.Sprint(i), time.Duration(i)*(700*24*time.Hour/time.Duration(lines)))
-		line, err := encode(spendLine{At: c.At, Account: c.Account, JobID: c.JobID, Attempt: 1, SubmittedAt: c.At, Model: c.Model, Batch: c.Batch, MicroYuan: c.MicroYuan, Images: 1, TaskID: c.JobID})
+		line, err := encodeLine(spendLine{At: c.At, Account: c.Account, JobID: c.JobID, Attempt: 1, SubmittedAt: c.At, Model: c.Model, Batch: c.Batch, MicroYuan: c.MicroYuan, Images: 1, TaskID: c.JobID})
 		require.NoError(t, err)
 		text.Write(line)
 	}
 	require.NoError(t, os.WriteFile(filepath.Join(dir, SpendLogName), []byte(text.String()), 0o600))
 	began := time.Now()
-	w := bookkeeper(t, dir)
+	w := newBookkeeper(t, dir)
 	opened := time.Since(began)
 	require.NoError(t, w.importSpend(t.Context()))
 	t.Logf("opened in %v, imported in %v", opened, time.Since(began)-opened)
@@ -267,7 +284,7 @@ func FuzzSpendLog(f *testing.F) {
 		defer l.Close() //nolint:errcheck // a copy
 		before := len(spendTasks(t, l))
 		known := l.tasks["fuzz"]
-		require.NoError(t, l.append(spendCharge("job", 0), "fuzz"))
+		require.NoError(t, l.Append(spendCharge("job", 0), "fuzz"))
 		if !known {
 			before++
 		}

@@ -1,4 +1,4 @@
-package worker
+package journal
 
 import (
 	"crypto/rand"
@@ -13,15 +13,17 @@ import (
 // DataDir is the folder of one process: journal, spool, and the embedded bucket
 // where one is used. While it is open no other process may open it.
 type DataDir struct {
-	path    string
-	lock    *flock.Flock
+	Path    string // absolute
 	Journal *Journal
 	Spend   *SpendLog
-	// holder names this folder's process among the holders of leases; the same
+	// WorkerID names this folder's process among the holders of leases; the same
 	// after a restart.
-	workerID string
-	// memory is what Redis was known by to the folder's last process, "" if to none.
-	dataset string
+	WorkerID string
+	// Dataset is the ID of the Redis dataset that the folder's last process has replayed
+	// its journal into, "" if there was none.
+	Dataset string
+
+	lock *flock.Flock
 }
 
 // ErrDataDirInUse means that another process works in the data directory.
@@ -45,7 +47,7 @@ func OpenDataDir(path string) (*DataDir, error) {
 	if !locked {
 		return nil, fmt.Errorf("%s: %w", path, ErrDataDirInUse)
 	}
-	journal, err := OpenJournal(filepath.Join(path, "journal.jsonl"))
+	journal, err := Open(filepath.Join(path, "journal.jsonl"))
 	if err != nil {
 		return nil, errors.Join(err, lock.Unlock())
 	}
@@ -53,19 +55,19 @@ func OpenDataDir(path string) (*DataDir, error) {
 	if err != nil {
 		return nil, errors.Join(err, journal.Close(), lock.Unlock())
 	}
-	d := &DataDir{path: path, lock: lock, Journal: journal, Spend: spend}
-	if d.workerID, err = workerIDAt(filepath.Join(path, "worker_id")); err != nil {
+	d := &DataDir{Path: path, Journal: journal, Spend: spend, lock: lock}
+	if d.WorkerID, err = workerIDAt(filepath.Join(path, "worker_id")); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	memory, err := os.ReadFile(filepath.Join(path, datasetFile)) //nolint:gosec // in our own folder
+	dataset, err := os.ReadFile(filepath.Join(path, datasetFile)) //nolint:gosec // in our own folder
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, errors.Join(fmt.Errorf("data directory: %w", err), d.Close())
 	}
-	d.dataset = string(memory)
+	d.Dataset = string(dataset)
 	return d, nil
 }
 
-// holderName reads the folder's name, giving it one the first time.
+// workerIDAt reads the folder's worker ID, and makes one up the first time.
 func workerIDAt(path string) (string, error) {
 	name, err := os.ReadFile(path) //nolint:gosec // in our own folder
 	if err == nil && len(name) > 0 {
@@ -78,29 +80,30 @@ func workerIDAt(path string) (string, error) {
 	return string(name), nil
 }
 
-// memoryFile holds what Redis was known by.
+// datasetFile holds the ID of the Redis dataset that the journal was replayed into last.
 const datasetFile = "dataset"
 
-// remember notes what Redis is known by, for the folder's next process.
-func (d *DataDir) setDataset(memory string) error {
-	next := filepath.Join(d.path, datasetFile+".next")
-	if err := os.WriteFile(next, []byte(memory), 0o600); err != nil {
+// SetDataset records the ID of the Redis dataset that the journal was replayed into, for
+// the folder's next process.
+func (d *DataDir) SetDataset(id string) error {
+	next := filepath.Join(d.Path, datasetFile+".next")
+	if err := os.WriteFile(next, []byte(id), 0o600); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
-	if err := os.Rename(next, filepath.Join(d.path, datasetFile)); err != nil {
+	if err := os.Rename(next, filepath.Join(d.Path, datasetFile)); err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	return nil
 }
 
 // SpoolPath is where downloaded images wait for the bucket.
-func (d *DataDir) SpoolPath() string { return filepath.Join(d.path, "spool") }
+func (d *DataDir) SpoolPath() string { return filepath.Join(d.Path, "spool") }
 
 // BucketPath is where the embedded bucket lives.
-func (d *DataDir) BucketPath() string { return filepath.Join(d.path, "bucket") }
+func (d *DataDir) BucketPath() string { return filepath.Join(d.Path, "bucket") }
 
 // SimulatorPath is where the embedded simulator keeps its tasks.
-func (d *DataDir) SimulatorPath() string { return filepath.Join(d.path, "dashscope") }
+func (d *DataDir) SimulatorPath() string { return filepath.Join(d.Path, "dashscope") }
 
 // Close closes the journal and the spend log and unlocks the folder.
 func (d *DataDir) Close() error {

@@ -1,10 +1,12 @@
-package worker
+package journal
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -19,7 +21,7 @@ func journaled(id string) *jobs.Record {
 
 func openJournal(t *testing.T, path string) *Journal {
 	t.Helper()
-	j, err := OpenJournal(path)
+	j, err := Open(path)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = j.Close() })
 	return j
@@ -27,7 +29,7 @@ func openJournal(t *testing.T, path string) *Journal {
 
 func openJobs(j *Journal) []string {
 	var ids []string
-	for _, e := range j.openEntries() {
+	for _, e := range j.OpenJobs() {
 		ids = append(ids, e.JobID+" "+string(e.Kind))
 	}
 	return ids
@@ -38,17 +40,17 @@ func TestJournalRemembersWhatIsOpen(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal.jsonl")
 	j := openJournal(t, path)
 	for _, step := range []struct {
-		kind entryKind
+		kind Kind
 		id   string
 	}{
-		{entryIntent, "a"}, {entryRefused, "a"},
-		{entryIntent, "b"},
-		{entryIntent, "c"}, {entryTask, "c"},
-		{entryIntent, "d"}, {entryTask, "d"}, {entryResults, "d"}, {entryFinished, "d"},
-		{entryIntent, "e"}, {entryTask, "e"}, {entryAttemptOver, "e"},
-		{entryIntent, "f"}, {entryAmbiguous, "f"},
+		{KindIntent, "a"}, {KindRefused, "a"},
+		{KindIntent, "b"},
+		{KindIntent, "c"}, {KindTask, "c"},
+		{KindIntent, "d"}, {KindTask, "d"}, {KindResults, "d"}, {KindFinished, "d"},
+		{KindIntent, "e"}, {KindTask, "e"}, {KindAttemptOver, "e"},
+		{KindIntent, "f"}, {KindAmbiguous, "f"},
 	} {
-		require.NoError(t, j.append(step.kind, journaled(step.id)))
+		require.NoError(t, j.Append(step.kind, journaled(step.id)))
 	}
 	want := []string{"b intent", "c task", "f ambiguous"}
 	assert.Equal(t, want, openJobs(j))
@@ -61,7 +63,7 @@ func TestJournalRemembersWhatIsOpen(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, 3, strings.Count(string(text), "\n"))
 	assert.Contains(t, string(text), "<auto> 小猫")
-	require.NoError(t, j.append(entryTask, journaled("b")))
+	require.NoError(t, j.Append(KindTask, journaled("b")))
 	assert.Equal(t, []string{"c task", "f ambiguous", "b task"}, openJobs(j))
 }
 
@@ -71,16 +73,16 @@ func TestJournalDropsATornTail(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "journal.jsonl")
 	j := openJournal(t, path)
-	require.NoError(t, j.append(entryTask, journaled("a")))
-	whole := j.size
-	require.NoError(t, j.append(entryTask, journaled("b")))
+	require.NoError(t, j.Append(KindTask, journaled("a")))
+	whole := j.file.size
+	require.NoError(t, j.Append(KindTask, journaled("b")))
 	require.NoError(t, j.Close())
 	text, err := os.ReadFile(path)
 	require.NoError(t, err)
 	for cut := whole; cut < int64(len(text)); cut++ {
 		torn := filepath.Join(t.TempDir(), "torn.jsonl")
 		require.NoError(t, os.WriteFile(torn, text[:cut], 0o600))
-		j, err := OpenJournal(torn)
+		j, err := Open(torn)
 		require.NoError(t, err)
 		require.Equal(t, []string{"a task"}, openJobs(j))
 		require.NoError(t, j.Close())
@@ -92,7 +94,7 @@ func TestJournalRefusesDamage(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "journal.jsonl")
 	require.NoError(t, os.WriteFile(path, []byte("{\"kind\":\"int\n{\"kind\":\"task\",\"job_id\":\"a\"}\n"), 0o600))
-	_, err := OpenJournal(path)
+	_, err := Open(path)
 	require.ErrorContains(t, err, "line 1 is damaged")
 	require.ErrorContains(t, err, "restore the file from a backup")
 }
@@ -106,13 +108,13 @@ func TestJournalOnAFullDisk(t *testing.T) {
 	}
 	path := filepath.Join(t.TempDir(), "journal.jsonl")
 	j := openJournal(t, path)
-	require.NoError(t, j.append(entryTask, journaled("a")))
-	good := j.file
-	j.file = full
-	require.ErrorContains(t, j.append(entryIntent, journaled("b")), "no space left")
+	require.NoError(t, j.Append(KindTask, journaled("a")))
+	good := j.file.file
+	j.file.file = full
+	require.ErrorContains(t, j.Append(KindIntent, journaled("b")), "no space left")
 	require.NoError(t, full.Close())
-	j.file, j.broken = good, nil
-	require.NoError(t, j.append(entryIntent, journaled("c")))
+	j.file.file, j.file.broken = good, nil
+	require.NoError(t, j.Append(KindIntent, journaled("c")))
 	require.NoError(t, j.Close())
 	assert.Equal(t, []string{"a task", "c intent"}, openJobs(openJournal(t, path)))
 }
@@ -124,11 +126,11 @@ func TestDataDirIsForOneProcess(t *testing.T) {
 	require.NoError(t, err)
 	_, err = OpenDataDir(path)
 	require.ErrorIs(t, err, ErrDataDirInUse)
-	holder := d.workerID
+	holder := d.WorkerID
 	require.NoError(t, d.Close())
 	d, err = OpenDataDir(path)
 	require.NoError(t, err)
-	assert.Equal(t, holder, d.workerID, "the same holder after a restart")
+	assert.Equal(t, holder, d.WorkerID, "the same holder after a restart")
 	require.NoError(t, d.Close())
 }
 
@@ -140,13 +142,13 @@ func FuzzJournal(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		path := filepath.Join(t.TempDir(), "journal.jsonl")
 		require.NoError(t, os.WriteFile(path, text, 0o600))
-		j, err := OpenJournal(path)
+		j, err := Open(path)
 		if err != nil {
 			return
 		}
 		before := openJobs(j)
 		require.NoError(t, j.Close())
-		j, err = OpenJournal(path)
+		j, err = Open(path)
 		require.NoError(t, err)
 		require.ElementsMatch(t, before, openJobs(j))
 		require.NoError(t, j.Close())
@@ -162,8 +164,8 @@ func TestJournalOfAClockThatWasSetBack(t *testing.T) {
 	now := time.Now().UTC()
 	again := journaled("a")
 	again.Attempt, again.TaskID = 2, "task-2"
-	require.NoError(t, j.write(entry{At: now, Kind: entryNotCreated, JobID: "a", Attempt: 1, Record: journaled("a")}))
-	require.NoError(t, j.write(entry{At: now.Add(-time.Hour), Kind: entryTask, JobID: "a", Attempt: 2, Record: again}))
+	require.NoError(t, j.write(Entry{At: now, Kind: KindNotCreated, JobID: "a", Attempt: 1, Record: journaled("a")}))
+	require.NoError(t, j.write(Entry{At: now.Add(-time.Hour), Kind: KindTask, JobID: "a", Attempt: 2, Record: again}))
 	for range 2 {
 		require.NoError(t, j.Close())
 		j = openJournal(t, path)
@@ -179,14 +181,66 @@ func TestRule7MismatchStaysHeld(t *testing.T) {
 	adopted, wrong := journaled("a"), journaled("a")
 	adopted.State, adopted.TaskID, adopted.Adopted = jobs.StateGenerating, "task-1", true
 	wrong.State, wrong.Candidates, wrong.Rejected = jobs.StateHeld, []string{"task-1"}, []string{"task-1"}
-	require.NoError(t, j.append(entryTask, adopted))
-	assert.False(t, isBehind(wrong, adopted, time.Now()))
-	require.NoError(t, j.append(entryHeld, wrong))
+	require.NoError(t, j.Append(KindTask, adopted))
+	require.NoError(t, j.Append(KindHeld, wrong))
 	require.NoError(t, j.Close())
 	j = openJournal(t, path)
 	assert.Equal(t, []string{"a held"}, openJobs(j))
+}
 
-	// But a reply that named the task is believed whatever others held the job for.
-	adopted.Adopted, wrong.Rejected = false, nil
-	assert.True(t, isBehind(wrong, adopted, time.Now()))
+// The file is rewritten while the worker runs: what it holds, and what is kept in memory,
+// does not grow with the number of jobs done, and whatever is open is still there.
+func TestJournalDoesNotGrow(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(dir, "journal.jsonl")
+		j, err := Open(path)
+		require.NoError(t, err)
+		j.file.sync = false // 20,000 jobs would take minutes on a slow disk
+		held := journaled("held")
+		held.State = jobs.StateHeld
+		require.NoError(t, j.Append(KindHeld, held))
+		total := 20_000
+		if testing.Short() { // the race detector's run
+			total /= 10
+		}
+		most := int64(0)
+		for i := range total {
+			rec := journaled(fmt.Sprintf("job-%d", i))
+			require.NoError(t, j.Append(KindIntent, rec))
+			rec.TaskID = fmt.Sprintf("task-%d", i)
+			for _, kind := range []Kind{KindTask, KindResults, KindFinished} {
+				require.NoError(t, j.Append(kind, rec))
+			}
+			most = max(most, j.file.size)
+			time.Sleep(30 * time.Second)
+		}
+		assert.Less(t, most, int64(minCompactBytes+4<<20))
+		perDay := int(TaskRetention / (30 * time.Second))
+		assert.LessOrEqual(t, len(j.OwnedTasks()), perDay+1)
+		assert.Equal(t, []string{"held held"}, openJobs(j))
+		require.NoError(t, j.Close())
+		j, err = Open(path)
+		require.NoError(t, err)
+		assert.Equal(t, []string{"held held"}, openJobs(j))
+		assert.LessOrEqual(t, len(j.OwnedTasks()), perDay+1)
+		require.NoError(t, j.Close())
+	})
+}
+
+// A crash at any moment of a rewrite leaves the old file or the new one.
+func TestJournalSurvivesAFailedRewrite(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "journal.jsonl")
+	j := openJournal(t, path)
+	require.NoError(t, j.Append(KindTask, journaled("a")))
+	require.NoError(t, os.Rename(dir, dir+"-moved")) // no new file can be made
+	j.compactAt = 1
+	require.NoError(t, j.Append(KindTask, journaled("b")), "the entry is written all the same")
+	require.NoError(t, os.Rename(dir+"-moved", dir))
+	require.NoError(t, j.Append(KindTask, journaled("c")))
+	require.NoError(t, j.Close())
+	assert.Equal(t, []string{"a task", "b task", "c task"}, openJobs(openJournal(t, path)))
 }

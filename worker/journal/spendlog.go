@@ -1,7 +1,6 @@
-package worker
+package journal
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -50,12 +49,8 @@ func (s spendLine) settled() jobs.Settled {
 // synced: what a power cut takes from its end is missing in reports, and the tasks
 // themselves are known to the journal. It is safe for concurrent use.
 type SpendLog struct {
-	path string
-
 	mu   sync.Mutex
-	file *os.File
-	// size is where the next line goes.
-	size int64
+	file appendFile
 	// tasks are those that were booked by this process, or not long before it.
 	tasks map[string]bool
 	// damaged counts the lines that cannot be read.
@@ -75,7 +70,7 @@ func OpenSpendLog(path string) (*SpendLog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open spend log: %w", err)
 	}
-	l := &SpendLog{path: path, file: file, tasks: map[string]bool{}}
+	l := &SpendLog{file: appendFile{path: path, name: "spend log", file: file}, tasks: map[string]bool{}}
 	scan := spendScan{in: file}
 	oldest := time.Now().Add(-spendMemory)
 	for line := range scan.lines() {
@@ -83,10 +78,10 @@ func OpenSpendLog(path string) (*SpendLog, error) {
 			l.tasks[line.TaskID] = true
 		}
 	}
-	l.size, l.damaged = scan.size, scan.damaged
+	l.file.size, l.damaged = scan.size, scan.damaged
 	err = scan.err
 	if err == nil {
-		err = file.Truncate(l.size)
+		err = file.Truncate(scan.size)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read spend log %s: %w", path, err), file.Close())
@@ -98,11 +93,11 @@ func OpenSpendLog(path string) (*SpendLog, error) {
 func (l *SpendLog) Damaged() int { return l.damaged }
 
 // Close closes the file.
-func (l *SpendLog) Close() error { return l.file.Close() }
+func (l *SpendLog) Close() error { return l.file.close() }
 
-// append writes a line for a task, unless it has one.
-func (l *SpendLog) append(charge jobs.Charge, taskID string) error {
-	line, err := encode(spendLine{
+// Append writes a line for a task, unless it has one.
+func (l *SpendLog) Append(charge jobs.Charge, taskID string) error {
+	line, err := encodeLine(spendLine{
 		At: time.Now().UTC(), Account: charge.Account, JobID: charge.JobID, Attempt: charge.Attempt, SubmittedAt: charge.At,
 		Model: charge.Model, Batch: charge.Batch, Labels: charge.Labels, MicroYuan: charge.MicroYuan, Images: charge.Images, TaskID: taskID,
 	})
@@ -114,11 +109,9 @@ func (l *SpendLog) append(charge jobs.Charge, taskID string) error {
 	if l.tasks[taskID] {
 		return nil
 	}
-	if _, err := l.file.WriteAt(line, l.size); err != nil {
-		// No half line may stay in front of the next one.
-		return fmt.Errorf("write spend log: %w", errors.Join(err, l.file.Truncate(l.size)))
+	if err := l.file.append(line); err != nil {
+		return err
 	}
-	l.size += int64(len(line))
 	l.tasks[taskID] = true
 	return nil
 }
@@ -126,13 +119,13 @@ func (l *SpendLog) append(charge jobs.Charge, taskID string) error {
 // read calls for each line that is in the log now.
 func (l *SpendLog) read(each func(spendLine)) error {
 	l.mu.Lock()
-	scan := spendScan{in: io.NewSectionReader(l.file, 0, l.size)}
+	scan := spendScan{in: io.NewSectionReader(l.file.file, 0, l.file.size)}
 	l.mu.Unlock()
 	for line := range scan.lines() {
 		each(line)
 	}
 	if scan.err != nil {
-		return fmt.Errorf("read spend log %s: %w", l.path, scan.err)
+		return fmt.Errorf("read spend log %s: %w", l.file.path, scan.err)
 	}
 	return nil
 }
@@ -169,15 +162,13 @@ type spendScan struct {
 
 func (s *spendScan) lines() iter.Seq[spendLine] {
 	return func(yield func(spendLine) bool) {
-		in := bufio.NewReaderSize(s.in, 1<<16)
-		for {
-			text, err := in.ReadBytes('\n')
-			if errors.Is(err, io.EOF) {
-				return // what has no end was torn
-			}
+		for text, err := range lines(s.in) {
 			if err != nil {
 				s.err = err
 				return
+			}
+			if !bytes.HasSuffix(text, []byte("\n")) {
+				return // it was torn
 			}
 			s.size += int64(len(text))
 			line, ok := parseSpendLine(text)
@@ -235,29 +226,23 @@ func (s spendSums) list() []jobs.Spent {
 	return list
 }
 
-// book notes what a task has cost, once: in the spend log, and in the ledger, whose
-// error it returns. Then the same call must be made again.
-func (w *Worker) recordSpend(ctx context.Context, charge jobs.Charge, taskID string) error {
-	if err := w.cfg.DataDir.Spend.append(charge, taskID); err != nil {
-		// The ledger counts; what the log lacks is missing in reports without a Redis.
-		w.log.Error("spend log not written", "job_id", charge.JobID, "task_id", taskID, "err", err)
-	}
-	return w.jobs.Settle(ctx, charge, taskID)
+// Ledger is what [SpendLog.ImportInto] needs of a ledger.
+type Ledger interface {
+	BeginImport(ctx context.Context, workerID, remembered string) (jobs.Import, error)
+	SettleAll(ctx context.Context, settled []jobs.Settled) error
+	ImportSums(ctx context.Context, workerID string, sums []jobs.Spent) error
+	EndImport(ctx context.Context, workerID string, began jobs.Import) error
 }
 
-// importSpend brings what the spend log tells into the ledger of a Redis that does
-// not know it, so that budgets hold over a queue that was memory only, or was lost.
-// Tasks that may be settled again are booked one by one, older ones as sums. It may
-// be repeated: a ledger that knows the log learns of the last days what it lacks, after
-// a crash between the two, or from a backup.
-func (w *Worker) importSpend(ctx context.Context) error {
-	if damaged := w.cfg.DataDir.Spend.Damaged(); damaged > 0 {
-		w.log.Warn("lines of the spend log cannot be read: budgets do not know of them", "path", w.cfg.DataDir.Spend.path, "lines", damaged)
-	}
+// ImportInto brings what the log tells into the ledger of a Redis that does not have
+// it, so that budgets hold over a queue that was memory only, or was lost. Tasks that may
+// be settled again are booked one by one, older ones as sums. It may be repeated: a ledger
+// that has the log gets of the last days what it lacks, after a crash between the two, or
+// from a backup.
+func (l *SpendLog) ImportInto(ctx context.Context, ledger Ledger, workerID string) error {
 	// A task that was submitted since then is remembered as booked, if it was.
 	remembered := jobs.LedgerDay(time.Now().Add(-jobs.RecordLifetime))
-	holder := w.cfg.DataDir.workerID
-	began, err := w.jobs.BeginImport(ctx, holder, remembered)
+	began, err := ledger.BeginImport(ctx, workerID, remembered)
 	if err != nil {
 		return err
 	}
@@ -266,7 +251,7 @@ func (w *Worker) importSpend(ctx context.Context) error {
 		lately = max(lately, remembered)
 	}
 	older, recent := spendSums{}, []jobs.Settled(nil)
-	err = w.cfg.DataDir.Spend.read(func(line spendLine) {
+	err = l.read(func(line spendLine) {
 		switch day := jobs.LedgerDay(line.SubmittedAt); {
 		case day >= lately:
 			recent = append(recent, line.settled())
@@ -277,14 +262,14 @@ func (w *Worker) importSpend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := w.jobs.SettleAll(ctx, recent); err != nil {
+	if err := ledger.SettleAll(ctx, recent); err != nil {
 		return err
 	}
 	if began.Done {
 		return nil
 	}
-	if err := w.jobs.ImportSums(ctx, holder, older.list()); err != nil {
+	if err := ledger.ImportSums(ctx, workerID, older.list()); err != nil {
 		return err
 	}
-	return w.jobs.EndImport(ctx, holder, began)
+	return ledger.EndImport(ctx, workerID, began)
 }
