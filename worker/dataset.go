@@ -15,6 +15,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -200,7 +201,7 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 		return l.markVerified(ctx, now)
 	}
 	// A create of a worker that is gone for good may still be on its way.
-	wait := max(leaseTTL, l.timing().late)
+	wait := max(leaseTTL, l.timing().Late)
 	l.log.Warn("redis dataset changed: waiting for other workers to replay", "wait", wait)
 	if err := l.sleep(ctx, wait); err != nil {
 		return err
@@ -282,7 +283,7 @@ func (l *lane) refreshBaseline(ctx context.Context) error {
 		l.log.Warn("sidecars not read: tasks of earlier runs count as another program's", "err", err)
 		return nil
 	}
-	if len(left) < len(l.baseline.unowned) {
+	if len(left) < len(l.baseline.Unowned) {
 		l.baseline, err = l.takeSnapshot(ctx)
 	}
 	return err
@@ -296,9 +297,9 @@ func (l *lane) findOrphans(ctx context.Context) ([]dashscope.TaskInfo, error) {
 		return nil, err
 	}
 	orphans := map[string]dashscope.TaskInfo{}
-	for _, task := range l.baseline.unowned {
-		known := slices.ContainsFunc(l.baseline.intents, func(i intent) bool { return i.couldHaveCreated(task, l.submitLimit()) })
-		if (key == "" || task.APIKeyID == key) && !known && !l.baseline.kept[task.TaskID] {
+	for _, task := range l.baseline.Unowned {
+		known := slices.ContainsFunc(l.baseline.Intents, func(i reconcile.Intent) bool { return i.CouldHaveCreated(task, l.submitLimit()) })
+		if (key == "" || task.APIKeyID == key) && !known && !l.baseline.Quarantined[task.TaskID] {
 			orphans[task.TaskID] = task
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 )
 
 // lane is one holding of an account's capacity for one model: it submits jobs
@@ -43,7 +44,7 @@ type lane struct {
 	tasks   sync.Map // the IDs of the lane's own
 	// first is the listing of the beginning of the term, nil if there was none, and
 	// since then the last one in which nobody's task bore the lane's key.
-	baseline *snapshot
+	baseline *reconcile.Snapshot
 	// memory is what Redis was known by at the beginning of the term, and suspects are
 	// the tasks for each of which a job is held; guarded by mu.
 	dataset string

@@ -14,6 +14,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -120,12 +121,6 @@ func (l *lane) markRunning(ctx context.Context, rec *jobs.Record, first *running
 	})
 }
 
-// samePrompt compares what the service repeats of a prompt, which it may have cut off.
-func samePrompt(repeated, asked string) bool {
-	repeated, asked = strings.TrimSpace(repeated), strings.TrimSpace(asked)
-	return repeated == asked || len(repeated) > 100 && strings.HasPrefix(asked, repeated)
-}
-
 // reject gives an adopted task back that has made something else than the job asks for:
 // another open intent may have made it. What became of the job's own create is looked
 // for again.
@@ -194,7 +189,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	if made == 0 {
 		return l.taskFailed(ctx, rec, first.Code, first.Message)
 	}
-	if rec.Adopted && !(&contents{task: task}).fit(len(missing), rec.Request.Prompt) {
+	if rec.Adopted && !(&reconcile.Output{Task: task}).Matches(len(missing), rec.Request.Prompt) {
 		return l.reject(ctx, rec)
 	}
 	made = chargedImages(task)

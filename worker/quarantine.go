@@ -12,6 +12,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 )
 
 // A keepsake is a task that is paid for and is, as far as is known, no job's: a
@@ -241,14 +242,14 @@ func (k *quarantine) findLateTasks(ctx context.Context) {
 	if err != nil {
 		return // the next look tells
 	}
-	for _, task := range view.unowned {
+	for _, task := range view.Unowned {
 		maker := k.creatorOf(ctx, view, task)
 		if maker == nil {
 			continue
 		}
 		// What another program made must not be cancelled: its tasks were there before, or
 		// are made at any time.
-		extra := maker.ListWasClear && maker.couldHaveCreated(task, k.submitLimit())
+		extra := maker.ListWasClear && maker.CouldHaveCreated(task, k.submitLimit())
 		k.log.Error("late or foreign task found: quarantining its images", "job_id", maker.JobID, "task_id", task.TaskID, "cancel", extra)
 		err := k.addToQuarantine(ctx, quarantinedTask{JobID: maker.JobID, Attempt: maker.Attempt, Account: k.account.name, Model: k.model.Name, TaskID: task.TaskID, Extra: extra})
 		if err == nil {
@@ -260,17 +261,17 @@ func (k *quarantine) findLateTasks(ctx context.Context) {
 			k.log.Warn(redisAway, "task_id", task.TaskID, "err", err)
 			return
 		}
-		if view.intents, _, err = k.intents(ctx); err != nil {
+		if view.Intents, _, err = k.intents(ctx); err != nil {
 			return // the next look tells
 		}
 	}
 }
 
 // lateMaker is the intent, bought again meanwhile, that alone can have made a task.
-func (k *quarantine) creatorOf(ctx context.Context, view *snapshot, task dashscope.TaskInfo) *intent {
-	var maker *intent
-	for _, i := range view.intents {
-		if !i.couldHaveCreated(task, lateTaskWindow) {
+func (k *quarantine) creatorOf(ctx context.Context, view *reconcile.Snapshot, task dashscope.TaskInfo) *reconcile.Intent {
+	var maker *reconcile.Intent
+	for _, i := range view.Intents {
+		if !i.CouldHaveCreated(task, lateTaskWindow) {
 			continue
 		}
 		key, err := k.keyID(ctx, i.KeyFingerprint)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -62,8 +63,8 @@ func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (e
 		}
 	}
 	t := l.timing()
-	pace := backoff{first: max(t.limit/pollsPerWindow, minPollInterval), most: max(t.limit/maxPollShare, minPollInterval)}
-	wait, answered, known := pace.first, time.Now(), map[string]*contents{}
+	pace := backoff{first: max(t.Limit/pollsPerWindow, minPollInterval), most: max(t.Limit/maxPollShare, minPollInterval)}
+	wait, answered, known := pace.first, time.Now(), map[string]*reconcile.Output{}
 	for {
 		if err := l.sleep(ctx, wait); err != nil {
 			return err
@@ -72,7 +73,7 @@ func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (e
 		if err == nil && (now.State != jobs.StateSubmitting || now.Attempt != rec.Attempt || now.Term != rec.Term) || errors.Is(err, jobs.ErrNotFound) {
 			return nil
 		}
-		view := (*snapshot)(nil)
+		view := (*reconcile.Snapshot)(nil)
 		if err == nil {
 			view, err = l.takeSnapshot(ctx)
 		}
@@ -84,7 +85,7 @@ func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (e
 		}
 		if err != nil {
 			l.log.Warn("task list unavailable, retrying", "job_id", rec.ID, "err", err)
-			if now, _ := l.account.serviceNow(); now.Sub(l.intentOf(rec).From) > maxIntentAge {
+			if now, _ := l.account.serviceNow(); now.Sub(l.intentOf(rec).From) > reconcile.MaxIntentAge {
 				return l.holdAmbiguous(ctx, rec, nil)
 			}
 			if wait = pace.next(); time.Since(answered) > slotHoldLimit && l.quietIn(l.intentOf(rec)) <= 0 {
@@ -103,14 +104,29 @@ func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (e
 			wait = pace.next()
 		}
 		// Its limit is a moment at which much can be decided.
-		if left := l.untilService(me.From.Add(t.limit)); left > 0 {
+		if left := l.untilService(me.From.Add(t.Limit)); left > 0 {
 			wait = min(wait, left)
 		}
 	}
 }
 
+// intentOf is the intent of a record. A worker that died in the middle of its create did
+// not say until when it waited: nobody waits for longer than the service's own limit.
+func (l *lane) intentOf(rec *jobs.Record) reconcile.Intent {
+	i := reconcile.IntentOf(rec)
+	now, known := l.account.serviceNow()
+	if i.Until.IsZero() {
+		i.Until = now
+	}
+	if last := i.From.Add(l.submitLimit()); i.Until.After(last) {
+		i.Until = last
+	}
+	i.ClockUnknown = i.ClockUnknown || !known
+	return i
+}
+
 // timing is that of the lane's creates.
-func (l *lane) timing() timing { return timingOf(l.submitLimit()) }
+func (l *lane) timing() reconcile.Timing { return reconcile.TimingOf(l.submitLimit()) }
 
 // untilService is how long it takes until a moment by the service's clock.
 func (l *lane) untilService(at time.Time) time.Duration {
@@ -119,11 +135,13 @@ func (l *lane) untilService(at time.Time) time.Duration {
 }
 
 // quietIn is how long the lane must not send another create because of an open intent.
-func (l *lane) quietIn(i intent) time.Duration { return l.untilService(i.quietAt(l.timing())) }
+func (l *lane) quietIn(i reconcile.Intent) time.Duration {
+	return l.untilService(i.QuietAt(l.timing()))
+}
 
 // settleDoubt acts on what a listing tells of an intent. open reports whether a task
 // that may be its own waits or runs.
-func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, view *snapshot) (done, open bool, err error) {
+func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, view *reconcile.Snapshot) (done, open bool, err error) {
 	key, err := l.keyID(ctx, rec.KeyMark)
 	if err != nil {
 		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
@@ -131,16 +149,16 @@ func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, view *snapsh
 	}
 	now, _ := l.account.serviceNow()
 	me := l.intentOf(rec)
-	if !slices.ContainsFunc(view.intents, func(i intent) bool { return i.JobID == me.JobID && i.Attempt == me.Attempt }) {
-		view.intents = append(view.intents, me)
+	if !slices.ContainsFunc(view.Intents, func(i reconcile.Intent) bool { return i.JobID == me.JobID && i.Attempt == me.Attempt }) {
+		view.Intents = append(view.Intents, me)
 	}
-	what, tasks := decide(me, view, key, l.timing(), now)
+	what, tasks := reconcile.Decide(me, view, key, l.timing(), now)
 	switch what {
-	case adopt:
+	case reconcile.Adopt:
 		return true, false, l.adopt(ctx, rec, tasks[0])
-	case hold:
+	case reconcile.Hold:
 		return true, false, l.holdAmbiguous(ctx, rec, tasks)
-	case notCreated:
+	case reconcile.NotCreated:
 		switch {
 		case !l.listIsCurrent(ctx, rec, view):
 		case lostCreates(rec) >= maxLostCreates-1:
@@ -148,7 +166,7 @@ func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, view *snapsh
 		default:
 			return true, false, l.resubmit(ctx, rec)
 		}
-	case undecided:
+	case reconcile.Undecided:
 	}
 	for _, task := range tasks {
 		if task.Status == dashscope.StatusPending || task.Status == dashscope.StatusRunning {
@@ -178,7 +196,7 @@ func (l *lane) awaitQuiet(ctx context.Context) error {
 		default:
 			return nil
 		}
-		if err := l.sleep(ctx, min(quiet, max(l.timing().limit/pollsPerWindow, minPollInterval))); err != nil {
+		if err := l.sleep(ctx, min(quiet, max(l.timing().Limit/pollsPerWindow, minPollInterval))); err != nil {
 			return err
 		}
 	}
@@ -199,15 +217,15 @@ func lostCreates(rec *jobs.Record) int {
 // upToDate reports whether the list shows the last task that was made after an
 // intent, if there is one: then it shows all before it. This worker's last is known by
 // its journal, another holder's by Redis.
-func (l *lane) listIsCurrent(ctx context.Context, rec *jobs.Record, view *snapshot) bool {
+func (l *lane) listIsCurrent(ctx context.Context, rec *jobs.Record, view *reconcile.Snapshot) bool {
 	last, err := l.lastCreated(ctx)
 	if err != nil {
 		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
 		return false
 	}
 	for _, made := range []journal.CreatedTask{last, l.cfg.DataDir.Journal.LastCreated(l.account.name, l.model.Name)} {
-		_, shown := view.all[made.ID]
-		if made.ID != "" && !shown && made.At.After(rec.SubmittedAt) && view.at.Sub(made.At) < dashscope.TaskLifetime {
+		_, shown := view.All[made.ID]
+		if made.ID != "" && !shown && made.At.After(rec.SubmittedAt) && view.TakenAt.Sub(made.At) < dashscope.TaskLifetime {
 			return false
 		}
 	}
@@ -287,7 +305,7 @@ func (l *lane) resubmit(ctx context.Context, rec *jobs.Record) error {
 }
 
 // noteIntent keeps an intent that is decided: a task that shows up later may be its own.
-func (l *lane) noteIntent(ctx context.Context, i intent) error {
+func (l *lane) noteIntent(ctx context.Context, i reconcile.Intent) error {
 	encoded, err := encode(i)
 	if err == nil {
 		err = l.cfg.Redis.HSet(ctx, l.key(intentsKey), intentField(i.JobID, i.Attempt), encoded).Err()
@@ -333,7 +351,7 @@ func (w *Worker) submitLimit() time.Duration {
 	if w.cfg.SubmitLimit > 0 && w.Simulated() {
 		return w.cfg.SubmitLimit
 	}
-	return max(w.cfg.SubmitLimit, submitLimit)
+	return max(w.cfg.SubmitLimit, reconcile.SubmitLimit)
 }
 
 // recoverDoubts tells Redis, which may have forgotten, of the intents that this
@@ -347,7 +365,7 @@ func (w *Worker) republishIntents(ctx context.Context) error {
 	}
 	for _, e := range entries {
 		rec := e.Record
-		i := intentFrom(rec)
+		i := reconcile.IntentOf(rec)
 		i.Resubmitted, i.Held = e.Kind == journal.KindNotCreated, e.Kind == journal.KindHeld
 		encoded, err := json.Marshal(i)
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -19,25 +20,6 @@ const (
 	// listTries is how often a list that changes while it is read is read anew.
 	listTries = 5
 )
-
-// listing is what the service and everybody's notes told of a lane's tasks at one
-// moment.
-type snapshot struct {
-	at time.Time
-	// all are the tasks of the last 24 hours by ID, and unowned those that no record or
-	// journal owns, newest first.
-	all     map[string]dashscope.TaskInfo
-	unowned []dashscope.TaskInfo
-	// kept are those of the unowned whose images are kept for a job that is held.
-	kept map[string]bool
-	// intents are the creates that may have made one: those without an outcome, those
-	// that were bought again, and those whose jobs are held.
-	intents []intent
-	// unverified are tasks that a job has adopted and that have not shown yet what they
-	// make, and contents what is known of tasks that have, by their IDs.
-	unverified []dashscope.TaskInfo
-	contents   map[string]*contents
-}
 
 // ask waits for the lane's turn to ask the service something: all of an account's
 // lanes share half of what it allows.
@@ -84,23 +66,23 @@ func (l *lane) listAll(ctx context.Context) (tasks []dashscope.TaskInfo, err err
 
 // look reads the list, and who owns what is on it. The order matters: a create that
 // ends meanwhile must be seen as an intent or as an owner.
-func (l *lane) takeSnapshot(ctx context.Context) (*snapshot, error) {
-	view := &snapshot{at: time.Now(), all: map[string]dashscope.TaskInfo{}}
+func (l *lane) takeSnapshot(ctx context.Context) (*reconcile.Snapshot, error) {
+	view := &reconcile.Snapshot{TakenAt: time.Now(), All: map[string]dashscope.TaskInfo{}}
 	tasks, err := l.listAll(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var adopted map[string]bool
-	if view.intents, adopted, err = l.intents(ctx); err != nil {
+	if view.Intents, adopted, err = l.intents(ctx); err != nil {
 		return nil, err
 	}
 	for _, task := range tasks {
-		view.all[task.TaskID] = task
+		view.All[task.TaskID] = task
 		if adopted[task.TaskID] {
-			view.unverified = append(view.unverified, task)
+			view.Unverified = append(view.Unverified, task)
 		}
 	}
-	if view.unowned, view.kept, err = l.withoutOwner(ctx, tasks); err != nil {
+	if view.Unowned, view.Quarantined, err = l.withoutOwner(ctx, tasks); err != nil {
 		return nil, err
 	}
 	l.updateBaseline(ctx, view)
@@ -142,7 +124,7 @@ func (l *lane) withoutOwner(ctx context.Context, tasks []dashscope.TaskInfo) (un
 
 // keepListing keeps the last listing in which every task of the lane's key had an owner,
 // and before there was one the first.
-func (l *lane) updateBaseline(ctx context.Context, view *snapshot) {
+func (l *lane) updateBaseline(ctx context.Context, view *reconcile.Snapshot) {
 	clean, err := l.allExplained(ctx, view)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -154,14 +136,14 @@ func (l *lane) updateBaseline(ctx context.Context, view *snapshot) {
 // clean reports whether each task of the lane's key on a listing is explained: it has an
 // owner, or is kept for a held job, or an intent may have made it. No create that is sent
 // later has made it then, and no other program.
-func (l *lane) allExplained(ctx context.Context, view *snapshot) (bool, error) {
+func (l *lane) allExplained(ctx context.Context, view *reconcile.Snapshot) (bool, error) {
 	key, err := l.keyID(ctx, l.account.remote.KeyMark())
 	if err != nil {
 		return false, err
 	}
-	return !slices.ContainsFunc(view.unowned, func(t dashscope.TaskInfo) bool {
-		made := slices.ContainsFunc(view.intents, func(i intent) bool { return i.couldHaveCreated(t, l.timing().limit) })
-		return !made && !view.kept[t.TaskID] && (key == "" || t.APIKeyID == key)
+	return !slices.ContainsFunc(view.Unowned, func(t dashscope.TaskInfo) bool {
+		made := slices.ContainsFunc(view.Intents, func(i reconcile.Intent) bool { return i.CouldHaveCreated(t, l.timing().Limit) })
+		return !made && !view.Quarantined[t.TaskID] && (key == "" || t.APIKeyID == key)
 	}), nil
 }
 
@@ -177,14 +159,14 @@ func (l *lane) lastClearSnapshot(ctx context.Context) (time.Time, error) {
 	clean, err := l.allExplained(ctx, view)
 	if err == nil && !clean { // some may have been explained since
 		later := *view
-		if later.unowned, later.kept, err = l.withoutOwner(ctx, view.unowned); err == nil {
+		if later.Unowned, later.Quarantined, err = l.withoutOwner(ctx, view.Unowned); err == nil {
 			clean, err = l.allExplained(ctx, &later)
 		}
 	}
 	if err != nil || !clean {
 		return time.Time{}, err
 	}
-	return view.at.UTC(), nil
+	return view.TakenAt.UTC(), nil
 }
 
 // doubts is the key of the lane's intents that were bought again or are held, by job and
@@ -210,7 +192,7 @@ func (l *lane) recordsIn(ctx context.Context, states ...jobs.State) (all []*jobs
 // intents are the lane's creates that have no outcome, of whatever worker, and those
 // of the last day that were bought again or are held. adopted are the tasks that jobs
 // have adopted and that are under way.
-func (l *lane) intents(ctx context.Context) (found []intent, adopted map[string]bool, err error) {
+func (l *lane) intents(ctx context.Context) (found []reconcile.Intent, adopted map[string]bool, err error) {
 	records, err := l.recordsIn(ctx, jobs.StateSubmitting, jobs.StateGenerating)
 	if err != nil {
 		return nil, nil, err
@@ -228,7 +210,7 @@ func (l *lane) intents(ctx context.Context) (found []intent, adopted map[string]
 		return nil, nil, fmt.Errorf("read intents that are decided: %w", err)
 	}
 	for name, encoded := range decided {
-		i, err := decodeIntent(encoded)
+		i, err := reconcile.DecodeIntent(encoded)
 		if err == nil && time.Since(i.From) < journal.TaskRetention {
 			if !i.LateTaskFound {
 				found = append(found, i)
