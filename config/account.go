@@ -88,14 +88,14 @@ func (l *loader) connection(a Account, names fields) string {
 func (l *loader) lane(region, model, name string) (jobs.Model, bool) {
 	m, err := jobs.LookupModel(model)
 	if err != nil {
-		l.bad(name, "names no %v", err)
+		l.bad(name, "names an unknown %v", err)
 		return m, false
 	}
 	if region == "" {
 		return m, true
 	}
 	if e, absent := errors.AsType[jobs.FieldError](m.CheckRegion(region)); absent {
-		l.bad(name, "%s is not sold where the account is: allowed %s", e.Value, e.Allowed)
+		l.bad(name, "%s is not offered in the account's region: allowed %s", e.Value, e.Allowed)
 		return m, false
 	}
 	return m, true
@@ -121,7 +121,7 @@ func (l *loader) concurrency(value, name string, models ...jobs.Model) int {
 // Work sees to it that these models, and no others where nothing says which, have
 // a lane: the account that the environment describes works any model unless
 // DANQING_MODELS lists them. No models means all that are sold where it is. It fails with an [*Error] if a model is not worked, or
-// not sold where the account is.
+// not offered in the account's region.
 func (c *Config) Work(models []string) error {
 	if c.anyModel {
 		each, region := c.Accounts[0].Lanes[0], c.region()
@@ -147,7 +147,7 @@ func (c *Config) Work(models []string) error {
 			return slices.ContainsFunc(a.Lanes, func(l Lane) bool { return l.Model == model })
 		}
 		if !slices.ContainsFunc(c.Accounts, worked) {
-			return &Error{[]Problem{{"DANQING_MODELS", fmt.Sprintf("and the file of accounts leave out %s, which is asked for: add it, or unset DANQING_MODELS", model)}}}
+			return &Error{[]Problem{{"DANQING_MODELS", fmt.Sprintf("lacks %s, which is requested: add it there or in the file of accounts, or unset DANQING_MODELS", model)}}}
 		}
 	}
 	return nil
@@ -213,10 +213,10 @@ var accountName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 func (l *loader) distinct(a Account, region, nameAt, keyAt string) {
 	for i, other := range l.cfg.Accounts {
 		if strings.EqualFold(a.Name, other.Name) {
-			l.bad(nameAt, "%q: there is an account %q already, give each a name of its own", a.Name, other.Name)
+			l.bad(nameAt, "%q: an account %q exists already: account names must be unique", a.Name, other.Name)
 		}
 		if a.APIKey.IsSet() && a.APIKey.Reveal() == other.APIKey.Reveal() && region == l.regions[i] {
-			l.bad(keyAt, "leads to the key of account %q: DashScope counts its limits per main account, so leave one of the two out", other.Name)
+			l.bad(keyAt, "is also the key of account %q: DashScope counts its limits per main account, so remove one of the two", other.Name)
 		}
 	}
 	l.cfg.Accounts, l.regions = append(l.cfg.Accounts, a), append(l.regions, region)

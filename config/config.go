@@ -110,7 +110,7 @@ func (c *Config) Redis() (*redis.Options, error) {
 // CheckReal tells whether there is what a run that spends money needs.
 func (c *Config) CheckReal() error {
 	if !c.Accounts[0].APIKey.IsSet() { // those of a file have one
-		return &Error{[]Problem{{"DASHSCOPE_API_KEY", "is not set: set it to your key from the Model Studio (百炼) console, or try without one by --simulate"}}}
+		return &Error{[]Problem{{"DASHSCOPE_API_KEY", "is not set: set it to your key from the Model Studio (百炼) console, or use --simulate, which needs none"}}}
 	}
 	return nil
 }

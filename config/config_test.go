@@ -181,7 +181,7 @@ func TestModelsOfTheAccount(t *testing.T) {
 		{"wan2.5-t2i-preview", "5", "", ""},
 		{"wanx2.1-t2i-plus", "", "https://dashscope-intl.aliyuncs.com/api/v1", ""},
 		{"", "", "http://127.0.0.1:1/api/v1", ""},
-		{"", "", "https://dashscope-intl.aliyuncs.com/api/v1", `DANQING_MODELS "wanx-v1" is not sold where the account is: allowed in ap-southeast-1 only wanx2.1-t2i-turbo`},
+		{"", "", "https://dashscope-intl.aliyuncs.com/api/v1", `DANQING_MODELS "wanx-v1" is not offered in the account's region: allowed in ap-southeast-1 only wanx2.1-t2i-turbo`},
 	} {
 		_, err := load(map[string]string{"DANQING_MODELS": tc.models, "DANQING_CONCURRENCY": tc.concurrency, "DASHSCOPE_HTTP_BASE_URL": tc.url})
 		if tc.want == "" {
@@ -252,7 +252,7 @@ func TestWarnings(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, []string{
 		"DASHSCOPE_HTTP_BASE_URL is http://: the API key travels unencrypted",
-		"DANQING_HOME is set, but Danqing reads no such variable",
+		"DANQING_HOME is set, but Danqing does not use it",
 	}, c.Warnings)
 	for _, host := range []string{"localhost:1", "127.0.0.1", "[::1]:1"} {
 		c, err = load(map[string]string{"DASHSCOPE_API_KEY": "k", "DASHSCOPE_HTTP_BASE_URL": "http://" + host + "/api/v1"})

@@ -50,9 +50,9 @@ func (l *loader) accounts() {
 		switch {
 		case v == "" || slices.Contains(l.named, name):
 		case name == "DASHSCOPE_API_KEY":
-			l.bad(name, "is set, but %s has the accounts: unset it, or let one of them say api_key_env: %s", l.file, name)
+			l.bad(name, "is set, but the accounts are in %s: unset it, or refer to it there by api_key_env: %s", l.file, name)
 		default:
-			l.bad(name, "is set, but %s has the accounts: unset it, and write its value to those that it is meant for", l.file)
+			l.bad(name, "is set, but the accounts are in %s: unset it, and write its value there", l.file)
 		}
 	}
 }
@@ -67,7 +67,7 @@ func readYAML(path string) (*yaml.Node, error) {
 	var document, second yaml.Node
 	if err = decoder.Decode(&document); err == nil {
 		if err = decoder.Decode(&second); err == nil {
-			return nil, fmt.Errorf("line %d: begins a second document, only one is read", second.Line)
+			return nil, fmt.Errorf("line %d: only one document is allowed", second.Line)
 		}
 	}
 	switch {
@@ -108,7 +108,7 @@ func (l *loader) entries(node *yaml.Node) []field {
 		key := node.Content[i]
 		f := field{key.Value, l.at(key, key.Value), resolve(node.Content[i+1])}
 		if line, twice := lines[f.name]; twice {
-			l.bad(f.at, "stands on line %d already", line)
+			l.bad(f.at, "is a duplicate of line %d", line)
 			continue
 		}
 		lines[f.name] = key.Line
@@ -140,11 +140,11 @@ func (l *loader) mapping(node *yaml.Node, name string, known ...string) map[stri
 		switch {
 		case literalKey.MatchString(f.name) && slices.Contains(known, "api_key_env"):
 			fields["api_key"] = f
-			l.bad(f.at, "must not be here, since files of settings are copied and committed: put the key into an environment variable and name that by api_key_env, or into a file of its own and name that by api_key_file")
+			l.bad(f.at, "must not be in this file, because settings files are copied and committed: put the key into an environment variable and name it by api_key_env, or into a file of its own and name it by api_key_file")
 		case near != "":
-			l.bad(f.at, "is no field of %s: did you mean %s?", name, near)
+			l.bad(f.at, "is not a field of %s: did you mean %s?", name, near)
 		default:
-			l.bad(f.at, "is no field of %s: there are %s", name, strings.Join(known, ", "))
+			l.bad(f.at, "is not a field of %s: allowed are %s", name, strings.Join(known, ", "))
 		}
 	}
 	return fields
@@ -156,7 +156,7 @@ func (l *loader) scalar(f field) string {
 	case f.node == nil || f.node.Tag == "!!null":
 		return ""
 	case f.node.Kind != yaml.ScalarNode:
-		l.bad(f.at, "must be one value")
+		l.bad(f.at, "must be a single value")
 		return ""
 	}
 	return strings.TrimSpace(f.node.Value)
@@ -193,10 +193,10 @@ func (l *loader) key(env, file field) Secret {
 	name, path := l.scalar(env), l.scalar(file)
 	switch {
 	case name == "" && path == "":
-		l.bad(env.at, "or api_key_file must say where the key is: the name of an environment variable, or the path of a file")
+		l.bad(env.at, "or api_key_file is required: the name of an environment variable, or the path of a file, that holds the key")
 		return Secret{}
 	case name != "" && path != "":
-		l.bad(env.at, "and api_key_file are both there: leave one out")
+		l.bad(env.at, "and api_key_file exclude each other: remove one")
 		return Secret{}
 	case path != "":
 		return l.keyFile(path, file.at)
@@ -271,7 +271,7 @@ func (l *loader) lanes(region string, f field) []Lane {
 func (l *loader) submits(value, name string, m jobs.Model) float64 {
 	n, err := strconv.ParseFloat(value, 64)
 	if err != nil || !(n > 0 && n <= m.SubmitsPerSecond) { // NaN is neither
-		l.bad(name, "%q: must be a number above 0, and at most the %v that DashScope takes of %s", value, m.SubmitsPerSecond, m.Name)
+		l.bad(name, "%q: must be a number above 0 and at most %v, DashScope's limit for %s", value, m.SubmitsPerSecond, m.Name)
 	}
 	return n
 }

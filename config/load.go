@@ -159,7 +159,7 @@ func (l *loader) storage() {
 	}
 	for _, field := range []string{"Addressing", "PublicURL", "PublicEndpoint"} {
 		if v, name := l.first(names[field]); v != "" {
-			l.bad(name, "is set but DANQING_S3_BUCKET is not: set that too, or unset this")
+			l.bad(name, "is set but DANQING_S3_BUCKET is not: set both or neither")
 		}
 	}
 }
@@ -178,7 +178,7 @@ func (l *loader) spelling(environ []string) {
 		}
 		switch near := nearest(upper); {
 		case near == "":
-			l.warn("%s is set, but Danqing reads no such variable", name)
+			l.warn("%s is set, but Danqing does not use it", name)
 		case near == upper && l.get(upper) != "": // Windows, where case does not count
 		default:
 			l.bad(name, "is not a variable of Danqing: write %s", near)

@@ -66,7 +66,7 @@ func (l *loader) fileMoney(a *Account, region string, budget, prices field) {
 		return
 	}
 	if prices.node.Kind != yaml.MappingNode || len(prices.node.Content) == 0 {
-		l.bad(prices.at, "must have a price in yuan for each of some models, as in %s: 0.12", jobs.DefaultModel)
+		l.bad(prices.at, "must map models to prices in yuan, as in %s: 0.12", jobs.DefaultModel)
 		return
 	}
 	a.PricesMicroYuan = map[string]int64{}

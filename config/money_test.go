@@ -54,20 +54,20 @@ func TestMoneyProblems(t *testing.T) {
 		assert.Contains(t, e.Problems[0].Text, tc.text)
 	}
 	_, err := load(map[string]string{"DANQING_PRICES": "wanx-v1=0.1", "DANQING_MODELS": "wanx2.1-t2i-plus", "DASHSCOPE_HTTP_BASE_URL": "https://dashscope-intl.aliyuncs.com/api/v1"})
-	require.ErrorContains(t, err, `DANQING_PRICES "wanx-v1" is not sold where the account is`)
+	require.ErrorContains(t, err, `DANQING_PRICES "wanx-v1" is not offered in the account's region`)
 
 	const good = "accounts:\n- name: a\n  api_key_env: KEY_A\n"
 	for _, tc := range []struct{ file, at, text string }{
 		{good + "  daily_budget: 0\n", "4: daily_budget", "must be more than 0"},
 		{good + "  daily_budget: 1e3\n", "4: daily_budget", `"1e3": must be an amount of yuan`},
-		{good + "  daily_budget: [5]\n", "4: daily_budget", "must be one value"},
+		{good + "  daily_budget: [5]\n", "4: daily_budget", "must be a single value"},
 		{good + "  dayly_budget: 5\n", "4: dayly_budget", "did you mean daily_budget?"},
-		{good + "  prices: 0.1\n", "4: prices", "must have a price in yuan for each of some models, as in wanx-v1: 0.12"},
-		{good + "  prices: {}\n", "4: prices", "must have a price in yuan"},
+		{good + "  prices: 0.1\n", "4: prices", "must map models to prices in yuan, as in wanx-v1: 0.12"},
+		{good + "  prices: {}\n", "4: prices", "must map models to prices in yuan"},
 		{good + "  prices:\n    wanx-v1:\n", "5: wanx-v1", `"": must be an amount of yuan`},
 		{good + "  prices:\n    wanx-v1: .1\n", "5: wanx-v1", `".1": must be an amount of yuan`},
 		{good + "  prices:\n    wanx-v2: 0.1\n", "5: wanx-v2", `did you mean "wanx-v1"?`},
-		{good + "  prices:\n    wanx-v1: 0.1\n    wanx-v1: 0.1\n", "6: wanx-v1", "stands on line 5 already"},
+		{good + "  prices:\n    wanx-v1: 0.1\n    wanx-v1: 0.1\n", "6: wanx-v1", "is a duplicate of line 5"},
 		{good + "  prices:\n    ? ''\n    : 0.1\n", "5: ", `"=0.1" has no model`},
 	} {
 		_, err := loadFile(t, tc.file, nil)

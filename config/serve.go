@@ -56,14 +56,14 @@ func (l *loader) serve() {
 	if v, name := l.first("DANQING_GATEWAY_DEFAULT_N"); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < 1 || n > 4 {
-			l.bad(name, "%q: must be 1 to 4: how many images a request is for that does not say", v)
+			l.bad(name, "%q: must be 1 to 4: the number of images of a request without n", v)
 		}
 		s.DefaultN = n
 	}
 	if v, name := l.first("DANQING_SERVE_URL"); v != "" {
 		u, err := url.Parse(v)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-			l.bad(name, "must be the URL by which clients reach the gateway, as in https://danqing.example.com, without a query, user name and password")
+			l.bad(name, "must be the URL at which clients reach the API, as in https://danqing.example.com, without query, user name or password")
 		}
 		s.URL = strings.TrimSuffix(strings.TrimRight(v, "/"), "/api/v1")
 	}
@@ -112,14 +112,14 @@ func (l *loader) token(t Token, secret, at string) {
 	t.Secret = NewSecret(secret)
 	bad := len(l.problems)
 	if jobs.ValidAccount(t.Name) != nil {
-		l.bad(at, "has a name that is none: 1 to 64 letters, digits, dots, hyphens and underscores") // it may be the token itself
+		l.bad(at, "has an invalid name: must be 1 to 64 letters, digits, dots, hyphens and underscores") // it may be the token itself
 	}
 	if len(secret) < minTokenBytes || strings.ContainsFunc(secret, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 		l.bad(at, "must have a token of %d characters or more, ASCII without blanks, such as openssl rand -hex 24 prints", minTokenBytes)
 	}
 	for _, other := range l.cfg.Serve.Tokens {
 		if other.Name == t.Name || other.Secret.Reveal() == secret {
-			l.bad(at, "is the second of that name, or with that token, in DANQING_SERVE_TOKENS and the file together: each must be there once")
+			l.bad(at, "repeats a name or a token: each must be unique in DANQING_SERVE_TOKENS and the file together")
 		}
 	}
 	if bad == len(l.problems) {
@@ -159,7 +159,7 @@ func (l *loader) fileToken(node *yaml.Node, t Token) {
 	secret, variable := l.scalar(f["token"]), l.scalar(f["token_env"])
 	switch {
 	case (secret == "") == (variable == ""):
-		l.bad(f["token"].at, "or token_env must say the token, and not both")
+		l.bad(f["token"].at, "or token_env is required, and not both")
 		return
 	case variable != "":
 		l.named = append(l.named, variable)
@@ -167,7 +167,7 @@ func (l *loader) fileToken(node *yaml.Node, t Token) {
 			if !variableName.MatchString(variable) { // it may be the token itself
 				variable = "something"
 			}
-			l.bad(f["token_env"].at, "names %s, which is no variable that is set: set it to the token", variable)
+			l.bad(f["token_env"].at, "names %s, which is not set: set it to the token", variable)
 			return
 		}
 	}

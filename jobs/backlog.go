@@ -66,7 +66,7 @@ func (c *Client) Backlog(ctx context.Context, model string) (*Backlog, error) {
 	for _, text := range durations.Val() {
 		milliseconds, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
-			return nil, fmt.Errorf("look at the backlog of %s: %s is no duration", model, show(text))
+			return nil, fmt.Errorf("look at the backlog of %s: %s is not a duration", model, show(text))
 		}
 		sum += milliseconds
 	}

@@ -115,7 +115,7 @@ func (e *BatchError) Unwrap() []error {
 // of r. A file without requests is an error.
 func ReadBatch(r io.Reader, opts BatchOptions) (*Batch, error) {
 	if opts.Name == "" {
-		return nil, errors.New("read batch: it has no name")
+		return nil, errors.New("read batch: the name is missing")
 	}
 	b := batchReader{
 		opts:    opts,
@@ -148,13 +148,13 @@ func ReadBatch(r io.Reader, opts BatchOptions) (*Batch, error) {
 	case len(b.wrong) > 0:
 		return nil, &BatchError{Lines: b.wrong}
 	case len(b.batch.Lines) == 0:
-		return nil, errors.New("read batch: there is no request in it")
+		return nil, errors.New("read batch: it contains no request")
 	}
 	return b.batch, nil
 }
 
 // errLongLine is a line over the limit.
-var errLongLine = fmt.Errorf("longer than %d bytes; one JSON object a line", maxLineBytes)
+var errLongLine = fmt.Errorf("longer than %d bytes; write one JSON object per line", maxLineBytes)
 
 // readLine returns the next line without its end; io.EOF with the last one. A
 // line that is too long is read to its end and dropped.
@@ -265,11 +265,11 @@ func (b *batchReader) claim(id, own string, now seenLine) (FieldError, bool) {
 	problem := FieldError{Field: "id", Value: show(own), Allowed: "each id once"}
 	switch {
 	case before.digest == "" || now.digest == "":
-		problem.Remedy = fmt.Sprintf("line %d has it too", before.number)
+		problem.Remedy = fmt.Sprintf("line %d has the same id", before.number)
 	case before.digest == now.digest:
-		problem.Remedy = fmt.Sprintf("line %d has it too and asks for the same; delete one, or give it another id to have it made twice", before.number)
+		problem.Remedy = fmt.Sprintf("line %d has the same id and the same request: delete one, or change its id to make it twice", before.number)
 	default:
-		problem.Remedy = fmt.Sprintf("line %d has it too and asks for something else", before.number)
+		problem.Remedy = fmt.Sprintf("line %d has the same id and another request", before.number)
 	}
 	return problem, true
 }
@@ -284,7 +284,7 @@ func (b *batchReader) stagedName(path, ref string, local bool) (string, error) {
 		from, stage = ref, b.opts.Stage
 	}
 	if stage == nil {
-		return "", errors.New("it cannot be staged here: leave \"stage\" out")
+		return "", errors.New("staging is not available here: remove \"stage\"")
 	}
 	s, known := b.staged[from]
 	if !known {
@@ -331,7 +331,7 @@ func compact(text []byte) ([]byte, error) {
 		for at > 0 && !utf8.RuneStart(text[at]) {
 			at--
 		}
-		return nil, fmt.Errorf("column %d: no JSON object: %w", utf8.RuneCount(text[:at])+1, err)
+		return nil, fmt.Errorf("column %d: not a JSON object: %w", utf8.RuneCount(text[:at])+1, err)
 	}
 	var b bytes.Buffer
 	if err := json.Compact(&b, value); err != nil {

@@ -96,8 +96,8 @@ func TestReadBatchByModel(t *testing.T) {
 {"prompt":"猫","parameters":{"watermark":false}}
 {"model":"wan2.6-t2i","prompt":"猫"}
 `)
-	assert.EqualError(t, err, `line 1: size: "1024*1024"; allowed: 1664*928, 1472*1104, 1328*1328, 1104*1472, 928*1664 | n: 2; allowed: 1; qwen-image makes one image a request: ask again under another id for another one
-line 2: watermark: false; allowed: none: wanx-v1 has no watermark; leave it out
+	assert.EqualError(t, err, `line 1: size: "1024*1024"; allowed: 1664*928, 1472*1104, 1328*1328, 1104*1472, 928*1664 | n: 2; allowed: 1; qwen-image creates one image per request: use another job for another image
+line 2: watermark: false; allowed: none: wanx-v1 has no watermark; remove it
 line 3: model: "wan2.6-t2i"; allowed: `+modelsAllowed)
 }
 
@@ -164,9 +164,9 @@ plain text
 {"parameters":{"n":0,"seed":-1},"input":{"prompt":"a"}}
 `)
 	assert.EqualError(t, err, `line 2: n: "2"; allowed: a whole number without quotes | size: "1000*1000"; allowed: `+sizeAllowed+`
-line 4: column 15: no JSON object: invalid character '}' looking for beginning of object key string
-line 5: column 1: no JSON object: invalid character 'p' looking for beginning of value
-line 6: promt: "猫"; did you mean "prompt"? (a column of your own needs another name) | prompt: missing; allowed: a text that says what to paint
+line 4: column 15: not a JSON object: invalid character '}' looking for beginning of object key string
+line 5: column 1: not a JSON object: invalid character 'p' looking for beginning of value
+line 6: promt: "猫"; did you mean "prompt"? (a column of your own needs another name) | prompt: missing; allowed: a description of the image
 line 7: column 13: not UTF-8; save the file as UTF-8 (it may be GBK or UTF-16)
 line 8: parameters.n: 0; allowed: a whole number, 1 or more; leave it out for 1 | seed: -1; allowed: 0 to 2147483647`)
 	var batch *BatchError
@@ -179,8 +179,8 @@ line 8: parameters.n: 0; allowed: a whole number, 1 or more; leave it out for 1 
 func TestReadBatchSyntaxColumns(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		`{"prompt":"猫`:           "column 12: no JSON object: unexpected end",
-		`{"prompt":"a"` + "\r\n": "column 13: no JSON object: unexpected end",
+		`{"prompt":"猫`:           "column 12: not a JSON object: unexpected end",
+		`{"prompt":"a"` + "\r\n": "column 13: not a JSON object: unexpected end",
 		`{"prompt":"猫"} x`:       "column 16: ",
 		`[{"prompt":"猫"}]`:       `request: [{"prompt":"猫"}]; allowed: a JSON object`,
 		`{"prompt":"a` + "\t":    "column 13: ",
@@ -208,10 +208,10 @@ func TestReadBatchDuplicateIDs(t *testing.T) {
 {"id":" b ","prompt":"猫","priority":"bulk"}
 {"id":"c","prompt":""}
 {"id":"c","prompt":"猫"}`)
-	assert.EqualError(t, err, `line 3: id: "a"; allowed: each id once; line 1 has it too and asks for something else
-line 4: id: "b"; allowed: each id once; line 2 has it too and asks for the same; delete one, or give it another id to have it made twice
-line 5: prompt: missing; allowed: a text that says what to paint
-line 6: id: "c"; allowed: each id once; line 5 has it too`)
+	assert.EqualError(t, err, `line 3: id: "a"; allowed: each id once; line 1 has the same id and another request
+line 4: id: "b"; allowed: each id once; line 2 has the same id and the same request: delete one, or change its id to make it twice
+line 5: prompt: missing; allowed: a description of the image
+line 6: id: "c"; allowed: each id once; line 5 has the same id`)
 }
 
 // An own id that was copied from a generated one must not pass for it.
@@ -220,7 +220,7 @@ func TestReadBatchOwnIDLikeAGeneratedOne(t *testing.T) {
 	digest := Request{Prompt: "猫"}.Digest()
 	err := readErr(t, `{"prompt":"猫"}`+"\n"+`{"id":"`+digest[:24]+`-1","prompt":"狗"}`)
 	assert.ErrorContains(t, err, "line 2: id: ")
-	assert.ErrorContains(t, err, "line 1 has it too and asks for something else")
+	assert.ErrorContains(t, err, "line 1 has the same id and another request")
 }
 
 func TestReadBatchRedoOfItself(t *testing.T) {
@@ -321,10 +321,10 @@ func TestReadBatchLongLines(t *testing.T) {
 func TestReadBatchEmpty(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{"", "\n \r\n", "\ufeff\n"} {
-		assert.EqualError(t, readErr(t, text), "read batch: there is no request in it")
+		assert.EqualError(t, readErr(t, text), "read batch: it contains no request")
 	}
 	_, err := ReadBatch(strings.NewReader(`{"prompt":"a"}`), BatchOptions{})
-	assert.ErrorContains(t, err, "no name")
+	assert.ErrorContains(t, err, "the name is missing")
 }
 
 func TestReadBatchReaderFails(t *testing.T) {

@@ -91,7 +91,7 @@ func LookupModel(name string) (Model, error) {
 	}
 	e := FieldError{Field: "model", Value: show(name), Allowed: strings.Join(names, ", ")}
 	if here := modelName(name); here != name {
-		e.Remedy = fmt.Sprintf("a region's spelling: it is %q here", here)
+		e.Remedy = fmt.Sprintf("this is a region's spelling: write %q", here)
 	} else if near := nearest(strings.ToLower(name), names); near != "" {
 		e.Remedy = fmt.Sprintf("did you mean %q?", near)
 	}
@@ -152,10 +152,10 @@ func (m Model) CheckRegion(region string) error {
 	e := FieldError{
 		Field: "model", Value: show(m.Name),
 		Allowed: fmt.Sprintf("in %s only %s", region, strings.Join(there, ", ")),
-		Remedy:  fmt.Sprintf("%s exists in %s: set DASHSCOPE_HTTP_BASE_URL to a host there", m.Name, strings.Join(slices.Sorted(maps.Keys(m.Prices)), ", ")),
+		Remedy:  fmt.Sprintf("%s is offered in %s: set DASHSCOPE_HTTP_BASE_URL to a host there", m.Name, strings.Join(slices.Sorted(maps.Keys(m.Prices)), ", ")),
 	}
 	if len(there) == 0 {
-		e.Allowed = "none: no model of this endpoint is known to exist in " + region
+		e.Allowed = "none: no model is known to be offered in " + region
 	}
 	return e
 }

@@ -68,7 +68,7 @@ func TestLookupModel(t *testing.T) {
 	_, err = LookupModel("qwen-image-pluss")
 	assert.ErrorContains(t, err, `did you mean "qwen-image-plus"?`)
 	_, err = LookupModel("wan2.1-t2i-plus")
-	assert.EqualError(t, err, `model: "wan2.1-t2i-plus"; allowed: `+modelsAllowed+`; a region's spelling: it is "wanx2.1-t2i-plus" here`)
+	assert.EqualError(t, err, `model: "wan2.1-t2i-plus"; allowed: `+modelsAllowed+`; this is a region's spelling: write "wanx2.1-t2i-plus"`)
 }
 
 // The catalog's callers may do with it what they like.

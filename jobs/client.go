@@ -161,7 +161,7 @@ func (r Request) TooLate(now time.Time) error {
 		return nil
 	}
 	return &InvalidError{Fields: []FieldError{{
-		Field: "deadline", Value: show(r.Deadline.Format(time.RFC3339)), Allowed: "a time to come", Remedy: "nothing was queued",
+		Field: "deadline", Value: show(r.Deadline.Format(time.RFC3339)), Allowed: "a future time", Remedy: "nothing was queued",
 	}}}
 }
 
@@ -193,7 +193,7 @@ func (c *Client) enqueue(ctx context.Context, kind, queue, id string, payload an
 			return nil //nolint:nilerr // it has a message, or had one a moment ago
 		}
 		if err := inspector.DeleteTask(queue, id); err != nil {
-			return fmt.Errorf("enqueue %s in %s: an ended message is in the way: %w", id, queue, err)
+			return fmt.Errorf("enqueue %s in %s: a finished message blocks the ID: %w", id, queue, err)
 		}
 		_, err = c.asynq.EnqueueContext(ctx, message)
 	}

@@ -103,7 +103,7 @@ type info map[string]string
 func (c *Client) info(ctx context.Context) (info, error) {
 	text, err := c.redis.Info(ctx).Result()
 	if err != nil {
-		return nil, fmt.Errorf("ask Redis what it is: %w", err)
+		return nil, fmt.Errorf("read INFO of Redis: %w", err)
 	}
 	fields := info{}
 	for line := range strings.Lines(text) {
@@ -219,7 +219,7 @@ func (c *Client) Acknowledge(ctx context.Context, d Durability) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("wait until Redis keeps what was written: %w", err)
+		return fmt.Errorf("wait until writes are durable: %w", err)
 	}
 	return nil
 }

@@ -142,7 +142,7 @@ func TestDurabilityWithoutConfig(t *testing.T) {
 	d, err := p.client(t).Durability(t.Context())
 	require.NoError(t, err)
 	assert.Equal(t, jobs.Durability{Version: "7.0.15", RunID: "run", ReplicationID: "history", Cluster: true, AOF: true}, d)
-	assert.Contains(t, texts(d.Findings()), "does not tell how often it syncs")
+	assert.Contains(t, texts(d.Findings()), "does not report how often it syncs")
 
 	p.refused = net.ErrClosed // no answer is not a refusal
 	_, err = p.client(t).Durability(t.Context())
@@ -176,7 +176,7 @@ func TestRunID(t *testing.T) {
 		require.NoError(t, rdb.ConfigSet(t.Context(), "maxmemory", "1gb").Err())
 		d, err = client.Durability(t.Context())
 		require.NoError(t, err)
-		assert.Contains(t, texts(d.Findings()), "throws jobs away when it is full, because maxmemory-policy is allkeys-lru")
+		assert.Contains(t, texts(d.Findings()), "evicts jobs when it is full, because maxmemory-policy is allkeys-lru")
 	})
 }
 
@@ -205,17 +205,17 @@ func TestFindings(t *testing.T) {
 		"loading":            {func(d *jobs.Durability) { d.Loading = true }, "warning: Redis is still reading|loading:0"},
 		"disk full":          {func(d *jobs.Durability) { d.AOFFailing = true }, "error: Redis could not write its append-only file|free its disk"},
 		"snapshot fails":     {func(d *jobs.Durability) { d.SnapshotFailing = true }, "error: Redis could not save its last snapshot|free its disk"},
-		"nothing":            {func(d *jobs.Durability) { d.AOF, d.Replicas = false, 0 }, "error: Redis has no append-only file, so that its next restart forgets jobs|appendonly yes"},
+		"nothing":            {func(d *jobs.Durability) { d.AOF, d.Replicas = false, 0 }, "error: Redis has no append-only file, so that its next restart loses jobs|appendonly yes"},
 		"snapshots":          {func(d *jobs.Durability) { d.AOF, d.Replicas, d.Snapshots = false, 0, "3600 1" }, "error: Redis only saves snapshots (3600 1)|appendonly yes"},
 		"replicas' memory":   {func(d *jobs.Durability) { d.AOF = false }, "warning: Redis has no append-only file, so that what it has acknowledged lives in the memory of its replicas|appendonly yes"},
 		"never synced":       {func(d *jobs.Durability) { d.Fsync = "no" }, "warning: Redis leaves it to the system|appendfsync everysec"},
 		"a second, waited":   {func(d *jobs.Durability) { d.Fsync = "everysec" }, "note: Redis syncs every second; nothing is bought before its intent is on the disk|appendfsync always"},
-		"a second, unwaited": {func(d *jobs.Durability) { d.Fsync, d.Version = "everysec", "7.0.15" }, "warning: Redis syncs every second, so that a power cut forgets up to a second|upgrade to Redis 7.2"},
+		"a second, unwaited": {func(d *jobs.Durability) { d.Fsync, d.Version = "everysec", "7.0.15" }, "warning: Redis syncs every second, so that a power cut loses up to a second|upgrade to Redis 7.2"},
 		"rewrites":           {func(d *jobs.Durability) { d.NoFsyncOnRewrite = true }, "warning: Redis syncs nothing while it rewrites|no-appendfsync-on-rewrite no"},
-		"has evicted":        {func(d *jobs.Durability) { d.EvictionPolicy, d.EvictedKeys = "allkeys-lru", 7 }, "error: Redis has thrown away 7 keys|maxmemory-policy noeviction"},
-		"will evict":         {func(d *jobs.Durability) { d.EvictionPolicy = "volatile-ttl" }, "error: Redis throws jobs away when it is full, because maxmemory-policy is volatile-ttl|maxmemory-policy noeviction"},
+		"has evicted":        {func(d *jobs.Durability) { d.EvictionPolicy, d.EvictedKeys = "allkeys-lru", 7 }, "error: Redis has evicted 7 keys|maxmemory-policy noeviction"},
+		"will evict":         {func(d *jobs.Durability) { d.EvictionPolicy = "volatile-ttl" }, "error: Redis evicts jobs when it is full, because maxmemory-policy is volatile-ttl|maxmemory-policy noeviction"},
 		"may evict": {func(d *jobs.Durability) { d.EvictionPolicy, d.MaxMemoryBytes = "allkeys-lru", 0 },
-			"warning: maxmemory-policy is allkeys-lru, so that Redis will throw jobs away as soon as|maxmemory-policy noeviction"},
+			"warning: maxmemory-policy is allkeys-lru, so that Redis will evict jobs as soon as|maxmemory-policy noeviction"},
 		"nearly full": {func(d *jobs.Durability) { d.UsedBytes = 900 << 20 }, "warning: Redis uses 87 % of its maxmemory of 1073741824 bytes|raise maxmemory"},
 		"full":        {func(d *jobs.Durability) { d.UsedBytes = 1 << 30 }, "error: Redis uses 100 %|raise maxmemory"},
 		"one machine": {func(d *jobs.Durability) { d.Replicas = 0 }, "note: Redis has no replica|replicaof HOST PORT"},

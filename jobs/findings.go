@@ -61,7 +61,7 @@ func state(d Durability) (found []Finding) {
 	}
 	if d.Cluster {
 		found = append(found, Finding{SeverityError,
-			"this Redis is a node of a cluster, which runs no script on a job and its lists together", "set REDIS_URL to a Redis with cluster-enabled no"})
+			"this Redis is a node of a cluster, which cannot run a script on keys of several slots", "set REDIS_URL to a Redis with cluster-enabled no"})
 	}
 	if d.Replica {
 		found = append(found, Finding{SeverityError,
@@ -94,29 +94,29 @@ func persistence(d Durability) (found []Finding) {
 			"Redis has no append-only file, so that what it has acknowledged lives in the memory of its replicas alone", aofOn})
 	case !d.AOF && d.Snapshots != "":
 		found = append(found, Finding{SeverityError,
-			fmt.Sprintf("Redis only saves snapshots (%s), so that a crash forgets the jobs of minutes or an hour", d.Snapshots), aofOn})
+			fmt.Sprintf("Redis only saves snapshots (%s), so that a crash loses the jobs of the last minutes or hour", d.Snapshots), aofOn})
 	case !d.AOF:
 		found = append(found, Finding{SeverityError,
-			"Redis has no append-only file, so that its next restart forgets jobs that it has acknowledged, perhaps all", aofOn})
+			"Redis has no append-only file, so that its next restart loses jobs that it has acknowledged, perhaps all", aofOn})
 	case d.Fsync == "no":
 		found = append(found, Finding{SeverityWarning,
-			"Redis leaves it to the system when its file reaches the disk, so that a power cut forgets half a minute of jobs",
+			"Redis leaves it to the system when its file reaches the disk, so that a power cut loses half a minute of jobs",
 			"set in redis.conf: appendfsync everysec, or always"})
 	case d.Fsync == "":
 		found = append(found, Finding{SeverityNote,
-			"Redis does not tell how often it syncs its append-only file; with everysec, the default, a power cut forgets up to a second", ""})
+			"Redis does not report how often it syncs its append-only file; with everysec, the default, a power cut loses up to a second", ""})
 	case d.Fsync == "everysec" && d.waitsForDisk():
 		found = append(found, Finding{SeverityNote,
-			"Redis syncs every second; nothing is bought before its intent is on the disk, but a power cut forgets the jobs that were enqueued in the last second",
+			"Redis syncs every second; nothing is bought before its intent is on the disk, but a power cut loses the jobs that were enqueued in the last second",
 			"if producers cannot enqueue again, set in redis.conf: appendfsync always"})
 	case d.Fsync == "everysec":
 		found = append(found, Finding{SeverityWarning,
-			"Redis syncs every second, so that a power cut forgets up to a second of what it has acknowledged; the workers' journals still know what was paid for",
+			"Redis syncs every second, so that a power cut loses up to a second of what it has acknowledged; the workers' journals still record what was paid for",
 			"set in redis.conf: appendfsync always; or upgrade to Redis 7.2, where workers wait for the disk before they buy"})
 	}
 	if d.AOF && d.NoFsyncOnRewrite && d.Fsync != "no" {
 		found = append(found, Finding{SeverityWarning,
-			"Redis syncs nothing while it rewrites its append-only file, so that a power cut then forgets half a minute of jobs",
+			"Redis syncs nothing while it rewrites its append-only file, so that a power cut then loses half a minute of jobs",
 			"set in redis.conf: no-appendfsync-on-rewrite no"})
 	}
 	return found
@@ -129,13 +129,13 @@ func memory(d Durability) (found []Finding) {
 	switch {
 	case evicts && d.EvictedKeys > 0:
 		found = append(found, Finding{SeverityError,
-			fmt.Sprintf("Redis has thrown away %d keys since it started, because maxmemory-policy is %s; jobs may be among them", d.EvictedKeys, d.EvictionPolicy), remedy})
+			fmt.Sprintf("Redis has evicted %d keys since it started, because maxmemory-policy is %s; jobs may be among them", d.EvictedKeys, d.EvictionPolicy), remedy})
 	case evicts && d.MaxMemoryBytes > 0:
 		found = append(found, Finding{SeverityError,
-			fmt.Sprintf("Redis throws jobs away when it is full, because maxmemory-policy is %s", d.EvictionPolicy), remedy})
+			fmt.Sprintf("Redis evicts jobs when it is full, because maxmemory-policy is %s", d.EvictionPolicy), remedy})
 	case evicts:
 		found = append(found, Finding{SeverityWarning,
-			fmt.Sprintf("maxmemory-policy is %s, so that Redis will throw jobs away as soon as somebody sets maxmemory", d.EvictionPolicy), remedy})
+			fmt.Sprintf("maxmemory-policy is %s, so that Redis will evict jobs as soon as maxmemory is set", d.EvictionPolicy), remedy})
 	}
 	if d.MaxMemoryBytes <= 0 {
 		return found
@@ -158,6 +158,6 @@ func copies(d Durability) []Finding {
 		return nil
 	}
 	return []Finding{{SeverityNote,
-		"Redis has no replica, so that its jobs are lost with its machine's disk; the workers' journals still know what was paid for",
+		"Redis has no replica, so that its jobs are lost with its machine's disk; the workers' journals still record what was paid for",
 		"if that matters, start a second one with: replicaof HOST PORT"}}
 }

@@ -118,7 +118,7 @@ func (c *Client) importDay(ctx context.Context, holder string, spent []Spent) er
 			return err
 		}
 		if s.SpentMicroYuan < 0 || s.Images < 0 {
-			return errors.New("less than nothing was spent")
+			return errors.New("an amount is negative")
 		}
 		total += s.SpentMicroYuan
 		fields = append(fields, spentField+string(encoded), s.SpentMicroYuan, imagesField+string(encoded), s.Images)

@@ -122,7 +122,7 @@ func newBooking(charge Charge) (booking, error) {
 	case charge.At.IsZero():
 		return booking{}, errors.New("its time is missing")
 	case charge.MicroYuan < 0 || charge.Images < 0:
-		return booking{}, fmt.Errorf("%d micro-yuan and %d images: neither may be below 0", charge.MicroYuan, charge.Images)
+		return booking{}, fmt.Errorf("%d micro-yuan and %d images: must not be negative", charge.MicroYuan, charge.Images)
 	}
 	encoded, err := encodeJSON(group{charge.Model, charge.Batch, charge.Labels})
 	return booking{Charge: charge, day: LedgerDay(charge.At), group: string(encoded)}, err
@@ -359,7 +359,7 @@ func (c *Client) Release(ctx context.Context, charge Charge) error {
 // bound away.
 func (c *Client) SetBatchBudget(ctx context.Context, batch string, microYuan int64) error {
 	if batch == "" || microYuan < 0 {
-		return fmt.Errorf("set budget of batch %s to %d micro-yuan: a batch has a name, and its budget is not below 0", show(batch), microYuan)
+		return fmt.Errorf("set budget of batch %s to %d micro-yuan: the batch needs a name, and the budget must not be negative", show(batch), microYuan)
 	}
 	key := budgetPrefix + batch
 	_, err := c.redis.TxPipelined(ctx, func(tx redis.Pipeliner) error {
@@ -408,7 +408,7 @@ func decodeReservation(name, value string) (Charge, error) {
 	at := strings.LastIndexByte(name, '.')
 	parts := reservationPattern.FindStringSubmatch(value)
 	if at < 0 || parts == nil {
-		return Charge{}, fmt.Errorf("%s is no reservation", show(value))
+		return Charge{}, fmt.Errorf("%s is not a reservation", show(value))
 	}
 	attempt, err := strconv.Atoi(name[at+1:])
 	amount, amountErr := strconv.ParseInt(parts[1], 10, 64)

@@ -136,7 +136,7 @@ func parseCursor(cursor string) (entry, error) {
 	score, id, ok := strings.Cut(cursor, "-")
 	at, err := strconv.ParseInt(score, 10, 64)
 	if !ok || err != nil {
-		return entry{}, FieldError{Field: "cursor", Value: show(cursor), Allowed: "what the last page returned", Remedy: "leave it out to begin"}
+		return entry{}, FieldError{Field: "cursor", Value: show(cursor), Allowed: "what the last page returned", Remedy: "omit it to start"}
 	}
 	return entry{score: at, id: id}, nil
 }

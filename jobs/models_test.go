@@ -60,8 +60,8 @@ func TestModelInRegion(t *testing.T) {
 	m, err := LookupModel("wanx-v1")
 	require.NoError(t, err)
 	require.NoError(t, m.CheckRegion(RegionBeijing))
-	assert.EqualError(t, m.CheckRegion(RegionSingapore), `model: "wanx-v1"; allowed: in ap-southeast-1 only wanx2.1-t2i-turbo, wanx2.1-t2i-plus, wan2.2-t2i-flash, wan2.2-t2i-plus, wan2.5-t2i-preview, qwen-image, qwen-image-plus; wanx-v1 exists in cn-beijing: set DASHSCOPE_HTTP_BASE_URL to a host there`)
-	assert.EqualError(t, m.CheckRegion("us-east-1"), `model: "wanx-v1"; allowed: none: no model of this endpoint is known to exist in us-east-1; wanx-v1 exists in cn-beijing: set DASHSCOPE_HTTP_BASE_URL to a host there`)
+	assert.EqualError(t, m.CheckRegion(RegionSingapore), `model: "wanx-v1"; allowed: in ap-southeast-1 only wanx2.1-t2i-turbo, wanx2.1-t2i-plus, wan2.2-t2i-flash, wan2.2-t2i-plus, wan2.5-t2i-preview, qwen-image, qwen-image-plus; wanx-v1 is offered in cn-beijing: set DASHSCOPE_HTTP_BASE_URL to a host there`)
+	assert.EqualError(t, m.CheckRegion("us-east-1"), `model: "wanx-v1"; allowed: none: no model is known to be offered in us-east-1; wanx-v1 is offered in cn-beijing: set DASHSCOPE_HTTP_BASE_URL to a host there`)
 	name, sold := m.NameIn(RegionSingapore)
 	assert.False(t, sold)
 	assert.Empty(t, name)
@@ -118,8 +118,8 @@ func TestModelBounds(t *testing.T) {
 		{v2[:6], Request{N: 5}, `n: 5; allowed: 1 to 4`},
 
 		{v2, Request{PromptExtend: new(false), Watermark: new(true)}, ""},
-		{v1, Request{PromptExtend: new(true)}, `prompt_extend: true; allowed: none: wanx-v1 has no prompt_extend; leave it out`},
-		{v1, Request{Watermark: new(false)}, `watermark: false; allowed: none: wanx-v1 has no watermark; leave it out`},
+		{v1, Request{PromptExtend: new(true)}, `prompt_extend: true; allowed: none: wanx-v1 has no prompt_extend; remove it`},
+		{v1, Request{Watermark: new(false)}, `watermark: false; allowed: none: wanx-v1 has no watermark; remove it`},
 		{v2, Request{Seed: new(int64(-1))}, `seed: -1; allowed: 0 to 2147483647`},
 		{v2, Request{Seed: new(int64(maxSeed + 1))}, `seed: 2147483648; allowed: 0 to 2147483647`},
 	} {
@@ -156,7 +156,7 @@ func TestOneImageModels(t *testing.T) {
 	t.Parallel()
 	for _, model := range []string{"qwen-image", "qwen-image-plus"} {
 		_, _, err := Request{Model: model, Prompt: "猫", N: 2}.Normalize()
-		assert.EqualError(t, err, `n: 2; allowed: 1; `+model+` makes one image a request: ask again under another id for another one`)
+		assert.EqualError(t, err, `n: 2; allowed: 1; `+model+` creates one image per request: use another job for another image`)
 	}
 }
 

@@ -211,9 +211,9 @@ func (c *Client) NotifyAgain(ctx context.Context, id string) ([]string, error) {
 	kinds := rec.notices()
 	switch {
 	case !rec.State.Final():
-		return nil, fmt.Errorf("notify of %s: %w: it is not over (%s)", id, ErrState, rec.State)
+		return nil, fmt.Errorf("notify of %s: %w: it is not finished (%s)", id, ErrState, rec.State)
 	case len(kinds) == 0:
-		return nil, fmt.Errorf("notify of %s: %w: it names neither a callback nor a follow-up", id, ErrState)
+		return nil, fmt.Errorf("notify of %s: %w: it has neither a callback nor a follow-up", id, ErrState)
 	}
 	var sent []string
 	for _, kind := range kinds {

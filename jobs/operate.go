@@ -68,7 +68,7 @@ func (c *Client) Cancel(ctx context.Context, id string) (*Record, error) {
 		case StateSucceeded, StateFailed:
 			err = fmt.Errorf("cancel %s: %w: it has %s", id, ErrOver, rec.State)
 		default:
-			err = fmt.Errorf("cancel %s: %w: its state %q is not known to this version", id, ErrState, rec.State)
+			err = fmt.Errorf("cancel %s: %w: unknown state %q", id, ErrState, rec.State)
 		}
 		if !errors.Is(err, ErrConflict) {
 			return rec, err
@@ -212,9 +212,9 @@ func (r *Record) retriable() bool {
 // notRetried says why a job that lacks no image is not made again.
 func notRetried(rec *Record) error {
 	if !rec.State.Final() {
-		return fmt.Errorf("retry %s: %w: it is not over (%s)", rec.ID, ErrState, rec.State)
+		return fmt.Errorf("retry %s: %w: it is not finished (%s)", rec.ID, ErrState, rec.State)
 	}
-	return fmt.Errorf(`retry %s: %w: it has succeeded with all its images; for others enqueue a new job with "redo_of": %q`, rec.ID, ErrOver, rec.ID)
+	return fmt.Errorf(`retry %s: %w: it has all its images; for another image of the same request enqueue a new job with "redo_of": %q`, rec.ID, ErrOver, rec.ID)
 }
 
 // RetryRecord is [Client.Retry] for a job that Redis may have forgotten: rec is
@@ -233,7 +233,7 @@ func (c *Client) RetryRecord(ctx context.Context, rec *Record) (*Record, error) 
 			return nil, fmt.Errorf("job %s: %w: enqueue it again", rec.ID, ErrNoRequest)
 		}
 		if asked := rec.AsAsked(); asked.Digest() != rec.Digest {
-			return nil, fmt.Errorf("retry %s: %w (what its sidecar asks for has another digest)", rec.ID, ErrDigestConflict)
+			return nil, fmt.Errorf("retry %s: %w (the request in its sidecar has another digest)", rec.ID, ErrDigestConflict)
 		}
 		known, err = c.again(ctx, nil, rec)
 		if !errors.Is(err, ErrConflict) {

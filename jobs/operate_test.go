@@ -357,10 +357,10 @@ func TestRetryRefuses(t *testing.T) {
 		err  error
 		text string
 	}{
-		{jobs.Record{ID: "queued", State: jobs.StateQueued}, jobs.ErrState, "it is not over (queued)"},
-		{jobs.Record{ID: "storing", State: jobs.StateStoring}, jobs.ErrState, "it is not over (storing)"},
+		{jobs.Record{ID: "queued", State: jobs.StateQueued}, jobs.ErrState, "it is not finished (queued)"},
+		{jobs.Record{ID: "storing", State: jobs.StateStoring}, jobs.ErrState, "it is not finished (storing)"},
 		{jobs.Record{ID: "held", State: jobs.StateHeld}, jobs.ErrState, "jobs resolve held --buy-again"},
-		{jobs.Record{ID: "whole", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}}}, jobs.ErrOver, `with all its images; for others enqueue a new job with "redo_of": "whole"`},
+		{jobs.Record{ID: "whole", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}}}, jobs.ErrOver, `it has all its images; for another image of the same request enqueue a new job with "redo_of": "whole"`},
 		{jobs.Record{ID: "part", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}, jobs.ErrNoRequest, "enqueue it again"},
 	} {
 		put(t, client, c.rec)

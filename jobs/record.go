@@ -23,7 +23,7 @@ var (
 	// has written there. Nothing is done for the job. To ask for it anew, delete the
 	// key danqing:job:ID and enqueue it again: what was paid for is in the worker's
 	// journal and in the bucket.
-	ErrDamaged = errors.New("the job's record in Redis is damaged")
+	ErrDamaged = errors.New("the job's record in Redis is corrupt")
 	// ErrConflict means that the record was changed by somebody else since it
 	// was read: read it again and decide anew.
 	ErrConflict = errors.New("the record changed meanwhile")
@@ -31,10 +31,10 @@ var (
 	ErrDigestConflict = errors.New("this job ID belongs to another request")
 	// ErrOver means that the job is over, so that what was asked for cannot be
 	// done any more.
-	ErrOver = errors.New("the job is over")
+	ErrOver = errors.New("the job is finished")
 	// ErrState means that what was asked for cannot be done as the job stands; the
 	// text says what can.
-	ErrState = errors.New("not possible as the job stands")
+	ErrState = errors.New("not possible in the job's state")
 	// ErrNoRequest means that neither the job's record nor its message tells what
 	// was asked for. The producer that enqueues the job again brings it back.
 	ErrNoRequest = errors.New("the job's request is lost")
@@ -266,9 +266,9 @@ func decodeRecord(id, encoded, cancel string) (*Record, error) {
 	switch {
 	case err != nil:
 	case rec.ID != id:
-		err = fmt.Errorf("it is of job %q", rec.ID)
+		err = fmt.Errorf("it belongs to job %q", rec.ID)
 	case !slices.Contains(States(), rec.State), rec.Attempt < 0:
-		err = fmt.Errorf("it is of another version: state %q, attempt %d", rec.State, rec.Attempt)
+		err = fmt.Errorf("it is from another version: state %q, attempt %d", rec.State, rec.Attempt)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read record of %s: %w (%w)", id, ErrDamaged, err)

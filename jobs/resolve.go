@@ -127,7 +127,7 @@ func (c *Client) giveUp(ctx context.Context, rec *Record) (*Record, error) {
 
 func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, error) {
 	if rec.Account == "" {
-		return rec, fmt.Errorf("adopt task %s for %s: %w: it was never submitted, so that no account of its task is known", task, rec.ID, ErrState)
+		return rec, fmt.Errorf("adopt task %s for %s: %w: it was never submitted, so the task's account is unknown", task, rec.ID, ErrState)
 	}
 	req, err := c.RequestOf(ctx, rec)
 	if err != nil {

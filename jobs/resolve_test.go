@@ -192,7 +192,7 @@ func TestResolveRefuses(t *testing.T) {
 	// A hold without an intent, as after Redis forgot, has no account.
 	move(t, client, rec, func(next *jobs.Record) { next.State = jobs.StateHeld })
 	_, err = client.Resolve(t.Context(), "dog", jobs.Resolution{Adopt: testTask})
-	require.ErrorContains(t, err, "no account of its task is known")
+	require.ErrorContains(t, err, "the task's account is unknown")
 	got, err := client.Resolve(t.Context(), "dog", jobs.Resolution{BuyAgain: true})
 	require.NoError(t, err)
 	assert.Empty(t, got.PastAttempts)

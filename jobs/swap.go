@@ -18,9 +18,9 @@ import (
 // was found, and is another job's, is not given to this one; one that the job has
 // rejected is nobody's again.
 //
-// With it goes what the job counts against its producer: that it waits, and what it
-// may cost, or has cost, on the day when it was enqueued. A new job beyond the limits
-// is refused. A job that has ended is due to be told of.
+// It also updates the producer's limits: its number of waiting jobs, and the cost on
+// the day when the job was enqueued. A new job beyond the limits is refused. A job that
+// has ended becomes due for its notifications.
 var swapScript = redis.NewScript(`
 local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term', 'write')
 if cur[4] == ARGV[11] then return 1 end

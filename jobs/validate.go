@@ -251,7 +251,7 @@ func (c *checks) texts(r Request, m Model) {
 		if r.Prompt != "" {
 			value = show(r.Prompt)
 		}
-		c.require(false, "prompt", value, "a text that says what to paint", "")
+		c.require(false, "prompt", value, "a description of the image", "")
 	}
 	c.text("negative_prompt", r.NegativePrompt, m.NegativePromptRunes, 0)
 }
@@ -284,7 +284,7 @@ func (c *checks) shape(r Request, m Model) {
 	c.require(m.Sizes.Allows(r.Size), "size", show(r.Size), m.Sizes.String(), m.Sizes.remedy(r.Size))
 	inRange := r.N >= 1 && r.N <= m.MaxImages
 	if m.MaxImages == 1 {
-		c.require(inRange, "n", strconv.Itoa(r.N), "1", m.Name+" makes one image a request: ask again under another id for another one")
+		c.require(inRange, "n", strconv.Itoa(r.N), "1", m.Name+" creates one image per request: use another job for another image")
 	} else {
 		c.require(inRange, "n", strconv.Itoa(r.N), fmt.Sprintf("1 to %d", m.MaxImages), "")
 	}
@@ -303,7 +303,7 @@ func (c *checks) shape(r Request, m Model) {
 // flag refuses a switch that the model does not have, off or on.
 func (c *checks) flag(field string, value *bool, has bool, model string) {
 	if value != nil && !has {
-		c.require(false, field, strconv.FormatBool(*value), "none: "+model+" has no "+field, "leave it out")
+		c.require(false, field, strconv.FormatBool(*value), "none: "+model+" has no "+field, "remove it")
 	}
 }
 
@@ -316,11 +316,11 @@ func (c *checks) reference(r Request, m Model) {
 		v := *r.RefStrength
 		value := strconv.FormatFloat(v, 'g', -1, 64)
 		c.require(v >= 0 && v <= 1, "ref_strength", value, "0.0 to 1.0", "")
-		c.require(r.RefImg != "", "ref_strength", value, "only with a reference image", "give ref_img or leave it out")
+		c.require(r.RefImg != "", "ref_strength", value, "only with a reference image", "give ref_img, or remove this")
 	}
 	if r.RefMode != "" {
 		c.require(slices.Contains(m.RefModes, r.RefMode), "ref_mode", show(r.RefMode), strings.Join(m.RefModes, ", "), "")
-		c.require(r.RefImg != "", "ref_mode", show(r.RefMode), "only with a reference image", "give ref_img or leave it out")
+		c.require(r.RefImg != "", "ref_mode", show(r.RefMode), "only with a reference image", "give ref_img, or remove this")
 	}
 	if r.RefImg == "" {
 		return
@@ -366,7 +366,7 @@ func checkURL(ref string) (allowed, remedy string) {
 	case isURL && scheme == "oss":
 		return urls, "an oss:// name lives 48 hours and belongs to one account and model; give the file itself or a URL"
 	case !isURL || scheme != "http" && scheme != "https":
-		return urls + `, or a staged name ("sha256:" and 64 hex digits)`, "a file must be staged first, as batch does for paths"
+		return urls + `, or a staged name ("sha256:" and 64 hex digits)`, "a file must be staged first, as danqing batch does for paths"
 	}
 	if i := strings.IndexFunc(ref, func(r rune) bool { return r <= ' ' || r >= 0x7f }); i >= 0 {
 		return urls + ", without spaces and Chinese characters", "percent-encode them, as in %E7%8C%AB for 猫"

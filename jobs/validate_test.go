@@ -72,8 +72,8 @@ func TestNormalizeErrors(t *testing.T) {
 		in   Request
 		want string
 	}{
-		"no prompt":     {Request{}, `prompt: missing; allowed: a text that says what to paint`},
-		"blank prompt":  {Request{Prompt: " \u3000"}, `prompt: " \u3000"; allowed: a text that says what to paint`},
+		"no prompt":     {Request{}, `prompt: missing; allowed: a description of the image`},
+		"blank prompt":  {Request{Prompt: " \u3000"}, `prompt: " \u3000"; allowed: a description of the image`},
 		"no UTF-8":      {Request{Prompt: "\xc3\xa8\xd7"}, `prompt: "è\xd7"; allowed: UTF-8`},
 		"NUL":           {Request{Prompt: "a", NegativePrompt: "b\x00"}, `negative_prompt: "b\x00"; allowed: text without NUL characters`},
 		"model":         {Request{Prompt: "a", Model: "wanx-v2"}, `model: "wanx-v2"; allowed: ` + modelsAllowed + `; did you mean "wanx-v1"?`},
@@ -89,7 +89,7 @@ func TestNormalizeErrors(t *testing.T) {
 		"NaN":           {Request{Prompt: "a", RefImg: url, RefStrength: new(math.NaN())}, `ref_strength: NaN; allowed: 0.0 to 1.0`},
 		"mode":          {Request{Prompt: "a", RefImg: url, RefMode: "redo"}, `ref_mode: "redo"; allowed: repaint, refonly`},
 		"without a reference": {Request{Prompt: "a", RefStrength: new(0.5), RefMode: "repaint"},
-			`ref_strength: 0.5; allowed: only with a reference image; give ref_img or leave it out | ref_mode: "repaint"; allowed: only with a reference image; give ref_img or leave it out`},
+			`ref_strength: 0.5; allowed: only with a reference image; give ref_img, or remove this | ref_mode: "repaint"; allowed: only with a reference image; give ref_img, or remove this`},
 		"id":        {Request{Prompt: "a", ID: "a b"}, `id: "a b"; allowed: 1 to 128 of A-Z a-z 0-9 . _ -, not "." or ".."`},
 		"redo_of":   {Request{Prompt: "a", RedoOf: "红"}, `redo_of: "红"; allowed: 1 to 128 of A-Z a-z 0-9 . _ -, not "." or ".."`},
 		"itself":    {Request{Prompt: "a", ID: "a", RedoOf: "a"}, `redo_of: "a"; allowed: another job`},
@@ -107,7 +107,7 @@ func TestNormalizeErrors(t *testing.T) {
 		"follow-up":      {Request{Prompt: "a", FollowUp: &FollowUp{" ", "q"}}, `follow_up.type: " "; allowed: the type of a task of your own, 1 to 128 characters, not danqing:…`},
 		"our own queue":  {Request{Prompt: "a", FollowUp: &FollowUp{"t", "danqing:store"}}, `follow_up.queue: "danqing:store"; allowed: a queue of your own, at most 128 characters, not danqing:…`},
 		"everything at once": {Request{Size: "1*1", N: 9, Priority: "x", Seed: new(int64(-2))},
-			`priority: "x"; allowed: critical, default, bulk | prompt: missing; allowed: a text that says what to paint | size: "1*1"; allowed: ` + sizeAllowed + ` | n: 9; allowed: 1 to 4 | seed: -2; allowed: 0 to 2147483647`},
+			`priority: "x"; allowed: critical, default, bulk | prompt: missing; allowed: a description of the image | size: "1*1"; allowed: ` + sizeAllowed + ` | n: 9; allowed: 1 to 4 | seed: -2; allowed: 0 to 2147483647`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -27,13 +27,13 @@ func (p *program) batchCommand() *cobra.Command {
 	var f batchFlags
 	cmd := &cobra.Command{
 		Use:   "batch FILE...",
-		Short: "Make the images of a file of prompts; go on where an earlier run stopped",
-		Long: `Batch makes the images that the lines of JSON Lines files ask for, with a worker of
-its own, and writes a results file beside each. Run again, it makes nothing again:
-a line is known by its own "id", or else by what it asks for, never by its place.
+		Short: "Create the images of prompt files; resume where an earlier run stopped",
+		Long: `Batch creates the images that the lines of JSON Lines files describe, with a worker of
+its own, and writes a results file beside each. Running it again creates nothing twice:
+a line is identified by its own "id", or else by its content, never by its position.
 
 All lines are checked before anything is spent. "-" reads standard input and needs
---name. Exit codes: 0 all made, 3 some failed or are held, 2 a mistake in the file
+--name. Exit codes: 0 all created, 3 some failed or are held, 2 a mistake in the file
 or the configuration, 1 another error, 130 interrupted.`,
 		Example: `  danqing batch prompts.jsonl
   danqing batch prompts.jsonl --simulate      # free, with made-up pictures
@@ -54,7 +54,7 @@ or the configuration, 1 another error, 130 interrupted.`,
 func (p *program) runFlags(cmd *cobra.Command, f *batchFlags) {
 	cmd.Flags().BoolVar(&f.simulate, "simulate", false, "use the built-in simulator: no key, no cost, no network, made-up pictures")
 	cmd.Flags().BoolVar(&f.json, "json", false, "print each finished job to standard output as a JSON line")
-	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log what is done")
+	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log each step")
 }
 
 // sheet is a batch file with what became of its lines.
@@ -124,7 +124,7 @@ func sameName(sheets []sheet) error {
 	seen := map[string]bool{}
 	for _, s := range sheets {
 		if seen[s.Name] {
-			return usage("run them one by one with --name", "two files make a batch named %q", s.Name)
+			return usage("run them one by one with --name", "two files have the batch name %q", s.Name)
 		}
 		seen[s.Name] = true
 	}

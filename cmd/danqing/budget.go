@@ -33,7 +33,7 @@ func (b *budgetFlag) String() string {
 // Type names the value in help texts.
 func (*budgetFlag) Type() string { return "yuan" }
 
-const budgetUsage = "what each file's batch may cost over all its runs; lines that do not fit wait for a run with more (default: no bound)"
+const budgetUsage = "the most that each file's batch may cost over all its runs; lines beyond it wait for a larger budget (default: no limit)"
 
 // setBudgets bounds what the batches of some sheets may spend, before anything of
 // them is queued. Without a bound an earlier run's is taken away.

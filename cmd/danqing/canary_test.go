@@ -255,7 +255,7 @@ func TestErrorsRepeatNoSecret(t *testing.T) {
 		{exitUsage, []string{key, "AWS_ENDPOINT_URL_S3=http://u:" + wrong + "@127.0.0.1:1"}, "worker", "must not hold credentials"},
 		{exitFailed, []string{key, "DANQING_S3_BUCKET=strangers", "DANQING_S3_ADDRESSING=path"}, "worker", "the session token has expired"},
 		{exitFailed, []string{key, "HTTPS_PROXY=http://u:" + wrong + "@127.0.0.1:port", "AWS_ENDPOINT_URL_S3=https://s3.example.com"}, "worker", "proxy"},
-		{exitUsage, nil, "worker --config key.yaml", "must not be here"},
+		{exitUsage, nil, "worker --config key.yaml", "must not be in this file"},
 		{exitUsage, nil, "worker --config env.yaml", "api_key_env"},
 		{exitUsage, nil, "worker --config file.yaml", "api_key_file"},
 		{exitUsage, nil, "worker --config torn.yaml", "torn.yaml"},

@@ -39,7 +39,7 @@ func TestDocumentedCommands(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: dir,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"listening": waitListening, "released": waitReleased, "output": compareOutput,
+			"waitfor": waitFor, "listening": waitListening, "released": waitReleased, "output": compareOutput,
 		},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("GOCACHE", cache[0])
@@ -162,6 +162,9 @@ func (w *scriptWriter) background(line string) {
 		if strings.Contains(line, program) {
 			w.step("listening %s", w.ports[port])
 		}
+	}
+	if strings.Contains(line, "danqing up --simulate") { // the other commands find it by that
+		w.step("waitfor danqing-data/simulated/instance.json")
 	}
 }
 

@@ -28,13 +28,13 @@ func (p *program) doctorCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Find out what is wrong, and say what to do",
-		Long: `Doctor looks at everything that a worker stands on: the configuration, the data
+		Short: "Check configuration, Redis, bucket and DashScope, and say what to do",
+		Long: `Doctor checks everything that a worker depends on: the configuration, the data
 directory, Redis, the bucket, and DashScope with each account's key. It spends
-nothing; in the bucket it writes one object below PREFIX/_doctor/ and deletes it.
+nothing; in the bucket it writes one object under PREFIX/_doctor/ and deletes it.
 
-It exits with 1 if it finds an error: something that breaks a promise, or keeps jobs
-from being made. With --json each finding is a line of JSON.`,
+It exits with 1 if it finds an error: something that breaks a promise or stops jobs.
+With --json each finding is a line of JSON.`,
 		Example: `  danqing doctor
   danqing doctor --config accounts.yaml
   danqing doctor --json | jq 'select(.severity == "error")'`,
@@ -90,7 +90,7 @@ func (p *program) doctor(ctx context.Context, asJSON bool) error {
 	case err != nil || d.told != nil:
 		return errors.Join(err, d.told)
 	case d.errors > 0:
-		return fmt.Errorf("doctor has found %s, each with its remedy", count(d.errors, "error"))
+		return fmt.Errorf("doctor found %s; each has its remedy", count(d.errors, "error"))
 	}
 	return nil
 }
@@ -154,7 +154,7 @@ func (d *doctor) bucket(ctx context.Context) {
 		d.bad("set DANQING_S3_BUCKET to a bucket that all workers reach", "REDIS_URL is set and DANQING_S3_BUCKET is not, so that no worker starts")
 		return
 	case d.cfg.Bucket == "":
-		d.ok("none is configured: images are files in the data directory")
+		d.ok("no bucket is configured: images are files in the data directory")
 		return
 	}
 	b, err := storage.New(d.cfg.Storage())

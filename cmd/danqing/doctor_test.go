@@ -247,7 +247,7 @@ func TestDoctorFinds(t *testing.T) {
 			requireFinding(t, found, test.begins, test.remedy)
 			if strings.Contains(test.begins, " error: ") {
 				assert.Equal(t, exitFailed, code)
-				assert.Contains(t, text, "doctor has found ")
+				assert.Contains(t, text, "doctor found ")
 			} else if !strings.Contains(lines(found), " error: ") {
 				assert.Equal(t, exitDone, code)
 			}
@@ -307,7 +307,7 @@ func TestDoctorTellsWhoElseUsesTheKey(t *testing.T) {
 	p.dateAhead(2 * time.Minute)
 	code, found, _ := p.examine()
 	assert.Equal(t, exitDone, code)
-	requireFinding(t, found, "dashscope warning: account default: others than this queue's workers made 1 task of wanx-v1 in the last 24 hours, perhaps with Danqing's own key", "a key of its own")
+	requireFinding(t, found, "dashscope warning: account default: other programs created 1 task of wanx-v1 in the last 24 hours, perhaps with Danqing's own key", "a key of its own")
 
 	// Now one is known to be ours, which tells our key's number.
 	p.dashscope = nil
@@ -316,8 +316,8 @@ func TestDoctorTellsWhoElseUsesTheKey(t *testing.T) {
 	require.NoError(t, client.ClaimTask(t.Context(), ours, "cat-1"))
 	p.dateAhead(2 * time.Minute)
 	_, found, _ = p.examine()
-	requireFinding(t, found, "dashscope warning: account default: others than this queue's workers made 1 task of qwen-image in the last 24 hours, with Danqing's own key", "one Redis")
-	requireFinding(t, found, "dashscope note: account default: other keys of the main account made 1 task of wanx-v1 in the last 24 hours", "main account of its own")
+	requireFinding(t, found, "dashscope warning: account default: other programs created 1 task of qwen-image in the last 24 hours, with Danqing's own key", "one Redis")
+	requireFinding(t, found, "dashscope note: account default: other keys of the main account created 1 task of wanx-v1 in the last 24 hours", "main account of its own")
 
 	require.NoError(t, client.ClaimTask(t.Context(), foreign, "cat-2"))
 	require.NoError(t, client.ClaimTask(t.Context(), first, "cat-3"))
@@ -330,13 +330,13 @@ func TestDoctorTellsWhoElseUsesTheKey(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, client.SetKeyID(t.Context(), ourselves.KeyMark(), "2"))
 	_, found, _ = p.examine()
-	requireFinding(t, found, "dashscope warning: account default: others than this queue's workers made 1 task of wanx-v1 in the last 24 hours, with Danqing's own key", "one Redis")
+	requireFinding(t, found, "dashscope warning: account default: other programs created 1 task of wanx-v1 in the last 24 hours, with Danqing's own key", "one Redis")
 	require.NoError(t, client.ClaimTask(t.Context(), first, "cat-3"))
 
 	// Without a queue nobody can tell.
 	delete(p.env, "REDIS_URL")
 	_, found, _ = p.examine()
-	requireFinding(t, found, "dashscope note: account default: 3 tasks in 24 hours; whose they are only a queue could tell", "REDIS_URL")
+	requireFinding(t, found, "dashscope note: account default: 3 tasks in 24 hours; without a queue their owners are unknown", "REDIS_URL")
 }
 
 // Two keys of one main account are no two accounts, and real ones do not go with
@@ -397,7 +397,7 @@ func TestDoctorTellsWhoWorks(t *testing.T) {
 	assert.Regexp(t, fmt.Sprintf(`in use by (process %d|another process), which serves http://127.0.0.1:8765 `, os.Getpid()), lines(found))
 	requireFinding(t, found, "redis ok: lane wanx-v1 of account default: held by the worker of this data directory, 1 task at once", "")
 	requireFinding(t, found, "redis ok: lane qwen-image of account default: held by another worker", "")
-	requireFinding(t, found, "redis note: lane wan2.2-t2i-flash of account default: nobody works it", "start a worker")
+	requireFinding(t, found, "redis note: lane wan2.2-t2i-flash of account default: no worker", "start a worker")
 	requireFinding(t, found, "redis warning: lane wan2.2-t2i-plus of account default: held by another worker and paused: the account is in arrears", "jobs resume")
 
 	// Without REDIS_URL the running instance is the queue; after it, nobody works there.
@@ -407,8 +407,8 @@ func TestDoctorTellsWhoWorks(t *testing.T) {
 	require.NoError(t, data.Close())
 	require.NoError(t, removeInstance(path))
 	_, found, _ = p.examine()
-	requireFinding(t, found, "configuration ok: data directory "+path+": nobody works in it", "")
-	requireFinding(t, found, "redis note: none is configured", "danqing up")
+	requireFinding(t, found, "configuration ok: data directory "+path+": not in use", "")
+	requireFinding(t, found, "redis note: no Redis is configured", "danqing up")
 }
 
 // What takes connections and says nothing is given up within seconds.

@@ -39,7 +39,7 @@ func (d *doctor) accounts(ctx context.Context) {
 	var all []met
 	for _, a := range d.cfg.Accounts {
 		if !a.APIKey.IsSet() {
-			d.note("", "account %s: not asked, it has no key", a.Name)
+			d.note("", "account %s: not checked, it has no key", a.Name)
 			continue
 		}
 		if m, ok := d.account(ctx, a); ok {
@@ -91,7 +91,7 @@ func (d *doctor) account(ctx context.Context, a config.Account) (met, bool) {
 		m.kind = "the simulator"
 		d.note("for real images correct DASHSCOPE_HTTP_BASE_URL", "account %s: the simulator answers at %s: nothing is charged, and no image is real", a.Name, client.BaseURL())
 	}
-	d.ok("account %s: %s takes the key, in %d ms", a.Name, client.BaseURL(), took.Milliseconds())
+	d.ok("account %s: %s accepts the key, %d ms", a.Name, client.BaseURL(), took.Milliseconds())
 	d.clock(m.kind, endpoint.Date, asked)
 	for _, l := range a.Lanes {
 		d.lane(a, l, client.Region())
@@ -130,7 +130,7 @@ func (d *doctor) tasks(ctx context.Context, a config.Account, client *dashscope.
 		return
 	}
 	if d.jobs == nil {
-		d.note("run doctor while danqing up runs, or with REDIS_URL set", "account %s: %s in 24 hours; whose they are only a queue could tell", a.Name, count(len(listed), "task"))
+		d.note("run doctor while danqing up runs, or with REDIS_URL set", "account %s: %s in 24 hours; without a queue their owners are unknown", a.Name, count(len(listed), "task"))
 		return
 	}
 	ids := make([]string, len(listed))
@@ -185,12 +185,12 @@ func (d *doctor) foreign(a config.Account, tasks []dashscope.TaskInfo, ourKeys m
 			whose = "perhaps with Danqing's own key"
 		}
 		d.warn("give Danqing a key of its own, and each key one Redis; tasks from before this Redis leave the list after a day",
-			"account %s: others than this queue's workers made %s %s, %s, so that after a lost reply nobody can tell which task is whose, and the job is held",
+			"account %s: other programs created %s %s, %s: after a lost reply their tasks cannot be told from this queue's, and the job is held",
 			a.Name, perModel(same), since, whose)
 	}
 	if len(other) > 0 {
 		d.note("if that is too much, give Danqing a main account of its own",
-			"account %s: other keys of the main account made %s %s, and share its limits", a.Name, perModel(other), since)
+			"account %s: other keys of the main account created %s %s, and share its limits", a.Name, perModel(other), since)
 	}
 }
 

@@ -33,7 +33,7 @@ func (d *doctor) configuration() {
 		d.ok("account %s: %s, lanes %s%s", a.Name, set, strings.Join(lanes, ", "), budget)
 	}
 	if d.cfg.CheckReal() != nil {
-		d.bad("set it to your key from the Model Studio (百炼) console, or try without one: danqing up --simulate", "DASHSCOPE_API_KEY is not set, so that nothing can be made")
+		d.bad("set it to your key from the Model Studio (百炼) console, or try it without: danqing up --simulate", "DASHSCOPE_API_KEY is not set, so no image can be created")
 	}
 	if d.cfg.Bucket != "" {
 		d.ok("%v", d.cfg.Storage())
@@ -61,7 +61,7 @@ func (d *doctor) dataDir(ctx context.Context) {
 	case err != nil:
 		d.bad("make it its user's, or correct DANQING_DATA_DIR", "data directory: its lock cannot be read: %v", err)
 	case !locked:
-		d.ok("data directory %s: nobody works in it", path)
+		d.ok("data directory %s: not in use", path)
 	default:
 		where := ""
 		if at, err := readInstance(ctx, path); err == nil {

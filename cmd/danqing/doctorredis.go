@@ -40,7 +40,7 @@ func (d *doctor) redis(ctx context.Context) *redis.Client {
 		return nil
 	}
 	if options == nil {
-		d.note("for a queue that others can use set REDIS_URL, or start danqing up", "none is configured, and no danqing up runs here: batch and generate bring a queue of their own")
+		d.note("for a queue that others can use set REDIS_URL, or start danqing up", "no Redis is configured and no danqing up runs here: batch and generate use their own queue")
 		return nil
 	}
 	// Somebody waits: one try, and an answer within seconds.
@@ -122,7 +122,7 @@ func (d *doctor) redisSpeed(ctx context.Context, rdb *redis.Client) {
 	slices.Sort(took)
 	switch median := took[pings/2]; {
 	case median > slowRedis:
-		d.warn("put the workers near it", "%s takes %d ms to answer, some ten times for each image", rdb.Options().Addr, median.Milliseconds())
+		d.warn("put the workers near it", "%s takes %d ms to answer, about ten times per image", rdb.Options().Addr, median.Milliseconds())
 	default:
 		d.ok("%s answers in %.1f ms", rdb.Options().Addr, float64(median.Microseconds())/1000)
 	}
@@ -143,7 +143,7 @@ func (d *doctor) clock(whose string, at, asked time.Time) {
 	case ahead > clockSkew:
 		d.warn("set this machine's clock, best by NTP", "this machine's clock is %v behind that of %s", ahead.Round(time.Second), whose)
 	case ahead < -clockSkew:
-		d.warn("set this machine's clock, best by NTP, or that one's", "this machine's clock is %v ahead of that of %s", (-ahead).Round(time.Second), whose)
+		d.warn("set this clock or that one, best by NTP", "this machine's clock is %v ahead of that of %s", (-ahead).Round(time.Second), whose)
 	default:
 		d.ok("the clocks agree")
 	}
@@ -152,7 +152,7 @@ func (d *doctor) clock(whose string, at, asked time.Time) {
 // redisDurability tells what Redis keeps, and sees that it takes writes.
 func (d *doctor) redisDurability(ctx context.Context, rdb *redis.Client) {
 	if err := rdb.Set(ctx, doctorKey, 1, doctorLifetime).Err(); err != nil {
-		d.bad("see to what it says: noeviction and a full memory, a replica, or a user without +@all ~danqing:* ~asynq:* &danqing:*", "Redis takes no writes: %v", err)
+		d.bad("check for a full memory with noeviction, a replica, or a user without +@all ~danqing:* ~asynq:* &danqing:*", "Redis takes no writes: %v", err)
 	}
 	durability, err := d.jobs.Durability(ctx)
 	if err != nil {
@@ -170,17 +170,17 @@ func (d *doctor) redisDurability(ctx context.Context, rdb *redis.Client) {
 	d.ok("Redis %s, AOF %t, fsync %q, %s, maxmemory-policy %q", durability.Version, durability.AOF, durability.Fsync, count(durability.Replicas, "replica"), durability.EvictionPolicy)
 	started := time.Now()
 	if err := d.jobs.Acknowledge(ctx, durability); err != nil {
-		d.warn("see to its disk and its replicas; each image waits that long before it is bought", "%v", err)
+		d.warn("check its disk and its replicas; each image waits that long before it is bought", "%v", err)
 		return
 	}
-	d.ok("what is written is kept as far as it can be, after %d ms", time.Since(started).Milliseconds())
+	d.ok("writes are as durable as they can be after %d ms", time.Since(started).Milliseconds())
 }
 
 // lanes tells who else works on this Redis.
 func (d *doctor) lanes(ctx context.Context, rdb *redis.Client) {
 	lanes, err := d.jobs.Lanes(ctx)
 	if err != nil {
-		d.bad("is it a Redis of another version of danqing?", "%v", err)
+		d.bad("check whether another version of danqing uses this Redis", "%v", err)
 		return
 	}
 	own, _ := os.ReadFile(filepath.Join(d.cfg.DataDir, "worker_id")) // none is none
@@ -189,7 +189,7 @@ func (d *doctor) lanes(ctx context.Context, rdb *redis.Client) {
 		holder, err := rdb.Get(ctx, jobs.LaneKey(lane.Account, lane.Model, "lease")).Result()
 		switch {
 		case errors.Is(err, redis.Nil) || !lane.Held:
-			d.note("if its jobs wait, start a worker with that account and model", "%s: nobody works it", name)
+			d.note("start a worker with that account and model if its jobs wait", "%s: no worker", name)
 			continue
 		case err != nil:
 			d.bad("let its user read danqing:*", "%s: %v", name, err)
@@ -200,7 +200,7 @@ func (d *doctor) lanes(ctx context.Context, rdb *redis.Client) {
 			who = "the worker of this data directory"
 		}
 		if lane.State == jobs.LanePaused {
-			d.warn("see to that; it wakes by itself, after a pause by a person by: danqing jobs resume", "%s: held by %s and paused: %s", name, who, lane.Message)
+			d.warn("remove the cause; the lane continues by itself, or after an operator's pause by: danqing jobs resume", "%s: held by %s and paused: %s", name, who, lane.Message)
 			continue
 		}
 		d.ok("%s: held by %s, %s at once", name, who, count(lane.Concurrency, "task"))

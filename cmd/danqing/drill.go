@@ -26,7 +26,7 @@ func (p *program) drillCommand() *cobra.Command {
 	var f drillFlags
 	cmd := &cobra.Command{
 		Use:   "drill",
-		Short: "Prove that no image is paid for twice and none is lost",
+		Short: "Test that no image is paid for twice and none is lost",
 		Long: `Drill runs real workers as child processes against a simulated DashScope, kills them
 (kill -9) at every kind of request and reply, freezes them, cuts, delays and garbles
 their connections, takes the bucket and Redis away, and then compares what DashScope
@@ -45,12 +45,12 @@ charged exactly once, none is lost and no job is stuck.`,
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&f.short, "short", false, "some 25 faults, within two minutes")
-	flags.BoolVar(&f.server, "redis-server", false, "start a redis-server of the drill's own, from the PATH")
-	flags.Uint64Var(&f.seed, "seed", 0, "choose the faults as an earlier drill did (default: another one each time)")
-	flags.IntVar(&f.faults, "faults", 0, "how many faults (default 500)")
-	flags.IntVar(&f.jobs, "jobs", 0, "how many jobs at least (default 1000)")
-	flags.StringSliceVar(&f.points, "points", nil, "hit these points alone, three times each; create. is all of a route")
-	flags.BoolVar(&f.list, "list-points", false, "print the names of the points, and do nothing")
+	flags.BoolVar(&f.server, "redis-server", false, "start a redis-server from the PATH for the drill")
+	flags.Uint64Var(&f.seed, "seed", 0, "repeat the faults of an earlier drill (default: random)")
+	flags.IntVar(&f.faults, "faults", 0, "number of faults (default 500)")
+	flags.IntVar(&f.jobs, "jobs", 0, "smallest number of jobs (default 1000)")
+	flags.StringSliceVar(&f.points, "points", nil, "only these points, three times each; create. is all of a route")
+	flags.BoolVar(&f.list, "list-points", false, "only print the names of the points")
 	flags.BoolVar(&f.json, "json", false, "print the report as one JSON object")
 	return cmd
 }

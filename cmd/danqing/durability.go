@@ -17,7 +17,7 @@ func sayDurability(ctx context.Context, client *jobs.Client, log *slog.Logger) {
 	defer cancel()
 	d, err := client.Durability(ctx)
 	if err != nil {
-		log.Warn("redis does not tell how it keeps its data", "err", err)
+		log.Warn("redis durability unknown", "err", err)
 		return
 	}
 	for _, f := range d.Findings() {

@@ -192,7 +192,7 @@ func (e *engine) dataDir(simulate bool) (string, error) {
 
 func (e *engine) openBucket(dir *journal.DataDir, simulate bool) (err error) {
 	if !simulate && e.cfg.Bucket == "" && e.cfg.RedisURL.IsSet() {
-		return usage("set it to a bucket that all workers reach: images in a process's own folder would be known to that process alone", "REDIS_URL is set and DANQING_S3_BUCKET is not")
+		return usage("set it to a bucket that all workers reach: a folder of one process is not reachable by the others", "REDIS_URL is set and DANQING_S3_BUCKET is not")
 	}
 	if !simulate && e.cfg.Bucket != "" {
 		e.bucket, err = storage.New(e.cfg.Storage())
@@ -297,7 +297,7 @@ func (e *engine) run(ctx context.Context, signals <-chan os.Signal, say func(str
 				continue
 			}
 			interrupted = true
-			say("stopping; what is running at DashScope is fetched by the next run (once more: stop at once)")
+			say("stopping; running tasks are fetched by the next run (again to stop at once)")
 			e.worker.Stop()
 		}
 	}

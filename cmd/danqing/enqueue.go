@@ -34,14 +34,14 @@ func (p *program) enqueueCommand() *cobra.Command {
 	var f enqueueFlags
 	cmd := &cobra.Command{
 		Use:   "enqueue [FILE...]",
-		Short: "Put jobs on the queue, for workers to make",
-		Long: `Enqueue puts one job, given by flags, or those of JSON Lines files on the queue and
-prints their IDs, without waiting for anything. It reads files as "danqing batch"
-does, and gives the same IDs: run again, it queues nothing twice. All lines are
-checked before any is queued. "-" reads standard input and needs --name.
+		Short: "Put jobs on the queue",
+		Long: `Enqueue puts one job, given by flags, or the jobs of JSON Lines files on the queue and
+prints their IDs. It does not wait. It reads files as "danqing batch" does and gives the
+same IDs; running it again queues nothing twice. All lines are checked before any is
+queued. "-" reads standard input and needs --name.
 
 The queue is the Redis at REDIS_URL, or that of the "danqing up" that runs on the
-data directory. No API key is needed here.`,
+data directory. No API key is needed.`,
 		Example: `  danqing enqueue --prompt "有一只黑色的小猫" --label sku=A-17
   danqing enqueue prompts.jsonl more.jsonl
   danqing enqueue prompts.jsonl --budget 20
@@ -73,15 +73,15 @@ data directory. No API key is needed here.`,
 	}
 	f.register(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&f.request.Prompt, "prompt", "", "what to paint")
+	flags.StringVar(&f.request.Prompt, "prompt", "", "the prompt")
 	flags.StringVar(&f.request.Priority, "priority", "", "critical, default or bulk")
 	flags.StringToStringVar(&f.labels, "label", nil, "a label of your own, name=value; may be given several times")
-	flags.StringVar(&f.request.RedoOf, "redo-of", "", "ID of the job that this one does again with another seed")
+	flags.StringVar(&f.request.RedoOf, "redo-of", "", "ID of the job to repeat with another seed")
 	flags.StringVar(&f.key, "key", "", "idempotency key, any text: the same key is the same job")
-	flags.StringVar(&f.notBefore, "not-before", "", "do not submit it earlier: a time as in 2026-11-28T18:30:00+08:00, or a while from now, as in 2h")
-	flags.StringVar(&f.deadline, "deadline", "", "do not submit it later: it then fails, at no cost; like --not-before")
-	flags.StringVar(&f.request.Callback, "callback", "", "URL that is told of its end by a signed POST")
-	flags.StringVar(&f.followUp, "follow-up", "", "TYPE or TYPE@QUEUE of an asynq task of your own that is queued at its end")
+	flags.StringVar(&f.notBefore, "not-before", "", "earliest submission: a time as in 2026-11-28T18:30:00+08:00, or a duration from now, as in 2h")
+	flags.StringVar(&f.deadline, "deadline", "", "latest submission, given like --not-before; after it the job fails at no cost")
+	flags.StringVar(&f.request.Callback, "callback", "", "URL that gets a signed POST when the job ends")
+	flags.StringVar(&f.followUp, "follow-up", "", "TYPE or TYPE@QUEUE of your own asynq task, queued when the job ends")
 	flags.BoolVar(&f.request.Stage, "stage", false, "copy the reference image at its URL into the bucket first")
 	flags.StringVar(&f.name, "name", "", "the batch's name, which job IDs begin with (default: the file's name)")
 	flags.Var(&f.budget, "budget", budgetUsage)
@@ -131,7 +131,7 @@ func momentOrWhile(text string, now time.Time) (time.Time, error) {
 	}
 	at, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("%q is neither a time with its zone nor a while", text)
+		return time.Time{}, fmt.Errorf("%q is neither a time with a zone nor a duration", text)
 	}
 	return at.UTC(), nil
 }

@@ -25,9 +25,10 @@ func (p *program) generateCommand() *cobra.Command {
 	var f generateFlags
 	cmd := &cobra.Command{
 		Use:   "generate PROMPT",
-		Short: "Make one image, or n, now",
-		Long: `Generate makes one image, or n, now, and saves it as a file. Every call is a new job,
-unless --id names one: the same ID with the same request is made once.`,
+		Short: "Create one image, or n, now",
+		Long: `Generate creates one image, or n, now, and saves it as a file. Every call is a new job,
+and a new purchase, unless --id names the job: the same ID with the same request is
+created once.`,
 		Example: `  danqing generate "有一只黑色的小猫" -o cat.png
   danqing generate "a house by the sea" --style 水彩 --size 1280*720 --simulate`,
 		Args: cobra.ExactArgs(1),

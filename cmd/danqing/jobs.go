@@ -19,15 +19,14 @@ func (p *program) jobsCommand() *cobra.Command {
 	var f jobsFlags
 	cmd := &cobra.Command{
 		Use:   "jobs",
-		Short: "Look at jobs and act on them",
-		Long: `Jobs looks at the jobs of a queue and acts on them. The queue is the Redis at
-REDIS_URL, or that of the "danqing up" that runs on the data directory. No API key is
-needed here.`,
+		Short: "Inspect and manage jobs",
+		Long: `Jobs inspects and manages the jobs of a queue: the Redis at REDIS_URL, or that of the
+"danqing up" that runs on the data directory. No API key is needed.`,
 		Example: `  danqing jobs list --state held
   danqing jobs show shop.cat`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usage("see: danqing jobs --help", "jobs: name what to do")
+			return usage("see: danqing jobs --help", "jobs: the command is missing")
 		},
 	}
 	cmd.PersistentFlags().BoolVar(&f.simulate, "simulate", false, "use the queue of a simulated instance on this machine")
@@ -43,10 +42,10 @@ needed here.`,
 func (p *program) jobsCancelCommand(f *jobsFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "cancel JOB...",
-		Short: "Give jobs up, as far as they cost nothing yet",
-		Long: `Cancel gives jobs up. One that waits is canceled at once. One whose task runs at
-DashScope is canceled there only if DashScope has not begun with it; otherwise it is
-paid for, and its images are kept.`,
+		Short: "Cancel jobs that cost nothing yet",
+		Long: `Cancel cancels jobs. One that waits is canceled at once. A task at DashScope is canceled
+only if DashScope has not begun with it; otherwise it is paid for, and its images are
+kept.`,
 		Example: `  danqing jobs cancel shop.cat
   danqing jobs list --batch shop --state queued --json | jq -r .id | xargs danqing jobs cancel`,
 		Args: cobra.MinimumNArgs(1),
@@ -61,14 +60,13 @@ paid for, and its images are kept.`,
 func (p *program) jobsRetryCommand(f *jobsFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "retry JOB...",
-		Short: "Put jobs that failed, or lack images, on the queue again",
-		Long: `Retry puts jobs that failed or were canceled on the queue again, as they were asked
-for. A task that failed cost nothing.
+		Short: "Queue jobs again that failed or lack images",
+		Long: `Retry queues jobs that failed or were canceled again, unchanged. A failed task cost
+nothing.
 
-Of a job that has succeeded without some of its images it buys those alone. What is
-there stays as it is, and is what the job has if the rest cannot be had. An image that
-has succeeded is never made again: for another one of the same request enqueue a new
-job with --redo-of.`,
+For a job that has succeeded without some of its images it buys only those. The others
+stay, and the job keeps them if the retry fails. An image that exists is never created
+again: for another image of the same request enqueue a new job with --redo-of.`,
 		Example: `  danqing jobs retry shop.cat`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
@@ -86,10 +84,10 @@ job with --redo-of.`,
 func (p *program) jobsNotifyCommand(f *jobsFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "notify JOB...",
-		Short: "Tell producers once more that their jobs are over",
-		Long: `Notify has the callback and the follow-up of jobs that are over sent once more, with
-the same event ID, whether they were delivered, given up after a day, or wait for a
-later try. What becomes of it the web UI shows, in the queue danqing:notify.`,
+		Short: "Send callbacks and follow-ups of finished jobs again",
+		Long: `Notify sends the callback and the follow-up of finished jobs again, with the same event
+ID, whether they were delivered, given up after a day, or wait for a later try. "danqing
+jobs show" and the queue danqing:notify in the web UI show the outcome.`,
 		Example: `  danqing jobs notify shop.cat`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
@@ -107,18 +105,18 @@ func (p *program) jobsResolveCommand(f *jobsFlags) *cobra.Command {
 	var decision jobs.Resolution
 	cmd := &cobra.Command{
 		Use:   "resolve JOB...",
-		Short: "Decide what becomes of jobs that are held",
-		Long: `Resolve ends the hold of jobs of which it is not known what was paid for. "danqing
-jobs show" tells why a job is held; the console of Model Studio tells which tasks the
-account has. One decision must be given:
+		Short: "Decide about held jobs",
+		Long: `Resolve ends the hold of jobs for which it is unknown what was paid for. "danqing jobs
+show" says why a job is held; the Model Studio console lists the account's tasks. Give
+one decision:
 
-  --adopt TASK   the task is this job's: fetch its images. With the job's own task,
-                 where images could not be proven: try to store them once more
-  --buy-again    make again what is not in the bucket. If there was a task after all,
+  --adopt TASK   the task is this job's: fetch its images. With the job's own task:
+                 fetch and store them again
+  --buy-again    create what is not in the bucket again. If there was a task after all,
                  both are paid for
-  --give-up      end it as failed, or with the images that it has
+  --give-up      end the job as failed, or with the images that it has
 
-What lies under _held/ in the bucket stays there in any case.`,
+What is under _held/ in the bucket stays there in any case.`,
 		Example: `  danqing jobs resolve shop.cat --adopt 86ecf553-d340-4e21-af6e-a0c6a421c010
   danqing jobs resolve shop.cat --buy-again`,
 		Args: cobra.MinimumNArgs(1),
@@ -140,9 +138,9 @@ What lies under _held/ in the bucket stays there in any case.`,
 			})
 		},
 	}
-	cmd.Flags().StringVar(&decision.Adopt, "adopt", "", "the ID of the task that is the job's")
-	cmd.Flags().BoolVar(&decision.BuyAgain, "buy-again", false, "make it again, though it may have been paid for")
-	cmd.Flags().BoolVar(&decision.GiveUp, "give-up", false, "end it as failed")
+	cmd.Flags().StringVar(&decision.Adopt, "adopt", "", "ID of the task that is the job's")
+	cmd.Flags().BoolVar(&decision.BuyAgain, "buy-again", false, "create it again, although it may have been paid for")
+	cmd.Flags().BoolVar(&decision.GiveUp, "give-up", false, "end the job as failed")
 	return cmd
 }
 
@@ -205,8 +203,8 @@ func stateOf(rec *jobs.Record) string {
 func (p *program) jobsWaitCommand(f *jobsFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "wait JOB...",
-		Short: "Wait until jobs are over, or held",
-		Long: `Wait waits until all the jobs are over, or held, and prints each when it is. Exit
+		Short: "Wait until jobs are finished or held",
+		Long: `Wait waits until all the jobs are finished or held, and prints each one then. Exit
 codes: 0 all have succeeded, 3 some have not.`,
 		Example: `  danqing jobs wait $(danqing enqueue prompts.jsonl)`,
 		Args:    cobra.MinimumNArgs(1),
@@ -304,10 +302,9 @@ func (p *program) jobsPauseCommand(f *jobsFlags) *cobra.Command {
 	var account, reason string
 	cmd := &cobra.Command{
 		Use:   "pause --account NAME",
-		Short: "Have an account submit nothing more",
-		Long: `Pause stops the submits of all lanes of an account, until "danqing jobs resume". What
-runs at DashScope is finished and stored; jobs wait, for another account if there is
-one.`,
+		Short: "Stop an account's submits",
+		Long: `Pause stops the submits of all lanes of an account until "danqing jobs resume". Running
+tasks are finished and stored. Other accounts go on.`,
 		Example: `  danqing jobs pause --account main --reason "the budget is spent"`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -316,8 +313,8 @@ one.`,
 			})
 		},
 	}
-	cmd.Flags().StringVar(&account, "account", "", "the account's name (default is the one of the environment)")
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for those who look at the lanes")
+	cmd.Flags().StringVar(&account, "account", "", "the account's name; the one of the environment is called default")
+	cmd.Flags().StringVar(&reason, "reason", "", "the reason, shown with the lanes")
 	return cmd
 }
 
@@ -325,8 +322,8 @@ func (p *program) jobsResumeCommand(f *jobsFlags) *cobra.Command {
 	var account string
 	cmd := &cobra.Command{
 		Use:     "resume --account NAME",
-		Short:   "Have a paused account submit again",
-		Long:    `Resume takes the pause of an account back; its lanes go on within seconds.`,
+		Short:   "Resume an account's submits",
+		Long:    `Resume ends an account's pause; its lanes continue within seconds.`,
 		Example: `  danqing jobs resume --account main`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -335,7 +332,7 @@ func (p *program) jobsResumeCommand(f *jobsFlags) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVar(&account, "account", "", "the account's name (default is the one of the environment)")
+	cmd.Flags().StringVar(&account, "account", "", "the account's name; the one of the environment is called default")
 	return cmd
 }
 
@@ -351,7 +348,7 @@ func (p *program) onAccount(ctx context.Context, f *jobsFlags, account string, a
 		}
 		known := func(l lane) bool { return l.Account == account }
 		if len(all) > 0 && !slices.ContainsFunc(all, known) {
-			return usage("danqing jobs list shows the accounts", "no lane of an account %q ever opened on this queue: nothing was changed", account)
+			return usage("danqing jobs list shows the accounts", "unknown account %q on this queue: nothing was changed", account)
 		}
 		if err := act(ctx, q); err != nil {
 			return err
@@ -361,7 +358,7 @@ func (p *program) onAccount(ctx context.Context, f *jobsFlags, account string, a
 		}
 		lanes := slices.DeleteFunc(all, func(l lane) bool { return !known(l) })
 		if len(lanes) == 0 {
-			p.say("warning: no lane of an account %q ever opened on this queue", account)
+			p.say("warning: unknown account %q on this queue", account)
 			return nil
 		}
 		if f.json {

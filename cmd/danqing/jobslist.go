@@ -18,12 +18,12 @@ func (p *program) jobsListCommand(f *jobsFlags) *cobra.Command {
 	var states []string
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List the jobs of the queue, the last changed first",
-		Long: `List lists the jobs that the queue knows, the last changed first, and below them how
-many are in each state, and the lanes. Jobs are known until a week after their end;
-then their sidecars in the bucket tell of them.
+		Short: "List jobs, the last changed first",
+		Long: `List prints the jobs in Redis, the last changed first, then the number of jobs in each
+state, and the lanes. Jobs leave Redis a week after their end; their sidecars stay in
+the bucket.
 
-With --json it prints the jobs alone.`,
+With --json it prints only the jobs.`,
 		Example: `  danqing jobs list
   danqing jobs list --state held --state failed --label sku=A-17
   danqing jobs list --batch shop --limit 10000 --json`,
@@ -50,8 +50,8 @@ With --json it prints the jobs alone.`,
 	flags.StringVar(&filter.Account, "account", "", "only jobs that this account has submitted")
 	flags.StringToStringVar(&filter.Labels, "label", nil, "only jobs with this label, name=value; may be given several times")
 	flags.StringVar(&filter.Batch, "batch", "", "only jobs of the batch of this name")
-	flags.StringVar(&filter.Producer, "producer", "", "jobs of this token's name alone")
-	flags.IntVar(&filter.Limit, "limit", 50, "how many at most")
+	flags.StringVar(&filter.Producer, "producer", "", "only jobs of this token")
+	flags.IntVar(&filter.Limit, "limit", 50, "the largest number of jobs")
 	return cmd
 }
 
@@ -148,7 +148,7 @@ func imagesNote(rec *jobs.Record) string {
 
 func (p *program) lanesTable(lanes []lane) error {
 	if len(lanes) == 0 {
-		_, err := fmt.Fprintln(p.stdout, "no lane: no worker ever worked this queue")
+		_, err := fmt.Fprintln(p.stdout, "no lanes: no worker has used this queue yet")
 		return err
 	}
 	return table(p.stdout, "LANE\tSTATE\tTASKS\tSINCE\tNOTE", len(lanes), func(i int) string {

@@ -19,10 +19,10 @@ import (
 func (p *program) jobsShowCommand(f *jobsFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "show JOB",
-		Short: "Tell the story of one job",
-		Long: `Show tells what was asked for, what was done about it and when, what it cost, where the
-images are, and why a job waits. A job that the queue has forgotten, a week after its
-end, is read from its sidecar if DANQING_S3_BUCKET is set.`,
+		Short: "Show one job: attempts, tasks, cost, images",
+		Long: `Show prints a job's request, what happened and when, what it cost, where its images are,
+and why it waits. A job that has left Redis, a week after its end, is read from its
+sidecar if DANQING_S3_BUCKET is set.`,
 		Example: `  danqing jobs show shop.cat`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -109,9 +109,9 @@ func (q *jobQueue) waits(ctx context.Context, rec *jobs.Record) ([]string, error
 	case inLine:
 		why = append(why, fmt.Sprintf("%s of its model and priority before it", count(int(ahead), "job")))
 	case rec.State == jobs.StateRetrying:
-		why = append(why, "it will be tried again by itself")
+		why = append(why, "it is retried automatically")
 	case rec.State == jobs.StateQueued && len(why) == 0:
-		why = append(why, "a lane has drawn it")
+		why = append(why, "a lane is starting it")
 	}
 	return why, nil
 }
@@ -146,7 +146,7 @@ func noticeText(n jobs.Notice) string {
 	case "retry":
 		return fmt.Sprintf("tried %s, the next at %s: %s", count(max(n.Tries, 1), "time"), moment(n.NextAt), n.LastError)
 	case "":
-		return "the queue knows of none any more"
+		return "no longer in the queue"
 	}
 	return "on its way"
 }
@@ -193,10 +193,10 @@ func (s *story) text() string {
 		fmt.Fprintf(&b, "  %s\n", imageText(image))
 	}
 	for _, task := range s.Candidates {
-		fmt.Fprintf(&b, "  may be task %s: its images, if it made any, are under _held/%s/ in the bucket\n", task, task)
+		fmt.Fprintf(&b, "  candidate: task %s; its images, if any, are under _held/%s/ in the bucket\n", task, task)
 	}
 	if s.State == jobs.StateSucceeded && len(s.Missing()) > 0 {
-		fmt.Fprintf(&b, "  to buy what is missing: danqing jobs retry %s\n", s.ID)
+		fmt.Fprintf(&b, "  to buy the missing images: danqing jobs retry %s\n", s.ID)
 	}
 	if s.State == jobs.StateHeld {
 		fmt.Fprintf(&b, "  to decide: danqing jobs resolve %s --help\n", s.ID)
@@ -265,13 +265,13 @@ func (s *story) timeline() []happening {
 	}
 	if !slices.ContainsFunc(s.PastAttempts, func(a jobs.Attempt) bool { return a.Attempt == s.Attempt }) {
 		add(s.SubmittedAt, "attempt %d: submitted in term %d, %s", s.Attempt, s.Term, taskText(s.TaskID))
-		add(s.GeneratedAt, "attempt %d: its task has ended", s.Attempt)
+		add(s.GeneratedAt, "attempt %d: task ended", s.Attempt)
 	}
-	add(s.CancelRequestedAt, "a person asked to cancel it")
-	add(s.ResolvedAt, "a person resolved its hold")
-	again := "a person asked for it again"
+	add(s.CancelRequestedAt, "cancel requested")
+	add(s.ResolvedAt, "hold resolved")
+	again := "retry requested"
 	if missing := s.Missing(); !s.State.Final() && s.Request != nil && len(missing) < s.Request.N {
-		again = fmt.Sprintf("a person asked for what is missing: %s", count(len(missing), "image"))
+		again = fmt.Sprintf("retry requested for what is missing: %s", count(len(missing), "image"))
 	}
 	add(s.RetriedAt, "%s", again)
 	why := strings.Trim(s.Code+": "+s.Message, ": ")
@@ -290,7 +290,7 @@ func (s *story) timeline() []happening {
 
 func taskText(id string) string {
 	if id == "" {
-		return "no task is known"
+		return "no known task"
 	}
 	return "task " + id
 }

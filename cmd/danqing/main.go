@@ -32,7 +32,7 @@ const (
 )
 
 func main() {
-	// Whoever asked Redis says what went wrong; its client's own lines repeat it.
+	// go-redis logs errors that we already return.
 	logging.Disable()
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -78,9 +78,9 @@ func usage(hint, format string, args ...any) error {
 func (p *program) run(ctx context.Context) int {
 	root := &cobra.Command{
 		Use:   "danqing",
-		Short: "Make images with 通义万相 (DashScope) from a durable queue",
-		Long: `Danqing (丹青) makes images with Alibaba DashScope's 通义万相 from a durable queue.
-No image is paid for twice, and none that was paid for is lost.`,
+		Short: "Durable job queue for image generation with DashScope (通义万相, Qwen-Image)",
+		Long: `Danqing (丹青) is a durable job queue for image generation with Alibaba DashScope
+(通义万相, Qwen-Image). No image is paid for twice, and none that was paid for is lost.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -88,7 +88,7 @@ No image is paid for twice, and none that was paid for is lost.`,
 	root.SetIn(p.stdin)
 	root.SetOut(p.stdout)
 	root.SetErr(p.stderr)
-	root.PersistentFlags().StringVar(&p.configFile, "config", "", "YAML file with several accounts (without one: DASHSCOPE_API_KEY)")
+	root.PersistentFlags().StringVar(&p.configFile, "config", "", "YAML file with several accounts (default: the account of DASHSCOPE_API_KEY)")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage("see: "+cmd.CommandPath()+" --help", "%w", err)
@@ -149,13 +149,13 @@ func hintOf(err error) string {
 	case errors.As(err, &away):
 		return away.hint
 	case errors.Is(err, jobs.ErrDigestConflict):
-		return "nothing was spent; an id stands for one request forever: give the changed line a new id, or take its old text back"
+		return "nothing was spent; an id stands for one request: give the changed line a new id, or restore its old text"
 	case errors.As(err, &wrongBatch):
 		return "nothing was queued or spent; correct the lines and run the same command again"
 	case errors.Is(err, jobs.ErrNotFound):
-		return "the queue knows jobs until a week after their end; with DANQING_S3_BUCKET set their sidecars are asked too"
+		return "jobs leave the queue a week after their end; set DANQING_S3_BUCKET to read their sidecars"
 	case errors.Is(err, journal.ErrDataDirInUse):
-		return "if that is danqing up, give it the work by danqing enqueue; else wait for it to end; each worker has a DANQING_DATA_DIR of its own"
+		return "if it is danqing up, use danqing enqueue; otherwise wait for it to end. Each worker needs its own DANQING_DATA_DIR"
 	case errors.As(err, &refused):
 		return refused.Hint()
 	}

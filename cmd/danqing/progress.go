@@ -138,7 +138,7 @@ func (c counts) status(elapsed time.Duration) string {
 		fmt.Fprintf(&b, ", %d held", c.held)
 	}
 	if c.unfunded > 0 {
-		fmt.Fprintf(&b, ", %d wait for money", c.unfunded)
+		fmt.Fprintf(&b, ", %d over budget", c.unfunded)
 	}
 	if finished := c.done + c.failed + c.held + c.unfunded - c.before; finished > 0 && elapsed > 0 {
 		left := elapsed / time.Duration(finished) * time.Duration(c.left)

@@ -227,9 +227,9 @@ func (q *jobQueue) lanes(ctx context.Context) ([]lane, error) {
 func (l lane) rests() string {
 	switch {
 	case !l.Held:
-		return "no worker has it"
+		return "no worker"
 	case l.Paused != nil:
-		return fmt.Sprintf("paused by a person since %s: %s", moment(l.Paused.At), cmp.Or(l.Paused.Why, "no reason was given"))
+		return fmt.Sprintf("paused by an operator since %s: %s", moment(l.Paused.At), cmp.Or(l.Paused.Why, "no reason was given"))
 	case l.State == jobs.LanePaused:
 		why := cmp.Or(l.Message, l.Code, "no reason was given")
 		if !l.RetryAt.IsZero() {
@@ -257,9 +257,9 @@ func (q *jobQueue) standstill(lanes []lane, model string) string {
 	case len(resting) > 0:
 		return strings.Join(resting, "; ")
 	case !q.cfg.RedisURL.IsSet(): // an instance's, which no other worker can join
-		return fmt.Sprintf("danqing up does not work %s yet: its jobs wait until it does; if DANQING_MODELS is set there, it must name the model", model)
+		return fmt.Sprintf("danqing up has no lane for %s: its jobs wait; add the model to its DANQING_MODELS", model)
 	}
-	return fmt.Sprintf("no worker works %s: its jobs wait until one does, as in: DANQING_MODELS=%s danqing worker", model, model)
+	return fmt.Sprintf("no worker for %s: its jobs wait; start one: DANQING_MODELS=%s danqing worker", model, model)
 }
 
 // moment is a time as people on this machine read it.

@@ -21,16 +21,16 @@ func (f *requestFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.request.ID, "id", "", "job ID (default: a random one)")
 	flags.StringVar(&f.request.Model, "model", "", "model (default: the first of DANQING_MODELS, or wanx-v1)")
-	flags.StringVar(&f.request.NegativePrompt, "negative-prompt", "", "what must not be seen")
+	flags.StringVar(&f.request.NegativePrompt, "negative-prompt", "", "what to avoid")
 	flags.StringVar(&f.request.Style, "style", "", "style, such as watercolor or 水彩 (default: the model decides)")
 	flags.StringVar(&f.request.Size, "size", "", "width*height (default: the model's, such as 1024*1024)")
-	flags.IntVarP(&f.request.N, "n", "n", 1, "how many images, 1 to 4; each is charged")
+	flags.IntVarP(&f.request.N, "n", "n", 1, "number of images, 1 to 4; each is charged")
 	flags.Int64Var(&f.seed, "seed", 0, "seed of the first image (default: made from the job's ID)")
 	flags.StringVar(&f.request.RefImg, "ref-img", "", "reference image: a URL or a file")
 	flags.Float64Var(&f.refStrength, "ref-strength", 0, "how close to the reference, 0 to 1")
 	flags.StringVar(&f.request.RefMode, "ref-mode", "", "repaint (keep the content, the default) or refonly (keep the style)")
-	flags.BoolVar(&f.promptExtend, "prompt-extend", true, "let the service rewrite the prompt, where the model can")
-	flags.BoolVar(&f.watermark, "watermark", false, "have the service's mark put at the bottom right, where the model can")
+	flags.BoolVar(&f.promptExtend, "prompt-extend", true, "let the service rewrite the prompt, if the model supports it")
+	flags.BoolVar(&f.watermark, "watermark", false, "add the service's watermark at the bottom right, if the model supports it")
 }
 
 // given are the names of the flags of a job that the command line has.

@@ -126,7 +126,7 @@ func checkResults(path, input string) error {
 	const hint = "name another file with --results"
 	if info, err := os.Stat(path); err == nil {
 		if !info.Mode().IsRegular() {
-			return usage(hint, "results %s: there is something that is no file", path)
+			return usage(hint, "results %s: not a regular file", path)
 		}
 		if in, err := os.Stat(input); err == nil && os.SameFile(in, info) && resultsPath(input, "", false) != path && resultsPath(input, "", true) != path {
 			return usage(hint, "results %s: that is the batch file itself", path)
@@ -153,7 +153,7 @@ func (r *run) announce() {
 	for _, line := range r.open {
 		atMost += r.engine.price(line.Request)
 	}
-	text := fmt.Sprintf("%s: %d over already, %d to make, %s at most", count(len(r.lines), "job"), len(r.before), len(r.open), yuan(atMost))
+	text := fmt.Sprintf("%s: %d finished already, %d to make, %s at most", count(len(r.lines), "job"), len(r.before), len(r.open), yuan(atMost))
 	if r.engine.worker.Simulated() {
 		text += " (simulated: nothing is charged)"
 	}
@@ -166,12 +166,12 @@ func (r *run) summary() {
 	c := r.counts()
 	text := fmt.Sprintf("%s in %s: %d done", count(c.total, "job"), time.Since(r.progress.startAt).Round(100*time.Millisecond), c.done)
 	if c.before == c.total {
-		text = fmt.Sprintf("%s, all over before: nothing was made again; %d done", count(c.total, "job"), c.done)
+		text = fmt.Sprintf("%s, all finished before: nothing was made again; %d done", count(c.total, "job"), c.done)
 	}
 	for _, part := range []struct {
 		n    int
 		what string
-	}{{c.failed, "failed"}, {c.held, "held: a person must decide"}, {c.unfunded, "wait for money: run again with a larger --budget"}, {c.left, "not finished: run the same command again"}} {
+	}{{c.failed, "failed"}, {c.held, "held: an operator must decide"}, {c.unfunded, "over budget: run again with a larger --budget"}, {c.left, "not finished: run the same command again"}} {
 		if part.n > 0 {
 			text += fmt.Sprintf(", %d %s", part.n, part.what)
 		}

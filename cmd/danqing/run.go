@@ -98,7 +98,7 @@ func (r *run) work(ctx context.Context) error {
 	return errors.Join(err, r.refresh(context.WithoutCancel(ctx)))
 }
 
-// lookUp finds the jobs that are over already, and the IDs that are taken.
+// lookUp finds the jobs that are finished already, and the IDs that are taken.
 func (r *run) lookUp(ctx context.Context) error {
 	taken := make([]error, len(r.lines))
 	group, gctx := errgroup.WithContext(ctx)

@@ -25,7 +25,7 @@ import (
 const (
 	// defaultListen is where jobs are served, by the contract of the command line.
 	defaultListen = "127.0.0.1:8765"
-	listenUsage   = "address to serve at, host:port; port 0 picks a free one; not on loopback only with tokens (default: DANQING_LISTEN, else " + defaultListen + ")"
+	listenUsage   = "address to listen on, host:port; port 0 picks a free one; beyond loopback tokens are required (default: DANQING_LISTEN, else " + defaultListen + ")"
 	// headerTimeout bounds a client that opens a connection and says nothing, and
 	// idleTimeout one that has been answered.
 	headerTimeout  = 20 * time.Second
@@ -45,7 +45,7 @@ type serveFlags struct {
 
 // uiFlag is the flag of serve and up that says whether the web UI is served.
 func uiFlag(cmd *cobra.Command, ui *bool) {
-	cmd.Flags().BoolVar(ui, "ui", false, "serve the web UI, which has no password, on loopback beside an API with tokens too (default: only where there are none)")
+	cmd.Flags().BoolVar(ui, "ui", false, "serve the web UI on loopback even if there are tokens; it has no password (default: only without tokens)")
 }
 
 // showsUI reports whether the web UI is wanted: where there are tokens, a proxy may stand
@@ -56,13 +56,15 @@ func (p *program) serveCommand() *cobra.Command {
 	var f serveFlags
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Serve jobs over HTTP, as DashScope does, for programs that speak that",
-		Long: `Serve takes jobs over HTTP and puts them on the Redis at REDIS_URL, for workers to
-make. Programs that call DashScope, by its SDKs or by hand, run unchanged: point
-DASHSCOPE_HTTP_BASE_URL at http://HOST:PORT/api/v1, and give them a token of
-DANQING_SERVE_TOKENS in place of the key. Tools that speak OpenAI's images API use
-http://HOST:PORT/v1. On loopback no tokens are needed, and while there are none, asynq's
-web UI, which has no password, is at /ui/. No DashScope key is needed here.`,
+		Short: "Serve DashScope's and OpenAI's image APIs over HTTP",
+		Long: `Serve accepts jobs over HTTP and queues them in the Redis at REDIS_URL. Programs that
+call DashScope, by its SDKs or by hand, run unchanged: set their
+DASHSCOPE_HTTP_BASE_URL to http://HOST:PORT/api/v1, and give them a token of
+DANQING_SERVE_TOKENS in place of the key. Tools for OpenAI's images API use
+http://HOST:PORT/v1.
+
+On loopback no tokens are needed; without tokens asynq's web UI, which has no password,
+is at /ui/. No DashScope key is needed.`,
 		Example: `  REDIS_URL=redis://127.0.0.1:6379/0 DANQING_S3_BUCKET=images danqing serve
   DANQING_SERVE_TOKENS=shop:$(openssl rand -hex 24) danqing serve --listen 0.0.0.0:8765`,
 		Args: cobra.NoArgs,

@@ -23,18 +23,18 @@ func (p *program) simulatorCommand() *cobra.Command {
 	var f simulatorFlags
 	cmd := &cobra.Command{
 		Use:   "simulator",
-		Short: "Serve a DashScope that costs nothing, for tests and trials",
-		Long: `Simulator serves DashScope's image API with the limits and the manners of the real
-one; every answer bears the header X-Danqing-Simulated. Any key is good.`,
+		Short: "Serve a simulated DashScope that costs nothing",
+		Long: `Simulator serves DashScope's image API with its limits and errors. Every answer has the
+header X-Danqing-Simulated. It accepts any key.`,
 		Example: `  danqing simulator &
   DASHSCOPE_HTTP_BASE_URL=http://127.0.0.1:8766/api/v1 DASHSCOPE_API_KEY=sk-any danqing batch prompts.jsonl`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.simulator(cmd.Context(), f) },
 	}
-	cmd.Flags().StringVar(&f.listen, "listen", "127.0.0.1:8766", "address to serve at; port 0 picks a free one")
-	cmd.Flags().StringVar(&f.stateDir, "state-dir", "", "folder to keep tasks in over restarts (default: memory)")
-	cmd.Flags().DurationVar(&f.shortest, "shortest", 0, "shortest task (default: times as measured, about 27s)")
-	cmd.Flags().DurationVar(&f.longest, "longest", 0, "longest task")
+	cmd.Flags().StringVar(&f.listen, "listen", "127.0.0.1:8766", "address to listen on; port 0 picks a free one")
+	cmd.Flags().StringVar(&f.stateDir, "state-dir", "", "folder that keeps tasks over restarts (default: memory)")
+	cmd.Flags().DurationVar(&f.shortest, "shortest", 0, "duration of the shortest task (default: as measured, about 27s)")
+	cmd.Flags().DurationVar(&f.longest, "longest", 0, "duration of the longest task")
 	return cmd
 }
 

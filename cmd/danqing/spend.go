@@ -30,17 +30,17 @@ func (p *program) spendCommand() *cobra.Command {
 	var f spendFlags
 	cmd := &cobra.Command{
 		Use:   "spend",
-		Short: "Tell what was spent, by account, model, label, batch, day or month",
-		Long: `Spend tells what was spent and what is reserved for jobs under way, in yuan, and how
-many images it was for. Days are those of the bill, UTC+8, by the time at which a job
-was submitted. Amounts are exact.
+		Short: "Show what was spent, by account, model, label, batch, day or month",
+		Long: `Spend prints what was spent and what is reserved for running jobs, in yuan, and for how
+many images. Days are those of the bill, UTC+8; a job counts on the day on which it was
+submitted. Amounts are exact.
 
 The ledger is in the Redis at REDIS_URL, or that of the "danqing up" that runs on the
-data directory. With neither, the data directory's own log tells what was spent there;
-it has no reservations. No API key is needed here.
+data directory. With neither, the log in the data directory is used; it has no
+reservations. No API key is needed.
 
 --by takes any of account, model, batch, day, month, label (all labels of a job) and
-label:NAME (the values of one), with commas between, in the order of the columns.
+label:NAME (the values of one), separated by commas, in the order of the columns.
 --format json, or --json, prints a JSON line for each row, without a total.`,
 		Example: `  danqing spend
   danqing spend --by month,model --since 2026-01-01
@@ -55,12 +55,12 @@ label:NAME (the values of one), with commas between, in the order of the columns
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringSliceVar(&f.by, "by", []string{"account", "day"}, "what to tell apart")
+	flags.StringSliceVar(&f.by, "by", []string{"account", "day"}, "the columns to group by")
 	flags.StringVar(&f.since, "since", "", "first day, as in 2026-01-31 (default: the first of this month)")
 	flags.StringVar(&f.until, "until", "", "last day (default: today)")
 	flags.StringVar(&f.format, "format", formatTable, "table, csv or json")
 	flags.BoolVar(&f.json, "json", false, "print JSON lines")
-	flags.BoolVar(&f.simulate, "simulate", false, "tell of simulated runs on this machine, which cost nothing")
+	flags.BoolVar(&f.simulate, "simulate", false, "report simulated runs on this machine, which cost nothing")
 	return cmd
 }
 
@@ -85,7 +85,7 @@ func (f spendFlags) report(now time.Time, formatGiven bool) (spendReport, error)
 	r := spendReport{by: f.by, format: f.format}
 	const columns = "account, model, batch, day, month, label, label:NAME"
 	if len(f.by) == 0 {
-		return r, usage("as in: --by account,day", "--by names nothing to tell apart")
+		return r, usage("as in: --by account,day", "--by is empty")
 	}
 	for i, name := range f.by {
 		label, isLabel := strings.CutPrefix(name, labelPrefix)
@@ -94,7 +94,7 @@ func (f spendFlags) report(now time.Time, formatGiven bool) (spendReport, error)
 			return r, usage("leave one out", "--by names %q twice", name)
 		case isLabel && label != "", !isLabel && slices.Contains(strings.Split(columns, ", "), name):
 		default:
-			return r, usage("any of: "+columns, "--by %q: nothing is told apart by that", name)
+			return r, usage("any of: "+columns, "--by %q: no such column", name)
 		}
 	}
 	switch {

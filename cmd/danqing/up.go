@@ -24,10 +24,10 @@ func (p *program) upCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run everything in one process: queue, bucket, worker, API, web UI",
-		Long: `Up is a whole Danqing in one process, for one machine: a queue that keeps what it has
-acknowledged, a bucket, a worker for it, the API that "danqing serve" has, and asynq's
-web UI. What is configured (REDIS_URL, DANQING_S3_BUCKET) is used instead of the part
-of its own. Other commands on the machine find it by the data directory.`,
+		Long: `Up runs everything in one process, on one machine: a durable queue, a bucket, a worker,
+the API of "danqing serve", and asynq's web UI. A configured REDIS_URL or
+DANQING_S3_BUCKET replaces the embedded part. Other commands on the machine find it by
+the data directory.`,
 		Example: `  danqing up
   danqing up --simulate --listen 127.0.0.1:9000`,
 		Args: cobra.NoArgs,

@@ -117,7 +117,7 @@ func TestUpObeysTheWebUI(t *testing.T) {
 	u.ask(t, http.MethodPost, queue+"/archived_tasks/run-again:run", http.StatusNoContent)
 	u.ask(t, http.MethodPost, queue+":resume", http.StatusNoContent)
 	for _, id := range []string{"made", "run-again"} {
-		require.Eventually(t, func() bool { // run again, it is canceled until a lane has drawn it
+		require.Eventually(t, func() bool { // run again, it is canceled until a lane is starting it
 			rec, err := client.Get(t.Context(), id)
 			return err == nil && rec.State == jobs.StateSucceeded
 		}, time.Minute, 10*time.Millisecond, id)

@@ -11,10 +11,9 @@ import (
 func (p *program) workerCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "worker",
-		Short: "Work the jobs that others put on a Redis queue",
-		Long: `Worker makes the images of jobs that "danqing enqueue" and the jobs package put in
-the Redis at REDIS_URL, until it is told to stop. One worker at a time holds the
-lane of an account's model; others stand by.`,
+		Short: "Process the jobs of a Redis queue",
+		Long: `Worker processes the jobs in the Redis at REDIS_URL until it is stopped. One worker at a
+time holds the lane of an account's model; others stand by.`,
 		Example: `  REDIS_URL=redis://127.0.0.1:6379/0 DANQING_S3_BUCKET=images danqing worker`,
 		Args:    cobra.NoArgs,
 		RunE:    func(cmd *cobra.Command, _ []string) error { return p.worker(cmd.Context()) },
