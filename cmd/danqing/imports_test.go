@@ -61,7 +61,6 @@ func homes() map[string][]string {
 	return map[string][]string{
 		"github.com/hibiken/asynq":        {"jobs", "jobs/gateway", "worker"},
 		"github.com/hibiken/asynqmon":     {"jobs/gateway"},
-		"github.com/chromedp":             {"jobs/gateway"},
 		"github.com/aws":                  {"storage/", "storage"},
 		"github.com/rclone/gofakes3":      {"storage/embedded"},
 		"github.com/alicebob/miniredis":   {"jobs/embedded"},
