@@ -60,27 +60,36 @@ func (a Account) DashScope() dashscope.Config {
 	return dashscope.Config{BaseURL: a.BaseURL, APIKey: a.APIKey.Reveal(), Workspace: a.Workspace}
 }
 
+// Region returns the region of the account's base URL, which decides the models that
+// are sold and their prices.
+func (a Account) Region() string { return dashscope.RegionOf(a.BaseURL) }
+
+// Cost returns the price of images of a model on the account, in micro-yuan, by contract
+// or by the catalog. sold is false, and the price 0, where the account's region does not
+// have the model.
+func (a Account) Cost(model jobs.Model, images int) (microYuan int64, sold bool) {
+	return model.ContractCost(a.PricesMicroYuan, a.Region(), images)
+}
+
 // fields says how the fields of an account are called where it was read.
 type fields struct{ apiKey, baseURL, workspace string }
 
-// connection checks what leads to the service and returns its region, "" if the
-// base URL is none.
+// connection checks the key, base URL and workspace, and returns the region, "" if the
+// base URL is invalid.
 func (l *loader) connection(a Account, names fields) string {
-	cfg := a.DashScope()
-	if cfg.APIKey == "" {
-		cfg.APIKey = "none"
+	variables := map[string]string{"APIKey": names.apiKey, "BaseURL": names.baseURL, "Workspace": names.workspace}
+	for _, e := range a.DashScope().Validate() {
+		if e.Field == "APIKey" && !a.APIKey.IsSet() {
+			continue // see Config.CheckReal
+		}
+		l.bad(variables[e.Field], "%s", e.Problem)
 	}
-	client, err := dashscope.New(cfg)
-	l.refused(err, map[string]string{"APIKey": names.apiKey, "BaseURL": names.baseURL, "Workspace": names.workspace})
 	if u, err := url.Parse(a.BaseURL); err == nil && u.Scheme == "http" && a.APIKey.IsSet() {
 		if ip := net.ParseIP(u.Hostname()); u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
 			l.warn("%s is http://: the API key travels unencrypted", names.baseURL)
 		}
 	}
-	if client == nil {
-		return ""
-	}
-	return client.Region()
+	return a.Region()
 }
 
 // lane looks a model up and checks that a region, if known, sells it; name is
@@ -124,7 +133,7 @@ func (l *loader) concurrency(value, name string, models ...jobs.Model) int {
 // not offered in the account's region.
 func (c *Config) Work(models []string) error {
 	if c.anyModel {
-		each, region := c.Accounts[0].Lanes[0], c.region()
+		each, region := c.Accounts[0].Lanes[0], c.Accounts[0].Region()
 		c.Accounts[0].Lanes = nil
 		if len(models) == 0 {
 			for _, m := range jobs.Models() {
@@ -151,17 +160,6 @@ func (c *Config) Work(models []string) error {
 		}
 	}
 	return nil
-}
-
-// region is where the first account is.
-func (c *Config) region() string {
-	cfg := c.Accounts[0].DashScope()
-	cfg.APIKey = "none" // whether it is set does not matter here
-	client, err := dashscope.New(cfg)
-	if err != nil {
-		return ""
-	}
-	return client.Region()
 }
 
 // accountVariables are the variables that describe an account. Beside a file

@@ -5,7 +5,6 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -52,8 +51,7 @@ type Config struct {
 	// may still create its task; 0 is 330 s: the service's own 300 s and a margin.
 	SubmitLimit time.Duration
 
-	Models      []string // the models of the first account's lanes
-	Concurrency int      // the tasks at once of its first lane
+	Models []string // the models of the first account's lanes
 
 	// anyModel is set if nothing says which models are worked.
 	anyModel bool
@@ -129,21 +127,4 @@ func (c *Config) CheckSimulate() error {
 		return &e
 	}
 	return nil
-}
-
-// leaves returns the errors that errors.Join has joined, however deep.
-func leaves(err error) []error {
-	for e := err; e != nil; e = errors.Unwrap(e) {
-		if j, ok := e.(interface{ Unwrap() []error }); ok {
-			var all []error
-			for _, l := range j.Unwrap() {
-				all = append(all, leaves(l)...)
-			}
-			return all
-		}
-	}
-	if err == nil {
-		return nil
-	}
-	return []error{err}
 }

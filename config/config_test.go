@@ -53,7 +53,7 @@ func TestLoadDefaults(t *testing.T) {
 	assert.Equal(t, "danqing-data", c.DataDir)
 	assert.Equal(t, []Account{{Name: DefaultAccount, Lanes: []Lane{{Model: "wanx-v1", Concurrency: 1}}}}, c.Accounts)
 	assert.Equal(t, []string{"wanx-v1"}, c.Models)
-	assert.Equal(t, 1, c.Concurrency)
+	assert.Equal(t, 1, c.Accounts[0].Lanes[0].Concurrency)
 	assert.Empty(t, c.Warnings)
 	assert.Equal(t, storage.Config{}, c.Storage())
 	_, err = c.Redis()
@@ -93,7 +93,6 @@ func TestLoadEverything(t *testing.T) {
 	assert.Equal(t, "/var/lib/danqing", c.DataDir)
 	assert.Equal(t, []Lane{{Model: "wan2.2-t2i-flash", Concurrency: 2}, {Model: "qwen-image", Concurrency: 2}}, c.Accounts[0].Lanes)
 	assert.Equal(t, []string{"wan2.2-t2i-flash", "qwen-image"}, c.Models)
-	assert.Equal(t, 2, c.Concurrency)
 	require.NoError(t, c.CheckReal())
 }
 
@@ -152,6 +151,9 @@ func TestProblems(t *testing.T) {
 		{"DANQING_S3_BUKET", "x", "is not a variable of Danqing: write DANQING_S3_BUCKET"},
 		{"DANQING_BUCKET", "x", "write DANQING_S3_BUCKET"},
 		{"DANQING_MODEL", "x", "write DANQING_MODELS"},
+		{"DANQING_URL", "x", "write DANQING_SERVE_URL"},
+		{"DANQING_TOKEN", "hush", "write DANQING_SERVE_TOKENS"},
+		{"DANQING_TOKENS", "hush", "write DANQING_SERVE_TOKENS"},
 		{"DANQING_REDIS_URL", "hush", "write REDIS_URL"},
 		{"DANQING_DASHSCOPE_API_KEY", "hush", "write DASHSCOPE_API_KEY"},
 		{"danqing_data_dir", "x", "write DANQING_DATA_DIR"},

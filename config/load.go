@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/danqing-queue/danqing/storage"
 )
 
 // loader gathers what is wrong.
@@ -83,22 +81,7 @@ func LoadWithFile(path string, getenv func(string) string, environ []string) (*C
 	for _, lane := range l.cfg.Accounts[0].Lanes {
 		l.cfg.Models = append(l.cfg.Models, lane.Model)
 	}
-	l.cfg.Concurrency = l.cfg.Accounts[0].Lanes[0].Concurrency
 	return &l.cfg, nil
-}
-
-// refused takes over what a constructor says against its fields. Each error
-// begins with the field's name, which becomes the variable's.
-func (l *loader) refused(err error, variables map[string]string) {
-	for _, e := range leaves(err) {
-		text := strings.TrimPrefix(e.Error(), "storage: ")
-		end := max(strings.IndexAny(text, ": "), 0)
-		if v, ok := variables[text[:end]]; ok {
-			l.bad(v, "%s", strings.TrimLeft(text[end:], ": "))
-		} else {
-			l.bad("configuration", "%s", text)
-		}
-	}
 }
 
 func (l *loader) redis() {
@@ -137,24 +120,12 @@ func (l *loader) storage() {
 	}
 	c.SecretAccessKey, c.SessionToken = NewSecret(secret), NewSecret(token)
 
-	// Prefix and template hold for the embedded bucket too; each is tried by
-	// itself, since the bucket reports the first of them only, and then both.
-	before := len(l.problems)
-	spare := storage.Config{Bucket: "spare", Endpoint: "http://127.0.0.1", AccessKeyID: "none", SecretAccessKey: "none"}
-	for i, cfg := range []storage.Config{{Prefix: c.Prefix}, {KeyTemplate: c.KeyTemplate}, {Prefix: c.Prefix, KeyTemplate: c.KeyTemplate}} {
-		if i == 2 && len(l.problems) > before {
-			break // said already
+	for _, e := range c.Storage().Validate() {
+		if c.Bucket != "" || e.Field == "Prefix" || e.Field == "KeyTemplate" { // the embedded bucket has these two
+			l.bad(names[e.Field], "%s", e.Problem)
 		}
-		try := spare
-		try.Prefix, try.KeyTemplate = cfg.Prefix, cfg.KeyTemplate
-		_, err := storage.New(try)
-		l.refused(err, names)
 	}
 	if c.Bucket != "" {
-		whole := c.Storage()
-		whole.Prefix, whole.KeyTemplate = "", ""
-		_, err := storage.New(whole)
-		l.refused(err, names)
 		return
 	}
 	for _, field := range []string{"Addressing", "PublicURL", "PublicEndpoint"} {
@@ -198,10 +169,27 @@ func nearest(name string) string {
 			ours = append(ours, known)
 		}
 	}
-	if near := closest(rest, ours); near != "" {
-		return "DANQING_" + near
+	near := closest(rest, ours)
+	if near == "" && len(rest) > 2 {
+		near = shortestWith(rest, ours)
 	}
-	return ""
+	if near == "" {
+		return ""
+	}
+	return "DANQING_" + near
+}
+
+// shortestWith returns the shortest of the known names whose last words are these, the
+// plural included, or "": DANQING_URL lacks a word of DANQING_SERVE_URL.
+func shortestWith(words string, known []string) string {
+	best := ""
+	for _, k := range known {
+		short := strings.HasSuffix(k, "_"+words) || strings.HasSuffix(k, "_"+words+"S")
+		if short && (best == "" || len(k) < len(best)) {
+			best = k
+		}
+	}
+	return best
 }
 
 // closest returns the one of the known words that a misspelled one means, or "".

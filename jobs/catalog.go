@@ -125,6 +125,16 @@ func (m Model) CostIn(region string, images int) (microYuan int64, sold bool) {
 	return int64(images) * price, sold
 }
 
+// ContractCost is CostIn where a contract has other prices of an image, by the model's
+// name, in micro-yuan.
+func (m Model) ContractCost(prices map[string]int64, region string, images int) (microYuan int64, sold bool) {
+	microYuan, sold = m.CostIn(region, images)
+	if price, ok := prices[m.Name]; ok && sold {
+		microYuan = int64(images) * price
+	}
+	return microYuan, sold
+}
+
 // NameIn is the model as the service spells it in a region: what goes on the
 // wire and comes back in lists. sold is false where the model does not exist.
 func (m Model) NameIn(region string) (name string, sold bool) {

@@ -48,22 +48,15 @@ type Bucket struct {
 // [Bucket.Check] tests whether the bucket answers. An error names the field, its
 // value (unless secret) and the remedy.
 func New(cfg Config) (*Bucket, error) {
-	cfg, err := cfg.withDefaults()
-	if err != nil {
-		return nil, fmt.Errorf("storage: %w", err)
-	}
-	tmpl, err := parseTemplate(cfg.KeyTemplate)
-	if err == nil {
-		err = tmpl.checkLength(cfg.Prefix)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("storage: KeyTemplate %q: %w", cfg.KeyTemplate, err)
+	cfg, refused := cfg.withDefaults()
+	if len(refused) > 0 {
+		return nil, fmt.Errorf("storage: %w", refused)
 	}
 	b := &Bucket{
 		name:      cfg.Bucket,
 		prefix:    cfg.Prefix,
 		publicURL: cfg.PublicURL,
-		template:  tmpl,
+		template:  template(cfg.KeyTemplate),
 		client:    s3.New(cfg.options(cfg.Endpoint)),
 		presign:   s3.NewPresignClient(s3.New(cfg.options(cfg.PublicEndpoint))),
 		log:       cfg.Logger,

@@ -80,23 +80,45 @@ func (c Config) GoString() string { return c.String() }
 
 var bucketPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{1,61}[a-z0-9]$`)
 
-// withDefaults returns c completed and normalized, or an error that joins every
-// problem.
-func (c Config) withDefaults() (Config, error) {
-	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+// FieldError is a field of a [Config] that cannot be used.
+type FieldError struct {
+	Field   string // its name, such as Bucket
+	Problem string // its value, unless secret, and the remedy
+}
 
-	switch {
-	case c.Bucket == "":
-		bad("Bucket is empty: name the bucket")
-	case strings.Contains(c.Bucket, "."):
-		bad("Bucket %q has a dot: use a bucket without, dotted names work on few stores", c.Bucket)
-	case !bucketPattern.MatchString(c.Bucket):
-		bad("Bucket %q: must be 3 to 63 lower-case letters, digits and hyphens", c.Bucket)
+// Error returns the field's name and the problem.
+func (e FieldError) Error() string { return e.Field + " " + e.Problem }
+
+// FieldErrors are all fields of a [Config] that cannot be used.
+type FieldErrors []FieldError
+
+// Error has one line per field.
+func (e FieldErrors) Error() string {
+	lines := make([]string, len(e))
+	for i, field := range e {
+		lines[i] = field.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Validate returns every field that [New] refuses, in a stable order.
+func (c Config) Validate() FieldErrors {
+	_, refused := c.withDefaults()
+	return refused
+}
+
+// withDefaults returns c completed and normalized, and the fields that are wrong.
+func (c Config) withDefaults() (_ Config, refused FieldErrors) {
+	bad := func(field, format string, args ...any) {
+		refused = append(refused, FieldError{field, fmt.Sprintf(format, args...)})
+	}
+
+	if err := checkBucketName(c.Bucket); err != nil {
+		bad("Bucket", "%v", err)
 	}
 	if c.Prefix = strings.Trim(c.Prefix, "/"); c.Prefix != "" {
 		if path.Clean(c.Prefix) != c.Prefix || !cleanText(c.Prefix) {
-			bad("Prefix %q: must be a plain folder such as images/2026", c.Prefix)
+			bad("Prefix", "%q: must be a plain folder such as images/2026", c.Prefix)
 		}
 		c.Prefix += "/"
 	}
@@ -107,7 +129,7 @@ func (c Config) withDefaults() (Config, error) {
 	}{{"Endpoint", &c.Endpoint, true}, {"PublicEndpoint", &c.PublicEndpoint, true}, {"PublicURL", &c.PublicURL, false}} {
 		*f.value = strings.TrimRight(*f.value, "/")
 		if err := checkURL(*f.value, f.endpoint, c.Bucket); err != nil {
-			bad("%s %w", f.name, err)
+			bad(f.name, "%v", err)
 		}
 	}
 	if c.PublicEndpoint == "" {
@@ -115,24 +137,27 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Region == "" {
 		if isAWS(c.Endpoint) || isAliyun(c.Endpoint) {
-			bad("Region is empty: AWS and OSS need the bucket's region, such as us-east-1 or cn-beijing")
+			bad("Region", "is empty: AWS and OSS need the bucket's region, such as us-east-1 or cn-beijing")
 		}
 		c.Region = "us-east-1"
 	}
 	for _, f := range []struct{ name, value string }{{"AccessKeyID", c.AccessKeyID}, {"SecretAccessKey", c.SecretAccessKey}} {
 		if f.value == "" {
-			bad("%s is empty: set it", f.name)
+			bad(f.name, "is empty: set it")
 		} else if strings.TrimSpace(f.value) != f.value {
-			bad("%s has white space around it: remove that", f.name)
+			bad(f.name, "has white space around it: remove that")
 		}
 	}
 	switch c.Addressing {
 	case "", AddressingPath, AddressingVirtual:
 	default:
-		bad("Addressing %q: must be %q, %q or empty", c.Addressing, AddressingPath, AddressingVirtual)
+		bad("Addressing", "%q: must be %q, %q or empty", c.Addressing, AddressingPath, AddressingVirtual)
 	}
 	if c.KeyTemplate == "" {
 		c.KeyTemplate = DefaultKeyTemplate
+	}
+	if err := checkTemplate(c.KeyTemplate, c.Prefix); err != nil {
+		bad("KeyTemplate", "%q: %v", c.KeyTemplate, err)
 	}
 	if c.HTTPClient == nil {
 		c.HTTPClient = defaultHTTPClient()
@@ -140,7 +165,19 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return c, errors.Join(errs...)
+	return c, refused
+}
+
+func checkBucketName(name string) error {
+	switch {
+	case name == "":
+		return errors.New("is empty: name the bucket")
+	case strings.Contains(name, "."):
+		return fmt.Errorf("%q has a dot: use a bucket without, dotted names work on few stores", name)
+	case !bucketPattern.MatchString(name):
+		return fmt.Errorf("%q: must be 3 to 63 lower-case letters, digits and hyphens", name)
+	}
+	return nil
 }
 
 // checkURL accepts "" and http(s) URLs. An endpoint must have no path, and its

@@ -62,44 +62,46 @@ var (
 	extPattern    = regexp.MustCompile(`^\.[A-Za-z0-9]{1,10}$`)
 )
 
-// template is a key template that parseTemplate accepted.
+// template is a key template that checkTemplate accepted.
 type template string
 
-func parseTemplate(s string) (template, error) {
+// checkTemplate fails unless s gives every image of every job a valid key of its own
+// below the prefix.
+func checkTemplate(s, prefix string) error {
 	seen := map[string]bool{}
 	for _, v := range varPattern.FindAllString(s, -1) {
 		switch v {
 		case "{job_id}", "{n}", "{batch}", "{id}", "{model}", "{date}", "{ext}", "{source_name}":
 			seen[v] = true
 		default:
-			return "", fmt.Errorf("has an unknown variable %s: use {job_id} {n} {batch} {id} {model} {date} {ext} {source_name}", v)
+			return fmt.Errorf("has an unknown variable %s: use {job_id} {n} {batch} {id} {model} {date} {ext} {source_name}", v)
 		}
 	}
 	if !seen["{job_id}"] || !seen["{n}"] {
-		return "", errors.New("must hold {job_id} and {n}, else images would overwrite each other")
+		return errors.New("must hold {job_id} and {n}, else images would overwrite each other")
 	}
 	if rest := varPattern.ReplaceAllString(s, ""); strings.ContainsAny(rest, "{}") || !cleanText(rest) {
-		return "", errors.New("has a stray brace, backslash or control character: remove it")
+		return errors.New("has a stray brace, backslash or control character: remove it")
 	}
 	if !numberPattern.MatchString(s) {
-		return "", errors.New("{n} must stand between text, slashes or the end, as in -{n}{ext}, else two images could get the same key")
+		return errors.New("{n} must stand between text, slashes or the end, as in -{n}{ext}, else two images could get the same key")
 	}
 	unique := false
 	for i, segment := range strings.Split(s, "/") {
 		switch {
 		case segment == "" || segment == "." || segment == "..":
-			return "", errors.New("has an empty folder, . or ..: remove it")
+			return errors.New("has an empty folder, . or ..: remove it")
 		case i == 0 && strings.HasPrefix(segment, "_"):
-			return "", errors.New("begins with _: those folders are reserved, choose another name")
+			return errors.New("begins with _: those folders are reserved, choose another name")
 		}
 		tail, ok := strings.CutPrefix(segment, "{job_id}")
 		tail = strings.NewReplacer("{n}", "", "{ext}", "").Replace(tail)
 		unique = unique || ok && !strings.Contains(tail, "{")
 	}
 	if !unique {
-		return "", errors.New("{job_id} must begin a path segment and be followed there only by text, {n} and {ext}, else two jobs could get the same key; write {batch}/{job_id}-{n}{ext}")
+		return errors.New("{job_id} must begin a path segment and be followed there only by text, {n} and {ext}, else two jobs could get the same key; write {batch}/{job_id}-{n}{ext}")
 	}
-	return template(s), nil
+	return template(s).checkLength(prefix)
 }
 
 // ImageKey returns the key of an image by the template, prefix included. Equal

@@ -33,11 +33,7 @@ type Account struct {
 // contract or by the catalogue. sold is false, and the price 0, where the account's
 // region does not have the model.
 func (a Account) Cost(model jobs.Model, images int) (microYuan int64, sold bool) {
-	microYuan, sold = model.CostIn(a.DashScope.Region(), images)
-	if price, ok := a.PricesMicroYuan[model.Name]; ok && sold {
-		microYuan = int64(images) * price
-	}
-	return microYuan, sold
+	return model.ContractCost(a.PricesMicroYuan, a.DashScope.Region(), images)
 }
 
 // Lane is an account's capacity for one model.

@@ -94,26 +94,23 @@ func (d *doctor) account(ctx context.Context, a config.Account) (met, bool) {
 	d.ok("account %s: %s accepts the key, %d ms", a.Name, client.BaseURL(), took.Milliseconds())
 	d.clock(m.kind, endpoint.Date, asked)
 	for _, l := range a.Lanes {
-		d.lane(a, l, client.Region())
+		d.lane(a, l)
 	}
 	d.tasks(ctx, a, client)
 	return m, true
 }
 
 // lane compares what is configured with what an account has.
-func (d *doctor) lane(a config.Account, l config.Lane, region string) {
+func (d *doctor) lane(a config.Account, l config.Lane) {
 	m, err := jobs.LookupModel(l.Model)
 	if err == nil {
-		err = m.CheckRegion(region)
+		err = m.CheckRegion(a.Region())
 	}
 	if err != nil {
 		d.bad("correct DANQING_MODELS, or the account's models", "account %s: %v", a.Name, err)
 		return
 	}
-	cost, _ := m.CostIn(region, 1)
-	if contract, ok := a.PricesMicroYuan[m.Name]; ok {
-		cost = contract
-	}
+	cost, _ := a.Cost(m, 1)
 	text := fmt.Sprintf("account %s: %s, %d of %d tasks at once, prompts of up to %d characters, %s an image", a.Name, m.Name, l.Concurrency, m.Concurrency, m.PromptRunes, yuan(cost))
 	if l.Concurrency < m.Concurrency {
 		d.note(fmt.Sprintf("if nobody else uses the account: DANQING_CONCURRENCY=%d, or concurrency in the file of accounts", m.Concurrency), "%s", text)

@@ -167,9 +167,12 @@ func (e *engine) price(req jobs.Request) int64 {
 	return e.priceOf(model, req.N)
 }
 
-func (e *engine) priceOf(model jobs.Model, n int) int64 { return dearest(e.accounts, model, n) }
+func (e *engine) priceOf(model jobs.Model, n int) int64 { return maxPrice(e.accounts, model, n) }
 
-func dearest(accounts []worker.Account, model jobs.Model, n int) int64 {
+// maxPrice is what n images of a model cost on the account where they cost most.
+func maxPrice[A interface {
+	Cost(model jobs.Model, images int) (microYuan int64, sold bool)
+}](accounts []A, model jobs.Model, n int) int64 {
 	var most int64
 	for _, account := range accounts {
 		cost, _ := account.Cost(model, n)

@@ -19,7 +19,6 @@ import (
 	"github.com/danqing-queue/danqing/jobs/gateway"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker"
-	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
 const (
@@ -103,17 +102,13 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 	if err := errors.Join(reach(ctx, rdb), bucket.Check(ctx)); err != nil {
 		return err
 	}
-	price, err := configuredPrice(cfg)
-	if err != nil {
-		return err
-	}
 	sayDurability(ctx, jobs.NewClient(rdb), log)
 	server, err := listen(ctx, cfg, f.listen)
 	if err != nil {
 		return err
 	}
 	if err := server.open(cfg, serving{
-		redis: rdb, bucket: bucket, price: price, depth: cmp.Or(cfg.Serve.MaxQueued, serveDepth), ui: showsUI(cfg, f.ui), log: log,
+		redis: rdb, bucket: bucket, price: func(model jobs.Model, n int) int64 { return maxPrice(cfg.Accounts, model, n) }, depth: cmp.Or(cfg.Serve.MaxQueued, serveDepth), ui: showsUI(cfg, f.ui), log: log,
 	}); err != nil {
 		return err
 	}
@@ -125,22 +120,6 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 	case <-stopped:
 	}
 	return errors.Join(server.shutdown(ctx), <-served)
-}
-
-// configuredPrice is what n images of a model cost where it is dearest among the
-// accounts that are configured here.
-func configuredPrice(cfg *config.Config) (func(jobs.Model, int) int64, error) {
-	var accounts []worker.Account
-	for _, a := range cfg.Accounts {
-		remote := a.DashScope()
-		remote.APIKey = cmp.Or(remote.APIKey, "none") // nothing is asked of it but its region
-		client, err := dashscope.New(remote)
-		if err != nil {
-			return nil, fmt.Errorf("account %s: %w", a.Name, err)
-		}
-		accounts = append(accounts, worker.Account{Name: a.Name, DashScope: client, PricesMicroYuan: a.PricesMicroYuan})
-	}
-	return func(model jobs.Model, n int) int64 { return dearest(accounts, model, n) }, nil
 }
 
 // serving is what a server serves.

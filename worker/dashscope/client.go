@@ -83,6 +83,47 @@ func (c Config) Format(f fmt.State, _ rune) {
 // LogValue logs the configuration without the key.
 func (c Config) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(c)) }
 
+// FieldError is a field of a [Config] that cannot be used.
+type FieldError struct {
+	Field   string // its name, such as BaseURL
+	Problem string // what is wrong, without what may be secret
+}
+
+// Error returns the field's name and the problem.
+func (e FieldError) Error() string { return e.Field + ": " + e.Problem }
+
+// FieldErrors are all fields of a [Config] that cannot be used.
+type FieldErrors []FieldError
+
+// Error has one line per field.
+func (e FieldErrors) Error() string {
+	lines := make([]string, len(e))
+	for i, field := range e {
+		lines[i] = field.Error()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Validate returns every field that [New] refuses, in a stable order.
+func (c Config) Validate() (refused FieldErrors) {
+	bad := func(field, problem string) { refused = append(refused, FieldError{field, problem}) }
+	if _, err := parseBaseURL(c.BaseURL); err != nil {
+		bad("BaseURL", err.Error())
+	}
+	if c.APIKey == "" {
+		bad("APIKey", "required")
+	}
+	for _, f := range [][2]string{{"APIKey", c.APIKey}, {"Workspace", c.Workspace}} {
+		if !headerValue(f[1]) {
+			bad(f[0], "contains a space or a character other than printable ASCII")
+		}
+	}
+	if c.CreateTimeout < 0 || c.QueryTimeout < 0 || c.UploadTimeout < 0 || c.QueriesPerSecond < 0 {
+		bad("CreateTimeout, QueryTimeout, UploadTimeout, QueriesPerSecond", "must not be negative")
+	}
+	return refused
+}
+
 // Client talks to one account of the service. It may be used by many goroutines.
 type Client struct {
 	base      *url.URL
@@ -102,20 +143,11 @@ type Client struct {
 // New checks cfg and returns a client. It does not connect. The error names
 // every bad field.
 func New(cfg Config) (*Client, error) {
+	if refused := cfg.Validate(); len(refused) > 0 {
+		return nil, fmt.Errorf("dashscope configuration: %w", refused)
+	}
 	base, err := parseBaseURL(cfg.BaseURL)
-	problems := []error{err}
-	if cfg.APIKey == "" {
-		problems = append(problems, errors.New("APIKey: required"))
-	}
-	for _, f := range [][2]string{{"APIKey", cfg.APIKey}, {"Workspace", cfg.Workspace}} {
-		if !headerValue(f[1]) {
-			problems = append(problems, fmt.Errorf("%s: holds a space or a character other than printable ASCII", f[0]))
-		}
-	}
-	if cfg.CreateTimeout < 0 || cfg.QueryTimeout < 0 || cfg.UploadTimeout < 0 || cfg.QueriesPerSecond < 0 {
-		problems = append(problems, errors.New("CreateTimeout, QueryTimeout, UploadTimeout, QueriesPerSecond: must not be negative"))
-	}
-	if err := errors.Join(problems...); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("dashscope configuration: %w", err)
 	}
 	c := &Client{
@@ -159,11 +191,11 @@ func parseBaseURL(s string) (*url.URL, error) {
 	u, err := url.Parse(strings.TrimSuffix(or(s, DefaultBaseURL), "/"))
 	switch {
 	case err != nil: // its text may hold a password
-		return nil, errors.New("BaseURL: not a URL")
+		return nil, errors.New("not a URL")
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
-		return nil, errors.New("BaseURL: must have no user, query or fragment")
+		return nil, errors.New("must have no user, query or fragment")
 	case u.Scheme != "http" && u.Scheme != "https", u.Host == "", !strings.HasSuffix(u.Path, "/api/v1"):
-		return nil, fmt.Errorf("BaseURL: %q must start with https:// or http:// and end in /api/v1", s)
+		return nil, fmt.Errorf("%q must start with https:// or http:// and end in /api/v1", s)
 	}
 	return u, nil
 }

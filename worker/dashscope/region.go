@@ -1,6 +1,9 @@
 package dashscope
 
-import "strings"
+import (
+	"net/url"
+	"strings"
+)
 
 // Regions of the service, spelt as in its host names (base-url page of Model
 // Studio). A key belongs to one of them.
@@ -11,8 +14,8 @@ const (
 	RegionHongKong  = "cn-hongkong"
 )
 
-// Region is where the service of the base URL is, which decides the models that
-// exist there, their spelling and their prices:
+// RegionOf returns where the service of a base URL is, which decides the models that
+// exist there, their spelling and their prices; "" if [Config] refuses the URL:
 //
 //   - the shared hosts dashscope, dashscope-intl, dashscope-us and
 //     cn-hongkong.dashscope (.aliyuncs.com): Beijing, Singapore, Virginia and
@@ -22,8 +25,21 @@ const (
 //   - any other host, such as a proxy, a simulator or loopback: Beijing. Whoever
 //     reaches another region through a proxy of their own is shown Beijing's
 //     models and prices.
-func (c *Client) Region() string {
-	host := strings.ToLower(strings.TrimSuffix(c.base.Hostname(), "."))
+//
+// A base URL of "" is [DefaultBaseURL].
+func RegionOf(baseURL string) string {
+	base, err := parseBaseURL(baseURL)
+	if err != nil {
+		return ""
+	}
+	return regionOf(base)
+}
+
+// Region returns the region of the client's base URL, as [RegionOf] does.
+func (c *Client) Region() string { return regionOf(c.base) }
+
+func regionOf(base *url.URL) string {
+	host := strings.ToLower(strings.TrimSuffix(base.Hostname(), "."))
 	switch host {
 	case "dashscope-intl.aliyuncs.com":
 		return RegionSingapore

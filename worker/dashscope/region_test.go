@@ -31,8 +31,10 @@ func TestRegion(t *testing.T) {
 		"https://ap-southeast-1.maas.aliyuncs.com/api/v1":               dashscope.RegionBeijing,
 		"https://example.com/dashscope-intl.aliyuncs.com/api/v1":        dashscope.RegionBeijing,
 	} {
+		assert.Equal(t, want, dashscope.RegionOf(base), base)
 		c, err := dashscope.New(dashscope.Config{BaseURL: base, APIKey: "sk-test"})
 		require.NoError(t, err, base)
 		assert.Equal(t, want, c.Region(), base)
 	}
+	assert.Empty(t, dashscope.RegionOf("dashscope-intl.aliyuncs.com"), "no base URL")
 }
