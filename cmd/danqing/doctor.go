@@ -69,23 +69,10 @@ func (p *program) doctor(ctx context.Context, asJSON bool) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
-		select {
-		case <-p.signals:
-			cancel(errInterrupted)
-		case <-ctx.Done():
-		}
-	}()
 	d := &doctor{program: p, cfg: cfg, json: asJSON}
-	err = d.examine(ctx)
-	interrupted := errors.Is(context.Cause(ctx), errInterrupted)
-	cancel(nil)
-	<-watched
+	err = p.untilSignal(ctx, nil, d.examine)
 	switch {
-	case interrupted:
+	case errors.Is(err, errInterrupted):
 		return errInterrupted
 	case err != nil || d.told != nil:
 		return errors.Join(err, d.told)

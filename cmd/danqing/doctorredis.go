@@ -76,11 +76,7 @@ func (d *doctor) redisOptions(ctx context.Context) (*redis.Options, error) {
 	if err != nil {
 		return nil, err
 	}
-	options, err := redis.ParseURL(at.RedisURL)
-	if err != nil { // its text may hold the password
-		return nil, fmt.Errorf("read %s: redis_url is no URL of a Redis", filepath.Join(d.cfg.DataDir, instanceFile))
-	}
-	return options, nil
+	return at.redisOptions(d.cfg.DataDir)
 }
 
 // redisTrouble says in a sentence why Redis is not reached, and what to do.

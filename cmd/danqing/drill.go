@@ -97,27 +97,13 @@ func (p *program) drill(ctx context.Context, f drillFlags) error {
 }
 
 // runDrill does it until it ends or is interrupted.
-func (p *program) runDrill(ctx context.Context, cfg drill.Config) (*drill.Report, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	ended := make(chan struct{})
-	defer func() { <-ended }()
-	ctx, quit := context.WithCancel(ctx)
-	defer quit()
-	go func() {
-		defer close(ended)
-		select {
-		case <-p.signals:
-			p.say("stopping the drill and its workers")
-			cancel(errInterrupted)
-		case <-ctx.Done():
-		}
-	}()
-	report, err := drill.Run(ctx, cfg)
+func (p *program) runDrill(ctx context.Context, cfg drill.Config) (report *drill.Report, err error) {
+	err = p.untilSignal(ctx, func() { p.say("stopping the drill and its workers") }, func(ctx context.Context) error {
+		report, err = drill.Run(ctx, cfg)
+		return err
+	})
 	var point *drill.PointError
 	switch {
-	case errors.Is(context.Cause(ctx), errInterrupted):
-		return nil, errInterrupted
 	case errors.As(err, &point):
 		return nil, usage("see: danqing drill --list-points", "%w", err)
 	case errors.Is(err, drill.ErrNotEmpty):

@@ -11,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // instance is where a running `danqing up` is reached: it leaves this in its data
@@ -52,6 +54,15 @@ func writeInstance(dir string, at instance) (err error) {
 		return fmt.Errorf("write %s: %w", instanceFile, err)
 	}
 	return nil
+}
+
+// redisOptions returns how to reach the Redis of the instance on dir.
+func (i instance) redisOptions(dir string) (*redis.Options, error) {
+	options, err := redis.ParseURL(i.RedisURL)
+	if err != nil { // its text may hold the password
+		return nil, fmt.Errorf("read %s: redis_url is no URL of a Redis", filepath.Join(dir, instanceFile))
+	}
+	return options, nil
 }
 
 // removeInstance takes the file away; that there is none is no error.

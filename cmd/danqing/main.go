@@ -167,6 +167,33 @@ func (p *program) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(p.stderr, "danqing: "+format+"\n", args...)
 }
 
+// untilSignal runs work with a context that the first signal cancels, after it has
+// called stopping, which may be nil. The error is then errInterrupted, whatever work
+// returned.
+func (p *program) untilSignal(ctx context.Context, stopping func(), work func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-p.signals:
+			if stopping != nil {
+				stopping()
+			}
+			cancel(errInterrupted)
+		case <-ctx.Done():
+		}
+	}()
+	err := work(ctx)
+	interrupted := errors.Is(context.Cause(ctx), errInterrupted)
+	cancel(nil)
+	<-watched
+	if interrupted {
+		return errInterrupted
+	}
+	return err
+}
+
 // getenv returns a variable of the environment, "" if it is not set.
 func (p *program) getenv(name string) string {
 	for _, pair := range p.environ {

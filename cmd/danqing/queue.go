@@ -35,29 +35,13 @@ type jobQueue struct {
 // that runs on the data directory. A signal ends work's context, and then the
 // error is errInterrupted.
 func (p *program) onQueue(ctx context.Context, simulate bool, work func(context.Context, *jobQueue) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	watched, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(watched)
-		select {
-		case <-p.signals:
-			cancel(errInterrupted)
-		case <-done:
+	return p.untilSignal(ctx, nil, func(ctx context.Context) error {
+		q, err := p.openQueue(ctx, simulate)
+		if err != nil {
+			return err
 		}
-	}()
-	defer func() {
-		close(done)
-		<-watched
-		cancel(nil)
-	}()
-	q, err := p.openQueue(ctx, simulate)
-	if err == nil {
-		err = errors.Join(work(ctx, q), q.rdb.Close())
-	}
-	if errors.Is(context.Cause(ctx), errInterrupted) {
-		return errInterrupted
-	}
-	return err
+		return errors.Join(work(ctx, q), q.rdb.Close())
+	})
 }
 
 func (p *program) openQueue(ctx context.Context, simulate bool) (*jobQueue, error) {
@@ -104,11 +88,7 @@ func (q *jobQueue) locate(ctx context.Context) (*redis.Options, error) {
 		return nil, err
 	}
 	q.folder = openFolder(dir)
-	options, err := redis.ParseURL(at.RedisURL)
-	if err != nil { // its text may hold the password
-		return nil, fmt.Errorf("read %s: redis_url is no URL of a Redis", filepath.Join(dir, instanceFile))
-	}
-	return options, nil
+	return at.redisOptions(dir)
 }
 
 // simulatedDir is where simulated runs lie, away from all that a real one looks at.
