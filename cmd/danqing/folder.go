@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/storage/atomicfile"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 )
 
@@ -66,14 +67,14 @@ func (f *folder) stage(ref *storage.Reference) (err error) {
 	defer os.Remove(next.Name()) //nolint:errcheck // it is gone after the rename
 	sum := sha256.New()
 	_, err = io.Copy(io.MultiWriter(next, sum), from)
-	if err := errors.Join(err, next.Sync(), next.Close()); err != nil {
-		return err
+	if err == nil && hex.EncodeToString(sum.Sum(nil)) != ref.SHA256 {
+		err = errors.New("it has changed since it was looked at")
 	}
-	if hex.EncodeToString(sum.Sum(nil)) != ref.SHA256 {
-		return errors.New("it has changed since it was looked at")
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(to), 0o750)
 	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o750); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, next.Close())
 	}
-	return os.Rename(next.Name(), to)
+	return atomicfile.Commit(next, to)
 }

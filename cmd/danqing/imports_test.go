@@ -27,7 +27,7 @@ const (
 // import what stands in for the services too.
 func importMap() map[string][]string {
 	return map[string][]string{
-		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
+		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "storage", "storage/atomicfile", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
 		"cmd/danqing/drill":                  {"jobs", "storage", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
 		"config":                             {"jobs", "storage", "worker", "worker/dashscope"},
 		"worker":                             {"jobs", "storage", "worker/dashscope", "worker/internal/reconcile", "worker/journal"},
@@ -37,9 +37,10 @@ func importMap() map[string][]string {
 		"worker/dashscope/simulator":         {"worker/dashscope", "worker/dashscope/simulator/painter"}, // the wire structs, the images
 		"worker/dashscope/simulator/painter": {},
 		"jobs":                               {},
-		"jobs/embedded":                      {},
+		"jobs/embedded":                      {"storage/atomicfile"},
 		"jobs/gateway":                       {"jobs", "storage", "worker/dashscope"},
-		"storage":                            {},
+		"storage":                            {"storage/atomicfile"},
+		"storage/atomicfile":                 {},
 		"storage/embedded":                   {},
 		"storage/storagetest":                {},
 	}
@@ -177,14 +178,15 @@ func TestImportMapRefuses(t *testing.T) {
 		{"jobs", true, module + "/jobs/embedded", ""},
 		{"jobs", false, module + "/jobs/embedded", "jobs may import nothing of ours"},
 		{"jobs/embedded", true, module + "/jobs", ""},
-		{"jobs/embedded", false, module + "/jobs", "jobs/embedded may import nothing of ours"},
+		{"jobs/embedded", false, module + "/jobs", "of ours jobs/embedded may import only storage/atomicfile"},
 		{"jobs", false, "golang.org/x/time/rate", "jobs may bring only asynq and go-redis into a service that enqueues"},
 		{"jobs", true, "github.com/stretchr/testify/require", ""},
 		{"jobs", false, "github.com/hibiken/asynq", ""},
 		{"jobs", false, "github.com/hibiken/asynqmon", "github.com/hibiken/asynqmon is for jobs/gateway only"},
 		{"jobs", false, "crypto/sha256", ""},
-		{"storage", false, module, "storage may import nothing of ours"},
-		{"storage", false, module + "/jobs", "storage may import nothing of ours"},
+		{"storage", false, module, "of ours storage may import only storage/atomicfile"},
+		{"storage", false, module + "/jobs", "of ours storage may import only storage/atomicfile"},
+		{"worker/dashscope", false, module + "/jobs", "worker/dashscope may import nothing of ours"},
 		{"worker", false, module + "/config", "of ours worker may import only jobs, storage, worker/dashscope, worker/internal/reconcile, worker/journal"},
 		{"worker", false, module + "/worker/dashscope/simulator", "of ours worker may import only jobs, storage, worker/dashscope, worker/internal/reconcile, worker/journal"},
 		{"worker", true, module + "/worker/dashscope/simulator", ""},

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/url"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
 // instance is where a running `danqing up` is reached: it leaves this in its data
@@ -41,16 +44,11 @@ func writeInstance(dir string, at instance) (err error) {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", instanceFile, err)
 	}
-	next, err := os.CreateTemp(dir, ".instance-*") // mode 0600
+	err = atomicfile.Write(filepath.Join(dir, instanceFile), 0o600, func(w io.Writer) error {
+		_, err := w.Write(append(text, '\n'))
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("write %s: %w", instanceFile, err)
-	}
-	defer os.Remove(next.Name()) //nolint:errcheck // it is gone after the rename
-	_, err = next.Write(append(text, '\n'))
-	if err := errors.Join(err, next.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", instanceFile, err)
-	}
-	if err := os.Rename(next.Name(), filepath.Join(dir, instanceFile)); err != nil {
 		return fmt.Errorf("write %s: %w", instanceFile, err)
 	}
 	return nil

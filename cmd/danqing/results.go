@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
 // result is what a results line says under "danqing".
@@ -92,30 +94,19 @@ func (r *run) printResult(ctx context.Context, line jobs.Line, rec *jobs.Record)
 // writeResults writes every line of the sheet once, in its order, in place of an
 // earlier results file: whole, or not at all.
 func (r *run) writeResults(s sheet) (err error) {
-	next, err := os.CreateTemp(filepath.Dir(s.results), "."+filepath.Base(s.results)+"-*")
-	if err != nil {
-		return fmt.Errorf("write results: %w", err)
-	}
-	defer os.Remove(next.Name()) //nolint:errcheck // it is gone after the rename
-	out := bufio.NewWriter(next)
-	for _, line := range s.Lines {
-		text, err := r.resultLine(context.Background(), line, r.records[line.ID])
-		if err != nil {
-			return err
+	err = atomicfile.Write(s.results, 0o644, func(w io.Writer) error {
+		out := bufio.NewWriter(w)
+		for _, line := range s.Lines {
+			text, err := r.resultLine(context.Background(), line, r.records[line.ID])
+			if err != nil {
+				return err
+			}
+			_, _ = out.Write(append(text, '\n')) // its error stays until Flush
 		}
-		_, _ = out.Write(append(text, '\n')) // its error stays until Flush
-	}
-	if err := out.Flush(); err != nil {
+		return out.Flush()
+	})
+	if err != nil {
 		return fmt.Errorf("write results %s: %w", s.results, err)
-	}
-	if err := next.Chmod(0o644); err != nil {
-		return fmt.Errorf("write results %s: %w", s.results, err)
-	}
-	if err := next.Close(); err != nil {
-		return fmt.Errorf("write results %s: %w", s.results, err)
-	}
-	if err := os.Rename(next.Name(), s.results); err != nil {
-		return fmt.Errorf("write results: %w", err)
 	}
 	return nil
 }

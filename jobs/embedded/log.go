@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
 // The log is one file: a header, a snapshot, and the writes since.
@@ -343,7 +345,7 @@ func (l *writeLog) rewrite(snapshot func(add func(entry))) error {
 	l.file, l.framer, l.size, l.base = file, f, size, size
 	l.pending = nil
 	l.synced.Store(l.appended.Load())
-	l.err = syncDir(filepath.Dir(l.path)) // until it is, the old file may come back
+	l.err = atomicfile.SyncDir(filepath.Dir(l.path)) // until it is, the old file may come back
 	l.turn.Broadcast()
 	return l.err
 }
@@ -407,13 +409,4 @@ func (l *writeLog) close() error {
 		return nil
 	}
 	return l.file.Close()
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // our own folder
-	if err != nil {
-		return err
-	}
-	defer d.Close() //nolint:errcheck // read only
-	return d.Sync()
 }
