@@ -132,6 +132,9 @@ type Record struct {
 	// unknown whether a task was made, by that clock too; zero while it is known.
 	ServiceAt time.Time `json:"service_at,omitzero"`
 	DoubtAt   time.Time `json:"doubt_at,omitzero"`
+	// CutShort is set if nobody awaited the create's answer to the end: its worker died,
+	// was stopped or lost the lane. The service may still be at it.
+	CutShort bool `json:"cut_short,omitempty"`
 	// RequestID is the service's name of a create that it answered without a task.
 	RequestID string `json:"request_id,omitempty"`
 	// ListedAt is when, before the intent, the account's whole list had no task of

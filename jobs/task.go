@@ -116,5 +116,5 @@ func (c *Client) KeyID(ctx context.Context, mark string) (string, error) {
 // ClearDoubt forgets what was noted of an intent.
 func (r *Record) ClearDoubt() {
 	r.ServiceAt, r.DoubtAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
-	r.Candidates, r.Rejected, r.Adopted, r.RequestID = nil, nil, false, ""
+	r.Candidates, r.Rejected, r.Adopted, r.RequestID, r.CutShort = nil, nil, false, "", false
 }

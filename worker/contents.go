@@ -34,7 +34,7 @@ func (l *lane) inspectContested(ctx context.Context, view *reconcile.Snapshot, k
 			known[task.TaskID] = &reconcile.Output{Task: answer}
 			makers = view.Creators(task, l.timing())
 		}
-		if slices.ContainsFunc(makers, func(i reconcile.Intent) bool { return i.Size != makers[0].Size }) {
+		if reconcile.SizesDiffer(makers) {
 			l.inspectSize(ctx, known[task.TaskID])
 		}
 	}

@@ -172,6 +172,9 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err := l.holdForOrphan(ctx, rec, &req); err != nil {
 		return err
 	}
+	if err := l.refreshClock(ctx); err != nil {
+		return err
+	}
 	intent, err := l.newIntent(ctx, rec, &req)
 	if err != nil {
 		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
@@ -409,7 +412,7 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 	case dashscope.KindAmbiguous, dashscope.KindTemporary:
 	}
 	// The effort looks for what became of it.
-	_, err = l.markAmbiguous(ctx, intent, err.Error(), refusal.RequestID)
+	_, err = l.markAmbiguous(ctx, intent, err.Error(), refusal.RequestID, errors.Is(err, context.Canceled))
 	return err
 }
 

@@ -130,10 +130,8 @@ func (l *lane) reject(ctx context.Context, rec *jobs.Record) error {
 	next.Rejected = append(slices.Clone(rec.Rejected), rec.TaskID)
 	l.journal(journal.KindAmbiguous, next)
 	l.log.Warn("adopted task rejected: output does not match the request", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt)
-	if err := l.transition(ctx, rec, next); err != nil {
-		return err
-	}
-	return nil
+	l.tasks.Delete(rec.TaskID) // before it can be seen that it has no owner
+	return l.transition(ctx, rec, next)
 }
 
 // cancelTask cancels a task that waits at DashScope, if somebody asked for that.

@@ -35,17 +35,21 @@ const ambiguousMessage = "it is unknown whether a task was made; the account's l
 func ambiguousRecord(rec *jobs.Record, a *account, why string) *jobs.Record {
 	next := *rec
 	next.Code, next.Message = jobs.CodeSubmitAmbiguous, ambiguousMessage+why
-	if a != nil {
-		next.DoubtAt, _ = a.serviceNow()
+	if a == nil {
+		return &next
+	}
+	known := false
+	if next.DoubtAt, known = a.serviceNow(); !known {
+		next.ServiceAt = time.Time{} // times by two clocks cannot be compared
 	}
 	return &next
 }
 
 // beginDoubt parks an intent of which a task may have come. requestID is the
 // service's name of the create, if its answer had one.
-func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, why, requestID string) (*jobs.Record, error) {
+func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, why, requestID string, cutShort bool) (*jobs.Record, error) {
 	next := ambiguousRecord(rec, l.account, why)
-	next.RequestID = requestID
+	next.RequestID, next.CutShort = requestID, cutShort
 	l.journal(journal.KindAmbiguous, next)
 	l.log.Warn("create outcome unknown: reconciling", "job_id", rec.ID, "attempt", rec.Attempt, "err", why)
 	return next, l.transition(ctx, rec, next)
@@ -58,7 +62,7 @@ func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, why, request
 // another one.
 func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (err error) {
 	if rec.DoubtAt.IsZero() {
-		if rec, err = l.markAmbiguous(ctx, rec, workerDied, ""); err != nil {
+		if rec, err = l.markAmbiguous(ctx, rec, workerDied, "", true); err != nil {
 			return err
 		}
 	}
@@ -136,6 +140,9 @@ func (l *lane) untilService(at time.Time) time.Duration {
 
 // quietIn is how long the lane must not send another create because of an open intent.
 func (l *lane) quietIn(i reconcile.Intent) time.Duration {
+	if l.cfg.DataDir.Journal.KeyID(i.KeyFingerprint) == "" {
+		i.CutShort = false // nothing is adopted before a create's answer has told the key
+	}
 	return l.untilService(i.QuietAt(l.timing()))
 }
 

@@ -30,8 +30,9 @@ func (w *Worker) recoverJournal(ctx context.Context) error {
 func (w *Worker) recoverEntry(ctx context.Context, e journal.Entry) error {
 	next := e.Record
 	if e.Kind == journal.KindIntent {
-		// The process died between the intent and the reply to its create.
-		next = ambiguousRecord(next, w.accountNamed(next.Account), workerDied)
+		// The process died between the intent and the reply to its create. When that was by
+		// the service's clock, the lane finds out.
+		next = ambiguousRecord(next, nil, workerDied)
 		w.journal(journal.KindAmbiguous, next)
 	}
 	for {
@@ -95,7 +96,7 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 // on without it.
 func (w *Worker) quarantineSuperseded(ctx context.Context, known, journaled *jobs.Record) error {
 	task := journaled.TaskID
-	if task == "" || known.TaskID == task || slices.ContainsFunc(known.PastAttempts, func(a jobs.Attempt) bool { return a.TaskID == task }) {
+	if task == "" || known.TaskID == task || slices.Contains(known.Rejected, task) || slices.ContainsFunc(known.PastAttempts, func(a jobs.Attempt) bool { return a.TaskID == task }) {
 		return nil
 	}
 	return w.quarantineExtra(ctx, journaled)

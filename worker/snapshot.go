@@ -234,15 +234,38 @@ func (a *account) clock(date time.Time) {
 	a.date, a.dated = date.Add(500*time.Millisecond), time.Now()
 }
 
-// serviceNow is the time by the service's clock, and whether that is known. The own
-// clock may be set meanwhile: it is not asked.
+// serviceNow is the time by the service's clock, and whether that is known. It is not
+// after the machine was suspended, when the monotonic clock stands still, or its wall
+// clock was set.
 func (a *account) serviceNow() (time.Time, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.dated.IsZero() {
-		return time.Now().UTC(), false
+	now := time.Now()
+	elapsed := now.Sub(a.dated)
+	if wall := now.Round(0).Sub(a.dated.Round(0)); a.dated.IsZero() || (wall-elapsed).Abs() > clockStep {
+		return now.UTC(), false
 	}
-	return a.date.Add(time.Since(a.dated)).UTC(), true
+	return a.date.Add(elapsed).UTC(), true
+}
+
+// clockStep is by how much the wall clock and the monotonic clock may drift apart between
+// two answers of the service, a day at most, before the wall clock counts as set.
+const clockStep = 10 * time.Second
+
+// refreshClock asks the service for its time, if that is not known. Without an answer the
+// create goes on with the worker's own clock.
+func (l *lane) refreshClock(ctx context.Context) error {
+	if _, known := l.account.serviceNow(); known {
+		return nil
+	}
+	if err := l.ask(ctx); err != nil {
+		return err
+	}
+	page, err := l.account.remote.List(ctx, dashscope.ListFilter{PageNo: 1, PageSize: 1})
+	if err == nil {
+		l.account.clock(page.Date)
+	}
+	return nil
 }
 
 // learnKeyID notes under which ID the service lists the tasks of a key of ours.

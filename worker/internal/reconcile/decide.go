@@ -51,6 +51,8 @@ func Decide(me Intent, s *Snapshot, keyID string, t Timing, now time.Time) (Deci
 			continue // it cost nothing
 		default:
 			contested = append(contested, task)
+			// Once it has ended, its output may tell.
+			waiting = waiting || task.Status == dashscope.StatusPending || task.Status == dashscope.StatusRunning
 			waiting = waiting || slices.ContainsFunc(rivals, func(i Intent) bool { return i.Open() && now.Sub(i.From) < t.Limit })
 			continue
 		}

@@ -29,6 +29,7 @@ func TestRules5To8Decide(t *testing.T) {
 	two.Images, tall.Size = 2, "720*1280"
 	old := create("old", -400, -398)
 	notMade := func(i Intent) Intent { i.Resubmitted = true; return i }
+	cut := func(i Intent) Intent { i.CutShort = true; return i }
 	held := func(i Intent) Intent { i.Held = true; return i }
 	ended := func(status string, t dashscope.TaskInfo) dashscope.TaskInfo { t.Status = status; return t }
 	made := func(images int, size string, prompts ...string) *Output {
@@ -96,6 +97,11 @@ func TestRules5To8Decide(t *testing.T) {
 		"both may have made it, the size is nobody's":      {me: me, others: []Intent{tall}, unowned: []dashscope.TaskInfo{task("a", 120)}, contents: map[string]*Output{"a": made(1, "8*8")}, now: 410, want: Hold, candidates: []string{"a"}},
 		"both may have made it, the prompt is mine":        {me: me, others: []Intent{other}, unowned: []dashscope.TaskInfo{task("a", 120)}, contents: map[string]*Output{"a": made(1, "", "of me")}, now: 130, want: Adopt, candidates: []string{"a"}},
 		"both may have made it, the prompt is the other's": {me: me, others: []Intent{other}, unowned: []dashscope.TaskInfo{task("a", 120)}, contents: map[string]*Output{"a": made(1, "", "of other")}, now: 330, want: NotCreated},
+
+		"right after it was sent, but the service may be at the other": {me: other, others: []Intent{cut(me)}, unowned: []dashscope.TaskInfo{task("a", 84)}, now: 409, want: Undecided, candidates: []string{"a"}},
+		"both may have made it, and it is at work":                     {me: me, others: []Intent{other}, unowned: []dashscope.TaskInfo{ended("RUNNING", task("a", 120))}, now: 410, want: Undecided, candidates: []string{"a"}},
+		"both may have made it, and it fits neither":                   {me: me, others: []Intent{other}, unowned: []dashscope.TaskInfo{task("a", 120)}, contents: map[string]*Output{"a": made(4, "")}, now: 410, want: Hold, candidates: []string{"a"}},
+		"likelier, but the sizes will tell":                            {me: tall, others: []Intent{me}, unowned: []dashscope.TaskInfo{task("a", 84)}, now: 120, want: Undecided, candidates: []string{"a"}},
 
 		// One that is settled.
 		"the other was bought again, long ago":         {me: me, others: []Intent{notMade(old)}, unowned: []dashscope.TaskInfo{task("a", 40)}, now: 50, want: Adopt, candidates: []string{"a"}},

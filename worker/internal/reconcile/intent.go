@@ -62,6 +62,9 @@ type Intent struct {
 	// was explained before the intent.
 	KeyFingerprint string `json:"key_fingerprint,omitempty"`
 	ListWasClear   bool   `json:"list_was_clear,omitempty"`
+	// CutShort is set if nobody awaited the create's answer to the end: the service may
+	// still be at it.
+	CutShort bool `json:"cut_short,omitempty"`
 	// Resubmitted is set once its job was bought again, Held once its job is held.
 	Resubmitted bool `json:"resubmitted,omitempty"`
 	Held        bool `json:"held,omitempty"`
@@ -84,12 +87,16 @@ func IntentOf(rec *jobs.Record) Intent {
 	i := Intent{
 		JobID: rec.ID, Attempt: rec.Attempt, From: rec.ServiceAt, Until: rec.DoubtAt,
 		KeyFingerprint: rec.KeyMark, ListWasClear: !rec.ListedAt.IsZero(), RequestID: rec.RequestID, Rejected: rec.Rejected,
+		CutShort: rec.CutShort,
 	}
 	if i.From.IsZero() {
 		i.From, i.ClockUnknown = rec.SubmittedAt, true
 	}
 	if rec.Request != nil {
 		i.Images, i.Size, i.Prompt = len(rec.Missing()), rec.Request.Size, rec.Request.Prompt
+		if rec.Request.RefImg != "" {
+			i.Size = "" // the image need not have it
+		}
 	}
 	return i
 }
@@ -133,11 +140,21 @@ func (i Intent) justBefore(task dashscope.TaskInfo) bool {
 }
 
 // QuietAt is when the lane may send another create although this one is not settled.
-func (i Intent) QuietAt(t Timing) time.Time { return i.Until.Add(t.Late + 2*i.slack()) }
+func (i Intent) QuietAt(t Timing) time.Time { return i.expectedUntil(t).Add(2 * i.slack()) }
+
+// expectedUntil is when no task of the intent is expected any more. A request whose answer
+// was not awaited has all of the limit.
+func (i Intent) expectedUntil(t Timing) time.Time {
+	last := i.Until.Add(t.Late)
+	if limit := i.From.Add(t.Limit); i.CutShort && limit.After(last) {
+		return limit
+	}
+	return last
+}
 
 // likelierCreatorThan reports whether a task that two intents may have created belongs to
 // i for all that is plausible: it was created right after i, and so long after the other's
 // connection ended that a late arrival of that is implausible.
 func (i Intent) likelierCreatorThan(other Intent, task dashscope.TaskInfo, t Timing) bool {
-	return i.createdWithin(task, t.Prompt) && time.UnixMilli(task.GmtCreate).After(other.Until.Add(t.Late+other.slack()))
+	return i.createdWithin(task, t.Prompt) && time.UnixMilli(task.GmtCreate).After(other.expectedUntil(t).Add(other.slack()))
 }

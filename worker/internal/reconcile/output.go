@@ -39,10 +39,19 @@ func (c *Output) narrow(intents []Intent) []Intent {
 		return intents
 	}
 	fitting := slices.DeleteFunc(slices.Clone(intents), func(i Intent) bool { return i.Images > 0 && !c.Matches(i.Images, i.Prompt) })
+	if len(fitting) == 0 {
+		return intents // its answer is wrong, or it is of none of them: an operator must look
+	}
 	if slices.ContainsFunc(fitting, func(i Intent) bool { return c.Size != "" && i.Size == c.Size }) {
-		fitting = slices.DeleteFunc(fitting, func(i Intent) bool { return i.Size != c.Size })
+		fitting = slices.DeleteFunc(fitting, func(i Intent) bool { return i.Size != "" && i.Size != c.Size })
 	}
 	return fitting
+}
+
+// SizesDiffer reports whether the size of a task's image may tell which of the intents
+// created it.
+func SizesDiffer(intents []Intent) bool {
+	return slices.ContainsFunc(intents, func(i Intent) bool { return i.Size != intents[0].Size })
 }
 
 // samePrompt compares what the service repeats of a prompt, which it may have cut off.

@@ -41,7 +41,11 @@ func (s *Snapshot) Creators(task dashscope.TaskInfo, t Timing) []Intent {
 			possible = append(possible, i)
 		}
 	}
-	possible = s.Outputs[task.TaskID].narrow(possible)
+	output := s.Outputs[task.TaskID]
+	possible = output.narrow(possible)
+	if SizesDiffer(possible) && (output == nil || output.Size == "") {
+		return possible // its output tells more than what is likely
+	}
 	return slices.DeleteFunc(slices.Clone(possible), func(i Intent) bool {
 		return slices.ContainsFunc(possible, func(o Intent) bool { return o.JobID != i.JobID && o.likelierCreatorThan(i, task, t) })
 	})
