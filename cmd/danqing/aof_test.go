@@ -3,16 +3,15 @@ package main
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
 // Redis is killed -9 in the middle of 200 jobs, and starts again from its append-only
@@ -26,7 +25,7 @@ func TestRedisKilledAndRestartedFromItsAOF(t *testing.T) {
 		total = 40
 	}
 	server := newAOFRedis(t)
-	f := newFleet(t, server.socket)
+	f := newFleet(t, server.Socket)
 	ids := f.enqueueAll(total)
 	f.start(0)
 	f.start(1)
@@ -97,40 +96,20 @@ func (f *fleet) waitForTasks(n int) {
 
 // aofRedis is a redis-server with an append-only file, which can be killed.
 type aofRedis struct {
-	t           *testing.T
-	dir, socket string
-	server      *exec.Cmd
+	*redistest.Server
+	t *testing.T
 }
 
 func newAOFRedis(t *testing.T) *aofRedis {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path may have 107 bytes
-	require.NoError(t, err)
-	r := &aofRedis{t: t, dir: dir, socket: filepath.Join(dir, "socket")}
-	r.start()
-	t.Cleanup(func() {
-		_ = r.server.Process.Kill()
-		_ = r.server.Wait()
-		require.NoError(t, os.RemoveAll(dir))
-	})
-	return r
-}
-
-func (r *aofRedis) start() {
-	r.t.Helper()
-	r.server = exec.Command(redisBinary(r.t), "--port", "0", "--unixsocket", r.socket, "--dir", r.dir, "--save", "", //nolint:noctx // it is killed by the test
-		"--appendonly", "yes", "--auto-aof-rewrite-percentage", "0")
-	require.NoError(r.t, r.server.Start())
-	client := redis.NewClient(&redis.Options{Network: "unix", Addr: r.socket})
-	defer client.Close() //nolint:errcheck // it has done its duty
-	require.Eventually(r.t, func() bool { return client.Ping(r.t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
+	return &aofRedis{redistest.Start(t, "--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"), t}
 }
 
 // crash kills the server and starts it again; forgetful takes away what it wrote in
 // the last second.
 func (r *aofRedis) crash(forgetful bool) {
 	r.t.Helper()
-	files, err := filepath.Glob(filepath.Join(r.dir, "appendonlydir", "*.incr.aof"))
+	files, err := filepath.Glob(filepath.Join(r.Dir, "appendonlydir", "*.incr.aof"))
 	require.NoError(r.t, err)
 	require.Len(r.t, files, 1)
 	before, err := os.Stat(files[0])
@@ -138,10 +117,9 @@ func (r *aofRedis) crash(forgetful bool) {
 	if forgetful {
 		<-time.After(time.Second)
 	}
-	require.NoError(r.t, r.server.Process.Kill())
-	_ = r.server.Wait()
+	r.Kill()
 	if forgetful {
 		require.NoError(r.t, os.Truncate(files[0], before.Size()))
 	}
-	r.start()
+	r.Run()
 }

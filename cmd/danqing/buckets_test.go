@@ -8,16 +8,15 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/danqing-queue/danqing/jobs/redistest"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/storage/storagetest"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
@@ -78,7 +77,7 @@ func exampleBatch(t *testing.T, store *storagetest.Store) map[string]string {
 		cmd := exec.CommandContext(t.Context(), self)
 		cmd.Args, cmd.Dir = []string{"danqing", "batch", "wanx-v1.jsonl"}, dir
 		cmd.Env = append(env,
-			"HOME="+dir, "PATH="+os.Getenv("PATH"), "REDIS_URL=unix://"+redisSocket(t),
+			"HOME="+dir, "PATH="+os.Getenv("PATH"), "REDIS_URL=unix://"+redistest.Start(t).Socket,
 			"DASHSCOPE_API_KEY=sk-buckets", "DASHSCOPE_HTTP_BASE_URL="+dashScope.URL+"/api/v1",
 			"AWS_ENDPOINT_URL_S3="+store.Endpoint, "AWS_REGION="+storagetest.Region, "DANQING_S3_BUCKET="+storagetest.Bucket,
 			"AWS_ACCESS_KEY_ID="+storagetest.AccessKeyID, "AWS_SECRET_ACCESS_KEY="+storagetest.SecretAccessKey)
@@ -152,37 +151,4 @@ func lasting(t *testing.T, sidecar []byte) string {
 	text, err := json.MarshalIndent(all, "", "  ")
 	require.NoError(t, err)
 	return string(text)
-}
-
-// redisSocket starts a redis-server and returns the path of its socket.
-func redisSocket(t *testing.T) string {
-	t.Helper()
-	binary := redisBinary(t)
-	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path may have 107 bytes
-	require.NoError(t, err)
-	socket := filepath.Join(dir, "socket")
-	server := exec.CommandContext(t.Context(), binary, "--port", "0", "--unixsocket", socket, "--dir", dir, "--save", "")
-	require.NoError(t, server.Start())
-	client := redis.NewClient(&redis.Options{Network: "unix", Addr: socket})
-	t.Cleanup(func() {
-		require.NoError(t, client.Close())
-		_ = server.Process.Kill()
-		_ = server.Wait()
-		require.NoError(t, os.RemoveAll(dir))
-	})
-	require.Eventually(t, func() bool { return client.Ping(t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
-	return socket
-}
-
-// redisBinary finds the server, or skips the test.
-func redisBinary(t *testing.T) string {
-	t.Helper()
-	binary, err := exec.LookPath("redis-server")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("redis-server is not installed: apt-get install redis-server")
-		}
-		t.Skip("redis-server is not installed: apt-get install redis-server would run this")
-	}
-	return binary
 }

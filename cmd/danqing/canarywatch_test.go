@@ -29,6 +29,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/danqing-queue/danqing/jobs/redistest"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
@@ -265,7 +266,7 @@ type premises struct {
 
 func newPremises(t *testing.T) *premises {
 	t.Helper()
-	p := &premises{t: t, dir: t.TempDir(), store: t.TempDir(), socket: redisSocket(t), asked: map[string]bool{}, storing: make(chan struct{}), stored: make(chan struct{})}
+	p := &premises{t: t, dir: t.TempDir(), store: t.TempDir(), socket: redistest.Start(t).Socket, asked: map[string]bool{}, storing: make(chan struct{}), stored: make(chan struct{})}
 	p.seen = map[string][]byte{}
 	p.secrets = map[string]string{
 		"API key": newSecret(false), "second API key": newSecret(false), "Redis password": newSecret(false), "S3 secret": newSecret(false),

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
@@ -34,7 +35,7 @@ func TestFourWorkersAtRandom(t *testing.T) {
 	if testing.Short() { // the race detector's run
 		total = 40
 	}
-	f := newFleet(t, redisSocket(t))
+	f := newFleet(t, redistest.Start(t).Socket)
 	var ids []string
 	for i := range total {
 		id := fmt.Sprintf("job-%d", i)

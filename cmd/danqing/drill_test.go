@@ -19,6 +19,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/cmd/danqing/drill"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
@@ -65,7 +66,7 @@ func TestDrill(t *testing.T) {
 		t.Run(string(queue), func(t *testing.T) {
 			t.Parallel()
 			if queue == drill.QueueServer {
-				redisBinary(t)
+				redistest.Binary(t)
 			}
 			report := drilled(t, drill.Config{Queue: queue, Faults: fewer(15), Jobs: 30})
 			assert.True(t, report.Passed, report.Problems)
@@ -81,7 +82,7 @@ func TestDrill(t *testing.T) {
 // On a given Redis the drill takes an empty database only, and leaves it empty.
 func TestDrillLeavesRedisEmpty(t *testing.T) {
 	t.Parallel()
-	socket := redisSocket(t)
+	socket := redistest.Start(t).Socket
 	rdb := redis.NewClient(&redis.Options{Network: "unix", Addr: socket})
 	defer rdb.Close() //nolint:errcheck // the server ends too
 	report := drilled(t, drill.Config{Queue: drill.QueueRedis, RedisURL: "unix://" + socket, Points: []string{"create.kill-done"}, Jobs: 1})

@@ -38,6 +38,7 @@ func importMap() map[string][]string {
 		"worker/dashscope/simulator/painter": {},
 		"jobs":                               {},
 		"jobs/embedded":                      {"storage/atomicfile"},
+		"jobs/redistest":                     {},
 		"jobs/gateway":                       {"jobs", "storage", "worker/dashscope"},
 		"storage":                            {"storage/atomicfile"},
 		"storage/atomicfile":                 {},
@@ -48,7 +49,7 @@ func importMap() map[string][]string {
 
 // standIns may be imported by every test.
 func standIns() []string {
-	return []string{"jobs/embedded", "storage/embedded", "storage/storagetest", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"}
+	return []string{"jobs/embedded", "jobs/redistest", "storage/embedded", "storage/storagetest", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"}
 }
 
 // servedBy says what a package's tests may import besides: those that it serves.

@@ -30,6 +30,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 	"github.com/danqing-queue/danqing/storage/storagetest"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
@@ -52,7 +53,7 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	socket := redisSocket(t)
+	socket := redistest.Start(t).Socket
 	store := embeddedStore(t)
 	free, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a port that is free
 	require.NoError(t, err)
