@@ -310,13 +310,3 @@ func TestSecretsAreRedacted(t *testing.T) {
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"A":"**redacted**","B":""}`, string(b))
 }
-
-func TestDistance(t *testing.T) {
-	t.Parallel()
-	for _, tc := range []struct {
-		a, b string
-		want int
-	}{{"", "", 0}, {"", "AB", 2}, {"AB", "", 2}, {"BUKET", "BUCKET", 1}, {"MODLES", "MODELS", 2}, {"KITTEN", "SITTING", 3}} {
-		assert.Equal(t, tc.want, distance(tc.a, tc.b), "%v", tc)
-	}
-}

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/danqing-queue/danqing/jobs/editdistance"
 )
 
 // loader gathers what is wrong.
@@ -196,30 +198,9 @@ func shortestWith(words string, known []string) string {
 func closest(word string, known []string) string {
 	best, at := "", 0
 	for _, k := range known {
-		if d := distance(word, k); d <= max(1, len(k)/3) && (best == "" || d < at) {
+		if d := editdistance.Between(word, k); d <= max(1, len(k)/3) && (best == "" || d < at) {
 			best, at = k, d
 		}
 	}
 	return best
-}
-
-// distance is how many letters must be put in, left out or changed (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
