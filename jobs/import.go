@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
 // importsKey has a field per holder of a log of its own: the first day that is
@@ -113,7 +115,7 @@ func (c *Client) importDay(ctx context.Context, holder string, spent []Spent) er
 	var total int64
 	var fields []any
 	for _, s := range spent {
-		encoded, err := encodeJSON(group{s.Model, s.Batch, s.Labels})
+		encoded, err := compactjson.Marshal(group{s.Model, s.Batch, s.Labels})
 		if err != nil {
 			return err
 		}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
 const (
@@ -74,7 +76,7 @@ func (c *Client) SetLane(ctx context.Context, lane LaneStatus) error {
 		return fmt.Errorf("publish lane: %w", err)
 	}
 	lane.Held = false
-	encoded, err := encodeJSON(lane)
+	encoded, err := compactjson.Marshal(lane)
 	if err == nil {
 		err = c.redis.HSet(ctx, lanesKey, lane.Account+":"+lane.Model, encoded).Err()
 	}
@@ -125,7 +127,7 @@ func (c *Client) PauseAccount(ctx context.Context, account, why string) error {
 	if err := ValidAccount(account); err != nil {
 		return fmt.Errorf("pause account: %w", err)
 	}
-	encoded, err := encodeJSON(Pause{Account: account, Why: why, At: time.Now().UTC()})
+	encoded, err := compactjson.Marshal(Pause{Account: account, Why: why, At: time.Now().UTC()})
 	if err == nil {
 		err = c.redis.HSet(ctx, pausesKey, account, encoded).Err()
 	}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
 // LedgerLifetime is how long a day of the ledger, and a batch's budget after its
@@ -124,7 +126,7 @@ func newBooking(charge Charge) (booking, error) {
 	case charge.MicroYuan < 0 || charge.Images < 0:
 		return booking{}, fmt.Errorf("%d micro-yuan and %d images: must not be negative", charge.MicroYuan, charge.Images)
 	}
-	encoded, err := encodeJSON(group{charge.Model, charge.Batch, charge.Labels})
+	encoded, err := compactjson.Marshal(group{charge.Model, charge.Batch, charge.Labels})
 	return booking{Charge: charge, day: LedgerDay(charge.At), group: string(encoded)}, err
 }
 

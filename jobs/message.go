@@ -8,6 +8,8 @@ import (
 
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
 // Task types and queues in asynq, as its web UI shows them.
@@ -81,7 +83,7 @@ func (c *Client) Ahead(ctx context.Context, rec *Record) (ahead int64, inLine bo
 }
 
 func newMessage(kind, queue, id string, payload any, opts ...asynq.Option) (*asynq.Task, error) {
-	encoded, err := encodeJSON(payload)
+	encoded, err := compactjson.Marshal(payload)
 	if err != nil {
 		return nil, fmt.Errorf("encode message %s: %w", id, err)
 	}
@@ -117,7 +119,7 @@ func (c *Client) ShowResult(ctx context.Context, rec *Record) error {
 			shown.Images = append(shown.Images, image.Key)
 		}
 	}
-	encoded, err := encodeJSON(shown)
+	encoded, err := compactjson.Marshal(shown)
 	if err != nil {
 		return fmt.Errorf("show result of %s: %w", rec.ID, err)
 	}

@@ -1,7 +1,6 @@
 package jobs
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -277,16 +276,4 @@ func decodeRecord(id, encoded, cancel string) (*Record, error) {
 		return nil, fmt.Errorf("read record of %s: %w (%w)", id, ErrDamaged, err)
 	}
 	return &rec, nil
-}
-
-// encodeJSON is compact JSON with < and > as they are: the web UI and people
-// read it.
-func encodeJSON(v any) ([]byte, error) {
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSpace(buf.Bytes()), nil
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
 // swapScript writes a record if its (state, attempt, term) is what the caller
@@ -94,7 +96,7 @@ func (c *Client) swap(ctx context.Context, old, next *Record, how swapping) erro
 	if how.afresh {
 		next.CancelRequestedAt = time.Time{}
 	}
-	encoded, err := encodeJSON(next)
+	encoded, err := compactjson.Marshal(next)
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}

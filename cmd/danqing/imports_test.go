@@ -27,20 +27,21 @@ const (
 // import what stands in for the services too.
 func importMap() map[string][]string {
 	return map[string][]string{
-		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "storage", "storage/atomicfile", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
+		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/compactjson", "jobs/embedded", "jobs/gateway", "storage", "storage/atomicfile", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
 		"cmd/danqing/drill":                  {"jobs", "storage", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
 		"config":                             {"jobs", "jobs/editdistance", "storage", "worker", "worker/dashscope"},
 		"worker":                             {"jobs", "storage", "worker/dashscope", "worker/internal/reconcile", "worker/journal"},
 		"worker/internal/reconcile":          {"jobs", "worker/dashscope"},
-		"worker/journal":                     {"jobs"},
+		"worker/journal":                     {"jobs", "jobs/compactjson", "storage/atomicfile"},
 		"worker/dashscope":                   {},
 		"worker/dashscope/simulator":         {"worker/dashscope", "worker/dashscope/simulator/painter"}, // the wire structs, the images
 		"worker/dashscope/simulator/painter": {},
-		"jobs":                               {"jobs/editdistance"},
+		"jobs":                               {"jobs/compactjson", "jobs/editdistance"},
+		"jobs/compactjson":                   {},
 		"jobs/editdistance":                  {},
 		"jobs/embedded":                      {"storage/atomicfile"},
 		"jobs/redistest":                     {},
-		"jobs/gateway":                       {"jobs", "storage", "worker/dashscope"},
+		"jobs/gateway":                       {"jobs", "jobs/compactjson", "storage", "worker/dashscope"},
 		"storage":                            {"storage/atomicfile"},
 		"storage/atomicfile":                 {},
 		"storage/embedded":                   {},
@@ -174,11 +175,11 @@ func TestImportMapRefuses(t *testing.T) {
 		imported string
 		want     string
 	}{
-		{"jobs", false, module + "/storage", "of ours jobs may import only jobs/editdistance"},
-		{"jobs", true, module + "/storage", "of ours jobs may import only jobs/editdistance"},
+		{"jobs", false, module + "/storage", "of ours jobs may import only jobs/compactjson, jobs/editdistance"},
+		{"jobs", true, module + "/storage", "of ours jobs may import only jobs/compactjson, jobs/editdistance"},
 		{"jobs", true, module + "/jobs", ""},
 		{"jobs", true, module + "/jobs/embedded", ""},
-		{"jobs", false, module + "/jobs/embedded", "of ours jobs may import only jobs/editdistance"},
+		{"jobs", false, module + "/jobs/embedded", "of ours jobs may import only jobs/compactjson, jobs/editdistance"},
 		{"jobs/embedded", true, module + "/jobs", ""},
 		{"jobs/embedded", false, module + "/jobs", "of ours jobs/embedded may import only storage/atomicfile"},
 		{"jobs", false, "golang.org/x/time/rate", "jobs may bring only asynq and go-redis into a service that enqueues"},

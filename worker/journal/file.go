@@ -2,14 +2,15 @@ package journal
 
 import (
 	"bufio"
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"os"
 	"path/filepath"
+
+	"github.com/danqing-queue/danqing/jobs/compactjson"
+	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
 // appendFile is a file of JSON lines that only grows, or is replaced as a whole.
@@ -79,7 +80,7 @@ func (a *appendFile) replace(entries []Entry) error {
 	}
 	a.file, a.size = next, size
 	// Until the folder is synced a crash may bring the old file back, without later lines.
-	a.broken = syncDir(filepath.Dir(a.path))
+	a.broken = atomicfile.SyncDir(filepath.Dir(a.path))
 	return a.broken
 }
 
@@ -105,22 +106,11 @@ func lines(from io.Reader) iter.Seq2[[]byte, error] {
 	}
 }
 
-// encodeLine is compact JSON in one line that leaves <auto> as it is, for people to read.
+// encodeLine is v as a line of JSON.
 func encodeLine(v any) ([]byte, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
+	line, err := compactjson.Marshal(v)
+	if err != nil {
 		return nil, err
 	}
-	return b.Bytes(), nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // our own folder
-	if err != nil {
-		return err
-	}
-	defer d.Close() //nolint:errcheck // read only
-	return d.Sync()
+	return append(line, '\n'), nil
 }
