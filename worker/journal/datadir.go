@@ -4,10 +4,13 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/gofrs/flock"
+
+	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
 // DataDir is the folder of one process: journal, spool, and the embedded bucket
@@ -86,11 +89,11 @@ const datasetFile = "dataset"
 // SetDataset records the ID of the Redis dataset that the journal was replayed into, for
 // the folder's next process.
 func (d *DataDir) SetDataset(id string) error {
-	next := filepath.Join(d.Path, datasetFile+".next")
-	if err := os.WriteFile(next, []byte(id), 0o600); err != nil {
-		return fmt.Errorf("data directory: %w", err)
-	}
-	if err := os.Rename(next, filepath.Join(d.Path, datasetFile)); err != nil {
+	err := atomicfile.Write(filepath.Join(d.Path, datasetFile), 0o600, func(w io.Writer) error {
+		_, err := io.WriteString(w, id)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	return nil
