@@ -47,12 +47,12 @@ const minTokenBytes = 16
 func (l *loader) serve() {
 	s := &l.cfg.Serve
 	s.Listen, _ = l.first("DANQING_LISTEN")
-	most := Token{MaxQueued: l.jobCount("DANQING_TOKEN_MAX_QUEUED")}
+	most := Token{MaxQueued: l.jobCount(l.first("DANQING_TOKEN_MAX_QUEUED"))}
 	if v, name := l.first("DANQING_TOKEN_DAILY_BUDGET"); v != "" {
 		most.DailyBudgetMicroYuan = l.yuan(v, name)
 	}
 	l.tokens(most)
-	s.MaxQueued = l.jobCount("DANQING_SERVE_MAX_QUEUED")
+	s.MaxQueued = l.jobCount(l.first("DANQING_SERVE_MAX_QUEUED"))
 	if v, name := l.first("DANQING_GATEWAY_DEFAULT_N"); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < 1 || n > 4 {
@@ -69,14 +69,14 @@ func (l *loader) serve() {
 	}
 }
 
-func (l *loader) jobCount(name string) int {
-	v, _ := l.first(name)
-	if v == "" {
+// jobCount reads a number of jobs, 0 if value is "".
+func (l *loader) jobCount(value, at string) int {
+	if value == "" {
 		return 0
 	}
-	n, err := strconv.Atoi(v)
+	n, err := strconv.Atoi(value)
 	if err != nil || n < 1 {
-		l.bad(name, "%q: must be a number of jobs, 1 or more", v)
+		l.bad(at, "%q: must be a number of jobs, 1 or more", value)
 	}
 	return n
 }
@@ -172,11 +172,7 @@ func (l *loader) fileToken(node *yaml.Node, t Token) {
 		}
 	}
 	if v := l.scalar(f["max_queued"]); v != "" {
-		n, err := strconv.Atoi(v)
-		if err != nil || n < 1 {
-			l.bad(f["max_queued"].at, "%q: must be a number of jobs, 1 or more", v)
-		}
-		t.MaxQueued = n
+		t.MaxQueued = l.jobCount(v, f["max_queued"].at)
 	}
 	if v := l.scalar(f["daily_budget"]); v != "" {
 		t.DailyBudgetMicroYuan = l.yuan(v, f["daily_budget"].at)
