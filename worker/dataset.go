@@ -66,7 +66,7 @@ func (w *Worker) watchDataset(ctx context.Context) (stop func()) {
 				err, asked = w.checkDurability(ctx), time.Now()
 			}
 			if err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
-				w.log.Warn(redisAway, "err", err)
+				w.log.Warn(redisUnavailable, "err", err)
 			}
 		}
 	}()
@@ -250,7 +250,7 @@ func (l *lane) assertSameDataset(ctx context.Context) error {
 	now, err := l.Worker.datasetID(ctx)
 	switch {
 	case err != nil:
-		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 	case now != l.dataset:
 		l.log.Warn("redis dataset changed: restarting the lane", "term", l.term)
 		l.lease.invalidate()
@@ -339,7 +339,7 @@ func (l *lane) holdForOrphan(ctx context.Context, rec *jobs.Record, req *jobs.Re
 		return err
 	}
 	if err := l.cfg.Redis.HDel(ctx, l.key(orphansKey), tasks[0]).Err(); err != nil {
-		l.log.Warn(redisAway, "err", err)
+		l.log.Warn(redisUnavailable, "err", err)
 	}
 	l.mu.Lock()
 	l.orphans = tasks[1:]

@@ -11,10 +11,10 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// generate takes a job as far as the lane can: until its images are being stored,
-// or it is over, held, or to be tried again later. Each step moves the record on
-// or fails; a record that somebody else moved is looked at again. A [*trouble]
-// means that the lane can go on with no job for now.
+// generate drives a job as far as the lane can: until its images are being stored, or it
+// has ended, is held or must be retried later. Each step advances the record or fails. If
+// another writer changed the record meanwhile, it is read again. A [*pauseError] means that
+// the lane cannot work on any job for now.
 func (l *lane) generate(ctx context.Context, e *execution, m jobs.GenerateMessage) error {
 	for {
 		rec, err := l.loadRecord(ctx, m)
@@ -23,10 +23,10 @@ func (l *lane) generate(ctx context.Context, e *execution, m jobs.GenerateMessag
 		}
 		if errors.Is(err, jobs.ErrDamaged) {
 			l.log.Error("job skipped: record corrupt", "job_id", m.JobID, "err", err)
-			return &jobError{message: jobs.CodeRecordCorrupt + ": " + err.Error() + "; to ask for the job anew delete the key danqing:job:" + m.JobID + " and enqueue it again"}
+			return &jobError{message: jobs.CodeRecordCorrupt + ": " + err.Error() + "; to submit the job again, delete the key danqing:job:" + m.JobID + " and enqueue it again"}
 		}
 		if err != nil {
-			return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+			return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 		}
 		if rec.Digest != m.Digest {
 			return &jobError{message: jobs.CodeJobIDTaken + ": the job's ID belongs to another request, which is " + string(rec.State)}
@@ -57,10 +57,10 @@ func (l *lane) generate(ctx context.Context, e *execution, m jobs.GenerateMessag
 	}
 }
 
-// lastWord answers the message of a job that is over without an image: a late
-// redelivery gets the same verdict once more. But if the message was run out of
-// asynq's archive, by a person who wants the job again, the job is queued again,
-// and [jobs.ErrConflict] asks to look at it.
+// replayOutcome answers a late redelivery of the message of a job that ended without an
+// image: it returns the same error again. If an operator ran the message from asynq's
+// archive to retry the job, the job is queued again, and [jobs.ErrConflict] asks the caller
+// to read the record again.
 func (l *lane) replayOutcome(ctx context.Context, rec *jobs.Record) error {
 	info, err := asynq.NewInspectorFromRedisClient(l.cfg.Redis).GetTaskInfo(jobs.Queue(rec.Model, rec.Priority), rec.ID)
 	if err == nil && (rec.Code == jobs.CodeArchived || strings.HasPrefix(info.LastErr, rec.Code+": ")) {
@@ -68,9 +68,9 @@ func (l *lane) replayOutcome(ctx context.Context, rec *jobs.Record) error {
 			return jobs.ErrConflict
 		}
 	}
-	// A message whose record names another queue was not run from this one's archive.
+	// If the record names another queue, the message was not run from this queue's archive.
 	if err != nil && !errors.Is(err, asynq.ErrTaskNotFound) && !errors.Is(err, asynq.ErrQueueNotFound) {
-		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 	}
 	if rec.State == jobs.StateFailed {
 		return failedError(rec)
@@ -78,8 +78,8 @@ func (l *lane) replayOutcome(ctx context.Context, rec *jobs.Record) error {
 	return nil
 }
 
-// follow goes on with a job that was submitted, unless it is another lane's, which
-// is told of it.
+// continueJob continues a submitted job. If the job belongs to another lane, it sets that
+// lane's in-flight mark instead.
 func (l *lane) continueJob(ctx context.Context, e *execution, rec *jobs.Record) error {
 	switch {
 	case l.foreign(rec):
@@ -93,8 +93,8 @@ func (l *lane) continueJob(ctx context.Context, e *execution, rec *jobs.Record) 
 	return l.poll(ctx, rec)
 }
 
-// record reads the job's record and brings it up to what the own journal knows:
-// Redis may have forgotten some of it, or all.
+// loadRecord reads the job's record and updates it from the worker's own journal, since
+// Redis may have lost some or all of it.
 func (l *lane) loadRecord(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record, error) {
 	rec, err := l.jobs.Get(ctx, m.JobID)
 	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
@@ -120,13 +120,13 @@ func (l *lane) recreateRecord(ctx context.Context, m jobs.GenerateMessage) (*job
 	return rec, l.updateRecord(ctx, nil, rec)
 }
 
-// cancelRequested reports whether somebody has asked to cancel the job.
+// cancelRequested reports whether cancellation of the job was requested.
 func (l *lane) cancelRequested(ctx context.Context, rec *jobs.Record) bool {
-	known, err := l.jobs.Get(context.WithoutCancel(ctx), rec.ID)
-	return err == nil && !known.CancelRequestedAt.IsZero()
+	current, err := l.jobs.Get(context.WithoutCancel(ctx), rec.ID)
+	return err == nil && !current.CancelRequestedAt.IsZero()
 }
 
-// hint says what a person can do about an error of the service.
+// hint returns what an operator can do about an error of the service, "" if unknown.
 func hint(err error) string {
 	var failure *dashscope.Error
 	if errors.As(err, &failure) {

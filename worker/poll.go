@@ -299,7 +299,7 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 	case dashscope.KindAccount:
 		return &pauseError{backoff: &l.waits.account, message: accountPaused, cause: why}
 	case dashscope.KindThrottled:
-		return &pauseError{backoff: &l.waits.throttled, message: refusedForNow, cause: why}
+		return &pauseError{backoff: &l.waits.throttled, message: temporarilyRefused, cause: why}
 	default:
 		return &jobError{retryIn: retryFirst << (attemptsThisRound(rec) - 1), message: why.Error()}
 	}

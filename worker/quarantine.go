@@ -76,7 +76,7 @@ func (l *lane) runQuarantine(ctx context.Context) (stop func()) {
 	k.group.Go(func() {
 		for next := time.Now(); ; {
 			if err := k.startAll(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
-				l.log.Warn(redisAway, "err", err)
+				l.log.Warn(redisUnavailable, "err", err)
 			}
 			if !time.Now().Before(next) {
 				k.findLateTasks(ctx)
@@ -188,7 +188,7 @@ func (k *quarantine) storeImages(ctx context.Context, kept quarantinedTask, task
 		return err
 	}
 	if err := k.settleTask(ctx, rec, kept.TaskID, chargedImages(task), k.cost(kept.Account, kept.Model, chargedImages(task))); err != nil {
-		k.log.Warn(redisAway, "task_id", kept.TaskID, "err", err)
+		k.log.Warn(redisUnavailable, "task_id", kept.TaskID, "err", err)
 		return err
 	}
 	for i, result := range task.Output.Results {
@@ -258,7 +258,7 @@ func (k *quarantine) findLateTasks(ctx context.Context) {
 			err = k.noteIntent(ctx, *maker)
 		}
 		if err != nil {
-			k.log.Warn(redisAway, "task_id", task.TaskID, "err", err)
+			k.log.Warn(redisUnavailable, "task_id", task.TaskID, "err", err)
 			return
 		}
 		if view.Intents, _, err = k.intents(ctx); err != nil {

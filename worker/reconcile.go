@@ -62,7 +62,7 @@ func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, why, request
 // another one.
 func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (err error) {
 	if rec.DoubtAt.IsZero() {
-		if rec, err = l.markAmbiguous(ctx, rec, workerDied, "", true); err != nil {
+		if rec, err = l.markAmbiguous(ctx, rec, workerCrashed, "", true); err != nil {
 			return err
 		}
 	}
@@ -151,7 +151,7 @@ func (l *lane) quietIn(i reconcile.Intent) time.Duration {
 func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, view *reconcile.Snapshot) (done, open bool, err error) {
 	key, err := l.keyID(ctx, rec.KeyMark)
 	if err != nil {
-		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
+		l.log.Warn(redisUnavailable, "job_id", rec.ID, "err", err)
 		return false, true, nil
 	}
 	now, _ := l.account.serviceNow()
@@ -190,7 +190,7 @@ func (l *lane) awaitQuiet(ctx context.Context) error {
 	for waited := false; ; waited = true {
 		open, err := l.recordsIn(ctx, jobs.StateSubmitting)
 		if err != nil {
-			return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+			return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 		}
 		quiet := time.Duration(0)
 		for _, rec := range open {
@@ -227,7 +227,7 @@ func lostCreates(rec *jobs.Record) int {
 func (l *lane) listIsCurrent(ctx context.Context, rec *jobs.Record, view *reconcile.Snapshot) bool {
 	last, err := l.lastCreated(ctx)
 	if err != nil {
-		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
+		l.log.Warn(redisUnavailable, "job_id", rec.ID, "err", err)
 		return false
 	}
 	for _, made := range []journal.CreatedTask{last, l.cfg.DataDir.Journal.LastCreated(l.account.name, l.model.Name)} {
@@ -305,7 +305,7 @@ func (l *lane) resubmit(ctx context.Context, rec *jobs.Record) error {
 	next.ClearDoubt()
 	next.Code, next.Message = "", ""
 	if l.cancelRequested(ctx, rec) {
-		return l.finishJob(ctx, rec, endedRecord(&next, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))
+		return l.finishJob(ctx, rec, endedRecord(&next, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate))
 	}
 	next.State = jobs.StateQueued
 	return l.transition(ctx, rec, &next)
@@ -342,11 +342,11 @@ func (l *lane) holdAmbiguous(ctx context.Context, rec *jobs.Record, candidates [
 	still := l.intentOf(rec)
 	still.Held = true
 	if err := l.noteIntent(ctx, still); err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 	}
 	for _, id := range next.Candidates {
 		if err := l.addToQuarantine(ctx, quarantinedTask{JobID: rec.ID, Attempt: rec.Attempt, Account: l.account.name, Model: l.model.Name, TaskID: id}); err != nil {
-			return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+			return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 		}
 	}
 	return l.holdJob(ctx, rec, heldRecord(&next, jobs.CodeSubmitAmbiguous, why))

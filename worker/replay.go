@@ -32,7 +32,7 @@ func (w *Worker) recoverEntry(ctx context.Context, e journal.Entry) error {
 	if e.Kind == journal.KindIntent {
 		// The process died between the intent and the reply to its create. When that was by
 		// the service's clock, the lane finds out.
-		next = ambiguousRecord(next, nil, workerDied)
+		next = ambiguousRecord(next, nil, workerCrashed)
 		w.journal(journal.KindAmbiguous, next)
 	}
 	for {

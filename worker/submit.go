@@ -33,10 +33,10 @@ const (
 	// personPause is how often a lane looks whether its account's pause is over.
 	accountPausePoll = 2 * time.Second
 
-	accountPaused  = "lane paused: the account needs attention"
-	refusedForNow  = "dashscope refused for now"
-	canceledUnmade = "canceled on request before a task was made; it cost nothing"
-	workerDied     = "the program died while it was submitting the job"
+	accountPaused        = "lane paused: the account needs attention"
+	temporarilyRefused   = "dashscope refused for now"
+	canceledBeforeCreate = "canceled on request before a task was made; it cost nothing"
+	workerCrashed        = "the program died while it was submitting the job"
 )
 
 // submit sends the job's create once, or waits because it may not be sent now.
@@ -65,12 +65,12 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	}
 	intent, err := l.newIntent(ctx, rec, &req)
 	if err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 	}
 	if err := l.reserve(ctx, rec, intent, *body.Parameters.N); err != nil {
 		return err
 	}
-	if err := l.sleep(ctx, l.pace.delay()); err != nil || l.Stopped() {
+	if err := l.sleep(ctx, l.limiter.delay()); err != nil || l.Stopped() {
 		if err := l.release(ctx, intent); err != nil {
 			l.log.Warn("reservation not released", "job_id", rec.ID, "err", err)
 		}
@@ -87,7 +87,7 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, message: "nothing is submitted: the lane's lease ran out"})
 	}
 	created, err := l.create(ctx, *body)
-	l.pace.done()
+	l.limiter.done()
 	pass()
 	if err != nil {
 		return l.createFailed(ctx, rec, intent, err)
@@ -134,7 +134,7 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request) 
 	switch {
 	case err != nil:
 	case !rec.CancelRequestedAt.IsZero(): // while an earlier intent was taken back
-		err = l.finishJob(ctx, rec, endedRecord(rec, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))
+		err = l.finishJob(ctx, rec, endedRecord(rec, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate))
 		if err == nil {
 			err = jobs.ErrConflict // look again
 		}
@@ -204,7 +204,7 @@ func (l *lane) checkAccountPause(ctx context.Context) error {
 	pause, err := l.jobs.AccountPause(ctx, l.account.name)
 	switch {
 	case err != nil:
-		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 	case pause == nil:
 		return nil
 	}
@@ -284,9 +284,9 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 	}
 	switch refusal.Kind {
 	case dashscope.KindThrottled:
-		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.throttled, minWait: refusal.RetryAfter, message: refusedForNow, cause: err})
+		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.throttled, minWait: refusal.RetryAfter, message: temporarilyRefused, cause: err})
 	case dashscope.KindRefused:
-		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, minWait: refusal.RetryAfter, message: refusedForNow, cause: err})
+		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, minWait: refusal.RetryAfter, message: temporarilyRefused, cause: err})
 	case dashscope.KindAccount:
 		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.account, minWait: refusal.RetryAfter, message: accountPaused, cause: err})
 	case dashscope.KindTerminal:
@@ -312,7 +312,7 @@ func (l *lane) rollbackIntent(ctx context.Context, intent, rec *jobs.Record, why
 		l.log.Warn("reservation not released", "job_id", intent.ID, "err", err)
 	}
 	if l.cancelRequested(ctx, intent) {
-		if err := l.finishJob(ctx, intent, endedRecord(intent, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade)); err != nil {
+		if err := l.finishJob(ctx, intent, endedRecord(intent, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate)); err != nil {
 			return err
 		}
 		return why
