@@ -16,35 +16,35 @@ import (
 )
 
 const (
-	// createGrace is what a create that is on its way gets after the second
-	// signal: its reply names a task that costs money.
+	// createGrace is how long a create in progress may continue after the second signal:
+	// its reply names a task that costs money.
 	createGrace = 2 * time.Second
-	// createStopGrace is what it gets after the first signal: the service answers within
-	// a second or two, unless it is slow, and compose kills a worker after a minute.
+	// createStopGrace is how long it may continue after the first signal. The service
+	// usually answers within a second or two, and compose kills a worker after a minute.
 	createStopGrace = 30 * time.Second
-	// diskReserve is the free room below which nothing is submitted: images
-	// that are on their way must find a place.
+	// diskReserve is the free disk space in bytes below which nothing is submitted: images
+	// in progress need room.
 	diskReserve = 256 << 20
 
-	// storeBacklog is how many jobs per store worker may wait for their images
-	// before nothing more is bought: something is wrong with the way to them.
+	// storeBacklog is the number of jobs per store worker that may wait for their images.
+	// Above it nothing is submitted, since the download or the upload is failing.
 	storeBacklog = 8
 
-	// personPause is how often a lane looks whether its account's pause is over.
+	// accountPausePoll is how often a lane checks whether its account's pause is finished.
 	accountPausePoll = 2 * time.Second
 
 	accountPaused        = "lane paused: the account needs attention"
-	temporarilyRefused   = "dashscope refused for now"
-	canceledBeforeCreate = "canceled on request before a task was made; it cost nothing"
-	workerCrashed        = "the program died while it was submitting the job"
+	temporarilyRefused   = "dashscope temporarily refused the request"
+	canceledBeforeCreate = "canceled on request before a task was created; no cost"
+	workerCrashed        = "the worker died while submitting the job"
 )
 
-// submit sends the job's create once, or waits because it may not be sent now.
-// The order of its steps is the promise: each is on record before the next.
+// submit sends the job's create once, or waits while it may not be sent. The order of the
+// steps is essential: each is recorded before the next begins.
 func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) error {
 	req = req.WithSeed(rec.ID)
 	asked := *rec
-	asked.Request = &req // for the sidecar, should the job end here
+	asked.Request = &req // for the sidecar, if the job ends here
 	body, err := l.prepare(ctx, &asked, req)
 	if err != nil {
 		return err
@@ -52,8 +52,8 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err := l.take(ctx, l.submitSem); err != nil {
 		return err
 	}
-	pass := sync.OnceFunc(func() { <-l.submitSem })
-	defer pass()
+	releaseTurn := sync.OnceFunc(func() { <-l.submitSem })
+	defer releaseTurn()
 	if err := l.awaitQuiet(ctx); err != nil {
 		return err
 	}
@@ -80,23 +80,23 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 		return err
 	}
 	if err := l.cfg.DataDir.Journal.Append(journal.KindIntent, intent); err != nil {
-		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, message: "nothing is submitted: the journal cannot be written", cause: err})
+		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: journal not writable", cause: err})
 	}
 	l.waitDurable(ctx, rec.ID)
 	if !l.lease.valid() {
-		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, message: "nothing is submitted: the lane's lease ran out"})
+		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: lease expired"})
 	}
 	created, err := l.create(ctx, *body)
 	l.limiter.done()
-	pass()
+	releaseTurn()
 	if err != nil {
 		return l.createFailed(ctx, rec, intent, err)
 	}
 	return l.created(ctx, intent, created)
 }
 
-// intend is the record of a create that is about to be sent, with all by which its
-// task is known should the answer get lost.
+// newIntent returns the record of a create that is about to be sent, with everything that
+// identifies its task if the reply is lost.
 func (l *lane) newIntent(ctx context.Context, rec *jobs.Record, req *jobs.Request) (*jobs.Record, error) {
 	listed, err := l.lastClearSnapshot(ctx)
 	if err != nil {
@@ -115,8 +115,8 @@ func (l *lane) newIntent(ctx context.Context, rec *jobs.Record, req *jobs.Reques
 	return &intent, nil
 }
 
-// prepare makes the create's body if the job may be submitted now. A stop does not
-// wait for what it asks of the bucket.
+// prepare returns the create's body if the job may be submitted now. A stop cancels its
+// requests to the bucket.
 func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request) (*dashscope.CreateRequest, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	var watch sync.WaitGroup
@@ -133,10 +133,10 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request) 
 	body, err := (*dashscope.CreateRequest)(nil), l.checkPreconditions(ctx, rec)
 	switch {
 	case err != nil:
-	case !rec.CancelRequestedAt.IsZero(): // while an earlier intent was taken back
+	case !rec.CancelRequestedAt.IsZero(): // while an earlier intent was rolled back
 		err = l.finishJob(ctx, rec, endedRecord(rec, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate))
 		if err == nil {
-			err = jobs.ErrConflict // look again
+			err = jobs.ErrConflict // read the record again
 		}
 	case rec.Overdue(time.Now()):
 		err = l.finishJob(ctx, rec, endedRecord(rec, jobs.StateFailed, jobs.CodeDeadlineExceeded, jobs.DeadlineMessage))
@@ -152,9 +152,10 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request) 
 	return body, err
 }
 
-// ready fails unless the job may be submitted now: it is not over already, the
-// account is not paused, the bucket answers, and the disk has room. Where the job
-// is over it ends it, and fails with [jobs.ErrConflict]: look again.
+// checkPreconditions fails unless the job may be submitted now: Redis has its data, the
+// account is not paused, the job is not finished, the bucket is available, and the disk has
+// room. If the job is finished already, it ends the record and fails with
+// [jobs.ErrConflict]: read the record again.
 func (l *lane) checkPreconditions(ctx context.Context, rec *jobs.Record) error {
 	if err := l.assertSameDataset(ctx); err != nil {
 		return err
@@ -162,28 +163,28 @@ func (l *lane) checkPreconditions(ctx context.Context, rec *jobs.Record) error {
 	if err := l.checkAccountPause(ctx); err != nil {
 		return err
 	}
-	if _, unfit := l.account.usable(); unfit != nil {
-		return &pauseError{backoff: &l.waits.account, message: accountPaused, cause: unfit}
+	if _, disabled := l.account.usable(); disabled != nil {
+		return &pauseError{backoff: &l.waits.account, message: accountPaused, cause: disabled}
 	}
-	over, err := l.Finished(ctx, rec.ID, rec.Digest)
+	finished, err := l.Finished(ctx, rec.ID, rec.Digest)
 	switch {
 	case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, ErrSimulated):
-		// The sidecar is another job's: it stays as it is.
+		// The sidecar belongs to another job and is not overwritten.
 		return l.endRecord(ctx, rec, jobs.StateFailed, jobs.CodeJobIDTaken, err.Error())
 	case errors.Is(err, storage.ErrUnreadable):
 		return l.endRecord(ctx, rec, jobs.StateFailed, jobs.CodeSidecarUnreadable, err.Error())
 	case err != nil:
 		return &pauseError{backoff: &l.waits.unreachable, message: bucketAway, cause: err}
-	case over != nil && !retriedSince(rec, over):
-		if err := l.adoptFinished(ctx, rec, over); err != nil {
+	case finished != nil && !retriedSince(rec, finished):
+		if err := l.adoptFinished(ctx, rec, finished); err != nil {
 			return err
 		}
 		return jobs.ErrConflict
 	}
 	if limit := storeBacklog * l.cfg.StoreConcurrency; l.storeBacklogSize(ctx, limit) > limit {
 		return &pauseError{
-			backoff: &l.waits.unreachable, message: "nothing is submitted: finished images cannot be stored",
-			cause: fmt.Errorf("more than %d jobs wait for their images", limit),
+			backoff: &l.waits.unreachable, message: "submissions paused: finished images cannot be stored",
+			cause: fmt.Errorf("more than %d jobs have images waiting to be stored", limit),
 		}
 	}
 	free, err := l.cfg.Spool.FreeBytes()
@@ -191,15 +192,15 @@ func (l *lane) checkPreconditions(ctx context.Context, rec *jobs.Record) error {
 		return nil
 	}
 	if err == nil && free < diskReserve {
-		err = fmt.Errorf("%d MiB free, %d MiB wanted: free some space", free>>20, diskReserve>>20)
+		err = fmt.Errorf("%d MiB free, %d MiB required: free some space", free>>20, diskReserve>>20)
 	}
 	if err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: "nothing is submitted: the data directory has no room, or is gone", cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: data directory full or missing", cause: err}
 	}
 	return nil
 }
 
-// paused fails while a person has stopped the account.
+// checkAccountPause fails while an operator has paused the account.
 func (l *lane) checkAccountPause(ctx context.Context) error {
 	pause, err := l.jobs.AccountPause(ctx, l.account.name)
 	switch {
@@ -210,26 +211,26 @@ func (l *lane) checkAccountPause(ctx context.Context) error {
 	}
 	return &pauseError{
 		backoff: &backoff{first: accountPausePoll, most: accountPausePoll}, recheck: l.checkAccountPause,
-		message: "lane paused by a person", cause: errors.New(cmp.Or(pause.Why, "no reason was given")),
+		message: "lane paused by an operator", cause: errors.New(cmp.Or(pause.Why, "no reason given")),
 	}
 }
 
-// wantedAgain reports whether a person has asked for a job again after the end
-// that its sidecar tells of: the record has closed that attempt, whatever the
-// clocks say, or has one after it.
+// retriedSince reports whether a job was retried after the end that its sidecar records:
+// the record has archived that attempt, or has a later one, or was retried later.
 //
-// Of a job that has images the clocks are not asked: it would be bought twice.
-func retriedSince(rec, over *jobs.Record) bool {
-	if len(over.Missing()) == 0 {
+// Times are compared only if the job has no image: a wrong clock must not cause images to
+// be bought twice.
+func retriedSince(rec, finished *jobs.Record) bool {
+	if len(finished.Missing()) == 0 {
 		return false
 	}
-	closed := over.Attempt > 0 && slices.ContainsFunc(rec.PastAttempts, func(a jobs.Attempt) bool { return a.Attempt == over.Attempt })
-	made := over.State == jobs.StateSucceeded
-	return closed || rec.Attempt > over.Attempt || !made && rec.RetriedAt.After(over.FinishedAt)
+	closed := finished.Attempt > 0 && slices.ContainsFunc(rec.PastAttempts, func(a jobs.Attempt) bool { return a.Attempt == finished.Attempt })
+	hasImages := finished.State == jobs.StateSucceeded
+	return closed || rec.Attempt > finished.Attempt || !hasImages && rec.RetriedAt.After(finished.FinishedAt)
 }
 
-// create sends the POST. A stop waits for its answer for a while; what is cut short then
-// is looked for by the next run.
+// create sends the create request. On a stop it waits for the reply for a limited time; a
+// create that is cut short is reconciled by the next run.
 func (l *lane) create(ctx context.Context, body dashscope.CreateRequest) (*dashscope.Created, error) {
 	sending, cut := context.WithCancel(context.WithoutCancel(ctx))
 	cutAfter := func(grace time.Duration) {
@@ -255,7 +256,7 @@ func (l *lane) create(ctx context.Context, body dashscope.CreateRequest) (*dashs
 	return l.account.remote.Create(sending, body)
 }
 
-// created puts the task's name where it cannot be lost, the journal first.
+// created records the task ID, in the journal first.
 func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashscope.Created) error {
 	next := *intent
 	next.State, next.TaskID, next.Simulated = jobs.StateGenerating, created.TaskID, created.Simulated
@@ -269,14 +270,14 @@ func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashsc
 	l.setLastCreated(ctx, next.TaskID)
 	err := l.transition(ctx, intent, &next)
 	if errors.Is(err, jobs.ErrConflict) {
-		// Whoever has the lane now is in doubt about the job; or was, and bought it again.
+		// The lane's new holder is reconciling the job, or has resubmitted it.
 		return l.merge(context.WithoutCancel(ctx), &next, time.Now())
 	}
 	return err
 }
 
-// createFailed acts on a create without a task: ambiguous ones are held, never
-// sent again; after a certain refusal the intent is taken back.
+// createFailed handles a create without a task: an ambiguous one is reconciled, never sent
+// again blindly; after a definite refusal the intent is rolled back.
 func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err error) error {
 	var refusal *dashscope.Error
 	if !errors.As(err, &refusal) {
@@ -299,14 +300,14 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 		return l.taskFailed(ctx, intent, refusal.Code, refusal.Message)
 	case dashscope.KindAmbiguous, dashscope.KindTemporary:
 	}
-	// The effort looks for what became of it.
+	// The execution reconciles it.
 	_, err = l.markAmbiguous(ctx, intent, err.Error(), refusal.RequestID, errors.Is(err, context.Canceled))
 	return err
 }
 
-// takeBack undoes an intent of which nothing came, and fails with the trouble. The
-// job keeps its place, unless somebody asked to cancel it meanwhile.
-func (l *lane) rollbackIntent(ctx context.Context, intent, rec *jobs.Record, why *pauseError) error {
+// rollbackIntent undoes an intent that certainly created no task, and returns pause. The
+// job keeps its place in the queue, unless its cancellation was requested meanwhile.
+func (l *lane) rollbackIntent(ctx context.Context, intent, rec *jobs.Record, pause *pauseError) error {
 	l.journal(journal.KindRefused, intent)
 	if err := l.release(ctx, intent); err != nil {
 		l.log.Warn("reservation not released", "job_id", intent.ID, "err", err)
@@ -315,11 +316,11 @@ func (l *lane) rollbackIntent(ctx context.Context, intent, rec *jobs.Record, why
 		if err := l.finishJob(ctx, intent, endedRecord(intent, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate)); err != nil {
 			return err
 		}
-		return why
+		return pause
 	}
 	next := *rec
 	if err := l.transition(ctx, intent, &next); err != nil {
 		return err
 	}
-	return why
+	return pause
 }
