@@ -143,7 +143,7 @@ func TestDrillFails(t *testing.T) {
 			t.Parallel()
 			cfg := drill.Config{Points: []string{"stop", "query.reset-done"}, Faults: 2, Jobs: 1, Seed: 7}
 			cfg.Dir = t.TempDir()
-			cfg.Meddle = func(service, store http.Handler) (http.Handler, http.Handler) {
+			cfg.WrapHandlers = func(service, store http.Handler) (http.Handler, http.Handler) {
 				return c.meddle(t, service, store, cfg.Dir)
 			}
 			report := drilled(t, cfg)

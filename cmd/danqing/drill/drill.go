@@ -68,7 +68,7 @@ type Config struct {
 	Instance func(ctx context.Context, dataDir string) (pid int, redisURL string, err error)
 	// Meddle replaces the service and the bucket as the workers see them, so that a
 	// test can prove that the drill notices; nil leaves both as they are.
-	Meddle func(service, bucket http.Handler) (http.Handler, http.Handler)
+	WrapHandlers func(service, bucket http.Handler) (http.Handler, http.Handler)
 }
 
 const (
@@ -89,7 +89,7 @@ const (
 	slowCreate  = 2 * time.Second
 
 	// calmStart bounds the first, undisturbed jobs.
-	calmStart = time.Minute
+	warmUpLimit = time.Minute
 	// stuckAfter is how long nothing may move before what is open counts as stuck.
 	// asynq takes a minute to see that a worker has died, and looks once a minute.
 	stuckAfter = 3 * time.Minute
@@ -97,30 +97,30 @@ const (
 	// job is over: a late task of an ambiguous create is kept there too.
 	settleTime, shortSettleTime = 30 * time.Second, 8 * time.Second
 	// longest bounds a drill however it goes.
-	longest = 2 * time.Hour
+	maxRunTime = 2 * time.Hour
 )
 
 // drill is one run.
 type drill struct {
 	Config
-	dice  *rand.Rand
+	rng  *rand.Rand
 	began time.Time
 
 	sim     *simulator.Simulator
 	files   *bucket.Server
 	service http.Handler
 	store   http.Handler
-	crew    []*member
+	workers    []*process
 	server  *server // of QueueServer
 	redis   *upstream
 	queue   *queue
 	load    *load
 
-	trap     trap
-	weather  weather
+	injector     injector
+	outages  outages
 	recovery recovery
-	tally    tally
-	diary    *slog.Logger // of what was done when, beside the workers' logs
+	counters    counters
+	log    *slog.Logger // of what was done when, beside the workers' logs
 }
 
 // Run does a drill and returns what it found. The error says why it could not be
@@ -130,7 +130,7 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 	if err := d.defaults(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, longest)
+	ctx, cancel := context.WithTimeout(ctx, maxRunTime)
 	defer cancel()
 	temporary := d.Dir == ""
 	if temporary {
@@ -171,7 +171,7 @@ func (d *drill) defaults() error {
 	if d.Progress == nil {
 		d.Progress = io.Discard
 	}
-	d.dice = rand.New(rand.NewPCG(d.Seed, 0)) //nolint:gosec // repeatable by the seed
+	d.rng = rand.New(rand.NewPCG(d.Seed, 0)) //nolint:gosec // repeatable by the seed
 	return checkPoints(d.Queue, d.Points)
 }
 
@@ -188,8 +188,8 @@ func (d *drill) run(ctx context.Context) (report *Report, err error) {
 		return nil, fmt.Errorf("drill: %w", err)
 	}
 	closing(diary.Close)
-	d.diary = slog.New(slog.NewTextHandler(diary, nil))
-	d.recovery.log = d.diary
+	d.log = slog.New(slog.NewTextHandler(diary, nil))
+	d.recovery.log = d.log
 	if err := d.openService(ctx, closing); err != nil {
 		return nil, err
 	}
@@ -203,23 +203,23 @@ func (d *drill) run(ctx context.Context) (report *Report, err error) {
 			return nil
 		}
 		stopped = true
-		return d.dismiss()
+		return d.stopAll()
 	}
 	closing(stop)
-	if err := d.muster(ctx, closing); err != nil {
+	if err := d.startWorkers(ctx, closing); err != nil {
 		return nil, err
 	}
-	d.say("seed %d, queue %s, folder %s", d.Seed, d.Queue, d.Dir)
+	d.progress("seed %d, queue %s, folder %s", d.Seed, d.Queue, d.Dir)
 	d.load = newLoad(d)
-	if err := d.load.calm(ctx); err != nil {
+	if err := d.load.warmUp(ctx); err != nil {
 		return nil, err
 	}
 	producing, enough := context.WithCancel(ctx)
 	var produced sync.WaitGroup
 	produced.Go(func() { d.load.produce(producing) })
-	d.disturb(ctx)
-	d.load.last() // no more than what was promised
-	d.say("%d faults done, %d jobs enqueued; waiting until all are over", d.tally.total(), d.load.count())
+	d.injectFaults(ctx)
+	d.load.stopAtTarget() // no more than what was promised
+	d.progress("%d faults done, %d jobs enqueued; waiting until all are over", d.counters.total(), d.load.count())
 	d.load.settle(ctx)
 	enough()
 	produced.Wait()
@@ -234,7 +234,7 @@ func (d *drill) run(ctx context.Context) (report *Report, err error) {
 }
 
 // say tells people how far the drill is.
-func (d *drill) say(format string, args ...any) {
+func (d *drill) progress(format string, args ...any) {
 	_, _ = fmt.Fprintf(d.Progress, "drill: %5.1fs: "+format+"\n", append([]any{time.Since(d.began).Seconds()}, args...)...)
 }
 
@@ -246,7 +246,7 @@ func models() []string { return []string{"wanx-v1", "wan2.2-t2i-flash", "wan2.5-
 func (d *drill) openService(ctx context.Context, closing func(func() error)) (err error) {
 	d.sim = &simulator.Simulator{
 		TaskTime: taskTime, Concurrency: 1, ListLag: listLag,
-		Seed: d.Seed, Render: render, Outcome: newFates(!d.Short).outcome,
+		Seed: d.Seed, Render: render, Outcome: newOutcomes(!d.Short).next,
 	}
 	closing(d.sim.Close)
 	d.files, err = bucket.Open(bucket.Config{Dir: filepath.Join(d.Dir, "bucket"), AccessKeyID: accessKeyID, SecretAccessKey: secretAccessKey})
@@ -258,8 +258,8 @@ func (d *drill) openService(ctx context.Context, closing func(func() error)) (er
 	if err := d.stageReference(ctx); err != nil {
 		return err
 	}
-	if d.Meddle != nil {
-		d.service, d.store = d.Meddle(d.sim, d.files)
+	if d.WrapHandlers != nil {
+		d.service, d.store = d.WrapHandlers(d.sim, d.files)
 	}
 	return nil
 }

@@ -30,13 +30,13 @@ const (
 	// labelJob names each job in the ledger too.
 	labelJob = "job"
 	// lookAround is how often the jobs are looked at.
-	lookAround = 150 * time.Millisecond
+	pollInterval = 150 * time.Millisecond
 	// workersMissed is how long after the death of a worker, or the loss of a reply,
 	// asynq v0.26 gives messages that nobody works to others, at a start and then once
 	// a minute: a lease of 30 s, and as much for clocks that differ.
-	workersMissed = 61 * time.Second
+	asynqRecovery = 61 * time.Second
 	// promptOf begins every prompt; the job's ID follows.
-	promptOf = "prompt of "
+	promptPrefix = "prompt of "
 	// referenceSide is the least that DashScope takes.
 	referenceSide = 256
 )
@@ -68,20 +68,20 @@ type load struct {
 
 	mu      sync.Mutex
 	jobs    []*job
-	most    int // no more than that
+	limit    int // no more than that
 	movedAt time.Time
-	urgent  bool // the next job of the first model has a reference
+	referenceWanted  bool // the next job of the first model has a reference
 }
 
 func newLoad(d *drill) *load {
-	return &load{drill: d, most: len(models()), movedAt: time.Now(), reference: jobs.StagedPrefix + referenceSHA256()}
+	return &load{drill: d, limit: len(models()), movedAt: time.Now(), reference: jobs.StagedPrefix + referenceSHA256()}
 }
 
 // calm lets one job of each model go through undisturbed: from its task a worker
 // learns which tasks of the account are its own.
-func (l *load) calm(ctx context.Context) error {
-	for deadline := time.Now().Add(calmStart); ; {
-		l.round(ctx)
+func (l *load) warmUp(ctx context.Context) error {
+	for deadline := time.Now().Add(warmUpLimit); ; {
+		l.poll(ctx)
 		done := 0
 		for _, j := range l.all() {
 			if j.state() == jobs.StateSucceeded {
@@ -91,13 +91,13 @@ func (l *load) calm(ctx context.Context) error {
 		if done == len(models()) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			l.most = 1 << 20
+			l.limit = 1 << 20
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("drill: %d of %d jobs were made in the first %s, before anything was disturbed", done, len(models()), calmStart)
+			return fmt.Errorf("drill: %d of %d jobs were made in the first %s, before anything was disturbed", done, len(models()), warmUpLimit)
 		}
-		if !wait(ctx, lookAround) {
+		if !wait(ctx, pollInterval) {
 			return fmt.Errorf("drill: %w", context.Cause(ctx))
 		}
 	}
@@ -105,16 +105,16 @@ func (l *load) calm(ctx context.Context) error {
 
 // produce goes on until ctx ends.
 func (l *load) produce(ctx context.Context) {
-	for wait(ctx, lookAround) {
-		l.round(ctx)
+	for wait(ctx, pollInterval) {
+		l.poll(ctx)
 	}
 }
 
 // last says that no more jobs are wanted than were promised.
-func (l *load) last() {
+func (l *load) stopAtTarget() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.most, l.movedAt = max(l.Jobs, len(l.jobs)), time.Now()
+	l.limit, l.movedAt = max(l.Jobs, len(l.jobs)), time.Now()
 }
 
 func (l *load) count() int {
@@ -136,7 +136,7 @@ func (l *load) all() []job {
 
 // round looks at every open job and asks for new ones. Whatever fails is done in
 // the next round: enqueueing is idempotent.
-func (l *load) round(ctx context.Context) {
+func (l *load) poll(ctx context.Context) {
 	client, err := l.queue.client(ctx)
 	if err != nil {
 		return
@@ -149,7 +149,7 @@ func (l *load) round(ctx context.Context) {
 		if j.queued && j.state().Final() {
 			continue
 		}
-		if err := l.look(ctx, client, j); err != nil {
+		if err := l.refresh(ctx, client, j); err != nil {
 			return
 		}
 		if !j.over() {
@@ -157,12 +157,12 @@ func (l *load) round(ctx context.Context) {
 		}
 	}
 	for _, model := range models() {
-		for open[model] < l.depth() || model == models()[0] && l.wanted() {
-			j := l.next(model)
+		for open[model] < l.depth() || model == models()[0] && l.needsReference() {
+			j := l.nextJob(model)
 			if j == nil {
 				break
 			}
-			if err := l.look(ctx, client, j); err != nil {
+			if err := l.refresh(ctx, client, j); err != nil {
 				return
 			}
 			open[model]++
@@ -171,7 +171,7 @@ func (l *load) round(ctx context.Context) {
 }
 
 // look enqueues a job that is not acknowledged yet, else reads its record.
-func (l *load) look(ctx context.Context, client *jobs.Client, j *job) error {
+func (l *load) refresh(ctx context.Context, client *jobs.Client, j *job) error {
 	var rec *jobs.Record
 	var err error
 	if j.queued {
@@ -181,7 +181,7 @@ func (l *load) look(ctx context.Context, client *jobs.Client, j *job) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	j.lost = missing(err)
+	j.lost = isNotFound(err)
 	if j.lost {
 		return nil
 	}
@@ -196,25 +196,25 @@ func (l *load) look(ctx context.Context, client *jobs.Client, j *job) error {
 }
 
 // next makes up another job of a model, nil if there are enough.
-func (l *load) next(model string) *job {
+func (l *load) nextJob(model string) *job {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	i := len(l.jobs)
 	first := i < len(models())
-	if i >= l.most || first && models()[i] != model {
+	if i >= l.limit || first && models()[i] != model {
 		return nil
 	}
 	id := fmt.Sprintf("drill-%d", i)
-	req := jobs.Request{ID: id, Labels: map[string]string{labelJob: id}, Prompt: promptOf + id, Model: model, Priority: priorities()[i%len(priorities())]}
+	req := jobs.Request{ID: id, Labels: map[string]string{labelJob: id}, Prompt: promptPrefix + id, Model: model, Priority: priorities()[i%len(priorities())]}
 	if i%5 == 3 {
 		req.N = 2
 	}
-	if model == models()[0] && !first && (l.urgent || i%4 == 1) {
+	if model == models()[0] && !first && (l.referenceWanted || i%4 == 1) {
 		req.RefImg = l.reference
-		if l.urgent {
+		if l.referenceWanted {
 			req.Priority = jobs.PriorityCritical
 		}
-		l.urgent = false
+		l.referenceWanted = false
 	}
 	j := &job{request: req}
 	l.jobs = append(l.jobs, j)
@@ -229,14 +229,14 @@ func priorities() []string {
 func (l *load) wantReference() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.urgent = true
+	l.referenceWanted = true
 }
 
 // wanted reports whether a job with a reference is wanted at once.
-func (l *load) wanted() bool {
+func (l *load) needsReference() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.urgent
+	return l.referenceWanted
 }
 
 func (l *load) depth() int {
@@ -275,18 +275,18 @@ func (l *load) cancelOne(ctx context.Context) {
 func (l *load) settle(ctx context.Context) {
 	var since time.Time // all were over
 	relieved := false
-	for wait(ctx, lookAround) {
+	for wait(ctx, pollInterval) {
 		l.mu.Lock()
-		open, idle := l.most-len(l.jobs), time.Since(l.movedAt)
+		open, idle := l.limit-len(l.jobs), time.Since(l.movedAt)
 		for _, j := range l.jobs {
 			if !j.over() {
 				open++
 			}
 		}
 		l.mu.Unlock()
-		if open > 0 && l.Short && !relieved && l.recovery.quiet() > workersMissed {
+		if open > 0 && l.Short && !relieved && l.recovery.sinceLastFault() > asynqRecovery {
 			relieved = true
-			l.relieve()
+			l.replaceWorkers()
 		}
 		switch {
 		case idle > stuckAfter:
@@ -295,13 +295,13 @@ func (l *load) settle(ctx context.Context) {
 			since = time.Time{}
 		case since.IsZero():
 			since = time.Now()
-		case time.Since(since) > l.settling(), time.Since(since) > submitLimit && l.settled():
+		case time.Since(since) > l.settleLimit(), time.Since(since) > submitLimit && l.allDelivered():
 			return
 		}
 	}
 }
 
-func (l *load) settling() time.Duration {
+func (l *load) settleLimit() time.Duration {
 	if l.Short {
 		return shortSettleTime
 	}
@@ -309,40 +309,40 @@ func (l *load) settling() time.Duration {
 }
 
 // settled reports whether no task is open and no image is missing.
-func (l *load) settled() bool {
-	books, err := l.books()
+func (l *load) allDelivered() bool {
+	books, err := l.audit()
 	return err == nil && books.open == 0 && len(books.lost) == 0
 }
 
 // fates decide how tasks end: by the job, and whether it is its first task.
-type fates struct {
+type outcomes struct {
 	// again lets some first tasks fail so that they are tried again, half a minute
 	// later.
-	again bool
+	retryable bool
 
 	mu   sync.Mutex
 	seen map[string]bool
 }
 
-func newFates(again bool) *fates { return &fates{again: again, seen: map[string]bool{}} }
+func newOutcomes(again bool) *outcomes { return &outcomes{retryable: again, seen: map[string]bool{}} }
 
 // refused reports whether the service refuses a job for what it asks.
-func refused(number int) bool { return number%23 == 19 }
+func isRefused(number int) bool { return number%23 == 19 }
 
-func (f *fates) outcome(req dashscope.CreateRequest) simulator.Outcome {
+func (f *outcomes) next(req dashscope.CreateRequest) simulator.Outcome {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	first := !f.seen[req.Input.Prompt]
 	f.seen[req.Input.Prompt] = true
 	number := 0
-	if _, err := fmt.Sscanf(strings.TrimPrefix(req.Input.Prompt, promptOf), "drill-%d", &number); err != nil {
+	if _, err := fmt.Sscanf(strings.TrimPrefix(req.Input.Prompt, promptPrefix), "drill-%d", &number); err != nil {
 		return simulator.Outcome{}
 	}
 	moderated := simulator.Failure{Code: "DataInspectionFailed", Message: "Output data may contain inappropriate content."}
 	switch {
-	case refused(number):
+	case isRefused(number):
 		return simulator.Outcome{Code: moderated.Code, Message: moderated.Message}
-	case number%17 == 6 && first && f.again:
+	case number%17 == 6 && first && f.retryable:
 		return simulator.Outcome{Code: "InternalError", Message: "An internal error has occurred."}
 	case number%15 == 8: // of two images
 		return simulator.Outcome{Images: map[int]simulator.Failure{1: moderated}}

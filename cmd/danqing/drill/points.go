@@ -7,31 +7,31 @@ import (
 )
 
 // act is what is done at a point.
-type act string
+type action string
 
 // What is done to a request or a reply on its way.
 const (
-	killBefore  act = "kill-before"  // the worker dies, and its request never arrives
-	killDone    act = "kill-done"    // the request is served, the worker dies without the reply
-	killAfter   act = "kill-after"   // the worker dies with the reply
-	resetBefore act = "reset-before" // the connection ends before anything is done
-	resetDone   act = "reset-done"   // and after it is done
-	throttled   act = "429"
-	failed      act = "500"
-	htmlError   act = "502" // with HTML, as proxies answer
-	halfBody    act = "half"
-	hang        act = "hang" // for some seconds, then the connection ends
-	delayed     act = "delay"
-	late        act = "late"       // the client is cut off, and the request served afterwards
-	lateKill    act = "late-kill"  // and its worker killed as well
-	slow        act = "slow"       // the service takes its time, and serves even who has left
-	slowReset   act = "slow-reset" // and its answer is lost
+	killBefore  action = "kill-before"  // the worker dies, and its request never arrives
+	killDone    action = "kill-done"    // the request is served, the worker dies without the reply
+	killAfter   action = "kill-after"   // the worker dies with the reply
+	resetBefore action = "reset-before" // the connection ends before anything is done
+	resetDone   action = "reset-done"   // and after it is done
+	throttled   action = "429"
+	failed      action = "500"
+	htmlError   action = "502" // with HTML, as proxies answer
+	halfBody    action = "half"
+	hang        action = "hang" // for some seconds, then the connection ends
+	delayed     action = "delay"
+	late        action = "late"       // the client is cut off, and the request served afterwards
+	lateKill    action = "late-kill"  // and its worker killed as well
+	slow        action = "slow"       // the service takes its time, and serves even who has left
+	slowReset   action = "slow-reset" // and its answer is lost
 )
 
 // pairs befall two creates of one model, one after the other: the outcome of both is
 // unknown, and what the first makes late must not be taken for the second's.
-func pairs() []act {
-	return []act{
+func pairedActions() []action {
+	return []action{
 		late + "+" + htmlError, late + "+" + resetDone, htmlError + "+" + late, resetBefore + "+" + resetDone,
 		late + "+" + late, resetDone + "+" + resetDone, slowReset + "+" + htmlError,
 	}
@@ -39,18 +39,18 @@ func pairs() []act {
 
 // What is done to processes and their surroundings, whatever they are at.
 const (
-	killNow       act = "kill"
-	killLong      act = "kill-long" // and started again only after its leases
-	stopNow       act = "stop"      // SIGTERM
-	freezeShort   act = "freeze"
-	freezeLong    act = "freeze-long" // for longer than a lease
-	bucketAway    act = "bucket-away"
-	bucketRefuses act = "bucket-refuses"
-	serviceAway   act = "service-away"
-	redisCut      act = "redis-cut"
-	redisAway     act = "redis-away"
-	redisSlow     act = "redis-slow"
-	redisRestart  act = "redis-restart" // kill -9, from its append-only file
+	killNow       action = "kill"
+	killLong      action = "kill-long" // and started again only after its leases
+	stopNow       action = "stop"      // SIGTERM
+	freezeShort   action = "freeze"
+	freezeLong    action = "freeze-long" // for longer than a lease
+	bucketAway    action = "bucket-away"
+	bucketRefuses action = "bucket-refuses"
+	serviceAway   action = "service-away"
+	redisCut      action = "redis-cut"
+	redisAway     action = "redis-away"
+	redisSlow     action = "redis-slow"
+	redisRestart  action = "redis-restart" // kill -9, from its append-only file
 )
 
 // point is a moment at which something can go wrong, by name: ROUTE.ACT on the wire
@@ -59,12 +59,12 @@ const (
 type point struct {
 	name  string
 	route string
-	act   act
+	action   action
 }
 
 // kills reports whether a worker dies of it.
 func (p point) kills() bool {
-	return slices.Contains([]act{killBefore, killDone, killAfter, killNow, killLong, lateKill}, p.act)
+	return slices.Contains([]action{killBefore, killDone, killAfter, killNow, killLong, lateKill}, p.action)
 }
 
 // wire reports whether the point is on the way of a request.
@@ -96,9 +96,9 @@ func redisCommands() []string {
 // points are all that there are on a kind of queue, kills first.
 func points(queue Queue) []point {
 	var kills, others []point
-	add := func(route string, acts ...act) {
+	add := func(route string, acts ...action) {
 		for _, a := range acts {
-			p := point{name: route + "." + string(a), route: route, act: a}
+			p := point{name: route + "." + string(a), route: route, action: a}
 			if p.kills() {
 				kills = append(kills, p)
 			} else {
@@ -116,8 +116,8 @@ func points(queue Queue) []point {
 		add(route, halfBody)
 	}
 	add(routeCreate, late, lateKill, slow, slowReset)
-	add(routeCreate, pairs()...)
-	alone := []act{killNow, stopNow, bucketAway, bucketRefuses, serviceAway}
+	add(routeCreate, pairedActions()...)
+	alone := []action{killNow, stopNow, bucketAway, bucketRefuses, serviceAway}
 	if canFreeze {
 		alone = append(alone, freezeShort)
 	}
@@ -134,7 +134,7 @@ func points(queue Queue) []point {
 		alone = append(alone, redisRestart)
 	}
 	for _, a := range alone {
-		others = append(others, point{name: string(a), act: a})
+		others = append(others, point{name: string(a), action: a})
 	}
 	return append(kills, others...)
 }

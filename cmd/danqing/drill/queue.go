@@ -55,7 +55,7 @@ func (d *drill) openQueue(ctx context.Context, closing func(func() error)) (err 
 	}
 	o := *d.queue.options
 	d.redis = &upstream{network: o.Network, address: o.Addr, tls: o.TLSConfig}
-	d.queue.rdb = redis.NewClient(patient(&o))
+	d.queue.rdb = redis.NewClient(failFast(&o))
 	if d.Queue == QueueServer {
 		return nil
 	}
@@ -66,12 +66,12 @@ func (d *drill) openQueue(ctx context.Context, closing func(func() error)) (err 
 	if size > 0 {
 		return fmt.Errorf("%w: it has %d keys", ErrNotEmpty, size)
 	}
-	closing(func() error { return d.queue.empty(context.WithoutCancel(ctx)) })
+	closing(func() error { return d.queue.deleteKeys(context.WithoutCancel(ctx)) })
 	return nil
 }
 
 // patient bounds how long a call waits for a Redis that is away.
-func patient(o *redis.Options) *redis.Options {
+func failFast(o *redis.Options) *redis.Options {
 	o.MaxRetries, o.DialerRetries, o.DialTimeout = -1, 1, time.Second
 	return o
 }
@@ -83,7 +83,7 @@ func (q *queue) client(ctx context.Context) (*jobs.Client, error) {
 	if q.options != nil {
 		return jobs.NewClient(q.rdb), nil
 	}
-	m := q.drill.crew[0]
+	m := q.drill.workers[0]
 	pid, at, err := q.drill.Instance(ctx, m.data())
 	if err != nil {
 		return nil, err
@@ -99,7 +99,7 @@ func (q *queue) client(ctx context.Context) (*jobs.Client, error) {
 		if q.rdb != nil {
 			_ = q.rdb.Close() // its process is gone
 		}
-		q.url, q.rdb = at, redis.NewClient(patient(options))
+		q.url, q.rdb = at, redis.NewClient(failFast(options))
 	}
 	return jobs.NewClient(q.rdb), nil
 }
@@ -112,7 +112,7 @@ func (q *queue) close() error {
 }
 
 // empty removes what the drill has brought into a Redis that was empty before.
-func (q *queue) empty(ctx context.Context) error {
+func (q *queue) deleteKeys(ctx context.Context) error {
 	for _, pattern := range []string{"danqing:*", "asynq:*"} {
 		keys := q.rdb.Scan(ctx, 0, pattern, 1000).Iterator()
 		for keys.Next(ctx) {
@@ -159,7 +159,7 @@ func (s *server) start(ctx context.Context) error {
 	if err := s.cmd.Start(); err != nil {
 		return fmt.Errorf("start redis-server: %w", err)
 	}
-	rdb := redis.NewClient(patient(&redis.Options{Network: "unix", Addr: s.socket}))
+	rdb := redis.NewClient(failFast(&redis.Options{Network: "unix", Addr: s.socket}))
 	defer rdb.Close() //nolint:errcheck // it was asked one thing
 	for deadline := time.Now().Add(serverStart); ; {
 		err := rdb.Ping(ctx).Err() // until its file is read: LOADING
@@ -174,12 +174,12 @@ func (s *server) start(ctx context.Context) error {
 
 // restart is kill -9, and a start from the append-only file.
 func (s *server) restart(ctx context.Context, away time.Duration) error {
-	s.end()
+	s.kill()
 	wait(ctx, away)
 	return s.start(ctx)
 }
 
-func (s *server) end() {
+func (s *server) kill() {
 	if s.cmd != nil && s.cmd.Process != nil {
 		_ = s.cmd.Process.Kill() // it may have ended by itself
 		_ = s.cmd.Wait()         // it was killed
@@ -187,11 +187,11 @@ func (s *server) end() {
 }
 
 func (s *server) close() error {
-	s.end()
+	s.kill()
 	return os.RemoveAll(s.dir)
 }
 
 // missing reports whether the queue says that a job does not exist.
-func missing(err error) bool {
+func isNotFound(err error) bool {
 	return errors.Is(err, jobs.ErrNotFound) && !strings.Contains(err.Error(), errNoQueue.Error())
 }

@@ -31,7 +31,7 @@ func (u *upstream) dial(ctx context.Context) (net.Conn, error) {
 // proxy is the way of one worker to Redis.
 type proxy struct {
 	*drill
-	worker   *member
+	worker   *process
 	listener net.Listener
 
 	mu    sync.Mutex
@@ -40,9 +40,9 @@ type proxy struct {
 }
 
 // slowness is what each command waits while Redis is slow.
-const slowness = 200 * time.Millisecond
+const slowDelay = 200 * time.Millisecond
 
-func (d *drill) openProxy(ctx context.Context, m *member) (*proxy, error) {
+func (d *drill) openProxy(ctx context.Context, m *process) (*proxy, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("drill: %w", err)
@@ -76,7 +76,7 @@ func (p *proxy) cut() {
 	}
 }
 
-func (p *proxy) keep(conns ...net.Conn) {
+func (p *proxy) track(conns ...net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, conn := range conns {
@@ -84,7 +84,7 @@ func (p *proxy) keep(conns ...net.Conn) {
 	}
 }
 
-func (p *proxy) drop(conns ...net.Conn) {
+func (p *proxy) untrack(conns ...net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, conn := range conns {
@@ -95,7 +95,7 @@ func (p *proxy) drop(conns ...net.Conn) {
 
 // serve passes commands and replies on until either side has closed.
 func (p *proxy) serve(ctx context.Context, client net.Conn) {
-	if p.weather.is(redisAway) {
+	if p.outages.active(redisAway) {
 		_ = client.Close() // as nobody answers
 		return
 	}
@@ -104,11 +104,11 @@ func (p *proxy) serve(ctx context.Context, client net.Conn) {
 		_ = client.Close() // Redis is down
 		return
 	}
-	p.keep(client, server)
+	p.track(client, server)
 	line := &line{proxy: p, client: client, server: server}
 	var both sync.WaitGroup
-	both.Go(func() { line.commands(ctx); p.drop(client, server) })
-	both.Go(func() { line.replies(); p.drop(client, server) })
+	both.Go(func() { line.commands(ctx); p.untrack(client, server) })
+	both.Go(func() { line.replies(); p.untrack(client, server) })
 	both.Wait()
 }
 
@@ -119,8 +119,8 @@ type line struct {
 	client, server net.Conn
 
 	mu sync.Mutex
-	// met is what is to be done to the next reply.
-	met *sprung
+	// fault is what is to be done to the next reply.
+	armed *armedFault
 }
 
 func (l *line) commands(ctx context.Context) {
@@ -130,10 +130,10 @@ func (l *line) commands(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		if l.weather.is(redisSlow) {
-			wait(ctx, slowness)
+		if l.outages.active(redisSlow) {
+			wait(ctx, slowDelay)
 		}
-		if met := l.trap.meet("redis." + commandName(args)); met != nil && !l.befalls(ctx, met) {
+		if fault := l.injector.match("redis." + commandName(args)); fault != nil && !l.injectCommand(ctx, fault) {
 			return
 		}
 		if _, err := l.server.Write(raw); err != nil {
@@ -144,29 +144,29 @@ func (l *line) commands(ctx context.Context) {
 
 // befalls does to a command what a point asks for, and reports whether it still
 // goes on its way.
-func (l *line) befalls(ctx context.Context, met *sprung) bool {
-	switch met.act {
+func (l *line) injectCommand(ctx context.Context, fault *armedFault) bool {
+	switch fault.action {
 	case killBefore:
 		l.kill(l.worker, 0)
 	case resetBefore:
 	case delayed:
-		defer close(met.done)
+		defer close(fault.done)
 		return wait(ctx, delayTime)
 	default:
 		l.mu.Lock()
-		l.met = met
+		l.armed = fault
 		l.mu.Unlock()
 		return true
 	}
-	close(met.done)
+	close(fault.done)
 	return false
 }
 
 func (l *line) replies() {
 	buffer := make([]byte, 64<<10)
 	defer func() {
-		if met := l.taken(); met != nil {
-			close(met.done) // Redis has gone before it replied
+		if fault := l.takeArmed(); fault != nil {
+			close(fault.done) // Redis has gone before it replied
 		}
 	}()
 	for {
@@ -177,34 +177,34 @@ func (l *line) replies() {
 	}
 }
 
-func (l *line) taken() *sprung {
+func (l *line) takeArmed() *armedFault {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	met := l.met
-	l.met = nil
-	return met
+	fault := l.armed
+	l.armed = nil
+	return fault
 }
 
 // reply passes what Redis has said on, unless something befalls it, and reports
 // whether the connection goes on.
 func (l *line) reply(said []byte) bool {
-	met := l.taken()
-	if met != nil && met.route == "redis.dequeue" && (said[0] == '_' || strings.HasPrefix(string(said), "$-1")) {
-		l.trap.rearm(met) // there was no message
-		met = nil
+	fault := l.takeArmed()
+	if fault != nil && fault.route == "redis.dequeue" && (said[0] == '_' || strings.HasPrefix(string(said), "$-1")) {
+		l.injector.rearm(fault) // there was no message
+		fault = nil
 	}
-	if met == nil || met.act == killAfter {
-		if _, err := l.client.Write(said); err != nil && met == nil {
+	if fault == nil || fault.action == killAfter {
+		if _, err := l.client.Write(said); err != nil && fault == nil {
 			return false
 		}
 	}
-	if met == nil {
+	if fault == nil {
 		return true
 	}
-	if met.kills() {
+	if fault.kills() {
 		l.kill(l.worker, 0)
 	}
-	close(met.done)
+	close(fault.done)
 	return false
 }
 
@@ -292,7 +292,7 @@ func scriptName(keys []string) string {
 	case strings.HasPrefix(key(0), "danqing:task:") && len(keys) == 1:
 		return "claim"
 	case strings.HasPrefix(key(0), "danqing:job:"):
-		return swapName(keys)
+		return stateChange(keys)
 	case strings.HasPrefix(key(0), "asynq:{danqing:store}:t:") && strings.HasSuffix(key(1), ":pending"):
 		return "enqueue-store"
 	case strings.HasSuffix(key(0), ":pending") && strings.HasSuffix(key(1), ":paused"):
@@ -306,7 +306,7 @@ func scriptName(keys []string) string {
 // swapName is the state that a record is moved to: its script, which alone has the
 // notices among its keys, has that state's index for its third. One that stays in its
 // state is no step.
-func swapName(keys []string) string {
+func stateChange(keys []string) string {
 	if len(keys) < 7 || keys[6] != "danqing:notifications:due" || keys[1] == keys[2] {
 		return ""
 	}

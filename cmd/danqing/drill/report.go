@@ -74,22 +74,22 @@ func (d *drill) report(ctx context.Context) *Report {
 	r := &Report{
 		Seed: d.Seed, Queue: d.Queue, Folder: d.Dir, Time: time.Since(d.began).Seconds(),
 		Held: map[string]int{}, HeldJobs: []string{}, NotHit: []string{}, NotTried: []string{}, Problems: []string{},
-		LongestRecovery: d.recovery.over().Seconds(), SlotIdle: d.idle(),
+		LongestRecovery: d.recovery.finish().Seconds(), SlotIdle: d.idle(),
 	}
-	r.done(&d.tally, d.chosen())
+	r.addFaults(&d.counters, d.chosen())
 	for _, j := range d.load.all() {
-		d.fate(r, j)
+		d.addJob(r, j)
 	}
-	b, err := d.books()
+	b, err := d.audit()
 	if err != nil {
 		r.problem("%v", err)
-		b = &books{}
+		b = &audit{}
 	}
-	r.enter(b)
+	r.addAudit(b)
 	if all := d.sim.Stats().ChargedMicroYuan; all != b.microYuan+b.foreignMicroYuan {
 		r.problem("the service charged %s yuan, of which %s are of no task", yuan(all), yuan(all-b.microYuan-b.foreignMicroYuan))
 	}
-	d.compare(ctx, r)
+	d.checkLedger(ctx, r)
 	r.Passed = len(r.Problems) == 0
 	return r
 }
@@ -99,7 +99,7 @@ func (r *Report) problem(format string, args ...any) {
 }
 
 // done enters what was done.
-func (r *Report) done(t *tally, chosen []point) {
+func (r *Report) addFaults(t *counters, chosen []point) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r.Hit, r.Kills, r.Exits = t.hit, t.kills, t.exits
@@ -120,7 +120,7 @@ func (r *Report) done(t *tally, chosen []point) {
 }
 
 // fate enters what became of a job.
-func (d *drill) fate(r *Report, j job) {
+func (d *drill) addJob(r *Report, j job) {
 	id, number := j.request.ID, 0
 	_, _ = fmt.Sscanf(id, "drill-%d", &number) // as all are named
 	r.Jobs++
@@ -148,7 +148,7 @@ func (d *drill) fate(r *Report, j job) {
 		}
 	default:
 		r.Failed++
-		if !refused(number) {
+		if !isRefused(number) {
 			r.problem("%s failed, though the service did not refuse it: %s: %s", id, j.record.Code, j.record.Message)
 		}
 	}
@@ -158,10 +158,10 @@ func (d *drill) fate(r *Report, j job) {
 }
 
 // enter takes the books over.
-func (r *Report) enter(b *books) {
+func (r *Report) addAudit(b *audit) {
 	r.Tasks, r.ImagesCharged, r.ImagesWanted, r.ChargedMicroYuan = b.tasks, b.charged, b.wanted, b.microYuan
-	r.ImagesDelivered, r.ImagesAside, r.ImagesLost, r.ImagesTwice = b.delivered, b.aside, len(b.lost), len(b.twice)
-	r.ImagesWrong = len(b.wrong)
+	r.ImagesDelivered, r.ImagesAside, r.ImagesLost, r.ImagesTwice = b.delivered, b.held, len(b.lost), len(b.storedTwice)
+	r.ImagesWrong = len(b.wrongContent)
 	if b.wanted > 0 {
 		r.ChargesPerImage = float64(b.charged) / float64(b.wanted)
 	} else {
@@ -170,13 +170,13 @@ func (r *Report) enter(b *books) {
 	for _, text := range b.paidTwice {
 		r.problem("%s", text)
 	}
-	for _, text := range b.stray {
+	for _, text := range b.unknown {
 		r.problem("%s", text)
 	}
 	for _, text := range b.lost {
 		r.problem("lost: %s", text)
 	}
-	for _, text := range b.wrong {
+	for _, text := range b.wrongContent {
 		r.problem("wrong picture: %s", text)
 	}
 	if b.open > 0 {
@@ -185,7 +185,7 @@ func (r *Report) enter(b *books) {
 }
 
 // compare asks the ledger: it must agree with the service to the last micro-yuan.
-func (d *drill) compare(ctx context.Context, r *Report) {
+func (d *drill) checkLedger(ctx context.Context, r *Report) {
 	client, err := d.queue.client(ctx)
 	var spending []jobs.Spent
 	if err == nil {
@@ -202,7 +202,7 @@ func (d *drill) compare(ctx context.Context, r *Report) {
 		byJob[spent.Labels[labelJob]] += spent.SpentMicroYuan
 	}
 	for _, task := range d.sim.Tasks() {
-		byJob[strings.TrimPrefix(task.Request.Input.Prompt, promptOf)] -= task.ChargedMicroYuan
+		byJob[strings.TrimPrefix(task.Request.Input.Prompt, promptPrefix)] -= task.ChargedMicroYuan
 	}
 	delete(byJob, foreignPrompt)
 	for _, id := range slices.Sorted(maps.Keys(byJob)) {
@@ -235,7 +235,7 @@ func (r *Report) Print(to io.Writer) error {
 	line("  seed                  %d   (the same faults again: --seed %d)", r.Seed, r.Seed)
 	line("  time                  %.0f s", r.Time)
 	line("  faults                %d at %d points, of which %d were kill -9 of a worker", r.Faults, len(r.Hit), r.Kills)
-	for _, group := range groups(r.Hit) {
+	for _, group := range hitsByRoute(r.Hit) {
 		line("    %s", group)
 	}
 	if len(r.NotHit) > 0 {
@@ -277,7 +277,7 @@ func (r *Report) Print(to io.Writer) error {
 }
 
 // groups are lines of points with how often each was hit, by route.
-func groups(hit map[string]int) []string {
+func hitsByRoute(hit map[string]int) []string {
 	byRoute := map[string][]string{}
 	for name, n := range hit {
 		route, what := "anywhere", name

@@ -30,7 +30,7 @@ const (
 // wire is the way of one worker to DashScope and to the bucket.
 type wire struct {
 	*drill
-	worker *member
+	worker *process
 }
 
 // ServeHTTP serves a request, unless something befalls it.
@@ -45,31 +45,31 @@ func (w *wire) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler) // the worker is gone
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	w.note(route, r.URL.Path, body)
+	w.observe(route, r.URL.Path, body)
 	switch {
-	case ofBucket && w.weather.is(bucketAway):
+	case ofBucket && w.outages.active(bucketAway):
 		answerError(rw, true, http.StatusServiceUnavailable)
 		return
-	case ofBucket && w.weather.is(bucketRefuses), !ofBucket && w.weather.is(serviceAway):
+	case ofBucket && w.outages.active(bucketRefuses), !ofBucket && w.outages.active(serviceAway):
 		reset(rw)
 	}
 	if route == routeCreate {
-		if what := w.trap.followed(modelOf(body)); what != "" {
-			w.disturb(what, rw, r, handler, ofBucket)
+		if what := w.injector.takeSecond(modelOf(body)); what != "" {
+			w.injectRequest(what, rw, r, handler, ofBucket)
 			return
 		}
 	}
-	met := w.trap.meet(route)
-	if met == nil {
+	fault := w.injector.match(route)
+	if fault == nil {
 		handler.ServeHTTP(rw, r)
 		return
 	}
-	defer close(met.done)
-	what, second, paired := strings.Cut(string(met.act), "+")
+	defer close(fault.done)
+	what, second, paired := strings.Cut(string(fault.action), "+")
 	if paired {
-		w.trap.follow(modelOf(body), act(second))
+		w.injector.armSecond(modelOf(body), action(second))
 	}
-	w.disturb(act(what), rw, r, handler, ofBucket)
+	w.injectRequest(action(what), rw, r, handler, ofBucket)
 }
 
 // modelOf is the model that a create asks for.
@@ -80,7 +80,7 @@ func modelOf(body []byte) string {
 }
 
 // disturb does to a request what a point asks for.
-func (w *wire) disturb(what act, rw http.ResponseWriter, r *http.Request, handler http.Handler, ofBucket bool) {
+func (w *wire) injectRequest(what action, rw http.ResponseWriter, r *http.Request, handler http.Handler, ofBucket bool) {
 	// What is done without its client is done to the end.
 	done := func() *reply {
 		kept := &reply{header: http.Header{}}
@@ -131,22 +131,22 @@ func (w *wire) disturb(what act, rw http.ResponseWriter, r *http.Request, handle
 		answerHTML(rw)
 		return
 	case halfBody:
-		done().half(rw)
+		done().sendHalf(rw)
 	default: // resetBefore
 	}
 	reset(rw)
 }
 
 // note tells recovery what a worker is at.
-func (w *wire) note(route, path string, body []byte) {
+func (w *wire) observe(route, path string, body []byte) {
 	switch route {
 	case routeCreate:
-		w.recovery.seen(w.worker, modelOf(body))
+		w.recovery.requestSeen(w.worker, modelOf(body))
 	case routeQuery:
 		id := path[strings.LastIndexByte(path, '/')+1:]
 		for _, task := range w.sim.Tasks() {
 			if task.ID == id {
-				w.recovery.seen(w.worker, task.Request.Model)
+				w.recovery.requestSeen(w.worker, task.Request.Model)
 			}
 		}
 	}
@@ -288,7 +288,7 @@ func (r *reply) send(rw http.ResponseWriter) {
 }
 
 // half announces the whole reply and sends half of it.
-func (r *reply) half(rw http.ResponseWriter) {
+func (r *reply) sendHalf(rw http.ResponseWriter) {
 	maps.Copy(rw.Header(), r.header)
 	rw.Header().Set("Content-Length", strconv.Itoa(r.body.Len()))
 	r.WriteHeader(http.StatusOK)

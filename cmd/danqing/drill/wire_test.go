@@ -99,7 +99,7 @@ func TestPlan(t *testing.T) {
 	t.Parallel()
 	plan := func(seed uint64) []point {
 		d := &drill{Config: Config{Queue: QueueServer, Faults: defaultFaults}}
-		d.dice = rand.New(rand.NewPCG(seed, 0))
+		d.rng = rand.New(rand.NewPCG(seed, 0))
 		return d.plan()
 	}
 	require.Len(t, plan(1), defaultFaults)
@@ -109,7 +109,7 @@ func TestPlan(t *testing.T) {
 		assert.Contains(t, plan(1), p)
 	}
 	kills := 0
-	short := &drill{Config: Config{Queue: QueueEmbedded, Faults: 5, Short: true}, dice: rand.New(rand.NewPCG(1, 0))}
+	short := &drill{Config: Config{Queue: QueueEmbedded, Faults: 5, Short: true}, rng: rand.New(rand.NewPCG(1, 0))}
 	for i, p := range short.plan() {
 		if p.kills() {
 			kills++

@@ -33,7 +33,7 @@ const (
 )
 
 // member is one worker: a process that is started again whenever it ends.
-type member struct {
+type process struct {
 	name    string
 	dir     string
 	command []string
@@ -41,23 +41,23 @@ type member struct {
 	proxy   *proxy // nil on the embedded queue
 
 	mu      sync.Mutex
-	process *os.Process // nil between an end and the next start
+	osProcess *os.Process // nil between an end and the next start
 	ended   chan struct{}
-	told    bool          // its end is the drill's doing
-	absent  time.Duration // before the next start
-	leaving bool          // no next start
-	gone    chan struct{} // closed when it has left
+	endExpected    bool          // its end is the drill's doing
+	restartDelay  time.Duration // before the next start
+	stopping bool          // no next start
+	stopped    chan struct{} // closed when it has left
 	err     error
 }
 
 // muster starts the workers: one on the embedded queue, else two.
-func (d *drill) muster(ctx context.Context, closing func(func() error)) error {
+func (d *drill) startWorkers(ctx context.Context, closing func(func() error)) error {
 	count := 2
 	if d.Queue == QueueEmbedded {
 		count = 1
 	}
 	for i := range count {
-		m := &member{name: "worker-" + strconv.Itoa(i+1), gone: make(chan struct{})}
+		m := &process{name: "worker-" + strconv.Itoa(i+1), stopped: make(chan struct{})}
 		m.dir = filepath.Join(d.Dir, m.name)
 		if err := os.MkdirAll(m.dir, 0o750); err != nil {
 			return fmt.Errorf("drill: %w", err)
@@ -79,21 +79,21 @@ func (d *drill) muster(ctx context.Context, closing func(func() error)) error {
 			}
 			closing(m.proxy.close)
 			m.command = []string{"danqing", "worker"}
-			m.environ = append(m.environ, "REDIS_URL="+d.queue.through(m.proxy.listener.Addr()))
+			m.environ = append(m.environ, "REDIS_URL="+d.queue.urlVia(m.proxy.listener.Addr()))
 		}
-		d.crew = append(d.crew, m)
+		d.workers = append(d.workers, m)
 	}
-	for _, m := range d.crew {
+	for _, m := range d.workers {
 		go d.supervise(context.WithoutCancel(ctx), m) // until dismiss, which waits for it
 	}
 	return nil
 }
 
-func (m *member) data() string { return filepath.Join(m.dir, "data") }
+func (m *process) data() string { return filepath.Join(m.dir, "data") }
 
 // openWire serves DashScope, as a proxy, and the bucket to one worker and returns
 // where.
-func (d *drill) openWire(ctx context.Context, m *member, closing func(func() error)) (base string, err error) {
+func (d *drill) openWire(ctx context.Context, m *process, closing func(func() error)) (base string, err error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", fmt.Errorf("drill: %w", err)
@@ -113,8 +113,8 @@ func (d *drill) openWire(ctx context.Context, m *member, closing func(func() err
 }
 
 // supervise runs a worker's processes, one after the other, until it leaves.
-func (d *drill) supervise(ctx context.Context, m *member) {
-	defer close(m.gone)
+func (d *drill) supervise(ctx context.Context, m *process) {
+	defer close(m.stopped)
 	for {
 		cmd, err := d.start(ctx, m)
 		if err != nil {
@@ -128,27 +128,27 @@ func (d *drill) supervise(ctx context.Context, m *member) {
 		}
 		_ = cmd.Wait() // how it ended is in its log
 		m.mu.Lock()
-		m.process = nil
+		m.osProcess = nil
 		close(m.ended)
-		pause := m.absent
-		if !m.told {
+		pause := m.restartDelay
+		if !m.endExpected {
 			pause = restartPause
 		}
-		told, leaving := m.told, m.leaving
+		told, leaving := m.endExpected, m.stopping
 		m.mu.Unlock()
 		if leaving {
 			return
 		}
 		if !told {
-			d.recovery.ended(m)
-			d.tally.exited()
+			d.recovery.workerEnded(m)
+			d.counters.exited()
 		}
 		wait(ctx, pause)
 	}
 }
 
 // start starts a worker's next process, or returns nil if it leaves.
-func (d *drill) start(ctx context.Context, m *member) (*exec.Cmd, error) {
+func (d *drill) start(ctx context.Context, m *process) (*exec.Cmd, error) {
 	log, err := os.OpenFile(filepath.Join(m.dir, "log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
@@ -156,7 +156,7 @@ func (d *drill) start(ctx context.Context, m *member) (*exec.Cmd, error) {
 	defer log.Close() //nolint:errcheck // the child has it too
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.leaving {
+	if m.stopping {
 		return nil, nil //nolint:nilnil // nothing to start is no failure
 	}
 	cmd := exec.CommandContext(ctx, d.Program) //nolint:gosec // the program itself
@@ -164,94 +164,94 @@ func (d *drill) start(ctx context.Context, m *member) (*exec.Cmd, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", m.name, err)
 	}
-	m.process, m.ended, m.told, m.absent = cmd.Process, make(chan struct{}), false, 0
+	m.osProcess, m.ended, m.endExpected, m.restartDelay = cmd.Process, make(chan struct{}), false, 0
 	return cmd, nil
 }
 
 // pid is that of the running process, 0 for none.
-func (m *member) pid() int {
+func (m *process) pid() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.process == nil {
+	if m.osProcess == nil {
 		return 0
 	}
-	return m.process.Pid
+	return m.osProcess.Pid
 }
 
 // end sends a signal that a process dies of, and returns what is closed then. The
 // next one is started after a while.
-func (m *member) end(signal os.Signal, absent time.Duration) <-chan struct{} {
+func (m *process) terminate(signal os.Signal, absent time.Duration) <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.process == nil {
+	if m.osProcess == nil {
 		done := make(chan struct{})
 		close(done)
 		return done
 	}
-	m.told, m.absent = true, absent
-	_ = m.process.Signal(signal) // it may have ended by itself
+	m.endExpected, m.restartDelay = true, absent
+	_ = m.osProcess.Signal(signal) // it may have ended by itself
 	return m.ended
 }
 
 // kill is kill -9.
-func (d *drill) kill(m *member, absent time.Duration) {
-	d.recovery.ended(m)
-	<-m.end(os.Kill, absent)
+func (d *drill) kill(m *process, absent time.Duration) {
+	d.recovery.workerEnded(m)
+	<-m.terminate(os.Kill, absent)
 }
 
 // relieve stops all workers as a new release does, one after the other: at a start
 // they look for what dead ones have left.
-func (d *drill) relieve() {
-	for _, m := range d.crew {
-		d.diary.Info("worker relieved", "worker", m.name)
+func (d *drill) replaceWorkers() {
+	for _, m := range d.workers {
+		d.log.Info("worker relieved", "worker", m.name)
 		d.stop(m)
 	}
 }
 
 // stop tells a worker to stop and waits until its process has ended.
-func (d *drill) stop(m *member) {
-	d.recovery.ended(m)
+func (d *drill) stop(m *process) {
+	d.recovery.workerEnded(m)
 	timer := time.NewTimer(stopTime)
 	defer timer.Stop()
 	select {
-	case <-m.end(syscall.SIGTERM, 0):
+	case <-m.terminate(syscall.SIGTERM, 0):
 	case <-timer.C:
 		d.kill(m, 0)
 	}
 }
 
 // freeze stops a process where it stands, thaw lets it go on.
-func (m *member) freeze() { m.signal(freeze) }
-func (m *member) thaw()   { m.signal(thaw) }
+func (m *process) freeze() { m.signal(freeze) }
+func (m *process) thaw()   { m.signal(thaw) }
 
-func (m *member) signal(send func(*os.Process) error) {
+func (m *process) signal(send func(*os.Process) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.process != nil {
-		_ = send(m.process) // it may have been killed
+	if m.osProcess != nil {
+		_ = send(m.osProcess) // it may have been killed
 	}
 }
 
 // dismiss ends all workers and waits for them.
-func (d *drill) dismiss() error {
+func (d *drill) stopAll() error {
 	var errs []error
-	for _, m := range d.crew {
+	for _, m := range d.workers {
 		m.mu.Lock()
-		m.leaving = true
+		m.stopping = true
 		m.mu.Unlock()
 		m.thaw()
-		m.end(syscall.SIGTERM, 0)
+		m.terminate(syscall.SIGTERM, 0)
 	}
 	timer := time.NewTimer(stopTime)
 	defer timer.Stop()
-	for _, m := range d.crew {
+	for _, m := range d.workers {
 		select {
-		case <-m.gone:
+		case <-m.stopped:
 		case <-timer.C:
-			for _, m := range d.crew {
-				m.end(os.Kill, 0)
+			for _, m := range d.workers {
+				m.terminate(os.Kill, 0)
 			}
-			<-m.gone
+			<-m.stopped
 		}
 		errs = append(errs, m.err)
 	}
@@ -259,7 +259,7 @@ func (d *drill) dismiss() error {
 }
 
 // through is the queue's URL by way of a proxy.
-func (q *queue) through(address net.Addr) string {
+func (q *queue) urlVia(address net.Addr) string {
 	u := url.URL{Scheme: "redis", Host: address.String(), Path: "/" + strconv.Itoa(q.options.DB)}
 	if q.options.Password != "" || q.options.Username != "" {
 		u.User = url.UserPassword(q.options.Username, q.options.Password)

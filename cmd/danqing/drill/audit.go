@@ -19,25 +19,25 @@ import (
 )
 
 // books are what the service has made and charged, against what lies in the bucket.
-type books struct {
+type audit struct {
 	tasks, open int
 	// microYuan is what our tasks cost, foreignMicroYuan those of another program.
 	microYuan, foreignMicroYuan int64
 	// charged images, and how many of them are their job's first.
 	charged, wanted int
 	// delivered lie under their own key, aside under _held/ alone.
-	delivered, aside int
+	delivered, held int
 	// lost says which charged images lie nowhere, paidTwice which jobs were charged
 	// for more than one task, twice which images lie under two keys.
-	lost, paidTwice, twice []string
+	lost, paidTwice, storedTwice []string
 	// stray are charged tasks that no job has asked for, and wrong the images that lie
 	// under a job's key and show what another one has asked for.
-	stray, wrong []string
+	unknown, wrongContent []string
 }
 
 // books looks at the service and at the bucket, as they are now.
-func (d *drill) books() (*books, error) {
-	b := &books{}
+func (d *drill) audit() (*audit, error) {
+	b := &audit{}
 	keys, err := d.inBucket()
 	if err != nil {
 		return nil, err
@@ -55,34 +55,34 @@ func (d *drill) books() (*books, error) {
 			b.open++
 		}
 		if task.Images > 0 {
-			id := strings.TrimPrefix(task.Request.Input.Prompt, promptOf)
+			id := strings.TrimPrefix(task.Request.Input.Prompt, promptPrefix)
 			byJob[id] = append(byJob[id], task)
 		}
 	}
-	b.compare(byJob, keys)
+	b.checkContent(byJob, keys)
 	for _, j := range d.load.all() {
 		id := j.request.ID
-		b.add(id, byJob[id], keys)
+		b.addJob(id, byJob[id], keys)
 		delete(byJob, id)
 	}
 	for id, tasks := range byJob {
-		b.stray = append(b.stray, fmt.Sprintf("task %s is of no job (prompt of %q)", tasks[0].ID, id))
+		b.unknown = append(b.unknown, fmt.Sprintf("task %s is of no job (prompt of %q)", tasks[0].ID, id))
 	}
 	for _, names := range keys {
 		if len(names) > 1 {
-			b.twice = append(b.twice, strings.Join(names, " and "))
+			b.storedTwice = append(b.storedTwice, strings.Join(names, " and "))
 		}
 	}
-	slices.Sort(b.twice)
+	slices.Sort(b.storedTwice)
 	return b, nil
 }
 
 // compare looks whether the images under each job's keys show what it has asked for.
-func (b *books) compare(byJob map[string][]simulator.Task, keys map[string][]string) {
+func (b *audit) checkContent(byJob map[string][]simulator.Task, keys map[string][]string) {
 	askedBy := map[string]string{}
 	for id, tasks := range byJob {
 		for _, task := range tasks {
-			for _, digest := range pictures(task) {
+			for _, digest := range imageDigests(task) {
 				askedBy[digest] = id
 			}
 		}
@@ -90,15 +90,15 @@ func (b *books) compare(byJob map[string][]simulator.Task, keys map[string][]str
 	for digest, names := range keys {
 		for _, name := range names {
 			if id, _, _ := strings.Cut(name, "/"); id != "_held" && askedBy[digest] != id {
-				b.wrong = append(b.wrong, fmt.Sprintf("%s shows what %q has asked for", name, askedBy[digest]))
+				b.wrongContent = append(b.wrongContent, fmt.Sprintf("%s shows what %q has asked for", name, askedBy[digest]))
 			}
 		}
 	}
-	slices.Sort(b.wrong)
+	slices.Sort(b.wrongContent)
 }
 
 // add enters the charged tasks of a job, in the order of their creation.
-func (b *books) add(id string, tasks []simulator.Task, keys map[string][]string) {
+func (b *audit) addJob(id string, tasks []simulator.Task, keys map[string][]string) {
 	if len(tasks) > 1 {
 		names := make([]string, len(tasks))
 		for i, task := range tasks {
@@ -111,14 +111,14 @@ func (b *books) add(id string, tasks []simulator.Task, keys map[string][]string)
 		if i == 0 {
 			b.wanted += task.Images
 		}
-		for n, digest := range pictures(task) {
+		for n, digest := range imageDigests(task) {
 			names := keys[digest]
 			own := fmt.Sprintf("%s/%s-%d.png", id, id, n)
 			switch {
 			case slices.Contains(names, own):
 				b.delivered++
 			case slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, "_held/") }):
-				b.aside++
+				b.held++
 			default:
 				b.lost = append(b.lost, fmt.Sprintf("image %d of %s, task %s", n, id, task.ID))
 			}
@@ -128,7 +128,7 @@ func (b *books) add(id string, tasks []simulator.Task, keys map[string][]string)
 
 // pictures are the SHA-256 of the images that a task has made, by their number from
 // 1: what a worker says of them does not matter.
-func pictures(task simulator.Task) map[int]string {
+func imageDigests(task simulator.Task) map[int]string {
 	all := map[int]string{}
 	outcome := outcomeOf(task)
 	for i := range task.N {
@@ -145,7 +145,7 @@ func pictures(task simulator.Task) map[int]string {
 
 // outcomeOf is what the fates have decided of a task that has made an image.
 func outcomeOf(task simulator.Task) simulator.Outcome {
-	return newFates(false).outcome(task.Request) // a first one that fails makes none
+	return newOutcomes(false).next(task.Request) // a first one that fails makes none
 }
 
 // inBucket are the keys of all images in the bucket by their SHA-256.

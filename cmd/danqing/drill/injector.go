@@ -7,97 +7,97 @@ import (
 )
 
 // trap waits for one request or command at a time.
-type trap struct {
+type injector struct {
 	mu  sync.Mutex
-	set *sprung
+	armed *armedFault
 	// second is what befalls the next create of a model, the other one of a pair.
-	second map[string]act
+	secondActions map[string]action
 }
 
 // follow has something befall the next create of a model.
-func (t *trap) follow(model string, what act) {
+func (t *injector) armSecond(model string, what action) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.second == nil {
-		t.second = map[string]act{}
+	if t.secondActions == nil {
+		t.secondActions = map[string]action{}
 	}
-	t.second[model] = what
+	t.secondActions[model] = what
 }
 
 // followed returns what is to befall a create of a model, "" for nothing.
-func (t *trap) followed(model string) act {
+func (t *injector) takeSecond(model string) action {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	what := t.second[model]
-	delete(t.second, model)
+	what := t.secondActions[model]
+	delete(t.secondActions, model)
 	return what
 }
 
 // sprung is a point that is waited for, or was met.
-type sprung struct {
+type armedFault struct {
 	point
-	left int           // how many that fit go by first
+	skip int           // how many that fit go by first
 	done chan struct{} // closed once what the point asks for is done
 }
 
 // arm waits for the nth that comes to a point, from 1.
-func (t *trap) arm(p point, nth int) *sprung {
-	s := &sprung{point: p, left: nth - 1, done: make(chan struct{})}
+func (t *injector) arm(p point, nth int) *armedFault {
+	s := &armedFault{point: p, skip: nth - 1, done: make(chan struct{})}
 	t.rearm(s)
 	return s
 }
 
 // rearm waits for the next one: this one was not what the point meant.
-func (t *trap) rearm(s *sprung) {
+func (t *injector) rearm(s *armedFault) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.set = s
+	t.armed = s
 }
 
 // disarm reports whether the point was still waited for, and is not any more.
-func (t *trap) disarm(s *sprung) bool {
+func (t *injector) disarm(s *armedFault) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.set != s {
+	if t.armed != s {
 		return false
 	}
-	t.set = nil
+	t.armed = nil
 	return true
 }
 
 // meet returns what is to be done to something on a route, nil for nothing. Who
 // gets it closes done.
-func (t *trap) meet(route string) *sprung {
+func (t *injector) match(route string) *armedFault {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.set == nil || t.set.route != route {
+	if t.armed == nil || t.armed.route != route {
 		return nil
 	}
-	if t.set.left > 0 {
-		t.set.left--
+	if t.armed.skip > 0 {
+		t.armed.skip--
 		return nil
 	}
-	s := t.set
-	t.set = nil
+	s := t.armed
+	t.armed = nil
 	return s
 }
 
 // weather is what befalls everybody for a while.
-type weather struct {
+type outages struct {
 	mu    sync.Mutex
-	until map[act]time.Time
+	until map[action]time.Time
 }
 
-func (w *weather) begin(a act, d time.Duration) {
+func (w *outages) begin(a action, d time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.until == nil {
-		w.until = map[act]time.Time{}
+		w.until = map[action]time.Time{}
 	}
 	w.until[a] = time.Now().Add(d)
 }
 
-func (w *weather) is(a act) bool {
+func (w *outages) active(a action) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return time.Now().Before(w.until[a])
@@ -107,42 +107,42 @@ func (w *weather) is(a act) bool {
 // for again.
 type recovery struct {
 	mu      sync.Mutex
-	works   map[string]*member // by model, who asked last
-	dead    map[string]time.Time
+	lastWorker   map[string]*process // by model, who asked last
+	endedAt    map[string]time.Time
 	longest time.Duration
-	last    time.Time // when something was done last
+	lastFaultAt    time.Time // when something was done last
 	log     *slog.Logger
 }
 
 // seen notes that a worker creates or queries a task of a model.
-func (r *recovery) seen(m *member, model string) {
+func (r *recovery) requestSeen(m *process, model string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.works == nil {
-		r.works, r.dead = map[string]*member{}, map[string]time.Time{}
+	if r.lastWorker == nil {
+		r.lastWorker, r.endedAt = map[string]*process{}, map[string]time.Time{}
 	}
-	r.works[model] = m
-	if at, dead := r.dead[model]; dead {
+	r.lastWorker[model] = m
+	if at, dead := r.endedAt[model]; dead {
 		r.longest = max(r.longest, time.Since(at))
 		r.log.Info("recovered", "model", model, "worker", m.name, "duration", time.Since(at))
-		delete(r.dead, model)
+		delete(r.endedAt, model)
 	}
 }
 
 // disturbed notes that something was done, of which asynq may have lost a message.
-func (r *recovery) disturbed() {
+func (r *recovery) faultInjected() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.last = time.Now()
+	r.lastFaultAt = time.Now()
 }
 
 // ended notes that a worker has died, or was told to stop.
-func (r *recovery) ended(m *member) {
+func (r *recovery) workerEnded(m *process) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for model, by := range r.works {
-		if _, dead := r.dead[model]; by == m && !dead {
-			r.dead[model] = time.Now()
+	for model, by := range r.lastWorker {
+		if _, dead := r.endedAt[model]; by == m && !dead {
+			r.endedAt[model] = time.Now()
 			r.log.Info("worker ended", "model", model, "worker", m.name)
 		}
 	}
@@ -152,30 +152,30 @@ func (r *recovery) ended(m *member) {
 func (r *recovery) pending() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return len(r.dead) > 0
+	return len(r.endedAt) > 0
 }
 
 // quiet is how long ago something was done last, 0 if nothing was.
-func (r *recovery) quiet() time.Duration {
+func (r *recovery) sinceLastFault() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.last.IsZero() {
+	if r.lastFaultAt.IsZero() {
 		return 0
 	}
-	return time.Since(r.last)
+	return time.Since(r.lastFaultAt)
 }
 
 // over forgets who is dead: there may be no work any more that would show a
 // successor.
-func (r *recovery) over() time.Duration {
+func (r *recovery) finish() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	clear(r.dead)
+	clear(r.endedAt)
 	return r.longest
 }
 
 // tally counts what was done.
-type tally struct {
+type counters struct {
 	mu     sync.Mutex
 	hit    map[string]int // by point
 	missed map[string]int
@@ -183,7 +183,7 @@ type tally struct {
 	exits  int // workers that ended by themselves
 }
 
-func (t *tally) count(p point, met bool) {
+func (t *counters) count(p point, met bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.hit == nil {
@@ -199,13 +199,13 @@ func (t *tally) count(p point, met bool) {
 	}
 }
 
-func (t *tally) exited() {
+func (t *counters) exited() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.exits++
 }
 
-func (t *tally) total() int {
+func (t *counters) total() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	total := 0
