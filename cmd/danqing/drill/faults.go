@@ -13,24 +13,24 @@ import (
 )
 
 const (
-	// patience is how long a point is waited for: some routes are seldom taken.
+	// pointTimeout is how long a point is waited for; some routes are rarely used.
 	pointTimeout, shortPointTimeout = 6 * time.Second, 3 * time.Second
-	// leaseOver is longer than a lane's lease of 15 s.
+	// pastLease is longer than a lane's lease of 15 s.
 	pastLease = 17 * time.Second
-	// successor is how long the next fault waits for a worker that goes on where the
-	// killed one was: a lease, and a start on a busy machine.
+	// successorTimeout is how long the next fault waits until another worker has taken
+	// over from the killed one: a lease, and a start on a busy machine.
 	successorTimeout = 25 * time.Second
-	// gap is the longest pause between two faults.
+	// maxPause is the longest pause between two faults.
 	maxPause = 300 * time.Millisecond
 )
 
-// plan is what is done, in order: every point once, as far as there is room, and
-// then at random.
+// plan returns the faults in order: every point once, as far as d.Faults allows, then
+// random ones.
 func (d *drill) plan() []point {
 	all := d.chosen()
 	d.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	if d.Short {
-		slow := 0 // one is enough of what takes longer than a lease
+		slow := 0 // one fault that takes longer than a lease is enough
 		all = slices.DeleteFunc(all, func(p point) bool {
 			if planOrder(p) == 0 {
 				slow++
@@ -44,20 +44,21 @@ func (d *drill) plan() []point {
 		plan = halfKills(all, d.Faults)
 	}
 	for len(plan) < d.Faults {
-		if len(d.Points) == 0 && d.rng.IntN(4) == 0 { // at any moment
+		if len(d.Points) == 0 && d.rng.IntN(4) == 0 { // not at a point
 			plan = append(plan, point{name: string(killNow), action: killNow})
 			continue
 		}
 		plan = append(plan, all[d.rng.IntN(len(all))])
 	}
 	plan = plan[:d.Faults]
-	if d.Short { // what a dead worker had is found half a minute later
+	if d.Short { // recovery from a dead worker takes half a minute
 		slices.SortStableFunc(plan, func(a, b point) int { return planOrder(a) - planOrder(b) })
 	}
 	return plan
 }
 
-// half are the first points of a plan, so that about half of them are kills.
+// halfKills returns the first points of a plan, chosen so that about half of them are
+// kills.
 func halfKills(all []point, faults int) []point {
 	var kills, others []point
 	for _, p := range all {
@@ -71,7 +72,8 @@ func halfKills(all []point, faults int) []point {
 	return append(kills, others[:min(len(others), faults/2)]...)
 }
 
-// order puts kills first, those of the longest consequences before others.
+// planOrder sorts kills first, and those with the longest consequences before the
+// others.
 func planOrder(p point) int {
 	switch {
 	case p.action == killLong, p.action == freezeLong:
@@ -82,7 +84,7 @@ func planOrder(p point) int {
 	return 2
 }
 
-// disturb does one thing after the other.
+// injectFaults injects the faults of the plan one after the other.
 func (d *drill) injectFaults(ctx context.Context) {
 	var thawing sync.WaitGroup
 	defer thawing.Wait()
@@ -102,7 +104,7 @@ func (d *drill) injectFaults(ctx context.Context) {
 		d.counters.count(p, met)
 		d.recovery.faultInjected()
 		d.log.Info("point done", "name", p.name, "met", met)
-		if met && (p.kills() || p.action == stopNow) && d.rng.IntN(4) > 0 { // else the next one meets the recovery
+		if met && (p.kills() || p.action == stopNow) && d.rng.IntN(4) > 0 { // otherwise the next fault hits the recovery
 			d.awaitSuccessor(ctx)
 		}
 		if (i+1)%25 == 0 {
@@ -111,7 +113,7 @@ func (d *drill) injectFaults(ctx context.Context) {
 	}
 }
 
-// onTheWire waits for a request or command, and reports whether it came.
+// injectOnWire waits for a matching request or command, and reports whether it came.
 func (d *drill) injectOnWire(ctx context.Context, p point) bool {
 	nth := 1 + d.rng.IntN(3)
 	if slices.Contains(rareRoutes(), p.route) {
@@ -140,31 +142,32 @@ func (d *drill) injectOnWire(ctx context.Context, p point) bool {
 	}
 }
 
-// given stops waiting for a point, and reports whether it was met.
+// cancelArmed stops waiting for a point, and reports whether it was hit.
 func (d *drill) cancelArmed(s *armedFault) bool {
 	if d.injector.disarm(s) {
 		return false
 	}
-	<-s.done // on its way, and bounded
+	<-s.done // in progress, and bounded in time
 	return true
 }
 
-// seldom are the routes that only some accident leads to.
+// exceptionalRoutes are the routes that only exceptional situations lead to.
 func exceptionalRoutes() []string { return []string{routeCancel, routeHeldPut} }
 
-// rare are the routes that are taken now and then: the next request is as good as any.
+// rareRoutes are the routes with few requests: the first match is used.
 func rareRoutes() []string {
 	return append(exceptionalRoutes(), routeList, routePolicy, routeUpload, routeRefGet, "redis.claim")
 }
 
-// provoke makes a route that is seldom taken likelier, again and again.
+// provoke causes requests on a rarely used route. It is called repeatedly while the
+// point is waited for.
 func (d *drill) provoke(ctx context.Context, p point, before int) {
 	switch p.route {
-	case routeList: // the first thing that a worker does
+	case routeList: // a worker's first request
 		if before == 0 {
 			d.kill(d.randomWorker(), 0)
 		}
-	case routeCancel: // of a task that waits for another program's
+	case routeCancel: // of a task queued behind another program's
 		if before%6 == 0 {
 			d.createForeignTask(ctx)
 		}
@@ -176,12 +179,13 @@ func (d *drill) provoke(ctx context.Context, p point, before int) {
 	}
 }
 
-// foreign makes a task as another program on the account does, with a key of its own.
+// createForeignTask creates a task as another program on the account does, with its own
+// key.
 func (d *drill) createForeignTask(ctx context.Context) {
 	body := `{"model":"` + foreignModel() + `","input":{"prompt":"` + foreignPrompt + `"},"parameters":{"n":1}}`
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "/api/v1"+dashscope.PathText2Image, strings.NewReader(body))
 	if err != nil {
-		return // never: the URL is well-formed
+		return // unreachable: the URL is well-formed
 	}
 	req.Header.Set("Authorization", "Bearer sk-of-another-program")
 	req.Header.Set(dashscope.HeaderAsync, "enable")
@@ -190,12 +194,12 @@ func (d *drill) createForeignTask(ctx context.Context) {
 
 func (d *drill) randomWorker() *process { return d.workers[d.rng.IntN(len(d.workers))] }
 
-// between draws a time.
+// randomDuration returns a duration in [shortest, longest).
 func (d *drill) randomDuration(shortest, longest time.Duration) time.Duration {
 	return shortest + time.Duration(d.rng.Int64N(int64(longest-shortest)))
 }
 
-// awaitSuccessor waits until what a killed worker was at is asked for again.
+// awaitSuccessor waits until every model of an ended worker has a request again.
 func (d *drill) awaitSuccessor(ctx context.Context) {
 	for deadline := time.Now().Add(successorTimeout); d.recovery.pending() && time.Now().Before(deadline); {
 		if !wait(ctx, 20*time.Millisecond) {
@@ -204,7 +208,7 @@ func (d *drill) awaitSuccessor(ctx context.Context) {
 	}
 }
 
-// befall does what has no place on a wire.
+// inject injects a fault that is not on a wire.
 func (d *drill) inject(ctx context.Context, p point, thawing *sync.WaitGroup) error {
 	m := d.randomWorker()
 	switch p.action {
@@ -218,37 +222,37 @@ func (d *drill) inject(ctx context.Context, p point, thawing *sync.WaitGroup) er
 		m.freeze()
 		wait(ctx, d.randomDuration(500*time.Millisecond, 2*time.Second))
 		m.thaw()
-	case freezeLong: // the other worker goes on, disturbed
+	case freezeLong: // the other worker continues, with faults
 		m.freeze()
 		thawing.Go(func() {
 			wait(ctx, pastLease)
 			m.thaw()
 		})
-	case bucketAway, bucketRefuses, serviceAway, redisSlow:
+	case bucketOutage, bucketRefuses, serviceOutage, redisSlow:
 		d.outage(ctx, p.action, d.randomDuration(time.Second, 3*time.Second))
-	case redisAway:
-		d.outages.begin(redisAway, time.Minute)
+	case redisOutage:
+		d.outages.begin(redisOutage, time.Minute)
 		d.cut()
 		wait(ctx, d.randomDuration(time.Second, 3*time.Second))
-		d.outages.begin(redisAway, 0)
+		d.outages.begin(redisOutage, 0)
 	case redisCut:
 		d.cut()
 	case redisRestart:
 		if err := d.server.restart(ctx, d.randomDuration(0, 2*time.Second)); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("restart redis-server: %w", err)
 		}
-	default: // what is on the wire
+	default: // the actions on a wire
 	}
 	return nil
 }
 
-// storm lets something go wrong for everybody, for a while.
+// outage makes a part fail for all workers, for a while.
 func (d *drill) outage(ctx context.Context, what action, lasts time.Duration) {
 	d.outages.begin(what, lasts)
 	wait(ctx, lasts)
 }
 
-// cut ends every connection to Redis.
+// cut closes every connection to Redis.
 func (d *drill) cut() {
 	for _, m := range d.workers {
 		m.proxy.cut()

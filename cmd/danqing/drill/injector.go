@@ -6,15 +6,16 @@ import (
 	"time"
 )
 
-// trap waits for one request or command at a time.
+// injector waits for one request or command at a time and assigns the armed fault to
+// it.
 type injector struct {
-	mu  sync.Mutex
+	mu    sync.Mutex
 	armed *armedFault
-	// second is what befalls the next create of a model, the other one of a pair.
+	// secondActions is the second action of a pair, by model.
 	secondActions map[string]action
 }
 
-// follow has something befall the next create of a model.
+// armSecond applies an action to the next create of a model.
 func (t *injector) armSecond(model string, what action) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -24,7 +25,7 @@ func (t *injector) armSecond(model string, what action) {
 	t.secondActions[model] = what
 }
 
-// followed returns what is to befall a create of a model, "" for nothing.
+// takeSecond returns the action for a create of a model, "" if there is none.
 func (t *injector) takeSecond(model string) action {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -33,28 +34,28 @@ func (t *injector) takeSecond(model string) action {
 	return what
 }
 
-// sprung is a point that is waited for, or was met.
+// armedFault is a point that is waited for or was hit.
 type armedFault struct {
 	point
-	skip int           // how many that fit go by first
-	done chan struct{} // closed once what the point asks for is done
+	skip int           // matches to let pass first
+	done chan struct{} // closed once the action is done
 }
 
-// arm waits for the nth that comes to a point, from 1.
+// arm waits for the nth match of a point, counted from 1.
 func (t *injector) arm(p point, nth int) *armedFault {
 	s := &armedFault{point: p, skip: nth - 1, done: make(chan struct{})}
 	t.rearm(s)
 	return s
 }
 
-// rearm waits for the next one: this one was not what the point meant.
+// rearm waits for the next match: this one was not meant by the point.
 func (t *injector) rearm(s *armedFault) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.armed = s
 }
 
-// disarm reports whether the point was still waited for, and is not any more.
+// disarm stops waiting for the fault and reports whether it was still armed.
 func (t *injector) disarm(s *armedFault) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -65,8 +66,8 @@ func (t *injector) disarm(s *armedFault) bool {
 	return true
 }
 
-// meet returns what is to be done to something on a route, nil for nothing. Who
-// gets it closes done.
+// match returns the fault for a request on a route, nil if there is none. The caller
+// closes done.
 func (t *injector) match(route string) *armedFault {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -82,7 +83,7 @@ func (t *injector) match(route string) *armedFault {
 	return s
 }
 
-// weather is what befalls everybody for a while.
+// outages are the failures that affect all workers for a while.
 type outages struct {
 	mu    sync.Mutex
 	until map[action]time.Time
@@ -103,18 +104,18 @@ func (w *outages) active(a action) bool {
 	return time.Now().Before(w.until[a])
 }
 
-// recovery measures how long after the end of a worker each model it worked is asked
-// for again.
+// recovery measures how long after the end of a worker each of its models gets its next
+// request.
 type recovery struct {
-	mu      sync.Mutex
-	lastWorker   map[string]*process // by model, who asked last
-	endedAt    map[string]time.Time
-	longest time.Duration
-	lastFaultAt    time.Time // when something was done last
-	log     *slog.Logger
+	mu          sync.Mutex
+	lastWorker  map[string]*process // by model, the worker of the last request
+	endedAt     map[string]time.Time
+	longest     time.Duration
+	lastFaultAt time.Time // when something was done last
+	log         *slog.Logger
 }
 
-// seen notes that a worker creates or queries a task of a model.
+// requestSeen notes that a worker creates or queries a task of a model.
 func (r *recovery) requestSeen(m *process, model string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -129,14 +130,14 @@ func (r *recovery) requestSeen(m *process, model string) {
 	}
 }
 
-// disturbed notes that something was done, of which asynq may have lost a message.
+// faultInjected notes the time of a fault; asynq may have lost a message by it.
 func (r *recovery) faultInjected() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.lastFaultAt = time.Now()
 }
 
-// ended notes that a worker has died, or was told to stop.
+// workerEnded notes that a worker has died or was stopped.
 func (r *recovery) workerEnded(m *process) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -148,14 +149,14 @@ func (r *recovery) workerEnded(m *process) {
 	}
 }
 
-// pending reports whether a model has not been asked for since its worker died.
+// pending reports whether a model has had no request since its worker ended.
 func (r *recovery) pending() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.endedAt) > 0
 }
 
-// quiet is how long ago something was done last, 0 if nothing was.
+// sinceLastFault returns the time since the last fault, 0 if there was none.
 func (r *recovery) sinceLastFault() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -165,8 +166,8 @@ func (r *recovery) sinceLastFault() time.Duration {
 	return time.Since(r.lastFaultAt)
 }
 
-// over forgets who is dead: there may be no work any more that would show a
-// successor.
+// finish returns the longest recovery. It drops the ended workers: without work left,
+// no successor would show.
 func (r *recovery) finish() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -174,7 +175,7 @@ func (r *recovery) finish() time.Duration {
 	return r.longest
 }
 
-// tally counts what was done.
+// counters counts the faults.
 type counters struct {
 	mu     sync.Mutex
 	hit    map[string]int // by point

@@ -28,7 +28,7 @@ func (u *upstream) dial(ctx context.Context) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, u.network, u.address)
 }
 
-// proxy is the way of one worker to Redis.
+// proxy is one worker's connection to Redis.
 type proxy struct {
 	*drill
 	worker   *process
@@ -39,7 +39,7 @@ type proxy struct {
 	group sync.WaitGroup
 }
 
-// slowness is what each command waits while Redis is slow.
+// slowDelay is the delay of each command while Redis is slow.
 const slowDelay = 200 * time.Millisecond
 
 func (d *drill) openProxy(ctx context.Context, m *process) (*proxy, error) {
@@ -67,12 +67,12 @@ func (p *proxy) close() error {
 	return err
 }
 
-// cut ends every connection.
+// cut closes every connection.
 func (p *proxy) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for conn := range p.conns {
-		_ = conn.Close() // that it is gone is meant
+		_ = conn.Close() // closing is intended
 	}
 }
 
@@ -93,10 +93,10 @@ func (p *proxy) untrack(conns ...net.Conn) {
 	}
 }
 
-// serve passes commands and replies on until either side has closed.
+// serve forwards commands and replies until either side has closed.
 func (p *proxy) serve(ctx context.Context, client net.Conn) {
-	if p.outages.active(redisAway) {
-		_ = client.Close() // as nobody answers
+	if p.outages.active(redisOutage) {
+		_ = client.Close() // as if Redis did not answer
 		return
 	}
 	server, err := p.redis.dial(ctx)
@@ -112,14 +112,14 @@ func (p *proxy) serve(ctx context.Context, client net.Conn) {
 	both.Wait()
 }
 
-// line is one connection to Redis. Its client sends a command once it has the
-// replies to the last.
+// line is one connection to Redis. Its client sends a command after it has received the
+// replies to the previous one.
 type line struct {
 	*proxy
 	client, server net.Conn
 
 	mu sync.Mutex
-	// fault is what is to be done to the next reply.
+	// armed is the fault for the next reply.
 	armed *armedFault
 }
 
@@ -142,8 +142,8 @@ func (l *line) commands(ctx context.Context) {
 	}
 }
 
-// befalls does to a command what a point asks for, and reports whether it still
-// goes on its way.
+// injectCommand applies a fault to a command, and reports whether the command is still
+// forwarded.
 func (l *line) injectCommand(ctx context.Context, fault *armedFault) bool {
 	switch fault.action {
 	case killBefore:
@@ -166,7 +166,7 @@ func (l *line) replies() {
 	buffer := make([]byte, 64<<10)
 	defer func() {
 		if fault := l.takeArmed(); fault != nil {
-			close(fault.done) // Redis has gone before it replied
+			close(fault.done) // Redis closed before it replied
 		}
 	}()
 	for {
@@ -185,16 +185,16 @@ func (l *line) takeArmed() *armedFault {
 	return fault
 }
 
-// reply passes what Redis has said on, unless something befalls it, and reports
-// whether the connection goes on.
-func (l *line) reply(said []byte) bool {
+// reply forwards a reply unless a fault applies to it, and reports whether the
+// connection stays open.
+func (l *line) reply(data []byte) bool {
 	fault := l.takeArmed()
-	if fault != nil && fault.route == "redis.dequeue" && (said[0] == '_' || strings.HasPrefix(string(said), "$-1")) {
-		l.injector.rearm(fault) // there was no message
+	if fault != nil && fault.route == "redis.dequeue" && (data[0] == '_' || strings.HasPrefix(string(data), "$-1")) {
+		l.injector.rearm(fault) // the queue was empty
 		fault = nil
 	}
 	if fault == nil || fault.action == killAfter {
-		if _, err := l.client.Write(said); err != nil && fault == nil {
+		if _, err := l.client.Write(data); err != nil && fault == nil {
 			return false
 		}
 	}
@@ -208,8 +208,8 @@ func (l *line) reply(said []byte) bool {
 	return false
 }
 
-// errProtocol means that a client speaks otherwise than go-redis does.
-var errProtocol = errors.New("not a command of Redis")
+// errProtocol means that a client sends other commands than go-redis does.
+var errProtocol = errors.New("not a Redis command")
 
 // readCommand reads one command: its bytes and its arguments.
 func readCommand(from *bufio.Reader) (raw []byte, args []string, err error) {
@@ -245,8 +245,8 @@ func readCommand(from *bufio.Reader) (raw []byte, args []string, err error) {
 	return raw, args, nil
 }
 
-// commandName tells which of the writes that matter a command is, "" for none: by
-// the keys that it touches, as package jobs and asynq v0.26 name them.
+// commandName returns which of the writes that matter a command is, "" for none. It
+// goes by the keys that the command uses, as package jobs and asynq v0.26 name them.
 func commandName(args []string) string {
 	if len(args) < 2 {
 		return ""
@@ -272,7 +272,7 @@ func lane(key, ending string) bool {
 	return strings.HasPrefix(key, "danqing:lane:") && strings.HasSuffix(key, ending)
 }
 
-// scriptName tells which script touches these keys.
+// scriptName returns which script uses these keys.
 func scriptName(keys []string) string {
 	key := func(i int) string {
 		if i < len(keys) {
@@ -303,9 +303,9 @@ func scriptName(keys []string) string {
 	return ""
 }
 
-// swapName is the state that a record is moved to: its script, which alone has the
-// notices among its keys, has that state's index for its third. One that stays in its
-// state is no step.
+// stateChange returns the state that a record changes to. Only the record's script has
+// danqing:notifications:due among its keys; its third key is the index of the new
+// state. A write that keeps the state is no change.
 func stateChange(keys []string) string {
 	if len(keys) < 7 || keys[6] != "danqing:notifications:due" || keys[1] == keys[2] {
 		return ""

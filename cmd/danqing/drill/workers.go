@@ -21,18 +21,19 @@ import (
 )
 
 const (
-	accessKeyID, secretAccessKey = "AKIADRILL", "drill-secret" // of a bucket on loopback that is removed
-	// serviceURL is the same for all workers, so that each takes results whose links
-	// another was given; each reaches it through a proxy of its own.
+	accessKeyID, secretAccessKey = "AKIADRILL", "drill-secret" // of a temporary bucket on loopback
+	// serviceURL is the same for all workers: a worker may download results from links
+	// that were issued to another one. Each worker reaches it through its own proxy.
 	serviceURL = "http://dashscope.drill/api/v1"
-	// stopTime is what a worker gets between SIGTERM and SIGKILL: a stop waits up to
-	// ten seconds for images that are being stored.
+	// stopTime is the time between SIGTERM and SIGKILL. A graceful stop waits up to ten
+	// seconds for images that are being stored.
 	stopTime = 20 * time.Second
-	// restartPause lies between the end of a worker that gave up and its next start.
+	// restartPause is the time between the exit of a worker that ended by itself and
+	// its restart.
 	restartPause = 500 * time.Millisecond
 )
 
-// member is one worker: a process that is started again whenever it ends.
+// process is one worker: a child process that is restarted whenever it ends.
 type process struct {
 	name    string
 	dir     string
@@ -40,17 +41,17 @@ type process struct {
 	environ []string
 	proxy   *proxy // nil on the embedded queue
 
-	mu      sync.Mutex
-	osProcess *os.Process // nil between an end and the next start
-	ended   chan struct{}
-	endExpected    bool          // its end is the drill's doing
-	restartDelay  time.Duration // before the next start
-	stopping bool          // no next start
-	stopped    chan struct{} // closed when it has left
-	err     error
+	mu           sync.Mutex
+	osProcess    *os.Process // nil while no process runs
+	ended        chan struct{}
+	endExpected  bool          // the drill ended it
+	restartDelay time.Duration // delay before the restart
+	stopping     bool          // do not restart
+	stopped      chan struct{} // closed when it has ended for good
+	err          error
 }
 
-// muster starts the workers: one on the embedded queue, else two.
+// startWorkers starts the workers: one on the embedded queue, otherwise two.
 func (d *drill) startWorkers(ctx context.Context, closing func(func() error)) error {
 	count := 2
 	if d.Queue == QueueEmbedded {
@@ -84,21 +85,21 @@ func (d *drill) startWorkers(ctx context.Context, closing func(func() error)) er
 		d.workers = append(d.workers, m)
 	}
 	for _, m := range d.workers {
-		go d.supervise(context.WithoutCancel(ctx), m) // until dismiss, which waits for it
+		go d.supervise(context.WithoutCancel(ctx), m) // until stopAll, which waits for it
 	}
 	return nil
 }
 
 func (m *process) data() string { return filepath.Join(m.dir, "data") }
 
-// openWire serves DashScope, as a proxy, and the bucket to one worker and returns
-// where.
+// openWire serves DashScope (as a proxy) and the bucket to one worker and returns the
+// base URL.
 func (d *drill) openWire(ctx context.Context, m *process, closing func(func() error)) (base string, err error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", fmt.Errorf("drill: %w", err)
 	}
-	quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // what is reset is meant
+	quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // resets are intended
 	front := &http.Server{Handler: &wire{drill: d, worker: m}, ReadHeaderTimeout: time.Minute, ErrorLog: quiet}
 	served := make(chan error, 1)
 	go func() { served <- front.Serve(listener) }()
@@ -112,7 +113,7 @@ func (d *drill) openWire(ctx context.Context, m *process, closing func(func() er
 	return "http://" + listener.Addr().String(), nil
 }
 
-// supervise runs a worker's processes, one after the other, until it leaves.
+// supervise runs a worker's processes one after the other, until it is stopped.
 func (d *drill) supervise(ctx context.Context, m *process) {
 	defer close(m.stopped)
 	for {
@@ -126,7 +127,7 @@ func (d *drill) supervise(ctx context.Context, m *process) {
 		if cmd == nil {
 			return
 		}
-		_ = cmd.Wait() // how it ended is in its log
+		_ = cmd.Wait() // its log says how it ended
 		m.mu.Lock()
 		m.osProcess = nil
 		close(m.ended)
@@ -134,12 +135,12 @@ func (d *drill) supervise(ctx context.Context, m *process) {
 		if !m.endExpected {
 			pause = restartPause
 		}
-		told, leaving := m.endExpected, m.stopping
+		expected, stopping := m.endExpected, m.stopping
 		m.mu.Unlock()
-		if leaving {
+		if stopping {
 			return
 		}
-		if !told {
+		if !expected {
 			d.recovery.workerEnded(m)
 			d.counters.exited()
 		}
@@ -147,17 +148,17 @@ func (d *drill) supervise(ctx context.Context, m *process) {
 	}
 }
 
-// start starts a worker's next process, or returns nil if it leaves.
+// start starts a worker's next process. It returns nil if the worker is stopping.
 func (d *drill) start(ctx context.Context, m *process) (*exec.Cmd, error) {
 	log, err := os.OpenFile(filepath.Join(m.dir, "log"), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close() //nolint:errcheck // the child has it too
+	defer log.Close() //nolint:errcheck // the child has its own descriptor
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.stopping {
-		return nil, nil //nolint:nilnil // nothing to start is no failure
+		return nil, nil //nolint:nilnil // nothing to start, no error
 	}
 	cmd := exec.CommandContext(ctx, d.Program) //nolint:gosec // the program itself
 	cmd.Args, cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr = m.command, m.environ, m.dir, log, log
@@ -168,7 +169,7 @@ func (d *drill) start(ctx context.Context, m *process) (*exec.Cmd, error) {
 	return cmd, nil
 }
 
-// pid is that of the running process, 0 for none.
+// pid returns the ID of the running process, 0 if none runs.
 func (m *process) pid() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -178,9 +179,9 @@ func (m *process) pid() int {
 	return m.osProcess.Pid
 }
 
-// end sends a signal that a process dies of, and returns what is closed then. The
-// next one is started after a while.
-func (m *process) terminate(signal os.Signal, absent time.Duration) <-chan struct{} {
+// terminate sends a signal that ends the process and returns a channel that is closed
+// when it has ended. The next process starts after delay.
+func (m *process) terminate(signal os.Signal, delay time.Duration) <-chan struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.osProcess == nil {
@@ -188,27 +189,27 @@ func (m *process) terminate(signal os.Signal, absent time.Duration) <-chan struc
 		close(done)
 		return done
 	}
-	m.endExpected, m.restartDelay = true, absent
-	_ = m.osProcess.Signal(signal) // it may have ended by itself
+	m.endExpected, m.restartDelay = true, delay
+	_ = m.osProcess.Signal(signal) // it may already have ended
 	return m.ended
 }
 
-// kill is kill -9.
-func (d *drill) kill(m *process, absent time.Duration) {
+// kill sends SIGKILL and waits for the end of the process.
+func (d *drill) kill(m *process, delay time.Duration) {
 	d.recovery.workerEnded(m)
-	<-m.terminate(os.Kill, absent)
+	<-m.terminate(os.Kill, delay)
 }
 
-// relieve stops all workers as a new release does, one after the other: at a start
-// they look for what dead ones have left.
+// replaceWorkers restarts all workers one after the other, as a deployment does. At
+// start a worker recovers what dead workers have left.
 func (d *drill) replaceWorkers() {
 	for _, m := range d.workers {
-		d.log.Info("worker relieved", "worker", m.name)
+		d.log.Info("worker replaced", "worker", m.name)
 		d.stop(m)
 	}
 }
 
-// stop tells a worker to stop and waits until its process has ended.
+// stop stops a worker gracefully and waits until its process has ended.
 func (d *drill) stop(m *process) {
 	d.recovery.workerEnded(m)
 	timer := time.NewTimer(stopTime)
@@ -220,7 +221,7 @@ func (d *drill) stop(m *process) {
 	}
 }
 
-// freeze stops a process where it stands, thaw lets it go on.
+// freeze suspends a process, thaw resumes it.
 func (m *process) freeze() { m.signal(freeze) }
 func (m *process) thaw()   { m.signal(thaw) }
 
@@ -228,11 +229,11 @@ func (m *process) signal(send func(*os.Process) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.osProcess != nil {
-		_ = send(m.osProcess) // it may have been killed
+		_ = send(m.osProcess) // it may already have ended
 	}
 }
 
-// dismiss ends all workers and waits for them.
+// stopAll stops all workers and waits for them.
 func (d *drill) stopAll() error {
 	var errs []error
 	for _, m := range d.workers {
@@ -258,7 +259,7 @@ func (d *drill) stopAll() error {
 	return errors.Join(errs...)
 }
 
-// through is the queue's URL by way of a proxy.
+// urlVia returns the queue's URL with a proxy's address.
 func (q *queue) urlVia(address net.Addr) string {
 	u := url.URL{Scheme: "redis", Host: address.String(), Path: "/" + strconv.Itoa(q.options.DB)}
 	if q.options.Password != "" || q.options.Username != "" {
