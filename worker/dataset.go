@@ -247,7 +247,7 @@ func (l *lane) assertSameDataset(ctx context.Context) error {
 	if l.cfg.ExclusiveQueue {
 		return nil
 	}
-	now, err := l.Worker.datasetID(ctx)
+	now, err := l.datasetID(ctx)
 	switch {
 	case err != nil:
 		return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}

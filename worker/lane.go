@@ -239,7 +239,7 @@ func (l *lane) awaitKeyAccepted(ctx context.Context) error {
 		}
 		err := disabled
 		if err == nil {
-			err = l.Worker.probe(ctx, l.account)
+			err = l.probe(ctx, l.account)
 		}
 		if err == nil {
 			return nil

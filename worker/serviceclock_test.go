@@ -64,7 +64,7 @@ func (s *stack) proxy(change func(*http.Request, http.Header, []byte) []byte) {
 	})}
 	go server.Serve(l) //nolint:errcheck // it ends with the listener
 	s.others = append(s.others, func() { close(l); _ = server.Close() })
-	s.dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+	s.dial = func(context.Context, string, string) (net.Conn, error) {
 		here, there := net.Pipe()
 		l <- there
 		return here, nil

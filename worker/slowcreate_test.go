@@ -17,7 +17,7 @@ func slowly(id string, after time.Duration) simulator.Fault {
 func TestSlowCreateAtATakeOver(t *testing.T) {
 	for _, after := range []time.Duration{85 * time.Second, 90 * time.Second, 95 * time.Second, 200 * time.Second} {
 		t.Run(after.String(), func(t *testing.T) {
-			bubble(t, quickTasks(), func(t *testing.T, s *stack) {
+			bubble(t, quickTasks(), func(_ *testing.T, s *stack) {
 				holder := s.onlyCutOff("data-1")
 				s.known()
 				s.sim.Script(slowly("a", after), html("b"))
@@ -37,7 +37,7 @@ func TestSlowCreateAtATakeOver(t *testing.T) {
 func TestSlowCreateAfterARestart(t *testing.T) {
 	for _, after := range []time.Duration{75 * time.Second, 80 * time.Second, 85 * time.Second, 250 * time.Second} {
 		t.Run(after.String(), func(t *testing.T) {
-			bubble(t, quickTasks(), func(t *testing.T, s *stack) {
+			bubble(t, quickTasks(), func(_ *testing.T, s *stack) {
 				s.known()
 				s.sim.Script(html("b"))
 				s.killedIn(simulator.Fault{Delay: after, Detached: true}, "a", 0)
@@ -52,7 +52,7 @@ func TestSlowCreateAfterARestart(t *testing.T) {
 func TestSlowCreateAfterAStop(t *testing.T) {
 	for _, after := range []time.Duration{105 * time.Second, 110 * time.Second, 115 * time.Second} {
 		t.Run(after.String(), func(t *testing.T) {
-			bubble(t, quickTasks(), func(t *testing.T, s *stack) {
+			bubble(t, quickTasks(), func(_ *testing.T, s *stack) {
 				s.known()
 				s.sim.Script(slowly("a", after), html("b"))
 				s.want("a", 1)

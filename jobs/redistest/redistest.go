@@ -14,14 +14,14 @@ import (
 )
 
 // Binary finds redis-server, or skips the test; where CI is set to true, it fails it.
-func Binary(t testing.TB) string {
-	t.Helper()
+func Binary(tb testing.TB) string {
+	tb.Helper()
 	binary, err := exec.LookPath("redis-server")
 	if err != nil {
 		if os.Getenv("CI") == "true" {
-			t.Fatal("redis-server is not installed: apt-get install redis-server")
+			tb.Fatal("redis-server is not installed: apt-get install redis-server")
 		}
-		t.Skip("redis-server is not installed: apt-get install redis-server would run this")
+		tb.Skip("redis-server is not installed: apt-get install redis-server would run this")
 	}
 	return binary
 }
@@ -33,22 +33,22 @@ type Server struct {
 	// Process is the running server.
 	Process *os.Process
 
-	t    testing.TB
+	tb   testing.TB
 	args []string
 	cmd  *exec.Cmd
 }
 
 // Start starts a redis-server on a Unix socket, without snapshots, with further
 // arguments.
-func Start(t testing.TB, args ...string) *Server {
-	t.Helper()
+func Start(tb testing.TB, args ...string) *Server {
+	tb.Helper()
 	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path is limited to 107 bytes
-	require.NoError(t, err)
-	s := &Server{Dir: dir, Socket: filepath.Join(dir, "socket"), t: t}
+	require.NoError(tb, err)
+	s := &Server{Dir: dir, Socket: filepath.Join(dir, "socket"), tb: tb}
 	s.args = append([]string{"--port", "0", "--unixsocket", s.Socket, "--dir", dir, "--save", ""}, args...)
-	t.Cleanup(func() {
+	tb.Cleanup(func() {
 		s.Kill()
-		require.NoError(t, os.RemoveAll(dir))
+		require.NoError(tb, os.RemoveAll(dir))
 	})
 	s.Run()
 	return s
@@ -56,14 +56,14 @@ func Start(t testing.TB, args ...string) *Server {
 
 // Run starts the server again after [Server.Kill].
 func (s *Server) Run() {
-	s.t.Helper()
+	s.tb.Helper()
 	// The test's context ends before its clients are closed.
-	s.cmd = exec.CommandContext(context.WithoutCancel(s.t.Context()), Binary(s.t), s.args...)
-	require.NoError(s.t, s.cmd.Start())
+	s.cmd = exec.CommandContext(context.WithoutCancel(s.tb.Context()), Binary(s.tb), s.args...)
+	require.NoError(s.tb, s.cmd.Start())
 	s.Process = s.cmd.Process
 	client := redis.NewClient(&redis.Options{Network: "unix", Addr: s.Socket})
 	defer client.Close() //nolint:errcheck // it has served its purpose
-	require.Eventually(s.t, func() bool { return client.Ping(s.t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
+	require.Eventually(s.tb, func() bool { return client.Ping(s.tb.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
 }
 
 // Kill ends the server with SIGKILL, if it runs.
@@ -76,9 +76,9 @@ func (s *Server) Kill() {
 }
 
 // Client returns a client that is closed when the test ends.
-func (s *Server) Client(t testing.TB) redis.UniversalClient {
-	t.Helper()
+func (s *Server) Client(tb testing.TB) redis.UniversalClient {
+	tb.Helper()
 	client := redis.NewClient(&redis.Options{Network: "unix", Addr: s.Socket, MaxRetries: 20})
-	t.Cleanup(func() { require.NoError(t, client.Close()) })
+	tb.Cleanup(func() { require.NoError(tb, client.Close()) })
 	return client
 }
