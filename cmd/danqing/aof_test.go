@@ -14,14 +14,14 @@ import (
 	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
-// Redis is killed -9 in the middle of 200 jobs, and starts again from its append-only
-// file: once from the whole of it, and once without what it had written in the last
-// second, as after a power cut. Producers enqueue again what they are not sure of.
-// Nothing is made twice, nothing is lost, and what cannot be known is held.
-func TestRedisKilledAndRestartedFromItsAOF(t *testing.T) {
+// Redis is killed by kill -9 during 200 jobs, and restarted from its append-only file:
+// once from the whole file, and once without the writes of the last second, as after a
+// power cut. Producers enqueue unacknowledged jobs again. No image is made twice, none is
+// lost, and a job whose outcome is unknown is held.
+func TestRedisCrashAndRestart(t *testing.T) {
 	t.Parallel()
 	total := 200
-	if testing.Short() { // the race detector's run
+	if testing.Short() { // in the race detector's run
 		total = 40
 	}
 	server := newAOFRedis(t)
@@ -62,7 +62,7 @@ func TestRedisKilledAndRestartedFromItsAOF(t *testing.T) {
 	assert.LessOrEqual(t, held, 6, "the journals know most of what was lost")
 }
 
-// enqueueAll asks for jobs until Redis has acknowledged each.
+// enqueueAll enqueues jobs, with retries until Redis has acknowledged each.
 func (f *fleet) enqueueAll(n int) []string {
 	f.t.Helper()
 	var ids []string
@@ -77,24 +77,24 @@ func (f *fleet) enqueueAll(n int) []string {
 	return ids
 }
 
-// wait is the client's, over outages of Redis.
+// wait waits for a job's end, through outages of Redis.
 func (f *fleet) wait(id string) (rec *jobs.Record) {
 	f.t.Helper()
 	require.Eventually(f.t, func() (ok bool) {
 		var err error
 		rec, err = f.client.Wait(f.t.Context(), id)
 		return err == nil
-	}, 8*time.Minute, 50*time.Millisecond, id) // asynq looks for messages of the dead each minute
+	}, 8*time.Minute, 50*time.Millisecond, id) // asynq recovers messages of dead workers every minute
 	return rec
 }
 
-// waitForTasks waits until so many tasks were made.
+// waitForTasks waits until n tasks were created.
 func (f *fleet) waitForTasks(n int) {
 	f.t.Helper()
 	require.Eventually(f.t, func() bool { return len(f.sim.Tasks()) >= n }, 3*time.Minute, 10*time.Millisecond)
 }
 
-// aofRedis is a redis-server with an append-only file, which can be killed.
+// aofRedis is a redis-server with an append-only file that can be killed.
 type aofRedis struct {
 	*redistest.Server
 	t *testing.T
@@ -105,20 +105,20 @@ func newAOFRedis(t *testing.T) *aofRedis {
 	return &aofRedis{redistest.Start(t, "--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"), t}
 }
 
-// crash kills the server and starts it again; forgetful takes away what it wrote in
-// the last second.
-func (r *aofRedis) crash(forgetful bool) {
+// crash kills the server and starts it again. loseLastSecond removes the writes of the last
+// second.
+func (r *aofRedis) crash(loseLastSecond bool) {
 	r.t.Helper()
 	files, err := filepath.Glob(filepath.Join(r.Dir, "appendonlydir", "*.incr.aof"))
 	require.NoError(r.t, err)
 	require.Len(r.t, files, 1)
 	before, err := os.Stat(files[0])
 	require.NoError(r.t, err)
-	if forgetful {
+	if loseLastSecond {
 		<-time.After(time.Second)
 	}
 	r.Kill()
-	if forgetful {
+	if loseLastSecond {
 		require.NoError(r.t, os.Truncate(files[0], before.Size()))
 	}
 	r.Run()

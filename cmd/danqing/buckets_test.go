@@ -22,10 +22,9 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// The example batch on a real Redis gives the same objects whichever store the
-// bucket is in: images to the byte, sidecars but for times and what DashScope
-// names anew each time.
-func TestExampleBatchIsTheSameInEveryBucket(t *testing.T) {
+// The example batch on a real Redis gives the same objects in every kind of store: equal
+// images, and sidecars that differ only in times and in DashScope's random names.
+func TestExampleBatchInEveryBucket(t *testing.T) {
 	t.Parallel()
 	stores := map[string]func(testing.TB) *storagetest.Store{
 		"embedded":  embeddedStore,
@@ -38,7 +37,7 @@ func TestExampleBatchIsTheSameInEveryBucket(t *testing.T) {
 	}
 	var mu sync.Mutex
 	objects := map[string]map[string]string{}
-	t.Run("run", func(t *testing.T) { // ends when all three have ended
+	t.Run("run", func(t *testing.T) { // returns when all three have ended
 		for name, open := range stores {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -59,8 +58,8 @@ func TestExampleBatchIsTheSameInEveryBucket(t *testing.T) {
 	}
 }
 
-// exampleBatch runs the program and returns what lies in the bucket then: content
-// types, and sidecars as text or the SHA-256 of anything else, by key.
+// exampleBatch runs the program and returns the objects in the bucket by key: their content
+// types, and sidecars as text or the SHA-256 of anything else.
 func exampleBatch(t *testing.T, store *storagetest.Store) map[string]string {
 	t.Helper()
 	sim := &simulator.Simulator{Seed: 1, TaskTime: simulator.Between(30*time.Millisecond, 60*time.Millisecond)}
@@ -99,14 +98,14 @@ func exampleBatch(t *testing.T, store *storagetest.Store) map[string]string {
 	for key, o := range store.Objects(t) {
 		content := fmt.Sprintf("%x", sha256.Sum256(o.Content))
 		if strings.HasPrefix(key, "_jobs/") {
-			content = lasting(t, o.Content)
+			content = withoutVolatile(t, o.Content)
 		}
 		objects[key] = o.ContentType + "\n" + content
 	}
 	return objects
 }
 
-// embeddedStore is ours, over loopback.
+// embeddedStore starts the embedded bucket, over loopback.
 func embeddedStore(tb testing.TB) *storagetest.Store {
 	tb.Helper()
 	server, err := bucket.Open(bucket.Config{
@@ -122,9 +121,9 @@ func embeddedStore(tb testing.TB) *storagetest.Store {
 	return &storagetest.Store{Endpoint: front.URL, Client: http.DefaultClient}
 }
 
-// lasting is a sidecar without the times, and the names that DashScope makes up:
-// of tasks, requests and results.
-func lasting(t *testing.T, sidecar []byte) string {
+// withoutVolatile returns a sidecar without times, and without DashScope's random names of
+// tasks, requests and results.
+func withoutVolatile(t *testing.T, sidecar []byte) string {
 	t.Helper()
 	var all any
 	require.NoError(t, json.Unmarshal(sidecar, &all))

@@ -30,7 +30,7 @@ func drilled(t *testing.T, cfg drill.Config) *drill.Report {
 	var err error
 	cfg.Program, err = os.Executable()
 	require.NoError(t, err)
-	cfg.Instance, cfg.Short = instanceOf, true
+	cfg.Instance, cfg.Short = findInstance, true
 	if cfg.Dir == "" {
 		cfg.Dir = t.TempDir()
 	}
