@@ -56,13 +56,13 @@ func (l *lease) invalidate() { l.once.Do(func() { close(l.done) }) }
 
 // acquire acquires or renews the lease and reports whether it is held.
 func (l *lease) acquire(ctx context.Context) (bool, error) {
-	asked := time.Now()
+	sent := time.Now()
 	held, err := acquireScript.Run(ctx, l.redis, []string{l.key}, l.workerID, leaseTTL.Milliseconds()).Bool()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return false, fmt.Errorf("take lease %s: %w", l.key, err)
 	}
 	if held {
-		until := asked.Add(leaseTTL - leaseMargin)
+		until := sent.Add(leaseTTL - leaseMargin)
 		l.until.Store(&until)
 	}
 	return held, nil

@@ -43,9 +43,9 @@ const (
 // steps is essential: each is recorded before the next begins.
 func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) error {
 	req = req.WithSeed(rec.ID)
-	asked := *rec
-	asked.Request = &req // for the sidecar, if the job ends here
-	body, err := l.prepare(ctx, &asked, req)
+	withRequest := *rec
+	withRequest.Request = &req // for the sidecar, if the job ends here
+	body, err := l.prepare(ctx, &withRequest, req)
 	if err != nil {
 		return err
 	}

@@ -213,7 +213,7 @@ func (j *Journal) note(e Entry) {
 
 // compact rewrites the file without obsolete entries.
 func (j *Journal) compact() error {
-	j.forget()
+	j.prune()
 	if err := j.file.replace(j.kept()); err != nil {
 		return err
 	}
@@ -221,8 +221,8 @@ func (j *Journal) compact() error {
 	return nil
 }
 
-// forget removes entries older than [TaskRetention] from memory.
-func (j *Journal) forget() {
+// prune removes entries older than [TaskRetention] from memory.
+func (j *Journal) prune() {
 	old := func(_ string, e Entry) bool { return time.Since(e.At) > TaskRetention }
 	maps.DeleteFunc(j.owned, old)
 	maps.DeleteFunc(j.resubmitted, old)
@@ -283,7 +283,7 @@ func (j *Journal) KeyID(fingerprint string) string {
 func (j *Journal) OwnedTasks() map[string]Entry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.forget()
+	j.prune()
 	return maps.Clone(j.owned)
 }
 
