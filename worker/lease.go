@@ -59,7 +59,7 @@ func (l *lease) acquire(ctx context.Context) (bool, error) {
 	sent := time.Now()
 	held, err := acquireScript.Run(ctx, l.redis, []string{l.key}, l.workerID, leaseTTL.Milliseconds()).Bool()
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return false, fmt.Errorf("take lease %s: %w", l.key, err)
+		return false, fmt.Errorf("acquire lease %s: %w", l.key, err)
 	}
 	if held {
 		until := sent.Add(leaseTTL - leaseMargin)
