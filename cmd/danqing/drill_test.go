@@ -228,6 +228,6 @@ func TestDrillCommand(t *testing.T) {
 
 	_, stderr, code = run("--points", "create.nothing")
 	assert.Equal(t, exitUsage, code)
-	assert.Contains(t, stderr, `there is no point "create.nothing" on this queue`)
+	assert.Contains(t, stderr, `no point "create.nothing" on this queue`)
 	assert.Contains(t, stderr, "danqing drill --list-points")
 }
