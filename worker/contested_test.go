@@ -36,7 +36,7 @@ func TestRejectedTaskIsOfferedToOthers(t *testing.T) {
 			<-time.After(10 * time.Millisecond)
 		}
 		s.cutOff("data-3") // as if the first were started again
-		s.requireOwnPair(2, 1)
+		s.requireOwnPair(2)
 	})
 }
 
@@ -72,13 +72,13 @@ func TestSizeTells(t *testing.T) {
 	for _, slow := range []time.Duration{time.Second, 15 * time.Minute} {
 		for _, after := range []time.Duration{75 * time.Second, 100 * time.Second} {
 			t.Run(fmt.Sprint(slow, after), func(t *testing.T) {
-				bubble(t, &simulator.Simulator{TaskTime: simulator.Between(slow, slow)}, func(t *testing.T, s *stack) {
+				bubble(t, &simulator.Simulator{TaskTime: simulator.Between(slow, slow)}, func(_ *testing.T, s *stack) {
 					s.known()
 					s.sim.Render = sizedPNG
 					s.sim.Script(s.late("a", after), html("b"))
 					s.enqueue(jobs.Request{ID: "a", Prompt: "prompt of a", Size: "720*1280"})
 					s.enqueue(jobs.Request{ID: "b", Prompt: "prompt of b", Size: "1024*1024"})
-					s.requireOwnPair(1, 1)
+					s.requireOwnPair(1)
 				})
 			})
 		}
@@ -89,12 +89,12 @@ func TestSizeTells(t *testing.T) {
 func TestNumberTellsWhenTheTaskHasEnded(t *testing.T) {
 	for _, after := range []time.Duration{75 * time.Second, 100 * time.Second} {
 		t.Run(after.String(), func(t *testing.T) {
-			bubble(t, &simulator.Simulator{TaskTime: simulator.Between(15*time.Minute, 15*time.Minute)}, func(t *testing.T, s *stack) {
+			bubble(t, &simulator.Simulator{TaskTime: simulator.Between(15*time.Minute, 15*time.Minute)}, func(_ *testing.T, s *stack) {
 				s.known()
 				s.sim.Script(s.late("a", after), html("b"))
 				s.want("a", 2)
 				s.want("b", 1)
-				s.requireOwnPair(2, 1)
+				s.requireOwnPair(2)
 			})
 		})
 	}

@@ -16,11 +16,12 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// requireOwnPair waits for two jobs, each of which is bought once.
-func (s *stack) requireOwnPair(a, b int) {
+// requireOwnPair waits for two jobs, a of so many images and b of one, each of which is
+// bought once.
+func (s *stack) requireOwnPair(images int) {
 	s.t.Helper()
-	s.requireOwn("a", a)
-	s.requireOwn("b", b)
+	s.requireOwn("a", images)
+	s.requireOwn("b", 1)
 	assert.Len(s.t, s.sim.Tasks(), 3)
 	s.requireLedger()
 }
@@ -50,6 +51,7 @@ func (s *stack) proxy(change func(*http.Request, http.Header, []byte) []byte) {
 		if err != nil {
 			panic(http.ErrAbortHandler)
 		}
+		defer resp.Body.Close() //nolint:errcheck // it is read to its end
 		body, err := io.ReadAll(resp.Body)
 		if err != nil {
 			panic(http.ErrAbortHandler)
@@ -90,7 +92,7 @@ func (s *stack) ahead(d time.Duration) {
 // A worker dies while its create is on its way; its clock is not the service's.
 func TestRestartWithAnotherClock(t *testing.T) {
 	for _, ahead := range []time.Duration{0, 2 * time.Minute, -2 * time.Minute, 20 * time.Minute, -20 * time.Minute} {
-		for _, late := range []time.Duration{5, 8, 12, 30} {
+		for _, late := range []time.Duration{5 * time.Second, 8 * time.Second, 12 * time.Second, 30 * time.Second} {
 			t.Run(fmt.Sprint(ahead, late), func(t *testing.T) {
 				bubble(t, quickTasks(), func(t *testing.T, s *stack) {
 					s.ahead(ahead)
@@ -98,12 +100,12 @@ func TestRestartWithAnotherClock(t *testing.T) {
 					s.start()
 					s.known()
 					s.sim.Script(html("b"))
-					s.killedIn(simulator.Fault{Delay: late * time.Second, Detached: true}, "a", 0)
+					s.killedIn(simulator.Fault{Delay: late, Detached: true}, "a", 0)
 					begin := time.Now()
 					s.want("b", 1)
 					s.requireOwn("a", 1)
 					assert.Less(t, time.Since(begin), time.Minute)
-					s.requireOwnPair(1, 1)
+					s.requireOwnPair(1)
 				})
 			})
 		}

@@ -27,7 +27,7 @@ func TestSlowCreateAtATakeOver(t *testing.T) {
 				<-time.After(2 * time.Second)
 				holder.on.Store(true)
 				s.cutOff("data-2")
-				s.requireOwnPair(1, 1)
+				s.requireOwnPair(1)
 			})
 		})
 	}
@@ -42,7 +42,7 @@ func TestSlowCreateAfterARestart(t *testing.T) {
 				s.sim.Script(html("b"))
 				s.killedIn(simulator.Fault{Delay: after, Detached: true}, "a", 0)
 				s.want("b", 1)
-				s.requireOwnPair(1, 1)
+				s.requireOwnPair(1)
 			})
 		})
 	}
@@ -60,7 +60,7 @@ func TestSlowCreateAfterAStop(t *testing.T) {
 				s.stop()
 				s.start()
 				s.want("b", 1)
-				s.requireOwnPair(1, 1)
+				s.requireOwnPair(1)
 			})
 		})
 	}

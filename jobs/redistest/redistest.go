@@ -58,7 +58,7 @@ func Start(tb testing.TB, args ...string) *Server {
 func (s *Server) Run() {
 	s.tb.Helper()
 	// The test's context ends before its clients are closed.
-	s.cmd = exec.CommandContext(context.WithoutCancel(s.tb.Context()), Binary(s.tb), s.args...)
+	s.cmd = exec.CommandContext(context.WithoutCancel(s.tb.Context()), Binary(s.tb), s.args...) //nolint:gosec // a test's own server
 	require.NoError(s.tb, s.cmd.Start())
 	s.Process = s.cmd.Process
 	client := redis.NewClient(&redis.Options{Network: "unix", Addr: s.Socket})

@@ -214,7 +214,7 @@ func TestJournalDoesNotGrow(t *testing.T) {
 				require.NoError(t, j.Append(kind, rec))
 			}
 			most = max(most, j.file.size)
-			time.Sleep(30 * time.Second)
+			<-time.After(30 * time.Second)
 		}
 		assert.Less(t, most, int64(minCompactBytes+4<<20))
 		perDay := int(TaskRetention / (30 * time.Second))
