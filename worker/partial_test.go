@@ -116,7 +116,7 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 
 		_, err = s.worker.Jobs().Retry(t.Context(), "job-1")
 		require.ErrorIs(t, err, jobs.ErrOver)
-		require.ErrorContains(t, err, "with all its images")
+		require.ErrorContains(t, err, "it has all its images")
 	})
 }
 
