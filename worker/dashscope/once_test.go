@@ -205,7 +205,7 @@ func TestCreateIsRefusedIfNeverConnected(t *testing.T) {
 		"no such host":          {base: "http://dashscope.invalid", dial: func(context.Context, string, string) (net.Conn, error) { return nil, &net.DNSError{IsNotFound: true} }},
 		"TLS to a plain server": {base: strings.Replace(plain.URL, "http", "https", 1)},
 		"unknown certificate":   {base: untrusted.URL},
-		"canceled before":      {base: plain.URL, ctx: gone},
+		"canceled before":       {base: plain.URL, ctx: gone},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
