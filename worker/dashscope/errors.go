@@ -15,28 +15,28 @@ import (
 type Kind string
 
 const (
-	// KindRefused: certainly no task was created, and the same call can be retried
+	// KindRefused means that certainly no task was created, and the same call can be retried
 	// later without using up an attempt. The connection was not established, or the
 	// service has no capacity.
 	KindRefused Kind = "refused"
-	// KindThrottled: certainly no task was created, because of too many calls. Slow
+	// KindThrottled means that certainly no task was created, because of too many calls. Slow
 	// down, by Error.RetryAfter if set; no attempt is used up. Throttling usually ends
 	// within a minute (rate-limit page).
 	KindThrottled Kind = "throttled"
-	// KindAccount: certainly no task was created, and every call of this account and
+	// KindAccount means that certainly no task was created, and every call of this account and
 	// model will fail until an operator acts: key, arrears, entitlement, quota.
 	KindAccount Kind = "account"
-	// KindAmbiguous, of a create only: a task may exist and may be paid for. The caller
+	// KindAmbiguous means, for a create only: a task may exist and may be paid for. The caller
 	// must look for the task before it creates again.
 	KindAmbiguous Kind = "ambiguous"
-	// KindTerminal: this request will always fail: its parameters are invalid, or
+	// KindTerminal means that this request will always fail: its parameters are invalid, or
 	// moderation rejects it.
 	KindTerminal Kind = "terminal"
-	// KindRetry: this task or image failed at no cost, because of an error in the
+	// KindRetry means that this task or image failed at no cost, because of an error in the
 	// service; a new attempt may succeed. Unlike KindRefused it uses up an attempt,
 	// since a task was run.
 	KindRetry Kind = "retry"
-	// KindTemporary, of all calls except create: no usable answer. It says nothing
+	// KindTemporary means, for all calls except create: no usable answer. It says nothing
 	// about the task; repeat the call, more slowly.
 	KindTemporary Kind = "temporary"
 )
