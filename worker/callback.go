@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -15,8 +14,7 @@ import (
 	"strings"
 	"time"
 
-	webhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
-
+	"github.com/danqing-queue/danqing/jobs/webhook"
 	"github.com/danqing-queue/danqing/storage"
 )
 
@@ -30,44 +28,22 @@ const (
 	// status counts.
 	callbackMaxBody   = 4 << 10
 	callbackMaxHeader = 32 << 10
-
-	secretPrefix = "whsec_"
-	// Bounds of a secret (Standard Webhooks specification), in bytes.
-	secretMin = 24
-	secretMax = 64
 )
-
-// ValidCallbackSecret fails unless the secret has the format of the Standard Webhooks
-// specification: whsec_ and the base64 of 24 to 64 random bytes. The error does not
-// contain the secret.
-func ValidCallbackSecret(secret string) error {
-	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret, secretPrefix))
-	if err != nil || !strings.HasPrefix(secret, secretPrefix) || len(key) < secretMin || len(key) > secretMax {
-		return fmt.Errorf(`must be %s and the base64 of %d to %d random bytes, for example from: echo "%s$(openssl rand -base64 32)"`, secretPrefix, secretMin, secretMax, secretPrefix)
-	}
-	return nil
-}
 
 // callbacks sends events to the callback URLs of producers.
 type callbacks struct {
 	client *http.Client
-	// signers are one per secret: while secrets are rotated, a receiver has only one of
-	// them.
-	signers []*webhooks.Webhook
+	// secrets are one, or several while they are rotated: a receiver has only one of them.
+	secrets []string
 	breaker hostBreaker
 }
 
 func newCallbacks(cfg Config) (*callbacks, error) {
-	c := &callbacks{}
+	c := &callbacks{secrets: cfg.CallbackSecrets}
 	for i, secret := range cfg.CallbackSecrets {
-		if err := ValidCallbackSecret(secret); err != nil {
+		if err := webhook.ValidSecret(secret); err != nil {
 			return nil, fmt.Errorf("worker: CallbackSecrets[%d]: %w", i, err)
 		}
-		signer, err := webhooks.NewWebhook(secret)
-		if err != nil {
-			return nil, fmt.Errorf("worker: CallbackSecrets[%d] cannot be read", i) // err might contain the secret
-		}
-		c.signers = append(c.signers, signer)
 	}
 	dial := cfg.DialCallback
 	if dial == nil {
@@ -93,7 +69,7 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 		return &deliveryError{final: true, cause: "the callback is not a URL"}
 	}
 	to := "callback to " + u.Host
-	if len(c.signers) == 0 {
+	if len(c.secrets) == 0 {
 		return &deliveryError{cause: to + ": no secret is configured to sign it", remedy: "set DANQING_CALLBACK_SECRET"}
 	}
 	if !c.breaker.Allow(u.Host, time.Now()) {
@@ -105,7 +81,9 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 	if err != nil {
 		return &deliveryError{final: true, cause: to + ": its URL is invalid"}
 	}
-	if req.Header, err = c.header(eventID, time.Now(), body); err != nil {
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("User-Agent", "danqing")
+	if err := webhook.Sign(req.Header, body, c.secrets, eventID, time.Now()); err != nil {
 		return &deliveryError{cause: to + ": it cannot be signed"}
 	}
 	answer, err := c.client.Do(req)
@@ -122,25 +100,6 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, callbackMaxBody)) // otherwise the receiver sees a reset
 	c.breaker.Record(u.Host, time.Now(), trying.Err() != nil)                // the body may time out too
 	return statusError(to, answer)
-}
-
-// header returns the headers of an event, with one signature per secret.
-func (c *callbacks) header(eventID string, at time.Time, body []byte) (http.Header, error) {
-	var signatures []string
-	for _, signer := range c.signers {
-		signature, err := signer.Sign(eventID, at, body)
-		if err != nil {
-			return nil, err
-		}
-		signatures = append(signatures, signature)
-	}
-	h := http.Header{}
-	h.Set("Content-Type", "application/json")
-	h.Set("User-Agent", "danqing")
-	h.Set(webhooks.HeaderWebhookID, eventID)
-	h.Set(webhooks.HeaderWebhookTimestamp, strconv.FormatInt(at.Unix(), 10))
-	h.Set(webhooks.HeaderWebhookSignature, strings.Join(signatures, " "))
-	return h, nil
 }
 
 // statusError returns the error of a response, or nil for a status that means
