@@ -107,7 +107,7 @@ func TestNewRefuses(t *testing.T) {
 	cfg := s.config(data)
 	cfg.Accounts[0].Lanes[0].Concurrency = 2
 	_, err = worker.New(cfg)
-	require.ErrorContains(t, err, "concurrency 2: wanx-v1 allows 1 to 1")
+	require.ErrorContains(t, err, "concurrency 2: allowed for wanx-v1: 1 to 1")
 	cfg.Accounts[0].Lanes[0] = worker.Lane{Model: "wanx-v2"}
 	_, err = worker.New(cfg)
 	require.ErrorContains(t, err, "wanx-v2")

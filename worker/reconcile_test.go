@@ -412,7 +412,7 @@ func TestRule6LostThreeTimes(t *testing.T) {
 		rec := s.wait("job-1")
 		require.Equal(t, jobs.StateHeld, rec.State)
 		assert.Equal(t, 3, rec.Attempt)
-		assert.Contains(t, rec.Message, "3 creates of it were lost")
+		assert.Contains(t, rec.Message, "3 creates were lost")
 		<-time.After(time.Hour)
 		assert.Equal(t, 3, sim.Stats().Faults)
 	})
