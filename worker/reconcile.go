@@ -50,7 +50,8 @@ func ambiguousRecord(rec *jobs.Record, a *account, reason string) *jobs.Record {
 }
 
 // markAmbiguous records that an intent's create has an unknown outcome. requestID is the
-// service's ID of the create, "" if there was no reply.
+// service's ID of the create, "" if there was no reply; cutShort is set if the reply was not
+// awaited to the end.
 func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, reason, requestID string, cutShort bool) (*jobs.Record, error) {
 	next := ambiguousRecord(rec, l.account, reason)
 	next.RequestID, next.CutShort = requestID, cutShort
@@ -61,7 +62,7 @@ func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, reason, requ
 
 // reconcile finds the outcome of an ambiguous create in the account's task list: it adopts
 // the task, resubmits the job or holds it. The execution keeps its slot while a task that
-// may be the job's is pending or running, or may held be created by a delayed request;
+// may be the job's is pending or running, or may still be created by a delayed request;
 // afterwards other jobs may use the slot. It returns when the record has left the state.
 func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (err error) {
 	if rec.DoubtAt.IsZero() {
@@ -359,7 +360,7 @@ func (l *lane) holdAmbiguous(ctx context.Context, rec *jobs.Record, candidates [
 	return l.holdJob(ctx, rec, heldRecord(&next, jobs.CodeSubmitAmbiguous, reason))
 }
 
-// submitLimit is how long after its intent a create may held make a task. A limit below
+// submitLimit is how long after its intent a create may still make a task. A limit below
 // the service's own is used with a simulator only, whose timing is known.
 func (w *Worker) submitLimit() time.Duration {
 	if w.cfg.SubmitLimit > 0 && w.Simulated() {
