@@ -76,8 +76,10 @@ func (w *Worker) watchDataset(ctx context.Context) (stop func()) {
 
 // syncDataset returns the current dataset ID. If it has changed, it first replays to Redis.
 func (w *Worker) syncDataset(ctx context.Context) (string, error) {
-	w.replayMu.Lock()
-	defer w.replayMu.Unlock()
+	if err := w.replaying.Acquire(ctx, 1); err != nil {
+		return "", err
+	}
+	defer w.replaying.Release(1)
 	now, err := w.datasetID(ctx)
 	if err != nil || now == w.currentDataset() {
 		return now, err

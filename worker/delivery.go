@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/hibiken/asynq"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
@@ -21,8 +21,8 @@ import (
 type deliveryServer struct {
 	*Worker
 	server *asynq.Server
-	// memoryFetchMu allows one image at a time in memory while the disk is full.
-	memoryFetchMu sync.Mutex
+	// memoryFetch allows one image at a time in memory while the disk is full.
+	memoryFetch *semaphore.Weighted
 }
 
 const (

@@ -47,8 +47,10 @@ func (s *deliveryServer) storeImage(ctx context.Context, rec *jobs.Record, resul
 	}
 	if got.err != nil {
 		// The disk is full, and the link is valid for a day only: download to memory.
-		s.memoryFetchMu.Lock()
-		defer s.memoryFetchMu.Unlock()
+		if err := s.memoryFetch.Acquire(ctx, 1); err != nil {
+			return jobs.Image{}, err
+		}
+		defer s.memoryFetch.Release(1)
 		file, err := s.cfg.Spool.FetchToMemory(ctx, result.URL)
 		if err != nil || taken != "" {
 			return s.retryOrHold(rec, result, got, got.err)

@@ -85,6 +85,8 @@ func bubbleWith(t *testing.T, sim *simulator.Simulator, accounts map[string][]wo
 		s := newStack(t, dir, sim)
 		s.accounts = accounts
 		defer s.close()
+		// A test that waits in vain must end by itself: simulated time never runs out.
+		defer time.AfterFunc(60*24*time.Hour, func() { panic(t.Name() + ": not over after 60 simulated days") }).Stop()
 		s.start()
 		test(t, s)
 	})

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
@@ -100,7 +101,7 @@ type Worker struct {
 	// first refused with an error that may be temporary.
 	referenceRefusedAt sync.Map
 
-	replayMu sync.Mutex // held while replaying to Redis
+	replaying *semaphore.Weighted // held while replaying to Redis: one replay at a time
 
 	stop     sync.Once
 	stopping chan struct{}
@@ -124,8 +125,8 @@ func New(cfg Config) (*Worker, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	w := &Worker{cfg: cfg, log: cfg.Logger, jobs: jobs.NewClient(cfg.Redis), stopping: make(chan struct{})}
-	w.store = &deliveryServer{Worker: w}
+	w := &Worker{cfg: cfg, log: cfg.Logger, jobs: jobs.NewClient(cfg.Redis), replaying: semaphore.NewWeighted(1), stopping: make(chan struct{})}
+	w.store = &deliveryServer{Worker: w, memoryFetch: semaphore.NewWeighted(1)}
 	var err error
 	if w.notify, err = newNotify(w); err != nil {
 		return nil, err
