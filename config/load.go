@@ -157,7 +157,7 @@ func (l *loader) spelling(environ []string) {
 	}
 }
 
-// nearest returns the variable that a misspelled DANQING_ name means, or "".
+// closest returns the variable that a misspelled DANQING_ name means, or "".
 func nearest(name string) string {
 	rest := strings.TrimPrefix(name, "DANQING_")
 	if slices.Contains(variables(), rest) {

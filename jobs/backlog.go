@@ -14,14 +14,14 @@ const (
 	durationsPrefix = "danqing:durations:"
 	// durationsKept is how many tasks the mean is of: enough to even out their
 	// differences, few enough to follow the service's mood.
-	durationsKept = 20
+	durationsPerModel = 20
 )
 
-// NoteDuration notes how long a task of a model took, from its submit to its end.
-func (c *Client) NoteDuration(ctx context.Context, model string, took time.Duration) error {
+// RecordDuration records how long a task of a model took, from its submit to its end.
+func (c *Client) RecordDuration(ctx context.Context, model string, took time.Duration) error {
 	_, err := c.redis.TxPipelined(ctx, func(tx redis.Pipeliner) error {
 		tx.LPush(ctx, durationsPrefix+model, took.Milliseconds())
-		tx.LTrim(ctx, durationsPrefix+model, 0, durationsKept-1)
+		tx.LTrim(ctx, durationsPrefix+model, 0, durationsPerModel-1)
 		return nil
 	})
 	if err != nil {
@@ -76,9 +76,9 @@ func (c *Client) Backlog(ctx context.Context, model string) (*Backlog, error) {
 	return backlog, nil
 }
 
-// Ahead estimates how many jobs are drawn before the last one of a priority, as the
+// Position estimates how many jobs are drawn before the last one of a priority, as the
 // queues are drawn by their weights.
-func (b *Backlog) Ahead(model, priority string) int64 {
+func (b *Backlog) Position(model, priority string) int64 {
 	weights := LaneQueues(model)
 	own := max(b.Pending[priority], 1)
 	ahead := own - 1

@@ -41,20 +41,20 @@ func (c *Client) Enqueue(ctx context.Context, req Request) (*Record, error) {
 // EnqueueWithin is [Client.Enqueue] within limits: a job that is new and would exceed
 // one fails with a [*LimitError], and nothing of it is queued.
 func (c *Client) EnqueueWithin(ctx context.Context, req Request, limits Limits) (*Record, error) {
-	req, warnings, err := c.enqueueable(ctx, req)
+	req, warnings, err := c.prepare(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	next := NewRecord(req, warnings)
 	next.PriceMicroYuan = limits.PriceMicroYuan
 	rec := next
-	if err := c.swap(ctx, nil, next, swapping{limits: limits}); errors.Is(err, ErrConflict) {
+	if err := c.update(ctx, nil, next, updateOptions{limits: limits}); errors.Is(err, ErrConflict) {
 		if rec, err = c.Get(ctx, req.ID); err != nil {
 			return nil, err
 		}
 		if rec.State == StateCanceled && rec.Code == CodeMessageLost && rec.Digest == next.Digest {
 			next.Attempt, next.Term, next.PastAttempts = rec.Attempt, rec.Term, rec.PastAttempts
-			if err := c.swap(ctx, rec, next, swapping{afresh: true, limits: limits}); err != nil {
+			if err := c.update(ctx, rec, next, updateOptions{clearCancel: true, limits: limits}); err != nil {
 				return nil, err
 			}
 			rec = next
@@ -74,7 +74,7 @@ func (c *Client) EnqueueWithin(ctx context.Context, req Request, limits Limits) 
 
 // enqueueAtOnce bounds the calls that EnqueueAll makes at a time: enough to hide the
 // way to Redis and back.
-const enqueueAtOnce = 16
+const enqueueConcurrency = 16
 
 // EnqueueAll puts many jobs on the queue and returns their records, in the order of
 // the requests. All requests are checked before any is queued: if one is refused,
@@ -84,7 +84,7 @@ const enqueueAtOnce = 16
 func (c *Client) EnqueueAll(ctx context.Context, reqs []Request) ([]*Record, error) {
 	var invalid InvalidError
 	for i, req := range reqs {
-		_, _, err := c.enqueueable(ctx, req)
+		_, _, err := c.prepare(ctx, req)
 		refused := (*InvalidError)(nil)
 		if err != nil && !errors.As(err, &refused) {
 			return make([]*Record, len(reqs)), fmt.Errorf("request %d: %w", i, err)
@@ -104,7 +104,7 @@ func (c *Client) EnqueueAll(ctx context.Context, reqs []Request) ([]*Record, err
 	records := make([]*Record, len(reqs))
 	places := make(chan int)
 	var group sync.WaitGroup
-	for range min(enqueueAtOnce, len(reqs)) {
+	for range min(enqueueConcurrency, len(reqs)) {
 		group.Go(func() {
 			for i := range places {
 				rec, err := c.Enqueue(ctx, reqs[i])
@@ -127,9 +127,9 @@ func (c *Client) EnqueueAll(ctx context.Context, reqs []Request) ([]*Record, err
 	return records, context.Cause(ctx)
 }
 
-// enqueueable checks a request and gives it an ID. One whose deadline is over is refused
+// prepare checks a request and gives it an ID. One whose deadline is over is refused
 // unless its job is there already.
-func (c *Client) enqueueable(ctx context.Context, req Request) (Request, []string, error) {
+func (c *Client) prepare(ctx context.Context, req Request) (Request, []string, error) {
 	req, warnings, problems := req.normalize()
 	if req.Stage && req.RefImg != "" && !stagedPattern.MatchString(req.RefImg) {
 		problems = append(problems, FieldError{
@@ -143,7 +143,7 @@ func (c *Client) enqueueable(ctx context.Context, req Request) (Request, []strin
 	if req.Stage = false; req.ID == "" {
 		req.ID = NewID()
 	}
-	late := req.TooLate(time.Now())
+	late := req.CheckDeadline(time.Now())
 	if late == nil {
 		return req, warnings, nil
 	}
@@ -154,9 +154,9 @@ func (c *Client) enqueueable(ctx context.Context, req Request) (Request, []strin
 	return req, warnings, err
 }
 
-// TooLate fails with an [*InvalidError] if the deadline is over at a time: what is not
+// CheckDeadline fails with an [*InvalidError] if the deadline is over at a time: what is not
 // queued yet is refused then.
-func (r Request) TooLate(now time.Time) error {
+func (r Request) CheckDeadline(now time.Time) error {
 	if r.Deadline.IsZero() || now.Before(r.Deadline) {
 		return nil
 	}
@@ -251,14 +251,14 @@ func (c *Client) Subscribe(ctx context.Context) (*Changes, error) {
 	if _, err := sub.Receive(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("subscribe to job changes: %w", err), sub.Close())
 	}
-	changes := &Changes{sub: sub, ids: make(chan string, changesKept)}
+	changes := &Changes{sub: sub, ids: make(chan string, changesBuffer)}
 	go changes.forward(sub.ChannelWithSubscriptions())
 	return changes, nil
 }
 
 // changesKept is how many changes a slow reader may be behind before it misses
 // some; ours.
-const changesKept = 1000
+const changesBuffer = 1000
 
 func (c *Changes) forward(received <-chan any) {
 	defer close(c.ids)

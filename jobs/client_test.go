@@ -97,24 +97,24 @@ func TestEnqueueWithoutIDIsANewJobEveryTime(t *testing.T) {
 }
 
 // The record is changed by compare-and-set on state, attempt and term.
-func TestSwap(t *testing.T) {
+func TestUpdate(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
 	rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat"})
 	require.NoError(t, err)
 	next := *rec
 	next.State, next.Attempt, next.Term = jobs.StateSubmitting, 1, 3
-	require.NoError(t, client.Swap(t.Context(), rec, &next))
-	require.ErrorIs(t, client.Swap(t.Context(), rec, &next), jobs.ErrConflict, "the old state")
-	require.ErrorIs(t, client.Swap(t.Context(), nil, &next), jobs.ErrConflict, "there is a record")
+	require.NoError(t, client.Update(t.Context(), rec, &next))
+	require.ErrorIs(t, client.Update(t.Context(), rec, &next), jobs.ErrConflict, "the old state")
+	require.ErrorIs(t, client.Update(t.Context(), nil, &next), jobs.ErrConflict, "there is a record")
 	other := next
 	other.Term = 4
-	require.ErrorIs(t, client.Swap(t.Context(), &other, &next), jobs.ErrConflict, "another term")
+	require.ErrorIs(t, client.Update(t.Context(), &other, &next), jobs.ErrConflict, "another term")
 
 	final := next
 	final.State, final.CostMicroYuan = jobs.StateSucceeded, 160_000
 	final.Images = []jobs.Image{{N: 1, Key: "cat/cat-1.png", Bytes: 7}}
-	require.NoError(t, client.Swap(t.Context(), &next, &final))
+	require.NoError(t, client.Update(t.Context(), &next, &final))
 	got, err := client.Get(t.Context(), "cat")
 	require.NoError(t, err)
 	assert.Equal(t, &final, got)
@@ -145,7 +145,7 @@ func TestWait(t *testing.T) {
 	for _, state := range []jobs.State{jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring, jobs.StateSucceeded} {
 		next := *rec
 		next.State = state
-		require.NoError(t, client.Swap(t.Context(), rec, &next))
+		require.NoError(t, client.Update(t.Context(), rec, &next))
 		assert.Equal(t, "cat", <-changes.IDs())
 		rec = &next
 	}
@@ -167,13 +167,13 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 }
 
 // A result may be written only beside a message: alone it would block the ID.
-func TestShowResult(t *testing.T) {
+func TestPublishResult(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
 	rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat"})
 	require.NoError(t, err)
 	rec.Images = []jobs.Image{{N: 1, Key: "cat/cat-1.png"}}
-	require.NoError(t, client.ShowResult(t.Context(), rec))
+	require.NoError(t, client.PublishResult(t.Context(), rec))
 	inspector := asynq.NewInspectorFromRedisClient(rdb)
 	message, err := inspector.GetTaskInfo("danqing:wanx-v1:default", "cat")
 	require.NoError(t, err)
@@ -182,7 +182,7 @@ func TestShowResult(t *testing.T) {
 	assert.Equal(t, map[string]any{"state": "queued", "images": []any{"cat/cat-1.png"}}, shown)
 
 	require.NoError(t, inspector.DeleteTask("danqing:wanx-v1:default", "cat"))
-	require.NoError(t, client.ShowResult(t.Context(), rec))
+	require.NoError(t, client.PublishResult(t.Context(), rec))
 	for _, key := range rdb.Keys(t.Context(), "asynq:*").Val() {
 		assert.False(t, strings.HasSuffix(key, ":t:cat"), key)
 	}

@@ -84,10 +84,10 @@ func isReply(err error) bool {
 	return ok
 }
 
-// RunID names this start of the Redis server and the history of its data: while it
+// DatasetID names this start of the Redis server and the history of its data: while it
 // stays the same, Redis has forgotten nothing. After it changed Redis may have. It
 // is "" for the embedded queue, and fails with Redis's own error.
-func (c *Client) RunID(ctx context.Context) (string, error) {
+func (c *Client) DatasetID(ctx context.Context) (string, error) {
 	info, err := c.info(ctx)
 	if err != nil || info["run_id"] == "" {
 		return "", err
@@ -143,9 +143,9 @@ func (i info) durability() Durability {
 	return d
 }
 
-// before reports whether the server is older than a version; one that does not
+// olderThan reports whether the server is older than a version; one that does not
 // tell is not.
-func (d Durability) before(major, minor int) bool {
+func (d Durability) olderThan(major, minor int) bool {
 	if d.Version == "" {
 		return false
 	}
@@ -165,7 +165,7 @@ const (
 	barrierKey = "danqing:barrier"
 	// acknowledgeTimeout bounds one wait. With everysec the disk answers within
 	// two seconds (redis.io, persistence page), mostly within one.
-	acknowledgeTimeout = 2 * time.Second
+	durableTimeout = 2 * time.Second
 )
 
 // ErrNotAcknowledged means that it is not known whether what was written is kept
@@ -175,10 +175,10 @@ var ErrNotAcknowledged = errors.New("no acknowledgement in time")
 // waitsForDisk reports whether Redis says when a write is on its disk: WAITAOF is
 // there since 7.2, and waits forever where nothing is ever synced.
 func (d Durability) waitsForDisk() bool {
-	return d.Version != "" && d.AOF && d.Fsync != "no" && !d.before(7, 2)
+	return d.Version != "" && d.AOF && d.Fsync != "no" && !d.olderThan(7, 2)
 }
 
-// Acknowledge asks for the strongest acknowledgement there is that everything that
+// WaitDurable asks for the strongest acknowledgement there is that everything that
 // was written before the call, by whatever connection, is kept: on Redis's own
 // disk, where it has an AOF and is 7.2 or newer, and by each of d's replicas.
 // Where neither can be had it returns at once.
@@ -186,7 +186,7 @@ func (d Durability) waitsForDisk() bool {
 // It fails with [ErrNotAcknowledged] if that takes longer than two seconds for the
 // disk and two for the replicas, or with Redis's own error; the caller says so and
 // decides whether to go on.
-func (c *Client) Acknowledge(ctx context.Context, d Durability) error {
+func (c *Client) WaitDurable(ctx context.Context, d Durability) error {
 	if !d.waitsForDisk() && d.Replicas == 0 {
 		return nil
 	}
@@ -199,12 +199,12 @@ func (c *Client) Acknowledge(ctx context.Context, d Durability) error {
 			return err
 		}
 		if d.waitsForDisk() {
-			kept, err := tx.WaitAOF(ctx, 1, 0, acknowledgeTimeout).Result()
+			kept, err := tx.WaitAOF(ctx, 1, 0, durableTimeout).Result()
 			if err != nil {
 				return err
 			}
 			if len(kept) == 0 || kept[0] < 1 {
-				return fmt.Errorf("%w: not on its disk within %v", ErrNotAcknowledged, acknowledgeTimeout)
+				return fmt.Errorf("%w: not on its disk within %v", ErrNotAcknowledged, durableTimeout)
 			}
 		}
 		if d.Replicas == 0 {
@@ -212,9 +212,9 @@ func (c *Client) Acknowledge(ctx context.Context, d Durability) error {
 		}
 		// Not WAITAOF's own count of replicas: one without AOF never counts there,
 		// and the primary does not tell which have one.
-		kept, err := tx.Wait(ctx, d.Replicas, acknowledgeTimeout).Result()
+		kept, err := tx.Wait(ctx, d.Replicas, durableTimeout).Result()
 		if err == nil && kept < int64(d.Replicas) {
-			err = fmt.Errorf("%w: by %d of %d replicas within %v", ErrNotAcknowledged, kept, d.Replicas, acknowledgeTimeout)
+			err = fmt.Errorf("%w: by %d of %d replicas within %v", ErrNotAcknowledged, kept, d.Replicas, durableTimeout)
 		}
 		return err
 	})

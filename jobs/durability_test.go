@@ -88,7 +88,7 @@ func infoOf(version string, lines ...string) string {
 	return strings.Join(append([]string{"# Server", "redis_version:" + version, "run_id:run", "", "role:master", "master_replid:history"}, lines...), "\r\n")
 }
 
-func TestAcknowledgeAsksForTheStrongest(t *testing.T) {
+func TestWaitDurableAsksForTheStrongest(t *testing.T) {
 	t.Parallel()
 	const barrier = "set danqing:barrier"
 	const replica = "slave%d:ip=10.0.0.2,port=6379,state=online,offset=14,lag=0"
@@ -115,7 +115,7 @@ func TestAcknowledgeAsksForTheStrongest(t *testing.T) {
 			client := p.client(t)
 			d, err := client.Durability(t.Context())
 			require.NoError(t, err)
-			err = client.Acknowledge(t.Context(), d)
+			err = client.WaitDurable(t.Context(), d)
 			if test.fails == "" {
 				require.NoError(t, err)
 			} else {
@@ -128,10 +128,10 @@ func TestAcknowledgeAsksForTheStrongest(t *testing.T) {
 }
 
 // Nothing of a file that is never synced can be waited for.
-func TestAcknowledgeDoesNotWaitForNever(t *testing.T) {
+func TestWaitDurableWithoutFsync(t *testing.T) {
 	t.Parallel()
 	p := &pretender{}
-	require.NoError(t, p.client(t).Acknowledge(t.Context(), jobs.Durability{Version: "7.2.4", AOF: true, Fsync: "no"}))
+	require.NoError(t, p.client(t).WaitDurable(t.Context(), jobs.Durability{Version: "7.2.4", AOF: true, Fsync: "no"}))
 	assert.Empty(t, p.sent)
 }
 
@@ -154,13 +154,13 @@ type replyError string
 func (e replyError) Error() string { return string(e) }
 func (replyError) RedisError()     {}
 
-func TestRunID(t *testing.T) {
+func TestDatasetID(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
-		id, err := client.RunID(t.Context())
+		id, err := client.DatasetID(t.Context())
 		require.NoError(t, err)
-		again, err := client.RunID(t.Context())
+		again, err := client.DatasetID(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, id, again)
 		d, err := client.Durability(t.Context())

@@ -27,8 +27,8 @@ type Finding struct {
 const (
 	// fullPercent is where a bound on memory is near, and brimPercent where the next
 	// batch may reach it; ours.
-	fullPercent = 80
-	brimPercent = 95
+	fullPercent     = 80
+	criticalPercent = 95
 )
 
 // Findings are what puts the jobs in Redis at risk, the worst first. The embedded
@@ -54,7 +54,7 @@ func (d Durability) Findings() []Finding {
 
 // state is about what keeps Redis from working at all.
 func state(d Durability) (found []Finding) {
-	if d.before(6, 2) {
+	if d.olderThan(6, 2) {
 		found = append(found, Finding{SeverityError,
 			fmt.Sprintf("Redis is %s, and jobs can be neither archived nor deleted on one older than 6.2", d.Version),
 			"upgrade it to 6.2 or newer, best 7.2"})
@@ -144,7 +144,7 @@ func memory(d Durability) (found []Finding) {
 		f := Finding{SeverityWarning,
 			fmt.Sprintf("Redis uses %d %% of its maxmemory of %d bytes; at 100 %% it takes no more jobs", percent, d.MaxMemoryBytes),
 			"raise maxmemory, or enqueue less at once; jobs that are over leave a week after their end"}
-		if percent >= brimPercent {
+		if percent >= criticalPercent {
 			f.Severity = SeverityError
 		}
 		found = append(found, f)

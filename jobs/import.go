@@ -56,7 +56,7 @@ func (c *Client) EndImport(ctx context.Context, holder string, i Import) error {
 }
 
 // importDayScript adds sums to a day, once for a holder.
-var importDayScript = redis.NewScript(enterDay + `
+var importDayScript = redis.NewScript(enterDayLua + `
 if redis.call('HSETNX', KEYS[1], ARGV[5], ARGV[6]) == 0 then return 0 end
 redis.call('HINCRBY', KEYS[1], 'spent', ARGV[6])
 for i = 7, #ARGV, 2 do redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1]) end
@@ -76,9 +76,9 @@ return 1
 // FirstDay, summed up, and what of it each batch has spent. Each day of an account
 // and each batch is booked once for the holder: after an error the same call must be
 // made again. Days that have left the ledger count for the batches alone.
-func (c *Client) ImportSums(ctx context.Context, holder string, sums []Spent) error {
+func (c *Client) ImportSums(ctx context.Context, holder string, sums []Spend) error {
 	type accountDay struct{ account, day string }
-	days := map[accountDay][]Spent{}
+	days := map[accountDay][]Spend{}
 	batches := map[string]int64{}
 	for _, s := range sums {
 		key := accountDay{s.Account, s.Day}
@@ -102,7 +102,7 @@ func (c *Client) ImportSums(ctx context.Context, holder string, sums []Spent) er
 }
 
 // importDay books sums of one account and day.
-func (c *Client) importDay(ctx context.Context, holder string, spent []Spent) error {
+func (c *Client) importDay(ctx context.Context, holder string, spent []Spend) error {
 	at, err := time.ParseInLocation(time.DateOnly, spent[0].Day, LedgerZone())
 	if err != nil {
 		return err

@@ -114,7 +114,7 @@ func (c *Client) Lanes(ctx context.Context) ([]LaneStatus, error) {
 // Pause says that a person has stopped an account, since when and why.
 type Pause struct {
 	Account string    `json:"account"`
-	Why     string    `json:"why,omitempty"`
+	Reason  string    `json:"reason,omitempty"`
 	At      time.Time `json:"at"`
 }
 
@@ -125,7 +125,7 @@ func (c *Client) PauseAccount(ctx context.Context, account, why string) error {
 	if err := ValidAccount(account); err != nil {
 		return fmt.Errorf("pause account: %w", err)
 	}
-	encoded, err := encodeJSON(Pause{Account: account, Why: why, At: time.Now().UTC()})
+	encoded, err := encodeJSON(Pause{Account: account, Reason: why, At: time.Now().UTC()})
 	if err == nil {
 		err = c.redis.HSet(ctx, pausesKey, account, encoded).Err()
 	}
@@ -160,11 +160,11 @@ func (c *Client) AccountPause(ctx context.Context, account string) (*Pause, erro
 	return &pause, nil
 }
 
-// Register makes asynq's tools and its web UI see the queues of these models and
+// RegisterQueues makes asynq's tools and its web UI see the queues of these models and
 // the store's, full or empty. A client tells Redis of a queue once only, so that
 // a Redis that lost its data hides the queue until somebody registers it: do so at
 // the start and after an outage.
-func (c *Client) Register(ctx context.Context, models []string) error {
+func (c *Client) RegisterQueues(ctx context.Context, models []string) error {
 	names := []any{QueueStore, QueueNotify}
 	for _, model := range models {
 		for queue := range LaneQueues(model) {

@@ -58,7 +58,7 @@ func TestPauseAccount(t *testing.T) {
 		require.NoError(t, client.PauseAccount(t.Context(), "main", "the price went up"))
 		pause, err = client.AccountPause(t.Context(), "main")
 		require.NoError(t, err)
-		assert.Equal(t, "the price went up", pause.Why)
+		assert.Equal(t, "the price went up", pause.Reason)
 		assert.WithinRange(t, pause.At, before, time.Now())
 		pause, err = client.AccountPause(t.Context(), "extra")
 		require.NoError(t, err)
@@ -74,7 +74,7 @@ func TestPauseAccount(t *testing.T) {
 
 // A client does not tell a Redis that lost its data of a queue that it told it of
 // before: without help asynq's tools do not see it.
-func TestRegister(t *testing.T) {
+func TestRegisterQueues(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
@@ -85,7 +85,7 @@ func TestRegister(t *testing.T) {
 		queues, err := inspector.Queues()
 		require.NoError(t, err)
 		require.Empty(t, queues, "asynq is blind")
-		require.NoError(t, client.Register(t.Context(), []string{"wanx-v1"}))
+		require.NoError(t, client.RegisterQueues(t.Context(), []string{"wanx-v1"}))
 		queues, err = inspector.Queues()
 		require.NoError(t, err)
 		assert.ElementsMatch(t, []string{"danqing:store", "danqing:notify", "danqing:wanx-v1:critical", "danqing:wanx-v1:default", "danqing:wanx-v1:bulk"}, queues)

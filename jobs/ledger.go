@@ -98,7 +98,7 @@ const (
 
 // bookedLifetime is how long a settled task is remembered. DashScope forgets it
 // after a day, a record after a week.
-const bookedLifetime = RecordLifetime + 24*time.Hour
+const taskLifetime = RecordLifetime + 24*time.Hour
 
 // group is what the sums of a day are kept by.
 type group struct {
@@ -161,7 +161,7 @@ func dayNumber(at time.Time) int {
 
 // enterDay begins a day: it is entered in the index, and will leave Redis. The
 // arguments begin with those of entryArgs.
-const enterDay = `
+const enterDayLua = `
 local function enter()
   redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
   redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. ARGV[3])
@@ -171,7 +171,7 @@ end
 
 // reserveScript returns 0, or which budget has no room, with its cap, what is spent
 // and what reserved: 1 the day's, 2 the batch's.
-var reserveScript = redis.NewScript(enterDay + `
+var reserveScript = redis.NewScript(enterDayLua + `
 local field, want, cap = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[8])
 local day = redis.call('HMGET', KEYS[1], field, 'spent', 'reserved')
 if day[1] then return {0} end
@@ -226,7 +226,7 @@ func (c *Client) Reserve(ctx context.Context, charge Charge, dailyBudgetMicroYua
 // freeReservations takes back what attempts have reserved, from the day and from the
 // batch, where they have a reservation. Each redis.call costs the embedded queue some
 // 40 µs: what can be is asked and summed up at once.
-const freeReservations = `
+const releaseLua = `
 local function free(fields, batch)
   local sum = 0
   for i, open in ipairs(redis.call('HMGET', KEYS[1], unpack(fields))) do
@@ -243,7 +243,7 @@ end
 
 // settleScript books tasks of one day and one batch; five arguments for each follow
 // the seventh: its reservation, the amount, the images, and the names of their sums.
-var settleScript = redis.NewScript(enterDay + freeReservations + `
+var settleScript = redis.NewScript(enterDayLua + releaseLua + `
 local tasks = (#ARGV - 7) / 5
 local batch, reservations = KEYS[3 + tasks], {}
 for i = 1, tasks do reservations[i] = ARGV[5 * i + 3] end
@@ -279,22 +279,22 @@ return tasks
 //
 // A task is remembered for eight days: it must not be settled later than that.
 func (c *Client) Settle(ctx context.Context, charge Charge, taskID string) error {
-	return c.SettleAll(ctx, []Settled{{charge, taskID}})
+	return c.SettleAll(ctx, []Settlement{{charge, taskID}})
 }
 
-// Settled is what a task has cost.
-type Settled struct {
+// Settlement is what a task has cost.
+type Settlement struct {
 	Charge
 	TaskID string
 }
 
 // settledAtOnce bounds one call of the script, which holds up Redis: a few
 // milliseconds.
-const settledAtOnce = 200
+const settlementsPerCall = 200
 
 // SettleAll is [Client.Settle] for many tasks. After an error some of them may be
 // booked.
-func (c *Client) SettleAll(ctx context.Context, settled []Settled) error {
+func (c *Client) SettleAll(ctx context.Context, settled []Settlement) error {
 	type place struct{ account, day, batch string }
 	var places []place
 	at := map[place][]booking{}
@@ -314,8 +314,8 @@ func (c *Client) SettleAll(ctx context.Context, settled []Settled) error {
 		at[here] = append(at[here], b)
 	}
 	for _, here := range places {
-		for some := range slices.Chunk(at[here], settledAtOnce) {
-			if err := c.settleHere(ctx, some); err != nil {
+		for some := range slices.Chunk(at[here], settlementsPerCall) {
+			if err := c.settleGroup(ctx, some); err != nil {
 				return fmt.Errorf("book the cost of task %s: %w", some[0].task, err)
 			}
 		}
@@ -323,9 +323,9 @@ func (c *Client) SettleAll(ctx context.Context, settled []Settled) error {
 	return nil
 }
 
-// settleHere books tasks of one account, day and batch.
-func (c *Client) settleHere(ctx context.Context, bookings []booking) error {
-	args := append(bookings[0].entryArgs(), bookings[0].day, int(bookedLifetime.Seconds()), int(LedgerLifetime.Seconds()))
+// settleGroup books tasks of one account, day and batch.
+func (c *Client) settleGroup(ctx context.Context, bookings []booking) error {
+	args := append(bookings[0].entryArgs(), bookings[0].day, int(taskLifetime.Seconds()), int(LedgerLifetime.Seconds()))
 	var tasks []string
 	for _, b := range bookings {
 		tasks = append(tasks, taskPrefix+b.task)
@@ -334,7 +334,7 @@ func (c *Client) settleHere(ctx context.Context, bookings []booking) error {
 	return settleScript.Run(ctx, c.redis, bookings[0].keys(tasks...), args...).Err()
 }
 
-var releaseScript = redis.NewScript(freeReservations + `
+var releaseScript = redis.NewScript(releaseLua + `
 free({ARGV[5]}, KEYS[3])
 return 0
 `)

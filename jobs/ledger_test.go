@@ -28,7 +28,7 @@ func charge(id string) jobs.Charge {
 }
 
 // spending is what the ledger says at all.
-func spending(t *testing.T, client *jobs.Client) []jobs.Spent {
+func spending(t *testing.T, client *jobs.Client) []jobs.Spend {
 	t.Helper()
 	spent, err := client.Spending(t.Context(), time.Time{}, time.Time{})
 	require.NoError(t, err)
@@ -60,8 +60,8 @@ func TestLedgerCountsOnce(t *testing.T) {
 		for range 3 {
 			require.NoError(t, client.Reserve(ctx, c, 0))
 		}
-		want := jobs.Spent{Account: "main", Day: "2026-01-02", Model: "wanx-v1", Batch: "shop", Labels: c.Labels, ReservedMicroYuan: 640_000}
-		assert.Equal(t, []jobs.Spent{want}, spending(t, client))
+		want := jobs.Spend{Account: "main", Day: "2026-01-02", Model: "wanx-v1", Batch: "shop", Labels: c.Labels, ReservedMicroYuan: 640_000}
+		assert.Equal(t, []jobs.Spend{want}, spending(t, client))
 		assert.Equal(t, map[string]string{"reserved": "640000"}, sums(t, rdb, dayKey))
 		assert.Equal(t, map[string]string{"reserved": "640000"}, sums(t, rdb, batchKey))
 
@@ -76,7 +76,7 @@ func TestLedgerCountsOnce(t *testing.T) {
 			require.NoError(t, client.Release(ctx, c))
 		}
 		want.ReservedMicroYuan, want.SpentMicroYuan, want.Images = 0, 480_000, 3
-		assert.Equal(t, []jobs.Spent{want}, spending(t, client))
+		assert.Equal(t, []jobs.Spend{want}, spending(t, client))
 		for _, key := range []string{dayKey, batchKey} {
 			assert.Equal(t, map[string]string{"spent": "480000", "reserved": "0"}, sums(t, rdb, key))
 		}
@@ -84,7 +84,7 @@ func TestLedgerCountsOnce(t *testing.T) {
 		// Another worker that finds the same task books it under no other name.
 		c.JobID, c.At = "dog", noon.AddDate(0, 0, 1)
 		require.NoError(t, client.Settle(ctx, c, "task-1"))
-		assert.Equal(t, []jobs.Spent{want}, spending(t, client))
+		assert.Equal(t, []jobs.Spend{want}, spending(t, client))
 		booked, err := rdb.HGet(ctx, "danqing:task:task-1", "spent").Result()
 		require.NoError(t, err)
 		assert.Equal(t, "2026-01-02", booked)
@@ -98,7 +98,7 @@ func TestSettleAll(t *testing.T) {
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
 		const tasks = 450
-		var all []jobs.Settled
+		var all []jobs.Settlement
 		for i := range tasks {
 			c := charge(fmt.Sprint(i))
 			c.At, c.MicroYuan, c.Labels = noon.AddDate(0, 0, i%2), int64(i), map[string]string{"l": fmt.Sprint(i % 3)}
@@ -111,7 +111,7 @@ func TestSettleAll(t *testing.T) {
 			if i%7 == 0 {
 				require.NoError(t, client.Settle(t.Context(), c, c.JobID))
 			}
-			all = append(all, jobs.Settled{Charge: c, TaskID: c.JobID})
+			all = append(all, jobs.Settlement{Charge: c, TaskID: c.JobID})
 		}
 		for range 2 {
 			require.NoError(t, client.SettleAll(t.Context(), all))
@@ -124,7 +124,7 @@ func TestSettleAll(t *testing.T) {
 			// 0 + 5 + … + 445 is of no batch.
 			assert.Equal(t, map[string]string{"spent": fmt.Sprint(tasks*(tasks-1)/2 - 5*89*90/2), "reserved": "0"}, sums(t, rdb, batchKey))
 		}
-		all = append(all, jobs.Settled{Charge: charge("x")})
+		all = append(all, jobs.Settlement{Charge: charge("x")})
 		require.ErrorContains(t, client.SettleAll(t.Context(), all), "task is missing")
 	})
 }
@@ -145,7 +145,7 @@ func TestImportSums(t *testing.T) {
 		assert.Equal(t, began, again, "what was begun goes on")
 
 		day := func(ago int) string { return jobs.LedgerDay(today.AddDate(0, 0, -ago)) }
-		log := []jobs.Spent{
+		log := []jobs.Spend{
 			{Account: "main", Day: day(3), Model: "wanx-v1", Batch: "shop", SpentMicroYuan: 10, Images: 1},
 			{Account: "main", Day: day(2), Model: "wanx-v1", SpentMicroYuan: 5, Images: 2},
 			{Account: "main", Day: day(2), Model: "wanx-v1", Batch: "shop", Labels: map[string]string{"a": "b"}, SpentMicroYuan: 100, Images: 4},
@@ -164,8 +164,8 @@ func TestImportSums(t *testing.T) {
 		again, err = client.BeginImport(ctx, "one", jobs.LedgerDay(today))
 		require.NoError(t, err)
 		assert.Equal(t, jobs.Import{FirstDay: jobs.LedgerDay(today), Done: true}, again)
-		for _, wrong := range []jobs.Spent{{Account: "main", Day: "yesterday"}, {Account: "a:b", Day: day(1)}, {Account: "main", Day: day(1), SpentMicroYuan: -1}} {
-			require.Error(t, client.ImportSums(ctx, "one", []jobs.Spent{wrong}))
+		for _, wrong := range []jobs.Spend{{Account: "main", Day: "yesterday"}, {Account: "a:b", Day: day(1)}, {Account: "main", Day: day(1), SpentMicroYuan: -1}} {
+			require.Error(t, client.ImportSums(ctx, "one", []jobs.Spend{wrong}))
 		}
 	})
 }
@@ -190,7 +190,7 @@ func TestReleaseLetsReserveAgain(t *testing.T) {
 
 // A task that nobody has reserved for was paid for all the same, and more than was
 // reserved is booked as it is.
-func TestSettleBooksWhatWasPaid(t *testing.T) {
+func TestSettleExceedsReservation(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
@@ -211,7 +211,7 @@ func TestSettleBooksWhatWasPaid(t *testing.T) {
 
 // Fifty workers at once, each with many attempts, exceed neither the account's
 // budget nor the batch's, and all of it is used.
-func TestCapsHoldAgainstManyWorkers(t *testing.T) {
+func TestBudgetsHoldAgainstManyWorkers(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
@@ -317,7 +317,7 @@ func TestLedgerDays(t *testing.T) {
 }
 
 // The ledger outlives records, and does not grow forever.
-func TestLedgerLeavesRedis(t *testing.T) {
+func TestLedgerExpires(t *testing.T) {
 	t.Parallel()
 	rdb := redisServer(t)
 	client := jobs.NewClient(rdb)
@@ -340,7 +340,7 @@ func TestLedgerLeavesRedis(t *testing.T) {
 	}
 }
 
-func TestLedgerRefusesWhatItCannotBook(t *testing.T) {
+func TestLedgerInvalid(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
 	ctx := context.Background()
@@ -407,18 +407,18 @@ func TestLedgerSums(t *testing.T) {
 		want := map[string]string{"spent": fmt.Sprint(sum(spent)), "reserved": fmt.Sprint(sum(reserved))}
 		assert.Equal(t, want, sums(t, rdb, dayKey))
 		assert.Equal(t, want, sums(t, rdb, batchKey))
-		var total jobs.Spent
+		var total jobs.Spend
 		for s := range slices.Values(spending(t, client)) {
 			total.SpentMicroYuan += s.SpentMicroYuan
 			total.ReservedMicroYuan += s.ReservedMicroYuan
 			total.Images += s.Images
 		}
-		assert.Equal(t, jobs.Spent{SpentMicroYuan: sum(spent), ReservedMicroYuan: sum(reserved), Images: len(spent)}, total)
+		assert.Equal(t, jobs.Spend{SpentMicroYuan: sum(spent), ReservedMicroYuan: sum(reserved), Images: len(spent)}, total)
 	})
 }
 
 // The durable embedded queue keeps the ledger over a restart.
-func TestLedgerIsKept(t *testing.T) {
+func TestLedgerLifetime(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	queue, err := embedded.OpenDir(embedded.Config{Dir: dir})

@@ -26,7 +26,7 @@ func requireLimit(t *testing.T, err error, kind string, most int64) {
 
 // Many producers at once get exactly as many jobs in as there is room for, and what
 // was refused has left nothing behind.
-func TestDepth(t *testing.T) {
+func TestLimitDepth(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
@@ -62,7 +62,7 @@ func TestDepth(t *testing.T) {
 }
 
 // A producer's own part of the queue is bounded, and others' jobs do not count.
-func TestWaitingOfAProducer(t *testing.T) {
+func TestLimitWaiting(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
 		t.Helper()
@@ -93,7 +93,7 @@ func TestWaitingOfAProducer(t *testing.T) {
 }
 
 // A job counts with its price until it is over, and then with what it has cost.
-func TestDayOfAProducer(t *testing.T) {
+func TestLimitDay(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
 		t.Helper()
@@ -139,7 +139,7 @@ func TestRepeatedWriteCountsOnce(t *testing.T) {
 	rec := jobs.NewRecord(jobs.Request{ID: "cat", Prompt: "a cat", Model: "wanx-v1", Priority: "default", Producer: "shop"}, nil)
 	rec.PriceMicroYuan = 400_000
 	for range 2 {
-		require.NoError(t, client.SwapAs(t.Context(), "the write", nil, rec))
+		require.NoError(t, client.UpdateOnce(t.Context(), "the write", nil, rec))
 	}
 	_, err := enqueueWithin(t, client, "dog", "shop", jobs.Limits{DayMicroYuan: 800_000, PriceMicroYuan: 400_000})
 	require.NoError(t, err)

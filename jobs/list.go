@@ -187,7 +187,7 @@ func (c *Client) entriesOf(ctx context.Context, state State, after entry) (list 
 // to live, which the embedded one does not run, and the index later still.
 func oldestScore(state State) string {
 	if state.Final() {
-		return "(" + strconv.FormatInt(forgottenBefore(time.Now()), 10)
+		return "(" + strconv.FormatInt(expiredBefore(time.Now()), 10)
 	}
 	return "-inf"
 }

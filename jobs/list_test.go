@@ -20,7 +20,7 @@ import (
 // put writes a record as it is.
 func put(t *testing.T, client *jobs.Client, rec jobs.Record) *jobs.Record {
 	t.Helper()
-	require.NoError(t, client.Swap(t.Context(), nil, &rec))
+	require.NoError(t, client.Update(t.Context(), nil, &rec))
 	return &rec
 }
 
@@ -29,7 +29,7 @@ func move(t *testing.T, client *jobs.Client, rec *jobs.Record, change func(*jobs
 	t.Helper()
 	next := *rec
 	change(&next)
-	require.NoError(t, client.Swap(t.Context(), rec, &next))
+	require.NoError(t, client.Update(t.Context(), rec, &next))
 	return &next
 }
 
@@ -123,7 +123,7 @@ func TestListPages(t *testing.T) {
 }
 
 // Jobs that are over leave the index with their records.
-func TestListForgets(t *testing.T) {
+func TestListOmitsExpired(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		client, rdb := newClient(t)
@@ -179,7 +179,7 @@ func TestIndexFollowsEveryWrite(t *testing.T) {
 					}
 					next := jobs.Record{ID: id, State: jobs.States()[dice.IntN(len(jobs.States()))], Attempt: dice.IntN(3)}
 					name := fmt.Sprintf("write-%d", dice.IntN(writes))
-					_ = client.SwapAs(t.Context(), name, old, &next) // a conflict, or done under this name
+					_ = client.UpdateOnce(t.Context(), name, old, &next) // a conflict, or done under this name
 				}
 				return nil
 			})
@@ -205,7 +205,7 @@ func TestIndexFollowsEveryWrite(t *testing.T) {
 
 // A write whose reply was lost is known by its name, even after somebody asked to
 // cancel the job, and is in the index once.
-func TestSwapAsIsDoneOnce(t *testing.T) {
+func TestUpdateOnceIsWrittenOnce(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
@@ -215,12 +215,12 @@ func TestSwapAsIsDoneOnce(t *testing.T) {
 		next := *rec
 		next.State, next.TaskID = jobs.StateGenerating, "task"
 		lost.loseNth(1)
-		require.ErrorIs(t, client.SwapAs(t.Context(), "created", rec, &next), errLost)
+		require.ErrorIs(t, client.UpdateOnce(t.Context(), "created", rec, &next), errLost)
 		asked, err := client.Cancel(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.False(t, asked.CancelRequestedAt.IsZero())
-		require.NoError(t, client.SwapAs(t.Context(), "created", rec, &next))
-		require.ErrorIs(t, client.SwapAs(t.Context(), "another", rec, &next), jobs.ErrConflict)
+		require.NoError(t, client.UpdateOnce(t.Context(), "created", rec, &next))
+		require.ErrorIs(t, client.UpdateOnce(t.Context(), "another", rec, &next), jobs.ErrConflict)
 		got, err := client.Get(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateGenerating, got.State)

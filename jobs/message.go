@@ -63,11 +63,11 @@ func LaneQueues(model string) map[string]int {
 	}
 }
 
-// Ahead returns how many jobs of the same model and priority will be drawn before
+// Position returns how many jobs of the same model and priority will be drawn before
 // a job that waits, and whether it is in line at all: not while it waits for a
 // later try, nor once a lane has drawn it. It looks into asynq's own list of
 // pending messages, which are drawn from its end (asynq v0.26).
-func (c *Client) Ahead(ctx context.Context, rec *Record) (ahead int64, inLine bool, err error) {
+func (c *Client) Position(ctx context.Context, rec *Record) (ahead int64, inLine bool, err error) {
 	line := "asynq:{" + Queue(rec.Model, rec.Priority) + "}:pending"
 	at, err := c.redis.LPos(ctx, line, rec.ID, redis.LPosArgs{Rank: -1}).Result()
 	if errors.Is(err, redis.Nil) {
@@ -91,17 +91,17 @@ func newMessage(kind, queue, id string, payload any, opts ...asynq.Option) (*asy
 	return asynq.NewTask(kind, encoded, opts...), nil
 }
 
-// showScript writes a message's result if the message is still there. asynq's own
+// publishScript writes a message's result if the message is still there. asynq's own
 // writer does not look, and a result without a message blocks its ID forever
 // (hibiken/asynq#1167).
-var showScript = redis.NewScript(`
+var publishScript = redis.NewScript(`
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 return redis.call('HSET', KEYS[1], 'result', ARGV[1])
 `)
 
-// ShowResult copies what a person wants to know of the job into its message, for
+// PublishResult copies what a person wants to know of the job into its message, for
 // the queue's web UI. Nothing of ours reads it.
-func (c *Client) ShowResult(ctx context.Context, rec *Record) error {
+func (c *Client) PublishResult(ctx context.Context, rec *Record) error {
 	shown := struct {
 		State         State    `json:"state"`
 		Simulated     bool     `json:"simulated,omitempty"`
@@ -122,7 +122,7 @@ func (c *Client) ShowResult(ctx context.Context, rec *Record) error {
 		return fmt.Errorf("show result of %s: %w", rec.ID, err)
 	}
 	key := "asynq:{" + Queue(rec.Model, rec.Priority) + "}:t:" + rec.ID
-	if err := showScript.Run(ctx, c.redis, []string{key}, encoded).Err(); err != nil {
+	if err := publishScript.Run(ctx, c.redis, []string{key}, encoded).Err(); err != nil {
 		return fmt.Errorf("show result of %s: %w", rec.ID, err)
 	}
 	return nil

@@ -19,25 +19,25 @@ var (
 	// ErrNotFound means that Redis knows no such job. It may have ended more
 	// than [RecordLifetime] ago: the sidecar in the bucket tells.
 	ErrNotFound = errors.New("no such job")
-	// ErrDamaged means that what Redis holds as the job's record is none: somebody else
+	// ErrCorrupt means that what Redis holds as the job's record is none: somebody else
 	// has written there. Nothing is done for the job. To ask for it anew, delete the
 	// key danqing:job:ID and enqueue it again: what was paid for is in the worker's
 	// journal and in the bucket.
-	ErrDamaged = errors.New("the job's record in Redis is corrupt")
+	ErrCorrupt = errors.New("the job's record in Redis is corrupt")
 	// ErrConflict means that the record was changed by somebody else since it
 	// was read: read it again and decide anew.
 	ErrConflict = errors.New("the record changed meanwhile")
 	// ErrDigestConflict means that the ID belongs to a job with another request.
 	ErrDigestConflict = errors.New("this job ID belongs to another request")
-	// ErrOver means that the job is over, so that what was asked for cannot be
+	// ErrFinished means that the job is over, so that what was asked for cannot be
 	// done any more.
-	ErrOver = errors.New("the job is finished")
-	// ErrState means that what was asked for cannot be done as the job stands; the
+	ErrFinished = errors.New("the job is finished")
+	// ErrInvalidState means that what was asked for cannot be done as the job stands; the
 	// text says what can.
-	ErrState = errors.New("not possible in the job's state")
-	// ErrNoRequest means that neither the job's record nor its message tells what
+	ErrInvalidState = errors.New("not possible in the job's state")
+	// ErrRequestLost means that neither the job's record nor its message tells what
 	// was asked for. The producer that enqueues the job again brings it back.
-	ErrNoRequest = errors.New("the job's request is lost")
+	ErrRequestLost = errors.New("the job's request is lost")
 )
 
 // Record is a job's state in Redis: one hash that holds it as JSON, with state,
@@ -60,9 +60,9 @@ type Record struct {
 	// when the message in the queue holds it.
 	Request *Request `json:"request,omitempty"`
 	Account string   `json:"account,omitempty"`
-	// KeyMark tells apart the API keys of an account without showing any; it is the
+	// KeyFingerprint tells apart the API keys of an account without showing any; it is the
 	// submitting client's, "" before the first intent.
-	KeyMark string `json:"key_mark,omitempty"`
+	KeyFingerprint string `json:"key_fingerprint,omitempty"`
 	// Simulated marks a job whose task was made by the simulator.
 	Simulated bool   `json:"simulated,omitempty"`
 	TaskID    string `json:"task_id,omitempty"`
@@ -75,11 +75,11 @@ type Record struct {
 	// Rejected are tasks that this attempt has adopted, and that have made something
 	// else than the job asks for.
 	Rejected []string `json:"rejected,omitempty"`
-	// SpoolHolder names the data directory whose spool has the images while they
+	// SpoolOwner names the data directory whose spool has the images while they
 	// are not in the bucket: once their links are dead its worker alone can tell
-	// that there are none. SpoolPlace says where that is, for a person: host:path.
-	SpoolHolder string `json:"spool_holder,omitempty"`
-	SpoolPlace  string `json:"spool_place,omitempty"`
+	// that there are none. SpoolLocation says where that is, for a person: host:path.
+	SpoolOwner    string `json:"spool_owner,omitempty"`
+	SpoolLocation string `json:"spool_location,omitempty"`
 	// PastAttempts are those that ended without all the images that are wanted.
 	PastAttempts []Attempt `json:"past_attempts,omitempty"`
 	Results      []Result  `json:"results,omitempty"`
@@ -128,10 +128,10 @@ type Record struct {
 
 	EnqueuedAt  time.Time `json:"enqueued_at"`
 	SubmittedAt time.Time `json:"submitted_at,omitzero"` // the intent of this attempt
-	// ServiceAt is the intent by the service's own clock, and DoubtAt when it became
+	// ServiceAt is the intent by the service's own clock, and AmbiguousAt when it became
 	// unknown whether a task was made, by that clock too; zero while it is known.
-	ServiceAt time.Time `json:"service_at,omitzero"`
-	DoubtAt   time.Time `json:"doubt_at,omitzero"`
+	ServiceAt   time.Time `json:"service_at,omitzero"`
+	AmbiguousAt time.Time `json:"ambiguous_at,omitzero"`
 	// RequestID is the service's name of a create that it answered without a task.
 	RequestID string `json:"request_id,omitempty"`
 	// ListedAt is when, before the intent, the account's whole list had no task of
@@ -145,9 +145,9 @@ type Record struct {
 	UpdatedAt   time.Time `json:"updated_at"`
 }
 
-// AsAsked is the request that the job's digest stands for: without the seed, if
+// OriginalRequest is the request that the job's digest stands for: without the seed, if
 // that was derived. The record must hold its request.
-func (r *Record) AsAsked() Request {
+func (r *Record) OriginalRequest() Request {
 	req := *r.Request
 	if req.Seed = nil; req.Digest() == r.Digest {
 		return req
@@ -162,15 +162,15 @@ func NewRecord(req Request, warnings []string) *Record {
 		ID: req.ID, State: StateQueued, Digest: req.Digest(), Model: req.Model, Priority: req.Priority, Warnings: warnings,
 		EnqueuedAt: time.Now().UTC(),
 	}
-	rec.take(&req)
+	rec.copyRequestFields(&req)
 	if req.NotBefore.After(rec.EnqueuedAt) {
 		rec.State = StateScheduled
 	}
 	return rec
 }
 
-// take copies what a record repeats of its request.
-func (r *Record) take(req *Request) {
+// copyRequestFields copies what a record repeats of its request.
+func (r *Record) copyRequestFields(req *Request) {
 	r.Labels, r.Batch, r.Producer = req.Labels, req.Batch, req.Producer
 	r.NotBefore, r.Deadline, r.Callback, r.FollowUp = req.NotBefore, req.Deadline, req.Callback, req.FollowUp
 }
@@ -181,9 +181,9 @@ func (r *Record) Overdue(now time.Time) bool {
 	return r.State.Waiting() && !r.Deadline.IsZero() && !now.Before(r.Deadline)
 }
 
-// closed reports whether an attempt is among the past ones; 0, before the first,
+// isPastAttempt reports whether an attempt is among the past ones; 0, before the first,
 // always is.
-func (r *Record) closed(attempt int) bool {
+func (r *Record) isPastAttempt(attempt int) bool {
 	return attempt == 0 || slices.ContainsFunc(r.PastAttempts, func(a Attempt) bool { return a.Attempt == attempt })
 }
 
@@ -242,7 +242,7 @@ const (
 func indexKey(state State) string { return "danqing:jobs:" + string(state) }
 
 // Get reads a record. It fails with [ErrNotFound] if there is none, and with
-// [ErrDamaged] if it cannot be read.
+// [ErrCorrupt] if it cannot be read.
 func (c *Client) Get(ctx context.Context, id string) (*Record, error) {
 	values, err := c.redis.HMGet(ctx, recordPrefix+id, "record", "cancel").Result()
 	if err != nil {
@@ -271,7 +271,7 @@ func decodeRecord(id, encoded, cancel string) (*Record, error) {
 		err = fmt.Errorf("it is from another version: state %q, attempt %d", rec.State, rec.Attempt)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read record of %s: %w (%w)", id, ErrDamaged, err)
+		return nil, fmt.Errorf("read record of %s: %w (%w)", id, ErrCorrupt, err)
 	}
 	return &rec, nil
 }

@@ -47,7 +47,7 @@ func redisAt(t *testing.T, options ...string) (port string, process *os.Process)
 
 // What a primary has written counts as kept once each replica has it, whoever wrote
 // it; and a short read timeout does not cut the wait.
-func TestAcknowledgeByAReplica(t *testing.T) {
+func TestWaitDurableByAReplica(t *testing.T) {
 	t.Parallel()
 	port, _ := redisAt(t, "--appendonly", "yes")
 	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + port, ReadTimeout: 300 * time.Millisecond, MaxRetries: -1})
@@ -69,7 +69,7 @@ func TestAcknowledgeByAReplica(t *testing.T) {
 		both, err = client.Durability(t.Context())
 		return err == nil && both.Replicas == 1
 	}, 30*time.Second, 20*time.Millisecond)
-	require.NoError(t, client.Acknowledge(t.Context(), both))
+	require.NoError(t, client.WaitDurable(t.Context(), both))
 
 	// The replica stands still: what another connection writes is not kept.
 	require.NoError(t, replica.Signal(syscall.SIGSTOP))
@@ -77,13 +77,13 @@ func TestAcknowledgeByAReplica(t *testing.T) {
 	t.Cleanup(func() { assert.NoError(t, other.Close()) })
 	require.NoError(t, other.Set(t.Context(), "written", "by another", 0).Err())
 	begun := time.Now()
-	err = client.Acknowledge(t.Context(), both)
+	err = client.WaitDurable(t.Context(), both)
 	require.ErrorIs(t, err, jobs.ErrNotAcknowledged)
 	require.ErrorContains(t, err, "by 0 of 1 replicas")
 	assert.GreaterOrEqual(t, time.Since(begun), 1900*time.Millisecond)
 
 	require.NoError(t, replica.Signal(syscall.SIGCONT))
-	require.NoError(t, client.Acknowledge(t.Context(), both))
+	require.NoError(t, client.WaitDurable(t.Context(), both))
 	second := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + replicaPort})
 	t.Cleanup(func() { assert.NoError(t, second.Close()) })
 	kept, err := second.Get(t.Context(), "written").Result()

@@ -113,7 +113,7 @@ func TestRequestUnmarshalRefusesInvalidUTF8(t *testing.T) {
 	assert.ErrorContains(t, json.Unmarshal([]byte("{\"prompt\":\"\xc3\xa8\xd7\"}"), new(Request)), "UTF-8")
 }
 
-func TestSlips(t *testing.T) {
+func TestSuggestion(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{
 		"promt": "prompt", "Prompt": "prompt", "prompts": "prompt", "pormpt": "prompt",
@@ -127,18 +127,18 @@ func TestSlips(t *testing.T) {
 		"site": "", "side": "", "need": "", "no": "", "sku": "", "idx": "", "note": "", "name": "", "title": "",
 		"image": "", "url": "", "file": "", "category": "", "标题": "", "": "", strings.Repeat("seed", 1<<18): "", "type": "", "text": "", "time": "", "bookmark": "", "mark": "",
 	} {
-		assert.Equal(t, want, mistaken(name, topNames()), "%q", name)
+		assert.Equal(t, want, suggestion(name, topNames()), "%q", name)
 	}
 }
 
-func TestDistance(t *testing.T) {
+func TestEditDistance(t *testing.T) {
 	t.Parallel()
 	for pair, want := range map[[2]string]int{
 		{"", ""}: 0, {"", "ab"}: 2, {"ab", "ab"}: 0, {"ab", "ba"}: 1, {"ab", "bc"}: 2, {"ab", "b"}: 1,
 		{"猫", "狗"}: 1, {"kitten", "sitting"}: 3, {"promtp", "prompt"}: 1,
 	} {
-		assert.Equal(t, want, distance(pair[0], pair[1]), pair)
-		assert.Equal(t, want, distance(pair[1], pair[0]), pair)
+		assert.Equal(t, want, editDistance(pair[0], pair[1]), pair)
+		assert.Equal(t, want, editDistance(pair[1], pair[0]), pair)
 	}
 }
 
@@ -195,7 +195,7 @@ func FuzzRequest(f *testing.F) {
 }
 
 // A column "state" is the producer's own.
-func TestStageIsSpeltRight(t *testing.T) {
+func TestStageIsSpelledRight(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]bool{`{"prompt":"p","state":"NY"}`: false, `{"prompt":"p","stages":2}`: false, `{"prompt":"p","stage":true}`: true} {
 		r, err := ParseRequest([]byte(in))
@@ -205,7 +205,7 @@ func TestStageIsSpeltRight(t *testing.T) {
 }
 
 // What others set for a producer, it cannot set itself.
-func TestParseRequestIgnoresWhatIsNotTheProducers(t *testing.T) {
+func TestParseRequestIgnoresGatewayFields(t *testing.T) {
 	t.Parallel()
 	r, err := ParseRequest([]byte(`{"prompt":"p","producer":"shop","batch":"b","line_id":"c"}`))
 	require.NoError(t, err)

@@ -50,7 +50,7 @@ var taskPattern = regexp.MustCompile(`(?i)^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]
 // Resolve ends a hold as a person decided, and returns the record.
 //
 // It fails with a [FieldError] if not exactly one thing was decided, with
-// [ErrNotFound], with [ErrState] beside the record if the job is not held, with
+// [ErrNotFound], with [ErrInvalidState] beside the record if the job is not held, with
 // [*TaskOwnedError] if the task to adopt is another job's, or with Redis's own
 // error. The same decision may be made again: it is acted on once.
 func (c *Client) Resolve(ctx context.Context, id string, decision Resolution) (*Record, error) {
@@ -62,17 +62,17 @@ func (c *Client) Resolve(ctx context.Context, id string, decision Resolution) (*
 		if err != nil {
 			return nil, err
 		}
-		switch done, repairErr := c.resolved(ctx, rec, decision); {
+		switch done, repairErr := c.alreadyResolved(ctx, rec, decision); {
 		case done:
 			err = repairErr
 		case rec.State != StateHeld:
-			err = fmt.Errorf("resolve %s: %w: it is not held (%s)", id, ErrState, rec.State)
+			err = fmt.Errorf("resolve %s: %w: it is not held (%s)", id, ErrInvalidState, rec.State)
 		case decision.GiveUp:
-			rec, err = c.giveUp(ctx, rec)
+			rec, err = c.abandon(ctx, rec)
 		case decision.BuyAgain:
 			next := *rec
 			next.ResolvedAt = time.Now().UTC()
-			rec, err = c.again(ctx, rec, &next)
+			rec, err = c.restart(ctx, rec, &next)
 		default:
 			rec, err = c.adopt(ctx, rec, decision.Adopt)
 		}
@@ -82,52 +82,52 @@ func (c *Client) Resolve(ctx context.Context, id string, decision Resolution) (*
 	}
 }
 
-// resolved reports whether the decision has been acted on already. It does what an
+// alreadyResolved reports whether the decision has been acted on already. It does what an
 // earlier call, if that died half way, has left to do.
-func (c *Client) resolved(ctx context.Context, rec *Record, decision Resolution) (bool, error) {
+func (c *Client) alreadyResolved(ctx context.Context, rec *Record, decision Resolution) (bool, error) {
 	switch {
 	case rec.ResolvedAt.IsZero():
 		return false, nil
-	case decision.GiveUp && rec.State.Final() && rec.givenUp():
-		return true, c.settle(ctx, rec)
+	case decision.GiveUp && rec.State.Final() && rec.wasAbandoned():
+		return true, c.finishEnded(ctx, rec)
 	case decision.BuyAgain && rec.State.Waiting():
-		return true, c.requeue(ctx, rec)
+		return true, c.enqueueMessage(ctx, rec)
 	case decision.Adopt == "" || decision.Adopt != rec.TaskID:
 		return false, nil
 	case rec.State == StateGenerating:
-		return true, c.requeue(ctx, rec)
+		return true, c.enqueueMessage(ctx, rec)
 	case rec.State == StateStoring:
 		return true, c.EnqueueStore(ctx, rec)
 	}
 	return false, nil
 }
 
-// givenUp reports whether a person gave the job up, or the images that it lacks.
-func (r *Record) givenUp() bool {
+// wasAbandoned reports whether a person gave the job up, or the images that it lacks.
+func (r *Record) wasAbandoned() bool {
 	return r.Code == CodeAbandoned || slices.ContainsFunc(r.Images, func(image Image) bool { return image.Code == CodeAbandoned })
 }
 
-func (c *Client) giveUp(ctx context.Context, rec *Record) (*Record, error) {
+func (c *Client) abandon(ctx context.Context, rec *Record) (*Record, error) {
 	next := *rec
 	if req, err := c.RequestOf(ctx, rec); err == nil && rec.Request == nil {
 		next.Request = &req
-	} else if err != nil && !errors.Is(err, ErrNoRequest) {
+	} else if err != nil && !errors.Is(err, ErrRequestLost) {
 		return rec, err
 	}
 	next.End(StateFailed, CodeAbandoned, fmt.Sprintf("given up on request; it was held: %s: %s", rec.Code, rec.Message), time.Now().UTC())
 	next.ResolvedAt, next.Results = next.FinishedAt, nil // signed links have done their duty
-	if err := c.freeAttempt(ctx, rec); err != nil {
+	if err := c.releaseReservation(ctx, rec); err != nil {
 		return rec, err
 	}
-	if err := c.Swap(ctx, rec, &next); err != nil {
+	if err := c.Update(ctx, rec, &next); err != nil {
 		return rec, err
 	}
-	return &next, c.settle(ctx, &next)
+	return &next, c.finishEnded(ctx, &next)
 }
 
 func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, error) {
 	if rec.Account == "" {
-		return rec, fmt.Errorf("adopt task %s for %s: %w: it was never submitted, so the task's account is unknown", task, rec.ID, ErrState)
+		return rec, fmt.Errorf("adopt task %s for %s: %w: it was never submitted, so the task's account is unknown", task, rec.ID, ErrInvalidState)
 	}
 	req, err := c.RequestOf(ctx, rec)
 	if err != nil {
@@ -138,12 +138,12 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 	}
 	next := *rec
 	if rec.TaskID != "" && rec.TaskID != task {
-		if err := c.freeAttempt(ctx, rec); err != nil {
+		if err := c.releaseReservation(ctx, rec); err != nil {
 			return rec, err
 		}
-		next.closeAttempt()
+		next.archiveAttempt()
 	}
-	if next.closed(next.Attempt) {
+	if next.isPastAttempt(next.Attempt) {
 		next.Attempt++
 	}
 	if next.Request == nil {
@@ -151,7 +151,7 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 		next.Request = &req
 	}
 	next.State, next.Code, next.Message, next.ResolvedAt = StateGenerating, "", "", time.Now().UTC()
-	next.Candidates, next.Rejected, next.DoubtAt = nil, nil, time.Time{}
+	next.Candidates, next.Rejected, next.AmbiguousAt = nil, nil, time.Time{}
 	if next.SubmittedAt.IsZero() {
 		next.SubmittedAt = next.ResolvedAt
 	}
@@ -161,16 +161,16 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 		next.State = StateStoring
 	} else {
 		next.Results, next.RunningAt, next.GeneratedAt = nil, time.Time{}, time.Time{}
-		next.SpoolHolder, next.SpoolPlace = "", ""
+		next.SpoolOwner, next.SpoolLocation = "", ""
 	}
-	if next.TaskID = task; next.stored() == 0 {
+	if next.TaskID = task; next.storedImages() == 0 {
 		next.Images = nil
 	}
-	if err := c.swap(ctx, rec, &next, swapping{afresh: true}); err != nil {
+	if err := c.update(ctx, rec, &next, updateOptions{clearCancel: true}); err != nil {
 		return rec, err
 	}
 	if known {
 		return &next, c.EnqueueStore(ctx, &next)
 	}
-	return &next, c.requeue(ctx, &next)
+	return &next, c.enqueueMessage(ctx, &next)
 }

@@ -184,7 +184,7 @@ func TestResolveRefuses(t *testing.T) {
 	}
 	rec := enqueue(t, client, "dog")
 	_, err := client.Resolve(t.Context(), rec.ID, jobs.Resolution{GiveUp: true})
-	require.ErrorIs(t, err, jobs.ErrState)
+	require.ErrorIs(t, err, jobs.ErrInvalidState)
 	require.ErrorContains(t, err, "it is not held (queued)")
 	_, err = client.Resolve(t.Context(), "nobody", jobs.Resolution{GiveUp: true})
 	require.ErrorIs(t, err, jobs.ErrNotFound)
@@ -199,7 +199,7 @@ func TestResolveRefuses(t *testing.T) {
 }
 
 // Whatever reply is lost, the same call made again ends the same way: once.
-func TestOperationsAfterALostReply(t *testing.T) {
+func TestActionsAfterALostReply(t *testing.T) {
 	t.Parallel()
 	failed := func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()

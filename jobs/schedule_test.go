@@ -57,7 +57,7 @@ func TestDeadlineInThePast(t *testing.T) {
 	assert.Empty(t, rdb.Keys(t.Context(), "*").Val(), "nothing was queued")
 
 	rec := jobs.NewRecord(jobs.Request{ID: "cat", Prompt: "a cat", Model: "wanx-v1", Priority: "default", Deadline: req.Deadline}, nil)
-	require.NoError(t, client.Swap(t.Context(), nil, rec))
+	require.NoError(t, client.Update(t.Context(), nil, rec))
 	assert.True(t, rec.Overdue(time.Now()))
 	_, err = client.Enqueue(t.Context(), req)
 	require.NoError(t, err)

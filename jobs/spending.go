@@ -15,8 +15,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Spent is what jobs of one kind cost an account on one day.
-type Spent struct {
+// Spend is what jobs of one kind cost an account on one day.
+type Spend struct {
 	Account string
 	Day     string // YYYY-MM-DD in UTC+8: the days of their intents
 	Model   string
@@ -33,7 +33,7 @@ type Spent struct {
 // moment to that of another, both included, by day, account, model, batch and
 // labels. A zero moment is no bound. A day that nobody has booked anything on is
 // left out.
-func (c *Client) Spending(ctx context.Context, from, to time.Time) ([]Spent, error) {
+func (c *Client) Spending(ctx context.Context, from, to time.Time) ([]Spend, error) {
 	between := &redis.ZRangeBy{Min: "-inf", Max: "+inf"}
 	if !from.IsZero() {
 		between.Min = strconv.Itoa(dayNumber(from))
@@ -45,7 +45,7 @@ func (c *Client) Spending(ctx context.Context, from, to time.Time) ([]Spent, err
 	if err != nil {
 		return nil, fmt.Errorf("read the ledger: %w", err)
 	}
-	var all []Spent
+	var all []Spend
 	for _, name := range names {
 		account, day, _ := strings.Cut(name, ":")
 		fields, err := c.redis.HGetAll(ctx, dayKey(account, day)).Result()
@@ -62,14 +62,14 @@ func (c *Client) Spending(ctx context.Context, from, to time.Time) ([]Spent, err
 }
 
 // decodeDay reads one day, in the order of its groups.
-func decodeDay(account, day string, fields map[string]string) ([]Spent, error) {
-	groups := map[string]*Spent{}
-	of := func(encoded string) (*Spent, error) {
+func decodeDay(account, day string, fields map[string]string) ([]Spend, error) {
+	groups := map[string]*Spend{}
+	of := func(encoded string) (*Spend, error) {
 		if known := groups[encoded]; known != nil {
 			return known, nil
 		}
 		g, err := decodeGroup(encoded)
-		groups[encoded] = &Spent{Account: account, Day: day, Model: g.Model, Batch: g.Batch, Labels: g.Labels}
+		groups[encoded] = &Spend{Account: account, Day: day, Model: g.Model, Batch: g.Batch, Labels: g.Labels}
 		return groups[encoded], err
 	}
 	for field, value := range fields {
@@ -104,7 +104,7 @@ func decodeDay(account, day string, fields map[string]string) ([]Spent, error) {
 	ordered := slices.SortedFunc(maps.Keys(groups), func(a, b string) int {
 		return cmp.Or(cmp.Compare(groups[a].Model, groups[b].Model), cmp.Compare(groups[a].Batch, groups[b].Batch), cmp.Compare(a, b))
 	})
-	spent := make([]Spent, 0, len(ordered))
+	spent := make([]Spend, 0, len(ordered))
 	for _, encoded := range ordered {
 		spent = append(spent, *groups[encoded])
 	}

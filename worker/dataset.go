@@ -36,7 +36,7 @@ const (
 // memory names what Redis knows: it changes when Redis may have forgotten some of it,
 // after a restart or a failover, or all.
 func (w *Worker) datasetID(ctx context.Context) (string, error) {
-	run, err := w.jobs.RunID(ctx)
+	run, err := w.jobs.DatasetID(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -136,7 +136,7 @@ func (w *Worker) replayToRedis(ctx context.Context, now string) error {
 			return err
 		}
 	}
-	if err := w.jobs.Register(ctx, w.models()); err != nil {
+	if err := w.jobs.RegisterQueues(ctx, w.models()); err != nil {
 		return err
 	}
 	err := errors.Join(w.recordKeyIDs(ctx), w.checkDurability(ctx))
@@ -171,7 +171,7 @@ func (w *Worker) waitDurable(ctx context.Context, jobID string) {
 	w.mu.Lock()
 	durability := w.durability
 	w.mu.Unlock()
-	if err := w.jobs.Acknowledge(ctx, durability); err != nil {
+	if err := w.jobs.WaitDurable(ctx, durability); err != nil {
 		w.log.Warn("intent not acknowledged as durable", "job_id", jobID, "err", err)
 	}
 }

@@ -161,7 +161,7 @@ func TestRule3ReplyAfterTheJobWasBoughtAgain(t *testing.T) {
 		next := *rec
 		next.PastAttempts = []jobs.Attempt{{Attempt: 1, Term: rec.Term, SubmittedAt: rec.SubmittedAt, Code: "NotCreated"}}
 		next.State, next.Attempt, next.TaskID, next.Request = jobs.StateQueued, 1, "", nil
-		require.NoError(t, s.worker.Jobs().Swap(t.Context(), rec, &next))
+		require.NoError(t, s.worker.Jobs().Update(t.Context(), rec, &next))
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
 		<-time.After(10 * time.Minute)
 		s.requireStored("job-1", 1)

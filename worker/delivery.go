@@ -194,7 +194,7 @@ func (s *deliveryServer) finishJob(ctx context.Context, rec, next *jobs.Record) 
 		return err
 	}
 	s.journal(journal.KindFinished, next)
-	next.Results, next.SpoolHolder, next.SpoolPlace = nil, "", "" // they have done their duty
+	next.Results, next.SpoolOwner, next.SpoolLocation = nil, "", "" // they have done their duty
 	if err := s.transition(ctx, rec, next); err != nil {
 		return err
 	}

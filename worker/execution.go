@@ -262,7 +262,7 @@ func (l *lane) resumeJob(ctx context.Context, e *execution, id string, waiting f
 		if errors.Is(err, jobs.ErrNotFound) {
 			return nil
 		}
-		if errors.Is(err, jobs.ErrDamaged) {
+		if errors.Is(err, jobs.ErrCorrupt) {
 			l.log.Error("job skipped: record corrupt", "job_id", id, "err", err)
 			return nil
 		}
@@ -277,7 +277,7 @@ func (l *lane) resumeJob(ctx context.Context, e *execution, id string, waiting f
 		}
 		switch {
 		case rec.State.Waiting() && lost && rec.Request != nil:
-			return l.generate(ctx, e, jobs.GenerateMessage{JobID: id, Digest: rec.Digest, Request: rec.AsAsked()})
+			return l.generate(ctx, e, jobs.GenerateMessage{JobID: id, Digest: rec.Digest, Request: rec.OriginalRequest()})
 		case rec.State.Waiting():
 			return waiting(ctx, rec)
 		case l.foreign(rec):
@@ -311,7 +311,7 @@ func (l *lane) ensureMessage(ctx context.Context, id string) {
 	ctx = context.WithoutCancel(ctx)
 	rec, err := l.jobs.Get(ctx, id)
 	if err == nil && rec.State.Waiting() && rec.Request != nil {
-		err = l.jobs.EnqueueGenerate(ctx, rec, rec.AsAsked())
+		err = l.jobs.EnqueueGenerate(ctx, rec, rec.OriginalRequest())
 	}
 	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
 		l.log.Warn("job without a message", "job_id", id, "err", err)

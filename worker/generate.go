@@ -52,7 +52,7 @@ func (l *lane) generate(ctx context.Context, e *execution, m jobs.GenerateMessag
 		if errors.Is(err, jobs.ErrConflict) {
 			continue
 		}
-		if errors.Is(err, jobs.ErrDamaged) {
+		if errors.Is(err, jobs.ErrCorrupt) {
 			l.log.Error("job skipped: record corrupt", "job_id", m.JobID, "err", err)
 			return &jobError{message: jobs.CodeRecordCorrupt + ": " + err.Error() + "; to ask for the job anew delete the key danqing:job:" + m.JobID + " and enqueue it again"}
 		}
@@ -212,12 +212,12 @@ func (l *lane) newIntent(ctx context.Context, rec *jobs.Record, req *jobs.Reques
 		return nil, err
 	}
 	intent := *rec
-	intent.ClearDoubt()
+	intent.ClearIntent()
 	intent.State, intent.Attempt, intent.Term = jobs.StateSubmitting, rec.Attempt+1, l.term
 	intent.Account, intent.Request, intent.TaskID = l.account.name, req, ""
 	intent.TaskImages, intent.TaskMicroYuan, intent.RunningAt = 0, 0, time.Time{}
 	intent.SubmittedAt, intent.Code, intent.Message, intent.Simulated = time.Now().UTC(), "", "", l.Simulated()
-	intent.KeyMark, intent.ListedAt = l.account.remote.KeyMark(), listed
+	intent.KeyFingerprint, intent.ListedAt = l.account.remote.KeyMark(), listed
 	if at, known := l.account.serviceNow(); known {
 		intent.ServiceAt = at
 	}
@@ -319,7 +319,7 @@ func (l *lane) checkAccountPause(ctx context.Context) error {
 	}
 	return &pauseError{
 		backoff: &backoff{first: accountPausePoll, most: accountPausePoll}, recheck: l.checkAccountPause,
-		message: "lane paused by a person", cause: errors.New(cmp.Or(pause.Why, "no reason was given")),
+		message: "lane paused by a person", cause: errors.New(cmp.Or(pause.Reason, "no reason was given")),
 	}
 }
 

@@ -51,7 +51,7 @@ func (w *Worker) runMaintenance(ctx context.Context) error {
 	w.discoverOwners(ctx)
 	w.Unfinished(ctx) // so that the journal forgets what others have finished
 	models := w.models()
-	if err := w.jobs.Register(ctx, models); err != nil {
+	if err := w.jobs.RegisterQueues(ctx, models); err != nil {
 		return err
 	}
 	last, err := w.cfg.Redis.Get(ctx, janitorKey).Int64()
@@ -171,7 +171,7 @@ func (w *Worker) promoteScheduled(ctx context.Context, rec *jobs.Record) (*jobs.
 	}
 	next := *rec
 	next.State = jobs.StateQueued
-	switch err := w.jobs.Swap(ctx, rec, &next); {
+	switch err := w.jobs.Update(ctx, rec, &next); {
 	case errors.Is(err, jobs.ErrConflict): // a lane has drawn it
 		return rec, nil
 	case err != nil:
@@ -202,12 +202,12 @@ func (w *Worker) repair(ctx context.Context, records []*jobs.Record) error {
 			return err
 		}
 	}
-	unwoken, err := w.jobs.Unwoken(ctx, records)
+	unwoken, err := w.jobs.WithoutMessage(ctx, records)
 	if err != nil {
 		return err
 	}
 	for _, rec := range unwoken {
-		mended, err := w.jobs.Mend(ctx, rec)
+		mended, err := w.jobs.RequeueOrphan(ctx, rec)
 		if err != nil && !errors.Is(err, jobs.ErrConflict) {
 			return fmt.Errorf("sweep job %s: %w", rec.ID, err)
 		}

@@ -117,7 +117,7 @@ func (n *notificationServer) pollDue(ctx context.Context) (stop func()) {
 	var group sync.WaitGroup
 	group.Go(func() {
 		for away := false; ; {
-			err := n.jobs.NotifyDue(ctx)
+			err := n.jobs.EnqueueDueNotifications(ctx)
 			if err != nil && !away && ctx.Err() == nil {
 				n.log.Warn("notices not looked for, trying again", "err", err)
 			}
@@ -136,7 +136,7 @@ func (n *notificationServer) finish(ctx context.Context) {
 	if !n.cfg.ExclusiveQueue {
 		return
 	}
-	if err := n.jobs.NotifyDue(ctx); err != nil {
+	if err := n.jobs.EnqueueDueNotifications(ctx); err != nil {
 		n.log.Warn("notices not looked for", "err", err)
 	}
 	n.drain(ctx, jobs.QueueNotify)
@@ -159,7 +159,7 @@ func (n *notificationServer) handle(ctx context.Context, message *asynq.Task) er
 	log := n.log.With("job_id", m.JobID, "event_id", m.EventID, "kind", string(m.Kind))
 	rec, err := n.jobs.Get(ctx, m.JobID)
 	switch {
-	case errors.Is(err, jobs.ErrNotFound), errors.Is(err, jobs.ErrDamaged):
+	case errors.Is(err, jobs.ErrNotFound), errors.Is(err, jobs.ErrCorrupt):
 		log.Warn("notification dropped: job gone", "err", err)
 		return nil
 	case err != nil:
@@ -230,9 +230,9 @@ func (n *notificationServer) body(ctx context.Context, rec *jobs.Record) ([]byte
 
 func (n *notificationServer) deliver(ctx context.Context, rec *jobs.Record, m jobs.NotifyMessage, body []byte) error {
 	switch {
-	case m.Kind == jobs.NoticeCallback && rec.Callback != "":
+	case m.Kind == jobs.NotificationCallback && rec.Callback != "":
 		return n.callbacks.post(ctx, rec.Callback, m.EventID, body)
-	case m.Kind == jobs.NoticeFollowUp && rec.FollowUp != nil:
+	case m.Kind == jobs.NotificationFollowUp && rec.FollowUp != nil:
 		return n.followUp(ctx, *rec.FollowUp, m.EventID, body)
 	}
 	return &deliveryError{final: true, cause: fmt.Sprintf("the job names nobody to be told by %q", m.Kind)}

@@ -23,9 +23,9 @@ import (
 )
 
 // notice is the message in asynq by which a job's end is told.
-func (s *stack) notice(id string, kind jobs.NoticeKind) *asynq.TaskInfo {
+func (s *stack) notice(id string, kind jobs.NotificationKind) *asynq.TaskInfo {
 	s.t.Helper()
-	info, err := asynq.NewInspectorFromRedisClient(s.redis).GetTaskInfo(jobs.QueueNotify, s.get(id).NoticeID(kind))
+	info, err := asynq.NewInspectorFromRedisClient(s.redis).GetTaskInfo(jobs.QueueNotify, s.get(id).NotificationID(kind))
 	require.NoError(s.t, err)
 	return info
 }
@@ -35,7 +35,7 @@ func (s *stack) archivedNotice(id string) *asynq.TaskInfo {
 	s.t.Helper()
 	s.wait(id)
 	<-time.After(time.Minute)
-	info := s.notice(id, jobs.NoticeCallback)
+	info := s.notice(id, jobs.NotificationCallback)
 	require.Equal(s.t, asynq.TaskStateArchived, info.State)
 	return info
 }
@@ -167,7 +167,7 @@ func TestCallbackIsRetriedForADay(t *testing.T) {
 		assert.Equal(t, got[0].body, again.body)
 		assert.Equal(t, got[0].id, again.id)
 		<-time.After(time.Minute)
-		assert.Equal(t, asynq.TaskStateCompleted, s.notice("job-1", jobs.NoticeCallback).State)
+		assert.Equal(t, asynq.TaskStateCompleted, s.notice("job-1", jobs.NotificationCallback).State)
 	})
 }
 
@@ -203,8 +203,8 @@ func TestCallbackAnswers(t *testing.T) {
 				r.answers(c.answer)
 				s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Callback: callbackURL})
 				first := r.deliveries(1)[0]
-				info := s.notice("job-1", jobs.NoticeCallback)
-				for ; info.State != asynq.TaskStateRetry; info = s.notice("job-1", jobs.NoticeCallback) {
+				info := s.notice("job-1", jobs.NotificationCallback)
+				for ; info.State != asynq.TaskStateRetry; info = s.notice("job-1", jobs.NotificationCallback) {
 					require.Less(t, time.Since(first.at), time.Minute)
 					<-time.After(time.Second)
 				}
@@ -249,7 +249,7 @@ func TestCallbackWithoutASecret(t *testing.T) {
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Callback: callbackURL})
 		s.wait("job-1")
 		<-time.After(10 * time.Minute)
-		info := s.notice("job-1", jobs.NoticeCallback)
+		info := s.notice("job-1", jobs.NotificationCallback)
 		assert.Equal(t, asynq.TaskStateRetry, info.State)
 		assert.Equal(t, "callback to shop.example: the worker has no secret to sign it with (set DANQING_CALLBACK_SECRET)", info.LastErr)
 		s.shared = true
@@ -333,7 +333,7 @@ func TestKilledWhileTelling(t *testing.T) {
 		assert.Equal(t, got[0].id, got[1].id)
 		assert.Less(t, got[1].at.Sub(got[0].at), 3*time.Minute)
 		<-time.After(time.Minute)
-		info := s.notice("job-1", jobs.NoticeCallback)
+		info := s.notice("job-1", jobs.NotificationCallback)
 		assert.Equal(t, asynq.TaskStateCompleted, info.State)
 		assert.Zero(t, info.Retried)
 	})
@@ -365,7 +365,7 @@ func TestFollowUpReachesTheProducer(t *testing.T) {
 		queue, err := inspector.GetQueueInfo("shop")
 		require.NoError(t, err)
 		assert.Equal(t, 1, queue.Size)
-		assert.Equal(t, asynq.TaskStateCompleted, s.notice("job-1", jobs.NoticeFollowUp).State)
+		assert.Equal(t, asynq.TaskStateCompleted, s.notice("job-1", jobs.NotificationFollowUp).State)
 	})
 }
 

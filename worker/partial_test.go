@@ -115,7 +115,7 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 		assert.Equal(t, 2, sidecar.Attempts[0].Images)
 
 		_, err = s.worker.Jobs().Retry(t.Context(), "job-1")
-		require.ErrorIs(t, err, jobs.ErrOver)
+		require.ErrorIs(t, err, jobs.ErrFinished)
 		require.ErrorContains(t, err, "with all its images")
 	})
 }
@@ -301,7 +301,7 @@ func TestRule12UnknownHosts(t *testing.T) {
 		next := *rec
 		next.Results[1].URL = strings.Replace(next.Results[1].URL, "dashscope.simulated", "pictures.example", 1)
 		next.Results[2].URL = strings.Replace(next.Results[2].URL, "dashscope.simulated", "pictures.example:8443", 1)
-		require.NoError(t, s.worker.Jobs().Swap(t.Context(), rec, &next))
+		require.NoError(t, s.worker.Jobs().Update(t.Context(), rec, &next))
 		down.Store(false)
 
 		rec = s.wait("job-1")

@@ -52,7 +52,7 @@ func (w *Worker) addToQuarantine(ctx context.Context, k quarantinedTask) error {
 	if k.Extra {
 		err = w.jobs.ClaimTask(ctx, k.TaskID, k.JobID)
 	} else {
-		err = w.jobs.KeepTask(ctx, k.TaskID, k.JobID)
+		err = w.jobs.QuarantineTask(ctx, k.TaskID, k.JobID)
 	}
 	if owned := (*jobs.TaskOwnedError)(nil); errors.As(err, &owned) {
 		return nil // it is kept already
@@ -300,7 +300,7 @@ func chargedImages(task *dashscope.Task) int {
 // stray looks after a task that was made for a job which has another one by now, or
 // does without.
 func (w *Worker) quarantineExtra(ctx context.Context, rec *jobs.Record) error {
-	notes, err := w.jobs.TaskNotes(ctx, []string{rec.TaskID})
+	notes, err := w.jobs.TaskOwners(ctx, []string{rec.TaskID})
 	if err != nil {
 		return err
 	}

@@ -36,7 +36,7 @@ func ambiguousRecord(rec *jobs.Record, a *account, why string) *jobs.Record {
 	next := *rec
 	next.Code, next.Message = jobs.CodeSubmitAmbiguous, ambiguousMessage+why
 	if a != nil {
-		next.DoubtAt, _ = a.serviceNow()
+		next.AmbiguousAt, _ = a.serviceNow()
 	}
 	return &next
 }
@@ -57,7 +57,7 @@ func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, why, request
 // of a request that is on its way; other jobs go on then. It returns when the record is
 // another one.
 func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (err error) {
-	if rec.DoubtAt.IsZero() {
+	if rec.AmbiguousAt.IsZero() {
 		if rec, err = l.markAmbiguous(ctx, rec, workerDied, ""); err != nil {
 			return err
 		}
@@ -142,7 +142,7 @@ func (l *lane) quietIn(i reconcile.Intent) time.Duration {
 // settleDoubt acts on what a listing tells of an intent. open reports whether a task
 // that may be its own waits or runs.
 func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, view *reconcile.Snapshot) (done, open bool, err error) {
-	key, err := l.keyID(ctx, rec.KeyMark)
+	key, err := l.keyID(ctx, rec.KeyFingerprint)
 	if err != nil {
 		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
 		return false, true, nil
@@ -295,7 +295,7 @@ func (l *lane) resubmit(ctx context.Context, rec *jobs.Record) error {
 		Attempt: rec.Attempt, Term: rec.Term, SubmittedAt: rec.SubmittedAt, EndedAt: time.Now().UTC(),
 		Code: jobs.CodeNotCreated, Message: "its create was lost: the account's list has no task of it",
 	})
-	next.ClearDoubt()
+	next.ClearIntent()
 	next.Code, next.Message = "", ""
 	if l.cancelRequested(ctx, rec) {
 		return l.finishJob(ctx, rec, endedRecord(&next, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))

@@ -426,7 +426,7 @@ func TestDamagedRecord(t *testing.T) {
 		require.NoError(t, s.redis.HSet(t.Context(), "danqing:job:job-2", "record", "{garb").Err())
 		s.requireMadeOnce("job-3")
 		_, err := s.worker.Jobs().Get(t.Context(), "job-2")
-		require.ErrorIs(t, err, jobs.ErrDamaged)
+		require.ErrorIs(t, err, jobs.ErrCorrupt)
 		all, _, err := s.worker.Jobs().List(t.Context(), jobs.ListFilter{})
 		require.NoError(t, err)
 		assert.Len(t, all, 2)

@@ -108,7 +108,7 @@ func (l *lane) withoutOwner(ctx context.Context, tasks []dashscope.TaskInfo) (un
 			byID[task.TaskID] = task
 		}
 	}
-	notes, err := l.jobs.TaskNotes(ctx, unknown)
+	notes, err := l.jobs.TaskOwners(ctx, unknown)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -116,7 +116,7 @@ func (l *lane) withoutOwner(ctx context.Context, tasks []dashscope.TaskInfo) (un
 	for _, id := range unknown {
 		if notes[id].Job == "" {
 			unowned = append(unowned, byID[id])
-			kept[id] = notes[id].Kept != ""
+			kept[id] = notes[id].QuarantinedFor != ""
 		}
 	}
 	return unowned, kept, nil
@@ -268,7 +268,7 @@ func (l *lane) keyID(ctx context.Context, mark string) (string, error) {
 // meetKey learns the own key's ID from a task that was made with it, once.
 func (l *lane) discoverKeyID(ctx context.Context, rec *jobs.Record) {
 	mark := l.account.remote.KeyMark()
-	if rec.KeyMark != mark || rec.Adopted || !rec.ResolvedAt.IsZero() || l.cfg.DataDir.Journal.KeyID(mark) != "" {
+	if rec.KeyFingerprint != mark || rec.Adopted || !rec.ResolvedAt.IsZero() || l.cfg.DataDir.Journal.KeyID(mark) != "" {
 		return
 	}
 	if err := l.ask(ctx); err != nil {

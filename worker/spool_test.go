@@ -129,10 +129,10 @@ func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
 		rec := s.spooledAway()
 		holder, err := os.ReadFile(filepath.Join(s.dir, "data", "worker_id"))
 		require.NoError(t, err)
-		assert.Equal(t, string(holder), rec.SpoolHolder)
+		assert.Equal(t, string(holder), rec.SpoolOwner)
 		host, err := os.Hostname()
 		require.NoError(t, err)
-		assert.Equal(t, host+":"+filepath.Join(s.dir, "data"), rec.SpoolPlace)
+		assert.Equal(t, host+":"+filepath.Join(s.dir, "data"), rec.SpoolLocation)
 
 		<-time.After(2 * time.Hour)
 		s.away.Store(false)
@@ -142,13 +142,13 @@ func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateStoring, rec.State)
 		assert.Equal(t, "SpoolUnavailable", rec.Code)
-		assert.Contains(t, rec.Message, rec.SpoolPlace)
+		assert.Contains(t, rec.Message, rec.SpoolLocation)
 		s.leave()
 
 		s.comeBack("data")
 		rec = s.wait("job-1")
 		assert.Equal(t, jobs.StateSucceeded, rec.State)
-		assert.Empty(t, rec.Code+rec.Message+rec.SpoolHolder+rec.SpoolPlace)
+		assert.Empty(t, rec.Code+rec.Message+rec.SpoolOwner+rec.SpoolLocation)
 		s.requireStored("job-1", 2)
 		s.requireChargedOnce()
 	})
@@ -159,7 +159,7 @@ func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
 func TestRule11HolderThatStaysAway(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour}
 	bubble(t, sim, func(t *testing.T, s *stack) {
-		place := s.spooledAway().SpoolPlace
+		place := s.spooledAway().SpoolLocation
 		<-time.After(7 * 24 * time.Hour)
 		s.away.Store(false)
 		s.comeBack("data-2")
@@ -195,12 +195,12 @@ func TestRule11HolderThatStaysAway(t *testing.T) {
 // then, and the first one, when it comes back, clears its spool.
 func TestRule11AnotherWorkerMayFetch(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
-		first := s.spooledAway().SpoolHolder
+		first := s.spooledAway().SpoolOwner
 		s.comeBack("data-2")
 		<-time.After(15 * time.Minute)
 		rec, err := s.worker.Jobs().Get(t.Context(), "job-1")
 		require.NoError(t, err)
-		assert.NotEqual(t, first, rec.SpoolHolder)
+		assert.NotEqual(t, first, rec.SpoolOwner)
 		assert.Len(t, s.spooled("data-2"), 2)
 		s.away.Store(false)
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)

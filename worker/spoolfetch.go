@@ -91,7 +91,7 @@ func (s *deliveryServer) claimSpool(ctx context.Context, rec *jobs.Record, got [
 		}
 	}
 	own := s.cfg.DataDir.WorkerID
-	if here == 0 || here < wanted && rec.SpoolHolder != "" || rec.SpoolHolder == own {
+	if here == 0 || here < wanted && rec.SpoolOwner != "" || rec.SpoolOwner == own {
 		return nil
 	}
 	host, err := os.Hostname()
@@ -99,7 +99,7 @@ func (s *deliveryServer) claimSpool(ctx context.Context, rec *jobs.Record, got [
 		host = "a host without a name"
 	}
 	next := *rec
-	next.SpoolHolder, next.SpoolPlace = own, host+":"+s.cfg.DataDir.Path
+	next.SpoolOwner, next.SpoolLocation = own, host+":"+s.cfg.DataDir.Path
 	s.journal(journal.KindResults, &next)
 	if err := s.transition(ctx, rec, &next); err != nil {
 		return err
@@ -115,14 +115,14 @@ type spoolElsewhereError struct {
 }
 
 func (e *spoolElsewhereError) Error() string {
-	return fmt.Sprintf("it is in the spool of %s, whose worker has to deliver it (%s)", e.rec.SpoolPlace, e.why)
+	return fmt.Sprintf("it is in the spool of %s, whose worker has to deliver it (%s)", e.rec.SpoolLocation, e.why)
 }
 
 func (e *spoolElsewhereError) Unwrap() error { return e.why }
 
 // elsewhere reports whether another worker's spool is said to have the images.
 func (s *deliveryServer) ownedElsewhere(rec *jobs.Record) bool {
-	return rec.SpoolHolder != "" && rec.SpoolHolder != s.cfg.DataDir.WorkerID
+	return rec.SpoolOwner != "" && rec.SpoolOwner != s.cfg.DataDir.WorkerID
 }
 
 // wait has an image tried again later, for holderPatience after the death of its

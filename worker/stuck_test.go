@@ -133,7 +133,7 @@ func TestAdoptedWithoutAMessage(t *testing.T) {
 		<-time.After(time.Minute)
 		adopted := *rec
 		adopted.State, adopted.TaskID, adopted.Candidates, adopted.ResolvedAt = jobs.StateGenerating, rec.Candidates[1], nil, time.Now()
-		require.NoError(t, s.worker.Jobs().Swap(t.Context(), rec, &adopted))
+		require.NoError(t, s.worker.Jobs().Update(t.Context(), rec, &adopted))
 		<-time.After(15 * time.Minute)
 		assert.Equal(t, jobs.StateSucceeded, s.get("job-1").State)
 	})

@@ -339,7 +339,7 @@ func (w *Worker) updateRecord(ctx context.Context, old, next *jobs.Record) error
 	var refused error // by a Redis that answers
 	write := rand.Text()
 	err := w.retryRedis(ctx, next.ID, func(ctx context.Context) error {
-		err := w.jobs.SwapAs(ctx, write, old, next)
+		err := w.jobs.UpdateOnce(ctx, write, old, next)
 		if errors.Is(err, jobs.ErrConflict) || errors.As(err, new(*jobs.TaskOwnedError)) {
 			refused, err = err, nil
 		}

@@ -54,7 +54,7 @@ func enqueueFunded(ctx context.Context, client *jobs.Client, req jobs.Request) (
 		return rec, err
 	}
 	again, err := client.Resolve(ctx, rec.ID, jobs.Resolution{BuyAgain: true})
-	if errors.Is(err, jobs.ErrState) { // somebody else has done so
+	if errors.Is(err, jobs.ErrInvalidState) { // somebody else has done so
 		return again, nil
 	}
 	return again, err

@@ -165,7 +165,7 @@ func (d *doctor) redisDurability(ctx context.Context, rdb *redis.Client) {
 	}
 	d.ok("Redis %s, AOF %t, fsync %q, %s, maxmemory-policy %q", durability.Version, durability.AOF, durability.Fsync, count(durability.Replicas, "replica"), durability.EvictionPolicy)
 	started := time.Now()
-	if err := d.jobs.Acknowledge(ctx, durability); err != nil {
+	if err := d.jobs.WaitDurable(ctx, durability); err != nil {
 		d.warn("check its disk and its replicas; each image waits that long before it is bought", "%v", err)
 		return
 	}

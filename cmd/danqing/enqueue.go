@@ -259,7 +259,7 @@ func (e *enqueuing) checkIDs(ctx context.Context, lines []jobs.Line) error {
 			rec, err := e.jobs.Get(ctx, line.ID)
 			switch {
 			case errors.Is(err, jobs.ErrNotFound):
-				taken[i] = line.Request.TooLate(time.Now())
+				taken[i] = line.Request.CheckDeadline(time.Now())
 			case err != nil:
 				return err
 			case rec.Digest != line.Digest:

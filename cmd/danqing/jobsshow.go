@@ -49,7 +49,7 @@ type story struct {
 	// Links are where the images can be looked at.
 	Links []resultImage `json:"links,omitempty"`
 	// Notices say how far its producer was told of its end.
-	Notices []jobs.Notice `json:"notices,omitempty"`
+	Notices []jobs.Notification `json:"notices,omitempty"`
 }
 
 func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
@@ -63,7 +63,7 @@ func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
 		switch {
 		case err == nil:
 			s.Request = shownRequest(req)
-		case !errors.Is(err, jobs.ErrNoRequest):
+		case !errors.Is(err, jobs.ErrRequestLost):
 			return nil, err
 		}
 	}
@@ -72,7 +72,7 @@ func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
 			return nil, err
 		}
 	}
-	if s.Notices, err = q.jobs.Notices(ctx, rec); err != nil {
+	if s.Notices, err = q.jobs.Notifications(ctx, rec); err != nil {
 		return nil, err
 	}
 	from, err := q.bucket()
@@ -100,7 +100,7 @@ func (q *jobQueue) waits(ctx context.Context, rec *jobs.Record) ([]string, error
 	if text := q.standstill(lanes, rec.Model); text != "" {
 		why = append(why, text)
 	}
-	ahead, inLine, err := q.jobs.Ahead(ctx, rec)
+	ahead, inLine, err := q.jobs.Position(ctx, rec)
 	switch {
 	case err != nil:
 		return nil, err
@@ -137,7 +137,7 @@ func (s *story) delivery() (facts []string) {
 }
 
 // noticeText tells how far a producer was told.
-func noticeText(n jobs.Notice) string {
+func noticeText(n jobs.Notification) string {
 	switch n.State {
 	case "completed":
 		return "delivered"

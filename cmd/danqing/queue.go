@@ -209,7 +209,7 @@ func (l lane) rests() string {
 	case !l.Held:
 		return "no worker"
 	case l.Paused != nil:
-		return fmt.Sprintf("paused by an operator since %s: %s", moment(l.Paused.At), cmp.Or(l.Paused.Why, "no reason was given"))
+		return fmt.Sprintf("paused by an operator since %s: %s", moment(l.Paused.At), cmp.Or(l.Paused.Reason, "no reason was given"))
 	case l.State == jobs.LanePaused:
 		why := cmp.Or(l.Message, l.Code, "no reason was given")
 		if !l.RetryAt.IsZero() {

@@ -104,7 +104,7 @@ func holdJob(ts *testscript.TestScript, _ bool, args []string) {
 	held := *rec
 	held.State, held.Attempt, held.Term, held.Account, held.Request = jobs.StateHeld, rec.Attempt+1, 1, "default", &req
 	held.SubmittedAt, held.Code, held.Message = time.Now().UTC(), "SubmitAmbiguous", "the program died"
-	ts.Check(client.Swap(context.Background(), rec, &held))
+	ts.Check(client.Update(context.Background(), rec, &held))
 }
 
 // forgetJobs takes jobs out of Redis, as happens a week after their end.

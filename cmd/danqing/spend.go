@@ -166,7 +166,7 @@ func (p *program) spend(ctx context.Context, simulate bool, r spendReport) error
 	if !r.until.IsZero() {
 		last = jobs.LedgerDay(r.until)
 	}
-	spent = slices.DeleteFunc(spent, func(s jobs.Spent) bool { return s.Day < first || s.Day > last })
+	spent = slices.DeleteFunc(spent, func(s jobs.Spend) bool { return s.Day < first || s.Day > last })
 	return p.printSpend(r, spent)
 }
 
@@ -180,11 +180,11 @@ func isOrAre(n int) string {
 // spendRow is one row of a report.
 type spendRow struct {
 	key []string // a value for each column asked for
-	sum jobs.Spent
+	sum jobs.Spend
 }
 
 // rows sums up what was spent by what is asked for, in the order of the keys.
-func (r spendReport) rows(spent []jobs.Spent) (rows []*spendRow, total jobs.Spent) {
+func (r spendReport) rows(spent []jobs.Spend) (rows []*spendRow, total jobs.Spend) {
 	known := map[string]*spendRow{}
 	for _, s := range spent {
 		key := make([]string, len(r.by))
@@ -197,7 +197,7 @@ func (r spendReport) rows(spent []jobs.Spent) (rows []*spendRow, total jobs.Spen
 			known[strings.Join(key, "\x00")] = row
 			rows = append(rows, row)
 		}
-		for _, sum := range []*jobs.Spent{&row.sum, &total} {
+		for _, sum := range []*jobs.Spend{&row.sum, &total} {
 			sum.SpentMicroYuan += s.SpentMicroYuan
 			sum.ReservedMicroYuan += s.ReservedMicroYuan
 			sum.Images += s.Images
@@ -212,7 +212,7 @@ func (r spendReport) rows(spent []jobs.Spent) (rows []*spendRow, total jobs.Spen
 }
 
 // spentBy is the value of one column.
-func spentBy(s jobs.Spent, name string) string {
+func spentBy(s jobs.Spend, name string) string {
 	switch name {
 	case "account":
 		return s.Account
@@ -235,11 +235,11 @@ func spentBy(s jobs.Spent, name string) string {
 }
 
 // amounts are the columns that follow the keys.
-func amounts(sum jobs.Spent) []string {
+func amounts(sum jobs.Spend) []string {
 	return []string{jobs.FormatYuan(sum.SpentMicroYuan), jobs.FormatYuan(sum.ReservedMicroYuan), fmt.Sprint(sum.Images)}
 }
 
-func (p *program) printSpend(r spendReport, spent []jobs.Spent) error {
+func (p *program) printSpend(r spendReport, spent []jobs.Spend) error {
 	rows, total := r.rows(spent)
 	heads := append(slices.Clone(r.by), "spent", "reserved", "images")
 	switch r.format {

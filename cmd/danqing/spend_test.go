@@ -31,7 +31,7 @@ func TestSpendPeriod(t *testing.T) {
 // Rows are sums over all that is not told apart, to the last micro-yuan.
 func TestSpendRows(t *testing.T) {
 	t.Parallel()
-	spent := []jobs.Spent{
+	spent := []jobs.Spend{
 		{Account: "b", Day: "2026-01-31", Model: "wanx-v1", Batch: "x", Labels: map[string]string{"sku": "1", "a": "b"}, SpentMicroYuan: 1, Images: 1},
 		{Account: "a", Day: "2026-02-01", Model: "qwen-image", SpentMicroYuan: 250_000, ReservedMicroYuan: 7, Images: 2},
 		{Account: "b", Day: "2026-01-01", Model: "wanx-v1", Labels: map[string]string{"sku": "1"}, SpentMicroYuan: 160_000, Images: 4},
@@ -52,6 +52,6 @@ func TestSpendRows(t *testing.T) {
 			got = append(got, append(row.key, amounts(row.sum)...))
 		}
 		assert.Equal(t, tc.want, got, "%v", tc.by)
-		assert.Equal(t, jobs.Spent{SpentMicroYuan: 410_001, ReservedMicroYuan: 7, Images: 7}, total)
+		assert.Equal(t, jobs.Spend{SpentMicroYuan: 410_001, ReservedMicroYuan: 7, Images: 7}, total)
 	}
 }

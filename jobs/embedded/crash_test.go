@@ -84,7 +84,7 @@ func produce(client *jobs.Client, name string, acked func(ack)) error {
 		next := *rec
 		next.State, next.TaskID = jobs.StateSucceeded, "task of "+rec.ID
 		next.Images = []jobs.Image{{N: 1, Key: rec.ID + ".png"}}
-		if err := client.Swap(ctx, rec, &next); err != nil {
+		if err := client.Update(ctx, rec, &next); err != nil {
 			return err
 		}
 		acked(ack{rec.ID, next.State})

@@ -290,7 +290,7 @@ func TestTTL(t *testing.T) {
 		require.NoError(t, err)
 		ended := *rec
 		ended.State = jobs.StateFailed
-		require.NoError(t, client.Swap(ctx, rec, &ended))
+		require.NoError(t, client.Update(ctx, rec, &ended))
 		sleep(20 * time.Second)
 		require.NoError(t, q.Close())
 

@@ -42,7 +42,7 @@ func (a *api) cancel(w http.ResponseWriter, r *request) (any, error) {
 	ctx := context.WithoutCancel(r.Context()) // several steps: complete them
 	rec, err = a.jobs.Cancel(ctx, id)
 	switch {
-	case errors.Is(err, jobs.ErrOver), errors.Is(err, jobs.ErrState), errors.Is(err, jobs.ErrNotFound):
+	case errors.Is(err, jobs.ErrFinished), errors.Is(err, jobs.ErrInvalidState), errors.Is(err, jobs.ErrNotFound):
 		return nil, tooLate
 	case err != nil:
 		return nil, err

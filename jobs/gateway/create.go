@@ -298,7 +298,7 @@ func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Re
 		var invalid *jobs.InvalidError
 		var limit *jobs.LimitError
 		if err == nil || errors.As(err, &invalid) || errors.As(err, &limit) ||
-			errors.Is(err, jobs.ErrDigestConflict) || errors.Is(err, jobs.ErrDamaged) {
+			errors.Is(err, jobs.ErrDigestConflict) || errors.Is(err, jobs.ErrCorrupt) {
 			return rec, err
 		}
 		if !a.hub.wait(ctx, nil, pollDelay(failures)) {

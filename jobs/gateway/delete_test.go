@@ -105,7 +105,7 @@ func (w *testGateway) setState(t *testing.T, id string, state jobs.State) {
 	require.NoError(t, err)
 	next := *old
 	next.State, next.Attempt, next.TaskID = state, 1, "task-"+id
-	require.NoError(t, w.jobs.Swap(t.Context(), old, &next))
+	require.NoError(t, w.jobs.Update(t.Context(), old, &next))
 }
 
 // Deleting a message does not change a job that is finished, held or unknown.

@@ -45,7 +45,7 @@ func (a *api) setHeaders(ctx context.Context, header http.Header, rec *jobs.Reco
 		a.log.Warn("backlog not read", "model", rec.Model, "err", err)
 		return
 	}
-	ahead := backlog.Ahead(rec.Model, rec.Priority)
+	ahead := backlog.Position(rec.Model, rec.Priority)
 	header.Set(headerPosition, strconv.FormatInt(ahead, 10))
 	if backlog.TaskTime == 0 || slots == 0 {
 		return // never measured, or no worker serves the model

@@ -235,7 +235,7 @@ func TestUIShowsQueuesAndJobs(t *testing.T) {
 				rec, err := w.jobs.Get(ctx, message.ResultWriter().TaskID())
 				require.NoError(t, err)
 				rec.State, rec.TaskID, rec.Images = jobs.StateSucceeded, "task-1", []jobs.Image{{N: 1, Key: "红色/cat-1.png"}}
-				return w.jobs.ShowResult(ctx, rec)
+				return w.jobs.PublishResult(ctx, rec)
 			})
 			done := get[task](t, w, "/queues/"+queue+"/tasks/cat-1")
 			assert.Equal(t, "completed", done.State)

@@ -216,7 +216,7 @@ func (s *service) update(id string, change func(*jobs.Record)) *jobs.Record {
 		next.Request = &req
 	}
 	change(&next)
-	require.NoError(s.t, s.jobs.Swap(s.t.Context(), rec, &next))
+	require.NoError(s.t, s.jobs.Update(s.t.Context(), rec, &next))
 	return &next
 }
 

@@ -87,7 +87,7 @@ func (e Entry) keyFingerprint() string {
 	case e.Record.Adopted || !e.Record.ResolvedAt.IsZero():
 		return "" // somebody found the task: it need not be of the key of the intent
 	}
-	return e.Record.KeyMark
+	return e.Record.KeyFingerprint
 }
 
 // mayBe reports whether the entry holds a job that a task may be of, or gives the task

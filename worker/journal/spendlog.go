@@ -36,8 +36,8 @@ type spendLine struct {
 }
 
 // settled is the line as the ledger takes it.
-func (s spendLine) settled() jobs.Settled {
-	return jobs.Settled{TaskID: s.TaskID, Charge: jobs.Charge{
+func (s spendLine) settled() jobs.Settlement {
+	return jobs.Settlement{TaskID: s.TaskID, Charge: jobs.Charge{
 		Account: s.Account, JobID: s.JobID, Attempt: s.Attempt, At: s.SubmittedAt, Model: s.Model, Batch: s.Batch, Labels: s.Labels,
 		MicroYuan: s.MicroYuan, Images: s.Images,
 	}}
@@ -133,7 +133,7 @@ func (l *SpendLog) read(each func(spendLine)) error {
 // ReadSpendLog sums up a spend log for a report, by day, account, model, batch and
 // labels, also while a process writes it. damaged is how many whole lines cannot be
 // read. It fails with [os.ErrNotExist] if there is none.
-func ReadSpendLog(path string) (spent []jobs.Spent, damaged int, err error) {
+func ReadSpendLog(path string) (spent []jobs.Spend, damaged int, err error) {
 	file, err := os.Open(path) //nolint:gosec // the operator's own data directory
 	if err != nil {
 		return nil, 0, fmt.Errorf("open spend log: %w", err)
@@ -190,7 +190,7 @@ func parseSpendLine(text []byte) (line spendLine, ok bool) {
 }
 
 // spendSums sums lines up by what a report tells apart.
-type spendSums map[spendKey]*jobs.Spent
+type spendSums map[spendKey]*jobs.Spend
 
 type spendKey struct{ day, account, model, batch, labels string }
 
@@ -202,7 +202,7 @@ func (s spendSums) add(line spendLine) {
 	}
 	sum := s[key]
 	if sum == nil {
-		sum = &jobs.Spent{Account: key.account, Day: key.day, Model: key.model, Batch: key.batch, Labels: line.Labels}
+		sum = &jobs.Spend{Account: key.account, Day: key.day, Model: key.model, Batch: key.batch, Labels: line.Labels}
 		s[key] = sum
 	}
 	sum.SpentMicroYuan += line.MicroYuan
@@ -210,7 +210,7 @@ func (s spendSums) add(line spendLine) {
 }
 
 // list returns the sums in the order of their keys.
-func (s spendSums) list() []jobs.Spent {
+func (s spendSums) list() []jobs.Spend {
 	keys := make([]spendKey, 0, len(s))
 	for key := range s {
 		keys = append(keys, key)
@@ -219,7 +219,7 @@ func (s spendSums) list() []jobs.Spent {
 		return cmp.Or(cmp.Compare(a.day, b.day), cmp.Compare(a.account, b.account), cmp.Compare(a.model, b.model),
 			cmp.Compare(a.batch, b.batch), cmp.Compare(a.labels, b.labels))
 	})
-	list := make([]jobs.Spent, len(keys))
+	list := make([]jobs.Spend, len(keys))
 	for i, key := range keys {
 		list[i] = *s[key]
 	}
@@ -229,8 +229,8 @@ func (s spendSums) list() []jobs.Spent {
 // Ledger is what [SpendLog.ImportInto] needs of a ledger.
 type Ledger interface {
 	BeginImport(ctx context.Context, workerID, remembered string) (jobs.Import, error)
-	SettleAll(ctx context.Context, settled []jobs.Settled) error
-	ImportSums(ctx context.Context, workerID string, sums []jobs.Spent) error
+	SettleAll(ctx context.Context, settled []jobs.Settlement) error
+	ImportSums(ctx context.Context, workerID string, sums []jobs.Spend) error
 	EndImport(ctx context.Context, workerID string, began jobs.Import) error
 }
 
@@ -250,7 +250,7 @@ func (l *SpendLog) ImportInto(ctx context.Context, ledger Ledger, workerID strin
 	if began.Done {
 		lately = max(lately, remembered)
 	}
-	older, recent := spendSums{}, []jobs.Settled(nil)
+	older, recent := spendSums{}, []jobs.Settlement(nil)
 	err = l.read(func(line spendLine) {
 		switch day := jobs.LedgerDay(line.SubmittedAt); {
 		case day >= lately:

@@ -71,7 +71,7 @@ func (w *bookkeeper) importSpend(ctx context.Context) error {
 }
 
 // total is what the ledger says was spent at all, and by the batch alone.
-func total(t *testing.T, w *bookkeeper) (sum jobs.Spent, batch string) {
+func total(t *testing.T, w *bookkeeper) (sum jobs.Spend, batch string) {
 	t.Helper()
 	spent, err := w.jobs.Spending(t.Context(), time.Time{}, time.Time{})
 	require.NoError(t, err)
@@ -97,7 +97,7 @@ func TestSpendLogHasATaskOnce(t *testing.T) {
 	spent, damaged, err := ReadSpendLog(path)
 	require.NoError(t, err)
 	assert.Zero(t, damaged)
-	assert.Equal(t, []jobs.Spent{{
+	assert.Equal(t, []jobs.Spend{{
 		Account: "default", Day: jobs.LedgerDay(time.Now()), Model: "wanx-v1", Batch: "shop", Labels: map[string]string{"sku": "<A-17>"},
 		SpentMicroYuan: 320_000, Images: 2,
 	}}, spent)
@@ -212,7 +212,7 @@ func TestImportSpendCatchesUp(t *testing.T) {
 	require.NoError(t, w.dir.Spend.Append(spendCharge("c", 9*24*time.Hour), "c"))
 	require.NoError(t, w.importSpend(t.Context()))
 	sum, batch := total(t, w)
-	assert.Equal(t, jobs.Spent{SpentMicroYuan: 320_000, Images: 2}, sum)
+	assert.Equal(t, jobs.Spend{SpentMicroYuan: 320_000, Images: 2}, sum)
 	assert.Equal(t, "320000", batch)
 }
 
@@ -230,7 +230,7 @@ func TestImportSpendCutShort(t *testing.T) {
 	require.NoError(t, w.dir.Spend.read(func(line spendLine) {
 		switch day := jobs.LedgerDay(line.SubmittedAt); {
 		case day >= began.FirstDay && line.JobID < "3":
-			require.NoError(t, w.jobs.SettleAll(t.Context(), []jobs.Settled{line.settled()}))
+			require.NoError(t, w.jobs.SettleAll(t.Context(), []jobs.Settlement{line.settled()}))
 		case day < began.FirstDay:
 			older.add(line)
 		}
@@ -241,7 +241,7 @@ func TestImportSpendCutShort(t *testing.T) {
 	for range 2 {
 		require.NoError(t, w.importSpend(t.Context()))
 		sum, batch := total(t, w)
-		assert.Equal(t, jobs.Spent{SpentMicroYuan: 20 * 160_000, Images: 20}, sum)
+		assert.Equal(t, jobs.Spend{SpentMicroYuan: 20 * 160_000, Images: 20}, sum)
 		assert.Equal(t, fmt.Sprint(20*160_000), batch)
 	}
 }
@@ -268,7 +268,7 @@ func TestImportOfALongLog(t *testing.T) {
 	require.NoError(t, w.importSpend(t.Context()))
 	t.Logf("opened in %v, imported in %v", opened, time.Since(began)-opened)
 	sum, _ := total(t, w)
-	assert.Equal(t, jobs.Spent{SpentMicroYuan: int64(lines) * 160_000, Images: lines}, sum)
+	assert.Equal(t, jobs.Spend{SpentMicroYuan: int64(lines) * 160_000, Images: lines}, sum)
 }
 
 // Whatever lies in the file, it is opened, written and read, and what cannot be read

@@ -187,7 +187,7 @@ func (r *Report) enter(b *books) {
 // compare asks the ledger: it must agree with the service to the last micro-yuan.
 func (d *drill) compare(ctx context.Context, r *Report) {
 	client, err := d.queue.client(ctx)
-	var spending []jobs.Spent
+	var spending []jobs.Spend
 	if err == nil {
 		spending, err = client.Spending(ctx, time.Time{}, time.Time{})
 	}

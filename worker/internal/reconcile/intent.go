@@ -82,8 +82,8 @@ type Intent struct {
 // worker that died in the middle of its create.
 func IntentOf(rec *jobs.Record) Intent {
 	i := Intent{
-		JobID: rec.ID, Attempt: rec.Attempt, From: rec.ServiceAt, Until: rec.DoubtAt,
-		KeyFingerprint: rec.KeyMark, ListWasClear: !rec.ListedAt.IsZero(), RequestID: rec.RequestID, Rejected: rec.Rejected,
+		JobID: rec.ID, Attempt: rec.Attempt, From: rec.ServiceAt, Until: rec.AmbiguousAt,
+		KeyFingerprint: rec.KeyFingerprint, ListWasClear: !rec.ListedAt.IsZero(), RequestID: rec.RequestID, Rejected: rec.Rejected,
 	}
 	if i.From.IsZero() {
 		i.From, i.ClockUnknown = rec.SubmittedAt, true

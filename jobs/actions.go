@@ -12,15 +12,15 @@ import (
 )
 
 // RequestOf returns what a job asks for, as asked: from its record, or while it
-// waits from its message. It fails with [ErrNoRequest] if neither has it.
+// waits from its message. It fails with [ErrRequestLost] if neither has it.
 func (c *Client) RequestOf(_ context.Context, rec *Record) (Request, error) {
 	if rec.Request != nil {
-		return rec.AsAsked(), nil
+		return rec.OriginalRequest(), nil
 	}
 	queue := Queue(rec.Model, rec.Priority)
 	info, err := asynq.NewInspectorFromRedisClient(c.redis).GetTaskInfo(queue, rec.ID)
 	if errors.Is(err, asynq.ErrTaskNotFound) || errors.Is(err, asynq.ErrQueueNotFound) {
-		return Request{}, fmt.Errorf("job %s: %w: enqueue it again", rec.ID, ErrNoRequest)
+		return Request{}, fmt.Errorf("job %s: %w: enqueue it again", rec.ID, ErrRequestLost)
 	}
 	if err != nil {
 		return Request{}, fmt.Errorf("read message of %s: %w", rec.ID, err)
@@ -31,7 +31,7 @@ func (c *Client) RequestOf(_ context.Context, rec *Record) (Request, error) {
 	}
 	req, _, err := message.Request.Normalize()
 	if err != nil || req.Digest() != rec.Digest {
-		return Request{}, fmt.Errorf("job %s: %w: its message was changed: enqueue it again", rec.ID, ErrNoRequest)
+		return Request{}, fmt.Errorf("job %s: %w: its message was changed: enqueue it again", rec.ID, ErrRequestLost)
 	}
 	return req, nil
 }
@@ -43,8 +43,8 @@ func (c *Client) RequestOf(_ context.Context, rec *Record) (Request, error) {
 // A job that was retried for the images that it lacks has succeeded again, with
 // those that it has.
 //
-// It fails with [ErrNotFound]; with [ErrOver] beside the record if the job is
-// over; with [ErrState] beside the record if its images are being stored or it is
+// It fails with [ErrNotFound]; with [ErrFinished] beside the record if the job is
+// over; with [ErrInvalidState] beside the record if its images are being stored or it is
 // held; or with Redis's own error. It may be repeated: a canceled job is canceled
 // without an error.
 func (c *Client) Cancel(ctx context.Context, id string) (*Record, error) {
@@ -60,15 +60,15 @@ func (c *Client) Cancel(ctx context.Context, id string) (*Record, error) {
 			err = c.requestCancel(ctx, rec)
 		case StateCanceled:
 			// An earlier call may have died half way.
-			err = c.settle(ctx, rec)
+			err = c.finishEnded(ctx, rec)
 		case StateStoring:
-			err = fmt.Errorf("cancel %s: %w: its images are paid for and are being stored; they will be kept", id, ErrState)
+			err = fmt.Errorf("cancel %s: %w: its images are paid for and are being stored; they will be kept", id, ErrInvalidState)
 		case StateHeld:
-			err = fmt.Errorf("cancel %s: %w: it is held; to give it up: danqing jobs resolve %s --give-up", id, ErrState, id)
+			err = fmt.Errorf("cancel %s: %w: it is held; to give it up: danqing jobs resolve %s --give-up", id, ErrInvalidState, id)
 		case StateSucceeded, StateFailed:
-			err = fmt.Errorf("cancel %s: %w: it has %s", id, ErrOver, rec.State)
+			err = fmt.Errorf("cancel %s: %w: it has %s", id, ErrFinished, rec.State)
 		default:
-			err = fmt.Errorf("cancel %s: %w: unknown state %q", id, ErrState, rec.State)
+			err = fmt.Errorf("cancel %s: %w: unknown state %q", id, ErrInvalidState, rec.State)
 		}
 		if !errors.Is(err, ErrConflict) {
 			return rec, err
@@ -100,14 +100,14 @@ func (c *Client) endWaiting(ctx context.Context, rec *Record, state State, code,
 	switch req, err := c.RequestOf(ctx, rec); {
 	case err == nil:
 		next.Request = &req
-	case !errors.Is(err, ErrNoRequest):
+	case !errors.Is(err, ErrRequestLost):
 		return rec, err
 	}
 	next.End(state, code, why, time.Now().UTC())
-	if err := c.Swap(ctx, rec, &next); err != nil {
+	if err := c.Update(ctx, rec, &next); err != nil {
 		return rec, err
 	}
-	return &next, c.settle(ctx, &next)
+	return &next, c.finishEnded(ctx, &next)
 }
 
 // cancelScript notes beside the record that somebody asked to cancel the job, if
@@ -142,11 +142,11 @@ func (c *Client) requestCancel(ctx context.Context, rec *Record) error {
 
 // settleTries is how often a message is deleted that moves meanwhile; once is enough,
 // as a handler ends once.
-const settleTries = 3
+const maxDeleteTries = 3
 
-// settle does what is left to do for a job that a person ended: its message is
+// finishEnded does what is left to do for a job that a person ended: its message is
 // taken out of the lane's queue, and the store server is told to write its sidecar.
-func (c *Client) settle(ctx context.Context, rec *Record) error {
+func (c *Client) finishEnded(ctx context.Context, rec *Record) error {
 	queue := Queue(rec.Model, rec.Priority)
 	inspector := asynq.NewInspectorFromRedisClient(c.redis)
 	for tries := 0; ; tries++ {
@@ -159,7 +159,7 @@ func (c *Client) settle(ctx context.Context, rec *Record) error {
 		if info, infoErr := inspector.GetTaskInfo(queue, rec.ID); infoErr != nil || info.State == asynq.TaskStateActive {
 			break
 		}
-		if tries == settleTries {
+		if tries == maxDeleteTries {
 			return fmt.Errorf("delete message of %s: %w", rec.ID, err)
 		}
 	}
@@ -175,8 +175,8 @@ func (c *Client) settle(ctx context.Context, rec *Record) error {
 // are made take the seeds from that of the first missing one on. If none can be
 // made, the job has succeeded with what it had.
 //
-// It fails with [ErrNotFound] (see [Client.RetryRecord]), [ErrNoRequest],
-// [ErrState] if the job is not over, [ErrOver] if it has all its images, or Redis's
+// It fails with [ErrNotFound] (see [Client.RetryRecord]), [ErrRequestLost],
+// [ErrInvalidState] if the job is not over, [ErrFinished] if it has all its images, or Redis's
 // own error. It may be repeated while the job waits.
 func (c *Client) Retry(ctx context.Context, id string) (*Record, error) {
 	for {
@@ -186,14 +186,14 @@ func (c *Client) Retry(ctx context.Context, id string) (*Record, error) {
 		}
 		switch {
 		case rec.retriable():
-			rec, err = c.again(ctx, rec, rec)
+			rec, err = c.restart(ctx, rec, rec)
 		case rec.State.Waiting() && !rec.RetriedAt.IsZero():
 			// An earlier call may have died between the record and the message.
-			err = c.requeue(ctx, rec)
+			err = c.enqueueMessage(ctx, rec)
 		case rec.State == StateHeld:
-			err = fmt.Errorf("retry %s: %w: it is held; to buy it again: danqing jobs resolve %s --buy-again", id, ErrState, id)
+			err = fmt.Errorf("retry %s: %w: it is held; to buy it again: danqing jobs resolve %s --buy-again", id, ErrInvalidState, id)
 		default:
-			err = notRetried(rec)
+			err = retryRefused(rec)
 		}
 		if !errors.Is(err, ErrConflict) {
 			return rec, err
@@ -204,17 +204,17 @@ func (c *Client) Retry(ctx context.Context, id string) (*Record, error) {
 // retriable reports whether the job is over and lacks images.
 func (r *Record) retriable() bool {
 	if r.State == StateSucceeded {
-		return r.stored() > 0 && len(r.Missing()) > 0
+		return r.storedImages() > 0 && len(r.Missing()) > 0
 	}
 	return r.State.Final()
 }
 
 // notRetried says why a job that lacks no image is not made again.
-func notRetried(rec *Record) error {
+func retryRefused(rec *Record) error {
 	if !rec.State.Final() {
-		return fmt.Errorf("retry %s: %w: it is not finished (%s)", rec.ID, ErrState, rec.State)
+		return fmt.Errorf("retry %s: %w: it is not finished (%s)", rec.ID, ErrInvalidState, rec.State)
 	}
-	return fmt.Errorf(`retry %s: %w: it has all its images; for another image of the same request enqueue a new job with "redo_of": %q`, rec.ID, ErrOver, rec.ID)
+	return fmt.Errorf(`retry %s: %w: it has all its images; for another image of the same request enqueue a new job with "redo_of": %q`, rec.ID, ErrFinished, rec.ID)
 }
 
 // RetryRecord is [Client.Retry] for a job that Redis may have forgotten: rec is
@@ -228,55 +228,55 @@ func (c *Client) RetryRecord(ctx context.Context, rec *Record) (*Record, error) 
 		}
 		switch {
 		case !rec.retriable():
-			return rec, notRetried(rec)
+			return rec, retryRefused(rec)
 		case rec.Request == nil:
-			return nil, fmt.Errorf("job %s: %w: enqueue it again", rec.ID, ErrNoRequest)
+			return nil, fmt.Errorf("job %s: %w: enqueue it again", rec.ID, ErrRequestLost)
 		}
-		if asked := rec.AsAsked(); asked.Digest() != rec.Digest {
+		if asked := rec.OriginalRequest(); asked.Digest() != rec.Digest {
 			return nil, fmt.Errorf("retry %s: %w (the request in its sidecar has another digest)", rec.ID, ErrDigestConflict)
 		}
-		known, err = c.again(ctx, nil, rec)
+		known, err = c.restart(ctx, nil, rec)
 		if !errors.Is(err, ErrConflict) {
 			return known, err
 		}
 	}
 }
 
-// again puts a job that is over, or held, on the queue in place of old. Images that
+// restart puts a job that is over, or held, on the queue in place of old. Images that
 // are in the bucket stay where they are, and in the record.
-func (c *Client) again(ctx context.Context, old, rec *Record) (*Record, error) {
+func (c *Client) restart(ctx context.Context, old, rec *Record) (*Record, error) {
 	req, err := c.RequestOf(ctx, rec)
 	if err != nil {
 		return rec, err
 	}
 	next := *rec
-	next.closeAttempt()
+	next.archiveAttempt()
 	// A person wants it now.
 	req.NotBefore, req.Deadline = time.Time{}, time.Time{}
 	next.NotBefore, next.Deadline = req.NotBefore, req.Deadline
 	next.State, next.TaskID, next.Request = StateQueued, "", &req
-	next.Code, next.Message, next.Results, next.SpoolHolder, next.SpoolPlace = "", "", nil, "", ""
-	if next.stored() == 0 {
+	next.Code, next.Message, next.Results, next.SpoolOwner, next.SpoolLocation = "", "", nil, "", ""
+	if next.storedImages() == 0 {
 		next.Images = nil
 	}
 	next.SubmittedAt, next.RunningAt, next.GeneratedAt, next.FinishedAt = time.Time{}, time.Time{}, time.Time{}, time.Time{}
-	next.ClearDoubt()
+	next.ClearIntent()
 	next.RetriedAt = time.Now().UTC()
 	if !next.RetriedAt.After(rec.FinishedAt) { // the clock that ended it is ahead
 		next.RetriedAt = rec.FinishedAt.Add(time.Millisecond)
 	}
-	if err := c.freeAttempt(ctx, rec); err != nil {
+	if err := c.releaseReservation(ctx, rec); err != nil {
 		return rec, err
 	}
-	if err := c.swap(ctx, old, &next, swapping{afresh: true}); err != nil {
+	if err := c.update(ctx, old, &next, updateOptions{clearCancel: true}); err != nil {
 		return rec, err
 	}
-	return &next, c.requeue(ctx, &next)
+	return &next, c.enqueueMessage(ctx, &next)
 }
 
-// freeAttempt frees what the attempt of a job that a person has decided about has
+// releaseReservation frees what the attempt of a job that a person has decided about has
 // reserved, whenever that was: nobody else looks at days that are past.
-func (c *Client) freeAttempt(ctx context.Context, rec *Record) error {
+func (c *Client) releaseReservation(ctx context.Context, rec *Record) error {
 	if rec.Account == "" || rec.SubmittedAt.IsZero() {
 		return nil
 	}
@@ -287,16 +287,16 @@ func (c *Client) freeAttempt(ctx context.Context, rec *Record) error {
 	return c.Release(ctx, charge)
 }
 
-// closeAttempt moves what the record tells of its last attempt to the past ones.
-func (r *Record) closeAttempt() {
-	if r.closed(r.Attempt) {
+// archiveAttempt moves what the record tells of its last attempt to the past ones.
+func (r *Record) archiveAttempt() {
+	if r.isPastAttempt(r.Attempt) {
 		return
 	}
 	ended := r.FinishedAt
 	if ended.IsZero() {
 		ended = time.Now().UTC()
 	}
-	made := r.stored()
+	made := r.storedImages()
 	for _, a := range r.PastAttempts {
 		made -= a.Images
 	}
@@ -308,21 +308,21 @@ func (r *Record) closeAttempt() {
 const (
 	// lastWordTime bounds the wait for the handler that has just ended a job and has
 	// yet to say so to asynq; ours, a hundred times what that takes.
-	lastWordTime  = 2 * time.Second
-	lastWordCheck = 20 * time.Millisecond
+	handlerExitTimeout = 2 * time.Second
+	handlerExitPoll    = 20 * time.Millisecond
 )
 
-// requeue gives a waiting job its message. A handler that ended the job a moment
+// enqueueMessage gives a waiting job its message. A handler that ended the job a moment
 // ago may still have the old one; its end would take the new one with it.
-func (c *Client) requeue(ctx context.Context, rec *Record) error {
+func (c *Client) enqueueMessage(ctx context.Context, rec *Record) error {
 	req, err := c.RequestOf(ctx, rec)
 	if err != nil {
 		return err
 	}
 	inspector := asynq.NewInspectorFromRedisClient(c.redis)
-	tick := time.NewTicker(lastWordCheck)
+	tick := time.NewTicker(handlerExitPoll)
 	defer tick.Stop()
-	for waited := time.Duration(0); waited < lastWordTime; waited += lastWordCheck {
+	for waited := time.Duration(0); waited < handlerExitTimeout; waited += handlerExitPoll {
 		info, err := inspector.GetTaskInfo(Queue(rec.Model, rec.Priority), rec.ID)
 		if err != nil || info.State != asynq.TaskStateActive {
 			break

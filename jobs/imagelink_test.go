@@ -11,7 +11,7 @@ import (
 )
 
 // A link that somebody has stored never dies: what it is made of must not change.
-func TestImagePathIsForEver(t *testing.T) {
+func TestImagePathIsPermanent(t *testing.T) {
 	t.Parallel()
 	image := jobs.Image{N: 2, Key: "tea/tea-2.png", SHA256: strings.Repeat("0123456789abcdef", 4)}
 	rec := &jobs.Record{ID: "tea", Images: []jobs.Image{{N: 1, Code: "DataInspectionFailed"}, image}}

@@ -25,7 +25,7 @@ func madeInPart(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) *j
 	})
 }
 
-func TestRule13RetryOfAPartialJob(t *testing.T) {
+func TestRetryOfAPartialJob(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
@@ -60,7 +60,7 @@ func TestRule13RetryOfAPartialJob(t *testing.T) {
 	})
 }
 
-func TestRule13Missing(t *testing.T) {
+func TestMissingImages(t *testing.T) {
 	t.Parallel()
 	four := &jobs.Request{N: 4}
 	for name, c := range map[string]struct {
@@ -80,7 +80,7 @@ func TestRule13Missing(t *testing.T) {
 }
 
 // A job ends as it is told to, unless earlier attempts have brought images.
-func TestRule13End(t *testing.T) {
+func TestEndKeepsImages(t *testing.T) {
 	t.Parallel()
 	now := time.Now().UTC()
 	rec := jobs.Record{ID: "cat", State: jobs.StateGenerating, Attempt: 2, Images: []jobs.Image{{N: 1, Key: "k"}}, Request: &jobs.Request{N: 3}}
@@ -104,7 +104,7 @@ func TestRule13End(t *testing.T) {
 	assert.Len(t, rec.Images, 1)
 }
 
-func TestRule13ImageSeed(t *testing.T) {
+func TestImageSeed(t *testing.T) {
 	t.Parallel()
 	seed, own := int64(7), int64(9)
 	rec := jobs.Record{Request: &jobs.Request{Seed: &seed}}

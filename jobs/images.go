@@ -27,8 +27,8 @@ func (r *Record) Missing() []int {
 	return missing
 }
 
-// stored counts the images that are in the bucket.
-func (r *Record) stored() int {
+// storedImages counts the images that are in the bucket.
+func (r *Record) storedImages() int {
 	n := 0
 	for _, image := range r.Images {
 		if image.Key != "" {
@@ -61,7 +61,7 @@ func (r *Record) End(state State, code, message string, at time.Time) {
 	if state == StateSucceeded || last < 0 {
 		return
 	}
-	r.closeAttempt()
+	r.archiveAttempt()
 	r.State, r.Code, r.Message, r.Results, r.TaskID = StateSucceeded, "", "", nil, r.PastAttempts[last].TaskID
 	if r.Request != nil { // as asked, if nothing was submitted since
 		req := r.Request.WithSeed(r.ID)

@@ -17,34 +17,34 @@ const (
 	QueueNotify = "danqing:notify"
 )
 
-// NoticeKind is a way in which a producer is told.
-type NoticeKind string
+// NotificationKind is a way in which a producer is told.
+type NotificationKind string
 
-// The kinds of a notice.
+// The kinds of a notification.
 const (
-	NoticeCallback NoticeKind = "callback"  // a signed POST to the job's callback
-	NoticeFollowUp NoticeKind = "follow_up" // a message in the producer's own queue
+	NotificationCallback NotificationKind = "callback"  // a signed POST to the job's callback
+	NotificationFollowUp NotificationKind = "follow_up" // a message in the producer's own queue
 )
 
 // NotifyMessage wakes a notify server.
 type NotifyMessage struct {
-	JobID   string     `json:"job_id"`
-	EventID string     `json:"event_id"`
-	Kind    NoticeKind `json:"kind"`
+	JobID   string           `json:"job_id"`
+	EventID string           `json:"event_id"`
+	Kind    NotificationKind `json:"kind"`
 }
 
 const (
 	// noticesKey has the IDs of the jobs that are over and have yet to be told of, by
 	// the time of their end in milliseconds.
-	noticesKey = "danqing:notifications:due"
+	notificationsKey = "danqing:notifications:due"
 	// noticeTimeout bounds one try; the worker's notify stage ends it earlier.
-	noticeTimeout = time.Minute
+	notificationTimeout = time.Minute
 	// noticeRetries is one more than that stage makes, which spreads them over a day and
 	// decides itself when to give up: a worker that is killed in the last try must not be
 	// the end.
-	noticeRetries = 16
-	// noticesAtOnce bounds one round of NotifyDue.
-	noticesAtOnce = 200
+	notificationRetries = 16
+	// noticesAtOnce bounds one round of EnqueueDueNotifications.
+	notificationsPerRound = 200
 )
 
 // Event tells of the end of a job: the body of a callback, and the payload of a
@@ -116,34 +116,36 @@ func (r *Record) EventID() string {
 	return r.ID + "." + strconv.FormatInt(r.FinishedAt.UnixMilli(), 10)
 }
 
-// tells reports whether somebody is to be told that the job is over.
-func (r *Record) tells() bool { return r.State.Final() && len(r.notices()) > 0 }
+// hasNotifications reports whether somebody is to be told that the job is over.
+func (r *Record) hasNotifications() bool { return r.State.Final() && len(r.notificationKinds()) > 0 }
 
-// notices are the ways in which the producer wants to be told.
-func (r *Record) notices() []NoticeKind {
-	var kinds []NoticeKind
+// notificationKinds are the ways in which the producer wants to be told.
+func (r *Record) notificationKinds() []NotificationKind {
+	var kinds []NotificationKind
 	if r.Callback != "" {
-		kinds = append(kinds, NoticeCallback)
+		kinds = append(kinds, NotificationCallback)
 	}
 	if r.FollowUp != nil {
-		kinds = append(kinds, NoticeFollowUp)
+		kinds = append(kinds, NotificationFollowUp)
 	}
 	return kinds
 }
 
-// NoticeID is the ID of the message in [QueueNotify] that tells of the job's end in a
+// NotificationID is the ID of the message in [QueueNotify] that tells of the job's end in a
 // way.
-func (r *Record) NoticeID(kind NoticeKind) string { return r.EventID() + "." + string(kind) }
+func (r *Record) NotificationID(kind NotificationKind) string {
+	return r.EventID() + "." + string(kind)
+}
 
 // Notify queues what is to be told of a job that is over, once however often it is
-// called. [Client.Swap] has done so, unless it died half way: then [Client.NotifyDue]
+// called. [Client.Update] has done so, unless it died half way: then [Client.EnqueueDueNotifications]
 // does.
 func (c *Client) Notify(ctx context.Context, rec *Record) error {
 	return c.notify(ctx, rec, rec.UpdatedAt.UnixMilli())
 }
 
-// toldScript forgets that a job is due to be told of, unless it has ended once more.
-var toldScript = redis.NewScript(`
+// ackScript forgets that a job is due to be told of, unless it has ended once more.
+var ackScript = redis.NewScript(`
 local due = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if due and tonumber(due) == tonumber(ARGV[2]) then return redis.call('ZREM', KEYS[1], ARGV[1]) end
 return 0
@@ -152,21 +154,21 @@ return 0
 // notify is Notify for what was due since a moment, in milliseconds.
 func (c *Client) notify(ctx context.Context, rec *Record, since int64) error {
 	if rec.State.Final() {
-		for _, kind := range rec.notices() {
-			if err := c.enqueueNotice(ctx, rec, kind); err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
+		for _, kind := range rec.notificationKinds() {
+			if err := c.enqueueNotification(ctx, rec, kind); err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
 				return fmt.Errorf("notify of %s: %w", rec.ID, err)
 			}
 		}
 	}
-	if err := toldScript.Run(ctx, c.redis, []string{noticesKey}, rec.ID, since).Err(); err != nil {
+	if err := ackScript.Run(ctx, c.redis, []string{notificationsKey}, rec.ID, since).Err(); err != nil {
 		return fmt.Errorf("notify of %s: %w", rec.ID, err)
 	}
 	return nil
 }
 
-func (c *Client) enqueueNotice(ctx context.Context, rec *Record, kind NoticeKind) error {
-	message, err := newMessage(TypeNotify, QueueNotify, rec.NoticeID(kind), NotifyMessage{JobID: rec.ID, EventID: rec.EventID(), Kind: kind},
-		asynq.Timeout(noticeTimeout), asynq.MaxRetry(noticeRetries))
+func (c *Client) enqueueNotification(ctx context.Context, rec *Record, kind NotificationKind) error {
+	message, err := newMessage(TypeNotify, QueueNotify, rec.NotificationID(kind), NotifyMessage{JobID: rec.ID, EventID: rec.EventID(), Kind: kind},
+		asynq.Timeout(notificationTimeout), asynq.MaxRetry(notificationRetries))
 	if err != nil {
 		return err
 	}
@@ -174,10 +176,10 @@ func (c *Client) enqueueNotice(ctx context.Context, rec *Record, kind NoticeKind
 	return err
 }
 
-// NotifyDue queues what is to be told of jobs that are over, where whoever ended them
+// EnqueueDueNotifications queues what is to be told of jobs that are over, where whoever ended them
 // died before it had. Workers call it now and then.
-func (c *Client) NotifyDue(ctx context.Context) error {
-	due, err := c.redis.ZRangeWithScores(ctx, noticesKey, 0, noticesAtOnce-1).Result()
+func (c *Client) EnqueueDueNotifications(ctx context.Context) error {
+	due, err := c.redis.ZRangeWithScores(ctx, notificationsKey, 0, notificationsPerRound-1).Result()
 	if err != nil {
 		return fmt.Errorf("look for notices that are due: %w", err)
 	}
@@ -185,7 +187,7 @@ func (c *Client) NotifyDue(ctx context.Context) error {
 		id := fmt.Sprint(entry.Member)
 		rec, err := c.Get(ctx, id)
 		switch {
-		case errors.Is(err, ErrNotFound), errors.Is(err, ErrDamaged):
+		case errors.Is(err, ErrNotFound), errors.Is(err, ErrCorrupt):
 			rec = &Record{ID: id} // nobody can be told any more
 		case err != nil:
 			return err
@@ -201,40 +203,40 @@ func (c *Client) NotifyDue(ctx context.Context) error {
 // waits for a later try is tried at once, and one that was delivered, or given up, is
 // sent again. It returns the notices' message IDs.
 //
-// It fails with [ErrNotFound], with [ErrState] if the job is not over or names nobody
+// It fails with [ErrNotFound], with [ErrInvalidState] if the job is not over or names nobody
 // to be told, or with Redis's own error.
 func (c *Client) NotifyAgain(ctx context.Context, id string) ([]string, error) {
 	rec, err := c.Get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	kinds := rec.notices()
+	kinds := rec.notificationKinds()
 	switch {
 	case !rec.State.Final():
-		return nil, fmt.Errorf("notify of %s: %w: it is not finished (%s)", id, ErrState, rec.State)
+		return nil, fmt.Errorf("notify of %s: %w: it is not finished (%s)", id, ErrInvalidState, rec.State)
 	case len(kinds) == 0:
-		return nil, fmt.Errorf("notify of %s: %w: it has neither a callback nor a follow-up", id, ErrState)
+		return nil, fmt.Errorf("notify of %s: %w: it has neither a callback nor a follow-up", id, ErrInvalidState)
 	}
 	var sent []string
 	for _, kind := range kinds {
-		if err := c.sendAgain(ctx, rec, kind); err != nil {
+		if err := c.resend(ctx, rec, kind); err != nil {
 			return sent, fmt.Errorf("notify of %s: %w", id, err)
 		}
-		sent = append(sent, rec.NoticeID(kind))
+		sent = append(sent, rec.NotificationID(kind))
 	}
 	return sent, nil
 }
 
-func (c *Client) sendAgain(ctx context.Context, rec *Record, kind NoticeKind) error {
-	err := c.enqueueNotice(ctx, rec, kind)
+func (c *Client) resend(ctx context.Context, rec *Record, kind NotificationKind) error {
+	err := c.enqueueNotification(ctx, rec, kind)
 	if !errors.Is(err, asynq.ErrTaskIDConflict) {
 		return err
 	}
-	inspector, id := asynq.NewInspectorFromRedisClient(c.redis), rec.NoticeID(kind)
+	inspector, id := asynq.NewInspectorFromRedisClient(c.redis), rec.NotificationID(kind)
 	info, err := inspector.GetTaskInfo(QueueNotify, id)
 	switch {
 	case errors.Is(err, asynq.ErrTaskNotFound):
-		return c.enqueueNotice(ctx, rec, kind)
+		return c.enqueueNotification(ctx, rec, kind)
 	case err != nil:
 		return err
 	case info.State == asynq.TaskStatePending, info.State == asynq.TaskStateActive:
@@ -246,12 +248,12 @@ func (c *Client) sendAgain(ctx context.Context, rec *Record, kind NoticeKind) er
 	if err := inspector.DeleteTask(QueueNotify, id); err != nil && !errors.Is(err, asynq.ErrTaskNotFound) {
 		return err
 	}
-	return c.enqueueNotice(ctx, rec, kind)
+	return c.enqueueNotification(ctx, rec, kind)
 }
 
-// Notice is how it stands with one way of telling that a job is over.
-type Notice struct {
-	Kind NoticeKind `json:"kind"`
+// Notification is how it stands with one way of telling that a job is over.
+type Notification struct {
+	Kind NotificationKind `json:"kind"`
 	// State is asynq's: "completed" once it was delivered, "archived" once it was given
 	// up; "" if the queue knows of no notice: it was deleted, or is a week old.
 	State string `json:"state"`
@@ -262,15 +264,15 @@ type Notice struct {
 	NextAt    time.Time `json:"next_at,omitzero"`
 }
 
-// Notices tells how far the producer of a job that is over has been told.
-func (c *Client) Notices(_ context.Context, rec *Record) ([]Notice, error) {
+// Notifications tells how far the producer of a job that is over has been told.
+func (c *Client) Notifications(_ context.Context, rec *Record) ([]Notification, error) {
 	if !rec.State.Final() {
 		return nil, nil
 	}
-	var notices []Notice
-	for _, kind := range rec.notices() {
-		n := Notice{Kind: kind}
-		info, err := asynq.NewInspectorFromRedisClient(c.redis).GetTaskInfo(QueueNotify, rec.NoticeID(kind))
+	var notices []Notification
+	for _, kind := range rec.notificationKinds() {
+		n := Notification{Kind: kind}
+		info, err := asynq.NewInspectorFromRedisClient(c.redis).GetTaskInfo(QueueNotify, rec.NotificationID(kind))
 		switch {
 		case err == nil:
 			n.State, n.Tries, n.LastError = info.State.String(), info.Retried, info.LastErr

@@ -12,7 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// swapScript writes a record if its (state, attempt, term) is what the caller
+// updateScript writes a record if its (state, attempt, term) is what the caller
 // read, moves it in the index of states, names the job as its task's owner, and says
 // so, all as one command. An absent record reads as three empty strings. A task that
 // was found, and is another job's, is not given to this one; one that the job has
@@ -21,7 +21,7 @@ import (
 // It also updates the producer's limits: its number of waiting jobs, and the cost on
 // the day when the job was enqueued. A new job beyond the limits is refused. A job that
 // has ended becomes due for its notifications.
-var swapScript = redis.NewScript(`
+var updateScript = redis.NewScript(`
 local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term', 'write')
 if cur[4] == ARGV[11] then return 1 end
 for i = 1, 3 do
@@ -67,58 +67,58 @@ redis.call('PUBLISH', ARGV[9], ARGV[10])
 return 1
 `)
 
-// Swap replaces the record old by next, if it still has old's state, attempt
+// Update replaces the record old by next, if it still has old's state, attempt
 // and term; otherwise it fails with [ErrConflict]. A nil old means that there
 // must be no record yet. It fails with [*TaskOwnedError] if next has Adopted
 // a task, old had not, and it is another job's. It sets next.UpdatedAt.
-func (c *Client) Swap(ctx context.Context, old, next *Record) error {
-	return c.SwapAs(ctx, rand.Text(), old, next)
+func (c *Client) Update(ctx context.Context, old, next *Record) error {
+	return c.UpdateOnce(ctx, rand.Text(), old, next)
 }
 
-// SwapAs is [Client.Swap] under a name of the caller's: repeated with the same
+// UpdateOnce is [Client.Update] under a name of the caller's: repeated with the same
 // name, after an error that left open whether it was done, it is done once.
-func (c *Client) SwapAs(ctx context.Context, write string, old, next *Record) error {
-	return c.swap(ctx, old, next, swapping{write: write})
+func (c *Client) UpdateOnce(ctx context.Context, write string, old, next *Record) error {
+	return c.update(ctx, old, next, updateOptions{writeID: write})
 }
 
-// swapping says how a record is swapped.
-type swapping struct {
-	write string // the name of the write; "" is a random one
+// updateOptions says how a record is swapped.
+type updateOptions struct {
+	writeID string // the name of the write; "" is a random one
 	// afresh takes back that somebody asked to cancel the job.
-	afresh bool
-	limits Limits
+	clearCancel bool
+	limits      Limits
 }
 
-func (c *Client) swap(ctx context.Context, old, next *Record, how swapping) error {
+func (c *Client) update(ctx context.Context, old, next *Record, how updateOptions) error {
 	next.UpdatedAt = time.Now().UTC()
-	if how.afresh {
+	if how.clearCancel {
 		next.CancelRequestedAt = time.Time{}
 	}
 	encoded, err := encodeJSON(next)
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}
-	swapped, err := swapScript.Run(ctx, c.redis, swapKeys(old, next), swapArgs(old, next, encoded, how)...).Result()
+	swapped, err := updateScript.Run(ctx, c.redis, updateKeys(old, next), updateArgs(old, next, encoded, how)...).Result()
 	switch answer := swapped.(type) {
 	case string:
 		err = &TaskOwnedError{TaskID: next.TaskID, JobID: answer}
 	case int64:
 		if answer <= 0 {
-			err = how.limits.refused(answer)
+			err = how.limits.limitError(answer)
 		}
 	}
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}
-	if next.tells() {
+	if next.hasNotifications() {
 		_ = c.Notify(ctx, next) // a worker's rounds find what is due
 	}
 	return nil
 }
 
-// swapKeys are the keys of swapScript; the record's own stands for what there is none
+// updateKeys are the keys of updateScript; the record's own stands for what there is none
 // of.
-func swapKeys(old, next *Record) []string {
+func updateKeys(old, next *Record) []string {
 	own := recordPrefix + next.ID
 	index, task, waiting, day := indexKey(next.State), own, own, own
 	if old != nil {
@@ -127,19 +127,19 @@ func swapKeys(old, next *Record) []string {
 	switch {
 	case next.TaskID != "":
 		task = taskPrefix + next.TaskID
-	case rejects(old, next):
+	case rejectsTask(old, next):
 		task = taskPrefix + old.TaskID
 	}
 	if name := producerOf(old, next); name != "" {
 		waiting, day = waitingKey(name), producerDayKey(name, next.EnqueuedAt)
 	}
 	return []string{
-		own, index, indexKey(next.State), task, waiting, day, noticesKey,
+		own, index, indexKey(next.State), task, waiting, day, notificationsKey,
 		indexKey(StateScheduled), indexKey(StateQueued), indexKey(StateRetrying),
 	}
 }
 
-func swapArgs(old, next *Record, encoded []byte, how swapping) []any {
+func updateArgs(old, next *Record, encoded []byte, how updateOptions) []any {
 	expect := []any{"", "", ""}
 	if old != nil {
 		expect = []any{string(old.State), strconv.Itoa(old.Attempt), strconv.FormatInt(old.Term, 10)}
@@ -151,18 +151,18 @@ func swapArgs(old, next *Record, encoded []byte, how swapping) []any {
 	}
 	producer, counts := "", int64(0)
 	if producerOf(old, next) != "" {
-		producer, counts = "waits no more", next.counted()-old.counted()
+		producer, counts = "waits no more", next.producerCharge()-old.producerCharge()
 		if next.State.Waiting() {
 			producer = "waits"
 		}
 	}
-	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID, cmp.Or(how.write, rand.Text()),
-		next.UpdatedAt.UnixMilli(), forgottenBefore(next.UpdatedAt), how.afresh, int(bookedLifetime.Seconds()), found)
-	return append(args, producer, strconv.FormatInt(counts, 10), next.tells(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan, rejects(old, next))
+	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID, cmp.Or(how.writeID, rand.Text()),
+		next.UpdatedAt.UnixMilli(), expiredBefore(next.UpdatedAt), how.clearCancel, int(taskLifetime.Seconds()), found)
+	return append(args, producer, strconv.FormatInt(counts, 10), next.hasNotifications(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan, rejectsTask(old, next))
 }
 
-// rejects reports whether a job gives the task up that it had adopted.
-func rejects(old, next *Record) bool {
+// rejectsTask reports whether a job gives the task up that it had adopted.
+func rejectsTask(old, next *Record) bool {
 	return old != nil && old.TaskID != "" && next.TaskID == "" && slices.Contains(next.Rejected, old.TaskID)
 }
 
@@ -174,9 +174,9 @@ func producerOf(old, next *Record) string {
 	return next.Producer
 }
 
-// counted is what the job counts against its producer's day: what it may cost, and
+// producerCharge is what the job counts against its producer's day: what it may cost, and
 // once it is over, what it has cost. A nil record counts nothing.
-func (r *Record) counted() int64 {
+func (r *Record) producerCharge() int64 {
 	switch {
 	case r == nil:
 		return 0
@@ -235,8 +235,8 @@ func (e *LimitError) Error() string {
 	return fmt.Sprintf("the %s yuan that this producer's jobs may cost a day (UTC+8) do not leave enough for this one", FormatYuan(e.Most))
 }
 
-// refused reads what swapScript answers in place of 1.
-func (l Limits) refused(answer int64) error {
+// limitError reads what updateScript answers in place of 1.
+func (l Limits) limitError(answer int64) error {
 	switch answer {
 	case -1:
 		return &LimitError{LimitDepth, int64(l.Depth)}
@@ -248,5 +248,5 @@ func (l Limits) refused(answer int64) error {
 	return ErrConflict
 }
 
-// forgottenBefore is the score below which a job that is over has left Redis.
-func forgottenBefore(now time.Time) int64 { return now.Add(-RecordLifetime).UnixMilli() }
+// expiredBefore is the score below which a job that is over has left Redis.
+func expiredBefore(now time.Time) int64 { return now.Add(-RecordLifetime).UnixMilli() }

@@ -32,7 +32,7 @@ func due(t *testing.T, rdb redis.UniversalClient) []string {
 }
 
 // Whoever ends a job has its notices queued; a job without any queues nothing.
-func TestEndIsToldOf(t *testing.T) {
+func TestNotify(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
@@ -45,15 +45,15 @@ func TestEndIsToldOf(t *testing.T) {
 		rec, err := client.Get(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.Equal(t, map[string]asynq.TaskState{
-			rec.NoticeID(jobs.NoticeCallback): asynq.TaskStatePending, rec.NoticeID(jobs.NoticeFollowUp): asynq.TaskStatePending,
+			rec.NotificationID(jobs.NotificationCallback): asynq.TaskStatePending, rec.NotificationID(jobs.NotificationFollowUp): asynq.TaskStatePending,
 		}, messages(t, rdb, jobs.QueueNotify))
 		assert.Empty(t, due(t, rdb))
 
-		info, err := asynq.NewInspectorFromRedisClient(rdb).GetTaskInfo(jobs.QueueNotify, rec.NoticeID(jobs.NoticeCallback))
+		info, err := asynq.NewInspectorFromRedisClient(rdb).GetTaskInfo(jobs.QueueNotify, rec.NotificationID(jobs.NotificationCallback))
 		require.NoError(t, err)
 		var message jobs.NotifyMessage
 		require.NoError(t, json.Unmarshal(info.Payload, &message))
-		assert.Equal(t, jobs.NotifyMessage{JobID: "cat", EventID: rec.EventID(), Kind: jobs.NoticeCallback}, message)
+		assert.Equal(t, jobs.NotifyMessage{JobID: "cat", EventID: rec.EventID(), Kind: jobs.NotificationCallback}, message)
 		assert.Equal(t, jobs.TypeNotify, info.Type)
 
 		// A job that is retried ends once more, with another event.
@@ -69,7 +69,7 @@ func TestEndIsToldOf(t *testing.T) {
 
 // Whatever of the notices fails, and wherever the process dies after the end was
 // written: it is on record that they are due, and each is queued once.
-func TestNoticesAreDueUntilQueued(t *testing.T) {
+func TestNotificationsAreDueUntilQueued(t *testing.T) {
 	t.Parallel()
 	for lost := 1; ; lost++ {
 		client, rdb := newClient(t)
@@ -79,13 +79,13 @@ func TestNoticesAreDueUntilQueued(t *testing.T) {
 		hook := &dying{}
 		rdb.AddHook(hook)
 		hook.left.Store(int64(lost) + 1) // after the swap
-		require.NoError(t, client.Swap(t.Context(), rec, &next))
+		require.NoError(t, client.Update(t.Context(), rec, &next))
 		died := hook.left.Load() <= 0
 		hook.left.Store(1 << 30)
 		if died {
 			require.Equal(t, []string{"cat"}, due(t, rdb), lost)
 		}
-		require.NoError(t, client.NotifyDue(t.Context()))
+		require.NoError(t, client.EnqueueDueNotifications(t.Context()))
 		require.Len(t, messages(t, rdb, jobs.QueueNotify), 2, lost)
 		require.Empty(t, due(t, rdb))
 		if !died {
@@ -96,12 +96,12 @@ func TestNoticesAreDueUntilQueued(t *testing.T) {
 }
 
 // What nobody can tell any more does not stay in the way of others.
-func TestNoticesOfALostJob(t *testing.T) {
+func TestNotificationsOfALostJob(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
 	require.NoError(t, rdb.ZAdd(t.Context(), "danqing:notifications:due", redis.Z{Score: 1, Member: "gone"}, redis.Z{Score: 2, Member: "cat"}).Err())
 	told(t, client)
-	require.NoError(t, client.NotifyDue(t.Context()))
+	require.NoError(t, client.EnqueueDueNotifications(t.Context()))
 	assert.Empty(t, due(t, rdb), "one is gone, the other is not over")
 	assert.Empty(t, messages(t, rdb, jobs.QueueNotify))
 }
@@ -116,31 +116,31 @@ func TestNotifyAgain(t *testing.T) {
 		told(t, client)
 		enqueue(t, client, "dog")
 		_, err = client.NotifyAgain(t.Context(), "cat")
-		require.ErrorIs(t, err, jobs.ErrState)
+		require.ErrorIs(t, err, jobs.ErrInvalidState)
 		for _, id := range []string{"cat", "dog"} {
 			_, err = client.Cancel(t.Context(), id)
 			require.NoError(t, err)
 		}
 		_, err = client.NotifyAgain(t.Context(), "dog")
-		require.ErrorIs(t, err, jobs.ErrState)
+		require.ErrorIs(t, err, jobs.ErrInvalidState)
 
 		rec, err := client.Get(t.Context(), "cat")
 		require.NoError(t, err)
-		callback, followUp := rec.NoticeID(jobs.NoticeCallback), rec.NoticeID(jobs.NoticeFollowUp)
+		callback, followUp := rec.NotificationID(jobs.NotificationCallback), rec.NotificationID(jobs.NotificationFollowUp)
 		inspector := asynq.NewInspectorFromRedisClient(rdb)
 		require.NoError(t, inspector.ArchiveTask(jobs.QueueNotify, callback))
 		require.NoError(t, inspector.DeleteTask(jobs.QueueNotify, followUp))
-		notices, err := client.Notices(t.Context(), rec)
+		notices, err := client.Notifications(t.Context(), rec)
 		require.NoError(t, err)
-		assert.Equal(t, []jobs.Notice{{Kind: jobs.NoticeCallback, State: "archived"}, {Kind: jobs.NoticeFollowUp}}, notices)
+		assert.Equal(t, []jobs.Notification{{Kind: jobs.NotificationCallback, State: "archived"}, {Kind: jobs.NotificationFollowUp}}, notices)
 		for range 2 {
 			sent, err := client.NotifyAgain(t.Context(), "cat")
 			require.NoError(t, err)
 			assert.Equal(t, []string{callback, followUp}, sent)
 			assert.Equal(t, map[string]asynq.TaskState{callback: asynq.TaskStatePending, followUp: asynq.TaskStatePending}, messages(t, rdb, jobs.QueueNotify))
-			notices, err := client.Notices(t.Context(), rec)
+			notices, err := client.Notifications(t.Context(), rec)
 			require.NoError(t, err)
-			assert.Equal(t, []jobs.Notice{{Kind: jobs.NoticeCallback, State: "pending"}, {Kind: jobs.NoticeFollowUp, State: "pending"}}, notices)
+			assert.Equal(t, []jobs.Notification{{Kind: jobs.NotificationCallback, State: "pending"}, {Kind: jobs.NotificationFollowUp, State: "pending"}}, notices)
 		}
 	})
 }

@@ -5,24 +5,24 @@ import (
 	"strings"
 )
 
-// mistaken returns the known name that an unknown one is probably a slip for,
+// suggestion returns the known name that an unknown one is probably a slip for,
 // or "". Case, hyphens and underscores do not count. Short names get little
 // room, so that a column "site" is not taken for "size".
-func mistaken(name string, known []string) string {
+func suggestion(name string, known []string) string {
 	squash := strings.NewReplacer("_", "", "-", "", " ", "").Replace
 	key := squash(strings.ToLower(strings.TrimSpace(name)))
 	for _, k := range known {
 		target := squash(k)
 		// The length alone rules most out; a name may be a megabyte long.
-		if room := slips(key, target); len(key) <= len(target)+room && distance(key, target) <= room {
+		if room := maxEdits(key, target); len(key) <= len(target)+room && editDistance(key, target) <= room {
 			return k
 		}
 	}
 	return ""
 }
 
-// slips is how far apart two names may be and still be taken for one.
-func slips(name, known string) int {
+// maxEdits is how far apart two names may be and still be taken for one.
+func maxEdits(name, known string) int {
 	switch n := len(known); {
 	case n <= 3:
 		return 0
@@ -38,24 +38,24 @@ func slips(name, known string) int {
 	return 2
 }
 
-// nearest returns the one of names that is closest to name, or "" if none is
+// closest returns the one of names that is closest to name, or "" if none is
 // nearer than half its length.
-func nearest(name string, names []string) string {
+func closest(name string, names []string) string {
 	best, least := "", len(name)/2+1
 	for _, candidate := range names {
 		if len(name) > 2*len(candidate) {
 			continue
 		}
-		if d := distance(name, candidate); d < least {
+		if d := editDistance(name, candidate); d < least {
 			best, least = candidate, d
 		}
 	}
 	return best
 }
 
-// distance counts the letters to add, drop, change or swap with their neighbor
+// editDistance counts the letters to add, drop, change or swap with their neighbor
 // to make b of a (optimal string alignment).
-func distance(a, b string) int {
+func editDistance(a, b string) int {
 	s, t := []rune(a), []rune(b)
 	rows := make([][]int, len(s)+1)
 	for i := range rows {

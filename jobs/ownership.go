@@ -26,21 +26,21 @@ return redis.call('HGET', KEYS[1], ARGV[1])
 
 // ClaimTask makes a job the owner of a task of DashScope. It fails with
 // [*TaskOwnedError] if another job is, or with Redis's own error; it may be repeated.
-// [Client.Swap] claims the task of the record that it writes. An owner is remembered
+// [Client.Update] claims the task of the record that it writes. An owner is remembered
 // for eight days: a task can be asked for, and stands in the list, for one.
 func (c *Client) ClaimTask(ctx context.Context, task, job string) error {
 	return c.claim(ctx, "job", task, job)
 }
 
-// KeepTask says that a task which may be of a job, but has not been shown to be, is
+// QuarantineTask says that a task which may be of a job, but has not been shown to be, is
 // looked after on that job's behalf. Another may own it all the same. It fails as
 // [Client.ClaimTask] does, if it is kept for another job.
-func (c *Client) KeepTask(ctx context.Context, task, job string) error {
+func (c *Client) QuarantineTask(ctx context.Context, task, job string) error {
 	return c.claim(ctx, "kept", task, job)
 }
 
 func (c *Client) claim(ctx context.Context, field, task, job string) error {
-	owner, err := claimScript.Run(ctx, c.redis, []string{taskPrefix + task}, field, job, int(bookedLifetime.Seconds())).Text()
+	owner, err := claimScript.Run(ctx, c.redis, []string{taskPrefix + task}, field, job, int(taskLifetime.Seconds())).Text()
 	if err != nil {
 		return fmt.Errorf("claim task %s for %s: %w", task, job, err)
 	}
@@ -50,12 +50,12 @@ func (c *Client) claim(ctx context.Context, field, task, job string) error {
 	return nil
 }
 
-// TaskNote is what Redis knows of one task: the job that owns it, and the job for which
+// TaskOwner is what Redis knows of one task: the job that owns it, and the job for which
 // its images are kept, which may be another's; "" for none.
-type TaskNote struct{ Job, Kept string }
+type TaskOwner struct{ Job, QuarantinedFor string }
 
-// notesScript returns the owner of each task and the job that it is kept for.
-var notesScript = redis.NewScript(`
+// ownersScript returns the owner of each task and the job that it is kept for.
+var ownersScript = redis.NewScript(`
 local notes = {}
 for i = 1, #KEYS do
   local got = redis.call('HMGET', KEYS[i], 'job', 'kept')
@@ -66,24 +66,24 @@ return notes
 `)
 
 // notesAtOnce bounds one call of the script, which holds up Redis: some milliseconds.
-const notesAtOnce = 500
+const ownersPerCall = 500
 
-// TaskNotes tells of those of the tasks that Redis knows something of.
-func (c *Client) TaskNotes(ctx context.Context, tasks []string) (map[string]TaskNote, error) {
-	notes := map[string]TaskNote{}
+// TaskOwners tells of those of the tasks that Redis knows something of.
+func (c *Client) TaskOwners(ctx context.Context, tasks []string) (map[string]TaskOwner, error) {
+	notes := map[string]TaskOwner{}
 	for len(tasks) > 0 {
-		some := tasks[:min(len(tasks), notesAtOnce)]
+		some := tasks[:min(len(tasks), ownersPerCall)]
 		tasks = tasks[len(some):]
 		keys := make([]string, len(some))
 		for i, task := range some {
 			keys[i] = taskPrefix + task
 		}
-		found, err := notesScript.Run(ctx, c.redis, keys).StringSlice()
+		found, err := ownersScript.Run(ctx, c.redis, keys).StringSlice()
 		if err != nil {
 			return nil, fmt.Errorf("read owners of tasks: %w", err)
 		}
 		for i, task := range some {
-			if note := (TaskNote{found[2*i], found[2*i+1]}); note != (TaskNote{}) {
+			if note := (TaskOwner{found[2*i], found[2*i+1]}); note != (TaskOwner{}) {
 				notes[task] = note
 			}
 		}
@@ -113,8 +113,8 @@ func (c *Client) KeyID(ctx context.Context, mark string) (string, error) {
 	return keyID, nil
 }
 
-// ClearDoubt forgets what was noted of an intent.
-func (r *Record) ClearDoubt() {
-	r.ServiceAt, r.DoubtAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
+// ClearIntent forgets what was noted of an intent.
+func (r *Record) ClearIntent() {
+	r.ServiceAt, r.AmbiguousAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
 	r.Candidates, r.Rejected, r.Adopted, r.RequestID = nil, nil, false, ""
 }

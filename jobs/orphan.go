@@ -10,18 +10,18 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// messageScript tells the states of messages, "" for those that are not there: one
+// messageStatesScript tells the states of messages, "" for those that are not there: one
 // command for many, since a sweep looks at all that wait. The key is that of
 // asynq v0.26.0 (internal/base/base.go, TaskKey).
-var messageScript = redis.NewScript(`
+var messageStatesScript = redis.NewScript(`
 local states = {}
 for i = 1, #KEYS do states[i] = redis.call('HGET', KEYS[i], 'state') or '' end
 return states
 `)
 
-// Unwoken returns those of the waiting records that no message will wake, which
-// [Client.Mend] can do something about.
-func (c *Client) Unwoken(ctx context.Context, records []*Record) ([]*Record, error) {
+// WithoutMessage returns those of the waiting records that no message will wake, which
+// [Client.RequeueOrphan] can do something about.
+func (c *Client) WithoutMessage(ctx context.Context, records []*Record) ([]*Record, error) {
 	var keys []string
 	var waiting, unwoken []*Record
 	for _, rec := range records {
@@ -33,7 +33,7 @@ func (c *Client) Unwoken(ctx context.Context, records []*Record) ([]*Record, err
 	if len(keys) == 0 {
 		return nil, nil
 	}
-	states, err := messageScript.Run(ctx, c.redis, keys).StringSlice()
+	states, err := messageStatesScript.Run(ctx, c.redis, keys).StringSlice()
 	if err != nil {
 		return nil, fmt.Errorf("read messages: %w", err)
 	}
@@ -47,15 +47,15 @@ func (c *Client) Unwoken(ctx context.Context, records []*Record) ([]*Record, err
 	return unwoken, nil
 }
 
-// Mend gives a waiting job a message that will wake somebody, if it has none. If its
+// RequeueOrphan gives a waiting job a message that will wake somebody, if it has none. If its
 // message was archived, or taken away with what it asked for, the job is canceled
-// with [CodeArchived] or [CodeMessageLost], since nothing was bought. Mend returns the record if it did
+// with [CodeArchived] or [CodeMessageLost], since nothing was bought. RequeueOrphan returns the record if it did
 // something about the job, else nil. It fails with [ErrConflict] if the job moved
 // on meanwhile, or with Redis's own error.
 //
 // A record younger than its message's way into the queue looks as if that were
 // lost: leave jobs alone that were enqueued a moment ago.
-func (c *Client) Mend(ctx context.Context, rec *Record) (*Record, error) {
+func (c *Client) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error) {
 	if !rec.State.Waiting() {
 		return nil, nil //nolint:nilnil // nothing to mend
 	}
@@ -70,26 +70,26 @@ func (c *Client) Mend(ctx context.Context, rec *Record) (*Record, error) {
 	req, err := c.RequestOf(ctx, rec)
 	next := *rec
 	switch {
-	case errors.Is(err, ErrNoRequest):
+	case errors.Is(err, ErrRequestLost):
 		next.Code, next.Message = CodeMessageLost, "its message is gone from the queue, and nothing was bought: enqueue it again"
 	case err != nil:
 		return nil, err
-	case !gone && info.State == asynq.TaskStateArchived && !lateVerdict(rec, info):
+	case !gone && info.State == asynq.TaskStateArchived && !archivedBeforeRetry(rec, info):
 		next.Code, next.Message = CodeArchived, "its message was archived in the queue before anything was bought: run it there, or retry the job"
 		next.Request = &req
 	default:
 		return rec, c.EnqueueGenerate(ctx, rec, req)
 	}
 	next.State, next.FinishedAt = StateCanceled, time.Now().UTC()
-	return &next, c.Swap(ctx, rec, &next)
+	return &next, c.Update(ctx, rec, &next)
 }
 
-// lateVerdict reports whether a message lies in the archive because of the end that
+// archivedBeforeRetry reports whether a message lies in the archive because of the end that
 // its job had before a person asked for it again: asynq repeats what it could not
 // write down.
-func lateVerdict(rec *Record, message *asynq.TaskInfo) bool {
-	return !message.LastFailedAt.IsZero() && message.LastFailedAt.Before(rec.RetriedAt.Add(lateVerdictTime))
+func archivedBeforeRetry(rec *Record, message *asynq.TaskInfo) bool {
+	return !message.LastFailedAt.IsZero() && message.LastFailedAt.Before(rec.RetriedAt.Add(asynqLease))
 }
 
-// lateVerdictTime is asynq's lease: after it, a verdict is dropped.
-const lateVerdictTime = 30 * time.Second
+// asynqLease is asynq's lease: after it, a verdict is dropped.
+const asynqLease = 30 * time.Second

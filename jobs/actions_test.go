@@ -123,10 +123,10 @@ func TestCancelRefuses(t *testing.T) {
 		err  error
 		text string
 	}{
-		jobs.StateStoring:   {jobs.ErrState, "its images are paid for and are being stored"},
-		jobs.StateHeld:      {jobs.ErrState, "danqing jobs resolve held --give-up"},
-		jobs.StateSucceeded: {jobs.ErrOver, "it has succeeded"},
-		jobs.StateFailed:    {jobs.ErrOver, "it has failed"},
+		jobs.StateStoring:   {jobs.ErrInvalidState, "its images are paid for and are being stored"},
+		jobs.StateHeld:      {jobs.ErrInvalidState, "danqing jobs resolve held --give-up"},
+		jobs.StateSucceeded: {jobs.ErrFinished, "it has succeeded"},
+		jobs.StateFailed:    {jobs.ErrFinished, "it has failed"},
 	} {
 		put(t, client, jobs.Record{ID: string(state), State: state})
 		got, err := client.Cancel(t.Context(), string(state))
@@ -152,13 +152,13 @@ func TestCancelAgainstSubmit(t *testing.T) {
 			group.Go(func() error {
 				next := *rec
 				next.State, next.Attempt, next.Term = jobs.StateSubmitting, 1, 7
-				submit = client.Swap(t.Context(), rec, &next)
+				submit = client.Update(t.Context(), rec, &next)
 				if errors.Is(submit, jobs.ErrConflict) {
 					return nil
 				}
 				task := next
 				task.State, task.TaskID = jobs.StateGenerating, testTask
-				return errors.Join(submit, client.Swap(t.Context(), &next, &task))
+				return errors.Join(submit, client.Update(t.Context(), &next, &task))
 			})
 			group.Go(func() error {
 				_, err := client.Cancel(t.Context(), rec.ID)
@@ -181,7 +181,7 @@ func TestCancelAgainstSubmit(t *testing.T) {
 }
 
 // A job that moves on between the look at it and the deed is looked at again.
-func TestOperationsLookAgain(t *testing.T) {
+func TestActionsRetryAfterConflict(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		from, to jobs.State
@@ -190,22 +190,22 @@ func TestOperationsLookAgain(t *testing.T) {
 	}{
 		"cancel what waits": {jobs.StateQueued, jobs.StateHeld, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
 			return client.Cancel(ctx, "cat")
-		}, jobs.ErrState},
+		}, jobs.ErrInvalidState},
 		"cancel what runs": {jobs.StateGenerating, jobs.StateStoring, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
 			return client.Cancel(ctx, "cat")
-		}, jobs.ErrState},
+		}, jobs.ErrInvalidState},
 		"cancel a task that has just ended": {jobs.StateGenerating, jobs.StateSucceeded, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
 			return client.Cancel(ctx, "cat")
-		}, jobs.ErrOver},
+		}, jobs.ErrFinished},
 		"retry": {jobs.StateFailed, jobs.StateSucceeded, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
 			return client.Retry(ctx, "cat")
-		}, jobs.ErrOver},
+		}, jobs.ErrFinished},
 		"give up": {jobs.StateHeld, jobs.StateGenerating, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
 			return client.Resolve(ctx, "cat", jobs.Resolution{GiveUp: true})
-		}, jobs.ErrState},
+		}, jobs.ErrInvalidState},
 		"adopt": {jobs.StateHeld, jobs.StateStoring, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
 			return client.Resolve(ctx, "cat", jobs.Resolution{Adopt: testTask})
-		}, jobs.ErrState},
+		}, jobs.ErrInvalidState},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -244,7 +244,7 @@ func drawing(t *testing.T, rdb redis.UniversalClient, verdict error) (drawn <-ch
 	return ids, func() { close(finished) }
 }
 
-func TestCancelWhatALaneHasJustDrawn(t *testing.T) {
+func TestCancelOfAnActiveMessage(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
@@ -345,7 +345,7 @@ func TestRetryFromTheArchivedMessage(t *testing.T) {
 		move(t, client, got, func(next *jobs.Record) { next.State, next.Request = jobs.StateFailed, nil })
 		require.NoError(t, inspector.DeleteTask(testQueue, "cat"))
 		_, err = client.Retry(t.Context(), "cat")
-		require.ErrorIs(t, err, jobs.ErrNoRequest)
+		require.ErrorIs(t, err, jobs.ErrRequestLost)
 	})
 }
 
@@ -357,11 +357,11 @@ func TestRetryRefuses(t *testing.T) {
 		err  error
 		text string
 	}{
-		{jobs.Record{ID: "queued", State: jobs.StateQueued}, jobs.ErrState, "it is not finished (queued)"},
-		{jobs.Record{ID: "storing", State: jobs.StateStoring}, jobs.ErrState, "it is not finished (storing)"},
-		{jobs.Record{ID: "held", State: jobs.StateHeld}, jobs.ErrState, "jobs resolve held --buy-again"},
-		{jobs.Record{ID: "whole", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}}}, jobs.ErrOver, `it has all its images; for another image of the same request enqueue a new job with "redo_of": "whole"`},
-		{jobs.Record{ID: "part", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}, jobs.ErrNoRequest, "enqueue it again"},
+		{jobs.Record{ID: "queued", State: jobs.StateQueued}, jobs.ErrInvalidState, "it is not finished (queued)"},
+		{jobs.Record{ID: "storing", State: jobs.StateStoring}, jobs.ErrInvalidState, "it is not finished (storing)"},
+		{jobs.Record{ID: "held", State: jobs.StateHeld}, jobs.ErrInvalidState, "jobs resolve held --buy-again"},
+		{jobs.Record{ID: "whole", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}}}, jobs.ErrFinished, `it has all its images; for another image of the same request enqueue a new job with "redo_of": "whole"`},
+		{jobs.Record{ID: "part", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}, jobs.ErrRequestLost, "enqueue it again"},
 	} {
 		put(t, client, c.rec)
 		got, err := client.Retry(t.Context(), c.rec.ID)
@@ -380,7 +380,7 @@ func TestRetryRecord(t *testing.T) {
 		t.Helper()
 		rec := submitted(t, client, enqueue(t, client, "cat"), jobs.StateFailed)
 		require.NoError(t, rdb.FlushDB(t.Context()).Err())
-		require.NoError(t, client.Register(t.Context(), []string{"wanx-v1"}))
+		require.NoError(t, client.RegisterQueues(t.Context(), []string{"wanx-v1"}))
 
 		changed := *rec
 		changed.Request = &jobs.Request{Model: "wanx-v1", Prompt: "a dog"}
@@ -388,10 +388,10 @@ func TestRetryRecord(t *testing.T) {
 		require.ErrorIs(t, err, jobs.ErrDigestConflict)
 		changed.Request = nil
 		_, err = client.RetryRecord(t.Context(), &changed)
-		require.ErrorIs(t, err, jobs.ErrNoRequest)
+		require.ErrorIs(t, err, jobs.ErrRequestLost)
 		changed.State = jobs.StateSucceeded
 		_, err = client.RetryRecord(t.Context(), &changed)
-		require.ErrorIs(t, err, jobs.ErrOver)
+		require.ErrorIs(t, err, jobs.ErrFinished)
 
 		got, err := client.RetryRecord(t.Context(), rec)
 		require.NoError(t, err)
@@ -401,18 +401,18 @@ func TestRetryRecord(t *testing.T) {
 
 		got = move(t, client, got, func(next *jobs.Record) { next.State = jobs.StateStoring })
 		_, err = client.RetryRecord(t.Context(), rec)
-		require.ErrorIs(t, err, jobs.ErrState, "Redis knows better")
+		require.ErrorIs(t, err, jobs.ErrInvalidState, "Redis knows better")
 		assert.Equal(t, jobs.StateStoring, got.State)
 	})
 }
 
-func TestAhead(t *testing.T) {
+func TestPosition(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
 		t.Helper()
 		for i, id := range []string{"first", "second", "third"} {
 			rec := enqueue(t, client, id)
-			ahead, inLine, err := client.Ahead(t.Context(), rec)
+			ahead, inLine, err := client.Position(t.Context(), rec)
 			require.NoError(t, err)
 			assert.True(t, inLine)
 			assert.EqualValues(t, i, ahead)
@@ -421,13 +421,13 @@ func TestAhead(t *testing.T) {
 		for id, want := range map[string]int64{"second": 0, "third": 1} {
 			rec, err := client.Get(t.Context(), id)
 			require.NoError(t, err)
-			ahead, _, err := client.Ahead(t.Context(), rec)
+			ahead, _, err := client.Position(t.Context(), rec)
 			require.NoError(t, err)
 			assert.Equal(t, want, ahead)
 		}
 		rec, err := client.Get(t.Context(), "first")
 		require.NoError(t, err)
-		_, inLine, err := client.Ahead(t.Context(), rec)
+		_, inLine, err := client.Position(t.Context(), rec)
 		require.NoError(t, err)
 		assert.False(t, inLine)
 	})
