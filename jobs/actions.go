@@ -9,6 +9,8 @@ import (
 
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // RequestOf returns what a job asks for, as asked: from its record, or while it
@@ -128,8 +130,8 @@ func (c *Client) requestCancel(ctx context.Context, rec *Record) error {
 		return nil
 	}
 	at := time.Now().UTC()
-	done, err := cancelScript.Run(ctx, c.redis, []string{recordPrefix + rec.ID},
-		string(rec.State), rec.Attempt, rec.Term, at.Format(time.RFC3339Nano), eventsChannel, rec.ID).Int()
+	done, err := cancelScript.Run(ctx, c.redis, []string{rediskey.Record(rec.ID)},
+		string(rec.State), rec.Attempt, rec.Term, at.Format(time.RFC3339Nano), rediskey.Events, rec.ID).Int()
 	if err != nil {
 		return fmt.Errorf("cancel %s: %w", rec.ID, err)
 	}

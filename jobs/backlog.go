@@ -7,11 +7,11 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 const (
-	// durationsPrefix begins the list of a model's last durations, in milliseconds.
-	durationsPrefix = "danqing:durations:"
 	// durationsKept is how many tasks the mean is of: enough to even out their
 	// differences, few enough to follow the service's mood.
 	durationsPerModel = 20
@@ -20,8 +20,8 @@ const (
 // RecordDuration records how long a task of a model took, from its submit to its end.
 func (c *Client) RecordDuration(ctx context.Context, model string, took time.Duration) error {
 	_, err := c.redis.TxPipelined(ctx, func(tx redis.Pipeliner) error {
-		tx.LPush(ctx, durationsPrefix+model, took.Milliseconds())
-		tx.LTrim(ctx, durationsPrefix+model, 0, durationsPerModel-1)
+		tx.LPush(ctx, rediskey.Durations(model), took.Milliseconds())
+		tx.LTrim(ctx, rediskey.Durations(model), 0, durationsPerModel-1)
 		return nil
 	})
 	if err != nil {
@@ -49,10 +49,10 @@ func (c *Client) Backlog(ctx context.Context, model string) (*Backlog, error) {
 	var durations *redis.StringSliceCmd
 	_, err := c.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for _, priority := range priorities() {
-			lengths[priority] = p.LLen(ctx, "asynq:{"+Queue(model, priority)+"}:pending")
+			lengths[priority] = p.LLen(ctx, asynqPending(Queue(model, priority)))
 		}
 		submitting, generating = p.ZCard(ctx, indexKey(StateSubmitting)), p.ZCard(ctx, indexKey(StateGenerating))
-		durations = p.LRange(ctx, durationsPrefix+model, 0, -1)
+		durations = p.LRange(ctx, rediskey.Durations(model), 0, -1)
 		return nil
 	})
 	if err != nil {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // updateScript writes a record if its (state, attempt, term) is what the caller
@@ -119,22 +121,22 @@ func (c *Client) update(ctx context.Context, old, next *Record, how updateOption
 // updateKeys are the keys of updateScript; the record's own stands for what there is none
 // of.
 func updateKeys(old, next *Record) []string {
-	own := recordPrefix + next.ID
+	own := rediskey.Record(next.ID)
 	index, task, waiting, day := indexKey(next.State), own, own, own
 	if old != nil {
 		index = indexKey(old.State)
 	}
 	switch {
 	case next.TaskID != "":
-		task = taskPrefix + next.TaskID
+		task = rediskey.Task(next.TaskID)
 	case rejectsTask(old, next):
-		task = taskPrefix + old.TaskID
+		task = rediskey.Task(old.TaskID)
 	}
 	if name := producerOf(old, next); name != "" {
-		waiting, day = waitingKey(name), producerDayKey(name, next.EnqueuedAt)
+		waiting, day = rediskey.ProducerWaiting(name), rediskey.ProducerDay(name, LedgerDay(next.EnqueuedAt))
 	}
 	return []string{
-		own, index, indexKey(next.State), task, waiting, day, notificationsKey,
+		own, index, indexKey(next.State), task, waiting, day, rediskey.NotificationsDue,
 		indexKey(StateScheduled), indexKey(StateQueued), indexKey(StateRetrying),
 	}
 }
@@ -156,8 +158,8 @@ func updateArgs(old, next *Record, encoded []byte, how updateOptions) []any {
 			producer = "waits"
 		}
 	}
-	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), eventsChannel, next.ID, cmp.Or(how.writeID, rand.Text()),
-		next.UpdatedAt.UnixMilli(), expiredBefore(next.UpdatedAt), how.clearCancel, int(taskLifetime.Seconds()), found)
+	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), rediskey.Events, next.ID, cmp.Or(how.writeID, rand.Text()),
+		next.UpdatedAt.UnixMilli(), expiredBefore(next.UpdatedAt), how.clearCancel, int(rediskey.TaskLifetime.Seconds()), found)
 	return append(args, producer, strconv.FormatInt(counts, 10), next.hasNotifications(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan, rejectsTask(old, next))
 }
 
@@ -184,16 +186,6 @@ func (r *Record) producerCharge() int64 {
 		return r.CostMicroYuan
 	}
 	return max(r.PriceMicroYuan, r.CostMicroYuan)
-}
-
-const producerPrefix = "danqing:producer:"
-
-// waitingKey is the set of the IDs of a producer's jobs that wait.
-func waitingKey(producer string) string { return producerPrefix + producer + ":waiting" }
-
-// producerDayKey holds what a producer's jobs of a day count, in millionths of a yuan.
-func producerDayKey(producer string, at time.Time) string {
-	return producerPrefix + producer + ":" + LedgerDay(at)
 }
 
 // Limits bound what [Client.EnqueueWithin] accepts. Zero is no bound.

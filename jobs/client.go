@@ -10,6 +10,8 @@ import (
 
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // Client puts jobs on the queue and reads how they fare. It is safe for
@@ -247,7 +249,7 @@ type Changes struct {
 
 // Subscribe listens to all changes from now on. The caller must Close it.
 func (c *Client) Subscribe(ctx context.Context) (*Changes, error) {
-	sub := c.redis.Subscribe(ctx, eventsChannel)
+	sub := c.redis.Subscribe(ctx, rediskey.Events)
 	if _, err := sub.Receive(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("subscribe to job changes: %w", err), sub.Close())
 	}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // Durability is what a Redis tells of how it keeps what it has acknowledged. A
@@ -160,9 +162,6 @@ func (d Durability) olderThan(major, minor int) bool {
 }
 
 const (
-	// barrierKey is written so that there is something to acknowledge: a
-	// connection that wrote nothing is told at once that all is well.
-	barrierKey = "danqing:barrier"
 	// acknowledgeTimeout bounds one wait. With everysec the disk answers within
 	// two seconds (redis.io, persistence page), mostly within one.
 	durableTimeout = 2 * time.Second
@@ -195,7 +194,7 @@ func (c *Client) WaitDurable(ctx context.Context, d Durability) error {
 	// must be one: Watch keeps it, and fails where it breaks, and gives each command
 	// a read timeout of its own, which a pipeline does not (go-redis v9.23).
 	err := c.redis.Watch(ctx, func(tx *redis.Tx) error {
-		if err := tx.Set(ctx, barrierKey, time.Now().UnixMilli(), 0).Err(); err != nil {
+		if err := tx.Set(ctx, rediskey.Barrier, time.Now().UnixMilli(), 0).Err(); err != nil {
 			return err
 		}
 		if d.waitsForDisk() {

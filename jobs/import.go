@@ -10,12 +10,13 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// importsKey has a field per holder of a log of its own: the first day that is
+// rediskey.LedgerImports has a field per holder of a log of its own: the first day that is
 // brought here task by task, and importDone once all before it is here too.
 const (
-	importsKey  = ledgerKey + ":imports"
 	importField = "import:"
 	importDone  = " done"
 )
@@ -35,10 +36,10 @@ type Import struct {
 // [Client.EndImport], should the worker die meanwhile: a day is never brought both
 // ways. It fails with Redis's own error.
 func (c *Client) BeginImport(ctx context.Context, holder, firstDay string) (Import, error) {
-	err := c.redis.HSetNX(ctx, importsKey, holder, firstDay).Err()
+	err := c.redis.HSetNX(ctx, rediskey.LedgerImports, holder, firstDay).Err()
 	var known string
 	if err == nil {
-		known, err = c.redis.HGet(ctx, importsKey, holder).Result()
+		known, err = c.redis.HGet(ctx, rediskey.LedgerImports, holder).Result()
 	}
 	if err != nil {
 		return Import{}, fmt.Errorf("import what %s has spent: %w", holder, err)
@@ -49,7 +50,7 @@ func (c *Client) BeginImport(ctx context.Context, holder, firstDay string) (Impo
 
 // EndImport says that all of the holder's log is in Redis.
 func (c *Client) EndImport(ctx context.Context, holder string, i Import) error {
-	if err := c.redis.HSet(ctx, importsKey, holder, i.FirstDay+importDone).Err(); err != nil {
+	if err := c.redis.HSet(ctx, rediskey.LedgerImports, holder, i.FirstDay+importDone).Err(); err != nil {
 		return fmt.Errorf("import what %s has spent: %w", holder, err)
 	}
 	return nil
@@ -93,7 +94,7 @@ func (c *Client) ImportSums(ctx context.Context, holder string, sums []Spend) er
 		}
 	}
 	for _, batch := range slices.Sorted(maps.Keys(batches)) {
-		err := importBatchScript.Run(ctx, c.redis, []string{budgetPrefix + batch}, importField+holder, batches[batch], int(LedgerLifetime.Seconds())).Err()
+		err := importBatchScript.Run(ctx, c.redis, []string{rediskey.BatchBudget(batch)}, importField+holder, batches[batch], int(LedgerLifetime.Seconds())).Err()
 		if err != nil {
 			return fmt.Errorf("import what batch %s has spent: %w", batch, err)
 		}

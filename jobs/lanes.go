@@ -6,30 +6,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-)
 
-const (
-	// lanesKey has a field ACCOUNT:MODEL per lane that ever opened.
-	lanesKey = "danqing:lanes"
-	// pausesKey has a field per account that a person has paused.
-	pausesKey = "danqing:accounts:paused"
-	// queuesKey is asynq's own set of the queues that it knows.
-	queuesKey = "asynq:queues"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
-
-// accountPattern matches what an account's name is made of: it stands in keys of
-// Redis, between colons.
-var accountPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // ValidAccount says whether name can be an account's: 1 to 64 characters out of
 // A-Z, a-z, 0-9, dot, underscore and hyphen. The error is a [FieldError].
 func ValidAccount(name string) error {
-	if accountPattern.MatchString(name) {
+	if rediskey.ValidName(name) {
 		return nil
 	}
 	return FieldError{Field: "account", Value: show(name), Allowed: "1 to 64 of A-Z a-z 0-9 . _ -"}
@@ -62,12 +50,6 @@ type LaneStatus struct {
 	Held bool `json:"held"`
 }
 
-// LaneKey is the Redis key of what belongs to one lane: its "lease", "term" and
-// "in_flight" note.
-func LaneKey(account, model, name string) string {
-	return "danqing:lane:" + account + ":" + model + ":" + name
-}
-
 // SetLane publishes a lane's status. Only the lane's holder may.
 func (c *Client) SetLane(ctx context.Context, lane LaneStatus) error {
 	if err := ValidAccount(lane.Account); err != nil {
@@ -76,7 +58,7 @@ func (c *Client) SetLane(ctx context.Context, lane LaneStatus) error {
 	lane.Held = false
 	encoded, err := encodeJSON(lane)
 	if err == nil {
-		err = c.redis.HSet(ctx, lanesKey, lane.Account+":"+lane.Model, encoded).Err()
+		err = c.redis.HSet(ctx, rediskey.Lanes, lane.Account+":"+lane.Model, encoded).Err()
 	}
 	if err != nil {
 		return fmt.Errorf("publish lane %s of %s: %w", lane.Model, lane.Account, err)
@@ -86,7 +68,7 @@ func (c *Client) SetLane(ctx context.Context, lane LaneStatus) error {
 
 // Lanes returns every lane that ever opened, by account and model.
 func (c *Client) Lanes(ctx context.Context) ([]LaneStatus, error) {
-	fields, err := c.redis.HGetAll(ctx, lanesKey).Result()
+	fields, err := c.redis.HGetAll(ctx, rediskey.Lanes).Result()
 	if err != nil {
 		return nil, fmt.Errorf("read lanes: %w", err)
 	}
@@ -102,7 +84,7 @@ func (c *Client) Lanes(ctx context.Context) ([]LaneStatus, error) {
 		return cmp.Or(cmp.Compare(a.Account, b.Account), cmp.Compare(a.Model, b.Model))
 	})
 	for i, lane := range lanes {
-		held, err := c.redis.Exists(ctx, LaneKey(lane.Account, lane.Model, "lease")).Result()
+		held, err := c.redis.Exists(ctx, rediskey.Lane(lane.Account, lane.Model, rediskey.LaneLease)).Result()
 		if err != nil {
 			return nil, fmt.Errorf("read lease of lane %s of %s: %w", lane.Model, lane.Account, err)
 		}
@@ -127,7 +109,7 @@ func (c *Client) PauseAccount(ctx context.Context, account, why string) error {
 	}
 	encoded, err := encodeJSON(Pause{Account: account, Reason: why, At: time.Now().UTC()})
 	if err == nil {
-		err = c.redis.HSet(ctx, pausesKey, account, encoded).Err()
+		err = c.redis.HSet(ctx, rediskey.PausedAccounts, account, encoded).Err()
 	}
 	if err != nil {
 		return fmt.Errorf("pause account %s: %w", account, err)
@@ -137,7 +119,7 @@ func (c *Client) PauseAccount(ctx context.Context, account, why string) error {
 
 // ResumeAccount takes a pause back; an account that is not paused stays as it is.
 func (c *Client) ResumeAccount(ctx context.Context, account string) error {
-	if err := c.redis.HDel(ctx, pausesKey, account).Err(); err != nil {
+	if err := c.redis.HDel(ctx, rediskey.PausedAccounts, account).Err(); err != nil {
 		return fmt.Errorf("resume account %s: %w", account, err)
 	}
 	return nil
@@ -146,7 +128,7 @@ func (c *Client) ResumeAccount(ctx context.Context, account string) error {
 // AccountPause returns an account's pause, nil if it has none. A lane asks before
 // each submit; without an answer it may not submit.
 func (c *Client) AccountPause(ctx context.Context, account string) (*Pause, error) {
-	encoded, err := c.redis.HGet(ctx, pausesKey, account).Bytes()
+	encoded, err := c.redis.HGet(ctx, rediskey.PausedAccounts, account).Bytes()
 	if errors.Is(err, redis.Nil) {
 		return nil, nil //nolint:nilnil // "not paused" is an answer, not a failure
 	}
@@ -171,7 +153,7 @@ func (c *Client) RegisterQueues(ctx context.Context, models []string) error {
 			names = append(names, queue)
 		}
 	}
-	if err := c.redis.SAdd(ctx, queuesKey, names...).Err(); err != nil {
+	if err := c.redis.SAdd(ctx, asynqQueues, names...).Err(); err != nil {
 		return fmt.Errorf("register queues: %w", err)
 	}
 	return nil

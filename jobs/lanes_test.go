@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 func TestLanes(t *testing.T) {
@@ -29,7 +30,7 @@ func TestLanes(t *testing.T) {
 		for _, lane := range []jobs.LaneStatus{second, paused, other} {
 			require.NoError(t, client.SetLane(t.Context(), lane))
 		}
-		require.NoError(t, rdb.Set(t.Context(), jobs.LaneKey("main", "wanx-v1", "lease"), "holder", time.Minute).Err())
+		require.NoError(t, rdb.Set(t.Context(), rediskey.Lane("main", "wanx-v1", rediskey.LaneLease), "holder", time.Minute).Err())
 		lanes, err := client.Lanes(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, []jobs.LaneStatus{other, paused, second}, lanes)

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // LedgerLifetime is how long a day of the ledger, and a batch's budget after its
@@ -71,34 +73,13 @@ func startOfDay(at time.Time) time.Time {
 	return time.Date(year, month, day, 0, 0, 0, 0, LedgerZone())
 }
 
-// The ledger in Redis, all amounts in micro-yuan:
-//
-//	danqing:ledger                 sorted set of ACCOUNT:DAY, by the day as a number
-//	danqing:ledger:ACCOUNT:DAY     hash of one day
-//	  spent, reserved              its sums
-//	  open:JOB.ATTEMPT             AMOUNT IMAGES NANOSECONDS GROUP of an open reservation
-//	  spent:GROUP, images:GROUP    sums of a group
-//	  import:HOLDER                what a worker's own log has brought
-//	danqing:budget:BATCH           hash: cap, spent, reserved, import:HOLDER
-//	danqing:task:TASK              hash: spent, the day on which it was booked; job, the
-//	                               owner; kept, the job that it is kept for
-//	danqing:ledger:imports         hash: how far a holder's log is here
-//
-// A GROUP is JSON of model, batch and labels, the same for the same charge. Numbers
-// in Lua are exact up to 2^53, nine billion yuan.
+// The prefixes of the fields of a [rediskey.LedgerDay]. Numbers in Lua are exact up to
+// 2^53 millionths, nine billion yuan.
 const (
-	ledgerKey    = "danqing:ledger"
-	budgetPrefix = "danqing:budget:"
-	taskPrefix   = "danqing:task:"
-
 	openField   = "open:"
 	spentField  = "spent:"
 	imagesField = "images:"
 )
-
-// bookedLifetime is how long a settled task is remembered. DashScope forgets it
-// after a day, a record after a week.
-const taskLifetime = RecordLifetime + 24*time.Hour
 
 // group is what the sums of a day are kept by.
 type group struct {
@@ -128,16 +109,14 @@ func newBooking(charge Charge) (booking, error) {
 	return booking{Charge: charge, day: LedgerDay(charge.At), group: string(encoded)}, err
 }
 
-func (b booking) dayKey() string { return dayKey(b.Account, b.day) }
-
-func dayKey(account, day string) string { return ledgerKey + ":" + account + ":" + day }
+func (b booking) dayKey() string { return rediskey.LedgerDay(b.Account, b.day) }
 
 // keys are those of the scripts: the day, the index of days, what else is given,
 // and the batch's if there is one.
 func (b booking) keys(more ...string) []string {
-	keys := append([]string{b.dayKey(), ledgerKey}, more...)
+	keys := append([]string{b.dayKey(), rediskey.LedgerDays}, more...)
 	if b.Batch != "" {
-		keys = append(keys, budgetPrefix+b.Batch)
+		keys = append(keys, rediskey.BatchBudget(b.Batch))
 	}
 	return keys
 }
@@ -325,10 +304,10 @@ func (c *Client) SettleAll(ctx context.Context, settled []Settlement) error {
 
 // settleGroup books tasks of one account, day and batch.
 func (c *Client) settleGroup(ctx context.Context, bookings []booking) error {
-	args := append(bookings[0].entryArgs(), bookings[0].day, int(taskLifetime.Seconds()), int(LedgerLifetime.Seconds()))
+	args := append(bookings[0].entryArgs(), bookings[0].day, int(rediskey.TaskLifetime.Seconds()), int(LedgerLifetime.Seconds()))
 	var tasks []string
 	for _, b := range bookings {
-		tasks = append(tasks, taskPrefix+b.task)
+		tasks = append(tasks, rediskey.Task(b.task))
 		args = append(args, b.field(), b.MicroYuan, b.Images, spentField+b.group, imagesField+b.group)
 	}
 	return settleScript.Run(ctx, c.redis, bookings[0].keys(tasks...), args...).Err()
@@ -361,7 +340,7 @@ func (c *Client) SetBatchBudget(ctx context.Context, batch string, microYuan int
 	if batch == "" || microYuan < 0 {
 		return fmt.Errorf("set budget of batch %s to %d micro-yuan: the batch needs a name, and the budget must not be negative", show(batch), microYuan)
 	}
-	key := budgetPrefix + batch
+	key := rediskey.BatchBudget(batch)
 	_, err := c.redis.TxPipelined(ctx, func(tx redis.Pipeliner) error {
 		if microYuan == 0 {
 			tx.HDel(ctx, key, "cap")
@@ -383,7 +362,7 @@ var reservationPattern = regexp.MustCompile(`^([0-9]+) ([0-9]+) (-?[0-9]+) (\{.*
 // OpenReservations returns what is reserved of an account's budget on the ledger's
 // day of a moment, in no order: for whoever frees what a crash has left reserved.
 func (c *Client) OpenReservations(ctx context.Context, account string, day time.Time) ([]Charge, error) {
-	fields, err := c.redis.HGetAll(ctx, dayKey(account, LedgerDay(day))).Result()
+	fields, err := c.redis.HGetAll(ctx, rediskey.LedgerDay(account, LedgerDay(day))).Result()
 	if err != nil {
 		return nil, fmt.Errorf("read what account %s has reserved: %w", account, err)
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // States are all states, in the order a job may pass through them.
@@ -217,7 +219,7 @@ func (c *Client) records(ctx context.Context, entries []entry) ([]*Record, error
 	}
 	keys, args := make([]string, 0, 2*len(entries)), make([]any, 0, 2*len(entries))
 	for _, e := range entries {
-		keys = append(keys, recordPrefix+e.id, indexKey(e.state))
+		keys = append(keys, rediskey.Record(e.id), indexKey(e.state))
 		args = append(args, string(e.state), e.id)
 	}
 	read, err := readScript.Run(ctx, c.redis, keys, args...).StringSlice()

@@ -65,10 +65,9 @@ func LaneQueues(model string) map[string]int {
 
 // Position returns how many jobs of the same model and priority will be drawn before
 // a job that waits, and whether it is in line at all: not while it waits for a
-// later try, nor once a lane has drawn it. It looks into asynq's own list of
-// pending messages, which are drawn from its end (asynq v0.26).
+// later try, nor once a lane has drawn it.
 func (c *Client) Position(ctx context.Context, rec *Record) (ahead int64, inLine bool, err error) {
-	line := "asynq:{" + Queue(rec.Model, rec.Priority) + "}:pending"
+	line := asynqPending(Queue(rec.Model, rec.Priority))
 	at, err := c.redis.LPos(ctx, line, rec.ID, redis.LPosArgs{Rank: -1}).Result()
 	if errors.Is(err, redis.Nil) {
 		return 0, false, nil
@@ -90,14 +89,6 @@ func newMessage(kind, queue, id string, payload any, opts ...asynq.Option) (*asy
 	}, opts...)
 	return asynq.NewTask(kind, encoded, opts...), nil
 }
-
-// publishScript writes a message's result if the message is still there. asynq's own
-// writer does not look, and a result without a message blocks its ID forever
-// (hibiken/asynq#1167).
-var publishScript = redis.NewScript(`
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-return redis.call('HSET', KEYS[1], 'result', ARGV[1])
-`)
 
 // PublishResult copies what a person wants to know of the job into its message, for
 // the queue's web UI. Nothing of ours reads it.
@@ -121,9 +112,36 @@ func (c *Client) PublishResult(ctx context.Context, rec *Record) error {
 	if err != nil {
 		return fmt.Errorf("show result of %s: %w", rec.ID, err)
 	}
-	key := "asynq:{" + Queue(rec.Model, rec.Priority) + "}:t:" + rec.ID
+	key := asynqMessage(Queue(rec.Model, rec.Priority), rec.ID)
 	if err := publishScript.Run(ctx, c.redis, []string{key}, encoded).Err(); err != nil {
 		return fmt.Errorf("show result of %s: %w", rec.ID, err)
 	}
 	return nil
+}
+
+// RequeueAtHead puts a job's message back at the head of its queue if it is active, as
+// after the death of the worker that had it: asynq itself would requeue it a minute or two
+// later, at the tail. It reports whether the message was active, and fails with Redis's
+// own error.
+func (c *Client) RequeueAtHead(ctx context.Context, rec *Record) (bool, error) {
+	queue := Queue(rec.Model, rec.Priority)
+	info, err := asynq.NewInspectorFromRedisClient(c.redis).GetTaskInfo(queue, rec.ID)
+	if err != nil || info.State != asynq.TaskStateActive {
+		return false, nil //nolint:nilerr // the caller ensures that there is a message
+	}
+	keys := []string{asynqActive(queue), asynqLeases(queue), asynqPending(queue), asynqMessage(queue, rec.ID)}
+	if err := requeueScript.Run(ctx, c.redis, keys, rec.ID).Err(); err != nil {
+		return false, fmt.Errorf("requeue message of %s: %w", rec.ID, err)
+	}
+	return true, nil
+}
+
+// ArchivedMessages returns how many messages are in the archive of a queue, whether or
+// not asynq has the queue in its set. It fails with Redis's own error.
+func (c *Client) ArchivedMessages(ctx context.Context, queue string) (int64, error) {
+	n, err := c.redis.ZCard(ctx, asynqArchived(queue)).Result()
+	if err != nil {
+		return 0, fmt.Errorf("count archive of %s: %w", queue, err)
+	}
+	return n, nil
 }

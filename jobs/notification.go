@@ -9,6 +9,8 @@ import (
 
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // The messages by which a producer is told that its job is over.
@@ -34,9 +36,6 @@ type NotifyMessage struct {
 }
 
 const (
-	// noticesKey has the IDs of the jobs that are over and have yet to be told of, by
-	// the time of their end in milliseconds.
-	notificationsKey = "danqing:notifications:due"
 	// noticeTimeout bounds one try; the worker's notify stage ends it earlier.
 	notificationTimeout = time.Minute
 	// noticeRetries is one more than that stage makes, which spreads them over a day and
@@ -160,7 +159,7 @@ func (c *Client) notify(ctx context.Context, rec *Record, since int64) error {
 			}
 		}
 	}
-	if err := ackScript.Run(ctx, c.redis, []string{notificationsKey}, rec.ID, since).Err(); err != nil {
+	if err := ackScript.Run(ctx, c.redis, []string{rediskey.NotificationsDue}, rec.ID, since).Err(); err != nil {
 		return fmt.Errorf("notify of %s: %w", rec.ID, err)
 	}
 	return nil
@@ -179,7 +178,7 @@ func (c *Client) enqueueNotification(ctx context.Context, rec *Record, kind Noti
 // EnqueueDueNotifications queues what is to be told of jobs that are over, where whoever ended them
 // died before it had. Workers call it now and then.
 func (c *Client) EnqueueDueNotifications(ctx context.Context) error {
-	due, err := c.redis.ZRangeWithScores(ctx, notificationsKey, 0, notificationsPerRound-1).Result()
+	due, err := c.redis.ZRangeWithScores(ctx, rediskey.NotificationsDue, 0, notificationsPerRound-1).Result()
 	if err != nil {
 		return fmt.Errorf("look for notices that are due: %w", err)
 	}

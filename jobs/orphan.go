@@ -7,17 +7,7 @@ import (
 	"time"
 
 	"github.com/hibiken/asynq"
-	"github.com/redis/go-redis/v9"
 )
-
-// messageStatesScript tells the states of messages, "" for those that are not there: one
-// command for many, since a sweep looks at all that wait. The key is that of
-// asynq v0.26.0 (internal/base/base.go, TaskKey).
-var messageStatesScript = redis.NewScript(`
-local states = {}
-for i = 1, #KEYS do states[i] = redis.call('HGET', KEYS[i], 'state') or '' end
-return states
-`)
 
 // WithoutMessage returns those of the waiting records that no message will wake, which
 // [Client.RequeueOrphan] can do something about.
@@ -26,7 +16,7 @@ func (c *Client) WithoutMessage(ctx context.Context, records []*Record) ([]*Reco
 	var waiting, unwoken []*Record
 	for _, rec := range records {
 		if rec.State.Waiting() {
-			keys = append(keys, "asynq:{"+Queue(rec.Model, rec.Priority)+"}:t:"+rec.ID)
+			keys = append(keys, asynqMessage(Queue(rec.Model, rec.Priority), rec.ID))
 			waiting = append(waiting, rec)
 		}
 	}

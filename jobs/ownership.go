@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // TaskOwnedError says that a task belongs to another job.
@@ -40,7 +42,7 @@ func (c *Client) QuarantineTask(ctx context.Context, task, job string) error {
 }
 
 func (c *Client) claim(ctx context.Context, field, task, job string) error {
-	owner, err := claimScript.Run(ctx, c.redis, []string{taskPrefix + task}, field, job, int(taskLifetime.Seconds())).Text()
+	owner, err := claimScript.Run(ctx, c.redis, []string{rediskey.Task(task)}, field, job, int(rediskey.TaskLifetime.Seconds())).Text()
 	if err != nil {
 		return fmt.Errorf("claim task %s for %s: %w", task, job, err)
 	}
@@ -76,7 +78,7 @@ func (c *Client) TaskOwners(ctx context.Context, tasks []string) (map[string]Tas
 		tasks = tasks[len(some):]
 		keys := make([]string, len(some))
 		for i, task := range some {
-			keys[i] = taskPrefix + task
+			keys[i] = rediskey.Task(task)
 		}
 		found, err := ownersScript.Run(ctx, c.redis, keys).StringSlice()
 		if err != nil {
@@ -91,13 +93,9 @@ func (c *Client) TaskOwners(ctx context.Context, tasks []string) (map[string]Tas
 	return notes, nil
 }
 
-// keyIDsKey has a field per API key that was seen at work: its mark, and the
-// api_key_id under which the service lists its tasks.
-const keyIDsKey = "danqing:keys"
-
 // SetKeyID notes the api_key_id of the key that bears a mark.
 func (c *Client) SetKeyID(ctx context.Context, mark, keyID string) error {
-	if err := c.redis.HSet(ctx, keyIDsKey, mark, keyID).Err(); err != nil {
+	if err := c.redis.HSet(ctx, rediskey.KeyIDs, mark, keyID).Err(); err != nil {
 		return fmt.Errorf("note api_key_id: %w", err)
 	}
 	return nil
@@ -106,7 +104,7 @@ func (c *Client) SetKeyID(ctx context.Context, mark, keyID string) error {
 // KeyID returns the api_key_id of the key that bears a mark, "" if no task of it was
 // ever seen in the list.
 func (c *Client) KeyID(ctx context.Context, mark string) (string, error) {
-	keyID, err := c.redis.HGet(ctx, keyIDsKey, mark).Result()
+	keyID, err := c.redis.HGet(ctx, rediskey.KeyIDs, mark).Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return "", fmt.Errorf("read api_key_id: %w", err)
 	}

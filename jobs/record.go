@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // RecordLifetime is how long a record stays in Redis after the job's end. From
@@ -231,20 +233,12 @@ type Image struct {
 	Message string `json:"message,omitempty"`
 }
 
-const (
-	recordPrefix = "danqing:job:"
-	// eventsChannel is where every change of a record is published.
-	eventsChannel = "danqing:events"
-)
-
-// indexKey is the sorted set of the IDs of all jobs in a state, by the time of
-// their last write in milliseconds.
-func indexKey(state State) string { return "danqing:jobs:" + string(state) }
+func indexKey(state State) string { return rediskey.Index(string(state)) }
 
 // Get reads a record. It fails with [ErrNotFound] if there is none, and with
 // [ErrCorrupt] if it cannot be read.
 func (c *Client) Get(ctx context.Context, id string) (*Record, error) {
-	values, err := c.redis.HMGet(ctx, recordPrefix+id, "record", "cancel").Result()
+	values, err := c.redis.HMGet(ctx, rediskey.Record(id), "record", "cancel").Result()
 	if err != nil {
 		return nil, fmt.Errorf("read record of %s: %w", id, err)
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // Spend is what jobs of one kind cost an account on one day.
@@ -41,14 +43,14 @@ func (c *Client) Spending(ctx context.Context, from, to time.Time) ([]Spend, err
 	if !to.IsZero() {
 		between.Max = strconv.Itoa(dayNumber(to))
 	}
-	names, err := c.redis.ZRangeByScore(ctx, ledgerKey, between).Result()
+	names, err := c.redis.ZRangeByScore(ctx, rediskey.LedgerDays, between).Result()
 	if err != nil {
 		return nil, fmt.Errorf("read the ledger: %w", err)
 	}
 	var all []Spend
 	for _, name := range names {
 		account, day, _ := strings.Cut(name, ":")
-		fields, err := c.redis.HGetAll(ctx, dayKey(account, day)).Result()
+		fields, err := c.redis.HGetAll(ctx, rediskey.LedgerDay(account, day)).Result()
 		if err != nil {
 			return nil, fmt.Errorf("read the ledger: %w", err)
 		}

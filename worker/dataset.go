@@ -13,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
@@ -22,15 +23,15 @@ import (
 const (
 	// epochKey holds a name that the first worker gives to what Redis knows: it is gone
 	// when that is.
-	datasetKey = "danqing:dataset"
+	datasetKey = rediskey.Dataset
 	// memoryInterval is how often a worker looks whether Redis may have forgotten.
 	datasetInterval = 5 * time.Second
 	// durabilityInterval is how often it asks how Redis keeps what it is told.
 	durabilityInterval = time.Minute
 	// trusted is the key of what a lane's last holder knew Redis by, and suspects of
 	// the tasks that jobs of the lane may have made which Redis has forgotten.
-	verifiedDatasetKey = "verified_dataset"
-	orphansKey         = "orphans"
+	verifiedDatasetKey = rediskey.LaneVerifiedDataset
+	orphansKey         = rediskey.LaneOrphans
 )
 
 // memory names what Redis knows: it changes when Redis may have forgotten some of it,

@@ -7,10 +7,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hibiken/asynq"
-	"github.com/redis/go-redis/v9"
-
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // effort is one go of a lane at a job. It belongs to the lane, not to the message
@@ -190,13 +188,13 @@ const redisAway = "redis unavailable"
 
 // note says in Redis that a lane is at a job.
 func (w *Worker) markInFlight(ctx context.Context, account, model, id string) error {
-	if err := w.cfg.Redis.HSet(ctx, jobs.LaneKey(account, model, inFlightKey), id, time.Now().UTC().Format(time.RFC3339)).Err(); err != nil {
+	if err := w.cfg.Redis.HSet(ctx, rediskey.Lane(account, model, inFlightKey), id, time.Now().UTC().Format(time.RFC3339)).Err(); err != nil {
 		return fmt.Errorf("note job %s in flight: %w", id, err)
 	}
 	return nil
 }
 
-const inFlightKey = "in_flight"
+const inFlightKey = rediskey.LaneInFlight
 
 func (l *lane) clearInFlight(ctx context.Context, id string) {
 	if err := l.cfg.Redis.HDel(context.WithoutCancel(ctx), l.key(inFlightKey), id).Err(); err != nil {
@@ -318,24 +316,11 @@ func (l *lane) ensureMessage(ctx context.Context, id string) {
 	}
 }
 
-// rescueScript is asynq's own way of putting an active message back at the head of
-// its queue (internal/rdb/rdb.go of v0.26.0, requeueCmd).
-var requeueScript = redis.NewScript(`
-if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then return 0 end
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('RPUSH', KEYS[3], ARGV[1])
-redis.call('HSET', KEYS[4], 'state', 'pending')
-return 1
-`)
-
 // rescue gives a waiting job whose handler died with the lane's last holder its
 // place back. asynq would do so in a minute or two, and at the tail.
 func (l *lane) requeueAtHead(ctx context.Context, rec *jobs.Record) error {
-	queue := jobs.Queue(rec.Model, rec.Priority)
-	info, err := asynq.NewInspectorFromRedisClient(l.cfg.Redis).GetTaskInfo(queue, rec.ID)
-	if err == nil && info.State == asynq.TaskStateActive {
-		key := "asynq:{" + queue + "}:"
-		return requeueScript.Run(ctx, l.cfg.Redis, []string{key + "active", key + "lease", key + "pending", key + "t:" + rec.ID}, rec.ID).Err()
+	if active, err := l.jobs.RequeueAtHead(ctx, rec); err != nil || active {
+		return err
 	}
 	l.ensureMessage(ctx, rec.ID)
 	return nil

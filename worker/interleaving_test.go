@@ -18,6 +18,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
@@ -177,7 +178,7 @@ func (f *failedRead) DialHook(next redis.DialHook) redis.DialHook { return next 
 func (f *failedRead) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		switch fmt.Sprint(cmd.Args()[:min(2, len(cmd.Args()))]...) {
-		case "hset" + jobs.LaneKey("default", jobs.DefaultModel, "in_flight"):
+		case "hset" + rediskey.Lane("default", jobs.DefaultModel, "in_flight"):
 			f.noted.Store(true)
 		case "hmget" + "danqing:job:job-1":
 			if f.noted.Load() && f.failed.CompareAndSwap(false, true) {

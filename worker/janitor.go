@@ -12,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 const (
@@ -19,7 +20,7 @@ const (
 	// job's handler does. A job whose message was lost waits that long.
 	janitorInterval = 5 * time.Minute
 	// houseKey holds when that was done last, in Unix milliseconds.
-	janitorKey = "danqing:maintenance:last_run"
+	janitorKey = rediskey.Maintenance
 	// sweepAge leaves alone what is on its way from the record to the message.
 	sweepAge  = 2 * time.Minute
 	sweepPage = 200
@@ -90,9 +91,9 @@ func (w *Worker) trimArchives(ctx context.Context, models []string) error {
 	inspector := asynq.NewInspectorFromRedisClient(w.cfg.Redis)
 	for _, queue := range queues {
 		for {
-			archived, err := w.cfg.Redis.ZCard(ctx, "asynq:{"+queue+"}:archived").Result()
+			archived, err := w.jobs.ArchivedMessages(ctx, queue)
 			if err != nil {
-				return fmt.Errorf("count archive of %s: %w", queue, err)
+				return err
 			}
 			if archived == 0 {
 				break

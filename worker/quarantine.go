@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
@@ -30,7 +31,7 @@ type quarantinedTask struct {
 }
 
 // keepsakes is the key of those of a lane, by task.
-const quarantineKey = "quarantine"
+const quarantineKey = rediskey.LaneQuarantine
 
 // lateMost is how long after its intent a task is still believed to be of a create that
 // was taken for lost. The service itself gives one up after 300 s.
@@ -46,7 +47,7 @@ func (w *Worker) addToQuarantine(ctx context.Context, k quarantinedTask) error {
 	if err != nil {
 		return err
 	}
-	if err := w.cfg.Redis.HSetNX(ctx, jobs.LaneKey(k.Account, k.Model, quarantineKey), k.TaskID, encoded).Err(); err != nil {
+	if err := w.cfg.Redis.HSetNX(ctx, rediskey.Lane(k.Account, k.Model, quarantineKey), k.TaskID, encoded).Err(); err != nil {
 		return fmt.Errorf("note task %s: %w", k.TaskID, err)
 	}
 	if k.Extra {
@@ -315,7 +316,7 @@ func (w *Worker) quarantineExtra(ctx context.Context, rec *jobs.Record) error {
 func (w *Worker) quarantinePending(ctx context.Context) int64 {
 	n := int64(0)
 	for _, spec := range w.lanes {
-		some, err := w.cfg.Redis.HLen(ctx, jobs.LaneKey(spec.account.name, spec.model.Name, quarantineKey)).Result()
+		some, err := w.cfg.Redis.HLen(ctx, rediskey.Lane(spec.account.name, spec.model.Name, quarantineKey)).Result()
 		if err == nil {
 			n += some
 		}

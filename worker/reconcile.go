@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 	"github.com/danqing-queue/danqing/worker/journal"
@@ -233,7 +234,7 @@ func (l *lane) listIsCurrent(ctx context.Context, rec *jobs.Record, view *reconc
 }
 
 // latest is the key of the task that was made last on the lane, by whatever holder.
-const lastTaskKey = "last_task"
+const lastTaskKey = rediskey.LaneLastTask
 
 func (l *lane) lastCreated(ctx context.Context) (made journal.CreatedTask, err error) {
 	encoded, err := l.cfg.Redis.Get(ctx, l.key(lastTaskKey)).Bytes()
@@ -372,7 +373,7 @@ func (w *Worker) republishIntents(ctx context.Context) error {
 			return fmt.Errorf("encode intent of %s: %w", e.JobID, err)
 		}
 		if rec.Code != jobs.CodeOrphanedTask { // which has no intent
-			err = w.cfg.Redis.HSetNX(ctx, jobs.LaneKey(rec.Account, rec.Model, intentsKey), intentField(e.JobID, e.Attempt), encoded).Err()
+			err = w.cfg.Redis.HSetNX(ctx, rediskey.Lane(rec.Account, rec.Model, intentsKey), intentField(e.JobID, e.Attempt), encoded).Err()
 		}
 		for _, task := range rec.Candidates {
 			err = errors.Join(err, w.addToQuarantine(ctx, quarantinedTask{JobID: e.JobID, Attempt: e.Attempt, Account: rec.Account, Model: rec.Model, TaskID: task}))

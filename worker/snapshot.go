@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 	"github.com/danqing-queue/danqing/worker/journal"
@@ -171,7 +172,7 @@ func (l *lane) lastClearSnapshot(ctx context.Context) (time.Time, error) {
 
 // doubts is the key of the lane's intents that were bought again or are held, by job and
 // attempt.
-const intentsKey = "intents"
+const intentsKey = rediskey.LaneIntents
 
 func intentField(job string, attempt int) string { return fmt.Sprintf("%s.%d", job, attempt) }
 

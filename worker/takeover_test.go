@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
@@ -107,7 +108,7 @@ func TestDrawnJobOfTheDead(t *testing.T) {
 func (s *stack) drawn(id string) {
 	s.t.Helper()
 	for range 1000 {
-		if s.redis.HExists(s.t.Context(), jobs.LaneKey("default", "wanx-v1", "in_flight"), id).Val() {
+		if s.redis.HExists(s.t.Context(), rediskey.Lane("default", "wanx-v1", "in_flight"), id).Val() {
 			return
 		}
 		<-time.After(10 * time.Millisecond)

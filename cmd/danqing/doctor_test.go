@@ -24,6 +24,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
@@ -388,7 +389,7 @@ func TestDoctorTellsWhoWorks(t *testing.T) {
 		}
 		require.NoError(t, client.SetLane(ctx, lane))
 		if by != "" {
-			require.NoError(t, p.rdb.Set(ctx, jobs.LaneKey("default", model, "lease"), by, 0).Err())
+			require.NoError(t, p.rdb.Set(ctx, rediskey.Lane("default", model, rediskey.LaneLease), by, 0).Err())
 		}
 	}
 	_, found, _ := p.examine()

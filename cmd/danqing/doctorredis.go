@@ -16,6 +16,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 const (
@@ -27,7 +28,7 @@ const (
 	// pings is how many are timed: the median of few is no accident.
 	pings = 5
 	// doctorKey is written to see whether Redis takes writes, and left to expire.
-	doctorKey      = "danqing:doctor"
+	doctorKey      = rediskey.DoctorProbe
 	doctorLifetime = 10 * time.Second
 )
 
@@ -182,7 +183,7 @@ func (d *doctor) lanes(ctx context.Context, rdb *redis.Client) {
 	own, _ := os.ReadFile(filepath.Join(d.cfg.DataDir, "worker_id")) // none is none
 	for _, lane := range lanes {
 		name := fmt.Sprintf("lane %s of account %s", lane.Model, lane.Account)
-		holder, err := rdb.Get(ctx, jobs.LaneKey(lane.Account, lane.Model, "lease")).Result()
+		holder, err := rdb.Get(ctx, rediskey.Lane(lane.Account, lane.Model, rediskey.LaneLease)).Result()
 		switch {
 		case errors.Is(err, redis.Nil) || !lane.Held:
 			d.note("start a worker with that account and model if its jobs wait", "%s: no worker", name)

@@ -18,6 +18,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
@@ -25,9 +26,8 @@ import (
 const (
 	// defaultOpenAIWait is how long a request waits for its images by default.
 	defaultOpenAIWait = 5 * time.Minute
-	// dedupePrefix is the prefix of the Redis keys that map a request's hash to its job,
-	// for retries. Clients retry within minutes.
-	dedupePrefix   = "danqing:dedupe:"
+	// dedupeLifetime is how long a repeated request joins its job. Clients retry within
+	// minutes.
 	dedupeLifetime = 24 * time.Hour
 	codeTimeout    = "timeout"
 )
@@ -180,7 +180,7 @@ func (a *api) claimDedupe(r *request, body []byte) (dedupeKey, id string, isNew 
 		_, _ = fmt.Fprintf(sum, "%q", r.Header.Get(name))
 	}
 	_, _ = sum.Write(body)
-	dedupeKey, id = dedupePrefix+hex.EncodeToString(sum.Sum(nil)), jobs.NewID()
+	dedupeKey, id = rediskey.Dedupe(hex.EncodeToString(sum.Sum(nil))), jobs.NewID()
 	for range 3 { // the key may be released between the two commands
 		_, err = a.redis.SetArgs(r.Context(), dedupeKey, id, redis.SetArgs{Mode: "NX", TTL: dedupeLifetime}).Result()
 		if err == nil {
