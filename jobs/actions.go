@@ -10,6 +10,7 @@ import (
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
@@ -282,11 +283,11 @@ func (c *Client) releaseReservation(ctx context.Context, rec *Record) error {
 	if rec.Account == "" || rec.SubmittedAt.IsZero() {
 		return nil
 	}
-	charge := Charge{Account: rec.Account, JobID: rec.ID, Attempt: rec.Attempt, At: rec.SubmittedAt, Batch: rec.Batch}
+	charge := ledger.Charge{Account: rec.Account, JobID: rec.ID, Attempt: rec.Attempt, At: rec.SubmittedAt, Batch: rec.Batch}
 	if rec.Request != nil {
 		charge.Batch = rec.Request.Batch
 	}
-	return c.Release(ctx, charge)
+	return ledger.New(c.redis).Release(ctx, charge)
 }
 
 // archiveAttempt moves what the record tells of its last attempt to the past ones.

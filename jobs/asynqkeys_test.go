@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
 // asynq may change its private keys with every version: asynqkeys.go must be compared
@@ -28,9 +28,7 @@ func TestAsynqVersion(t *testing.T) {
 // The keys are where asynq writes a message.
 func TestAsynqKeys(t *testing.T) {
 	t.Parallel()
-	queues := embedded.Open()
-	t.Cleanup(func() { require.NoError(t, queues.Close()) })
-	rdb := queues.Client()
+	rdb := redistest.Embedded(t)
 	client := NewClient(rdb)
 	_, err := client.Enqueue(t.Context(), Request{ID: "cat", Prompt: "a cat"})
 	require.NoError(t, err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
@@ -133,7 +134,7 @@ func updateKeys(old, next *Record) []string {
 		task = rediskey.Task(old.TaskID)
 	}
 	if name := producerOf(old, next); name != "" {
-		waiting, day = rediskey.ProducerWaiting(name), rediskey.ProducerDay(name, LedgerDay(next.EnqueuedAt))
+		waiting, day = rediskey.ProducerWaiting(name), rediskey.ProducerDay(name, ledger.Day(next.EnqueuedAt))
 	}
 	return []string{
 		own, index, indexKey(next.State), task, waiting, day, rediskey.NotificationsDue,
@@ -224,7 +225,7 @@ func (e *LimitError) Error() string {
 	case LimitWaiting:
 		return fmt.Sprintf("%d jobs of this producer wait, as many as may", e.Most)
 	}
-	return fmt.Sprintf("the %s yuan that this producer's jobs may cost a day (UTC+8) do not leave enough for this one", FormatYuan(e.Most))
+	return fmt.Sprintf("the %s yuan that this producer's jobs may cost a day (UTC+8) do not leave enough for this one", ledger.FormatYuan(e.Most))
 }
 
 // limitError reads what updateScript answers in place of 1.

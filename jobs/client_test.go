@@ -14,14 +14,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
-	"github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
 func newClient(t *testing.T) (*jobs.Client, redis.UniversalClient) {
 	t.Helper()
-	queue := embedded.Open()
-	t.Cleanup(func() { require.NoError(t, queue.Close()) })
-	return jobs.NewClient(queue.Client()), queue.Client()
+	rdb := redistest.Embedded(t)
+	return jobs.NewClient(rdb), rdb
 }
 
 func TestEnqueueIsIdempotent(t *testing.T) {
@@ -217,7 +216,7 @@ func TestChangesMissedByASlowReader(t *testing.T) {
 // So does one whose connection broke.
 func TestChangesMissedByAnOutage(t *testing.T) {
 	t.Parallel()
-	rdb := redisServer(t)
+	rdb := redistest.Open(t)
 	changes, err := jobs.NewClient(rdb).Subscribe(t.Context())
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, changes.Close()) })

@@ -46,5 +46,4 @@
 // # Operators and workers
 //
 // [Client.List], [Client.Cancel], [Client.Retry] and [Client.Resolve] are what danqing jobs
-// does. [Client.Reserve], [Client.Settle] and [Client.Spending] are the workers' ledger.
 package jobs

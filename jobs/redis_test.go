@@ -3,58 +3,22 @@ package jobs_test
 import (
 	"context"
 	"errors"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
 // onBoth runs a test on the embedded Redis and on a real one.
 func onBoth(t *testing.T, test func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient)) {
 	t.Helper()
-	t.Run("embedded", func(t *testing.T) {
-		t.Parallel()
-		client, rdb := newClient(t)
-		test(t, client, rdb)
-	})
-	t.Run("redis", func(t *testing.T) {
-		t.Parallel()
-		rdb := redisServer(t)
+	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
+		t.Helper()
 		test(t, jobs.NewClient(rdb), rdb)
 	})
-}
-
-// redisServer starts a redis-server of its own on a socket in a temporary folder.
-func redisServer(t *testing.T) redis.UniversalClient {
-	t.Helper()
-	binary, err := exec.LookPath("redis-server")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("redis-server is not installed: apt-get install redis-server")
-		}
-		t.Skip("redis-server is not installed: apt-get install redis-server would run this")
-	}
-	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path may have 107 bytes
-	require.NoError(t, err)
-	socket := filepath.Join(dir, "socket")
-	server := exec.CommandContext(context.WithoutCancel(t.Context()), binary, "--port", "0", "--unixsocket", socket, "--dir", dir, "--save", "")
-	require.NoError(t, server.Start())
-	client := redis.NewClient(&redis.Options{Network: "unix", Addr: socket})
-	t.Cleanup(func() {
-		require.NoError(t, client.Close())
-		require.NoError(t, server.Process.Kill())
-		_ = server.Wait()
-		require.NoError(t, os.RemoveAll(dir))
-	})
-	require.Eventually(t, func() bool { return client.Ping(t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
-	return client
 }
 
 // errLost is a reply that did not come back.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -16,8 +17,8 @@ import (
 const budgetPause = time.Minute
 
 // chargeOf is what the ledger books of an attempt.
-func chargeOf(rec *jobs.Record, images int, microYuan int64) jobs.Charge {
-	c := jobs.Charge{
+func chargeOf(rec *jobs.Record, images int, microYuan int64) ledger.Charge {
+	c := ledger.Charge{
 		Account: rec.Account, JobID: rec.ID, Attempt: rec.Attempt, At: rec.SubmittedAt,
 		Model: rec.Model, Batch: rec.Batch, Labels: rec.Labels, Images: images, MicroYuan: microYuan,
 	}
@@ -42,8 +43,8 @@ func (w *Worker) cost(account, model string, images int) int64 {
 // reserve keeps the money for an attempt. It fails with a [*trouble], or, where the
 // batch's budget has no room, holds the job, of which nothing is bought.
 func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int) error {
-	err := l.jobs.Reserve(ctx, chargeOf(intent, images, l.cost(l.account.name, l.model.Name, images)), l.account.configured.DailyBudgetMicroYuan)
-	var full *jobs.BudgetError
+	err := l.ledger.Reserve(ctx, chargeOf(intent, images, l.cost(l.account.name, l.model.Name, images)), l.account.configured.DailyBudgetMicroYuan)
+	var full *ledger.BudgetError
 	switch {
 	case err == nil:
 		return nil
@@ -63,7 +64,7 @@ func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int
 
 // release frees what was reserved for an attempt that costs nothing.
 func (w *Worker) release(ctx context.Context, rec *jobs.Record) error {
-	return w.jobs.Release(context.WithoutCancel(ctx), chargeOf(rec, 0, 0))
+	return w.ledger.Release(context.WithoutCancel(ctx), chargeOf(rec, 0, 0))
 }
 
 // settleTask books what a task cost, once however often it is called.
@@ -90,7 +91,7 @@ func (w *Worker) retryRedis(ctx context.Context, jobID string, do func(context.C
 func (w *Worker) releaseLeakedReservations(ctx context.Context) error {
 	for _, a := range w.accounts {
 		for _, day := range []time.Time{time.Now().Add(-24 * time.Hour), time.Now()} {
-			open, err := w.jobs.OpenReservations(ctx, a.name, day)
+			open, err := w.ledger.OpenReservations(ctx, a.name, day)
 			if err != nil {
 				return err
 			}
@@ -105,7 +106,7 @@ func (w *Worker) releaseLeakedReservations(ctx context.Context) error {
 				if needed {
 					continue
 				}
-				if err := w.jobs.Release(ctx, charge); err != nil {
+				if err := w.ledger.Release(ctx, charge); err != nil {
 					return fmt.Errorf("free a reservation: %w", err)
 				}
 			}
@@ -115,7 +116,7 @@ func (w *Worker) releaseLeakedReservations(ctx context.Context) error {
 }
 
 // reservationNeeded reports whether an attempt may still cost something.
-func (w *Worker) reservationNeeded(ctx context.Context, charge jobs.Charge) (bool, error) {
+func (w *Worker) reservationNeeded(ctx context.Context, charge ledger.Charge) (bool, error) {
 	if e, open := w.cfg.DataDir.Journal.OpenJob(charge.JobID); open && e.Attempt == charge.Attempt && e.Kind != journal.KindHeld {
 		return true, nil
 	}
@@ -131,12 +132,12 @@ func (w *Worker) reservationNeeded(ctx context.Context, charge jobs.Charge) (boo
 
 // book notes what a task has cost, once: in the spend log, and in the ledger, whose
 // error it returns. Then the same call must be made again.
-func (w *Worker) recordSpend(ctx context.Context, charge jobs.Charge, taskID string) error {
+func (w *Worker) recordSpend(ctx context.Context, charge ledger.Charge, taskID string) error {
 	if err := w.cfg.DataDir.Spend.Append(charge, taskID); err != nil {
 		// The ledger counts; what the log lacks is missing in reports without a Redis.
 		w.log.Error("spend log not written", "job_id", charge.JobID, "task_id", taskID, "err", err)
 	}
-	return w.jobs.Settle(ctx, charge, taskID)
+	return w.ledger.Settle(ctx, charge, taskID)
 }
 
 // importSpend brings the spend log into the ledger of a Redis that does not have it.
@@ -145,5 +146,5 @@ func (w *Worker) importSpend(ctx context.Context) error {
 	if damaged := spend.Damaged(); damaged > 0 {
 		w.log.Warn("lines of the spend log cannot be read: budgets do not count them", "path", filepath.Join(w.cfg.DataDir.Path, journal.SpendLogName), "lines", damaged)
 	}
-	return spend.ImportInto(ctx, w.jobs, w.cfg.DataDir.WorkerID)
+	return spend.ImportInto(ctx, w.ledger, w.cfg.DataDir.WorkerID)
 }

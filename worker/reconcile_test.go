@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
@@ -78,7 +79,7 @@ func TestRules5To7LostReplies(t *testing.T) {
 func (s *stack) requireLedger() {
 	s.t.Helper()
 	var spent, reserved int64
-	all, err := s.worker.Jobs().Spending(s.t.Context(), time.Now().Add(-48*time.Hour), time.Now())
+	all, err := ledger.New(s.redis).Spending(s.t.Context(), time.Now().Add(-48*time.Hour), time.Now())
 	require.NoError(s.t, err)
 	for _, one := range all {
 		spent += one.SpentMicroYuan

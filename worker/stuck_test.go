@@ -12,6 +12,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
@@ -187,7 +188,7 @@ func TestReservationsOfAHoldAreFreed(t *testing.T) {
 				_, err := s.worker.Jobs().Resolve(t.Context(), "job-1", decision)
 				require.NoError(t, err)
 				<-time.After(10 * time.Minute)
-				all, err := s.worker.Jobs().Spending(t.Context(), time.Time{}, time.Time{})
+				all, err := ledger.New(s.redis).Spending(t.Context(), time.Time{}, time.Time{})
 				require.NoError(t, err)
 				for _, one := range all {
 					assert.Zero(t, one.ReservedMicroYuan, one.Day)

@@ -18,6 +18,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
@@ -79,6 +80,7 @@ type Worker struct {
 	cfg      Config
 	log      *slog.Logger
 	jobs     *jobs.Client
+	ledger   *ledger.Ledger
 	store    *deliveryServer
 	notify   *notificationServer
 	accounts []*account
@@ -123,7 +125,7 @@ func New(cfg Config) (*Worker, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	w := &Worker{cfg: cfg, log: cfg.Logger, jobs: jobs.NewClient(cfg.Redis), stopping: make(chan struct{})}
+	w := &Worker{cfg: cfg, log: cfg.Logger, jobs: jobs.NewClient(cfg.Redis), ledger: ledger.New(cfg.Redis), stopping: make(chan struct{})}
 	w.store = &deliveryServer{Worker: w}
 	var err error
 	if w.notify, err = newNotify(w); err != nil {

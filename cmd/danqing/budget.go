@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // budgetFlag is what a batch may spend, in millionths of a yuan; 0 is no bound.
@@ -15,7 +16,7 @@ type budgetFlag int64
 var _ pflag.Value = (*budgetFlag)(nil)
 
 func (b *budgetFlag) Set(text string) error {
-	amount, err := jobs.ParseYuan(text)
+	amount, err := ledger.ParseYuan(text)
 	if err != nil || amount == 0 {
 		return errors.New("must be an amount of yuan above 0, such as 12 or 0.16")
 	}
@@ -27,7 +28,7 @@ func (b *budgetFlag) String() string {
 	if *b == 0 {
 		return ""
 	}
-	return jobs.FormatYuan(int64(*b))
+	return ledger.FormatYuan(int64(*b))
 }
 
 // Type names the value in help texts.
@@ -37,9 +38,9 @@ const budgetUsage = "the most that each file's batch may cost over all its runs;
 
 // setBudgets bounds what the batches of some sheets may spend, before anything of
 // them is queued. Without a bound an earlier run's is taken away.
-func setBudgets(ctx context.Context, client *jobs.Client, sheets []sheet, budget budgetFlag) error {
+func setBudgets(ctx context.Context, book *ledger.Ledger, sheets []sheet, budget budgetFlag) error {
 	for _, s := range sheets {
-		if err := client.SetBatchBudget(ctx, s.Name, int64(budget)); err != nil {
+		if err := book.SetBatchBudget(ctx, s.Name, int64(budget)); err != nil {
 			return err
 		}
 	}

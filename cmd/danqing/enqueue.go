@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 type enqueueFlags struct {
@@ -229,7 +230,7 @@ func (e *enqueuing) lines(ctx context.Context, sheets []sheet, budget budgetFlag
 	if err := e.warnOfLanes(ctx, lines); err != nil {
 		return err
 	}
-	if err := setBudgets(ctx, e.jobs, sheets, budget); err != nil {
+	if err := setBudgets(ctx, ledger.New(e.rdb), sheets, budget); err != nil {
 		return err
 	}
 	for i, line := range lines {

@@ -27,19 +27,21 @@ const (
 // import what stands in for the services too.
 func importMap() map[string][]string {
 	return map[string][]string{
-		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "jobs/rediskey", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
-		"cmd/danqing/drill":                  {"jobs", "storage", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
-		"config":                             {"jobs", "storage", "worker", "worker/dashscope"},
-		"worker":                             {"jobs", "jobs/rediskey", "storage", "worker/dashscope", "worker/internal/reconcile", "worker/journal"},
+		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "jobs/ledger", "jobs/rediskey", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
+		"cmd/danqing/drill":                  {"jobs", "jobs/ledger", "storage", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
+		"config":                             {"jobs", "jobs/ledger", "storage", "worker", "worker/dashscope"},
+		"worker":                             {"jobs", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope", "worker/internal/reconcile", "worker/journal"},
 		"worker/internal/reconcile":          {"jobs", "worker/dashscope"},
-		"worker/journal":                     {"jobs"},
+		"worker/journal":                     {"jobs", "jobs/ledger"},
 		"worker/dashscope":                   {},
 		"worker/dashscope/simulator":         {"worker/dashscope", "worker/dashscope/simulator/painter"}, // the wire structs, the images
 		"worker/dashscope/simulator/painter": {},
-		"jobs":                               {"jobs/rediskey"},
+		"jobs":                               {"jobs/ledger", "jobs/rediskey"},
 		"jobs/embedded":                      {},
-		"jobs/gateway":                       {"jobs", "jobs/rediskey", "storage", "worker/dashscope"},
+		"jobs/gateway":                       {"jobs", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope"},
+		"jobs/ledger":                        {"jobs/rediskey"},
 		"jobs/rediskey":                      {},
+		"jobs/redistest":                     {"jobs/embedded"},
 		"storage":                            {},
 		"storage/embedded":                   {},
 		"storage/storagetest":                {},
@@ -48,7 +50,7 @@ func importMap() map[string][]string {
 
 // standIns may be imported by every test.
 func standIns() []string {
-	return []string{"jobs/embedded", "storage/embedded", "storage/storagetest", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"}
+	return []string{"jobs/embedded", "jobs/redistest", "storage/embedded", "storage/storagetest", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"}
 }
 
 // servedBy says what a package's tests may import besides: those that it serves.
@@ -172,11 +174,11 @@ func TestImportMapRefuses(t *testing.T) {
 		imported string
 		want     string
 	}{
-		{"jobs", false, module + "/storage", "of ours jobs may import only jobs/rediskey"},
-		{"jobs", true, module + "/storage", "of ours jobs may import only jobs/rediskey"},
+		{"jobs", false, module + "/storage", "of ours jobs may import only jobs/ledger, jobs/rediskey"},
+		{"jobs", true, module + "/storage", "of ours jobs may import only jobs/ledger, jobs/rediskey"},
 		{"jobs", true, module + "/jobs", ""},
 		{"jobs", true, module + "/jobs/embedded", ""},
-		{"jobs", false, module + "/jobs/embedded", "of ours jobs may import only jobs/rediskey"},
+		{"jobs", false, module + "/jobs/embedded", "of ours jobs may import only jobs/ledger, jobs/rediskey"},
 		{"jobs/embedded", true, module + "/jobs", ""},
 		{"jobs/embedded", false, module + "/jobs", "jobs/embedded may import nothing of ours"},
 		{"jobs", false, "golang.org/x/time/rate", "jobs may bring only asynq and go-redis into a service that enqueues"},
@@ -186,8 +188,8 @@ func TestImportMapRefuses(t *testing.T) {
 		{"jobs", false, "crypto/sha256", ""},
 		{"storage", false, module, "storage may import nothing of ours"},
 		{"storage", false, module + "/jobs", "storage may import nothing of ours"},
-		{"worker", false, module + "/config", "of ours worker may import only jobs, jobs/rediskey, storage, worker/dashscope, worker/internal/reconcile, worker/journal"},
-		{"worker", false, module + "/worker/dashscope/simulator", "of ours worker may import only jobs, jobs/rediskey, storage, worker/dashscope, worker/internal/reconcile, worker/journal"},
+		{"worker", false, module + "/config", "of ours worker may import only jobs, jobs/ledger, jobs/rediskey, storage, worker/dashscope, worker/internal/reconcile, worker/journal"},
+		{"worker", false, module + "/worker/dashscope/simulator", "of ours worker may import only jobs, jobs/ledger, jobs/rediskey, storage, worker/dashscope, worker/internal/reconcile, worker/journal"},
 		{"worker", true, module + "/worker/dashscope/simulator", ""},
 		{"cmd/danqing", true, "github.com/hibiken/asynq", "github.com/hibiken/asynq is for jobs, jobs/gateway, worker only"},
 		{"worker", true, "github.com/aws/smithy-go", "github.com/aws is for storage/, storage only"},

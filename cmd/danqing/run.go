@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker"
 )
 
@@ -66,7 +67,7 @@ func (r *run) work(ctx context.Context) error {
 	if err := r.lookUp(ctx); err != nil {
 		return err
 	}
-	if err := setBudgets(ctx, r.engine.worker.Jobs(), r.sheets, r.budget); err != nil {
+	if err := setBudgets(ctx, ledger.New(r.engine.redis), r.sheets, r.budget); err != nil {
 		return err
 	}
 	if err := r.enqueue(ctx); err != nil {
@@ -268,7 +269,7 @@ func (r *run) again(ctx context.Context, line jobs.Line) (*jobs.Record, error) {
 		return over, err
 	}
 	// It has lost the batch's bound too.
-	if err := setBudgets(ctx, r.engine.worker.Jobs(), r.sheets, r.budget); err != nil {
+	if err := setBudgets(ctx, ledger.New(r.engine.redis), r.sheets, r.budget); err != nil {
 		return nil, err
 	}
 	rec, err := r.engine.worker.Jobs().Enqueue(ctx, line.Request)

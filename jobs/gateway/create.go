@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
@@ -287,7 +288,7 @@ func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Re
 	if price := a.price(req); c.DailyBudgetMicroYuan > 0 && price > c.DailyBudgetMicroYuan {
 		return nil, &jobs.InvalidError{Fields: []jobs.FieldError{{
 			Field: "n", Value: strconv.Itoa(max(req.N, 1)), Remedy: fmt.Sprintf("the job may cost %s yuan, and this token's daily budget is %s: request fewer images",
-				jobs.FormatYuan(price), jobs.FormatYuan(c.DailyBudgetMicroYuan)),
+				ledger.FormatYuan(price), ledger.FormatYuan(c.DailyBudgetMicroYuan)),
 		}}}
 	}
 	limits := jobs.Limits{Depth: a.cfg.Depth, Waiting: c.MaxWaiting, DayMicroYuan: c.DailyBudgetMicroYuan, PriceMicroYuan: a.price(req)}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // Response headers of a create that DashScope does not have.
@@ -24,7 +25,7 @@ const (
 // setHeaders sets the response headers of a create: the job's price and its estimated
 // start. Values that are not available are omitted, because the job is already queued.
 func (a *api) setHeaders(ctx context.Context, header http.Header, rec *jobs.Record, req jobs.Request, warnings []string) {
-	header.Set(headerPrice, jobs.FormatYuan(a.price(req)))
+	header.Set(headerPrice, ledger.FormatYuan(a.price(req)))
 	header.Set(headerImages, strconv.Itoa(max(req.N, 1)))
 	slots := a.slots.get(ctx, a.jobs, rec.Model)
 	if slots == 0 && rec.State.Waiting() {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // SpendLogName is the name of the spend log in a data directory.
@@ -36,8 +37,8 @@ type spendLine struct {
 }
 
 // settled is the line as the ledger takes it.
-func (s spendLine) settled() jobs.Settlement {
-	return jobs.Settlement{TaskID: s.TaskID, Charge: jobs.Charge{
+func (s spendLine) settled() ledger.Settlement {
+	return ledger.Settlement{TaskID: s.TaskID, Charge: ledger.Charge{
 		Account: s.Account, JobID: s.JobID, Attempt: s.Attempt, At: s.SubmittedAt, Model: s.Model, Batch: s.Batch, Labels: s.Labels,
 		MicroYuan: s.MicroYuan, Images: s.Images,
 	}}
@@ -96,7 +97,7 @@ func (l *SpendLog) Damaged() int { return l.damaged }
 func (l *SpendLog) Close() error { return l.file.close() }
 
 // Append writes a line for a task, unless it has one.
-func (l *SpendLog) Append(charge jobs.Charge, taskID string) error {
+func (l *SpendLog) Append(charge ledger.Charge, taskID string) error {
 	line, err := encodeLine(spendLine{
 		At: time.Now().UTC(), Account: charge.Account, JobID: charge.JobID, Attempt: charge.Attempt, SubmittedAt: charge.At,
 		Model: charge.Model, Batch: charge.Batch, Labels: charge.Labels, MicroYuan: charge.MicroYuan, Images: charge.Images, TaskID: taskID,
@@ -133,7 +134,7 @@ func (l *SpendLog) read(each func(spendLine)) error {
 // ReadSpendLog sums up a spend log for a report, by day, account, model, batch and
 // labels, also while a process writes it. damaged is how many whole lines cannot be
 // read. It fails with [os.ErrNotExist] if there is none.
-func ReadSpendLog(path string) (spent []jobs.Spend, damaged int, err error) {
+func ReadSpendLog(path string) (spent []ledger.Spend, damaged int, err error) {
 	file, err := os.Open(path) //nolint:gosec // the operator's own data directory
 	if err != nil {
 		return nil, 0, fmt.Errorf("open spend log: %w", err)
@@ -190,19 +191,19 @@ func parseSpendLine(text []byte) (line spendLine, ok bool) {
 }
 
 // spendSums sums lines up by what a report tells apart.
-type spendSums map[spendKey]*jobs.Spend
+type spendSums map[spendKey]*ledger.Spend
 
 type spendKey struct{ day, account, model, batch, labels string }
 
 func (s spendSums) add(line spendLine) {
-	key := spendKey{day: jobs.LedgerDay(line.SubmittedAt), account: line.Account, model: line.Model, batch: line.Batch}
+	key := spendKey{day: ledger.Day(line.SubmittedAt), account: line.Account, model: line.Model, batch: line.Batch}
 	if len(line.Labels) > 0 {
 		labels, _ := json.Marshal(line.Labels) // texts by texts, in order
 		key.labels = string(labels)
 	}
 	sum := s[key]
 	if sum == nil {
-		sum = &jobs.Spend{Account: key.account, Day: key.day, Model: key.model, Batch: key.batch, Labels: line.Labels}
+		sum = &ledger.Spend{Account: key.account, Day: key.day, Model: key.model, Batch: key.batch, Labels: line.Labels}
 		s[key] = sum
 	}
 	sum.SpentMicroYuan += line.MicroYuan
@@ -210,7 +211,7 @@ func (s spendSums) add(line spendLine) {
 }
 
 // list returns the sums in the order of their keys.
-func (s spendSums) list() []jobs.Spend {
+func (s spendSums) list() []ledger.Spend {
 	keys := make([]spendKey, 0, len(s))
 	for key := range s {
 		keys = append(keys, key)
@@ -219,7 +220,7 @@ func (s spendSums) list() []jobs.Spend {
 		return cmp.Or(cmp.Compare(a.day, b.day), cmp.Compare(a.account, b.account), cmp.Compare(a.model, b.model),
 			cmp.Compare(a.batch, b.batch), cmp.Compare(a.labels, b.labels))
 	})
-	list := make([]jobs.Spend, len(keys))
+	list := make([]ledger.Spend, len(keys))
 	for i, key := range keys {
 		list[i] = *s[key]
 	}
@@ -228,10 +229,10 @@ func (s spendSums) list() []jobs.Spend {
 
 // Ledger is what [SpendLog.ImportInto] needs of a ledger.
 type Ledger interface {
-	BeginImport(ctx context.Context, workerID, remembered string) (jobs.Import, error)
-	SettleAll(ctx context.Context, settled []jobs.Settlement) error
-	ImportSums(ctx context.Context, workerID string, sums []jobs.Spend) error
-	EndImport(ctx context.Context, workerID string, began jobs.Import) error
+	BeginImport(ctx context.Context, workerID, remembered string) (ledger.Import, error)
+	SettleAll(ctx context.Context, settled []ledger.Settlement) error
+	ImportSums(ctx context.Context, workerID string, sums []ledger.Spend) error
+	EndImport(ctx context.Context, workerID string, began ledger.Import) error
 }
 
 // ImportInto brings what the log tells into the ledger of a Redis that does not have
@@ -239,10 +240,10 @@ type Ledger interface {
 // be settled again are booked one by one, older ones as sums. It may be repeated: a ledger
 // that has the log gets of the last days what it lacks, after a crash between the two, or
 // from a backup.
-func (l *SpendLog) ImportInto(ctx context.Context, ledger Ledger, workerID string) error {
+func (l *SpendLog) ImportInto(ctx context.Context, book Ledger, workerID string) error {
 	// A task that was submitted since then is remembered as booked, if it was.
-	remembered := jobs.LedgerDay(time.Now().Add(-jobs.RecordLifetime))
-	began, err := ledger.BeginImport(ctx, workerID, remembered)
+	remembered := ledger.Day(time.Now().Add(-jobs.RecordLifetime))
+	began, err := book.BeginImport(ctx, workerID, remembered)
 	if err != nil {
 		return err
 	}
@@ -250,9 +251,9 @@ func (l *SpendLog) ImportInto(ctx context.Context, ledger Ledger, workerID strin
 	if began.Done {
 		lately = max(lately, remembered)
 	}
-	older, recent := spendSums{}, []jobs.Settlement(nil)
+	older, recent := spendSums{}, []ledger.Settlement(nil)
 	err = l.read(func(line spendLine) {
-		switch day := jobs.LedgerDay(line.SubmittedAt); {
+		switch day := ledger.Day(line.SubmittedAt); {
 		case day >= lately:
 			recent = append(recent, line.settled())
 		case !began.Done:
@@ -262,14 +263,14 @@ func (l *SpendLog) ImportInto(ctx context.Context, ledger Ledger, workerID strin
 	if err != nil {
 		return err
 	}
-	if err := ledger.SettleAll(ctx, recent); err != nil {
+	if err := book.SettleAll(ctx, recent); err != nil {
 		return err
 	}
 	if began.Done {
 		return nil
 	}
-	if err := ledger.ImportSums(ctx, workerID, older.list()); err != nil {
+	if err := book.ImportSums(ctx, workerID, older.list()); err != nil {
 		return err
 	}
-	return ledger.EndImport(ctx, workerID, began)
+	return book.EndImport(ctx, workerID, began)
 }

@@ -78,10 +78,19 @@ func patient(o *redis.Options) *redis.Options {
 
 // client returns one of the queue as it is reached now.
 func (q *queue) client(ctx context.Context) (*jobs.Client, error) {
+	rdb, err := q.connection(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return jobs.NewClient(rdb), nil
+}
+
+// connection returns the connection to the queue as it is reached now.
+func (q *queue) connection(ctx context.Context) (*redis.Client, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.options != nil {
-		return jobs.NewClient(q.rdb), nil
+		return q.rdb, nil
 	}
 	m := q.drill.crew[0]
 	pid, at, err := q.drill.Instance(ctx, m.data())
@@ -101,7 +110,7 @@ func (q *queue) client(ctx context.Context) (*jobs.Client, error) {
 		}
 		q.url, q.rdb = at, redis.NewClient(patient(options))
 	}
-	return jobs.NewClient(q.rdb), nil
+	return q.rdb, nil
 }
 
 func (q *queue) close() error {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // Report is what a drill has done and found.
@@ -186,10 +187,10 @@ func (r *Report) enter(b *books) {
 
 // compare asks the ledger: it must agree with the service to the last micro-yuan.
 func (d *drill) compare(ctx context.Context, r *Report) {
-	client, err := d.queue.client(ctx)
-	var spending []jobs.Spend
+	rdb, err := d.queue.connection(ctx)
+	var spending []ledger.Spend
 	if err == nil {
-		spending, err = client.Spending(ctx, time.Time{}, time.Time{})
+		spending, err = ledger.New(rdb).Spending(ctx, time.Time{}, time.Time{})
 	}
 	if err != nil {
 		r.problem("the ledger does not answer: %v", err)

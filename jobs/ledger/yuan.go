@@ -1,4 +1,4 @@
-package jobs
+package ledger
 
 import (
 	"fmt"
@@ -20,7 +20,7 @@ var yuanPattern = regexp.MustCompile(`^([0-9]{1,9})(?:\.([0-9]{1,6}))?$`)
 func ParseYuan(text string) (int64, error) {
 	parts := yuanPattern.FindStringSubmatch(text)
 	if parts == nil {
-		return 0, fmt.Errorf("%s: must be an amount of yuan such as 12 or 0.16: digits, with up to six after the point", show(text))
+		return 0, fmt.Errorf("%s: must be an amount of yuan such as 12 or 0.16: digits, with up to six after the point", strconv.Quote(text))
 	}
 	return strconv.ParseInt(parts[1]+(parts[2] + "000000")[:6], 10, 64)
 }

@@ -1,4 +1,4 @@
-package jobs
+package ledger
 
 import (
 	"context"
@@ -33,13 +33,13 @@ type Import struct {
 
 // BeginImport tells how far the log of a holder is in Redis. If it never was, it
 // becomes an import that begins with this day, which it stays until
-// [Client.EndImport], should the worker die meanwhile: a day is never brought both
+// [Ledger.EndImport], should the worker die meanwhile: a day is never brought both
 // ways. It fails with Redis's own error.
-func (c *Client) BeginImport(ctx context.Context, holder, firstDay string) (Import, error) {
-	err := c.redis.HSetNX(ctx, rediskey.LedgerImports, holder, firstDay).Err()
+func (l *Ledger) BeginImport(ctx context.Context, holder, firstDay string) (Import, error) {
+	err := l.redis.HSetNX(ctx, rediskey.LedgerImports, holder, firstDay).Err()
 	var known string
 	if err == nil {
-		known, err = c.redis.HGet(ctx, rediskey.LedgerImports, holder).Result()
+		known, err = l.redis.HGet(ctx, rediskey.LedgerImports, holder).Result()
 	}
 	if err != nil {
 		return Import{}, fmt.Errorf("import what %s has spent: %w", holder, err)
@@ -49,8 +49,8 @@ func (c *Client) BeginImport(ctx context.Context, holder, firstDay string) (Impo
 }
 
 // EndImport says that all of the holder's log is in Redis.
-func (c *Client) EndImport(ctx context.Context, holder string, i Import) error {
-	if err := c.redis.HSet(ctx, rediskey.LedgerImports, holder, i.FirstDay+importDone).Err(); err != nil {
+func (l *Ledger) EndImport(ctx context.Context, holder string, i Import) error {
+	if err := l.redis.HSet(ctx, rediskey.LedgerImports, holder, i.FirstDay+importDone).Err(); err != nil {
 		return fmt.Errorf("import what %s has spent: %w", holder, err)
 	}
 	return nil
@@ -77,7 +77,7 @@ return 1
 // FirstDay, summed up, and what of it each batch has spent. Each day of an account
 // and each batch is booked once for the holder: after an error the same call must be
 // made again. Days that have left the ledger count for the batches alone.
-func (c *Client) ImportSums(ctx context.Context, holder string, sums []Spend) error {
+func (l *Ledger) ImportSums(ctx context.Context, holder string, sums []Spend) error {
 	type accountDay struct{ account, day string }
 	days := map[accountDay][]Spend{}
 	batches := map[string]int64{}
@@ -89,12 +89,12 @@ func (c *Client) ImportSums(ctx context.Context, holder string, sums []Spend) er
 		}
 	}
 	for key, spent := range days {
-		if err := c.importDay(ctx, holder, spent); err != nil {
+		if err := l.importDay(ctx, holder, spent); err != nil {
 			return fmt.Errorf("import what account %s has spent on %s: %w", key.account, key.day, err)
 		}
 	}
 	for _, batch := range slices.Sorted(maps.Keys(batches)) {
-		err := importBatchScript.Run(ctx, c.redis, []string{rediskey.BatchBudget(batch)}, importField+holder, batches[batch], int(LedgerLifetime.Seconds())).Err()
+		err := importBatchScript.Run(ctx, l.redis, []string{rediskey.BatchBudget(batch)}, importField+holder, batches[batch], int(Lifetime.Seconds())).Err()
 		if err != nil {
 			return fmt.Errorf("import what batch %s has spent: %w", batch, err)
 		}
@@ -103,18 +103,18 @@ func (c *Client) ImportSums(ctx context.Context, holder string, sums []Spend) er
 }
 
 // importDay books sums of one account and day.
-func (c *Client) importDay(ctx context.Context, holder string, spent []Spend) error {
-	at, err := time.ParseInLocation(time.DateOnly, spent[0].Day, LedgerZone())
+func (l *Ledger) importDay(ctx context.Context, holder string, spent []Spend) error {
+	at, err := time.ParseInLocation(time.DateOnly, spent[0].Day, Zone())
 	if err != nil {
 		return err
 	}
-	if time.Since(at) > LedgerLifetime {
+	if time.Since(at) > Lifetime {
 		return nil
 	}
 	var total int64
 	var fields []any
 	for _, s := range spent {
-		encoded, err := encodeJSON(group{s.Model, s.Batch, s.Labels})
+		encoded, err := group{s.Model, s.Batch, s.Labels}.encode()
 		if err != nil {
 			return err
 		}
@@ -122,11 +122,11 @@ func (c *Client) importDay(ctx context.Context, holder string, spent []Spend) er
 			return errors.New("an amount is negative")
 		}
 		total += s.SpentMicroYuan
-		fields = append(fields, spentField+string(encoded), s.SpentMicroYuan, imagesField+string(encoded), s.Images)
+		fields = append(fields, spentField+encoded, s.SpentMicroYuan, imagesField+encoded, s.Images)
 	}
 	b, err := newBooking(Charge{Account: spent[0].Account, At: at})
 	if err != nil {
 		return err
 	}
-	return importDayScript.Run(ctx, c.redis, b.keys(), append(append(b.entryArgs(), importField+holder, total), fields...)...).Err()
+	return importDayScript.Run(ctx, l.redis, b.keys(), append(append(b.entryArgs(), importField+holder, total), fields...)...).Err()
 }

@@ -1,4 +1,4 @@
-package jobs
+package ledger
 
 import (
 	"cmp"
@@ -35,7 +35,7 @@ type Spend struct {
 // moment to that of another, both included, by day, account, model, batch and
 // labels. A zero moment is no bound. A day that nobody has booked anything on is
 // left out.
-func (c *Client) Spending(ctx context.Context, from, to time.Time) ([]Spend, error) {
+func (l *Ledger) Spending(ctx context.Context, from, to time.Time) ([]Spend, error) {
 	between := &redis.ZRangeBy{Min: "-inf", Max: "+inf"}
 	if !from.IsZero() {
 		between.Min = strconv.Itoa(dayNumber(from))
@@ -43,14 +43,14 @@ func (c *Client) Spending(ctx context.Context, from, to time.Time) ([]Spend, err
 	if !to.IsZero() {
 		between.Max = strconv.Itoa(dayNumber(to))
 	}
-	names, err := c.redis.ZRangeByScore(ctx, rediskey.LedgerDays, between).Result()
+	names, err := l.redis.ZRangeByScore(ctx, rediskey.LedgerDays, between).Result()
 	if err != nil {
 		return nil, fmt.Errorf("read the ledger: %w", err)
 	}
 	var all []Spend
 	for _, name := range names {
 		account, day, _ := strings.Cut(name, ":")
-		fields, err := c.redis.HGetAll(ctx, rediskey.LedgerDay(account, day)).Result()
+		fields, err := l.redis.HGetAll(ctx, rediskey.LedgerDay(account, day)).Result()
 		if err != nil {
 			return nil, fmt.Errorf("read the ledger: %w", err)
 		}
@@ -116,7 +116,7 @@ func decodeDay(account, day string, fields map[string]string) ([]Spend, error) {
 func decodeGroup(encoded string) (group, error) {
 	var g group
 	if err := json.Unmarshal([]byte(encoded), &g); err != nil {
-		return group{}, fmt.Errorf("group %s: %w", show(encoded), err)
+		return group{}, fmt.Errorf("group %s: %w", strconv.Quote(encoded), err)
 	}
 	return g, nil
 }

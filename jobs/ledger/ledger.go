@@ -1,7 +1,15 @@
-package jobs
+// Package ledger keeps what jobs may cost and have cost, by account and day, and what
+// batches may spend. It is in Redis, so that several workers together keep within a
+// budget. Amounts are in millionths of a yuan; days are those of UTC+8, as on the bill.
+//
+// A worker reserves the most that an attempt can cost before it submits, and then settles
+// what the task cost, or releases the reservation. Each step may be repeated after an
+// error: it counts once.
+package ledger
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -15,9 +23,16 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// LedgerLifetime is how long a day of the ledger, and a batch's budget after its
+// Ledger reads and writes the ledger of one Redis. It is safe for concurrent use.
+type Ledger struct{ redis redis.UniversalClient }
+
+// New returns the ledger on a Redis connection, which the caller closes. It sends
+// nothing.
+func New(rdb redis.UniversalClient) *Ledger { return &Ledger{redis: rdb} }
+
+// Lifetime is how long a day of the ledger, and a batch's budget after its
 // last use, stay in Redis.
-const LedgerLifetime = 2 * 366 * 24 * time.Hour
+const Lifetime = 2 * 366 * 24 * time.Hour
 
 // Charge is what an attempt of a job may cost, or has cost, an account.
 type Charge struct {
@@ -61,16 +76,16 @@ func (e *BudgetError) Error() string {
 		FormatYuan(e.CapMicroYuan), FormatYuan(e.SpentMicroYuan), FormatYuan(e.ReservedMicroYuan), FormatYuan(e.WantedMicroYuan))
 }
 
-// LedgerZone is the zone of the ledger's days: that of the bill.
-func LedgerZone() *time.Location { return time.FixedZone("UTC+8", 8*60*60) }
+// Zone is the zone of the ledger's days: that of the bill.
+func Zone() *time.Location { return time.FixedZone("UTC+8", 8*60*60) }
 
-// LedgerDay is the ledger's day at a moment, as in 2026-01-31.
-func LedgerDay(at time.Time) string { return at.In(LedgerZone()).Format(time.DateOnly) }
+// Day is the ledger's day at a moment, as in 2026-01-31.
+func Day(at time.Time) string { return at.In(Zone()).Format(time.DateOnly) }
 
 // startOfDay is when the ledger's day of a moment began.
 func startOfDay(at time.Time) time.Time {
-	year, month, day := at.In(LedgerZone()).Date()
-	return time.Date(year, month, day, 0, 0, 0, 0, LedgerZone())
+	year, month, day := at.In(Zone()).Date()
+	return time.Date(year, month, day, 0, 0, 0, 0, Zone())
 }
 
 // The prefixes of the fields of a [rediskey.LedgerDay]. Numbers in Lua are exact up to
@@ -88,6 +103,15 @@ type group struct {
 	Labels map[string]string `json:"labels,omitempty"`
 }
 
+// encode returns the group as it stands in the names of fields, < and > as they are.
+func (g group) encode() (string, error) {
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(g)
+	return strings.TrimSuffix(b.String(), "\n"), err
+}
+
 // booking is a charge as the scripts take it.
 type booking struct {
 	Charge
@@ -96,17 +120,16 @@ type booking struct {
 }
 
 func newBooking(charge Charge) (booking, error) {
-	if err := ValidAccount(charge.Account); err != nil {
-		return booking{}, err
-	}
 	switch {
+	case !rediskey.ValidName(charge.Account):
+		return booking{}, fmt.Errorf("account %q: not 1 to 64 of A-Z a-z 0-9 . _ -", charge.Account)
 	case charge.At.IsZero():
 		return booking{}, errors.New("its time is missing")
 	case charge.MicroYuan < 0 || charge.Images < 0:
 		return booking{}, fmt.Errorf("%d micro-yuan and %d images: must not be negative", charge.MicroYuan, charge.Images)
 	}
-	encoded, err := encodeJSON(group{charge.Model, charge.Batch, charge.Labels})
-	return booking{Charge: charge, day: LedgerDay(charge.At), group: string(encoded)}, err
+	encoded, err := group{charge.Model, charge.Batch, charge.Labels}.encode()
+	return booking{Charge: charge, day: Day(charge.At), group: encoded}, err
 }
 
 func (b booking) dayKey() string { return rediskey.LedgerDay(b.Account, b.day) }
@@ -129,12 +152,12 @@ func (b booking) field() string { return openField + b.JobID + "." + strconv.Ito
 // itself is.
 func (b booking) entryArgs() []any {
 	begin := startOfDay(b.At)
-	return []any{b.Account + ":" + b.day, dayNumber(begin), dayNumber(begin.Add(-LedgerLifetime)), begin.Add(LedgerLifetime).Unix()}
+	return []any{b.Account + ":" + b.day, dayNumber(begin), dayNumber(begin.Add(-Lifetime)), begin.Add(Lifetime).Unix()}
 }
 
 // dayNumber orders days.
 func dayNumber(at time.Time) int {
-	n, _ := strconv.Atoi(at.In(LedgerZone()).Format("20060102"))
+	n, _ := strconv.Atoi(at.In(Zone()).Format("20060102"))
 	return n
 }
 
@@ -176,17 +199,17 @@ return {0}
 //
 // It fails with a [*BudgetError] if there is no room, or with Redis's own error:
 // then the attempt may or may not be reserved, and the same call may be made again.
-func (c *Client) Reserve(ctx context.Context, charge Charge, dailyBudgetMicroYuan int64) error {
+func (l *Ledger) Reserve(ctx context.Context, charge Charge, dailyBudgetMicroYuan int64) error {
 	b, err := newBooking(charge)
-	if err == nil {
-		err = ValidID(charge.JobID)
+	if err == nil && !rediskey.ValidID(charge.JobID) {
+		err = errors.New("not a job ID")
 	}
 	if err != nil {
 		return fmt.Errorf("reserve money for %s: %w", charge.JobID, err)
 	}
 	value := fmt.Sprintf("%d %d %d %s", b.MicroYuan, b.Images, b.At.UnixNano(), b.group)
-	args := append(b.entryArgs(), b.field(), b.MicroYuan, value, dailyBudgetMicroYuan, int(LedgerLifetime.Seconds()))
-	said, err := reserveScript.Run(ctx, c.redis, b.keys(), args...).Int64Slice()
+	args := append(b.entryArgs(), b.field(), b.MicroYuan, value, dailyBudgetMicroYuan, int(Lifetime.Seconds()))
+	said, err := reserveScript.Run(ctx, l.redis, b.keys(), args...).Int64Slice()
 	switch {
 	case err != nil:
 		return fmt.Errorf("reserve money for %s: %w", b.JobID, err)
@@ -257,8 +280,8 @@ return tasks
 // the same call must be made again.
 //
 // A task is remembered for eight days: it must not be settled later than that.
-func (c *Client) Settle(ctx context.Context, charge Charge, taskID string) error {
-	return c.SettleAll(ctx, []Settlement{{charge, taskID}})
+func (l *Ledger) Settle(ctx context.Context, charge Charge, taskID string) error {
+	return l.SettleAll(ctx, []Settlement{{charge, taskID}})
 }
 
 // Settlement is what a task has cost.
@@ -271,9 +294,9 @@ type Settlement struct {
 // milliseconds.
 const settlementsPerCall = 200
 
-// SettleAll is [Client.Settle] for many tasks. After an error some of them may be
+// SettleAll is [Ledger.Settle] for many tasks. After an error some of them may be
 // booked.
-func (c *Client) SettleAll(ctx context.Context, settled []Settlement) error {
+func (l *Ledger) SettleAll(ctx context.Context, settled []Settlement) error {
 	type place struct{ account, day, batch string }
 	var places []place
 	at := map[place][]booking{}
@@ -294,7 +317,7 @@ func (c *Client) SettleAll(ctx context.Context, settled []Settlement) error {
 	}
 	for _, here := range places {
 		for some := range slices.Chunk(at[here], settlementsPerCall) {
-			if err := c.settleGroup(ctx, some); err != nil {
+			if err := l.settleGroup(ctx, some); err != nil {
 				return fmt.Errorf("book the cost of task %s: %w", some[0].task, err)
 			}
 		}
@@ -303,14 +326,14 @@ func (c *Client) SettleAll(ctx context.Context, settled []Settlement) error {
 }
 
 // settleGroup books tasks of one account, day and batch.
-func (c *Client) settleGroup(ctx context.Context, bookings []booking) error {
-	args := append(bookings[0].entryArgs(), bookings[0].day, int(rediskey.TaskLifetime.Seconds()), int(LedgerLifetime.Seconds()))
+func (l *Ledger) settleGroup(ctx context.Context, bookings []booking) error {
+	args := append(bookings[0].entryArgs(), bookings[0].day, int(rediskey.TaskLifetime.Seconds()), int(Lifetime.Seconds()))
 	var tasks []string
 	for _, b := range bookings {
 		tasks = append(tasks, rediskey.Task(b.task))
 		args = append(args, b.field(), b.MicroYuan, b.Images, spentField+b.group, imagesField+b.group)
 	}
-	return settleScript.Run(ctx, c.redis, bookings[0].keys(tasks...), args...).Err()
+	return settleScript.Run(ctx, l.redis, bookings[0].keys(tasks...), args...).Err()
 }
 
 var releaseScript = redis.NewScript(releaseLua + `
@@ -322,10 +345,10 @@ return 0
 // one stays as it is; a released one may be reserved again. The charge must name
 // the same account, day, job, attempt and batch as the reservation. It fails with
 // Redis's own error; then the same call may be made again.
-func (c *Client) Release(ctx context.Context, charge Charge) error {
+func (l *Ledger) Release(ctx context.Context, charge Charge) error {
 	b, err := newBooking(charge)
 	if err == nil {
-		err = releaseScript.Run(ctx, c.redis, b.keys(), append(b.entryArgs(), b.field())...).Err()
+		err = releaseScript.Run(ctx, l.redis, b.keys(), append(b.entryArgs(), b.field())...).Err()
 	}
 	if err != nil {
 		return fmt.Errorf("free what is reserved for %s: %w", charge.JobID, err)
@@ -336,18 +359,18 @@ func (c *Client) Release(ctx context.Context, charge Charge) error {
 // SetBatchBudget bounds what a batch may spend, over all days and accounts, in
 // millionths of a yuan. What it has spent and reserved before counts. 0 takes the
 // bound away.
-func (c *Client) SetBatchBudget(ctx context.Context, batch string, microYuan int64) error {
+func (l *Ledger) SetBatchBudget(ctx context.Context, batch string, microYuan int64) error {
 	if batch == "" || microYuan < 0 {
-		return fmt.Errorf("set budget of batch %s to %d micro-yuan: the batch needs a name, and the budget must not be negative", show(batch), microYuan)
+		return fmt.Errorf("set budget of batch %s to %d micro-yuan: the batch needs a name, and the budget must not be negative", strconv.Quote(batch), microYuan)
 	}
 	key := rediskey.BatchBudget(batch)
-	_, err := c.redis.TxPipelined(ctx, func(tx redis.Pipeliner) error {
+	_, err := l.redis.TxPipelined(ctx, func(tx redis.Pipeliner) error {
 		if microYuan == 0 {
 			tx.HDel(ctx, key, "cap")
 			return nil
 		}
 		tx.HSet(ctx, key, "cap", microYuan)
-		tx.Expire(ctx, key, LedgerLifetime)
+		tx.Expire(ctx, key, Lifetime)
 		return nil
 	})
 	if err != nil {
@@ -361,8 +384,8 @@ var reservationPattern = regexp.MustCompile(`^([0-9]+) ([0-9]+) (-?[0-9]+) (\{.*
 
 // OpenReservations returns what is reserved of an account's budget on the ledger's
 // day of a moment, in no order: for whoever frees what a crash has left reserved.
-func (c *Client) OpenReservations(ctx context.Context, account string, day time.Time) ([]Charge, error) {
-	fields, err := c.redis.HGetAll(ctx, rediskey.LedgerDay(account, LedgerDay(day))).Result()
+func (l *Ledger) OpenReservations(ctx context.Context, account string, day time.Time) ([]Charge, error) {
+	fields, err := l.redis.HGetAll(ctx, rediskey.LedgerDay(account, Day(day))).Result()
 	if err != nil {
 		return nil, fmt.Errorf("read what account %s has reserved: %w", account, err)
 	}
@@ -387,7 +410,7 @@ func decodeReservation(name, value string) (Charge, error) {
 	at := strings.LastIndexByte(name, '.')
 	parts := reservationPattern.FindStringSubmatch(value)
 	if at < 0 || parts == nil {
-		return Charge{}, fmt.Errorf("%s is not a reservation", show(value))
+		return Charge{}, fmt.Errorf("%s is not a reservation", strconv.Quote(value))
 	}
 	attempt, err := strconv.Atoi(name[at+1:])
 	amount, amountErr := strconv.ParseInt(parts[1], 10, 64)
