@@ -13,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
@@ -37,7 +38,7 @@ const (
 // memory names what Redis knows: it changes when Redis may have forgotten some of it,
 // after a restart or a failover, or all.
 func (w *Worker) datasetID(ctx context.Context) (string, error) {
-	run, err := w.jobs.DatasetID(ctx)
+	run, err := redishealth.DatasetID(ctx, w.cfg.Redis)
 	if err != nil {
 		return "", err
 	}
@@ -155,7 +156,7 @@ func (w *Worker) replayToRedis(ctx context.Context, now string) error {
 
 // askDurability asks Redis how it keeps what it is told.
 func (w *Worker) checkDurability(ctx context.Context) error {
-	durability, err := w.jobs.Durability(ctx)
+	durability, err := redishealth.Probe(ctx, w.cfg.Redis)
 	if err != nil {
 		return err
 	}
@@ -172,7 +173,7 @@ func (w *Worker) waitDurable(ctx context.Context, jobID string) {
 	w.mu.Lock()
 	durability := w.durability
 	w.mu.Unlock()
-	if err := w.jobs.WaitDurable(ctx, durability); err != nil {
+	if err := redishealth.WaitDurable(ctx, w.cfg.Redis, durability); err != nil {
 		w.log.Warn("intent not acknowledged as durable", "job_id", jobID, "err", err)
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/ledger"
+	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
@@ -93,7 +94,7 @@ type Worker struct {
 	// forgot says that Redis was known by something else before.
 	dataLossSeen bool
 	// durability is how Redis keeps what it was told.
-	durability jobs.Durability
+	durability redishealth.Durability
 	// simulated is what the services said of themselves, once known.
 	simulated, known bool
 

@@ -10,11 +10,12 @@ import (
 
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/storage"
 )
 
 // severityOK is what doctor says of what is as it should be.
-const severityOK jobs.Severity = "ok"
+const severityOK redishealth.Severity = "ok"
 
 // The sections of what doctor says; scripts read them.
 const (
@@ -48,7 +49,7 @@ With --json each finding is a line of JSON.`,
 // finding is one line of what doctor says.
 type finding struct {
 	Section string `json:"section"`
-	jobs.Finding
+	redishealth.Finding
 }
 
 // doctor looks at one thing after the other and says what it finds.
@@ -97,9 +98,9 @@ func (d *doctor) examine(ctx context.Context) error {
 }
 
 // say tells a finding of the current section.
-func (d *doctor) say(f jobs.Finding) {
+func (d *doctor) say(f redishealth.Finding) {
 	f.Text = strings.ReplaceAll(f.Text, "\n", "; ")
-	if f.Severity == jobs.SeverityError {
+	if f.Severity == redishealth.SeverityError {
 		d.errors++
 	}
 	var err error
@@ -118,19 +119,19 @@ func (d *doctor) say(f jobs.Finding) {
 }
 
 func (d *doctor) ok(format string, args ...any) {
-	d.say(jobs.Finding{Severity: severityOK, Text: fmt.Sprintf(format, args...)})
+	d.say(redishealth.Finding{Severity: severityOK, Text: fmt.Sprintf(format, args...)})
 }
 
 func (d *doctor) note(remedy, format string, args ...any) {
-	d.say(jobs.Finding{Severity: jobs.SeverityNote, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+	d.say(redishealth.Finding{Severity: redishealth.SeverityNote, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
 func (d *doctor) warn(remedy, format string, args ...any) {
-	d.say(jobs.Finding{Severity: jobs.SeverityWarning, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+	d.say(redishealth.Finding{Severity: redishealth.SeverityWarning, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
 func (d *doctor) bad(remedy, format string, args ...any) {
-	d.say(jobs.Finding{Severity: jobs.SeverityError, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+	d.say(redishealth.Finding{Severity: redishealth.SeverityError, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
 // bucket tries what images will ask of it.

@@ -24,6 +24,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
@@ -137,7 +138,7 @@ func TestDoctorSound(t *testing.T) {
 	assert.Equal(t, exitDone, code, lines(found))
 	assert.Empty(t, text)
 	for _, f := range found {
-		assert.Contains(t, []jobs.Severity{severityOK, jobs.SeverityNote}, f.Severity, f.Text)
+		assert.Contains(t, []redishealth.Severity{severityOK, redishealth.SeverityNote}, f.Severity, f.Text)
 	}
 	requireFinding(t, found, "configuration ok: account default: a key, lanes wanx-v1 (1 at once)", "")
 	requireFinding(t, found, "redis ok: the clocks agree", "")

@@ -16,6 +16,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
@@ -151,7 +152,7 @@ func (d *doctor) redisDurability(ctx context.Context, rdb *redis.Client) {
 	if err := rdb.Set(ctx, doctorKey, 1, doctorLifetime).Err(); err != nil {
 		d.bad("check for a full memory with noeviction, a replica, or a user without +@all ~danqing:* ~asynq:* &danqing:*", "Redis takes no writes: %v", err)
 	}
-	durability, err := d.jobs.Durability(ctx)
+	durability, err := redishealth.Probe(ctx, rdb)
 	if err != nil {
 		d.bad("let its user call INFO", "%v", err)
 		return
@@ -166,7 +167,7 @@ func (d *doctor) redisDurability(ctx context.Context, rdb *redis.Client) {
 	}
 	d.ok("Redis %s, AOF %t, fsync %q, %s, maxmemory-policy %q", durability.Version, durability.AOF, durability.Fsync, count(durability.Replicas, "replica"), durability.EvictionPolicy)
 	started := time.Now()
-	if err := d.jobs.WaitDurable(ctx, durability); err != nil {
+	if err := redishealth.WaitDurable(ctx, rdb, durability); err != nil {
 		d.warn("check its disk and its replicas; each image waits that long before it is bought", "%v", err)
 		return
 	}

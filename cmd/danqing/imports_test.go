@@ -27,10 +27,10 @@ const (
 // import what stands in for the services too.
 func importMap() map[string][]string {
 	return map[string][]string{
-		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "jobs/ledger", "jobs/rediskey", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
+		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "jobs/ledger", "jobs/redishealth", "jobs/rediskey", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
 		"cmd/danqing/drill":                  {"jobs", "jobs/ledger", "storage", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
 		"config":                             {"jobs", "jobs/ledger", "storage", "worker", "worker/dashscope"},
-		"worker":                             {"jobs", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope", "worker/internal/reconcile", "worker/journal"},
+		"worker":                             {"jobs", "jobs/ledger", "jobs/redishealth", "jobs/rediskey", "storage", "worker/dashscope", "worker/internal/reconcile", "worker/journal"},
 		"worker/internal/reconcile":          {"jobs", "worker/dashscope"},
 		"worker/journal":                     {"jobs", "jobs/ledger"},
 		"worker/dashscope":                   {},
@@ -40,6 +40,7 @@ func importMap() map[string][]string {
 		"jobs/embedded":                      {},
 		"jobs/gateway":                       {"jobs", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope"},
 		"jobs/ledger":                        {"jobs/rediskey"},
+		"jobs/redishealth":                   {"jobs/rediskey"},
 		"jobs/rediskey":                      {},
 		"jobs/redistest":                     {"jobs/embedded"},
 		"storage":                            {},
@@ -188,8 +189,8 @@ func TestImportMapRefuses(t *testing.T) {
 		{"jobs", false, "crypto/sha256", ""},
 		{"storage", false, module, "storage may import nothing of ours"},
 		{"storage", false, module + "/jobs", "storage may import nothing of ours"},
-		{"worker", false, module + "/config", "of ours worker may import only jobs, jobs/ledger, jobs/rediskey, storage, worker/dashscope, worker/internal/reconcile, worker/journal"},
-		{"worker", false, module + "/worker/dashscope/simulator", "of ours worker may import only jobs, jobs/ledger, jobs/rediskey, storage, worker/dashscope, worker/internal/reconcile, worker/journal"},
+		{"worker", false, module + "/config", "of ours worker may import only jobs, jobs/ledger, jobs/redishealth, jobs/rediskey, storage, worker/dashscope, worker/internal/reconcile, worker/journal"},
+		{"worker", false, module + "/worker/dashscope/simulator", "of ours worker may import only jobs, jobs/ledger, jobs/redishealth, jobs/rediskey, storage, worker/dashscope, worker/internal/reconcile, worker/journal"},
 		{"worker", true, module + "/worker/dashscope/simulator", ""},
 		{"cmd/danqing", true, "github.com/hibiken/asynq", "github.com/hibiken/asynq is for jobs, jobs/gateway, worker only"},
 		{"worker", true, "github.com/aws/smithy-go", "github.com/aws is for storage/, storage only"},

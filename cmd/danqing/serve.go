@@ -102,7 +102,7 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 	if err := errors.Join(reach(ctx, rdb), bucket.Check(ctx)); err != nil {
 		return err
 	}
-	sayDurability(ctx, jobs.NewClient(rdb), log)
+	sayDurability(ctx, rdb, log)
 	server, err := listen(ctx, cfg, f.listen)
 	if err != nil {
 		return err

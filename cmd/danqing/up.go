@@ -73,7 +73,7 @@ func (p *program) serveAndWork(ctx context.Context, e *engine, f upFlags, server
 	served := server.serve(e.worker.Stop) // without its web UI this is not what was asked for
 	err := p.announce(e, f, server)
 	if err == nil {
-		sayDurability(ctx, e.worker.Jobs(), e.log)
+		sayDurability(ctx, e.redis, e.log)
 		err = e.run(ctx, p.signals, func(text string) { e.log.Info("shutting down", "reply", text) }, e.worker.Run)
 	}
 	if errors.Is(err, errInterrupted) {

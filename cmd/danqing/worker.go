@@ -36,7 +36,7 @@ func (p *program) worker(ctx context.Context) error {
 	if err := engine.bucket.Check(ctx); err != nil {
 		return errors.Join(err, engine.Close())
 	}
-	sayDurability(ctx, engine.worker.Jobs(), log)
+	sayDurability(ctx, engine.redis, log)
 	err = engine.run(ctx, p.signals, func(text string) { log.Info("shutting down", "reply", text) }, engine.worker.Run)
 	if errors.Is(err, errInterrupted) {
 		err = nil // a worker is meant to run until it is stopped

@@ -1,6 +1,6 @@
 //go:build unix
 
-package jobs_test
+package redishealth_test
 
 import (
 	"syscall"
@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
@@ -23,8 +23,7 @@ func TestWaitDurableByAReplica(t *testing.T) {
 	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + port, ReadTimeout: 300 * time.Millisecond, MaxRetries: -1})
 	t.Cleanup(func() { assert.NoError(t, rdb.Close()) })
 	require.Eventually(t, func() bool { return rdb.Ping(t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
-	client := jobs.NewClient(rdb)
-	alone, err := client.Durability(t.Context())
+	alone, err := redishealth.Probe(t.Context(), rdb)
 	require.NoError(t, err)
 	assert.True(t, alone.AOF)
 	assert.Equal(t, "everysec", alone.Fsync)
@@ -34,12 +33,12 @@ func TestWaitDurableByAReplica(t *testing.T) {
 	assert.NotZero(t, alone.UsedBytes)
 
 	replicaPort, replica := redistest.Listen(t, "--replicaof", "127.0.0.1 "+port)
-	var both jobs.Durability
+	var both redishealth.Durability
 	require.Eventually(t, func() bool {
-		both, err = client.Durability(t.Context())
+		both, err = redishealth.Probe(t.Context(), rdb)
 		return err == nil && both.Replicas == 1
 	}, 30*time.Second, 20*time.Millisecond)
-	require.NoError(t, client.WaitDurable(t.Context(), both))
+	require.NoError(t, redishealth.WaitDurable(t.Context(), rdb, both))
 
 	// The replica stands still: what another connection writes is not kept.
 	require.NoError(t, replica.Signal(syscall.SIGSTOP))
@@ -47,20 +46,20 @@ func TestWaitDurableByAReplica(t *testing.T) {
 	t.Cleanup(func() { assert.NoError(t, other.Close()) })
 	require.NoError(t, other.Set(t.Context(), "written", "by another", 0).Err())
 	begun := time.Now()
-	err = client.WaitDurable(t.Context(), both)
-	require.ErrorIs(t, err, jobs.ErrNotAcknowledged)
+	err = redishealth.WaitDurable(t.Context(), rdb, both)
+	require.ErrorIs(t, err, redishealth.ErrNotAcknowledged)
 	require.ErrorContains(t, err, "by 0 of 1 replicas")
 	assert.GreaterOrEqual(t, time.Since(begun), 1900*time.Millisecond)
 
 	require.NoError(t, replica.Signal(syscall.SIGCONT))
-	require.NoError(t, client.WaitDurable(t.Context(), both))
+	require.NoError(t, redishealth.WaitDurable(t.Context(), rdb, both))
 	second := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + replicaPort})
 	t.Cleanup(func() { assert.NoError(t, second.Close()) })
 	kept, err := second.Get(t.Context(), "written").Result()
 	require.NoError(t, err)
 	assert.Equal(t, "by another", kept)
 
-	of, err := jobs.NewClient(second).Durability(t.Context())
+	of, err := redishealth.Probe(t.Context(), second)
 	require.NoError(t, err)
 	assert.True(t, of.Replica)
 	assert.Contains(t, texts(of.Findings()), "set REDIS_URL to its primary")

@@ -1,4 +1,6 @@
-package jobs
+// Package redishealth examines the Redis that holds the jobs: whether it keeps what it has
+// acknowledged, what puts the jobs at risk, and whether it may have lost data.
+package redishealth
 
 import (
 	"context"
@@ -54,10 +56,10 @@ type Durability struct {
 	EvictedKeys int64
 }
 
-// Durability asks Redis how it keeps its data. It fails with Redis's own error if
+// Probe asks Redis how it keeps its data. It fails with Redis's own error if
 // it does not answer; that it tells little is none.
-func (c *Client) Durability(ctx context.Context) (Durability, error) {
-	info, err := c.info(ctx)
+func Probe(ctx context.Context, rdb redis.UniversalClient) (Durability, error) {
+	info, err := readInfo(ctx, rdb)
 	if err != nil {
 		return Durability{}, err
 	}
@@ -65,7 +67,7 @@ func (c *Client) Durability(ctx context.Context) (Durability, error) {
 	if d.Version == "" {
 		return d, nil
 	}
-	pipe := c.redis.Pipeline()
+	pipe := rdb.Pipeline()
 	settings := map[string]*redis.MapStringStringCmd{}
 	for _, name := range []string{"appendfsync", "no-appendfsync-on-rewrite", "save"} {
 		settings[name] = pipe.ConfigGet(ctx, name)
@@ -89,8 +91,8 @@ func isReply(err error) bool {
 // DatasetID names this start of the Redis server and the history of its data: while it
 // stays the same, Redis has forgotten nothing. After it changed Redis may have. It
 // is "" for the embedded queue, and fails with Redis's own error.
-func (c *Client) DatasetID(ctx context.Context) (string, error) {
-	info, err := c.info(ctx)
+func DatasetID(ctx context.Context, rdb redis.UniversalClient) (string, error) {
+	info, err := readInfo(ctx, rdb)
 	if err != nil || info["run_id"] == "" {
 		return "", err
 	}
@@ -100,10 +102,10 @@ func (c *Client) DatasetID(ctx context.Context) (string, error) {
 // info is the reply to INFO, by field.
 type info map[string]string
 
-// info asks for all sections at once: by name, several need Redis 7, and the
+// readInfo asks for all sections at once: by name, several need Redis 7, and the
 // embedded queue knows none of those that matter here.
-func (c *Client) info(ctx context.Context) (info, error) {
-	text, err := c.redis.Info(ctx).Result()
+func readInfo(ctx context.Context, rdb redis.UniversalClient) (info, error) {
+	text, err := rdb.Info(ctx).Result()
 	if err != nil {
 		return nil, fmt.Errorf("read INFO of Redis: %w", err)
 	}
@@ -185,7 +187,7 @@ func (d Durability) waitsForDisk() bool {
 // It fails with [ErrNotAcknowledged] if that takes longer than two seconds for the
 // disk and two for the replicas, or with Redis's own error; the caller says so and
 // decides whether to go on.
-func (c *Client) WaitDurable(ctx context.Context, d Durability) error {
+func WaitDurable(ctx context.Context, rdb redis.UniversalClient, d Durability) error {
 	if !d.waitsForDisk() && d.Replicas == 0 {
 		return nil
 	}
@@ -193,7 +195,7 @@ func (c *Client) WaitDurable(ctx context.Context, d Durability) error {
 	// before it. It compares with what this connection has written, which therefore
 	// must be one: Watch keeps it, and fails where it breaks, and gives each command
 	// a read timeout of its own, which a pipeline does not (go-redis v9.23).
-	err := c.redis.Watch(ctx, func(tx *redis.Tx) error {
+	err := rdb.Watch(ctx, func(tx *redis.Tx) error {
 		if err := tx.Set(ctx, rediskey.Barrier, time.Now().UnixMilli(), 0).Err(); err != nil {
 			return err
 		}
