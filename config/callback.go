@@ -4,7 +4,7 @@ import (
 	"net/netip"
 	"strings"
 
-	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/jobs/webhook"
 )
 
 // Callbacks is how producers are called back.
@@ -21,7 +21,7 @@ type Callbacks struct {
 func (l *loader) callbacks() {
 	list, name := l.first("DANQING_CALLBACK_SECRET")
 	for secret := range strings.FieldsFuncSeq(list, func(r rune) bool { return r == ',' || r == ' ' }) {
-		if err := worker.ValidCallbackSecret(secret); err != nil {
+		if err := webhook.ValidSecret(secret); err != nil {
 			l.bad(name, "%v", err)
 			continue
 		}

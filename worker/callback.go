@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -15,8 +14,7 @@ import (
 	"strings"
 	"time"
 
-	webhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
-
+	"github.com/danqing-queue/danqing/jobs/webhook"
 	"github.com/danqing-queue/danqing/storage"
 )
 
@@ -30,42 +28,22 @@ const (
 	// alone counts, in bytes.
 	callbackAnswer = 4 << 10
 	callbackHeader = 32 << 10
-
-	secretPrefix = "whsec_"
-	// The specification's bounds of a secret, in bytes.
-	secretShortest = 24
-	secretLongest  = 64
 )
-
-// ValidCallbackSecret fails unless the secret is one of the Standard Webhooks scheme:
-// whsec_ and the base64 of 24 to 64 random bytes. The error does not repeat it.
-func ValidCallbackSecret(secret string) error {
-	key, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(secret, secretPrefix))
-	if err != nil || !strings.HasPrefix(secret, secretPrefix) || len(key) < secretShortest || len(key) > secretLongest {
-		return fmt.Errorf(`must be %s and the base64 of %d to %d random bytes, as made by: echo "%s$(openssl rand -base64 32)"`, secretPrefix, secretShortest, secretLongest, secretPrefix)
-	}
-	return nil
-}
 
 // callbacks sends events to the URLs that producers have named.
 type callbacks struct {
 	client *http.Client
-	// signers are one per secret: a receiver knows one of them while they are rotated.
-	signers []*webhooks.Webhook
+	// secrets are several while they are rotated.
+	secrets []string
 	silent  hostBreaker
 }
 
 func newCallbacks(cfg Config) (*callbacks, error) {
-	c := &callbacks{}
+	c := &callbacks{secrets: cfg.CallbackSecrets}
 	for i, secret := range cfg.CallbackSecrets {
-		if err := ValidCallbackSecret(secret); err != nil {
+		if err := webhook.ValidSecret(secret); err != nil {
 			return nil, fmt.Errorf("worker: CallbackSecrets[%d]: %w", i, err)
 		}
-		signer, err := webhooks.NewWebhook(secret)
-		if err != nil {
-			return nil, fmt.Errorf("worker: CallbackSecrets[%d] cannot be read", i) // whose text might repeat it
-		}
-		c.signers = append(c.signers, signer)
 	}
 	dial := cfg.DialCallback
 	if dial == nil {
@@ -90,7 +68,7 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 		return &deliveryError{final: true, cause: "the callback is no URL"}
 	}
 	to := "callback to " + u.Host
-	if len(c.signers) == 0 {
+	if len(c.secrets) == 0 {
 		return &deliveryError{cause: to + ": the worker has no secret to sign it with", remedy: "set DANQING_CALLBACK_SECRET"}
 	}
 	if !c.silent.Allow(u.Host, time.Now()) {
@@ -102,7 +80,9 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 	if err != nil {
 		return &deliveryError{final: true, cause: to + ": its URL cannot be called"}
 	}
-	if req.Header, err = c.header(eventID, time.Now(), body); err != nil {
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("User-Agent", "danqing")
+	if err := webhook.Sign(req.Header, body, c.secrets, eventID, time.Now()); err != nil {
 		return &deliveryError{cause: to + ": it cannot be signed"}
 	}
 	answer, err := c.client.Do(req)
@@ -119,25 +99,6 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, callbackAnswer)) // or the receiver sees a reset
 	c.silent.Record(u.Host, time.Now(), trying.Err() != nil)                // the body may not end either
 	return statusError(to, answer)
-}
-
-// header has a signature by each secret.
-func (c *callbacks) header(eventID string, at time.Time, body []byte) (http.Header, error) {
-	var signatures []string
-	for _, signer := range c.signers {
-		signature, err := signer.Sign(eventID, at, body)
-		if err != nil {
-			return nil, err
-		}
-		signatures = append(signatures, signature)
-	}
-	h := http.Header{}
-	h.Set("Content-Type", "application/json")
-	h.Set("User-Agent", "danqing")
-	h.Set(webhooks.HeaderWebhookID, eventID)
-	h.Set(webhooks.HeaderWebhookTimestamp, strconv.FormatInt(at.Unix(), 10))
-	h.Set(webhooks.HeaderWebhookSignature, strings.Join(signatures, " "))
-	return h, nil
 }
 
 // refused is nil for an answer that means delivered.

@@ -426,16 +426,4 @@ func TestStrangeNotices(t *testing.T) {
 	})
 }
 
-// A secret that is none is refused, and not repeated.
-func TestCallbackSecretsAreChecked(t *testing.T) {
-	t.Parallel()
-	for _, secret := range []string{"", "hush", "whsec_hush", "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz", "whsec_aHVzaA==", "whsec_" + strings.Repeat("aHVz", 22)} {
-		err := worker.ValidCallbackSecret(secret)
-		require.ErrorContains(t, err, "whsec_ and the base64 of 24 to 64 random bytes", secret)
-		assert.NotContains(t, err.Error(), "hush")
-	}
-	require.NoError(t, worker.ValidCallbackSecret(callbackSecret))
-	require.NoError(t, worker.ValidCallbackSecret("whsec_"+strings.Repeat("aHVz", 21)))
-}
-
 var _ net.Listener = (*receiver)(nil)

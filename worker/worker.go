@@ -47,7 +47,7 @@ type Config struct {
 	// OwnQueue says that no other worker is at this Redis, which may begin empty: all
 	// that was spent the data directory's journal knows.
 	ExclusiveQueue bool
-	// CallbackSecrets sign callbacks: each is one that [ValidCallbackSecret] accepts.
+	// CallbackSecrets sign callbacks: each is one that [webhook.ValidSecret] accepts.
 	// While they are rotated there are several, and a callback bears the signatures of
 	// all. Without any, callbacks are not sent, and say so.
 	CallbackSecrets []string

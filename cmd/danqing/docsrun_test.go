@@ -36,6 +36,8 @@ func TestDocumentedCommands(t *testing.T) {
 	caches, err := exec.CommandContext(t.Context(), "go", "env", "GOCACHE", "GOMODCACHE").Output()
 	require.NoError(t, err)
 	cache := strings.Fields(string(caches))
+	repository, err := filepath.Abs(root)
+	require.NoError(t, err)
 	testscript.Run(t, testscript.Params{
 		Dir: dir,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -43,6 +45,7 @@ func TestDocumentedCommands(t *testing.T) {
 		},
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("GOCACHE", cache[0])
+			env.Setenv("REPOSITORY", repository)
 			env.Setenv("GOMODCACHE", cache[1])
 			name := strings.TrimPrefix(filepath.Base(env.WorkDir), "script-")
 			env.Setenv("DANQING_LISTEN", "127.0.0.1:"+ports[name]["8765"])
@@ -175,7 +178,7 @@ func (w *scriptWriter) receive(n int, receiver block, text string) {
 	start := map[string]string{"go": "exec ./receiver", "python": "exec python3 " + name, "js": "exec node " + name}[receiver.language]
 	switch receiver.language {
 	case "go":
-		w.step("exec go build -o receiver %s", name)
+		w.step("exec go build -C $REPOSITORY -o $WORK/receiver $WORK/%s", name)
 	case "python":
 		w.step("[!exec:python3] stop 'python3 is not installed'")
 	case "js":
