@@ -15,15 +15,15 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// updateScript writes a record if its (state, attempt, term) is what the caller
-// read, moves it in the index of states, names the job as its task's owner, and says
-// so, all as one command. An absent record reads as three empty strings. A task that
-// was found, and is another job's, is not given to this one; one that the job has
-// rejected is nobody's again.
+// updateScript writes a record if its state, attempt and term are what the caller read,
+// moves it in the index of states, makes the job the owner of its task, and publishes the
+// write, as one command. A record that does not exist reads as three empty strings. A
+// found task that belongs to another job is not given to this one; a task that the job
+// has rejected loses its owner.
 //
-// It also updates the producer's limits: its number of waiting jobs, and the cost on
-// the day when the job was enqueued. A new job beyond the limits is refused. A job that
-// has ended becomes due for its notifications.
+// It also updates the producer's limits: its number of waiting jobs, and the cost on the
+// day when the job was enqueued. A new job beyond the limits is refused. A job that has
+// ended becomes due for its notifications.
 var updateScript = redis.NewScript(`
 local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term', 'write')
 if cur[4] == ARGV[11] then return 1 end
@@ -70,29 +70,32 @@ redis.call('PUBLISH', ARGV[9], ARGV[10])
 return 1
 `)
 
-// Update replaces the record old by next, if it still has old's state, attempt
-// and term; otherwise it fails with [ErrConflict]. A nil old means that there
-// must be no record yet. It fails with [*TaskOwnedError] if next has Adopted
-// a task, old had not, and it is another job's. It sets next.UpdatedAt.
-func (c *Client) Update(ctx context.Context, old, next *Record) error {
-	return c.UpdateOnce(ctx, rand.Text(), old, next)
+// Update replaces the record old by next if the record in Redis still has the state,
+// attempt and term of old. A nil old means that there must be no record yet. It sets
+// next.UpdatedAt.
+//
+// It fails with [ErrConflict] if the record was changed, with a [*TaskOwnedError] if next
+// has adopted a task that belongs to another job, or with Redis's own error. After the
+// last one the record may or may not be written.
+func (s *Store) Update(ctx context.Context, old, next *Record) error {
+	return s.UpdateOnce(ctx, rand.Text(), old, next)
 }
 
-// UpdateOnce is [Client.Update] under a name of the caller's: repeated with the same
-// name, after an error that left open whether it was done, it is done once.
-func (c *Client) UpdateOnce(ctx context.Context, write string, old, next *Record) error {
-	return c.update(ctx, old, next, updateOptions{writeID: write})
+// UpdateOnce is [Store.Update] with an ID for the write: repeated with the same ID after
+// an error that left the outcome open, it writes once.
+func (s *Store) UpdateOnce(ctx context.Context, write string, old, next *Record) error {
+	return s.update(ctx, old, next, updateOptions{writeID: write})
 }
 
-// updateOptions says how a record is swapped.
+// updateOptions are the options of a write.
 type updateOptions struct {
-	writeID string // the name of the write; "" is a random one
-	// afresh takes back that somebody asked to cancel the job.
+	writeID string // identifies the write; "" means a random one
+	// clearCancel removes a cancel request.
 	clearCancel bool
 	limits      Limits
 }
 
-func (c *Client) update(ctx context.Context, old, next *Record, how updateOptions) error {
+func (s *Store) update(ctx context.Context, old, next *Record, how updateOptions) error {
 	next.UpdatedAt = time.Now().UTC()
 	if how.clearCancel {
 		next.CancelRequestedAt = time.Time{}
@@ -101,7 +104,7 @@ func (c *Client) update(ctx context.Context, old, next *Record, how updateOption
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}
-	swapped, err := updateScript.Run(ctx, c.redis, updateKeys(old, next), updateArgs(old, next, encoded, how)...).Result()
+	swapped, err := updateScript.Run(ctx, s.redis, updateKeys(old, next), updateArgs(old, next, encoded, how)...).Result()
 	switch answer := swapped.(type) {
 	case string:
 		err = &TaskOwnedError{TaskID: next.TaskID, JobID: answer}
@@ -114,13 +117,13 @@ func (c *Client) update(ctx context.Context, old, next *Record, how updateOption
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}
 	if next.hasNotifications() {
-		_ = c.Notify(ctx, next) // a worker's rounds find what is due
+		_ = s.notify(ctx, next, next.UpdatedAt.UnixMilli()) // else a worker's next round does it
 	}
 	return nil
 }
 
-// updateKeys are the keys of updateScript; the record's own stands for what there is none
-// of.
+// updateKeys are the keys of updateScript. The record's own key stands for those that do
+// not apply.
 func updateKeys(old, next *Record) []string {
 	own := rediskey.Record(next.ID)
 	index, task, waiting, day := indexKey(next.State), own, own, own
@@ -164,12 +167,12 @@ func updateArgs(old, next *Record, encoded []byte, how updateOptions) []any {
 	return append(args, producer, strconv.FormatInt(counts, 10), next.hasNotifications(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan, rejectsTask(old, next))
 }
 
-// rejectsTask reports whether a job gives the task up that it had adopted.
+// rejectsTask reports whether a job rejects the task that it had adopted.
 func rejectsTask(old, next *Record) bool {
 	return old != nil && old.TaskID != "" && next.TaskID == "" && slices.Contains(next.Rejected, old.TaskID)
 }
 
-// producerOf is who asked for the job, whichever of the two records says so.
+// producerOf is the job's producer, from whichever record has it.
 func producerOf(old, next *Record) string {
 	if next.Producer == "" && old != nil {
 		return old.Producer
@@ -177,8 +180,9 @@ func producerOf(old, next *Record) string {
 	return next.Producer
 }
 
-// producerCharge is what the job counts against its producer's day: what it may cost, and
-// once it is over, what it has cost. A nil record counts nothing.
+// producerCharge is what the job counts against its producer's day, in millionths of a
+// yuan: what it may cost, and once it has ended, what it has cost. A nil record counts
+// nothing.
 func (r *Record) producerCharge() int64 {
 	switch {
 	case r == nil:
@@ -189,35 +193,35 @@ func (r *Record) producerCharge() int64 {
 	return max(r.PriceMicroYuan, r.CostMicroYuan)
 }
 
-// Limits bound what [Client.EnqueueWithin] accepts. Zero is no bound.
+// Limits bound what [Client.EnqueueWithin] accepts. The zero value of a field means no
+// limit.
 type Limits struct {
-	// Depth is how many jobs may wait in all, whoever asked for them.
+	// Depth is how many jobs may wait in total.
 	Depth int
 	// Waiting is how many jobs of the request's producer may wait.
 	Waiting int
-	// DayMicroYuan is what the producer's jobs of one day (UTC+8) may cost, in
-	// millionths of a yuan. A job counts with PriceMicroYuan until it is over, and then
-	// with what it has cost.
+	// DayMicroYuan is what the producer's jobs of one day (UTC+8) may cost, in millionths
+	// of a yuan. A job counts with PriceMicroYuan until it has ended, and then with its
+	// cost.
 	DayMicroYuan int64
-	// PriceMicroYuan is what this job may cost.
+	// PriceMicroYuan is the most that this job may cost, in millionths of a yuan.
 	PriceMicroYuan int64
 }
 
 // The kinds of a [LimitError].
 const (
-	LimitDepth   = "depth"   // the queue is full: later there is room
-	LimitWaiting = "waiting" // the producer's part of it is
-	LimitDay     = "day"     // the producer has spent what it may: until midnight, UTC+8
+	LimitDepth   = "depth"   // the queue is full: retry later
+	LimitWaiting = "waiting" // the producer has too many waiting jobs
+	LimitDay     = "day"     // the producer's daily budget is spent, until midnight (UTC+8)
 )
 
-// LimitError says that a job was not accepted, which bound stands in the way and how
-// far it reaches. Nothing of the job was queued.
+// LimitError says which limit a job would exceed. Nothing of the job was queued.
 type LimitError struct {
 	Kind string // one of the Limit constants
 	Most int64  // jobs, or millionths of a yuan
 }
 
-// Error names the bound.
+// Error names the limit.
 func (e *LimitError) Error() string {
 	switch e.Kind {
 	case LimitDepth:
@@ -228,7 +232,7 @@ func (e *LimitError) Error() string {
 	return fmt.Sprintf("the %s yuan that this producer's jobs may cost a day (UTC+8) do not leave enough for this one", ledger.FormatYuan(e.Most))
 }
 
-// limitError reads what updateScript answers in place of 1.
+// limitError is the error of what updateScript returns in place of 1.
 func (l Limits) limitError(answer int64) error {
 	switch answer {
 	case -1:
@@ -241,5 +245,6 @@ func (l Limits) limitError(answer int64) error {
 	return ErrConflict
 }
 
-// expiredBefore is the score below which a job that is over has left Redis.
+// expiredBefore is the score below which an ended job has left Redis, in Unix
+// milliseconds.
 func expiredBefore(now time.Time) int64 { return now.Add(-RecordLifetime).UnixMilli() }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -19,7 +18,7 @@ const (
 	QueueNotify = "danqing:notify"
 )
 
-// NotificationKind is a way in which a producer is told.
+// NotificationKind is a way in which a producer is notified of the end of a job.
 type NotificationKind string
 
 // The kinds of a notification.
@@ -28,7 +27,7 @@ const (
 	NotificationFollowUp NotificationKind = "follow_up" // a message in the producer's own queue
 )
 
-// NotifyMessage wakes a notify server.
+// NotifyMessage is the payload of a message for the notification server.
 type NotifyMessage struct {
 	JobID   string           `json:"job_id"`
 	EventID string           `json:"event_id"`
@@ -36,18 +35,17 @@ type NotifyMessage struct {
 }
 
 const (
-	// noticeTimeout bounds one try; the worker's notify stage ends it earlier.
+	// notificationTimeout limits one attempt; the server ends it earlier.
 	notificationTimeout = time.Minute
-	// noticeRetries is one more than that stage makes, which spreads them over a day and
-	// decides itself when to give up: a worker that is killed in the last try must not be
-	// the end.
+	// notificationRetries is one more than the server makes, which spreads them over a
+	// day and decides when to give up: a crash during the last attempt must not end it.
 	notificationRetries = 16
-	// noticesAtOnce bounds one round of EnqueueDueNotifications.
+	// notificationsPerRound limits one round of EnqueueDueNotifications.
 	notificationsPerRound = 200
 )
 
-// Event tells of the end of a job: the body of a callback, and the payload of a
-// follow-up. Fields may be added to it.
+// Event describes the end of a job: the body of a callback and the payload of a
+// follow-up. Fields may be added.
 type Event struct {
 	// Type is "job.succeeded", "job.failed" or "job.canceled".
 	Type string `json:"type"`
@@ -76,136 +74,122 @@ type EventJob struct {
 	FinishedAt time.Time `json:"finished_at"`
 }
 
-// EventImage is an image with a link to it.
+// EventImage is an image with its URL.
 type EventImage struct {
 	Image
-	// URL is where the image can be fetched until URLExpiresAt; forever if that is
+	// URL is where the image can be fetched until URLExpiresAt; permanently if that is
 	// zero.
 	URL          string    `json:"url,omitempty"`
 	URLExpiresAt time.Time `json:"url_expires_at,omitzero"`
 }
 
-// NewEvent describes the end of a job that is over; link tells where an image is
-// fetched.
-func NewEvent(rec *Record, link func(Image) (url string, expiresAt time.Time, err error)) (*Event, error) {
-	e := &Event{Type: "job." + string(rec.State), Timestamp: rec.FinishedAt, Data: EventJob{
-		JobID: rec.ID, State: rec.State, Model: rec.Model, Simulated: rec.Simulated, Labels: rec.Labels, Batch: rec.Batch, Producer: rec.Producer,
-		CostMicroYuan: rec.CostMicroYuan, Code: rec.Code, Message: rec.Message, EnqueuedAt: rec.EnqueuedAt, FinishedAt: rec.FinishedAt,
+// NewEvent describes the end of a job that has ended. link returns the URL of an image
+// and when it expires.
+func NewEvent(job *Job, link func(Image) (url string, expiresAt time.Time, err error)) (*Event, error) {
+	e := &Event{Type: "job." + string(job.State), Timestamp: job.FinishedAt, Data: EventJob{
+		JobID: job.ID, State: job.State, Model: job.Model, Simulated: job.Simulated, Labels: job.Labels, Batch: job.Batch, Producer: job.Producer,
+		CostMicroYuan: job.CostMicroYuan, Code: job.Code, Message: job.Message, EnqueuedAt: job.EnqueuedAt, FinishedAt: job.FinishedAt,
 	}}
-	for _, image := range rec.Images {
-		told := EventImage{Image: image}
+	for _, image := range job.Images {
+		shown := EventImage{Image: image}
+		shown.Link = "" // the event has it as URL
 		if image.Key != "" {
 			var err error
-			if told.URL, told.URLExpiresAt, err = link(image); err != nil {
-				return nil, fmt.Errorf("event of %s: image %d: %w", rec.ID, image.N, err)
+			if shown.URL, shown.URLExpiresAt, err = link(image); err != nil {
+				return nil, fmt.Errorf("event of %s: image %d: %w", job.ID, image.N, err)
 			}
 		}
-		e.Data.Images = append(e.Data.Images, told)
+		e.Data.Images = append(e.Data.Images, shown)
 	}
 	return e, nil
 }
 
-// EventID names the end of a job that is over: the job's ID, a dot, and the
-// millisecond of the end. A job that is retried ends once more, with another. "" if the
-// job is not over.
-func (r *Record) EventID() string {
-	if !r.State.Final() {
-		return ""
-	}
-	return r.ID + "." + strconv.FormatInt(r.FinishedAt.UnixMilli(), 10)
-}
+// hasNotifications reports whether the job has ended and its producer is to be notified.
+func (j *Job) hasNotifications() bool { return j.State.Final() && len(j.notificationKinds()) > 0 }
 
-// hasNotifications reports whether somebody is to be told that the job is over.
-func (r *Record) hasNotifications() bool { return r.State.Final() && len(r.notificationKinds()) > 0 }
-
-// notificationKinds are the ways in which the producer wants to be told.
-func (r *Record) notificationKinds() []NotificationKind {
+// notificationKinds are the ways in which the producer is notified.
+func (j *Job) notificationKinds() []NotificationKind {
 	var kinds []NotificationKind
-	if r.Callback != "" {
+	if j.Callback != "" {
 		kinds = append(kinds, NotificationCallback)
 	}
-	if r.FollowUp != nil {
+	if j.FollowUp != nil {
 		kinds = append(kinds, NotificationFollowUp)
 	}
 	return kinds
 }
 
-// NotificationID is the ID of the message in [QueueNotify] that tells of the job's end in a
-// way.
-func (r *Record) NotificationID(kind NotificationKind) string {
-	return r.EventID() + "." + string(kind)
+// NotificationID is the ID of the message in [QueueNotify] for the job's end.
+func (j *Job) NotificationID(kind NotificationKind) string {
+	return j.EventID() + "." + string(kind)
 }
 
-// Notify queues what is to be told of a job that is over, once however often it is
-// called. [Client.Update] has done so, unless it died half way: then [Client.EnqueueDueNotifications]
-// does.
-func (c *Client) Notify(ctx context.Context, rec *Record) error {
-	return c.notify(ctx, rec, rec.UpdatedAt.UnixMilli())
-}
-
-// ackScript forgets that a job is due to be told of, unless it has ended once more.
+// ackScript removes a job from the due notifications, unless it has ended again.
 var ackScript = redis.NewScript(`
 local due = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if due and tonumber(due) == tonumber(ARGV[2]) then return redis.call('ZREM', KEYS[1], ARGV[1]) end
 return 0
 `)
 
-// notify is Notify for what was due since a moment, in milliseconds.
-func (c *Client) notify(ctx context.Context, rec *Record, since int64) error {
+// notify queues the notifications of an ended job, once however often it is called, and
+// then removes it from the due ones. since is the score of the due entry, in Unix
+// milliseconds.
+func (s *Store) notify(ctx context.Context, rec *Record, since int64) error {
 	if rec.State.Final() {
 		for _, kind := range rec.notificationKinds() {
-			if err := c.enqueueNotification(ctx, rec, kind); err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
+			if err := s.enqueueNotification(ctx, rec, kind); err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
 				return fmt.Errorf("notify of %s: %w", rec.ID, err)
 			}
 		}
 	}
-	if err := ackScript.Run(ctx, c.redis, []string{rediskey.NotificationsDue}, rec.ID, since).Err(); err != nil {
+	if err := ackScript.Run(ctx, s.redis, []string{rediskey.NotificationsDue}, rec.ID, since).Err(); err != nil {
 		return fmt.Errorf("notify of %s: %w", rec.ID, err)
 	}
 	return nil
 }
 
-func (c *Client) enqueueNotification(ctx context.Context, rec *Record, kind NotificationKind) error {
+func (s *Store) enqueueNotification(ctx context.Context, rec *Record, kind NotificationKind) error {
 	message, err := newMessage(TypeNotify, QueueNotify, rec.NotificationID(kind), NotifyMessage{JobID: rec.ID, EventID: rec.EventID(), Kind: kind},
 		asynq.Timeout(notificationTimeout), asynq.MaxRetry(notificationRetries))
 	if err != nil {
 		return err
 	}
-	_, err = c.asynq.EnqueueContext(ctx, message)
+	_, err = s.asynq.EnqueueContext(ctx, message)
 	return err
 }
 
-// EnqueueDueNotifications queues what is to be told of jobs that are over, where whoever ended them
-// died before it had. Workers call it now and then.
-func (c *Client) EnqueueDueNotifications(ctx context.Context) error {
-	due, err := c.redis.ZRangeWithScores(ctx, rediskey.NotificationsDue, 0, notificationsPerRound-1).Result()
+// EnqueueDueNotifications queues the notifications of ended jobs whose last writer was
+// interrupted before it had. Workers call it periodically. It fails with Redis's own
+// error.
+func (s *Store) EnqueueDueNotifications(ctx context.Context) error {
+	due, err := s.redis.ZRangeWithScores(ctx, rediskey.NotificationsDue, 0, notificationsPerRound-1).Result()
 	if err != nil {
-		return fmt.Errorf("look for notices that are due: %w", err)
+		return fmt.Errorf("read due notifications: %w", err)
 	}
 	for _, entry := range due {
 		id := fmt.Sprint(entry.Member)
-		rec, err := c.Get(ctx, id)
+		rec, err := s.Get(ctx, id)
 		switch {
 		case errors.Is(err, ErrNotFound), errors.Is(err, ErrCorrupt):
-			rec = &Record{ID: id} // nobody can be told any more
+			rec = &Record{Job: Job{ID: id}} // there is nothing to notify of
 		case err != nil:
 			return err
 		}
-		if err = c.notify(ctx, rec, int64(entry.Score)); err != nil {
+		if err = s.notify(ctx, rec, int64(entry.Score)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// NotifyAgain tells of a job's end once more, under the same event ID: a notice that
-// waits for a later try is tried at once, and one that was delivered, or given up, is
-// sent again. It returns the notices' message IDs.
+// NotifyAgain sends the notifications of a job's end again, with the same event ID: one
+// that waits for a later attempt is sent at once, and one that was delivered or given up
+// is sent again. It returns the IDs of the messages.
 //
-// It fails with [ErrNotFound], with [ErrInvalidState] if the job is not over or names nobody
-// to be told, or with Redis's own error.
-func (c *Client) NotifyAgain(ctx context.Context, id string) ([]string, error) {
-	rec, err := c.Get(ctx, id)
+// It fails with [ErrNotFound], with [ErrInvalidState] if the job has not ended or has
+// neither callback nor follow-up, or with Redis's own error.
+func (i *Inspector) NotifyAgain(ctx context.Context, id string) ([]string, error) {
+	rec, err := i.store.Get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -218,7 +202,7 @@ func (c *Client) NotifyAgain(ctx context.Context, id string) ([]string, error) {
 	}
 	var sent []string
 	for _, kind := range kinds {
-		if err := c.resend(ctx, rec, kind); err != nil {
+		if err := i.store.resend(ctx, rec, kind); err != nil {
 			return sent, fmt.Errorf("notify of %s: %w", id, err)
 		}
 		sent = append(sent, rec.NotificationID(kind))
@@ -226,16 +210,16 @@ func (c *Client) NotifyAgain(ctx context.Context, id string) ([]string, error) {
 	return sent, nil
 }
 
-func (c *Client) resend(ctx context.Context, rec *Record, kind NotificationKind) error {
-	err := c.enqueueNotification(ctx, rec, kind)
+func (s *Store) resend(ctx context.Context, rec *Record, kind NotificationKind) error {
+	err := s.enqueueNotification(ctx, rec, kind)
 	if !errors.Is(err, asynq.ErrTaskIDConflict) {
 		return err
 	}
-	inspector, id := asynq.NewInspectorFromRedisClient(c.redis), rec.NotificationID(kind)
+	inspector, id := asynq.NewInspectorFromRedisClient(s.redis), rec.NotificationID(kind)
 	info, err := inspector.GetTaskInfo(QueueNotify, id)
 	switch {
 	case errors.Is(err, asynq.ErrTaskNotFound):
-		return c.enqueueNotification(ctx, rec, kind)
+		return s.enqueueNotification(ctx, rec, kind)
 	case err != nil:
 		return err
 	case info.State == asynq.TaskStatePending, info.State == asynq.TaskStateActive:
@@ -247,31 +231,32 @@ func (c *Client) resend(ctx context.Context, rec *Record, kind NotificationKind)
 	if err := inspector.DeleteTask(QueueNotify, id); err != nil && !errors.Is(err, asynq.ErrTaskNotFound) {
 		return err
 	}
-	return c.enqueueNotification(ctx, rec, kind)
+	return s.enqueueNotification(ctx, rec, kind)
 }
 
-// Notification is how it stands with one way of telling that a job is over.
+// Notification is the state of one notification of a job's end.
 type Notification struct {
 	Kind NotificationKind `json:"kind"`
 	// State is asynq's: "completed" once it was delivered, "archived" once it was given
-	// up; "" if the queue knows of no notice: it was deleted, or is a week old.
+	// up; "" if the queue does not have it: it was deleted, or is older than a week.
 	State string `json:"state"`
-	// Tries are those that failed, LastError why the last one did, and NextAt when the
-	// next one is due.
+	// Tries is how many attempts failed, LastError why the last one did, and NextAt when
+	// the next one is due.
 	Tries     int       `json:"tries,omitempty"`
 	LastError string    `json:"last_error,omitempty"`
 	NextAt    time.Time `json:"next_at,omitzero"`
 }
 
-// Notifications tells how far the producer of a job that is over has been told.
-func (c *Client) Notifications(_ context.Context, rec *Record) ([]Notification, error) {
-	if !rec.State.Final() {
+// Notifications returns the state of the notifications of an ended job, nil if it has not
+// ended. It fails with Redis's own error.
+func (i *Inspector) Notifications(_ context.Context, job *Job) ([]Notification, error) {
+	if !job.State.Final() {
 		return nil, nil
 	}
 	var notices []Notification
-	for _, kind := range rec.notificationKinds() {
+	for _, kind := range job.notificationKinds() {
 		n := Notification{Kind: kind}
-		info, err := asynq.NewInspectorFromRedisClient(c.redis).GetTaskInfo(QueueNotify, rec.NotificationID(kind))
+		info, err := asynq.NewInspectorFromRedisClient(i.store.redis).GetTaskInfo(QueueNotify, job.NotificationID(kind))
 		switch {
 		case err == nil:
 			n.State, n.Tries, n.LastError = info.State.String(), info.Retried, info.LastErr
@@ -279,7 +264,7 @@ func (c *Client) Notifications(_ context.Context, rec *Record) ([]Notification, 
 				n.NextAt = info.NextProcessAt
 			}
 		case !errors.Is(err, asynq.ErrTaskNotFound) && !errors.Is(err, asynq.ErrQueueNotFound):
-			return nil, fmt.Errorf("look at notices of %s: %w", rec.ID, err)
+			return nil, fmt.Errorf("read notifications of %s: %w", job.ID, err)
 		}
 		notices = append(notices, n)
 	}

@@ -9,9 +9,9 @@ import (
 	"github.com/hibiken/asynq"
 )
 
-// WithoutMessage returns those of the waiting records that no message will wake, which
-// [Client.RequeueOrphan] can do something about.
-func (c *Client) WithoutMessage(ctx context.Context, records []*Record) ([]*Record, error) {
+// WithoutMessage returns those of the waiting records that no message in the queue will
+// start, for [Store.RequeueOrphan].
+func (s *Store) WithoutMessage(ctx context.Context, records []*Record) ([]*Record, error) {
 	var keys []string
 	var waiting, unwoken []*Record
 	for _, rec := range records {
@@ -23,7 +23,7 @@ func (c *Client) WithoutMessage(ctx context.Context, records []*Record) ([]*Reco
 	if len(keys) == 0 {
 		return nil, nil
 	}
-	states, err := messageStatesScript.Run(ctx, c.redis, keys).StringSlice()
+	states, err := messageStatesScript.Run(ctx, s.redis, keys).StringSlice()
 	if err != nil {
 		return nil, fmt.Errorf("read messages: %w", err)
 	}
@@ -37,27 +37,27 @@ func (c *Client) WithoutMessage(ctx context.Context, records []*Record) ([]*Reco
 	return unwoken, nil
 }
 
-// RequeueOrphan gives a waiting job a message that will wake somebody, if it has none. If its
-// message was archived, or taken away with what it asked for, the job is canceled
-// with [CodeArchived] or [CodeMessageLost], since nothing was bought. RequeueOrphan returns the record if it did
-// something about the job, else nil. It fails with [ErrConflict] if the job moved
-// on meanwhile, or with Redis's own error.
+// RequeueOrphan gives a waiting job a message if it has none. If its message was
+// archived, or is gone together with the request, the job is canceled with [CodeArchived]
+// or [CodeMessageLost], since nothing was bought. It returns the record if it changed
+// something, else nil. It fails with [ErrConflict] if the job was changed meanwhile, or
+// with Redis's own error.
 //
-// A record younger than its message's way into the queue looks as if that were
-// lost: leave jobs alone that were enqueued a moment ago.
-func (c *Client) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error) {
+// A job that was enqueued a moment ago may not have its message yet: the caller leaves it
+// out.
+func (s *Store) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error) {
 	if !rec.State.Waiting() {
-		return nil, nil //nolint:nilnil // nothing to mend
+		return nil, nil //nolint:nilnil // nothing to repair
 	}
-	info, err := asynq.NewInspectorFromRedisClient(c.redis).GetTaskInfo(Queue(rec.Model, rec.Priority), rec.ID)
+	info, err := asynq.NewInspectorFromRedisClient(s.redis).GetTaskInfo(Queue(rec.Model, rec.Priority), rec.ID)
 	gone := errors.Is(err, asynq.ErrTaskNotFound) || errors.Is(err, asynq.ErrQueueNotFound)
 	if err != nil && !gone {
 		return nil, err
 	}
 	if !gone && info.State != asynq.TaskStateArchived && info.State != asynq.TaskStateCompleted {
-		return nil, nil //nolint:nilnil // nothing to mend
+		return nil, nil //nolint:nilnil // nothing to repair
 	}
-	req, err := c.RequestOf(ctx, rec)
+	req, err := s.RequestOf(ctx, &rec.Job)
 	next := *rec
 	switch {
 	case errors.Is(err, ErrRequestLost):
@@ -68,18 +68,17 @@ func (c *Client) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error
 		next.Code, next.Message = CodeArchived, "its message was archived in the queue before anything was bought: run it there, or retry the job"
 		next.Request = &req
 	default:
-		return rec, c.EnqueueGenerate(ctx, rec, req)
+		return rec, s.EnqueueGenerate(ctx, rec, req)
 	}
 	next.State, next.FinishedAt = StateCanceled, time.Now().UTC()
-	return &next, c.Update(ctx, rec, &next)
+	return &next, s.Update(ctx, rec, &next)
 }
 
-// archivedBeforeRetry reports whether a message lies in the archive because of the end that
-// its job had before a person asked for it again: asynq repeats what it could not
-// write down.
+// archivedBeforeRetry reports whether a message is in the archive because of the end that
+// the job had before it was retried: asynq repeats a write that failed.
 func archivedBeforeRetry(rec *Record, message *asynq.TaskInfo) bool {
 	return !message.LastFailedAt.IsZero() && message.LastFailedAt.Before(rec.RetriedAt.Add(asynqLease))
 }
 
-// asynqLease is asynq's lease: after it, a verdict is dropped.
+// asynqLease is how long asynq repeats the outcome of a message: its lease.
 const asynqLease = 30 * time.Second

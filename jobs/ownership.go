@@ -14,35 +14,34 @@ import (
 // TaskOwnedError says that a task belongs to another job.
 type TaskOwnedError struct{ TaskID, JobID string }
 
-// Error names both.
+// Error names the task and its owner.
 func (e *TaskOwnedError) Error() string {
 	return fmt.Sprintf("task %s belongs to job %s", e.TaskID, e.JobID)
 }
 
-// claimScript names a field's owner unless it has one, and returns the owner.
+// claimScript sets a field's owner unless it has one, and returns the owner.
 var claimScript = redis.NewScript(`
 redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2])
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return redis.call('HGET', KEYS[1], ARGV[1])
 `)
 
-// ClaimTask makes a job the owner of a task of DashScope. It fails with
-// [*TaskOwnedError] if another job is, or with Redis's own error; it may be repeated.
-// [Client.Update] claims the task of the record that it writes. An owner is remembered
-// for eight days: a task can be asked for, and stands in the list, for one.
-func (c *Client) ClaimTask(ctx context.Context, task, job string) error {
-	return c.claim(ctx, "job", task, job)
+// ClaimTask makes a job the owner of a DashScope task. It fails with a [*TaskOwnedError]
+// if another job is, or with Redis's own error; it may be repeated. [Store.Update] claims
+// the task of the record that it writes. Owners are kept for [rediskey.TaskLifetime].
+func (s *Store) ClaimTask(ctx context.Context, task, job string) error {
+	return s.claim(ctx, "job", task, job)
 }
 
-// QuarantineTask says that a task which may be of a job, but has not been shown to be, is
-// looked after on that job's behalf. Another may own it all the same. It fails as
-// [Client.ClaimTask] does, if it is kept for another job.
-func (c *Client) QuarantineTask(ctx context.Context, task, job string) error {
-	return c.claim(ctx, "kept", task, job)
+// QuarantineTask records that a task's images are quarantined for a job that may own it.
+// Another job may own it all the same. It fails with a [*TaskOwnedError] if it is
+// quarantined for another job, or with Redis's own error.
+func (s *Store) QuarantineTask(ctx context.Context, task, job string) error {
+	return s.claim(ctx, "kept", task, job)
 }
 
-func (c *Client) claim(ctx context.Context, field, task, job string) error {
-	owner, err := claimScript.Run(ctx, c.redis, []string{rediskey.Task(task)}, field, job, int(rediskey.TaskLifetime.Seconds())).Text()
+func (s *Store) claim(ctx context.Context, field, task, job string) error {
+	owner, err := claimScript.Run(ctx, s.redis, []string{rediskey.Task(task)}, field, job, int(rediskey.TaskLifetime.Seconds())).Text()
 	if err != nil {
 		return fmt.Errorf("claim task %s for %s: %w", task, job, err)
 	}
@@ -52,8 +51,8 @@ func (c *Client) claim(ctx context.Context, field, task, job string) error {
 	return nil
 }
 
-// TaskOwner is what Redis knows of one task: the job that owns it, and the job for which
-// its images are kept, which may be another's; "" for none.
+// TaskOwner is the job that owns a task, and the job for which its images are
+// quarantined, which may be another; "" for none.
 type TaskOwner struct{ Job, QuarantinedFor string }
 
 // ownersScript returns the owner of each task and the job that it is kept for.
@@ -67,11 +66,12 @@ end
 return notes
 `)
 
-// notesAtOnce bounds one call of the script, which holds up Redis: some milliseconds.
+// ownersPerCall limits one run of the script, which blocks Redis, to some milliseconds.
 const ownersPerCall = 500
 
-// TaskOwners tells of those of the tasks that Redis knows something of.
-func (c *Client) TaskOwners(ctx context.Context, tasks []string) (map[string]TaskOwner, error) {
+// TaskOwners returns the owners of those tasks that Redis has one for. It fails with
+// Redis's own error.
+func (s *Store) TaskOwners(ctx context.Context, tasks []string) (map[string]TaskOwner, error) {
 	notes := map[string]TaskOwner{}
 	for len(tasks) > 0 {
 		some := tasks[:min(len(tasks), ownersPerCall)]
@@ -80,7 +80,7 @@ func (c *Client) TaskOwners(ctx context.Context, tasks []string) (map[string]Tas
 		for i, task := range some {
 			keys[i] = rediskey.Task(task)
 		}
-		found, err := ownersScript.Run(ctx, c.redis, keys).StringSlice()
+		found, err := ownersScript.Run(ctx, s.redis, keys).StringSlice()
 		if err != nil {
 			return nil, fmt.Errorf("read owners of tasks: %w", err)
 		}
@@ -93,25 +93,25 @@ func (c *Client) TaskOwners(ctx context.Context, tasks []string) (map[string]Tas
 	return notes, nil
 }
 
-// SetKeyID notes the api_key_id of the key that bears a mark.
-func (c *Client) SetKeyID(ctx context.Context, mark, keyID string) error {
-	if err := c.redis.HSet(ctx, rediskey.KeyIDs, mark, keyID).Err(); err != nil {
-		return fmt.Errorf("note api_key_id: %w", err)
+// SetKeyID records the api_key_id of the API key with a fingerprint.
+func (s *Store) SetKeyID(ctx context.Context, fingerprint, keyID string) error {
+	if err := s.redis.HSet(ctx, rediskey.KeyIDs, fingerprint, keyID).Err(); err != nil {
+		return fmt.Errorf("write api_key_id: %w", err)
 	}
 	return nil
 }
 
-// KeyID returns the api_key_id of the key that bears a mark, "" if no task of it was
-// ever seen in the list.
-func (c *Client) KeyID(ctx context.Context, mark string) (string, error) {
-	keyID, err := c.redis.HGet(ctx, rediskey.KeyIDs, mark).Result()
+// KeyID returns the api_key_id of the API key with a fingerprint, "" if no task of that
+// key was seen in the list yet.
+func (s *Store) KeyID(ctx context.Context, fingerprint string) (string, error) {
+	keyID, err := s.redis.HGet(ctx, rediskey.KeyIDs, fingerprint).Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return "", fmt.Errorf("read api_key_id: %w", err)
 	}
 	return keyID, nil
 }
 
-// ClearIntent forgets what was noted of an intent.
+// ClearIntent resets what the record has about the create of the current attempt.
 func (r *Record) ClearIntent() {
 	r.ServiceAt, r.AmbiguousAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
 	r.Candidates, r.Rejected, r.Adopted, r.RequestID = nil, nil, false, ""

@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// suggestion returns the known name that an unknown one is probably a slip for,
-// or "". Case, hyphens and underscores do not count. Short names get little
-// room, so that a column "site" is not taken for "size".
+// suggestion returns the known name that an unknown one is probably a misspelling of, or
+// "". Case, hyphens and underscores do not count. Short names allow few edits, so that a
+// column "site" is not taken for "size".
 func suggestion(name string, known []string) string {
 	squash := strings.NewReplacer("_", "", "-", "", " ", "").Replace
 	key := squash(strings.ToLower(strings.TrimSpace(name)))
@@ -21,7 +21,7 @@ func suggestion(name string, known []string) string {
 	return ""
 }
 
-// maxEdits is how far apart two names may be and still be taken for one.
+// maxEdits is how many edits may lie between a name and the known one that it misspells.
 func maxEdits(name, known string) int {
 	switch n := len(known); {
 	case n <= 3:
@@ -38,8 +38,8 @@ func maxEdits(name, known string) int {
 	return 2
 }
 
-// closest returns the one of names that is closest to name, or "" if none is
-// nearer than half its length.
+// closest returns the name with the smallest edit distance, or "" if that is more than
+// half its length.
 func closest(name string, names []string) string {
 	best, least := "", len(name)/2+1
 	for _, candidate := range names {
@@ -53,8 +53,8 @@ func closest(name string, names []string) string {
 	return best
 }
 
-// editDistance counts the letters to add, drop, change or swap with their neighbor
-// to make b of a (optimal string alignment).
+// editDistance counts the letters to insert, delete, replace or transpose with their
+// neighbor to get b from a (optimal string alignment).
 func editDistance(a, b string) int {
 	s, t := []rune(a), []rune(b)
 	rows := make([][]int, len(s)+1)

@@ -17,7 +17,7 @@ import (
 // it is bought, and it goes on when there is more money.
 func TestRule1BatchBudget(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
-		client := s.worker.Jobs()
+		client := jobs.NewInspector(s.redis)
 		require.NoError(t, ledger.New(s.redis).SetBatchBudget(t.Context(), "shop", 3*simulator.MicroYuanPerImage))
 		ids := []string{"a", "b", "c"}
 		for _, id := range ids {

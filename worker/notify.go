@@ -211,15 +211,12 @@ func (e *deliveryError) schedule(jobID string, tried int) {
 
 // body is the event: the same bytes on every try, but for links that die.
 func (n *notificationServer) body(ctx context.Context, rec *jobs.Record) ([]byte, error) {
-	event, err := jobs.NewEvent(rec, func(image jobs.Image) (string, time.Time, error) {
-		link, expiresAt, err := n.cfg.Bucket.Link(ctx, image.Key)
-		if path := rec.ImagePath(image); n.cfg.ServeURL != "" && path != "" && !expiresAt.IsZero() {
-			return n.cfg.ServeURL + path, time.Time{}, err
+	event, err := jobs.NewEvent(&rec.Job, func(image jobs.Image) (string, time.Time, error) {
+		link, err := n.permanentLink(ctx, &rec.Job, image)
+		if err != nil || link != "" || n.cfg.LocalBucket {
+			return link, time.Time{}, err
 		}
-		if n.cfg.LocalBucket {
-			return "", time.Time{}, err
-		}
-		return link, expiresAt, err
+		return n.cfg.Bucket.Link(ctx, image.Key)
 	})
 	if err != nil {
 		return nil, err

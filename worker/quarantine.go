@@ -177,7 +177,7 @@ func (k *quarantine) process(ctx context.Context, kept quarantinedTask) error {
 
 // store puts a task's images under _held/, and its cost into the ledger.
 func (k *quarantine) storeImages(ctx context.Context, kept quarantinedTask, task *dashscope.Task) error {
-	rec := &jobs.Record{ID: kept.JobID, Attempt: kept.Attempt, Account: kept.Account, Model: kept.Model, SubmittedAt: time.Now().UTC()}
+	rec := &jobs.Record{Job: jobs.Job{ID: kept.JobID, Attempt: kept.Attempt, Account: kept.Account, Model: kept.Model, SubmittedAt: time.Now().UTC()}}
 	known, err := k.jobs.Get(ctx, kept.JobID)
 	switch {
 	case err == nil:

@@ -391,10 +391,10 @@ func TestRule8TaskThatTwoMayHaveMade(t *testing.T) {
 		s.requireMadeOnce("job-4")
 
 		// A person looks at the image.
-		_, err := s.worker.Jobs().Resolve(t.Context(), "job-2", jobs.Resolution{Adopt: s.get("job-2").Candidates[0]})
+		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-2", jobs.Resolution{Adopt: s.get("job-2").Candidates[0]})
 		require.NoError(t, err)
 		s.requireMadeOnce("job-2")
-		_, err = s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true})
+		_, err = jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true})
 		require.NoError(t, err)
 		s.requireMadeOnce("job-1")
 		s.requireLedger()
@@ -426,9 +426,9 @@ func TestDamagedRecord(t *testing.T) {
 		s.state("job-1", jobs.StateGenerating)
 		require.NoError(t, s.redis.HSet(t.Context(), "danqing:job:job-2", "record", "{garb").Err())
 		s.requireMadeOnce("job-3")
-		_, err := s.worker.Jobs().Get(t.Context(), "job-2")
+		_, err := jobs.NewStore(s.redis).Get(t.Context(), "job-2")
 		require.ErrorIs(t, err, jobs.ErrCorrupt)
-		all, _, err := s.worker.Jobs().List(t.Context(), jobs.ListFilter{})
+		all, _, err := jobs.NewStore(s.redis).List(t.Context(), jobs.ListFilter{})
 		require.NoError(t, err)
 		assert.Len(t, all, 2)
 
@@ -442,7 +442,7 @@ func TestDamagedRecord(t *testing.T) {
 // get reads a job's record as it is.
 func (s *stack) get(id string) *jobs.Record {
 	s.t.Helper()
-	rec, err := s.worker.Jobs().Get(s.t.Context(), id)
+	rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), id)
 	require.NoError(s.t, err)
 	return rec
 }

@@ -61,7 +61,7 @@ func (s *stack) spooledAway() *jobs.Record {
 	s.state("job-1", jobs.StateStoring)
 	<-time.After(2 * time.Minute)
 	s.leave()
-	rec, err := s.worker.Jobs().Get(s.t.Context(), "job-1")
+	rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), "job-1")
 	require.NoError(s.t, err)
 	require.Len(s.t, s.spooled("data"), 2)
 	return rec
@@ -138,7 +138,7 @@ func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
 		s.away.Store(false)
 		s.comeBack("data-2")
 		<-time.After(2 * time.Hour)
-		rec, err = s.worker.Jobs().Get(t.Context(), "job-1")
+		rec, err = jobs.NewStore(s.redis).Get(t.Context(), "job-1")
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateStoring, rec.State)
 		assert.Equal(t, "SpoolUnavailable", rec.Code)
@@ -164,7 +164,7 @@ func TestRule11HolderThatStaysAway(t *testing.T) {
 		s.away.Store(false)
 		s.comeBack("data-2")
 		<-time.After(30 * time.Minute)
-		rec, err := s.worker.Jobs().Get(t.Context(), "job-1")
+		rec, err := jobs.NewStore(s.redis).Get(t.Context(), "job-1")
 		require.NoError(t, err)
 		require.Equal(t, jobs.StateStoring, rec.State, "not before the week is over")
 		rec = s.wait("job-1")
@@ -176,10 +176,10 @@ func TestRule11HolderThatStaysAway(t *testing.T) {
 		assert.NotContains(t, rec.Message, "Signature")
 
 		// A person adopts too early: it waits for the holder once more.
-		_, err = s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
+		_, err = jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
 		require.NoError(t, err)
 		<-time.After(time.Hour)
-		rec, err = s.worker.Jobs().Get(t.Context(), "job-1")
+		rec, err = jobs.NewStore(s.redis).Get(t.Context(), "job-1")
 		require.NoError(t, err)
 		require.Equal(t, jobs.StateStoring, rec.State)
 		s.leave()
@@ -198,7 +198,7 @@ func TestRule11AnotherWorkerMayFetch(t *testing.T) {
 		first := s.spooledAway().SpoolOwner
 		s.comeBack("data-2")
 		<-time.After(15 * time.Minute)
-		rec, err := s.worker.Jobs().Get(t.Context(), "job-1")
+		rec, err := jobs.NewStore(s.redis).Get(t.Context(), "job-1")
 		require.NoError(t, err)
 		assert.NotEqual(t, first, rec.SpoolOwner)
 		assert.Len(t, s.spooled("data-2"), 2)

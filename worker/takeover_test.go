@@ -150,13 +150,13 @@ func TestHandOver(t *testing.T) {
 		s.queueInterval = 200 * time.Millisecond // the worker's own
 		s.start()
 		// Nothing in flight, so that the next submit shows.
-		require.NoError(t, s.worker.Jobs().PauseAccount(t.Context(), "default", ""))
+		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", ""))
 		s.enqueueMany(2)
 		<-time.After(30 * time.Second)
 		s.cutOff("data-2")
 		<-time.After(10 * time.Second)
 		require.Empty(t, sim.Tasks())
-		require.NoError(t, s.worker.Jobs().ResumeAccount(t.Context(), "default"))
+		require.NoError(t, jobs.NewInspector(s.redis).ResumeAccount(t.Context(), "default"))
 		s.worker.Stop()
 		stopped := time.Now()
 		require.NoError(t, <-s.ended)

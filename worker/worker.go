@@ -80,7 +80,7 @@ const (
 type Worker struct {
 	cfg      Config
 	log      *slog.Logger
-	jobs     *jobs.Client
+	jobs     *jobs.Store
 	ledger   *ledger.Ledger
 	store    *deliveryServer
 	notify   *notificationServer
@@ -126,7 +126,7 @@ func New(cfg Config) (*Worker, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	w := &Worker{cfg: cfg, log: cfg.Logger, jobs: jobs.NewClient(cfg.Redis), ledger: ledger.New(cfg.Redis), stopping: make(chan struct{})}
+	w := &Worker{cfg: cfg, log: cfg.Logger, jobs: jobs.NewStore(cfg.Redis), ledger: ledger.New(cfg.Redis), stopping: make(chan struct{})}
 	w.store = &deliveryServer{Worker: w}
 	var err error
 	if w.notify, err = newNotify(w); err != nil {
@@ -137,9 +137,6 @@ func New(cfg Config) (*Worker, error) {
 	}
 	return w, nil
 }
-
-// Jobs returns the queue client on the worker's Redis.
-func (w *Worker) Jobs() *jobs.Client { return w.jobs }
 
 // Simulated reports whether the services called themselves a simulator. It is
 // known after [Worker.Prepare].

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/spf13/pflag"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -49,12 +50,12 @@ func setBudgets(ctx context.Context, book *ledger.Ledger, sheets []sheet, budget
 
 // enqueueFunded puts a line on the queue, also if an earlier run's budget had no room
 // for it: nothing was bought.
-func enqueueFunded(ctx context.Context, client *jobs.Client, req jobs.Request) (*jobs.Record, error) {
-	rec, err := client.Enqueue(ctx, req)
+func enqueueFunded(ctx context.Context, rdb redis.UniversalClient, req jobs.Request) (*jobs.Job, error) {
+	rec, err := jobs.NewClient(rdb).Enqueue(ctx, req)
 	if err != nil || !unfunded(rec) {
 		return rec, err
 	}
-	again, err := client.Resolve(ctx, rec.ID, jobs.Resolution{BuyAgain: true})
+	again, err := jobs.NewInspector(rdb).Resolve(ctx, rec.ID, jobs.Resolution{BuyAgain: true})
 	if errors.Is(err, jobs.ErrInvalidState) { // somebody else has done so
 		return again, nil
 	}
@@ -62,6 +63,6 @@ func enqueueFunded(ctx context.Context, client *jobs.Client, req jobs.Request) (
 }
 
 // unfunded reports whether a job waits for its batch's budget to be raised.
-func unfunded(rec *jobs.Record) bool {
+func unfunded(rec *jobs.Job) bool {
 	return rec.State == jobs.StateHeld && rec.Code == jobs.CodeBudgetExceeded
 }

@@ -62,7 +62,7 @@ type doctor struct {
 	errors  int
 	told    error // the first error of saying something
 	// jobs is the queue, nil if none can be reached.
-	jobs *jobs.Client
+	jobs *jobs.Inspector
 }
 
 func (p *program) doctor(ctx context.Context, asJSON bool) error {

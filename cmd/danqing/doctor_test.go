@@ -314,7 +314,7 @@ func TestDoctorTellsWhoElseUsesTheKey(t *testing.T) {
 	// Now one is known to be ours, which tells our key's number.
 	p.dashscope = nil
 	ours, foreign := p.submit(ourKey, "wanx-v1"), p.submit(ourKey, "qwen-image")
-	client := jobs.NewClient(p.rdb)
+	client := jobs.NewStore(p.rdb)
 	require.NoError(t, client.ClaimTask(t.Context(), ours, "cat-1"))
 	p.dateAhead(2 * time.Minute)
 	_, found, _ = p.examine()
@@ -380,7 +380,7 @@ func TestDoctorTellsWhoWorks(t *testing.T) {
 	data, err := journal.OpenDataDir(path)
 	require.NoError(t, err)
 	require.NoError(t, writeInstance(path, instance{PID: os.Getpid(), HTTP: "http://127.0.0.1:8765", RedisURL: p.env["REDIS_URL"]}))
-	client, ctx := jobs.NewClient(p.rdb), t.Context()
+	client, ctx := jobs.NewStore(p.rdb), t.Context()
 	holder, err := os.ReadFile(filepath.Join(path, "worker_id"))
 	require.NoError(t, err)
 	for model, by := range map[string]string{"wanx-v1": string(holder), "qwen-image": "stranger", "wan2.2-t2i-flash": "", "wan2.2-t2i-plus": "stranger"} {

@@ -59,7 +59,7 @@ func (d *doctor) redis(ctx context.Context) *redis.Client {
 		}
 		return nil
 	}
-	d.jobs = jobs.NewClient(rdb)
+	d.jobs = jobs.NewInspector(rdb)
 	d.redisSpeed(ctx, rdb)
 	d.redisDurability(ctx, rdb)
 	d.lanes(ctx, rdb)

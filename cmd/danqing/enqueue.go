@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -234,7 +233,7 @@ func (e *enqueuing) lines(ctx context.Context, sheets []sheet, budget budgetFlag
 		return err
 	}
 	for i, line := range lines {
-		rec, err := enqueueFunded(ctx, e.jobs, line.Request)
+		rec, err := enqueueFunded(ctx, e.rdb, line.Request)
 		if err != nil {
 			if len(lines) > 1 {
 				e.say("%d of %s are queued; the same command again queues the rest", i, count(len(lines), "job"))
@@ -318,7 +317,7 @@ func (e *enqueuing) warnOfLanes(ctx context.Context, lines []jobs.Line) error {
 	return nil
 }
 
-func (e *enqueuing) print(rec *jobs.Record) error {
+func (e *enqueuing) print(rec *jobs.Job) error {
 	if e.json {
 		return printJSON(e.stdout, shown(rec))
 	}
@@ -326,17 +325,12 @@ func (e *enqueuing) print(rec *jobs.Record) error {
 	return err
 }
 
-// shown is a record without the signed links of results that are being stored, and
-// without what lets its owner speak to a callback.
-func shown(rec *jobs.Record) *jobs.Record {
+// shown is a job without what lets its owner speak to a callback.
+func shown(rec *jobs.Job) *jobs.Job {
 	next := *rec
 	next.Callback = shownCallback(rec.Callback)
 	if rec.Request != nil {
 		next.Request = shownRequest(*rec.Request)
-	}
-	next.Results = slices.Clone(rec.Results)
-	for i := range next.Results {
-		next.Results[i].URL = ""
 	}
 	return &next
 }

@@ -113,7 +113,7 @@ func outputs(output string, req jobs.Request) []string {
 }
 
 // save copies the images out of the bucket.
-func (p *program) save(ctx context.Context, engine *engine, rec *jobs.Record, files []string) error {
+func (p *program) save(ctx context.Context, engine *engine, rec *jobs.Job, files []string) error {
 	for _, image := range rec.Images {
 		if image.Key == "" {
 			p.say("image %d: %s: %s", image.N, image.Code, image.Message)

@@ -114,7 +114,7 @@ func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFil
 // noteWidth is how much of a sentence fits into a table; jobs show has the rest.
 const noteWidth = 60
 
-func (p *program) jobsTable(records []*jobs.Record) error {
+func (p *program) jobsTable(records []*jobs.Job) error {
 	return table(p.stdout, "JOB\tSTATE\tMODEL\tACCOUNT\tCHANGED\tCOST\tNOTE", len(records), func(i int) string {
 		rec := records[i]
 		cost, note := "-", ""
@@ -132,7 +132,7 @@ func (p *program) jobsTable(records []*jobs.Record) error {
 }
 
 // imagesNote says how many images a job has, and how many not.
-func imagesNote(rec *jobs.Record) string {
+func imagesNote(rec *jobs.Job) string {
 	stored := 0
 	for _, image := range rec.Images {
 		if image.Key != "" {

@@ -43,7 +43,7 @@ sidecar if DANQING_S3_BUCKET is set.`,
 
 // story is all that is known of a job.
 type story struct {
-	*jobs.Record
+	*jobs.Job
 	// Waits says why a job is not being made; empty if it is.
 	Waits []string `json:"waits,omitempty"`
 	// Links are where the images can be looked at.
@@ -57,7 +57,7 @@ func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &story{Record: shown(rec)}
+	s := &story{Job: shown(rec)}
 	if rec.Request == nil {
 		req, err := q.jobs.RequestOf(ctx, rec)
 		switch {
@@ -72,7 +72,7 @@ func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
 			return nil, err
 		}
 	}
-	if s.Notices, err = q.jobs.Notifications(ctx, rec); err != nil {
+	if s.Notices, err = q.operator.Notifications(ctx, rec); err != nil {
 		return nil, err
 	}
 	from, err := q.bucket()
@@ -91,7 +91,7 @@ func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
 }
 
 // waits says why a job that waits is not being made.
-func (q *jobQueue) waits(ctx context.Context, rec *jobs.Record) ([]string, error) {
+func (q *jobQueue) waits(ctx context.Context, rec *jobs.Job) ([]string, error) {
 	lanes, err := q.lanes(ctx)
 	if err != nil {
 		return nil, err
@@ -154,7 +154,7 @@ func noticeText(n jobs.Notification) string {
 // text is the story for a person, the moments in their order.
 func (s *story) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "job %s: %s\n", s.ID, stateOf(s.Record))
+	fmt.Fprintf(&b, "job %s: %s\n", s.ID, stateOf(s.Job))
 	facts := []string{"model " + s.Model, "priority " + s.Priority}
 	if s.Account != "" {
 		facts = append(facts, "account "+s.Account)

@@ -105,7 +105,7 @@ func (p *progress) close() {
 
 // job says what became of a job. A terminal shows that in the status, unless
 // somebody must know.
-func (p *progress) job(number int, rec *jobs.Record) {
+func (p *progress) job(number int, rec *jobs.Job) {
 	cost := ""
 	if rec.CostMicroYuan > 0 {
 		cost = ", " + yuan(rec.CostMicroYuan)

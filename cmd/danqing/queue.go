@@ -21,9 +21,10 @@ import (
 // jobs there and look after them. It needs neither an API key nor a data
 // directory of its own.
 type jobQueue struct {
-	cfg  *config.Config
-	rdb  *redis.Client
-	jobs *jobs.Client
+	cfg      *config.Config
+	rdb      *redis.Client
+	jobs     *jobs.Client
+	operator *jobs.Inspector
 	// simulate says that the queue is a simulated instance's.
 	simulate bool
 	// folder is the embedded bucket of a running instance on this machine, nil if
@@ -55,7 +56,7 @@ func (p *program) openQueue(ctx context.Context, simulate bool) (*jobQueue, erro
 		return nil, err
 	}
 	q.rdb = redis.NewClient(options)
-	q.jobs = jobs.NewClient(q.rdb)
+	q.jobs, q.operator = jobs.NewClient(q.rdb), jobs.NewInspector(q.rdb)
 	if err := reach(ctx, q.rdb); err != nil {
 		return nil, errors.Join(err, q.rdb.Close())
 	}
@@ -137,8 +138,16 @@ func (q *jobQueue) stage(ctx context.Context, ref *storage.Reference) error {
 	return nil
 }
 
+// jobOf is the job of a record, nil if there is none.
+func jobOf(rec *jobs.Record, err error) (*jobs.Job, error) {
+	if rec == nil {
+		return nil, err
+	}
+	return &rec.Job, err
+}
+
 // get reads a job from Redis, or if Redis has forgotten it, from its sidecar.
-func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Record, error) {
+func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Job, error) {
 	if err := jobs.ValidID(id); err != nil {
 		return nil, usage("take the ID that danqing enqueue or danqing jobs list prints", "%w", err)
 	}
@@ -155,7 +164,7 @@ func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Record, error) {
 	case sidecarErr != nil:
 		return nil, sidecarErr
 	}
-	return worker.RecordOf(sidecar)
+	return jobOf(worker.RecordOf(sidecar))
 }
 
 // shownImage is where an image of a job can be looked at: a link, or a file of the
@@ -188,13 +197,13 @@ type lane struct {
 
 // lanes returns all lanes that ever opened, by account and model.
 func (q *jobQueue) lanes(ctx context.Context) ([]lane, error) {
-	statuses, err := q.jobs.Lanes(ctx)
+	statuses, err := q.operator.Lanes(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var lanes []lane
 	for _, status := range statuses {
-		pause, err := q.jobs.AccountPause(ctx, status.Account)
+		pause, err := q.operator.AccountPause(ctx, status.Account)
 		if err != nil {
 			return nil, err
 		}

@@ -42,7 +42,7 @@ type resultImage struct {
 }
 
 // result tells a job, with a link to each image.
-func (r *run) result(ctx context.Context, rec *jobs.Record) (result, error) {
+func (r *run) result(ctx context.Context, rec *jobs.Job) (result, error) {
 	out := result{
 		JobID: rec.ID, State: rec.State, Simulated: rec.Simulated, TaskID: rec.TaskID,
 		CostYuan: float64(rec.CostMicroYuan) / 1e6, Code: rec.Code, Message: rec.Message,
@@ -72,7 +72,7 @@ func (r *run) link(ctx context.Context, image *resultImage) (err error) {
 }
 
 // resultLine is the line as given with what became of it.
-func (r *run) resultLine(ctx context.Context, line jobs.Line, rec *jobs.Record) ([]byte, error) {
+func (r *run) resultLine(ctx context.Context, line jobs.Line, rec *jobs.Job) ([]byte, error) {
 	out, err := r.result(ctx, rec)
 	if err != nil {
 		return nil, fmt.Errorf("result of job %s: %w", rec.ID, err)
@@ -80,7 +80,7 @@ func (r *run) resultLine(ctx context.Context, line jobs.Line, rec *jobs.Record) 
 	return line.Result(out)
 }
 
-func (r *run) printResult(ctx context.Context, line jobs.Line, rec *jobs.Record) error {
+func (r *run) printResult(ctx context.Context, line jobs.Line, rec *jobs.Job) error {
 	text, err := r.resultLine(ctx, line, rec)
 	if err != nil {
 		return err

@@ -32,7 +32,7 @@ type run struct {
 
 	mu sync.Mutex
 	// records are the jobs by ID; over are those that need no more work.
-	records map[string]*jobs.Record
+	records map[string]*jobs.Job
 	open    map[string]jobs.Line
 	before  map[string]bool // over before this run
 }
@@ -48,7 +48,7 @@ const (
 // do runs the jobs. It returns errPartFailed or errInterrupted when it has said
 // all there is to say.
 func (r *run) do(ctx context.Context) error {
-	r.records, r.open, r.before = map[string]*jobs.Record{}, map[string]jobs.Line{}, map[string]bool{}
+	r.records, r.open, r.before = map[string]*jobs.Job{}, map[string]jobs.Line{}, map[string]bool{}
 	err := r.engine.run(ctx, r.signals, r.progress.line, r.work)
 	switch c := r.counts(); {
 	case err == nil && c.left > 0:
@@ -79,7 +79,7 @@ func (r *run) work(ctx context.Context) error {
 		return nil
 	}
 	// Nothing changes before the worker runs.
-	changes, err := r.engine.worker.Jobs().Subscribe(ctx)
+	changes, err := jobs.NewClient(r.engine.redis).Subscribe(ctx)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (r *run) lookUp(ctx context.Context) error {
 			if r.engine.worker.Stopped() {
 				return worker.ErrStopped
 			}
-			over, err := r.engine.worker.Finished(gctx, line.ID, line.Digest)
+			over, err := jobOf(r.engine.worker.Finished(gctx, line.ID, line.Digest))
 			switch {
 			case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, worker.ErrSimulated):
 				taken[i] = err
@@ -158,7 +158,7 @@ func (r *run) enqueue(ctx context.Context) error {
 		if err := r.refs.stage(ctx, r.engine.bucket, line); err != nil {
 			return fmt.Errorf("line %d: stage reference image: %w", line.Number, err)
 		}
-		rec, err := enqueueFunded(ctx, r.engine.worker.Jobs(), line.Request)
+		rec, err := enqueueFunded(ctx, r.engine.redis, line.Request)
 		if late := tooLate(line, err); late != nil {
 			rec, err = late, nil
 		}
@@ -183,18 +183,18 @@ func (r *run) enqueue(ctx context.Context) error {
 // tooLate is what becomes of a line whose deadline has passed before it was queued, as
 // in a run that goes on with an earlier one: it alone fails, at no cost. Nil if err has
 // another reason.
-func tooLate(line jobs.Line, err error) *jobs.Record {
+func tooLate(line jobs.Line, err error) *jobs.Job {
 	now := time.Now().UTC()
 	rec := jobs.NewRecord(line.Request, line.Warnings)
 	if invalid := (*jobs.InvalidError)(nil); !errors.As(err, &invalid) || !rec.Overdue(now) {
 		return nil
 	}
 	rec.End(jobs.StateFailed, jobs.CodeDeadlineExceeded, jobs.DeadlineMessage, now)
-	return rec
+	return &rec.Job
 }
 
 // settled reports whether no more work can be done on a job.
-func settled(rec *jobs.Record) bool { return rec.State.Final() || rec.State == jobs.StateHeld }
+func settled(rec *jobs.Job) bool { return rec.State.Final() || rec.State == jobs.StateHeld }
 
 // watch follows the jobs until none is open, and until what earlier runs paid for
 // and did not finish is in the bucket too.
@@ -236,7 +236,7 @@ func (r *run) refresh(ctx context.Context) error {
 // look reads a job's record and says so if it is over.
 func (r *run) look(ctx context.Context, id string) error {
 	line := r.open[id]
-	rec, err := r.engine.worker.Jobs().Get(ctx, id)
+	rec, err := jobs.NewClient(r.engine.redis).Get(ctx, id)
 	if errors.Is(err, jobs.ErrNotFound) {
 		rec, err = r.again(ctx, line)
 	}
@@ -263,8 +263,8 @@ func (r *run) look(ctx context.Context, id string) error {
 
 // again asks for a job that Redis has lost. The worker's journal and the bucket know
 // what was made of it. It returns nil if that is not certain yet.
-func (r *run) again(ctx context.Context, line jobs.Line) (*jobs.Record, error) {
-	over, err := r.engine.worker.Finished(ctx, line.ID, line.Digest)
+func (r *run) again(ctx context.Context, line jobs.Line) (*jobs.Job, error) {
+	over, err := jobOf(r.engine.worker.Finished(ctx, line.ID, line.Digest))
 	if over != nil || err != nil {
 		return over, err
 	}
@@ -272,7 +272,7 @@ func (r *run) again(ctx context.Context, line jobs.Line) (*jobs.Record, error) {
 	if err := setBudgets(ctx, ledger.New(r.engine.redis), r.sheets, r.budget); err != nil {
 		return nil, err
 	}
-	rec, err := r.engine.worker.Jobs().Enqueue(ctx, line.Request)
+	rec, err := jobs.NewClient(r.engine.redis).Enqueue(ctx, line.Request)
 	if late := tooLate(line, err); late != nil {
 		if r.engine.worker.Unfinished(ctx) { // this line may be what was bought
 			return nil, nil //nolint:nilnil // the worker will tell

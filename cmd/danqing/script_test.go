@@ -95,10 +95,10 @@ func scriptQueue(ts *testscript.TestScript) *redis.Client {
 
 // holdJob leaves a waiting job as a worker does that died while it submitted it.
 func holdJob(ts *testscript.TestScript, _ bool, args []string) {
-	client := jobs.NewClient(scriptQueue(ts))
+	client := jobs.NewStore(scriptQueue(ts))
 	rec, err := client.Get(context.Background(), args[0])
 	ts.Check(err)
-	req, err := client.RequestOf(context.Background(), rec)
+	req, err := client.RequestOf(context.Background(), &rec.Job)
 	ts.Check(err)
 	req = req.WithSeed(rec.ID)
 	held := *rec

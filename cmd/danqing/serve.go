@@ -164,7 +164,7 @@ func (h *httpServer) open(cfg *config.Config, s serving) error {
 	api := &gateway.API{
 		Bucket: s.bucket, Stream: s.stream, Price: s.price, Depth: s.depth, TempDir: s.temp,
 		DefaultN: cfg.Serve.DefaultN, BaseURL: cfg.Serve.URL,
-		LoadSidecar: func(ctx context.Context, id string) (*jobs.Record, error) { return recall(ctx, s.bucket, id) },
+		LoadSidecar: func(ctx context.Context, id string) (*jobs.Job, error) { return recall(ctx, s.bucket, id) },
 	}
 	for _, t := range cfg.Serve.Tokens {
 		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan})
@@ -183,7 +183,7 @@ func (h *httpServer) open(cfg *config.Config, s serving) error {
 }
 
 // recall reads a job that Redis has forgotten.
-func recall(ctx context.Context, from *storage.Bucket, id string) (*jobs.Record, error) {
+func recall(ctx context.Context, from *storage.Bucket, id string) (*jobs.Job, error) {
 	sidecar, err := from.Sidecar(ctx, id)
 	if errors.Is(err, storage.ErrNotExist) {
 		return nil, fmt.Errorf("job %s: %w", id, jobs.ErrNotFound)
@@ -191,7 +191,7 @@ func recall(ctx context.Context, from *storage.Bucket, id string) (*jobs.Record,
 	if err != nil {
 		return nil, err
 	}
-	return worker.RecordOf(sidecar)
+	return jobOf(worker.RecordOf(sidecar))
 }
 
 // serve answers until shutdown; ended is called if it ends by itself too.

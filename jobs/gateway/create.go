@@ -199,7 +199,7 @@ func parseLabels(text string) (map[string]string, error) {
 
 // accept validates a request, stages its reference image if requested, and enqueues it.
 // It returns the new or existing job, and warnings.
-func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Record, []string, error) {
+func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job, []string, error) {
 	if ref := strings.TrimSpace(req.RefImg); strings.HasPrefix(ref, ossScheme) {
 		staged, err := a.resolveUpload(ctx, c, ref)
 		if err != nil {
@@ -263,7 +263,7 @@ func (a *api) checkStaged(ctx context.Context, hash string) error {
 
 // jobFromSidecar returns the job of an idempotency key that is no longer in Redis, from
 // its sidecar, or nil if there is none. A key never expires.
-func (a *api) jobFromSidecar(ctx context.Context, req jobs.Request) (*jobs.Record, error) {
+func (a *api) jobFromSidecar(ctx context.Context, req jobs.Request) (*jobs.Job, error) {
 	if _, err := a.jobs.Get(ctx, req.ID); !errors.Is(err, jobs.ErrNotFound) {
 		return nil, nil //nolint:nilnil // enqueue handles it
 	}
@@ -280,7 +280,7 @@ func (a *api) jobFromSidecar(ctx context.Context, req jobs.Request) (*jobs.Recor
 // enqueue enqueues a job within the caller's limits. It continues if the client
 // disconnects. While Redis is unavailable it retries with the same ID, so that there is
 // only one job.
-func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Record, error) {
+func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Job, error) {
 	req.Producer = c.Name
 	if req.ID == "" {
 		req.ID = jobs.NewID()

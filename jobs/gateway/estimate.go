@@ -24,10 +24,10 @@ const (
 
 // setHeaders sets the response headers of a create: the job's price and its estimated
 // start. Values that are not available are omitted, because the job is already queued.
-func (a *api) setHeaders(ctx context.Context, header http.Header, rec *jobs.Record, req jobs.Request, warnings []string) {
+func (a *api) setHeaders(ctx context.Context, header http.Header, rec *jobs.Job, req jobs.Request, warnings []string) {
 	header.Set(headerPrice, ledger.FormatYuan(a.price(req)))
 	header.Set(headerImages, strconv.Itoa(max(req.N, 1)))
-	slots := a.slots.get(ctx, a.jobs, rec.Model)
+	slots := a.slots.get(ctx, a.operator, rec.Model)
 	if slots == 0 && rec.State.Waiting() {
 		warnings = append(warnings, "no worker serves "+rec.Model+" at present: the job waits until one does")
 	}
@@ -68,12 +68,12 @@ type slotCache struct {
 }
 
 // get returns a model's slots, 0 if no worker serves it or Redis does not respond.
-func (s *slotCache) get(ctx context.Context, client *jobs.Client, model string) int64 {
+func (s *slotCache) get(ctx context.Context, operator *jobs.Inspector, model string) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if now := time.Now(); s.byModel == nil || now.Sub(s.readAt) > slotCacheLifetime {
 		s.readAt, s.byModel = now, map[string]int64{}
-		lanes, err := client.Lanes(ctx)
+		lanes, err := operator.Lanes(ctx)
 		if err != nil {
 			return 0
 		}

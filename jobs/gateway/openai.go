@@ -91,7 +91,7 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)
 	defer cancel()
-	rec, err = a.waitFor(ctx, r.caller, req.ID, func(rec *jobs.Record) bool { return rec.State.Final() })
+	rec, err = a.waitFor(ctx, r.caller, req.ID, func(rec *jobs.Job) bool { return rec.State.Final() })
 	if rec != nil && rec.Simulated {
 		w.Header().Set(dashscope.HeaderSimulated, "true")
 	}
@@ -216,7 +216,7 @@ func (a *api) releaseDedupe(dedupeKey, id string) {
 }
 
 // jobError is the error for a job without images. Its status keeps clients from retrying.
-func jobError(rec *jobs.Record) *apiError {
+func jobError(rec *jobs.Job) *apiError {
 	code := rec.Code
 	if strings.HasPrefix(code, "DataInspectionFailed") || code == "IPInfringementSuspect" {
 		code = "content_policy_violation"
@@ -226,7 +226,7 @@ func jobError(rec *jobs.Record) *apiError {
 
 // sendImages answers with a job's images: links, or the bytes in base64, which are streamed
 // from the bucket.
-func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Record, encoded bool) error {
+func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Job, encoded bool) error {
 	type datum struct {
 		URL           string `json:"url,omitempty"`
 		RevisedPrompt string `json:"revised_prompt,omitempty"`
@@ -264,7 +264,7 @@ func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Record, en
 // sendBase64Images answers with images in base64. It sets the Content-Length, so that the
 // client has the complete answer with its last byte, and not only after the handler has
 // returned: by then the dedupe key is released.
-func (a *api) sendBase64Images(w http.ResponseWriter, r *request, rec *jobs.Record, images []jobs.Image, prompts []string) error {
+func (a *api) sendBase64Images(w http.ResponseWriter, r *request, rec *jobs.Job, images []jobs.Image, prompts []string) error {
 	const end = "]}\n"
 	var bodies []io.ReadCloser
 	defer func() {

@@ -44,9 +44,9 @@ const (
 // job is one that the drill has asked for.
 type job struct {
 	request jobs.Request
-	queued  bool         // acknowledged by the queue
-	record  *jobs.Record // as last seen, nil before
-	lost    bool         // the queue does not know it, though it was acknowledged
+	queued  bool      // acknowledged by the queue
+	record  *jobs.Job // as last seen, nil before
+	lost    bool      // the queue does not know it, though it was acknowledged
 	// canceled is set once the drill has asked for that.
 	canceled bool
 }
@@ -172,7 +172,7 @@ func (l *load) round(ctx context.Context) {
 
 // look enqueues a job that is not acknowledged yet, else reads its record.
 func (l *load) look(ctx context.Context, client *jobs.Client, j *job) error {
-	var rec *jobs.Record
+	var rec *jobs.Job
 	var err error
 	if j.queued {
 		rec, err = client.Get(ctx, j.request.ID)
