@@ -14,49 +14,48 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// rediskey.LedgerImports has a field per holder of a log of its own: the first day that is
+// rediskey.LedgerImports has a field per workerID of a log of its own: the first day that is
 // brought here task by task, and importDone once all before it is here too.
 const (
 	importField = "import:"
 	importDone  = " done"
 )
 
-// Import says how far a worker's own log of what it has spent is in Redis.
+// Import is how far a worker's own spend log is in the ledger.
 type Import struct {
-	// FirstDay is the first of the ledger's days that are settled task by task. Those
-	// before it are brought as sums.
+	// FirstDay is the first day that is settled task by task. Earlier days are imported
+	// as sums.
 	FirstDay string
-	// Done is whether all of the log was brought here once. What was spent since was
-	// settled here.
+	// Done is set once the whole log was imported. Later costs were settled in the
+	// ledger.
 	Done bool
 }
 
-// BeginImport tells how far the log of a holder is in Redis. If it never was, it
-// becomes an import that begins with this day, which it stays until
-// [Ledger.EndImport], should the worker die meanwhile: a day is never brought both
-// ways. It fails with Redis's own error.
-func (l *Ledger) BeginImport(ctx context.Context, holder, firstDay string) (Import, error) {
-	err := l.redis.HSetNX(ctx, rediskey.LedgerImports, holder, firstDay).Err()
+// BeginImport returns how far the log of a worker is in the ledger. The first call begins
+// an import with this day, which it keeps until [Ledger.EndImport] even if the worker
+// crashes: no day is imported both ways. It fails with Redis's own error.
+func (l *Ledger) BeginImport(ctx context.Context, workerID, firstDay string) (Import, error) {
+	err := l.redis.HSetNX(ctx, rediskey.LedgerImports, workerID, firstDay).Err()
 	var known string
 	if err == nil {
-		known, err = l.redis.HGet(ctx, rediskey.LedgerImports, holder).Result()
+		known, err = l.redis.HGet(ctx, rediskey.LedgerImports, workerID).Result()
 	}
 	if err != nil {
-		return Import{}, fmt.Errorf("import what %s has spent: %w", holder, err)
+		return Import{}, fmt.Errorf("import spending of worker %s: %w", workerID, err)
 	}
 	day, done := strings.CutSuffix(known, importDone)
 	return Import{FirstDay: day, Done: done}, nil
 }
 
-// EndImport says that all of the holder's log is in Redis.
-func (l *Ledger) EndImport(ctx context.Context, holder string, i Import) error {
-	if err := l.redis.HSet(ctx, rediskey.LedgerImports, holder, i.FirstDay+importDone).Err(); err != nil {
-		return fmt.Errorf("import what %s has spent: %w", holder, err)
+// EndImport records that the worker's whole log is in the ledger.
+func (l *Ledger) EndImport(ctx context.Context, workerID string, i Import) error {
+	if err := l.redis.HSet(ctx, rediskey.LedgerImports, workerID, i.FirstDay+importDone).Err(); err != nil {
+		return fmt.Errorf("import spending of worker %s: %w", workerID, err)
 	}
 	return nil
 }
 
-// importDayScript adds sums to a day, once for a holder.
+// importDayScript adds sums to a day, once for a worker.
 var importDayScript = redis.NewScript(enterDayLua + `
 if redis.call('HSETNX', KEYS[1], ARGV[5], ARGV[6]) == 0 then return 0 end
 redis.call('HINCRBY', KEYS[1], 'spent', ARGV[6])
@@ -65,7 +64,7 @@ enter()
 return 1
 `)
 
-// importBatchScript adds to what a batch has spent, once for a holder.
+// importBatchScript adds to what a batch has spent, once for a worker.
 var importBatchScript = redis.NewScript(`
 if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
 redis.call('HINCRBY', KEYS[1], 'spent', ARGV[2])
@@ -73,11 +72,11 @@ redis.call('EXPIRE', KEYS[1], ARGV[3])
 return 1
 `)
 
-// ImportSums books all that a holder's log says was spent before an import's
-// FirstDay, summed up, and what of it each batch has spent. Each day of an account
-// and each batch is booked once for the holder: after an error the same call must be
-// made again. Days that have left the ledger count for the batches alone.
-func (l *Ledger) ImportSums(ctx context.Context, holder string, sums []Spend) error {
+// ImportSums books what a worker's log has before an import's FirstDay, as sums, and what
+// each batch has spent of it. Each day of an account and each batch is booked once for
+// the worker: after an error the same call must be repeated. Days that have left the
+// ledger count for the batches only.
+func (l *Ledger) ImportSums(ctx context.Context, workerID string, sums []Spend) error {
 	type accountDay struct{ account, day string }
 	days := map[accountDay][]Spend{}
 	batches := map[string]int64{}
@@ -89,21 +88,21 @@ func (l *Ledger) ImportSums(ctx context.Context, holder string, sums []Spend) er
 		}
 	}
 	for key, spent := range days {
-		if err := l.importDay(ctx, holder, spent); err != nil {
-			return fmt.Errorf("import what account %s has spent on %s: %w", key.account, key.day, err)
+		if err := l.importDay(ctx, workerID, spent); err != nil {
+			return fmt.Errorf("import spending of account %s on %s: %w", key.account, key.day, err)
 		}
 	}
 	for _, batch := range slices.Sorted(maps.Keys(batches)) {
-		err := importBatchScript.Run(ctx, l.redis, []string{rediskey.BatchBudget(batch)}, importField+holder, batches[batch], int(Lifetime.Seconds())).Err()
+		err := importBatchScript.Run(ctx, l.redis, []string{rediskey.BatchBudget(batch)}, importField+workerID, batches[batch], int(Lifetime.Seconds())).Err()
 		if err != nil {
-			return fmt.Errorf("import what batch %s has spent: %w", batch, err)
+			return fmt.Errorf("import spending of batch %s: %w", batch, err)
 		}
 	}
 	return nil
 }
 
 // importDay books sums of one account and day.
-func (l *Ledger) importDay(ctx context.Context, holder string, spent []Spend) error {
+func (l *Ledger) importDay(ctx context.Context, workerID string, spent []Spend) error {
 	at, err := time.ParseInLocation(time.DateOnly, spent[0].Day, Zone())
 	if err != nil {
 		return err
@@ -128,5 +127,5 @@ func (l *Ledger) importDay(ctx context.Context, holder string, spent []Spend) er
 	if err != nil {
 		return err
 	}
-	return importDayScript.Run(ctx, l.redis, b.keys(), append(append(b.entryArgs(), importField+holder, total), fields...)...).Err()
+	return importDayScript.Run(ctx, l.redis, b.keys(), append(append(b.entryArgs(), importField+workerID, total), fields...)...).Err()
 }

@@ -30,39 +30,40 @@ type Ledger struct{ redis redis.UniversalClient }
 // nothing.
 func New(rdb redis.UniversalClient) *Ledger { return &Ledger{redis: rdb} }
 
-// Lifetime is how long a day of the ledger, and a batch's budget after its
-// last use, stay in Redis.
+// Lifetime is how long a day of the ledger, and a batch's budget after its last use, stay
+// in Redis.
 const Lifetime = 2 * 366 * 24 * time.Hour
 
 // Charge is what an attempt of a job may cost, or has cost, an account.
 type Charge struct {
 	Account string
-	// JobID and Attempt name what the charge is for. A task that no job owns has
-	// neither, and can be settled only.
+	// JobID and Attempt identify what the charge is for. A task without an owner has
+	// neither, and can only be settled.
 	JobID   string
 	Attempt int
-	// At is the attempt's intent. Its day in UTC+8 is the charge's day, from the
+	// At is the time of the submit. Its day in UTC+8 is the charge's day, from the
 	// reservation to the end.
 	At     time.Time
 	Model  string
 	Batch  string
 	Labels map[string]string
-	// MicroYuan is in millionths of a yuan: the most that the attempt can cost when
-	// it is reserved, what its task cost when it is settled.
+	// MicroYuan is in millionths of a yuan: the most that the attempt can cost when it is
+	// reserved, what its task cost when it is settled.
 	MicroYuan int64
 	Images    int
 }
 
-// BudgetError says that a reservation would exceed a cap, so that nothing was
-// reserved. Either Account and Day are set or Batch is.
+// BudgetError means that a reservation would exceed a budget. Nothing was reserved.
+// Either Account and Day are set, or Batch is.
 type BudgetError struct {
 	Account string
 	Day     string // YYYY-MM-DD in UTC+8
 	Batch   string
-	// CapMicroYuan bounds the sum of the others, in millionths of a yuan.
+	// CapMicroYuan is the budget, which the sum of the others would exceed, in millionths
+	// of a yuan.
 	CapMicroYuan, SpentMicroYuan, ReservedMicroYuan, WantedMicroYuan int64
-	// Until is when an account's daily budget begins anew; zero for a batch's, which
-	// does not.
+	// Until is when an account's next daily budget begins; zero for a batch, whose budget
+	// does not renew.
 	Until time.Time
 }
 
@@ -76,13 +77,13 @@ func (e *BudgetError) Error() string {
 		FormatYuan(e.CapMicroYuan), FormatYuan(e.SpentMicroYuan), FormatYuan(e.ReservedMicroYuan), FormatYuan(e.WantedMicroYuan))
 }
 
-// Zone is the zone of the ledger's days: that of the bill.
+// Zone is the time zone of the ledger's days: that of the bill.
 func Zone() *time.Location { return time.FixedZone("UTC+8", 8*60*60) }
 
-// Day is the ledger's day at a moment, as in 2026-01-31.
+// Day returns the ledger's day of a time, as in 2026-01-31.
 func Day(at time.Time) string { return at.In(Zone()).Format(time.DateOnly) }
 
-// startOfDay is when the ledger's day of a moment began.
+// startOfDay is when the ledger's day of a time began.
 func startOfDay(at time.Time) time.Time {
 	year, month, day := at.In(Zone()).Date()
 	return time.Date(year, month, day, 0, 0, 0, 0, Zone())
@@ -96,7 +97,7 @@ const (
 	imagesField = "images:"
 )
 
-// group is what the sums of a day are kept by.
+// group is what a day's sums are grouped by.
 type group struct {
 	Model  string            `json:"model"`
 	Batch  string            `json:"batch,omitempty"`
@@ -112,11 +113,11 @@ func (g group) encode() (string, error) {
 	return strings.TrimSuffix(b.String(), "\n"), err
 }
 
-// booking is a charge as the scripts take it.
+// booking is a charge in the form that the scripts take.
 type booking struct {
 	Charge
 	day, group string
-	task       string // that is settled
+	task       string // settled by it
 }
 
 func newBooking(charge Charge) (booking, error) {
@@ -134,8 +135,8 @@ func newBooking(charge Charge) (booking, error) {
 
 func (b booking) dayKey() string { return rediskey.LedgerDay(b.Account, b.day) }
 
-// keys are those of the scripts: the day, the index of days, what else is given,
-// and the batch's if there is one.
+// keys are the keys of the scripts: the day, the index of days, further ones, and the
+// batch's if there is one.
 func (b booking) keys(more ...string) []string {
 	keys := append([]string{b.dayKey(), rediskey.LedgerDays}, more...)
 	if b.Batch != "" {
@@ -144,25 +145,25 @@ func (b booking) keys(more ...string) []string {
 	return keys
 }
 
-// field names the attempt's reservation.
+// field is the field of the attempt's reservation.
 func (b booking) field() string { return openField + b.JobID + "." + strconv.Itoa(b.Attempt) }
 
-// entryArgs are what a script must know to enter the day in the index: its name
-// there, its number, the number below which days are forgotten, and when the day
-// itself is.
+// entryArgs are the arguments by which a script adds the day to the index: its name
+// there, its number, the number below which days are removed, and when the day itself
+// expires.
 func (b booking) entryArgs() []any {
 	begin := startOfDay(b.At)
 	return []any{b.Account + ":" + b.day, dayNumber(begin), dayNumber(begin.Add(-Lifetime)), begin.Add(Lifetime).Unix()}
 }
 
-// dayNumber orders days.
+// dayNumber is a number that orders days, as in 20260131.
 func dayNumber(at time.Time) int {
 	n, _ := strconv.Atoi(at.In(Zone()).Format("20060102"))
 	return n
 }
 
-// enterDay begins a day: it is entered in the index, and will leave Redis. The
-// arguments begin with those of entryArgs.
+// enterDayLua begins a day: it adds it to the index and sets when it expires. The
+// arguments of the script begin with those of entryArgs.
 const enterDayLua = `
 local function enter()
   redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
@@ -171,8 +172,8 @@ local function enter()
 end
 `
 
-// reserveScript returns 0, or which budget has no room, with its cap, what is spent
-// and what reserved: 1 the day's, 2 the batch's.
+// reserveScript returns 0, or the budget that would be exceeded (1 the day's, 2 the
+// batch's) with its cap and what is spent and reserved of it.
 var reserveScript = redis.NewScript(enterDayLua + `
 local field, want, cap = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[8])
 local day = redis.call('HMGET', KEYS[1], field, 'spent', 'reserved')
@@ -192,13 +193,13 @@ if not day[2] and not day[3] then enter() end
 return {0}
 `)
 
-// Reserve keeps what an attempt may cost free for it, if the account's budget for
-// the day and the batch's have room for it: several workers together cannot exceed
-// either. A dailyBudgetMicroYuan of 0 is no budget. The charge must name a job. An
-// attempt whose reservation is open stays as it is reserved.
+// Reserve reserves what an attempt may cost, if the account's budget for the day and the
+// batch's budget allow it. Several workers together cannot exceed either. A
+// dailyBudgetMicroYuan of 0 means no daily budget. The charge must name a job. An open
+// reservation of the attempt stays as it is.
 //
-// It fails with a [*BudgetError] if there is no room, or with Redis's own error:
-// then the attempt may or may not be reserved, and the same call may be made again.
+// It fails with a [*BudgetError], or with Redis's own error. After the latter the attempt
+// may or may not be reserved, and the same call may be repeated.
 func (l *Ledger) Reserve(ctx context.Context, charge Charge, dailyBudgetMicroYuan int64) error {
 	b, err := newBooking(charge)
 	if err == nil && !rediskey.ValidID(charge.JobID) {
@@ -225,9 +226,9 @@ func (l *Ledger) Reserve(ctx context.Context, charge Charge, dailyBudgetMicroYua
 	return full
 }
 
-// freeReservations takes back what attempts have reserved, from the day and from the
-// batch, where they have a reservation. Each redis.call costs the embedded queue some
-// 40 µs: what can be is asked and summed up at once.
+// releaseLua releases the reservations of attempts, from the day and from the batch,
+// where there are any. Each redis.call costs the embedded queue some 40 µs, so that reads
+// and sums are combined.
 const releaseLua = `
 local function free(fields, batch)
   local sum = 0
@@ -243,8 +244,8 @@ local function free(fields, batch)
 end
 `
 
-// settleScript books tasks of one day and one batch; five arguments for each follow
-// the seventh: its reservation, the amount, the images, and the names of their sums.
+// settleScript books tasks of one day and one batch. Five arguments for each follow the
+// seventh: its reservation, the amount, the images, and the fields of their sums.
 var settleScript = redis.NewScript(enterDayLua + releaseLua + `
 local tasks = (#ARGV - 7) / 5
 local batch, reservations = KEYS[3 + tasks], {}
@@ -273,24 +274,25 @@ if began == 0 then enter() end
 return tasks
 `)
 
-// Settle frees the attempt's reservation, if it has one, and books what its task
-// cost: once for a task, whoever calls it and however often, also if it is more
-// than was reserved. The charge must name the same account, day, job, attempt,
-// model, batch and labels as the reservation. It fails with Redis's own error; then
-// the same call must be made again.
+// Settle releases the attempt's reservation, if it has one, and books what its task cost:
+// once for a task, however often and by whomever it is called, also if it is more than
+// was reserved. The charge must have the account, day, job, attempt, model, batch and
+// labels of the reservation. It fails with Redis's own error; the same call must then be
+// repeated.
 //
-// A task is remembered for eight days: it must not be settled later than that.
+// That a task was booked is kept for [rediskey.TaskLifetime]: it must not be settled
+// later.
 func (l *Ledger) Settle(ctx context.Context, charge Charge, taskID string) error {
 	return l.SettleAll(ctx, []Settlement{{charge, taskID}})
 }
 
-// Settlement is what a task has cost.
+// Settlement is the cost of a task.
 type Settlement struct {
 	Charge
 	TaskID string
 }
 
-// settledAtOnce bounds one call of the script, which holds up Redis: a few
+// settlementsPerCall limits one run of the script, which blocks Redis, to a few
 // milliseconds.
 const settlementsPerCall = 200
 
@@ -341,24 +343,23 @@ free({ARGV[5]}, KEYS[3])
 return 0
 `)
 
-// Release frees the reservation of an attempt that cost nothing. An attempt without
-// one stays as it is; a released one may be reserved again. The charge must name
-// the same account, day, job, attempt and batch as the reservation. It fails with
-// Redis's own error; then the same call may be made again.
+// Release releases the reservation of an attempt that cost nothing, if it has one; it may
+// be reserved again. The charge must have the account, day, job, attempt and batch of the
+// reservation. It fails with Redis's own error; the same call may then be repeated.
 func (l *Ledger) Release(ctx context.Context, charge Charge) error {
 	b, err := newBooking(charge)
 	if err == nil {
 		err = releaseScript.Run(ctx, l.redis, b.keys(), append(b.entryArgs(), b.field())...).Err()
 	}
 	if err != nil {
-		return fmt.Errorf("free what is reserved for %s: %w", charge.JobID, err)
+		return fmt.Errorf("release reservation of %s: %w", charge.JobID, err)
 	}
 	return nil
 }
 
-// SetBatchBudget bounds what a batch may spend, over all days and accounts, in
-// millionths of a yuan. What it has spent and reserved before counts. 0 takes the
-// bound away.
+// SetBatchBudget sets what a batch may spend, over all days and accounts, in millionths
+// of a yuan. What it has spent and reserved before counts. 0 removes the budget. It fails
+// if the batch has no name or the budget is negative, or with Redis's own error.
 func (l *Ledger) SetBatchBudget(ctx context.Context, batch string, microYuan int64) error {
 	if batch == "" || microYuan < 0 {
 		return fmt.Errorf("set budget of batch %s to %d micro-yuan: the batch needs a name, and the budget must not be negative", strconv.Quote(batch), microYuan)
@@ -379,15 +380,16 @@ func (l *Ledger) SetBatchBudget(ctx context.Context, batch string, microYuan int
 	return nil
 }
 
-// reservationPattern matches an open reservation: amount, images, moment, group.
+// reservationPattern matches an open reservation: amount, images, time, group.
 var reservationPattern = regexp.MustCompile(`^([0-9]+) ([0-9]+) (-?[0-9]+) (\{.*\})$`)
 
-// OpenReservations returns what is reserved of an account's budget on the ledger's
-// day of a moment, in no order: for whoever frees what a crash has left reserved.
+// OpenReservations returns what is reserved of an account's budget on the ledger's day of
+// a time, in no order. A worker releases those that a crash has left. It fails with
+// Redis's own error.
 func (l *Ledger) OpenReservations(ctx context.Context, account string, day time.Time) ([]Charge, error) {
 	fields, err := l.redis.HGetAll(ctx, rediskey.LedgerDay(account, Day(day))).Result()
 	if err != nil {
-		return nil, fmt.Errorf("read what account %s has reserved: %w", account, err)
+		return nil, fmt.Errorf("read reservations of account %s: %w", account, err)
 	}
 	var open []Charge
 	for field, value := range fields {
@@ -397,7 +399,7 @@ func (l *Ledger) OpenReservations(ctx context.Context, account string, day time.
 		}
 		charge, err := decodeReservation(name, value)
 		if err != nil {
-			return nil, fmt.Errorf("read what account %s has reserved: %s: %w", account, field, err)
+			return nil, fmt.Errorf("read reservations of account %s: %s: %w", account, field, err)
 		}
 		charge.Account = account
 		open = append(open, charge)
@@ -405,7 +407,7 @@ func (l *Ledger) OpenReservations(ctx context.Context, account string, day time.
 	return open, nil
 }
 
-// decodeReservation reads the reservation of JOB.ATTEMPT.
+// decodeReservation decodes the reservation of JOB.ATTEMPT.
 func decodeReservation(name, value string) (Charge, error) {
 	at := strings.LastIndexByte(name, '.')
 	parts := reservationPattern.FindStringSubmatch(value)

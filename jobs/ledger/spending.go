@@ -24,17 +24,16 @@ type Spend struct {
 	Model   string
 	Batch   string
 	Labels  map[string]string
-	// SpentMicroYuan is what their tasks cost, ReservedMicroYuan the most that those
-	// which are under way can cost, in millionths of a yuan.
+	// SpentMicroYuan is what their tasks cost, ReservedMicroYuan the most that their
+	// running attempts can cost, in millionths of a yuan.
 	SpentMicroYuan, ReservedMicroYuan int64
-	// Images are those that SpentMicroYuan was paid for.
+	// Images are the images that SpentMicroYuan paid for.
 	Images int
 }
 
-// Spending returns what was spent and is reserved from the ledger's day of one
-// moment to that of another, both included, by day, account, model, batch and
-// labels. A zero moment is no bound. A day that nobody has booked anything on is
-// left out.
+// Spending returns what was spent and is reserved from the ledger's day of one time to
+// that of another, both included, by day, account, model, batch and labels. A zero time
+// means no bound. Days without bookings are left out. It fails with Redis's own error.
 func (l *Ledger) Spending(ctx context.Context, from, to time.Time) ([]Spend, error) {
 	between := &redis.ZRangeBy{Min: "-inf", Max: "+inf"}
 	if !from.IsZero() {
@@ -63,7 +62,7 @@ func (l *Ledger) Spending(ctx context.Context, from, to time.Time) ([]Spend, err
 	return all, nil
 }
 
-// decodeDay reads one day, in the order of its groups.
+// decodeDay decodes one day, in the order of its groups.
 func decodeDay(account, day string, fields map[string]string) ([]Spend, error) {
 	groups := map[string]*Spend{}
 	of := func(encoded string) (*Spend, error) {

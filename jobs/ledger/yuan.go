@@ -7,16 +7,15 @@ import (
 	"strings"
 )
 
-// microPerYuan is a yuan in millionths, in which all amounts are counted.
+// microPerYuan is a yuan in the unit of all amounts.
 const microPerYuan = 1_000_000
 
-// yuanPattern matches amounts up to a billion yuan: more is a mistake, and sums of
-// them stay far from the end of an int64 and of the whole numbers of a Lua script.
+// yuanPattern matches amounts below a billion yuan: more is a mistake, and sums stay far
+// below the limits of int64 and of integers in Lua.
 var yuanPattern = regexp.MustCompile(`^([0-9]{1,9})(?:\.([0-9]{1,6}))?$`)
 
-// ParseYuan reads an amount of yuan, a decimal number with up to six decimals, as
-// millionths of a yuan, exactly. The error says what is allowed and repeats what
-// was given.
+// ParseYuan returns an amount of yuan, a decimal number with up to six decimals, in
+// millionths of a yuan, exactly. The error repeats the text and says what is allowed.
 func ParseYuan(text string) (int64, error) {
 	parts := yuanPattern.FindStringSubmatch(text)
 	if parts == nil {
@@ -25,8 +24,8 @@ func ParseYuan(text string) (int64, error) {
 	return strconv.ParseInt(parts[1]+(parts[2] + "000000")[:6], 10, 64)
 }
 
-// FormatYuan writes millionths of a yuan as yuan, exactly and without zeros at the
-// end: 160000 is 0.16.
+// FormatYuan formats millionths of a yuan as yuan, exactly and without trailing zeros:
+// 160000 is 0.16.
 func FormatYuan(amount int64) string {
 	sign := ""
 	if amount < 0 {

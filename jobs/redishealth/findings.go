@@ -2,36 +2,36 @@ package redishealth
 
 import "fmt"
 
-// Severity says how bad a [Finding] is.
+// Severity is how bad a [Finding] is.
 type Severity string
 
 // The severities of a finding.
 const (
 	// SeverityError breaks a promise, or will.
 	SeverityError Severity = "error"
-	// SeverityWarning may cost something when something else fails.
+	// SeverityWarning may cost something if something else fails.
 	SeverityWarning Severity = "warning"
-	// SeverityNote is good to know.
+	// SeverityNote is worth knowing.
 	SeverityNote Severity = "note"
 )
 
-// Finding is something about a service that a person should know.
+// Finding is something about a service that an operator should know.
 type Finding struct {
 	Severity Severity `json:"severity"`
-	// Text says in one sentence what is so and what it risks.
+	// Text is one sentence: the fact, and what it risks.
 	Text string `json:"text"`
-	// Remedy says what to do, "" if nothing must be done.
+	// Remedy says what to do, "" for nothing.
 	Remedy string `json:"remedy,omitempty"`
 }
 
 const (
-	// fullPercent is where a bound on memory is near, and brimPercent where the next
-	// batch may reach it; ours.
+	// fullPercent is the share of maxmemory that is a warning, and criticalPercent the
+	// one at which the next batch may reach the limit. Both are our choice.
 	fullPercent     = 80
 	criticalPercent = 95
 )
 
-// Findings are what puts the jobs in Redis at risk, the worst first. The embedded
+// Findings returns what puts the jobs in Redis at risk, the worst first. The embedded
 // queue has none.
 func (d Durability) Findings() []Finding {
 	if d.Version == "" {
@@ -52,7 +52,7 @@ func (d Durability) Findings() []Finding {
 	return sorted
 }
 
-// state is about what keeps Redis from working at all.
+// state finds what keeps Redis from working at all.
 func state(d Durability) (found []Finding) {
 	if d.olderThan(6, 2) {
 		found = append(found, Finding{SeverityError,
@@ -82,11 +82,10 @@ func state(d Durability) (found []Finding) {
 	return found
 }
 
-// aofOn is how to make Redis append each write to a file, now and at its next
-// start.
+// aofOn is how to make Redis append each write to a file, now and at its next start.
 const aofOn = "set in redis.conf: appendonly yes; and now: redis-cli CONFIG SET appendonly yes"
 
-// persistence is about what a restart forgets.
+// persistence finds what a restart would lose.
 func persistence(d Durability) (found []Finding) {
 	switch {
 	case !d.AOF && d.Replicas > 0:
@@ -122,7 +121,7 @@ func persistence(d Durability) (found []Finding) {
 	return found
 }
 
-// memory is about what Redis does when it is full.
+// memory finds what Redis does when it is full.
 func memory(d Durability) (found []Finding) {
 	const remedy = "set in redis.conf: maxmemory-policy noeviction; and now: redis-cli CONFIG SET maxmemory-policy noeviction"
 	evicts := d.EvictionPolicy != "" && d.EvictionPolicy != "noeviction"
@@ -152,7 +151,7 @@ func memory(d Durability) (found []Finding) {
 	return found
 }
 
-// copies is about the loss of the machine.
+// copies finds the risk of losing the machine.
 func copies(d Durability) []Finding {
 	if d.Replicas > 0 || d.Replica {
 		return nil

@@ -15,49 +15,49 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// Durability is what a Redis tells of how it keeps what it has acknowledged. A
-// field that it does not tell has its zero value: the embedded queue, which keeps
-// its own promises, tells nothing, and a managed Redis may refuse CONFIG.
+// Durability is how a Redis keeps what it has acknowledged. A field that it does not
+// report has its zero value: the embedded queue, which keeps its own promises, reports
+// nothing, and a managed Redis may refuse CONFIG.
 type Durability struct {
-	// Version is its redis_version, as in 7.0.15; "" if it is the embedded queue.
+	// Version is redis_version, as in 7.0.15; "" for the embedded queue.
 	Version string
-	// RunID changes with each start of the server, ReplicationID whenever its data
+	// RunID changes with each start of the server. ReplicationID changes when its data
 	// may have another history: at a start, and at a replica's promotion.
 	RunID, ReplicationID string
-	// Cluster is set if it is one node of several that share the keys.
+	// Cluster is set for a node of a cluster.
 	Cluster bool
-	// Replica is set if it is not the primary, and so takes no writes.
+	// Replica is set for a replica, which accepts no writes.
 	Replica bool
-	// Loading is set while it reads its data from disk and refuses commands.
+	// Loading is set while Redis reads its data from disk and refuses commands.
 	Loading bool
 
-	// AOF is set if each write is appended to a file, which is synced by Fsync:
-	// always, everysec or no; "" if it does not tell.
+	// AOF is set if each write is appended to a file. Fsync says when that is synced:
+	// always, everysec or no; "" if Redis does not report it.
 	AOF   bool
 	Fsync string
 	// NoFsyncOnRewrite is set if nothing is synced while the file is rewritten.
 	NoFsyncOnRewrite bool
 	// AOFFailing is set if the last write to the file failed.
 	AOFFailing bool
-	// Snapshots says when it saves all its data at once, as in "3600 1 300 100",
-	// seconds and writes; "" if never, or if it does not tell.
+	// Snapshots says when Redis saves all its data at once, as in "3600 1 300 100",
+	// seconds and writes; "" if never, or if it does not report it.
 	Snapshots string
-	// SnapshotFailing is set if the last snapshot failed; Redis then refuses
-	// writes, unless configured otherwise.
+	// SnapshotFailing is set if the last snapshot failed; Redis then refuses writes,
+	// unless configured otherwise.
 	SnapshotFailing bool
-	// Replicas counts those that have all of its data.
+	// Replicas counts the replicas that have all of its data.
 	Replicas int
 
-	// EvictionPolicy is what it does at MaxMemoryBytes; 0 is no bound.
+	// EvictionPolicy is what happens at MaxMemoryBytes; 0 means no limit.
 	EvictionPolicy string
 	MaxMemoryBytes int64
 	UsedBytes      int64
-	// EvictedKeys counts what it has thrown away since it started.
+	// EvictedKeys counts the keys that were evicted since the start.
 	EvictedKeys int64
 }
 
-// Probe asks Redis how it keeps its data. It fails with Redis's own error if
-// it does not answer; that it tells little is none.
+// Probe asks Redis how it keeps its data. It fails with Redis's own error if Redis does
+// not respond. That it refuses CONFIG is not an error.
 func Probe(ctx context.Context, rdb redis.UniversalClient) (Durability, error) {
 	info, err := readInfo(ctx, rdb)
 	if err != nil {
@@ -72,7 +72,7 @@ func Probe(ctx context.Context, rdb redis.UniversalClient) (Durability, error) {
 	for _, name := range []string{"appendfsync", "no-appendfsync-on-rewrite", "save"} {
 		settings[name] = pipe.ConfigGet(ctx, name)
 	}
-	// Whoever may not ask gets an error for each, and goes on without.
+	// A user without the permission gets an error for each, which is ignored.
 	if _, err := pipe.Exec(ctx); err != nil && !isReply(err) {
 		return Durability{}, fmt.Errorf("read Redis's settings: %w", err)
 	}
@@ -82,15 +82,15 @@ func Probe(ctx context.Context, rdb redis.UniversalClient) (Durability, error) {
 	return d, nil
 }
 
-// isReply reports whether an error is Redis's answer and not the lack of one.
+// isReply reports whether an error is Redis's reply, not the lack of one.
 func isReply(err error) bool {
 	_, ok := errors.AsType[redis.Error](err)
 	return ok
 }
 
-// DatasetID names this start of the Redis server and the history of its data: while it
-// stays the same, Redis has forgotten nothing. After it changed Redis may have. It
-// is "" for the embedded queue, and fails with Redis's own error.
+// DatasetID identifies the start of the Redis server and the history of its data. While
+// it stays the same, Redis has lost nothing; after it changed, Redis may have. It is ""
+// for the embedded queue. It fails with Redis's own error.
 func DatasetID(ctx context.Context, rdb redis.UniversalClient) (string, error) {
 	info, err := readInfo(ctx, rdb)
 	if err != nil || info["run_id"] == "" {
@@ -102,8 +102,8 @@ func DatasetID(ctx context.Context, rdb redis.UniversalClient) (string, error) {
 // info is the reply to INFO, by field.
 type info map[string]string
 
-// readInfo asks for all sections at once: by name, several need Redis 7, and the
-// embedded queue knows none of those that matter here.
+// readInfo requests all sections at once: several by name need Redis 7, and the embedded
+// queue has none of those that matter here.
 func readInfo(ctx context.Context, rdb redis.UniversalClient) (info, error) {
 	text, err := rdb.Info(ctx).Result()
 	if err != nil {
@@ -118,7 +118,7 @@ func readInfo(ctx context.Context, rdb redis.UniversalClient) (info, error) {
 	return fields, nil
 }
 
-// number reads a field, 0 if it is none.
+// number returns a field, 0 if it is not a number.
 func (i info) number(name string) int64 {
 	n, err := strconv.ParseInt(i[name], 10, 64)
 	if err != nil {
@@ -127,7 +127,7 @@ func (i info) number(name string) int64 {
 	return n
 }
 
-// failed reports whether a status is told and is not ok.
+// failed reports whether a status is reported and not ok.
 func (i info) failed(name string) bool { return i[name] != "" && i[name] != "ok" }
 
 func (i info) durability() Durability {
@@ -147,8 +147,8 @@ func (i info) durability() Durability {
 	return d
 }
 
-// olderThan reports whether the server is older than a version; one that does not
-// tell is not.
+// olderThan reports whether the server is older than a version; false if it does not
+// report one.
 func (d Durability) olderThan(major, minor int) bool {
 	if d.Version == "" {
 		return false
@@ -164,29 +164,28 @@ func (d Durability) olderThan(major, minor int) bool {
 }
 
 const (
-	// acknowledgeTimeout bounds one wait. With everysec the disk answers within
-	// two seconds (redis.io, persistence page), mostly within one.
+	// durableTimeout limits one wait. With everysec the disk answers within two seconds
+	// (redis.io, persistence page), mostly within one.
 	durableTimeout = 2 * time.Second
 )
 
-// ErrNotAcknowledged means that it is not known whether what was written is kept
-// by more than the memory of one Redis. It is written all the same.
+// ErrNotAcknowledged means that it is not known whether what was written is durable. It
+// is written.
 var ErrNotAcknowledged = errors.New("no acknowledgement in time")
 
-// waitsForDisk reports whether Redis says when a write is on its disk: WAITAOF is
-// there since 7.2, and waits forever where nothing is ever synced.
+// waitsForDisk reports whether Redis can say when a write is on its disk: WAITAOF exists
+// since 7.2, and waits forever where nothing is synced.
 func (d Durability) waitsForDisk() bool {
 	return d.Version != "" && d.AOF && d.Fsync != "no" && !d.olderThan(7, 2)
 }
 
-// WaitDurable asks for the strongest acknowledgement there is that everything that
-// was written before the call, by whatever connection, is kept: on Redis's own
-// disk, where it has an AOF and is 7.2 or newer, and by each of d's replicas.
-// Where neither can be had it returns at once.
+// WaitDurable waits until everything that was written before the call, by any connection,
+// is as durable as this Redis can confirm: on its own disk, if it has an AOF and is 7.2
+// or newer, and at each of d's replicas. Where neither is possible it returns at once.
 //
-// It fails with [ErrNotAcknowledged] if that takes longer than two seconds for the
-// disk and two for the replicas, or with Redis's own error; the caller says so and
-// decides whether to go on.
+// It fails with [ErrNotAcknowledged] if that takes longer than two seconds for the disk
+// and two for the replicas, or with Redis's own error. The caller decides whether to go
+// on.
 func WaitDurable(ctx context.Context, rdb redis.UniversalClient, d Durability) error {
 	if !d.waitsForDisk() && d.Replicas == 0 {
 		return nil
