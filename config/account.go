@@ -14,32 +14,31 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// DefaultAccount is the name of the account that the environment describes.
+// DefaultAccount is the name of the account that is configured by the environment.
 const DefaultAccount = "default"
 
-// Account is one Alibaba main account and the lanes that work for it.
+// Account is one Alibaba main account and its lanes.
 type Account struct {
-	// Name stands in Redis keys, records and sidecars, and jobs keep it from
-	// their intent on: whoever renames an account must wait until it has nothing
-	// in flight. It matches [A-Za-z0-9][A-Za-z0-9._-]{0,63} and no two accounts
-	// differ by case alone.
+	// Name is part of Redis keys, records and sidecars, and a job keeps it from its
+	// intent on. An account can be renamed only while it has no job in flight. It matches
+	// [A-Za-z0-9][A-Za-z0-9._-]{0,63}, and no two accounts differ by case alone.
 	Name string
-	// APIKey may be missing if the environment describes the account: see
+	// APIKey may be unset if the account is configured by the environment: see
 	// [Config.CheckReal].
 	APIKey Secret
-	// BaseURL is the service to call, ending in /api/v1; "" is Alibaba's shared
-	// host in Beijing.
+	// BaseURL is the base URL of the service, ending in /api/v1; "" means Alibaba's
+	// shared host in Beijing.
 	BaseURL string
-	// Workspace is the Model Studio workspace (llm-…) that is billed; "" is the
-	// key's own.
+	// Workspace is the Model Studio workspace (llm-…) that is billed; "" means the key's
+	// own.
 	Workspace string
-	// Lanes has one per model, at least one.
+	// Lanes has one lane per model, at least one.
 	Lanes []Lane
-	// DailyBudgetMicroYuan bounds what is bought on a day (UTC+8), in millionths of
-	// a yuan; 0 is no bound.
+	// DailyBudgetMicroYuan is the maximum cost per day (UTC+8), in millionths of a yuan;
+	// 0 means no limit.
 	DailyBudgetMicroYuan int64
-	// PricesMicroYuan are what an image costs by contract, by model, in millionths of
-	// a yuan, above 0. A model that is not there costs what the catalog says.
+	// PricesMicroYuan are the prices per image by contract, by model, in millionths of a
+	// yuan, above 0. Other models have the catalog's price.
 	PricesMicroYuan map[string]int64
 }
 
@@ -47,11 +46,11 @@ type Account struct {
 type Lane struct {
 	// Model is in the catalog, and sold in the account's region.
 	Model string
-	// Concurrency is how many tasks run at once: 1, unless configured, to the
-	// catalog's figure.
+	// Concurrency is the number of concurrent tasks, from 1, the default, to the
+	// catalog's limit.
 	Concurrency int
-	// SubmitsPerSecond is how many tasks may start in a second, above 0 to the
-	// catalog's figure; 0 is that figure.
+	// SubmitsPerSecond is the number of tasks that may start per second, up to the
+	// catalog's limit; 0 means that limit.
 	SubmitsPerSecond float64
 }
 
@@ -71,12 +70,12 @@ func (a Account) Cost(model jobs.Model, images int) (microYuan int64, sold bool)
 	return model.ContractCost(a.PricesMicroYuan, a.Region(), images)
 }
 
-// fields says how the fields of an account are called where it was read.
-type fields struct{ apiKey, baseURL, workspace string }
+// fieldNames are the names of an account's fields in its source, for problems.
+type fieldNames struct{ apiKey, baseURL, workspace string }
 
-// connection checks the key, base URL and workspace, and returns the region, "" if the
+// checkService checks the key, base URL and workspace, and returns the region, "" if the
 // base URL is invalid.
-func (l *loader) connection(a Account, names fields) string {
+func (l *loader) checkService(a Account, names fieldNames) string {
 	variables := map[string]string{"APIKey": names.apiKey, "BaseURL": names.baseURL, "Workspace": names.workspace}
 	for _, e := range a.DashScope().Validate() {
 		if e.Field == "APIKey" && !a.APIKey.IsSet() {
@@ -92,9 +91,9 @@ func (l *loader) connection(a Account, names fields) string {
 	return a.Region()
 }
 
-// lane looks a model up and checks that a region, if known, sells it; name is
-// what the model is called where it was read.
-func (l *loader) lane(region, model, name string) (jobs.Model, bool) {
+// lookupModel looks a model up and checks that it is sold in a region, unless that is "".
+// name is the model's name in its source, for problems.
+func (l *loader) lookupModel(region, model, name string) (jobs.Model, bool) {
 	m, err := jobs.LookupModel(model)
 	if err != nil {
 		l.bad(name, "names an unknown %v", err)
@@ -110,15 +109,15 @@ func (l *loader) lane(region, model, name string) (jobs.Model, bool) {
 	return m, true
 }
 
-// concurrency reads how many tasks the lanes of some models may each have at once.
-func (l *loader) concurrency(value, name string, models ...jobs.Model) int {
+// parseConcurrency parses the number of concurrent tasks for the lanes of models.
+func (l *loader) parseConcurrency(value, name string, models ...jobs.Model) int {
 	n, err := strconv.Atoi(value)
 	if err != nil || n < 1 {
 		l.bad(name, "%q: must be a whole number from 1", value)
 		return 1
 	}
 	if len(models) == 0 {
-		return n // what is wrong with them is said already
+		return n // their problems are already reported
 	}
 	least := slices.MinFunc(models, func(a, b jobs.Model) int { return a.Concurrency - b.Concurrency })
 	if n > least.Concurrency {
@@ -127,12 +126,12 @@ func (l *loader) concurrency(value, name string, models ...jobs.Model) int {
 	return n
 }
 
-// Work sees to it that these models, and no others where nothing says which, have
-// a lane: the account that the environment describes works any model unless
-// DANQING_MODELS lists them. No models means all that are sold where it is. It fails with an [*Error] if a model is not worked, or
-// not offered in the account's region.
-func (c *Config) Work(models []string) error {
-	if c.anyModel {
+// EnableModels ensures that each of models has a lane. If the models are not configured,
+// it replaces the lanes of the account by lanes for exactly these models; no models means
+// all that are sold in its region. It fails with an [*Error] if a model is not configured
+// for any account, or not sold in the account's region.
+func (c *Config) EnableModels(models []string) error {
+	if c.defaultModels {
 		each, region := c.Accounts[0].Lanes[0], c.Accounts[0].Region()
 		c.Accounts[0].Lanes = nil
 		if len(models) == 0 {
@@ -144,7 +143,7 @@ func (c *Config) Work(models []string) error {
 		}
 		for _, model := range models {
 			l := &loader{}
-			m, ok := l.lane(region, model, "DASHSCOPE_HTTP_BASE_URL")
+			m, ok := l.lookupModel(region, model, "DASHSCOPE_HTTP_BASE_URL")
 			if !ok {
 				return &Error{l.problems}
 			}
@@ -152,32 +151,32 @@ func (c *Config) Work(models []string) error {
 		}
 	}
 	for _, model := range models {
-		worked := func(a Account) bool {
+		hasLane := func(a Account) bool {
 			return slices.ContainsFunc(a.Lanes, func(l Lane) bool { return l.Model == model })
 		}
-		if !slices.ContainsFunc(c.Accounts, worked) {
+		if !slices.ContainsFunc(c.Accounts, hasLane) {
 			return &Error{[]Problem{{"DANQING_MODELS", fmt.Sprintf("lacks %s, which is requested: add it there or in the file of accounts, or unset DANQING_MODELS", model)}}}
 		}
 	}
 	return nil
 }
 
-// accountVariables are the variables that describe an account. Beside a file
-// that has accounts, none of them says which account it means.
+// accountVariables are the variables that describe an account. They are refused together
+// with an accounts file.
 func accountVariables() []string {
 	return []string{"DASHSCOPE_API_KEY", "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_WORKSPACE", "DANQING_MODELS", "DANQING_CONCURRENCY", "DANQING_DAILY_BUDGET", "DANQING_PRICES"}
 }
 
-// account reads the one account that the environment describes.
-func (l *loader) account() {
-	key, _ := l.first("DASHSCOPE_API_KEY")
+// envAccount reads the account that is configured by the environment.
+func (l *loader) envAccount() {
+	key, _ := l.lookup("DASHSCOPE_API_KEY")
 	a := Account{Name: DefaultAccount, APIKey: NewSecret(key)}
-	a.BaseURL, _ = l.first("DASHSCOPE_HTTP_BASE_URL")
-	a.Workspace, _ = l.first("DASHSCOPE_WORKSPACE")
-	region := l.connection(a, fields{"DASHSCOPE_API_KEY", "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_WORKSPACE"})
+	a.BaseURL, _ = l.lookup("DASHSCOPE_HTTP_BASE_URL")
+	a.Workspace, _ = l.lookup("DASHSCOPE_WORKSPACE")
+	region := l.checkService(a, fieldNames{"DASHSCOPE_API_KEY", "DASHSCOPE_HTTP_BASE_URL", "DASHSCOPE_WORKSPACE"})
 
-	list, from := l.first("DANQING_MODELS")
-	if l.cfg.anyModel = list == ""; l.cfg.anyModel {
+	list, from := l.lookup("DANQING_MODELS")
+	if l.cfg.defaultModels = list == ""; l.cfg.defaultModels {
 		list = jobs.DefaultModel
 	}
 	var models []jobs.Model
@@ -187,28 +186,28 @@ func (l *loader) account() {
 			l.bad(from, "%q has an empty name: write MODEL,MODEL", list)
 			continue
 		}
-		m, ok := l.lane(region, model, from)
+		m, ok := l.lookupModel(region, model, from)
 		if ok && !slices.ContainsFunc(models, func(other jobs.Model) bool { return other.Name == m.Name }) {
 			models = append(models, m)
 		}
 	}
 	each := 1
-	if v, name := l.first("DANQING_CONCURRENCY"); v != "" {
-		each = l.concurrency(v, name, models...)
+	if v, name := l.lookup("DANQING_CONCURRENCY"); v != "" {
+		each = l.parseConcurrency(v, name, models...)
 	}
 	for _, m := range models {
 		a.Lanes = append(a.Lanes, Lane{Model: m.Name, Concurrency: each})
 	}
-	l.money(&a, region)
+	l.envMoney(&a, region)
 	l.cfg.Accounts = []Account{a}
 }
 
 // accountName keeps names safe in Redis keys, file names and URLs.
 var accountName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
-// distinct refuses an account that is one of those before it. Keys belong to a
-// region.
-func (l *loader) distinct(a Account, region, nameAt, keyAt string) {
+// addAccount adds an account, and reports a name or a key that an earlier one has already.
+// Keys are unique within a region.
+func (l *loader) addAccount(a Account, region, nameAt, keyAt string) {
 	for i, other := range l.cfg.Accounts {
 		if strings.EqualFold(a.Name, other.Name) {
 			l.bad(nameAt, "%q: an account %q exists already: account names must be unique", a.Name, other.Name)
@@ -220,7 +219,7 @@ func (l *loader) distinct(a Account, region, nameAt, keyAt string) {
 	l.cfg.Accounts, l.regions = append(l.cfg.Accounts, a), append(l.regions, region)
 }
 
-// warn notes what is odd but usable.
+// warn adds a warning.
 func (l *loader) warn(format string, args ...any) {
 	l.cfg.Warnings = append(l.cfg.Warnings, fmt.Sprintf(format, args...))
 }

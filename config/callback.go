@@ -7,19 +7,19 @@ import (
 	"github.com/danqing-queue/danqing/jobs/webhook"
 )
 
-// Callbacks is how producers are called back.
+// Callbacks configures callbacks to producers.
 type Callbacks struct {
-	// Secrets are those of DANQING_CALLBACK_SECRET, by which callbacks are signed; several
-	// while they are rotated.
+	// Secrets are the signing secrets of DANQING_CALLBACK_SECRET; several during a
+	// rotation.
 	Secrets []Secret
-	// Allow is DANQING_CALLBACK_ALLOW: addresses that may be called although they are not
-	// public.
+	// Allow is DANQING_CALLBACK_ALLOW: addresses to which callbacks are sent although they
+	// are not public.
 	Allow []netip.Prefix
 }
 
-// callbacks reads how producers are called back.
+// callbacks reads the settings of callbacks.
 func (l *loader) callbacks() {
-	list, name := l.first("DANQING_CALLBACK_SECRET")
+	list, name := l.lookup("DANQING_CALLBACK_SECRET")
 	for secret := range strings.FieldsFuncSeq(list, func(r rune) bool { return r == ',' || r == ' ' }) {
 		if err := webhook.ValidSecret(secret); err != nil {
 			l.bad(name, "%v", err)
@@ -27,7 +27,7 @@ func (l *loader) callbacks() {
 		}
 		l.cfg.Callbacks.Secrets = append(l.cfg.Callbacks.Secrets, NewSecret(secret))
 	}
-	list, name = l.first("DANQING_CALLBACK_ALLOW")
+	list, name = l.lookup("DANQING_CALLBACK_ALLOW")
 	for text := range strings.FieldsFuncSeq(list, func(r rune) bool { return r == ',' || r == ' ' }) {
 		prefix, err := netip.ParsePrefix(text)
 		if address, addressErr := netip.ParseAddr(text); addressErr == nil {

@@ -1,7 +1,6 @@
-// Package config reads the environment, and the file of accounts where there is
-// one, and turns them into the configurations of the packages that do the work.
-// Everything that is wrong is reported at once, by the name of the variable or
-// the line of the file.
+// Package config reads the environment and the accounts file, and returns the
+// configurations of the other packages. It reports all problems at once, with the name of
+// the variable or the line of the file.
 package config
 
 import (
@@ -14,20 +13,19 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// DefaultDataDir is where the journal, the spool and the embedded parts lie
-// unless DANQING_DATA_DIR says otherwise.
+// DefaultDataDir is the folder for the journal, the spool, and the embedded queue and
+// bucket, unless DANQING_DATA_DIR is set.
 const DefaultDataDir = "./danqing-data"
 
-// Config is what the environment and the file say. Load and LoadWithFile make
-// one; defaults are filled in only for Accounts and DataDir.
+// Config is the content of the environment and the accounts file. Load and LoadWithFile
+// return it; they set defaults only for Accounts and DataDir.
 type Config struct {
-	// Accounts are those of the file, in its order, or the one that
-	// DASHSCOPE_API_KEY, DASHSCOPE_HTTP_BASE_URL, DASHSCOPE_WORKSPACE,
-	// DANQING_MODELS, DANQING_CONCURRENCY, DANQING_DAILY_BUDGET and DANQING_PRICES
-	// describe. There is at least one.
+	// Accounts are the accounts of the file, in its order, or the one that is described
+	// by DASHSCOPE_API_KEY, DASHSCOPE_HTTP_BASE_URL, DASHSCOPE_WORKSPACE, DANQING_MODELS,
+	// DANQING_CONCURRENCY, DANQING_DAILY_BUDGET and DANQING_PRICES. There is at least one.
 	Accounts []Account
 
-	RedisURL Secret // REDIS_URL, which may hold a password; not set means the embedded queue
+	RedisURL Secret // REDIS_URL, which may contain a password; not set means the embedded queue
 
 	AccessKeyID     string // AWS_ACCESS_KEY_ID
 	SecretAccessKey Secret // AWS_SECRET_ACCESS_KEY
@@ -53,26 +51,26 @@ type Config struct {
 
 	Models []string // the models of the first account's lanes
 
-	// anyModel is set if nothing says which models are worked.
-	anyModel bool
+	// defaultModels is set if the models are not configured.
+	defaultModels bool
 
-	// Warnings are sentences for the operator about what is odd but usable.
+	// Warnings are sentences for the operator about settings that are unusual but valid.
 	Warnings []string
 }
 
-// Problem is one thing that is wrong.
+// Problem is one mistake in the configuration.
 type Problem struct {
-	// Variable is the variable's name, or where it stands in a file, as in
+	// Variable is the variable's name, or a field's position in a file, such as
 	// accounts.yaml:3: accounts[0].base_url.
 	Variable string
-	// Text says the value, unless it may be secret, and what to do.
+	// Text contains the value, unless it may be secret, and what to do.
 	Text string
 }
 
-// Error lists everything that is wrong, in a stable order.
+// Error contains all problems, in a stable order.
 type Error struct{ Problems []Problem }
 
-// Error has one line per problem, each beginning with the variable's name.
+// Error returns one line per problem, each beginning with the variable's name.
 func (e *Error) Error() string {
 	lines := make([]string, len(e.Problems))
 	for i, p := range e.Problems {
@@ -81,9 +79,9 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Storage returns the bucket's configuration. If Bucket is "" only Prefix and
-// KeyTemplate are set, for the embedded bucket; the AWS variables, which may be
-// there for another program, are left out.
+// Storage returns the bucket's configuration. If Bucket is "", only Prefix and KeyTemplate
+// are set, for the embedded bucket; the AWS variables, which may be set for another
+// program, are ignored.
 func (c *Config) Storage() storage.Config {
 	s := storage.Config{Prefix: c.Prefix, KeyTemplate: c.KeyTemplate}
 	if c.Bucket == "" {
@@ -95,26 +93,26 @@ func (c *Config) Storage() storage.Config {
 	return s
 }
 
-// Redis returns the options of REDIS_URL, user name included, which asynq's own
-// parser drops. Without a REDIS_URL it is an error: ask for RedisURL first.
+// Redis returns the options of REDIS_URL, including the user name, which asynq's parser
+// drops. It fails without a REDIS_URL, so check RedisURL first.
 func (c *Config) Redis() (*redis.Options, error) {
 	o, err := redis.ParseURL(c.RedisURL.Reveal())
-	if err != nil { // its text may hold the password
+	if err != nil { // not wrapped: its text may contain the password
 		return nil, &Error{[]Problem{{"REDIS_URL", "must be redis://[USER:PASSWORD@]HOST:PORT[/DB], rediss://… for TLS, or unix://PATH"}}}
 	}
 	return o, nil
 }
 
-// CheckReal tells whether there is what a run that spends money needs.
+// CheckReal fails if the settings for a real run, which spends money, are incomplete.
 func (c *Config) CheckReal() error {
-	if !c.Accounts[0].APIKey.IsSet() { // those of a file have one
+	if !c.Accounts[0].APIKey.IsSet() { // accounts of a file always have one
 		return &Error{[]Problem{{"DASHSCOPE_API_KEY", "is not set: set it to your key from the Model Studio (百炼) console, or use --simulate, which needs none"}}}
 	}
 	return nil
 }
 
-// CheckSimulate refuses a simulated run where a real queue or bucket is
-// configured: no simulated image may ever lie among real ones.
+// CheckSimulate fails for a simulated run if a real queue or bucket is configured:
+// simulated images must not be mixed with real ones.
 func (c *Config) CheckSimulate() error {
 	var e Error
 	if c.RedisURL.IsSet() {

@@ -16,7 +16,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// load loads env, spelling included.
+// load loads env, and checks its names.
 func load(env map[string]string) (*Config, error) {
 	var environ []string
 	for k, v := range env {
@@ -25,8 +25,8 @@ func load(env map[string]string) (*Config, error) {
 	return Load(func(k string) string { return env[k] }, environ)
 }
 
-// full has every variable set.
-func full() map[string]string {
+// allVariables sets every variable.
+func allVariables() map[string]string {
 	return map[string]string{
 		"DASHSCOPE_API_KEY": "sk-hush1", "DASHSCOPE_HTTP_BASE_URL": "https://llm-1.cn-beijing.maas.aliyuncs.com/api/v1",
 		"DASHSCOPE_WORKSPACE": "llm-1",
@@ -46,7 +46,7 @@ func full() map[string]string {
 func TestLoadDefaults(t *testing.T) {
 	t.Parallel()
 	c, err := load(map[string]string{
-		// For other programs: no bucket of ours is configured.
+		// For other programs: DANQING_S3_BUCKET is not set.
 		"AWS_REGION": "nowhere", "AWS_ENDPOINT_URL": "::", "AWS_SECRET_ACCESS_KEY": "x",
 	})
 	require.NoError(t, err)
@@ -64,7 +64,7 @@ func TestLoadDefaults(t *testing.T) {
 
 func TestLoadEverything(t *testing.T) {
 	t.Parallel()
-	env := full()
+	env := allVariables()
 	c, err := load(env)
 	require.NoError(t, err)
 	assert.Empty(t, c.Warnings)
@@ -98,7 +98,7 @@ func TestLoadEverything(t *testing.T) {
 
 func TestFallbacksAndWhiteSpace(t *testing.T) {
 	t.Parallel()
-	env := full()
+	env := allVariables()
 	delete(env, "AWS_REGION")
 	delete(env, "AWS_ENDPOINT_URL_S3")
 	for k, v := range env {
@@ -119,9 +119,8 @@ func TestFallbacksAndWhiteSpace(t *testing.T) {
 	assert.Equal(t, []any{"unix", "/run/redis.sock", "user", "hush2", 2}, []any{r.Network, r.Addr, r.Username, r.Password, r.DB})
 }
 
-// Each bad value is reported against its variable, with what to do, and without
-// what is secret.
-func TestProblems(t *testing.T) {
+// Each bad value is reported with its variable and what to do, without secrets.
+func TestLoadProblems(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct{ variable, value, text string }{
 		{"DASHSCOPE_API_KEY", "sk-hu sh", "printable ASCII"},
@@ -158,7 +157,7 @@ func TestProblems(t *testing.T) {
 		{"DANQING_DASHSCOPE_API_KEY", "hush", "write DASHSCOPE_API_KEY"},
 		{"danqing_data_dir", "x", "write DANQING_DATA_DIR"},
 	} {
-		env := full()
+		env := allVariables()
 		if tc.variable == "danqing_data_dir" {
 			delete(env, "DANQING_DATA_DIR")
 		}
@@ -174,9 +173,9 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// A figure for all models is bound by the one that allows least, and a model by
-// the region of the base URL.
-func TestModelsOfTheAccount(t *testing.T) {
+// The concurrency for all models is limited by the model with the lowest limit, and the
+// models by the region of the base URL.
+func TestModelsAndConcurrency(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct{ models, concurrency, url, want string }{
 		{"wan2.5-t2i-preview,wanx-v1,qwen-image", "5", "", "DANQING_CONCURRENCY 5: of wanx-v1 an account may have 1 at once, set at most that"},
@@ -194,7 +193,7 @@ func TestModelsOfTheAccount(t *testing.T) {
 	}
 }
 
-// A prefix or a template that is wrong is said once, whether the other is set or not.
+// An invalid prefix or template is reported once, whether the other is set or not.
 func TestKeyProblemsAreReportedOnce(t *testing.T) {
 	t.Parallel()
 	for _, variable := range []string{"DANQING_S3_PREFIX", "DANQING_S3_KEY_TEMPLATE"} {
@@ -228,7 +227,7 @@ func TestEveryProblemIsReportedAtOnce(t *testing.T) {
 	assert.Equal(t, err, again, "a stable order")
 }
 
-// A key template that only together with the prefix is too long is found too.
+// A key template that is too long only together with the prefix is reported too.
 func TestPrefixAndTemplateTogether(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", 200)
@@ -239,7 +238,7 @@ func TestPrefixAndTemplateTogether(t *testing.T) {
 	require.ErrorContains(t, err, "DANQING_S3_KEY_TEMPLATE")
 }
 
-func TestSettingsOfAMissingBucket(t *testing.T) {
+func TestSettingsWithoutBucket(t *testing.T) {
 	t.Parallel()
 	_, err := load(map[string]string{"DANQING_S3_ADDRESSING": "path", "DANQING_S3_PUBLIC_URL": "https://a", "DANQING_S3_PUBLIC_ENDPOINT": "https://a", "DANQING_S3_PREFIX": "fine"})
 	var e *Error
@@ -263,26 +262,26 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// A simulated run must not touch what a real run uses.
+// A simulated run must not use a real queue or bucket.
 func TestCheckSimulate(t *testing.T) {
 	t.Parallel()
-	c, err := load(full())
+	c, err := load(allVariables())
 	require.NoError(t, err)
 	err = c.CheckSimulate()
 	require.ErrorContains(t, err, "REDIS_URL is set")
 	require.ErrorContains(t, err, `DANQING_S3_BUCKET "pictures" is set`)
 	assert.NotContains(t, err.Error(), "hush")
 	for _, variable := range []string{"REDIS_URL", "DANQING_S3_BUCKET"} {
-		c, err = load(map[string]string{variable: full()[variable], "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "c"})
+		c, err = load(map[string]string{variable: allVariables()[variable], "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "c"})
 		require.NoError(t, err)
 		assert.ErrorContains(t, c.CheckSimulate(), variable)
 	}
 }
 
-// No verb, encoder or log shows a secret, neither by itself nor inside a Config.
+// No verb, encoder or log prints a secret, neither by itself nor inside a Config.
 func TestSecretsAreRedacted(t *testing.T) {
 	t.Parallel()
-	c, err := load(full())
+	c, err := load(allVariables())
 	require.NoError(t, err)
 	var out strings.Builder
 	for _, v := range []any{c, *c, c.Accounts, c.Accounts[0].APIKey, &c.RedisURL, []Secret{c.SessionToken}, map[Secret]Secret{c.Accounts[0].APIKey: c.Accounts[0].APIKey}, struct{ hidden Secret }{c.Accounts[0].APIKey}, fmt.Errorf("x %w %v", assert.AnError, c.Accounts[0].APIKey)} {
@@ -309,14 +308,4 @@ func TestSecretsAreRedacted(t *testing.T) {
 	b, err := json.Marshal(struct{ A, B Secret }{NewSecret("x"), Secret{}})
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"A":"**redacted**","B":""}`, string(b))
-}
-
-func TestDistance(t *testing.T) {
-	t.Parallel()
-	for _, tc := range []struct {
-		a, b string
-		want int
-	}{{"", "", 0}, {"", "AB", 2}, {"AB", "", 2}, {"BUKET", "BUCKET", 1}, {"MODLES", "MODELS", 2}, {"KITTEN", "SITTING", 3}} {
-		assert.Equal(t, tc.want, distance(tc.a, tc.b), "%v", tc)
-	}
 }

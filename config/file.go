@@ -22,20 +22,20 @@ import (
 // field is one field of a mapping.
 type field struct {
 	name string
-	at   string     // where it stands, or should, for a Problem
-	node *yaml.Node // nil if it is left out
+	at   string     // its position, or where it is missing, for a Problem
+	node *yaml.Node // nil if it is missing
 }
 
-// accounts reads those of the file. It is walked node by node instead of decoded
-// into structs: yaml would stop at the first misspelled field, and repeat values,
-// which may be secret, in its errors.
-func (l *loader) accounts() {
+// fileAccounts reads the accounts of the file. The file is walked node by node instead of
+// decoded into structs, because yaml would stop at the first misspelled field, and its
+// errors contain values, which may be secret.
+func (l *loader) fileAccounts() {
 	top, err := readYAML(l.file)
 	if err != nil {
 		l.bad("--config", "%s: %v", l.file, err)
 		return
 	}
-	list := l.mapping(top, "the file", "accounts")["accounts"]
+	list := l.parseMapping(top, "the file", "accounts")["accounts"]
 	if list.node == nil || list.node.Kind != yaml.SequenceNode || len(list.node.Content) == 0 {
 		if top.Kind == yaml.MappingNode {
 			l.bad(list.at, "must be a list of accounts, each with a name and api_key_env or api_key_file")
@@ -43,12 +43,12 @@ func (l *loader) accounts() {
 		return
 	}
 	for _, node := range list.node.Content {
-		l.fileAccount(resolve(node))
+		l.fileAccount(resolveAlias(node))
 	}
 	for _, name := range accountVariables() {
-		v, _ := l.first(name)
+		v, _ := l.lookup(name)
 		switch {
-		case v == "" || slices.Contains(l.named, name):
+		case v == "" || slices.Contains(l.referencedVariables, name):
 		case name == "DASHSCOPE_API_KEY":
 			l.bad(name, "is set, but the accounts are in %s: unset it, or refer to it there by api_key_env: %s", l.file, name)
 		default:
@@ -57,11 +57,11 @@ func (l *loader) accounts() {
 	}
 }
 
-// readYAML returns the top of a file with one document.
+// readYAML returns the top node of a file with one document.
 func readYAML(path string) (*yaml.Node, error) {
-	text, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	text, err := os.ReadFile(path) //nolint:gosec // the path is from the operator
 	if err != nil {
-		return nil, unnamed(err)
+		return nil, withoutPath(err)
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	var document, second yaml.Node
@@ -79,34 +79,34 @@ func readYAML(path string) (*yaml.Node, error) {
 	return document.Content[0], nil
 }
 
-// unnamed takes the path out of an error: it may be a key, written there by
+// withoutPath removes the path from an error: it may be a key that was written there by
 // mistake.
-func unnamed(err error) error {
+func withoutPath(err error) error {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		return e.Err
 	}
 	return err
 }
 
-// resolve follows an alias.
-func resolve(node *yaml.Node) *yaml.Node {
+// resolveAlias returns the node to which an alias refers.
+func resolveAlias(node *yaml.Node) *yaml.Node {
 	for node.Kind == yaml.AliasNode {
 		node = node.Alias
 	}
 	return node
 }
 
-func (l *loader) at(node *yaml.Node, name string) string {
+func (l *loader) position(node *yaml.Node, name string) string {
 	return fmt.Sprintf("%s:%d: %s", l.file, node.Line, name)
 }
 
-// entries returns the fields of a mapping in their order.
-func (l *loader) entries(node *yaml.Node) []field {
+// mappingFields returns the fields of a mapping in order, and reports duplicates.
+func (l *loader) mappingFields(node *yaml.Node) []field {
 	var all []field
 	lines := map[string]int{}
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		key := node.Content[i]
-		f := field{key.Value, l.at(key, key.Value), resolve(node.Content[i+1])}
+		f := field{key.Value, l.position(key, key.Value), resolveAlias(node.Content[i+1])}
 		if line, twice := lines[f.name]; twice {
 			l.bad(f.at, "is a duplicate of line %d", line)
 			continue
@@ -117,21 +117,21 @@ func (l *loader) entries(node *yaml.Node) []field {
 	return all
 }
 
-// literalKey is how people call a field that holds a key.
+// literalKey matches names that users give to a field with a literal key.
 var literalKey = regexp.MustCompile(`(?i)^(dashscope[_-]?)?(api[_-]?)?(key|token|secret)$`)
 
-// mapping returns each known field of a mapping, left out or not, and refuses
-// all others. One that holds a key is returned as api_key.
-func (l *loader) mapping(node *yaml.Node, name string, known ...string) map[string]field {
+// parseMapping returns every known field of a mapping, also missing ones, and reports
+// unknown ones. A field with a literal key is returned as api_key.
+func (l *loader) parseMapping(node *yaml.Node, name string, known ...string) map[string]field {
 	fields := map[string]field{}
 	for _, k := range known {
-		fields[k] = field{name: k, at: l.at(node, k)}
+		fields[k] = field{name: k, at: l.position(node, k)}
 	}
 	if node.Kind != yaml.MappingNode {
-		l.bad(l.at(node, name), "must have fields: %s", strings.Join(known, ", "))
+		l.bad(l.position(node, name), "must have fields: %s", strings.Join(known, ", "))
 		return fields
 	}
-	for _, f := range l.entries(node) {
+	for _, f := range l.mappingFields(node) {
 		if _, ok := fields[f.name]; ok {
 			fields[f.name] = f
 			continue
@@ -150,7 +150,7 @@ func (l *loader) mapping(node *yaml.Node, name string, known ...string) map[stri
 	return fields
 }
 
-// scalar returns the one value of a field, "" if it has none.
+// scalar returns the value of a field, or "" if it has none.
 func (l *loader) scalar(f field) string {
 	switch {
 	case f.node == nil || f.node.Tag == "!!null":
@@ -163,7 +163,7 @@ func (l *loader) scalar(f field) string {
 }
 
 func (l *loader) fileAccount(node *yaml.Node) {
-	f := l.mapping(node, "an account", "name", "api_key_env", "api_key_file", "base_url", "workspace", "models", "daily_budget", "prices")
+	f := l.parseMapping(node, "an account", "name", "api_key_env", "api_key_file", "base_url", "workspace", "models", "daily_budget", "prices")
 	if node.Kind != yaml.MappingNode {
 		return
 	}
@@ -176,20 +176,20 @@ func (l *loader) fileAccount(node *yaml.Node) {
 		keyAt = f["api_key_file"].at
 	}
 	if _, refused := f["api_key"]; !refused {
-		a.APIKey = l.key(f["api_key_env"], f["api_key_file"])
+		a.APIKey = l.readKey(f["api_key_env"], f["api_key_file"])
 	}
-	region := l.connection(a, fields{keyAt, f["base_url"].at, f["workspace"].at})
-	a.Lanes = l.lanes(region, f["models"])
+	region := l.checkService(a, fieldNames{keyAt, f["base_url"].at, f["workspace"].at})
+	a.Lanes = l.parseLanes(region, f["models"])
 	l.fileMoney(&a, region, f["daily_budget"], f["prices"])
-	l.distinct(a, region, f["name"].at, keyAt)
+	l.addAccount(a, region, f["name"].at, keyAt)
 }
 
-// variableName is what names of variables look like, and keys do not.
+// variableName matches names of variables, and no keys.
 var variableName = regexp.MustCompile(`^[A-Z][A-Z0-9_]*$`)
 
-// key reads a key from where the file says that it is. What a field says is
-// repeated only if it cannot be the key itself.
-func (l *loader) key(env, file field) Secret {
+// readKey reads a key from the variable or the file that a field refers to. A problem
+// contains the field's value only if it cannot be the key itself.
+func (l *loader) readKey(env, file field) Secret {
 	name, path := l.scalar(env), l.scalar(file)
 	switch {
 	case name == "" && path == "":
@@ -199,50 +199,50 @@ func (l *loader) key(env, file field) Secret {
 		l.bad(env.at, "and api_key_file exclude each other: remove one")
 		return Secret{}
 	case path != "":
-		return l.keyFile(path, file.at)
+		return l.readKeyFile(path, file.at)
 	case !variableName.MatchString(name):
 		l.bad(env.at, "must be the name of an environment variable, as in DASHSCOPE_API_KEY_SHANGHAI; the key itself must not be here")
 		return Secret{}
 	}
-	l.named = append(l.named, name)
-	v, _ := l.first(name)
+	l.referencedVariables = append(l.referencedVariables, name)
+	v, _ := l.lookup(name)
 	if v == "" {
 		l.bad(env.at, "names %s, which is not set: set it to the account's key", name)
 	}
 	return NewSecret(v)
 }
 
-// keyFile reads a key from a file; a relative path begins at the accounts' file.
-func (l *loader) keyFile(path, at string) Secret {
+// readKeyFile reads a key from a file. A relative path is relative to the accounts file.
+func (l *loader) readKeyFile(path, at string) Secret {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(filepath.Dir(l.file), path)
 	}
-	text, err := os.ReadFile(path) //nolint:gosec // the operator names the file
+	text, err := os.ReadFile(path) //nolint:gosec // the path is from the operator
 	if err != nil {
-		l.bad(at, "must be the path of a file that holds the key: %v", unnamed(err))
+		l.bad(at, "must be the path of a file that holds the key: %v", withoutPath(err))
 		return Secret{}
 	}
 	key := strings.TrimSpace(string(text))
 	if key == "" {
 		l.bad(at, "names an empty file: write the account's key into it")
 	}
-	if info, err := os.Stat(path); err == nil && exposed(path, info.Mode()) {
+	if info, err := os.Stat(path); err == nil && isWorldReadable(path, info.Mode()) {
 		l.warn("%s names a file that every user of this machine can read: chmod o-r it", at)
 	}
 	return NewSecret(key)
 }
 
-// exposed reports whether users who have no business with a file can read it.
-// Docker and Podman mount secrets at /run/secrets, readable by all users of the
-// container, which has one.
-func exposed(path string, mode fs.FileMode) bool {
+// isWorldReadable reports whether every user of the machine can read a file. Secrets in
+// /run/secrets, where Docker and Podman mount them, are readable by all users of the
+// container, which is intended.
+func isWorldReadable(path string, mode fs.FileMode) bool {
 	return mode&0o004 != 0 && runtime.GOOS != "windows" && !strings.HasPrefix(filepath.Clean(path), "/run/secrets/")
 }
 
-// lanes reads the models of an account in a region.
-func (l *loader) lanes(region string, f field) []Lane {
+// parseLanes parses the models of an account in a region.
+func (l *loader) parseLanes(region string, f field) []Lane {
 	if f.node == nil {
-		_, _ = l.lane(region, jobs.DefaultModel, f.at)
+		_, _ = l.lookupModel(region, jobs.DefaultModel, f.at)
 		return []Lane{{Model: jobs.DefaultModel, Concurrency: 1}}
 	}
 	if f.node.Kind != yaml.MappingNode || len(f.node.Content) == 0 {
@@ -250,16 +250,16 @@ func (l *loader) lanes(region string, f field) []Lane {
 		return nil
 	}
 	var all []Lane
-	for _, entry := range l.entries(f.node) {
+	for _, entry := range l.mappingFields(f.node) {
 		lane := Lane{Model: entry.name, Concurrency: 1}
-		m, known := l.lane(region, entry.name, entry.at)
+		m, known := l.lookupModel(region, entry.name, entry.at)
 		if entry.node.Tag != "!!null" {
-			set := l.mapping(entry.node, "a model", "concurrency", "submits_per_second")
+			set := l.parseMapping(entry.node, "a model", "concurrency", "submits_per_second")
 			if v := l.scalar(set["concurrency"]); v != "" && known {
-				lane.Concurrency = l.concurrency(v, set["concurrency"].at, m)
+				lane.Concurrency = l.parseConcurrency(v, set["concurrency"].at, m)
 			}
 			if v := l.scalar(set["submits_per_second"]); v != "" && known {
-				lane.SubmitsPerSecond = l.submits(v, set["submits_per_second"].at, m)
+				lane.SubmitsPerSecond = l.parseSubmitRate(v, set["submits_per_second"].at, m)
 			}
 		}
 		all = append(all, lane)
@@ -267,8 +267,8 @@ func (l *loader) lanes(region string, f field) []Lane {
 	return all
 }
 
-// submits reads how many tasks a lane may start in a second.
-func (l *loader) submits(value, name string, m jobs.Model) float64 {
+// parseSubmitRate parses how many tasks a lane may start per second.
+func (l *loader) parseSubmitRate(value, name string, m jobs.Model) float64 {
 	n, err := strconv.ParseFloat(value, 64)
 	if err != nil || !(n > 0 && n <= m.SubmitsPerSecond) { // NaN is neither
 		l.bad(name, "%q: must be a number above 0 and at most %v, DashScope's limit for %s", value, m.SubmitsPerSecond, m.Name)

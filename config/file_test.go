@@ -15,7 +15,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// writeFile writes a file that only its owner can read.
+// writeFile writes a file that is readable by its owner only.
 func writeFile(t *testing.T, dir, name, text string) string {
 	t.Helper()
 	path := filepath.Join(dir, name)
@@ -23,7 +23,7 @@ func writeFile(t *testing.T, dir, name, text string) string {
 	return path
 }
 
-// loadFile loads the text of a file of accounts beside env.
+// loadFile loads the text of an accounts file, together with env.
 func loadFile(t *testing.T, text string, env map[string]string) (*Config, error) {
 	t.Helper()
 	dir := t.TempDir()
@@ -40,7 +40,7 @@ func loadFile(t *testing.T, text string, env map[string]string) (*Config, error)
 	return LoadWithFile(path, func(name string) string { return get[name] }, environ)
 }
 
-// The example does what its comments say.
+// The example file has the settings that its comments describe.
 func TestExampleAccounts(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../cmd/danqing/examples/accounts.yaml")
@@ -84,8 +84,7 @@ accounts:
 	assert.Empty(t, c.Warnings)
 }
 
-// Accounts may share their models by an anchor, and one key may be another
-// region's by chance.
+// Accounts may share their models by an anchor, and two regions may have equal keys.
 func TestFileAnchors(t *testing.T) {
 	t.Parallel()
 	c, err := loadFile(t, `
@@ -103,8 +102,8 @@ accounts:
 	assert.Equal(t, c.Accounts[0].Lanes, c.Accounts[1].Lanes)
 }
 
-// Each mistake in the file is one problem, at its line and field, with what to
-// do, and without what may be a key.
+// Each mistake in the file is one problem, with its line and field and what to do, without
+// values that may be a key.
 func TestFileProblems(t *testing.T) {
 	t.Parallel()
 	const (
@@ -178,8 +177,7 @@ func TestFileProblems(t *testing.T) {
 	assert.EqualError(t, err, "--config absent.yaml: no such file or directory")
 }
 
-// Beside the file's accounts, what the environment says of an account could be
-// meant for any of them, or be another that is to pay.
+// The variables that describe an account are refused together with an accounts file.
 func TestFileAgainstEnvironment(t *testing.T) {
 	t.Parallel()
 	const file = "accounts:\n- name: a\n  api_key_env: KEY_A\n"
@@ -205,8 +203,8 @@ func TestFileAgainstEnvironment(t *testing.T) {
 	assert.Equal(t, "sk-hush", c.Accounts[0].APIKey.Reveal())
 }
 
-// A variable that holds a key may be called anything, near misses of ours too.
-func TestFileNamesVariables(t *testing.T) {
+// A variable with a key may have any name, also one similar to a DANQING_ variable.
+func TestFileKeyVariables(t *testing.T) {
 	t.Parallel()
 	c, err := loadFile(t, "accounts:\n- name: a\n  api_key_env: DANQING_MODEL\n", map[string]string{"DANQING_MODEL": "sk-hush"})
 	require.NoError(t, err)
@@ -260,16 +258,15 @@ func TestFileWarnings(t *testing.T) {
 	assert.Len(t, c.Warnings, 1)
 }
 
-func TestExposed(t *testing.T) {
+func TestIsWorldReadable(t *testing.T) {
 	t.Parallel()
 	for path, want := range map[string]bool{"/etc/a.key": true, "/run/secrets/danqing/a.key": false, "/run/secrets/../a.key": true, "a.key": true} {
-		assert.Equal(t, want && runtime.GOOS != "windows", exposed(path, 0o644), path)
-		assert.False(t, exposed(path, 0o640), path)
+		assert.Equal(t, want && runtime.GOOS != "windows", isWorldReadable(path, 0o644), path)
+		assert.False(t, isWorldReadable(path, 0o640), path)
 	}
 }
 
-// Whatever a file holds, there is an error that shows no key, or accounts that
-// can be worked on.
+// Every file gives either valid accounts or an error that contains no key.
 func FuzzFile(f *testing.F) {
 	// Short seeds: Go takes up to a minute to shorten one that finds something.
 	f.Add("accounts:\n- name: a\n  api_key_env: A\n  models: {wanx-v1: {concurrency: 1, submits_per_second: .5}}, daily_budget: 1, prices: {wanx-v1: .1}")

@@ -4,29 +4,27 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"time"
 )
 
-// loader gathers what is wrong.
+// loader reads the configuration and collects the problems.
 type loader struct {
-	get      func(string) string
-	file     string   // the file of accounts
-	named    []string // the variables that the file names
-	regions  []string // of the accounts
-	cfg      Config
-	problems []Problem
+	get                 func(string) string
+	file                string   // the accounts file, or the tokens file while it is read
+	referencedVariables []string // variables that files refer to, for keys and tokens
+	regions             []string // of the accounts
+	cfg                 Config
+	problems            []Problem
 }
 
 func (l *loader) bad(variable, format string, args ...any) {
 	l.problems = append(l.problems, Problem{variable, fmt.Sprintf(format, args...)})
 }
 
-// first returns the value of the first variable that has one, without white
-// space around it, and that variable's name, which is the first's if none has.
-func (l *loader) first(names ...string) (value, name string) {
+// lookup returns the value of the first variable that is set, without white space around
+// it, and that variable's name. If none is set, the name is the first one.
+func (l *loader) lookup(names ...string) (value, name string) {
 	for _, n := range names {
 		if v := strings.TrimSpace(l.get(n)); v != "" {
 			return v, n
@@ -35,46 +33,44 @@ func (l *loader) first(names ...string) (value, name string) {
 	return "", names[0]
 }
 
-// Load reads the environment through getenv. White space around values counts
-// for nothing. environ, as of os.Environ, is searched for DANQING_ names that
-// nobody reads: near misses of a known name are errors, others warnings; nil
-// leaves that out.
+// Load reads the environment through getenv. White space around values is ignored.
+// environ, like os.Environ, is checked for unknown DANQING_ variables: misspelled names
+// are errors, others warnings; nil skips the check.
 //
-// It fails with an [*Error] that holds every problem. It connects to nothing and
-// reads no file. The AWS variables count only if DANQING_S3_BUCKET is set; no
-// profile or metadata service is asked.
+// It fails with an [*Error] that contains every problem. It opens no connection and reads
+// no file. The AWS variables are used only if DANQING_S3_BUCKET is set; no profile or
+// metadata service is used.
 func Load(getenv func(string) string, environ []string) (*Config, error) {
 	return LoadWithFile("", getenv, environ)
 }
 
-// LoadWithFile is [Load] with the accounts of a YAML file, and the files of keys
-// that it names; a path of "" is no file. The variables that describe an account
-// must then be unset, since the one who reads the bill could not tell which
-// account they meant: each is refused, except a DASHSCOPE_API_KEY that the file
-// itself names.
+// LoadWithFile is [Load] with the accounts of a YAML file, and the key files that it
+// refers to; a path of "" means no file. With a file, the variables that describe an
+// account must be unset, because it would be unclear which account they apply to. The
+// exception is a DASHSCOPE_API_KEY that the file refers to.
 func LoadWithFile(path string, getenv func(string) string, environ []string) (*Config, error) {
 	l := &loader{get: getenv, file: path}
 	if path == "" {
-		l.account()
+		l.envAccount()
 	} else {
-		l.accounts()
+		l.fileAccounts()
 	}
 	l.redis()
 	l.storage()
 	l.serve()
 	l.callbacks()
-	if l.cfg.DataDir, _ = l.first("DANQING_DATA_DIR"); l.cfg.DataDir == "" {
+	if l.cfg.DataDir, _ = l.lookup("DANQING_DATA_DIR"); l.cfg.DataDir == "" {
 		l.cfg.DataDir = DefaultDataDir
 	}
 	l.cfg.DataDir = filepath.Clean(l.cfg.DataDir)
-	if v, name := l.first("DANQING_SUBMIT_LIMIT"); v != "" {
+	if v, name := l.lookup("DANQING_SUBMIT_LIMIT"); v != "" {
 		d, err := time.ParseDuration(v)
 		if err != nil || d <= 0 {
 			l.bad(name, "%q: must be a duration above 0, as in 330s; less than that is used with the simulator only", v)
 		}
 		l.cfg.SubmitLimit = d
 	}
-	l.spelling(environ)
+	l.checkNames(environ)
 	if len(l.problems) > 0 {
 		return nil, &Error{l.problems}
 	}
@@ -85,7 +81,7 @@ func LoadWithFile(path string, getenv func(string) string, environ []string) (*C
 }
 
 func (l *loader) redis() {
-	v, _ := l.first("REDIS_URL")
+	v, _ := l.lookup("REDIS_URL")
 	if l.cfg.RedisURL = NewSecret(v); v == "" {
 		return
 	}
@@ -116,7 +112,7 @@ func (l *loader) storage() {
 		{"Region", &c.Region, []string{"AWS_REGION", "AWS_DEFAULT_REGION"}},
 		{"Endpoint", &c.Endpoint, []string{"AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}},
 	} {
-		*f.value, names[f.field] = l.first(f.names...)
+		*f.value, names[f.field] = l.lookup(f.names...)
 	}
 	c.SecretAccessKey, c.SessionToken = NewSecret(secret), NewSecret(token)
 
@@ -129,97 +125,8 @@ func (l *loader) storage() {
 		return
 	}
 	for _, field := range []string{"Addressing", "PublicURL", "PublicEndpoint"} {
-		if v, name := l.first(names[field]); v != "" {
+		if v, name := l.lookup(names[field]); v != "" {
 			l.bad(name, "is set but DANQING_S3_BUCKET is not: set both or neither")
 		}
 	}
-}
-
-// injected matches the variables that Kubernetes makes for a service whose name
-// begins with danqing.
-var injected = regexp.MustCompile(`_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT|PORT_[0-9]+_(TCP|UDP)(_[A-Z]+)?)$`)
-
-// spelling looks for names that are meant for Danqing and read by nobody.
-func (l *loader) spelling(environ []string) {
-	for _, kv := range slices.Sorted(slices.Values(environ)) {
-		name, _, _ := strings.Cut(kv, "=")
-		upper := strings.ToUpper(name)
-		if !strings.HasPrefix(upper, "DANQING_") || slices.Contains(variables(), name) || slices.Contains(l.named, name) || injected.MatchString(upper) {
-			continue
-		}
-		switch near := nearest(upper); {
-		case near == "":
-			l.warn("%s is set, but Danqing does not use it", name)
-		case near == upper && l.get(upper) != "": // Windows, where case does not count
-		default:
-			l.bad(name, "is not a variable of Danqing: write %s", near)
-		}
-	}
-}
-
-// closest returns the variable that a misspelled DANQING_ name means, or "".
-func nearest(name string) string {
-	rest := strings.TrimPrefix(name, "DANQING_")
-	if slices.Contains(variables(), rest) {
-		return rest // DANQING_REDIS_URL
-	}
-	var ours []string
-	for _, v := range variables() {
-		if known, ok := strings.CutPrefix(v, "DANQING_"); ok {
-			ours = append(ours, known)
-		}
-	}
-	near := closest(rest, ours)
-	if near == "" && len(rest) > 2 {
-		near = shortestWith(rest, ours)
-	}
-	if near == "" {
-		return ""
-	}
-	return "DANQING_" + near
-}
-
-// shortestWith returns the shortest of the known names whose last words are these, the
-// plural included, or "": DANQING_URL lacks a word of DANQING_SERVE_URL.
-func shortestWith(words string, known []string) string {
-	best := ""
-	for _, k := range known {
-		short := strings.HasSuffix(k, "_"+words) || strings.HasSuffix(k, "_"+words+"S")
-		if short && (best == "" || len(k) < len(best)) {
-			best = k
-		}
-	}
-	return best
-}
-
-// closest returns the one of the known words that a misspelled one means, or "".
-func closest(word string, known []string) string {
-	best, at := "", 0
-	for _, k := range known {
-		if d := distance(word, k); d <= max(1, len(k)/3) && (best == "" || d < at) {
-			best, at = k, d
-		}
-	}
-	return best
-}
-
-// distance is how many letters must be put in, left out or changed (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
-// yuan reads an amount of money above 0, in millionths of a yuan.
-func (l *loader) yuan(value, name string) int64 {
+// parseYuan parses an amount of money above 0, in millionths of a yuan.
+func (l *loader) parseYuan(value, name string) int64 {
 	amount, err := ledger.ParseYuan(value)
 	switch {
 	case err != nil:
@@ -21,13 +21,13 @@ func (l *loader) yuan(value, name string) int64 {
 	return amount
 }
 
-// money reads the budget and the prices of the account that the environment
-// describes.
-func (l *loader) money(a *Account, region string) {
-	if v, name := l.first("DANQING_DAILY_BUDGET"); v != "" {
-		a.DailyBudgetMicroYuan = l.yuan(v, name)
+// envMoney reads the budget and the prices of the account that is configured by the
+// environment.
+func (l *loader) envMoney(a *Account, region string) {
+	if v, name := l.lookup("DANQING_DAILY_BUDGET"); v != "" {
+		a.DailyBudgetMicroYuan = l.parseYuan(v, name)
 	}
-	list, from := l.first("DANQING_PRICES")
+	list, from := l.lookup("DANQING_PRICES")
 	if list == "" {
 		return
 	}
@@ -38,18 +38,18 @@ func (l *loader) money(a *Account, region string) {
 			l.bad(from, "%q: write MODEL=YUAN,MODEL=YUAN, as in %s=0.12", strings.TrimSpace(entry), jobs.DefaultModel)
 			continue
 		}
-		l.price(a, region, strings.TrimSpace(model), from, strings.TrimSpace(price), from)
+		l.addPrice(a, region, strings.TrimSpace(model), from, strings.TrimSpace(price), from)
 	}
 }
 
-// price reads what an image of a model costs the account.
-func (l *loader) price(a *Account, region, model, modelAt, price, priceAt string) {
+// addPrice parses the account's price per image of a model.
+func (l *loader) addPrice(a *Account, region, model, modelAt, price, priceAt string) {
 	if model == "" {
 		l.bad(modelAt, "%q has no model: write MODEL=YUAN, as in %s=0.12", "="+price, jobs.DefaultModel)
 		return
 	}
-	m, ok := l.lane(region, model, modelAt)
-	amount := l.yuan(price, priceAt)
+	m, ok := l.lookupModel(region, model, modelAt)
+	amount := l.parseYuan(price, priceAt)
 	if _, twice := a.PricesMicroYuan[m.Name]; ok && twice {
 		l.bad(modelAt, "has two prices of %s: leave one out", m.Name)
 	}
@@ -61,7 +61,7 @@ func (l *loader) price(a *Account, region, model, modelAt, price, priceAt string
 // fileMoney reads the budget and the prices of an account of the file.
 func (l *loader) fileMoney(a *Account, region string, budget, prices field) {
 	if v := l.scalar(budget); v != "" {
-		a.DailyBudgetMicroYuan = l.yuan(v, budget.at)
+		a.DailyBudgetMicroYuan = l.parseYuan(v, budget.at)
 	}
 	if prices.node == nil || prices.node.Tag == "!!null" {
 		return
@@ -71,7 +71,7 @@ func (l *loader) fileMoney(a *Account, region string, budget, prices field) {
 		return
 	}
 	a.PricesMicroYuan = map[string]int64{}
-	for _, entry := range l.entries(prices.node) {
-		l.price(a, region, entry.name, entry.at, l.scalar(entry), entry.at)
+	for _, entry := range l.mappingFields(prices.node) {
+		l.addPrice(a, region, entry.name, entry.at, l.scalar(entry), entry.at)
 	}
 }

@@ -9,14 +9,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Budgets and prices are exact: they are compared with a bill.
+// Budgets and prices are exact, because they are compared with a bill.
 func TestMoney(t *testing.T) {
 	t.Parallel()
 	c, err := load(map[string]string{"DANQING_DAILY_BUDGET": " 49.999999\n", "DANQING_PRICES": " wanx-v1 = 0.123456 , qwen-image=0.2"})
 	require.NoError(t, err)
 	assert.Equal(t, int64(49_999_999), c.Accounts[0].DailyBudgetMicroYuan)
 	assert.Equal(t, map[string]int64{"wanx-v1": 123_456, "qwen-image": 200_000}, c.Accounts[0].PricesMicroYuan)
-	assert.Equal(t, []Lane{{Model: "wanx-v1", Concurrency: 1}}, c.Accounts[0].Lanes, "a price is no lane")
+	assert.Equal(t, []Lane{{Model: "wanx-v1", Concurrency: 1}}, c.Accounts[0].Lanes, "a price adds no lane")
 
 	c, err = loadFile(t, `
 accounts:

@@ -8,15 +8,14 @@ import (
 
 const redacted = "**redacted**"
 
-// Secret is a value that shows itself to nobody who does not call Reveal: fmt,
-// encoding/json and log/slog print **redacted**, or nothing if it is empty. The
-// zero value is empty.
+// Secret is a value that only Reveal returns: fmt, encoding/json and log/slog print
+// **redacted**, or nothing if it is empty. The zero value is empty.
 //
-// It is no string, because fmt reads strings past their methods where it meets
-// them in unexported fields or with a verb that does not fit.
+// It is not a string type, because fmt does not call the methods of strings in unexported
+// fields, or for some verbs.
 type Secret struct{ value *string }
 
-// NewSecret hides a value.
+// NewSecret returns value as a Secret.
 func NewSecret(value string) Secret {
 	if value == "" {
 		return Secret{}
@@ -24,10 +23,10 @@ func NewSecret(value string) Secret {
 	return Secret{&value}
 }
 
-// IsSet tells whether there is something to hide.
+// IsSet reports whether the value is not empty.
 func (s Secret) IsSet() bool { return s.value != nil }
 
-// Reveal returns the value, for the one who must send it.
+// Reveal returns the value.
 func (s Secret) Reveal() string {
 	if s.value == nil {
 		return ""
@@ -35,7 +34,7 @@ func (s Secret) Reveal() string {
 	return *s.value
 }
 
-// String returns **redacted**, or "" if there is nothing to hide.
+// String returns **redacted**, or "" if the value is empty.
 func (s Secret) String() string {
 	if s.value == nil {
 		return ""
@@ -43,11 +42,11 @@ func (s Secret) String() string {
 	return redacted
 }
 
-// Format is String, whatever the verb.
+// Format prints String for every verb.
 func (s Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, s.String()) }
 
-// MarshalText is String; encoding/json uses it.
+// MarshalText returns String, for encoding/json.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// LogValue is String.
+// LogValue returns String.
 func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }

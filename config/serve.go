@@ -11,56 +11,57 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// Serve is how jobs are served over HTTP.
+// Serve configures the HTTP API.
 type Serve struct {
-	// Tokens are those of DANQING_SERVE_TOKENS and of the file that
-	// DANQING_SERVE_TOKENS_FILE names. None: programs on this machine alone may ask.
+	// Tokens are those of DANQING_SERVE_TOKENS and of the file in
+	// DANQING_SERVE_TOKENS_FILE. Without any, only programs on this machine have access.
 	Tokens []Token
-	// Listen is DANQING_LISTEN, host:port; "" is the commands' default.
+	// Listen is DANQING_LISTEN, host:port; "" means the commands' default.
 	Listen string
-	// URL is DANQING_SERVE_URL: where clients and the readers of links reach the
-	// gateway; "" is the host that each request names.
+	// URL is DANQING_SERVE_URL: the URL at which clients and the readers of links reach the
+	// gateway; "" means the host of each request.
 	URL string
-	// DefaultN is DANQING_GATEWAY_DEFAULT_N, how many images a request without n is for;
-	// 0 is DashScope's own 4.
+	// DefaultN is DANQING_GATEWAY_DEFAULT_N, the number of images of a request without n;
+	// 0 means DashScope's default, 4.
 	DefaultN int
-	// MaxQueued is DANQING_SERVE_MAX_QUEUED, how many jobs may wait in all; 0 is the
-	// commands' default.
+	// MaxQueued is DANQING_SERVE_MAX_QUEUED, the maximum number of waiting jobs; 0 means
+	// the commands' default.
 	MaxQueued int
 }
 
-// Token lets a producer in.
+// Token is the credential of one producer.
 type Token struct {
-	Name   string // kept on its jobs
+	Name   string // the producer's name in its jobs
 	Secret Secret
-	// MaxQueued is how many of its jobs may wait, and DailyBudgetMicroYuan what those of a
-	// day may cost, in millionths of a yuan; 0 is no bound. What the file does not say of
-	// a token, DANQING_TOKEN_MAX_QUEUED and DANQING_TOKEN_DAILY_BUDGET do.
+	// MaxQueued is the maximum number of its waiting jobs, and DailyBudgetMicroYuan the
+	// maximum cost of its jobs per day, in millionths of a yuan; 0 means no limit. The
+	// defaults are DANQING_TOKEN_MAX_QUEUED and DANQING_TOKEN_DAILY_BUDGET.
 	MaxQueued            int
 	DailyBudgetMicroYuan int64
 }
 
-// minTokenBytes is the shortest secret that nobody guesses over a network; ours.
+// minTokenBytes is the minimum length of a token against guessing over a network. The
+// value is our choice.
 const minTokenBytes = 16
 
-// serve reads how jobs are served.
+// serve reads the settings of the HTTP API.
 func (l *loader) serve() {
 	s := &l.cfg.Serve
-	s.Listen, _ = l.first("DANQING_LISTEN")
-	most := Token{MaxQueued: l.jobCount("DANQING_TOKEN_MAX_QUEUED")}
-	if v, name := l.first("DANQING_TOKEN_DAILY_BUDGET"); v != "" {
-		most.DailyBudgetMicroYuan = l.yuan(v, name)
+	s.Listen, _ = l.lookup("DANQING_LISTEN")
+	defaults := Token{MaxQueued: l.parseJobCount(l.lookup("DANQING_TOKEN_MAX_QUEUED"))}
+	if v, name := l.lookup("DANQING_TOKEN_DAILY_BUDGET"); v != "" {
+		defaults.DailyBudgetMicroYuan = l.parseYuan(v, name)
 	}
-	l.tokens(most)
-	s.MaxQueued = l.jobCount("DANQING_SERVE_MAX_QUEUED")
-	if v, name := l.first("DANQING_GATEWAY_DEFAULT_N"); v != "" {
+	l.readTokens(defaults)
+	s.MaxQueued = l.parseJobCount(l.lookup("DANQING_SERVE_MAX_QUEUED"))
+	if v, name := l.lookup("DANQING_GATEWAY_DEFAULT_N"); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < 1 || n > 4 {
 			l.bad(name, "%q: must be 1 to 4: the number of images of a request without n", v)
 		}
 		s.DefaultN = n
 	}
-	if v, name := l.first("DANQING_SERVE_URL"); v != "" {
+	if v, name := l.lookup("DANQING_SERVE_URL"); v != "" {
 		u, err := url.Parse(v)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 			l.bad(name, "must be the URL at which clients reach the API, as in https://danqing.example.com, without query, user name or password")
@@ -69,21 +70,21 @@ func (l *loader) serve() {
 	}
 }
 
-func (l *loader) jobCount(name string) int {
-	v, _ := l.first(name)
-	if v == "" {
+// parseJobCount parses a number of jobs, 0 if value is "".
+func (l *loader) parseJobCount(value, at string) int {
+	if value == "" {
 		return 0
 	}
-	n, err := strconv.Atoi(v)
+	n, err := strconv.Atoi(value)
 	if err != nil || n < 1 {
-		l.bad(name, "%q: must be a number of jobs, 1 or more", v)
+		l.bad(at, "%q: must be a number of jobs, 1 or more", value)
 	}
 	return n
 }
 
-// tokens reads them from the environment and the file. No error shows one.
-func (l *loader) tokens(most Token) {
-	list, name := l.first("DANQING_SERVE_TOKENS")
+// readTokens reads the tokens from the environment and the file. No problem contains one.
+func (l *loader) readTokens(defaults Token) {
+	list, name := l.lookup("DANQING_SERVE_TOKENS")
 	for i, entry := range strings.Split(list, ",") {
 		if strings.TrimSpace(entry) == "" {
 			continue
@@ -92,27 +93,27 @@ func (l *loader) tokens(most Token) {
 		if i > 0 || strings.Contains(list, ",") {
 			at = name + " (entry " + strconv.Itoa(i+1) + ")"
 		}
-		t := most
+		t := defaults
 		secret, found := "", false
 		t.Name, secret, found = strings.Cut(strings.TrimSpace(entry), ":")
 		if !found {
 			l.bad(at, "must be NAME:TOKEN,NAME:TOKEN")
 			continue
 		}
-		l.token(t, secret, at)
+		l.addToken(t, secret, at)
 	}
-	if path, at := l.first("DANQING_SERVE_TOKENS_FILE"); path != "" {
-		l.tokensFile(path, at, most)
+	if path, at := l.lookup("DANQING_SERVE_TOKENS_FILE"); path != "" {
+		l.readTokensFile(path, at, defaults)
 	}
 }
 
-// token takes one in, unless it is wrong.
-func (l *loader) token(t Token, secret, at string) {
+// addToken adds a token, or reports its problems.
+func (l *loader) addToken(t Token, secret, at string) {
 	secret = strings.TrimSpace(secret)
 	t.Secret = NewSecret(secret)
 	bad := len(l.problems)
 	if jobs.ValidAccount(t.Name) != nil {
-		l.bad(at, "has an invalid name: must be 1 to 64 letters, digits, dots, hyphens and underscores") // it may be the token itself
+		l.bad(at, "has an invalid name: must be 1 to 64 letters, digits, dots, hyphens and underscores") // not shown: it may be the token itself
 	}
 	if len(secret) < minTokenBytes || strings.ContainsFunc(secret, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 		l.bad(at, "must have a token of %d characters or more, ASCII without blanks, such as openssl rand -hex 24 prints", minTokenBytes)
@@ -127,31 +128,31 @@ func (l *loader) token(t Token, secret, at string) {
 	}
 }
 
-// tokensFile reads tokens, with bounds of their own, from a YAML file.
-func (l *loader) tokensFile(path, at string, most Token) {
+// readTokensFile reads tokens with their limits from a YAML file.
+func (l *loader) readTokensFile(path, at string, defaults Token) {
 	file := l.file
-	l.file = path // for what is wrong in it
+	l.file = path // for positions in problems
 	defer func() { l.file = file }()
 	top, err := readYAML(path)
 	if err != nil {
 		l.bad(at, "%s: %v", path, err)
 		return
 	}
-	if info, err := os.Stat(path); err == nil && exposed(path, info.Mode()) {
+	if info, err := os.Stat(path); err == nil && isWorldReadable(path, info.Mode()) {
 		l.warn("%s names a file that every user of this machine can read: chmod o-r it", at)
 	}
-	list := l.mapping(top, "the file", "tokens")["tokens"]
+	list := l.parseMapping(top, "the file", "tokens")["tokens"]
 	if list.node == nil || list.node.Kind != yaml.SequenceNode {
 		l.bad(list.at, "must be a list of tokens, each with a name, and token or token_env")
 		return
 	}
 	for _, node := range list.node.Content {
-		l.fileToken(resolve(node), most)
+		l.fileToken(resolveAlias(node), defaults)
 	}
 }
 
 func (l *loader) fileToken(node *yaml.Node, t Token) {
-	f := l.mapping(node, "a token", "name", "token", "token_env", "max_queued", "daily_budget")
+	f := l.parseMapping(node, "a token", "name", "token", "token_env", "max_queued", "daily_budget")
 	if node.Kind != yaml.MappingNode {
 		return
 	}
@@ -162,9 +163,9 @@ func (l *loader) fileToken(node *yaml.Node, t Token) {
 		l.bad(f["token"].at, "or token_env is required, and not both")
 		return
 	case variable != "":
-		l.named = append(l.named, variable)
-		if secret, _ = l.first(variable); secret == "" {
-			if !variableName.MatchString(variable) { // it may be the token itself
+		l.referencedVariables = append(l.referencedVariables, variable)
+		if secret, _ = l.lookup(variable); secret == "" {
+			if !variableName.MatchString(variable) { // not shown: it may be the token itself
 				variable = "something"
 			}
 			l.bad(f["token_env"].at, "names %s, which is not set: set it to the token", variable)
@@ -172,14 +173,10 @@ func (l *loader) fileToken(node *yaml.Node, t Token) {
 		}
 	}
 	if v := l.scalar(f["max_queued"]); v != "" {
-		n, err := strconv.Atoi(v)
-		if err != nil || n < 1 {
-			l.bad(f["max_queued"].at, "%q: must be a number of jobs, 1 or more", v)
-		}
-		t.MaxQueued = n
+		t.MaxQueued = l.parseJobCount(v, f["max_queued"].at)
 	}
 	if v := l.scalar(f["daily_budget"]); v != "" {
-		t.DailyBudgetMicroYuan = l.yuan(v, f["daily_budget"].at)
+		t.DailyBudgetMicroYuan = l.parseYuan(v, f["daily_budget"].at)
 	}
-	l.token(t, secret, f["name"].at)
+	l.addToken(t, secret, f["name"].at)
 }

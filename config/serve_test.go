@@ -44,7 +44,7 @@ tokens:
 	assert.Equal(t, Serve{}, cfg.Serve)
 }
 
-// All that is wrong is said by its place, and no token is shown.
+// Every problem has its position, and contains no token.
 func TestServeErrors(t *testing.T) {
 	t.Parallel()
 	path := writeTokens(t, `
@@ -62,13 +62,13 @@ tokens:
 		"DANQING_SERVE_URL": "danqing.example.com",
 	})
 	require.Error(t, err)
-	for _, says := range []string{
+	for _, want := range []string{
 		"DANQING_SERVE_TOKENS (entry 1) must be NAME:TOKEN", "DANQING_SERVE_TOKENS (entry 2) must have a token of 16", "DANQING_SERVE_TOKENS (entry 3) has an invalid name",
 		":3: name must have a token of 16", ":4: token or token_env is required, and not both", ":5: token or token_env", ":6: token_env names AWAY_TOKEN, which is not set",
 		":7: name repeats a name or a token", `:8: max_queued "many": must be a number of jobs`, ":8: daily_budget", ":8: tokn is not a field of a token: did you mean token",
 		`DANQING_TOKEN_MAX_QUEUED "none"`, "DANQING_TOKEN_DAILY_BUDGET", `DANQING_SERVE_MAX_QUEUED "0"`, `DANQING_GATEWAY_DEFAULT_N "5"`, "DANQING_SERVE_URL must be the URL",
 	} {
-		assert.ErrorContains(t, err, says)
+		assert.ErrorContains(t, err, want)
 	}
 	assert.NotContains(t, err.Error(), "hunter2")
 }

@@ -33,7 +33,7 @@ func TestVariables(t *testing.T) {
 		}, nil)
 		require.NoError(t, err)
 	}
-	env := full()
+	env := allVariables()
 	record(func(name string) string { return env[name] })
 	record(func(string) string { return "" }) // what stands in for others is asked for too
 	slices.Sort(read)

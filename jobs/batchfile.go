@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
 // resultKey is the field of a results line that holds what became of the job.
@@ -368,11 +370,10 @@ func (l Line) Result(v any) ([]byte, error) {
 			out.WriteByte(',')
 		}
 	}
-	fmt.Fprintf(out, "%q:", resultKey)
-	enc := json.NewEncoder(out)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
+	encoded, err := compactjson.Marshal(v)
+	if err != nil {
 		return nil, fmt.Errorf("result of line %d: %w", l.Number, err)
 	}
-	return append(bytes.TrimSuffix(out.Bytes(), []byte("\n")), '}'), nil
+	fmt.Fprintf(out, "%q:%s}", resultKey, encoded)
+	return out.Bytes(), nil
 }

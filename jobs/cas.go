@@ -11,6 +11,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
@@ -100,7 +101,7 @@ func (s *Store) update(ctx context.Context, old, next *Record, how updateOptions
 	if how.clearCancel {
 		next.CancelRequestedAt = time.Time{}
 	}
-	encoded, err := encodeJSON(next)
+	encoded, err := compactjson.Marshal(next)
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}

@@ -216,7 +216,7 @@ func TestChangesMissedByASlowReader(t *testing.T) {
 // So does one whose connection broke.
 func TestChangesMissedByAnOutage(t *testing.T) {
 	t.Parallel()
-	rdb := redistest.Open(t)
+	rdb := redistest.Start(t).Client(t)
 	changes, err := newTestClient(rdb).Subscribe(t.Context())
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, changes.Close()) })

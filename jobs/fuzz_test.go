@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
 // Whatever lies in Redis under a job's key, it is that job's record, in a state that
@@ -34,11 +36,11 @@ func FuzzDecodeRecord(f *testing.F) {
 		if cancel != "" && !strings.HasPrefix(cancel, "0001-01-01") {
 			require.False(t, rec.CancelRequestedAt.IsZero(), "the request to cancel is lost")
 		}
-		written, err := encodeJSON(rec)
+		written, err := compactjson.Marshal(rec)
 		require.NoError(t, err)
 		again, err := decodeRecord("a", string(written), "")
 		require.NoError(t, err)
-		rewritten, err := encodeJSON(again)
+		rewritten, err := compactjson.Marshal(again)
 		require.NoError(t, err)
 		require.Equal(t, string(written), string(rewritten))
 	})

@@ -11,6 +11,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
@@ -56,7 +57,7 @@ func (s *Store) SetLane(ctx context.Context, lane LaneStatus) error {
 		return fmt.Errorf("publish lane: %w", err)
 	}
 	lane.Held = false
-	encoded, err := encodeJSON(lane)
+	encoded, err := compactjson.Marshal(lane)
 	if err == nil {
 		err = s.redis.HSet(ctx, rediskey.Lanes, lane.Account+":"+lane.Model, encoded).Err()
 	}
@@ -109,7 +110,7 @@ func (i *Inspector) PauseAccount(ctx context.Context, account, why string) error
 	if err := ValidAccount(account); err != nil {
 		return fmt.Errorf("pause account: %w", err)
 	}
-	encoded, err := encodeJSON(Pause{Account: account, Reason: why, At: time.Now().UTC()})
+	encoded, err := compactjson.Marshal(Pause{Account: account, Reason: why, At: time.Now().UTC()})
 	if err == nil {
 		err = i.store.redis.HSet(ctx, rediskey.PausedAccounts, account, encoded).Err()
 	}

@@ -8,6 +8,8 @@ import (
 
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
 // Task types and queues in asynq, as its web UI shows them.
@@ -80,7 +82,7 @@ func (c *Client) Position(ctx context.Context, job *Job) (ahead int64, inLine bo
 }
 
 func newMessage(kind, queue, id string, payload any, opts ...asynq.Option) (*asynq.Task, error) {
-	encoded, err := encodeJSON(payload)
+	encoded, err := compactjson.Marshal(payload)
 	if err != nil {
 		return nil, fmt.Errorf("encode message %s: %w", id, err)
 	}
@@ -108,7 +110,7 @@ func (s *Store) PublishResult(ctx context.Context, rec *Record) error {
 			shown.Images = append(shown.Images, image.Key)
 		}
 	}
-	encoded, err := encodeJSON(shown)
+	encoded, err := compactjson.Marshal(shown)
 	if err != nil {
 		return fmt.Errorf("publish result of %s: %w", rec.ID, err)
 	}

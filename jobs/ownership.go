@@ -114,5 +114,5 @@ func (s *Store) KeyID(ctx context.Context, fingerprint string) (string, error) {
 // ClearIntent resets what the record has about the create of the current attempt.
 func (r *Record) ClearIntent() {
 	r.ServiceAt, r.AmbiguousAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
-	r.Candidates, r.Rejected, r.Adopted, r.RequestID = nil, nil, false, ""
+	r.Candidates, r.Rejected, r.Adopted, r.RequestID, r.CutShort = nil, nil, false, "", false
 }

@@ -1,7 +1,6 @@
 package jobs
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -75,6 +74,9 @@ type Record struct {
 	// AmbiguousAt is when the outcome of the create became unknown, by DashScope's clock;
 	// zero while it is known.
 	AmbiguousAt time.Time `json:"ambiguous_at,omitzero"`
+	// CutShort is set if the create's reply was not awaited to the end: the worker crashed,
+	// stopped or lost the lane. DashScope may still be processing the request.
+	CutShort bool `json:"cut_short,omitempty"`
 	// RequestID is DashScope's ID of a create that it answered without a task.
 	RequestID string `json:"request_id,omitempty"`
 	// ListedAt is when, before the submit, the account's whole list had no task of the same
@@ -143,15 +145,4 @@ func decodeRecord(id, encoded, cancel string) (*Record, error) {
 		return nil, fmt.Errorf("read record of %s: %w (%w)", id, ErrCorrupt, err)
 	}
 	return &rec, nil
-}
-
-// encodeJSON is compact JSON with < and > as they are, for the web UI and people.
-func encodeJSON(v any) ([]byte, error) {
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return nil, err
-	}
-	return bytes.TrimSpace(buf.Bytes()), nil
 }

@@ -131,17 +131,6 @@ func TestSuggestion(t *testing.T) {
 	}
 }
 
-func TestEditDistance(t *testing.T) {
-	t.Parallel()
-	for pair, want := range map[[2]string]int{
-		{"", ""}: 0, {"", "ab"}: 2, {"ab", "ab"}: 0, {"ab", "ba"}: 1, {"ab", "bc"}: 2, {"ab", "b"}: 1,
-		{"猫", "狗"}: 1, {"kitten", "sitting"}: 3, {"promtp", "prompt"}: 1,
-	} {
-		assert.Equal(t, want, editDistance(pair[0], pair[1]), pair)
-		assert.Equal(t, want, editDistance(pair[1], pair[0]), pair)
-	}
-}
-
 func TestRequestRoundTrip(t *testing.T) {
 	t.Parallel()
 	in := Request{

@@ -3,6 +3,8 @@ package jobs
 import (
 	"slices"
 	"strings"
+
+	"github.com/danqing-queue/danqing/jobs/editdistance"
 )
 
 // suggestion returns the known name that an unknown one is probably a misspelling of, or
@@ -14,7 +16,7 @@ func suggestion(name string, known []string) string {
 	for _, k := range known {
 		target := squash(k)
 		// The length alone rules most out; a name may be a megabyte long.
-		if room := maxEdits(key, target); len(key) <= len(target)+room && editDistance(key, target) <= room {
+		if room := maxEdits(key, target); len(key) <= len(target)+room && editdistance.Between(key, target) <= room {
 			return k
 		}
 	}
@@ -46,36 +48,9 @@ func closest(name string, names []string) string {
 		if len(name) > 2*len(candidate) {
 			continue
 		}
-		if d := editDistance(name, candidate); d < least {
+		if d := editdistance.Between(name, candidate); d < least {
 			best, least = candidate, d
 		}
 	}
 	return best
-}
-
-// editDistance counts the letters to insert, delete, replace or transpose with their
-// neighbor to get b from a (optimal string alignment).
-func editDistance(a, b string) int {
-	s, t := []rune(a), []rune(b)
-	rows := make([][]int, len(s)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(t)+1)
-		rows[i][0] = i
-	}
-	for j := range t {
-		rows[0][j+1] = j + 1
-	}
-	for i := 1; i <= len(s); i++ {
-		for j := 1; j <= len(t); j++ {
-			change := rows[i-1][j-1]
-			if s[i-1] != t[j-1] {
-				change++
-			}
-			rows[i][j] = min(change, rows[i-1][j]+1, rows[i][j-1]+1)
-			if i > 1 && j > 1 && s[i-1] == t[j-2] && s[i-2] == t[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
-			}
-		}
-	}
-	return rows[len(s)][len(t)]
 }

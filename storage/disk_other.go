@@ -5,6 +5,3 @@ package storage
 import "errors"
 
 func freeBytes(string) (uint64, error) { return 0, errors.ErrUnsupported }
-
-// syncDir does nothing: Windows cannot sync a directory.
-func syncDir(string) error { return nil }

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
 // download is one GET of an image.
@@ -102,7 +104,7 @@ func (d *download) saveResult(ctx context.Context, resp *http.Response, half *pa
 		folder = recheckFolder
 	}
 	path := filepath.Join(d.spool.dir, folder, d.name)
-	if err := publish(half.file, path); err != nil {
+	if err := atomicfile.Commit(half.file, path); err != nil {
 		return nil, fmt.Errorf("spool: %w: %w", ErrDisk, err)
 	}
 	if problem != nil {

@@ -224,21 +224,6 @@ func checkSpoolName(name string) error {
 	return nil
 }
 
-// publish makes a written file durable under its final name.
-func publish(f *os.File, to string) error {
-	err := f.Sync()
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), to)
-	}
-	if err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(to))
-}
-
 func sourceName(u *url.URL) string {
 	if name := path.Base(u.Path); name != "." && name != "/" {
 		return name

@@ -98,7 +98,7 @@ func TestRule1DailyBudgetOverRuns(t *testing.T) {
 	})
 }
 
-// Failed, refused and cancelled tasks free what was reserved for them; contract prices
+// Failed, refused and canceled tasks free what was reserved for them; contract prices
 // are what is booked.
 func TestLedgerFreesWhatCostsNothing(t *testing.T) {
 	failures := 0

@@ -49,7 +49,7 @@ func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int
 	case err == nil:
 		return nil
 	case !errors.As(err, &full):
-		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 	case full.Batch == "":
 		return &pauseError{backoff: &backoff{first: budgetPause, most: budgetPause}, message: "nothing is submitted: the day's budget is spent", cause: err}
 	}

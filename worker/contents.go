@@ -9,18 +9,17 @@ import (
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 )
 
-// inspect asks what those tasks of a listing have made that more than one job's create
-// may have made. known keeps what was asked already: a task that has ended does not
-// change.
-func (l *lane) inspectContested(ctx context.Context, view *reconcile.Snapshot, known map[string]*reconcile.Output) error {
-	view.Outputs = known
-	for _, task := range view.Unowned {
-		makers := view.Creators(task, l.timing())
-		several := slices.ContainsFunc(makers, func(i reconcile.Intent) bool { return i.JobID != makers[0].JobID })
-		if !several || task.Status != dashscope.StatusSucceeded {
+// inspectContested queries the output of succeeded tasks that creates of more than one job
+// may have made. outputs caches the results between calls: an ended task does not change.
+func (l *lane) inspectContested(ctx context.Context, snapshot *reconcile.Snapshot, outputs map[string]*reconcile.Output) error {
+	snapshot.Outputs = outputs
+	for _, task := range snapshot.Unowned {
+		creators := snapshot.Creators(task, l.timing())
+		contested := slices.ContainsFunc(creators, func(i reconcile.Intent) bool { return i.JobID != creators[0].JobID })
+		if !contested || task.Status != dashscope.StatusSucceeded {
 			continue
 		}
-		if known[task.TaskID] == nil {
+		if outputs[task.TaskID] == nil {
 			if err := l.ask(ctx); err != nil {
 				return err
 			}
@@ -31,18 +30,18 @@ func (l *lane) inspectContested(ctx context.Context, view *reconcile.Snapshot, k
 			if answer.Output.TaskStatus != dashscope.StatusSucceeded || isInconclusive(answer) {
 				continue
 			}
-			known[task.TaskID] = &reconcile.Output{Task: answer}
-			makers = view.Creators(task, l.timing())
+			outputs[task.TaskID] = &reconcile.Output{Task: answer}
+			creators = snapshot.Creators(task, l.timing())
 		}
-		if slices.ContainsFunc(makers, func(i reconcile.Intent) bool { return i.Size != makers[0].Size }) {
-			l.inspectSize(ctx, known[task.TaskID])
+		if reconcile.SizesDiffer(creators) {
+			l.inspectSize(ctx, outputs[task.TaskID])
 		}
 	}
 	return nil
 }
 
-// inspectSize looks how large a task's first image is. Without an answer the next look
-// asks again.
+// inspectSize reads the size of a task's first image. If that fails, the next call tries
+// again.
 func (l *lane) inspectSize(ctx context.Context, c *reconcile.Output) {
 	if c.Size != "" {
 		return

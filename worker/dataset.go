@@ -14,7 +14,6 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/redishealth"
-	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
@@ -22,21 +21,22 @@ import (
 )
 
 const (
-	// epochKey holds a name that the first worker gives to what Redis knows: it is gone
-	// when that is.
-	datasetKey = rediskey.Dataset
-	// memoryInterval is how often a worker looks whether Redis may have forgotten.
+	// datasetKey holds a random ID that the first worker writes. It is lost together with
+	// the data.
+	datasetKey = "danqing:dataset"
+	// datasetInterval is how often a worker checks whether Redis may have lost data.
 	datasetInterval = 5 * time.Second
-	// durabilityInterval is how often it asks how Redis keeps what it is told.
+	// durabilityInterval is how often a worker checks how durably Redis stores writes.
 	durabilityInterval = time.Minute
-	// trusted is the key of what a lane's last holder knew Redis by, and suspects of
-	// the tasks that jobs of the lane may have made which Redis has forgotten.
-	verifiedDatasetKey = rediskey.LaneVerifiedDataset
-	orphansKey         = rediskey.LaneOrphans
+	// verifiedDatasetKey is the key of the dataset ID that the lane was last checked
+	// against. orphansKey is the key of the orphaned tasks that jobs lost by Redis may have
+	// created.
+	verifiedDatasetKey = "verified_dataset"
+	orphansKey         = "orphans"
 )
 
-// memory names what Redis knows: it changes when Redis may have forgotten some of it,
-// after a restart or a failover, or all.
+// datasetID returns the ID of the Redis dataset. It changes when Redis may have lost some
+// data, after a restart or a failover, or all of it.
 func (w *Worker) datasetID(ctx context.Context) (string, error) {
 	run, err := redishealth.DatasetID(ctx, w.cfg.Redis)
 	if err != nil {
@@ -45,38 +45,37 @@ func (w *Worker) datasetID(ctx context.Context) (string, error) {
 	if err := w.cfg.Redis.SetNX(ctx, datasetKey, rand.Text(), 0).Err(); err != nil {
 		return "", fmt.Errorf("write %s: %w", datasetKey, err)
 	}
-	epoch, err := w.cfg.Redis.Get(ctx, datasetKey).Result()
+	dataset, err := w.cfg.Redis.Get(ctx, datasetKey).Result()
 	if err != nil {
 		return "", fmt.Errorf("read %s: %w", datasetKey, err)
 	}
-	return epoch + "/" + cmp.Or(run, "embedded"), nil
+	return dataset + "/" + cmp.Or(run, "embedded"), nil
 }
 
-// watchMemory tells Redis again what this worker knows whenever it may have forgotten,
-// until the returned function is called.
+// watchDataset replays to Redis whenever it may have lost data, until the returned function
+// is called.
 func (w *Worker) watchDataset(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for asked := time.Now(); w.sleep(ctx, datasetInterval) == nil; {
+		for checked := time.Now(); w.sleep(ctx, datasetInterval) == nil; {
 			_, err := w.syncDataset(ctx)
 			if err == nil {
 				err = w.recordKeyIDs(ctx)
 			}
-			if err == nil && time.Since(asked) > durabilityInterval { // a replica may have come or gone
-				err, asked = w.checkDurability(ctx), time.Now()
+			if err == nil && time.Since(checked) > durabilityInterval { // a replica may have been added or removed
+				err, checked = w.checkDurability(ctx), time.Now()
 			}
 			if err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
-				w.log.Warn(redisAway, "err", err)
+				w.log.Warn(redisUnavailable, "err", err)
 			}
 		}
 	}()
 	return func() { cancel(); <-done }
 }
 
-// recollect returns what Redis is known by, after telling it what this worker knows if
-// that is something else than before.
+// syncDataset returns the current dataset ID. If it has changed, it first replays to Redis.
 func (w *Worker) syncDataset(ctx context.Context) (string, error) {
 	w.replayMu.Lock()
 	defer w.replayMu.Unlock()
@@ -87,8 +86,8 @@ func (w *Worker) syncDataset(ctx context.Context) (string, error) {
 	return now, w.replayToRedis(ctx, now)
 }
 
-// learnKeys notes in the journal what Redis knows of the keys of the configured
-// accounts: should it forget, their tasks are still known by them.
+// recordKeyIDs copies the api_key_ids of the configured accounts' keys from Redis to the
+// journal: if Redis loses them, their tasks are still recognized.
 func (w *Worker) recordKeyIDs(ctx context.Context) error {
 	journal := w.cfg.DataDir.Journal
 	for _, a := range w.accounts {
@@ -107,15 +106,15 @@ func (w *Worker) recordKeyIDs(ctx context.Context) error {
 	return nil
 }
 
-// lastMemory is what Redis was when this worker last told it what it knows.
+// currentDataset returns the ID of the dataset that this worker last replayed into.
 func (w *Worker) currentDataset() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.knownDataset
 }
 
-// remind tells a Redis that may have forgotten what this worker knows: its journal,
-// what was spent, whose tasks are whose, and the queues.
+// replayToRedis writes to a Redis that may have lost data what this worker has on disk: its
+// journal, what was spent and the owners of tasks. It also registers the queues.
 func (w *Worker) replayToRedis(ctx context.Context, now string) error {
 	before := cmp.Or(w.currentDataset(), w.cfg.DataDir.Dataset)
 	if before != "" && before != now && !w.cfg.ExclusiveQueue {
@@ -154,7 +153,7 @@ func (w *Worker) replayToRedis(ctx context.Context, now string) error {
 	return nil
 }
 
-// askDurability asks Redis how it keeps what it is told.
+// checkDurability records how durably Redis stores writes.
 func (w *Worker) checkDurability(ctx context.Context) error {
 	durability, err := redishealth.Probe(ctx, w.cfg.Redis)
 	if err != nil {
@@ -166,9 +165,8 @@ func (w *Worker) checkDurability(ctx context.Context) error {
 	return nil
 }
 
-// acknowledged asks for the strongest acknowledgement that Redis gives of what was
-// written. Without one the journal alone has it for certain, so that it is said and
-// the work goes on.
+// waitDurable waits for the strongest acknowledgement that Redis offers for what was
+// written. On a timeout it logs and continues; the journal is durable.
 func (w *Worker) waitDurable(ctx context.Context, jobID string) {
 	w.mu.Lock()
 	durability := w.durability
@@ -186,13 +184,13 @@ func (w *Worker) models() []string {
 	return models
 }
 
-// recall finds out at the beginning of a term whether Redis has forgotten what an
-// earlier holder was at. Then a job on the queue may have been paid for: everybody
-// gets the time of a lease to tell what he knows, and for each of the account's tasks
-// that is still nobody's the next job is held.
+// checkDataLoss compares the dataset with the one last verified for the lane. If it
+// changed, queued jobs may already have been paid for: it waits for other workers to replay
+// and for delayed creates to arrive, one lease TTL or 66 s, whichever is longer; then it
+// records the orphaned tasks, for each of which one job will be held.
 func (l *lane) checkDataLoss(ctx context.Context) error {
 	if l.cfg.ExclusiveQueue {
-		return nil // the journal is all there is to know
+		return nil // only the journal holds data
 	}
 	now := l.dataset
 	last, err := l.cfg.Redis.Get(ctx, l.key(verifiedDatasetKey)).Result()
@@ -202,7 +200,7 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 	if last == now || last == "" && !l.hasHistory() {
 		return l.markVerified(ctx, now)
 	}
-	// A create of a worker that is gone for good may still be on its way.
+	// A create of a worker that is gone for good may still be in transit.
 	wait := max(leaseTTL, l.timing().Late)
 	l.log.Warn("redis dataset changed: waiting for other workers to replay", "wait", wait)
 	if err := l.sleep(ctx, wait); err != nil {
@@ -218,7 +216,7 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 	for _, task := range orphans {
 		l.log.Error("orphaned task after data loss: next job will be held", "task_id", task.TaskID)
 		if err := l.cfg.Redis.HSet(ctx, l.key(orphansKey), task.TaskID, task.GmtCreate).Err(); err != nil {
-			return fmt.Errorf("note a task that is nobody's: %w", err)
+			return fmt.Errorf("record orphaned task: %w", err)
 		}
 		if err := l.addToQuarantine(ctx, quarantinedTask{JobID: "unknown", Account: l.account.name, Model: l.model.Name, TaskID: task.TaskID}); err != nil {
 			return err
@@ -227,32 +225,31 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 	return l.markVerified(ctx, now)
 }
 
-// trusts reports whether the lane has been through recall since Redis may have
-// forgotten.
+// isVerified reports whether checkDataLoss has run for the lane and the current dataset.
 func (l *lane) isVerified(ctx context.Context) bool {
 	last, err := l.cfg.Redis.Get(ctx, l.key(verifiedDatasetKey)).Result()
 	return err == nil && last == l.dataset || l.cfg.ExclusiveQueue
 }
 
-// before reports whether there was something to forget, as far as this worker knows: it
-// has known Redis by something else, or has worked on the lane's account.
+// hasHistory reports whether Redis had data to lose, as far as this worker can tell: it has
+// seen another dataset, or has created a task with the account's key.
 func (l *lane) hasHistory() bool {
 	l.Worker.mu.Lock()
-	forgot := l.dataLossSeen
+	lost := l.dataLossSeen
 	l.Worker.mu.Unlock()
-	return forgot || l.cfg.DataDir.Journal.KeyID(l.account.remote.KeyMark()) != ""
+	return lost || l.cfg.DataDir.Journal.KeyID(l.account.remote.KeyMark()) != ""
 }
 
-// mindful fails if Redis may have forgotten since the lane's term began: nothing may be
-// bought on its word then.
+// assertSameDataset fails if Redis may have lost data since the term began: nothing may be
+// submitted then.
 func (l *lane) assertSameDataset(ctx context.Context) error {
 	if l.cfg.ExclusiveQueue {
 		return nil
 	}
-	now, err := l.Worker.datasetID(ctx)
+	now, err := l.datasetID(ctx)
 	switch {
 	case err != nil:
-		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 	case now != l.dataset:
 		l.log.Warn("redis dataset changed: restarting the lane", "term", l.term)
 		l.lease.invalidate()
@@ -261,28 +258,29 @@ func (l *lane) assertSameDataset(ctx context.Context) error {
 	return nil
 }
 
-// trust notes what Redis is known by, and reads which tasks jobs are held for.
+// markVerified records the verified dataset and loads the orphaned tasks for which jobs
+// will be held.
 func (l *lane) markVerified(ctx context.Context, now string) error {
 	if err := l.cfg.Redis.Set(ctx, l.key(verifiedDatasetKey), now, 0).Err(); err != nil {
 		return fmt.Errorf("write %s: %w", l.key(verifiedDatasetKey), err)
 	}
-	noted, err := l.cfg.Redis.HKeys(ctx, l.key(orphansKey)).Result()
+	orphans, err := l.cfg.Redis.HKeys(ctx, l.key(orphansKey)).Result()
 	if err != nil {
-		return fmt.Errorf("read tasks that are nobody's: %w", err)
+		return fmt.Errorf("read orphaned tasks: %w", err)
 	}
-	slices.Sort(noted)
+	slices.Sort(orphans)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.orphans = noted
+	l.orphans = orphans
 	return nil
 }
 
-// lookAgain reads the list again if sidecars tell whose its tasks are, which a queue of
-// one's own does not know: of an earlier run with another data directory.
+// refreshBaseline takes another snapshot if sidecars show the owners of tasks in the first.
+// An exclusive queue lacks the tasks of earlier runs with another data directory.
 func (l *lane) refreshBaseline(ctx context.Context) error {
 	left, err := l.findOrphans(ctx)
 	if err != nil {
-		l.log.Warn("sidecars not read: tasks of earlier runs count as another program's", "err", err)
+		l.log.Warn("sidecars not read: tasks of earlier runs count as foreign", "err", err)
 		return nil
 	}
 	if len(left) < len(l.baseline.Unowned) {
@@ -291,8 +289,8 @@ func (l *lane) refreshBaseline(ctx context.Context) error {
 	return err
 }
 
-// unexplained are the tasks of the lane's key, or of any if it is not known, that nobody
-// owns, not even a sidecar, and that no intent which is known can have made.
+// findOrphans returns the tasks of the lane's key, or of any key if it is unknown, that
+// neither a record, a journal nor a sidecar owns and that no known intent may have created.
 func (l *lane) findOrphans(ctx context.Context) ([]dashscope.TaskInfo, error) {
 	key, err := l.keyID(ctx, l.account.remote.KeyMark())
 	if err != nil {
@@ -300,8 +298,8 @@ func (l *lane) findOrphans(ctx context.Context) ([]dashscope.TaskInfo, error) {
 	}
 	orphans := map[string]dashscope.TaskInfo{}
 	for _, task := range l.baseline.Unowned {
-		known := slices.ContainsFunc(l.baseline.Intents, func(i reconcile.Intent) bool { return i.CouldHaveCreated(task, l.submitLimit()) })
-		if (key == "" || task.APIKeyID == key) && !known && !l.baseline.Quarantined[task.TaskID] {
+		explained := slices.ContainsFunc(l.baseline.Intents, func(i reconcile.Intent) bool { return i.CouldHaveCreated(task, l.submitLimit()) })
+		if (key == "" || task.APIKeyID == key) && !explained && !l.baseline.Quarantined[task.TaskID] {
 			orphans[task.TaskID] = task
 		}
 	}
@@ -310,7 +308,7 @@ func (l *lane) findOrphans(ctx context.Context) ([]dashscope.TaskInfo, error) {
 	}
 	err = l.cfg.Bucket.RecentSidecars(ctx, time.Now().Add(-journal.TaskRetention), func(s *storage.Sidecar) error {
 		for _, attempt := range s.Attempts {
-			if _, ours := orphans[attempt.TaskID]; ours {
+			if _, orphaned := orphans[attempt.TaskID]; orphaned {
 				delete(orphans, attempt.TaskID)
 				if err := l.jobs.ClaimTask(ctx, attempt.TaskID, s.JobID); err != nil && !errors.As(err, new(*jobs.TaskOwnedError)) {
 					return err
@@ -325,8 +323,8 @@ func (l *lane) findOrphans(ctx context.Context) ([]dashscope.TaskInfo, error) {
 	return slices.Collect(maps.Values(orphans)), nil
 }
 
-// holdSuspect holds a job that may have been made by a task which Redis has forgotten,
-// one for each such task.
+// holdForOrphan holds a job that may have been lost by Redis after an orphaned task was
+// created for it: one job for each such task.
 func (l *lane) holdForOrphan(ctx context.Context, rec *jobs.Record, req *jobs.Request) error {
 	l.mu.Lock()
 	tasks := slices.Clone(l.orphans)
@@ -334,17 +332,17 @@ func (l *lane) holdForOrphan(ctx context.Context, rec *jobs.Record, req *jobs.Re
 	if len(tasks) == 0 {
 		return nil
 	}
-	next := heldRecord(rec, jobs.CodeOrphanedTask, fmt.Sprintf("Redis has lost its data, and %d of the account's tasks are no known job's: this job may have been made by one of them, whose images are kept under _held/ in the bucket", len(tasks)))
+	next := heldRecord(rec, jobs.CodeOrphanedTask, fmt.Sprintf("Redis has lost data, and %d of the account's tasks have no known owner: one of them may have been created for this job; their images are quarantined under _held/ in the bucket", len(tasks)))
 	next.Candidates, next.Account, next.Request = tasks, l.account.name, req
 	l.log.Error("job held for operator", "job_id", rec.ID, "err", next.Message)
 	if err := l.transition(ctx, rec, next); err != nil {
 		return err
 	}
 	if err := l.cfg.Redis.HDel(ctx, l.key(orphansKey), tasks[0]).Err(); err != nil {
-		l.log.Warn(redisAway, "err", err)
+		l.log.Warn(redisUnavailable, "err", err)
 	}
 	l.mu.Lock()
 	l.orphans = tasks[1:]
 	l.mu.Unlock()
-	return jobs.ErrConflict // look again
+	return jobs.ErrConflict // read the record again
 }

@@ -148,7 +148,7 @@ func TestRule15RedisForgotItsLastSecond(t *testing.T) {
 }
 
 // A reply comes to a worker that has lost the lane meanwhile, when the job has been
-// bought again: its task is an extra one of ours, and is cancelled while it waits.
+// bought again: its task is an extra one of ours, and is canceled while it waits.
 func TestRule3ReplyAfterTheJobWasBoughtAgain(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Minute, 2*time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {

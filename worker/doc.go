@@ -1,23 +1,26 @@
-// Package worker spends the money and keeps the promises: no image is paid for
-// twice, none that was paid for is lost, and the slot is never idle while there
-// is work.
+// Package worker submits jobs, polls their tasks and stores their images. It guarantees
+// that no image is paid for twice and that no paid image is lost, and it keeps the slots
+// busy while there is work.
 //
-// A [Worker] runs the lanes of its accounts, each an account's capacity for one
-// model, and a store server. A lane submits a job, polls its task to the end and
-// hands the result URLs on; the store server copies many images at once, so that
-// copying never holds a slot. All are asynq servers, and every step may be
+// A [Worker] runs the lanes of its accounts and a store server. A lane is one account's
+// capacity for one model: it submits a job, polls its task to the end and hands over the
+// result URLs. The store server copies the images of several jobs concurrently, so that
+// copying never occupies a slot. All of them are asynq servers, and every message may be
 // delivered any number of times: the job's record decides what is done.
 //
-// One process at a time holds a lane, by a lease in Redis; the others stand by.
-// The lanes of several accounts draw from the same queues, and a job belongs to
-// an account from its intent on. What keeps a lane from buying (a refused key, a
-// throttle, a bucket that is away) closes it for a while: the message that it had
-// drawn goes back to the head of its queue, for whoever can work it.
+// One process at a time holds a lane, by a lease in Redis; the others are on standby. The
+// lanes of several accounts draw from the same queues, and a job belongs to an account
+// from its intent on. When a lane cannot submit (the key is refused, the service
+// throttles, the bucket is unavailable), it pauses: the message that it had drawn returns
+// to the head of its queue, where any other lane may draw it.
 //
-// Before a create is sent, the intent is in the record and, synced, in the
-// [Journal], and its money is reserved in the ledger. Whatever happens next, a later
-// run finds it: a task that is known is polled to its end, and a create whose outcome
-// is unknown is looked for in the account's list. A task that can only be its own is
-// adopted; if there is none when none can come any more, the job is bought again; what
-// stays unclear is held for a person, and the images of all that it may be are kept.
+// Before a create is sent, its cost is reserved in the ledger and its intent is written
+// to the record and to the [journal.Journal], which is synced. Whatever happens next, a
+// later run can continue: a known task is polled to its end; a create whose outcome is
+// unknown is reconciled with the account's task list. A task that only this create can
+// have made is adopted. If there is no task, and none can appear any more, the job is
+// submitted again. Any other case is held for an operator, and the images of all
+// candidate tasks are quarantined.
+//
+// The rules, each with its tests, are in worker/docs/spending.md.
 package worker

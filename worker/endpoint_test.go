@@ -91,7 +91,7 @@ func TestGatewayIsRefused(t *testing.T) {
 	assert.Empty(t, sim.Tasks())
 }
 
-// What is wrong with a configuration is said by name, before anything is dialled.
+// What is wrong with a configuration is said by name, before anything is dialed.
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
 	_, err := worker.New(worker.Config{})

@@ -7,36 +7,37 @@ import (
 	"sync"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// effort is one go of a lane at a job. It belongs to the lane, not to the message
-// that began it: when asynq takes the message away, because of a button in its
-// web UI, an outage of Redis or the end of a session, a task may be running, so
-// the effort goes on and keeps its slot, and a later delivery of the message
-// joins it.
+// execution is a lane's work on one job. It outlives the asynq message that started it:
+// asynq may take the message away, because of an action in its web UI, a Redis outage or
+// the end of a session, while a task may be running. The execution then continues and keeps
+// its slot, and a redelivery of the message attaches to it.
 type execution struct {
-	// handlers wait for the verdict, and slotless says that the effort has given its
-	// slot up; guarded by the lane's mu.
+	// handlers is the number of handlers that wait for the result. slotReleased is set
+	// while the execution has no slot. Both are guarded by the lane's mu.
 	handlers     int
 	slotReleased bool
-	// parked is closed when the verdict may take minutes without a slot: no handler
-	// waits for it any more.
+	// parked is closed when the result may take minutes without a slot. Handlers stop
+	// waiting then.
 	parked chan struct{}
-	// done is closed when err is the verdict.
+	// done is closed when err is final.
 	done chan struct{}
 	err  error
 }
 
-// trouble is why a lane can buy nothing for now, with the job or without it.
-// Nothing was spent, and no attempt.
+// pauseError is why a lane cannot submit for now, neither this job nor another. Nothing was
+// spent, and no attempt was counted.
 type pauseError struct {
 	backoff *backoff
 	minWait time.Duration
 	message string // a constant, for the log
 	cause   error
-	// lasts, unless nil, fails as long as the trouble is not over after the wait.
+	// recheck, unless nil, is called after the wait and fails while the cause persists.
 	recheck func(context.Context) error
 }
 
@@ -49,83 +50,84 @@ func (t *pauseError) Error() string {
 
 func (t *pauseError) Unwrap() error { return t.cause }
 
-// join returns the effort that is under way on a job, or nil, for a handler that
-// will wait for its verdict and must leave.
+// attach returns the execution of a job, or nil if there is none. It counts the caller as a
+// handler that waits for the result and must detach.
 func (l *lane) attach(id string) *execution {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	e := l.efforts[id]
+	e := l.executions[id]
 	if e != nil {
 		e.handlers++
 	}
 	return e
 }
 
-// leave ends a handler's wait, before the verdict or after it.
+// detach ends a handler's wait, before or after the result.
 func (l *lane) detach(ctx context.Context, id string, e *execution) {
 	l.mu.Lock()
 	e.handlers--
-	alone := e.handlers == 0
+	unattended := e.handlers == 0
 	l.mu.Unlock()
 	select {
 	case <-e.done:
-		if alone { // the verdict came too late for the message
+		if unattended { // no handler returned the result to asynq
 			l.ensureMessage(ctx, id)
 		}
 	default:
 	}
 }
 
-// leaveParked ends a handler's wait for an effort that is parked, unless it is over.
+// detachParked ends a handler's wait for a parked execution. It reports false if the
+// execution has ended.
 func (l *lane) detachParked(id string, e *execution) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.efforts[id] != e {
+	if l.executions[id] != e {
 		return false
 	}
 	e.handlers--
 	return true
 }
 
-// begin starts an effort in a slot that the caller has taken, unless one is under
-// way: then it returns that one, and the slot is free again. handlers is how many
-// wait for the verdict.
+// start starts an execution in a slot that the caller has taken. If the job already has
+// one, it releases the slot and returns that execution. handlers is the number of handlers
+// that wait for the result.
 func (l *lane) start(ctx context.Context, id string, handlers int, work func(context.Context, *execution) error) *execution {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e := l.efforts[id]; e != nil {
+	if e := l.executions[id]; e != nil {
 		<-l.slots
 		e.handlers += handlers
 		return e
 	}
 	e := &execution{handlers: handlers, parked: make(chan struct{}), done: make(chan struct{})}
-	l.efforts[id] = e
+	l.executions[id] = e
 	l.group.Go(func() {
 		e.err = l.withInFlightMark(ctx, id, func(ctx context.Context) error { return work(ctx, e) })
 		var t *pauseError
 		if errors.As(e.err, &t) {
 			select {
 			case l.pauses <- t:
-			default: // the lane is being closed already
+			default: // the lane is being paused already
 			}
 		}
 		l.mu.Lock()
-		delete(l.efforts, id)
-		alone, slotless := e.handlers == 0, e.slotReleased
+		delete(l.executions, id)
+		unattended, slotReleased := e.handlers == 0, e.slotReleased
 		close(e.done)
 		l.mu.Unlock()
-		if !slotless {
+		if !slotReleased {
 			<-l.slots
 		}
-		if alone {
+		if unattended {
 			l.ensureMessage(ctx, id)
 		}
 	})
 	return e
 }
 
-// letGo frees an effort's slot, and lets its handlers go, while it waits for something
-// that needs none.
+// releaseSlot releases an execution's slot and its handlers while it waits for something
+// that needs no slot.
 func (l *lane) releaseSlot(e *execution) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -141,12 +143,12 @@ func (l *lane) releaseSlot(e *execution) {
 	}
 }
 
-// regain takes a slot for an effort that has let its own go.
+// reacquireSlot takes a slot for an execution that has released its own.
 func (l *lane) reacquireSlot(ctx context.Context, e *execution) error {
 	l.mu.Lock()
-	slotless := e.slotReleased
+	slotReleased := e.slotReleased
 	l.mu.Unlock()
-	if !slotless {
+	if !slotReleased {
 		return nil
 	}
 	if err := l.takeSlot(ctx); err != nil {
@@ -158,8 +160,8 @@ func (l *lane) reacquireSlot(ctx context.Context, e *execution) error {
 	return nil
 }
 
-// settle waits until no effort does anything, by taking every slot for good. It
-// gives up when ctx ends.
+// drainSlots waits until no execution is running by taking every slot for good. It gives up
+// when ctx ends.
 func (l *lane) drainSlots(ctx context.Context) {
 	for range cap(l.slots) {
 		select {
@@ -170,26 +172,26 @@ func (l *lane) drainSlots(ctx context.Context) {
 	}
 }
 
-// noted does the work under an in-flight note in Redis, which names the job to
-// whoever holds the lane after a death in the middle.
+// withInFlightMark runs work under an in-flight mark in Redis. After a crash the mark names
+// the job to the next holder of the lane.
 func (l *lane) withInFlightMark(ctx context.Context, id string, work func(context.Context) error) error {
 	if err := l.markInFlight(ctx, l.account.name, l.model.Name, id); err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 	}
 	err := work(ctx)
 	if errors.Is(err, ErrStopped) || ctx.Err() != nil {
-		return err // the next holder goes on
+		return err // the next holder resumes it
 	}
 	l.clearInFlight(ctx, id)
 	return err
 }
 
-const redisAway = "redis unavailable"
+const redisUnavailable = "redis unavailable"
 
-// note says in Redis that a lane is at a job.
+// markInFlight records in Redis that a lane works on a job.
 func (w *Worker) markInFlight(ctx context.Context, account, model, id string) error {
 	if err := w.cfg.Redis.HSet(ctx, rediskey.Lane(account, model, inFlightKey), id, time.Now().UTC().Format(time.RFC3339)).Err(); err != nil {
-		return fmt.Errorf("note job %s in flight: %w", id, err)
+		return fmt.Errorf("mark job %s in flight: %w", id, err)
 	}
 	return nil
 }
@@ -202,21 +204,21 @@ func (l *lane) clearInFlight(ctx context.Context, id string) {
 	}
 }
 
-// resume goes on with what earlier holders of the lane were at: tasks that hold a
-// slot and are paid for, and messages that wait for a handler which is dead. It
-// returns when each has its slot or is done.
+// resumeInFlight resumes the jobs that earlier holders of the lane left in flight: paid
+// tasks that occupy a slot, and messages whose handler is dead. It returns when each has
+// its slot or is done.
 //
-// waiting is what to do about a job without a task.
+// waiting handles a job that has no task.
 func (l *lane) resumeInFlight(ctx context.Context, waiting func(context.Context, *jobs.Record) error) error {
 	left, err := l.cfg.Redis.HKeys(ctx, l.key(inFlightKey)).Result()
 	if err != nil {
-		return fmt.Errorf("read in-flight notes: %w", err)
+		return fmt.Errorf("read in-flight marks: %w", err)
 	}
 	for _, id := range left {
 		l.mu.Lock()
-		known := l.efforts[id] != nil
+		running := l.executions[id] != nil
 		l.mu.Unlock()
-		if known {
+		if running {
 			continue
 		}
 		if err := l.takeSlot(ctx); err != nil {
@@ -227,11 +229,11 @@ func (l *lane) resumeInFlight(ctx context.Context, waiting func(context.Context,
 	return nil
 }
 
-// resumeInterval is how often a lane looks for jobs of its own that others came
-// across: a task that was adopted by hand, drawn by another account's lane.
+// inFlightInterval is how often a lane looks for jobs of its own that other lanes came
+// across, as a manually adopted task whose message another account's lane has drawn.
 const inFlightInterval = 5 * time.Second
 
-// keepResuming does so until the returned function is called.
+// pollInFlight calls resumeInFlight periodically until the returned function is called.
 func (l *lane) pollInFlight(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
@@ -245,15 +247,16 @@ func (l *lane) pollInFlight(ctx context.Context) (stop func()) {
 			// A message whose handler is alive, in another lane, stays where it is.
 			wait := func(context.Context, *jobs.Record) error { return nil }
 			if err := l.resumeInFlight(ctx, wait); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
-				l.log.Warn(redisAway, "err", err)
+				l.log.Warn(redisUnavailable, "err", err)
 			}
 		}
 	})
 	return func() { cancel(); group.Wait() }
 }
 
-// goOn takes a job over from an earlier holder, as far as it has a task. A job
-// without one waits its turn, unless its create was lost: then it has had its turn.
+// resumeJob takes over a job that has a task or an open intent. A job without either is
+// left to waiting, unless its create was lost here: its message was drawn already, so it is
+// submitted again at once.
 func (l *lane) resumeJob(ctx context.Context, e *execution, id string, waiting func(context.Context, *jobs.Record) error) error {
 	for lost := false; ; {
 		rec, err := l.jobs.Get(ctx, id)
@@ -265,9 +268,10 @@ func (l *lane) resumeJob(ctx context.Context, e *execution, id string, waiting f
 			return nil
 		}
 		if err != nil {
-			// It may have a task, so the slot is not free, and the note must stay.
+			// The job may have a task, so the slot is not free, and the in-flight mark must
+			// stay.
 			wait := l.waits.unreachable.next()
-			l.log.Warn(redisAway, "job_id", id, "err", err, "wait", wait)
+			l.log.Warn(redisUnavailable, "job_id", id, "err", err, "wait", wait)
 			if err := l.sleep(ctx, wait); err != nil {
 				return err
 			}
@@ -292,19 +296,20 @@ func (l *lane) resumeJob(ctx context.Context, e *execution, id string, waiting f
 		default:
 			return nil
 		}
-		var verdict *jobError
-		if err != nil && !errors.As(err, &verdict) && !errors.Is(err, jobs.ErrConflict) {
+		var ended *jobError
+		if err != nil && !errors.As(err, &ended) && !errors.Is(err, jobs.ErrConflict) {
 			return err
 		}
 	}
 }
 
-// foreign reports whether a job is another lane's, from its intent on.
+// foreign reports whether a job belongs to another lane. A job belongs to a lane from its
+// intent on.
 func (l *lane) foreign(rec *jobs.Record) bool {
 	return rec.Account != l.account.name || rec.Model != l.model.Name
 }
 
-// wake sees to it that a job which waits has a message.
+// ensureMessage enqueues a message for a waiting job that has none.
 func (l *lane) ensureMessage(ctx context.Context, id string) {
 	ctx = context.WithoutCancel(ctx)
 	rec, err := l.jobs.Get(ctx, id)
@@ -312,12 +317,22 @@ func (l *lane) ensureMessage(ctx context.Context, id string) {
 		err = l.jobs.EnqueueGenerate(ctx, rec, rec.OriginalRequest())
 	}
 	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
-		l.log.Warn("job without a message", "job_id", id, "err", err)
+		l.log.Warn("waiting job may lack a message", "job_id", id, "err", err)
 	}
 }
 
-// rescue gives a waiting job whose handler died with the lane's last holder its
-// place back. asynq would do so in a minute or two, and at the tail.
+// requeueScript puts an active message back at the head of its queue, as asynq itself does
+// (internal/rdb/rdb.go of v0.26.0, requeueCmd).
+var requeueScript = redis.NewScript(`
+if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then return 0 end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('RPUSH', KEYS[3], ARGV[1])
+redis.call('HSET', KEYS[4], 'state', 'pending')
+return 1
+`)
+
+// requeueAtHead restores the queue position of a waiting job whose handler died with the
+// lane's last holder. asynq would requeue it after a minute or two, and at the tail.
 func (l *lane) requeueAtHead(ctx context.Context, rec *jobs.Record) error {
 	if active, err := l.jobs.RequeueAtHead(ctx, rec); err != nil || active {
 		return err

@@ -17,8 +17,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 )
 
-// lane is one holding of an account's capacity for one model: it submits jobs
-// and polls their tasks.
+// lane is one term of an account's capacity for one model: it submits jobs and polls their
+// tasks.
 type lane struct {
 	*Worker
 	laneSpec
@@ -26,56 +26,56 @@ type lane struct {
 	log   *slog.Logger
 	lease lease
 	term  int64
-	// slots has one place per task at once. asynq frees a handler's place while
-	// the handler may still run, so its own bound is not enough.
+	// slots is a semaphore with one slot per concurrent task. asynq releases a handler's
+	// slot while the handler may still run, so its own limit is not enough.
 	slots chan struct{}
-	// pauses takes the trouble that closes the lane for a while.
+	// pauses receives the error that pauses the lane.
 	pauses chan *pauseError
-	// turn is held by whoever submits: one create at a time.
+	// submitSem is held while submitting: one create at a time.
 	submitSem chan struct{}
-	pace      *submitLimiter
-	// queries bounds the looks at tasks. All lanes of an account, whoever holds
-	// them, share half of what the account is allowed.
+	limiter   *submitLimiter
+	// queries limits status queries. All lanes of an account, in all workers, share half of
+	// the account's limit.
 	queries *rate.Limiter
 
-	group sync.WaitGroup // of the efforts
+	group sync.WaitGroup // of the executions
 	mu    sync.Mutex
-	// efforts are under way, by job ID.
-	efforts map[string]*execution
-	tasks   sync.Map // the IDs of the lane's own
-	// first is the listing of the beginning of the term, nil if there was none, and
-	// since then the last one in which nobody's task bore the lane's key.
+	// executions are those in progress, by job ID.
+	executions map[string]*execution
+	tasks      sync.Map // IDs of tasks created or adopted in this term
+	// baseline is the snapshot of the start of the term, nil if the list was unavailable.
+	// Later it is the last snapshot in which no task of the lane's key was unexplained.
 	baseline *reconcile.Snapshot
-	// memory is what Redis was known by at the beginning of the term, and suspects are
-	// the tasks for each of which a job is held; guarded by mu.
+	// dataset is the dataset ID at the start of the term. orphans are the orphaned tasks
+	// for each of which one job will be held. Both are guarded by mu.
 	dataset string
 	orphans []string
 
 	waits waits
 }
 
-// waits grow while the same trouble lasts.
+// waits are the lane's backoffs by kind of failure. Each grows while the failure lasts.
 type waits struct{ unreachable, throttled, account backoff }
 
 const (
-	// accountQueries is half of the documented 20 a second (manage-asynchronous-tasks
-	// page), which other programs need too.
+	// accountQueries is the query budget per account and second: half of the documented 20
+	// per second (manage-asynchronous-tasks page); other programs use the account too.
 	accountQueries = 10
-	// parkTime is how long asynq waits for parked handlers before it puts their
-	// messages back at the head of the queue.
+	// shutdownTimeout is how long asynq waits for parked handlers before it requeues their
+	// messages at the head of the queue.
 	shutdownTimeout = 100 * time.Millisecond
 )
 
 func newLane(w *Worker, spec laneSpec) *lane {
 	l := &lane{
 		Worker: w, laneSpec: spec, log: spec.account.log.With("model", spec.model.Name),
-		slots:     make(chan struct{}, spec.concurrency),
-		pauses:    make(chan *pauseError, 1),
-		submitSem: make(chan struct{}, 1),
-		efforts:   map[string]*execution{},
+		slots:      make(chan struct{}, spec.concurrency),
+		pauses:     make(chan *pauseError, 1),
+		submitSem:  make(chan struct{}, 1),
+		executions: map[string]*execution{},
 		waits: waits{
 			unreachable: backoff{first: time.Second, most: time.Minute},
-			// Throttles usually clear within a minute (rate-limit page).
+			// Throttling usually clears within a minute (rate-limit page).
 			throttled: backoff{first: time.Second, most: time.Minute},
 			account:   backoff{first: 10 * time.Second, most: 10 * time.Minute},
 		},
@@ -87,7 +87,7 @@ func newLane(w *Worker, spec laneSpec) *lane {
 
 func (l *lane) key(name string) string { return rediskey.Lane(l.account.name, l.model.Name, name) }
 
-// lanesOf counts the lanes of an account.
+// lanesOf returns the number of lanes of an account.
 func (w *Worker) lanesOf(a *account) int {
 	n := 0
 	for _, spec := range w.lanes {
@@ -109,7 +109,7 @@ func (w *Worker) runLanes(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// runLane holds a lane for as many terms as it takes until the worker stops.
+// runLane runs a lane, one term after the other, until the worker stops.
 func (w *Worker) runLane(ctx context.Context, spec laneSpec) error {
 	for {
 		l := newLane(w, spec)
@@ -123,7 +123,7 @@ func (w *Worker) runLane(ctx context.Context, spec laneSpec) error {
 		default:
 			l.log.Warn("lease lost", "term", l.term)
 		}
-		if err := w.sleep(ctx, leaseAsk); err != nil {
+		if err := w.sleep(ctx, leasePoll); err != nil {
 			return nil //nolint:nilerr // the worker stops
 		}
 	}
@@ -131,17 +131,17 @@ func (w *Worker) runLane(ctx context.Context, spec laneSpec) error {
 
 // acquire waits for the lane's lease.
 func (l *lane) acquire(ctx context.Context) error {
-	away := backoff{first: leaseAsk, most: leaseRenew}
+	retry := backoff{first: leasePoll, most: leaseRenew}
 	for waiting := false; ; waiting = true {
 		held, err := l.lease.acquire(ctx)
 		if held {
 			return nil
 		}
-		wait := leaseAsk
+		wait := leasePoll
 		switch {
 		case err != nil:
-			wait = away.next()
-			l.log.Warn(redisAway+", trying again", "err", err, "wait", wait)
+			wait = retry.next()
+			l.log.Warn(redisUnavailable+", trying again", "err", err, "wait", wait)
 		case !waiting:
 			l.log.Info("standby: lease held elsewhere")
 		}
@@ -151,21 +151,21 @@ func (l *lane) acquire(ctx context.Context) error {
 	}
 }
 
-// hold acquires the lane, goes on with what is in flight, and draws work until
-// the worker stops or the lease is lost, which both are ErrStopped.
+// runTerm acquires the lease, resumes jobs in flight and draws work. It returns ErrStopped
+// when the worker stops or the lease is lost.
 func (l *lane) runTerm(ctx context.Context) error {
 	if err := l.acquire(ctx); err != nil {
 		return err
 	}
-	keeping, release := context.WithCancel(context.WithoutCancel(ctx))
-	kept := make(chan struct{})
+	renewing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	renewed := make(chan struct{})
 	go func() {
-		defer close(kept)
-		l.lease.renew(keeping)
+		defer close(renewed)
+		l.lease.renew(renewing)
 	}()
 	defer func() {
-		release()
-		<-kept
+		stop()
+		<-renewed
 		if err := l.lease.release(context.WithoutCancel(ctx)); err != nil {
 			l.log.Warn("lease not released", "err", err)
 		}
@@ -179,7 +179,7 @@ func (l *lane) runTerm(ctx context.Context) error {
 	if err := l.initialSnapshot(ctx); err != nil {
 		return err
 	}
-	// Only what a quick stop has cut short may still run after that.
+	// Only executions that a second signal cut short may still run after that.
 	defer l.group.Wait()
 	defer l.runQuarantine(ctx)()
 	if err := l.resumeInFlight(ctx, l.requeueAtHead); err != nil {
@@ -193,18 +193,18 @@ func (l *lane) runTerm(ctx context.Context) error {
 	return l.serve(ctx)
 }
 
-// firstPatience is how long a list that cannot be read holds up a term. Until it can
-// be, nothing that gets lost is adopted.
+// initialSnapshotTimeout is how long an unavailable task list delays a term. Until the list
+// is available, ambiguous creates are held, not adopted.
 const initialSnapshotTimeout = time.Minute
 
-// firstLook begins a term with the account's list: what is on it was not made by any
-// create of this term.
+// initialSnapshot reads the account's task list at the start of a term. No create of this
+// term made a task that is on it.
 func (l *lane) initialSnapshot(ctx context.Context) error {
 	pace := backoff{first: time.Second, most: 10 * time.Second}
 	for begun := time.Now(); ; {
-		memory, err := l.syncDataset(ctx)
+		dataset, err := l.syncDataset(ctx)
 		if err == nil {
-			l.dataset = memory
+			l.dataset = dataset
 			err = l.checkDataLoss(ctx)
 		}
 		if err == nil && l.baseline == nil {
@@ -231,16 +231,16 @@ func (l *lane) initialSnapshot(ctx context.Context) error {
 	}
 }
 
-// meet waits until the service accepts the account's key.
+// awaitKeyAccepted waits until the service accepts the account's key.
 func (l *lane) awaitKeyAccepted(ctx context.Context) error {
 	for {
-		met, unfit := l.account.usable()
-		if met {
+		verified, disabled := l.account.usable()
+		if verified {
 			return nil
 		}
-		err := unfit
+		err := disabled
 		if err == nil {
-			err = l.Worker.probe(ctx, l.account)
+			err = l.probe(ctx, l.account)
 		}
 		if err == nil {
 			return nil
@@ -251,13 +251,13 @@ func (l *lane) awaitKeyAccepted(ctx context.Context) error {
 	}
 }
 
-// serve draws work, in one session of an asynq server after the other, until the
-// worker stops or the lease is lost. Trouble ends a session: its messages go
-// back to the head of their queues, where the lanes of other accounts may take
-// them, and the next session begins when the trouble may be over.
+// serve draws work in consecutive sessions of an asynq server until the worker stops or the
+// lease is lost. A pauseError ends a session: its messages return to the head of their
+// queues, where lanes of other accounts may draw them, and the next session starts after
+// the pause.
 func (l *lane) serve(ctx context.Context) error {
 	for {
-		// Tasks of earlier holders may have every slot.
+		// Tasks of earlier terms may occupy every slot.
 		if err := l.takeSlot(ctx); err != nil {
 			return err
 		}
@@ -299,17 +299,18 @@ func (l *lane) serve(ctx context.Context) error {
 			return err
 		}
 		select {
-		case same := <-l.pauses: // of the same burst
+		case same := <-l.pauses: // from the same failure
 			l.log.Debug("stale pause discarded", "err", same)
 		default:
 		}
 	}
 }
 
-// rest keeps the lane closed for as long as a trouble asks for, and says so.
+// pause keeps the lane paused for as long as t asks for. It logs the reason and publishes
+// it in the lane's status.
 func (l *lane) pause(ctx context.Context, t *pauseError) error {
 	d := max(t.backoff.next(), t.minWait)
-	l.log.Warn(t.message, "err", t.cause, "wait", d, "hint", hint(t.cause)) //nolint:sloglint // every maker of a trouble gives a constant
+	l.log.Warn(t.message, "err", t.cause, "wait", d, "hint", hint(t.cause)) //nolint:sloglint // every pauseError has a constant message
 	l.publishStatus(ctx, jobs.LanePaused, withHint(t.Error(), hint(t.cause)), time.Now().Add(d))
 	for {
 		if err := l.sleep(ctx, d); err != nil || t.recheck == nil || t.recheck(ctx) == nil {
@@ -318,7 +319,7 @@ func (l *lane) pause(ctx context.Context, t *pauseError) error {
 	}
 }
 
-// show tells operators how the lane is.
+// publishStatus publishes the lane's status for operators.
 func (l *lane) publishStatus(ctx context.Context, state jobs.LaneState, message string, retryAt time.Time) {
 	status := jobs.LaneStatus{
 		Account: l.account.name, Model: l.model.Name, Term: l.term, Concurrency: l.concurrency, Simulated: l.Simulated(),
@@ -329,7 +330,7 @@ func (l *lane) publishStatus(ctx context.Context, state jobs.LaneState, message 
 	}
 }
 
-// sleep waits for d; a stop or a lost lease ends it with ErrStopped.
+// sleep waits for d. A stop or a lost lease ends it with ErrStopped.
 func (l *lane) sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -345,10 +346,10 @@ func (l *lane) sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// takeSlot waits for a slot. The caller frees it.
+// takeSlot acquires a slot. The caller must release it.
 func (l *lane) takeSlot(ctx context.Context) error { return l.take(ctx, l.slots) }
 
-// take waits for a place in a semaphore, which the caller frees.
+// take acquires a semaphore. The caller must release it.
 func (l *lane) take(ctx context.Context, places chan<- struct{}) error {
 	select {
 	case places <- struct{}{}:
@@ -362,8 +363,8 @@ func (l *lane) take(ctx context.Context, places chan<- struct{}) error {
 	}
 }
 
-// takeTerm numbers the holding. No two holdings have the same number, of whatever
-// lane: a record that one of them has written is never taken for another's.
+// takeTerm assigns the term number, which is unique across all lanes: a record written in
+// one term is never attributed to another.
 func (l *lane) takeTerm(ctx context.Context) error {
 	term, err := l.cfg.Redis.Incr(ctx, termKey).Result()
 	if err != nil {
@@ -373,9 +374,9 @@ func (l *lane) takeTerm(ctx context.Context) error {
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
-	l.term, l.pace = term, newPace(l.submits, last != "")
+	l.term, l.limiter = term, newSubmitLimiter(l.submits, last != "")
 	l.queries = rate.NewLimiter(rate.Limit(accountQueries/float64(l.lanesOf(l.account))), 1)
-	l.queries.Allow() // the last holder may have asked a moment ago
+	l.queries.Allow() // the last holder may have queried just now
 	return nil
 }
 

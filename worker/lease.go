@@ -12,65 +12,66 @@ import (
 )
 
 const (
-	// leaseTTL is how long a lane stands idle after its holder has died.
+	// leaseTTL is the lease's lifetime in Redis, and how long a lane is idle after its
+	// holder crashed.
 	leaseTTL = 15 * time.Second
-	// leaseRenew is how often the holder says that it lives.
+	// leaseRenew is how often the holder renews the lease.
 	leaseRenew = 5 * time.Second
-	// leaseAsk is how often a standby asks for the lane.
-	leaseAsk = 500 * time.Millisecond
-	// leaseMargin is taken off the holder's own idea of its lease: the way to
-	// Redis, and clocks that do not run alike.
+	// leasePoll is how often a standby tries to acquire the lease.
+	leasePoll = 500 * time.Millisecond
+	// leaseMargin is subtracted from the lease's lifetime at the holder. It covers the
+	// round trip to Redis and clock drift.
 	leaseMargin = 3 * time.Second
 )
 
-// takeScript takes a free lease, or the holder's own after a restart.
-var takeScript = redis.NewScript(`
+// acquireScript acquires a free lease, or renews the holder's own, also after a restart.
+var acquireScript = redis.NewScript(`
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 `)
 
-// dropScript gives the holder's own lease back.
-var dropScript = redis.NewScript(`
+// releaseScript releases the holder's own lease.
+var releaseScript = redis.NewScript(`
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
 return 0
 `)
 
-// lease is one holding of a lane. Only its holder submits.
+// lease gives one worker exclusive use of a lane. Only its holder submits.
 type lease struct {
 	redis    redis.UniversalClient
 	key      string
 	workerID string
-	// until is when, by the local monotonic clock, the lease must be taken for
-	// lost, whatever Redis might say.
+	// until is when, by the local monotonic clock, the lease counts as lost, whatever Redis
+	// says.
 	until atomic.Pointer[time.Time]
-	// lost is closed once the lease is, by lose.
+	// done is closed by invalidate once the lease is lost.
 	done chan struct{}
 	once sync.Once
 }
 
-// lose has the holder stop: the lease is lost, or not to be trusted.
+// invalidate stops the holder: the lease is lost or no longer trusted.
 func (l *lease) invalidate() { l.once.Do(func() { close(l.done) }) }
 
-// take takes or renews the lease and reports whether it is held.
+// acquire acquires or renews the lease and reports whether it is held.
 func (l *lease) acquire(ctx context.Context) (bool, error) {
-	asked := time.Now()
-	held, err := takeScript.Run(ctx, l.redis, []string{l.key}, l.workerID, leaseTTL.Milliseconds()).Bool()
+	sent := time.Now()
+	held, err := acquireScript.Run(ctx, l.redis, []string{l.key}, l.workerID, leaseTTL.Milliseconds()).Bool()
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return false, fmt.Errorf("take lease %s: %w", l.key, err)
+		return false, fmt.Errorf("acquire lease %s: %w", l.key, err)
 	}
 	if held {
-		until := asked.Add(leaseTTL - leaseMargin)
+		until := sent.Add(leaseTTL - leaseMargin)
 		l.until.Store(&until)
 	}
 	return held, nil
 }
 
-// valid reports whether the lease is still held for certain.
+// valid reports whether the lease is certainly still held.
 func (l *lease) valid() bool { return time.Now().Before(*l.until.Load()) }
 
-// keep renews the lease until ctx ends, or closes lost.
+// renew renews the lease until ctx ends. It calls invalidate if the lease is lost.
 func (l *lease) renew(ctx context.Context) {
 	tick := time.NewTicker(leaseRenew)
 	defer tick.Stop()
@@ -90,7 +91,7 @@ func (l *lease) renew(ctx context.Context) {
 	}
 }
 
-// drop gives the lease back, so that a standby need not wait for its end.
+// release releases the lease, so that a standby does not wait until it expires.
 func (l *lease) release(ctx context.Context) error {
-	return dropScript.Run(ctx, l.redis, []string{l.key}, l.workerID).Err()
+	return releaseScript.Run(ctx, l.redis, []string{l.key}, l.workerID).Err()
 }

@@ -30,7 +30,7 @@ func hosts() map[string]string {
 	}
 }
 
-// everyModel has a lane for each model of the catalogue.
+// everyModel has a lane for each model of the catalog.
 func everyModel() []worker.Lane {
 	var lanes []worker.Lane
 	for _, m := range jobs.Models() {
@@ -104,7 +104,7 @@ func body(t *testing.T, req jobs.Request, region string) dashscope.CreateRequest
 	}
 }
 
-// soldIn lists the catalogue's models of a region.
+// soldIn lists the catalog's models of a region.
 func soldIn(region string) []jobs.Model {
 	var sold []jobs.Model
 	for _, m := range jobs.Models() {
@@ -115,7 +115,7 @@ func soldIn(region string) []jobs.Model {
 	return sold
 }
 
-// Catalogue and simulator were written down apart from each other. In every
+// Catalog and simulator were written down apart from each other. In every
 // region they name the same models, at the same prices and with the same limits.
 func TestCatalogueAgreesWithTheSimulator(t *testing.T) {
 	t.Parallel()
@@ -144,7 +144,7 @@ func agree(t *testing.T, m jobs.Model, region string) {
 	req, _, err := jobs.Request{Model: m.Name, Prompt: "猫", N: m.MaxImages}.Normalize()
 	require.NoError(t, err)
 	for range 2 {
-		// As many as the catalogue says within a second, and not one more.
+		// As many as the catalog says within a second, and not one more.
 		for range int(m.SubmitsPerSecond) {
 			_, err := client.Create(t.Context(), body(t, req, region))
 			require.NoError(t, err)
@@ -165,7 +165,7 @@ func agree(t *testing.T, m jobs.Model, region string) {
 	require.Error(t, err, "one image too many")
 }
 
-// Any size that the catalogue takes is painted, and any that it refuses would
+// Any size that the catalog takes is painted, and any that it refuses would
 // have failed at the service.
 func TestCatalogueAndSimulatorAgreeOnSizes(t *testing.T) {
 	t.Parallel()

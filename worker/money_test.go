@@ -53,8 +53,8 @@ func TestAccountMoney(t *testing.T) {
 	defer s.close()
 	for text, money := range map[string]worker.Account{
 		"a daily budget of -1 micro-yuan":                {DailyBudgetMicroYuan: -1},
-		`model "wanx-v9", which is not in the catalogue`: {PricesMicroYuan: map[string]int64{"wanx-v9": 1}},
-		`model "", which is not in the catalogue`:        {PricesMicroYuan: map[string]int64{"": 1}},
+		`model "wanx-v9", which is not in the catalog`:   {PricesMicroYuan: map[string]int64{"wanx-v9": 1}},
+		`model "", which is not in the catalog`:          {PricesMicroYuan: map[string]int64{"": 1}},
 		"wanx-v1 at 0 micro-yuan an image: must be abov": {PricesMicroYuan: map[string]int64{"wanx-v1": 0}},
 	} {
 		s.budget, s.prices = money.DailyBudgetMicroYuan, money.PricesMicroYuan

@@ -116,7 +116,7 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 
 		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "job-1")
 		require.ErrorIs(t, err, jobs.ErrFinished)
-		require.ErrorContains(t, err, "has all its images")
+		require.ErrorContains(t, err, "it has all its images")
 	})
 }
 

@@ -19,33 +19,32 @@ import (
 )
 
 const (
-	// A task is looked at every 8 % of the time it has taken so far, which
-	// leaves the slot idle for 4 % on average, but not more than 20 times a
-	// second, and not less than every 10 s (the document's own advice).
+	// A task is polled at intervals of 8 % of its age, which leaves the slot idle for 4 %
+	// on average, but at most 20 times a second and at least every 10 s (the
+	// documentation's advice).
 	pollShare    = 0.08
 	pollShortest = 50 * time.Millisecond
 	pollLongest  = 10 * time.Second
 
-	// maxAttempts bounds the tasks made for a job whose tasks fail for reasons
-	// that are not its own. Failed tasks cost nothing.
+	// maxAttempts limits the tasks of a job whose tasks fail for reasons outside the job.
+	// Failed tasks are free.
 	maxAttempts = 3
-	// retryFirst is the wait before the second attempt; it doubles.
+	// retryFirst is the wait before the second attempt; it doubles with each attempt.
 	retryFirst = 30 * time.Second
-	// unknownGrace is how long an UNKNOWN task is asked for again before the
-	// account's list is believed: a create is bounded by the service's own limit
-	// of 300 s per request.
+	// unknownGrace is how long an UNKNOWN task is polled before the account's task list
+	// decides: the service limits a create to 300 s.
 	unknownGrace = 300 * time.Second
-	// emptyAnswers is how often a task is asked for that succeeded without a
-	// single image or reason before a person must look.
+	// emptyAnswers is how often a succeeded task that names neither an image nor a reason
+	// is queried before the job is held for an operator.
 	emptyAnswers = 6
 )
 
-// poll asks for the job's task until it is over. Nothing else ends the wait: a
-// fault of the service or of the way to it says nothing about the task.
+// poll queries the job's task until it has ended. Errors of the service or the network do
+// not end the wait: they do not show the state of the task.
 func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 	l.tasks.Store(rec.TaskID, true)
-	defer l.tasks.Delete(rec.TaskID) // the record and the journal have it, or the lane ends
-	trouble := backoff{first: time.Second, most: 30 * time.Second}
+	defer l.tasks.Delete(rec.TaskID) // the record and the journal name it, or the lane ends
+	errorBackoff := backoff{first: time.Second, most: 30 * time.Second}
 	var unknownSince time.Time
 	var first runningWrite
 	empty := 0
@@ -56,17 +55,17 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 		task, err := l.account.remote.Query(ctx, rec.TaskID)
 		interval = min(max(time.Duration(pollShare*float64(time.Since(rec.SubmittedAt))), pollShortest), pollLongest)
 		if err != nil {
-			interval = max(interval, trouble.next())
-			l.log.Warn("task not queried, asking again", "job_id", rec.ID, "task_id", rec.TaskID, "err", err, "wait", interval, "hint", hint(err))
+			interval = max(interval, errorBackoff.next())
+			l.log.Warn("task query failed, retrying", "job_id", rec.ID, "task_id", rec.TaskID, "err", err, "wait", interval, "hint", hint(err))
 			continue
 		}
-		trouble.reset()
+		errorBackoff.reset()
 		l.account.clock(task.Date)
 		l.discoverKeyID(ctx, rec)
 		switch task.Output.TaskStatus {
 		case dashscope.StatusSucceeded:
 			if empty++; isInconclusive(task) && empty < emptyAnswers {
-				interval = max(interval, trouble.next())
+				interval = max(interval, errorBackoff.next())
 				continue
 			}
 			return l.taskSucceeded(ctx, rec, task)
@@ -77,13 +76,13 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 				return err
 			}
 			l.journal(journal.KindAttemptOver, rec)
-			return l.finishJob(ctx, rec, endedRecord(rec, jobs.StateCanceled, jobs.CodeCanceled, "the task was cancelled at DashScope while it waited there; it cost nothing"))
+			return l.finishJob(ctx, rec, endedRecord(rec, jobs.StateCanceled, jobs.CodeCanceled, "the task was canceled at DashScope while pending; no cost"))
 		case dashscope.StatusUnknown:
 			if unknownSince.IsZero() {
 				unknownSince = time.Now()
 			}
-			interval = max(interval, trouble.next())
-			if lost, err := l.holdUnknown(ctx, rec, unknownSince); lost || errors.Is(err, ErrStopped) {
+			interval = max(interval, errorBackoff.next())
+			if held, err := l.holdUnknown(ctx, rec, unknownSince); held || errors.Is(err, ErrStopped) {
 				return err
 			}
 		case dashscope.StatusPending:
@@ -96,16 +95,16 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 	}
 }
 
-// sighting is the write of when a task was first seen at work.
+// runningWrite is the write of the time at which a task was first seen running.
 type runningWrite struct {
-	name string      // of the write
-	busy atomic.Bool // it is on its way
+	name string      // the write ID
+	busy atomic.Bool // the write is in progress
 	done atomic.Bool
 }
 
-// saw notes in the record that the task is at work, if that is not there yet. Nothing
-// waits for it: while Redis is away the task is asked for all the same, and the next
-// look writes it, or whatever the record says next.
+// markRunning records that the task is running, if the record does not have it yet. It does
+// not block: while Redis is unavailable polling continues, and the next poll, or the next
+// change of the record, writes it.
 func (l *lane) markRunning(ctx context.Context, rec *jobs.Record, first *runningWrite) {
 	if rec.RunningAt.IsZero() {
 		rec.RunningAt, first.name = time.Now().UTC(), rand.Text()
@@ -121,23 +120,20 @@ func (l *lane) markRunning(ctx context.Context, rec *jobs.Record, first *running
 	})
 }
 
-// reject gives an adopted task back that has made something else than the job asks for:
-// another open intent may have made it. What became of the job's own create is looked
-// for again.
+// reject gives up an adopted task whose output does not match the job's request: another
+// open intent may have created it. The job's own create is reconciled again.
 func (l *lane) reject(ctx context.Context, rec *jobs.Record) error {
-	next := ambiguousRecord(rec, nil, "the task that was adopted has made something else")
+	next := ambiguousRecord(rec, nil, "the output of the adopted task does not match the request")
 	next.State, next.TaskID, next.Adopted, next.RunningAt = jobs.StateSubmitting, "", false, time.Time{}
 	next.Rejected = append(slices.Clone(rec.Rejected), rec.TaskID)
 	l.journal(journal.KindAmbiguous, next)
 	l.log.Warn("adopted task rejected: output does not match the request", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt)
-	if err := l.transition(ctx, rec, next); err != nil {
-		return err
-	}
-	return nil
+	l.tasks.Delete(rec.TaskID) // before others can see that it has no owner
+	return l.transition(ctx, rec, next)
 }
 
-// cancelTask cancels a task that waits at DashScope, if somebody asked for that.
-// What becomes of it the next look tells.
+// cancelTask cancels a task that is pending at DashScope, if its cancellation was
+// requested. The next poll shows the result.
 func (l *lane) cancelTask(ctx context.Context, rec *jobs.Record) {
 	if !l.cancelRequested(ctx, rec) {
 		return
@@ -146,13 +142,13 @@ func (l *lane) cancelTask(ctx context.Context, rec *jobs.Record) {
 		return
 	}
 	if err := l.account.remote.Cancel(ctx, rec.TaskID); err != nil {
-		l.log.Warn("task not cancelled", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
+		l.log.Warn("task not canceled", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
 	}
 }
 
-// lost holds a job whose task the service has stopped to know.
+// holdUnknown holds a job whose task the service no longer finds.
 func (l *lane) holdUnknown(ctx context.Context, rec *jobs.Record, since time.Time) (bool, error) {
-	why := "DashScope does not know the task any more: it is more than 24 hours old"
+	reason := "DashScope no longer finds the task: it is more than 24 hours old"
 	if time.Since(rec.SubmittedAt) < dashscope.TaskLifetime {
 		if time.Since(since) < unknownGrace {
 			return false, nil
@@ -164,13 +160,13 @@ func (l *lane) holdUnknown(ctx context.Context, rec *jobs.Record, since time.Tim
 		if err != nil || page.Total > 0 {
 			return false, err
 		}
-		why = "DashScope does not know the task: is the API key still one of the account that submitted it?"
+		reason = "DashScope does not find the task: does the API key still belong to the account that submitted it?"
 	}
-	return true, l.holdJob(ctx, rec, heldRecord(rec, jobs.CodeTaskUnknown, why))
+	return true, l.holdJob(ctx, rec, heldRecord(rec, jobs.CodeTaskUnknown, reason))
 }
 
-// taskSucceeded hands the images on to the store stage. The journal has their
-// URLs before the slot is free again.
+// taskSucceeded passes the images to the store stage. Their URLs are in the journal before
+// the slot is released.
 func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashscope.Task) error {
 	missing := rec.Missing()
 	results := renumber(readResults(task, len(missing)), missing)
@@ -184,7 +180,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 		}
 	}
 	if isInconclusive(task) {
-		return l.holdJob(ctx, rec, heldRecord(rec, jobs.CodeNoImages, "the task succeeded, and may be charged, but names no image"))
+		return l.holdJob(ctx, rec, heldRecord(rec, jobs.CodeNoImages, "the task succeeded and may be charged, but its reply names no image"))
 	}
 	if made == 0 {
 		return l.taskFailed(ctx, rec, first.Code, first.Message)
@@ -195,7 +191,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	made = chargedImages(task)
 	next := *rec
 	next.State, next.Results, next.GeneratedAt = jobs.StateStoring, results, time.Now().UTC()
-	next.Simulated = task.Simulated // an adopted task tells it here for the first time
+	next.Simulated = task.Simulated // first known here for an adopted task
 	next.TaskImages, next.TaskMicroYuan = made, l.cost(l.account.name, l.model.Name, made)
 	next.CostMicroYuan = rec.CostMicroYuan + next.TaskMicroYuan
 	l.journal(journal.KindResults, &next)
@@ -214,8 +210,8 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	return l.jobs.EnqueueStore(context.WithoutCancel(ctx), &next)
 }
 
-// saysNothing reports whether a task that succeeded names neither an image nor,
-// for every one, a reason; or was charged without an image.
+// isInconclusive reports whether a succeeded task has no image and either was charged or
+// lacks a reason for one of its images.
 func isInconclusive(task *dashscope.Task) bool {
 	for _, r := range task.Output.Results {
 		if r.URL != "" {
@@ -226,8 +222,8 @@ func isInconclusive(task *dashscope.Task) bool {
 	return charged || len(task.Output.Results) == 0 || slices.ContainsFunc(task.Output.Results, func(r dashscope.Result) bool { return r.Code == "" })
 }
 
-// readResults numbers the images as they were asked for. What the service does
-// not mention is missing, and said so.
+// readResults returns the images of a task, numbered in the order of the request. Images
+// that the service does not mention are marked as missing.
 func readResults(task *dashscope.Task, n int) []jobs.Result {
 	var results []jobs.Result
 	for i, r := range task.Output.Results {
@@ -238,12 +234,13 @@ func readResults(task *dashscope.Task, n int) []jobs.Result {
 		results = append(results, result)
 	}
 	for i := len(results) + 1; i <= n; i++ {
-		results = append(results, jobs.Result{N: i, Code: jobs.CodeImageMissing, Message: "the task ended without saying what became of this image"})
+		results = append(results, jobs.Result{N: i, Code: jobs.CodeImageMissing, Message: "the task ended without a result for this image"})
 	}
 	return results
 }
 
-// secure asks Aliyun's own store over TLS; a link's signature does not cover that.
+// forceHTTPS rewrites an http URL of Aliyun's object store to https. The signature of the
+// URL does not cover the scheme.
 func forceHTTPS(raw string) string {
 	u, err := url.Parse(raw)
 	if err != nil || u.Scheme != "http" || u.Port() != "" || !strings.HasSuffix(u.Hostname(), ".aliyuncs.com") {
@@ -253,13 +250,12 @@ func forceHTTPS(raw string) string {
 	return u.String()
 }
 
-// deadlineBound is how far from now the deadline of a link can be; a link lives for
-// a day. What is beyond is none, and could not even be written into a record: JSON
-// has no year after 9999.
+// deadlineBound is how far from now the expiry of a URL may be; a URL is valid for a day.
+// An expiry beyond it is invalid, and one after the year 9999 could not be encoded as JSON.
 const deadlineBound = 366 * 24 * time.Hour
 
-// urlExpiry reads the deadline that an OSS link bears; without one it is the
-// documented 24 hours from now.
+// urlExpiry returns the expiry in an OSS URL, or the documented 24 hours from now if it has
+// none.
 func urlExpiry(raw string) time.Time {
 	now := time.Now().UTC()
 	if u, err := url.Parse(raw); err == nil {
@@ -271,7 +267,7 @@ func urlExpiry(raw string) time.Time {
 	return now.Add(dashscope.TaskLifetime)
 }
 
-// taskFailed plans another attempt, or ends the job. Failed tasks are free.
+// taskFailed schedules another attempt or ends the job. Failed tasks are free.
 func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message string) error {
 	past := jobs.Attempt{
 		Attempt: rec.Attempt, Term: rec.Term, TaskID: rec.TaskID,
@@ -291,24 +287,24 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 	next.Code, next.Message = code, message
 	l.journal(journal.KindAttemptOver, rec)
 	if l.cancelRequested(ctx, rec) {
-		return l.finishJob(ctx, rec, endedRecord(&next, jobs.StateCanceled, jobs.CodeCanceled, "canceled on request after its task had failed; it cost nothing"))
+		return l.finishJob(ctx, rec, endedRecord(&next, jobs.StateCanceled, jobs.CodeCanceled, "canceled on request after its task failed; no cost"))
 	}
 	if err := l.transition(ctx, rec, &next); err != nil {
 		return err
 	}
-	why := fmt.Errorf("task %s: %s: %s", rec.TaskID, code, withHint(message, remedy))
+	reason := fmt.Errorf("task %s: %s: %s", rec.TaskID, code, withHint(message, remedy))
 	switch kind {
 	case dashscope.KindAccount:
-		return &pauseError{backoff: &l.waits.account, message: accountPaused, cause: why}
+		return &pauseError{backoff: &l.waits.account, message: accountPaused, cause: reason}
 	case dashscope.KindThrottled:
-		return &pauseError{backoff: &l.waits.throttled, message: refusedForNow, cause: why}
+		return &pauseError{backoff: &l.waits.throttled, message: temporarilyRefused, cause: reason}
 	default:
-		return &jobError{retryIn: retryFirst << (attemptsThisRound(rec) - 1), message: why.Error()}
+		return &jobError{retryIn: retryFirst << (attemptsThisRound(rec) - 1), message: reason.Error()}
 	}
 }
 
-// tries counts the tasks made for a job since a person asked for it, or asked
-// again.
+// attemptsThisRound returns the number of tasks created for a job since it was submitted or
+// last retried by an operator.
 func attemptsThisRound(rec *jobs.Record) int {
 	n := 1
 	for _, past := range rec.PastAttempts {

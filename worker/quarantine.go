@@ -16,52 +16,52 @@ import (
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 )
 
-// A keepsake is a task that is paid for and is, as far as is known, no job's: a
-// candidate of a held job, or one that a lost create made after its job was bought
-// again. Its images are kept under _held/ in the bucket.
+// quarantinedTask is a paid task with no known owner: a candidate of a held job, or the
+// late task of a lost create whose job was resubmitted. Its images are stored under _held/
+// in the bucket.
 type quarantinedTask struct {
 	JobID   string `json:"job_id"`
 	Attempt int    `json:"attempt"`
 	Account string `json:"account"`
 	Model   string `json:"model"`
 	TaskID  string `json:"task_id"`
-	// Extra says that the job has another task: this one is cancelled if it has not
-	// begun.
+	// Extra is set if the job has another task: this one is canceled if it is still
+	// pending.
 	Extra bool `json:"extra,omitempty"`
 }
 
-// keepsakes is the key of those of a lane, by task.
-const quarantineKey = rediskey.LaneQuarantine
+// quarantineKey is the key of a lane's quarantined tasks, by task ID.
+const quarantineKey = "quarantine"
 
-// lateMost is how long after its intent a task is still believed to be of a create that
-// was taken for lost. The service itself gives one up after 300 s.
+// lateTaskWindow is how long after its intent a task may still be attributed to a lost
+// create. The service's own limit is 300 s.
 const lateTaskWindow = time.Hour
 
-// keepInterval is how often a lane looks for more of them.
+// quarantineInterval is how often a lane checks for new entries.
 const quarantineInterval = 5 * time.Second
 
-// keepLater has a lane's holder look after a task. One that may be a held job's stays
-// nobody's: it may be another's.
-func (w *Worker) addToQuarantine(ctx context.Context, k quarantinedTask) error {
-	encoded, err := json.Marshal(k)
+// addToQuarantine adds a task to its lane's quarantine, which the lane's holder processes.
+// A candidate of a held job is not claimed: another job may own it.
+func (w *Worker) addToQuarantine(ctx context.Context, entry quarantinedTask) error {
+	encoded, err := json.Marshal(entry)
 	if err != nil {
 		return err
 	}
-	if err := w.cfg.Redis.HSetNX(ctx, rediskey.Lane(k.Account, k.Model, quarantineKey), k.TaskID, encoded).Err(); err != nil {
-		return fmt.Errorf("note task %s: %w", k.TaskID, err)
+	if err := w.cfg.Redis.HSetNX(ctx, rediskey.Lane(entry.Account, entry.Model, quarantineKey), entry.TaskID, encoded).Err(); err != nil {
+		return fmt.Errorf("quarantine task %s: %w", entry.TaskID, err)
 	}
-	if k.Extra {
-		err = w.jobs.ClaimTask(ctx, k.TaskID, k.JobID)
+	if entry.Extra {
+		err = w.jobs.ClaimTask(ctx, entry.TaskID, entry.JobID)
 	} else {
-		err = w.jobs.QuarantineTask(ctx, k.TaskID, k.JobID)
+		err = w.jobs.QuarantineTask(ctx, entry.TaskID, entry.JobID)
 	}
 	if owned := (*jobs.TaskOwnedError)(nil); errors.As(err, &owned) {
-		return nil // it is kept already
+		return nil // it is quarantined already
 	}
 	return err
 }
 
-// keeper looks after a lane's keepsakes while the lane is held.
+// quarantine processes a lane's quarantined tasks during a term.
 type quarantine struct {
 	*lane
 	group sync.WaitGroup
@@ -69,18 +69,18 @@ type quarantine struct {
 	busy  map[string]bool
 }
 
-// keep begins to look after the lane's keepsakes, and for tasks that lost creates have
-// made late. The returned function ends it.
+// runQuarantine processes the lane's quarantined tasks and looks for late tasks of lost
+// creates until the returned function is called.
 func (l *lane) runQuarantine(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	k := &quarantine{lane: l, busy: map[string]bool{}}
-	k.group.Go(func() {
+	q := &quarantine{lane: l, busy: map[string]bool{}}
+	q.group.Go(func() {
 		for next := time.Now(); ; {
-			if err := k.startAll(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
-				l.log.Warn(redisAway, "err", err)
+			if err := q.startAll(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, ErrStopped) {
+				l.log.Warn(redisUnavailable, "err", err)
 			}
 			if !time.Now().Before(next) {
-				k.findLateTasks(ctx)
+				q.findLateTasks(ctx)
 				next = time.Now().Add(max(l.submitLimit()/maxPollShare, minPollInterval))
 			}
 			if l.sleep(ctx, min(quarantineInterval, max(l.submitLimit()/maxPollShare, minPollInterval))) != nil {
@@ -88,40 +88,40 @@ func (l *lane) runQuarantine(ctx context.Context) (stop func()) {
 			}
 		}
 	})
-	return func() { cancel(); k.group.Wait() }
+	return func() { cancel(); q.group.Wait() }
 }
 
-// beginAll starts on the keepsakes that nobody is at.
-func (k *quarantine) startAll(ctx context.Context) error {
-	noted, err := k.cfg.Redis.HGetAll(ctx, k.key(quarantineKey)).Result()
+// startAll starts processing the entries that are not being processed.
+func (q *quarantine) startAll(ctx context.Context) error {
+	entries, err := q.cfg.Redis.HGetAll(ctx, q.key(quarantineKey)).Result()
 	if err != nil {
-		return fmt.Errorf("read tasks to keep: %w", err)
+		return fmt.Errorf("read quarantine: %w", err)
 	}
-	for id, encoded := range noted {
-		var kept quarantinedTask
-		if err := json.Unmarshal([]byte(encoded), &kept); err != nil {
-			return fmt.Errorf("read task %s to keep: %w", id, err)
+	for id, encoded := range entries {
+		var entry quarantinedTask
+		if err := json.Unmarshal([]byte(encoded), &entry); err != nil {
+			return fmt.Errorf("read quarantined task %s: %w", id, err)
 		}
-		k.mu.Lock()
-		busy := k.busy[id]
-		k.busy[id] = true
-		k.mu.Unlock()
+		q.mu.Lock()
+		busy := q.busy[id]
+		q.busy[id] = true
+		q.mu.Unlock()
 		if busy {
 			continue
 		}
-		k.group.Go(func() {
-			if k.process(ctx, kept) == nil {
-				k.remove(ctx, id)
+		q.group.Go(func() {
+			if q.process(ctx, entry) == nil {
+				q.remove(ctx, id)
 			}
-			k.mu.Lock()
-			delete(k.busy, id)
-			k.mu.Unlock()
+			q.mu.Lock()
+			delete(q.busy, id)
+			q.mu.Unlock()
 		})
 	}
 	return nil
 }
 
-// allKept waits until the lane has no keepsake left.
+// waitQuarantineEmpty waits until the lane has no quarantined task left.
 func (l *lane) waitQuarantineEmpty(ctx context.Context) error {
 	for {
 		left, err := l.cfg.Redis.HLen(ctx, l.key(quarantineKey)).Result()
@@ -134,157 +134,158 @@ func (l *lane) waitQuarantineEmpty(ctx context.Context) error {
 	}
 }
 
-func (k *quarantine) remove(ctx context.Context, id string) {
-	if err := k.cfg.Redis.HDel(context.WithoutCancel(ctx), k.key(quarantineKey), id).Err(); err != nil {
-		k.log.Warn("quarantine: entry not removed", "task_id", id, "err", err)
+func (q *quarantine) remove(ctx context.Context, id string) {
+	if err := q.cfg.Redis.HDel(context.WithoutCancel(ctx), q.key(quarantineKey), id).Err(); err != nil {
+		q.log.Warn("quarantine: entry not removed", "task_id", id, "err", err)
 	}
 }
 
-// one takes a task to its end and its images into the bucket. An error means that it
-// is to be done once more.
-func (k *quarantine) process(ctx context.Context, kept quarantinedTask) error {
-	if err := k.addToQuarantine(ctx, kept); err != nil {
+// process polls a task to its end and stores its images in the bucket. After an error it
+// must be called again.
+func (q *quarantine) process(ctx context.Context, entry quarantinedTask) error {
+	if err := q.addToQuarantine(ctx, entry); err != nil {
 		return err
 	}
 	pace := backoff{first: time.Second, most: pollLongest}
 	for {
-		if err := k.ask(ctx); err != nil {
+		if err := q.ask(ctx); err != nil {
 			return err
 		}
-		task, err := k.account.remote.Query(ctx, kept.TaskID)
+		task, err := q.account.remote.Query(ctx, entry.TaskID)
 		status := ""
 		if err == nil {
 			status = task.Output.TaskStatus
 		}
 		switch status {
 		case dashscope.StatusSucceeded:
-			return k.storeImages(ctx, kept, task)
+			return q.storeImages(ctx, entry, task)
 		case dashscope.StatusFailed, dashscope.StatusCanceled, dashscope.StatusUnknown:
-			k.log.Info("quarantine: task has no image", "job_id", kept.JobID, "task_id", kept.TaskID, "status", status)
+			q.log.Info("quarantine: task has no image", "job_id", entry.JobID, "task_id", entry.TaskID, "status", status)
 			return nil
 		case dashscope.StatusPending:
-			if kept.Extra {
-				if err := k.account.remote.Cancel(ctx, kept.TaskID); err != nil && !errors.Is(err, dashscope.ErrNotPending) {
-					k.log.Warn("task not cancelled", "job_id", kept.JobID, "task_id", kept.TaskID, "err", err)
+			if entry.Extra {
+				if err := q.account.remote.Cancel(ctx, entry.TaskID); err != nil && !errors.Is(err, dashscope.ErrNotPending) {
+					q.log.Warn("task not canceled", "job_id", entry.JobID, "task_id", entry.TaskID, "err", err)
 				}
 			}
 		}
-		if err := k.sleep(ctx, pace.next()); err != nil {
+		if err := q.sleep(ctx, pace.next()); err != nil {
 			return err
 		}
 	}
 }
 
-// store puts a task's images under _held/, and its cost into the ledger.
-func (k *quarantine) storeImages(ctx context.Context, kept quarantinedTask, task *dashscope.Task) error {
-	rec := &jobs.Record{Job: jobs.Job{ID: kept.JobID, Attempt: kept.Attempt, Account: kept.Account, Model: kept.Model, SubmittedAt: time.Now().UTC()}}
-	known, err := k.jobs.Get(ctx, kept.JobID)
+// storeImages stores a task's images under _held/ and books its cost in the ledger.
+func (q *quarantine) storeImages(ctx context.Context, entry quarantinedTask, task *dashscope.Task) error {
+	rec := &jobs.Record{Job: jobs.Job{ID: entry.JobID, Attempt: entry.Attempt, Account: entry.Account, Model: entry.Model, SubmittedAt: time.Now().UTC()}}
+	current, err := q.jobs.Get(ctx, entry.JobID)
 	switch {
 	case err == nil:
-		rec.Batch, rec.Labels, rec.Request = known.Batch, known.Labels, known.Request
-		if known.Attempt == kept.Attempt && !known.SubmittedAt.IsZero() {
-			rec.SubmittedAt = known.SubmittedAt // the day on which it is reserved
+		rec.Batch, rec.Labels, rec.Request = current.Batch, current.Labels, current.Request
+		if current.Attempt == entry.Attempt && !current.SubmittedAt.IsZero() {
+			rec.SubmittedAt = current.SubmittedAt // the ledger day of its reservation
 		}
 	case !errors.Is(err, jobs.ErrNotFound):
 		return err
 	}
-	if err := k.settleTask(ctx, rec, kept.TaskID, chargedImages(task), k.cost(kept.Account, kept.Model, chargedImages(task))); err != nil {
-		k.log.Warn(redisAway, "task_id", kept.TaskID, "err", err)
+	if err := q.settleTask(ctx, rec, entry.TaskID, chargedImages(task), q.cost(entry.Account, entry.Model, chargedImages(task))); err != nil {
+		q.log.Warn(redisUnavailable, "task_id", entry.TaskID, "err", err)
 		return err
 	}
 	for i, result := range task.Output.Results {
 		if result.URL == "" {
 			continue
 		}
-		if err := k.storeImage(ctx, kept, i+1, forceHTTPS(result.URL)); err != nil {
-			k.log.Warn("quarantine: image not stored, retrying", "job_id", kept.JobID, "task_id", kept.TaskID, "err", err)
-			if err := k.sleep(ctx, storeRetry); err != nil {
+		if err := q.storeImage(ctx, entry, i+1, forceHTTPS(result.URL)); err != nil {
+			q.log.Warn("quarantine: image not stored, retrying", "job_id", entry.JobID, "task_id", entry.TaskID, "err", err)
+			if err := q.sleep(ctx, storeRetry); err != nil {
 				return err
 			}
 			return err
 		}
 	}
-	k.log.Error("orphaned task quarantined", "job_id", kept.JobID, "task_id", kept.TaskID, "images", len(task.Output.Results))
+	q.log.Error("orphaned task quarantined", "job_id", entry.JobID, "task_id", entry.TaskID, "images", len(task.Output.Results))
 	return nil
 }
 
-func (k *quarantine) storeImage(ctx context.Context, kept quarantinedTask, n int, link string) error {
-	name := kept.TaskID + "-" + strconv.Itoa(n) + ".png"
-	file, err := k.cfg.Spool.Fetch(ctx, name, link)
+func (q *quarantine) storeImage(ctx context.Context, entry quarantinedTask, n int, link string) error {
+	name := entry.TaskID + "-" + strconv.Itoa(n) + ".png"
+	file, err := q.cfg.Spool.Fetch(ctx, name, link)
 	path := ""
 	var failed *storage.FetchError
 	switch {
 	case err == nil:
 		path = file.Path
 	case errors.As(err, &failed) && failed.Path != "":
-		path = failed.Path // whatever it is
+		path = failed.Path // stored unverified
 	case errors.As(err, &failed) && failed.Kind == storage.FetchForbidden:
-		k.log.Error("quarantine: image URL refused", "task_id", kept.TaskID, "err", err)
+		q.log.Error("quarantine: image URL refused", "task_id", entry.TaskID, "err", err)
 		return nil
 	case errors.As(err, &failed) && failed.Kind == storage.FetchGone:
-		return nil // dead: there is nothing left to keep
+		return nil // the URL has expired
 	default:
 		return err
 	}
-	if err := k.cfg.Bucket.Hold(ctx, kept.TaskID, name, path); err != nil {
+	if err := q.cfg.Bucket.Hold(ctx, entry.TaskID, name, path); err != nil {
 		return err
 	}
-	return k.cfg.Spool.Remove(name)
+	return q.cfg.Spool.Remove(name)
 }
 
-// lateTasks looks for tasks of creates that were taken for lost, and bought again:
-// each is paid for unless it can be cancelled.
-func (k *quarantine) findLateTasks(ctx context.Context) {
-	waiting, err := k.cfg.Redis.HLen(ctx, k.key(intentsKey)).Result()
+// findLateTasks looks for tasks of lost creates whose jobs were resubmitted: each costs
+// money unless it is canceled.
+func (q *quarantine) findLateTasks(ctx context.Context) {
+	waiting, err := q.cfg.Redis.HLen(ctx, q.key(intentsKey)).Result()
 	if err != nil || waiting == 0 {
 		return
 	}
-	view, err := k.takeSnapshot(ctx)
+	snapshot, err := q.takeSnapshot(ctx)
 	if err != nil {
-		return // the next look tells
+		return // the next run tries again
 	}
-	for _, task := range view.Unowned {
-		maker := k.creatorOf(ctx, view, task)
-		if maker == nil {
+	for _, task := range snapshot.Unowned {
+		creator := q.creatorOf(ctx, snapshot, task)
+		if creator == nil {
 			continue
 		}
-		// What another program made must not be cancelled: its tasks were there before, or
-		// are made at any time.
-		extra := maker.ListWasClear && maker.CouldHaveCreated(task, k.submitLimit())
-		k.log.Error("late or foreign task found: quarantining its images", "job_id", maker.JobID, "task_id", task.TaskID, "cancel", extra)
-		err := k.addToQuarantine(ctx, quarantinedTask{JobID: maker.JobID, Attempt: maker.Attempt, Account: k.account.name, Model: k.model.Name, TaskID: task.TaskID, Extra: extra})
+		// A task of another program must not be canceled: such tasks were unexplained
+		// before the intent, or appear at any time.
+		extra := creator.ListWasClear && creator.CouldHaveCreated(task, q.submitLimit())
+		q.log.Error("late or foreign task found: quarantining its images", "job_id", creator.JobID, "task_id", task.TaskID, "cancel", extra)
+		err := q.addToQuarantine(ctx, quarantinedTask{JobID: creator.JobID, Attempt: creator.Attempt, Account: q.account.name, Model: q.model.Name, TaskID: task.TaskID, Extra: extra})
 		if err == nil {
-			// Whatever else shows up is of others.
-			maker.LateTaskFound = true
-			err = k.noteIntent(ctx, *maker)
+			// Any further task has another creator.
+			creator.LateTaskFound = true
+			err = q.noteIntent(ctx, *creator)
 		}
 		if err != nil {
-			k.log.Warn(redisAway, "task_id", task.TaskID, "err", err)
+			q.log.Warn(redisUnavailable, "task_id", task.TaskID, "err", err)
 			return
 		}
-		if view.Intents, _, err = k.intents(ctx); err != nil {
-			return // the next look tells
+		if snapshot.Intents, _, err = q.intents(ctx); err != nil {
+			return // the next run tries again
 		}
 	}
 }
 
-// lateMaker is the intent, bought again meanwhile, that alone can have made a task.
-func (k *quarantine) creatorOf(ctx context.Context, view *reconcile.Snapshot, task dashscope.TaskInfo) *reconcile.Intent {
-	var maker *reconcile.Intent
-	for _, i := range view.Intents {
+// creatorOf returns a resubmitted intent that may have created a task. It returns nil if
+// there is none, or if an intent that was not resubmitted may have created the task too.
+func (q *quarantine) creatorOf(ctx context.Context, snapshot *reconcile.Snapshot, task dashscope.TaskInfo) *reconcile.Intent {
+	var creator *reconcile.Intent
+	for _, i := range snapshot.Intents {
 		if !i.CouldHaveCreated(task, lateTaskWindow) {
 			continue
 		}
-		key, err := k.keyID(ctx, i.KeyFingerprint)
+		key, err := q.keyID(ctx, i.KeyFingerprint)
 		if !i.Resubmitted || err != nil || key == "" || key != task.APIKeyID {
 			return nil
 		}
-		maker = &i
+		creator = &i
 	}
-	return maker
+	return creator
 }
 
-// charged is how many images of a task are paid for.
+// chargedImages returns the number of images that a task was charged for.
 func chargedImages(task *dashscope.Task) int {
 	if task.Usage != nil && task.Usage.ImageCount > 0 {
 		return task.Usage.ImageCount
@@ -298,8 +299,8 @@ func chargedImages(task *dashscope.Task) int {
 	return n
 }
 
-// stray looks after a task that was made for a job which has another one by now, or
-// does without.
+// quarantineExtra quarantines a task of a job that has another task by now, or has ended
+// without it.
 func (w *Worker) quarantineExtra(ctx context.Context, rec *jobs.Record) error {
 	notes, err := w.jobs.TaskOwners(ctx, []string{rec.TaskID})
 	if err != nil {
@@ -308,11 +309,11 @@ func (w *Worker) quarantineExtra(ctx context.Context, rec *jobs.Record) error {
 	if notes[rec.TaskID].Job != "" {
 		return nil
 	}
-	w.log.Error("duplicate task: cancelling if still pending", "job_id", rec.ID, "task_id", rec.TaskID)
+	w.log.Error("duplicate task: canceling if still pending", "job_id", rec.ID, "task_id", rec.TaskID)
 	return w.addToQuarantine(ctx, quarantinedTask{JobID: rec.ID, Attempt: rec.Attempt, Account: rec.Account, Model: rec.Model, TaskID: rec.TaskID, Extra: true})
 }
 
-// toKeep counts the tasks that the worker's lanes have yet to keep.
+// quarantinePending returns the number of quarantined tasks of the worker's lanes.
 func (w *Worker) quarantinePending(ctx context.Context) int64 {
 	n := int64(0)
 	for _, spec := range w.lanes {

@@ -18,54 +18,61 @@ import (
 )
 
 const (
-	// shares of the submit limit: how often the list is looked at, at first and later.
+	// Poll intervals of the task list as fractions of the submit limit: the first one and
+	// the longest.
 	pollsPerWindow = 330 // every second
 	maxPollShare   = 10  // every 33 s
-	// doubtPatience is how long a list that fails keeps the slot.
+	// slotHoldLimit is how long an ambiguous create keeps its slot while the list is
+	// unavailable.
 	slotHoldLimit = time.Minute
-	// lostMost is how many creates of a job may be lost without a task on the list: then
-	// it is likelier that the list does not tell, and each has cost something.
+	// maxLostCreates is how many creates of a job may end without a task on the list. At
+	// three the list is probably wrong, and each create may have been charged.
 	maxLostCreates = 3
-	// doubtShortest bounds the looks where a simulator's limit is short.
+	// minPollInterval is the shortest poll interval; it applies where a simulator's submit
+	// limit is short.
 	minPollInterval = 100 * time.Millisecond
 )
 
-const ambiguousMessage = "it is unknown whether a task was made; the account's list is searched for it, and until that is clear it is not submitted again: "
+const ambiguousMessage = "the create got no usable answer; reconciling with the task list before resubmitting: "
 
-// doubtful is a record whose create has an unknown outcome.
-func ambiguousRecord(rec *jobs.Record, a *account, why string) *jobs.Record {
+// ambiguousRecord returns a copy of a record, marked as having a create with an unknown
+// outcome. With an account it also sets the end of the create's window.
+func ambiguousRecord(rec *jobs.Record, a *account, reason string) *jobs.Record {
 	next := *rec
-	next.Code, next.Message = jobs.CodeSubmitAmbiguous, ambiguousMessage+why
-	if a != nil {
-		next.AmbiguousAt, _ = a.serviceNow()
+	next.Code, next.Message = jobs.CodeSubmitAmbiguous, ambiguousMessage+reason
+	if a == nil {
+		return &next
+	}
+	known := false
+	if next.AmbiguousAt, known = a.serviceNow(); !known {
+		next.ServiceAt = time.Time{} // times from two clocks cannot be compared
 	}
 	return &next
 }
 
-// beginDoubt parks an intent of which a task may have come. requestID is the
-// service's name of the create, if its answer had one.
-func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, why, requestID string) (*jobs.Record, error) {
-	next := ambiguousRecord(rec, l.account, why)
-	next.RequestID = requestID
+// markAmbiguous records that an intent's create has an unknown outcome. requestID is the
+// service's ID of the create, "" if there was no reply.
+func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, reason, requestID string, cutShort bool) (*jobs.Record, error) {
+	next := ambiguousRecord(rec, l.account, reason)
+	next.RequestID, next.CutShort = requestID, cutShort
 	l.journal(journal.KindAmbiguous, next)
-	l.log.Warn("create outcome unknown: reconciling", "job_id", rec.ID, "attempt", rec.Attempt, "err", why)
+	l.log.Warn("create outcome unknown: reconciling", "job_id", rec.ID, "attempt", rec.Attempt, "err", reason)
 	return next, l.transition(ctx, rec, next)
 }
 
-// doubt finds out what became of a create whose outcome is unknown, by the account's
-// list: it gives the job its task, or takes the intent back, or holds the job. The
-// effort keeps its slot while a task that may be the job's is open, or may still come
-// of a request that is on its way; other jobs go on then. It returns when the record is
-// another one.
+// reconcile finds the outcome of an ambiguous create in the account's task list: it adopts
+// the task, resubmits the job or holds it. The execution keeps its slot while a task that
+// may be the job's is pending or running, or may held be created by a delayed request;
+// afterwards other jobs may use the slot. It returns when the record has left the state.
 func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (err error) {
 	if rec.AmbiguousAt.IsZero() {
-		if rec, err = l.markAmbiguous(ctx, rec, workerDied, ""); err != nil {
+		if rec, err = l.markAmbiguous(ctx, rec, workerCrashed, "", true); err != nil {
 			return err
 		}
 	}
 	t := l.timing()
 	pace := backoff{first: max(t.Limit/pollsPerWindow, minPollInterval), most: max(t.Limit/maxPollShare, minPollInterval)}
-	wait, answered, known := pace.first, time.Now(), map[string]*reconcile.Output{}
+	wait, answered, outputs := pace.first, time.Now(), map[string]*reconcile.Output{}
 	for {
 		if err := l.sleep(ctx, wait); err != nil {
 			return err
@@ -74,12 +81,12 @@ func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (e
 		if err == nil && (now.State != jobs.StateSubmitting || now.Attempt != rec.Attempt || now.Term != rec.Term) || errors.Is(err, jobs.ErrNotFound) {
 			return nil
 		}
-		view := (*reconcile.Snapshot)(nil)
+		snapshot := (*reconcile.Snapshot)(nil)
 		if err == nil {
-			view, err = l.takeSnapshot(ctx)
+			snapshot, err = l.takeSnapshot(ctx)
 		}
 		if err == nil {
-			err = l.inspectContested(ctx, view, known)
+			err = l.inspectContested(ctx, snapshot, outputs)
 		}
 		if errors.Is(err, ErrStopped) || ctx.Err() != nil {
 			return err
@@ -95,24 +102,25 @@ func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (e
 			continue
 		}
 		answered = time.Now()
-		done, open, err := l.applyDecision(ctx, rec, view)
+		done, open, err := l.applyDecision(ctx, rec, snapshot)
 		if done || err != nil {
 			return err
 		}
-		me := l.intentOf(rec)
-		if wait = pace.first; !open && l.quietIn(me) <= 0 {
+		intent := l.intentOf(rec)
+		if wait = pace.first; !open && l.quietIn(intent) <= 0 {
 			l.releaseSlot(e)
 			wait = pace.next()
 		}
-		// Its limit is a moment at which much can be decided.
-		if left := l.untilService(me.From.Add(t.Limit)); left > 0 {
+		// At the limit many intents can be decided: poll then.
+		if left := l.untilService(intent.From.Add(t.Limit)); left > 0 {
 			wait = min(wait, left)
 		}
 	}
 }
 
-// intentOf is the intent of a record. A worker that died in the middle of its create did
-// not say until when it waited: nobody waits for longer than the service's own limit.
+// intentOf returns the intent of a record. If the worker died during its create, the end of
+// the window is not recorded: it is now, but at most the submit limit after the intent,
+// since no create is awaited longer.
 func (l *lane) intentOf(rec *jobs.Record) reconcile.Intent {
 	i := reconcile.IntentOf(rec)
 	now, known := l.account.serviceNow()
@@ -126,42 +134,46 @@ func (l *lane) intentOf(rec *jobs.Record) reconcile.Intent {
 	return i
 }
 
-// timing is that of the lane's creates.
+// timing returns the timing of the lane's creates.
 func (l *lane) timing() reconcile.Timing { return reconcile.TimingOf(l.submitLimit()) }
 
-// untilService is how long it takes until a moment by the service's clock.
+// untilService returns the time left until a moment on the service's clock.
 func (l *lane) untilService(at time.Time) time.Duration {
 	now, _ := l.account.serviceNow()
 	return at.Sub(now)
 }
 
-// quietIn is how long the lane must not send another create because of an open intent.
+// quietIn returns how long the lane must not send another create because of an open intent.
 func (l *lane) quietIn(i reconcile.Intent) time.Duration {
+	if l.cfg.DataDir.Journal.KeyID(i.KeyFingerprint) == "" {
+		i.CutShort = false // nothing is adopted before the key's api_key_id is known
+	}
 	return l.untilService(i.QuietAt(l.timing()))
 }
 
-// settleDoubt acts on what a listing tells of an intent. open reports whether a task
-// that may be its own waits or runs.
-func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, view *reconcile.Snapshot) (done, open bool, err error) {
+// applyDecision applies the decision about an intent, given a snapshot. done reports
+// whether the intent is settled; open reports whether a task that may be its own is pending
+// or running.
+func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, snapshot *reconcile.Snapshot) (done, open bool, err error) {
 	key, err := l.keyID(ctx, rec.KeyFingerprint)
 	if err != nil {
-		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
+		l.log.Warn(redisUnavailable, "job_id", rec.ID, "err", err)
 		return false, true, nil
 	}
 	now, _ := l.account.serviceNow()
-	me := l.intentOf(rec)
-	if !slices.ContainsFunc(view.Intents, func(i reconcile.Intent) bool { return i.JobID == me.JobID && i.Attempt == me.Attempt }) {
-		view.Intents = append(view.Intents, me)
+	intent := l.intentOf(rec)
+	if !slices.ContainsFunc(snapshot.Intents, func(i reconcile.Intent) bool { return i.JobID == intent.JobID && i.Attempt == intent.Attempt }) {
+		snapshot.Intents = append(snapshot.Intents, intent)
 	}
-	what, tasks := reconcile.Decide(me, view, key, l.timing(), now)
-	switch what {
+	decision, tasks := reconcile.Decide(intent, snapshot, key, l.timing(), now)
+	switch decision {
 	case reconcile.Adopt:
 		return true, false, l.adopt(ctx, rec, tasks[0])
 	case reconcile.Hold:
 		return true, false, l.holdAmbiguous(ctx, rec, tasks)
 	case reconcile.NotCreated:
 		switch {
-		case !l.listIsCurrent(ctx, rec, view):
+		case !l.listIsCurrent(ctx, rec, snapshot):
 		case lostCreates(rec) >= maxLostCreates-1:
 			return true, false, l.holdAmbiguous(ctx, rec, nil)
 		default:
@@ -177,14 +189,14 @@ func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, view *reconc
 	return false, open, nil
 }
 
-// awaitQuiet waits until a task that shows up can be the next create's alone: until each
-// create of the lane whose outcome is unknown is settled, or so old that nothing of it is
-// expected any more. It fails with [jobs.ErrConflict] if it has waited: look again.
+// awaitQuiet waits until a new task can only be the next create's: until each ambiguous
+// create of the lane is settled, or so old that no task of it is expected any more. If it
+// has waited, it fails with [jobs.ErrConflict]: read the record again.
 func (l *lane) awaitQuiet(ctx context.Context) error {
 	for waited := false; ; waited = true {
 		open, err := l.recordsIn(ctx, jobs.StateSubmitting)
 		if err != nil {
-			return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+			return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 		}
 		quiet := time.Duration(0)
 		for _, rec := range open {
@@ -203,8 +215,8 @@ func (l *lane) awaitQuiet(ctx context.Context) error {
 	}
 }
 
-// lostBefore counts the creates of a job that were lost without a task since a person
-// asked for it, or asked again.
+// lostCreates returns the number of a job's creates that were lost without a task since the
+// job was submitted or last retried by an operator.
 func lostCreates(rec *jobs.Record) int {
 	n := 0
 	for _, past := range rec.PastAttempts {
@@ -215,26 +227,26 @@ func lostCreates(rec *jobs.Record) int {
 	return n
 }
 
-// upToDate reports whether the list shows the last task that was made after an
-// intent, if there is one: then it shows all before it. This worker's last is known by
-// its journal, another holder's by Redis.
-func (l *lane) listIsCurrent(ctx context.Context, rec *jobs.Record, view *reconcile.Snapshot) bool {
+// listIsCurrent reports whether the list contains the lane's last created task, if that was
+// created after the intent; then the list also contains all earlier tasks. The last task is
+// taken from this worker's journal and, for other holders, from Redis.
+func (l *lane) listIsCurrent(ctx context.Context, rec *jobs.Record, snapshot *reconcile.Snapshot) bool {
 	last, err := l.lastCreated(ctx)
 	if err != nil {
-		l.log.Warn(redisAway, "job_id", rec.ID, "err", err)
+		l.log.Warn(redisUnavailable, "job_id", rec.ID, "err", err)
 		return false
 	}
 	for _, made := range []journal.CreatedTask{last, l.cfg.DataDir.Journal.LastCreated(l.account.name, l.model.Name)} {
-		_, shown := view.All[made.ID]
-		if made.ID != "" && !shown && made.At.After(rec.SubmittedAt) && view.TakenAt.Sub(made.At) < dashscope.TaskLifetime {
+		_, shown := snapshot.All[made.ID]
+		if made.ID != "" && !shown && made.At.After(rec.SubmittedAt) && snapshot.TakenAt.Sub(made.At) < dashscope.TaskLifetime {
 			return false
 		}
 	}
 	return true
 }
 
-// latest is the key of the task that was made last on the lane, by whatever holder.
-const lastTaskKey = rediskey.LaneLastTask
+// lastTaskKey is the key of the last task created on the lane, by any holder.
+const lastTaskKey = "last_task"
 
 func (l *lane) lastCreated(ctx context.Context) (made journal.CreatedTask, err error) {
 	encoded, err := l.cfg.Redis.Get(ctx, l.key(lastTaskKey)).Bytes()
@@ -257,15 +269,16 @@ func (l *lane) setLastCreated(ctx context.Context, task string) {
 	}
 }
 
-// adopt gives a job the task that was made for it. The record claims it: a task that
-// was claimed before, by a worker that died then, would be taken for another's.
+// adopt assigns a task to the job that created it. The record claims the task before the
+// journal has it: a claim left by a worker that died in between would look like another
+// job's task.
 func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskInfo) error {
 	next := *rec
 	next.State, next.TaskID, next.Adopted = jobs.StateGenerating, task.TaskID, true
 	next.Code, next.Message = "", ""
 	if err := l.transition(ctx, rec, &next); err != nil {
 		if errors.As(err, new(*jobs.TaskOwnedError)) {
-			return nil // somebody was faster: look again
+			return nil // another job claimed it: read the list again
 		}
 		return err
 	}
@@ -275,79 +288,80 @@ func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskI
 	return nil
 }
 
-// notMade takes an intent back of which no task came, so that the job is bought
-// again. Should one show up all the same, it is known by what is noted here.
+// resubmit rolls back an intent that created no task, so that the job is submitted again.
+// The intent is recorded to identify a task that appears late.
 func (l *lane) resubmit(ctx context.Context, rec *jobs.Record) error {
-	gone := l.intentOf(rec)
-	gone.Resubmitted = true
+	intent := l.intentOf(rec)
+	intent.Resubmitted = true
 	err := l.cfg.DataDir.Journal.Append(journal.KindNotCreated, rec)
 	if err == nil {
-		err = l.noteIntent(ctx, gone)
+		err = l.noteIntent(ctx, intent)
 	}
 	if err == nil {
 		err = l.release(ctx, rec)
 	}
 	if err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: "an intent cannot be taken back", cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: "intent not rolled back", cause: err}
 	}
 	l.log.Warn("reconciled: no task created, resubmitting", "job_id", rec.ID, "attempt", rec.Attempt)
 	next := *rec
 	next.PastAttempts = append(rec.PastAttempts[:len(rec.PastAttempts):len(rec.PastAttempts)], jobs.Attempt{
 		Attempt: rec.Attempt, Term: rec.Term, SubmittedAt: rec.SubmittedAt, EndedAt: time.Now().UTC(),
-		Code: jobs.CodeNotCreated, Message: "its create was lost: the account's list has no task of it",
+		Code: jobs.CodeNotCreated, Message: "create lost: no task on the account's list",
 	})
 	next.ClearIntent()
 	next.Code, next.Message = "", ""
 	if l.cancelRequested(ctx, rec) {
-		return l.finishJob(ctx, rec, endedRecord(&next, jobs.StateCanceled, jobs.CodeCanceled, canceledUnmade))
+		return l.finishJob(ctx, rec, endedRecord(&next, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate))
 	}
 	next.State = jobs.StateQueued
 	return l.transition(ctx, rec, &next)
 }
 
-// noteIntent keeps an intent that is decided: a task that shows up later may be its own.
+// noteIntent records a settled intent in Redis: a task that appears later may belong to it.
 func (l *lane) noteIntent(ctx context.Context, i reconcile.Intent) error {
 	encoded, err := encode(i)
 	if err == nil {
 		err = l.cfg.Redis.HSet(ctx, l.key(intentsKey), intentField(i.JobID, i.Attempt), encoded).Err()
 	}
 	if err != nil {
-		return fmt.Errorf("note intent of %s: %w", i.JobID, err)
+		return fmt.Errorf("record intent of %s: %w", i.JobID, err)
 	}
 	return nil
 }
 
-// holdDoubt leaves it to a person which of the tasks, if any, is the job's. Their
-// images are kept meanwhile: a task's live for a day.
+// holdAmbiguous holds a job until an operator decides which of the candidate tasks, if any,
+// is the job's. The images of the candidates are quarantined meanwhile, since task images
+// expire after a day.
 func (l *lane) holdAmbiguous(ctx context.Context, rec *jobs.Record, candidates []dashscope.TaskInfo) error {
 	next := *rec
 	next.Candidates = nil
 	for _, task := range candidates {
 		next.Candidates = append(next.Candidates, task.TaskID)
 	}
-	why := fmt.Sprintf("a task may have been made, which may be one of %d on the account's list that are no known job's: their images are kept under _held/ in the bucket", len(candidates))
+	reason := fmt.Sprintf("create outcome unknown: the task may be one of %d unowned tasks on the account's list, whose images are quarantined under _held/ in the bucket", len(candidates))
 	switch {
 	case len(candidates) > 0:
 	case lostCreates(rec) >= maxLostCreates-1:
-		why = fmt.Sprintf("%d creates of it were lost, and the account's list has no task of any: is it the right account's list? Look in the console before it is bought again", maxLostCreates)
+		reason = fmt.Sprintf("%d creates were lost without a task on the account's list: check in the console that it is the right account before buying again", maxLostCreates)
 	default:
-		why = "a task may have been made; its intent is too old for the account's list to tell"
+		reason = "create outcome unknown: the intent is too old for the account's task list"
 	}
-	still := l.intentOf(rec)
-	still.Held = true
-	if err := l.noteIntent(ctx, still); err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+	held := l.intentOf(rec)
+	held.Held = true
+	if err := l.noteIntent(ctx, held); err != nil {
+		return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 	}
 	for _, id := range next.Candidates {
 		if err := l.addToQuarantine(ctx, quarantinedTask{JobID: rec.ID, Attempt: rec.Attempt, Account: l.account.name, Model: l.model.Name, TaskID: id}); err != nil {
-			return &pauseError{backoff: &l.waits.unreachable, message: redisAway, cause: err}
+			return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 		}
 	}
-	return l.holdJob(ctx, rec, heldRecord(&next, jobs.CodeSubmitAmbiguous, why))
+	return l.holdJob(ctx, rec, heldRecord(&next, jobs.CodeSubmitAmbiguous, reason))
 }
 
-// submitLimit is how long after an intent a task may still come of it. Only a
-// simulator, whose manners are known, may be trusted with less than the service's own.
+// submitLimit is how long after its intent a create may held make a task. A limit below
+// the service's own is used with a simulator only, whose timing is known.
 func (w *Worker) submitLimit() time.Duration {
 	if w.cfg.SubmitLimit > 0 && w.Simulated() {
 		return w.cfg.SubmitLimit
@@ -355,8 +369,8 @@ func (w *Worker) submitLimit() time.Duration {
 	return max(w.cfg.SubmitLimit, reconcile.SubmitLimit)
 }
 
-// recoverDoubts tells Redis, which may have forgotten, of the intents that this
-// worker has bought again or holds, and of the tasks to keep for those.
+// republishIntents writes this worker's resubmitted and held intents, and the candidate
+// tasks of held jobs, to a Redis that may have lost them.
 func (w *Worker) republishIntents(ctx context.Context) error {
 	entries := w.cfg.DataDir.Journal.Resubmitted()
 	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
@@ -372,14 +386,14 @@ func (w *Worker) republishIntents(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("encode intent of %s: %w", e.JobID, err)
 		}
-		if rec.Code != jobs.CodeOrphanedTask { // which has no intent
+		if rec.Code != jobs.CodeOrphanedTask { // such a job has no intent
 			err = w.cfg.Redis.HSetNX(ctx, rediskey.Lane(rec.Account, rec.Model, intentsKey), intentField(e.JobID, e.Attempt), encoded).Err()
 		}
 		for _, task := range rec.Candidates {
 			err = errors.Join(err, w.addToQuarantine(ctx, quarantinedTask{JobID: e.JobID, Attempt: e.Attempt, Account: rec.Account, Model: rec.Model, TaskID: task}))
 		}
 		if err != nil {
-			return fmt.Errorf("note intent of %s: %w", e.JobID, err)
+			return fmt.Errorf("record intent of %s: %w", e.JobID, err)
 		}
 	}
 	return nil

@@ -219,7 +219,7 @@ func (l *lateCreates) match(r *http.Request) bool {
 }
 
 // A create reaches the service a minute after its client has given up: its task is
-// adopted. One that comes after the job was bought again is cancelled, or its image
+// adopted. One that comes after the job was bought again is canceled, or its image
 // kept: it is found in any case.
 func TestRule6LateCreates(t *testing.T) {
 	for _, c := range []struct {
@@ -249,7 +249,7 @@ func TestRule6LateCreates(t *testing.T) {
 }
 
 // A task of a lost create that shows up late, while it waits behind another, is
-// cancelled: it costs nothing.
+// canceled: it costs nothing.
 func TestRule6LateCreateIsCancelled(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(4*time.Minute, 4*time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {

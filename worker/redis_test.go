@@ -3,51 +3,22 @@ package worker_test
 import (
 	"context"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
-
-// redisServer starts a redis-server of its own on a socket in a temporary folder.
-func redisServer(t *testing.T) redis.UniversalClient {
-	t.Helper()
-	binary, err := exec.LookPath("redis-server")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("redis-server is not installed: apt-get install redis-server")
-		}
-		t.Skip("redis-server is not installed: apt-get install redis-server would run this")
-	}
-	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path may have 107 bytes
-	require.NoError(t, err)
-	socket := filepath.Join(dir, "socket")
-	server := exec.CommandContext(t.Context(), binary, "--port", "0", "--unixsocket", socket, "--dir", dir, "--appendonly", "yes", "--save", "")
-	require.NoError(t, server.Start())
-	client := redis.NewClient(&redis.Options{Network: "unix", Addr: socket, MaxRetries: 20})
-	t.Cleanup(func() {
-		require.NoError(t, client.Close())
-		require.NoError(t, server.Process.Kill())
-		_ = server.Wait()
-		require.NoError(t, os.RemoveAll(dir))
-	})
-	require.Eventually(t, func() bool { return client.Ping(t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
-	return client
-}
 
 // On a real Redis, three workers share the lane: one works at a time, whichever
 // is stopped, and every job is made once.
 func TestWorkersOnARealRedis(t *testing.T) {
 	t.Parallel()
-	rdb := redisServer(t)
+	rdb := redistest.Start(t, "--appendonly", "yes").Client(t)
 	s := newStack(t, memoryDir(t), &simulator.Simulator{TaskTime: simulator.Between(20*time.Millisecond, 60*time.Millisecond)})
 	s.queueInterval = 0
 	s.redis = rdb

@@ -12,9 +12,9 @@ import (
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// recoverJournal brings what the journal knows into the records, once per start,
-// before anything is submitted. The queue may have died with the last process,
-// or have forgotten: an entry can only add what was spent, never take it back.
+// recoverJournal merges the journal into the records, before anything is submitted. The
+// queue may have died with the last process, or have lost data: an entry can only add
+// spending, never remove it.
 func (w *Worker) recoverJournal(ctx context.Context) error {
 	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
 		if e.Record == nil || e.Record.Request == nil {
@@ -30,32 +30,33 @@ func (w *Worker) recoverJournal(ctx context.Context) error {
 func (w *Worker) recoverEntry(ctx context.Context, e journal.Entry) error {
 	next := e.Record
 	if e.Kind == journal.KindIntent {
-		// The process died between the intent and the reply to its create.
-		next = ambiguousRecord(next, w.accountNamed(next.Account), workerDied)
+		// The process died between the intent and the reply to its create. The lane
+		// determines the end of the window on the service's clock.
+		next = ambiguousRecord(next, nil, workerCrashed)
 		w.journal(journal.KindAmbiguous, next)
 	}
 	for {
-		// Another worker may tell of the same job, or a person decide about it.
+		// Another worker may replay the same job, or an operator decide about it.
 		if err := w.merge(ctx, next, e.At); !errors.Is(err, jobs.ErrConflict) {
 			return err
 		}
 	}
 }
 
-// merge brings a job's record up to what the journal knew of it at a time, and
-// sees to it that somebody goes on with the job.
+// merge updates a job's record to its state in the journal at a given time, and ensures
+// that the job is continued.
 func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time) error {
 	known, err := w.jobs.Get(ctx, journaled.ID)
 	switch {
 	case errors.Is(err, jobs.ErrNotFound):
 		known = nil
-		// Others may have finished it so long ago that Redis has forgotten.
-		switch over, err := w.Finished(ctx, journaled.ID, journaled.Digest); {
-		case over != nil && over.Attempt >= journaled.Attempt:
-			if err := w.quarantineSuperseded(ctx, over, journaled); err != nil {
+		// Other workers may have finished it so long ago that its record has expired.
+		switch finished, err := w.Finished(ctx, journaled.ID, journaled.Digest); {
+		case finished != nil && finished.Attempt >= journaled.Attempt:
+			if err := w.quarantineSuperseded(ctx, finished, journaled); err != nil {
 				return err
 			}
-			w.journal(journal.KindFinished, over)
+			w.journal(journal.KindFinished, finished)
 			return nil
 		case err != nil && !errors.Is(err, jobs.ErrDigestConflict) && !errors.Is(err, ErrSimulated) && !errors.Is(err, storage.ErrUnreadable):
 			return err
@@ -75,7 +76,7 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 	w.log.Info("job recovered from the journal", "job_id", next.ID, "task_id", next.TaskID, "state", string(next.State))
 	err = w.updateRecord(ctx, known, &next)
 	if errors.As(err, new(*jobs.TaskOwnedError)) {
-		w.log.Error("an adopted task is another job's by now", "job_id", next.ID, "task_id", next.TaskID, "err", err)
+		w.log.Error("adopted task is owned by another job", "job_id", next.ID, "task_id", next.TaskID, "err", err)
 		return nil
 	}
 	if err != nil {
@@ -91,19 +92,19 @@ func (w *Worker) merge(ctx context.Context, journaled *jobs.Record, at time.Time
 	}
 }
 
-// notOvers looks after the task that the journal knows of a job, if the job has gone
-// on without it.
+// quarantineSuperseded quarantines the task of a journal entry if the job has continued
+// without it.
 func (w *Worker) quarantineSuperseded(ctx context.Context, known, journaled *jobs.Record) error {
 	task := journaled.TaskID
-	if task == "" || known.TaskID == task || slices.ContainsFunc(known.PastAttempts, func(a jobs.Attempt) bool { return a.TaskID == task }) {
+	if task == "" || known.TaskID == task || slices.Contains(known.Rejected, task) || slices.ContainsFunc(known.PastAttempts, func(a jobs.Attempt) bool { return a.TaskID == task }) {
 		return nil
 	}
 	return w.quarantineExtra(ctx, journaled)
 }
 
-// behind reports whether a record knows less than the journal's of a time. What a
-// person has decided since then stands; as clocks differ, that is told by the
-// attempts where it can be.
+// isBehind reports whether a record is older than the journal's, which was written at the
+// given time. Later decisions of an operator stand. Since clocks differ, they are
+// recognized by the attempts where possible.
 func isBehind(known, journaled *jobs.Record, at time.Time) bool {
 	if known.Attempt != journaled.Attempt {
 		return known.Attempt < journaled.Attempt
@@ -115,12 +116,12 @@ func isBehind(known, journaled *jobs.Record, at time.Time) bool {
 		return false
 	}
 	if known.State == jobs.StateHeld && known.TaskID == "" && journaled.TaskID != "" {
-		return true // what was ambiguous to others is known here
+		return true // the journal has the task that others did not find
 	}
 	return stateRank(known.State) < stateRank(journaled.State)
 }
 
-// progress orders the states of one attempt.
+// stateRank orders the states of one attempt.
 func stateRank(s jobs.State) int {
 	switch s {
 	case jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying:

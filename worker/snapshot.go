@@ -15,22 +15,22 @@ import (
 )
 
 const (
-	// listPage is how many tasks are asked for at once. The service's maximum is not
-	// documented: what it returns is counted, not what was asked for.
+	// listPage is the page size of the task list. The service's maximum is not documented,
+	// so the returned tasks are counted, not the requested ones.
 	listPage = 100
-	// listTries is how often a list that changes while it is read is read anew.
+	// listTries is how often a list that changes while being read is read again.
 	listTries = 5
 )
 
-// ask waits for the lane's turn to ask the service something: all of an account's
-// lanes share half of what it allows.
+// ask waits until the lane may send a query to the service: all of an account's lanes share
+// half of the account's limit.
 func (l *lane) ask(ctx context.Context) error {
 	return l.sleep(ctx, l.queries.Reserve().Delay())
 }
 
-// wholeList reads the account's tasks of the lane's model to the end, without a
-// filter by time, whose zone is not documented. A list that changed on the way is
-// read anew.
+// listAll reads the whole list of the account's tasks of the lane's model. It does not
+// filter by time, whose zone is not documented. A list that changed while being read is
+// read again.
 func (l *lane) listAll(ctx context.Context) (tasks []dashscope.TaskInfo, err error) {
 	name, _ := l.model.NameIn(l.account.remote.Region())
 	for range listTries {
@@ -62,36 +62,36 @@ func (l *lane) listAll(ctx context.Context) (tasks []dashscope.TaskInfo, err err
 			return tasks, nil
 		}
 	}
-	return nil, errors.New("the list of tasks changed whenever it was read")
+	return nil, errors.New("the task list changed during every read")
 }
 
-// look reads the list, and who owns what is on it. The order matters: a create that
-// ends meanwhile must be seen as an intent or as an owner.
+// takeSnapshot reads the task list, then the intents and owners. The order matters: a
+// create that ends in between must appear as an intent or as an owner.
 func (l *lane) takeSnapshot(ctx context.Context) (*reconcile.Snapshot, error) {
-	view := &reconcile.Snapshot{TakenAt: time.Now(), All: map[string]dashscope.TaskInfo{}}
+	snapshot := &reconcile.Snapshot{TakenAt: time.Now(), All: map[string]dashscope.TaskInfo{}}
 	tasks, err := l.listAll(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var adopted map[string]bool
-	if view.Intents, adopted, err = l.intents(ctx); err != nil {
+	if snapshot.Intents, adopted, err = l.intents(ctx); err != nil {
 		return nil, err
 	}
 	for _, task := range tasks {
-		view.All[task.TaskID] = task
+		snapshot.All[task.TaskID] = task
 		if adopted[task.TaskID] {
-			view.Unverified = append(view.Unverified, task)
+			snapshot.Unverified = append(snapshot.Unverified, task)
 		}
 	}
-	if view.Unowned, view.Quarantined, err = l.withoutOwner(ctx, tasks); err != nil {
+	if snapshot.Unowned, snapshot.Quarantined, err = l.withoutOwner(ctx, tasks); err != nil {
 		return nil, err
 	}
-	l.updateBaseline(ctx, view)
-	return view, nil
+	l.updateBaseline(ctx, snapshot)
+	return snapshot, nil
 }
 
-// unownedOf returns those of the tasks that no record and no journal owns, and which of
-// them are kept for a held job.
+// withoutOwner returns the tasks that no record and no journal owns, and which of them are
+// quarantined for a held job.
 func (l *lane) withoutOwner(ctx context.Context, tasks []dashscope.TaskInfo) (unowned []dashscope.TaskInfo, kept map[string]bool, err error) {
 	journaled := l.cfg.DataDir.Journal.OwnedTasks()
 	var unknown []string
@@ -123,60 +123,60 @@ func (l *lane) withoutOwner(ctx context.Context, tasks []dashscope.TaskInfo) (un
 	return unowned, kept, nil
 }
 
-// keepListing keeps the last listing in which every task of the lane's key had an owner,
-// and before there was one the first.
-func (l *lane) updateBaseline(ctx context.Context, view *reconcile.Snapshot) {
-	clean, err := l.allExplained(ctx, view)
+// updateBaseline keeps the last snapshot in which every task of the lane's key was
+// explained; before there is one, the first snapshot.
+func (l *lane) updateBaseline(ctx context.Context, snapshot *reconcile.Snapshot) {
+	explained, err := l.allExplained(ctx, snapshot)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.baseline == nil || clean && err == nil {
-		l.baseline = view
+	if l.baseline == nil || explained && err == nil {
+		l.baseline = snapshot
 	}
 }
 
-// clean reports whether each task of the lane's key on a listing is explained: it has an
-// owner, or is kept for a held job, or an intent may have made it. No create that is sent
-// later has made it then, and no other program.
-func (l *lane) allExplained(ctx context.Context, view *reconcile.Snapshot) (bool, error) {
+// allExplained reports whether each task of the lane's key in a snapshot has an owner, is
+// quarantined for a held job, or may have been created by an intent. If so, none of them
+// comes from a later create, and none from another program.
+func (l *lane) allExplained(ctx context.Context, snapshot *reconcile.Snapshot) (bool, error) {
 	key, err := l.keyID(ctx, l.account.remote.KeyMark())
 	if err != nil {
 		return false, err
 	}
-	return !slices.ContainsFunc(view.Unowned, func(t dashscope.TaskInfo) bool {
-		made := slices.ContainsFunc(view.Intents, func(i reconcile.Intent) bool { return i.CouldHaveCreated(t, l.timing().Limit) })
-		return !made && !view.Quarantined[t.TaskID] && (key == "" || t.APIKeyID == key)
+	return !slices.ContainsFunc(snapshot.Unowned, func(t dashscope.TaskInfo) bool {
+		made := slices.ContainsFunc(snapshot.Intents, func(i reconcile.Intent) bool { return i.CouldHaveCreated(t, l.timing().Limit) })
+		return !made && !snapshot.Quarantined[t.TaskID] && (key == "" || t.APIKeyID == key)
 	}), nil
 }
 
-// listedAt is when the list was read last before an intent, if every task of the
-// lane's key is explained; else zero.
+// lastClearSnapshot returns the time of the baseline if every task of the lane's key in it
+// is explained, else zero.
 func (l *lane) lastClearSnapshot(ctx context.Context) (time.Time, error) {
 	l.mu.Lock()
-	view := l.baseline
+	snapshot := l.baseline
 	l.mu.Unlock()
-	if view == nil {
+	if snapshot == nil {
 		return time.Time{}, nil
 	}
-	clean, err := l.allExplained(ctx, view)
-	if err == nil && !clean { // some may have been explained since
-		later := *view
-		if later.Unowned, later.Quarantined, err = l.withoutOwner(ctx, view.Unowned); err == nil {
-			clean, err = l.allExplained(ctx, &later)
+	explained, err := l.allExplained(ctx, snapshot)
+	if err == nil && !explained { // some may have been explained since then
+		later := *snapshot
+		if later.Unowned, later.Quarantined, err = l.withoutOwner(ctx, snapshot.Unowned); err == nil {
+			explained, err = l.allExplained(ctx, &later)
 		}
 	}
-	if err != nil || !clean {
+	if err != nil || !explained {
 		return time.Time{}, err
 	}
-	return view.TakenAt.UTC(), nil
+	return snapshot.TakenAt.UTC(), nil
 }
 
-// doubts is the key of the lane's intents that were bought again or are held, by job and
+// intentsKey is the key of the lane's intents that were resubmitted or are held, by job and
 // attempt.
 const intentsKey = rediskey.LaneIntents
 
 func intentField(job string, attempt int) string { return fmt.Sprintf("%s.%d", job, attempt) }
 
-// recordsIn are the records of the lane in some states, of whatever worker.
+// recordsIn returns the lane's records in the given states, of all workers.
 func (l *lane) recordsIn(ctx context.Context, states ...jobs.State) (all []*jobs.Record, err error) {
 	for filter := (jobs.ListFilter{States: states, Account: l.account.name, Model: l.model.Name}); ; {
 		records, cursor, err := l.jobs.List(ctx, filter)
@@ -190,9 +190,8 @@ func (l *lane) recordsIn(ctx context.Context, states ...jobs.State) (all []*jobs
 	}
 }
 
-// intents are the lane's creates that have no outcome, of whatever worker, and those
-// of the last day that were bought again or are held. adopted are the tasks that jobs
-// have adopted and that are under way.
+// intents returns the lane's ambiguous creates, of all workers, and the intents of the last
+// day that were resubmitted or are held. adopted are the adopted tasks that have not ended.
 func (l *lane) intents(ctx context.Context) (found []reconcile.Intent, adopted map[string]bool, err error) {
 	records, err := l.recordsIn(ctx, jobs.StateSubmitting, jobs.StateGenerating)
 	if err != nil {
@@ -208,7 +207,7 @@ func (l *lane) intents(ctx context.Context) (found []reconcile.Intent, adopted m
 	}
 	decided, err := l.cfg.Redis.HGetAll(ctx, l.key(intentsKey)).Result()
 	if err != nil {
-		return nil, nil, fmt.Errorf("read intents that are decided: %w", err)
+		return nil, nil, fmt.Errorf("read settled intents: %w", err)
 	}
 	for name, encoded := range decided {
 		i, err := reconcile.DecodeIntent(encoded)
@@ -219,13 +218,14 @@ func (l *lane) intents(ctx context.Context) (found []reconcile.Intent, adopted m
 			continue
 		}
 		if err := l.cfg.Redis.HDel(ctx, l.key(intentsKey), name).Err(); err != nil {
-			return nil, nil, fmt.Errorf("forget an intent: %w", err)
+			return nil, nil, fmt.Errorf("remove intent: %w", err)
 		}
 	}
 	return found, adopted, nil
 }
 
-// clock notes the service's time, which its answers bear in whole seconds.
+// clock records the service's time from the Date header of a reply, which has whole
+// seconds.
 func (a *account) clock(date time.Time) {
 	if date.IsZero() {
 		return
@@ -235,18 +235,42 @@ func (a *account) clock(date time.Time) {
 	a.date, a.dated = date.Add(500*time.Millisecond), time.Now()
 }
 
-// serviceNow is the time by the service's clock, and whether that is known. The own
-// clock may be set meanwhile: it is not asked.
+// serviceNow returns the time on the service's clock, and whether it is known. Otherwise it
+// returns the local time. It is unknown before the first reply, after the machine was
+// suspended, when the monotonic clock stands still, and after the wall clock was set.
 func (a *account) serviceNow() (time.Time, bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.dated.IsZero() {
-		return time.Now().UTC(), false
+	now := time.Now()
+	elapsed := now.Sub(a.dated)
+	if wall := now.Round(0).Sub(a.dated.Round(0)); a.dated.IsZero() || (wall-elapsed).Abs() > clockStep {
+		return now.UTC(), false
 	}
-	return a.date.Add(time.Since(a.dated)).UTC(), true
+	return a.date.Add(elapsed).UTC(), true
 }
 
-// learnKeyID notes under which ID the service lists the tasks of a key of ours.
+// clockStep is how far the wall clock and the monotonic clock may diverge between two
+// replies of the service, a day at most, before the wall clock counts as set.
+const clockStep = 10 * time.Second
+
+// refreshClock queries the service's time if it is unknown. If that fails, the create uses
+// the worker's own clock.
+func (l *lane) refreshClock(ctx context.Context) error {
+	if _, known := l.account.serviceNow(); known {
+		return nil
+	}
+	if err := l.ask(ctx); err != nil {
+		return err
+	}
+	page, err := l.account.remote.List(ctx, dashscope.ListFilter{PageNo: 1, PageSize: 1})
+	if err == nil {
+		l.account.clock(page.Date)
+	}
+	return nil
+}
+
+// recordKeyID records the api_key_id under which the service lists the tasks of a key of
+// this worker. mark is the key's fingerprint.
 func (l *lane) recordKeyID(ctx context.Context, mark, keyID string) {
 	journal := l.cfg.DataDir.Journal
 	if keyID == "" || journal.KeyID(mark) == keyID {
@@ -257,8 +281,7 @@ func (l *lane) recordKeyID(ctx context.Context, mark, keyID string) {
 	}
 }
 
-// keyID is the ID under which the service lists the tasks of the key with a mark, ""
-// if that is not known.
+// keyID returns the api_key_id of the key with a fingerprint, "" if it is unknown.
 func (l *lane) keyID(ctx context.Context, mark string) (string, error) {
 	if known := l.cfg.DataDir.Journal.KeyID(mark); known != "" || mark == "" {
 		return known, nil
@@ -266,7 +289,8 @@ func (l *lane) keyID(ctx context.Context, mark string) (string, error) {
 	return l.jobs.KeyID(ctx, mark)
 }
 
-// meetKey learns the own key's ID from a task that was made with it, once.
+// discoverKeyID learns the api_key_id of the lane's key from a task that was created with
+// it, once.
 func (l *lane) discoverKeyID(ctx context.Context, rec *jobs.Record) {
 	mark := l.account.remote.KeyMark()
 	if rec.KeyFingerprint != mark || rec.Adopted || !rec.ResolvedAt.IsZero() || l.cfg.DataDir.Journal.KeyID(mark) != "" {
@@ -277,7 +301,7 @@ func (l *lane) discoverKeyID(ctx context.Context, rec *jobs.Record) {
 	}
 	page, err := l.account.remote.List(ctx, dashscope.ListFilter{TaskID: rec.TaskID})
 	if err != nil || len(page.Data) != 1 || page.Data[0].TaskID != rec.TaskID {
-		return // the list lags behind; the next look at the task asks again
+		return // the list lags behind; the next poll tries again
 	}
 	l.recordKeyID(ctx, mark, page.Data[0].APIKeyID)
 }

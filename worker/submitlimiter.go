@@ -7,28 +7,28 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// pace keeps a lane's creates below the rate that the service allows, one at a
-// time. Its user holds the lane's turn.
+// submitLimiter keeps a lane's creates below the service's rate limit. Its caller must hold
+// the lane's submitSem.
 type submitLimiter struct {
-	// spread keeps creates apart evenly.
+	// spread spaces creates evenly.
 	spread *rate.Limiter
-	// replies are when the last creates that may share a window were answered. The
-	// service has counted each by then, however slow its way was.
+	// replies are the reply times of the last creates that may fall into one window, oldest
+	// first. The service has counted a create by its reply, however long the request took.
 	replies []time.Time
 	window  time.Duration
 }
 
-// paceMargin stretches the window: two clocks do not run alike.
-const paceMargin = 1.05
+// windowMargin stretches the window to allow for clock drift between worker and service.
+const windowMargin = 1.05
 
-// newPace is for a rate per second. A lane that others have held starts with
-// creates behind it that it did not see.
-func newPace(perSecond float64, heldBefore bool) *submitLimiter {
+// newSubmitLimiter returns a limiter for a rate per second. If the lane was held before, it assumes
+// that earlier holders have just used up the window.
+func newSubmitLimiter(perSecond float64, heldBefore bool) *submitLimiter {
 	n := max(int(math.Ceil(perSecond)), 1)
 	p := &submitLimiter{
-		spread:  rate.NewLimiter(rate.Limit(perSecond/paceMargin), 1),
+		spread:  rate.NewLimiter(rate.Limit(perSecond/windowMargin), 1),
 		replies: make([]time.Time, n),
-		window:  time.Duration(float64(n) / perSecond * paceMargin * float64(time.Second)),
+		window:  time.Duration(float64(n) / perSecond * windowMargin * float64(time.Second)),
 	}
 	if heldBefore {
 		for i := range p.replies {
@@ -38,12 +38,12 @@ func newPace(perSecond float64, heldBefore bool) *submitLimiter {
 	return p
 }
 
-// delay is how long the next create must wait. It counts as sent.
+// delay returns how long the next create must wait, and reserves its place.
 func (p *submitLimiter) delay() time.Duration {
 	return max(p.spread.Reserve().Delay(), time.Until(p.replies[0].Add(p.window)))
 }
 
-// answered notes that a create was answered, or that no answer will come.
+// done records that a create was answered, or that no answer will come.
 func (p *submitLimiter) done() {
 	p.replies = append(p.replies[1:], time.Now())
 }

@@ -24,59 +24,59 @@ import (
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// Config says what a worker works on. All of the first group is required.
+// Config configures a worker. The fields of the first group are required.
 type Config struct {
 	Redis   redis.UniversalClient
 	Bucket  *storage.Bucket
 	Spool   *storage.Spool
 	DataDir *journal.DataDir
-	// Accounts are the main accounts and their lanes, which draw from the same
-	// queues; at least one.
+	// Accounts are the main accounts and their lanes, at least one. All lanes draw from the
+	// same queues.
 	Accounts []Account
 
-	// StoreConcurrency is how many jobs' images are copied at once; 0 is 8.
+	// StoreConcurrency is the number of jobs whose images are copied concurrently; 0 is 8.
 	StoreConcurrency int
-	// QueueInterval is how often an idle lane or store looks for work, and a
-	// fifth of how often delayed work is looked for; 0 is 200 ms. With a backlog
-	// the next job is drawn at once.
+	// QueueInterval is the polling interval of an idle lane or store server. Delayed
+	// messages are polled at five times this interval. 0 is 200 ms. With a backlog the next
+	// job is drawn at once.
 	QueueInterval time.Duration
-	// SubmitLimit is how long after a create was sent the service may still make a task
-	// of it; 0 is 300 s, the service's own limit, and less is used against a simulator
-	// alone.
+	// SubmitLimit is how long after its intent a create may still make a
+	// task. 0 is 330 s: the service's own limit of 300 s and 30 s for sending the request.
+	// Lower values apply to a simulator only.
 	SubmitLimit time.Duration
-	// OwnQueue says that no other worker is at this Redis, which may begin empty: all
-	// that was spent the data directory's journal knows.
+	// ExclusiveQueue is set when no other worker uses this Redis. It may start empty; the
+	// journal is then the only record of spending.
 	ExclusiveQueue bool
-	// CallbackSecrets sign callbacks: each is one that [webhook.ValidSecret] accepts.
-	// While they are rotated there are several, and a callback bears the signatures of
-	// all. Without any, callbacks are not sent, and say so.
+	// CallbackSecrets sign callbacks. Each must be accepted by [ValidCallbackSecret]. With
+	// several secrets, as during a rotation, a callback carries one signature per secret.
+	// Without a secret, callbacks are not sent and are logged as failed.
 	CallbackSecrets []string
-	// CallbackAllow are addresses that may be called back although they are not public.
+	// CallbackAllow lists non-public addresses that callbacks may be sent to.
 	CallbackAllow []netip.Prefix
-	// DialCallback opens the connections of callbacks; nil is [storage.PublicDialer] of
+	// DialCallback dials callback connections. nil is [storage.PublicDialer] with
 	// CallbackAllow.
 	DialCallback func(ctx context.Context, network, address string) (net.Conn, error)
-	// ServeURL is the base URL, of http or https, of a `danqing serve` on this queue:
-	// links to images lead there and live as long as the images, unless the bucket's own
-	// do. "" is none.
+	// ServeURL is the base URL (http or https) of a `danqing serve` on this queue. Image
+	// links use it and are valid as long as the images, unless the bucket has links of its
+	// own. "" disables such links.
 	ServeURL string
-	// LocalBucket says that nobody outside this process reaches the bucket: events then
-	// have links by ServeURL alone.
+	// LocalBucket is set when the bucket is reachable from this process only. Event links
+	// are then made from ServeURL alone.
 	LocalBucket bool
-	// Logger gets the operator's timeline; nil discards it.
+	// Logger receives the log; nil discards it.
 	Logger *slog.Logger
 }
 
 const (
 	defaultStoreConcurrency = 8
-	// asynq's own second would let the slot idle for half of it, on average,
-	// when a job arrives; this costs Redis a handful of commands a second.
+	// asynq's default of 1 s would leave the slot idle for 0.5 s on average when a job
+	// arrives. 200 ms costs Redis a handful of commands per second.
 	defaultQueueInterval = 200 * time.Millisecond
 	delayedFactor        = 5
 )
 
-// Worker runs the lanes of its accounts, a store server and a notify server. See the package
-// comment.
+// Worker runs the lanes of its accounts, a store server and a notification server. See the
+// package documentation.
 type Worker struct {
 	cfg      Config
 	log      *slog.Logger
@@ -89,26 +89,27 @@ type Worker struct {
 	prepared bool
 
 	mu sync.Mutex
-	// remembers is what Redis was known by when it was told last what this worker knows.
+	// knownDataset is the ID of the Redis dataset that this worker's journal was last
+	// replayed into.
 	knownDataset string
-	// forgot says that Redis was known by something else before.
+	// dataLossSeen is set once the dataset ID has differed from an earlier one.
 	dataLossSeen bool
-	// durability is how Redis keeps what it was told.
+	// durability is how durably Redis stores writes.
 	durability redishealth.Durability
-	// simulated is what the services said of themselves, once known.
+	// simulated reports whether the services are simulators; it is valid once known is set.
 	simulated, known bool
 
-	// refused has when the reference image of a job, by its ID, was first refused
-	// for a reason that did not look final.
+	// referenceRefusedAt maps a job ID to the time.Time at which its reference image was
+	// first refused with an error that may be temporary.
 	referenceRefusedAt sync.Map
 
-	replayMu sync.Mutex // one at a time tells Redis
+	replayMu sync.Mutex // held while replaying to Redis
 
 	stop     sync.Once
 	stopping chan struct{}
 }
 
-// New checks the configuration. It dials nothing.
+// New validates the configuration and returns a worker. It makes no connection.
 func New(cfg Config) (*Worker, error) {
 	if cfg.Redis == nil || cfg.Bucket == nil || cfg.Spool == nil || cfg.DataDir == nil || len(cfg.Accounts) == 0 {
 		return nil, errors.New("worker: Redis, Bucket, Spool, DataDir and Accounts are all required")
@@ -138,24 +139,24 @@ func New(cfg Config) (*Worker, error) {
 	return w, nil
 }
 
-// Simulated reports whether the services called themselves a simulator. It is
-// known after [Worker.Prepare].
+// Simulated reports whether the services are simulators. It is valid after
+// [Worker.Prepare].
 func (w *Worker) Simulated() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.simulated
 }
 
-// Unfinished reports whether the journal knows of anything paid for, by this or
-// an earlier run, that is neither in the bucket nor held, or has images yet to keep
-// of what is held. It notes what other workers have finished meanwhile.
+// Unfinished reports whether work is left: a paid job in the journal, of this or an earlier
+// run, that is neither stored nor held, or a quarantined task whose images are not stored
+// yet. It first journals jobs that other workers have finished.
 func (w *Worker) Unfinished(ctx context.Context) bool {
 	return w.unfinished(ctx, "") > 0 || w.quarantinePending(ctx) > 0
 }
 
-// unfinished counts the jobs in the journal whose last entry is of a kind, "" for
-// any, and that are not over, after noting which of them others have finished.
-// What is held waits for a person, and what another account owns for its return.
+// unfinished returns the number of unfinished jobs whose last journal entry is of the given
+// kind; "" is any kind. It first journals jobs that other workers have finished. Jobs that
+// are held, and jobs of accounts that are not configured, are not counted.
 func (w *Worker) unfinished(ctx context.Context, kind journal.Kind) int {
 	n := 0
 	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
@@ -175,8 +176,9 @@ func (w *Worker) unfinished(ctx context.Context, kind journal.Kind) int {
 	return n
 }
 
-// toBeStored counts the jobs of this worker whose images are not in the bucket, if
-// they are more than limit; below that it does not look who has stored them.
+// storeBacklogSize returns the number of jobs of this worker whose images are not in the
+// bucket. Up to limit it counts journal entries only; above limit it checks which of the
+// jobs other workers have stored.
 func (w *Worker) storeBacklogSize(ctx context.Context, limit int) int {
 	n := 0
 	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
@@ -190,11 +192,11 @@ func (w *Worker) storeBacklogSize(ctx context.Context, limit int) int {
 	return n
 }
 
-// Prepare asks the services who they are and merges the journal into the records.
-// It spends nothing. It waits, and says so, while no service can be reached or Redis
-// cannot be written, and fails if every key is refused, with [ErrGateway], [ErrMixed], [ErrSameAccount]
-// or [ErrStopped]. An account that is not usable yet does not hold up the others.
-// [Worker.Run] calls it if the caller did not.
+// Prepare probes the accounts and merges the journal into the records. It spends nothing.
+// While no service is reachable or Redis is not writable it logs a warning and retries. It
+// fails if every key is refused, and with [ErrGateway], [ErrMixed], [ErrSameAccount] or
+// [ErrStopped]. An account that is not usable yet does not delay the others. [Worker.Run]
+// calls Prepare if the caller did not.
 func (w *Worker) Prepare(ctx context.Context) error {
 	if w.prepared {
 		return nil
@@ -202,7 +204,7 @@ func (w *Worker) Prepare(ctx context.Context) error {
 	if err := w.probeAll(ctx); err != nil {
 		return err
 	}
-	for away := (&backoff{first: time.Second, most: 10 * time.Second}); ; {
+	for retry := (&backoff{first: time.Second, most: 10 * time.Second}); ; {
 		_, err := w.syncDataset(ctx)
 		if err == nil {
 			err = w.addDrainLanes(ctx)
@@ -214,16 +216,16 @@ func (w *Worker) Prepare(ctx context.Context) error {
 		if !isTransient(err) {
 			return err
 		}
-		wait := away.next()
-		w.log.Warn(redisAway+", trying again", "err", err, "wait", wait)
+		wait := retry.next()
+		w.log.Warn(redisUnavailable+", trying again", "err", err, "wait", wait)
 		if err := w.sleep(ctx, wait); err != nil {
 			return err
 		}
 	}
 }
 
-// passes reports whether an error of Redis, or of the way to it, may be over later: Redis
-// is full, starts, fails over or does not answer.
+// isTransient reports whether a Redis or connection error may be temporary: Redis is full,
+// loading, failing over or unreachable.
 func isTransient(err error) bool {
 	if answer := redis.Error(nil); !errors.As(err, &answer) {
 		return errors.As(err, new(net.Error)) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, redis.ErrPoolTimeout)
@@ -239,14 +241,13 @@ func isTransient(err error) bool {
 	return redis.HasErrorPrefix(err, "MISCONF") || redis.HasErrorPrefix(err, "BUSY")
 }
 
-// Stop asks [Worker.Run] to end gracefully: no further submit, what is being
-// submitted is recorded, what is ready is stored. A task that is running at
-// DashScope is left there; the next run finds it in the journal.
+// Stop begins a graceful shutdown of [Worker.Run]: no further submit, a create in progress
+// is recorded, downloaded images are stored. A task that is running at DashScope is left
+// there; the next run resumes it from the journal.
 func (w *Worker) Stop() { w.stop.Do(func() { close(w.stopping) }) }
 
-// Run works until [Worker.Stop] and a graceful end, or until ctx ends, which cuts
-// everything short but a create that is on its way: that gets two seconds more.
-// It returns nil after a stop. It can be called once.
+// Run works until [Worker.Stop] and returns nil after a graceful shutdown. If ctx ends, it
+// shuts down at once; a create in progress gets two more seconds. Run may be called once.
 func (w *Worker) Run(ctx context.Context) error {
 	if err := w.Prepare(ctx); err != nil {
 		if errors.Is(err, ErrStopped) {
@@ -264,7 +265,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		w.notify.shutdown()
 		return err
 	}
-	defer func() { // each waits a second or two for its loops
+	defer func() { // each takes a second or two to end its loops
 		var group sync.WaitGroup
 		group.Go(w.notify.shutdown)
 		group.Go(stores.shutdown)
@@ -281,10 +282,10 @@ func (w *Worker) Run(ctx context.Context) error {
 	return nil
 }
 
-// ErrStopped ends every wait of a worker that is told to stop.
+// ErrStopped ends every wait of a worker that is shutting down.
 var ErrStopped = errors.New("the worker is stopping")
 
-// Stopped reports whether the worker was told to stop.
+// Stopped reports whether [Worker.Stop] was called.
 func (w *Worker) Stopped() bool {
 	select {
 	case <-w.stopping:
@@ -294,7 +295,7 @@ func (w *Worker) Stopped() bool {
 	}
 }
 
-// sleep waits for d, or fails with ErrStopped or the cause of ctx.
+// sleep waits for d. It fails with ErrStopped or the cause of ctx.
 func (w *Worker) sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -308,18 +309,17 @@ func (w *Worker) sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// ErrSimulated means that the bucket holds a simulated job under an ID that a
-// real run wants.
-var ErrSimulated = errors.New("the bucket holds a simulated job of this ID: use another prefix or bucket for real images")
+// ErrSimulated means that the bucket holds a simulated job with the ID of a real job.
+var ErrSimulated = errors.New("the bucket holds a simulated job with this ID: use another prefix or bucket for real images")
 
-// Finished returns a job that is over, as its sidecar tells it, nil if it is not
-// over, and an error if that cannot be told: then nothing may be spent. It fails
-// with [jobs.ErrDigestConflict] if the ID belongs to another request and with
-// [ErrSimulated] if it is taken by a simulated job.
+// Finished returns the record of a finished job, read from its sidecar, or nil if the job
+// has none. After an error it is unknown whether the job is finished, and nothing may be
+// spent on it. It fails with [jobs.ErrDigestConflict] if the ID belongs to another request
+// and with [ErrSimulated] if it belongs to a simulated job.
 func (w *Worker) Finished(ctx context.Context, jobID, digest string) (*jobs.Record, error) {
 	sidecar, err := w.cfg.Bucket.Sidecar(ctx, jobID)
 	if errors.Is(err, storage.ErrNotExist) {
-		return nil, nil //nolint:nilnil // "not over" is an answer, not a failure
+		return nil, nil //nolint:nilnil // "not finished" is an answer, not a failure
 	}
 	if err != nil {
 		return nil, err
@@ -333,10 +333,10 @@ func (w *Worker) Finished(ctx context.Context, jobID, digest string) (*jobs.Reco
 	return RecordOf(sidecar)
 }
 
-// swap writes a record, repeating while Redis does not answer: what it says has
-// happened, and the slot cannot be used meanwhile.
+// updateRecord writes a record and retries while Redis is unavailable: the change has
+// already happened, and the slot cannot be reused before it is recorded.
 func (w *Worker) updateRecord(ctx context.Context, old, next *jobs.Record) error {
-	var refused error // by a Redis that answers
+	var refused error // a conflict or an owned task, which are not retried
 	write := rand.Text()
 	err := w.retryRedis(ctx, next.ID, func(ctx context.Context) error {
 		err := w.jobs.UpdateOnce(ctx, write, old, next)
@@ -348,10 +348,10 @@ func (w *Worker) updateRecord(ctx context.Context, old, next *jobs.Record) error
 	return cmp.Or(err, refused)
 }
 
-// journal appends an entry after the fact: the journal is then behind the truth
-// by one step, which the next start sees as less than happened and never as more.
+// journal appends an entry for a step that is done. If the append fails, the journal lacks
+// that step: the next start then assumes less progress, never more.
 //
-// What another worker has stored goes out of the own spool.
+// For a job that another worker has stored, it also discards this worker's spool files.
 func (w *Worker) journal(kind journal.Kind, rec *jobs.Record) {
 	if last, ok := w.cfg.DataDir.Journal.OpenJob(rec.ID); ok && kind == journal.KindFinished && last.Record != nil {
 		defer w.store.discardSpool(last.Record, rec)
@@ -361,7 +361,8 @@ func (w *Worker) journal(kind journal.Kind, rec *jobs.Record) {
 	}
 }
 
-// backoff is a doubling wait. It is safe for concurrent use.
+// backoff is an exponential backoff that doubles from first to most. It is safe for
+// concurrent use.
 type backoff struct {
 	first, most time.Duration
 
@@ -382,7 +383,7 @@ func (b *backoff) reset() {
 	b.last = 0
 }
 
-// sentence joins what happened and what a person can do.
+// withHint appends what an operator can do to an error message.
 func withHint(what, remedy string) string {
 	if remedy == "" {
 		return what

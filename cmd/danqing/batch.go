@@ -16,7 +16,7 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// batchFlags are those that every command with a worker of its own has.
+// batchFlags are the flags of commands that run a worker.
 type batchFlags struct {
 	simulate, json, verbose bool
 	name, results           string
@@ -57,8 +57,8 @@ func (p *program) runFlags(cmd *cobra.Command, f *batchFlags) {
 	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log each step")
 }
 
-// sheet is a batch file with what became of its lines.
-type sheet struct {
+// batchFile is a batch with its results file.
+type batchFile struct {
 	*jobs.Batch
 	results string // path of the results file
 }
@@ -69,78 +69,78 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 		return err
 	}
 	if len(files) > 1 && (f.name != "" || f.results != "") {
-		return usage("run them one by one, or leave the flag out", "--name and --results are for one file, %d were given", len(files))
+		return usageErrorf("run them one by one, or leave the flag out", "--name and --results are for one file, %d were given", len(files))
 	}
 	refs := references{}
-	var sheets []sheet
+	var batchFiles []batchFile
 	for _, file := range files {
-		s, err := p.readSheet(ctx, file, f, cfg, refs)
+		s, err := p.readBatchFile(ctx, file, f, cfg, refs)
 		if err != nil {
 			return fmt.Errorf("%s: %w", file, err)
 		}
-		sheets = append(sheets, s)
+		batchFiles = append(batchFiles, s)
 	}
-	if err := sameName(sheets); err != nil {
+	if err := checkNames(batchFiles); err != nil {
 		return err
 	}
-	r := &run{program: p, refs: refs, json: f.json, sheets: sheets, budget: f.budget}
+	r := &batchRun{program: p, refs: refs, json: f.json, files: batchFiles, budget: f.budget}
 	var models []string
-	for _, s := range sheets {
+	for _, s := range batchFiles {
 		for _, line := range s.Lines {
 			r.lines = append(r.lines, line)
 			models = append(models, line.Request.Model)
 		}
 	}
 	slices.Sort(models)
-	if err := cfg.Work(slices.Compact(models)); err != nil {
+	if err := cfg.EnableModels(slices.Compact(models)); err != nil {
 		return err
 	}
 	progress := newProgress(p.stderr)
 	defer progress.close()
-	engine, err := openEngine(cfg, f.simulate, progress.logger(f.verbose))
+	rt, err := openRuntime(cfg, f.simulate, progress.logger(f.verbose))
 	if err != nil {
 		return err
 	}
-	r.engine, r.progress = engine, progress
+	r.runtime, r.progress = rt, progress
 	err = r.do(ctx)
 	var wrong *jobs.BatchError
 	if len(files) == 1 && errors.As(err, &wrong) {
 		err = fmt.Errorf("%s: %w", files[0], err)
 	}
 	if r.prepared {
-		for _, s := range sheets {
+		for _, s := range batchFiles {
 			err = errors.Join(err, r.writeResults(s))
 		}
 	}
 	progress.close()
 	if r.prepared {
-		r.summary()
+		r.printSummary()
 	}
-	return errors.Join(err, engine.Close())
+	return errors.Join(err, rt.Close())
 }
 
-// sameName refuses two files that would share job IDs by accident.
-func sameName(sheets []sheet) error {
+// checkNames refuses two files with the same batch name, which would share job IDs.
+func checkNames(batchFiles []batchFile) error {
 	seen := map[string]bool{}
-	for _, s := range sheets {
+	for _, s := range batchFiles {
 		if seen[s.Name] {
-			return usage("run them one by one with --name", "two files have the batch name %q", s.Name)
+			return usageErrorf("run them one by one with --name", "two files have the batch name %q", s.Name)
 		}
 		seen[s.Name] = true
 	}
 	return nil
 }
 
-func (p *program) readSheet(ctx context.Context, file string, f batchFlags, cfg *config.Config, refs references) (sheet, error) {
+func (p *program) readBatchFile(ctx context.Context, file string, f batchFlags, cfg *config.Config, refs references) (batchFile, error) {
 	name, in, dir := f.name, p.stdin, "."
 	if file == "-" {
 		if name == "" {
-			return sheet{}, usage("as in: danqing batch - --name cats", "standard input has no name: --name is missing")
+			return batchFile{}, usageErrorf("as in: danqing batch - --name cats", "standard input has no name: --name is missing")
 		}
 	} else {
-		opened, err := os.Open(file) //nolint:gosec // the user's own file
+		opened, err := os.Open(file) //nolint:gosec // the path is from the user
 		if err != nil {
-			return sheet{}, usage("name a file of JSON lines", "%w", err)
+			return batchFile{}, usageErrorf("name a file of JSON lines", "%w", err)
 		}
 		defer opened.Close() //nolint:errcheck // read only
 		in, dir = opened, filepath.Dir(file)
@@ -151,25 +151,26 @@ func (p *program) readSheet(ctx context.Context, file string, f batchFlags, cfg 
 	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: cfg.Models[0], Resolve: refs.resolver(dir), Stage: p.stager(ctx, refs)})
 	var wrong *jobs.BatchError
 	if err != nil && !errors.As(err, &wrong) {
-		return sheet{}, usage("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)
+		return batchFile{}, usageErrorf("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)
 	}
 	if err != nil {
-		return sheet{}, err
+		return batchFile{}, err
 	}
 	for _, line := range batch.Lines {
 		for _, w := range line.Warnings {
-			p.say("warning: line %d: %s", line.Number, w)
+			p.stderrf("warning: line %d: %s", line.Number, w)
 		}
 	}
-	s := sheet{Batch: batch, results: f.results}
+	s := batchFile{Batch: batch, results: f.results}
 	if s.results == "" {
 		s.results = resultsPath(file, name, f.simulate)
 	}
 	return s, checkResults(s.results, file)
 }
 
-// resultsPath is beside the file; a results file is replaced by its successor.
-// Simulated results say so in their name.
+// resultsPath returns the path of the results file, in the folder of the batch file. If the
+// batch file is a results file itself, it is replaced. The name of simulated results
+// contains "simulated".
 func resultsPath(file, name string, simulate bool) string {
 	base := strings.TrimSuffix(file, filepath.Ext(file))
 	if file == "-" {
@@ -183,22 +184,22 @@ func resultsPath(file, name string, simulate bool) string {
 	return base + ".results.jsonl"
 }
 
-// references are the local files that lines refer to, by staged name. They are
-// looked at while a file is read, and staged once all of it is right.
+// references are the local files that lines refer to, by staged name. They are inspected
+// while a batch file is read, and staged after the whole file is valid.
 type references map[string]*storage.Reference
 
-// stager copies references by URL into a folder of the program's, which goes when it
-// ends.
+// stager returns a function that downloads a reference image into the program's temporary
+// folder.
 func (p *program) stager(ctx context.Context, refs references) func(string) (string, error) {
 	return func(url string) (string, error) {
-		if p.temp == "" {
+		if p.tempDir == "" {
 			dir, err := os.MkdirTemp("", "danqing-*")
 			if err != nil {
 				return "", err
 			}
-			p.temp = dir
+			p.tempDir = dir
 		}
-		ref, err := storage.FetchReference(ctx, url, storage.StageOptions{Dir: p.temp})
+		ref, err := storage.FetchReference(ctx, url, storage.StageOptions{Dir: p.tempDir})
 		if err != nil {
 			return "", err
 		}
@@ -208,7 +209,7 @@ func (p *program) stager(ctx context.Context, refs references) func(string) (str
 	}
 }
 
-// resolver reads paths relative to the batch file.
+// resolver returns a function that inspects a reference image, with paths relative to dir.
 func (r references) resolver(dir string) func(string) (string, error) {
 	return func(path string) (string, error) {
 		if !filepath.IsAbs(path) {

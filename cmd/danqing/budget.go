@@ -11,7 +11,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
-// budgetFlag is what a batch may spend, in millionths of a yuan; 0 is no bound.
+// budgetFlag is the budget of a batch, in millionths of a yuan; 0 means no limit.
 type budgetFlag int64
 
 var _ pflag.Value = (*budgetFlag)(nil)
@@ -32,15 +32,15 @@ func (b *budgetFlag) String() string {
 	return ledger.FormatYuan(int64(*b))
 }
 
-// Type names the value in help texts.
+// Type returns the name of the value in help texts.
 func (*budgetFlag) Type() string { return "yuan" }
 
 const budgetUsage = "the most that each file's batch may cost over all its runs; lines beyond it wait for a larger budget (default: no limit)"
 
-// setBudgets bounds what the batches of some sheets may spend, before anything of
-// them is queued. Without a bound an earlier run's is taken away.
-func setBudgets(ctx context.Context, book *ledger.Ledger, sheets []sheet, budget budgetFlag) error {
-	for _, s := range sheets {
+// setBudgets sets the budgets of batches, before any of their jobs is queued. Without a
+// budget it removes an earlier run's.
+func setBudgets(ctx context.Context, book *ledger.Ledger, files []batchFile, budget budgetFlag) error {
+	for _, s := range files {
 		if err := book.SetBatchBudget(ctx, s.Name, int64(budget)); err != nil {
 			return err
 		}
@@ -48,21 +48,21 @@ func setBudgets(ctx context.Context, book *ledger.Ledger, sheets []sheet, budget
 	return nil
 }
 
-// enqueueFunded puts a line on the queue, also if an earlier run's budget had no room
-// for it: nothing was bought.
-func enqueueFunded(ctx context.Context, rdb redis.UniversalClient, req jobs.Request) (*jobs.Job, error) {
+// enqueueWithinBudget enqueues a request. If it is held because it exceeded an earlier run's
+// budget, it is queued again: nothing was bought.
+func enqueueWithinBudget(ctx context.Context, rdb redis.UniversalClient, req jobs.Request) (*jobs.Job, error) {
 	rec, err := jobs.NewClient(rdb).Enqueue(ctx, req)
-	if err != nil || !unfunded(rec) {
+	if err != nil || !awaitsBudget(rec) {
 		return rec, err
 	}
 	again, err := jobs.NewInspector(rdb).Resolve(ctx, rec.ID, jobs.Resolution{BuyAgain: true})
-	if errors.Is(err, jobs.ErrInvalidState) { // somebody else has done so
+	if errors.Is(err, jobs.ErrInvalidState) { // done by another process
 		return again, nil
 	}
 	return again, err
 }
 
-// unfunded reports whether a job waits for its batch's budget to be raised.
-func unfunded(rec *jobs.Job) bool {
+// awaitsBudget reports whether a job is held because it exceeds its batch's budget.
+func awaitsBudget(rec *jobs.Job) bool {
 	return rec.State == jobs.StateHeld && rec.Code == jobs.CodeBudgetExceeded
 }

@@ -11,13 +11,13 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// A Redis that lost a line of a batch has lost the batch's bound too.
-func TestBudgetOfALostBatch(t *testing.T) {
+// A Redis that lost a line of a batch has lost the batch's budget too.
+func TestBudgetOfLostBatch(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{"DANQING_DATA_DIR": t.TempDir()}
 	cfg, err := config.Load(func(name string) string { return env[name] }, nil)
 	require.NoError(t, err)
-	e, err := openEngine(cfg, true, slog.New(slog.DiscardHandler))
+	e, err := openRuntime(cfg, true, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.NoError(t, e.worker.Prepare(t.Context()))
 	line := jobs.Line{Request: jobs.Request{ID: "shop.cat", Batch: "shop", Prompt: "a cat"}}
@@ -25,8 +25,8 @@ func TestBudgetOfALostBatch(t *testing.T) {
 	require.NoError(t, err)
 	line.ID, line.Digest = line.Request.ID, line.Request.Digest()
 
-	r := &run{engine: e, sheets: []sheet{{Batch: &jobs.Batch{Name: "shop"}}}, budget: 400_000}
-	rec, err := r.again(t.Context(), line)
+	r := &batchRun{runtime: e, files: []batchFile{{Batch: &jobs.Batch{Name: "shop"}}}, budget: 400_000}
+	rec, err := r.requeueLost(t.Context(), line)
 	require.NoError(t, err)
 	assert.Equal(t, jobs.StateQueued, rec.State)
 	bound, err := e.redis.HGet(t.Context(), "danqing:budget:shop", "cap").Result()

@@ -14,17 +14,17 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The search finds what it looks for, in each disguise and place.
-func TestCanariesAreFound(t *testing.T) {
+// The search finds a secret in every encoding and place.
+func TestCanarySearch(t *testing.T) {
 	t.Parallel()
 	for _, secret := range []string{newSecret(true), newSecret(false)} {
-		for _, guise := range guises(secret) {
-			w := watch{secrets: map[string]string{"it": secret}, seen: map[string][]byte{}}
+		for _, guise := range encodings(secret) {
+			w := leakDetector{secrets: map[string]string{"it": secret}, seen: map[string][]byte{}}
 			w.add("here", []byte("before "+guise+" behind"))
 			assert.NotEmpty(t, w.leaks(), guise)
 		}
 	}
-	p := newPremises(t)
+	p := newCanaryStack(t)
 	p.secrets = map[string]string{"it": newSecret(false)}
 	it := p.secrets["it"]
 	ctx := t.Context()
@@ -36,7 +36,7 @@ func TestCanariesAreFound(t *testing.T) {
 	require.NoError(t, p.redis.Do(ctx, "XADD", "stream", "*", "field", it).Err())
 	require.NoError(t, p.redis.Set(ctx, "key "+it, "", 0).Err())
 	p.addRedis(t, "now", p.redis)
-	assert.Len(t, whereSeen(p.leaks()), 7, "%v", p.leaks())
+	assert.Len(t, leakPlaces(p.leaks()), 7, "%v", p.leaks())
 
 	p.seen = map[string][]byte{}
 	const url = "https://refs.example.com/a?b=c&d="
@@ -50,10 +50,10 @@ func TestCanariesAreFound(t *testing.T) {
 	assert.Empty(t, p.leaks())
 	p.add("beside", []byte(`{"ref_img":"`+url+`","message":"`+it+`"}`), refImgField)
 	p.add("after", []byte(`"ref_img" `+it), refImgField)
-	assert.Len(t, whereSeen(p.leaks()), 2, "%v", p.leaks())
+	assert.Len(t, leakPlaces(p.leaks()), 2, "%v", p.leaks())
 }
 
-func whereSeen(leaks []string) map[string]bool {
+func leakPlaces(leaks []string) map[string]bool {
 	where := map[string]bool{}
 	for _, leak := range leaks {
 		text, _, _ := strings.Cut(leak, ": …")
@@ -62,21 +62,21 @@ func whereSeen(leaks []string) map[string]bool {
 	return where
 }
 
-// Jobs of all fates go through a Redis, a bucket and a DashScope that want secrets,
-// and that repeat them in their errors. None is ever seen: in Redis, in the web UI,
-// in the bucket, in the data directory, or in what any command says.
-func TestNothingSecretIsSeen(t *testing.T) {
+// Jobs with every outcome run on a Redis, a bucket and a DashScope that require secrets, and
+// repeat them in their errors. No secret appears in Redis, in the web UI, in the bucket, in
+// the data directory, or in the output of any command.
+func TestNoSecretLeaks(t *testing.T) {
 	t.Parallel()
-	p := newPremises(t)
+	p := newCanaryStack(t)
 	stopMonitor := p.monitor()
 	key := []string{"DASHSCOPE_API_KEY=" + p.secrets["API key"]}
 	data := filepath.Join(p.dir, "danqing-data")
 	journal := filepath.Join(data, "journal.jsonl")
 	p.run(exitDone, nil, "jobs", "pause", "--account", "default", "--reason", "for now")
 	up := p.start(key, "up", "--listen", "127.0.0.1:0")
-	base := p.says(up, `web UI:  (\S+)/ui/`)
-	p.shop()
-	p.mistakes()
+	base := p.waitOutput(up, `web UI:  (\S+)/ui/`)
+	p.enqueueJobs()
+	p.invalidLines()
 	signature := p.secrets["signature of ref_img"]
 	require.True(t, strings.Contains(p.addRedis(t, "while jobs wait", p.redis, refImgField, callback), signature), "the message holds what DashScope must be told")
 	require.True(t, strings.Contains(p.addUI(t, "while jobs wait", base), signature), "the payload is shown as it is")
@@ -91,13 +91,13 @@ func TestNothingSecretIsSeen(t *testing.T) {
 	p.addLinks(t, journal)
 	require.True(t, linkSignature.MatchString(p.addRedis(t, "while an image is stored", p.redis, refImgField, callback, linkField)), "another worker may have to store it")
 	p.addUI(t, "while an image is stored", base)
-	p.look("shop.ok")
+	p.showJobs("shop.ok")
 	close(p.stored)
-	p.decide()
+	p.actOnJobs()
 	p.run(exitDone, nil, "jobs", "notify", "shop.ok", "shop.bad", "--json")
-	p.says(up, `(notification failed, retrying).*what came back is no answer of HTTP`)
+	p.waitOutput(up, `(notification failed, retrying).*what came back is no answer of HTTP`)
 	p.addUI(t, "in the end", base)
-	p.end(up)
+	p.stop(up)
 	assert.False(t, linkSignature.MatchString(p.addRedis(t, "in the end", p.redis, refImgField, callback)), "links are gone with the last image")
 	p.addFiles(t, journal, []*regexp.Regexp{refImgField, callback, linkField})
 
@@ -115,8 +115,8 @@ func TestNothingSecretIsSeen(t *testing.T) {
 	assert.Empty(t, p.leaks())
 }
 
-// shop enqueues a job of each fate.
-func (p *premises) shop() {
+// enqueueJobs enqueues a job for each outcome.
+func (p *canaryStack) enqueueJobs() {
 	p.t.Helper()
 	var lines strings.Builder
 	for _, job := range [][2]string{{"ok", "a cat"}, {"bad", "a cat that is refused"}, {"lost", "nobody knows"}, {"gone", "a cat that nobody wants"}} {
@@ -126,13 +126,13 @@ func (p *premises) shop() {
 	p.run(exitDone, nil, "enqueue", "shop.jsonl")
 }
 
-// decide waits for the jobs, and does with them what a person can.
-func (p *premises) decide() {
+// actOnJobs waits for the jobs, and runs all commands of an operator on them.
+func (p *canaryStack) actOnJobs() {
 	p.t.Helper()
 	all := []string{"shop.ok", "shop.bad", "shop.lost", "shop.gone"}
 	p.run(exitPartFailed, nil, append([]string{"jobs", "wait"}, all...)...)
 	p.run(exitDone, nil, "jobs", "wait", "--json", "shop.ok")
-	p.look(all...)
+	p.showJobs(all...)
 	p.run(exitDone, nil, "jobs", "retry", "shop.bad")
 	p.run(exitPartFailed, nil, "jobs", "wait", "shop.bad")
 	p.run(exitDone, nil, "jobs", "resolve", "shop.lost", "--buy-again")
@@ -141,11 +141,11 @@ func (p *premises) decide() {
 	p.run(exitFailed, nil, "jobs", "retry", "shop.ok")
 	p.run(exitUsage, nil, "enqueue", "--id", "shop.ok", "--prompt", "another", "--ref-img", p.refImg())
 	require.Eventually(p.t, func() bool { _, err := os.Stat(p.files.Path("_jobs/shop.lost.json")); return err == nil }, time.Minute, 10*time.Millisecond)
-	p.look(all...)
+	p.showJobs(all...)
 }
 
-// mistakes are lines that are refused, each with what is wrong.
-func (p *premises) mistakes() {
+// invalidLines are lines that are refused, by the mistake.
+func (p *canaryStack) invalidLines() {
 	p.t.Helper()
 	var files []string
 	for name, line := range map[string]string{
@@ -169,8 +169,8 @@ func (p *premises) mistakes() {
 	p.run(exitUsage, nil, "batch", files[0])
 }
 
-// look has the program tell all it knows of the jobs.
-func (p *premises) look(ids ...string) {
+// showJobs runs all commands that print jobs.
+func (p *canaryStack) showJobs(ids ...string) {
 	p.t.Helper()
 	p.run(exitDone, nil, "jobs", "list")
 	p.run(exitDone, nil, "jobs", "list", "--json")
@@ -180,9 +180,9 @@ func (p *premises) look(ids ...string) {
 	}
 }
 
-// addObjects notes the objects of the bucket with what the store keeps beside
-// them. The jobs must have sidecars.
-func (p *premises) addObjects(ids ...string) {
+// addObjects records the objects of the bucket with their metadata. The jobs must have
+// sidecars.
+func (p *canaryStack) addObjects(ids ...string) {
 	p.t.Helper()
 	p.addFiles(p.t, p.store, []*regexp.Regexp{refImgField})
 	for _, id := range ids {
@@ -190,11 +190,11 @@ func (p *premises) addObjects(ids ...string) {
 	}
 }
 
-// Accounts of a file, whose keys are in a variable and in a file: neither key is
-// seen when one of them is revoked.
-func TestKeysOfAccountsAreNotSeen(t *testing.T) {
+// With an accounts file whose keys are in a variable and in a file, neither key leaks when
+// one of them is revoked.
+func TestAccountKeysDoNotLeak(t *testing.T) {
 	t.Parallel()
-	p := newPremises(t)
+	p := newCanaryStack(t)
 	close(p.stored)
 	base := p.server.URL + "/api/v1"
 	for name, text := range map[string]string{
@@ -206,12 +206,12 @@ func TestKeysOfAccountsAreNotSeen(t *testing.T) {
 	p.refuse("second API key")
 
 	worker := p.start([]string{"DASHSCOPE_HTTP_BASE_URL=", "FIRST=" + p.secrets["API key"]}, "worker", "--config", "accounts.yaml")
-	p.says(worker, `account=second.*(\*\*redacted\*\*)`)
+	p.waitOutput(worker, `account=second.*(\*\*redacted\*\*)`)
 	p.run(exitDone, nil, "enqueue", "--id", "one", "--prompt", "one")
 	p.run(exitDone, nil, "jobs", "wait", "one")
-	p.look("one")
+	p.showJobs("one")
 	p.addRedis(t, "while an account is paused", p.redis)
-	p.end(worker)
+	p.stop(worker)
 	p.addRedis(t, "in the end", p.redis)
 	p.addLinks(t, filepath.Join(p.dir, "danqing-data", "journal.jsonl"))
 	p.addFiles(t, filepath.Join(p.dir, "danqing-data", "journal.jsonl"), []*regexp.Regexp{linkField})
@@ -220,11 +220,10 @@ func TestKeysOfAccountsAreNotSeen(t *testing.T) {
 	assert.Empty(t, p.leaks())
 }
 
-// Whatever is wrong with what the program is configured with, its error does not
-// repeat what may be secret.
-func TestErrorsRepeatNoSecret(t *testing.T) {
+// The error for a wrong setting never contains a value that may be secret.
+func TestConfigErrorsContainNoSecret(t *testing.T) {
 	t.Parallel()
-	p := newPremises(t)
+	p := newCanaryStack(t)
 	wrong := p.secrets["wrong secret"]
 	key := "DASHSCOPE_API_KEY=" + p.secrets["API key"]
 	for name, text := range map[string]string{
@@ -246,14 +245,14 @@ func TestErrorsRepeatNoSecret(t *testing.T) {
 		{exitUsage, []string{"REDIS_URL=redis://u:" + wrong + "@127.0.0.1:port"}, "jobs list", "REDIS_URL must be"},
 		{exitUsage, []string{"REDIS_URL=http://u:" + wrong + "@127.0.0.1"}, "jobs list", "REDIS_URL must be"},
 		{exitUsage, []string{"DANQING_REDIS_URL=redis://u:" + wrong + "@127.0.0.1"}, "jobs list", "is not a variable of Danqing"},
-		{exitUsage, []string{"DASHSCOPE_API_KEY=" + wrong + " x"}, "worker", "DASHSCOPE_API_KEY holds a space"},
+		{exitUsage, []string{"DASHSCOPE_API_KEY=" + wrong + " x"}, "worker", "DASHSCOPE_API_KEY contains a space"},
 		{exitUsage, []string{key, "DASHSCOPE_HTTP_BASE_URL=https://u:" + wrong + "@127.0.0.1/api/v1"}, "worker", "must have no user"},
 		{exitUsage, []string{key, "DASHSCOPE_HTTP_BASE_URL=https://127.0.0.1/api/v1?token=" + wrong}, "worker", "must have no user"},
 		{exitFailed, []string{"DASHSCOPE_API_KEY=" + wrong}, "worker", "DASHSCOPE_API_KEY"},
 		{exitFailed, []string{key, "AWS_SECRET_ACCESS_KEY=" + wrong}, "worker", "correct AWS_SECRET_ACCESS_KEY"},
 		{exitFailed, []string{key, "AWS_ENDPOINT_URL_S3=http://127.0.0.1:1"}, "worker", "127.0.0.1:1"},
 		{exitUsage, []string{key, "AWS_ENDPOINT_URL_S3=http://u:" + wrong + "@127.0.0.1:1"}, "worker", "must not hold credentials"},
-		{exitFailed, []string{key, "DANQING_S3_BUCKET=strangers", "DANQING_S3_ADDRESSING=path"}, "worker", "the session token has expired"},
+		{exitFailed, []string{key, "DANQING_S3_BUCKET=foreign", "DANQING_S3_ADDRESSING=path"}, "worker", "the session token has expired"},
 		{exitFailed, []string{key, "HTTPS_PROXY=http://u:" + wrong + "@127.0.0.1:port", "AWS_ENDPOINT_URL_S3=https://s3.example.com"}, "worker", "proxy"},
 		{exitUsage, nil, "worker --config key.yaml", "must not be in this file"},
 		{exitUsage, nil, "worker --config env.yaml", "api_key_env"},
@@ -274,21 +273,21 @@ func TestErrorsRepeatNoSecret(t *testing.T) {
 	t.Run("unreachable", func(t *testing.T) {
 		t.Parallel()
 		worker := p.start([]string{key, "DASHSCOPE_HTTP_BASE_URL=http://127.0.0.1:1/api/v1", "DANQING_DATA_DIR=" + t.TempDir()}, "worker")
-		p.says(worker, `(dashscope does not answer)`)
-		p.end(worker)
+		p.waitOutput(worker, `(dashscope does not answer)`)
+		p.stop(worker)
 	})
 	t.Cleanup(func() { assert.Empty(t, p.leaks()) })
 }
 
-// The password of the queue in the process stands in one file, its owner's alone,
-// and nowhere else.
-func TestPasswordOfUpIsNotSeen(t *testing.T) {
+// The password of the embedded queue is only in one file, which is readable by its owner
+// only.
+func TestUpPasswordDoesNotLeak(t *testing.T) {
 	t.Parallel()
 	u := startUp(t, t.TempDir())
 	where, err := redis.ParseURL(u.at.RedisURL)
 	require.NoError(t, err)
 	require.NotEmpty(t, where.Password)
-	p := &premises{t: t, dir: u.cmd.Dir, env: u.cmd.Env}
+	p := &canaryStack{t: t, dir: u.cmd.Dir, env: u.cmd.Env}
 	p.seen, p.secrets = map[string][]byte{}, map[string]string{"queue password": where.Password, "signature of ref_img": newSecret(true)}
 	rdb := redis.NewClient(where)
 	t.Cleanup(func() { assert.NoError(t, rdb.Close()) })

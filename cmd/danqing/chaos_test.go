@@ -20,21 +20,22 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// Four workers on one Redis, killed, stopped, frozen and started at random while
-// 300 jobs run: at no time two tasks of one lane run, nothing is refused for
-// coming too fast, and each job is charged once.
-func TestFourWorkersAtRandom(t *testing.T) {
+// Four workers on one Redis are killed, stopped, frozen and started at random during 300
+// jobs: two tasks of one lane never run at once, no request is throttled, and each job is
+// charged once.
+func TestFourWorkersWithRandomFaults(t *testing.T) {
 	t.Parallel()
 	total := 300
-	if testing.Short() { // the race detector's run
+	if testing.Short() { // in the race detector's run
 		total = 40
 	}
-	f := newFleet(t, redisSocket(t))
+	f := newFleet(t, redistest.Start(t).Socket)
 	var ids []string
 	for i := range total {
 		id := fmt.Sprintf("job-%d", i)
@@ -49,13 +50,13 @@ func TestFourWorkersAtRandom(t *testing.T) {
 	t.Logf("seed %d", seed)
 	disturbing, enough := context.WithCancel(t.Context())
 	var disturbed sync.WaitGroup
-	disturbed.Go(func() { f.disturb(disturbing, rand.New(rand.NewPCG(seed, 0))) })
+	disturbed.Go(func() { f.injectFaults(disturbing, rand.New(rand.NewPCG(seed, 0))) })
 	adopted, bought := 0, 0
 	for _, id := range ids {
 		rec, err := f.client.Wait(t.Context(), id)
 		require.NoError(t, err)
 		for rec.State == jobs.StateHeld {
-			// Killed in the middle of a create: a person looks, and decides.
+			// Killed during a create: the operator decides.
 			decision := jobs.Resolution{BuyAgain: true}
 			if task := f.taskOf(id); task != "" {
 				decision = jobs.Resolution{Adopt: task}
@@ -91,13 +92,12 @@ func TestFourWorkersAtRandom(t *testing.T) {
 	}
 }
 
-// fleetModels are the lanes of each worker, one task at a time each.
+// fleetModels are the models of each worker's lanes, with one task at a time.
 func fleetModels() []string {
 	return []string{"wanx-v1", "wanx2.1-t2i-turbo", "wan2.2-t2i-flash", "wan2.2-t2i-plus", "wan2.5-t2i-preview"}
 }
 
-// fleet is four workers with a real Redis, a DashScope and a bucket that outlive
-// them.
+// fleet is four workers, with a real Redis, a DashScope and a bucket that outlive them.
 type fleet struct {
 	t       *testing.T
 	redis   string
@@ -156,7 +156,7 @@ func newFleet(t *testing.T, socket string) *fleet {
 	return f
 }
 
-// start runs the program's worker in a member's directory.
+// start starts worker i in its directory.
 func (f *fleet) start(i int) {
 	self, err := os.Executable()
 	if !assert.NoError(f.t, err) {
@@ -166,8 +166,8 @@ func (f *fleet) start(i int) {
 	if !assert.NoError(f.t, err) {
 		return
 	}
-	defer log.Close()         //nolint:errcheck // the child has it too
-	cmd := exec.Command(self) //nolint:noctx // it is killed by the test
+	defer log.Close()         //nolint:errcheck // also open in the child
+	cmd := exec.Command(self) //nolint:noctx // killed by the test
 	cmd.Args = []string{"danqing", "worker"}
 	cmd.Dir, cmd.Stdout, cmd.Stderr = f.dirs[i], log, log
 	var models strings.Builder
@@ -186,9 +186,9 @@ func (f *fleet) start(i int) {
 	}
 }
 
-// disturb hits one worker after the other until ctx ends. A frozen one outlives
-// its leases.
-func (f *fleet) disturb(ctx context.Context, dice *rand.Rand) {
+// injectFaults injects faults into one worker after the other until ctx ends. A worker is
+// frozen for longer than its leases last.
+func (f *fleet) injectFaults(ctx context.Context, rng *rand.Rand) {
 	thawed := map[int]time.Time{}
 	tick := time.NewTicker(700 * time.Millisecond)
 	defer tick.Stop()
@@ -207,12 +207,12 @@ func (f *fleet) disturb(ctx context.Context, dice *rand.Rand) {
 				delete(thawed, i)
 			}
 		}
-		i := dice.IntN(len(f.members))
+		i := rng.IntN(len(f.members))
 		if _, frozen := thawed[i]; frozen {
 			continue
 		}
 		member := f.members[i]
-		switch dice.IntN(8) {
+		switch rng.IntN(8) {
 		case 0, 1, 2, 3:
 			f.kills++
 			_ = member.Process.Kill()
@@ -232,7 +232,7 @@ func (f *fleet) disturb(ctx context.Context, dice *rand.Rand) {
 	}
 }
 
-// taskOf is the task that was made for a job, "" if there is none.
+// taskOf returns the task that was created for a job, or "".
 func (f *fleet) taskOf(id string) string {
 	for _, task := range f.sim.Tasks() {
 		if task.Request.Input.Prompt == "prompt of "+id {

@@ -16,14 +16,14 @@ import (
 	"github.com/danqing-queue/danqing/config"
 )
 
-// composeFile is what of docker-compose.yml can be wrong for us.
+// composeFile has the parts of docker-compose.yml that are tested.
 type composeFile struct {
 	Services map[string]struct {
 		Image string
 		Build struct {
-			Dockerfile string `yaml:"dockerfile_inline"` //nolint:tagliatelle // the name is Docker's
+			Dockerfile string `yaml:"dockerfile_inline"` //nolint:tagliatelle // Docker's name
 		}
-		Command     any // a text or a list of texts
+		Command     any // a string or a list of strings
 		Environment map[string]string
 		Ports       []string
 		Volumes     []string
@@ -42,7 +42,7 @@ func readCompose(t *testing.T) composeFile {
 	return file
 }
 
-// An image without a tag, or with a moving one, is another program next month.
+// Images have fixed tags, because others change without notice.
 func TestComposePinsImages(t *testing.T) {
 	t.Parallel()
 	from := regexp.MustCompile(`(?m)^FROM (\S+)`)
@@ -62,7 +62,7 @@ func TestComposePinsImages(t *testing.T) {
 	}
 }
 
-// Redis and the web UI ask for no password: other machines must not reach them.
+// Redis and the web UI have no password, so other machines must not reach them.
 func TestComposePublishesOnLoopbackOnly(t *testing.T) {
 	t.Parallel()
 	for name, service := range readCompose(t).Services {
@@ -72,17 +72,17 @@ func TestComposePublishesOnLoopbackOnly(t *testing.T) {
 	}
 }
 
-// A Redis that evicts keys or forgets them in a restart loses jobs.
-func TestComposeRedisKeepsWhatItHas(t *testing.T) {
+// A Redis that evicts keys, or loses them in a restart, loses jobs.
+func TestComposeRedisIsDurable(t *testing.T) {
 	t.Parallel()
 	command := fmt.Sprint(readCompose(t).Services["redis"].Command)
 	assert.Contains(t, command, "--appendonly yes")
 	assert.Contains(t, command, "--maxmemory-policy noeviction")
 }
 
-// The workers read every variable that they are given, find nothing odd in them,
-// and keep their journals on volumes of their own.
-func TestComposeConfiguresTheWorkers(t *testing.T) {
+// The workers read every variable in the file, without warnings, and have their journals on
+// separate volumes.
+func TestComposeConfiguresWorkers(t *testing.T) {
 	t.Parallel()
 	services := readCompose(t).Services
 	reference := regexp.MustCompile(`\$\{\w+:?([-?])([^}]*)\}`)
@@ -118,9 +118,9 @@ func TestComposeConfiguresTheWorkers(t *testing.T) {
 	}
 }
 
-// The file of accounts is where the worker's command says, and Docker's mode of
-// the keys beside it is no reason for a warning.
-func TestComposeMountsTheAccounts(t *testing.T) {
+// The accounts file is mounted at the path in the worker's command, and Docker's mode of
+// secrets causes no warning.
+func TestComposeMountsAccounts(t *testing.T) {
 	t.Parallel()
 	worker := readCompose(t).Services["worker"]
 	path := regexp.MustCompile(`--config (\S+)/accounts\.yaml}`).FindStringSubmatch(fmt.Sprint(worker.Command))
@@ -129,7 +129,7 @@ func TestComposeMountsTheAccounts(t *testing.T) {
 	assert.Regexp(t, "^/run/secrets/", path[1])
 }
 
-// The image is built from the source and nothing that lies beside it.
+// The build context of the image contains only the source.
 func TestDockerBuildContext(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(filepath.Join(root, ".dockerignore"))

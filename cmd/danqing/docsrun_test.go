@@ -94,7 +94,7 @@ func script(d document, ports map[string]string) string {
 	}
 	for _, b := range d.blocks {
 		if needs := b.words["needs"]; needs != "" {
-			for _, program := range strings.Split(needs, ",") {
+			for program := range strings.SplitSeq(needs, ",") {
 				w.step("[!exec:%s] stop '%s is not installed'", program, program)
 			}
 		}
@@ -102,7 +102,7 @@ func script(d document, ports map[string]string) string {
 		case b.has("file"):
 			w.file(b.words["file"], b.text)
 		case b.has("background"):
-			for _, line := range strings.Split(strings.TrimSpace(b.text), "\n") {
+			for line := range strings.SplitSeq(strings.TrimSpace(b.text), "\n") {
 				w.background(line)
 			}
 		case b.has("receivers"):

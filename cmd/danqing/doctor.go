@@ -14,10 +14,10 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// severityOK is what doctor says of what is as it should be.
+// severityOK is the severity of a passed check.
 const severityOK redishealth.Severity = "ok"
 
-// The sections of what doctor says; scripts read them.
+// The sections of doctor's findings; scripts read them.
 const (
 	sectionConfig    = "configuration"
 	sectionRedis     = "redis"
@@ -46,22 +46,22 @@ With --json each finding is a line of JSON.`,
 	return cmd
 }
 
-// finding is one line of what doctor says.
+// finding is one line of doctor's output.
 type finding struct {
 	Section string `json:"section"`
 	redishealth.Finding
 }
 
-// doctor looks at one thing after the other and says what it finds.
+// doctor runs the checks and prints its findings.
 type doctor struct {
 	*program
 	cfg  *config.Config
 	json bool
 
-	section string // the one that is being told
-	errors  int
-	told    error // the first error of saying something
-	// jobs is the queue, nil if none can be reached.
+	section  string // the current one
+	errors   int
+	writeErr error // the first error of printing
+	// jobs is the queue, nil if Redis cannot be reached.
 	jobs *jobs.Inspector
 }
 
@@ -71,34 +71,34 @@ func (p *program) doctor(ctx context.Context, asJSON bool) error {
 		return err
 	}
 	d := &doctor{program: p, cfg: cfg, json: asJSON}
-	err = p.untilSignal(ctx, nil, d.examine)
+	err = p.untilSignal(ctx, nil, d.run)
 	switch {
 	case errors.Is(err, errInterrupted):
 		return errInterrupted
-	case err != nil || d.told != nil:
-		return errors.Join(err, d.told)
+	case err != nil || d.writeErr != nil:
+		return errors.Join(err, d.writeErr)
 	case d.errors > 0:
 		return fmt.Errorf("doctor found %s; each has its remedy", count(d.errors, "error"))
 	}
 	return nil
 }
 
-// examine goes through all sections. The error is one of the doctor's own.
-func (d *doctor) examine(ctx context.Context) error {
-	d.configuration()
-	d.dataDir(ctx)
+// run runs all checks. Problems are findings; the error is one of doctor itself.
+func (d *doctor) run(ctx context.Context) error {
+	d.checkConfig()
+	d.checkDataDir(ctx)
 	d.section = sectionRedis
-	rdb := d.redis(ctx)
-	d.bucket(ctx)
-	d.accounts(ctx)
+	rdb := d.checkRedis(ctx)
+	d.checkBucket(ctx)
+	d.checkAccounts(ctx)
 	if rdb == nil {
 		return nil
 	}
 	return rdb.Close()
 }
 
-// say tells a finding of the current section.
-func (d *doctor) say(f redishealth.Finding) {
+// report prints a finding of the current section.
+func (d *doctor) report(f redishealth.Finding) {
 	f.Text = strings.ReplaceAll(f.Text, "\n", "; ")
 	if f.Severity == redishealth.SeverityError {
 		d.errors++
@@ -113,29 +113,29 @@ func (d *doctor) say(f redishealth.Finding) {
 		}
 		_, err = fmt.Fprint(d.stdout, text)
 	}
-	if d.told == nil {
-		d.told = err
+	if d.writeErr == nil {
+		d.writeErr = err
 	}
 }
 
 func (d *doctor) ok(format string, args ...any) {
-	d.say(redishealth.Finding{Severity: severityOK, Text: fmt.Sprintf(format, args...)})
+	d.report(redishealth.Finding{Severity: severityOK, Text: fmt.Sprintf(format, args...)})
 }
 
 func (d *doctor) note(remedy, format string, args ...any) {
-	d.say(redishealth.Finding{Severity: redishealth.SeverityNote, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+	d.report(redishealth.Finding{Severity: redishealth.SeverityNote, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
 func (d *doctor) warn(remedy, format string, args ...any) {
-	d.say(redishealth.Finding{Severity: redishealth.SeverityWarning, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+	d.report(redishealth.Finding{Severity: redishealth.SeverityWarning, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
 func (d *doctor) bad(remedy, format string, args ...any) {
-	d.say(redishealth.Finding{Severity: redishealth.SeverityError, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+	d.report(redishealth.Finding{Severity: redishealth.SeverityError, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
-// bucket tries what images will ask of it.
-func (d *doctor) bucket(ctx context.Context) {
+// checkBucket runs the bucket's self-test.
+func (d *doctor) checkBucket(ctx context.Context) {
 	d.section = sectionBucket
 	switch {
 	case d.cfg.Bucket == "" && d.cfg.RedisURL.IsSet():
@@ -155,7 +155,7 @@ func (d *doctor) bucket(ctx context.Context) {
 		switch {
 		case t.Err == nil:
 			d.ok("%s: done in %d ms", t.Name, t.Took.Milliseconds())
-		case t.Name == storage.CheckLink, t.Name == storage.CheckDelete: // workers need neither
+		case t.Name == storage.CheckLink, t.Name == storage.CheckDelete: // not needed by workers
 			d.warn(t.Remedy, "%s", text)
 		default:
 			d.bad(t.Remedy, "%s", text)

@@ -32,12 +32,12 @@ import (
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// patient is somebody whom doctor examines: all parts sound, until a test breaks one.
-type patient struct {
+// doctorStack is a setup for doctor without faults, until a test adds one.
+type doctorStack struct {
 	t   *testing.T
 	env map[string]string
 	sim *simulator.Simulator
-	// dashscope changes the answers of the service.
+	// dashscope modifies the answers of the service.
 	dashscope func(http.ResponseWriter, *http.Request, http.Handler)
 	rdb       *redis.Client
 }
@@ -48,9 +48,9 @@ const (
 	s3Secret = "hush-s3"
 )
 
-func newPatient(t *testing.T) *patient {
+func newDoctorStack(t *testing.T) *doctorStack {
 	t.Helper()
-	p := &patient{t: t, sim: &simulator.Simulator{Keys: map[string]simulator.Key{
+	p := &doctorStack{t: t, sim: &simulator.Simulator{Keys: map[string]simulator.Key{
 		ourKey: {Account: "main", ID: "1"}, otherKey: {Account: "main", ID: "2"},
 	}}}
 	files, err := bucket.Open(bucket.Config{Dir: filepath.Join(t.TempDir(), "s3"), AccessKeyID: "AKIATEST", SecretAccessKey: s3Secret})
@@ -85,9 +85,9 @@ func newPatient(t *testing.T) *patient {
 	return p
 }
 
-// examine runs doctor with --json and returns the exit code, its findings, and what
-// it says to people.
-func (p *patient) examine(args ...string) (code int, found []finding, stderr string) {
+// doctor runs doctor with --json and returns the exit code, the findings, and standard
+// error.
+func (p *doctorStack) doctor(args ...string) (code int, found []finding, stderr string) {
 	p.t.Helper()
 	environ := make([]string, 0, len(p.env))
 	for name, value := range p.env {
@@ -110,7 +110,7 @@ func (p *patient) examine(args ...string) (code int, found []finding, stderr str
 	}
 }
 
-// lines has a line for each finding.
+// lines returns one line per finding.
 func lines(found []finding) string {
 	var b strings.Builder
 	for _, f := range found {
@@ -119,7 +119,7 @@ func lines(found []finding) string {
 	return b.String()
 }
 
-// requireFinding fails unless one finding begins as wanted and has the remedy.
+// requireFinding fails unless a finding begins with begins and has the remedy.
 func requireFinding(t *testing.T, found []finding, begins, remedy string) {
 	t.Helper()
 	for _, f := range found {
@@ -130,11 +130,11 @@ func requireFinding(t *testing.T, found []finding, begins, remedy string) {
 	require.Fail(t, "not found", "%q → %q in\n%s", begins, remedy, lines(found))
 }
 
-// Nothing is wrong with what is sound; and nothing of it is changed.
-func TestDoctorSound(t *testing.T) {
+// Without faults there are no errors and no warnings, and nothing is changed.
+func TestDoctorFindsNothing(t *testing.T) {
 	t.Parallel()
-	p := newPatient(t)
-	code, found, text := p.examine()
+	p := newDoctorStack(t)
+	code, found, text := p.doctor()
 	assert.Equal(t, exitDone, code, lines(found))
 	assert.Empty(t, text)
 	for _, f := range found {
@@ -152,66 +152,66 @@ func TestDoctorSound(t *testing.T) {
 	assert.NoDirExists(t, p.env["DANQING_DATA_DIR"])
 }
 
-// A budget and contract prices are told as they are.
-func TestDoctorTellsMoney(t *testing.T) {
+// Budgets and contract prices are reported.
+func TestDoctorReportsMoney(t *testing.T) {
 	t.Parallel()
-	p := newPatient(t)
+	p := newDoctorStack(t)
 	p.env["DANQING_DAILY_BUDGET"], p.env["DANQING_PRICES"] = "12.5", "wanx-v1=0.12"
-	_, found, _ := p.examine()
+	_, found, _ := p.doctor()
 	requireFinding(t, found, "configuration ok: account default: a key, lanes wanx-v1 (1 at once), at most 12.50 yuan a day", "")
 	requireFinding(t, found, "dashscope ok: account default: wanx-v1, 1 of 1 tasks at once, prompts of up to 500 characters, 0.12 yuan an image", "")
 }
 
-// fault is something that a person or a service does wrong, and what is said of it.
+// fault is a mistake or a fault of a service, and the expected finding.
 type fault struct {
-	change         func(*patient)
+	change         func(*doctorStack)
 	begins, remedy string
 }
 
-// nowhere is tcpmux's port, which nobody has.
+// nowhere is tcpmux's port, which is unused.
 const nowhere = "127.0.0.1:1"
 
-// mistakes are wrong settings.
-func mistakes() map[string]fault {
+// configFaults are wrong settings.
+func configFaults() map[string]fault {
 	return map[string]fault{
-		"no key":      {func(p *patient) { delete(p.env, "DASHSCOPE_API_KEY") }, "configuration error: DASHSCOPE_API_KEY is not set", "Model Studio"},
-		"wrong key":   {func(p *patient) { p.env["DASHSCOPE_API_KEY"] = "sk-hush-wrong" }, "dashscope error: account default: dashscope list: HTTP 401: InvalidApiKey", "key"},
-		"no service":  {func(p *patient) { p.env["DASHSCOPE_HTTP_BASE_URL"] = "http://" + nowhere + "/api/v1" }, "dashscope error: account default: dashscope list: dial tcp", "DASHSCOPE_HTTP_BASE_URL"},
-		"no Redis":    {func(p *patient) { p.env["REDIS_URL"] = "redis://:hush@" + nowhere }, "redis error: nothing listens at " + nowhere, "REDIS_URL"},
-		"no socket":   {func(p *patient) { p.env["REDIS_URL"] = "unix:///no/such/socket" }, "redis error: there is no socket /no/such/socket", "unixsocket"},
-		"no password": {func(p *patient) { p.env["REDIS_URL"] = "redis://" + p.rdb.Options().Addr }, "redis error: the Redis at 127.0.0.1", "redis://USER:PASSWORD@"},
-		"no TLS":      {func(p *patient) { p.env["REDIS_URL"] = "rediss" + strings.TrimPrefix(p.env["REDIS_URL"], "redis") }, "redis error: no TLS with 127.0.0.1", "redis://"},
-		"no Redis there": {func(p *patient) {
+		"no key":      {func(p *doctorStack) { delete(p.env, "DASHSCOPE_API_KEY") }, "configuration error: DASHSCOPE_API_KEY is not set", "Model Studio"},
+		"wrong key":   {func(p *doctorStack) { p.env["DASHSCOPE_API_KEY"] = "sk-hush-wrong" }, "dashscope error: account default: dashscope list: HTTP 401: InvalidApiKey", "key"},
+		"no service":  {func(p *doctorStack) { p.env["DASHSCOPE_HTTP_BASE_URL"] = "http://" + nowhere + "/api/v1" }, "dashscope error: account default: dashscope list: dial tcp", "DASHSCOPE_HTTP_BASE_URL"},
+		"no Redis":    {func(p *doctorStack) { p.env["REDIS_URL"] = "redis://:hush@" + nowhere }, "redis error: nothing listens at " + nowhere, "REDIS_URL"},
+		"no socket":   {func(p *doctorStack) { p.env["REDIS_URL"] = "unix:///no/such/socket" }, "redis error: there is no socket /no/such/socket", "unixsocket"},
+		"no password": {func(p *doctorStack) { p.env["REDIS_URL"] = "redis://" + p.rdb.Options().Addr }, "redis error: the Redis at 127.0.0.1", "redis://USER:PASSWORD@"},
+		"no TLS":      {func(p *doctorStack) { p.env["REDIS_URL"] = "rediss" + strings.TrimPrefix(p.env["REDIS_URL"], "redis") }, "redis error: no TLS with 127.0.0.1", "redis://"},
+		"no Redis there": {func(p *doctorStack) {
 			p.env["REDIS_URL"] = "redis" + strings.TrimPrefix(p.env["AWS_ENDPOINT_URL_S3"], "http")
 		}, "redis error: 127.0.0.1", "correct REDIS_URL"},
-		"no bucket set": {func(p *patient) {
+		"no bucket set": {func(p *doctorStack) {
 			maps.DeleteFunc(p.env, func(name, _ string) bool { return strings.HasPrefix(name, "DANQING_S3_") })
 		}, "bucket error: REDIS_URL is set and DANQING_S3_BUCKET is not", "all workers reach"},
-		"no bucket":         {func(p *patient) { p.env["DANQING_S3_BUCKET"] = "elsewhere" }, `bucket error: reach: check the bucket: bucket "elsewhere" does not exist at http://127.0.0.1`, ""},
-		"no store":          {func(p *patient) { p.env["AWS_ENDPOINT_URL_S3"] = "http://" + nowhere }, "bucket error: reach: check the bucket: nothing listens at http://" + nowhere, ""},
-		"wrong secret":      {func(p *patient) { p.env["AWS_SECRET_ACCESS_KEY"] = "hush-wrong" }, `bucket error: reach: check the bucket: the secret access key does not match the access key ID "AKIATEST": correct AWS_SECRET_ACCESS_KEY`, ""},
-		"links nobody sees": {func(p *patient) { p.env["DANQING_S3_PUBLIC_URL"] = "http://" + nowhere }, "bucket warning: link: link: " + nowhere + " cannot be reached", "DANQING_S3_PUBLIC_URL"},
+		"no bucket":         {func(p *doctorStack) { p.env["DANQING_S3_BUCKET"] = "elsewhere" }, `bucket error: reach: check the bucket: bucket "elsewhere" does not exist at http://127.0.0.1`, ""},
+		"no store":          {func(p *doctorStack) { p.env["AWS_ENDPOINT_URL_S3"] = "http://" + nowhere }, "bucket error: reach: check the bucket: nothing listens at http://" + nowhere, ""},
+		"wrong secret":      {func(p *doctorStack) { p.env["AWS_SECRET_ACCESS_KEY"] = "hush-wrong" }, `bucket error: reach: check the bucket: the secret access key does not match the access key ID "AKIATEST": correct AWS_SECRET_ACCESS_KEY`, ""},
+		"links nobody sees": {func(p *doctorStack) { p.env["DANQING_S3_PUBLIC_URL"] = "http://" + nowhere }, "bucket warning: link: link: " + nowhere + " cannot be reached", "DANQING_S3_PUBLIC_URL"},
 	}
 }
 
-// troubles are what is wrong behind the settings.
-func troubles() map[string]fault {
+// serviceFaults are faults of services.
+func serviceFaults() map[string]fault {
 	return map[string]fault{
-		"no data directory": {func(p *patient) {
+		"no data directory": {func(p *doctorStack) {
 			file := filepath.Join(p.t.TempDir(), "file")
 			require.NoError(p.t, os.WriteFile(file, nil, 0o600))
 			p.env["DANQING_DATA_DIR"] = filepath.Join(file, "data")
 		}, "configuration error: data directory /", "DANQING_DATA_DIR"},
-		"unencrypted key": {func(p *patient) { p.env["DASHSCOPE_HTTP_BASE_URL"] = "http://unknown.invalid/api/v1" }, "configuration warning: DASHSCOPE_HTTP_BASE_URL is http://", ""},
-		"a gateway": {func(p *patient) {
+		"unencrypted key": {func(p *doctorStack) { p.env["DASHSCOPE_HTTP_BASE_URL"] = "http://unknown.invalid/api/v1" }, "configuration warning: DASHSCOPE_HTTP_BASE_URL is http://", ""},
+		"a gateway": {func(p *doctorStack) {
 			p.dashscope = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				w.Header().Set(dashscope.HeaderGateway, "true")
 				next.ServeHTTP(w, r)
 			}
 		}, "dashscope error: account default: the DashScope base URL leads to a Danqing", "DASHSCOPE_HTTP_BASE_URL"},
-		"clock behind": {func(p *patient) { p.dateAhead(150 * time.Second) }, "dashscope warning: this machine's clock is 2m", "NTP"},
-		"clock ahead":  {func(p *patient) { p.dateAhead(-90 * time.Second) }, "dashscope warning: this machine's clock is 1m3", "NTP"},
-		"no pages": {func(p *patient) {
+		"clock behind": {func(p *doctorStack) { p.dateAhead(150 * time.Second) }, "dashscope warning: this machine's clock is 2m", "NTP"},
+		"clock ahead":  {func(p *doctorStack) { p.dateAhead(-90 * time.Second) }, "dashscope warning: this machine's clock is 1m3", "NTP"},
+		"no pages": {func(p *doctorStack) {
 			p.dashscope = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
 				if r.URL.Query().Get("page_size") == "100" {
 					http.Error(w, "<html>", http.StatusBadGateway)
@@ -220,11 +220,11 @@ func troubles() map[string]fault {
 				next.ServeHTTP(w, r)
 			}
 		}, "dashscope warning: account default: its tasks cannot be listed: dashscope list: HTTP 502", ""},
-		"fewer tasks than allowed": {func(p *patient) { p.env["DANQING_MODELS"] = "qwen-image" }, "dashscope note: account default: qwen-image, 1 of 2 tasks at once", "DANQING_CONCURRENCY=2"},
-		"a queue that is no queue": {func(p *patient) {
+		"fewer tasks than allowed": {func(p *doctorStack) { p.env["DANQING_MODELS"] = "qwen-image" }, "dashscope note: account default: qwen-image, 1 of 2 tasks at once", "DANQING_CONCURRENCY=2"},
+		"a queue that is no queue": {func(p *doctorStack) {
 			require.NoError(p.t, p.rdb.HSet(p.t.Context(), "danqing:lanes", "default:wanx-v1", "{").Err())
 		}, "redis error: read lane default:wanx-v1", "another version"},
-		"a damaged instance": {func(p *patient) {
+		"a damaged instance": {func(p *doctorStack) {
 			delete(p.env, "REDIS_URL")
 			require.NoError(p.t, os.Mkdir(p.env["DANQING_DATA_DIR"], 0o700))
 			require.NoError(p.t, os.WriteFile(filepath.Join(p.env["DANQING_DATA_DIR"], instanceFile), []byte(`{"redis_url":"hush"}`), 0o600))
@@ -232,19 +232,19 @@ func troubles() map[string]fault {
 	}
 }
 
-// Each mistake of the configuration or a service is found, and its remedy said.
-func TestDoctorFinds(t *testing.T) {
+// Each fault of the configuration or of a service is found, with its remedy.
+func TestDoctorFindsFaults(t *testing.T) {
 	t.Parallel()
-	all := mistakes()
-	maps.Copy(all, troubles())
+	all := configFaults()
+	maps.Copy(all, serviceFaults())
 	for name, test := range all {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := newPatient(t)
+			p := newDoctorStack(t)
 			p.t = t
 			test.change(p)
 			begun := time.Now()
-			code, found, text := p.examine()
+			code, found, text := p.doctor()
 			assert.Less(t, time.Since(begun), 20*time.Second)
 			requireFinding(t, found, test.begins, test.remedy)
 			if strings.Contains(test.begins, " error: ") {
@@ -257,37 +257,37 @@ func TestDoctorFinds(t *testing.T) {
 	}
 }
 
-// dateAhead lets the service's clock run ahead.
-func (p *patient) dateAhead(by time.Duration) {
+// dateAhead sets the service's clock ahead.
+func (p *doctorStack) dateAhead(by time.Duration) {
 	p.dashscope = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
-		next.ServeHTTP(dated{w, by}, r)
+		next.ServeHTTP(dateWriter{w, by}, r)
 	}
 }
 
-// dated answers with another time.
-type dated struct {
+// dateWriter answers with another Date.
+type dateWriter struct {
 	http.ResponseWriter
 	by time.Duration
 }
 
-func (d dated) WriteHeader(status int) {
+func (d dateWriter) WriteHeader(status int) {
 	d.Header().Set("Date", time.Now().Add(d.by).UTC().Format(http.TimeFormat))
 	d.ResponseWriter.WriteHeader(status)
 }
 
-// What the configuration says cannot be read: that is no finding.
-func TestDoctorUnreadable(t *testing.T) {
+// An invalid configuration is an error, not a finding.
+func TestDoctorInvalidConfig(t *testing.T) {
 	t.Parallel()
-	p := newPatient(t)
+	p := newDoctorStack(t)
 	p.env["DANQING_CONCURRENCY"] = "many"
-	code, found, text := p.examine()
+	code, found, text := p.doctor()
 	assert.Equal(t, exitUsage, code)
 	assert.Empty(t, found)
 	assert.Contains(t, text, "DANQING_CONCURRENCY")
 }
 
-// submit makes a task at the service, as some program with a key does.
-func (p *patient) submit(key, model string) string {
+// submit creates a task at the service, like another program with a key.
+func (p *doctorStack) submit(key, model string) string {
 	p.t.Helper()
 	client, err := dashscope.New(dashscope.Config{BaseURL: p.env["DASHSCOPE_HTTP_BASE_URL"], APIKey: key})
 	require.NoError(p.t, err)
@@ -297,58 +297,58 @@ func (p *patient) submit(key, model string) string {
 	return created.TaskID
 }
 
-// Tasks that no job of this Redis owns are told by key and model; those of the last
-// minute may be ours, before it is written down.
-func TestDoctorTellsWhoElseUsesTheKey(t *testing.T) {
+// Tasks without a job in this Redis are reported by key and model. Tasks of the last minute
+// are not, because their owner may not be recorded yet.
+func TestDoctorForeignTasks(t *testing.T) {
 	t.Parallel()
-	p := newPatient(t)
+	p := newDoctorStack(t)
 	first := p.submit(otherKey, "wanx-v1")
-	_, found, _ := p.examine()
+	_, found, _ := p.doctor()
 	requireFinding(t, found, "dashscope ok: account default: 1 task in 24 hours, none of others", "")
 
 	p.dateAhead(2 * time.Minute)
-	code, found, _ := p.examine()
+	code, found, _ := p.doctor()
 	assert.Equal(t, exitDone, code)
 	requireFinding(t, found, "dashscope warning: account default: other programs created 1 task of wanx-v1 in the last 24 hours, perhaps with Danqing's own key", "a key of its own")
 
-	// Now one is known to be ours, which tells our key's number.
+	// One of them now has a job, which reveals the ID of Danqing's key.
 	p.dashscope = nil
 	ours, foreign := p.submit(ourKey, "wanx-v1"), p.submit(ourKey, "qwen-image")
 	client := jobs.NewStore(p.rdb)
 	require.NoError(t, client.ClaimTask(t.Context(), ours, "cat-1"))
 	p.dateAhead(2 * time.Minute)
-	_, found, _ = p.examine()
+	_, found, _ = p.doctor()
 	requireFinding(t, found, "dashscope warning: account default: other programs created 1 task of qwen-image in the last 24 hours, with Danqing's own key", "one Redis")
 	requireFinding(t, found, "dashscope note: account default: other keys of the main account created 1 task of wanx-v1 in the last 24 hours", "main account of its own")
 
 	require.NoError(t, client.ClaimTask(t.Context(), foreign, "cat-2"))
 	require.NoError(t, client.ClaimTask(t.Context(), first, "cat-3"))
-	_, found, _ = p.examine()
+	_, found, _ = p.doctor()
 	requireFinding(t, found, "dashscope ok: account default: 3 tasks in 24 hours, none of others", "")
 
-	// Which key is ours is known before it has a task in the list.
+	// The ID of Danqing's key is recorded before it has a task in the list.
 	require.NoError(t, p.rdb.Del(t.Context(), "danqing:task:"+first).Err())
 	ourselves, err := dashscope.New(dashscope.Config{APIKey: ourKey})
 	require.NoError(t, err)
 	require.NoError(t, client.SetKeyID(t.Context(), ourselves.KeyMark(), "2"))
-	_, found, _ = p.examine()
+	_, found, _ = p.doctor()
 	requireFinding(t, found, "dashscope warning: account default: other programs created 1 task of wanx-v1 in the last 24 hours, with Danqing's own key", "one Redis")
 	require.NoError(t, client.ClaimTask(t.Context(), first, "cat-3"))
 
-	// Without a queue nobody can tell.
+	// Without a queue the owners are unknown.
 	delete(p.env, "REDIS_URL")
-	_, found, _ = p.examine()
+	_, found, _ = p.doctor()
 	requireFinding(t, found, "dashscope note: account default: 3 tasks in 24 hours; without a queue their owners are unknown", "REDIS_URL")
 }
 
-// Two keys of one main account are no two accounts, and real ones do not go with
+// Two keys of one main account are not two accounts, and real accounts cannot be mixed with
 // simulated ones.
 func TestDoctorAccounts(t *testing.T) {
 	t.Parallel()
-	p := newPatient(t)
+	p := newDoctorStack(t)
 	p.submit(ourKey, "wanx-v1")
 	genuine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		p.sim.ServeHTTP(unmarked{w}, r)
+		p.sim.ServeHTTP(unmarkedWriter{w}, r)
 	}))
 	t.Cleanup(genuine.Close)
 	file := filepath.Join(t.TempDir(), "accounts.yaml")
@@ -358,24 +358,24 @@ func TestDoctorAccounts(t *testing.T) {
 `, p.env["DASHSCOPE_HTTP_BASE_URL"], genuine.URL), 0o600))
 	maps.DeleteFunc(p.env, func(name, _ string) bool { return strings.HasPrefix(name, "DASHSCOPE_") })
 	p.env["KEY_ONE"], p.env["KEY_TWO"] = ourKey, otherKey
-	code, found, _ := p.examine("--config", file)
+	code, found, _ := p.doctor("--config", file)
 	assert.Equal(t, exitFailed, code)
 	requireFinding(t, found, "dashscope error: accounts one and two are the same main account", "leave one of the two out")
 	requireFinding(t, found, "dashscope error: account one is answered by the simulator and account two by DashScope", "base URL")
 }
 
-// unmarked hides that the simulator answers.
-type unmarked struct{ http.ResponseWriter }
+// unmarkedWriter removes the simulator's header.
+type unmarkedWriter struct{ http.ResponseWriter }
 
-func (u unmarked) WriteHeader(status int) {
+func (u unmarkedWriter) WriteHeader(status int) {
 	u.Header().Del(dashscope.HeaderSimulated)
 	u.ResponseWriter.WriteHeader(status)
 }
 
-// Who works in the data directory, and which lanes are whose, is told.
-func TestDoctorTellsWhoWorks(t *testing.T) {
+// The process in the data directory, and the workers of the lanes, are reported.
+func TestDoctorWorkersAndLanes(t *testing.T) {
 	t.Parallel()
-	p := newPatient(t)
+	p := newDoctorStack(t)
 	path := p.env["DANQING_DATA_DIR"]
 	data, err := journal.OpenDataDir(path)
 	require.NoError(t, err)
@@ -383,7 +383,7 @@ func TestDoctorTellsWhoWorks(t *testing.T) {
 	client, ctx := jobs.NewStore(p.rdb), t.Context()
 	holder, err := os.ReadFile(filepath.Join(path, "worker_id"))
 	require.NoError(t, err)
-	for model, by := range map[string]string{"wanx-v1": string(holder), "qwen-image": "stranger", "wan2.2-t2i-flash": "", "wan2.2-t2i-plus": "stranger"} {
+	for model, by := range map[string]string{"wanx-v1": string(holder), "qwen-image": "another", "wan2.2-t2i-flash": "", "wan2.2-t2i-plus": "another"} {
 		lane := jobs.LaneStatus{Account: "default", Model: model, Concurrency: 1, State: jobs.LaneOpen}
 		if model == "wan2.2-t2i-plus" {
 			lane.State, lane.Message = jobs.LanePaused, "the account is in arrears"
@@ -393,47 +393,47 @@ func TestDoctorTellsWhoWorks(t *testing.T) {
 			require.NoError(t, p.rdb.Set(ctx, rediskey.Lane("default", model, rediskey.LaneLease), by, 0).Err())
 		}
 	}
-	_, found, _ := p.examine()
+	_, found, _ := p.doctor()
 	requireFinding(t, found, "configuration note: data directory "+path+": in use by ", "DANQING_DATA_DIR of its own")
-	// Not every file system has the same number in the list of locks.
+	// On some file systems the device in the list of locks differs.
 	assert.Regexp(t, fmt.Sprintf(`in use by (process %d|another process), which serves http://127.0.0.1:8765 `, os.Getpid()), lines(found))
 	requireFinding(t, found, "redis ok: lane wanx-v1 of account default: held by the worker of this data directory, 1 task at once", "")
 	requireFinding(t, found, "redis ok: lane qwen-image of account default: held by another worker", "")
 	requireFinding(t, found, "redis note: lane wan2.2-t2i-flash of account default: no worker", "start a worker")
 	requireFinding(t, found, "redis warning: lane wan2.2-t2i-plus of account default: held by another worker and paused: the account is in arrears", "jobs resume")
 
-	// Without REDIS_URL the running instance is the queue; after it, nobody works there.
+	// Without REDIS_URL the running instance's queue is used.
 	delete(p.env, "REDIS_URL")
-	_, found, _ = p.examine()
+	_, found, _ = p.doctor()
 	requireFinding(t, found, "redis ok: the embedded queue", "")
 	require.NoError(t, data.Close())
 	require.NoError(t, removeInstance(path))
-	_, found, _ = p.examine()
+	_, found, _ = p.doctor()
 	requireFinding(t, found, "configuration ok: data directory "+path+": not in use", "")
 	requireFinding(t, found, "redis note: no Redis is configured", "danqing up")
 }
 
-// What takes connections and says nothing is given up within seconds.
-func TestDoctorSilence(t *testing.T) {
+// Servers that accept connections and never answer are timed out within seconds.
+func TestDoctorSilentServers(t *testing.T) {
 	t.Parallel()
-	p := newPatient(t)
+	p := newDoctorStack(t)
 	silent, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, silent.Close()) })
 	address := silent.Addr().String()
 	p.env["REDIS_URL"], p.env["DASHSCOPE_HTTP_BASE_URL"] = "redis://"+address, "http://"+address+"/api/v1"
 	begun := time.Now()
-	code, found, _ := p.examine()
+	code, found, _ := p.doctor()
 	assert.Less(t, time.Since(begun), 30*time.Second)
 	assert.Equal(t, exitFailed, code)
 	requireFinding(t, found, "redis error: "+address+" does not answer within 5s", "network")
 	requireFinding(t, found, "dashscope error: account default: dashscope list: no answer within 5s", "network")
 }
 
-// A signal ends it.
+// A signal ends doctor.
 func TestDoctorInterrupted(t *testing.T) {
 	t.Parallel()
-	p := newPatient(t)
+	p := newDoctorStack(t)
 	signals := make(chan os.Signal, 1)
 	p.dashscope = func(_ http.ResponseWriter, r *http.Request, _ http.Handler) {
 		signals <- os.Interrupt

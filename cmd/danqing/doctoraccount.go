@@ -16,33 +16,33 @@ import (
 )
 
 const (
-	// accountPatience bounds one call of the service.
-	accountPatience = 5 * time.Second
-	// listPage is as large as pages may be (see the simulator), and listPages bounds
-	// what is looked at: somebody waits.
+	// accountTimeout limits one call of the service.
+	accountTimeout = 5 * time.Second
+	// listPage is the maximum page size (see the simulator). listPages limits the number
+	// of pages, because the user waits.
 	listPage  = 100
 	listPages = 50
-	// underWay is how young a task may be to be one whose owner is not written yet.
-	underWay = time.Minute
+	// maxOwnerDelay is the maximum age of a task whose owner may not be recorded yet.
+	maxOwnerDelay = time.Minute
 )
 
-// met is what an account's service has answered.
-type met struct {
+// probeResult is the answer of an account's service.
+type probeResult struct {
 	account config.Account
-	owner   string // of the main account, with its region
-	kind    string // who answers
+	owner   string // main account ID with its region
+	kind    string // "DashScope" or "the simulator"
 }
 
-// accounts asks DashScope with each account's key.
-func (d *doctor) accounts(ctx context.Context) {
+// checkAccounts queries DashScope with each account's key.
+func (d *doctor) checkAccounts(ctx context.Context) {
 	d.section = sectionDashScope
-	var all []met
+	var all []probeResult
 	for _, a := range d.cfg.Accounts {
 		if !a.APIKey.IsSet() {
 			d.note("", "account %s: not checked, it has no key", a.Name)
 			continue
 		}
-		if m, ok := d.account(ctx, a); ok {
+		if m, ok := d.checkAccount(ctx, a); ok {
 			all = append(all, m)
 		}
 	}
@@ -58,14 +58,14 @@ func (d *doctor) accounts(ctx context.Context) {
 	}
 }
 
-// account examines one account and reports whether its service has accepted the key.
-func (d *doctor) account(ctx context.Context, a config.Account) (met, bool) {
+// checkAccount checks one account and reports whether its service accepts the key.
+func (d *doctor) checkAccount(ctx context.Context, a config.Account) (probeResult, bool) {
 	cfg := a.DashScope()
-	cfg.QueryTimeout, cfg.UserAgent = accountPatience, "danqing/"+version()
+	cfg.QueryTimeout, cfg.UserAgent = accountTimeout, "danqing/"+version()
 	client, err := dashscope.New(cfg)
 	if err != nil {
 		d.bad("correct the setting that it names", "account %s: %v", a.Name, err)
-		return met{}, false
+		return probeResult{}, false
 	}
 	defer client.CloseIdleConnections()
 	asked := time.Now()
@@ -74,16 +74,16 @@ func (d *doctor) account(ctx context.Context, a config.Account) (met, bool) {
 	switch {
 	case endpoint.Gateway:
 		d.bad("set DASHSCOPE_HTTP_BASE_URL, or the account's base_url, to DashScope's own address", "account %s: %v", a.Name, worker.ErrGateway)
-		return met{}, false
+		return probeResult{}, false
 	case err != nil:
 		remedy := ""
 		if refused, ok := errors.AsType[*dashscope.Error](err); ok {
 			remedy = refused.Hint()
 		}
 		d.bad(remedy, "account %s: %v", a.Name, err)
-		return met{}, false
+		return probeResult{}, false
 	}
-	m := met{account: a, kind: "DashScope"}
+	m := probeResult{account: a, kind: "DashScope"}
 	if endpoint.Owner != "" {
 		m.owner = client.Region() + " " + endpoint.Owner
 	}
@@ -92,16 +92,16 @@ func (d *doctor) account(ctx context.Context, a config.Account) (met, bool) {
 		d.note("for real images correct DASHSCOPE_HTTP_BASE_URL", "account %s: the simulator answers at %s: nothing is charged, and no image is real", a.Name, client.BaseURL())
 	}
 	d.ok("account %s: %s accepts the key, %d ms", a.Name, client.BaseURL(), took.Milliseconds())
-	d.clock(m.kind, endpoint.Date, asked)
+	d.checkClock(m.kind, endpoint.Date, asked)
 	for _, l := range a.Lanes {
-		d.lane(a, l)
+		d.checkLane(a, l)
 	}
-	d.tasks(ctx, a, client)
+	d.checkTasks(ctx, a, client)
 	return m, true
 }
 
-// lane compares what is configured with what an account has.
-func (d *doctor) lane(a config.Account, l config.Lane) {
+// checkLane compares a lane's configuration with the model's limits.
+func (d *doctor) checkLane(a config.Account, l config.Lane) {
 	m, err := jobs.LookupModel(l.Model)
 	if err == nil {
 		err = m.CheckRegion(a.Region())
@@ -119,8 +119,8 @@ func (d *doctor) lane(a config.Account, l config.Lane) {
 	d.ok("%s", text)
 }
 
-// tasks looks whether others use the account, or the key.
-func (d *doctor) tasks(ctx context.Context, a config.Account, client *dashscope.Client) {
+// checkTasks checks whether other programs use the account or the key.
+func (d *doctor) checkTasks(ctx context.Context, a config.Account, client *dashscope.Client) {
 	listed, at, err := listTasks(ctx, client)
 	if err != nil {
 		d.warn("ask again later", "account %s: its tasks cannot be listed: %v", a.Name, err)
@@ -150,23 +150,23 @@ func (d *doctor) tasks(ctx context.Context, a config.Account, client *dashscope.
 		switch {
 		case notes[task.TaskID].Job != "":
 			ourKeys[task.APIKeyID] = true
-		case notes[task.TaskID].QuarantinedFor != "": // a held job's, perhaps
-		case at.Sub(time.UnixMilli(task.GmtCreate)) > underWay:
+		case notes[task.TaskID].QuarantinedFor != "": // possibly a held job's
+		case at.Sub(time.UnixMilli(task.GmtCreate)) > maxOwnerDelay:
 			foreign = append(foreign, task)
 		}
 	}
-	if own != "" { // a key that was replaced is nobody's of ours any more
+	if own != "" { // ignore keys that were replaced
 		ourKeys = map[string]bool{own: true}
 	}
 	if len(foreign) == 0 {
 		d.ok("account %s: %s in 24 hours, none of others", a.Name, count(len(listed), "task"))
 		return
 	}
-	d.foreign(a, foreign, ourKeys)
+	d.reportForeign(a, foreign, ourKeys)
 }
 
-// foreign tells of tasks that this queue knows nothing of.
-func (d *doctor) foreign(a config.Account, tasks []dashscope.TaskInfo, ourKeys map[string]bool) {
+// reportForeign reports tasks that have no job in this queue.
+func (d *doctor) reportForeign(a config.Account, tasks []dashscope.TaskInfo, ourKeys map[string]bool) {
 	same, other := map[string]int{}, map[string]int{}
 	for _, task := range tasks {
 		if len(ourKeys) == 0 || ourKeys[task.APIKeyID] {
@@ -183,16 +183,16 @@ func (d *doctor) foreign(a config.Account, tasks []dashscope.TaskInfo, ourKeys m
 		}
 		d.warn("give Danqing a key of its own, and each key one Redis; tasks from before this Redis leave the list after a day",
 			"account %s: other programs created %s %s, %s: after a lost reply their tasks cannot be told from this queue's, and the job is held",
-			a.Name, perModel(same), since, whose)
+			a.Name, countByModel(same), since, whose)
 	}
 	if len(other) > 0 {
 		d.note("if that is too much, give Danqing a main account of its own",
-			"account %s: other keys of the main account created %s %s, and share its limits", a.Name, perModel(other), since)
+			"account %s: other keys of the main account created %s %s, and share its limits", a.Name, countByModel(other), since)
 	}
 }
 
-// perModel says how many tasks there are of which model.
-func perModel(n map[string]int) string {
+// countByModel formats the number of tasks of each model.
+func countByModel(n map[string]int) string {
 	parts := make([]string, 0, len(n))
 	for _, model := range slices.Sorted(maps.Keys(n)) {
 		parts = append(parts, count(n[model], "task")+" of "+model)
@@ -200,8 +200,8 @@ func perModel(n map[string]int) string {
 	return strings.Join(parts, ", ")
 }
 
-// listTasks returns the account's tasks of the last 24 hours, or as many of them as
-// can be read while somebody waits, and the time at the service.
+// listTasks returns the account's tasks of the last 24 hours, up to a limit, and the
+// service's time.
 func listTasks(ctx context.Context, client *dashscope.Client) (tasks []dashscope.TaskInfo, at time.Time, err error) {
 	seen := map[string]bool{}
 	for n := 1; n <= listPages; n++ {
@@ -213,7 +213,7 @@ func listTasks(ctx context.Context, client *dashscope.Client) (tasks []dashscope
 			at = time.Now()
 		}
 		for _, task := range page.Data {
-			if !seen[task.TaskID] { // the list moves while it is read
+			if !seen[task.TaskID] { // the list changes while it is read
 				seen[task.TaskID] = true
 				tasks = append(tasks, task)
 			}

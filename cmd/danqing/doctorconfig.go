@@ -14,8 +14,8 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// configuration tells what is set, without secrets.
-func (d *doctor) configuration() {
+// checkConfig reports the configuration, without secrets.
+func (d *doctor) checkConfig() {
 	d.section = sectionConfig
 	for _, a := range d.cfg.Accounts {
 		set := "a key"
@@ -43,21 +43,21 @@ func (d *doctor) configuration() {
 	}
 }
 
-// diskRoom is what workers want free before they buy: there must be room for what
-// is paid for already.
-const diskRoom = 256 << 20
+// minFreeDisk is the free space that workers require before a submit, for images that are
+// already paid for.
+const minFreeDisk = 256 << 20
 
-// dataDir looks whether the data directory can be worked in, and who does.
-func (d *doctor) dataDir(ctx context.Context) {
+// checkDataDir checks whether the data directory is writable, and which process uses it.
+func (d *doctor) checkDataDir(ctx context.Context) {
 	path, err := filepath.Abs(d.cfg.DataDir)
 	if err != nil {
 		d.bad("correct DANQING_DATA_DIR", "data directory: %v", err)
 		return
 	}
-	if !d.writable(path) {
+	if !d.checkWritable(path) {
 		return
 	}
-	switch locked, holder, err := lockedBy(path); {
+	switch locked, holder, err := lockHolder(path); {
 	case err != nil:
 		d.bad("make it its user's, or correct DANQING_DATA_DIR", "data directory: its lock cannot be read: %v", err)
 	case !locked:
@@ -71,9 +71,9 @@ func (d *doctor) dataDir(ctx context.Context) {
 	}
 }
 
-// writable tells whether files can be made in the folder, or in the one that it
-// will be made in, and whether there is room for them.
-func (d *doctor) writable(path string) bool {
+// checkWritable checks whether files can be created in the folder, or in its first existing
+// parent, and whether there is enough free space.
+func (d *doctor) checkWritable(path string) bool {
 	exists := path
 	for {
 		if _, err := os.Stat(exists); !errors.Is(err, fs.ErrNotExist) || exists == filepath.Dir(exists) {
@@ -93,17 +93,17 @@ func (d *doctor) writable(path string) bool {
 	case errors.Is(err, errors.ErrUnsupported):
 	case err != nil:
 		d.warn("correct DANQING_DATA_DIR", "data directory: %v", err)
-	case free < diskRoom:
-		d.bad("free some space", "data directory %s: %d MiB free, and workers buy nothing below %d", path, free>>20, diskRoom>>20)
+	case free < minFreeDisk:
+		d.bad("free some space", "data directory %s: %d MiB free, and workers buy nothing below %d", path, free>>20, minFreeDisk>>20)
 	default:
 		d.ok("data directory %s: writable, %d MiB free", path, free>>20)
 	}
 	return true
 }
 
-// lockedBy tells whether a process works in the data directory, and names it as far
-// as the system tells.
-func lockedBy(dir string) (locked bool, holder string, err error) {
+// lockHolder reports whether a process uses the data directory, and names it if the system
+// provides its ID.
+func lockHolder(dir string) (locked bool, holder string, err error) {
 	path := filepath.Join(dir, "lock")
 	at, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -6,7 +6,7 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// A lock is a file's only if the device is the same too.
+// A lock belongs to a file only if the device is the same too.
 func TestSameDevice(t *testing.T) {
 	t.Parallel()
 	assert.True(t, sameDevice("08:01:131075", 0x801))

@@ -4,5 +4,5 @@ package main
 
 import "io/fs"
 
-// lockPID would find who has locked a file.
+// lockPID is not supported on this system.
 func lockPID(fs.FileInfo) string { return "" }

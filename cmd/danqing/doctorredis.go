@@ -21,21 +21,22 @@ import (
 )
 
 const (
-	// clockSkew is how far a clock may be off before it is a finding: certificates
-	// and signatures bear minutes, a reader of logs does not.
-	clockSkew = time.Minute
-	// slowRedis is where the ten or so calls for an image add up to a second; ours.
-	slowRedis = 100 * time.Millisecond
-	// pings is how many are timed: the median of few is no accident.
+	// maxClockSkew is the clock difference above which there is a finding. Certificates
+	// and signatures tolerate minutes, readers of logs do not.
+	maxClockSkew = time.Minute
+	// maxRedisLatency is the latency at which the ten or so calls for an image add up to a
+	// second. The value is our choice.
+	maxRedisLatency = 100 * time.Millisecond
+	// pings is how many pings are timed, for their median.
 	pings = 5
-	// doctorKey is written to see whether Redis takes writes, and left to expire.
-	doctorKey      = rediskey.DoctorProbe
+	// doctorKey is written to check whether Redis accepts writes. It expires.
+	doctorKey      = "danqing:doctor"
 	doctorLifetime = 10 * time.Second
 )
 
-// redis examines the queue and returns its connection, nil if it is not reached. The
-// caller closes it.
-func (d *doctor) redis(ctx context.Context) *redis.Client {
+// checkRedis checks the queue's Redis and returns its client, or nil if it cannot be
+// reached. The caller must close it.
+func (d *doctor) checkRedis(ctx context.Context) *redis.Client {
 	options, err := d.redisOptions(ctx)
 	if err != nil {
 		d.bad("correct REDIS_URL; or if no danqing runs in the data directory, delete its "+instanceFile, "%v", err)
@@ -45,35 +46,35 @@ func (d *doctor) redis(ctx context.Context) *redis.Client {
 		d.note("for a queue that others can use set REDIS_URL, or start danqing up", "no Redis is configured and no danqing up runs here: batch and generate use their own queue")
 		return nil
 	}
-	// Somebody waits: one try, and an answer within seconds.
+	// The user waits: one attempt, and an answer within seconds.
 	options.MaxRetries, options.DialerRetries, options.ContextTimeoutEnabled = -1, 1, true
-	options.DialTimeout = redisPatience
+	options.DialTimeout = redisCheckTimeout
 	rdb := redis.NewClient(options)
-	asking, cancel := context.WithTimeout(ctx, redisPatience)
+	pinging, cancel := context.WithTimeout(ctx, redisCheckTimeout)
 	defer cancel()
-	if err := rdb.Ping(asking).Err(); err != nil {
-		text, remedy := redisTrouble(options.Addr, err)
+	if err := rdb.Ping(pinging).Err(); err != nil {
+		text, remedy := explainRedisError(options.Addr, err)
 		d.bad(remedy, "%s", text)
 		if err := rdb.Close(); err != nil {
-			d.told = err
+			d.writeErr = err
 		}
 		return nil
 	}
 	d.jobs = jobs.NewInspector(rdb)
-	d.redisSpeed(ctx, rdb)
-	d.redisDurability(ctx, rdb)
-	d.lanes(ctx, rdb)
+	d.checkRedisLatency(ctx, rdb)
+	d.checkRedisDurability(ctx, rdb)
+	d.checkLanes(ctx, rdb)
 	return rdb
 }
 
-// redisOptions finds the queue, nil if there is none.
+// redisOptions returns the options for the queue's Redis, or nil if there is none.
 func (d *doctor) redisOptions(ctx context.Context) (*redis.Options, error) {
 	if d.cfg.RedisURL.IsSet() {
 		return d.cfg.Redis()
 	}
 	at, err := readInstance(ctx, d.cfg.DataDir)
 	if errors.Is(err, errNoInstance) {
-		return nil, nil //nolint:nilnil // "none" is an answer, not a failure
+		return nil, nil //nolint:nilnil // no queue is not an error
 	}
 	if err != nil {
 		return nil, err
@@ -81,8 +82,8 @@ func (d *doctor) redisOptions(ctx context.Context) (*redis.Options, error) {
 	return at.redisOptions(d.cfg.DataDir)
 }
 
-// redisTrouble says in a sentence why Redis is not reached, and what to do.
-func redisTrouble(addr string, err error) (text, remedy string) {
+// explainRedisError returns in one sentence why Redis cannot be reached, and what to do.
+func explainRedisError(addr string, err error) (text, remedy string) {
 	var unknown *net.DNSError
 	var late net.Error
 	reply := err.Error()
@@ -100,18 +101,18 @@ func redisTrouble(addr string, err error) (text, remedy string) {
 	case strings.Contains(reply, "tls:"), strings.Contains(reply, "x509:"):
 		return "no TLS with " + addr + ": " + reply, "set REDIS_URL to redis:// if it speaks no TLS, or get a certificate that this machine trusts"
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &late) && late.Timeout():
-		return fmt.Sprintf("%s does not answer within %v", addr, redisPatience), "look at the network between, or correct REDIS_URL"
+		return fmt.Sprintf("%s does not answer within %v", addr, redisCheckTimeout), "look at the network between, or correct REDIS_URL"
 	}
 	return addr + " does not answer as a Redis: " + reply, "correct REDIS_URL; begin it with rediss:// if it speaks TLS"
 }
 
-// redisSpeed times some calls and compares the clocks.
-func (d *doctor) redisSpeed(ctx context.Context, rdb *redis.Client) {
+// checkRedisLatency times a few calls and compares the clocks.
+func (d *doctor) checkRedisLatency(ctx context.Context, rdb *redis.Client) {
 	took := make([]time.Duration, pings)
 	for i := range took {
 		started := time.Now()
 		if err := rdb.Ping(ctx).Err(); err != nil {
-			text, remedy := redisTrouble(rdb.Options().Addr, err)
+			text, remedy := explainRedisError(rdb.Options().Addr, err)
 			d.bad(remedy, "%s", text)
 			return
 		}
@@ -119,7 +120,7 @@ func (d *doctor) redisSpeed(ctx context.Context, rdb *redis.Client) {
 	}
 	slices.Sort(took)
 	switch median := took[pings/2]; {
-	case median > slowRedis:
+	case median > maxRedisLatency:
 		d.warn("put the workers near it", "%s takes %d ms to answer, about ten times per image", rdb.Options().Addr, median.Milliseconds())
 	default:
 		d.ok("%s answers in %.1f ms", rdb.Options().Addr, float64(median.Microseconds())/1000)
@@ -130,25 +131,25 @@ func (d *doctor) redisSpeed(ctx context.Context, rdb *redis.Client) {
 		d.note("", "Redis does not tell its time: %v", err)
 		return
 	}
-	d.clock("Redis", at, started)
+	d.checkClock("Redis", at, started)
 }
 
-// clock compares another machine's time with this one's, when it was asked and now.
-func (d *doctor) clock(whose string, at, asked time.Time) {
+// checkClock compares another machine's time with this one's, between the request and now.
+func (d *doctor) checkClock(whose string, at, asked time.Time) {
 	between := asked.Add(time.Since(asked) / 2)
 	switch ahead := at.Sub(between); {
 	case at.IsZero():
-	case ahead > clockSkew:
+	case ahead > maxClockSkew:
 		d.warn("set this machine's clock, best by NTP", "this machine's clock is %v behind that of %s", ahead.Round(time.Second), whose)
-	case ahead < -clockSkew:
+	case ahead < -maxClockSkew:
 		d.warn("set this clock or that one, best by NTP", "this machine's clock is %v ahead of that of %s", (-ahead).Round(time.Second), whose)
 	default:
 		d.ok("the clocks agree")
 	}
 }
 
-// redisDurability tells what Redis keeps, and sees that it takes writes.
-func (d *doctor) redisDurability(ctx context.Context, rdb *redis.Client) {
+// checkRedisDurability checks Redis's persistence settings, and that it accepts writes.
+func (d *doctor) checkRedisDurability(ctx context.Context, rdb *redis.Client) {
 	if err := rdb.Set(ctx, doctorKey, 1, doctorLifetime).Err(); err != nil {
 		d.bad("check for a full memory with noeviction, a replica, or a user without +@all ~danqing:* ~asynq:* &danqing:*", "Redis takes no writes: %v", err)
 	}
@@ -163,7 +164,7 @@ func (d *doctor) redisDurability(ctx context.Context, rdb *redis.Client) {
 	}
 	found := durability.Findings()
 	for _, f := range found {
-		d.say(f)
+		d.report(f)
 	}
 	d.ok("Redis %s, AOF %t, fsync %q, %s, maxmemory-policy %q", durability.Version, durability.AOF, durability.Fsync, count(durability.Replicas, "replica"), durability.EvictionPolicy)
 	started := time.Now()
@@ -174,14 +175,14 @@ func (d *doctor) redisDurability(ctx context.Context, rdb *redis.Client) {
 	d.ok("writes are as durable as they can be after %d ms", time.Since(started).Milliseconds())
 }
 
-// lanes tells who else works on this Redis.
-func (d *doctor) lanes(ctx context.Context, rdb *redis.Client) {
+// checkLanes reports the lanes on this Redis and their workers.
+func (d *doctor) checkLanes(ctx context.Context, rdb *redis.Client) {
 	lanes, err := d.jobs.Lanes(ctx)
 	if err != nil {
 		d.bad("check whether another version of danqing uses this Redis", "%v", err)
 		return
 	}
-	own, _ := os.ReadFile(filepath.Join(d.cfg.DataDir, "worker_id")) // none is none
+	own, _ := os.ReadFile(filepath.Join(d.cfg.DataDir, "worker_id")) // empty if there is none
 	for _, lane := range lanes {
 		name := fmt.Sprintf("lane %s of account %s", lane.Model, lane.Account)
 		holder, err := rdb.Get(ctx, rediskey.Lane(lane.Account, lane.Model, rediskey.LaneLease)).Result()

@@ -19,7 +19,7 @@ type drillFlags struct {
 	points                    []string
 }
 
-// errDrillFailed ends a drill that has found something, and has said what.
+// errDrillFailed ends a drill that has found a fault and printed it.
 var errDrillFailed = errors.New("a promise was broken: see the report")
 
 func (p *program) drillCommand() *cobra.Command {
@@ -58,7 +58,7 @@ charged exactly once, none is lost and no job is stuck.`,
 func (p *program) drill(ctx context.Context, f drillFlags) error {
 	cfg := drill.Config{
 		Seed: f.seed, Faults: f.faults, Jobs: f.jobs, Short: f.short, Points: f.points, Progress: p.stderr,
-		Queue: drill.QueueEmbedded, RedisURL: p.getenv("REDIS_URL"), Instance: instanceOf,
+		Queue: drill.QueueEmbedded, RedisURL: p.getenv("REDIS_URL"), Instance: findInstance,
 	}
 	switch {
 	case f.server:
@@ -75,7 +75,7 @@ func (p *program) drill(ctx context.Context, f drillFlags) error {
 		return nil
 	}
 	if f.faults < 0 || f.jobs < 0 {
-		return usage("as in: --faults 500 --jobs 1000", "--faults %d --jobs %d: must not be negative", f.faults, f.jobs)
+		return usageErrorf("as in: --faults 500 --jobs 1000", "--faults %d --jobs %d: must not be negative", f.faults, f.jobs)
 	}
 	var err error
 	if cfg.Program, err = os.Executable(); err != nil {
@@ -96,24 +96,25 @@ func (p *program) drill(ctx context.Context, f drillFlags) error {
 	return err
 }
 
-// runDrill does it until it ends or is interrupted.
+// runDrill runs a drill until it ends or is interrupted.
 func (p *program) runDrill(ctx context.Context, cfg drill.Config) (report *drill.Report, err error) {
-	err = p.untilSignal(ctx, func() { p.say("stopping the drill and its workers") }, func(ctx context.Context) error {
+	err = p.untilSignal(ctx, func() { p.stderrf("stopping the drill and its workers") }, func(ctx context.Context) error {
 		report, err = drill.Run(ctx, cfg)
 		return err
 	})
 	var point *drill.PointError
 	switch {
 	case errors.As(err, &point):
-		return nil, usage("see: danqing drill --list-points", "%w", err)
+		return nil, usageErrorf("see: danqing drill --list-points", "%w", err)
 	case errors.Is(err, drill.ErrNotEmpty):
-		return nil, usage("name an empty one, as in REDIS_URL=redis://127.0.0.1:6379/15, or let the drill start its own: danqing drill --redis-server", "%w", err)
+		return nil, usageErrorf("name an empty one, as in REDIS_URL=redis://127.0.0.1:6379/15, or let the drill start its own: danqing drill --redis-server", "%w", err)
 	}
 	return report, err
 }
 
-// instanceOf tells the drill where its worker's queue is.
-func instanceOf(ctx context.Context, dataDir string) (pid int, redisURL string, err error) {
+// findInstance returns the process ID and the queue of the instance on a data directory, for
+// the drill.
+func findInstance(ctx context.Context, dataDir string) (pid int, redisURL string, err error) {
 	at, err := readInstance(ctx, dataDir)
 	return at.PID, at.RedisURL, err
 }

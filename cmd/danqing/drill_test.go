@@ -19,17 +19,18 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/cmd/danqing/drill"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// drilled runs a drill of the test binary, which is the program too.
+// drilled runs a drill of the test binary, which also acts as the program.
 func drilled(t *testing.T, cfg drill.Config) *drill.Report {
 	t.Helper()
 	var err error
 	cfg.Program, err = os.Executable()
 	require.NoError(t, err)
-	cfg.Instance, cfg.Short = instanceOf, true
+	cfg.Instance, cfg.Short = findInstance, true
 	if cfg.Dir == "" {
 		cfg.Dir = t.TempDir()
 	}
@@ -50,7 +51,7 @@ func drilled(t *testing.T, cfg drill.Config) *drill.Report {
 	return report
 }
 
-// fewer makes a drill that is raced one of few faults.
+// fewer reduces the faults of a drill with the race detector.
 func fewer(faults int) int {
 	if testing.Short() {
 		return faults / 3
@@ -58,14 +59,14 @@ func fewer(faults int) int {
 	return faults
 }
 
-// The promises hold on every kind of queue, whatever the seed chooses.
+// The guarantees hold on every kind of queue, whatever the seed.
 func TestDrill(t *testing.T) {
 	t.Parallel()
 	for _, queue := range []drill.Queue{drill.QueueEmbedded, drill.QueueServer} {
 		t.Run(string(queue), func(t *testing.T) {
 			t.Parallel()
 			if queue == drill.QueueServer {
-				redisBinary(t)
+				redistest.Binary(t)
 			}
 			report := drilled(t, drill.Config{Queue: queue, Faults: fewer(15), Jobs: 30})
 			assert.True(t, report.Passed, report.Problems)
@@ -78,10 +79,10 @@ func TestDrill(t *testing.T) {
 	}
 }
 
-// On a given Redis the drill takes an empty database only, and leaves it empty.
+// On a given Redis the drill accepts only an empty database, and leaves it empty.
 func TestDrillLeavesRedisEmpty(t *testing.T) {
 	t.Parallel()
-	socket := redisSocket(t)
+	socket := redistest.Start(t).Socket
 	rdb := redis.NewClient(&redis.Options{Network: "unix", Addr: socket})
 	defer rdb.Close() //nolint:errcheck // the server ends too
 	report := drilled(t, drill.Config{Queue: drill.QueueRedis, RedisURL: "unix://" + socket, Points: []string{"create.kill-done"}, Jobs: 1})
@@ -94,13 +95,13 @@ func TestDrillLeavesRedisEmpty(t *testing.T) {
 	assert.Equal(t, "1", rdb.Get(t.Context(), "theirs").Val())
 }
 
-// A drill that can only pass proves nothing: a create that is sent twice behind the
-// worker's back, and an image that vanishes from the bucket, are found and named.
+// A drill that can only pass proves nothing: a create that is sent twice without the
+// worker's knowledge, and an image that vanishes from the bucket, are found and named.
 func TestDrillFails(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		meddle func(t *testing.T, service, store http.Handler, dir string) (http.Handler, http.Handler)
-		check  func(t *testing.T, report *drill.Report)
+		wrap  func(t *testing.T, service, store http.Handler, dir string) (http.Handler, http.Handler)
+		check func(t *testing.T, report *drill.Report)
 	}{
 		"paid twice": {
 			func(_ *testing.T, service, store http.Handler, _ string) (http.Handler, http.Handler) {
@@ -134,7 +135,7 @@ func TestDrillFails(t *testing.T) {
 			func(t *testing.T, report *drill.Report) {
 				t.Helper()
 				assert.Equal(t, 2, report.ImagesWrong)
-				assert.Contains(t, strings.Join(report.Problems, "\n"), `wrong picture: drill-0/drill-0-1.png shows what "drill-1" has asked for`)
+				assert.Contains(t, strings.Join(report.Problems, "\n"), `wrong picture: drill-0/drill-0-1.png shows the request of "drill-1"`)
 			},
 		},
 	} {
@@ -142,8 +143,8 @@ func TestDrillFails(t *testing.T) {
 			t.Parallel()
 			cfg := drill.Config{Points: []string{"stop", "query.reset-done"}, Faults: 2, Jobs: 1, Seed: 7}
 			cfg.Dir = t.TempDir()
-			cfg.Meddle = func(service, store http.Handler) (http.Handler, http.Handler) {
-				return c.meddle(t, service, store, cfg.Dir)
+			cfg.WrapHandlers = func(service, store http.Handler) (http.Handler, http.Handler) {
+				return c.wrap(t, service, store, cfg.Dir)
 			}
 			report := drilled(t, cfg)
 			assert.False(t, report.Passed)
@@ -155,8 +156,7 @@ func TestDrillFails(t *testing.T) {
 	}
 }
 
-// createTwice makes a second task of the first create, which the worker never hears
-// of.
+// createTwice creates a second task for the first create, hidden from the worker.
 func createTwice(service http.Handler) http.Handler {
 	var done atomic.Bool
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
@@ -228,6 +228,6 @@ func TestDrillCommand(t *testing.T) {
 
 	_, stderr, code = run("--points", "create.nothing")
 	assert.Equal(t, exitUsage, code)
-	assert.Contains(t, stderr, `there is no point "create.nothing" on this queue`)
+	assert.Contains(t, stderr, `no point "create.nothing" on this queue`)
 	assert.Contains(t, stderr, "danqing drill --list-points")
 }

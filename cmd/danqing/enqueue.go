@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
@@ -50,24 +50,24 @@ data directory. No API key is needed.`,
   danqing enqueue --prompt "a cat" --ref-img https://example.com/cat.png --stage --follow-up image:ready@shop
   danqing jobs wait $(danqing enqueue prompts.jsonl)`,
 		RunE: func(cmd *cobra.Command, files []string) error {
-			if given := f.given(cmd); len(files) > 0 && len(given) > 0 {
-				return usage("write it into the lines (a key: as the line's id)", "%s is for one job, and files were given", strings.Join(given, ", "))
+			if given := f.givenFlags(cmd); len(files) > 0 && len(given) > 0 {
+				return usageErrorf("write it into the lines (a key: as the line's id)", "%s is for one job, and files were given", strings.Join(given, ", "))
 			}
 			if len(files) != 1 && f.name != "" {
-				return usage("name one file", "--name is for one file, %d were given", len(files))
+				return usageErrorf("name one file", "--name is for one file, %d were given", len(files))
 			}
 			if len(files) == 0 && f.budget != 0 {
-				return usage("name a file", "--budget is for files, none was given")
+				return usageErrorf("name a file", "--budget is for files, none was given")
 			}
 			if len(files) == 0 && f.request.Prompt == "" {
-				return usage("as in: danqing enqueue prompts.jsonl, or: danqing enqueue --prompt \"a cat\"", "there is nothing to enqueue: neither a file nor --prompt was given")
+				return usageErrorf("as in: danqing enqueue prompts.jsonl, or: danqing enqueue --prompt \"a cat\"", "there is nothing to enqueue: neither a file nor --prompt was given")
 			}
 			return p.onQueue(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
-				e := &enqueuing{program: p, jobQueue: q, refs: references{}, json: f.json}
+				e := &enqueuer{program: p, jobQueue: q, refs: references{}, json: f.json}
 				if len(files) == 0 {
-					return e.one(ctx, cmd, f)
+					return e.enqueueOne(ctx, cmd, f)
 				}
-				return e.files(ctx, files, f)
+				return e.enqueueFiles(ctx, files, f)
 			})
 		},
 	}
@@ -90,22 +90,22 @@ data directory. No API key is needed.`,
 	return cmd
 }
 
-// enqueuing is one call of the command.
-type enqueuing struct {
+// enqueuer is one run of the enqueue command.
+type enqueuer struct {
 	*program
 	*jobQueue
 	refs references
 	json bool
 }
 
-// delivery reads when the job is wanted, and who is told.
-func (f *enqueueFlags) delivery(now time.Time) error {
+// applyDelivery sets the request's times, ID and follow-up from the flags.
+func (f *enqueueFlags) applyDelivery(now time.Time) error {
 	var err error
-	if f.request.NotBefore, err = momentOrWhile(f.notBefore, now); err != nil {
-		return usage("as in 2026-11-28T18:30:00+08:00 or 2h", "--not-before: %w", err)
+	if f.request.NotBefore, err = parseTimeOrDuration(f.notBefore, now); err != nil {
+		return usageErrorf("as in 2026-11-28T18:30:00+08:00 or 2h", "--not-before: %w", err)
 	}
-	if f.request.Deadline, err = momentOrWhile(f.deadline, now); err != nil {
-		return usage("as in 2026-11-28T18:30:00+08:00 or 2h", "--deadline: %w", err)
+	if f.request.Deadline, err = parseTimeOrDuration(f.deadline, now); err != nil {
+		return usageErrorf("as in 2026-11-28T18:30:00+08:00 or 2h", "--deadline: %w", err)
 	}
 	if f.followUp != "" {
 		kind, queue, _ := strings.Cut(f.followUp, "@")
@@ -115,14 +115,14 @@ func (f *enqueueFlags) delivery(now time.Time) error {
 		return nil
 	}
 	if f.request.ID != "" {
-		return usage("give one of them", "--id and --key both name the job")
+		return usageErrorf("give one of them", "--id and --key both name the job")
 	}
 	f.request.ID = jobs.IdempotencyID("", f.key)
 	return nil
 }
 
-// momentOrWhile reads a time, or one that is a while from now; "" is none.
-func momentOrWhile(text string, now time.Time) (time.Time, error) {
+// parseTimeOrDuration parses a time, or a duration from now; "" is the zero time.
+func parseTimeOrDuration(text string, now time.Time) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
 	}
@@ -136,9 +136,9 @@ func momentOrWhile(text string, now time.Time) (time.Time, error) {
 	return at.UTC(), nil
 }
 
-func (e *enqueuing) one(ctx context.Context, cmd *cobra.Command, f enqueueFlags) error {
+func (e *enqueuer) enqueueOne(ctx context.Context, cmd *cobra.Command, f enqueueFlags) error {
 	f.request.Labels = f.labels
-	if err := f.delivery(time.Now()); err != nil {
+	if err := f.applyDelivery(time.Now()); err != nil {
 		return err
 	}
 	req, err := f.read(cmd, e.cfg.Models[0], e.refs)
@@ -151,22 +151,22 @@ func (e *enqueuing) one(ctx context.Context, cmd *cobra.Command, f enqueueFlags)
 	}
 	if req.Stage && strings.Contains(req.RefImg, "://") {
 		if req.RefImg, err = e.stager(ctx, e.refs)(req.RefImg); err != nil {
-			return usage("name an image that is there for everybody, or leave --stage out", "%w", err)
+			return usageErrorf("name an image that is there for everybody, or leave --stage out", "%w", err)
 		}
 	}
 	req.Stage = false
 	for _, w := range warnings {
-		e.say("warning: %s", w)
+		e.stderrf("warning: %s", w)
 	}
 	if req.ID == "" {
 		req.ID = jobs.NewID()
 	}
-	return e.lines(ctx, nil, 0, []jobs.Line{{ID: req.ID, Digest: req.Digest(), Request: req}})
+	return e.enqueueLines(ctx, nil, 0, []jobs.Line{{ID: req.ID, Digest: req.Digest(), Request: req}})
 }
 
-// files reads all files before it queues anything.
-func (e *enqueuing) files(ctx context.Context, files []string, f enqueueFlags) error {
-	var sheets []sheet
+// enqueueFiles reads all files before it enqueues anything.
+func (e *enqueuer) enqueueFiles(ctx context.Context, files []string, f enqueueFlags) error {
+	var batchFiles []batchFile
 	var lines []jobs.Line
 	var wrong []error
 	for _, file := range files {
@@ -175,10 +175,10 @@ func (e *enqueuing) files(ctx context.Context, files []string, f enqueueFlags) e
 			wrong = append(wrong, fmt.Errorf("%s: %w", file, err))
 			continue
 		}
-		sheets = append(sheets, sheet{Batch: batch})
+		batchFiles = append(batchFiles, batchFile{Batch: batch})
 		for _, line := range batch.Lines {
 			for _, w := range line.Warnings {
-				e.say("warning: %s: line %d: %s", file, line.Number, w)
+				e.stderrf("warning: %s: line %d: %s", file, line.Number, w)
 			}
 		}
 		lines = append(lines, batch.Lines...)
@@ -186,22 +186,22 @@ func (e *enqueuing) files(ctx context.Context, files []string, f enqueueFlags) e
 	if err := errors.Join(wrong...); err != nil {
 		return err
 	}
-	if err := sameName(sheets); err != nil {
+	if err := checkNames(batchFiles); err != nil {
 		return err
 	}
-	return e.lines(ctx, sheets, f.budget, lines)
+	return e.enqueueLines(ctx, batchFiles, f.budget, lines)
 }
 
-func (e *enqueuing) readBatch(ctx context.Context, file, name string) (*jobs.Batch, error) {
+func (e *enqueuer) readBatch(ctx context.Context, file, name string) (*jobs.Batch, error) {
 	in, dir := e.stdin, "."
 	if file == "-" {
 		if name == "" {
-			return nil, usage("as in: danqing enqueue - --name cats", "standard input has no name: --name is missing")
+			return nil, usageErrorf("as in: danqing enqueue - --name cats", "standard input has no name: --name is missing")
 		}
 	} else {
-		opened, err := os.Open(file) //nolint:gosec // the user's own file
+		opened, err := os.Open(file) //nolint:gosec // the path is from the user
 		if err != nil {
-			return nil, usage("name a file of JSON lines", "%w", err)
+			return nil, usageErrorf("name a file of JSON lines", "%w", err)
 		}
 		defer opened.Close() //nolint:errcheck // read only
 		in, dir = opened, filepath.Dir(file)
@@ -212,31 +212,30 @@ func (e *enqueuing) readBatch(ctx context.Context, file, name string) (*jobs.Bat
 	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: e.cfg.Models[0], Resolve: e.refs.resolver(dir), Stage: e.stager(ctx, e.refs)})
 	var wrong *jobs.BatchError
 	if err != nil && !errors.As(err, &wrong) {
-		return nil, usage("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)
+		return nil, usageErrorf("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)
 	}
 	return batch, err
 }
 
-// lines queues jobs that are right in themselves, and bounds what the sheets that
-// they are from may cost.
-func (e *enqueuing) lines(ctx context.Context, sheets []sheet, budget budgetFlag, lines []jobs.Line) error {
+// enqueueLines enqueues valid lines, and sets the budgets of their files.
+func (e *enqueuer) enqueueLines(ctx context.Context, batchFiles []batchFile, budget budgetFlag, lines []jobs.Line) error {
 	if err := e.checkIDs(ctx, lines); err != nil {
 		return err
 	}
 	if err := e.stageAll(ctx); err != nil {
 		return err
 	}
-	if err := e.warnOfLanes(ctx, lines); err != nil {
+	if err := e.warnIdleLanes(ctx, lines); err != nil {
 		return err
 	}
-	if err := setBudgets(ctx, ledger.New(e.rdb), sheets, budget); err != nil {
+	if err := setBudgets(ctx, ledger.New(e.rdb), batchFiles, budget); err != nil {
 		return err
 	}
 	for i, line := range lines {
-		rec, err := enqueueFunded(ctx, e.rdb, line.Request)
+		rec, err := enqueueWithinBudget(ctx, e.rdb, line.Request)
 		if err != nil {
 			if len(lines) > 1 {
-				e.say("%d of %s are queued; the same command again queues the rest", i, count(len(lines), "job"))
+				e.stderrf("%d of %s are queued; the same command again queues the rest", i, count(len(lines), "job"))
 				err = fmt.Errorf("line %d: %w", line.Number, err)
 			}
 			return err
@@ -248,12 +247,12 @@ func (e *enqueuing) lines(ctx context.Context, sheets []sheet, budget budgetFlag
 	return nil
 }
 
-// checkIDs finds out before anything is queued whether an ID belongs to another
-// request, and whether it is too late for a job that is not there yet.
-func (e *enqueuing) checkIDs(ctx context.Context, lines []jobs.Line) error {
+// checkIDs fails, before anything is queued, if an ID belongs to another request, or if the
+// deadline of a new job has passed.
+func (e *enqueuer) checkIDs(ctx context.Context, lines []jobs.Line) error {
 	taken := make([]error, len(lines))
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(lookups)
+	group.SetLimit(maxLookups)
 	for i, line := range lines {
 		group.Go(func() error {
 			rec, err := e.jobs.Get(ctx, line.ID)
@@ -286,22 +285,22 @@ func (e *enqueuing) checkIDs(ctx context.Context, lines []jobs.Line) error {
 	return nil
 }
 
-// stageAll brings local reference images to where the workers find them.
-func (e *enqueuing) stageAll(ctx context.Context) error {
+// stageAll stores local reference images where the workers can read them.
+func (e *enqueuer) stageAll(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(lookups)
+	group.SetLimit(maxLookups)
 	for _, ref := range e.refs {
 		group.Go(func() error { return e.stage(ctx, ref) })
 	}
 	err := group.Wait()
 	if errors.Is(err, errNoBucket) {
-		return usage("set it, and what it needs, to the workers' bucket; or refer to images by URL", "the workers cannot read local files: %w", err)
+		return usageErrorf("set it, and what it needs, to the workers' bucket; or refer to images by URL", "the workers cannot read local files: %w", err)
 	}
 	return err
 }
 
-// warnOfLanes says which of the jobs nobody works at present.
-func (e *enqueuing) warnOfLanes(ctx context.Context, lines []jobs.Line) error {
+// warnIdleLanes warns about models that no worker serves at present.
+func (e *enqueuer) warnIdleLanes(ctx context.Context, lines []jobs.Line) error {
 	lanes, err := e.lanes(ctx)
 	if err != nil {
 		return err
@@ -309,46 +308,50 @@ func (e *enqueuing) warnOfLanes(ctx context.Context, lines []jobs.Line) error {
 	warned := map[string]bool{}
 	for _, line := range lines {
 		model := line.Request.Model
-		if why := e.standstill(lanes, model); why != "" && !warned[model] {
+		if why := e.whyIdle(lanes, model); why != "" && !warned[model] {
 			warned[model] = true
-			e.say("warning: %s", why)
+			e.stderrf("warning: %s", why)
 		}
 	}
 	return nil
 }
 
-func (e *enqueuing) print(rec *jobs.Job) error {
+func (e *enqueuer) print(rec *jobs.Job) error {
 	if e.json {
-		return printJSON(e.stdout, shown(rec))
+		return printJSON(e.stdout, redactRecord(rec))
 	}
 	_, err := fmt.Fprintln(e.stdout, rec.ID)
 	return err
 }
 
-// shown is a job without what lets its owner speak to a callback.
-func shown(rec *jobs.Job) *jobs.Job {
+// redactRecord returns a record without the signed links of results, and without the query
+// of its callback, which may contain a token.
+func redactRecord(rec *jobs.Job) *jobs.Job {
 	next := *rec
-	next.Callback = shownCallback(rec.Callback)
+	next.Callback = redactCallback(rec.Callback)
 	if rec.Request != nil {
-		next.Request = shownRequest(*rec.Request)
+		next.Request = redactRequest(*rec.Request)
 	}
 	return &next
 }
 
-// shownRequest is a request without what lets its owner speak to its callback.
-func shownRequest(req jobs.Request) *jobs.Request {
-	req.Callback = shownCallback(req.Callback)
+// redactRequest returns a request without the query of its callback.
+func redactRequest(req jobs.Request) *jobs.Request {
+	req.Callback = redactCallback(req.Callback)
 	return &req
 }
 
-// shownCallback is a callback without its query.
-func shownCallback(link string) string {
+// redactCallback returns a callback URL without its query.
+func redactCallback(link string) string {
 	address, _, _ := strings.Cut(link, "?")
 	return address
 }
 
 func printJSON(out io.Writer, v any) error {
-	enc := json.NewEncoder(out)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
+	line, err := compactjson.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(append(line, '\n'))
+	return err
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
@@ -29,7 +30,7 @@ func TestRedisFullAtTheReplyOfACreate(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := newFleet(t, redisSocket(t))
+			f := newFleet(t, redistest.Start(t).Socket)
 			options, err := redis.ParseURL(f.redis)
 			require.NoError(t, err)
 			rdb := redis.NewClient(options)

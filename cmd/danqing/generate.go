@@ -59,45 +59,45 @@ func (p *program) generate(cmd *cobra.Command, f generateFlags) error {
 		return err
 	}
 	for _, w := range warnings {
-		p.say("warning: %s", w)
+		p.stderrf("warning: %s", w)
 	}
-	if err := cfg.Work([]string{req.Model}); err != nil {
+	if err := cfg.EnableModels([]string{req.Model}); err != nil {
 		return err
 	}
 	if req.ID == "" {
 		req.ID = jobs.NewID()
 	}
-	files := outputs(f.output, req)
+	files := outputFiles(f.output, req)
 	for _, file := range files {
 		if _, err := os.Lstat(file); err == nil {
-			return usage("choose another name with -o, or move it away", "%s is there already", file)
+			return usageErrorf("choose another name with -o, or move it away", "%s is there already", file)
 		}
 	}
-	if err := checkFolder(files[0]); err != nil {
-		return usage("name a file in a folder that is there and can be written to", "-o %s: %w", files[0], err)
+	if err := checkWritableFolder(files[0]); err != nil {
+		return usageErrorf("name a file in a folder that is there and can be written to", "-o %s: %w", files[0], err)
 	}
 	progress := newProgress(p.stderr)
-	engine, err := openEngine(cfg, f.simulate, progress.logger(f.verbose))
+	rt, err := openRuntime(cfg, f.simulate, progress.logger(f.verbose))
 	if err != nil {
 		return err
 	}
-	r := &run{
-		program: p, engine: engine, progress: progress, refs: refs, json: f.json,
+	r := &batchRun{
+		program: p, runtime: rt, progress: progress, refs: refs, json: f.json,
 		lines: []jobs.Line{{Number: 1, Raw: []byte("{}"), ID: req.ID, Digest: req.Digest(), Request: req}},
 	}
 	err = r.do(ctx)
 	progress.close()
 	if errors.Is(err, errInterrupted) {
-		p.say("the job is not finished; to fetch its image later: the same command with --id %s", req.ID)
+		p.stderrf("the job is not finished; to fetch its image later: the same command with --id %s", req.ID)
 	}
 	if rec := r.records[req.ID]; rec != nil {
-		err = errors.Join(err, p.save(ctx, engine, rec, files))
+		err = errors.Join(err, p.save(ctx, rt, rec, files))
 	}
-	return errors.Join(err, engine.Close())
+	return errors.Join(err, rt.Close())
 }
 
-// outputs names a file for each image.
-func outputs(output string, req jobs.Request) []string {
+// outputFiles returns the file name of each image.
+func outputFiles(output string, req jobs.Request) []string {
 	if output == "" {
 		output = req.ID + ".png"
 	}
@@ -112,15 +112,15 @@ func outputs(output string, req jobs.Request) []string {
 	return files
 }
 
-// save copies the images out of the bucket.
-func (p *program) save(ctx context.Context, engine *engine, rec *jobs.Job, files []string) error {
+// save copies the images from the bucket to files.
+func (p *program) save(ctx context.Context, rt *runtime, rec *jobs.Job, files []string) error {
 	for _, image := range rec.Images {
 		if image.Key == "" {
-			p.say("image %d: %s: %s", image.N, image.Code, image.Message)
+			p.stderrf("image %d: %s: %s", image.N, image.Code, image.Message)
 			continue
 		}
 		file := files[image.N-1]
-		if err := saveObject(ctx, engine, image.Key, file); err != nil {
+		if err := saveObject(ctx, rt, image.Key, file); err != nil {
 			return fmt.Errorf("save image %d: %w; it is in the bucket under %s", image.N, err, image.Key)
 		}
 		if _, err := fmt.Fprintln(p.stdout, file); err != nil {
@@ -130,14 +130,14 @@ func (p *program) save(ctx context.Context, engine *engine, rec *jobs.Job, files
 	return nil
 }
 
-func saveObject(ctx context.Context, engine *engine, key, file string) error {
-	body, _, err := engine.bucket.Get(ctx, key)
+func saveObject(ctx context.Context, rt *runtime, key, file string) error {
+	body, _, err := rt.bucket.Get(ctx, key)
 	if err != nil {
 		return err
 	}
 	defer body.Close() //nolint:errcheck // read only
 
-	out, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // an image for everybody
+	out, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) //nolint:gosec // images may be world-readable
 	if err != nil {
 		return err
 	}

@@ -23,46 +23,49 @@ const (
 	root   = "../.."
 )
 
-// importMap says which packages of ours a package may import. Its tests may
-// import what stands in for the services too.
+// importMap has the packages of this module that a package may import. Tests may also import
+// testOnlyPackages.
 func importMap() map[string][]string {
 	return map[string][]string{
-		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/embedded", "jobs/gateway", "jobs/ledger", "jobs/redishealth", "jobs/rediskey", "storage", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
+		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/compactjson", "jobs/embedded", "jobs/gateway", "jobs/ledger", "jobs/redishealth", "jobs/rediskey", "storage", "storage/atomicfile", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
 		"cmd/danqing/drill":                  {"jobs", "jobs/ledger", "storage", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
-		"config":                             {"jobs", "jobs/ledger", "jobs/webhook", "storage", "worker", "worker/dashscope"},
+		"config":                             {"jobs", "jobs/editdistance", "jobs/ledger", "jobs/webhook", "storage", "worker", "worker/dashscope"},
 		"worker":                             {"jobs", "jobs/ledger", "jobs/redishealth", "jobs/rediskey", "jobs/webhook", "storage", "worker/dashscope", "worker/internal/reconcile", "worker/journal"},
 		"worker/internal/reconcile":          {"jobs", "worker/dashscope"},
-		"worker/journal":                     {"jobs", "jobs/ledger"},
+		"worker/journal":                     {"jobs", "jobs/compactjson", "jobs/ledger", "storage/atomicfile"},
 		"worker/dashscope":                   {},
 		"worker/dashscope/simulator":         {"worker/dashscope", "worker/dashscope/simulator/painter"}, // the wire structs, the images
 		"worker/dashscope/simulator/painter": {},
-		"jobs":                               {"jobs/ledger", "jobs/rediskey"},
-		"jobs/embedded":                      {},
-		"jobs/gateway":                       {"jobs", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope"},
-		"jobs/ledger":                        {"jobs/rediskey"},
+		"jobs":                               {"jobs/compactjson", "jobs/editdistance", "jobs/ledger", "jobs/rediskey"},
+		"jobs/compactjson":                   {},
+		"jobs/editdistance":                  {},
+		"jobs/embedded":                      {"storage/atomicfile"},
+		"jobs/ledger":                        {"jobs/compactjson", "jobs/rediskey"},
 		"jobs/redishealth":                   {"jobs/rediskey"},
 		"jobs/rediskey":                      {},
 		"jobs/redistest":                     {"jobs/embedded"},
 		"jobs/webhook":                       {},
-		"storage":                            {},
+		"jobs/gateway":                       {"jobs", "jobs/compactjson", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope"},
+		"storage":                            {"storage/atomicfile"},
+		"storage/atomicfile":                 {},
 		"storage/embedded":                   {},
 		"storage/storagetest":                {},
 	}
 }
 
-// standIns may be imported by every test.
-func standIns() []string {
+// testOnlyPackages may be imported by every test.
+func testOnlyPackages() []string {
 	return []string{"jobs/embedded", "jobs/redistest", "storage/embedded", "storage/storagetest", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"}
 }
 
-// servedBy says what a package's tests may import besides: those that it serves.
-func servedBy() map[string][]string {
+// extraTestImports are packages that only the tests of a package may import.
+func extraTestImports() map[string][]string {
 	return map[string][]string{"jobs/embedded": {module + "/jobs", "github.com/hibiken/asynq"}}
 }
 
-// homes says where alone a module of others may be imported. A home that ends in
-// a slash is a folder with all below it, any other is one package.
-func homes() map[string][]string {
+// allowedImporters are the only packages that may import a module. One that ends in a slash
+// is a folder with everything below it.
+func allowedImporters() map[string][]string {
 	return map[string][]string{
 		"github.com/hibiken/asynq":        {"jobs", "jobs/gateway", "worker"},
 		"github.com/hibiken/asynqmon":     {"jobs/gateway"},
@@ -76,25 +79,25 @@ func homes() map[string][]string {
 	}
 }
 
-// enqueuerMayNeed is what jobs may bring into a service that enqueues.
-func enqueuerMayNeed() []string {
+// jobsMayDependOn are the modules that package jobs may add to a service that uses it.
+func jobsMayDependOn() []string {
 	return []string{"github.com/hibiken/asynq", "github.com/redis/go-redis/v9"}
 }
 
-// below reports whether an import path is a module's or of a package in it.
+// below reports whether an import path is a module or a package in it.
 func below(path, module string) bool {
 	return path == module || strings.HasPrefix(path, module+"/")
 }
 
-// broken tells the rule that an import in a package breaks, or "".
-func broken(pkg string, test bool, imported string) string {
-	if test && slices.Contains(servedBy()[pkg], imported) {
+// violation returns the rule that an import violates, or "".
+func violation(pkg string, test bool, imported string) string {
+	if test && slices.Contains(extraTestImports()[pkg], imported) {
 		return ""
 	}
 	if below(imported, module) {
-		return brokenByOurs(pkg, test, strings.TrimPrefix(strings.TrimPrefix(imported, module), "/"))
+		return violationWithin(pkg, test, strings.TrimPrefix(strings.TrimPrefix(imported, module), "/"))
 	}
-	for theirs, at := range homes() {
+	for theirs, at := range allowedImporters() {
 		home := slices.ContainsFunc(at, func(h string) bool {
 			return pkg == h || strings.HasSuffix(h, "/") && strings.HasPrefix(pkg, h)
 		})
@@ -104,18 +107,18 @@ func broken(pkg string, test bool, imported string) string {
 	}
 	domain, _, _ := strings.Cut(imported, "/")
 	if pkg == "jobs" && !test && strings.Contains(domain, ".") &&
-		!slices.ContainsFunc(enqueuerMayNeed(), func(m string) bool { return below(imported, m) }) {
+		!slices.ContainsFunc(jobsMayDependOn(), func(m string) bool { return below(imported, m) }) {
 		return "jobs may bring only asynq and go-redis into a service that enqueues"
 	}
 	return ""
 }
 
-func brokenByOurs(pkg string, test bool, imported string) string {
+func violationWithin(pkg string, test bool, imported string) string {
 	may, known := importMap()[pkg]
 	switch {
 	case !known:
 		return "importMap in cmd/danqing/imports_test.go has no row for package " + pkg
-	case slices.Contains(may, imported), test && (imported == pkg || slices.Contains(standIns(), imported)):
+	case slices.Contains(may, imported), test && (imported == pkg || slices.Contains(testOnlyPackages(), imported)):
 		return ""
 	case len(may) == 0:
 		return pkg + " may import nothing of ours"
@@ -124,7 +127,7 @@ func brokenByOurs(pkg string, test bool, imported string) string {
 	}
 }
 
-// Who may import whom holds for every file, whatever its build tags.
+// The import map holds for every file, with any build tags.
 func TestImportMap(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
@@ -157,7 +160,7 @@ func TestImportMap(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if rule := broken(pkg, strings.HasSuffix(file, "_test.go"), imported); rule != "" {
+			if rule := violation(pkg, strings.HasSuffix(file, "_test.go"), imported); rule != "" {
 				t.Errorf("%s imports %s, but %s", relative, imported, rule)
 			}
 		}
@@ -168,7 +171,7 @@ func TestImportMap(t *testing.T) {
 		"rows of importMap against the packages that exist")
 }
 
-func TestImportMapRefuses(t *testing.T) {
+func TestImportMapViolations(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		pkg      string
@@ -176,20 +179,21 @@ func TestImportMapRefuses(t *testing.T) {
 		imported string
 		want     string
 	}{
-		{"jobs", false, module + "/storage", "of ours jobs may import only jobs/ledger, jobs/rediskey"},
-		{"jobs", true, module + "/storage", "of ours jobs may import only jobs/ledger, jobs/rediskey"},
+		{"jobs", false, module + "/storage", "of ours jobs may import only jobs/compactjson, jobs/editdistance, jobs/ledger, jobs/rediskey"},
+		{"jobs", true, module + "/storage", "of ours jobs may import only jobs/compactjson, jobs/editdistance, jobs/ledger, jobs/rediskey"},
 		{"jobs", true, module + "/jobs", ""},
 		{"jobs", true, module + "/jobs/embedded", ""},
-		{"jobs", false, module + "/jobs/embedded", "of ours jobs may import only jobs/ledger, jobs/rediskey"},
+		{"jobs", false, module + "/jobs/embedded", "of ours jobs may import only jobs/compactjson, jobs/editdistance, jobs/ledger, jobs/rediskey"},
 		{"jobs/embedded", true, module + "/jobs", ""},
-		{"jobs/embedded", false, module + "/jobs", "jobs/embedded may import nothing of ours"},
+		{"jobs/embedded", false, module + "/jobs", "of ours jobs/embedded may import only storage/atomicfile"},
 		{"jobs", false, "golang.org/x/time/rate", "jobs may bring only asynq and go-redis into a service that enqueues"},
 		{"jobs", true, "github.com/stretchr/testify/require", ""},
 		{"jobs", false, "github.com/hibiken/asynq", ""},
 		{"jobs", false, "github.com/hibiken/asynqmon", "github.com/hibiken/asynqmon is for jobs/gateway only"},
 		{"jobs", false, "crypto/sha256", ""},
-		{"storage", false, module, "storage may import nothing of ours"},
-		{"storage", false, module + "/jobs", "storage may import nothing of ours"},
+		{"storage", false, module, "of ours storage may import only storage/atomicfile"},
+		{"storage", false, module + "/jobs", "of ours storage may import only storage/atomicfile"},
+		{"worker/dashscope", false, module + "/jobs", "worker/dashscope may import nothing of ours"},
 		{"worker", false, module + "/config", "of ours worker may import only jobs, jobs/ledger, jobs/redishealth, jobs/rediskey, jobs/webhook, storage, worker/dashscope, worker/internal/reconcile, worker/journal"},
 		{"worker", false, module + "/worker/dashscope/simulator", "of ours worker may import only jobs, jobs/ledger, jobs/redishealth, jobs/rediskey, jobs/webhook, storage, worker/dashscope, worker/internal/reconcile, worker/journal"},
 		{"worker", true, module + "/worker/dashscope/simulator", ""},
@@ -202,12 +206,12 @@ func TestImportMapRefuses(t *testing.T) {
 		{"config", false, "github.com/spf13/cobra", "github.com/spf13/cobra is for cmd/ only"},
 		{"util", false, module + "/jobs", "importMap in cmd/danqing/imports_test.go has no row for package util"},
 	} {
-		assert.Equal(t, c.want, broken(c.pkg, c.test, c.imported), "%s (test: %t) imports %s", c.pkg, c.test, c.imported)
+		assert.Equal(t, c.want, violation(c.pkg, c.test, c.imported), "%s (test: %t) imports %s", c.pkg, c.test, c.imported)
 	}
 }
 
-// Whoever opens the repository finds five folders, and each says what it is for.
-func TestTopLevel(t *testing.T) {
+// The repository has five top-level folders with descriptive names.
+func TestTopLevelFolders(t *testing.T) {
 	t.Parallel()
 	allowed := []string{"README.md", "cmd", "config", "docker-compose.yml", "go.mod", "go.sum", "jobs", "storage", "worker"}
 	text, err := os.ReadFile(filepath.Join(root, ".gitignore"))

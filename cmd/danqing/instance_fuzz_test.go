@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Whatever an instance has left, or somebody else: nobody is told that one runs which
-// cannot be reached, and the password is not in what is said.
+// For any content of the file, readInstance returns only an instance that can be reached,
+// and its error does not contain the password.
 func FuzzInstance(f *testing.F) {
 	for _, text := range []string{
 		`{"pid":1,"http":"http://127.0.0.1:8765","redis_url":"redis://:hush-password@127.0.0.1:1/0"}`, `{"redis_url":"redis://:hush-password@"}`,
@@ -25,7 +25,7 @@ func FuzzInstance(f *testing.F) {
 		dir := t.TempDir()
 		require.NoError(t, os.WriteFile(filepath.Join(dir, instanceFile), text, 0o600))
 		nobody, cancel := context.WithCancel(t.Context())
-		cancel() // no host that the text may name is asked
+		cancel() // so that no host in the text is contacted
 		_, err := readInstance(nobody, dir)
 		require.Error(t, err)
 		require.NotContains(t, err.Error(), "hush-password")
@@ -35,8 +35,8 @@ func FuzzInstance(f *testing.F) {
 	})
 }
 
-// What an instance leaves is read back while it can be reached.
-func FuzzInstanceReadsBack(f *testing.F) {
+// The written file can be read while the instance can be reached.
+func FuzzInstanceRoundTrip(f *testing.F) {
 	for _, s := range []string{"", "http://127.0.0.1:8765", "\x00\n\"<&>猫"} {
 		f.Add(7, s, strings.ToUpper(s))
 	}

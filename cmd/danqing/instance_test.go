@@ -29,7 +29,7 @@ func TestInstance(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, at, got)
 
-	// Its process is gone, and had no time to take the file away.
+	// The process was killed, and the file is stale.
 	require.NoError(t, listener.Close())
 	_, err = readInstance(t.Context(), dir)
 	require.ErrorIs(t, err, errNoInstance)
@@ -40,8 +40,8 @@ func TestInstance(t *testing.T) {
 	assert.Empty(t, left)
 }
 
-// What is no file of ours is an error, without what it holds.
-func TestInstanceDamaged(t *testing.T) {
+// An invalid file is an error, which does not contain the file's content.
+func TestInstanceInvalidFile(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{"", "{", `{"redis_url":"redis://:hush@%zz"}`, `{"redis_url":""}`} {
 		dir := t.TempDir()

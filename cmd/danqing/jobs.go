@@ -12,7 +12,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// jobsFlags are those of every jobs command.
+// jobsFlags are the flags of all jobs commands.
 type jobsFlags struct{ simulate, json bool }
 
 func (p *program) jobsCommand() *cobra.Command {
@@ -26,7 +26,7 @@ func (p *program) jobsCommand() *cobra.Command {
   danqing jobs show shop.cat`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usage("see: danqing jobs --help", "jobs: the command is missing")
+			return usageErrorf("see: danqing jobs --help", "jobs: the command is missing")
 		},
 	}
 	cmd.PersistentFlags().BoolVar(&f.simulate, "simulate", false, "use the queue of a simulated instance on this machine")
@@ -128,10 +128,10 @@ What is under _held/ in the bucket stays there in any case.`,
 				}
 			}
 			if given != 1 || !decision.BuyAgain && !decision.GiveUp && decision.Adopt == "" {
-				return usage("see: danqing jobs resolve --help", "give exactly one of --adopt TASK, --buy-again and --give-up")
+				return usageErrorf("see: danqing jobs resolve --help", "give exactly one of --adopt TASK, --buy-again and --give-up")
 			}
 			if decision.Adopt != "" && len(ids) > 1 {
-				return usage("name one job", "a task belongs to one job, and %d were named", len(ids))
+				return usageErrorf("name one job", "a task belongs to one job, and %d were named", len(ids))
 			}
 			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Job, error) {
 				return q.operator.Resolve(ctx, id, decision)
@@ -144,8 +144,8 @@ What is under _held/ in the bucket stays there in any case.`,
 	return cmd
 }
 
-// eachJob does the same to each job and says what became of it. A job that cannot
-// be acted on does not keep the others from it.
+// eachJob calls act for each job and prints the result. After an error it continues with
+// the other jobs.
 func (p *program) eachJob(ctx context.Context, f *jobsFlags, ids []string, act func(context.Context, *jobQueue, string) (*jobs.Job, error)) error {
 	if err := validIDs(ids); err != nil {
 		return err
@@ -168,27 +168,27 @@ func (p *program) eachJob(ctx context.Context, f *jobsFlags, ids []string, act f
 func validIDs(ids []string) error {
 	for _, id := range ids {
 		if err := jobs.ValidID(id); err != nil {
-			return usage("take the ID that danqing enqueue or danqing jobs list prints", "%w", err)
+			return usageErrorf("take the ID that danqing enqueue or danqing jobs list prints", "%w", err)
 		}
 	}
 	return nil
 }
 
-// printJob says where a job stands, in one line.
+// printJob prints a job's state in one line.
 func (p *program) printJob(rec *jobs.Job, asJSON bool) error {
 	if asJSON {
-		return printJSON(p.stdout, shown(rec))
+		return printJSON(p.stdout, redactRecord(rec))
 	}
 	if _, err := fmt.Fprintf(p.stdout, "%s %s\n", rec.ID, stateOf(rec)); err != nil {
 		return err
 	}
 	if !rec.CancelRequestedAt.IsZero() && !rec.State.Final() {
-		p.say("%s: its task is canceled only if DashScope has not begun with it; otherwise it is paid for, and its images are kept", rec.ID)
+		p.stderrf("%s: its task is canceled only if DashScope has not begun with it; otherwise it is paid for, and its images are kept", rec.ID)
 	}
 	return nil
 }
 
-// stateOf is a job's state with what must be known beside it.
+// stateOf returns a job's state with a requested cancel and "simulated".
 func stateOf(rec *jobs.Job) string {
 	state := string(rec.State)
 	if !rec.CancelRequestedAt.IsZero() && !rec.State.Final() {
@@ -213,44 +213,44 @@ codes: 0 all have succeeded, 3 some have not.`,
 				return err
 			}
 			return p.onQueue(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
-				w := &waiting{program: p, jobQueue: q, json: f.json, open: map[string]bool{}}
+				w := &waiter{program: p, jobQueue: q, json: f.json, open: map[string]bool{}}
 				for _, id := range ids {
 					w.open[id] = true
 				}
-				return w.do(ctx, ids)
+				return w.run(ctx, ids)
 			})
 		},
 	}
 }
 
-// waiting is one call of jobs wait.
-type waiting struct {
+// waiter is one run of jobs wait.
+type waiter struct {
 	*program
 	*jobQueue
 	json bool
 	open map[string]bool
-	// unmade is whether one of the jobs has not succeeded.
-	unmade bool
+	// failed is set if one of the jobs has not succeeded.
+	failed bool
 }
 
-func (w *waiting) do(ctx context.Context, ids []string) error {
+func (w *waiter) run(ctx context.Context, ids []string) error {
 	changes, err := w.jobs.Subscribe(ctx)
 	if err != nil {
 		return err
 	}
-	defer changes.Close() //nolint:errcheck // nobody listens any more
+	defer changes.Close() //nolint:errcheck // read only
 	recheck := time.NewTicker(recheckInterval)
 	defer recheck.Stop()
-	err = w.lookAll(ctx, ids)
-	for away := false; ; {
+	err = w.checkAll(ctx, ids)
+	for unreachable := false; ; {
 		switch {
 		case err == nil:
-			away = false
-		case ctx.Err() != nil || !passes(err):
+			unreachable = false
+		case ctx.Err() != nil || !isTransient(err):
 			return err
-		case !away:
-			away = true
-			w.say("warning: %v: waiting on; the jobs are not affected", err)
+		case !unreachable:
+			unreachable = true
+			w.stderrf("warning: %v: waiting on; the jobs are not affected", err)
 		}
 		if len(w.open) == 0 {
 			break
@@ -258,42 +258,42 @@ func (w *waiting) do(ctx context.Context, ids []string) error {
 		select {
 		case id := <-changes.IDs():
 			if w.open[id] {
-				err = w.look(ctx, id)
+				err = w.check(ctx, id)
 			}
 		case <-recheck.C:
-			err = w.lookAll(ctx, ids)
+			err = w.checkAll(ctx, ids)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
-	if w.unmade {
+	if w.failed {
 		return errPartFailed
 	}
 	return nil
 }
 
-// lookAll looks at every open job, in the order of ids.
-func (w *waiting) lookAll(ctx context.Context, ids []string) error {
+// checkAll checks every unfinished job, in the order of ids.
+func (w *waiter) checkAll(ctx context.Context, ids []string) error {
 	for _, id := range ids {
 		if !w.open[id] {
 			continue
 		}
-		if err := w.look(ctx, id); err != nil {
+		if err := w.check(ctx, id); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *waiting) look(ctx context.Context, id string) error {
+func (w *waiter) check(ctx context.Context, id string) error {
 	rec, err := w.get(ctx, id)
-	if err != nil || !settled(rec) {
+	if err != nil || !isSettled(rec) {
 		return err
 	}
 	delete(w.open, id)
 	if rec.State != jobs.StateSucceeded {
-		w.unmade = true
-		w.say("%s: %s: %s: %s", id, rec.State, rec.Code, rec.Message)
+		w.failed = true
+		w.stderrf("%s: %s: %s: %s", id, rec.State, rec.Code, rec.Message)
 	}
 	return w.printJob(rec, w.json)
 }
@@ -336,19 +336,19 @@ func (p *program) jobsResumeCommand(f *jobsFlags) *cobra.Command {
 	return cmd
 }
 
-// onAccount acts on an account, and shows its lanes.
+// onAccount calls act for an account, and prints its lanes.
 func (p *program) onAccount(ctx context.Context, f *jobsFlags, account string, act func(context.Context, *jobQueue) error) error {
 	if err := jobs.ValidAccount(account); err != nil {
-		return usage("name it as in: --account default", "%w", err)
+		return usageErrorf("name it as in: --account default", "%w", err)
 	}
 	return p.onQueue(ctx, f.simulate, func(ctx context.Context, q *jobQueue) error {
 		all, err := q.lanes(ctx)
 		if err != nil {
 			return err
 		}
-		known := func(l lane) bool { return l.Account == account }
-		if len(all) > 0 && !slices.ContainsFunc(all, known) {
-			return usage("danqing jobs list shows the accounts", "unknown account %q on this queue: nothing was changed", account)
+		ofAccount := func(l lane) bool { return l.Account == account }
+		if len(all) > 0 && !slices.ContainsFunc(all, ofAccount) {
+			return usageErrorf("danqing jobs list shows the accounts", "unknown account %q on this queue: nothing was changed", account)
 		}
 		if err := act(ctx, q); err != nil {
 			return err
@@ -356,14 +356,14 @@ func (p *program) onAccount(ctx context.Context, f *jobsFlags, account string, a
 		if all, err = q.lanes(ctx); err != nil {
 			return err
 		}
-		lanes := slices.DeleteFunc(all, func(l lane) bool { return !known(l) })
+		lanes := slices.DeleteFunc(all, func(l lane) bool { return !ofAccount(l) })
 		if len(lanes) == 0 {
-			p.say("warning: unknown account %q on this queue", account)
+			p.stderrf("warning: unknown account %q on this queue", account)
 			return nil
 		}
 		if f.json {
 			return p.printLanes(lanes)
 		}
-		return p.lanesTable(lanes)
+		return p.printLanesTable(lanes)
 	})
 }

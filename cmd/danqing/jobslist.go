@@ -30,14 +30,14 @@ With --json it prints only the jobs.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
-			if filter.States, err = readStates(states); err != nil {
+			if filter.States, err = parseStates(states); err != nil {
 				return err
 			}
 			if _, err := jobs.LookupModel(filter.Model); filter.Model != "" && err != nil {
-				return usage("--model takes a name of the catalog", "%w", err)
+				return usageErrorf("--model takes a name of the catalog", "%w", err)
 			}
 			if filter.Limit <= 0 {
-				return usage("give a number from 1", "--limit %d", filter.Limit)
+				return usageErrorf("give a number from 1", "--limit %d", filter.Limit)
 			}
 			return p.onQueue(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
 				return p.jobsList(ctx, q, filter, f.json)
@@ -55,7 +55,7 @@ With --json it prints only the jobs.`,
 	return cmd
 }
 
-func readStates(names []string) ([]jobs.State, error) {
+func parseStates(names []string) ([]jobs.State, error) {
 	var states []jobs.State
 	for _, name := range names {
 		known := false
@@ -65,7 +65,7 @@ func readStates(names []string) ([]jobs.State, error) {
 			}
 		}
 		if !known {
-			return nil, usage("one of: "+strings.Trim(fmt.Sprint(jobs.States()), "[]"), "--state %q: no such state", name)
+			return nil, usageErrorf("one of: "+strings.Trim(fmt.Sprint(jobs.States()), "[]"), "--state %q: no such state", name)
 		}
 	}
 	return states, nil
@@ -78,12 +78,12 @@ func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFil
 	}
 	if asJSON {
 		for _, rec := range records {
-			if err := printJSON(p.stdout, shown(rec)); err != nil {
+			if err := printJSON(p.stdout, redactRecord(rec)); err != nil {
 				return err
 			}
 		}
 		if cursor != "" {
-			p.say("there are more: raise --limit")
+			p.stderrf("there are more: raise --limit")
 		}
 		return nil
 	}
@@ -96,7 +96,7 @@ func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFil
 		return err
 	}
 	if len(records) > 0 {
-		if err := p.jobsTable(records); err != nil {
+		if err := p.printJobsTable(records); err != nil {
 			return err
 		}
 		if cursor != "" {
@@ -108,13 +108,13 @@ func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFil
 	if _, err := fmt.Fprintf(p.stdout, "%s\n", countsLine(counts)); err != nil {
 		return err
 	}
-	return p.lanesTable(lanes)
+	return p.printLanesTable(lanes)
 }
 
-// noteWidth is how much of a sentence fits into a table; jobs show has the rest.
-const noteWidth = 60
+// maxNoteRunes is the maximum length of a note in a table; jobs show prints all of it.
+const maxNoteRunes = 60
 
-func (p *program) jobsTable(records []*jobs.Job) error {
+func (p *program) printJobsTable(records []*jobs.Job) error {
 	return table(p.stdout, "JOB\tSTATE\tMODEL\tACCOUNT\tCHANGED\tCOST\tNOTE", len(records), func(i int) string {
 		rec := records[i]
 		cost, note := "-", ""
@@ -127,11 +127,11 @@ func (p *program) jobsTable(records []*jobs.Job) error {
 		case rec.Code != "":
 			note = rec.Code + ": " + rec.Message
 		}
-		return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s", rec.ID, stateOf(rec), rec.Model, orDash(rec.Account), moment(rec.UpdatedAt), cost, shorten(note))
+		return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s", rec.ID, stateOf(rec), rec.Model, orDash(rec.Account), formatTime(rec.UpdatedAt), cost, shorten(note))
 	})
 }
 
-// imagesNote says how many images a job has, and how many not.
+// imagesNote returns how many images a job has, and how many are missing.
 func imagesNote(rec *jobs.Job) string {
 	stored := 0
 	for _, image := range rec.Images {
@@ -146,14 +146,14 @@ func imagesNote(rec *jobs.Job) string {
 	return note
 }
 
-func (p *program) lanesTable(lanes []lane) error {
+func (p *program) printLanesTable(lanes []lane) error {
 	if len(lanes) == 0 {
 		_, err := fmt.Fprintln(p.stdout, "no lanes: no worker has used this queue yet")
 		return err
 	}
 	return table(p.stdout, "LANE\tSTATE\tTASKS\tSINCE\tNOTE", len(lanes), func(i int) string {
 		l := lanes[i]
-		state, note := string(l.State), l.rests()
+		state, note := string(l.State), l.pauseReason()
 		switch {
 		case !l.Held:
 			state = "idle"
@@ -163,7 +163,7 @@ func (p *program) lanesTable(lanes []lane) error {
 		if l.Simulated {
 			state += " (simulated)"
 		}
-		return fmt.Sprintf("%s %s\t%s\t%d\t%s\t%s", l.Account, l.Model, state, l.Concurrency, moment(l.At), note)
+		return fmt.Sprintf("%s %s\t%s\t%d\t%s\t%s", l.Account, l.Model, state, l.Concurrency, formatTime(l.At), note)
 	})
 }
 
@@ -177,7 +177,7 @@ func (p *program) printLanes(lanes []lane) error {
 	return nil
 }
 
-// countsLine is how many jobs are in each state, those that have any.
+// countsLine returns the number of jobs in each state that has any.
 func countsLine(counts map[jobs.State]int64) string {
 	var parts []string
 	for _, state := range jobs.States() {
@@ -191,10 +191,10 @@ func countsLine(counts map[jobs.State]int64) string {
 	return strings.Join(parts, ", ")
 }
 
-// table prints rows of tab-separated cells under their heads.
+// table prints rows of tab-separated cells under a heading.
 func table(out io.Writer, heads string, rows int, row func(int) string) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, heads) // its error stays until Flush
+	_, _ = fmt.Fprintln(w, heads) // Flush reports the error
 	for i := range rows {
 		_, _ = fmt.Fprintln(w, strings.TrimRight(strings.ReplaceAll(row(i), "\n", " "), "\t"))
 	}
@@ -208,10 +208,10 @@ func orDash(text string) string {
 	return text
 }
 
-// shorten cuts a sentence to what a table has room for.
+// shorten truncates a text to maxNoteRunes.
 func shorten(text string) string {
-	if utf8.RuneCountInString(text) <= noteWidth {
+	if utf8.RuneCountInString(text) <= maxNoteRunes {
 		return text
 	}
-	return string([]rune(text)[:noteWidth-1]) + "…"
+	return string([]rune(text)[:maxNoteRunes-1]) + "…"
 }

@@ -27,7 +27,7 @@ sidecar if DANQING_S3_BUCKET is set.`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return p.onQueue(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
-				s, err := q.story(ctx, args[0])
+				s, err := q.report(ctx, args[0])
 				if err != nil {
 					return err
 				}
@@ -41,34 +41,34 @@ sidecar if DANQING_S3_BUCKET is set.`,
 	}
 }
 
-// story is all that is known of a job.
-type story struct {
+// jobReport is a job's record with everything that jobs show prints about it.
+type jobReport struct {
 	*jobs.Job
-	// Waits says why a job is not being made; empty if it is.
+	// Waits has the reasons why a waiting job is not being made.
 	Waits []string `json:"waits,omitempty"`
-	// Links are where the images can be looked at.
+	// Links are the images with their links or files.
 	Links []resultImage `json:"links,omitempty"`
-	// Notices say how far its producer was told of its end.
+	// Notices are the notifications of its producer.
 	Notices []jobs.Notification `json:"notices,omitempty"`
 }
 
-func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
+func (q *jobQueue) report(ctx context.Context, id string) (*jobReport, error) {
 	rec, err := q.get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	s := &story{Job: shown(rec)}
+	s := &jobReport{Job: redactRecord(rec)}
 	if rec.Request == nil {
 		req, err := q.jobs.RequestOf(ctx, rec)
 		switch {
 		case err == nil:
-			s.Request = shownRequest(req)
+			s.Request = redactRequest(req)
 		case !errors.Is(err, jobs.ErrRequestLost):
 			return nil, err
 		}
 	}
 	if rec.State.Waiting() {
-		if s.Waits, err = q.waits(ctx, rec); err != nil {
+		if s.Waits, err = q.waitReasons(ctx, rec); err != nil {
 			return nil, err
 		}
 	}
@@ -80,7 +80,7 @@ func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
 		return nil, err
 	}
 	for _, image := range rec.Images {
-		link, err := q.shownImage(ctx, from, image)
+		link, err := q.imageLocation(ctx, from, image)
 		if err != nil {
 			return nil, fmt.Errorf("link to image %d of %s: %w", image.N, id, err)
 		}
@@ -90,14 +90,14 @@ func (q *jobQueue) story(ctx context.Context, id string) (*story, error) {
 	return s, nil
 }
 
-// waits says why a job that waits is not being made.
-func (q *jobQueue) waits(ctx context.Context, rec *jobs.Job) ([]string, error) {
+// waitReasons returns why a waiting job is not being made.
+func (q *jobQueue) waitReasons(ctx context.Context, rec *jobs.Job) ([]string, error) {
 	lanes, err := q.lanes(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var why []string
-	if text := q.standstill(lanes, rec.Model); text != "" {
+	if text := q.whyIdle(lanes, rec.Model); text != "" {
 		why = append(why, text)
 	}
 	ahead, inLine, err := q.jobs.Position(ctx, rec)
@@ -116,16 +116,16 @@ func (q *jobQueue) waits(ctx context.Context, rec *jobs.Job) ([]string, error) {
 	return why, nil
 }
 
-// delivery is who asked for the job, when it is wanted and who is told.
-func (s *story) delivery() (facts []string) {
+// delivery returns the job's producer, its times, and its notifications.
+func (s *jobReport) delivery() (facts []string) {
 	if s.Producer != "" {
 		facts = append(facts, "producer "+s.Producer)
 	}
 	if !s.NotBefore.IsZero() {
-		facts = append(facts, "not before "+moment(s.NotBefore))
+		facts = append(facts, "not before "+formatTime(s.NotBefore))
 	}
 	if !s.Deadline.IsZero() {
-		facts = append(facts, "deadline "+moment(s.Deadline))
+		facts = append(facts, "deadline "+formatTime(s.Deadline))
 	}
 	if host, err := url.Parse(s.Callback); err == nil && s.Callback != "" {
 		facts = append(facts, "callback to "+host.Host)
@@ -136,23 +136,23 @@ func (s *story) delivery() (facts []string) {
 	return facts
 }
 
-// noticeText tells how far a producer was told.
-func noticeText(n jobs.Notification) string {
+// notificationText describes the state of a notification.
+func notificationText(n jobs.Notification) string {
 	switch n.State {
 	case "completed":
 		return "delivered"
 	case "archived":
 		return "given up: " + n.LastError
 	case "retry":
-		return fmt.Sprintf("tried %s, the next at %s: %s", count(max(n.Tries, 1), "time"), moment(n.NextAt), n.LastError)
+		return fmt.Sprintf("tried %s, the next at %s: %s", count(max(n.Tries, 1), "time"), formatTime(n.NextAt), n.LastError)
 	case "":
 		return "no longer in the queue"
 	}
 	return "on its way"
 }
 
-// text is the story for a person, the moments in their order.
-func (s *story) text() string {
+// text returns the report as text, with the events in order.
+func (s *jobReport) text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "job %s: %s\n", s.ID, stateOf(s.Job))
 	facts := []string{"model " + s.Model, "priority " + s.Priority}
@@ -168,16 +168,16 @@ func (s *story) text() string {
 	}
 	fmt.Fprintf(&b, "  %s\n", strings.Join(append(facts, s.delivery()...), ", "))
 	if s.Request != nil {
-		fmt.Fprintf(&b, "  asked for: %s\n", asked(s.Request))
+		fmt.Fprintf(&b, "  asked for: %s\n", requestText(s.Request))
 	}
 	for _, w := range s.Warnings {
 		fmt.Fprintf(&b, "  warning: %s\n", w)
 	}
 	for _, e := range s.timeline() {
-		fmt.Fprintf(&b, "  %s  %s\n", moment(e.at), e.text)
+		fmt.Fprintf(&b, "  %s  %s\n", formatTime(e.at), e.text)
 	}
 	for _, n := range s.Notices {
-		fmt.Fprintf(&b, "  %s: %s\n", n.Kind, noticeText(n))
+		fmt.Fprintf(&b, "  %s: %s\n", n.Kind, notificationText(n))
 	}
 	for _, why := range s.Waits {
 		fmt.Fprintf(&b, "  waits: %s\n", why)
@@ -204,22 +204,22 @@ func (s *story) text() string {
 	return b.String()
 }
 
-func (s *story) batch() string {
+func (s *jobReport) batch() string {
 	if s.Request == nil {
 		return ""
 	}
 	return s.Request.Batch
 }
 
-func (s *story) labels() map[string]string {
+func (s *jobReport) labels() map[string]string {
 	if s.Labels == nil && s.Request != nil {
 		return s.Request.Labels
 	}
 	return s.Labels
 }
 
-// asked tells a request, without what is said elsewhere.
-func asked(req *jobs.Request) string {
+// requestText returns a request as JSON, without the fields that are printed elsewhere.
+func requestText(req *jobs.Request) string {
 	shown := *req
 	shown.ID, shown.Model, shown.Priority, shown.Labels, shown.Batch, shown.LineID = "", "", "", nil, "", ""
 	shown.Producer, shown.NotBefore, shown.Deadline, shown.Callback, shown.FollowUp = "", time.Time{}, time.Time{}, "", nil
@@ -241,17 +241,17 @@ func imageText(image resultImage) string {
 	return text
 }
 
-// happening is a moment of a job's story.
-type happening struct {
+// event is one event of a job.
+type event struct {
 	at   time.Time
 	text string
 }
 
-func (s *story) timeline() []happening {
-	var list []happening
+func (s *jobReport) timeline() []event {
+	var list []event
 	add := func(at time.Time, format string, args ...any) {
 		if !at.IsZero() {
-			list = append(list, happening{at, fmt.Sprintf(format, args...)})
+			list = append(list, event{at, fmt.Sprintf(format, args...)})
 		}
 	}
 	add(s.EnqueuedAt, "enqueued")
@@ -284,7 +284,7 @@ func (s *story) timeline() []happening {
 	case why != "":
 		add(s.UpdatedAt, "%s: %s", s.State, why)
 	}
-	slices.SortStableFunc(list, func(a, b happening) int { return a.at.Compare(b.at) })
+	slices.SortStableFunc(list, func(a, b event) int { return a.at.Compare(b.at) })
 	return list
 }
 

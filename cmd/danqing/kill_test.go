@@ -25,22 +25,21 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// kill -9 of a batch at any request it makes, to DashScope or to the bucket,
-// before or after it is answered: the next run has every line once, and no task
-// is made twice.
-func TestKilledBatchGoesOn(t *testing.T) {
+// A batch is killed by kill -9 at each of its requests to DashScope or to the bucket, before
+// or after the answer: the next run completes every line once, and no task is created twice.
+func TestKilledBatchContinues(t *testing.T) {
 	t.Parallel()
-	requests := wholeRun(t)
+	requests := uninterruptedRun(t)
 	require.Greater(t, len(requests), 20, "requests of an undisturbed run")
 	var group errgroup.Group
-	group.SetLimit(8) // they mostly wait
+	group.SetLimit(8) // the processes mostly wait
 	for nth, route := range requests {
 		for i, phase := range []string{"lost", "unanswered", "answered"} {
-			if testing.Short() && i != nth%3 { // the race detector's run
+			if testing.Short() && i != nth%3 { // in the race detector's run
 				continue
 			}
 			group.Go(func() error {
-				w := newWorld(t)
+				w := newKillStack(t)
 				defer w.close()
 				w.killAt, w.phase = nth, phase
 				if err := w.killedRun(); err != nil {
@@ -53,10 +52,10 @@ func TestKilledBatchGoesOn(t *testing.T) {
 	require.NoError(t, group.Wait())
 }
 
-// wholeRun lists the requests of a run that is left alone.
-func wholeRun(t *testing.T) []string {
+// uninterruptedRun returns the requests of a run without a kill.
+func uninterruptedRun(t *testing.T) []string {
 	t.Helper()
-	w := newWorld(t)
+	w := newKillStack(t)
 	defer w.close()
 	code, err := w.batch(t.Context())
 	require.NoError(t, err)
@@ -64,8 +63,8 @@ func wholeRun(t *testing.T) []string {
 	return w.requests
 }
 
-// world is a DashScope and a bucket that live on while batches are killed.
-type world struct {
+// killStack is a DashScope and a bucket that outlive killed batches.
+type killStack struct {
 	dir    string
 	sim    *simulator.Simulator
 	files  *bucket.Server
@@ -73,17 +72,17 @@ type world struct {
 
 	mu       sync.Mutex
 	requests []string
-	killAt   int // index of the request to be killed at; -1 for none
+	killAt   int // index of the request at which to kill; -1 for none
 	phase    string
 	process  *os.Process
 	log      bytes.Buffer
 }
 
-func newWorld(t *testing.T) *world {
+func newKillStack(t *testing.T) *killStack {
 	t.Helper()
 	files, err := bucket.Open(bucket.Config{Dir: filepath.Join(t.TempDir(), "s3"), AccessKeyID: "AKIATEST", SecretAccessKey: "secret"})
 	require.NoError(t, err)
-	w := &world{dir: t.TempDir(), files: files, killAt: -1}
+	w := &killStack{dir: t.TempDir(), files: files, killAt: -1}
 	w.sim = &simulator.Simulator{
 		TaskTime: simulator.Between(30*time.Millisecond, 60*time.Millisecond),
 		Render: func(p painter.Picture) []byte {
@@ -97,14 +96,15 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) close() {
+func (w *killStack) close() {
 	w.server.Close()
 	_ = w.sim.Close()
 	_ = w.files.Close()
 }
 
-// ServeHTTP answers as DashScope or the bucket, and kills at the chosen moment.
-func (w *world) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+// ServeHTTP answers like DashScope or the bucket, and kills the process at the chosen
+// request.
+func (w *killStack) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	var handler http.Handler = w.files
 	if !strings.HasPrefix(r.URL.Path, "/"+bucket.DefaultBucket+"/") {
 		handler = w.sim
@@ -131,7 +131,7 @@ func (w *world) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 }
 
 // batch runs the program and returns its exit code; -1 if it was killed.
-func (w *world) batch(ctx context.Context) (int, error) {
+func (w *killStack) batch(ctx context.Context) (int, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return 0, err
@@ -144,7 +144,7 @@ func (w *world) batch(ctx context.Context) (int, error) {
 		"DASHSCOPE_API_KEY=sk-kill", "DASHSCOPE_HTTP_BASE_URL=" + w.server.URL + "/api/v1",
 		"AWS_ACCESS_KEY_ID=AKIATEST", "AWS_SECRET_ACCESS_KEY=secret", "AWS_REGION=us-east-1",
 		"AWS_ENDPOINT_URL_S3=" + w.server.URL, "DANQING_S3_BUCKET=" + bucket.DefaultBucket,
-		"DANQING_SUBMIT_LIMIT=20s", // the simulator lists a task at once; a busy machine needs two seconds to make the next
+		"DANQING_SUBMIT_LIMIT=20s", // the simulator lists tasks at once; a busy machine needs two seconds for the next one
 	}
 	// The first request waits for process: a child is faster than this line.
 	w.mu.Lock()
@@ -160,12 +160,12 @@ func (w *world) batch(ctx context.Context) (int, error) {
 	return cmd.ProcessState.ExitCode(), nil
 }
 
-func (w *world) killedRun() error {
+func (w *killStack) killedRun() error {
 	if code, err := w.batch(context.Background()); err != nil || code > 0 {
 		return fmt.Errorf("first run: exit code %d, %w", code, err)
 	}
 	w.mu.Lock()
-	w.killAt = -1 // on a busy machine a run polls less often, and ends before it is killed
+	w.killAt = -1 // on a busy machine a run polls less often, and may end before the kill
 	w.mu.Unlock()
 	var before int
 	for _, run := range []string{"second run", "third run"} {
@@ -187,9 +187,9 @@ func (w *world) killedRun() error {
 	return nil
 }
 
-// check looks at the results: each line once, its image in the bucket, its task
-// made once.
-func (w *world) check() error {
+// check checks that each line is in the results once, its image is in the bucket, and its
+// task was created once.
+func (w *killStack) check() error {
 	text, err := os.ReadFile(filepath.Join(w.dir, "two.results.jsonl"))
 	if err != nil {
 		return err

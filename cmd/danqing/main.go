@@ -32,7 +32,7 @@ const (
 )
 
 func main() {
-	// go-redis logs errors that we already return.
+	// go-redis logs errors that this program reports itself.
 	logging.Disable()
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
@@ -43,20 +43,21 @@ func main() {
 	os.Exit(p.run(context.Background()))
 }
 
-// program is one call of the command line with all it may touch.
+// program is one run of the command line with its inputs and outputs.
 type program struct {
 	args           []string
 	environ        []string
 	signals        <-chan os.Signal
 	stdin          io.Reader
 	stdout, stderr io.Writer
-	// configFile is a YAML file with the accounts, "" for the one of the environment.
+	// configFile is the YAML file with the accounts; "" means the account of the
+	// environment.
 	configFile string
-	// temp is a folder that goes when the program ends, "" if none was needed.
-	temp string
+	// tempDir is a folder that is removed at the end, "" if it was not needed.
+	tempDir string
 }
 
-// errPartFailed and errInterrupted end a command that has already said why.
+// errPartFailed and errInterrupted end a command that has already printed the reason.
 var (
 	errPartFailed  = errors.New("part of the batch failed")
 	errInterrupted = errors.New("interrupted")
@@ -71,7 +72,7 @@ type usageError struct {
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 
-func usage(hint, format string, args ...any) error {
+func usageErrorf(hint, format string, args ...any) error {
 	return &usageError{err: fmt.Errorf(format, args...), hint: hint}
 }
 
@@ -91,7 +92,7 @@ func (p *program) run(ctx context.Context) int {
 	root.PersistentFlags().StringVar(&p.configFile, "config", "", "YAML file with several accounts (default: the account of DASHSCOPE_API_KEY)")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usage("see: "+cmd.CommandPath()+" --help", "%w", err)
+		return usageErrorf("see: "+cmd.CommandPath()+" --help", "%w", err)
 	})
 	root.AddCommand(
 		p.batchCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.serveCommand(), p.upCommand(), p.jobsCommand(),
@@ -100,19 +101,18 @@ func (p *program) run(ctx context.Context) int {
 	ran := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { ran = true }
 	cmd, err := root.ExecuteContextC(ctx)
-	if p.temp != "" {
-		err = errors.Join(err, os.RemoveAll(p.temp))
+	if p.tempDir != "" {
+		err = errors.Join(err, os.RemoveAll(p.tempDir))
 	}
 	var wrong *usageError
 	if err != nil && !ran && !errors.As(err, &wrong) {
-		// Cobra's own: an unknown command, or a wrong number of arguments.
-		err = usage("see: "+cmd.CommandPath()+" --help", "%w", err)
+		// An error of Cobra: an unknown command, or a wrong number of arguments.
+		err = usageErrorf("see: "+cmd.CommandPath()+" --help", "%w", err)
 	}
 	return p.exit(err)
 }
 
-// exit says what went wrong and maps it to an exit code. It is the one place
-// that does.
+// exit prints an error and its hint, and maps it to an exit code. No other place does.
 func (p *program) exit(err error) int {
 	var wrongUsage *usageError
 	var wrongConfig *config.Error
@@ -126,9 +126,9 @@ func (p *program) exit(err error) int {
 	case errors.Is(err, errInterrupted):
 		return exitInterrupted
 	}
-	p.say("error: %v", err)
-	if hint := hintOf(err); hint != "" {
-		p.say("hint: %s", hint)
+	p.stderrf("error: %v", err)
+	if hint := hint(err); hint != "" {
+		p.stderrf("hint: %s", hint)
 	}
 	if errors.As(err, &wrongUsage) || errors.As(err, &wrongConfig) || errors.As(err, &wrongBatch) || errors.As(err, &wrongRequest) ||
 		errors.Is(err, jobs.ErrDigestConflict) || errors.Is(err, worker.ErrSimulated) || errors.Is(err, worker.ErrGateway) || errors.Is(err, journal.ErrDataDirInUse) {
@@ -137,17 +137,17 @@ func (p *program) exit(err error) int {
 	return exitFailed
 }
 
-// hintOf says what a person can do.
-func hintOf(err error) string {
+// hint returns what the user can do about an error, or "".
+func hint(err error) string {
 	var wrongUsage *usageError
 	var refused *dashscope.Error
 	var wrongBatch *jobs.BatchError
-	var away *unreached
+	var unreachable *unreachableError
 	switch {
 	case errors.As(err, &wrongUsage):
 		return wrongUsage.hint
-	case errors.As(err, &away):
-		return away.hint
+	case errors.As(err, &unreachable):
+		return unreachable.hint
 	case errors.Is(err, jobs.ErrDigestConflict):
 		return "nothing was spent; an id stands for one request: give the changed line a new id, or restore its old text"
 	case errors.As(err, &wrongBatch):
@@ -162,8 +162,8 @@ func hintOf(err error) string {
 	return ""
 }
 
-// say prints a line for people.
-func (p *program) say(format string, args ...any) {
+// stderrf prints a line to standard error.
+func (p *program) stderrf(format string, args ...any) {
 	_, _ = fmt.Fprintf(p.stderr, "danqing: "+format+"\n", args...)
 }
 
@@ -194,7 +194,7 @@ func (p *program) untilSignal(ctx context.Context, stopping func(), work func(co
 	return err
 }
 
-// getenv returns a variable of the environment, "" if it is not set.
+// getenv returns an environment variable, or "" if it is not set.
 func (p *program) getenv(name string) string {
 	for _, pair := range p.environ {
 		if key, value, ok := strings.Cut(pair, "="); ok && key == name {
@@ -204,14 +204,14 @@ func (p *program) getenv(name string) string {
 	return ""
 }
 
-// config reads the environment, saying what is odd in it.
+// config reads the configuration, and prints its warnings.
 func (p *program) config() (*config.Config, error) {
 	cfg, err := config.LoadWithFile(p.configFile, p.getenv, p.environ)
 	if err != nil {
 		return nil, err
 	}
 	for _, w := range cfg.Warnings {
-		p.say("warning: %s", w)
+		p.stderrf("warning: %s", w)
 	}
 	return cfg, nil
 }

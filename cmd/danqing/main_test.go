@@ -9,13 +9,13 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// together is how many tests run at once, whatever the processors: they mostly wait for
-// programs that wait for each other.
-const together = "6"
+// parallelTests is how many tests run at once, on any number of processors, because they
+// mostly wait for child processes.
+const parallelTests = "6"
 
-// The test binary is the program too, when it is called by its name.
+// The test binary is also the program, if it is called by the program's name.
 func TestMain(m *testing.M) {
-	_ = flag.Set("test.parallel", together) // the command line overrides it
+	_ = flag.Set("test.parallel", parallelTests) // the command line overrides it
 	testscript.Main(m, map[string]func(){"danqing": main})
 }
 
@@ -27,8 +27,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// waitFor waits until a file is there: the signal that a program in the
-// background has got so far.
+// waitFor waits until a file exists, for example one that a background program creates.
 func waitFor(ts *testscript.TestScript, _ bool, args []string) {
 	for deadline := time.Now().Add(3 * time.Minute); ; {
 		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {

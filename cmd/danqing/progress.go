@@ -14,17 +14,17 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// counts is how far a run has come. Images and microYuan are of this run alone.
+// counts is the progress of a run. images and microYuan are of this run only.
 type counts struct {
-	total, before, done, failed, held, left int
-	// unfunded are held because the batch's budget has no room for them.
-	unfunded  int
-	images    int
-	microYuan int64
+	total, finishedBefore, done, failed, held, left int
+	// awaitingBudget are held because they exceed the batch's budget.
+	awaitingBudget int
+	images         int
+	microYuan      int64
 }
 
-// progress tells a person how a run fares: one line that changes on a terminal,
-// a line per job otherwise.
+// progress prints the progress of a run: one changing line on a terminal, a line per job
+// otherwise.
 type progress struct {
 	out      io.Writer
 	terminal bool
@@ -42,22 +42,22 @@ func newProgress(out io.Writer) *progress {
 	return p
 }
 
-// line prints a whole line above the status.
-func (p *progress) line(text string) {
+// printLine prints a whole line above the status.
+func (p *progress) printLine(text string) {
 	_, _ = fmt.Fprintln(p, "danqing: "+text)
 }
 
-// Write prints whole lines, a log's for instance, above the status.
+// Write prints whole lines, such as a log's, above the status.
 func (p *progress) Write(text []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.wipe()
+	p.clear()
 	n, err := p.out.Write(text)
 	p.draw()
 	return n, err
 }
 
-func (p *progress) wipe() {
+func (p *progress) clear() {
 	if p.status != "" {
 		_, _ = fmt.Fprint(p.out, "\r\x1b[K")
 	}
@@ -76,12 +76,12 @@ func (p *progress) update(c counts) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.wipe()
+	p.clear()
 	p.status = p.fit(c.status(time.Since(p.startAt)))
 	p.draw()
 }
 
-// fit cuts a line to the window: a longer one could not be taken back.
+// fit truncates a line to the window's width, because a longer one could not be cleared.
 func (p *progress) fit(line string) string {
 	file, ok := p.out.(*os.File)
 	if !ok {
@@ -95,26 +95,26 @@ func (p *progress) fit(line string) string {
 	return string(runes[:max(width-1, 0)])
 }
 
-// close takes the status line away.
+// close clears the status line.
 func (p *progress) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.wipe()
+	p.clear()
 	p.status = ""
 }
 
-// job says what became of a job. A terminal shows that in the status, unless
-// somebody must know.
-func (p *progress) job(number int, rec *jobs.Job) {
+// printJob prints a job that is settled. On a terminal it prints only those that have not
+// succeeded; the status counts the others.
+func (p *progress) printJob(number int, rec *jobs.Job) {
 	cost := ""
 	if rec.CostMicroYuan > 0 {
 		cost = ", " + yuan(rec.CostMicroYuan)
 	}
 	switch {
 	case rec.State != jobs.StateSucceeded:
-		p.line(fmt.Sprintf("%s line %d, %s: %s: %s", rec.State, number, rec.ID, rec.Code, rec.Message))
+		p.printLine(fmt.Sprintf("%s line %d, %s: %s: %s", rec.State, number, rec.ID, rec.Code, rec.Message))
 	case !p.terminal:
-		p.line(fmt.Sprintf("done line %d, %s: %s%s", number, rec.ID, count(len(rec.Images), "image"), cost))
+		p.printLine(fmt.Sprintf("done line %d, %s: %s%s", number, rec.ID, count(len(rec.Images), "image"), cost))
 	}
 }
 
@@ -127,7 +127,7 @@ func (p *progress) logger(verbose bool) *slog.Logger {
 	return slog.New(slog.NewTextHandler(p, &slog.HandlerOptions{Level: level}))
 }
 
-// status is the changing line: done, failed, images a minute, time left, yuan.
+// status returns the changing line: done, failed, images per minute, time left, yuan.
 func (c counts) status(elapsed time.Duration) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d/%d done", c.done, c.total)
@@ -137,10 +137,10 @@ func (c counts) status(elapsed time.Duration) string {
 	if c.held > 0 {
 		fmt.Fprintf(&b, ", %d held", c.held)
 	}
-	if c.unfunded > 0 {
-		fmt.Fprintf(&b, ", %d over budget", c.unfunded)
+	if c.awaitingBudget > 0 {
+		fmt.Fprintf(&b, ", %d over budget", c.awaitingBudget)
 	}
-	if finished := c.done + c.failed + c.held + c.unfunded - c.before; finished > 0 && elapsed > 0 {
+	if finished := c.done + c.failed + c.held + c.awaitingBudget - c.finishedBefore; finished > 0 && elapsed > 0 {
 		left := elapsed / time.Duration(finished) * time.Duration(c.left)
 		fmt.Fprintf(&b, " · %.1f images/min · %s left", float64(c.images)/elapsed.Minutes(), left.Round(time.Second))
 	}
@@ -148,7 +148,7 @@ func (c counts) status(elapsed time.Duration) string {
 	return b.String()
 }
 
-// yuan prints millionths of a yuan as people write them.
+// yuan formats millionths of a yuan, with at least two decimals.
 func yuan(micro int64) string {
 	text := strings.TrimRight(fmt.Sprintf("%d.%06d", micro/1_000_000, micro%1_000_000), "0")
 	if point := strings.IndexByte(text, '.'); len(text)-point < 3 {

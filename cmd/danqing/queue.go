@@ -17,24 +17,23 @@ import (
 	"github.com/danqing-queue/danqing/worker"
 )
 
-// jobQueue is the Redis that other processes work on, for the commands that put
-// jobs there and look after them. It needs neither an API key nor a data
-// directory of its own.
+// jobQueue is the queue of other processes' workers, for commands that enqueue and manage
+// jobs. It needs neither an API key nor a data directory of its own.
 type jobQueue struct {
 	cfg      *config.Config
 	rdb      *redis.Client
 	jobs     *jobs.Client
 	operator *jobs.Inspector
-	// simulate says that the queue is a simulated instance's.
+	// simulate is set if the queue belongs to a simulated instance.
 	simulate bool
-	// folder is the embedded bucket of a running instance on this machine, nil if
-	// the queue is no instance's, or it has another bucket.
-	folder *folder
+	// localBucket is the embedded bucket of a running instance on this machine, nil if
+	// the queue is not an instance's, or the instance has another bucket.
+	localBucket *localBucket
 }
 
-// onQueue calls work with the queue at REDIS_URL, or else that of the instance
-// that runs on the data directory. A signal ends work's context, and then the
-// error is errInterrupted.
+// onQueue calls work with the queue at REDIS_URL, or else with that of the instance that
+// runs on the data directory. A signal ends work's context; the error is errInterrupted
+// then.
 func (p *program) onQueue(ctx context.Context, simulate bool, work func(context.Context, *jobQueue) error) error {
 	return p.untilSignal(ctx, nil, func(ctx context.Context) error {
 		q, err := p.openQueue(ctx, simulate)
@@ -57,13 +56,13 @@ func (p *program) openQueue(ctx context.Context, simulate bool) (*jobQueue, erro
 	}
 	q.rdb = redis.NewClient(options)
 	q.jobs, q.operator = jobs.NewClient(q.rdb), jobs.NewInspector(q.rdb)
-	if err := reach(ctx, q.rdb); err != nil {
+	if err := ping(ctx, q.rdb); err != nil {
 		return nil, errors.Join(err, q.rdb.Close())
 	}
 	return q, nil
 }
 
-// locate finds out where the queue is.
+// locate returns the options for the queue's Redis.
 func (q *jobQueue) locate(ctx context.Context) (*redis.Options, error) {
 	dir := q.cfg.DataDir
 	if q.simulate {
@@ -83,30 +82,30 @@ func (q *jobQueue) locate(ctx context.Context) (*redis.Options, error) {
 		} else if _, err := readInstance(ctx, simulatedDir(q.cfg.DataDir)); err == nil {
 			hint = "set REDIS_URL to the queue's Redis; a simulated instance runs here: say --simulate if you mean that"
 		}
-		return nil, usage(hint, "REDIS_URL is not set, and no danqing runs on %s", dir)
+		return nil, usageErrorf(hint, "REDIS_URL is not set, and no danqing runs on %s", dir)
 	}
 	if err != nil {
 		return nil, err
 	}
-	q.folder = openFolder(dir)
+	q.localBucket = openLocalBucket(dir)
 	return at.redisOptions(dir)
 }
 
-// simulatedDir is where simulated runs lie, away from all that a real one looks at.
+// simulatedDir is the data directory of simulated runs, which real runs never read.
 func simulatedDir(dataDir string) string { return filepath.Join(dataDir, "simulated") }
 
-// bucket returns the configured bucket, nil if there is none.
+// bucket returns the configured bucket, or nil if there is none.
 func (q *jobQueue) bucket() (*storage.Bucket, error) {
 	if q.cfg.Bucket == "" {
-		return nil, nil //nolint:nilnil // "none" is an answer, not a failure
+		return nil, nil //nolint:nilnil // no bucket is not an error
 	}
 	return storage.New(q.cfg.Storage())
 }
 
-// errNoBucket means that nothing says where the jobs' images and sidecars are.
+// errNoBucket means that the bucket of the jobs' images and sidecars is not configured.
 var errNoBucket = errors.New("DANQING_S3_BUCKET is not set")
 
-// sidecar reads a job's sidecar from wherever this queue's jobs are stored.
+// sidecar reads a job's sidecar from this queue's bucket.
 func (q *jobQueue) sidecar(ctx context.Context, id string) (*storage.Sidecar, error) {
 	from, err := q.bucket()
 	switch {
@@ -114,21 +113,21 @@ func (q *jobQueue) sidecar(ctx context.Context, id string) (*storage.Sidecar, er
 		return nil, err
 	case from != nil:
 		return from.Sidecar(ctx, id)
-	case q.folder != nil:
-		return q.folder.sidecar(id)
+	case q.localBucket != nil:
+		return q.localBucket.sidecar(id)
 	}
 	return nil, errNoBucket
 }
 
-// stage brings a reference image to where the workers find it.
+// stage stores a reference image in this queue's bucket.
 func (q *jobQueue) stage(ctx context.Context, ref *storage.Reference) error {
 	to, err := q.bucket()
 	switch {
 	case err != nil:
 	case to != nil:
 		err = to.StageReference(ctx, ref)
-	case q.folder != nil:
-		err = q.folder.stage(ref)
+	case q.localBucket != nil:
+		err = q.localBucket.stage(ref)
 	default:
 		err = errNoBucket
 	}
@@ -146,10 +145,10 @@ func jobOf(rec *jobs.Record, err error) (*jobs.Job, error) {
 	return &rec.Job, err
 }
 
-// get reads a job from Redis, or if Redis has forgotten it, from its sidecar.
+// get returns a job from Redis, or if it has expired there, from its sidecar.
 func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Job, error) {
 	if err := jobs.ValidID(id); err != nil {
-		return nil, usage("take the ID that danqing enqueue or danqing jobs list prints", "%w", err)
+		return nil, usageErrorf("take the ID that danqing enqueue or danqing jobs list prints", "%w", err)
 	}
 	rec, err := q.jobs.Get(ctx, id)
 	if !errors.Is(err, jobs.ErrNotFound) {
@@ -167,9 +166,8 @@ func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Job, error) {
 	return jobOf(worker.RecordOf(sidecar))
 }
 
-// shownImage is where an image of a job can be looked at: a link, or a file of the
-// instance on this machine.
-func (q *jobQueue) shownImage(ctx context.Context, from *storage.Bucket, image jobs.Image) (resultImage, error) {
+// imageLocation returns an image with its link, or with its file in the local bucket.
+func (q *jobQueue) imageLocation(ctx context.Context, from *storage.Bucket, image jobs.Image) (resultImage, error) {
 	shown := resultImage{
 		N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
 		Code: image.Code, Message: image.Message,
@@ -182,20 +180,20 @@ func (q *jobQueue) shownImage(ctx context.Context, from *storage.Bucket, image j
 		shown.URL, shown.URLExpiresAt, err = from.Link(ctx, image.Key)
 		return shown, err
 	}
-	if q.folder != nil {
-		shown.File = q.folder.path(image.Key)
+	if q.localBucket != nil {
+		shown.File = q.localBucket.path(image.Key)
 	}
 	return shown, nil
 }
 
-// lane is a lane as operators see it.
+// lane is the status of a lane for operators.
 type lane struct {
 	jobs.LaneStatus
-	// Paused is what a person said who paused its account, nil if nobody did.
+	// Paused is the pause of its account by an operator, nil if there is none.
 	Paused *jobs.Pause `json:"paused,omitempty"`
 }
 
-// lanes returns all lanes that ever opened, by account and model.
+// lanes returns all lanes that a worker ever opened, by account and model.
 func (q *jobQueue) lanes(ctx context.Context) ([]lane, error) {
 	statuses, err := q.operator.Lanes(ctx)
 	if err != nil {
@@ -212,44 +210,44 @@ func (q *jobQueue) lanes(ctx context.Context) ([]lane, error) {
 	return lanes, nil
 }
 
-// rests says why a lane draws no jobs, "" if it does.
-func (l lane) rests() string {
+// pauseReason returns why a lane takes no jobs, or "" if it does.
+func (l lane) pauseReason() string {
 	switch {
 	case !l.Held:
 		return "no worker"
 	case l.Paused != nil:
-		return fmt.Sprintf("paused by an operator since %s: %s", moment(l.Paused.At), cmp.Or(l.Paused.Reason, "no reason was given"))
+		return fmt.Sprintf("paused by an operator since %s: %s", formatTime(l.Paused.At), cmp.Or(l.Paused.Reason, "no reason was given"))
 	case l.State == jobs.LanePaused:
 		why := cmp.Or(l.Message, l.Code, "no reason was given")
 		if !l.RetryAt.IsZero() {
-			why += "; next try at " + moment(l.RetryAt)
+			why += "; next try at " + formatTime(l.RetryAt)
 		}
 		return why
 	}
 	return ""
 }
 
-// standstill says why nobody makes a model's jobs at present, "" if somebody does.
-func (q *jobQueue) standstill(lanes []lane, model string) string {
-	var resting []string
+// whyIdle returns why no worker makes a model's jobs at present, or "" if one does.
+func (q *jobQueue) whyIdle(lanes []lane, model string) string {
+	var paused []string
 	for _, l := range lanes {
 		if l.Model != model || !l.Held {
 			continue
 		}
-		why := l.rests()
+		why := l.pauseReason()
 		if why == "" {
 			return ""
 		}
-		resting = append(resting, fmt.Sprintf("the lane of account %s is paused: %s", l.Account, why))
+		paused = append(paused, fmt.Sprintf("the lane of account %s is paused: %s", l.Account, why))
 	}
 	switch {
-	case len(resting) > 0:
-		return strings.Join(resting, "; ")
-	case !q.cfg.RedisURL.IsSet(): // an instance's, which no other worker can join
+	case len(paused) > 0:
+		return strings.Join(paused, "; ")
+	case !q.cfg.RedisURL.IsSet(): // an instance's queue, which has only one worker
 		return fmt.Sprintf("danqing up has no lane for %s: its jobs wait; add the model to its DANQING_MODELS", model)
 	}
 	return fmt.Sprintf("no worker for %s: its jobs wait; start one: DANQING_MODELS=%s danqing worker", model, model)
 }
 
-// moment is a time as people on this machine read it.
-func moment(at time.Time) string { return at.Local().Format("2006-01-02 15:04:05") }
+// formatTime formats a time in the local time zone.
+func formatTime(at time.Time) string { return at.Local().Format("2006-01-02 15:04:05") }

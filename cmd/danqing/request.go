@@ -8,7 +8,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// requestFlags are those that make up one job.
+// requestFlags are the flags that describe one job.
 type requestFlags struct {
 	request      jobs.Request
 	seed         int64
@@ -33,8 +33,8 @@ func (f *requestFlags) register(cmd *cobra.Command) {
 	flags.BoolVar(&f.watermark, "watermark", false, "add the service's watermark at the bottom right, if the model supports it")
 }
 
-// given are the names of the flags of a job that the command line has.
-func (*requestFlags) given(cmd *cobra.Command) []string {
+// givenFlags returns the flags of a job that are on the command line.
+func (*requestFlags) givenFlags(cmd *cobra.Command) []string {
 	const all = "prompt id model negative-prompt style size n seed ref-img ref-strength ref-mode prompt-extend watermark priority label redo-of key not-before deadline callback follow-up stage"
 	var names []string
 	for name := range strings.FieldsSeq(all) {
@@ -45,8 +45,8 @@ func (*requestFlags) given(cmd *cobra.Command) []string {
 	return names
 }
 
-// read returns the request, a local reference image by its staged name. It is not
-// normalized.
+// read returns the request, not normalized. A local reference image is replaced by its
+// staged name.
 func (f *requestFlags) read(cmd *cobra.Command, defaultModel string, refs references) (jobs.Request, error) {
 	req := f.request
 	if cmd.Flags().Changed("seed") {
@@ -69,7 +69,7 @@ func (f *requestFlags) read(cmd *cobra.Command, defaultModel string, refs refere
 	}
 	name, err := refs.resolver(".")(req.RefImg)
 	if err != nil {
-		return req, usage("name a URL or a file that DashScope takes", "%w", err)
+		return req, usageErrorf("name a URL or a file that DashScope takes", "%w", err)
 	}
 	req.RefImg = name
 	return req, nil

@@ -5,14 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
-// result is what a results line says under "danqing".
+// result is the value of "danqing" in a line of the results.
 type result struct {
 	JobID     string        `json:"job_id"`
 	State     jobs.State    `json:"state"`
@@ -24,7 +26,7 @@ type result struct {
 	Message   string        `json:"message,omitempty"`
 }
 
-// resultImage is one image, or why there is none. File is set with the embedded
+// resultImage is one image, or the reason why it is missing. File is set with the embedded
 // bucket, URL with any other.
 type resultImage struct {
 	N            int       `json:"n"`
@@ -41,8 +43,8 @@ type resultImage struct {
 	Message      string    `json:"message,omitempty"`
 }
 
-// result tells a job, with a link to each image.
-func (r *run) result(ctx context.Context, rec *jobs.Job) (result, error) {
+// result returns a job's result, with a link to each image.
+func (r *batchRun) result(ctx context.Context, rec *jobs.Job) (result, error) {
 	out := result{
 		JobID: rec.ID, State: rec.State, Simulated: rec.Simulated, TaskID: rec.TaskID,
 		CostYuan: float64(rec.CostMicroYuan) / 1e6, Code: rec.Code, Message: rec.Message,
@@ -60,19 +62,19 @@ func (r *run) result(ctx context.Context, rec *jobs.Job) (result, error) {
 	return out, nil
 }
 
-func (r *run) link(ctx context.Context, image *resultImage) (err error) {
+func (r *batchRun) link(ctx context.Context, image *resultImage) (err error) {
 	switch {
 	case image.Key == "":
-	case r.engine.files != nil:
-		image.File = r.engine.files.Path(image.Key)
+	case r.runtime.localBucket != nil:
+		image.File = r.runtime.localBucket.Path(image.Key)
 	default:
-		image.URL, image.URLExpiresAt, err = r.engine.bucket.Link(ctx, image.Key)
+		image.URL, image.URLExpiresAt, err = r.runtime.bucket.Link(ctx, image.Key)
 	}
 	return err
 }
 
-// resultLine is the line as given with what became of it.
-func (r *run) resultLine(ctx context.Context, line jobs.Line, rec *jobs.Job) ([]byte, error) {
+// resultLine returns the input line with its result.
+func (r *batchRun) resultLine(ctx context.Context, line jobs.Line, rec *jobs.Job) ([]byte, error) {
 	out, err := r.result(ctx, rec)
 	if err != nil {
 		return nil, fmt.Errorf("result of job %s: %w", rec.ID, err)
@@ -80,7 +82,7 @@ func (r *run) resultLine(ctx context.Context, line jobs.Line, rec *jobs.Job) ([]
 	return line.Result(out)
 }
 
-func (r *run) printResult(ctx context.Context, line jobs.Line, rec *jobs.Job) error {
+func (r *batchRun) printResult(ctx context.Context, line jobs.Line, rec *jobs.Job) error {
 	text, err := r.resultLine(ctx, line, rec)
 	if err != nil {
 		return err
@@ -89,57 +91,46 @@ func (r *run) printResult(ctx context.Context, line jobs.Line, rec *jobs.Job) er
 	return err
 }
 
-// writeResults writes every line of the sheet once, in its order, in place of an
-// earlier results file: whole, or not at all.
-func (r *run) writeResults(s sheet) (err error) {
-	next, err := os.CreateTemp(filepath.Dir(s.results), "."+filepath.Base(s.results)+"-*")
-	if err != nil {
-		return fmt.Errorf("write results: %w", err)
-	}
-	defer os.Remove(next.Name()) //nolint:errcheck // it is gone after the rename
-	out := bufio.NewWriter(next)
-	for _, line := range s.Lines {
-		text, err := r.resultLine(context.Background(), line, r.records[line.ID])
-		if err != nil {
-			return err
+// writeResults writes every line of the batch file with its result, in order, and replaces
+// an earlier results file atomically.
+func (r *batchRun) writeResults(s batchFile) (err error) {
+	err = atomicfile.Write(s.results, 0o644, func(w io.Writer) error {
+		out := bufio.NewWriter(w)
+		for _, line := range s.Lines {
+			text, err := r.resultLine(context.Background(), line, r.records[line.ID])
+			if err != nil {
+				return err
+			}
+			_, _ = out.Write(append(text, '\n')) // Flush reports the error
 		}
-		_, _ = out.Write(append(text, '\n')) // its error stays until Flush
-	}
-	if err := out.Flush(); err != nil {
+		return out.Flush()
+	})
+	if err != nil {
 		return fmt.Errorf("write results %s: %w", s.results, err)
-	}
-	if err := next.Chmod(0o644); err != nil {
-		return fmt.Errorf("write results %s: %w", s.results, err)
-	}
-	if err := next.Close(); err != nil {
-		return fmt.Errorf("write results %s: %w", s.results, err)
-	}
-	if err := os.Rename(next.Name(), s.results); err != nil {
-		return fmt.Errorf("write results: %w", err)
 	}
 	return nil
 }
 
-// checkResults finds out before anything is spent whether results can be written
-// at path, and that nothing but an older results file is lost there.
+// checkResults fails, before anything is spent, if results cannot be written at path, or
+// would replace anything but an older results file.
 func checkResults(path, input string) error {
 	const hint = "name another file with --results"
 	if info, err := os.Stat(path); err == nil {
 		if !info.Mode().IsRegular() {
-			return usage(hint, "results %s: not a regular file", path)
+			return usageErrorf(hint, "results %s: not a regular file", path)
 		}
 		if in, err := os.Stat(input); err == nil && os.SameFile(in, info) && resultsPath(input, "", false) != path && resultsPath(input, "", true) != path {
-			return usage(hint, "results %s: that is the batch file itself", path)
+			return usageErrorf(hint, "results %s: that is the batch file itself", path)
 		}
 	}
-	if err := checkFolder(path); err != nil {
-		return usage(hint, "results: %w", err)
+	if err := checkWritableFolder(path); err != nil {
+		return usageErrorf(hint, "results: %w", err)
 	}
 	return nil
 }
 
-// checkFolder finds out whether a file can be made beside path.
-func checkFolder(path string) error {
+// checkWritableFolder fails if no file can be created in the folder of path.
+func checkWritableFolder(path string) error {
 	probe, err := os.CreateTemp(filepath.Dir(path), ".danqing-*")
 	if err != nil {
 		return err
@@ -147,40 +138,40 @@ func checkFolder(path string) error {
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
 
-// announce says what will be done and what it can cost, before it is done.
-func (r *run) announce() {
-	var atMost int64
-	for _, line := range r.open {
-		atMost += r.engine.price(line.Request)
+// printPlan prints what will be made and its maximum cost.
+func (r *batchRun) printPlan() {
+	var maxCost int64
+	for _, line := range r.unfinished {
+		maxCost += r.runtime.price(line.Request)
 	}
-	text := fmt.Sprintf("%s: %d finished already, %d to make, %s at most", count(len(r.lines), "job"), len(r.before), len(r.open), yuan(atMost))
-	if r.engine.worker.Simulated() {
+	text := fmt.Sprintf("%s: %d finished already, %d to make, %s at most", count(len(r.lines), "job"), len(r.finishedBefore), len(r.unfinished), yuan(maxCost))
+	if r.runtime.worker.Simulated() {
 		text += " (simulated: nothing is charged)"
 	}
-	text += "; data in " + r.engine.path
-	r.progress.line(text)
+	text += "; data in " + r.runtime.dataPath
+	r.progress.printLine(text)
 }
 
-// summary says what came of it.
-func (r *run) summary() {
+// printSummary prints the outcome of the run.
+func (r *batchRun) printSummary() {
 	c := r.counts()
 	text := fmt.Sprintf("%s in %s: %d done", count(c.total, "job"), time.Since(r.progress.startAt).Round(100*time.Millisecond), c.done)
-	if c.before == c.total {
+	if c.finishedBefore == c.total {
 		text = fmt.Sprintf("%s, all finished before: nothing was made again; %d done", count(c.total, "job"), c.done)
 	}
 	for _, part := range []struct {
 		n    int
 		what string
-	}{{c.failed, "failed"}, {c.held, "held: an operator must decide"}, {c.unfunded, "over budget: run again with a larger --budget"}, {c.left, "not finished: run the same command again"}} {
+	}{{c.failed, "failed"}, {c.held, "held: an operator must decide"}, {c.awaitingBudget, "over budget: run again with a larger --budget"}, {c.left, "not finished: run the same command again"}} {
 		if part.n > 0 {
 			text += fmt.Sprintf(", %d %s", part.n, part.what)
 		}
 	}
-	r.say("%s; %s made for %s", text, count(c.images, "new image"), yuan(c.microYuan))
-	if r.engine.files != nil {
-		r.say("images: %s", filepath.Dir(r.engine.files.Path("x")))
+	r.stderrf("%s; %s made for %s", text, count(c.images, "new image"), yuan(c.microYuan))
+	if r.runtime.localBucket != nil {
+		r.stderrf("images: %s", filepath.Dir(r.runtime.localBucket.Path("x")))
 	}
-	for _, s := range r.sheets {
-		r.say("results: %s", s.results)
+	for _, s := range r.files {
+		r.stderrf("results: %s", s.results)
 	}
 }

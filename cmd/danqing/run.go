@@ -14,84 +14,84 @@ import (
 	"github.com/danqing-queue/danqing/worker"
 )
 
-// run takes a set of jobs to completion with the engine's worker.
-type run struct {
+// batchRun completes a set of jobs with its own worker.
+type batchRun struct {
 	*program
-	engine   *engine
+	runtime  *runtime
 	progress *progress
 	refs     references
 	json     bool
 	lines    []jobs.Line
-	// sheets are the files that the lines are from, and budget bounds what each may
-	// cost.
-	sheets []sheet
+	// files are the files of the lines, and budget is the budget of each.
+	files  []batchFile
 	budget budgetFlag
 
-	// prepared says that records can be told: nothing was wrong with the jobs.
+	// prepared is set when all jobs are valid and queued, so that there are results.
 	prepared bool
 
 	mu sync.Mutex
-	// records are the jobs by ID; over are those that need no more work.
-	records map[string]*jobs.Job
-	open    map[string]jobs.Line
-	before  map[string]bool // over before this run
+	// records are the jobs by ID, unfinished the lines of those that need more work.
+	records        map[string]*jobs.Job
+	unfinished     map[string]jobs.Line
+	finishedBefore map[string]bool // IDs of jobs that had finished before this run
 }
 
 const (
-	// lookups is how many jobs are looked up in the bucket at once.
-	lookups = 16
-	// recheckInterval bounds how long a lost change can hide that a job is over.
+	// maxLookups is how many jobs are looked up concurrently.
+	maxLookups = 16
+	// recheckInterval limits the delay when the event of a finished job is lost.
 	recheckInterval = 10 * time.Second
 	statusInterval  = 200 * time.Millisecond
 )
 
-// do runs the jobs. It returns errPartFailed or errInterrupted when it has said
-// all there is to say.
-func (r *run) do(ctx context.Context) error {
-	r.records, r.open, r.before = map[string]*jobs.Job{}, map[string]jobs.Line{}, map[string]bool{}
-	err := r.engine.run(ctx, r.signals, r.progress.line, r.work)
+// do runs the jobs. It returns errPartFailed or errInterrupted if everything else was
+// already printed.
+func (r *batchRun) do(ctx context.Context) error {
+	r.records, r.unfinished, r.finishedBefore = map[string]*jobs.Job{}, map[string]jobs.Line{}, map[string]bool{}
+	err := r.runtime.run(ctx, r.signals, r.progress.printLine, r.work)
 	switch c := r.counts(); {
 	case err == nil && c.left > 0:
 		return fmt.Errorf("the worker ended with %s unfinished: run the same command again", count(c.left, "job"))
-	case err == nil && c.failed+c.held+c.unfunded > 0:
+	case err == nil && c.failed+c.held+c.awaitingBudget > 0:
 		return errPartFailed
 	}
 	return err
 }
 
-// work prepares, enqueues what is not over, and works until all is.
-func (r *run) work(ctx context.Context) error {
-	if err := r.engine.worker.Prepare(ctx); err != nil {
+// work prepares the jobs, enqueues the unfinished ones, and runs the worker until all are
+// finished.
+func (r *batchRun) work(ctx context.Context) error {
+	if err := r.runtime.worker.Prepare(ctx); err != nil {
 		return err
 	}
-	if err := r.lookUp(ctx); err != nil {
+	if err := r.findFinished(ctx); err != nil {
 		return err
 	}
-	if err := setBudgets(ctx, ledger.New(r.engine.redis), r.sheets, r.budget); err != nil {
+	if err := setBudgets(ctx, ledger.New(r.runtime.redis), r.files, r.budget); err != nil {
 		return err
 	}
 	if err := r.enqueue(ctx); err != nil {
 		return err
 	}
 	r.prepared = true
-	r.announce()
-	if len(r.open) == 0 && !r.engine.worker.Unfinished(ctx) {
+	r.printPlan()
+	if len(r.unfinished) == 0 && !r.runtime.worker.Unfinished(ctx) {
 		return nil
 	}
-	// Nothing changes before the worker runs.
-	changes, err := jobs.NewClient(r.engine.redis).Subscribe(ctx)
+	// Subscribe before the worker runs, so that no event is lost.
+	changes, err := jobs.NewClient(r.runtime.redis).Subscribe(ctx)
 	if err != nil {
 		return err
 	}
-	defer changes.Close() //nolint:errcheck // nobody listens any more
+	defer changes.Close() //nolint:errcheck // read only
 	watching, stop := context.WithCancel(ctx)
 	watched := make(chan error, 1)
 	go func() {
 		err := r.watch(watching, changes)
-		r.engine.worker.Stop()
+		r.runtime.worker.Stop()
 		watched <- err
 	}()
-	err = r.engine.worker.Run(ctx)
+	err = r.runtime.worker.Run(ctx)
 	stop()
 	if watchErr := <-watched; !errors.Is(watchErr, context.Canceled) {
 		err = errors.Join(err, watchErr)
@@ -99,26 +99,27 @@ func (r *run) work(ctx context.Context) error {
 	return errors.Join(err, r.refresh(context.WithoutCancel(ctx)))
 }
 
-// lookUp finds the jobs that are finished already, and the IDs that are taken.
-func (r *run) lookUp(ctx context.Context) error {
+// findFinished finds jobs that have finished already, and reports IDs that belong to other
+// requests.
+func (r *batchRun) findFinished(ctx context.Context) error {
 	taken := make([]error, len(r.lines))
 	group, gctx := errgroup.WithContext(ctx)
-	group.SetLimit(lookups)
+	group.SetLimit(maxLookups)
 	for i, line := range r.lines {
 		group.Go(func() error {
-			if r.engine.worker.Stopped() {
+			if r.runtime.worker.Stopped() {
 				return worker.ErrStopped
 			}
-			over, err := jobOf(r.engine.worker.Finished(gctx, line.ID, line.Digest))
+			finished, err := jobOf(r.runtime.worker.Finished(gctx, line.ID, line.Digest))
 			switch {
 			case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, worker.ErrSimulated):
 				taken[i] = err
 			case err != nil:
 				return fmt.Errorf("look up what is done already: %w", err)
-			case over != nil:
+			case finished != nil:
 				r.mu.Lock()
-				r.records[line.ID] = over
-				r.before[line.ID] = true
+				r.records[line.ID] = finished
+				r.finishedBefore[line.ID] = true
 				r.mu.Unlock()
 			}
 			return nil
@@ -130,8 +131,8 @@ func (r *run) lookUp(ctx context.Context) error {
 	return r.batchError(taken)
 }
 
-// batchError names the lines of those errors that are not nil.
-func (r *run) batchError(errs []error) error {
+// batchError returns the errors that are not nil, with the numbers of their lines.
+func (r *batchRun) batchError(errs []error) error {
 	wrong := &jobs.BatchError{}
 	for i, err := range errs {
 		if err != nil {
@@ -144,22 +145,22 @@ func (r *run) batchError(errs []error) error {
 	return wrong
 }
 
-// enqueue puts the rest on the queue. No lane runs yet: nothing is spent before
-// every line is known to be right.
-func (r *run) enqueue(ctx context.Context) error {
+// enqueue enqueues the unfinished jobs. No lane runs yet, so nothing is spent before every
+// line is valid.
+func (r *batchRun) enqueue(ctx context.Context) error {
 	taken := make([]error, len(r.lines))
 	for i, line := range r.lines {
-		if r.engine.worker.Stopped() {
+		if r.runtime.worker.Stopped() {
 			return worker.ErrStopped
 		}
 		if r.records[line.ID] != nil {
 			continue
 		}
-		if err := r.refs.stage(ctx, r.engine.bucket, line); err != nil {
+		if err := r.refs.stage(ctx, r.runtime.bucket, line); err != nil {
 			return fmt.Errorf("line %d: stage reference image: %w", line.Number, err)
 		}
-		rec, err := enqueueFunded(ctx, r.engine.redis, line.Request)
-		if late := tooLate(line, err); late != nil {
+		rec, err := enqueueWithinBudget(ctx, r.runtime.redis, line.Request)
+		if late := overdueRecord(line, err); late != nil {
 			rec, err = late, nil
 		}
 		if errors.Is(err, jobs.ErrDigestConflict) {
@@ -170,20 +171,20 @@ func (r *run) enqueue(ctx context.Context) error {
 			return fmt.Errorf("line %d: %w", line.Number, err)
 		}
 		r.records[line.ID] = rec
-		if settled(rec) {
-			r.before[line.ID] = true
-			r.progress.job(line.Number, rec) // held by an earlier run, or too late: say which, and why
+		if isSettled(rec) {
+			r.finishedBefore[line.ID] = true
+			r.progress.printJob(line.Number, rec) // held by an earlier run, or past its deadline
 			continue
 		}
-		r.open[line.ID] = line
+		r.unfinished[line.ID] = line
 	}
 	return r.batchError(taken)
 }
 
-// tooLate is what becomes of a line whose deadline has passed before it was queued, as
-// in a run that goes on with an earlier one: it alone fails, at no cost. Nil if err has
-// another reason.
-func tooLate(line jobs.Line, err error) *jobs.Job {
+// overdueRecord returns the failed record of a line whose deadline passed before it was
+// queued, as can happen when an earlier run is continued: only that line fails, at no cost.
+// It returns nil if err has another cause.
+func overdueRecord(line jobs.Line, err error) *jobs.Job {
 	now := time.Now().UTC()
 	rec := jobs.NewRecord(line.Request, line.Warnings)
 	if invalid := (*jobs.InvalidError)(nil); !errors.As(err, &invalid) || !rec.Overdue(now) {
@@ -193,21 +194,22 @@ func tooLate(line jobs.Line, err error) *jobs.Job {
 	return &rec.Job
 }
 
-// settled reports whether no more work can be done on a job.
-func settled(rec *jobs.Job) bool { return rec.State.Final() || rec.State == jobs.StateHeld }
+// isSettled reports whether a job is finished or held, so that the worker does not
+// continue it.
+func isSettled(rec *jobs.Job) bool { return rec.State.Final() || rec.State == jobs.StateHeld }
 
-// watch follows the jobs until none is open, and until what earlier runs paid for
-// and did not finish is in the bucket too.
-func (r *run) watch(ctx context.Context, changes *jobs.Changes) error {
+// watch follows the jobs until all are settled, and the paid images of earlier runs are in
+// the bucket too.
+func (r *batchRun) watch(ctx context.Context, changes *jobs.Changes) error {
 	status, recheck := time.NewTicker(statusInterval), time.NewTicker(recheckInterval)
 	defer status.Stop()
 	defer recheck.Stop()
-	for len(r.open) > 0 || r.engine.worker.Unfinished(ctx) {
+	for len(r.unfinished) > 0 || r.runtime.worker.Unfinished(ctx) {
 		var err error
 		select {
 		case id := <-changes.IDs():
-			if _, mine := r.open[id]; mine {
-				err = r.look(ctx, id)
+			if _, ok := r.unfinished[id]; ok {
+				err = r.refreshJob(ctx, id)
 			}
 		case <-status.C:
 			r.progress.update(r.counts())
@@ -216,44 +218,44 @@ func (r *run) watch(ctx context.Context, changes *jobs.Changes) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if err != nil && !passes(err) { // the worker says what is away, and waits too
+		if err != nil && !isTransient(err) { // the worker logs transient errors, and retries too
 			return err
 		}
 	}
 	return nil
 }
 
-// refresh looks at every open job.
-func (r *run) refresh(ctx context.Context) error {
-	for id := range r.open {
-		if err := r.look(ctx, id); err != nil {
+// refresh reads the records of all unfinished jobs.
+func (r *batchRun) refresh(ctx context.Context) error {
+	for id := range r.unfinished {
+		if err := r.refreshJob(ctx, id); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// look reads a job's record and says so if it is over.
-func (r *run) look(ctx context.Context, id string) error {
-	line := r.open[id]
-	rec, err := jobs.NewClient(r.engine.redis).Get(ctx, id)
+// refreshJob reads a job's record, and prints the job if it is settled.
+func (r *batchRun) refreshJob(ctx context.Context, id string) error {
+	line := r.unfinished[id]
+	rec, err := jobs.NewClient(r.runtime.redis).Get(ctx, id)
 	if errors.Is(err, jobs.ErrNotFound) {
-		rec, err = r.again(ctx, line)
+		rec, err = r.requeueLost(ctx, line)
 	}
 	if err != nil || rec == nil {
 		return err
 	}
 	r.mu.Lock()
 	r.records[id] = rec
-	if settled(rec) {
-		delete(r.open, id)
+	if isSettled(rec) {
+		delete(r.unfinished, id)
 	}
 	r.mu.Unlock()
-	if !settled(rec) {
+	if !isSettled(rec) {
 		return nil
 	}
-	if !unfunded(rec) { // there may be thousands: the summary counts them
-		r.progress.job(line.Number, rec)
+	if !awaitsBudget(rec) { // possibly thousands: the summary counts them
+		r.progress.printJob(line.Number, rec)
 	}
 	if r.json {
 		return r.printResult(ctx, line, rec)
@@ -261,46 +263,46 @@ func (r *run) look(ctx context.Context, id string) error {
 	return nil
 }
 
-// again asks for a job that Redis has lost. The worker's journal and the bucket know
-// what was made of it. It returns nil if that is not certain yet.
-func (r *run) again(ctx context.Context, line jobs.Line) (*jobs.Job, error) {
-	over, err := jobOf(r.engine.worker.Finished(ctx, line.ID, line.Digest))
-	if over != nil || err != nil {
-		return over, err
+// requeueLost enqueues a job that Redis has lost, unless it is finished according to the
+// worker's journal and the bucket. It returns nil if that is not certain yet.
+func (r *batchRun) requeueLost(ctx context.Context, line jobs.Line) (*jobs.Job, error) {
+	finished, err := jobOf(r.runtime.worker.Finished(ctx, line.ID, line.Digest))
+	if finished != nil || err != nil {
+		return finished, err
 	}
-	// It has lost the batch's bound too.
-	if err := setBudgets(ctx, ledger.New(r.engine.redis), r.sheets, r.budget); err != nil {
+	// Redis has lost the batch's budget too.
+	if err := setBudgets(ctx, ledger.New(r.runtime.redis), r.files, r.budget); err != nil {
 		return nil, err
 	}
-	rec, err := jobs.NewClient(r.engine.redis).Enqueue(ctx, line.Request)
-	if late := tooLate(line, err); late != nil {
-		if r.engine.worker.Unfinished(ctx) { // this line may be what was bought
-			return nil, nil //nolint:nilnil // the worker will tell
+	rec, err := jobs.NewClient(r.runtime.redis).Enqueue(ctx, line.Request)
+	if late := overdueRecord(line, err); late != nil {
+		if r.runtime.worker.Unfinished(ctx) { // a paid task may be this line's
+			return nil, nil //nolint:nilnil // not certain yet
 		}
 		return late, nil
 	}
 	return rec, err
 }
 
-// counts adds up what the progress line and the summary tell.
-func (r *run) counts() counts {
+// counts returns the numbers for the progress line and the summary.
+func (r *batchRun) counts() counts {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c := counts{total: len(r.lines), before: len(r.before)}
+	c := counts{total: len(r.lines), finishedBefore: len(r.finishedBefore)}
 	for id, rec := range r.records {
 		switch {
 		case rec.State == jobs.StateSucceeded:
 			c.done++
 		case rec.State == jobs.StateFailed, rec.State == jobs.StateCanceled:
 			c.failed++
-		case unfunded(rec):
-			c.unfunded++
+		case awaitsBudget(rec):
+			c.awaitingBudget++
 		case rec.State == jobs.StateHeld:
 			c.held++
 		default:
 			c.left++
 		}
-		if r.before[id] {
+		if r.finishedBefore[id] {
 			continue
 		}
 		for _, image := range rec.Images {

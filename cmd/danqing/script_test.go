@@ -20,14 +20,14 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// scriptCommands are what scripts can do beside running programs.
+// scriptCommands are the additional commands of the scripts.
 func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
-		"waitfor": waitFor, "redis": startRedis, "services": startServices, "hold": holdJob, "forget": forgetJobs,
+		"waitfor": waitFor, "redis": startRedis, "services": startServices, "hold": holdJob, "expire": expireJobs,
 	}
 }
 
-// startRedis starts a redis-server of the script's own and sets REDIS_URL.
+// startRedis starts a redis-server for the script and sets REDIS_URL.
 func startRedis(ts *testscript.TestScript, _ bool, _ []string) {
 	socket := filepath.Join(ts.MkAbs("."), "redis.sock")
 	server := exec.Command("redis-server", "--port", "0", "--unixsocket", socket, "--dir", ts.MkAbs("."), "--save", "") //nolint:noctx // ended below
@@ -40,8 +40,8 @@ func startRedis(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Setenv("REDIS_URL", "unix://"+socket)
 }
 
-// startServices starts a DashScope, in whose account each task whose prompt says
-// "fails once" does so, and a bucket; and configures them.
+// startServices starts and configures a bucket and a DashScope. A task whose prompt contains
+// "fails once" fails the first time.
 func startServices(ts *testscript.TestScript, _ bool, _ []string) {
 	files, err := bucket.Open(bucket.Config{Dir: ts.MkAbs("s3"), AccessKeyID: "AKIATEST", SecretAccessKey: "s3cr3t"})
 	ts.Check(err)
@@ -84,7 +84,7 @@ func startServices(ts *testscript.TestScript, _ bool, _ []string) {
 	}
 }
 
-// scriptQueue is the Redis that the script has started.
+// scriptQueue returns a client of the script's Redis.
 func scriptQueue(ts *testscript.TestScript) *redis.Client {
 	options, err := redis.ParseURL(ts.Getenv("REDIS_URL"))
 	ts.Check(err)
@@ -93,7 +93,7 @@ func scriptQueue(ts *testscript.TestScript) *redis.Client {
 	return client
 }
 
-// holdJob leaves a waiting job as a worker does that died while it submitted it.
+// holdJob holds a waiting job, as after a worker crashed during its submit.
 func holdJob(ts *testscript.TestScript, _ bool, args []string) {
 	client := jobs.NewStore(scriptQueue(ts))
 	rec, err := client.Get(context.Background(), args[0])
@@ -107,8 +107,8 @@ func holdJob(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(client.Update(context.Background(), rec, &held))
 }
 
-// forgetJobs takes jobs out of Redis, as happens a week after their end.
-func forgetJobs(ts *testscript.TestScript, _ bool, args []string) {
+// expireJobs deletes jobs from Redis, as happens a week after their end.
+func expireJobs(ts *testscript.TestScript, _ bool, args []string) {
 	rdb := scriptQueue(ts)
 	for _, id := range args {
 		ts.Check(rdb.Del(context.Background(), "danqing:job:"+id).Err())

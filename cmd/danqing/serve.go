@@ -22,19 +22,19 @@ import (
 )
 
 const (
-	// defaultListen is where jobs are served, by the contract of the command line.
+	// defaultListen is the default address of the API.
 	defaultListen = "127.0.0.1:8765"
 	listenUsage   = "address to listen on, host:port; port 0 picks a free one; beyond loopback tokens are required (default: DANQING_LISTEN, else " + defaultListen + ")"
-	// headerTimeout bounds a client that opens a connection and says nothing, and
-	// idleTimeout one that has been answered.
+	// headerTimeout limits the time until a client has sent a request's header, and
+	// idleTimeout the time between requests.
 	headerTimeout  = 20 * time.Second
 	idleTimeout    = 2 * time.Minute
 	maxHeaderBytes = 32 << 10
-	// answerTimeout bounds what is still being answered when the program ends.
-	answerTimeout = 2 * time.Second
-	// serveDepth is how many jobs may wait in a Redis unless DANQING_SERVE_MAX_QUEUED
-	// says: some 170 MB of its memory, and weeks of work.
-	serveDepth = 100_000
+	// shutdownTimeout limits requests in progress when the program ends.
+	shutdownTimeout = 2 * time.Second
+	// defaultMaxQueued is the maximum number of waiting jobs in a Redis, unless
+	// DANQING_SERVE_MAX_QUEUED is set: about 170 MB of memory, and weeks of work.
+	defaultMaxQueued = 100_000
 )
 
 type serveFlags struct {
@@ -42,14 +42,14 @@ type serveFlags struct {
 	ui     bool
 }
 
-// uiFlag is the flag of serve and up that says whether the web UI is served.
-func uiFlag(cmd *cobra.Command, ui *bool) {
+// addUIFlag adds the flag --ui of serve and up.
+func addUIFlag(cmd *cobra.Command, ui *bool) {
 	cmd.Flags().BoolVar(ui, "ui", false, "serve the web UI on loopback even if there are tokens; it has no password (default: only without tokens)")
 }
 
-// showsUI reports whether the web UI is wanted: where there are tokens, a proxy may stand
-// before the loopback address, and lead others to it.
-func showsUI(cfg *config.Config, asked bool) bool { return asked || len(cfg.Serve.Tokens) == 0 }
+// uiEnabled reports whether the web UI is served. With tokens it is not by default, because
+// a proxy may forward requests of others to the loopback address.
+func uiEnabled(cfg *config.Config, asked bool) bool { return asked || len(cfg.Serve.Tokens) == 0 }
 
 func (p *program) serveCommand() *cobra.Command {
 	var f serveFlags
@@ -70,7 +70,7 @@ is at /ui/. No DashScope key is needed.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.serve(cmd.Context(), f) },
 	}
 	cmd.Flags().StringVar(&f.listen, "listen", "", listenUsage)
-	uiFlag(cmd, &f.ui)
+	addUIFlag(cmd, &f.ui)
 	return cmd
 }
 
@@ -80,10 +80,10 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 		return err
 	}
 	if !cfg.RedisURL.IsSet() {
-		return usage("set it to the workers' Redis, as in redis://127.0.0.1:6379/0; for all in one process use: danqing up", "REDIS_URL is not set")
+		return usageErrorf("set it to the workers' Redis, as in redis://127.0.0.1:6379/0; for all in one process use: danqing up", "REDIS_URL is not set")
 	}
 	if cfg.Bucket == "" {
-		return usage("set it to the workers' bucket: links to images lead there", "DANQING_S3_BUCKET is not set")
+		return usageErrorf("set it to the workers' bucket: links to images lead there", "DANQING_S3_BUCKET is not set")
 	}
 	log := slog.New(slog.NewTextHandler(p.stderr, nil))
 	bucket, err := storage.New(cfg.Storage())
@@ -95,20 +95,20 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 		return err
 	}
 	if options.PoolSize == 0 {
-		options.PoolSize = connections
+		options.PoolSize = basePoolSize
 	}
 	rdb := redis.NewClient(options)
 	defer rdb.Close() //nolint:errcheck // the process ends
-	if err := errors.Join(reach(ctx, rdb), bucket.Check(ctx)); err != nil {
+	if err := errors.Join(ping(ctx, rdb), bucket.Check(ctx)); err != nil {
 		return err
 	}
-	sayDurability(ctx, rdb, log)
+	logRedisHealth(ctx, rdb, log)
 	server, err := listen(ctx, cfg, f.listen)
 	if err != nil {
 		return err
 	}
-	if err := server.open(cfg, serving{
-		redis: rdb, bucket: bucket, price: func(model jobs.Model, n int) int64 { return maxPrice(cfg.Accounts, model, n) }, depth: cmp.Or(cfg.Serve.MaxQueued, serveDepth), ui: showsUI(cfg, f.ui), log: log,
+	if err := server.open(cfg, serverConfig{
+		redis: rdb, bucket: bucket, price: func(model jobs.Model, n int) int64 { return maxPrice(cfg.Accounts, model, n) }, depth: cmp.Or(cfg.Serve.MaxQueued, defaultMaxQueued), ui: uiEnabled(cfg, f.ui), log: log,
 	}); err != nil {
 		return err
 	}
@@ -122,40 +122,39 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 	return errors.Join(server.shutdown(ctx), <-served)
 }
 
-// serving is what a server serves.
-type serving struct {
+// serverConfig configures a server.
+type serverConfig struct {
 	redis  redis.UniversalClient
 	bucket *storage.Bucket
-	stream bool // the images themselves
+	stream bool // send images instead of redirects
 	price  func(jobs.Model, int) int64
 	depth  int
-	temp   string // "" is the system's
+	temp   string // folder for uploads; "" is the system's
 	ui     bool
 	log    *slog.Logger
 }
 
-// httpServer is a gateway that listens.
+// httpServer is a gateway with its listener.
 type httpServer struct {
 	gateway  *gateway.Gateway
 	listener net.Listener
-	local    bool // the address is of this machine alone
+	local    bool // the address is a loopback one
 	server   *http.Server
 	ui       bool
 }
 
-// listen opens the flag's address, or else the configured one. What it returns serves
-// nothing yet.
+// listen listens on the flag's address, or else the configured one. It serves nothing yet.
 func listen(ctx context.Context, cfg *config.Config, flag string) (*httpServer, error) {
 	address := cmp.Or(flag, cfg.Serve.Listen, defaultListen)
 	listener, local, err := gateway.Listen(ctx, address, len(cfg.Serve.Tokens) > 0)
 	if err != nil {
-		return nil, usage("choose another address by --listen, as in --listen 127.0.0.1:0; to serve other machines set DANQING_SERVE_TOKENS", "%w", err)
+		return nil, usageErrorf("choose another address by --listen, as in --listen 127.0.0.1:0; to serve other machines set DANQING_SERVE_TOKENS", "%w", err)
 	}
 	return &httpServer{listener: listener, local: local}, nil
 }
 
-// open makes the gateway. After an error the listener is closed.
-func (h *httpServer) open(cfg *config.Config, s serving) error {
+// open creates the gateway. After an error the listener is closed.
+func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 	if s.temp != "" {
 		if err := os.MkdirAll(s.temp, 0o700); err != nil {
 			return errors.Join(fmt.Errorf("make room for uploads: %w", err), h.listener.Close())
@@ -164,7 +163,7 @@ func (h *httpServer) open(cfg *config.Config, s serving) error {
 	api := &gateway.API{
 		Bucket: s.bucket, Stream: s.stream, Price: s.price, Depth: s.depth, TempDir: s.temp,
 		DefaultN: cfg.Serve.DefaultN, BaseURL: cfg.Serve.URL,
-		LoadSidecar: func(ctx context.Context, id string) (*jobs.Job, error) { return recall(ctx, s.bucket, id) },
+		LoadSidecar: func(ctx context.Context, id string) (*jobs.Job, error) { return loadSidecar(ctx, s.bucket, id) },
 	}
 	for _, t := range cfg.Serve.Tokens {
 		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan})
@@ -182,8 +181,8 @@ func (h *httpServer) open(cfg *config.Config, s serving) error {
 	return nil
 }
 
-// recall reads a job that Redis has forgotten.
-func recall(ctx context.Context, from *storage.Bucket, id string) (*jobs.Job, error) {
+// loadSidecar returns a job from its sidecar.
+func loadSidecar(ctx context.Context, from *storage.Bucket, id string) (*jobs.Job, error) {
 	sidecar, err := from.Sidecar(ctx, id)
 	if errors.Is(err, storage.ErrNotExist) {
 		return nil, fmt.Errorf("job %s: %w", id, jobs.ErrNotFound)
@@ -194,7 +193,7 @@ func recall(ctx context.Context, from *storage.Bucket, id string) (*jobs.Job, er
 	return jobOf(worker.RecordOf(sidecar))
 }
 
-// serve answers until shutdown; ended is called if it ends by itself too.
+// serve handles requests until shutdown, and calls ended when it ends for any reason.
 func (h *httpServer) serve(ended func()) <-chan error {
 	served := make(chan error, 1)
 	go func() {
@@ -210,19 +209,19 @@ func (h *httpServer) serve(ended func()) <-chan error {
 	return served
 }
 
-// shutdown answers what is held, and ends.
+// shutdown answers waiting requests, and ends the server.
 func (h *httpServer) shutdown(ctx context.Context) error {
 	err := h.gateway.Close()
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerTimeout)
+	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if h.server.Shutdown(closing) != nil {
-		err = errors.Join(err, h.server.Close()) // whoever is still being answered was given time
+		err = errors.Join(err, h.server.Close()) // the timeout has passed
 	}
 	return err
 }
 
-// base is where the server is reached on this machine.
-func (h *httpServer) base() string {
+// baseURL returns the URL of the server on this machine.
+func (h *httpServer) baseURL() string {
 	address := h.listener.Addr().String()
 	if host, port, err := net.SplitHostPort(address); err == nil {
 		if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
@@ -233,8 +232,8 @@ func (h *httpServer) base() string {
 }
 
 func (h *httpServer) announce(p *program) {
-	p.say("API:     DASHSCOPE_HTTP_BASE_URL=%s/api/v1   (OpenAI's images: %s/v1)", h.base(), h.base())
+	p.stderrf("API:     DASHSCOPE_HTTP_BASE_URL=%s/api/v1   (OpenAI's images: %s/v1)", h.baseURL(), h.baseURL())
 	if h.ui {
-		p.say("web UI:  %s/ui/", h.base())
+		p.stderrf("web UI:  %s/ui/", h.baseURL())
 	}
 }

@@ -30,6 +30,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 	"github.com/danqing-queue/danqing/storage/storagetest"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
@@ -40,8 +41,8 @@ const (
 	callbackSecret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 )
 
-// site is a Redis, a bucket and an address, for `danqing serve` and a worker.
-type site struct {
+// serveStack is a Redis, a bucket and an address for `danqing serve` and a worker.
+type serveStack struct {
 	t       *testing.T
 	env     []string
 	rdb     *redis.Client
@@ -50,24 +51,24 @@ type site struct {
 	server  *exec.Cmd
 }
 
-func newSite(t *testing.T) *site {
+func newServeStack(t *testing.T) *serveStack {
 	t.Helper()
-	socket := redisSocket(t)
+	socket := redistest.Start(t).Socket
 	store := embeddedStore(t)
-	free, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a port that is free
+	free, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a free port
 	require.NoError(t, err)
 	require.NoError(t, free.Close())
 	rdb := redis.NewClient(&redis.Options{Network: "unix", Addr: socket, PoolSize: 50})
 	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
-	return &site{t: t, address: free.Addr().String(), rdb: rdb, jobs: jobs.NewClient(rdb), env: []string{
+	return &serveStack{t: t, address: free.Addr().String(), rdb: rdb, jobs: jobs.NewClient(rdb), env: []string{
 		"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), "REDIS_URL=unix://" + socket,
 		"AWS_ENDPOINT_URL_S3=" + store.Endpoint, "AWS_REGION=" + storagetest.Region, "DANQING_S3_BUCKET=" + storagetest.Bucket,
 		"AWS_ACCESS_KEY_ID=" + storagetest.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + storagetest.SecretAccessKey,
 	}}
 }
 
-// program starts the program with more in its environment; it is killed at the end.
-func (s *site) program(env []string, args ...string) (cmd *exec.Cmd, log *bytes.Buffer) {
+// program starts the program with additional environment variables. It is killed at the end.
+func (s *serveStack) program(env []string, args ...string) (cmd *exec.Cmd, log *bytes.Buffer) {
 	s.t.Helper()
 	self, err := os.Executable()
 	require.NoError(s.t, err)
@@ -86,17 +87,17 @@ func (s *site) program(env []string, args ...string) (cmd *exec.Cmd, log *bytes.
 }
 
 // serve starts the server and waits until it answers.
-func (s *site) serve() {
+func (s *serveStack) serve() {
 	s.t.Helper()
 	s.server, _ = s.program([]string{"DANQING_SERVE_TOKENS=shop:" + serveToken}, "serve", "--listen", s.address)
 	require.Eventually(s.t, func() bool {
-		resp, err := http.Get("http://" + s.address + "/healthz") //nolint:noctx // it is on this machine
+		resp, err := http.Get("http://" + s.address + "/healthz") //nolint:noctx // on this machine
 		return err == nil && resp.Body.Close() == nil && resp.StatusCode == http.StatusOK
 	}, time.Minute, 10*time.Millisecond)
 }
 
-// ask sends a request as the Python SDK does: with a connection of its own.
-func (s *site) ask(method, path, body string, headers ...string) (status int, answer []byte, err error) {
+// request sends a request like the Python SDK: with a new connection.
+func (s *serveStack) request(method, path, body string, headers ...string) (status int, answer []byte, err error) {
 	req, err := http.NewRequestWithContext(s.t.Context(), method, "http://"+s.address+"/api/v1"+path, strings.NewReader(body))
 	if err != nil {
 		return 0, nil, err
@@ -123,17 +124,17 @@ func (s *site) ask(method, path, body string, headers ...string) (status int, an
 
 const synthesis = "/services/aigc/text2image/image-synthesis"
 
-// call is what the SDK's call does: it submits, waits and returns the task.
-func (s *site) call(body string, headers ...string) dashscope.TaskOutput {
+// submitAndWait submits a request, waits and returns the task, like the SDK's call.
+func (s *serveStack) submitAndWait(body string, headers ...string) dashscope.TaskOutput {
 	s.t.Helper()
-	status, answer, err := s.ask(http.MethodPost, synthesis, body, headers...)
+	status, answer, err := s.request(http.MethodPost, synthesis, body, headers...)
 	require.NoError(s.t, err)
 	require.Equal(s.t, http.StatusOK, status, string(answer))
 	var task dashscope.TaskResponse
 	require.NoError(s.t, json.Unmarshal(answer, &task))
 	interval := time.Second
 	for polls := 1; ; polls++ {
-		status, answer, err := s.ask(http.MethodGet, "/tasks/"+task.Output.TaskID, "")
+		status, answer, err := s.request(http.MethodGet, "/tasks/"+task.Output.TaskID, "")
 		require.NoError(s.t, err)
 		require.Equal(s.t, http.StatusOK, status, string(answer))
 		require.NoError(s.t, json.Unmarshal(answer, &task))
@@ -142,20 +143,20 @@ func (s *site) call(body string, headers ...string) dashscope.TaskOutput {
 		default:
 			return task.Output
 		}
-		<-time.After(interval / 20) // its schedule, faster: 1, 1, 2, 2, 2, 4, 4, 4, 5 …
+		<-time.After(interval / 20) // the SDK's schedule, faster: 1, 1, 2, 2, 2, 4, 4, 4, 5 …
 		if polls%3 == 2 {
 			interval = min(2*interval, 5*time.Second)
 		}
 	}
 }
 
-// save is what the document's programs do with each result.
+// save saves each result like the documentation's sample programs.
 func save(t *testing.T, dir string, results []dashscope.Result) {
 	t.Helper()
 	for _, result := range results {
 		link, err := url.Parse(result.URL)
 		require.NoError(t, err)
-		resp, err := http.Get(result.URL) //nolint:noctx // it is on this machine
+		resp, err := http.Get(result.URL) //nolint:noctx // on this machine
 		require.NoError(t, err)
 		content, err := io.ReadAll(resp.Body)
 		require.NoError(t, err)
@@ -167,10 +168,10 @@ func save(t *testing.T, dir string, results []dashscope.Result) {
 	}
 }
 
-// uploadFile is what the SDKs do with a local file.
-func (s *site) uploadFile(file string) string {
+// uploadFile uploads a local file like the SDKs.
+func (s *serveStack) uploadFile(file string) string {
 	s.t.Helper()
-	status, answer, err := s.ask(http.MethodGet, "/uploads?action=getPolicy&model=wanx-v1", "")
+	status, answer, err := s.request(http.MethodGet, "/uploads?action=getPolicy&model=wanx-v1", "")
 	require.NoError(s.t, err)
 	require.Equal(s.t, http.StatusOK, status, string(answer))
 	var policy dashscope.PolicyResponse
@@ -191,19 +192,18 @@ func (s *site) uploadFile(file string) string {
 	_, err = part.Write(content)
 	require.NoError(s.t, err)
 	require.NoError(s.t, form.Close())
-	resp, err := http.Post(p.UploadHost, form.FormDataContentType(), &body) //nolint:noctx // it is on this machine
+	resp, err := http.Post(p.UploadHost, form.FormDataContentType(), &body) //nolint:noctx // on this machine
 	require.NoError(s.t, err)
 	require.NoError(s.t, resp.Body.Close())
 	require.Equal(s.t, http.StatusOK, resp.StatusCode)
 	return "oss://" + key
 }
 
-// A program that speaks to DashScope runs against Danqing, with a worker and a real
-// Redis behind it: what it asks for is made once, its links lead to whole images, and
-// whoever wants to be called back is.
+// A program written for DashScope runs against Danqing with a worker and a real Redis: each
+// request is made once, its links lead to complete images, and callbacks are sent.
 func TestServe(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
+	s := newServeStack(t)
 	sim := &simulator.Simulator{TaskTime: simulator.Between(100*time.Millisecond, 300*time.Millisecond)}
 	service := httptest.NewServer(sim)
 	t.Cleanup(func() { service.Close(); require.NoError(t, sim.Close()) })
@@ -222,7 +222,7 @@ func TestServe(t *testing.T) {
 
 	dir := t.TempDir()
 	girl := "近景镜头，18岁的中国女孩，古代服饰"
-	for _, body := range []string{ // the document's five programs, the references local
+	for _, body := range []string{ // the documentation's five sample programs, with local reference images
 		`{"model":"wanx-v1","input":{"prompt":"` + girl + `"},"parameters":{"style":"<auto>","size":"1024*1024","n":1}}`,
 		`{"model":"wanx-v1","input":{"prompt":"` + girl + `","negative_prompt":"不要使用红色元素"},"parameters":{"style":"<auto>","size":"1024*1024","n":1}}`,
 		`{"model":"wanx-v1","input":{"prompt":"` + girl + `","ref_img":"REF"},"parameters":{"style":"<auto>","size":"1024*1024","n":1,"ref_strength":0.0,"ref_mode":"repaint"}}`,
@@ -230,7 +230,7 @@ func TestServe(t *testing.T) {
 		`{"model":"wanx-v1","input":{"prompt":"有一只黑色的小猫","ref_image":"REF"},"parameters":{"style":"<auto>","size":"1024*1024","n":1,"ref_strength":0.7,"ref_mode":"refonly"}}`,
 	} {
 		body = strings.Replace(body, "REF", s.uploadFile("examples/house.png"), 1)
-		task := s.call(body, "X-DashScope-OssResourceResolve", "enable")
+		task := s.submitAndWait(body, "X-DashScope-OssResourceResolve", "enable")
 		require.Equal(t, dashscope.StatusSucceeded, task.TaskStatus, task.Message)
 		save(t, dir, task.Results)
 	}
@@ -238,7 +238,7 @@ func TestServe(t *testing.T) {
 	require.NoError(t, err)
 	assert.Len(t, files, 5, "a file for each program")
 
-	task := s.call(`{"model":"wanx-v1","input":{"prompt":"four cats"}}`, "X-Danqing-Callback", receiver.URL+"/hook?key=hush", "Idempotency-Key", "order 17")
+	task := s.submitAndWait(`{"model":"wanx-v1","input":{"prompt":"four cats"}}`, "X-Danqing-Callback", receiver.URL+"/hook?key=hush", "Idempotency-Key", "order 17")
 	require.Len(t, task.Results, 4)
 	save(t, dir, task.Results)
 	r := <-told
@@ -255,10 +255,10 @@ func TestServe(t *testing.T) {
 	for i, image := range event.Data.Images {
 		assert.Equal(t, task.Results[i].URL, image.URL)
 	}
-	assert.Equal(t, task.TaskID, s.call(`{"model":"wanx-v1","input":{"prompt":"four cats"}}`, "Idempotency-Key", "order 17").TaskID)
+	assert.Equal(t, task.TaskID, s.submitAndWait(`{"model":"wanx-v1","input":{"prompt":"four cats"}}`, "Idempotency-Key", "order 17").TaskID)
 	assert.Len(t, sim.Tasks(), 6, "each was bought once")
 
-	// A worker does not take a Danqing for DashScope.
+	// A worker refuses a Danqing server in place of DashScope.
 	wrong, log := s.program([]string{"DASHSCOPE_API_KEY=" + serveToken, "DASHSCOPE_HTTP_BASE_URL=http://" + s.address + "/api/v1"}, "worker")
 	require.Error(t, wrong.Wait())
 	assert.Equal(t, exitUsage, wrong.ProcessState.ExitCode(), log.String())
@@ -268,15 +268,15 @@ func TestServe(t *testing.T) {
 	require.NoError(t, s.server.Wait())
 }
 
-// 200 clients enqueue while serve is killed -9 again and again: every job that was
-// answered with 200 exists, with its message, and no idempotency key has two.
-func TestKilledServeKeepsWhatItAnswered(t *testing.T) {
+// 200 clients enqueue while serve is killed by kill -9 repeatedly: every job that was
+// answered with 200 exists, with its message, and no idempotency key has two jobs.
+func TestKilledServeKeepsAcceptedJobs(t *testing.T) {
 	t.Parallel()
 	clients, each, kills := 200, 50, 6
 	if testing.Short() {
 		clients, each, kills = 40, 10, 3
 	}
-	s := newSite(t)
+	s := newServeStack(t)
 	s.serve()
 	var answered atomic.Int64
 	var mu sync.Mutex
@@ -288,7 +288,7 @@ func TestKilledServeKeepsWhatItAnswered(t *testing.T) {
 				key := fmt.Sprintf("order %d/%d", c, n)
 				body := fmt.Sprintf(`{"model":"wanx-v1","input":{"prompt":"cat of %s"},"parameters":{"n":1}}`, key)
 				for {
-					status, answer, err := s.ask(http.MethodPost, synthesis, body, "Idempotency-Key", key)
+					status, answer, err := s.request(http.MethodPost, synthesis, body, "Idempotency-Key", key)
 					var task dashscope.TaskResponse
 					if err == nil && status == http.StatusOK && json.Unmarshal(answer, &task) == nil {
 						mu.Lock()
@@ -301,7 +301,7 @@ func TestKilledServeKeepsWhatItAnswered(t *testing.T) {
 						assert.Fail(t, "refused", "%d %s", status, answer)
 						return
 					}
-					<-time.After(20 * time.Millisecond) // it is down
+					<-time.After(20 * time.Millisecond) // the server is down
 				}
 			}
 		})

@@ -42,7 +42,7 @@ func (p *program) simulator(ctx context.Context, f simulatorFlags) error {
 	sim := &simulator.Simulator{StateDir: f.stateDir, Logger: slog.New(slog.NewTextHandler(p.stderr, nil))}
 	switch {
 	case f.shortest < 0 || f.longest < 0 || f.longest > 0 && f.longest < f.shortest:
-		return usage("as in: --shortest 1s --longest 12s", "--shortest %s --longest %s: not a range", f.shortest, f.longest)
+		return usageErrorf("as in: --shortest 1s --longest 12s", "--shortest %s --longest %s: not a range", f.shortest, f.longest)
 	case f.longest > 0 || f.shortest > 0:
 		sim.TaskTime = simulator.Between(f.shortest, max(f.shortest, f.longest))
 	}
@@ -51,7 +51,7 @@ func (p *program) simulator(ctx context.Context, f simulatorFlags) error {
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", f.listen)
 	if err != nil {
-		return usage("choose another --listen address", "%w", err)
+		return usageErrorf("choose another --listen address", "%w", err)
 	}
 	if _, err := fmt.Fprintf(p.stdout, "http://%s/api/v1\n", listener.Addr()); err != nil {
 		return errors.Join(err, listener.Close())

@@ -70,40 +70,40 @@ const (
 	formatJSON  = "json"
 )
 
-// spendReport is what is asked for.
+// spendReport describes the requested report.
 type spendReport struct {
 	by          []string
-	from, until time.Time // until may be zero: no bound
+	from, until time.Time // a zero until means no limit
 	format      string
 }
 
-// labelPrefix begins what asks for the values of one label.
+// labelPrefix is the prefix of a column with the values of one label.
 const labelPrefix = "label:"
 
-// report reads the flags.
+// report returns the report that the flags describe.
 func (f spendFlags) report(now time.Time, formatGiven bool) (spendReport, error) {
 	r := spendReport{by: f.by, format: f.format}
 	const columns = "account, model, batch, day, month, label, label:NAME"
 	if len(f.by) == 0 {
-		return r, usage("as in: --by account,day", "--by is empty")
+		return r, usageErrorf("as in: --by account,day", "--by is empty")
 	}
 	for i, name := range f.by {
 		label, isLabel := strings.CutPrefix(name, labelPrefix)
 		switch {
 		case slices.Contains(f.by[:i], name):
-			return r, usage("leave one out", "--by names %q twice", name)
+			return r, usageErrorf("leave one out", "--by names %q twice", name)
 		case isLabel && label != "", !isLabel && slices.Contains(strings.Split(columns, ", "), name):
 		default:
-			return r, usage("any of: "+columns, "--by %q: no such column", name)
+			return r, usageErrorf("any of: "+columns, "--by %q: no such column", name)
 		}
 	}
 	switch {
 	case f.json && formatGiven && f.format != formatJSON:
-		return r, usage("leave one out", "--json and --format %s do not go together", f.format)
+		return r, usageErrorf("leave one out", "--json and --format %s do not go together", f.format)
 	case f.json:
 		r.format = formatJSON
 	case !slices.Contains([]string{formatTable, formatCSV, formatJSON}, f.format):
-		return r, usage("one of: table, csv, json", "--format %q: no such format", f.format)
+		return r, usageErrorf("one of: table, csv, json", "--format %q: no such format", f.format)
 	}
 	today := now.In(ledger.Zone())
 	r.from = time.Date(today.Year(), today.Month(), 1, 0, 0, 0, 0, ledger.Zone())
@@ -116,20 +116,20 @@ func (f spendFlags) report(now time.Time, formatGiven bool) (spendReport, error)
 		}
 		at, err := time.ParseInLocation(time.DateOnly, bound.text, ledger.Zone())
 		if err != nil {
-			return r, usage("as in: "+bound.flag+" 2026-01-31", "%s %q: must be a day, written YYYY-MM-DD", bound.flag, bound.text)
+			return r, usageErrorf("as in: "+bound.flag+" 2026-01-31", "%s %q: must be a day, written YYYY-MM-DD", bound.flag, bound.text)
 		}
 		*bound.at = at
 	}
 	if !r.until.IsZero() && r.until.Before(r.from) {
-		return r, usage("give --since a day that is not after --until", "--until %s is before --since %s", r.until.Format(time.DateOnly), r.from.Format(time.DateOnly))
+		return r, usageErrorf("give --since a day that is not after --until", "--until %s is before --since %s", r.until.Format(time.DateOnly), r.from.Format(time.DateOnly))
 	}
 	return r, nil
 }
 
-// spend reads the ledger, or else the log, and prints the report.
+// spend prints the report from the ledger, or else from the spend log.
 func (p *program) spend(ctx context.Context, simulate bool, r spendReport) error {
 	if simulate {
-		p.say("simulated: nothing of this was charged")
+		p.stderrf("simulated: nothing of this was charged")
 	}
 	cfg, err := config.LoadWithFile(p.configFile, p.getenv, p.environ)
 	if err != nil {
@@ -155,12 +155,12 @@ func (p *program) spend(ctx context.Context, simulate bool, r spendReport) error
 	spent, damaged, err := journal.ReadSpendLog(filepath.Join(dir, journal.SpendLogName))
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return usage("set REDIS_URL to the queue's Redis, or DANQING_DATA_DIR to the folder of the runs that are meant",
+		return usageErrorf("set REDIS_URL to the queue's Redis, or DANQING_DATA_DIR to the folder of the runs that are meant",
 			"REDIS_URL is not set, no danqing runs on %s, and none ever spent anything there", dir)
 	case err != nil:
 		return err
 	case damaged > 0:
-		p.say("warning: %s of %s cannot be read and %s left out", count(damaged, "line"), filepath.Join(dir, journal.SpendLogName), isOrAre(damaged))
+		p.stderrf("warning: %s of %s cannot be read and %s left out", count(damaged, "line"), filepath.Join(dir, journal.SpendLogName), isOrAre(damaged))
 	}
 	first, last := ledger.Day(r.from), "9999-12-31"
 	if !r.until.IsZero() {
@@ -179,22 +179,22 @@ func isOrAre(n int) string {
 
 // spendRow is one row of a report.
 type spendRow struct {
-	key []string // a value for each column asked for
+	key []string // the values of the requested columns
 	sum ledger.Spend
 }
 
-// rows sums up what was spent by what is asked for, in the order of the keys.
+// rows sums the spending by the requested columns, sorted by them.
 func (r spendReport) rows(spent []ledger.Spend) (rows []*spendRow, total ledger.Spend) {
-	known := map[string]*spendRow{}
+	byKey := map[string]*spendRow{}
 	for _, s := range spent {
 		key := make([]string, len(r.by))
 		for i, name := range r.by {
-			key[i] = spentBy(s, name)
+			key[i] = columnValue(s, name)
 		}
-		row := known[strings.Join(key, "\x00")]
+		row := byKey[strings.Join(key, "\x00")]
 		if row == nil {
 			row = &spendRow{key: key}
-			known[strings.Join(key, "\x00")] = row
+			byKey[strings.Join(key, "\x00")] = row
 			rows = append(rows, row)
 		}
 		for _, sum := range []*ledger.Spend{&row.sum, &total} {
@@ -203,7 +203,7 @@ func (r spendReport) rows(spent []ledger.Spend) (rows []*spendRow, total ledger.
 			sum.Images += s.Images
 		}
 	}
-	// A day on which all that was reserved was freed has nothing to tell.
+	// Drop the rows of days on which all reservations were released.
 	rows = slices.DeleteFunc(rows, func(row *spendRow) bool {
 		return row.sum.SpentMicroYuan == 0 && row.sum.ReservedMicroYuan == 0 && row.sum.Images == 0
 	})
@@ -211,8 +211,8 @@ func (r spendReport) rows(spent []ledger.Spend) (rows []*spendRow, total ledger.
 	return rows, total
 }
 
-// spentBy is the value of one column.
-func spentBy(s ledger.Spend, name string) string {
+// columnValue returns the value of one column.
+func columnValue(s ledger.Spend, name string) string {
 	switch name {
 	case "account":
 		return s.Account
@@ -234,8 +234,8 @@ func spentBy(s ledger.Spend, name string) string {
 	return s.Labels[strings.TrimPrefix(name, labelPrefix)]
 }
 
-// amounts are the columns that follow the keys.
-func amounts(sum ledger.Spend) []string {
+// amountCells returns the cells that follow the keys.
+func amountCells(sum ledger.Spend) []string {
 	return []string{ledger.FormatYuan(sum.SpentMicroYuan), ledger.FormatYuan(sum.ReservedMicroYuan), fmt.Sprint(sum.Images)}
 }
 
@@ -245,9 +245,9 @@ func (p *program) printSpend(r spendReport, spent []ledger.Spend) error {
 	switch r.format {
 	case formatCSV:
 		out := csv.NewWriter(p.stdout)
-		_ = out.Write(heads) // its error stays until Flush
+		_ = out.Write(heads) // Flush reports the error
 		for _, row := range rows {
-			_ = out.Write(append(row.key, amounts(row.sum)...))
+			_ = out.Write(append(row.key, amountCells(row.sum)...))
 		}
 		out.Flush()
 		return out.Error()
@@ -268,11 +268,11 @@ func (p *program) printSpend(r spendReport, spent []ledger.Spend) error {
 			}
 			cells = append(cells, strings.ReplaceAll(cell, "\t", " "))
 		}
-		return strings.Join(append(cells, amounts(rows[i].sum)...), "\t")
+		return strings.Join(append(cells, amountCells(rows[i].sum)...), "\t")
 	})
 }
 
-// json is a row by the names of its columns.
+// json returns a row by column names.
 func (row *spendRow) json(by []string) map[string]any {
 	out := map[string]any{
 		"spent_yuan": ledger.FormatYuan(row.sum.SpentMicroYuan), "spent_micro_yuan": row.sum.SpentMicroYuan,

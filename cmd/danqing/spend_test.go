@@ -28,7 +28,7 @@ func TestSpendPeriod(t *testing.T) {
 	assert.Equal(t, []string{"2024-02-29", "2024-02-29"}, []string{ledger.Day(r.from), ledger.Day(r.until)})
 }
 
-// Rows are sums over all that is not told apart, to the last micro-yuan.
+// Rows are exact sums over everything that is not a column.
 func TestSpendRows(t *testing.T) {
 	t.Parallel()
 	spent := []ledger.Spend{
@@ -49,7 +49,7 @@ func TestSpendRows(t *testing.T) {
 		rows, total := spendReport{by: tc.by}.rows(spent)
 		var got [][]string
 		for _, row := range rows {
-			got = append(got, append(row.key, amounts(row.sum)...))
+			got = append(got, append(row.key, amountCells(row.sum)...))
 		}
 		assert.Equal(t, tc.want, got, "%v", tc.by)
 		assert.Equal(t, ledger.Spend{SpentMicroYuan: 410_001, ReservedMicroYuan: 7, Images: 7}, total)

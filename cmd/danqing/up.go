@@ -35,7 +35,7 @@ the data directory.`,
 	}
 	cmd.Flags().BoolVar(&f.simulate, "simulate", false, "no key, no cost: a simulated DashScope, with all its data in a folder of its own")
 	cmd.Flags().StringVar(&f.listen, "listen", "", listenUsage)
-	uiFlag(cmd, &f.ui)
+	addUIFlag(cmd, &f.ui)
 	return cmd
 }
 
@@ -44,7 +44,7 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 	if err != nil {
 		return err
 	}
-	if err := cfg.Work(nil); err != nil {
+	if err := cfg.EnableModels(nil); err != nil {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(p.stderr, nil))
@@ -52,67 +52,67 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 	if err != nil {
 		return err
 	}
-	e := &engine{cfg: cfg, log: log, durable: true, serveURL: server.base()}
-	err = e.open(f.simulate)
+	rt := &runtime{cfg: cfg, log: log, durable: true, serveURL: server.baseURL()}
+	err = rt.open(f.simulate)
 	if err == nil {
-		err = e.bucket.Check(ctx)
+		err = rt.bucket.Check(ctx)
 	}
 	if err != nil {
-		return errors.Join(err, e.Close(), server.listener.Close())
+		return errors.Join(err, rt.Close(), server.listener.Close())
 	}
-	return errors.Join(p.serveAndWork(ctx, e, f, server), e.Close())
+	return errors.Join(p.serveAndWork(ctx, rt, f, server), rt.Close())
 }
 
-// serveAndWork answers over HTTP and runs the worker until it is told to stop.
-func (p *program) serveAndWork(ctx context.Context, e *engine, f upFlags, server *httpServer) error {
-	if err := server.open(e.cfg, serving{
-		redis: e.redis, bucket: e.bucket, stream: e.files != nil, price: e.priceOf, depth: e.depth(), temp: filepath.Join(e.path, "uploads"), ui: showsUI(e.cfg, f.ui), log: e.log,
+// serveAndWork serves HTTP and runs the worker until a signal.
+func (p *program) serveAndWork(ctx context.Context, rt *runtime, f upFlags, server *httpServer) error {
+	if err := server.open(rt.cfg, serverConfig{
+		redis: rt.redis, bucket: rt.bucket, stream: rt.localBucket != nil, price: rt.priceOf, depth: rt.maxQueued(), temp: filepath.Join(rt.dataPath, "uploads"), ui: uiEnabled(rt.cfg, f.ui), log: rt.log,
 	}); err != nil {
 		return err
 	}
-	served := server.serve(e.worker.Stop) // without its web UI this is not what was asked for
-	err := p.announce(e, f, server)
+	served := server.serve(rt.worker.Stop) // if the server fails, the worker stops too
+	err := p.announce(rt, f, server)
 	if err == nil {
-		sayDurability(ctx, e.redis, e.log)
-		err = e.run(ctx, p.signals, func(text string) { e.log.Info("shutting down", "reply", text) }, e.worker.Run)
+		logRedisHealth(ctx, rt.redis, rt.log)
+		err = rt.run(ctx, p.signals, func(text string) { rt.log.Info("shutting down", "reply", text) }, rt.worker.Run)
 	}
 	if errors.Is(err, errInterrupted) {
-		err = nil // it is meant to run until it is stopped
+		err = nil // it runs until it is stopped
 	}
-	if e.queue != nil {
-		err = errors.Join(err, removeInstance(e.path))
+	if rt.queue != nil {
+		err = errors.Join(err, removeInstance(rt.dataPath))
 	}
 	return errors.Join(err, server.shutdown(ctx), <-served)
 }
 
-// upDepth is how many jobs may wait in an embedded queue, whose pushes take the longer
-// the more there are: a tenth of a millisecond more for each thousand.
-const upDepth = 10_000
+// defaultMaxQueuedEmbedded is the default maximum number of waiting jobs in an embedded
+// queue, whose pushes become slower with its length: 0.1 ms per thousand jobs.
+const defaultMaxQueuedEmbedded = 10_000
 
-func (e *engine) depth() int {
-	if e.cfg.Serve.MaxQueued == 0 && e.queue != nil {
-		return upDepth
+func (rt *runtime) maxQueued() int {
+	if rt.cfg.Serve.MaxQueued == 0 && rt.queue != nil {
+		return defaultMaxQueuedEmbedded
 	}
-	return cmp.Or(e.cfg.Serve.MaxQueued, serveDepth)
+	return cmp.Or(rt.cfg.Serve.MaxQueued, defaultMaxQueued)
 }
 
-// announce tells people and the other commands where all is.
-func (p *program) announce(e *engine, f upFlags, server *httpServer) error {
-	base, simulate := server.base(), ""
+// announce prints the addresses, and writes the instance file for other commands.
+func (p *program) announce(rt *runtime, f upFlags, server *httpServer) error {
+	base, simulate := server.baseURL(), ""
 	if f.simulate {
 		simulate = " --simulate"
 	}
-	if e.queue != nil { // whoever wants a configured Redis knows its URL
-		if err := writeInstance(e.path, instance{PID: os.Getpid(), HTTP: base, RedisURL: e.queue.URL()}); err != nil {
+	if rt.queue != nil { // other commands have the URL of a configured Redis
+		if err := writeInstance(rt.dataPath, instance{PID: os.Getpid(), HTTP: base, RedisURL: rt.queue.URL()}); err != nil {
 			return err
 		}
 	}
-	images := "bucket " + e.cfg.Bucket
-	if e.files != nil {
-		images = filepath.Join(e.path, "bucket", bucket.DefaultBucket)
+	images := "bucket " + rt.cfg.Bucket
+	if rt.localBucket != nil {
+		images = filepath.Join(rt.dataPath, "bucket", bucket.DefaultBucket)
 	}
 	server.announce(p)
-	p.say("images:  %s", images)
-	p.say(`enqueue: danqing enqueue%s --prompt "a black cat"   (from another terminal)`, simulate)
+	p.stderrf("images:  %s", images)
+	p.stderrf(`enqueue: danqing enqueue%s --prompt "a black cat"   (from another terminal)`, simulate)
 	return nil
 }

@@ -26,12 +26,12 @@ import (
 // upProcess is a running `danqing up --simulate`.
 type upProcess struct {
 	cmd  *exec.Cmd
-	log  bytes.Buffer // to be read once it has ended
+	log  bytes.Buffer // read it only after the end
 	data string
 	at   instance
 }
 
-// startUp starts one in dir and waits until it is ready.
+// startUp starts `danqing up` in dir and waits until it is ready.
 func startUp(t *testing.T, dir string) *upProcess {
 	t.Helper()
 	self, err := os.Executable()
@@ -42,26 +42,26 @@ func startUp(t *testing.T, dir string) *upProcess {
 	u.cmd.Env = []string{"HOME=" + dir, "PATH=" + os.Getenv("PATH")}
 	require.NoError(t, u.cmd.Start())
 	require.Eventually(t, func() bool {
-		// What a killed one has left is there until this one writes its own.
+		// The file of a killed one exists until this one replaces it.
 		u.at, err = readInstance(t.Context(), u.data)
 		return err == nil && u.at.PID == u.cmd.Process.Pid
 	}, time.Minute, 10*time.Millisecond)
 	return u
 }
 
-// client returns a client of the running one's queue.
+// client returns a client of its queue.
 func (u *upProcess) client(t *testing.T) *jobs.Client {
 	t.Helper()
 	options, err := redis.ParseURL(u.at.RedisURL)
 	require.NoError(t, err)
-	options.MaxRetries, options.DialerRetries = -1, 1 // when it is gone it is gone
+	options.MaxRetries, options.DialerRetries = -1, 1 // no retries after the kill
 	rdb := redis.NewClient(options)
 	t.Cleanup(func() { assert.NoError(t, rdb.Close()) })
 	return jobs.NewClient(rdb)
 }
 
-// ask sends a request to the running one and returns the answer's body.
-func (u *upProcess) ask(t *testing.T, method, path string, want int) string {
+// request sends a request to it and returns the body of the response.
+func (u *upProcess) request(t *testing.T, method, path string, want int) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, u.at.HTTP+path, nil)
 	require.NoError(t, err)
@@ -74,7 +74,7 @@ func (u *upProcess) ask(t *testing.T, method, path string, want int) string {
 	return string(body)
 }
 
-// stop tells it to stop and requires a clean end.
+// stop stops it and requires exit code 0.
 func (u *upProcess) stop(t *testing.T) {
 	t.Helper()
 	require.NoError(t, u.cmd.Process.Signal(os.Interrupt))
@@ -86,7 +86,7 @@ func TestUpServesHTTP(t *testing.T) {
 	t.Parallel()
 	u := startUp(t, t.TempDir())
 	for path, want := range map[string]string{"/healthz": "ok\n", "/ui/": "<title>Asynq - Monitoring</title>", "/ui/api/queues": `"queues":`} {
-		assert.Contains(t, u.ask(t, http.MethodGet, path, http.StatusOK), want, path)
+		assert.Contains(t, u.request(t, http.MethodGet, path, http.StatusOK), want, path)
 	}
 	info, err := os.Stat(filepath.Join(u.data, instanceFile))
 	require.NoError(t, err)
@@ -94,30 +94,30 @@ func TestUpServesHTTP(t *testing.T) {
 	u.stop(t)
 }
 
-// What a person does to a lane's messages in the web UI happens to the jobs, and
-// nothing is made twice, or for a job that is not wanted.
-func TestUpObeysTheWebUI(t *testing.T) {
+// Actions on a lane's messages in the web UI are applied to the jobs. No image is made twice,
+// or for a canceled job.
+func TestUpWebUIActions(t *testing.T) {
 	t.Parallel()
 	u := startUp(t, t.TempDir())
 	client := u.client(t)
 	queue := "/ui/api/queues/" + jobs.Queue("wanx-v1", jobs.PriorityDefault)
-	u.ask(t, http.MethodPost, queue+":pause", http.StatusNoContent)
+	u.request(t, http.MethodPost, queue+":pause", http.StatusNoContent)
 	for _, id := range []string{"made", "deleted", "archived", "run-again"} {
 		_, err := client.Enqueue(t.Context(), jobs.Request{ID: id, Prompt: "猫：" + id})
 		require.NoError(t, err)
 	}
-	u.ask(t, http.MethodDelete, queue+"/pending_tasks/deleted", http.StatusNoContent)
-	u.ask(t, http.MethodPost, queue+"/pending_tasks/archived:archive", http.StatusNoContent)
-	u.ask(t, http.MethodPost, queue+"/pending_tasks/run-again:archive", http.StatusNoContent)
+	u.request(t, http.MethodDelete, queue+"/pending_tasks/deleted", http.StatusNoContent)
+	u.request(t, http.MethodPost, queue+"/pending_tasks/archived:archive", http.StatusNoContent)
+	u.request(t, http.MethodPost, queue+"/pending_tasks/run-again:archive", http.StatusNoContent)
 	for id, want := range map[string]jobs.State{"made": jobs.StateQueued, "deleted": jobs.StateCanceled, "archived": jobs.StateCanceled, "run-again": jobs.StateCanceled} {
 		rec, err := client.Get(t.Context(), id)
 		require.NoError(t, err)
 		assert.Equal(t, want, rec.State, "%s, while the queue is paused", id)
 	}
-	u.ask(t, http.MethodPost, queue+"/archived_tasks/run-again:run", http.StatusNoContent)
-	u.ask(t, http.MethodPost, queue+":resume", http.StatusNoContent)
+	u.request(t, http.MethodPost, queue+"/archived_tasks/run-again:run", http.StatusNoContent)
+	u.request(t, http.MethodPost, queue+":resume", http.StatusNoContent)
 	for _, id := range []string{"made", "run-again"} {
-		require.Eventually(t, func() bool { // run again, it is canceled until a lane is starting it
+		require.Eventually(t, func() bool { // if it is run again, it stays canceled until a lane takes it
 			rec, err := client.Get(t.Context(), id)
 			return err == nil && rec.State == jobs.StateSucceeded
 		}, time.Minute, 10*time.Millisecond, id)
@@ -132,8 +132,8 @@ func TestUpObeysTheWebUI(t *testing.T) {
 	require.NoError(t, sim.Close())
 }
 
-// kill -9 while 50 clients enqueue, again and again: every job that was
-// acknowledged is there after the restart, with what was asked for.
+// The program is killed by kill -9 repeatedly while 50 clients enqueue: every acknowledged
+// job exists after the restart, with its request.
 func TestKilledUpKeepsAcknowledgedJobs(t *testing.T) {
 	t.Parallel()
 	const rounds, clients, before = 3, 50, 200
@@ -156,8 +156,8 @@ func TestKilledUpKeepsAcknowledgedJobs(t *testing.T) {
 	u.stop(t)
 }
 
-// enqueueUntilKilled lets clients enqueue until so many jobs are acknowledged,
-// kills the program and notes which jobs were.
+// enqueueUntilKilled enqueues with several clients until enough jobs are acknowledged, kills
+// the program, and records the acknowledged jobs.
 func (u *upProcess) enqueueUntilKilled(t *testing.T, name string, clients, enough int, acknowledged map[string]string) {
 	t.Helper()
 	var mu sync.Mutex
@@ -171,7 +171,7 @@ func (u *upProcess) enqueueUntilKilled(t *testing.T, name string, clients, enoug
 				if _, err := client.Enqueue(context.Background(), jobs.Request{ID: id, Prompt: prompt}); err != nil {
 					select {
 					case <-reached:
-						return nil // it was killed
+						return nil // killed
 					default:
 						return err
 					}

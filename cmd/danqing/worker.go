@@ -26,20 +26,20 @@ func (p *program) worker(ctx context.Context) error {
 		return err
 	}
 	if !cfg.RedisURL.IsSet() {
-		return usage("set it, as in redis://127.0.0.1:6379/0; for a file of prompts without Redis use: danqing batch", "REDIS_URL is not set")
+		return usageErrorf("set it, as in redis://127.0.0.1:6379/0; for a file of prompts without Redis use: danqing batch", "REDIS_URL is not set")
 	}
 	log := slog.New(slog.NewTextHandler(p.stderr, nil))
-	engine, err := openEngine(cfg, false, log)
+	rt, err := openRuntime(cfg, false, log)
 	if err != nil {
 		return err
 	}
-	if err := engine.bucket.Check(ctx); err != nil {
-		return errors.Join(err, engine.Close())
+	if err := rt.bucket.Check(ctx); err != nil {
+		return errors.Join(err, rt.Close())
 	}
-	sayDurability(ctx, engine.redis, log)
-	err = engine.run(ctx, p.signals, func(text string) { log.Info("shutting down", "reply", text) }, engine.worker.Run)
+	logRedisHealth(ctx, rt.redis, log)
+	err = rt.run(ctx, p.signals, func(text string) { log.Info("shutting down", "reply", text) }, rt.worker.Run)
 	if errors.Is(err, errInterrupted) {
-		err = nil // a worker is meant to run until it is stopped
+		err = nil // a worker runs until it is stopped
 	}
-	return errors.Join(err, engine.Close())
+	return errors.Join(err, rt.Close())
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs/embedded"
 )
 
-// BenchmarkEnqueue compares the durable queue to the one in memory, and 50
-// clients that share a sync to one that does not.
+// BenchmarkEnqueue compares the durable queue with the one in memory, and 50 clients that
+// share syncs with a single one.
 func BenchmarkEnqueue(b *testing.B) {
 	for name, opened := range map[string]func(*testing.B) *embedded.Queue{
 		"memory": func(*testing.B) *embedded.Queue { return embedded.Open() },
@@ -45,8 +45,7 @@ func BenchmarkEnqueue(b *testing.B) {
 	}
 }
 
-// BenchmarkReopen replays 10,000 waiting jobs, as they were enqueued and as a
-// snapshot.
+// BenchmarkReopen replays 10,000 waiting jobs, from single writes and from a snapshot.
 func BenchmarkReopen(b *testing.B) {
 	dir := b.TempDir()
 	q := open(b, embedded.Config{Dir: dir})

@@ -22,20 +22,20 @@ import (
 	"github.com/danqing-queue/danqing/jobs/embedded"
 )
 
-// crashDir names the folder whose queue a copy of the test binary shall serve
-// until it is killed.
+// crashDir is the environment variable with the folder whose queue a child process of the
+// test serves until it is killed.
 const crashDir = "DANQING_TEST_CRASH_DIR"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(crashDir); dir != "" {
 		fmt.Fprintln(os.Stderr, serveUntilKilled(dir, os.Getenv(crashDir+"_ROUND")))
-		os.Exit(1) // only a kill ends it well
+		os.Exit(1) // it runs until it is killed
 	}
 	os.Exit(m.Run())
 }
 
-// serveUntilKilled prints the URL at which the queue is reached, or, with a
-// round, uses it itself and prints what was acknowledged.
+// serveUntilKilled prints the queue's URL, or, with a round, uses the queue itself and
+// prints what was acknowledged.
 func serveUntilKilled(dir, round string) error {
 	cfg := embedded.Config{Dir: dir}
 	if round == "" {
@@ -53,7 +53,7 @@ func serveUntilKilled(dir, round string) error {
 	for producer := range crashProducers {
 		go func() {
 			failed <- produce(q.Client(), fmt.Sprintf("%s-%02d", round, producer), func(a ack) {
-				// One write each: lines do not mix.
+				// One write per line, so that lines do not mix.
 				_, _ = os.Stdout.WriteString(a.id + " " + string(a.state) + "\n")
 			})
 		}()
@@ -63,13 +63,13 @@ func serveUntilKilled(dir, round string) error {
 
 const crashProducers = 50
 
-// ack is a state that a job was told to be in.
+// ack is an acknowledged state of a job.
 type ack struct {
 	id    string
 	state jobs.State
 }
 
-// produce enqueues jobs and carries every other on to its end, until it fails.
+// produce enqueues jobs and finishes every second one, until an error.
 func produce(rdb redis.UniversalClient, name string, acked func(ack)) error {
 	ctx, client, store := context.Background(), jobs.NewClient(rdb), jobs.NewStore(rdb)
 	for i := 0; ; i++ {
@@ -91,11 +91,11 @@ func produce(rdb redis.UniversalClient, name string, acked func(ack)) error {
 	}
 }
 
-// Whatever the moment of a kill -9: each acknowledged job is there once, with
-// its message, in the state that was acknowledged or a later one.
+// After a kill -9 at any moment, each acknowledged job exists once, with its message, in
+// the acknowledged state or a later one.
 func TestKill(t *testing.T) {
 	t.Parallel()
-	for name, use := range map[string]func(*testing.T, string, int, int) []ack{"over TCP": killWhileOthersProduce, "in process": killWhileItProduces} {
+	for name, use := range map[string]func(*testing.T, string, int, int) []ack{"over TCP": killWithExternalClients, "in process": killWithInternalClients} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
@@ -115,7 +115,7 @@ func TestKill(t *testing.T) {
 	}
 }
 
-// startChild runs a copy of the test binary on dir.
+// startChild starts the test binary as a child process on dir.
 func startChild(t *testing.T, dir, round string) (*exec.Cmd, *bufio.Scanner) {
 	t.Helper()
 	child := exec.CommandContext(t.Context(), os.Args[0])
@@ -127,9 +127,9 @@ func startChild(t *testing.T, dir, round string) (*exec.Cmd, *bufio.Scanner) {
 	return child, bufio.NewScanner(out)
 }
 
-// killWhileOthersProduce kills a queue after so many acknowledgements to the
-// clients of this process.
-func killWhileOthersProduce(t *testing.T, dir string, round, limit int) []ack {
+// killWithExternalClients kills a queue after limit acknowledgments to clients in this
+// process.
+func killWithExternalClients(t *testing.T, dir string, round, limit int) []ack {
 	t.Helper()
 	child, lines := startChild(t, dir, "")
 	require.True(t, lines.Scan())
@@ -150,7 +150,7 @@ func killWhileOthersProduce(t *testing.T, dir string, round, limit int) []ack {
 				if len(acks) == limit {
 					assert.NoError(t, child.Process.Kill())
 				}
-			}) // it ends when the queue does
+			}) // ends with the queue
 		})
 	}
 	producers.Wait()
@@ -159,8 +159,8 @@ func killWhileOthersProduce(t *testing.T, dir string, round, limit int) []ack {
 	return acks
 }
 
-// killWhileItProduces kills a process whose own clients use the queue.
-func killWhileItProduces(t *testing.T, dir string, round, limit int) []ack {
+// killWithInternalClients kills a queue whose clients are in its own process.
+func killWithInternalClients(t *testing.T, dir string, round, limit int) []ack {
 	t.Helper()
 	child, lines := startChild(t, dir, strconv.Itoa(round))
 	var acks []ack
@@ -207,9 +207,9 @@ func verifyCrash(t *testing.T, dir string, acked map[string]jobs.State) {
 	require.NoError(t, q.Close())
 }
 
-// What a crash at this very moment would leave is what is stored, whatever asynq
-// did: results, retries, archives, groups and schedules.
-func TestReplayIsTheState(t *testing.T) {
+// The replayed log equals the stored data, for everything that asynq writes: results,
+// retries, archives, groups and schedules.
+func TestReplayEqualsState(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	q := open(t, embedded.Config{Dir: dir})

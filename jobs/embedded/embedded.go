@@ -1,24 +1,23 @@
-// Package embedded is the Redis in the process that serves when none is
-// configured: miniredis.
+// Package embedded is an in-process Redis, miniredis, that is used when no Redis is
+// configured.
 //
-// [Open] keeps everything in memory, for runs whose truth lies elsewhere, and
-// lets no TTL run. [OpenDir] puts a front before it that keeps a write log: a
-// write is acknowledged only once it is synced, and is there again after a
-// crash. Other processes of the machine may reach it by [Queue.URL].
+// [Open] keeps everything in memory, for runs whose state is elsewhere, and expires no
+// keys. [OpenDir] adds a write log: a write is acknowledged only after it is synced, and
+// survives a crash. Other processes on the machine can connect to it with [Queue.URL].
 //
-// What is different from a Redis, behind that front:
+// Differences of the durable queue from Redis:
 //
-//   - Size: some ten thousand waiting jobs. A list push costs 0.9 ms at 100,000
-//     (measured), and writes stand still while the log is rewritten.
-//   - One database, 0, and no commands that wait (BLPOP and its like), choose at
-//     random (SPOP), or write what the log's snapshot does not hold (consumer
-//     groups, HyperLogLogs, TTLs of hash fields). They are refused.
-//   - Its clock, and with it every TTL, moves in steps of 0.1 s while it is
-//     written to, and of 1 s otherwise, longer if it holds very many keys. A key
-//     may leave a step too early or too late.
-//   - A message to a subscriber may be there before the write it tells of is
-//     synced; whoever then reads waits for the sync.
-//   - A client that takes in nothing for two minutes is cut off.
+//   - Size: about ten thousand waiting jobs. A list push takes 0.9 ms at 100,000
+//     (measured), and writes are blocked while the log is rewritten.
+//   - It has only database 0, and refuses commands that block (BLPOP and the like),
+//     choose at random (SPOP), or write what the log's snapshot does not contain
+//     (consumer groups, HyperLogLogs, TTLs of hash fields).
+//   - Its clock, and with it every TTL, moves in steps of 0.1 s during writes, and of 1
+//     s otherwise, or longer with very many keys. A key may expire one step too early or
+//     too late.
+//   - A published message may arrive before the write that caused it is synced. A read
+//     after that waits for the sync.
+//   - A client that receives nothing for two minutes is disconnected.
 package embedded
 
 import (
@@ -41,16 +40,16 @@ import (
 
 // Config configures [OpenDir]. Dir is required.
 type Config struct {
-	// Dir is the queue's own folder, created if need be and readable by this
-	// user alone. One process at a time can have it.
+	// Dir is the queue's folder. It is created if it does not exist, readable by this
+	// user only. Only one process at a time can use it.
 	Dir string
-	// Listen is the loopback address, such as "127.0.0.1:0" for any free port,
-	// at which other processes of this machine reach the queue; "" is none.
+	// Listen is the loopback address for other processes on this machine, such as
+	// "127.0.0.1:0" for any free port; "" means none.
 	Listen string
-	// Logger takes what an operator may want to know; nil discards it.
+	// Logger receives warnings. nil discards them.
 	Logger *slog.Logger
 
-	// create makes a log file in tests; nil is createFile.
+	// create creates a log file; tests replace it. nil means createFile.
 	create func(path string) (logFile, error)
 }
 
@@ -59,15 +58,15 @@ type Queue struct {
 	mini   *miniredis.Miniredis
 	client *redis.Client
 
-	// The rest belongs to a queue with a log.
-	inner    *server.Server // mini's
-	logger   *slog.Logger
-	lock     *flock.Flock
-	listener net.Listener // nil if only this process is served
-	password string
-	log      *writeLog
+	// The following fields are used only with a log.
+	miniServer *server.Server // of mini
+	logger     *slog.Logger
+	lock       *flock.Flock
+	listener   net.Listener // nil without Config.Listen
+	password   string
+	log        *writeLog
 
-	writing sync.Mutex // held by whoever changes what is stored
+	writeMu sync.Mutex // held during every write
 	engine
 
 	stop     chan struct{}
@@ -83,12 +82,12 @@ func Open() *Queue {
 	return q
 }
 
-// OpenDir opens the durable queue in cfg.Dir, as every acknowledged write has
-// left it. The caller must Close it.
+// OpenDir opens the durable queue in cfg.Dir, with every acknowledged write. The
+// caller must Close it.
 //
-// It fails if another process has the folder, or if the log is damaged before
-// its end: the error says what to do. An end that a crash has torn was never
-// acknowledged; it is cut off and logged.
+// It fails if another process uses the folder, or if the log is corrupt before its
+// end: the error says what to do. An end that was torn by a crash was never
+// acknowledged; it is truncated and logged.
 func OpenDir(cfg Config) (*Queue, error) {
 	if cfg.Dir == "" {
 		return nil, errors.New("embedded queue: Dir is empty: name a folder")
@@ -114,7 +113,7 @@ func OpenDir(cfg Config) (*Queue, error) {
 	q := newQueue()
 	q.lock, q.logger, q.password = lock, cfg.Logger, rand.Text()
 	q.log = newWriteLog(filepath.Join(cfg.Dir, "queue.log"), cfg.create, cfg.Logger)
-	err := q.startInner()
+	err := q.startMiniredis()
 	if err == nil {
 		err = q.load()
 	}
@@ -130,17 +129,17 @@ func OpenDir(cfg Config) (*Queue, error) {
 	return q, nil
 }
 
-// checkLoopback refuses an address that other machines could reach.
+// checkLoopback refuses an address that is not a loopback one.
 func checkLoopback(listen string) error {
 	if listen == "" {
 		return nil
 	}
 	host, _, err := net.SplitHostPort(listen)
 	if err != nil {
-		return fmt.Errorf("embedded queue: Listen %q: %w; write it like 127.0.0.1:0", listen, err)
+		return fmt.Errorf("embedded queue: Listen %q: %w; use an address such as 127.0.0.1:0", listen, err)
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("embedded queue: Listen %q: only this machine may reach the queue: write it like 127.0.0.1:0, or run a Redis", listen)
+		return fmt.Errorf("embedded queue: Listen %q: the embedded queue is for this machine only: use an address such as 127.0.0.1:0, or run a Redis", listen)
 	}
 	return nil
 }
@@ -154,35 +153,35 @@ func newQueue() *Queue {
 	}
 }
 
-// poolSize is above what the lanes of every model and several accounts need at
-// once; ours.
+// poolSize is more connections than the lanes of all models and several accounts use
+// at once. The value is our choice.
 const poolSize = 1000
 
 func newClient(dial func() (net.Conn, error)) *redis.Client {
 	return redis.NewClient(&redis.Options{
 		Addr: "embedded",
-		// There is nothing to be notified of, and asking resolves the address.
+		// miniredis sends no such notifications, and the handshake resolves the address.
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 		Dialer:                   func(context.Context, string, string) (net.Conn, error) { return dial() },
-		// Connections in the process cost next to nothing, and nobody should wait for
-		// one: go-redis waits on timers that all its clients share, which ends a test
-		// in simulated time.
+		// In-process connections are cheap, and no command should wait for one:
+		// go-redis waits on timers that all its clients share, which breaks tests in
+		// simulated time.
 		PoolSize: poolSize,
 	})
 }
 
-// startInner starts miniredis behind the front.
-func (q *Queue) startInner() error {
-	conn, err := q.mini.Dial() // what starts one that has no port
+// startMiniredis starts miniredis with the hook that intercepts commands.
+func (q *Queue) startMiniredis() error {
+	conn, err := q.mini.Dial() // starts the server without a port
 	if err != nil {
 		return err
 	}
-	q.inner = q.mini.Server()
-	q.inner.SetPreHook(q.intercept)
+	q.miniServer = q.mini.Server()
+	q.miniServer.SetPreHook(q.intercept)
 	return conn.Close()
 }
 
-// start lets clients in.
+// start accepts clients.
 func (q *Queue) start() {
 	q.mini.RequireAuth(q.password)
 	q.client = newClient(q.dial)
@@ -192,12 +191,12 @@ func (q *Queue) start() {
 	}
 }
 
-// Client returns the client that all parts of the process share. Close closes it.
+// Client returns the client for this process. Close closes it.
 func (q *Queue) Client() redis.UniversalClient { return q.client }
 
-// URL is how other processes of this machine reach the queue until Close,
-// redis://:PASSWORD@HOST:PORT/0; "" without Config.Listen. It is a secret: who
-// has it can do anything to the queue. The password is a new one each time.
+// URL returns the URL for other processes on this machine until Close,
+// redis://:PASSWORD@HOST:PORT/0, or "" without Config.Listen. It is a secret: it gives
+// full access to the queue. Each OpenDir generates a new password.
 func (q *Queue) URL() string {
 	if q.listener == nil {
 		return ""
@@ -205,14 +204,14 @@ func (q *Queue) URL() string {
 	return "redis://:" + q.password + "@" + q.listener.Addr().String() + "/0"
 }
 
-// Close ends the queue. Of one in memory nothing is left.
+// Close stops the queue. The content of a queue in memory is lost.
 func (q *Queue) Close() error {
 	err := q.client.Close()
 	close(q.stop)
 	if q.listener != nil {
 		err = errors.Join(err, q.listener.Close())
 	}
-	q.mini.Close() // ends those who wait in it
+	q.mini.Close() // ends blocked commands
 	q.sessions.close()
 	q.running.Wait()
 	return errors.Join(err, q.closeParts())

@@ -23,13 +23,13 @@ func open(tb testing.TB, cfg embedded.Config) *embedded.Queue {
 	return q
 }
 
-// overTCP is a client as another process has it.
+// overTCP returns a client over TCP, like another process's.
 func overTCP(tb testing.TB, q *embedded.Queue) *redis.Client {
 	tb.Helper()
 	options, err := redis.ParseURL(q.URL())
 	require.NoError(tb, err)
 	client := redis.NewClient(options)
-	tb.Cleanup(func() { _ = client.Close() }) // again, for those who fail
+	tb.Cleanup(func() { _ = client.Close() }) // again, in case the test fails
 	return client
 }
 
@@ -37,7 +37,7 @@ func request(id string) jobs.Request {
 	return jobs.Request{ID: id, Model: "wanx-v1", Prompt: "一只猫 " + id}
 }
 
-// dump is all that is stored, with types, order and TTLs in milliseconds.
+// dump returns all data, with types, order and TTLs in milliseconds.
 func dump(tb testing.TB, rdb redis.UniversalClient) map[string]any {
 	tb.Helper()
 	ctx := context.Background()

@@ -3,7 +3,7 @@ package embedded
 import (
 	"bufio"
 	"bytes"
-	"crypto/sha1" //nolint:gosec // Redis names scripts so
+	"crypto/sha1" //nolint:gosec // Redis identifies scripts by SHA-1
 	"encoding/hex"
 	"slices"
 	"strings"
@@ -12,23 +12,23 @@ import (
 	"github.com/alicebob/miniredis/v2/server"
 )
 
-// kind is what the front must know of a command.
+// kind classifies commands for the log.
 type kind int
 
 const (
-	// kindRead changes nothing.
+	// kindRead reads data.
 	kindRead kind = iota
-	// kindSession concerns the connection; it changes nothing that is stored.
+	// kindSession is about the connection and changes no data.
 	kindSession
-	// kindData changes what is stored, in a way that the same command repeats.
+	// kindData changes data, deterministically, so that it can be replayed.
 	kindData
 	// kindScript runs commands of kindData.
 	kindScript
-	// kindRefused is what the log could not give back, or miniredis does not know.
+	// kindRefused cannot be replayed from the log, or is unknown to miniredis.
 	kindRefused
 )
 
-// kindOf sorts a command; a write that is not named here is refused.
+// kindOf classifies a command. Writes that are not listed here are refused.
 func (q *Queue) kindOf(cmd string, args []string) kind {
 	switch cmd {
 	case "EVAL", "EVALSHA", "EXEC", "SCRIPT":
@@ -57,15 +57,15 @@ func (q *Queue) kindOf(cmd string, args []string) kind {
 		}
 		return kindRead
 	}
-	if q.inner.IsReadOnlyCommand(cmd) {
+	if q.miniServer.IsReadOnlyCommand(cmd) {
 		return kindRead
 	}
 	return kindRefused
 }
 
-// unchanged reports whether a reply says that the command found nothing to do:
-// the polls of an idle worker need not be logged.
-func unchanged(cmd, reply string) bool {
+// isNoOp reports whether a reply means that the command changed nothing. So the polls of
+// an idle worker are not logged.
+func isNoOp(cmd, reply string) bool {
 	switch cmd {
 	case "DEL", "EXPIRE", "HDEL", "HSETNX", "LREM", "PERSIST", "PEXPIRE", "SADD", "SETNX", "SREM", "UNLINK",
 		"ZREM", "ZREMRANGEBYRANK", "ZREMRANGEBYSCORE":
@@ -76,38 +76,38 @@ func unchanged(cmd, reply string) bool {
 	return false
 }
 
-// engine is the execution of writes, one at a time; Queue.writing guards it.
+// engine is the state for executing writes, one at a time. Queue.writeMu guards it.
 type engine struct {
-	// top is the peer of the dispatch under way, as against those of the
-	// commands that a script calls.
-	top *server.Peer
-	// effects are the writes of the script under way, if noting.
-	noting  bool
-	effects [][]string
-	// scripts are the texts of those that clients brought, by SHA-1.
+	// dispatching is the peer of the current command. Commands that a script calls have
+	// other peers.
+	dispatching *server.Peer
+	// effects are the writes of the current script, if recording.
+	recording bool
+	effects   [][]string
+	// scripts are the texts of the clients' scripts, by SHA-1.
 	scripts map[string]string
-	// clock is up to when TTLs have run; it is miniredis's time. It was there at
-	// movedAt, by the machine's clock, and moves by step at least.
+	// clock is miniredis's time, for TTLs. It was set at movedAt by the machine's clock,
+	// and moves by at least step.
 	clock, movedAt time.Time
 	step           time.Duration
 }
 
 const (
-	// clockStep is the least that the clock moves; ours.
+	// clockStep is the smallest step of the clock. The value is our choice.
 	clockStep = 100 * time.Millisecond
-	// clockShare is how many times longer than its last move the clock rests, so
-	// that it costs at most 2 % of a core. A move takes 1.8 ms at 10,000 keys.
+	// clockShare times the duration of the last move is the time to the next one, so
+	// that moves cost at most 2 % of a core. A move takes 1.8 ms at 10,000 keys.
 	clockShare = 50
 )
 
-// startClock sets the clock, after a time in which nothing ran. If it was later
-// already, because the machine's was set back, it goes on from there.
+// startClock sets the clock at the start. If it is already later, because the machine's
+// clock was set back, it continues from there.
 func (q *Queue) startClock() {
 	q.movedAt, q.step = time.Now(), clockStep
 	q.moveClock(q.movedAt.Round(0).Truncate(time.Millisecond))
 }
 
-// advance moves the clock to now, if it is time.
+// advance moves the clock to now, if the step has passed.
 func (q *Queue) advance(now time.Time) {
 	elapsed := now.Sub(q.movedAt).Truncate(time.Millisecond) // monotonic
 	if elapsed < q.step {
@@ -119,8 +119,7 @@ func (q *Queue) advance(now time.Time) {
 	q.step = max(clockStep, clockShare*time.Since(began))
 }
 
-// moveClock lets the TTLs run up to at, in whole milliseconds, which is what the
-// log can tell.
+// moveClock sets the clock and expires keys. at is in whole milliseconds, as in the log.
 func (q *Queue) moveClock(at time.Time) {
 	if !at.After(q.clock) {
 		return
@@ -132,104 +131,103 @@ func (q *Queue) moveClock(at time.Time) {
 	q.mini.SetTime(at)
 }
 
-// run executes a command on behalf of a connection and returns the raw reply.
+// run executes a command for a connection and returns the raw reply.
 func (q *Queue) run(c *server.Peer, args []string) string {
-	p, buf := scratch(c)
+	p, buf := bufferedPeer(c)
 	return q.runAs(p, buf, c, args)
 }
 
 func (q *Queue) runAs(p *server.Peer, buf *bytes.Buffer, c *server.Peer, args []string) string {
-	q.inner.Dispatch(p, args)
+	q.miniServer.Dispatch(p, args)
 	p.Flush()
 	c.Ctx = p.Ctx
 	return buf.String()
 }
 
-// scratch is a peer in c's state whose replies can be read.
-func scratch(c *server.Peer) (*server.Peer, *bytes.Buffer) {
+// bufferedPeer returns a peer with c's state whose replies are written to the buffer.
+func bufferedPeer(c *server.Peer) (*server.Peer, *bytes.Buffer) {
 	var buf bytes.Buffer
 	p := server.NewPeer(bufio.NewWriterSize(&buf, 64))
 	p.Ctx, p.Resp3 = c.Ctx, c.Resp3
 	return p, &buf
 }
 
-// runTop is run for those who hold writing.
-func (q *Queue) runTop(c *server.Peer, args []string) string {
-	p, buf := scratch(c)
-	q.top = p
+// runWrite is run for callers that hold writeMu.
+func (q *Queue) runWrite(c *server.Peer, args []string) string {
+	p, buf := bufferedPeer(c)
+	q.dispatching = p
 	return q.runAs(p, buf, c, args)
 }
 
-// intercept sees every command before miniredis does, those that scripts call
-// too.
+// intercept is miniredis's hook before every command, including those in scripts.
 func (q *Queue) intercept(c *server.Peer, cmd string, args ...string) bool {
 	command := append([]string{cmd}, args...)
 	switch q.kindOf(cmd, command) {
 	case kindRefused:
-		if !q.inner.IsRegisteredCommand(cmd) {
-			return false // miniredis says so
+		if !q.miniServer.IsRegisteredCommand(cmd) {
+			return false // miniredis replies with an error
 		}
-		c.WriteError("ERR the embedded queue does not support " + cmd + " here: use a Redis")
+		c.WriteError("ERR the embedded queue does not support " + cmd + ": use a Redis server")
 		return true
 	case kindData:
 	default:
 		return false
 	}
-	if c == q.top {
+	if c == q.dispatching {
 		return false
 	}
-	text := q.runTop(c, command)
-	if q.noting && !unchanged(cmd, text) {
+	text := q.runWrite(c, command)
+	if q.recording && !isNoOp(cmd, text) {
 		q.effects = append(q.effects, command)
 	}
 	c.WriteRaw(text)
 	return true
 }
 
-// write executes a write and logs what it changed. The reply may be given once
-// the log is synced up to the returned number.
+// write executes a write and logs its changes. The reply may be sent when the log is
+// synced up to the returned number.
 func (q *Queue) write(s *session, cmd string, args []string) (reply, uint64) {
-	q.writing.Lock()
-	defer q.writing.Unlock()
+	q.writeMu.Lock()
+	defer q.writeMu.Unlock()
 	if err := q.log.failed(); err != nil && (!s.multi || cmd == "EXEC") {
-		return reply{text: q.refuse(s, cmd, args, err)}, 0
+		return reply{text: q.refuseWrite(s, cmd, args, err)}, 0
 	}
 	q.advance(time.Now())
-	q.noting, q.effects = cmd == "EVAL" || cmd == "EVALSHA", nil
-	text := q.runTop(s.peer, args)
-	q.keepScript(cmd, args)
+	q.recording, q.effects = cmd == "EVAL" || cmd == "EVALSHA", nil
+	text := q.runWrite(s.peer, args)
+	q.cacheScript(cmd, args)
 	switch {
 	case text == "+QUEUED\r\n":
 		s.queued = append(s.queued, args)
 	case cmd == "EXEC" && strings.HasPrefix(text, "*") && text != "*-1\r\n":
-		q.effects = q.transaction(s.peer, s.queued)
-	case q.kindOf(cmd, args) == kindData && !unchanged(cmd, text):
+		q.effects = q.executedCommands(s.peer, s.queued)
+	case q.kindOf(cmd, args) == kindData && !isNoOp(cmd, text):
 		q.effects = [][]string{args}
 	}
 	if len(q.effects) > 0 {
 		q.log.append(entry{q.clock, q.effects})
 	}
-	return reply{text, true}, q.log.last()
+	return reply{text, true}, q.log.lastEntry()
 }
 
-// refuse answers what may be a write while the log cannot be written. A script
+// refuseWrite replies to commands that may write while the log cannot be written. A script
 // that only reads is run.
-func (q *Queue) refuse(s *session, cmd string, args []string, err error) string {
+func (q *Queue) refuseWrite(s *session, cmd string, args []string, err error) string {
 	switch {
 	case s.multi:
 		q.run(s.peer, []string{"DISCARD"})
 	case cmd == "EVAL" || cmd == "EVALSHA":
 		text := q.run(s.peer, append([]string{cmd + "_RO"}, args[1:]...))
-		q.keepScript(cmd, args)
-		if !strings.Contains(text, "Write commands are not allowed") { // miniredis's words
+		q.cacheScript(cmd, args)
+		if !strings.Contains(text, "Write commands are not allowed") { // miniredis's text
 			return text
 		}
 	}
-	return misconf(err)
+	return misconfReply(err)
 }
 
-// keepScript remembers a script's text.
-func (q *Queue) keepScript(cmd string, args []string) {
+// cacheScript stores a script's text.
+func (q *Queue) cacheScript(cmd string, args []string) {
 	var text string
 	switch {
 	case cmd == "EVAL" && len(args) > 1:
@@ -243,9 +241,9 @@ func (q *Queue) keepScript(cmd string, args []string) {
 	q.scripts[hex.EncodeToString(sum[:])] = text
 }
 
-// transaction is what EXEC has executed, as the log can repeat it: with the
-// texts of scripts, without those that were not known.
-func (q *Queue) transaction(c *server.Peer, queued [][]string) [][]string {
+// executedCommands returns the commands that EXEC has executed, in a form that can be
+// replayed: with the texts of scripts, and without unknown scripts.
+func (q *Queue) executedCommands(c *server.Peer, queued [][]string) [][]string {
 	var done [][]string
 	for _, args := range queued {
 		switch strings.ToUpper(args[0]) {
@@ -262,9 +260,9 @@ func (q *Queue) transaction(c *server.Peer, queued [][]string) [][]string {
 	return done
 }
 
-// misconf is the reply to a write while the log cannot be written; Redis's word
+// misconfReply is the reply to a write while the log cannot be written, with Redis's code
 // for the same.
-func misconf(err error) string {
-	return "-MISCONF the embedded queue cannot write its log, and takes no writes until it can: " +
+func misconfReply(err error) string {
+	return "-MISCONF the embedded queue cannot write its log, and refuses writes until it can: " +
 		strings.Join(strings.Fields(err.Error()), " ") + "\r\n"
 }

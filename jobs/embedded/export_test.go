@@ -2,12 +2,12 @@ package embedded
 
 import "net"
 
-// Compact rewrites the log as a snapshot, now.
+// Compact rewrites the log as a snapshot.
 func (q *Queue) Compact() error {
-	q.writing.Lock()
-	defer q.writing.Unlock()
+	q.writeMu.Lock()
+	defer q.writeMu.Unlock()
 	return q.log.rewrite(q.snapshot)
 }
 
-// Dial connects as the queue's own client does.
+// Dial connects like the queue's own client.
 func (q *Queue) Dial() (net.Conn, error) { return q.dial() }

@@ -13,20 +13,20 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A write that cannot be logged is an error to the client, and so is each after
-// it; reads go on; once there is room all is well, and nothing was lost.
+// A write that cannot be logged fails, and so do all later ones, while reads work. Once
+// there is space, writes work again, and no acknowledged write was lost.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
-	for name, fail := range map[string]func(*room){
-		"full":         func(r *room) { r.left = 7 },
-		"sync refused": func(r *room) { r.syncErr = errNoSpace },
-		"/dev/full":    func(r *room) { r.full = true },
+	for name, fail := range map[string]func(*limitedDisk){
+		"full":         func(r *limitedDisk) { r.left = 7 },
+		"sync refused": func(r *limitedDisk) { r.syncErr = errNoSpace },
+		"/dev/full":    func(r *limitedDisk) { r.full = true },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			synctest.Test(t, func(t *testing.T) {
-				disk := &room{left: -1}
+				disk := &limitedDisk{left: -1}
 				q, err := OpenDir(Config{Dir: dir, create: disk.create})
 				require.NoError(t, err)
 				ctx, rdb := t.Context(), q.Client()
@@ -45,10 +45,10 @@ func TestFullDisk(t *testing.T) {
 				require.NoError(t, err)
 				assert.Equal(t, "v", read)
 				assert.Zero(t, rdb.Exists(ctx, "second").Val(), "nothing is changed that cannot be logged")
-				<-time.After(time.Minute) // tries of its own
+				<-time.After(time.Minute) // the queue retries by itself
 
-				*disk = room{left: -1}
-				require.Eventually(t, func() bool { return rdb.Set(ctx, "after", "v", 0).Err() == nil }, 2*retryEvery, time.Second)
+				*disk = limitedDisk{left: -1}
+				require.Eventually(t, func() bool { return rdb.Set(ctx, "after", "v", 0).Err() == nil }, 2*logRetryInterval, time.Second)
 				inMemory, err := rdb.Keys(ctx, "*").Result()
 				require.NoError(t, err)
 				assert.Subset(t, inMemory, []string{"before", "after"})
@@ -66,10 +66,10 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// A kill while the disk is full loses nothing that was acknowledged.
-func TestKilledWhileFull(t *testing.T) {
+// A kill while the disk is full loses no acknowledged write.
+func TestKillOnFullDisk(t *testing.T) {
 	t.Parallel()
-	dir, disk := t.TempDir(), &room{left: -1}
+	dir, disk := t.TempDir(), &limitedDisk{left: -1}
 	q, err := OpenDir(Config{Dir: dir, create: disk.create})
 	require.NoError(t, err)
 	require.NoError(t, q.Client().Set(t.Context(), "before", "v", 0).Err())
@@ -84,38 +84,38 @@ func TestKilledWhileFull(t *testing.T) {
 	require.NoError(t, q.Close())
 }
 
-// Nobody is told of a write that is not synced: not who reads it, nor who finds
-// nothing left to do. And those who wait share a sync.
-func TestNobodyIsToldBeforeTheSync(t *testing.T) {
+// No reply is sent before the sync: neither to a read of the new value, nor to a command
+// that changes nothing because of it. Waiting commands share a sync.
+func TestNoReplyBeforeSync(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		disk := &room{left: -1}
+		disk := &limitedDisk{left: -1}
 		q, err := OpenDir(Config{Dir: dir, create: disk.create})
 		require.NoError(t, err)
 		ctx, rdb := t.Context(), q.Client()
-		disk.gate, disk.syncs = make(chan struct{}), 0
-		var told atomic.Int32
+		disk.syncGate, disk.syncs = make(chan struct{}), 0
+		var replies atomic.Int32
 		ask := func(call func() error) {
 			go func() {
 				assert.NoError(t, call())
-				told.Add(1)
+				replies.Add(1)
 			}()
 			synctest.Wait()
 		}
 		ask(func() error { return rdb.Set(ctx, "k", "v", 0).Err() })
 		ask(func() error { return rdb.Get(ctx, "k").Err() })
 		ask(func() error { return rdb.Do(ctx, "SETNX", "k", "other").Err() })
-		for i := range 5 { // with the others no more than the pool has connections
+		for i := range 5 { // together at most as many as the pool has connections
 			ask(func() error { return rdb.Set(ctx, strconv.Itoa(i), "v", 0).Err() })
 		}
-		require.Zero(t, told.Load())
-		disk.gate <- struct{}{}
+		require.Zero(t, replies.Load())
+		disk.syncGate <- struct{}{}
 		synctest.Wait()
-		require.EqualValues(t, 3, told.Load())
-		disk.gate <- struct{}{}
+		require.EqualValues(t, 3, replies.Load())
+		disk.syncGate <- struct{}{}
 		synctest.Wait()
-		require.EqualValues(t, 8, told.Load())
+		require.EqualValues(t, 8, replies.Load())
 		assert.Equal(t, 2, disk.syncs)
 		require.NoError(t, q.Close())
 	})

@@ -8,16 +8,16 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// memory is a queue whose commands are run without a client or a file.
-func memory(t *testing.T) *Queue {
+// memoryQueue returns a queue for running commands without a client or a file.
+func memoryQueue(t *testing.T) *Queue {
 	t.Helper()
 	q := newQueue()
-	require.NoError(t, q.startInner())
+	require.NoError(t, q.startMiniredis())
 	t.Cleanup(q.mini.Close)
 	return q
 }
 
-// writes are commands of every type that a snapshot must make anew, out of a text.
+// writes derives commands for every type of data from a text.
 func writes(text []byte) [][]string {
 	verbs := [][]string{{"SET"}, {"RPUSH"}, {"LPUSH"}, {"SADD"}, {"HSET"}, {"ZADD"}, {"XADD"}, {"DEL"}, {"LPOP"}, {"HDEL"}, {"ZREM"}, {"PEXPIRE"}}
 	var commands [][]string
@@ -49,26 +49,26 @@ func writes(text []byte) [][]string {
 	return commands
 }
 
-// Whatever is stored, its snapshot makes it anew, and so does the snapshot's own.
+// A snapshot restores all data, and the snapshot of the restored data is equal.
 func FuzzSnapshot(f *testing.F) {
 	f.Add([]byte("0aone\n1blist of words\n3cset set of\n4dvalue\n5emember\n6fstream\n7a\n;b"))
 	f.Add([]byte("0a\n1b \xff\x00\r \n2bx\n8b\n4d\n9d1\n;d\n0d"))
 	f.Add([]byte("6s1\n6s2\n;s\n5z\n5z-inf\n:z-inf"))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		first, second := memory(t), memory(t)
+		first, second := memoryQueue(t), memoryQueue(t)
 		var peer server.Peer
 		first.moveClock(clockAt(1_767_323_045_000))
 		for _, command := range writes(text) {
-			first.runTop(&peer, command)
+			first.runWrite(&peer, command)
 		}
 		log := snapshotOf(first)
 		for rest := log; len(rest) > 0; {
-			e, behind, err := cutEntry(rest)
+			e, behind, err := decodeEntry(rest)
 			require.NoError(t, err)
 			rest = behind
 			second.moveClock(e.clock)
 			for _, command := range e.commands {
-				reply := second.runTop(&peer, command)
+				reply := second.runWrite(&peer, command)
 				require.NotEqual(t, "-", reply[:1], "%q: %s", command, reply)
 			}
 		}
@@ -77,7 +77,7 @@ func FuzzSnapshot(f *testing.F) {
 	})
 }
 
-// snapshotOf is a queue's snapshot as it is written.
+// snapshotOf returns the log with a queue's snapshot.
 func snapshotOf(q *Queue) (log []byte) {
 	q.snapshot(func(e entry) { log = appendEntry(log, e) })
 	return log

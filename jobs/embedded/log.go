@@ -14,9 +14,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
-// The log is one file: a header, a snapshot, and the writes since.
+// The log is one file: a header, a snapshot, and the writes after it.
 //
 //	file    = magic salt frame…
 //	frame   = length of body, 4 | CRC of length, 4 | CRC of body, 4 | body
@@ -24,20 +26,20 @@ import (
 //	entry   = clock, ms | number of commands | command…
 //	command = number of words | (length | bytes)…
 //
-// Numbers in a body are varints, those of a frame little-endian; the CRCs are
-// Castagnoli's, begun with the salt, so that neither an older file's blocks nor
-// what a client wrote can pass for a frame. An entry without commands ends the
-// snapshot. A frame is written at once and synced before the next is: only the
-// last can be torn, and nobody was told of what is in it.
+// Numbers in a body are varints, those of a frame header little-endian. The CRCs are
+// Castagnoli's and start with the salt, so that neither blocks of an older file nor data
+// of a client can be mistaken for a frame. An entry without commands ends the snapshot.
+// A frame is written at once and synced before the next one: only the last can be torn,
+// and none of its writes was acknowledged.
 const (
 	logMagic    = "danqing queue 1\n"
 	logSaltSize = 8
 	frameHeader = 12
 )
 
-// entry is what one command, script or transaction changed.
+// entry has the writes of one command, script or transaction.
 type entry struct {
-	// clock is the moment up to which TTLs had run before it.
+	// clock is miniredis's time when it was executed.
 	clock    time.Time
 	commands [][]string
 }
@@ -57,18 +59,18 @@ func appendEntry(b []byte, e entry) []byte {
 
 var errEntry = errors.New("malformed entry")
 
-// cutEntry takes the first entry off a body.
-func cutEntry(b []byte) (entry, []byte, error) {
+// decodeEntry decodes the first entry of a body and returns the rest.
+func decodeEntry(b []byte) (entry, []byte, error) {
 	clock, n := binary.Varint(b)
 	if n <= 0 {
 		return entry{}, nil, errEntry
 	}
 	b = b[n:]
 	e := entry{clock: time.UnixMilli(clock)}
-	commands, b, err := cutCount(b)
+	commands, b, err := decodeCount(b)
 	for range commands {
 		var words int
-		if words, b, err = cutCount(b); err != nil {
+		if words, b, err = decodeCount(b); err != nil {
 			break
 		}
 		if words == 0 {
@@ -77,7 +79,7 @@ func cutEntry(b []byte) (entry, []byte, error) {
 		command := make([]string, 0, words)
 		for range words {
 			var size int
-			if size, b, err = cutCount(b); err != nil {
+			if size, b, err = decodeCount(b); err != nil {
 				return entry{}, nil, err
 			}
 			command = append(command, string(b[:size]))
@@ -88,9 +90,9 @@ func cutEntry(b []byte) (entry, []byte, error) {
 	return e, b, err
 }
 
-// cutCount takes a number of things off, each at least a byte long and still
-// to come.
-func cutCount(b []byte) (int, []byte, error) {
+// decodeCount decodes the count of the following elements, each at least one byte long,
+// and returns the rest.
+func decodeCount(b []byte) (int, []byte, error) {
 	v, n := binary.Uvarint(b)
 	if n <= 0 || v > uint64(len(b)-n) { //nolint:gosec // n is at most len(b)
 		return 0, nil, errEntry
@@ -98,21 +100,20 @@ func cutCount(b []byte) (int, []byte, error) {
 	return int(v), b[n:], nil //nolint:gosec // at most len(b)
 }
 
-// framer makes and knows the frames of one file.
-type framer struct{ salt uint32 }
+// frameCodec encodes and decodes the frames of one file.
+type frameCodec struct{ salt uint32 }
 
-func newFramer(salt []byte) framer { return framer{crc32.Checksum(salt, castagnoli)} }
+func newFrameCodec(salt []byte) frameCodec { return frameCodec{crc32.Checksum(salt, castagnoli)} }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func (f framer) sum(b []byte) uint32 { return crc32.Update(f.salt, castagnoli, b) }
+func (f frameCodec) sum(b []byte) uint32 { return crc32.Update(f.salt, castagnoli, b) }
 
-// write fills in the header of a frame, for which it has room at its start, and
-// writes it.
-func (f framer) write(w io.Writer, frame []byte) error {
+// write fills in the header at the start of frame, and writes it.
+func (f frameCodec) write(w io.Writer, frame []byte) error {
 	body := frame[frameHeader:]
 	if uint64(len(body)) > math.MaxUint32 {
-		return fmt.Errorf("%d bytes at once are too many for the log", len(body))
+		return fmt.Errorf("%d bytes are too large for one log frame", len(body))
 	}
 	binary.LittleEndian.PutUint32(frame, uint32(len(body))) //nolint:gosec // just checked
 	binary.LittleEndian.PutUint32(frame[4:], f.sum(frame[:4]))
@@ -121,16 +122,16 @@ func (f framer) write(w io.Writer, frame []byte) error {
 	return err
 }
 
-// length is the whole length of the frame whose header b starts with.
-func (f framer) length(b []byte) (int, bool) {
+// length returns the total length of the frame at the start of b, if its header is valid.
+func (f frameCodec) length(b []byte) (int, bool) {
 	if len(b) < frameHeader || binary.LittleEndian.Uint32(b[4:]) != f.sum(b[:4]) {
 		return 0, false
 	}
 	return frameHeader + int(binary.LittleEndian.Uint32(b)), true
 }
 
-// body is that of the whole and sound frame that b starts with.
-func (f framer) body(b []byte) ([]byte, bool) {
+// body returns the body of the frame at the start of b, if it is complete and valid.
+func (f frameCodec) body(b []byte) ([]byte, bool) {
 	n, ok := f.length(b)
 	if !ok || n > len(b) || binary.LittleEndian.Uint32(b[8:]) != f.sum(b[frameHeader:n]) {
 		return nil, false
@@ -138,12 +139,12 @@ func (f framer) body(b []byte) ([]byte, bool) {
 	return b[frameHeader:n], true
 }
 
-// torn reports whether nothing that was ever synced follows the unsound frame
-// that b starts with.
-func (f framer) torn(b []byte) bool {
+// isTorn reports whether the invalid frame at the start of b is followed by nothing that
+// was synced.
+func (f frameCodec) isTorn(b []byte) bool {
 	if n, ok := f.length(b); ok && n < len(b) {
 		if _, next := f.length(b[n:]); next {
-			return false // its successor was begun, so it had been synced
+			return false // the next frame was begun, so this one was synced
 		}
 	}
 	for i := 1; i < len(b); i++ {
@@ -154,108 +155,107 @@ func (f framer) torn(b []byte) bool {
 	return true
 }
 
-// damageError is a log that no crash leaves behind.
-type damageError struct {
+// corruptError reports damage of a log that a crash cannot cause.
+type corruptError struct {
 	offset, size int
 	what         string
 }
 
-func (e *damageError) Error() string {
-	return fmt.Sprintf("damaged at byte %d of %d (%s): nothing was changed; restore the file from a backup, or move it away to start with an empty queue (images that were bought are known to the journal and the bucket)", e.offset, e.size, e.what)
+func (e *corruptError) Error() string {
+	return fmt.Sprintf("corrupt at byte %d of %d (%s): nothing was changed; restore the file from a backup, or move it away to start with an empty queue (paid images are recorded in the journal and in the bucket)", e.offset, e.size, e.what)
 }
 
-// readLog gives every entry of a log to apply and returns the offset up to
-// which it is sound: len(data), or less if its end is torn. It fails with a
-// [*damageError].
+// readLog calls apply with every entry of a log. It returns the offset up to which the
+// log is valid: len(data), or less if its end is torn. It fails with a [*corruptError].
 func readLog(data []byte, apply func(entry)) (int, error) {
 	start := len(logMagic) + logSaltSize
 	if len(data) < start || string(data[:len(logMagic)]) != logMagic {
-		return 0, &damageError{0, len(data), "no queue log of this version"}
+		return 0, &corruptError{0, len(data), "not a queue log of this version"}
 	}
-	f := newFramer(data[len(logMagic):start])
-	whole := false // the snapshot has been read
+	f := newFrameCodec(data[len(logMagic):start])
+	complete := false // whether the snapshot has been read
 	offset := start
 	for offset < len(data) {
 		body, ok := f.body(data[offset:])
 		if !ok {
-			if whole && f.torn(data[offset:]) {
+			if complete && f.isTorn(data[offset:]) {
 				break
 			}
-			return 0, &damageError{offset, len(data), "checksum"}
+			return 0, &corruptError{offset, len(data), "checksum"}
 		}
 		for rest := body; len(rest) > 0; {
-			e, left, err := cutEntry(rest)
+			e, left, err := decodeEntry(rest)
 			if err != nil {
-				return 0, &damageError{offset, len(data), err.Error()}
+				return 0, &corruptError{offset, len(data), err.Error()}
 			}
 			rest = left
-			whole = whole || len(e.commands) == 0
+			complete = complete || len(e.commands) == 0
 			apply(e)
 		}
 		offset += frameHeader + len(body)
 	}
-	if !whole {
-		return 0, &damageError{offset, len(data), "the snapshot has no end"}
+	if !complete {
+		return 0, &corruptError{offset, len(data), "the snapshot has no end"}
 	}
 	return offset, nil
 }
 
-// logFile is what the log needs of an *os.File.
+// logFile is the part of *os.File that the log uses.
 type logFile interface {
 	io.WriteCloser
 	Sync() error
 }
 
 func createFile(path string) (logFile, error) {
-	return os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600) //nolint:gosec // in our own folder
+	return os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600) //nolint:gosec // in the queue's folder
 }
 
-// writeLog is the open log. Writes that come together share one sync.
+// writeLog is the open log. Concurrent writes share one sync.
 type writeLog struct {
 	path   string
 	logger *slog.Logger
 	create func(path string) (logFile, error)
 
-	mu     sync.Mutex
-	turn   sync.Cond // signaled when flushing ends
-	file   logFile
-	framer framer
-	// size is the file's, base what of it was the snapshot.
+	mu      sync.Mutex
+	flushed sync.Cond // signaled when flushing ends
+	file    logFile
+	codec   frameCodec
+	// size is the file's size, base that of its snapshot.
 	size, base int64
-	// pending is a frame in the making: room for its header, and entries.
+	// pending is the next frame: space for its header, and entries.
 	pending  []byte
 	flushing bool
-	err      error // why writes are refused
-	// appended counts the entries ever appended, synced those that are safe;
-	// both grow with mu held.
+	err      error // why writes are refused, if not nil
+	// appended counts the entries appended so far, synced the synced ones. Both are
+	// changed with mu held.
 	appended, synced atomic.Uint64
 }
 
 func newWriteLog(path string, create func(string) (logFile, error), logger *slog.Logger) *writeLog {
 	l := &writeLog{path: path, create: create, logger: logger}
-	l.turn.L = &l.mu
+	l.flushed.L = &l.mu
 	return l
 }
 
-// failed returns why the log cannot be written, if so.
+// failed returns the error for which the log cannot be written, or nil.
 func (l *writeLog) failed() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.err
 }
 
-// last is the number of the last entry.
-func (l *writeLog) last() uint64 {
+// lastEntry returns the number of the last entry.
+func (l *writeLog) lastEntry() uint64 {
 	return l.appended.Load()
 }
 
-// append puts an entry behind those before it.
+// append appends an entry to the pending frame.
 func (l *writeLog) append(e entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.appended.Add(1)
 	if l.err != nil {
-		return // the next snapshot has it
+		return // the next snapshot will contain it
 	}
 	if len(l.pending) == 0 {
 		l.pending = append(l.pending, make([]byte, frameHeader)...)
@@ -263,8 +263,8 @@ func (l *writeLog) append(e entry) {
 	l.pending = appendEntry(l.pending, e)
 }
 
-// wait returns once the first n entries are synced, or cannot be. Whoever comes
-// first syncs for all.
+// wait returns when the first n entries are synced, or with the log's error. The first
+// caller syncs for all.
 func (l *writeLog) wait(n uint64) error {
 	if l.synced.Load() >= n {
 		return nil
@@ -273,7 +273,7 @@ func (l *writeLog) wait(n uint64) error {
 	defer l.mu.Unlock()
 	for l.synced.Load() < n && l.err == nil {
 		if l.flushing {
-			l.turn.Wait()
+			l.flushed.Wait()
 		} else {
 			l.flush()
 		}
@@ -284,13 +284,13 @@ func (l *writeLog) wait(n uint64) error {
 	return l.err
 }
 
-// flush writes and syncs what is pending. It is called with mu held, which it
-// gives up meanwhile.
+// flush writes and syncs the pending frame. The caller holds mu, which flush releases
+// while it writes.
 func (l *writeLog) flush() {
 	frame, upTo, file := l.pending, l.appended.Load(), l.file
 	l.pending, l.flushing = nil, true
 	l.mu.Unlock()
-	err := l.framer.write(file, frame)
+	err := l.codec.write(file, frame)
 	if err == nil {
 		err = file.Sync()
 	}
@@ -298,32 +298,32 @@ func (l *writeLog) flush() {
 	l.flushing = false
 	if err != nil {
 		l.err, l.pending = err, nil
-		l.logger.Error("queue log cannot be written, writes are refused until it can", "path", l.path, "err", err)
+		l.logger.Error("queue log write failed, writes are refused until it recovers", "path", l.path, "err", err)
 	} else {
 		l.size += int64(len(frame))
 		l.synced.Store(upTo)
 	}
-	l.turn.Broadcast()
+	l.flushed.Broadcast()
 }
 
-// wantsRewrite reports whether the log has failed, or most of it is no snapshot.
-func (l *writeLog) wantsRewrite() bool {
+// needsRewrite reports whether the log has failed, or is much larger than its snapshot.
+func (l *writeLog) needsRewrite() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.err != nil || l.size > 2*l.base+growth
+	return l.err != nil || l.size > 2*l.base+maxLogGrowth
 }
 
-// growth is by how much the log may exceed twice its snapshot; ours. It is read
-// whole at the next start.
-const growth = 4 << 20
+// maxLogGrowth is by how much the log may exceed twice its snapshot. The value is our
+// choice: the next start reads the whole log.
+const maxLogGrowth = 4 << 20
 
-// rewrite replaces the log by the entries that snapshot gives to add. Nothing may be appended meanwhile. If it fails, what was there before
-// goes on.
+// rewrite replaces the log by the entries that snapshot passes to add. Nothing may be
+// appended in the meantime. If it fails, the old log stays in use.
 func (l *writeLog) rewrite(snapshot func(add func(entry))) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for l.flushing {
-		l.turn.Wait()
+		l.flushed.Wait()
 	}
 	next := l.path + ".new"
 	file, err := l.create(next)
@@ -338,23 +338,24 @@ func (l *writeLog) rewrite(snapshot func(add func(entry))) error {
 		return errors.Join(err, file.Close(), os.Remove(next))
 	}
 	if l.file != nil {
-		_ = l.file.Close() // nothing of it is needed any more
+		_ = l.file.Close() // not used any more
 	}
-	l.file, l.framer, l.size, l.base = file, f, size, size
+	l.file, l.codec, l.size, l.base = file, f, size, size
 	l.pending = nil
 	l.synced.Store(l.appended.Load())
-	l.err = syncDir(filepath.Dir(l.path)) // until it is, the old file may come back
-	l.turn.Broadcast()
+	l.err = atomicfile.SyncDir(filepath.Dir(l.path)) // before that, a crash may restore the old file
+	l.flushed.Broadcast()
 	return l.err
 }
 
-// snapshotFrame is about how much of a snapshot is written at once; ours.
-const snapshotFrame = 1 << 20
+// snapshotFrameBytes is the approximate size of a snapshot's frames. The value is our
+// choice.
+const snapshotFrameBytes = 1 << 20
 
-func writeSnapshot(file logFile, snapshot func(add func(entry))) (framer, int64, error) {
+func writeSnapshot(file logFile, snapshot func(add func(entry))) (frameCodec, int64, error) {
 	salt := make([]byte, logSaltSize)
 	_, _ = rand.Read(salt) // never fails
-	f := newFramer(salt)
+	f := newFrameCodec(salt)
 	size, err := file.Write(append([]byte(logMagic), salt...))
 	frame := make([]byte, frameHeader)
 	flush := func() {
@@ -366,7 +367,7 @@ func writeSnapshot(file logFile, snapshot func(add func(entry))) (framer, int64,
 	}
 	snapshot(func(e entry) {
 		frame = appendEntry(frame, e)
-		if len(frame) >= snapshotFrame {
+		if len(frame) >= snapshotFrameBytes {
 			flush()
 		}
 	})
@@ -379,8 +380,9 @@ func writeSnapshot(file logFile, snapshot func(add func(entry))) (framer, int64,
 	return f, int64(size), err
 }
 
-// resume goes on behind a log that was read: size bytes of it are sound.
-func (l *writeLog) resume(data []byte, size int) error {
+// openForAppend opens the log that was read, of which size bytes are valid, and truncates
+// the rest.
+func (l *writeLog) openForAppend(data []byte, size int) error {
 	if size < len(data) {
 		if err := os.Truncate(l.path, int64(size)); err != nil {
 			return err
@@ -396,7 +398,7 @@ func (l *writeLog) resume(data []byte, size int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.file, l.size = file, int64(size)
-	l.framer = newFramer(data[len(logMagic) : len(logMagic)+logSaltSize])
+	l.codec = newFrameCodec(data[len(logMagic) : len(logMagic)+logSaltSize])
 	return nil
 }
 
@@ -407,13 +409,4 @@ func (l *writeLog) close() error {
 		return nil
 	}
 	return l.file.Close()
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // our own folder
-	if err != nil {
-		return err
-	}
-	defer d.Close() //nolint:errcheck // read only
-	return d.Sync()
 }

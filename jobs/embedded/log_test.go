@@ -16,8 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// logOf makes a log of a snapshot and of frames that are written one by one. It
-// returns the file's bytes and where each frame ends, the snapshot's first.
+// logOf returns the bytes of a log with a snapshot and frames, and the end of each frame,
+// the snapshot's first.
 func logOf(tb testing.TB, snapshot []entry, frames ...[]entry) ([]byte, []int) {
 	tb.Helper()
 	l := newWriteLog(filepath.Join(tb.TempDir(), "queue.log"), createFile, slog.New(slog.DiscardHandler))
@@ -31,7 +31,7 @@ func logOf(tb testing.TB, snapshot []entry, frames ...[]entry) ([]byte, []int) {
 		for _, e := range frame {
 			l.append(e)
 		}
-		require.NoError(tb, l.wait(l.last()))
+		require.NoError(tb, l.wait(l.lastEntry()))
 		ends = append(ends, int(l.size))
 	}
 	require.NoError(tb, l.close())
@@ -43,8 +43,8 @@ func logOf(tb testing.TB, snapshot []entry, frames ...[]entry) ([]byte, []int) {
 
 func clockAt(ms int64) time.Time { return time.UnixMilli(ms) }
 
-// sample is a log of a snapshot of two entries and three frames of one, two and
-// one.
+// sample returns a log with a snapshot of two entries, and three frames of one, two and one
+// entries.
 func sample(tb testing.TB) (data []byte, ends []int, entries []entry) {
 	tb.Helper()
 	snapshot := []entry{{clockAt(1), [][]string{{"SET", "a", "1"}}}, {clock: clockAt(1)}}
@@ -67,7 +67,7 @@ func read(data []byte) (int, []entry, error) {
 	return size, got, err
 }
 
-func TestLogGivesBackWhatWasAppended(t *testing.T) {
+func TestLogRoundTrip(t *testing.T) {
 	t.Parallel()
 	data, _, want := sample(t)
 	size, got, err := read(data)
@@ -76,7 +76,7 @@ func TestLogGivesBackWhatWasAppended(t *testing.T) {
 	assert.Equal(t, want, got)
 }
 
-// A crash leaves any part of the last frame: it alone is dropped.
+// A crash may leave any part of the last frame: only that frame is dropped.
 func TestTornTail(t *testing.T) {
 	t.Parallel()
 	data, ends, want := sample(t)
@@ -101,20 +101,20 @@ func TestTornTail(t *testing.T) {
 		garbage := make([]byte, n+1)
 		_, _ = random.Read(garbage)
 		check(garbage, "garbage of", n)
-		garbage[0] = ^data[len(data)-1] // else it may be what was torn off
+		garbage[0] = ^data[len(data)-1] // must differ from the missing byte
 		check(append(bytes.Clone(data[last:len(data)-1]), garbage...), "torn, then garbage of", n)
 	}
 }
 
-// Damage before the last frame is no crash's doing: nothing is guessed.
-func TestDamage(t *testing.T) {
+// Damage before the last frame cannot be caused by a crash, so it is an error.
+func TestCorruptLog(t *testing.T) {
 	t.Parallel()
 	data, ends, _ := sample(t)
 	for at := range ends[len(ends)-2] {
 		damaged := bytes.Clone(data)
 		damaged[at] ^= 0x55
 		_, _, err := read(damaged)
-		var damage *damageError
+		var damage *corruptError
 		require.ErrorAs(t, err, &damage, "flipped at %d", at)
 		require.ErrorContains(t, err, "restore the file from a backup, or move it away")
 	}
@@ -129,9 +129,8 @@ func TestDamage(t *testing.T) {
 	require.Error(t, err, "a frame that a later one proves synced")
 }
 
-// What a client wrote is never taken for a frame, even if it looks like one of
-// another file.
-func TestFramesOfAnotherFileAreNone(t *testing.T) {
+// Data of a client is never mistaken for a frame, even if it is a frame of another file.
+func TestFramesOfOtherFilesAreIgnored(t *testing.T) {
 	t.Parallel()
 	other, ends, _ := sample(t)
 	frame := string(other[ends[0]:ends[1]])
@@ -141,55 +140,55 @@ func TestFramesOfAnotherFileAreNone(t *testing.T) {
 	assert.Less(t, size, len(data)-len(frame))
 }
 
-// FuzzReadLog reads a frame of any body, and anything behind it.
+// FuzzReadLog reads a frame with any body, followed by any bytes.
 func FuzzReadLog(f *testing.F) {
 	body := appendEntry(nil, entry{clockAt(7), [][]string{{"SET", "k", "v"}, {"DEL", "k"}}})
 	f.Add(body, []byte("garbage"))
 	f.Add([]byte{0, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f}, []byte(nil))
 	f.Fuzz(func(t *testing.T, body, tail []byte) {
 		file := bytes.NewBufferString(logMagic + "saltsalt")
-		frames := newFramer([]byte("saltsalt"))
+		frames := newFrameCodec([]byte("saltsalt"))
 		file.Write(frame(t, frames, appendEntry(nil, entry{clock: clockAt(1)})))
 		file.Write(frame(t, frames, body))
-		sound := file.Len()
+		valid := file.Len()
 		file.Write(tail)
 		size, entries, err := read(file.Bytes())
 		if err != nil {
-			return // the body, or a tail that passes for a frame
+			return // the body is malformed, or the tail is a valid frame
 		}
-		if size != sound {
-			t.Fatalf("%d bytes are sound, read %d", sound, size)
+		if size != valid {
+			t.Fatalf("%d bytes are valid, read %d", valid, size)
 		}
 		var again []byte
 		for _, e := range entries[1:] {
 			again = appendEntry(again, e)
 		}
-		_, same, err := read(append(file.Bytes()[:sound-frameHeader-len(body)], frame(t, frames, again)...))
+		_, same, err := read(append(file.Bytes()[:valid-frameHeader-len(body)], frame(t, frames, again)...))
 		require.NoError(t, err)
 		require.Equal(t, entries, same)
 	})
 }
 
-func frame(t *testing.T, f framer, body []byte) []byte {
+func frame(t *testing.T, f frameCodec, body []byte) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	require.NoError(t, f.write(&b, append(make([]byte, frameHeader), body...)))
 	return b.Bytes()
 }
 
-// room is a disk with so many bytes left; less than 0 is no limit.
-type room struct {
-	left    int
-	syncErr error
-	full    bool          // write to /dev/full
-	gate    chan struct{} // each sync takes one of it, if not nil
-	syncs   int
+// limitedDisk is a disk with a limited number of free bytes; less than 0 means no limit.
+type limitedDisk struct {
+	left     int
+	syncErr  error
+	full     bool          // write to /dev/full
+	syncGate chan struct{} // each sync receives one value, if not nil
+	syncs    int
 }
 
 type limitedFile struct {
 	logFile
 
-	room *room
+	room *limitedDisk
 }
 
 func (f limitedFile) Write(p []byte) (int, error) {
@@ -209,8 +208,8 @@ func (f limitedFile) Write(p []byte) (int, error) {
 
 func (f limitedFile) Sync() error {
 	f.room.syncs++
-	if f.room.gate != nil {
-		<-f.room.gate
+	if f.room.syncGate != nil {
+		<-f.room.syncGate
 	}
 	if f.room.syncErr != nil {
 		return f.room.syncErr
@@ -220,14 +219,14 @@ func (f limitedFile) Sync() error {
 
 var errNoSpace = errors.New("no space left on device")
 
-func (r *room) create(path string) (logFile, error) {
+func (r *limitedDisk) create(path string) (logFile, error) {
 	f, err := createFile(path)
 	return limitedFile{f, r}, err
 }
 
-// Whatever fails while the log is rewritten: the old one, or a whole new one, is
-// there.
-func TestRewriteFailsAtAnyPoint(t *testing.T) {
+// If a rewrite of the log fails at any point, the old log or a complete new one is in
+// place.
+func TestRewriteFailures(t *testing.T) {
 	t.Parallel()
 	snapshot := func(add func(entry)) {
 		add(entry{clockAt(9), [][]string{{"SET", "new", "1"}}})
@@ -238,9 +237,9 @@ func TestRewriteFailsAtAnyPoint(t *testing.T) {
 	for left := 0; ; left++ {
 		path := filepath.Join(t.TempDir(), "queue.log")
 		require.NoError(t, os.WriteFile(path, old, 0o600))
-		disk := &room{left: left}
+		disk := &limitedDisk{left: left}
 		l := newWriteLog(path, disk.create, slog.New(slog.DiscardHandler))
-		require.NoError(t, l.resume(old, len(old)))
+		require.NoError(t, l.openForAppend(old, len(old)))
 		err := l.rewrite(snapshot)
 		require.NoFileExists(t, path+".new")
 		data, readErr := os.ReadFile(path)
@@ -254,40 +253,40 @@ func TestRewriteFailsAtAnyPoint(t *testing.T) {
 		require.Equal(t, old, data)
 		require.NoError(t, l.failed(), "the old log goes on")
 		l.append(entry{clockAt(10), [][]string{{"SET", "later", "1"}}})
-		require.NoError(t, l.wait(l.last()))
+		require.NoError(t, l.wait(l.lastEntry()))
 		require.NoError(t, l.close())
 	}
 	assert.Greater(t, failures, 30)
 }
 
-// A failed append is no entry for anybody; a rewrite ends the failure.
-func TestAppendFails(t *testing.T) {
+// A failed append leaves no entry, and a rewrite ends the failure.
+func TestAppendFailure(t *testing.T) {
 	t.Parallel()
-	for name, fail := range map[string]func(*room){
-		"no room":        func(r *room) { r.left = 5 },
-		"sync refused":   func(r *room) { r.syncErr = io.ErrUnexpectedEOF },
-		"no room at all": func(r *room) { r.left = 0 },
+	for name, fail := range map[string]func(*limitedDisk){
+		"no room":        func(r *limitedDisk) { r.left = 5 },
+		"sync refused":   func(r *limitedDisk) { r.syncErr = io.ErrUnexpectedEOF },
+		"no room at all": func(r *limitedDisk) { r.left = 0 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			path := filepath.Join(t.TempDir(), "queue.log")
-			disk := &room{left: -1}
+			disk := &limitedDisk{left: -1}
 			l := newWriteLog(path, disk.create, slog.New(slog.DiscardHandler))
 			empty := func(add func(entry)) { add(entry{clock: clockAt(1)}) }
 			require.NoError(t, l.rewrite(empty))
 			fail(disk)
 			for range 2 {
 				l.append(entry{clockAt(2), [][]string{{"SET", "a", "1"}}})
-				require.Error(t, l.wait(l.last()))
+				require.Error(t, l.wait(l.lastEntry()))
 				require.Error(t, l.failed())
 			}
 			require.Error(t, l.rewrite(empty))
 			require.Error(t, l.failed())
 
-			*disk = room{left: -1}
+			*disk = limitedDisk{left: -1}
 			require.NoError(t, l.rewrite(empty))
 			l.append(entry{clockAt(3), [][]string{{"SET", "b", "1"}}})
-			require.NoError(t, l.wait(l.last()))
+			require.NoError(t, l.wait(l.lastEntry()))
 			require.NoError(t, l.close())
 			data, err := os.ReadFile(path)
 			require.NoError(t, err)

@@ -15,19 +15,20 @@ import (
 )
 
 const (
-	// strangerTimeout is how long a connection may take to name the password.
-	strangerTimeout = 10 * time.Second
-	// strangerBytes bounds a command of somebody who has not.
-	strangerBytes = 16 << 10
-	// commandBytes bounds any other; Redis's proto-max-bulk-len.
-	commandBytes = 512 << 20
-	// commandArgs bounds a command's words; Redis's own limit.
-	commandArgs = 1 << 20
-	// heldReplies bounds how much of a pipeline shares one sync; ours.
-	heldReplies = 1000
-	// stuckTimeout is how long a client may take in nothing. go-redis gives a
-	// subscriber's own channel one minute before it drops a message.
-	stuckTimeout = 2 * time.Minute
+	// authTimeout is how long a client may take to send the password.
+	authTimeout = 10 * time.Second
+	// maxUnauthenticatedBytes limits a command before the password.
+	maxUnauthenticatedBytes = 16 << 10
+	// maxCommandBytes limits any other command, like Redis's proto-max-bulk-len.
+	maxCommandBytes = 512 << 20
+	// maxCommandArgs limits a command's words, like Redis.
+	maxCommandArgs = 1 << 20
+	// maxPendingReplies limits how many commands of a pipeline share one sync. The value
+	// is our choice.
+	maxPendingReplies = 1000
+	// writeTimeout is how long a client may receive nothing. go-redis waits one minute
+	// for a subscriber's channel before it drops a message.
+	writeTimeout = 2 * time.Minute
 )
 
 // sessions are the open connections.
@@ -37,8 +38,8 @@ type sessions struct {
 	closed bool
 }
 
-// begin serves a connection, unless the queue is closed.
-func (q *Queue) begin(conn net.Conn, trusted bool) error {
+// serveConn serves a connection, unless the queue is closed.
+func (q *Queue) serveConn(conn net.Conn, trusted bool) error {
 	q.sessions.mu.Lock()
 	defer q.sessions.mu.Unlock()
 	if q.sessions.closed {
@@ -61,27 +62,27 @@ func (s *sessions) close() {
 	defer s.mu.Unlock()
 	s.closed = true
 	for conn := range s.open {
-		_ = conn.Close() // its session notices
+		_ = conn.Close() // ends its session
 	}
 }
 
 // dial connects a client of this process.
 func (q *Queue) dial() (net.Conn, error) {
-	theirs, ours := net.Pipe()
-	if err := q.begin(ours, true); err != nil {
+	clientConn, serverConn := net.Pipe()
+	if err := q.serveConn(serverConn, true); err != nil {
 		return nil, err
 	}
-	return theirs, nil
+	return clientConn, nil
 }
 
-// accept lets other processes in, until the listener is closed.
+// accept accepts connections of other processes, until the listener is closed.
 func (q *Queue) accept() {
 	for {
 		conn, err := q.listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err != nil { // too many open files, say
+		if err != nil { // for example too many open files
 			q.logger.Warn("queue connection not accepted", "err", err)
 			select {
 			case <-q.stop:
@@ -90,61 +91,60 @@ func (q *Queue) accept() {
 			}
 			continue
 		}
-		if q.begin(conn, false) != nil {
+		if q.serveConn(conn, false) != nil {
 			return
 		}
 	}
 }
 
-// session is one connection's.
+// session is the state of one connection.
 type session struct {
 	queue *Queue
 	conn  net.Conn
-	// peer is what miniredis knows of the connection.
+	// peer is miniredis's state of the connection.
 	peer *server.Peer
 	out  *outbox
-	// stranger has not named the password yet.
-	stranger bool
-	// subscribed says that it may have subscriptions, which outlive it.
+	// unauthenticated is set until the client has sent the password.
+	unauthenticated bool
+	// subscribed is set if the session may have subscriptions, which must be ended.
 	subscribed bool
-	// multi says that commands are being queued for EXEC; queued are the writes
-	// among them.
+	// multi is set while commands are queued for EXEC; queued are the writes among them.
 	multi  bool
 	queued [][]string
-	// held are the replies that go out once the log is synced up to seq.
-	held []reply
-	seq  uint64
+	// pending are the replies that are sent once the log is synced up to seq.
+	pending []reply
+	seq     uint64
 }
 
-// reply is an answer that is not given yet.
+// reply is a reply that is not sent yet.
 type reply struct {
 	text string
-	// wrote says that it acknowledges a write.
-	wrote bool
+	// isWrite is set if it acknowledges a write.
+	isWrite bool
 }
 
-// serve answers a connection until either side ends it.
+// serve handles the commands of a connection until either side closes it.
 func (q *Queue) serve(conn net.Conn, trusted bool) {
-	s := &session{queue: q, conn: conn, out: newOutbox(conn), stranger: !trusted}
+	s := &session{queue: q, conn: conn, out: newOutbox(conn), unauthenticated: !trusted}
 	s.peer = server.NewPeer(bufio.NewWriter(s.out))
-	defer s.end()
+	defer s.close()
 	if trusted {
 		q.run(s.peer, []string{"AUTH", q.password})
 	} else {
-		_ = conn.SetReadDeadline(time.Now().Add(strangerTimeout)) // else Read fails
+		_ = conn.SetReadDeadline(time.Now().Add(authTimeout)) // else Read fails
 	}
 	in := bufio.NewReader(conn)
 	for !s.peer.Closed() {
-		if in.Buffered() == 0 || len(s.held) >= heldReplies {
-			s.settle()
+		if in.Buffered() == 0 || len(s.pending) >= maxPendingReplies {
+			s.flushReplies()
 		}
-		limit := commandBytes
-		if s.stranger {
-			limit = strangerBytes
+		limit := maxCommandBytes
+		if s.unauthenticated {
+			limit = maxUnauthenticatedBytes
 		}
 		args, err := readCommand(in, limit)
 		if err != nil {
-			s.settle()
+			s.flushReplies()
 			if errors.Is(err, errProtocol) {
 				s.send("-ERR " + err.Error() + "\r\n")
 			}
@@ -154,8 +154,8 @@ func (q *Queue) serve(conn net.Conn, trusted bool) {
 	}
 }
 
-// end lets go of the connection.
-func (s *session) end() {
+// close ends the subscriptions and the connection.
+func (s *session) close() {
 	if s.subscribed {
 		for _, command := range []string{"UNSUBSCRIBE", "PUNSUBSCRIBE"} {
 			s.queue.run(s.peer, []string{command})
@@ -165,26 +165,26 @@ func (s *session) end() {
 	s.queue.sessions.remove(s.conn)
 }
 
-// handle executes a command. Its reply goes out now, or waits in held.
+// handle executes a command, and sends its reply or adds it to pending.
 func (s *session) handle(args []string) {
 	cmd := strings.ToUpper(args[0])
 	kind := s.queue.kindOf(cmd, args)
-	if s.stranger && cmd != "AUTH" && cmd != "HELLO" && cmd != "QUIT" {
+	if s.unauthenticated && cmd != "AUTH" && cmd != "HELLO" && cmd != "QUIT" {
 		s.send("-NOAUTH Authentication required.\r\n")
 		return
 	}
 	switch kind {
 	case kindData, kindScript:
-		s.hold(s.queue.write(s, cmd, args))
+		s.deferReply(s.queue.write(s, cmd, args))
 	case kindRead:
 		text := s.queue.run(s.peer, args)
-		s.hold(reply{text: text}, s.queue.log.last()) // it may have seen that one
+		s.deferReply(reply{text: text}, s.queue.log.lastEntry()) // it may have read that write
 	case kindSession, kindRefused:
 		if kind == kindRefused && s.multi {
-			s.queue.run(s.peer, []string{"EVAL"}) // malformed: EXEC will abort
+			s.queue.run(s.peer, []string{"EVAL"}) // malformed, so that EXEC aborts
 		}
-		s.settle()
-		s.queue.inner.Dispatch(s.peer, args)
+		s.flushReplies()
+		s.queue.miniServer.Dispatch(s.peer, args)
 		s.peer.Flush()
 	}
 	switch {
@@ -194,29 +194,29 @@ func (s *session) handle(args []string) {
 		s.multi, s.queued = false, nil
 	case cmd == "SUBSCRIBE" || cmd == "PSUBSCRIBE":
 		s.subscribed = true
-	case s.stranger && !strings.HasPrefix(s.queue.run(s.peer, []string{"PING"}), "-"):
-		s.stranger = false
+	case s.unauthenticated && !strings.HasPrefix(s.queue.run(s.peer, []string{"PING"}), "-"):
+		s.unauthenticated = false
 		_ = s.conn.SetReadDeadline(time.Time{}) // else Read fails
 	}
 }
 
-func (s *session) hold(r reply, seq uint64) {
-	s.held, s.seq = append(s.held, r), max(s.seq, seq)
+func (s *session) deferReply(r reply, seq uint64) {
+	s.pending, s.seq = append(s.pending, r), max(s.seq, seq)
 }
 
-// settle waits until what was executed is synced, and answers.
-func (s *session) settle() {
-	if len(s.held) == 0 {
+// flushReplies waits until the executed writes are synced, and sends the replies.
+func (s *session) flushReplies() {
+	if len(s.pending) == 0 {
 		return
 	}
 	err := s.queue.log.wait(s.seq)
-	for _, r := range s.held {
-		if err != nil && r.wrote {
-			r.text = misconf(err)
+	for _, r := range s.pending {
+		if err != nil && r.isWrite {
+			r.text = misconfReply(err)
 		}
 		s.send(r.text)
 	}
-	s.held = nil
+	s.pending = nil
 }
 
 func (s *session) send(text string) {
@@ -224,12 +224,12 @@ func (s *session) send(text string) {
 	s.peer.Flush()
 }
 
-var errProtocol = errors.New("Protocol error") //nolint:staticcheck // Redis's own words
+var errProtocol = errors.New("Protocol error") //nolint:staticcheck // Redis's text
 
-// readCommand reads an array of bulk strings, as all client libraries send it,
-// of at most limit bytes.
+// readCommand reads an array of bulk strings, the format of all client libraries, of at
+// most limit bytes.
 func readCommand(in *bufio.Reader, limit int) ([]string, error) {
-	n, err := readCount(in, '*', commandArgs)
+	n, err := readCount(in, '*', maxCommandArgs)
 	if err != nil {
 		return nil, err
 	}
@@ -252,7 +252,7 @@ func readCommand(in *bufio.Reader, limit int) ([]string, error) {
 	return args, nil
 }
 
-// readCount reads a line of kind and a number from 0 to limit.
+// readCount reads a line with the byte kind and a number from 0 to limit.
 func readCount(in *bufio.Reader, kind byte, limit int) (int, error) {
 	line, err := in.ReadSlice('\n') // at most the reader's buffer, 4 KiB
 	if errors.Is(err, bufio.ErrBufferFull) {
@@ -272,11 +272,11 @@ func readCount(in *bufio.Reader, kind byte, limit int) (int, error) {
 	return n, nil
 }
 
-// outbox sends what is written to it, in the background: miniredis writes to
-// its clients while it holds the lock on everything.
+// outbox sends what is written to it in the background, because miniredis writes to its
+// clients while it holds its lock.
 type outbox struct {
 	conn net.Conn
-	sent chan struct{} // closed once nothing more is sent
+	sent chan struct{} // closed after everything was sent
 
 	mu      sync.Mutex
 	more    sync.Cond
@@ -291,7 +291,7 @@ func newOutbox(conn net.Conn) *outbox {
 	return o
 }
 
-// Write keeps p to be sent; it does not block.
+// Write queues p for sending. It does not block.
 func (o *outbox) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -305,7 +305,7 @@ func (o *outbox) Write(p []byte) (int, error) {
 
 func (o *outbox) run() {
 	defer close(o.sent)
-	defer o.conn.Close() //nolint:errcheck // the other end is gone or told
+	defer o.conn.Close() //nolint:errcheck // all replies are sent, or the client has disconnected
 	for {
 		o.mu.Lock()
 		for len(o.pending) == 0 && !o.closed {
@@ -317,7 +317,7 @@ func (o *outbox) run() {
 		if len(p) == 0 {
 			return
 		}
-		_ = o.conn.SetWriteDeadline(time.Now().Add(stuckTimeout)) // else Write fails
+		_ = o.conn.SetWriteDeadline(time.Now().Add(writeTimeout)) // else Write fails
 		if _, err := o.conn.Write(p); err != nil {
 			o.mu.Lock()
 			o.closed, o.pending = true, nil
@@ -327,7 +327,7 @@ func (o *outbox) run() {
 	}
 }
 
-// close sends what is left and waits for that.
+// close sends what is queued and waits for that.
 func (o *outbox) close() {
 	o.mu.Lock()
 	o.closed = true

@@ -13,15 +13,16 @@ import (
 )
 
 const (
-	// snapshotWords bounds the words of a snapshot's command; ours.
-	snapshotWords = 1000
-	// idleStep is how often the clock moves if nobody writes; ours.
-	idleStep = time.Second
-	// retryEvery is how often a log that failed is tried again; ours.
-	retryEvery = 5 * time.Second
+	// maxSnapshotWords limits the words of a command in a snapshot. The value is our
+	// choice.
+	maxSnapshotWords = 1000
+	// idleClockStep is how often the clock moves without writes. The value is our choice.
+	idleClockStep = time.Second
+	// logRetryInterval is how often a failed log is retried. The value is our choice.
+	logRetryInterval = 5 * time.Second
 )
 
-// load reads the log, or starts one.
+// load reads the log, or creates one.
 func (q *Queue) load() error {
 	began := time.Now()
 	data, err := os.ReadFile(q.log.path)
@@ -38,62 +39,62 @@ func (q *Queue) load() error {
 		entries++
 		q.moveClock(e.clock)
 		for _, command := range e.commands {
-			q.runTop(&peer, command)
+			q.runWrite(&peer, command)
 		}
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w", q.log.path, err)
 	}
 	if torn := len(data) - size; torn > 0 {
-		q.logger.Warn("queue log repaired: its end was torn by a crash and held nothing that was acknowledged", "path", q.log.path, "bytes", torn)
+		q.logger.Warn("queue log truncated: its end was torn by a crash and was not acknowledged", "path", q.log.path, "bytes", torn)
 	}
-	if err := q.log.resume(data, size); err != nil {
+	if err := q.log.openForAppend(data, size); err != nil {
 		return err
 	}
 	q.startClock()
-	if q.log.wantsRewrite() {
+	if q.log.needsRewrite() {
 		q.compact()
 	}
 	q.logger.Info("queue opened", "path", q.log.path, "bytes", size, "entries", entries, "duration", time.Since(began))
 	return nil
 }
 
-// maintain moves the clock and keeps the log short and writable, until stop.
+// maintain moves the clock, compacts the log and retries a failed one, until stop.
 func (q *Queue) maintain() {
-	tick := time.NewTicker(idleStep)
+	tick := time.NewTicker(idleClockStep)
 	defer tick.Stop()
-	var tried time.Time
+	var lastTry time.Time
 	for {
 		select {
 		case <-q.stop:
 			return
 		case <-tick.C:
 		}
-		q.writing.Lock()
+		q.writeMu.Lock()
 		q.advance(time.Now())
-		if q.log.wantsRewrite() && time.Since(tried) >= retryEvery {
-			tried = time.Now()
+		if q.log.needsRewrite() && time.Since(lastTry) >= logRetryInterval {
+			lastTry = time.Now()
 			q.compact()
 		}
-		q.writing.Unlock()
+		q.writeMu.Unlock()
 	}
 }
 
-// compact rewrites the log as a snapshot; writing is held.
+// compact rewrites the log as a snapshot. The caller holds writeMu.
 func (q *Queue) compact() {
 	failed := q.log.failed()
 	switch err := q.log.rewrite(q.snapshot); {
 	case err != nil && failed == nil:
-		q.logger.Warn("queue log not shortened", "path", q.log.path, "err", err)
+		q.logger.Warn("queue log not compacted", "path", q.log.path, "err", err)
 	case err == nil && failed != nil:
-		q.logger.Info("queue log can be written again", "path", q.log.path)
+		q.logger.Info("queue log recovered", "path", q.log.path)
 	}
 }
 
-// snapshot gives what is stored as entries that make it anew.
+// snapshot passes entries to add that restore the whole content.
 func (q *Queue) snapshot(add func(entry)) {
 	for _, key := range q.mini.Keys() {
-		commands := q.commandsOf(key)
+		commands := q.commandsFor(key)
 		if ttl := q.mini.TTL(key); ttl > 0 {
 			ms := (ttl + time.Millisecond - 1).Milliseconds()
 			commands = append(commands, []string{"PEXPIRE", key, strconv.FormatInt(ms, 10)})
@@ -105,26 +106,26 @@ func (q *Queue) snapshot(add func(entry)) {
 	add(entry{clock: q.clock})
 }
 
-// commandsOf makes a key anew, without its TTL. The accessors' errors say that
-// the key is absent or of another type; it is neither.
-func (q *Queue) commandsOf(key string) [][]string {
+// commandsFor returns commands that restore a key without its TTL. The accessors fail
+// only if the key is missing or of another type, which is not the case.
+func (q *Queue) commandsFor(key string) [][]string {
 	switch q.mini.Type(key) {
 	case "string":
 		value, _ := q.mini.Get(key)
 		return [][]string{{"SET", key, value}}
 	case "list":
 		values, _ := q.mini.List(key)
-		return chunks("RPUSH", key, 1, values)
+		return chunkCommands("RPUSH", key, 1, values)
 	case "set":
 		members, _ := q.mini.SMembers(key)
-		return chunks("SADD", key, 1, members)
+		return chunkCommands("SADD", key, 1, members)
 	case "hash":
 		var words []string
 		fields, _ := q.mini.HKeys(key)
 		for _, field := range fields {
 			words = append(words, field, q.mini.HGet(key, field))
 		}
-		return chunks("HSET", key, 2, words)
+		return chunkCommands("HSET", key, 2, words)
 	case "zset":
 		var words []string
 		members, _ := q.mini.ZMembers(key)
@@ -132,7 +133,7 @@ func (q *Queue) commandsOf(key string) [][]string {
 		for _, member := range members {
 			words = append(words, strconv.FormatFloat(scores[member], 'g', -1, 64), member)
 		}
-		return chunks("ZADD", key, 2, words)
+		return chunkCommands("ZADD", key, 2, words)
 	case "stream":
 		var commands [][]string
 		entries, _ := q.mini.Stream(key)
@@ -144,14 +145,14 @@ func (q *Queue) commandsOf(key string) [][]string {
 	return nil
 }
 
-// chunks are commands that each append some of words to key, never parting a
-// group of so many.
-func chunks(cmd, key string, group int, words []string) [][]string {
+// chunkCommands returns commands that each append some of words to key, without splitting
+// groups of group words.
+func chunkCommands(cmd, key string, group int, words []string) [][]string {
 	var commands [][]string
 	var command []string
 	bytes := 0
 	for part := range slices.Chunk(words, group) {
-		if command == nil || len(command) > snapshotWords || bytes > snapshotFrame {
+		if command == nil || len(command) > maxSnapshotWords || bytes > snapshotFrameBytes {
 			commands, bytes = append(commands, nil), 0
 			command = []string{cmd, key}
 		}

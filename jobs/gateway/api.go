@@ -1,12 +1,10 @@
 package gateway
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +20,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
@@ -338,14 +337,12 @@ const writeTimeout = time.Minute
 // complete when its last byte arrives.
 func writeAnswer(w http.ResponseWriter, status int, body any) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)) // unsupported in tests
-	var encoded bytes.Buffer
-	enc := json.NewEncoder(&encoded)
-	enc.SetEscapeHTML(false)
-	_ = enc.Encode(body) // cannot fail: strings and numbers
+	encoded, _ := compactjson.Marshal(body)                                          // cannot fail: strings and numbers
+	encoded = append(encoded, '\n')
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
-	w.Header().Set("Content-Length", strconv.Itoa(encoded.Len()))
+	w.Header().Set("Content-Length", strconv.Itoa(len(encoded)))
 	w.WriteHeader(status)
-	_, _ = w.Write(encoded.Bytes()) // fails only if the client has disconnected
+	_, _ = w.Write(encoded) // fails only if the client has disconnected
 }
 
 // bodyTimeout limits the time in which a client must send a body.

@@ -169,7 +169,7 @@ func (g *Gateway) Close() error {
 
 func (cfg *API) validate() error {
 	if cfg.Bucket == nil || cfg.LoadSidecar == nil || cfg.Price == nil {
-		return errors.New("gateway: Bucket, Recall and Price of the API are all required")
+		return errors.New("gateway: Bucket, LoadSidecar and Price of the API are all required")
 	}
 	if cfg.DefaultN < 0 || cfg.DefaultN > defaultN {
 		return fmt.Errorf("gateway: DefaultN is %d, must be 1 to %d, or 0 for that", cfg.DefaultN, defaultN)

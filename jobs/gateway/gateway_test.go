@@ -6,8 +6,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,6 +19,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/embedded"
 	"github.com/danqing-queue/danqing/jobs/gateway"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
 const queue = "danqing:wanx-v1:default"
@@ -49,30 +48,10 @@ func embeddedRedis(t *testing.T) redis.UniversalClient {
 	return q.Client()
 }
 
-// redisServer starts a redis-server on a socket in a temporary folder.
+// redisServer starts a redis-server.
 func redisServer(t *testing.T) redis.UniversalClient {
 	t.Helper()
-	binary, err := exec.LookPath("redis-server")
-	if err != nil && os.Getenv("CI") == "true" {
-		t.Fatal("redis-server is not installed: apt-get install redis-server")
-	}
-	if err != nil {
-		t.Skip("redis-server is not installed: apt-get install redis-server would run this")
-	}
-	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path is limited to 107 bytes
-	require.NoError(t, err)
-	socket := filepath.Join(dir, "socket")
-	server := exec.CommandContext(t.Context(), binary, "--port", "0", "--unixsocket", socket, "--dir", dir, "--save", "")
-	require.NoError(t, server.Start())
-	client := redis.NewClient(&redis.Options{Network: "unix", Addr: socket, MaxRetries: 20})
-	t.Cleanup(func() {
-		require.NoError(t, client.Close())
-		require.NoError(t, server.Process.Kill())
-		_ = server.Wait()
-		require.NoError(t, os.RemoveAll(dir))
-	})
-	require.Eventually(t, func() bool { return client.Ping(t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
-	return client
+	return redistest.Start(t).Client(t)
 }
 
 // queues returns the kinds of Redis that the tests run on.

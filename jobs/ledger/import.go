@@ -11,6 +11,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
@@ -113,7 +114,7 @@ func (l *Ledger) importDay(ctx context.Context, workerID string, spent []Spend) 
 	var total int64
 	var fields []any
 	for _, s := range spent {
-		encoded, err := group{s.Model, s.Batch, s.Labels}.encode()
+		encoded, err := compactjson.Marshal(group{s.Model, s.Batch, s.Labels})
 		if err != nil {
 			return err
 		}
@@ -121,7 +122,7 @@ func (l *Ledger) importDay(ctx context.Context, workerID string, spent []Spend) 
 			return errors.New("an amount is negative")
 		}
 		total += s.SpentMicroYuan
-		fields = append(fields, spentField+encoded, s.SpentMicroYuan, imagesField+encoded, s.Images)
+		fields = append(fields, spentField+string(encoded), s.SpentMicroYuan, imagesField+string(encoded), s.Images)
 	}
 	b, err := newBooking(Charge{Account: spent[0].Account, At: at})
 	if err != nil {

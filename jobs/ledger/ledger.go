@@ -9,7 +9,6 @@ package ledger
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
@@ -104,15 +104,6 @@ type group struct {
 	Labels map[string]string `json:"labels,omitempty"`
 }
 
-// encode returns the group as it stands in the names of fields, < and > as they are.
-func (g group) encode() (string, error) {
-	var b strings.Builder
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	err := enc.Encode(g)
-	return strings.TrimSuffix(b.String(), "\n"), err
-}
-
 // booking is a charge in the form that the scripts take.
 type booking struct {
 	Charge
@@ -129,8 +120,8 @@ func newBooking(charge Charge) (booking, error) {
 	case charge.MicroYuan < 0 || charge.Images < 0:
 		return booking{}, fmt.Errorf("%d micro-yuan and %d images: must not be negative", charge.MicroYuan, charge.Images)
 	}
-	encoded, err := group{charge.Model, charge.Batch, charge.Labels}.encode()
-	return booking{Charge: charge, day: Day(charge.At), group: encoded}, err
+	encoded, err := compactjson.Marshal(group{charge.Model, charge.Batch, charge.Labels})
+	return booking{Charge: charge, day: Day(charge.At), group: string(encoded)}, err
 }
 
 func (b booking) dayKey() string { return rediskey.LedgerDay(b.Account, b.day) }

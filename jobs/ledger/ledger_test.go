@@ -327,7 +327,7 @@ func TestLedgerDays(t *testing.T) {
 // The ledger outlives records, and does not grow forever.
 func TestLedgerExpires(t *testing.T) {
 	t.Parallel()
-	rdb := redistest.Open(t)
+	rdb := redistest.Start(t).Client(t)
 	book := ledger.New(rdb)
 	ctx := t.Context()
 	now := time.Now()

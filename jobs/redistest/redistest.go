@@ -1,5 +1,4 @@
-// Package redistest starts Redis servers for tests. It skips a test where redis-server is
-// not installed, and fails it there if CI is "true".
+// Package redistest opens Redis servers for tests.
 package redistest
 
 import (
@@ -26,65 +25,103 @@ func Both(t *testing.T, test func(t *testing.T, rdb redis.UniversalClient)) {
 	})
 	t.Run("redis", func(t *testing.T) {
 		t.Parallel()
-		test(t, Open(t))
+		test(t, Start(t).Client(t))
 	})
 }
 
-// Embedded opens an embedded Redis in memory, and closes it at the test's end.
-func Embedded(t *testing.T) redis.UniversalClient {
-	t.Helper()
+// Embedded opens an embedded Redis in memory, and closes it when the test ends.
+func Embedded(tb testing.TB) redis.UniversalClient {
+	tb.Helper()
 	queue := embedded.Open()
-	t.Cleanup(func() { require.NoError(t, queue.Close()) })
+	tb.Cleanup(func() { require.NoError(tb, queue.Close()) })
 	return queue.Client()
 }
 
-// Open starts a redis-server on a socket in a temporary directory and connects to it. The
-// options are its command line; without any it writes no file. Both end with the test.
-func Open(t *testing.T, options ...string) *redis.Client {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path may have 107 bytes
-	require.NoError(t, err)
-	socket := filepath.Join(dir, "socket")
-	process := start(t, append([]string{"--port", "0", "--unixsocket", socket, "--dir", dir, "--save", ""}, options...))
-	client := redis.NewClient(&redis.Options{Network: "unix", Addr: socket})
-	t.Cleanup(func() {
-		require.NoError(t, client.Close())
-		require.NoError(t, process.Kill())
-		_, _ = process.Wait()
-		require.NoError(t, os.RemoveAll(dir))
-	})
-	require.Eventually(t, func() bool { return client.Ping(t.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
-	return client
-}
-
 // Listen starts a redis-server on a free port of 127.0.0.1, where a replica reaches it. It
-// may not accept connections yet. The process ends with the test.
-func Listen(t *testing.T, options ...string) (port string, process *os.Process) {
-	t.Helper()
-	free, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
+// may not accept connections yet. It ends with the test.
+func Listen(tb testing.TB, args ...string) (port string, process *os.Process) {
+	tb.Helper()
+	free, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(tb, err)
 	_, port, err = net.SplitHostPort(free.Addr().String())
-	require.NoError(t, err)
-	require.NoError(t, free.Close())
-	args := []string{"--bind", "127.0.0.1", "--port", port, "--dir", t.TempDir(), "--save", "", "--repl-diskless-sync-delay", "0"}
-	process = start(t, append(args, options...))
-	t.Cleanup(func() {
-		require.NoError(t, process.Kill())
-		_, _ = process.Wait()
+	require.NoError(tb, err)
+	require.NoError(tb, free.Close())
+	args = append([]string{"--bind", "127.0.0.1", "--port", port, "--dir", tb.TempDir(), "--save", "", "--repl-diskless-sync-delay", "0"}, args...)
+	server := exec.CommandContext(context.WithoutCancel(tb.Context()), Binary(tb), args...) //nolint:gosec // a test's own server
+	require.NoError(tb, server.Start())
+	tb.Cleanup(func() {
+		require.NoError(tb, server.Process.Kill())
+		_ = server.Wait() // killed
 	})
-	return port, process
+	return port, server.Process
 }
 
-func start(t *testing.T, args []string) *os.Process {
-	t.Helper()
+// Binary finds redis-server, or skips the test; where CI is set to true, it fails it.
+func Binary(tb testing.TB) string {
+	tb.Helper()
 	binary, err := exec.LookPath("redis-server")
 	if err != nil {
 		if os.Getenv("CI") == "true" {
-			t.Fatal("redis-server is not installed: apt-get install redis-server")
+			tb.Fatal("redis-server is not installed: apt-get install redis-server")
 		}
-		t.Skip("redis-server is not installed: apt-get install redis-server would run this")
+		tb.Skip("redis-server is not installed: apt-get install redis-server would run this")
 	}
-	server := exec.CommandContext(context.WithoutCancel(t.Context()), binary, args...)
-	require.NoError(t, server.Start())
-	return server.Process
+	return binary
+}
+
+// Server is a redis-server that ends with its test.
+type Server struct {
+	// Dir is its working directory, Socket the Unix socket that it listens on.
+	Dir, Socket string
+	// Process is the running server.
+	Process *os.Process
+
+	tb   testing.TB
+	args []string
+	cmd  *exec.Cmd
+}
+
+// Start starts a redis-server on a Unix socket, without snapshots, with further
+// arguments.
+func Start(tb testing.TB, args ...string) *Server {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "redis-*") //nolint:usetesting // a socket's path is limited to 107 bytes
+	require.NoError(tb, err)
+	s := &Server{Dir: dir, Socket: filepath.Join(dir, "socket"), tb: tb}
+	s.args = append([]string{"--port", "0", "--unixsocket", s.Socket, "--dir", dir, "--save", ""}, args...)
+	tb.Cleanup(func() {
+		s.Kill()
+		require.NoError(tb, os.RemoveAll(dir))
+	})
+	s.Run()
+	return s
+}
+
+// Run starts the server again after [Server.Kill].
+func (s *Server) Run() {
+	s.tb.Helper()
+	// The test's context ends before its clients are closed.
+	s.cmd = exec.CommandContext(context.WithoutCancel(s.tb.Context()), Binary(s.tb), s.args...) //nolint:gosec // a test's own server
+	require.NoError(s.tb, s.cmd.Start())
+	s.Process = s.cmd.Process
+	client := redis.NewClient(&redis.Options{Network: "unix", Addr: s.Socket})
+	defer client.Close() //nolint:errcheck // it has served its purpose
+	require.Eventually(s.tb, func() bool { return client.Ping(s.tb.Context()).Err() == nil }, 30*time.Second, 10*time.Millisecond)
+}
+
+// Kill ends the server with SIGKILL, if it runs.
+func (s *Server) Kill() {
+	if s.cmd == nil || s.cmd.ProcessState != nil {
+		return
+	}
+	_ = s.Process.Kill()
+	_ = s.cmd.Wait() // killed
+}
+
+// Client returns a client that is closed when the test ends.
+func (s *Server) Client(tb testing.TB) redis.UniversalClient {
+	tb.Helper()
+	client := redis.NewClient(&redis.Options{Network: "unix", Addr: s.Socket, MaxRetries: 20})
+	tb.Cleanup(func() { require.NoError(tb, client.Close()) })
+	return client
 }

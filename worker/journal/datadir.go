@@ -4,33 +4,36 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/gofrs/flock"
+
+	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
-// DataDir is the folder of one process: journal, spool, and the embedded bucket
-// where one is used. While it is open no other process may open it.
+// DataDir is the directory of one process: journal, spend log, spool and, where used, the
+// embedded bucket. While it is open no other process can open it.
 type DataDir struct {
 	Path    string // absolute
 	Journal *Journal
 	Spend   *SpendLog
-	// WorkerID names this folder's process among the holders of leases; the same
+	// WorkerID identifies this directory's process among lease holders; it is the same
 	// after a restart.
 	WorkerID string
-	// Dataset is the ID of the Redis dataset that the folder's last process has replayed
-	// its journal into, "" if there was none.
+	// Dataset is the ID of the Redis dataset that the directory's last process replayed its
+	// journal into, "" if there was none.
 	Dataset string
 
 	lock *flock.Flock
 }
 
-// ErrDataDirInUse means that another process works in the data directory.
+// ErrDataDirInUse means that another process uses the data directory.
 var ErrDataDirInUse = errors.New("the data directory is in use by another danqing process")
 
-// OpenDataDir creates and locks the folder at path and opens its journal and its
-// spend log. The caller must Close it. It fails with [ErrDataDirInUse] if another process has it.
+// OpenDataDir creates and locks the directory at path and opens its journal and spend log.
+// The caller must Close it. It fails with [ErrDataDirInUse] if another process uses it.
 func OpenDataDir(path string) (*DataDir, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -59,7 +62,7 @@ func OpenDataDir(path string) (*DataDir, error) {
 	if d.WorkerID, err = workerIDAt(filepath.Join(path, "worker_id")); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	dataset, err := os.ReadFile(filepath.Join(path, datasetFile)) //nolint:gosec // in our own folder
+	dataset, err := os.ReadFile(filepath.Join(path, datasetFile)) //nolint:gosec // in the data directory
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, errors.Join(fmt.Errorf("data directory: %w", err), d.Close())
 	}
@@ -67,9 +70,9 @@ func OpenDataDir(path string) (*DataDir, error) {
 	return d, nil
 }
 
-// workerIDAt reads the folder's worker ID, and makes one up the first time.
+// workerIDAt reads the worker ID from path; if there is none it creates one.
 func workerIDAt(path string) (string, error) {
-	name, err := os.ReadFile(path) //nolint:gosec // in our own folder
+	name, err := os.ReadFile(path) //nolint:gosec // in the data directory
 	if err == nil && len(name) > 0 {
 		return string(name), nil
 	}
@@ -83,29 +86,29 @@ func workerIDAt(path string) (string, error) {
 // datasetFile holds the ID of the Redis dataset that the journal was replayed into last.
 const datasetFile = "dataset"
 
-// SetDataset records the ID of the Redis dataset that the journal was replayed into, for
-// the folder's next process.
+// SetDataset stores the ID of the Redis dataset that the journal was replayed into, for the
+// directory's next process.
 func (d *DataDir) SetDataset(id string) error {
-	next := filepath.Join(d.Path, datasetFile+".next")
-	if err := os.WriteFile(next, []byte(id), 0o600); err != nil {
-		return fmt.Errorf("data directory: %w", err)
-	}
-	if err := os.Rename(next, filepath.Join(d.Path, datasetFile)); err != nil {
+	err := atomicfile.Write(filepath.Join(d.Path, datasetFile), 0o600, func(w io.Writer) error {
+		_, err := io.WriteString(w, id)
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	return nil
 }
 
-// SpoolPath is where downloaded images wait for the bucket.
+// SpoolPath returns the directory of downloaded images that are not in the bucket yet.
 func (d *DataDir) SpoolPath() string { return filepath.Join(d.Path, "spool") }
 
-// BucketPath is where the embedded bucket lives.
+// BucketPath returns the directory of the embedded bucket.
 func (d *DataDir) BucketPath() string { return filepath.Join(d.Path, "bucket") }
 
-// SimulatorPath is where the embedded simulator keeps its tasks.
+// SimulatorPath returns the directory in which the embedded simulator stores its tasks.
 func (d *DataDir) SimulatorPath() string { return filepath.Join(d.Path, "dashscope") }
 
-// Close closes the journal and the spend log and unlocks the folder.
+// Close closes the journal and the spend log and unlocks the directory.
 func (d *DataDir) Close() error {
 	return errors.Join(d.Journal.Close(), d.Spend.Close(), d.lock.Unlock())
 }

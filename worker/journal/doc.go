@@ -1,4 +1,4 @@
-// Package journal keeps what a worker must not forget when its process, or the queue,
-// dies: in its data directory, the [Journal] of what it spent, synced before each step,
-// and the [SpendLog] of what its tasks have cost.
+// Package journal stores, in a worker's data directory, what must survive the loss of its
+// process or of the queue: the [Journal] of what it spent, synced before each step, and the
+// [SpendLog] of the cost of its tasks.
 package journal

@@ -2,38 +2,39 @@ package journal
 
 import (
 	"bufio"
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"os"
 	"path/filepath"
+
+	"github.com/danqing-queue/danqing/jobs/compactjson"
+	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
-// appendFile is a file of JSON lines that only grows, or is replaced as a whole.
+// appendFile is an append-only file of JSON lines that can be replaced as a whole.
 type appendFile struct {
 	path, name string
 	// sync makes each line durable before append returns.
 	sync bool
 
 	file *os.File
-	// size is where the next line goes.
+	// size is the offset of the next line, in bytes.
 	size int64
-	// broken is set when the file's tail is unknown: nothing may be appended any more.
+	// broken is set when the file's tail is unknown: nothing may be appended then.
 	broken error
 }
 
-// append writes a line. After an error the line is not there. A full disk may be tried
-// again; a failed sync may not, since the kernel then no longer says what is on the disk,
-// and the file refuses all further lines.
+// append writes a line. After an error the line is not in the file. After a full disk it
+// may be called again. After a failed sync the kernel no longer reports what is on the
+// disk, and the file refuses all further lines.
 func (a *appendFile) append(line []byte) error {
 	if a.broken != nil {
 		return fmt.Errorf("%s %s: %w", a.name, a.path, a.broken)
 	}
 	if _, err := a.file.WriteAt(line, a.size); err != nil {
-		// No half line may stay in front of the next one.
+		// A partial line must not precede the next one.
 		if undo := a.file.Truncate(a.size); undo != nil {
 			a.broken = errors.Join(err, undo)
 		}
@@ -49,8 +50,8 @@ func (a *appendFile) append(line []byte) error {
 	return nil
 }
 
-// replace makes the file hold these lines alone. After an error it holds what it held,
-// or it is broken.
+// replace replaces the file's content with the given entries. After an error it has its old
+// content, or it is broken.
 func (a *appendFile) replace(entries []Entry) error {
 	next, err := os.CreateTemp(filepath.Dir(a.path), "."+a.name+"-*")
 	if err != nil {
@@ -75,18 +76,18 @@ func (a *appendFile) replace(entries []Entry) error {
 		return errors.Join(err, next.Close())
 	}
 	if a.file != nil {
-		_ = a.file.Close() // nothing of it is read any more
+		_ = a.file.Close() // the old file, no longer read
 	}
 	a.file, a.size = next, size
-	// Until the folder is synced a crash may bring the old file back, without later lines.
-	a.broken = syncDir(filepath.Dir(a.path))
+	// Until the directory is synced a crash may restore the old file, without later lines.
+	a.broken = atomicfile.SyncDir(filepath.Dir(a.path))
 	return a.broken
 }
 
 func (a *appendFile) close() error { return a.file.Close() }
 
-// lines returns the lines of a file, each with its newline, but for a last one that was
-// torn. An error ends them.
+// lines returns the lines of a file, each with its newline; a torn last line has none. An
+// error ends them.
 func lines(from io.Reader) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		for in := bufio.NewReaderSize(from, 1<<16); ; {
@@ -105,22 +106,12 @@ func lines(from io.Reader) iter.Seq2[[]byte, error] {
 	}
 }
 
-// encodeLine is compact JSON in one line that leaves <auto> as it is, for people to read.
+// encodeLine encodes v as compact JSON on one line. It leaves <auto> unescaped, for people
+// to read.
 func encodeLine(v any) ([]byte, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
+	line, err := compactjson.Marshal(v)
+	if err != nil {
 		return nil, err
 	}
-	return b.Bytes(), nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // our own folder
-	if err != nil {
-		return err
-	}
-	defer d.Close() //nolint:errcheck // read only
-	return d.Sync()
+	return append(line, '\n'), nil
 }

@@ -16,42 +16,42 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// entryKind says what happened to a job.
+// Kind is the kind of an entry: what happened to a job.
 type Kind string
 
 const (
-	// entryIntent is written and synced before a create is sent. It carries the
-	// request, so that the job can be finished by whoever finds it.
+	// KindIntent is synced before a create is sent. It carries the request, so that any
+	// worker can finish the job.
 	KindIntent Kind = "intent"
-	// entryRefused ends an intent: the service certainly made no task.
+	// KindRefused ends an intent: the service certainly created no task.
 	KindRefused Kind = "refused"
-	// entryAmbiguous marks an intent whose create had an unknown outcome.
+	// KindAmbiguous marks an intent whose create had an unknown outcome.
 	KindAmbiguous Kind = "ambiguous"
-	// entryTask names the task that the create made.
+	// KindTask names the task that the create made.
 	KindTask Kind = "task"
-	// entryResults holds the URLs of a finished task, each with its deadline.
+	// KindResults holds the URLs of a succeeded task, each with its expiry.
 	KindResults Kind = "results"
-	// entryHeld says that a person must look at a task's images.
+	// KindHeld means that the job is held for an operator.
 	KindHeld Kind = "held"
-	// entryAttemptOver says that the attempt's task ended without an image.
+	// KindAttemptOver means that the attempt's task ended without an image.
 	KindAttemptOver Kind = "attempt_over"
-	// entryOver says that the job is over and its sidecar is in the bucket.
+	// KindFinished means that the job has ended and its sidecar is in the bucket.
 	KindFinished Kind = "over"
-	// entryNotMade ends an intent of which, as far as the account's list tells, no
-	// task came. It carries the record, by which a task that shows up later is known.
+	// KindNotCreated ends an intent that created no task, according to the account's list.
+	// It carries the record, which identifies a task that appears later.
 	KindNotCreated Kind = "not_created"
-	// entryOwned names a task of a job that has no other entry any more, or has
-	// another task.
+	// kindOwned names a task of a job that has no other entry any more, or has another
+	// task.
 	kindOwned Kind = "owned"
-	// entryKey tells the api_key_id of a key, by the key's mark.
+	// kindKey maps a key's fingerprint to its api_key_id.
 	kindKey Kind = "key"
 )
 
-// taskMemory is how long the journal knows whose a task was: a day, while the service
-// lists it, and what two clocks may differ by.
+// TaskRetention is how long the journal keeps the owner of a task: the 24 hours for which
+// the service lists it, and two hours for clock differences.
 const TaskRetention = 26 * time.Hour
 
-// entry is one line of the journal.
+// Entry is one line of the journal.
 type Entry struct {
 	At      time.Time `json:"at"`
 	Kind    Kind      `json:"kind"`
@@ -59,12 +59,12 @@ type Entry struct {
 	Attempt int       `json:"attempt,omitempty"`
 	Term    int64     `json:"term,omitempty"`
 
-	// Record is the job's record as of this entry; in entries that need it to go
-	// on after a crash: all but refused, attempt_over and over.
+	// Record is the job's record at this entry, nil in the kinds refused, attempt_over and
+	// over, which need none to continue after a crash.
 	Record *jobs.Record `json:"record,omitempty"`
 
-	// TaskID is an owned entry's task, KeyMark the key that it was made with, or an
-	// entry of a key is about, and KeyID that one's api_key_id.
+	// TaskID, Account, Model and KeyFingerprint belong to an owned entry: its task, the
+	// lane, and the key that created it. KeyFingerprint and KeyID belong to a key entry.
 	TaskID         string `json:"task_id,omitempty"`
 	Account        string `json:"account,omitempty"`
 	Model          string `json:"model,omitempty"`
@@ -72,7 +72,7 @@ type Entry struct {
 	KeyID          string `json:"key_id,omitempty"`
 }
 
-// task and keyFingerprint are the entry's own, or its record's.
+// task returns the task ID of the entry or of its record.
 func (e Entry) task() string {
 	if e.Record == nil {
 		return e.TaskID
@@ -85,43 +85,43 @@ func (e Entry) keyFingerprint() string {
 	case e.Record == nil:
 		return e.KeyFingerprint
 	case e.Record.Adopted || !e.Record.ResolvedAt.IsZero():
-		return "" // somebody found the task: it need not be of the key of the intent
+		return "" // the task may have been created with another key
 	}
 	return e.Record.KeyFingerprint
 }
 
-// mayBe reports whether the entry holds a job that a task may be of, or gives the task
-// up.
+// isCandidate reports whether the entry holds a job for which the task is a candidate, or
+// rejects the task.
 func (e Entry) isCandidate(task string) bool {
 	return e.Record != nil && (slices.Contains(e.Record.Candidates, task) || slices.Contains(e.Record.Rejected, task))
 }
 
-// Journal is the worker's own append-only file of what it spent: JSON lines,
-// each synced before the step that it announces. It is what survives when the
-// process, or the queue, does not. It is safe for concurrent use.
+// Journal is the worker's append-only file of what it spent: JSON lines, each synced before
+// the step that it announces. It survives the loss of the process and of the queue. It is
+// safe for concurrent use.
 type Journal struct {
 	mu   sync.Mutex
 	file appendFile
-	// open is the last entry of each job that is not over.
+	// open is the last entry of each unfinished job.
 	open map[string]Entry
-	// owned are the tasks of the last [TaskRetention] by their IDs, resubmitted the
-	// entries of that kind of as long, by job and attempt, and keys the api_key_ids by
-	// the key's fingerprint.
+	// owned are the tasks of the last [TaskRetention], by ID. resubmitted are the
+	// not_created entries of the same time, by job and attempt. keys are the api_key_ids by
+	// key fingerprint.
 	owned       map[string]Entry
 	resubmitted map[string]Entry
 	keys        map[string]string
-	// compactAt is the size at which the file is rewritten without what nobody needs.
+	// compactAt is the size in bytes at which the file is compacted.
 	compactAt int64
 }
 
-// minCompactBytes is the size below which the file is not worth rewriting: some 700
+// minCompactBytes is the size in bytes below which the file is not compacted: some 700
 // jobs.
 const minCompactBytes = 1 << 20
 
-// Open opens or creates the journal at path, which one process may use at a time:
-// the caller holds a lock. A torn last line, left by a crash in the middle of a
-// write, is dropped: what it announced had not begun. A broken line before the last
-// is an error, since it may hide money spent.
+// Open opens or creates the journal at path. The caller must hold a lock: one process at a
+// time may use it. A torn last line, left by a crash during a write, is dropped: the step
+// that it announced had not begun. A damaged line before the last is an error, since it may
+// hide money spent.
 func Open(path string) (*Journal, error) {
 	j := &Journal{
 		file: appendFile{path: path, name: "journal", sync: true},
@@ -153,7 +153,7 @@ func (j *Journal) load() error {
 		}
 		number++
 		if torn != nil {
-			return fmt.Errorf("%w: restore the file from a backup, or move it away if you are sure that nothing of it is unfinished", torn)
+			return fmt.Errorf("%w: restore the file from a backup, or move it away if no job in it is unfinished", torn)
 		}
 		if bad := j.apply(line); bad != nil {
 			torn = fmt.Errorf("journal %s, line %d is damaged: %w", j.file.path, number, bad)
@@ -164,7 +164,7 @@ func (j *Journal) load() error {
 
 func attemptOf(e Entry) string { return e.JobID + "." + strconv.Itoa(e.Attempt) }
 
-// apply reads one line, newline included.
+// apply applies one line, including its newline.
 func (j *Journal) apply(line []byte) error {
 	var e Entry
 	if !bytes.HasSuffix(line, []byte("\n")) {
@@ -180,10 +180,10 @@ func (j *Journal) apply(line []byte) error {
 	return nil
 }
 
-// note keeps what a later start must know: the last entry of each open job, and
-// whose the tasks were that the service may still list.
+// note updates the state in memory, which a later start needs: the last entry of each open
+// job, and the owners of tasks that the service may still list.
 func (j *Journal) note(e Entry) {
-	// Whose a task is that was adopted shows when it has ended.
+	// An adopted task's owner is certain only once the task has ended.
 	if task := e.task(); task != "" && (e.Kind != KindTask || e.Record == nil || !e.Record.Adopted) {
 		own := Entry{At: e.At, Kind: kindOwned, JobID: e.JobID, Attempt: e.Attempt, TaskID: task, Account: e.Account, Model: e.Model, KeyFingerprint: e.keyFingerprint()}
 		if e.Record != nil {
@@ -203,17 +203,17 @@ func (j *Journal) note(e Entry) {
 	case KindIntent, KindAmbiguous, KindTask, KindResults, KindHeld:
 		last, ok := j.open[e.JobID]
 		if ok && last.Attempt == e.Attempt && last.task() != "" && e.task() == "" && !e.isCandidate(last.task()) {
-			return // a task that is known is never forgotten for doubt
+			return // a known task is never replaced by an ambiguous create
 		}
 		j.open[e.JobID] = e
 	default:
-		// A newer version's entry: keep what is known of the job.
+		// An entry of a newer version: keep the job's last known entry.
 	}
 }
 
-// compact rewrites the file without what nobody needs any more.
+// compact rewrites the file without obsolete entries.
 func (j *Journal) compact() error {
-	j.forget()
+	j.prune()
 	if err := j.file.replace(j.kept()); err != nil {
 		return err
 	}
@@ -221,18 +221,18 @@ func (j *Journal) compact() error {
 	return nil
 }
 
-// forget drops what is older than [TaskRetention] from memory.
-func (j *Journal) forget() {
+// prune removes entries older than [TaskRetention] from memory.
+func (j *Journal) prune() {
 	old := func(_ string, e Entry) bool { return time.Since(e.At) > TaskRetention }
 	maps.DeleteFunc(j.owned, old)
 	maps.DeleteFunc(j.resubmitted, old)
 }
 
-// kept is what a new file must hold.
+// kept returns the entries of a compacted file.
 func (j *Journal) kept() []Entry {
 	var entries []Entry
-	for mark, id := range j.keys {
-		entries = append(entries, Entry{Kind: kindKey, KeyFingerprint: mark, KeyID: id})
+	for fingerprint, id := range j.keys {
+		entries = append(entries, Entry{Kind: kindKey, KeyFingerprint: fingerprint, KeyID: id})
 	}
 	for _, e := range j.resubmitted {
 		entries = append(entries, e)
@@ -245,13 +245,14 @@ func (j *Journal) kept() []Entry {
 	})
 	oldest := func(a, b Entry) int { return a.At.Compare(b.At) }
 	slices.SortStableFunc(entries, oldest)
-	// What is open comes last, whatever the clock was when: it was not ended since.
+	// Open entries come last, whatever their times: the clock may have been set back, and
+	// an earlier entry must not end them.
 	return append(entries, slices.SortedFunc(maps.Values(j.open), oldest)...)
 }
 
-// append writes an entry of a record and syncs it. After an error nothing may be spent. A
-// full disk may be tried again; a failed sync may not, since the kernel then no
-// longer says what is on the disk, and the journal refuses all further entries.
+// Append appends an entry with a record and syncs it. After an error nothing may be spent.
+// After a full disk it may be called again. After a failed sync the kernel no longer
+// reports what is on the disk, and the journal refuses all further entries.
 func (j *Journal) Append(kind Kind, rec *jobs.Record) error {
 	e := Entry{At: time.Now().UTC(), Kind: kind, JobID: rec.ID, Attempt: rec.Attempt, Term: rec.Term}
 	switch kind {
@@ -262,36 +263,37 @@ func (j *Journal) Append(kind Kind, rec *jobs.Record) error {
 	return j.write(e)
 }
 
-// setKeyID notes the api_key_id of the key with a mark, unless it is known.
-func (j *Journal) SetKeyID(mark, keyID string) error {
-	if j.KeyID(mark) == keyID {
+// SetKeyID stores the api_key_id of the key with a fingerprint, unless it is stored
+// already.
+func (j *Journal) SetKeyID(fingerprint, keyID string) error {
+	if j.KeyID(fingerprint) == keyID {
 		return nil
 	}
-	return j.write(Entry{At: time.Now().UTC(), Kind: kindKey, KeyFingerprint: mark, KeyID: keyID})
+	return j.write(Entry{At: time.Now().UTC(), Kind: kindKey, KeyFingerprint: fingerprint, KeyID: keyID})
 }
 
-// keyID returns the api_key_id of the key with a mark, "" if it is not known.
-func (j *Journal) KeyID(mark string) string {
+// KeyID returns the api_key_id of the key with a fingerprint, "" if it is unknown.
+func (j *Journal) KeyID(fingerprint string) string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.keys[mark]
+	return j.keys[fingerprint]
 }
 
-// ownedTasks returns the entries of the tasks of the last day or so, by their IDs.
+// OwnedTasks returns the entries of the tasks of the last [TaskRetention], by task ID.
 func (j *Journal) OwnedTasks() map[string]Entry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.forget()
+	j.prune()
 	return maps.Clone(j.owned)
 }
 
-// CreatedTask is a task's ID and when it was known to exist.
+// CreatedTask is a task's ID and the time at which its creation was recorded.
 type CreatedTask struct {
 	ID string    `json:"id"`
 	At time.Time `json:"at"`
 }
 
-// LastCreated returns the task that a lane is known to have created last.
+// LastCreated returns the last task that a lane is known to have created.
 func (j *Journal) LastCreated(account, model string) (last CreatedTask) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -303,14 +305,14 @@ func (j *Journal) LastCreated(account, model string) (last CreatedTask) {
 	return last
 }
 
-// notMadeEntries returns the intents of the last day or so that were bought again.
+// Resubmitted returns the not_created entries of the last [TaskRetention].
 func (j *Journal) Resubmitted() []Entry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return slices.Collect(maps.Values(j.resubmitted))
 }
 
-// write appends an entry and syncs it, and rewrites the file when it has grown.
+// write appends an entry, syncs it, and compacts the file once it has grown.
 func (j *Journal) write(e Entry) error {
 	line, err := encodeLine(e)
 	if err != nil {
@@ -325,14 +327,14 @@ func (j *Journal) write(e Entry) error {
 	if j.file.size < j.compactAt {
 		return nil
 	}
-	// The entry is written whatever becomes of the smaller file.
+	// The entry is written even if the compaction fails.
 	if err := j.compact(); err != nil {
 		j.compactAt = 2 * j.file.size
 	}
 	return nil
 }
 
-// openEntries returns the last entry of each open job, oldest first.
+// OpenJobs returns the last entry of each open job, oldest first.
 func (j *Journal) OpenJobs() []Entry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -341,7 +343,7 @@ func (j *Journal) OpenJobs() []Entry {
 	return entries
 }
 
-// of returns the last entry of an open job.
+// OpenJob returns the last entry of an open job.
 func (j *Journal) OpenJob(jobID string) (Entry, bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -35,7 +35,7 @@ func openJobs(j *Journal) []string {
 	return ids
 }
 
-func TestJournalRemembersWhatIsOpen(t *testing.T) {
+func TestJournalKeepsOpenJobs(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "journal.jsonl")
 	j := openJournal(t, path)
@@ -56,7 +56,7 @@ func TestJournalRemembersWhatIsOpen(t *testing.T) {
 	assert.Equal(t, want, openJobs(j))
 	require.NoError(t, j.Close())
 
-	// A start keeps what is open and drops the rest.
+	// A start keeps open entries and drops the rest.
 	j = openJournal(t, path)
 	assert.Equal(t, want, openJobs(j))
 	text, err := os.ReadFile(path)
@@ -67,8 +67,8 @@ func TestJournalRemembersWhatIsOpen(t *testing.T) {
 	assert.Equal(t, []string{"c task", "f ambiguous", "b task"}, openJobs(j))
 }
 
-// A crash in the middle of a write leaves a torn last line, of any length. What
-// it announced had not begun.
+// A crash during a write leaves a torn last line, of any length. The step that it announced
+// had not begun.
 func TestJournalDropsATornTail(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "journal.jsonl")
@@ -89,7 +89,7 @@ func TestJournalDropsATornTail(t *testing.T) {
 	}
 }
 
-// A broken line before the last may hide money spent: no start.
+// A damaged line before the last may hide money spent: the journal does not open.
 func TestJournalRefusesDamage(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "journal.jsonl")
@@ -99,7 +99,7 @@ func TestJournalRefusesDamage(t *testing.T) {
 	require.ErrorContains(t, err, "restore the file from a backup")
 }
 
-// A full disk fails the entry, and the next one does not follow half a line.
+// A full disk fails the entry, and the next one does not follow a partial line.
 func TestJournalOnAFullDisk(t *testing.T) {
 	t.Parallel()
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
@@ -134,7 +134,7 @@ func TestDataDirIsForOneProcess(t *testing.T) {
 	require.NoError(t, d.Close())
 }
 
-// Whatever the file holds, it is read or refused, and what was read is kept.
+// Any file content is read or refused, and entries that were read survive a restart.
 func FuzzJournal(f *testing.F) {
 	f.Add([]byte("{\"kind\":\"task\",\"job_id\":\"a\",\"record\":{}}\n"))
 	f.Add([]byte("{\"kind\":\"task\"\n"))
@@ -155,9 +155,9 @@ func FuzzJournal(f *testing.F) {
 	})
 }
 
-// The clock is set back between a create that was taken for lost and the next one: the
-// journal's next starts know the later one all the same.
-func TestJournalOfAClockThatWasSetBack(t *testing.T) {
+// The clock is set back between a lost create and the next one: after later starts the
+// journal still has the later entry as the open one.
+func TestJournalAfterClockSetBack(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "journal.jsonl")
 	j := openJournal(t, path)
@@ -173,7 +173,7 @@ func TestJournalOfAClockThatWasSetBack(t *testing.T) {
 	}
 }
 
-// A job whose adopted task has made something else stays held over starts.
+// A job whose adopted task does not match its request stays held over restarts.
 func TestRule7MismatchStaysHeld(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "journal.jsonl")
@@ -188,8 +188,8 @@ func TestRule7MismatchStaysHeld(t *testing.T) {
 	assert.Equal(t, []string{"a held"}, openJobs(j))
 }
 
-// The file is rewritten while the worker runs: what it holds, and what is kept in memory,
-// does not grow with the number of jobs done, and whatever is open is still there.
+// The file is compacted while the worker runs: neither the file nor memory grows with the
+// number of finished jobs, and open entries are kept.
 func TestJournalDoesNotGrow(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -214,7 +214,7 @@ func TestJournalDoesNotGrow(t *testing.T) {
 				require.NoError(t, j.Append(kind, rec))
 			}
 			most = max(most, j.file.size)
-			time.Sleep(30 * time.Second)
+			<-time.After(30 * time.Second)
 		}
 		assert.Less(t, most, int64(minCompactBytes+4<<20))
 		perDay := int(TaskRetention / (30 * time.Second))
@@ -229,14 +229,14 @@ func TestJournalDoesNotGrow(t *testing.T) {
 	})
 }
 
-// A crash at any moment of a rewrite leaves the old file or the new one.
+// A compaction that fails leaves the old file, and entries are still written.
 func TestJournalSurvivesAFailedRewrite(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "journal.jsonl")
 	j := openJournal(t, path)
 	require.NoError(t, j.Append(KindTask, journaled("a")))
-	require.NoError(t, os.Rename(dir, dir+"-moved")) // no new file can be made
+	require.NoError(t, os.Rename(dir, dir+"-moved")) // no new file can be created
 	j.compactAt = 1
 	require.NoError(t, j.Append(KindTask, journaled("b")), "the entry is written all the same")
 	require.NoError(t, os.Rename(dir+"-moved", dir))

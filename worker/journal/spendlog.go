@@ -18,12 +18,12 @@ import (
 	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
-// SpendLogName is the name of the spend log in a data directory.
+// SpendLogName is the file name of the spend log in a data directory.
 const SpendLogName = "spend.jsonl"
 
-// spendLine is one line of the spend log: what a task has cost.
+// spendLine is one line of the spend log: the cost of a task.
 type spendLine struct {
-	At          time.Time         `json:"at"` // when it was booked
+	At          time.Time         `json:"at"` // time of booking
 	Account     string            `json:"account"`
 	JobID       string            `json:"job_id,omitempty"`
 	Attempt     int               `json:"attempt,omitempty"`
@@ -36,7 +36,7 @@ type spendLine struct {
 	TaskID      string            `json:"task_id"`
 }
 
-// settled is the line as the ledger takes it.
+// settled returns the line as a settlement for the ledger.
 func (s spendLine) settled() ledger.Settlement {
 	return ledger.Settlement{TaskID: s.TaskID, Charge: ledger.Charge{
 		Account: s.Account, JobID: s.JobID, Attempt: s.Attempt, At: s.SubmittedAt, Model: s.Model, Batch: s.Batch, Labels: s.Labels,
@@ -44,30 +44,28 @@ func (s spendLine) settled() ledger.Settlement {
 	}}
 }
 
-// SpendLog is the worker's own list of what its tasks have cost: JSON lines, one
-// for each task that was settled, which are never rewritten. Where the queue is
-// memory only it is what keeps budgets over the end of the process. It is not
-// synced: what a power cut takes from its end is missing in reports, and the tasks
-// themselves are known to the journal. It is safe for concurrent use.
+// SpendLog is the worker's log of the cost of its tasks: JSON lines, one per settled task,
+// never rewritten. With an in-memory queue it preserves budgets across restarts. It is not
+// synced: lines lost in a power cut are missing in reports only, since the journal has the
+// tasks themselves. It is safe for concurrent use.
 type SpendLog struct {
 	mu   sync.Mutex
 	file appendFile
-	// tasks are those that were booked by this process, or not long before it.
+	// tasks are those booked within [spendMemory], by this process or earlier ones.
 	tasks map[string]bool
-	// damaged counts the lines that cannot be read.
+	// damaged is the number of unreadable lines.
 	damaged int
 }
 
-// spendMemory is how long a task is known not to be booked twice: the ledger's own
-// memory, and a day for clocks.
+// spendMemory is how long a task is protected against being booked twice: as long as the
+// ledger does it, 8 days, and one day for clock differences.
 const spendMemory = jobs.RecordLifetime + 2*24*time.Hour
 
-// OpenSpendLog opens or creates the spend log at path, which one process may write
-// at a time: the caller holds a lock. A torn last line, left by a crash in the
-// middle of a write, is cut off; lines before it that are damaged are passed over,
-// see [SpendLog.Damaged].
+// OpenSpendLog opens or creates the spend log at path. The caller must hold a lock: one
+// process at a time may write it. A torn last line, left by a crash during a write, is cut
+// off. Damaged lines before it are skipped, see [SpendLog.Damaged].
 func OpenSpendLog(path string) (*SpendLog, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // in our own folder
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // in the data directory
 	if err != nil {
 		return nil, fmt.Errorf("open spend log: %w", err)
 	}
@@ -90,13 +88,14 @@ func OpenSpendLog(path string) (*SpendLog, error) {
 	return l, nil
 }
 
-// Damaged returns how many whole lines could not be read when the log was opened.
+// Damaged returns the number of complete lines that were unreadable when the log was
+// opened.
 func (l *SpendLog) Damaged() int { return l.damaged }
 
 // Close closes the file.
 func (l *SpendLog) Close() error { return l.file.close() }
 
-// Append writes a line for a task, unless it has one.
+// Append appends a line for a task, unless the task has one.
 func (l *SpendLog) Append(charge ledger.Charge, taskID string) error {
 	line, err := encodeLine(spendLine{
 		At: time.Now().UTC(), Account: charge.Account, JobID: charge.JobID, Attempt: charge.Attempt, SubmittedAt: charge.At,
@@ -117,7 +116,7 @@ func (l *SpendLog) Append(charge ledger.Charge, taskID string) error {
 	return nil
 }
 
-// read calls for each line that is in the log now.
+// read calls each for every line in the log.
 func (l *SpendLog) read(each func(spendLine)) error {
 	l.mu.Lock()
 	scan := spendScan{in: io.NewSectionReader(l.file.file, 0, l.file.size)}
@@ -131,9 +130,9 @@ func (l *SpendLog) read(each func(spendLine)) error {
 	return nil
 }
 
-// ReadSpendLog sums up a spend log for a report, by day, account, model, batch and
-// labels, also while a process writes it. damaged is how many whole lines cannot be
-// read. It fails with [os.ErrNotExist] if there is none.
+// ReadSpendLog sums a spend log for a report by day, account, model, batch and labels. A
+// process may write the log meanwhile. damaged is the number of unreadable complete lines.
+// It fails with [os.ErrNotExist] if there is no log.
 func ReadSpendLog(path string) (spent []ledger.Spend, damaged int, err error) {
 	file, err := os.Open(path) //nolint:gosec // the operator's own data directory
 	if err != nil {
@@ -154,8 +153,8 @@ func ReadSpendLog(path string) (spent []ledger.Spend, damaged int, err error) {
 // spendScan reads the lines of a log.
 type spendScan struct {
 	in io.Reader
-	// size is up to where there are whole lines, damaged how many of them cannot be
-	// read, and err why it ended early.
+	// size is the length of the complete lines in bytes, damaged the number of unreadable
+	// ones, and err the error that ended the scan early.
 	size    int64
 	damaged int
 	err     error
@@ -169,7 +168,7 @@ func (s *spendScan) lines() iter.Seq[spendLine] {
 				return
 			}
 			if !bytes.HasSuffix(text, []byte("\n")) {
-				return // it was torn
+				return // a torn line
 			}
 			s.size += int64(len(text))
 			line, ok := parseSpendLine(text)
@@ -182,7 +181,7 @@ func (s *spendScan) lines() iter.Seq[spendLine] {
 	}
 }
 
-// parseSpendLine reads a line that the ledger can take.
+// parseSpendLine decodes a line and reports whether the ledger accepts it.
 func parseSpendLine(text []byte) (line spendLine, ok bool) {
 	err := json.Unmarshal(bytes.TrimRight(text, "\r\n"), &line)
 	ok = err == nil && line.TaskID != "" && jobs.ValidAccount(line.Account) == nil &&
@@ -190,7 +189,7 @@ func parseSpendLine(text []byte) (line spendLine, ok bool) {
 	return line, ok
 }
 
-// spendSums sums lines up by what a report tells apart.
+// spendSums are sums of lines by the dimensions of a report.
 type spendSums map[spendKey]*ledger.Spend
 
 type spendKey struct{ day, account, model, batch, labels string }
@@ -198,7 +197,7 @@ type spendKey struct{ day, account, model, batch, labels string }
 func (s spendSums) add(line spendLine) {
 	key := spendKey{day: ledger.Day(line.SubmittedAt), account: line.Account, model: line.Model, batch: line.Batch}
 	if len(line.Labels) > 0 {
-		labels, _ := json.Marshal(line.Labels) // texts by texts, in order
+		labels, _ := json.Marshal(line.Labels) // a map of strings, keys sorted
 		key.labels = string(labels)
 	}
 	sum := s[key]
@@ -227,7 +226,7 @@ func (s spendSums) list() []ledger.Spend {
 	return list
 }
 
-// Ledger is what [SpendLog.ImportInto] needs of a ledger.
+// Ledger is the part of a ledger that [SpendLog.ImportInto] uses.
 type Ledger interface {
 	BeginImport(ctx context.Context, workerID, remembered string) (ledger.Import, error)
 	SettleAll(ctx context.Context, settled []ledger.Settlement) error
@@ -235,13 +234,13 @@ type Ledger interface {
 	EndImport(ctx context.Context, workerID string, began ledger.Import) error
 }
 
-// ImportInto brings what the log tells into the ledger of a Redis that does not have
-// it, so that budgets hold over a queue that was memory only, or was lost. Tasks that may
-// be settled again are booked one by one, older ones as sums. It may be repeated: a ledger
-// that has the log gets of the last days what it lacks, after a crash between the two, or
-// from a backup.
+// ImportInto imports the log into the ledger of a Redis that lacks it, so that budgets hold
+// after the loss of an in-memory or other queue. Tasks that may be settled again are booked
+// one by one, older ones as sums. It may be repeated: if the ledger has the log already,
+// only missing tasks of the last days are added, as after a crash between log and ledger or
+// after restoring a backup.
 func (l *SpendLog) ImportInto(ctx context.Context, book Ledger, workerID string) error {
-	// A task that was submitted since then is remembered as booked, if it was.
+	// The ledger recognizes tasks submitted since then that it has booked already.
 	remembered := ledger.Day(time.Now().Add(-jobs.RecordLifetime))
 	began, err := book.BeginImport(ctx, workerID, remembered)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
-// spendCharge is one image at 0.16 yuan, submitted so long ago.
+// spendCharge is a charge of one image at 0.16 yuan, submitted the given time ago.
 func spendCharge(id string, ago time.Duration) ledger.Charge {
 	return ledger.Charge{
 		Account: "default", JobID: id, Attempt: 1, At: time.Now().Add(-ago).UTC(), Model: "wanx-v1", Batch: "shop",
@@ -35,7 +35,7 @@ func openSpend(t *testing.T, path string) *SpendLog {
 	return l
 }
 
-// spendTasks are the tasks of a log's lines.
+// spendTasks returns the task IDs in a log.
 func spendTasks(t *testing.T, l *SpendLog) []string {
 	t.Helper()
 	var tasks []string
@@ -56,7 +56,7 @@ func newBookkeeper(t *testing.T, path string) *bookkeeper {
 	require.NoError(t, err)
 	queue := embedded.Open()
 	t.Cleanup(func() {
-		_ = dir.Close() // the test may have
+		_ = dir.Close() // the test may have closed it
 		require.NoError(t, queue.Close())
 	})
 	return &bookkeeper{dir: dir, redis: queue.Client(), ledger: ledger.New(queue.Client())}
@@ -71,7 +71,7 @@ func (w *bookkeeper) importSpend(ctx context.Context) error {
 	return w.dir.Spend.ImportInto(ctx, w.ledger, w.dir.WorkerID)
 }
 
-// total is what the ledger says was spent at all, and by the batch alone.
+// total returns the ledger's total spending, and that of the batch.
 func total(t *testing.T, w *bookkeeper) (sum ledger.Spend, batch string) {
 	t.Helper()
 	spent, err := w.ledger.Spending(t.Context(), time.Time{}, time.Time{})
@@ -83,8 +83,8 @@ func total(t *testing.T, w *bookkeeper) (sum ledger.Spend, batch string) {
 	return sum, w.redis.HGet(t.Context(), "danqing:budget:shop", "spent").Val()
 }
 
-// A task has one line, whoever settles it however often, also after a restart.
-func TestSpendLogHasATaskOnce(t *testing.T) {
+// A task has one line, however often it is settled, also after a restart.
+func TestSpendLogOneLinePerTask(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), SpendLogName)
 	for range 2 {
@@ -109,8 +109,8 @@ func TestSpendLogHasATaskOnce(t *testing.T) {
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
-// A crash in the middle of a write leaves a torn last line, of any length. It is cut
-// off, and its task is written anew.
+// A crash during a write leaves a torn last line, of any length. It is cut off, and its
+// task is written again.
 func TestSpendLogCutsATornTail(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -136,8 +136,8 @@ func TestSpendLogCutsATornTail(t *testing.T) {
 	}
 }
 
-// A damaged line in the middle costs the report that line, and the run nothing.
-func TestSpendLogPassesOverDamage(t *testing.T) {
+// A damaged line in the middle is missing in the report; everything else works.
+func TestSpendLogSkipsDamage(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), SpendLogName)
 	l := openSpend(t, path)
@@ -161,8 +161,8 @@ func TestSpendLogPassesOverDamage(t *testing.T) {
 	assert.Equal(t, len(bad), damaged)
 }
 
-// A queue that was memory only knows after the next start what was spent before it,
-// once, and so does every later start; budgets count it.
+// After a restart an in-memory queue has the earlier spending exactly once, also after
+// later restarts, and budgets count it.
 func TestImportSpend(t *testing.T) {
 	t.Parallel()
 	path := t.TempDir()
@@ -176,7 +176,7 @@ func TestImportSpend(t *testing.T) {
 		require.NoError(t, w.recordSpend(t.Context(), c, "task-"+c.JobID))
 		require.NoError(t, w.recordSpend(t.Context(), c, "task-"+c.JobID))
 	}
-	// Images that nobody paid for since the ledger began to keep days.
+	// Images settled before the oldest day that the ledger keeps.
 	require.NoError(t, w.dir.Spend.Append(spendCharge("ancient", 3*366*day), "ancient"))
 	want, _ := w.ledger.Spending(t.Context(), time.Time{}, time.Time{})
 	require.Len(t, want, 6)
@@ -191,7 +191,7 @@ func TestImportSpend(t *testing.T) {
 		_, batch := total(t, w)
 		assert.Equal(t, fmt.Sprint(7*160_000), batch, "a batch's budget has no days")
 	}
-	// A task that is settled again a week later is not paid for twice.
+	// A task that is settled again a week later is not charged twice.
 	require.NoError(t, w.recordSpend(t.Context(), spendCharge("3", 6*day), "task-3"))
 	sum, _ := total(t, w)
 	assert.Equal(t, int64(7*160_000), sum.SpentMicroYuan)
@@ -202,8 +202,8 @@ func TestImportSpend(t *testing.T) {
 	require.NoError(t, w.ledger.Reserve(t.Context(), spendCharge("new", 0), 3*160_000))
 }
 
-// What a crash between the log and the ledger has left out of the ledger is brought
-// there by the next start; older days, which the ledger had, are left alone.
+// Spending missing in the ledger after a crash between log and ledger is imported by the
+// next start; older days, which the ledger has, are not imported again.
 func TestImportSpendCatchesUp(t *testing.T) {
 	t.Parallel()
 	w := newBookkeeper(t, t.TempDir())
@@ -217,8 +217,7 @@ func TestImportSpendCatchesUp(t *testing.T) {
 	assert.Equal(t, "320000", batch)
 }
 
-// An import that was cut short, at whatever step, goes on where it was, also on
-// another day.
+// An interrupted import continues at any step, also on another day.
 func TestImportSpendCutShort(t *testing.T) {
 	t.Parallel()
 	w := newBookkeeper(t, t.TempDir())
@@ -247,7 +246,7 @@ func TestImportSpendCutShort(t *testing.T) {
 	}
 }
 
-// Two years of a busy machine do not keep the next run waiting.
+// A log of two years of heavy use does not delay the next run.
 func TestImportOfALongLog(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -272,8 +271,8 @@ func TestImportOfALongLog(t *testing.T) {
 	assert.Equal(t, ledger.Spend{SpentMicroYuan: int64(lines) * 160_000, Images: lines}, sum)
 }
 
-// Whatever lies in the file, it is opened, written and read, and what cannot be read
-// is not spent.
+// Any file content can be opened, appended to and read, and unreadable lines do not count
+// as spending.
 func FuzzSpendLog(f *testing.F) {
 	f.Add([]byte(`{"at":"2026-01-02T03:04:05Z","account":"a","submitted_at":"2026-01-02T03:04:05Z","model":"m","micro_yuan":1,"images":1,"task_id":"t"}` + "\n{\n\x00"))
 	f.Add([]byte("\n\n"))

@@ -1,11 +1,11 @@
-// Package drill proves the promises of Danqing against the program itself: real
-// workers run as child processes on a simulated DashScope, are killed, stopped and
-// cut off at chosen moments, and afterwards the simulator's own books are compared
-// with the bucket: no image was charged twice, none that was charged is lost.
+// Package drill tests the guarantees of Danqing against the program itself. Real
+// workers run as child processes on a simulated DashScope; they are killed, stopped and
+// disconnected at chosen moments. Afterwards the simulator's accounting is compared
+// with the bucket: no image may be charged twice, and no charged image may be lost.
 //
-// What must outlive a worker lives in the drill's process: the simulator, the bucket
-// and the ways to them. Everything is on loopback, bounded in time, and removed
-// afterwards unless something was found.
+// The drill's own process holds what must outlive a worker: the simulator, the bucket
+// and the proxies to them. Everything is on loopback, bounded in time, and removed
+// afterwards unless a problem was found.
 package drill
 
 import (
@@ -25,50 +25,50 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// Queue says on which queue the workers run.
+// Queue is the kind of queue that the workers use.
 type Queue string
 
 // The kinds of queue.
 const (
-	// QueueEmbedded is that of `danqing up`, one process on one data directory: its
-	// log is part of what is proved.
+	// QueueEmbedded is the queue of `danqing up`: one process on one data directory.
+	// Its log is part of what is tested.
 	QueueEmbedded Queue = "embedded"
-	// QueueRedis is a given Redis with two workers on it.
+	// QueueRedis is an existing Redis with two workers.
 	QueueRedis Queue = "redis"
-	// QueueServer is a redis-server of the drill's own with two workers on it, which
-	// is killed and restarted from its append-only file too.
+	// QueueServer is a redis-server that the drill starts, with two workers. The drill
+	// also kills it and restarts it from its append-only file.
 	QueueServer Queue = "redis-server"
 )
 
-// Config says what a drill does. Program and Instance are required.
+// Config configures a drill. Program and Instance are required.
 type Config struct {
-	// Program is the binary to prove; it is run under the name danqing with the
-	// commands up or worker.
+	// Program is the binary under test. It is run under the name danqing with the
+	// command up or worker.
 	Program string
 	// Queue is the kind of queue; "" is QueueEmbedded.
 	Queue Queue
-	// RedisURL is the empty database of QueueRedis.
+	// RedisURL is an empty database. Required for QueueRedis.
 	RedisURL string
-	// Seed makes the faults repeatable; 0 picks one.
+	// Seed makes the faults repeatable; 0 chooses one.
 	Seed uint64
-	// Faults is how many there are, 0 being 500, with Short 25, or with Points three
-	// for each. Jobs is how many jobs at least, 0 being 1000 and with Short 60.
+	// Faults is the number of faults. 0 means 500, 25 with Short, or three per point
+	// with Points. Jobs is the minimum number of jobs; 0 means 1000, or 60 with Short.
 	Faults, Jobs int
-	// Short is a drill of about a minute.
+	// Short selects a drill of about a minute.
 	Short bool
-	// Points are the names of the points to hit, nil for all; see [Points].
+	// Points are the names of the points to hit; nil means all. See [Points].
 	Points []string
-	// Dir is where everything lies, made by the drill if "" and then removed
-	// unless something was found.
+	// Dir holds all files. If "", the drill creates a temporary directory and removes
+	// it unless a problem was found.
 	Dir string
-	// Progress gets lines for people; nil discards them.
+	// Progress receives progress lines; nil discards them.
 	Progress io.Writer
-	// Instance tells which `danqing up` runs on a data directory: its process and
-	// its queue's URL.
+	// Instance returns the process ID and the Redis URL of the `danqing up` that runs
+	// on a data directory.
 	Instance func(ctx context.Context, dataDir string) (pid int, redisURL string, err error)
-	// Meddle replaces the service and the bucket as the workers see them, so that a
-	// test can prove that the drill notices; nil leaves both as they are.
-	Meddle func(service, bucket http.Handler) (http.Handler, http.Handler)
+	// WrapHandlers replaces the service and the bucket as the workers see them, so that
+	// a test can show that the drill detects a problem; nil changes nothing.
+	WrapHandlers func(service, bucket http.Handler) (http.Handler, http.Handler)
 }
 
 const (
@@ -76,61 +76,62 @@ const (
 	shortFaults, shortJobs     = 25, 60
 	perPoint                   = 3
 
-	// taskShortest and taskLongest are long enough that two creates a second, the
-	// limit of most models, can keep a slot busy, and short enough for a thousand.
+	// taskShortest and taskLongest are long enough that two creates a second, the limit
+	// of most models, can keep a slot busy, and short enough for a thousand tasks.
 	taskShortest, taskLongest = 300 * time.Millisecond, 700 * time.Millisecond
-	// listLag is how late a task appears in the list; the service's is not known.
+	// listLag is how late a task appears in the list; that of the real service is not
+	// documented.
 	listLag = 300 * time.Millisecond
-	// submitLimit is when the workers may conclude that a lost create made no task.
-	// The service's own limit is 300 s. A late create arrives lateCreate after its
-	// connection has ended, and a slow service takes slowCreate over one.
+	// submitLimit is when the workers may conclude that a lost create made no task. The
+	// service's own limit is 300 s. A late create arrives lateCreate after its
+	// connection has ended, and a slow service takes slowCreate for one.
 	submitLimit = 3 * time.Second
 	lateCreate  = time.Second
 	slowCreate  = 2 * time.Second
 
-	// calmStart bounds the first, undisturbed jobs.
-	calmStart = time.Minute
-	// stuckAfter is how long nothing may move before what is open counts as stuck.
-	// asynq takes a minute to see that a worker has died, and looks once a minute.
+	// warmUpLimit bounds the first jobs, before any fault.
+	warmUpLimit = time.Minute
+	// stuckAfter is how long nothing may change before open jobs count as stuck. asynq
+	// takes a minute to notice that a worker has died, and checks once a minute.
 	stuckAfter = 3 * time.Minute
-	// settleTime is how long images may be on their way to the bucket after the last
-	// job is over: a late task of an ambiguous create is kept there too.
+	// settleTime is how long images may take to reach the bucket after the last job has
+	// ended: the images of a late task of an ambiguous create are stored there too.
 	settleTime, shortSettleTime = 30 * time.Second, 8 * time.Second
-	// longest bounds a drill however it goes.
-	longest = 2 * time.Hour
+	// maxRunTime bounds a drill.
+	maxRunTime = 2 * time.Hour
 )
 
 // drill is one run.
 type drill struct {
 	Config
-	dice  *rand.Rand
+	rng   *rand.Rand
 	began time.Time
 
 	sim     *simulator.Simulator
 	files   *bucket.Server
 	service http.Handler
 	store   http.Handler
-	crew    []*member
+	workers []*process
 	server  *server // of QueueServer
 	redis   *upstream
 	queue   *queue
 	load    *load
 
-	trap     trap
-	weather  weather
+	injector injector
+	outages  outages
 	recovery recovery
-	tally    tally
-	diary    *slog.Logger // of what was done when, beside the workers' logs
+	counters counters
+	log      *slog.Logger // of the faults, in drill.log
 }
 
-// Run does a drill and returns what it found. The error says why it could not be
-// done to its end; what it found wrong is in the report alone.
+// Run runs a drill and returns its report. The error says why the drill could not be
+// completed; problems that it found are in the report only.
 func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 	d := &drill{Config: cfg, began: time.Now()}
 	if err := d.defaults(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, longest)
+	ctx, cancel := context.WithTimeout(ctx, maxRunTime)
 	defer cancel()
 	temporary := d.Dir == ""
 	if temporary {
@@ -153,7 +154,7 @@ func (d *drill) defaults() error {
 		d.Queue = QueueEmbedded
 	}
 	if d.Seed == 0 {
-		d.Seed = uint64(time.Now().UnixMicro()%1e9) + 1 // short enough to be typed
+		d.Seed = uint64(time.Now().UnixMicro()%1e9) + 1 // short enough to type
 	}
 	faults, jobs := defaultFaults, defaultJobs
 	if d.Short {
@@ -171,7 +172,7 @@ func (d *drill) defaults() error {
 	if d.Progress == nil {
 		d.Progress = io.Discard
 	}
-	d.dice = rand.New(rand.NewPCG(d.Seed, 0)) //nolint:gosec // repeatable by the seed
+	d.rng = rand.New(rand.NewPCG(d.Seed, 0)) //nolint:gosec // repeatable by the seed
 	return checkPoints(d.Queue, d.Points)
 }
 
@@ -183,43 +184,43 @@ func (d *drill) run(ctx context.Context) (report *Report, err error) {
 		}
 	}()
 	closing := func(f func() error) { closers = append(closers, f) }
-	diary, err := os.Create(filepath.Join(d.Dir, "drill.log"))
+	logFile, err := os.Create(filepath.Join(d.Dir, "drill.log"))
 	if err != nil {
 		return nil, fmt.Errorf("drill: %w", err)
 	}
-	closing(diary.Close)
-	d.diary = slog.New(slog.NewTextHandler(diary, nil))
-	d.recovery.log = d.diary
+	closing(logFile.Close)
+	d.log = slog.New(slog.NewTextHandler(logFile, nil))
+	d.recovery.log = d.log
 	if err := d.openService(ctx, closing); err != nil {
 		return nil, err
 	}
 	if err := d.openQueue(ctx, closing); err != nil {
 		return nil, err
 	}
-	// The children end before what they stand on.
+	// The workers end before the services that they use.
 	stopped := false
 	stop := func() error {
 		if stopped {
 			return nil
 		}
 		stopped = true
-		return d.dismiss()
+		return d.stopAll()
 	}
 	closing(stop)
-	if err := d.muster(ctx, closing); err != nil {
+	if err := d.startWorkers(ctx, closing); err != nil {
 		return nil, err
 	}
-	d.say("seed %d, queue %s, folder %s", d.Seed, d.Queue, d.Dir)
+	d.progress("seed %d, queue %s, folder %s", d.Seed, d.Queue, d.Dir)
 	d.load = newLoad(d)
-	if err := d.load.calm(ctx); err != nil {
+	if err := d.load.warmUp(ctx); err != nil {
 		return nil, err
 	}
 	producing, enough := context.WithCancel(ctx)
 	var produced sync.WaitGroup
 	produced.Go(func() { d.load.produce(producing) })
-	d.disturb(ctx)
-	d.load.last() // no more than what was promised
-	d.say("%d faults done, %d jobs enqueued; waiting until all are over", d.tally.total(), d.load.count())
+	d.injectFaults(ctx)
+	d.load.stopAtTarget() // no more jobs than configured
+	d.progress("%d faults done, %d jobs enqueued; waiting until all have ended", d.counters.total(), d.load.count())
 	d.load.settle(ctx)
 	enough()
 	produced.Wait()
@@ -233,20 +234,20 @@ func (d *drill) run(ctx context.Context) (report *Report, err error) {
 	return report, nil
 }
 
-// say tells people how far the drill is.
-func (d *drill) say(format string, args ...any) {
+// progress writes a progress line.
+func (d *drill) progress(format string, args ...any) {
 	_, _ = fmt.Fprintf(d.Progress, "drill: %5.1fs: "+format+"\n", append([]any{time.Since(d.began).Seconds()}, args...)...)
 }
 
-// models are worked by every child, one task at a time each: the first one tells
-// little of its tasks, the second repeats their prompts.
+// models are served by every worker, one task at a time each. wanx-v1 reports little
+// about its tasks, the second model repeats their prompts.
 func models() []string { return []string{"wanx-v1", "wan2.2-t2i-flash", "wan2.5-t2i-preview"} }
 
 // openService opens what outlives every worker: DashScope and the bucket.
 func (d *drill) openService(ctx context.Context, closing func(func() error)) (err error) {
 	d.sim = &simulator.Simulator{
 		TaskTime: taskTime, Concurrency: 1, ListLag: listLag,
-		Seed: d.Seed, Render: render, Outcome: newFates(!d.Short).outcome,
+		Seed: d.Seed, Render: render, Outcome: newOutcomes(!d.Short).next,
 	}
 	closing(d.sim.Close)
 	d.files, err = bucket.Open(bucket.Config{Dir: filepath.Join(d.Dir, "bucket"), AccessKeyID: accessKeyID, SecretAccessKey: secretAccessKey})
@@ -258,8 +259,8 @@ func (d *drill) openService(ctx context.Context, closing func(func() error)) (er
 	if err := d.stageReference(ctx); err != nil {
 		return err
 	}
-	if d.Meddle != nil {
-		d.service, d.store = d.Meddle(d.sim, d.files)
+	if d.WrapHandlers != nil {
+		d.service, d.store = d.WrapHandlers(d.sim, d.files)
 	}
 	return nil
 }

@@ -7,9 +7,9 @@ import (
 	"os"
 )
 
-// canFreeze says whether a process can be stopped where it stands.
+// canFreeze reports whether a process can be suspended.
 const canFreeze = false
 
 func freeze(*os.Process) error { return errors.ErrUnsupported }
 
-func thaw(*os.Process) error { return nil } // it never stands
+func thaw(*os.Process) error { return nil } // never suspended

@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// canFreeze says whether a process can be stopped where it stands.
+// canFreeze reports whether a process can be suspended.
 const canFreeze = true
 
 func freeze(process *os.Process) error { return process.Signal(syscall.SIGSTOP) }

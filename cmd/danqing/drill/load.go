@@ -24,30 +24,32 @@ import (
 )
 
 const (
-	// depth is how many jobs of a model are open at once: there is always work, though
-	// some wait half a minute for another try, or a minute for a dead worker's message.
+	// depth is how many jobs of a model are open at once. It is enough work at all
+	// times, although some jobs wait half a minute for a retry, or a minute for a dead
+	// worker's message.
 	depth, shortDepth = 20, 5
-	// labelJob names each job in the ledger too.
+	// labelJob is the label with the job's ID; it makes the ledger's entries
+	// identifiable.
 	labelJob = "job"
-	// lookAround is how often the jobs are looked at.
-	lookAround = 150 * time.Millisecond
-	// workersMissed is how long after the death of a worker, or the loss of a reply,
-	// asynq v0.26 gives messages that nobody works to others, at a start and then once
-	// a minute: a lease of 30 s, and as much for clocks that differ.
-	workersMissed = 61 * time.Second
-	// promptOf begins every prompt; the job's ID follows.
-	promptOf = "prompt of "
-	// referenceSide is the least that DashScope takes.
+	// pollInterval is how often the jobs are read.
+	pollInterval = 150 * time.Millisecond
+	// asynqRecovery is how long asynq v0.26 takes, after the death of a worker or the
+	// loss of a reply, to requeue messages that nobody handles: a lease of 30 s, and as
+	// much for clock skew. It does so at start and then once a minute.
+	asynqRecovery = 61 * time.Second
+	// promptPrefix begins every prompt; the job's ID follows.
+	promptPrefix = "prompt of "
+	// referenceSide is the smallest side that DashScope accepts, in pixels.
 	referenceSide = 256
 )
 
-// job is one that the drill has asked for.
+// job is a job that the drill has enqueued.
 type job struct {
 	request jobs.Request
 	queued  bool      // acknowledged by the queue
-	record  *jobs.Job // as last seen, nil before
-	lost    bool      // the queue does not know it, though it was acknowledged
-	// canceled is set once the drill has asked for that.
+	record  *jobs.Job // as last read, nil before
+	lost    bool      // not in the queue, although it was acknowledged
+	// canceled is set once the drill has requested cancellation.
 	canceled bool
 }
 
@@ -58,30 +60,31 @@ func (j *job) state() jobs.State {
 	return j.record.State
 }
 
-// over reports whether nothing more will happen to the job by itself.
+// over reports whether the job is finished or held, so that it will not change by
+// itself.
 func (j *job) over() bool { return j.queued && (j.state().Final() || j.state() == jobs.StateHeld) }
 
-// load is the producer: it keeps every lane in work, and looks how its jobs fare.
+// load is the producer: it keeps every lane busy and follows its jobs.
 type load struct {
 	*drill
-	reference string // the staged name
+	reference string // the staged reference image
 
-	mu      sync.Mutex
-	jobs    []*job
-	most    int // no more than that
-	movedAt time.Time
-	urgent  bool // the next job of the first model has a reference
+	mu              sync.Mutex
+	jobs            []*job
+	limit           int // maximum number of jobs
+	movedAt         time.Time
+	referenceWanted bool // give the next job of the first model a reference
 }
 
 func newLoad(d *drill) *load {
-	return &load{drill: d, most: len(models()), movedAt: time.Now(), reference: jobs.StagedPrefix + referenceSHA256()}
+	return &load{drill: d, limit: len(models()), movedAt: time.Now(), reference: jobs.StagedPrefix + referenceSHA256()}
 }
 
-// calm lets one job of each model go through undisturbed: from its task a worker
-// learns which tasks of the account are its own.
-func (l *load) calm(ctx context.Context) error {
-	for deadline := time.Now().Add(calmStart); ; {
-		l.round(ctx)
+// warmUp completes one job of each model without faults: from its task a worker learns
+// its key's ID, which tells its tasks from others' in the account's list.
+func (l *load) warmUp(ctx context.Context) error {
+	for deadline := time.Now().Add(warmUpLimit); ; {
+		l.poll(ctx)
 		done := 0
 		for _, j := range l.all() {
 			if j.state() == jobs.StateSucceeded {
@@ -91,30 +94,30 @@ func (l *load) calm(ctx context.Context) error {
 		if done == len(models()) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			l.most = 1 << 20
+			l.limit = 1 << 20
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("drill: %d of %d jobs were made in the first %s, before anything was disturbed", done, len(models()), calmStart)
+			return fmt.Errorf("drill: %d of %d jobs succeeded in the first %s, before any fault", done, len(models()), warmUpLimit)
 		}
-		if !wait(ctx, lookAround) {
+		if !wait(ctx, pollInterval) {
 			return fmt.Errorf("drill: %w", context.Cause(ctx))
 		}
 	}
 }
 
-// produce goes on until ctx ends.
+// produce polls until ctx ends.
 func (l *load) produce(ctx context.Context) {
-	for wait(ctx, lookAround) {
-		l.round(ctx)
+	for wait(ctx, pollInterval) {
+		l.poll(ctx)
 	}
 }
 
-// last says that no more jobs are wanted than were promised.
-func (l *load) last() {
+// stopAtTarget allows no more jobs than configured.
+func (l *load) stopAtTarget() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.most, l.movedAt = max(l.Jobs, len(l.jobs)), time.Now()
+	l.limit, l.movedAt = max(l.Jobs, len(l.jobs)), time.Now()
 }
 
 func (l *load) count() int {
@@ -123,7 +126,7 @@ func (l *load) count() int {
 	return len(l.jobs)
 }
 
-// all is a copy of the jobs as they were last seen.
+// all returns a copy of the jobs as last read.
 func (l *load) all() []job {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -134,9 +137,9 @@ func (l *load) all() []job {
 	return all
 }
 
-// round looks at every open job and asks for new ones. Whatever fails is done in
-// the next round: enqueueing is idempotent.
-func (l *load) round(ctx context.Context) {
+// poll refreshes every open job and enqueues new ones. What fails is repeated by the
+// next poll: enqueueing is idempotent.
+func (l *load) poll(ctx context.Context) {
 	client, err := l.queue.client(ctx)
 	if err != nil {
 		return
@@ -149,7 +152,7 @@ func (l *load) round(ctx context.Context) {
 		if j.queued && j.state().Final() {
 			continue
 		}
-		if err := l.look(ctx, client, j); err != nil {
+		if err := l.refresh(ctx, client, j); err != nil {
 			return
 		}
 		if !j.over() {
@@ -157,12 +160,12 @@ func (l *load) round(ctx context.Context) {
 		}
 	}
 	for _, model := range models() {
-		for open[model] < l.depth() || model == models()[0] && l.wanted() {
-			j := l.next(model)
+		for open[model] < l.depth() || model == models()[0] && l.needsReference() {
+			j := l.nextJob(model)
 			if j == nil {
 				break
 			}
-			if err := l.look(ctx, client, j); err != nil {
+			if err := l.refresh(ctx, client, j); err != nil {
 				return
 			}
 			open[model]++
@@ -170,8 +173,8 @@ func (l *load) round(ctx context.Context) {
 	}
 }
 
-// look enqueues a job that is not acknowledged yet, else reads its record.
-func (l *load) look(ctx context.Context, client *jobs.Client, j *job) error {
+// refresh enqueues a job that is not acknowledged yet, otherwise it reads its record.
+func (l *load) refresh(ctx context.Context, client *jobs.Client, j *job) error {
 	var rec *jobs.Job
 	var err error
 	if j.queued {
@@ -181,7 +184,7 @@ func (l *load) look(ctx context.Context, client *jobs.Client, j *job) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	j.lost = missing(err)
+	j.lost = isNotFound(err)
 	if j.lost {
 		return nil
 	}
@@ -195,26 +198,26 @@ func (l *load) look(ctx context.Context, client *jobs.Client, j *job) error {
 	return nil
 }
 
-// next makes up another job of a model, nil if there are enough.
-func (l *load) next(model string) *job {
+// nextJob creates another job of a model, nil if there are enough.
+func (l *load) nextJob(model string) *job {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	i := len(l.jobs)
 	first := i < len(models())
-	if i >= l.most || first && models()[i] != model {
+	if i >= l.limit || first && models()[i] != model {
 		return nil
 	}
 	id := fmt.Sprintf("drill-%d", i)
-	req := jobs.Request{ID: id, Labels: map[string]string{labelJob: id}, Prompt: promptOf + id, Model: model, Priority: priorities()[i%len(priorities())]}
+	req := jobs.Request{ID: id, Labels: map[string]string{labelJob: id}, Prompt: promptPrefix + id, Model: model, Priority: priorities()[i%len(priorities())]}
 	if i%5 == 3 {
 		req.N = 2
 	}
-	if model == models()[0] && !first && (l.urgent || i%4 == 1) {
+	if model == models()[0] && !first && (l.referenceWanted || i%4 == 1) {
 		req.RefImg = l.reference
-		if l.urgent {
+		if l.referenceWanted {
 			req.Priority = jobs.PriorityCritical
 		}
-		l.urgent = false
+		l.referenceWanted = false
 	}
 	j := &job{request: req}
 	l.jobs = append(l.jobs, j)
@@ -225,18 +228,18 @@ func priorities() []string {
 	return []string{jobs.PriorityDefault, jobs.PriorityCritical, jobs.PriorityDefault, jobs.PriorityBulk}
 }
 
-// wantReference makes the next job of the first model one with a reference.
+// wantReference gives the next job of the first model a reference.
 func (l *load) wantReference() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.urgent = true
+	l.referenceWanted = true
 }
 
-// wanted reports whether a job with a reference is wanted at once.
-func (l *load) wanted() bool {
+// needsReference reports whether a job with a reference is wanted at once.
+func (l *load) needsReference() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.urgent
+	return l.referenceWanted
 }
 
 func (l *load) depth() int {
@@ -246,7 +249,8 @@ func (l *load) depth() int {
 	return depth
 }
 
-// cancelOne asks to cancel a job whose task waits for another program's.
+// cancelOne requests cancellation of a job whose task may be queued behind another
+// program's.
 func (l *load) cancelOne(ctx context.Context) {
 	client, err := l.queue.client(ctx)
 	if err != nil {
@@ -270,23 +274,23 @@ func (l *load) cancelOne(ctx context.Context) {
 	}
 }
 
-// settle waits until every job is over or held and its images are where they
-// belong, or nothing moves any more.
+// settle waits until every job is finished or held and its images are delivered, or
+// until nothing changes any more.
 func (l *load) settle(ctx context.Context) {
-	var since time.Time // all were over
-	relieved := false
-	for wait(ctx, lookAround) {
+	var since time.Time // when all jobs had ended
+	replaced := false
+	for wait(ctx, pollInterval) {
 		l.mu.Lock()
-		open, idle := l.most-len(l.jobs), time.Since(l.movedAt)
+		open, idle := l.limit-len(l.jobs), time.Since(l.movedAt)
 		for _, j := range l.jobs {
 			if !j.over() {
 				open++
 			}
 		}
 		l.mu.Unlock()
-		if open > 0 && l.Short && !relieved && l.recovery.quiet() > workersMissed {
-			relieved = true
-			l.relieve()
+		if open > 0 && l.Short && !replaced && l.recovery.sinceLastFault() > asynqRecovery {
+			replaced = true
+			l.replaceWorkers()
 		}
 		switch {
 		case idle > stuckAfter:
@@ -295,76 +299,76 @@ func (l *load) settle(ctx context.Context) {
 			since = time.Time{}
 		case since.IsZero():
 			since = time.Now()
-		case time.Since(since) > l.settling(), time.Since(since) > submitLimit && l.settled():
+		case time.Since(since) > l.settleLimit(), time.Since(since) > submitLimit && l.allDelivered():
 			return
 		}
 	}
 }
 
-func (l *load) settling() time.Duration {
+func (l *load) settleLimit() time.Duration {
 	if l.Short {
 		return shortSettleTime
 	}
 	return settleTime
 }
 
-// settled reports whether no task is open and no image is missing.
-func (l *load) settled() bool {
-	books, err := l.books()
-	return err == nil && books.open == 0 && len(books.lost) == 0
+// allDelivered reports whether no task is open and no image is missing.
+func (l *load) allDelivered() bool {
+	a, err := l.audit()
+	return err == nil && a.open == 0 && len(a.lost) == 0
 }
 
-// fates decide how tasks end: by the job, and whether it is its first task.
-type fates struct {
-	// again lets some first tasks fail so that they are tried again, half a minute
-	// later.
-	again bool
+// outcomes decides how tasks end, by the job and by whether it is the job's first task.
+type outcomes struct {
+	// retryable lets some first tasks fail with a retryable error; the retry follows
+	// half a minute later.
+	retryable bool
 
 	mu   sync.Mutex
 	seen map[string]bool
 }
 
-func newFates(again bool) *fates { return &fates{again: again, seen: map[string]bool{}} }
+func newOutcomes(again bool) *outcomes { return &outcomes{retryable: again, seen: map[string]bool{}} }
 
-// refused reports whether the service refuses a job for what it asks.
-func refused(number int) bool { return number%23 == 19 }
+// isRefused reports whether the service rejects a job's request (moderation).
+func isRefused(number int) bool { return number%23 == 19 }
 
-func (f *fates) outcome(req dashscope.CreateRequest) simulator.Outcome {
+func (f *outcomes) next(req dashscope.CreateRequest) simulator.Outcome {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	first := !f.seen[req.Input.Prompt]
 	f.seen[req.Input.Prompt] = true
 	number := 0
-	if _, err := fmt.Sscanf(strings.TrimPrefix(req.Input.Prompt, promptOf), "drill-%d", &number); err != nil {
+	if _, err := fmt.Sscanf(strings.TrimPrefix(req.Input.Prompt, promptPrefix), "drill-%d", &number); err != nil {
 		return simulator.Outcome{}
 	}
 	moderated := simulator.Failure{Code: "DataInspectionFailed", Message: "Output data may contain inappropriate content."}
 	switch {
-	case refused(number):
+	case isRefused(number):
 		return simulator.Outcome{Code: moderated.Code, Message: moderated.Message}
-	case number%17 == 6 && first && f.again:
+	case number%17 == 6 && first && f.retryable:
 		return simulator.Outcome{Code: "InternalError", Message: "An internal error has occurred."}
-	case number%15 == 8: // of two images
+	case number%15 == 8: // with two images
 		return simulator.Outcome{Images: map[int]simulator.Failure{1: moderated}}
 	}
 	return simulator.Outcome{}
 }
 
-// foreignPrompt is that of the tasks of another program, which take long.
+// foreignPrompt is the prompt of another program's tasks, foreignTime their duration.
 const foreignPrompt, foreignTime = "of another program", 1500 * time.Millisecond
 
-// foreignModel is the one with the most creates a second.
+// foreignModel is the model with the most creates a second.
 func foreignModel() string { return models()[len(models())-1] }
 
-// taskTime is how long a task takes.
-func taskTime(dice *rand.Rand, req dashscope.CreateRequest) time.Duration {
+// taskTime returns how long a task takes.
+func taskTime(rng *rand.Rand, req dashscope.CreateRequest) time.Duration {
 	if req.Input.Prompt == foreignPrompt {
 		return foreignTime
 	}
-	return simulator.Between(taskShortest, taskLongest)(dice, req)
+	return simulator.Between(taskShortest, taskLongest)(rng, req)
 }
 
-// render paints pictures that are small and, by job, seed and index, all different.
+// render paints small pictures that differ by job, seed and index.
 func render(p painter.Picture) []byte {
 	const side = 8
 	picture := image.NewNRGBA(image.Rect(0, 0, side, side))
@@ -380,7 +384,7 @@ func render(p painter.Picture) []byte {
 func encoded(picture image.Image) []byte {
 	var out bytes.Buffer
 	if err := png.Encode(&out, picture); err != nil {
-		panic(err) // a picture in memory
+		panic(err) // unreachable: encodes to memory
 	}
 	return out.Bytes()
 }
@@ -391,7 +395,7 @@ func referencePicture() []byte {
 
 func referenceSHA256() string { return fmt.Sprintf("%x", sha256.Sum256(referencePicture())) }
 
-// stageReference puts the picture that some jobs refer to into the bucket.
+// stageReference stages the reference image that some jobs use.
 func (d *drill) stageReference(ctx context.Context) error {
 	path := filepath.Join(d.Dir, "reference.png")
 	if err := os.WriteFile(path, referencePicture(), 0o600); err != nil {

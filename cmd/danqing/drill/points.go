@@ -6,72 +6,72 @@ import (
 	"strings"
 )
 
-// act is what is done at a point.
-type act string
+// action is a fault that is injected at a point.
+type action string
 
-// What is done to a request or a reply on its way.
+// Actions on a request or its reply.
 const (
-	killBefore  act = "kill-before"  // the worker dies, and its request never arrives
-	killDone    act = "kill-done"    // the request is served, the worker dies without the reply
-	killAfter   act = "kill-after"   // the worker dies with the reply
-	resetBefore act = "reset-before" // the connection ends before anything is done
-	resetDone   act = "reset-done"   // and after it is done
-	throttled   act = "429"
-	failed      act = "500"
-	htmlError   act = "502" // with HTML, as proxies answer
-	halfBody    act = "half"
-	hang        act = "hang" // for some seconds, then the connection ends
-	delayed     act = "delay"
-	late        act = "late"       // the client is cut off, and the request served afterwards
-	lateKill    act = "late-kill"  // and its worker killed as well
-	slow        act = "slow"       // the service takes its time, and serves even who has left
-	slowReset   act = "slow-reset" // and its answer is lost
+	killBefore  action = "kill-before"  // kill the worker; the request does not arrive
+	killDone    action = "kill-done"    // serve the request, kill the worker before the reply
+	killAfter   action = "kill-after"   // send the reply, kill the worker
+	resetBefore action = "reset-before" // reset the connection, do not serve the request
+	resetDone   action = "reset-done"   // serve the request, then reset
+	throttled   action = "429"
+	failed      action = "500"
+	htmlError   action = "502" // with HTML, as from a proxy
+	halfBody    action = "half"
+	hang        action = "hang" // no reply for some seconds, then a reset
+	delayed     action = "delay"
+	late        action = "late"       // reset the connection, serve the request afterwards
+	lateKill    action = "late-kill"  // the same, and kill the worker
+	slow        action = "slow"       // the service is slow and ignores a disconnect
+	slowReset   action = "slow-reset" // the same, and the reply is lost
 )
 
-// pairs befall two creates of one model, one after the other: the outcome of both is
-// unknown, and what the first makes late must not be taken for the second's.
-func pairs() []act {
-	return []act{
+// pairedActions apply to two consecutive creates of one model. The outcome of both is
+// unknown, and a late task of the first must not be attributed to the second.
+func pairedActions() []action {
+	return []action{
 		late + "+" + htmlError, late + "+" + resetDone, htmlError + "+" + late, resetBefore + "+" + resetDone,
 		late + "+" + late, resetDone + "+" + resetDone, slowReset + "+" + htmlError,
 	}
 }
 
-// What is done to processes and their surroundings, whatever they are at.
+// Actions on processes and services, independent of requests.
 const (
-	killNow       act = "kill"
-	killLong      act = "kill-long" // and started again only after its leases
-	stopNow       act = "stop"      // SIGTERM
-	freezeShort   act = "freeze"
-	freezeLong    act = "freeze-long" // for longer than a lease
-	bucketAway    act = "bucket-away"
-	bucketRefuses act = "bucket-refuses"
-	serviceAway   act = "service-away"
-	redisCut      act = "redis-cut"
-	redisAway     act = "redis-away"
-	redisSlow     act = "redis-slow"
-	redisRestart  act = "redis-restart" // kill -9, from its append-only file
+	killNow       action = "kill"
+	killLong      action = "kill-long" // and restart only after its leases have expired
+	stopNow       action = "stop"      // SIGTERM
+	freezeShort   action = "freeze"
+	freezeLong    action = "freeze-long" // for longer than a lease
+	bucketOutage  action = "bucket-away"
+	bucketRefuses action = "bucket-refuses"
+	serviceOutage action = "service-away"
+	redisCut      action = "redis-cut"
+	redisOutage   action = "redis-away"
+	redisSlow     action = "redis-slow"
+	redisRestart  action = "redis-restart" // kill -9, from its append-only file
 )
 
-// point is a moment at which something can go wrong, by name: ROUTE.ACT on the wire
-// to DashScope and the bucket, redis.COMMAND.ACT on that to Redis, and an ACT alone
-// for what befalls a process or a part.
+// point is a place where a fault can be injected. Its name is ROUTE.ACTION for requests
+// to DashScope and the bucket, redis.COMMAND.ACTION for those to Redis, and an ACTION
+// alone for processes and services.
 type point struct {
-	name  string
-	route string
-	act   act
+	name   string
+	route  string
+	action action
 }
 
-// kills reports whether a worker dies of it.
+// kills reports whether the action kills a worker.
 func (p point) kills() bool {
-	return slices.Contains([]act{killBefore, killDone, killAfter, killNow, killLong, lateKill}, p.act)
+	return slices.Contains([]action{killBefore, killDone, killAfter, killNow, killLong, lateKill}, p.action)
 }
 
-// wire reports whether the point is on the way of a request.
+// wire reports whether the point is on a request's way.
 func (p point) wire() bool { return p.route != "" }
 
-// Routes to DashScope and to the bucket. The bucket's are its methods and what lies
-// under the key.
+// Routes to DashScope and to the bucket. The bucket's are its methods and the prefixes
+// of its keys.
 const (
 	routeCreate, routeQuery, routeList, routeCancel          = "create", "query", "list", "cancel"
 	routePolicy, routeUpload, routeResult                    = "policy", "upload", "result"
@@ -87,18 +87,18 @@ func bucketRoutes() []string {
 	return []string{routeHead, routeImagePut, routeSidecarGet, routeSidecarPut, routeHeldPut, routeRefGet}
 }
 
-// redisCommands are the writes that matter: the record's steps, the lease and the
-// note of what is in flight, the ledger and who owns a task, and asynq's messages.
+// redisCommands are the writes that matter: the record's transitions, the lease and the
+// in-flight mark, the ledger and the owner of a task, and asynq's messages.
 func redisCommands() []string {
 	return []string{"submitting", "generating", "storing", "succeeded", "lease", "in-flight", "ledger", "settle", "claim", "enqueue-store", "dequeue", "done"}
 }
 
-// points are all that there are on a kind of queue, kills first.
+// points returns all points on a kind of queue, kills first.
 func points(queue Queue) []point {
 	var kills, others []point
-	add := func(route string, acts ...act) {
+	add := func(route string, acts ...action) {
 		for _, a := range acts {
-			p := point{name: route + "." + string(a), route: route, act: a}
+			p := point{name: route + "." + string(a), route: route, action: a}
 			if p.kills() {
 				kills = append(kills, p)
 			} else {
@@ -116,8 +116,8 @@ func points(queue Queue) []point {
 		add(route, halfBody)
 	}
 	add(routeCreate, late, lateKill, slow, slowReset)
-	add(routeCreate, pairs()...)
-	alone := []act{killNow, stopNow, bucketAway, bucketRefuses, serviceAway}
+	add(routeCreate, pairedActions()...)
+	alone := []action{killNow, stopNow, bucketOutage, bucketRefuses, serviceOutage}
 	if canFreeze {
 		alone = append(alone, freezeShort)
 	}
@@ -125,7 +125,7 @@ func points(queue Queue) []point {
 		for _, command := range redisCommands() {
 			add("redis."+command, killBefore, killDone, killAfter, resetBefore, resetDone, delayed)
 		}
-		alone = append(alone, killLong, redisCut, redisAway, redisSlow)
+		alone = append(alone, killLong, redisCut, redisOutage, redisSlow)
 		if canFreeze {
 			alone = append(alone, freezeLong)
 		}
@@ -134,12 +134,12 @@ func points(queue Queue) []point {
 		alone = append(alone, redisRestart)
 	}
 	for _, a := range alone {
-		others = append(others, point{name: string(a), act: a})
+		others = append(others, point{name: string(a), action: a})
 	}
 	return append(kills, others...)
 }
 
-// Points names every point of a kind of queue, as --points takes them.
+// Points returns the name of every point on a kind of queue, as --points takes them.
 func Points(queue Queue) []string {
 	var names []string
 	for _, p := range points(queue) {
@@ -148,7 +148,7 @@ func Points(queue Queue) []string {
 	return names
 }
 
-// chosen are the points of a drill.
+// chosen returns the points of a drill.
 func (d *drill) chosen() []point {
 	all := points(d.Queue)
 	if len(d.Points) == 0 {
@@ -157,18 +157,18 @@ func (d *drill) chosen() []point {
 	return slices.DeleteFunc(all, func(p point) bool { return !matches(p.name, d.Points) })
 }
 
-// matches reports whether a name is one of the patterns, each a point's name or the
-// beginning of some that ends in a dot, as in create.
+// matches reports whether a name matches one of the patterns: a point's name, or a
+// prefix that ends in a dot, such as "create.".
 func matches(name string, patterns []string) bool {
 	return slices.ContainsFunc(patterns, func(pattern string) bool {
 		return name == pattern || strings.HasSuffix(pattern, ".") && strings.HasPrefix(name, pattern)
 	})
 }
 
-// PointError means that a point does not exist on the kind of queue.
+// PointError reports a point that does not exist on the kind of queue.
 type PointError struct{ Name string }
 
-func (e *PointError) Error() string { return fmt.Sprintf("there is no point %q on this queue", e.Name) }
+func (e *PointError) Error() string { return fmt.Sprintf("no point %q on this queue", e.Name) }
 
 func checkPoints(queue Queue, patterns []string) error {
 	names := Points(queue)

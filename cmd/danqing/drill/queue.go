@@ -17,24 +17,25 @@ import (
 )
 
 var (
-	// ErrNotEmpty means that the Redis database to drill on holds something, which
-	// a drill could damage.
+	// ErrNotEmpty means that the Redis database is not empty; a drill could damage its
+	// contents.
 	ErrNotEmpty = errors.New("the Redis database is not empty")
-	// errNoQueue means that the embedded queue is between two of its processes.
-	errNoQueue = errors.New("the queue's process is being started")
+	// errNoQueue means that the embedded queue's process is being restarted.
+	errNoQueue = errors.New("the queue's process is starting")
 )
 
-// queue is how the drill, as a producer, reaches the queue: not through the proxies.
+// queue is the drill's own connection to the queue, as a producer: not through the
+// proxies.
 type queue struct {
 	drill   *drill
 	options *redis.Options // nil on the embedded queue
 
 	mu  sync.Mutex
-	url string // of the embedded queue that rdb leads to
+	url string // of the embedded queue that rdb is connected to
 	rdb *redis.Client
 }
 
-// openQueue opens the way to the queue, and the queue itself if it is the drill's.
+// openQueue connects to the queue. With QueueServer it starts the queue first.
 func (d *drill) openQueue(ctx context.Context, closing func(func() error)) (err error) {
 	d.queue = &queue{drill: d}
 	closing(d.queue.close)
@@ -50,12 +51,12 @@ func (d *drill) openQueue(ctx context.Context, closing func(func() error)) (err 
 		at = "unix://" + d.server.socket
 	case QueueRedis:
 	}
-	if d.queue.options, err = redis.ParseURL(at); err != nil { // its text may hold the password
+	if d.queue.options, err = redis.ParseURL(at); err != nil { // its text may contain the password
 		return errors.New("REDIS_URL must be redis://[USER:PASSWORD@]HOST:PORT[/DB], rediss://… for TLS, or unix://PATH")
 	}
 	o := *d.queue.options
 	d.redis = &upstream{network: o.Network, address: o.Addr, tls: o.TLSConfig}
-	d.queue.rdb = redis.NewClient(patient(&o))
+	d.queue.rdb = redis.NewClient(failFast(&o))
 	if d.Queue == QueueServer {
 		return nil
 	}
@@ -66,17 +67,17 @@ func (d *drill) openQueue(ctx context.Context, closing func(func() error)) (err 
 	if size > 0 {
 		return fmt.Errorf("%w: it has %d keys", ErrNotEmpty, size)
 	}
-	closing(func() error { return d.queue.empty(context.WithoutCancel(ctx)) })
+	closing(func() error { return d.queue.deleteKeys(context.WithoutCancel(ctx)) })
 	return nil
 }
 
-// patient bounds how long a call waits for a Redis that is away.
-func patient(o *redis.Options) *redis.Options {
+// failFast bounds how long a call waits while Redis is unavailable.
+func failFast(o *redis.Options) *redis.Options {
 	o.MaxRetries, o.DialerRetries, o.DialTimeout = -1, 1, time.Second
 	return o
 }
 
-// client returns one of the queue as it is reached now.
+// client returns a client of the queue's current process.
 func (q *queue) client(ctx context.Context) (*jobs.Client, error) {
 	rdb, err := q.connection(ctx)
 	if err != nil {
@@ -92,23 +93,23 @@ func (q *queue) connection(ctx context.Context) (*redis.Client, error) {
 	if q.options != nil {
 		return q.rdb, nil
 	}
-	m := q.drill.crew[0]
+	m := q.drill.workers[0]
 	pid, at, err := q.drill.Instance(ctx, m.data())
 	if err != nil {
 		return nil, err
 	}
-	if pid != m.pid() { // left by a killed one
+	if pid != m.pid() { // written by a killed process
 		return nil, errNoQueue
 	}
 	if at != q.url {
 		options, err := redis.ParseURL(at)
 		if err != nil {
-			return nil, errors.New("the instance's Redis URL is none")
+			return nil, errors.New("the instance's Redis URL cannot be parsed")
 		}
 		if q.rdb != nil {
-			_ = q.rdb.Close() // its process is gone
+			_ = q.rdb.Close() // its process has ended
 		}
-		q.url, q.rdb = at, redis.NewClient(patient(options))
+		q.url, q.rdb = at, redis.NewClient(failFast(options))
 	}
 	return q.rdb, nil
 }
@@ -120,8 +121,8 @@ func (q *queue) close() error {
 	return q.rdb.Close()
 }
 
-// empty removes what the drill has brought into a Redis that was empty before.
-func (q *queue) empty(ctx context.Context) error {
+// deleteKeys removes the drill's keys from a Redis that was empty before.
+func (q *queue) deleteKeys(ctx context.Context) error {
 	for _, pattern := range []string{"danqing:*", "asynq:*"} {
 		keys := q.rdb.Scan(ctx, 0, pattern, 1000).Iterator()
 		for keys.Next(ctx) {
@@ -136,13 +137,13 @@ func (q *queue) empty(ctx context.Context) error {
 	return nil
 }
 
-// server is a redis-server of the drill's own that writes an append-only file.
+// server is a redis-server that the drill has started, with an append-only file.
 type server struct {
 	binary, dir, socket string
 	cmd                 *exec.Cmd
 }
 
-// serverStart bounds a start, which reads the append-only file.
+// serverStart bounds a start, which loads the append-only file.
 const serverStart = 30 * time.Second
 
 func openServer(ctx context.Context) (*server, error) {
@@ -150,7 +151,7 @@ func openServer(ctx context.Context) (*server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("redis-server is not on the PATH: install it, or drill without --redis-server: %w", err)
 	}
-	dir, err := os.MkdirTemp("", "danqing-redis-") // a socket's path may have 107 bytes
+	dir, err := os.MkdirTemp("", "danqing-redis-") // a socket's path may have at most 107 bytes
 	if err != nil {
 		return nil, fmt.Errorf("drill: %w", err)
 	}
@@ -168,10 +169,10 @@ func (s *server) start(ctx context.Context) error {
 	if err := s.cmd.Start(); err != nil {
 		return fmt.Errorf("start redis-server: %w", err)
 	}
-	rdb := redis.NewClient(patient(&redis.Options{Network: "unix", Addr: s.socket}))
-	defer rdb.Close() //nolint:errcheck // it was asked one thing
+	rdb := redis.NewClient(failFast(&redis.Options{Network: "unix", Addr: s.socket}))
+	defer rdb.Close() //nolint:errcheck // used for Ping only
 	for deadline := time.Now().Add(serverStart); ; {
-		err := rdb.Ping(ctx).Err() // until its file is read: LOADING
+		err := rdb.Ping(ctx).Err() // LOADING until the file is read
 		if err == nil {
 			return nil
 		}
@@ -181,26 +182,26 @@ func (s *server) start(ctx context.Context) error {
 	}
 }
 
-// restart is kill -9, and a start from the append-only file.
-func (s *server) restart(ctx context.Context, away time.Duration) error {
-	s.end()
-	wait(ctx, away)
+// restart kills the server and starts it from the append-only file.
+func (s *server) restart(ctx context.Context, downTime time.Duration) error {
+	s.kill()
+	wait(ctx, downTime)
 	return s.start(ctx)
 }
 
-func (s *server) end() {
+func (s *server) kill() {
 	if s.cmd != nil && s.cmd.Process != nil {
-		_ = s.cmd.Process.Kill() // it may have ended by itself
-		_ = s.cmd.Wait()         // it was killed
+		_ = s.cmd.Process.Kill() // it may already have ended
+		_ = s.cmd.Wait()         // killed on purpose
 	}
 }
 
 func (s *server) close() error {
-	s.end()
+	s.kill()
 	return os.RemoveAll(s.dir)
 }
 
-// missing reports whether the queue says that a job does not exist.
-func missing(err error) bool {
+// isNotFound reports whether the queue answered that a job does not exist.
+func isNotFound(err error) bool {
 	return errors.Is(err, jobs.ErrNotFound) && !strings.Contains(err.Error(), errNoQueue.Error())
 }

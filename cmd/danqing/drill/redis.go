@@ -28,10 +28,10 @@ func (u *upstream) dial(ctx context.Context) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, u.network, u.address)
 }
 
-// proxy is the way of one worker to Redis.
+// proxy is one worker's connection to Redis.
 type proxy struct {
 	*drill
-	worker   *member
+	worker   *process
 	listener net.Listener
 
 	mu    sync.Mutex
@@ -39,10 +39,10 @@ type proxy struct {
 	group sync.WaitGroup
 }
 
-// slowness is what each command waits while Redis is slow.
-const slowness = 200 * time.Millisecond
+// slowDelay is the delay of each command while Redis is slow.
+const slowDelay = 200 * time.Millisecond
 
-func (d *drill) openProxy(ctx context.Context, m *member) (*proxy, error) {
+func (d *drill) openProxy(ctx context.Context, m *process) (*proxy, error) {
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("drill: %w", err)
@@ -67,16 +67,16 @@ func (p *proxy) close() error {
 	return err
 }
 
-// cut ends every connection.
+// cut closes every connection.
 func (p *proxy) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for conn := range p.conns {
-		_ = conn.Close() // that it is gone is meant
+		_ = conn.Close() // closing is intended
 	}
 }
 
-func (p *proxy) keep(conns ...net.Conn) {
+func (p *proxy) track(conns ...net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, conn := range conns {
@@ -84,7 +84,7 @@ func (p *proxy) keep(conns ...net.Conn) {
 	}
 }
 
-func (p *proxy) drop(conns ...net.Conn) {
+func (p *proxy) untrack(conns ...net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, conn := range conns {
@@ -93,10 +93,10 @@ func (p *proxy) drop(conns ...net.Conn) {
 	}
 }
 
-// serve passes commands and replies on until either side has closed.
+// serve forwards commands and replies until either side has closed.
 func (p *proxy) serve(ctx context.Context, client net.Conn) {
-	if p.weather.is(redisAway) {
-		_ = client.Close() // as nobody answers
+	if p.outages.active(redisOutage) {
+		_ = client.Close() // as if Redis did not answer
 		return
 	}
 	server, err := p.redis.dial(ctx)
@@ -104,23 +104,23 @@ func (p *proxy) serve(ctx context.Context, client net.Conn) {
 		_ = client.Close() // Redis is down
 		return
 	}
-	p.keep(client, server)
+	p.track(client, server)
 	line := &line{proxy: p, client: client, server: server}
 	var both sync.WaitGroup
-	both.Go(func() { line.commands(ctx); p.drop(client, server) })
-	both.Go(func() { line.replies(); p.drop(client, server) })
+	both.Go(func() { line.commands(ctx); p.untrack(client, server) })
+	both.Go(func() { line.replies(); p.untrack(client, server) })
 	both.Wait()
 }
 
-// line is one connection to Redis. Its client sends a command once it has the
-// replies to the last.
+// line is one connection to Redis. Its client sends a command after it has received the
+// replies to the previous one.
 type line struct {
 	*proxy
 	client, server net.Conn
 
 	mu sync.Mutex
-	// met is what is to be done to the next reply.
-	met *sprung
+	// armed is the fault for the next reply.
+	armed *armedFault
 }
 
 func (l *line) commands(ctx context.Context) {
@@ -130,10 +130,10 @@ func (l *line) commands(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		if l.weather.is(redisSlow) {
-			wait(ctx, slowness)
+		if l.outages.active(redisSlow) {
+			wait(ctx, slowDelay)
 		}
-		if met := l.trap.meet("redis." + commandName(args)); met != nil && !l.befalls(ctx, met) {
+		if fault := l.injector.match("redis." + commandName(args)); fault != nil && !l.injectCommand(ctx, fault) {
 			return
 		}
 		if _, err := l.server.Write(raw); err != nil {
@@ -142,31 +142,31 @@ func (l *line) commands(ctx context.Context) {
 	}
 }
 
-// befalls does to a command what a point asks for, and reports whether it still
-// goes on its way.
-func (l *line) befalls(ctx context.Context, met *sprung) bool {
-	switch met.act {
+// injectCommand applies a fault to a command, and reports whether the command is still
+// forwarded.
+func (l *line) injectCommand(ctx context.Context, fault *armedFault) bool {
+	switch fault.action {
 	case killBefore:
 		l.kill(l.worker, 0)
 	case resetBefore:
 	case delayed:
-		defer close(met.done)
+		defer close(fault.done)
 		return wait(ctx, delayTime)
 	default:
 		l.mu.Lock()
-		l.met = met
+		l.armed = fault
 		l.mu.Unlock()
 		return true
 	}
-	close(met.done)
+	close(fault.done)
 	return false
 }
 
 func (l *line) replies() {
 	buffer := make([]byte, 64<<10)
 	defer func() {
-		if met := l.taken(); met != nil {
-			close(met.done) // Redis has gone before it replied
+		if fault := l.takeArmed(); fault != nil {
+			close(fault.done) // Redis closed before it replied
 		}
 	}()
 	for {
@@ -177,39 +177,39 @@ func (l *line) replies() {
 	}
 }
 
-func (l *line) taken() *sprung {
+func (l *line) takeArmed() *armedFault {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	met := l.met
-	l.met = nil
-	return met
+	fault := l.armed
+	l.armed = nil
+	return fault
 }
 
-// reply passes what Redis has said on, unless something befalls it, and reports
-// whether the connection goes on.
-func (l *line) reply(said []byte) bool {
-	met := l.taken()
-	if met != nil && met.route == "redis.dequeue" && (said[0] == '_' || strings.HasPrefix(string(said), "$-1")) {
-		l.trap.rearm(met) // there was no message
-		met = nil
+// reply forwards a reply unless a fault applies to it, and reports whether the
+// connection stays open.
+func (l *line) reply(data []byte) bool {
+	fault := l.takeArmed()
+	if fault != nil && fault.route == "redis.dequeue" && (data[0] == '_' || strings.HasPrefix(string(data), "$-1")) {
+		l.injector.rearm(fault) // the queue was empty
+		fault = nil
 	}
-	if met == nil || met.act == killAfter {
-		if _, err := l.client.Write(said); err != nil && met == nil {
+	if fault == nil || fault.action == killAfter {
+		if _, err := l.client.Write(data); err != nil && fault == nil {
 			return false
 		}
 	}
-	if met == nil {
+	if fault == nil {
 		return true
 	}
-	if met.kills() {
+	if fault.kills() {
 		l.kill(l.worker, 0)
 	}
-	close(met.done)
+	close(fault.done)
 	return false
 }
 
-// errProtocol means that a client speaks otherwise than go-redis does.
-var errProtocol = errors.New("not a command of Redis")
+// errProtocol means that a client sends other commands than go-redis does.
+var errProtocol = errors.New("not a Redis command")
 
 // readCommand reads one command: its bytes and its arguments.
 func readCommand(from *bufio.Reader) (raw []byte, args []string, err error) {
@@ -245,8 +245,8 @@ func readCommand(from *bufio.Reader) (raw []byte, args []string, err error) {
 	return raw, args, nil
 }
 
-// commandName tells which of the writes that matter a command is, "" for none: by
-// the keys that it touches, as package jobs and asynq v0.26 name them.
+// commandName returns which of the writes that matter a command is, "" for none. It
+// goes by the keys that the command uses, as package jobs and asynq v0.26 name them.
 func commandName(args []string) string {
 	if len(args) < 2 {
 		return ""
@@ -272,7 +272,7 @@ func lane(key, ending string) bool {
 	return strings.HasPrefix(key, "danqing:lane:") && strings.HasSuffix(key, ending)
 }
 
-// scriptName tells which script touches these keys.
+// scriptName returns which script uses these keys.
 func scriptName(keys []string) string {
 	key := func(i int) string {
 		if i < len(keys) {
@@ -292,7 +292,7 @@ func scriptName(keys []string) string {
 	case strings.HasPrefix(key(0), "danqing:task:") && len(keys) == 1:
 		return "claim"
 	case strings.HasPrefix(key(0), "danqing:job:"):
-		return swapName(keys)
+		return stateChange(keys)
 	case strings.HasPrefix(key(0), "asynq:{danqing:store}:t:") && strings.HasSuffix(key(1), ":pending"):
 		return "enqueue-store"
 	case strings.HasSuffix(key(0), ":pending") && strings.HasSuffix(key(1), ":paused"):
@@ -303,10 +303,10 @@ func scriptName(keys []string) string {
 	return ""
 }
 
-// swapName is the state that a record is moved to: its script, which alone has the
-// notices among its keys, has that state's index for its third. One that stays in its
-// state is no step.
-func swapName(keys []string) string {
+// stateChange returns the state that a record changes to. Only the record's script has
+// danqing:notifications:due among its keys; its third key is the index of the new
+// state. A write that keeps the state is no change.
+func stateChange(keys []string) string {
 	if len(keys) < 7 || keys[6] != "danqing:notifications:due" || keys[1] == keys[2] {
 		return ""
 	}

@@ -14,16 +14,16 @@ import (
 	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
-// Report is what a drill has done and found.
+// Report is the result of a drill.
 type Report struct {
 	Seed   uint64  `json:"seed"`
 	Queue  Queue   `json:"queue"`
 	Time   float64 `json:"time_seconds"`
 	Folder string  `json:"folder"`
 
-	// Jobs that the queue has acknowledged, and what became of them. Failed are
-	// those that the service refused, as it was told to; Stuck are neither over nor
-	// held.
+	// Jobs counts the jobs that the queue acknowledged; the other fields count them by
+	// outcome. Failed are those that the service rejected on purpose. Stuck are neither
+	// finished nor held.
 	Jobs      int            `json:"jobs"`
 	Succeeded int            `json:"succeeded"`
 	Failed    int            `json:"failed"`
@@ -32,65 +32,67 @@ type Report struct {
 	HeldJobs  []string       `json:"held_jobs"`
 	Stuck     int            `json:"stuck"`
 
-	// Faults counts what was done, Hit by point; NotHit are the points that were
-	// waited for and never came, NotTried those for which there was no room.
+	// Faults counts the injected faults, Hit by point. NotHit are the points that were
+	// waited for and never reached, NotTried those that the plan had no room for.
 	Faults   int            `json:"faults"`
 	Kills    int            `json:"kills"`
 	Hit      map[string]int `json:"hit"`
 	NotHit   []string       `json:"not_hit"`
 	NotTried []string       `json:"not_tried"`
-	// Exits counts the workers that ended by themselves, as at a start while the
-	// bucket is away.
+	// Exits counts the workers that ended by themselves, for example at a start during
+	// a bucket outage.
 	Exits int `json:"exits"`
 
 	Tasks            int   `json:"tasks"`
 	ImagesCharged    int   `json:"images_charged"`
 	ChargedMicroYuan int64 `json:"charged_micro_yuan"`
-	// ImagesWanted are the charged images but those of a job's second charged task.
+	// ImagesWanted counts the charged images without those of a job's second and later
+	// charged tasks.
 	ImagesWanted    int     `json:"images_wanted"`
 	ChargesPerImage float64 `json:"charges_per_image"`
-	// ImagesDelivered lie under their own key, ImagesAside under _held/ for a person.
+	// ImagesDelivered counts the images under their own key, ImagesAside those that are
+	// only under _held/, for an operator.
 	ImagesDelivered int `json:"images_delivered"`
 	ImagesAside     int `json:"images_aside"`
 	ImagesLost      int `json:"images_lost"`
 	ImagesTwice     int `json:"images_twice"`
-	// ImagesWrong lie under a job's key and show what another job has asked for.
+	// ImagesWrong counts the images under a job's key that show another job's request.
 	ImagesWrong int `json:"images_wrong"`
-	// LedgerMicroYuan is what the ledger says was spent.
+	// LedgerMicroYuan is the spending in the ledger.
 	LedgerMicroYuan int64 `json:"ledger_micro_yuan"`
 
-	// LongestRecovery is from a worker's end until the model that it worked was
-	// asked for again; SlotIdle the share of the time without a task.
+	// LongestRecovery is the longest time from a worker's end to the next request for
+	// its model. SlotIdle is the share of the time without a task, 0 to 1.
 	LongestRecovery float64 `json:"longest_recovery_seconds"`
 	SlotIdle        float64 `json:"slot_idle"`
 
-	// Problems are what breaks a promise, each with its job and tasks; Passed means
+	// Problems lists the broken guarantees, each with its job and tasks. Passed means
 	// that there are none.
 	Problems []string `json:"problems"`
 	Passed   bool     `json:"passed"`
 }
 
-// report counts, while the queue still runs.
+// report evaluates the drill while the queue still runs.
 func (d *drill) report(ctx context.Context) *Report {
 	r := &Report{
 		Seed: d.Seed, Queue: d.Queue, Folder: d.Dir, Time: time.Since(d.began).Seconds(),
 		Held: map[string]int{}, HeldJobs: []string{}, NotHit: []string{}, NotTried: []string{}, Problems: []string{},
-		LongestRecovery: d.recovery.over().Seconds(), SlotIdle: d.idle(),
+		LongestRecovery: d.recovery.finish().Seconds(), SlotIdle: d.idle(),
 	}
-	r.done(&d.tally, d.chosen())
+	r.addFaults(&d.counters, d.chosen())
 	for _, j := range d.load.all() {
-		d.fate(r, j)
+		d.addJob(r, j)
 	}
-	b, err := d.books()
+	b, err := d.audit()
 	if err != nil {
 		r.problem("%v", err)
-		b = &books{}
+		b = &audit{}
 	}
-	r.enter(b)
+	r.addAudit(b)
 	if all := d.sim.Stats().ChargedMicroYuan; all != b.microYuan+b.foreignMicroYuan {
-		r.problem("the service charged %s yuan, of which %s are of no task", yuan(all), yuan(all-b.microYuan-b.foreignMicroYuan))
+		r.problem("the service charged %s yuan, of which %s belong to no task", yuan(all), yuan(all-b.microYuan-b.foreignMicroYuan))
 	}
-	d.compare(ctx, r)
+	d.checkLedger(ctx, r)
 	r.Passed = len(r.Problems) == 0
 	return r
 }
@@ -99,8 +101,8 @@ func (r *Report) problem(format string, args ...any) {
 	r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
 }
 
-// done enters what was done.
-func (r *Report) done(t *tally, chosen []point) {
+// addFaults adds the injected faults.
+func (r *Report) addFaults(t *counters, chosen []point) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r.Hit, r.Kills, r.Exits = t.hit, t.kills, t.exits
@@ -120,14 +122,14 @@ func (r *Report) done(t *tally, chosen []point) {
 	slices.Sort(r.NotTried)
 }
 
-// fate enters what became of a job.
-func (d *drill) fate(r *Report, j job) {
+// addJob adds a job's outcome.
+func (d *drill) addJob(r *Report, j job) {
 	id, number := j.request.ID, 0
-	_, _ = fmt.Sscanf(id, "drill-%d", &number) // as all are named
+	_, _ = fmt.Sscanf(id, "drill-%d", &number) // every ID has this form
 	r.Jobs++
 	switch {
 	case j.lost:
-		r.problem("%s is not known to the queue, which had acknowledged it", id)
+		r.problem("%s is missing from the queue, which had acknowledged it", id)
 	case !j.queued:
 		r.Stuck++
 		r.problem("%s could not be enqueued", id)
@@ -135,7 +137,7 @@ func (d *drill) fate(r *Report, j job) {
 		r.Held[j.record.Code]++
 		r.HeldJobs = append(r.HeldJobs, fmt.Sprintf("%s %s: %s", id, j.record.Code, j.record.Message))
 		if j.record.Code == jobs.CodeSubmitAmbiguous {
-			r.problem("%s is held, though no other program has the workers' key, so that the list tells whose each task is", id)
+			r.problem("%s is held, although no other program uses the workers' key and the task list is conclusive", id)
 		}
 	case !j.state().Final():
 		r.Stuck++
@@ -145,12 +147,12 @@ func (d *drill) fate(r *Report, j job) {
 	case j.state() == jobs.StateCanceled:
 		r.Canceled++
 		if !j.canceled {
-			r.problem("%s was canceled, which nobody has asked for: %s: %s", id, j.record.Code, j.record.Message)
+			r.problem("%s was canceled without a request: %s: %s", id, j.record.Code, j.record.Message)
 		}
 	default:
 		r.Failed++
-		if !refused(number) {
-			r.problem("%s failed, though the service did not refuse it: %s: %s", id, j.record.Code, j.record.Message)
+		if !isRefused(number) {
+			r.problem("%s failed, although the service did not reject it: %s: %s", id, j.record.Code, j.record.Message)
 		}
 	}
 	if j.queued && (j.state() == jobs.StateSucceeded || j.state() == jobs.StateFailed) && d.withoutSidecar(id) {
@@ -158,26 +160,26 @@ func (d *drill) fate(r *Report, j job) {
 	}
 }
 
-// enter takes the books over.
-func (r *Report) enter(b *books) {
+// addAudit adds the result of an audit.
+func (r *Report) addAudit(b *audit) {
 	r.Tasks, r.ImagesCharged, r.ImagesWanted, r.ChargedMicroYuan = b.tasks, b.charged, b.wanted, b.microYuan
-	r.ImagesDelivered, r.ImagesAside, r.ImagesLost, r.ImagesTwice = b.delivered, b.aside, len(b.lost), len(b.twice)
-	r.ImagesWrong = len(b.wrong)
+	r.ImagesDelivered, r.ImagesAside, r.ImagesLost, r.ImagesTwice = b.delivered, b.held, len(b.lost), len(b.storedTwice)
+	r.ImagesWrong = len(b.wrongContent)
 	if b.wanted > 0 {
 		r.ChargesPerImage = float64(b.charged) / float64(b.wanted)
 	} else {
-		r.problem("no image was made")
+		r.problem("no image was created")
 	}
 	for _, text := range b.paidTwice {
 		r.problem("%s", text)
 	}
-	for _, text := range b.stray {
+	for _, text := range b.unknown {
 		r.problem("%s", text)
 	}
 	for _, text := range b.lost {
 		r.problem("lost: %s", text)
 	}
-	for _, text := range b.wrong {
+	for _, text := range b.wrongContent {
 		r.problem("wrong picture: %s", text)
 	}
 	if b.open > 0 {
@@ -185,15 +187,15 @@ func (r *Report) enter(b *books) {
 	}
 }
 
-// compare asks the ledger: it must agree with the service to the last micro-yuan.
-func (d *drill) compare(ctx context.Context, r *Report) {
+// checkLedger compares the ledger with the service. They must agree to the micro-yuan.
+func (d *drill) checkLedger(ctx context.Context, r *Report) {
 	rdb, err := d.queue.connection(ctx)
 	var spending []ledger.Spend
 	if err == nil {
 		spending, err = ledger.New(rdb).Spending(ctx, time.Time{}, time.Time{})
 	}
 	if err != nil {
-		r.problem("the ledger does not answer: %v", err)
+		r.problem("ledger unavailable: %v", err)
 		return
 	}
 	reserved, byJob := int64(0), map[string]int64{}
@@ -203,28 +205,28 @@ func (d *drill) compare(ctx context.Context, r *Report) {
 		byJob[spent.Labels[labelJob]] += spent.SpentMicroYuan
 	}
 	for _, task := range d.sim.Tasks() {
-		byJob[strings.TrimPrefix(task.Request.Input.Prompt, promptOf)] -= task.ChargedMicroYuan
+		byJob[strings.TrimPrefix(task.Request.Input.Prompt, promptPrefix)] -= task.ChargedMicroYuan
 	}
 	delete(byJob, foreignPrompt)
 	for _, id := range slices.Sorted(maps.Keys(byJob)) {
-		// Whose a task is that several held jobs may have made, nobody knows: it is booked
-		// on one of them.
+		// A task that several held jobs may have created has no known owner; it is
+		// booked on one of them.
 		held := slices.ContainsFunc(r.HeldJobs, func(job string) bool { return strings.HasPrefix(job, id+" ") })
 		if more := byJob[id]; more != 0 && !held {
-			r.problem("the ledger is off by %+d micro-yuan at %s", more, id)
+			r.problem("the ledger differs by %+d micro-yuan at %s", more, id)
 		}
 	}
 	if r.LedgerMicroYuan != r.ChargedMicroYuan {
 		r.problem("the ledger says %s yuan were spent, the service charged %s", yuan(r.LedgerMicroYuan), yuan(r.ChargedMicroYuan))
 	}
 	if reserved != 0 && len(r.HeldJobs) == 0 && r.Stuck == 0 {
-		r.problem("the ledger still reserves %s yuan, though no job is open", yuan(reserved))
+		r.problem("the ledger still reserves %s yuan, although no job is open", yuan(reserved))
 	}
 }
 
 func yuan(micro int64) string { return fmt.Sprintf("%d.%06d", micro/1e6, micro%1e6) }
 
-// Print tells a person what was done, what was counted, and what follows.
+// Print writes the report for people: what was done, what was counted, and the result.
 func (r *Report) Print(to io.Writer) error {
 	var errs []error
 	line := func(format string, args ...any) {
@@ -233,41 +235,41 @@ func (r *Report) Print(to io.Writer) error {
 	}
 	line("What was done")
 	line("  queue                 %s", r.Queue)
-	line("  seed                  %d   (the same faults again: --seed %d)", r.Seed, r.Seed)
+	line("  seed                  %d   (repeat with --seed %d)", r.Seed, r.Seed)
 	line("  time                  %.0f s", r.Time)
 	line("  faults                %d at %d points, of which %d were kill -9 of a worker", r.Faults, len(r.Hit), r.Kills)
-	for _, group := range groups(r.Hit) {
+	for _, group := range hitsByRoute(r.Hit) {
 		line("    %s", group)
 	}
 	if len(r.NotHit) > 0 {
-		line("  waited for in vain    %s", strings.Join(r.NotHit, " "))
+		line("  never reached         %s", strings.Join(r.NotHit, " "))
 	}
 	if len(r.NotTried) > 0 {
-		line("  not tried             %d points (name them by --points, or drill longer)", len(r.NotTried))
+		line("  not tried             %d points (name them with --points, or raise --faults)", len(r.NotTried))
 	}
 	if r.Exits > 0 {
-		line("  workers that gave up  %d, started again", r.Exits)
+		line("  workers that exited   %d, restarted", r.Exits)
 	}
 	line("What was counted")
-	line("  jobs                  %d: %d succeeded, %d failed as the service had decided, %d canceled on request, %d held, %d stuck",
+	line("  jobs                  %d: %d succeeded, %d rejected by the service, %d canceled on request, %d held, %d stuck",
 		r.Jobs, r.Succeeded, r.Failed, r.Canceled, len(r.HeldJobs), r.Stuck)
 	for _, text := range r.HeldJobs {
 		line("    held: %s", text)
 	}
 	line("  tasks made            %d", r.Tasks)
 	line("  images charged        %d for %d wanted: %.4f charges per image (%s yuan)", r.ImagesCharged, r.ImagesWanted, r.ChargesPerImage, yuan(r.ChargedMicroYuan))
-	line("  images delivered      %d under their keys, %d kept aside for a person", r.ImagesDelivered, r.ImagesAside)
+	line("  images delivered      %d under their keys, %d under _held/ for an operator", r.ImagesDelivered, r.ImagesAside)
 	line("  images lost           %d", r.ImagesLost)
 	line("  wrong pictures        %d", r.ImagesWrong)
 	line("  images stored twice   %d", r.ImagesTwice)
-	line("  longest recovery      %.1f s until a model is worked again whose worker has ended", r.LongestRecovery)
-	// Most of it is the pace of the creates: a real task takes half a minute.
-	line("  slot idle             %.0f %% of the time with work (a task takes %s to %s here, and two creates keep half a second apart)",
+	line("  longest recovery      %.1f s from a worker's end to the next request for its model", r.LongestRecovery)
+	// Most of it is the submit rate limit: a real task takes half a minute.
+	line("  slot idle             %.0f %% of the time with work (a task takes %s to %s here, and creates are half a second apart)",
 		100*r.SlotIdle, taskShortest, taskLongest)
 	line("  ledger                %s yuan", yuan(r.LedgerMicroYuan))
 	line("Verdict")
 	if r.Passed {
-		line("  passed: every image was charged once, none was lost, and each shows what its job has asked for")
+		line("  passed: every image was charged once, none was lost, and each shows its job's request")
 	} else {
 		line("  FAILED, with seed %d; the logs of the workers are in %s", r.Seed, r.Folder)
 	}
@@ -277,8 +279,8 @@ func (r *Report) Print(to io.Writer) error {
 	return errors.Join(errs...)
 }
 
-// groups are lines of points with how often each was hit, by route.
-func groups(hit map[string]int) []string {
+// hitsByRoute returns one line per route with how often each of its points was hit.
+func hitsByRoute(hit map[string]int) []string {
 	byRoute := map[string][]string{}
 	for name, n := range hit {
 		route, what := "anywhere", name

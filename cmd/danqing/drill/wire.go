@@ -18,22 +18,25 @@ import (
 )
 
 const (
-	// hangTime is how long a reply is waited for in vain. The worker waits for one of a
-	// create for minutes, so that the connection ends first.
+	// hangTime is how long a request gets no reply. A worker waits minutes for the
+	// reply to a create, so the connection ends first.
 	hangTime = 2 * time.Second
-	// delayTime is how long a request is on its way.
+	// delayTime is how long a request is delayed.
 	delayTime = time.Second
-	// wireBytes bounds what is kept of a request, far above what a worker sends here.
+	// wireBytes bounds the recorded body of a request, far above what a worker sends
+	// here.
 	wireBytes = 32 << 20
 )
 
-// wire is the way of one worker to DashScope and to the bucket.
+// wire is one worker's connection to DashScope and to the bucket.
 type wire struct {
 	*drill
-	worker *member
+	worker *process
 }
 
-// ServeHTTP serves a request, unless something befalls it.
+// ServeHTTP serves a request, or injects the fault that is armed for it.
+//
+//	}
 func (w *wire) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	route, handler := routeOf(r), w.service
 	_, ofBucket := bucketKey(r.URL.Path)
@@ -42,46 +45,46 @@ func (w *wire) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, wireBytes))
 	if err != nil {
-		panic(http.ErrAbortHandler) // the worker is gone
+		panic(http.ErrAbortHandler) // the worker has disconnected
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	w.note(route, r.URL.Path, body)
+	w.observe(route, r.URL.Path, body)
 	switch {
-	case ofBucket && w.weather.is(bucketAway):
+	case ofBucket && w.outages.active(bucketOutage):
 		answerError(rw, true, http.StatusServiceUnavailable)
 		return
-	case ofBucket && w.weather.is(bucketRefuses), !ofBucket && w.weather.is(serviceAway):
+	case ofBucket && w.outages.active(bucketRefuses), !ofBucket && w.outages.active(serviceOutage):
 		reset(rw)
 	}
 	if route == routeCreate {
-		if what := w.trap.followed(modelOf(body)); what != "" {
-			w.disturb(what, rw, r, handler, ofBucket)
+		if what := w.injector.takeSecond(modelOf(body)); what != "" {
+			w.injectRequest(what, rw, r, handler, ofBucket)
 			return
 		}
 	}
-	met := w.trap.meet(route)
-	if met == nil {
+	fault := w.injector.match(route)
+	if fault == nil {
 		handler.ServeHTTP(rw, r)
 		return
 	}
-	defer close(met.done)
-	what, second, paired := strings.Cut(string(met.act), "+")
+	defer close(fault.done)
+	what, second, paired := strings.Cut(string(fault.action), "+")
 	if paired {
-		w.trap.follow(modelOf(body), act(second))
+		w.injector.armSecond(modelOf(body), action(second))
 	}
-	w.disturb(act(what), rw, r, handler, ofBucket)
+	w.injectRequest(action(what), rw, r, handler, ofBucket)
 }
 
-// modelOf is the model that a create asks for.
+// modelOf returns the model of a create.
 func modelOf(body []byte) string {
 	var req dashscope.CreateRequest
-	_ = json.Unmarshal(body, &req) // the service says what it is not
+	_ = json.Unmarshal(body, &req) // the service rejects what cannot be decoded
 	return req.Model
 }
 
-// disturb does to a request what a point asks for.
-func (w *wire) disturb(what act, rw http.ResponseWriter, r *http.Request, handler http.Handler, ofBucket bool) {
-	// What is done without its client is done to the end.
+// injectRequest applies an action to a request.
+func (w *wire) injectRequest(what action, rw http.ResponseWriter, r *http.Request, handler http.Handler, ofBucket bool) {
+	// Work without its client is completed.
 	done := func() *reply {
 		kept := &reply{header: http.Header{}}
 		handler.ServeHTTP(kept, r.WithContext(context.WithoutCancel(r.Context())))
@@ -95,7 +98,7 @@ func (w *wire) disturb(what act, rw http.ResponseWriter, r *http.Request, handle
 		w.kill(w.worker, 0)
 	case killAfter:
 		handler.ServeHTTP(rw, r)
-		_ = http.NewResponseController(rw).Flush() // it is about to die
+		_ = http.NewResponseController(rw).Flush() // the worker is killed next
 		w.kill(w.worker, 0)
 		return
 	case resetDone:
@@ -131,28 +134,28 @@ func (w *wire) disturb(what act, rw http.ResponseWriter, r *http.Request, handle
 		answerHTML(rw)
 		return
 	case halfBody:
-		done().half(rw)
+		done().sendHalf(rw)
 	default: // resetBefore
 	}
 	reset(rw)
 }
 
-// note tells recovery what a worker is at.
-func (w *wire) note(route, path string, body []byte) {
+// observe passes the model of a worker's request to recovery.
+func (w *wire) observe(route, path string, body []byte) {
 	switch route {
 	case routeCreate:
-		w.recovery.seen(w.worker, modelOf(body))
+		w.recovery.requestSeen(w.worker, modelOf(body))
 	case routeQuery:
 		id := path[strings.LastIndexByte(path, '/')+1:]
 		for _, task := range w.sim.Tasks() {
 			if task.ID == id {
-				w.recovery.seen(w.worker, task.Request.Model)
+				w.recovery.requestSeen(w.worker, task.Request.Model)
 			}
 		}
 	}
 }
 
-// routeOf names the route of a request.
+// routeOf returns the route of a request.
 func routeOf(r *http.Request) string {
 	if key, ok := bucketKey(r.URL.Path); ok {
 		return bucketRoute(r.Method, key)
@@ -171,20 +174,21 @@ func routeOf(r *http.Request) string {
 		return routePolicy
 	case r.Method == http.MethodPost:
 		return routeUpload
-	case strings.HasPrefix(path, "/1d/"): // as the simulator's result links
+	case strings.HasPrefix(path, "/1d/"): // the simulator's result URLs
 		return routeResult
 	}
 	return noRoute
 }
 
-// bucketKey is the key that a path names, "" for the bucket itself, and whether it
-// is the bucket's at all.
+// bucketKey returns the key of a path ("" for the bucket itself), and whether the path
+// is the bucket's.
 func bucketKey(path string) (key string, ok bool) {
 	key, ok = strings.CutPrefix(path, "/"+bucket.DefaultBucket)
 	return strings.TrimPrefix(key, "/"), ok && (key == "" || key[0] == '/')
 }
 
-// bucketRoute names what is done to a key; the folders are the contract's.
+// bucketRoute returns the route of a bucket request; the prefixes are those of the
+// bucket layout.
 func bucketRoute(method, key string) string {
 	sidecar := strings.HasPrefix(key, "_jobs/")
 	switch {
@@ -204,7 +208,7 @@ func bucketRoute(method, key string) string {
 	return routeBucketOther
 }
 
-// answerError answers as the service or the bucket does when it is in trouble.
+// answerError sends an error as the service or the bucket does.
 func answerError(rw http.ResponseWriter, ofBucket bool, status int) {
 	code := "InternalError"
 	if status == http.StatusTooManyRequests {
@@ -213,41 +217,41 @@ func answerError(rw http.ResponseWriter, ofBucket bool, status int) {
 	if ofBucket {
 		rw.Header().Set("Content-Type", "application/xml")
 		rw.WriteHeader(status)
-		_, _ = fmt.Fprintf(rw, `<?xml version="1.0"?><Error><Code>%s</Code><Message>drill</Message></Error>`, code) // the worker is gone
+		_, _ = fmt.Fprintf(rw, `<?xml version="1.0"?><Error><Code>%s</Code><Message>drill</Message></Error>`, code) // the worker has disconnected
 		return
 	}
 	rw.Header().Set("Content-Type", "application/json")
 	rw.Header().Set(dashscope.HeaderSimulated, "true")
 	rw.WriteHeader(status)
-	_ = json.NewEncoder(rw).Encode(dashscope.ErrorResponse{Code: code, Message: "drill", RequestID: "drill"}) // the worker is gone
+	_ = json.NewEncoder(rw).Encode(dashscope.ErrorResponse{Code: code, Message: "drill", RequestID: "drill"}) // the worker has disconnected
 }
 
-// answerHTML answers as a proxy does whose upstream is gone.
+// answerHTML sends an error as a proxy without its upstream does.
 func answerHTML(rw http.ResponseWriter) {
 	rw.Header().Set("Content-Type", "text/html")
 	rw.WriteHeader(http.StatusBadGateway)
-	_, _ = io.WriteString(rw, "<html><body><h1>502 Bad Gateway</h1></body></html>") // the worker is gone
+	_, _ = io.WriteString(rw, "<html><body><h1>502 Bad Gateway</h1></body></html>") // the worker has disconnected
 }
 
-// hangUp ends the connection of a request, with RST as a crash does.
+// hangUp resets the connection of a request with RST, as a crash does.
 func hangUp(rw http.ResponseWriter) {
 	conn, _, err := http.NewResponseController(rw).Hijack()
 	if err != nil {
-		return // the worker has hung up
+		return // the worker has disconnected
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0) // at worst it ends with FIN
+		_ = tcp.SetLinger(0) // without it the connection ends with FIN
 	}
-	_ = conn.Close() // that it is gone is meant
+	_ = conn.Close() // closing is intended
 }
 
-// reset is hangUp for a handler that has no more to do. It does not return.
+// reset is hangUp for a handler that has nothing left to do. It does not return.
 func reset(rw http.ResponseWriter) {
 	hangUp(rw)
 	panic(http.ErrAbortHandler)
 }
 
-// wait lets d pass unless ctx ends.
+// wait sleeps for d and reports whether ctx did not end first.
 func wait(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -259,7 +263,7 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// reply is kept instead of being sent.
+// reply records an answer instead of sending it.
 type reply struct {
 	header http.Header
 	status int
@@ -284,16 +288,16 @@ func (r *reply) send(rw http.ResponseWriter) {
 	maps.Copy(rw.Header(), r.header)
 	r.WriteHeader(http.StatusOK)
 	rw.WriteHeader(r.status)
-	_, _ = rw.Write(r.body.Bytes()) // the worker is gone
+	_, _ = rw.Write(r.body.Bytes()) // the worker has disconnected
 }
 
-// half announces the whole reply and sends half of it.
-func (r *reply) half(rw http.ResponseWriter) {
+// sendHalf announces the whole reply and sends half of it.
+func (r *reply) sendHalf(rw http.ResponseWriter) {
 	maps.Copy(rw.Header(), r.header)
 	rw.Header().Set("Content-Length", strconv.Itoa(r.body.Len()))
 	r.WriteHeader(http.StatusOK)
 	rw.WriteHeader(r.status)
-	_, _ = rw.Write(r.body.Bytes()[:r.body.Len()/2]) // the rest never comes anyway
-	_ = http.NewResponseController(rw).Flush()       // so does this
+	_, _ = rw.Write(r.body.Bytes()[:r.body.Len()/2]) // the reply is cut off in any case
+	_ = http.NewResponseController(rw).Flush()       // the same
 	panic(http.ErrAbortHandler)
 }

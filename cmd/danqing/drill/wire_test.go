@@ -41,7 +41,7 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-// The writes that matter are known by their keys, whatever script touches them.
+// The writes that matter are recognized by their keys, whatever script uses them.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	swap := []string{
@@ -53,7 +53,7 @@ func TestCommands(t *testing.T) {
 		want string
 	}{
 		{swap, "submitting"},
-		{append(slices.Clone(swap[:4]), append([]string{"danqing:jobs:submitting"}, swap[5:]...)...), ""}, // no step
+		{append(slices.Clone(swap[:4]), append([]string{"danqing:jobs:submitting"}, swap[5:]...)...), ""}, // same state
 		{[]string{"EVALSHA", "sha", "3", "danqing:job:a", "danqing:jobs:submitting", "danqing:jobs:submitting"}, ""},
 		{[]string{"EVALSHA", "sha", "4", "danqing:job:a", "danqing:jobs:held", "danqing:job:b", "danqing:jobs:held"}, ""},
 		{[]string{"EVALSHA", "sha", "1", "danqing:lane:default:wanx-v1:lease", "me"}, "lease"},
@@ -73,7 +73,7 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-// What is passed on is what was sent, byte by byte, pipelined or not.
+// Commands are forwarded byte by byte, pipelined or not.
 func TestReadCommand(t *testing.T) {
 	t.Parallel()
 	first, second := "*2\r\n$3\r\nGET\r\n$4\r\na\r\nb\r\n", "*1\r\n$4\r\nPING\r\n"
@@ -99,7 +99,7 @@ func TestPlan(t *testing.T) {
 	t.Parallel()
 	plan := func(seed uint64) []point {
 		d := &drill{Config: Config{Queue: QueueServer, Faults: defaultFaults}}
-		d.dice = rand.New(rand.NewPCG(seed, 0))
+		d.rng = rand.New(rand.NewPCG(seed, 0))
 		return d.plan()
 	}
 	require.Len(t, plan(1), defaultFaults)
@@ -109,7 +109,7 @@ func TestPlan(t *testing.T) {
 		assert.Contains(t, plan(1), p)
 	}
 	kills := 0
-	short := &drill{Config: Config{Queue: QueueEmbedded, Faults: 5, Short: true}, dice: rand.New(rand.NewPCG(1, 0))}
+	short := &drill{Config: Config{Queue: QueueEmbedded, Faults: 5, Short: true}, rng: rand.New(rand.NewPCG(1, 0))}
 	for i, p := range short.plan() {
 		if p.kills() {
 			kills++

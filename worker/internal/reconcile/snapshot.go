@@ -14,19 +14,19 @@ type Snapshot struct {
 	// journal owns, newest first.
 	All     map[string]dashscope.TaskInfo
 	Unowned []dashscope.TaskInfo
-	// Quarantined are those of Unowned whose images are kept for a held job.
+	// Quarantined marks the tasks of Unowned that are quarantined for a held job, by ID.
 	Quarantined map[string]bool
 	// Intents are those that may have created a task: open ones, and those of the last day
 	// that were resubmitted or are held.
 	Intents []Intent
-	// Unverified are tasks that a job has adopted and that have not succeeded yet. Outputs
-	// is what is known of tasks that have, by ID.
+	// Unverified are adopted tasks that have not succeeded yet. Outputs are the known
+	// outputs of succeeded tasks, by ID.
 	Unverified []dashscope.TaskInfo
 	Outputs    map[string]*Output
 }
 
 // Creators returns the intents that may have created a task, by time, request ID and
-// output. Of a settled intent no task is expected after the limit.
+// output. A settled intent can have created tasks within the limit only.
 func (s *Snapshot) Creators(task dashscope.TaskInfo, t Timing) []Intent {
 	var possible []Intent
 	for _, i := range s.Intents {
@@ -41,7 +41,11 @@ func (s *Snapshot) Creators(task dashscope.TaskInfo, t Timing) []Intent {
 			possible = append(possible, i)
 		}
 	}
-	possible = s.Outputs[task.TaskID].narrow(possible)
+	output := s.Outputs[task.TaskID]
+	possible = output.narrow(possible)
+	if SizesDiffer(possible) && (output == nil || output.Size == "") {
+		return possible // the output is better evidence than likelihood
+	}
 	return slices.DeleteFunc(slices.Clone(possible), func(i Intent) bool {
 		return slices.ContainsFunc(possible, func(o Intent) bool { return o.JobID != i.JobID && o.likelierCreatorThan(i, task, t) })
 	})

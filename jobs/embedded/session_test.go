@@ -23,8 +23,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs/embedded"
 )
 
-// Transactions, pipelines and scripts do over TCP what they do in a Redis, and
-// the log gives it back.
+// Transactions, pipelines and scripts work over TCP like in Redis, and are restored from
+// the log.
 func TestTransactionsPipelinesAndScripts(t *testing.T) {
 	t.Parallel()
 	dir, ctx := t.TempDir(), t.Context()
@@ -41,8 +41,8 @@ func TestTransactionsPipelinesAndScripts(t *testing.T) {
 	require.NoError(t, err)
 	require.EqualValues(t, 2500, rdb.LLen(ctx, "list").Val())
 
-	// A script with an effect before its error, one that is known by its name
-	// alone, and one that only the transaction brings.
+	// A script with an effect before its error, one that is called by its SHA-1, and one
+	// that is loaded in the transaction.
 	half := redis.NewScript(`redis.call('SET', KEYS[1], 'done') return redis.call('INCR', KEYS[2])`)
 	require.ErrorContains(t, half.Run(ctx, rdb, []string{"half", "list"}).Err(), "WRONGTYPE")
 	count := redis.NewScript(`redis.call('SET', KEYS[1], ARGV[1]) return redis.call('INCR', KEYS[2])`)
@@ -93,9 +93,9 @@ func TestTransactionsPipelinesAndScripts(t *testing.T) {
 	require.NoError(t, q.Close())
 }
 
-// What the log could not give back is refused, in scripts too, and changes
+// Commands that cannot be replayed from the log are refused, also in scripts, and change
 // nothing.
-func TestRefused(t *testing.T) {
+func TestRefusedCommands(t *testing.T) {
 	t.Parallel()
 	q := open(t, embedded.Config{Dir: t.TempDir()})
 	ctx, rdb := t.Context(), q.Client()
@@ -119,8 +119,8 @@ func TestRefused(t *testing.T) {
 	require.NoError(t, q.Close())
 }
 
-// A subscriber that reads nothing stops nobody else, and a message published by
-// a script reaches those who read.
+// A subscriber that reads nothing does not block others, and a message that a script
+// publishes reaches the other subscribers.
 func TestStuckSubscriber(t *testing.T) {
 	t.Parallel()
 	q := open(t, embedded.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
@@ -142,7 +142,7 @@ func TestStuckSubscriber(t *testing.T) {
 	require.NoError(t, err)
 	rdb := overTCP(t, q)
 	message := strings.Repeat("m", 1<<20)
-	for range 64 { // far more than a socket's buffers hold
+	for range 64 { // far more than a socket's buffers
 		require.EqualValues(t, 2, rdb.Eval(ctx, `return redis.call('PUBLISH', 'c', ARGV[1])`, nil, message).Val())
 		got, err := reader.ReceiveMessage(ctx)
 		require.NoError(t, err)
@@ -154,8 +154,8 @@ func TestStuckSubscriber(t *testing.T) {
 	require.NoError(t, q.Close())
 }
 
-// A stranger gets nothing and breaks nothing, whatever it sends.
-func TestStrangers(t *testing.T) {
+// A client without the password gets nothing and breaks nothing.
+func TestUnauthenticatedClients(t *testing.T) {
 	t.Parallel()
 	q := open(t, embedded.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
 	at, err := url.Parse(q.URL())
@@ -178,7 +178,7 @@ func TestStrangers(t *testing.T) {
 		require.NoError(t, err)
 		_, err = io.WriteString(conn, sent)
 		require.NoError(t, err)
-		answer, _ := io.ReadAll(conn) // a reset says as much as an end
+		answer, _ := io.ReadAll(conn) // a reset is like EOF
 		assert.Contains(t, string(answer), want, "%q", sent)
 		require.NoError(t, conn.Close())
 	}
@@ -186,7 +186,7 @@ func TestStrangers(t *testing.T) {
 	require.NoError(t, q.Close())
 }
 
-func TestOpenDirRefuses(t *testing.T) {
+func TestOpenDirErrors(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	q := open(t, embedded.Config{Dir: dir})
@@ -199,18 +199,18 @@ func TestOpenDirRefuses(t *testing.T) {
 	require.ErrorContains(t, err, "Dir is empty")
 	for _, listen := range []string{"0.0.0.0:0", ":6379", "example.com:1", "127.0.0.1"} {
 		_, err = embedded.OpenDir(embedded.Config{Dir: dir, Listen: listen})
-		require.ErrorContains(t, err, "write it like 127.0.0.1:0", listen)
+		require.ErrorContains(t, err, "use an address such as 127.0.0.1:0", listen)
 	}
 	path := filepath.Join(dir, "queue.log")
 	require.NoError(t, os.WriteFile(path, []byte("something else"), 0o600))
 	_, err = embedded.OpenDir(embedded.Config{Dir: dir})
-	require.ErrorContains(t, err, path+": damaged at byte 0")
+	require.ErrorContains(t, err, path+": corrupt at byte 0")
 	require.NoError(t, os.Remove(path))
 	require.NoError(t, open(t, embedded.Config{Dir: dir}).Close(), "the lock was given back")
 }
 
-// A torn end is cut off, and said; the log goes on behind it.
-func TestRepair(t *testing.T) {
+// A torn end of the log is truncated and logged, and later writes follow it.
+func TestTornLogIsTruncated(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	q := open(t, embedded.Config{Dir: dir})
@@ -221,7 +221,7 @@ func TestRepair(t *testing.T) {
 	_, err = log.WriteString("torn")
 	require.NoError(t, err)
 	require.NoError(t, log.Close())
-	for round, want := range []string{"queue log repaired", ""} {
+	for round, want := range []string{"queue log truncated", ""} {
 		var lines bytes.Buffer
 		q := open(t, embedded.Config{Dir: dir, Listen: "127.0.0.1:0", Logger: slog.New(slog.NewTextHandler(&lines, nil))})
 		assert.Contains(t, lines.String(), want)
@@ -236,11 +236,11 @@ func TestRepair(t *testing.T) {
 	}
 }
 
-// sleep lets the time of a bubble pass.
+// sleep lets the time of a synctest bubble pass.
 func sleep(d time.Duration) { <-time.After(d) }
 
-// The log does not grow with what was written and is no more.
-func TestLogStaysShort(t *testing.T) {
+// The log does not grow with data that was deleted again.
+func TestLogIsCompacted(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	big := strings.Repeat("x", 1<<20)
@@ -262,8 +262,8 @@ func TestLogStaysShort(t *testing.T) {
 	})
 }
 
-// A lease ends in time, never more than a step too early; what it says survives
-// a restart, and time passes while nobody has the queue open.
+// A key expires at most one step too early. Its TTL survives a restart, and includes the
+// time while the queue was closed.
 func TestTTL(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -312,7 +312,7 @@ func TestTTL(t *testing.T) {
 	})
 }
 
-// A snapshot holds every type, however large.
+// A snapshot contains every type, of any size.
 func TestSnapshot(t *testing.T) {
 	t.Parallel()
 	dir, ctx := t.TempDir(), t.Context()
@@ -348,9 +348,9 @@ func TestSnapshot(t *testing.T) {
 	require.NoError(t, q.Close())
 }
 
-// A client that takes in nothing is cut off in the end, so that what waits for
-// it does not grow forever.
-func TestStuckClientIsCutOff(t *testing.T) {
+// A client that receives nothing is disconnected after a timeout, so that its buffer does
+// not grow without limit.
+func TestStuckClientTimesOut(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {

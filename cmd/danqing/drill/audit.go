@@ -18,26 +18,27 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// books are what the service has made and charged, against what lies in the bucket.
-type books struct {
+// audit compares what the service made and charged with what lies in the bucket.
+type audit struct {
 	tasks, open int
-	// microYuan is what our tasks cost, foreignMicroYuan those of another program.
+	// microYuan is the cost of the drill's own tasks, foreignMicroYuan that of the
+	// other program's.
 	microYuan, foreignMicroYuan int64
-	// charged images, and how many of them are their job's first.
+	// charged counts the charged images, wanted those of each job's first charged task.
 	charged, wanted int
-	// delivered lie under their own key, aside under _held/ alone.
-	delivered, aside int
-	// lost says which charged images lie nowhere, paidTwice which jobs were charged
-	// for more than one task, twice which images lie under two keys.
-	lost, paidTwice, twice []string
-	// stray are charged tasks that no job has asked for, and wrong the images that lie
-	// under a job's key and show what another one has asked for.
-	stray, wrong []string
+	// delivered counts the images under their own key, held those only under _held/.
+	delivered, held int
+	// lost lists charged images that are nowhere in the bucket, paidTwice jobs charged
+	// for more than one task, storedTwice images stored under two keys.
+	lost, paidTwice, storedTwice []string
+	// unknown lists charged tasks that belong to no job, wrongContent images under a
+	// job's key that show another job's request.
+	unknown, wrongContent []string
 }
 
-// books looks at the service and at the bucket, as they are now.
-func (d *drill) books() (*books, error) {
-	b := &books{}
+// audit reads the service and the bucket as they are now.
+func (d *drill) audit() (*audit, error) {
+	b := &audit{}
 	keys, err := d.inBucket()
 	if err != nil {
 		return nil, err
@@ -55,50 +56,51 @@ func (d *drill) books() (*books, error) {
 			b.open++
 		}
 		if task.Images > 0 {
-			id := strings.TrimPrefix(task.Request.Input.Prompt, promptOf)
+			id := strings.TrimPrefix(task.Request.Input.Prompt, promptPrefix)
 			byJob[id] = append(byJob[id], task)
 		}
 	}
-	b.compare(byJob, keys)
+	b.checkContent(byJob, keys)
 	for _, j := range d.load.all() {
 		id := j.request.ID
-		b.add(id, byJob[id], keys)
+		b.addJob(id, byJob[id], keys)
 		delete(byJob, id)
 	}
 	for id, tasks := range byJob {
-		b.stray = append(b.stray, fmt.Sprintf("task %s is of no job (prompt of %q)", tasks[0].ID, id))
+		b.unknown = append(b.unknown, fmt.Sprintf("task %s belongs to no job (prompt of %q)", tasks[0].ID, id))
 	}
 	for _, names := range keys {
 		if len(names) > 1 {
-			b.twice = append(b.twice, strings.Join(names, " and "))
+			b.storedTwice = append(b.storedTwice, strings.Join(names, " and "))
 		}
 	}
-	slices.Sort(b.twice)
+	slices.Sort(b.storedTwice)
 	return b, nil
 }
 
-// compare looks whether the images under each job's keys show what it has asked for.
-func (b *books) compare(byJob map[string][]simulator.Task, keys map[string][]string) {
-	askedBy := map[string]string{}
+// checkContent verifies that the images under each job's keys show what the job
+// requested.
+func (b *audit) checkContent(byJob map[string][]simulator.Task, keys map[string][]string) {
+	requestedBy := map[string]string{}
 	for id, tasks := range byJob {
 		for _, task := range tasks {
-			for _, digest := range pictures(task) {
-				askedBy[digest] = id
+			for _, digest := range imageDigests(task) {
+				requestedBy[digest] = id
 			}
 		}
 	}
 	for digest, names := range keys {
 		for _, name := range names {
-			if id, _, _ := strings.Cut(name, "/"); id != "_held" && askedBy[digest] != id {
-				b.wrong = append(b.wrong, fmt.Sprintf("%s shows what %q has asked for", name, askedBy[digest]))
+			if id, _, _ := strings.Cut(name, "/"); id != "_held" && requestedBy[digest] != id {
+				b.wrongContent = append(b.wrongContent, fmt.Sprintf("%s shows the request of %q", name, requestedBy[digest]))
 			}
 		}
 	}
-	slices.Sort(b.wrong)
+	slices.Sort(b.wrongContent)
 }
 
-// add enters the charged tasks of a job, in the order of their creation.
-func (b *books) add(id string, tasks []simulator.Task, keys map[string][]string) {
+// addJob adds the charged tasks of a job, in the order of their creation.
+func (b *audit) addJob(id string, tasks []simulator.Task, keys map[string][]string) {
 	if len(tasks) > 1 {
 		names := make([]string, len(tasks))
 		for i, task := range tasks {
@@ -111,14 +113,14 @@ func (b *books) add(id string, tasks []simulator.Task, keys map[string][]string)
 		if i == 0 {
 			b.wanted += task.Images
 		}
-		for n, digest := range pictures(task) {
+		for n, digest := range imageDigests(task) {
 			names := keys[digest]
 			own := fmt.Sprintf("%s/%s-%d.png", id, id, n)
 			switch {
 			case slices.Contains(names, own):
 				b.delivered++
 			case slices.ContainsFunc(names, func(name string) bool { return strings.HasPrefix(name, "_held/") }):
-				b.aside++
+				b.held++
 			default:
 				b.lost = append(b.lost, fmt.Sprintf("image %d of %s, task %s", n, id, task.ID))
 			}
@@ -126,9 +128,9 @@ func (b *books) add(id string, tasks []simulator.Task, keys map[string][]string)
 	}
 }
 
-// pictures are the SHA-256 of the images that a task has made, by their number from
-// 1: what a worker says of them does not matter.
-func pictures(task simulator.Task) map[int]string {
+// imageDigests returns the SHA-256 of each image that a task made, by its number from
+// 1. It renders the images again, so that it does not depend on what a worker reports.
+func imageDigests(task simulator.Task) map[int]string {
 	all := map[int]string{}
 	outcome := outcomeOf(task)
 	for i := range task.N {
@@ -143,18 +145,18 @@ func pictures(task simulator.Task) map[int]string {
 	return all
 }
 
-// outcomeOf is what the fates have decided of a task that has made an image.
+// outcomeOf returns the outcome of a task that made an image.
 func outcomeOf(task simulator.Task) simulator.Outcome {
-	return newFates(false).outcome(task.Request) // a first one that fails makes none
+	return newOutcomes(false).next(task.Request) // a first task that failed made no image
 }
 
-// inBucket are the keys of all images in the bucket by their SHA-256.
+// inBucket returns the keys of all images in the bucket by their SHA-256.
 func (d *drill) inBucket() (map[string][]string, error) {
 	keys := map[string][]string{}
 	root := filepath.Join(d.Dir, "bucket", bucket.DefaultBucket)
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // it was replaced meanwhile
+			return nil // replaced meanwhile
 		}
 		if err != nil || entry.IsDir() {
 			return err
@@ -180,13 +182,13 @@ func (d *drill) inBucket() (map[string][]string, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read the bucket: %w", err)
+		return nil, fmt.Errorf("read bucket: %w", err)
 	}
 	return keys, nil
 }
 
-// idle is the share of the time, from a model's first create to its last, in which
-// it had no task, over all models: there was always a job that waited.
+// idle returns the share of the time from a model's first create to its last in which
+// it had no task, over all models. A job was always waiting in that time.
 func (d *drill) idle() float64 {
 	var idle, all time.Duration
 	for _, model := range models() {
@@ -212,7 +214,7 @@ func (d *drill) idle() float64 {
 	return float64(idle) / float64(all)
 }
 
-// withoutSidecar reports whether the bucket does not say that a job is over.
+// withoutSidecar reports whether a job has no sidecar in the bucket.
 func (d *drill) withoutSidecar(id string) bool {
 	_, err := os.Stat(d.files.Path("_jobs/" + id + ".json"))
 	return err != nil

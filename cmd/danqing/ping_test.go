@@ -15,8 +15,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// Only what may end by itself is waited out.
-func TestPasses(t *testing.T) {
+// Only temporary errors are transient.
+func TestIsTransient(t *testing.T) {
 	t.Parallel()
 	server := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: server.Addr(), MaxRetries: -1})
@@ -27,9 +27,9 @@ func TestPasses(t *testing.T) {
 	}
 	refused := &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
 	for _, err := range []error{refused, io.EOF, io.ErrUnexpectedEOF, replied("LOADING Redis is loading the dataset in memory")} {
-		assert.True(t, passes(fmt.Errorf("read record of cat: %w", err)), "%v", err)
+		assert.True(t, isTransient(fmt.Errorf("read record of cat: %w", err)), "%v", err)
 	}
 	for _, err := range []error{jobs.ErrNotFound, context.Canceled, errInterrupted, replied("WRONGPASS invalid username-password pair"), replied("WRONGTYPE Operation against a key")} {
-		assert.False(t, passes(fmt.Errorf("read record of cat: %w", err)), "%v", err)
+		assert.False(t, isTransient(fmt.Errorf("read record of cat: %w", err)), "%v", err)
 	}
 }

@@ -11,27 +11,30 @@ import (
 	"path/filepath"
 
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/storage/atomicfile"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 )
 
-// folder is the embedded bucket of an instance that runs in another process on
-// this machine. Its objects are plain files, and may be put there as such.
-type folder struct{ dataDir, objects string }
+// localBucket is the embedded bucket of an instance that runs in another process on this
+// machine. Its objects are plain files, and can be added as such.
+type localBucket struct{ dataDir, objects string }
 
-// openFolder returns the embedded bucket in a data directory, nil if it has none.
-func openFolder(dataDir string) *folder {
+// openLocalBucket returns the embedded bucket in a data directory, or nil if it has none.
+func openLocalBucket(dataDir string) *localBucket {
 	objects := filepath.Join(dataDir, "bucket", bucket.DefaultBucket)
 	if info, err := os.Stat(objects); err != nil || !info.IsDir() {
 		return nil
 	}
-	return &folder{dataDir: dataDir, objects: objects}
+	return &localBucket{dataDir: dataDir, objects: objects}
 }
 
 // path returns the file of an object.
-func (f *folder) path(key string) string { return filepath.Join(f.objects, filepath.FromSlash(key)) }
+func (f *localBucket) path(key string) string {
+	return filepath.Join(f.objects, filepath.FromSlash(key))
+}
 
-// sidecar reads a job's sidecar as [storage.Bucket.Sidecar] does.
-func (f *folder) sidecar(jobID string) (*storage.Sidecar, error) {
+// sidecar reads a job's sidecar, like [storage.Bucket.Sidecar].
+func (f *localBucket) sidecar(jobID string) (*storage.Sidecar, error) {
 	path := f.path("_jobs/" + jobID + ".json")
 	text, err := os.ReadFile(path) //nolint:gosec // a job ID is a file name
 	if errors.Is(err, os.ErrNotExist) {
@@ -47,9 +50,8 @@ func (f *folder) sidecar(jobID string) (*storage.Sidecar, error) {
 	return &sidecar, nil
 }
 
-// stage puts a reference image where [storage.Bucket.StageReference] would: whole,
-// or not at all.
-func (f *folder) stage(ref *storage.Reference) (err error) {
+// stage stores a reference image atomically, like [storage.Bucket.StageReference].
+func (f *localBucket) stage(ref *storage.Reference) (err error) {
 	to := f.path("_refs/" + ref.SHA256)
 	if _, err := os.Stat(to); err == nil {
 		return nil
@@ -63,17 +65,17 @@ func (f *folder) stage(ref *storage.Reference) (err error) {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(next.Name()) //nolint:errcheck // it is gone after the rename
+	defer os.Remove(next.Name()) //nolint:errcheck // fails after the rename
 	sum := sha256.New()
 	_, err = io.Copy(io.MultiWriter(next, sum), from)
-	if err := errors.Join(err, next.Sync(), next.Close()); err != nil {
-		return err
+	if err == nil && hex.EncodeToString(sum.Sum(nil)) != ref.SHA256 {
+		err = errors.New("it has changed since it was looked at")
 	}
-	if hex.EncodeToString(sum.Sum(nil)) != ref.SHA256 {
-		return errors.New("it has changed since it was looked at")
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(to), 0o750)
 	}
-	if err := os.MkdirAll(filepath.Dir(to), 0o750); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, next.Close())
 	}
-	return os.Rename(next.Name(), to)
+	return atomicfile.Commit(next, to)
 }

@@ -29,17 +29,18 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/danqing-queue/danqing/jobs/redistest"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// What may be seen in some places: the reference image as it was given, which
-// DashScope must be told, as the value of its field alone; a result's link while
-// its image is being stored, as the value of its field alone; a callback in the queue,
-// likewise, but neither in a sidecar nor in what is said; and the session token in a presigned link, where SigV4 wants it, which is worth nothing without
-// the secret key.
+// Secrets that are allowed in some places: the link to the reference image, which DashScope
+// needs, as the value of its field only; a result's link while its image is being stored, as
+// the value of its field only; a callback in the queue, likewise, but not in a sidecar nor in
+// output; and the session token in a presigned link, which SigV4 requires, and which is
+// useless without the secret key.
 var (
 	refImgField = regexp.MustCompile(`\\*"ref_img\\*":\s*\\*"(?:[^"\\]|\\+u0026)*\\*"`)
 	callback    = regexp.MustCompile(`\\*"callback\\*":\s*\\*"(?:[^"\\]|\\+u0026)*\\*"`)
@@ -47,8 +48,8 @@ var (
 	linkToken   = regexp.MustCompile(`X-Amz-Security-Token=[^&"\s]*`)
 )
 
-// newSecret makes up a secret with the characters that URLs and shells stumble
-// over; plain leaves those out.
+// newSecret returns a random secret with special characters of URLs and shells, or without
+// them if plain.
 func newSecret(plain bool) string {
 	if plain {
 		return rand.Text()
@@ -56,9 +57,9 @@ func newSecret(plain bool) string {
 	return rand.Text() + "/+@:" + rand.Text()
 }
 
-// guises are the forms in which a secret may hide in a text, as it stands or
-// within something longer that was encoded.
-func guises(secret string) []string {
+// encodings returns the encoded forms in which a secret may appear in a text, by itself or
+// within a longer encoded text.
+func encodings(secret string) []string {
 	all := []string{
 		secret, strings.ToLower(secret), url.QueryEscape(secret), url.PathEscape(secret), url.UserPassword("", secret).String()[1:],
 		hex.EncodeToString([]byte(secret)), strings.ReplaceAll(secret, "/", `\/`),
@@ -66,9 +67,9 @@ func guises(secret string) []string {
 	for before := range 3 {
 		for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
 			text := encoding.EncodeToString(append(make([]byte, before), secret...))
-			text = text[(before*8+5)/6:] // shared with what stands before
+			text = text[(before*8+5)/6:] // shared with the preceding text
 			if (before+len(secret))%3 != 0 {
-				text = text[:len(text)-1] // and behind
+				text = text[:len(text)-1] // and with the following one
 			}
 			all = append(all, text)
 		}
@@ -76,16 +77,16 @@ func guises(secret string) []string {
 	return all
 }
 
-// watch keeps all that was seen, to be searched for secrets at the end: some are
-// made up by others, on the way.
-type watch struct {
+// leakDetector records everything that is visible, and searches it for secrets at the end,
+// because some of them are generated during the test.
+type leakDetector struct {
 	mu      sync.Mutex
-	secrets map[string]string // by what they are
-	seen    map[string][]byte // by where
+	secrets map[string]string // by kind
+	seen    map[string][]byte // by place
 }
 
-// add notes what was seen somewhere, without what may be seen there.
-func (w *watch) add(where string, text []byte, allowed ...*regexp.Regexp) {
+// add records a text that is visible in a place, without the parts that are allowed there.
+func (w *leakDetector) add(where string, text []byte, allowed ...*regexp.Regexp) {
 	for _, a := range allowed {
 		text = a.ReplaceAll(text, []byte("…"))
 	}
@@ -94,13 +95,13 @@ func (w *watch) add(where string, text []byte, allowed ...*regexp.Regexp) {
 	w.seen[where] = append(append(w.seen[where], '\n'), text...)
 }
 
-// leaks tells which secret was seen where.
-func (w *watch) leaks() []string {
+// leaks returns which secrets appear in which places.
+func (w *leakDetector) leaks() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var found []string
 	for name, secret := range w.secrets {
-		disguised := guises(secret)
+		disguised := encodings(secret)
 		for where, text := range w.seen {
 			for _, guise := range disguised {
 				if at := bytes.Index(text, []byte(guise)); at >= 0 {
@@ -114,9 +115,9 @@ func (w *watch) leaks() []string {
 	return found
 }
 
-// addFiles notes names and contents of all files in a folder, or of one, but those
-// to skip, and that those with links are their owner's alone.
-func (w *watch) addFiles(t *testing.T, root string, allowed []*regexp.Regexp, skip ...string) {
+// addFiles records the names and contents of a file, or of all files in a folder except skip.
+// It also checks that files with links are readable by their owner only.
+func (w *leakDetector) addFiles(t *testing.T, root string, allowed []*regexp.Regexp, skip ...string) {
 	t.Helper()
 	require.NoError(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		switch {
@@ -140,8 +141,8 @@ func (w *watch) addFiles(t *testing.T, root string, allowed []*regexp.Regexp, sk
 	}))
 }
 
-// addRedis notes all keys and values and returns them, nothing left out.
-func (w *watch) addRedis(t *testing.T, when string, rdb *redis.Client, allowed ...*regexp.Regexp) string {
+// addRedis records all keys and values, and returns them with the allowed parts.
+func (w *leakDetector) addRedis(t *testing.T, when string, rdb *redis.Client, allowed ...*regexp.Regexp) string {
 	t.Helper()
 	var all strings.Builder
 	ctx := t.Context()
@@ -176,15 +177,15 @@ func redisValue(ctx context.Context, rdb *redis.Client, key string) (string, err
 		value, err = rdb.ZRange(ctx, key, 0, -1).Result()
 	case "stream":
 		value, err = rdb.XRange(ctx, key, "-", "+").Result()
-	case "none": // it has gone meanwhile
+	case "none": // expired in the meantime
 	default:
 		err = fmt.Errorf("a %s, which this test cannot read", kind)
 	}
 	return fmt.Sprint(value), err
 }
 
-// addUI notes all that the web UI shows and returns it, nothing left out.
-func (w *watch) addUI(t *testing.T, when, base string) string {
+// addUI records everything in the web UI, and returns it with the allowed parts.
+func (w *leakDetector) addUI(t *testing.T, when, base string) string {
 	t.Helper()
 	var all strings.Builder
 	get := func(path string) []byte {
@@ -222,11 +223,11 @@ func (w *watch) addUI(t *testing.T, when, base string) string {
 	return all.String()
 }
 
-// linkSignature finds the signatures of DashScope's links to results.
+// linkSignature matches the signatures of DashScope's links to results.
 var linkSignature = regexp.MustCompile(`(?:&|\\u0026)Signature=([^&"\\]+)`)
 
-// addLinks makes secrets of the links in a journal.
-func (w *watch) addLinks(t *testing.T, journal string) {
+// addLinks adds the links in a journal as secrets.
+func (w *leakDetector) addLinks(t *testing.T, journal string) {
 	t.Helper()
 	text, err := os.ReadFile(journal)
 	require.NoError(t, err)
@@ -241,13 +242,13 @@ func (w *watch) addLinks(t *testing.T, journal string) {
 	}
 }
 
-// premises are a Redis with a password, a DashScope and a bucket, before which
-// somebody sends back what he was sent.
-type premises struct {
-	watch
+// canaryStack is a Redis with a password, a DashScope and a bucket. A proxy in front of them
+// repeats parts of requests in its errors.
+type canaryStack struct {
+	leakDetector
 	t      *testing.T
-	dir    string // where the program runs
-	store  string // where the bucket lies
+	dir    string // the program's working directory
+	store  string // the bucket's folder
 	env    []string
 	redis  *redis.Client // of a user without a password
 	socket string
@@ -257,15 +258,15 @@ type premises struct {
 
 	mu      sync.Mutex
 	asked   map[string]bool // paths
-	refused string          // an API key that is no good
-	// storing is closed when the image of shop.ok comes, which waits for stored.
+	refused string          // an API key that is refused
+	// storing is closed when the image of shop.ok arrives, which waits for stored.
 	storing, stored chan struct{}
 	once            sync.Once
 }
 
-func newPremises(t *testing.T) *premises {
+func newCanaryStack(t *testing.T) *canaryStack {
 	t.Helper()
-	p := &premises{t: t, dir: t.TempDir(), store: t.TempDir(), socket: redisSocket(t), asked: map[string]bool{}, storing: make(chan struct{}), stored: make(chan struct{})}
+	p := &canaryStack{t: t, dir: t.TempDir(), store: t.TempDir(), socket: redistest.Start(t).Socket, asked: map[string]bool{}, storing: make(chan struct{}), stored: make(chan struct{})}
 	p.seen = map[string][]byte{}
 	p.secrets = map[string]string{
 		"API key": newSecret(false), "second API key": newSecret(false), "Redis password": newSecret(false), "S3 secret": newSecret(false),
@@ -308,31 +309,31 @@ func newPremises(t *testing.T) *premises {
 	return p
 }
 
-func (p *premises) redisURL(password string) string {
+func (p *canaryStack) redisURL(password string) string {
 	return (&url.URL{Scheme: "unix", User: url.UserPassword("danqing", password), Path: p.socket}).String()
 }
 
-// refImg is a presigned link, as producers have it.
-func (p *premises) refImg() string {
+// refImg returns a presigned link, like a producer's.
+func (p *canaryStack) refImg() string {
 	return "https://refs.example.com/cat.png?X-Amz-Expires=600&X-Amz-Signature=" + p.secrets["signature of ref_img"]
 }
 
-// callback is a producer's, by whose token one may speak there.
-func (p *premises) callback() string {
+// callback returns a producer's callback URL with a token.
+func (p *canaryStack) callback() string {
 	return p.server.URL + "/hook?a=b&token=" + p.secrets["token of callback"]
 }
 
-// refuse has the service refuse one of the keys from now on.
-func (p *premises) refuse(secret string) {
+// refuse makes the service refuse a key from now on.
+func (p *canaryStack) refuse(secret string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.refused = p.secrets[secret]
 }
 
-// ServeHTTP answers as DashScope and the bucket do. A refused key, a create that
-// becomes ambiguous, the first request of each link, a callback, and a session token where it is
-// not known, are sent back.
-func (p *premises) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP answers like DashScope and the bucket. For a refused key, a create that becomes
+// ambiguous, the first request of each link, a callback, and an unknown session token, it
+// repeats the request in its error.
+func (p *canaryStack) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	key := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -348,15 +349,15 @@ func (p *premises) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusUnauthorized)
 		_, _ = fmt.Fprintf(w, `{"code":"InvalidApiKey","message":"Incorrect API key provided: %s."}`, key)
 	case create && bytes.Contains(body, []byte("nobody knows")):
-		for range 2 { // two tasks, of which one may be the job's: that is for a person
+		for range 2 { // two tasks of which one may be the job's: it is held
 			again := r.Clone(r.Context())
 			again.Body = io.NopCloser(bytes.NewReader(body))
 			p.sim.ServeHTTP(httptest.NewRecorder(), again)
 		}
-		p.shout(w, key+r.RequestURI)
+		p.writeGarbage(w, key+r.RequestURI)
 	case link, r.URL.Path == "/hook":
-		p.shout(w, key+r.RequestURI)
-	case strings.HasPrefix(r.URL.Path, "/strangers"):
+		p.writeGarbage(w, key+r.RequestURI)
+	case strings.HasPrefix(r.URL.Path, "/foreign"):
 		w.WriteHeader(http.StatusBadRequest)
 		token := r.Header.Get("X-Amz-Security-Token")
 		_, _ = fmt.Fprintf(w, "<Error><Code>InvalidToken</Code><Message>bad token %s</Message><Token-0>%s</Token-0></Error>", token, token)
@@ -374,8 +375,8 @@ func (p *premises) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// shout answers with a text that is no HTTP, which errors then quote.
-func (p *premises) shout(w http.ResponseWriter, text string) {
+// writeGarbage answers with a text that is not HTTP, which errors then quote.
+func (p *canaryStack) writeGarbage(w http.ResponseWriter, text string) {
 	conn, _, err := http.NewResponseController(w).Hijack()
 	if assert.NoError(p.t, err) {
 		_, _ = fmt.Fprintf(conn, "%s\r\n\r\n", text)
@@ -383,8 +384,8 @@ func (p *premises) shout(w http.ResponseWriter, text string) {
 	}
 }
 
-// command is the program, to be run with more in its environment.
-func (p *premises) command(env []string, args ...string) *exec.Cmd {
+// command returns the program as a command, with additional environment variables.
+func (p *canaryStack) command(env []string, args ...string) *exec.Cmd {
 	self, err := os.Executable()
 	require.NoError(p.t, err)
 	cmd := exec.CommandContext(p.t.Context(), self)
@@ -392,16 +393,15 @@ func (p *premises) command(env []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// run runs the program to its end, notes what it said, and returns what of it was
-// for people.
-func (p *premises) run(want int, env []string, args ...string) string {
+// run runs the program to its end, records its output, and returns standard error.
+func (p *canaryStack) run(want int, env []string, args ...string) string {
 	p.t.Helper()
 	var out, errs bytes.Buffer
 	cmd := p.command(env, args...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	_ = cmd.Run() // its exit code tells
+	_ = cmd.Run() // the exit code is checked below
 	allowed := []*regexp.Regexp{refImgField, linkToken}
-	if args[0] == "batch" { // its results repeat the lines of the file
+	if args[0] == "batch" { // its results contain the lines of the file
 		allowed = append(allowed, callback)
 	}
 	p.add("stdout of "+strings.Join(args, " "), out.Bytes(), allowed...)
@@ -410,14 +410,14 @@ func (p *premises) run(want int, env []string, args ...string) string {
 	return errs.String()
 }
 
-// process is a program that runs beside the test.
+// process is a program that runs in the background.
 type process struct {
 	cmd *exec.Cmd
-	log string // file with all it says
+	log string // file with its output
 }
 
 // start starts the program.
-func (p *premises) start(env []string, args ...string) *process {
+func (p *canaryStack) start(env []string, args ...string) *process {
 	p.t.Helper()
 	log, err := os.CreateTemp(p.t.TempDir(), "*.log")
 	require.NoError(p.t, err)
@@ -428,8 +428,8 @@ func (p *premises) start(env []string, args ...string) *process {
 	return b
 }
 
-// says waits until the program has said something and returns the first group.
-func (p *premises) says(b *process, pattern string) string {
+// waitOutput waits until the program's output matches pattern, and returns the first group.
+func (p *canaryStack) waitOutput(b *process, pattern string) string {
 	p.t.Helper()
 	wanted, found := regexp.MustCompile(pattern), []string(nil)
 	for deadline := time.Now().Add(8 * time.Second); len(found) < 2; <-time.After(10 * time.Millisecond) {
@@ -441,8 +441,8 @@ func (p *premises) says(b *process, pattern string) string {
 	return found[1]
 }
 
-// end tells the program to stop and notes what it said.
-func (p *premises) end(b *process) {
+// stop stops the program and records its output.
+func (p *canaryStack) stop(b *process) {
 	p.t.Helper()
 	require.NoError(p.t, b.cmd.Process.Signal(syscall.SIGTERM))
 	err := b.cmd.Wait()
@@ -452,8 +452,8 @@ func (p *premises) end(b *process) {
 	p.add("log of "+strings.Join(b.cmd.Args, " "), text)
 }
 
-// monitor notes every command that Redis is sent from now on.
-func (p *premises) monitor() (stop func()) {
+// monitor records every command that is sent to Redis from now on.
+func (p *canaryStack) monitor() (stop func()) {
 	p.t.Helper()
 	conn, err := (&net.Dialer{}).DialContext(p.t.Context(), "unix", p.socket)
 	require.NoError(p.t, err)
@@ -463,7 +463,7 @@ func (p *premises) monitor() (stop func()) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_, _ = io.Copy(&text, conn) // until it is closed
+		_, _ = io.Copy(&text, conn) // until the connection is closed
 	}()
 	return func() {
 		_ = conn.Close()
