@@ -14,70 +14,74 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// Account is one Alibaba main account and what is worked on it. DashScope counts
-// its limits per main account and model, over all keys: two Accounts must never
-// be the same main account.
+// Account is one Alibaba main account and its lanes. DashScope counts its limits per
+// main account and model, over all keys: two Accounts must never be the same main
+// account.
 type Account struct {
-	// Name stands in records, sidecars and Redis keys; "" is "default".
+	// Name identifies the account in records, sidecars and Redis keys; "" means
+	// "default".
 	Name      string
 	DashScope *dashscope.Client
 	Lanes     []Lane
-	// DailyBudgetMicroYuan bounds what is reserved and spent on a day (UTC+8), in
-	// millionths of a yuan, over all workers; 0 is no bound.
+	// DailyBudgetMicroYuan bounds reservations and spending per day (UTC+8), over all
+	// workers, in millionths of a yuan; 0 means no limit.
 	DailyBudgetMicroYuan int64
-	// PricesMicroYuan are what an image costs by contract, by the catalogue's name of
-	// the model, in millionths of a yuan. Others cost what the catalogue says.
+	// PricesMicroYuan are contract prices per image, by the model's name in the
+	// catalog, in millionths of a yuan. Other models have the catalog's price.
 	PricesMicroYuan map[string]int64
 }
 
-// Cost is the price of so many images of a model on the account, in micro-yuan, by
-// contract or by the catalogue. sold is false, and the price 0, where the account's
-// region does not have the model.
+// Cost returns the price of a number of images of a model on the account, in
+// micro-yuan, by contract or by the catalog. sold is false, and the price 0, if the
+// account's region does not have the model.
 func (a Account) Cost(model jobs.Model, images int) (microYuan int64, sold bool) {
 	return model.ContractCost(a.PricesMicroYuan, a.DashScope.Region(), images)
 }
 
 // Lane is an account's capacity for one model.
 type Lane struct {
-	// Model is a name of the catalogue; "" is wanx-v1.
+	// Model is a name in the catalog; "" means wanx-v1.
 	Model string
-	// Concurrency is how many tasks the lane has at DashScope at once, 1 to the
-	// model's limit; 0 is 1.
+	// Concurrency is the maximum number of the lane's tasks at DashScope, 1 to the
+	// model's limit; 0 means 1.
 	Concurrency int
-	// SubmitsPerSecond bounds the creates, up to the model's limit, which 0 means.
+	// SubmitsPerSecond bounds the creates; 0 means the model's limit, which is also the
+	// maximum.
 	SubmitsPerSecond float64
 }
 
 const defaultAccount = "default"
 
-// account is an Account at work.
+// account is the runtime state of an Account.
 type account struct {
 	name   string
 	remote *dashscope.Client
 	log    *slog.Logger
 
-	// configured is the account as it was given: its budget and prices.
+	// configured is the account's configuration: its budget and prices.
 	configured Account
 
 	mu sync.Mutex
-	// date was the service's clock at dated, by the own one.
+	// date was the service's clock at the local time dated.
 	date, dated time.Time
-	// met is set once the service has accepted the key.
+	// verified is set once the service has accepted the key.
 	verified bool
-	// owner is the main account's number, "" until a task of it was listed.
+	// mainAccountID is the main account's number, "" until one of its tasks has been
+	// listed.
 	mainAccountID string
-	// unfit says why nothing may be bought on the account, whatever the service
-	// says.
+	// disabledReason is the error for which nothing may be bought on the account, even
+	// if the service accepts its key. nil means enabled.
 	disabledReason error
 }
 
-// laneSpec is a lane as configured, defaults filled in.
+// laneSpec is a configured lane with its defaults filled in.
 type laneSpec struct {
 	account     *account
 	model       jobs.Model
 	concurrency int
 	submits     float64 // per second
-	// leftover draws nothing: it ends when what is in flight has.
+	// drainOnly means that the lane takes no jobs: it ends when its tasks in flight
+	// have ended.
 	drainOnly bool
 }
 
@@ -97,16 +101,17 @@ func (a *account) disable(why error) {
 
 // Errors of accounts.
 var (
-	// ErrGateway means that the base URL leads back to a Danqing.
-	ErrGateway = errors.New("the DashScope base URL leads to a Danqing, which would submit to itself: set DASHSCOPE_HTTP_BASE_URL to DashScope's own address")
-	// ErrSameAccount means that two configured accounts share their limits.
-	ErrSameAccount = errors.New("two accounts are the same Alibaba main account, whose limits they would exceed together: leave one of them out")
-	// ErrMixed means that one account is simulated and another is not.
-	ErrMixed = errors.New("one account's service is the simulator and another's is not: simulated images must never lie among real ones")
+	// ErrGateway means that the base URL is Danqing's own API.
+	ErrGateway = errors.New("the DashScope base URL is Danqing's own API, which would submit to itself: set DASHSCOPE_HTTP_BASE_URL to DashScope's own address")
+	// ErrSameAccount means that two configured accounts are one main account and share
+	// its limits.
+	ErrSameAccount = errors.New("two accounts are the same Alibaba main account and would exceed its limits together: remove one of them")
+	// ErrMixed means that one account uses the simulator and another does not.
+	ErrMixed = errors.New("one account uses the simulator and another does not: simulated and real images must not be mixed")
 )
 
-// meet asks the service at an account's base URL who it is and whether it knows
-// the key. It spends nothing.
+// probe asks the service at an account's base URL what it is and whether it accepts the
+// key. It costs nothing.
 func (w *Worker) probe(ctx context.Context, a *account) error {
 	endpoint, err := a.remote.Probe(ctx)
 	switch {
@@ -134,17 +139,17 @@ func (w *Worker) probe(ctx context.Context, a *account) error {
 	return nil
 }
 
-// refusedKey reports whether the service has answered that it will not serve the
+// isKeyRefused reports whether the service has answered that it does not serve the
 // account.
-func refusedKey(err error) bool {
+func isKeyRefused(err error) bool {
 	var refusal *dashscope.Error
 	return errors.As(err, &refusal) && (refusal.Kind == dashscope.KindAccount || refusal.Kind == dashscope.KindTerminal)
 }
 
-// meetAll meets every account, until one at least is usable. It fails if none
-// can be.
+// probeAll probes every account, until at least one is usable. It fails if none can
+// become usable.
 func (w *Worker) probeAll(ctx context.Context) error {
-	for trouble := (&backoff{first: time.Second, most: time.Minute}); ; {
+	for retry := (&backoff{first: time.Second, most: time.Minute}); ; {
 		errs := make([]error, len(w.accounts))
 		var group sync.WaitGroup
 		for i, a := range w.accounts {
@@ -158,7 +163,7 @@ func (w *Worker) probeAll(ctx context.Context) error {
 				return fmt.Errorf("account %s: %w", w.accounts[i].name, err)
 			case err == nil:
 				met++
-			case refusedKey(err):
+			case isKeyRefused(err):
 				hopeless++
 			}
 		}
@@ -169,16 +174,16 @@ func (w *Worker) probeAll(ctx context.Context) error {
 		if hopeless == len(w.accounts) {
 			return err
 		}
-		wait := trouble.next()
-		w.log.Warn("dashscope does not answer, trying again", "err", err, "wait", wait)
+		wait := retry.next()
+		w.log.Warn("dashscope unavailable, retrying", "err", err, "wait", wait)
 		if err := w.sleep(ctx, wait); err != nil {
 			return err
 		}
 	}
 }
 
-// distinct fails with ErrSameAccount if two accounts are one at DashScope, as far
-// as that is known, and lets nothing be bought on the later one.
+// checkDistinct fails with ErrSameAccount if two accounts are known to be the same main
+// account, and disables the later one.
 func (w *Worker) checkDistinct() error {
 	first := map[string]string{}
 	for _, a := range w.accounts {
@@ -199,7 +204,8 @@ func (w *Worker) checkDistinct() error {
 	return nil
 }
 
-// identify learns the numbers of main accounts that had no task to tell them yet.
+// discoverOwners finds the main account's number of accounts that had no task in the
+// list at start.
 func (w *Worker) discoverOwners(ctx context.Context) {
 	for _, a := range w.accounts {
 		a.mu.Lock()
@@ -215,11 +221,11 @@ func (w *Worker) discoverOwners(ctx context.Context) {
 		}
 	}
 	if err := w.checkDistinct(); err != nil {
-		w.log.Error("account refused", "err", err)
+		w.log.Error("account disabled", "err", err)
 	}
 }
 
-// accountNamed returns the configured account of that name, or nil.
+// accountNamed returns the configured account with a name, or nil.
 func (w *Worker) accountNamed(name string) *account {
 	for _, a := range w.accounts {
 		if a.name == name {
@@ -229,12 +235,12 @@ func (w *Worker) accountNamed(name string) *account {
 	return nil
 }
 
-// findLeftovers adds lanes for what was left at DashScope by runs with other models,
-// and says what it cannot go on with.
+// addDrainLanes adds lanes for models that are no longer configured but have tasks at
+// DashScope or in quarantine. It logs jobs on accounts that are not configured.
 func (w *Worker) addDrainLanes(ctx context.Context) error {
 	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
 		if e.Record != nil && w.accountNamed(e.Record.Account) == nil {
-			w.log.Error("job paid for on an account that is not configured here: configure it", "job_id", e.JobID, "task_id", e.Record.TaskID, "account", e.Record.Account)
+			w.log.Error("paid job on an account that is not configured: configure it", "job_id", e.JobID, "task_id", e.Record.TaskID, "account", e.Record.Account)
 		}
 	}
 	for _, a := range w.accounts {
@@ -244,7 +250,7 @@ func (w *Worker) addDrainLanes(ctx context.Context) error {
 			}
 			left, err := w.cfg.Redis.Exists(ctx, rediskey.Lane(a.name, model.Name, inFlightKey), rediskey.Lane(a.name, model.Name, quarantineKey)).Result()
 			if err != nil {
-				return fmt.Errorf("read in-flight notes: %w", err)
+				return fmt.Errorf("read in-flight marks: %w", err)
 			}
 			if left > 0 {
 				w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: 1, submits: model.SubmitsPerSecond, drainOnly: true})
@@ -257,20 +263,20 @@ func (w *Worker) addDrainLanes(ctx context.Context) error {
 // checkMoney checks an account's budget and prices.
 func (a Account) checkMoney() error {
 	if a.DailyBudgetMicroYuan < 0 {
-		return fmt.Errorf("a daily budget of %d micro-yuan: must be above 0, or 0 for none", a.DailyBudgetMicroYuan)
+		return fmt.Errorf("daily budget of %d micro-yuan: must be above 0, or 0 for no limit", a.DailyBudgetMicroYuan)
 	}
 	for name, price := range a.PricesMicroYuan {
 		if _, err := jobs.LookupModel(name); err != nil || name == "" {
-			return fmt.Errorf("a price of model %q, which is not in the catalogue", name)
+			return fmt.Errorf("price of model %q: not in the catalog", name)
 		}
 		if price <= 0 {
-			return fmt.Errorf("%s at %d micro-yuan an image: must be above 0", name, price)
+			return fmt.Errorf("price of %s: %d micro-yuan an image: must be above 0", name, price)
 		}
 	}
 	return nil
 }
 
-// newAccounts checks the configured accounts and makes their lanes.
+// newAccounts validates the configured accounts and adds their lanes.
 func (w *Worker) newAccounts(configured []Account) error {
 	for _, c := range configured {
 		if c.Name == "" {
@@ -302,16 +308,16 @@ func (w *Worker) newAccounts(configured []Account) error {
 				lane.Concurrency = 1
 			}
 			if lane.Concurrency < 0 || lane.Concurrency > model.Concurrency {
-				return fmt.Errorf("worker: account %s: concurrency %d: %s allows 1 to %d tasks at once", c.Name, lane.Concurrency, lane.Model, model.Concurrency)
+				return fmt.Errorf("worker: account %s: concurrency %d: allowed for %s: 1 to %d", c.Name, lane.Concurrency, lane.Model, model.Concurrency)
 			}
 			if lane.SubmitsPerSecond == 0 {
 				lane.SubmitsPerSecond = model.SubmitsPerSecond
 			}
 			if lane.SubmitsPerSecond < 0 || lane.SubmitsPerSecond > model.SubmitsPerSecond {
-				return fmt.Errorf("worker: account %s: %g submits a second: %s allows up to %g", c.Name, lane.SubmitsPerSecond, lane.Model, model.SubmitsPerSecond)
+				return fmt.Errorf("worker: account %s: %g submits a second: allowed for %s: up to %g", c.Name, lane.SubmitsPerSecond, lane.Model, model.SubmitsPerSecond)
 			}
 			if slices.ContainsFunc(w.lanes, func(l laneSpec) bool { return l.account == a && l.model.Name == model.Name }) {
-				return fmt.Errorf("worker: account %s: the lane for %s is configured twice: leave one out", c.Name, lane.Model)
+				return fmt.Errorf("worker: account %s: the lane for %s is configured twice: remove one", c.Name, lane.Model)
 			}
 			w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: lane.Concurrency, submits: lane.SubmitsPerSecond})
 		}

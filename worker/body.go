@@ -11,13 +11,13 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// createBody translates the request, uploading a staged reference image to
-// DashScope's temporary store.
+// createBody converts the request to a create's body. It uploads a staged reference
+// image to DashScope's temporary store.
 func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Request) (*dashscope.CreateRequest, error) {
 	region := l.account.remote.Region()
 	model, sold := l.model.NameIn(region)
 	if !sold {
-		// The service would say that it does not know the model.
+		// The service would answer that the model is unknown.
 		return nil, l.fail(ctx, rec, jobs.CodeModelNotInRegion, l.model.CheckRegion(region).Error())
 	}
 	n, seed := imagesToBuy(rec, req)
@@ -41,15 +41,15 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 		body.Input.RefImg = name
 		return body, nil
 	case errors.Is(err, storage.ErrNotExist):
-		return nil, l.fail(ctx, rec, jobs.CodeReferenceMissing, "the staged reference image "+req.RefImg+" is not in the bucket: stage it again and enqueue the job under a new ID")
+		return nil, l.fail(ctx, rec, jobs.CodeReferenceMissing, "the staged reference image "+req.RefImg+" is missing from the bucket: stage it again and enqueue the job under a new ID")
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindTerminal:
-		return nil, l.fail(ctx, rec, refused.Code, withHint("the reference image was refused", refused.Message))
+		return nil, l.fail(ctx, rec, refused.Code, withHint("the reference image was rejected", refused.Message))
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindAccount:
 		return nil, &pauseError{backoff: &l.waits.account, minWait: refused.RetryAfter, message: accountPaused, cause: err}
 	case refused != nil && refused.Status != 0 && refused.Kind != dashscope.KindThrottled:
 		return nil, l.referenceRejected(ctx, rec, err)
 	default:
-		return nil, &pauseError{backoff: &l.waits.unreachable, message: notUploaded, cause: err}
+		return nil, &pauseError{backoff: &l.waits.unreachable, message: referenceNotUploaded, cause: err}
 	}
 }
 

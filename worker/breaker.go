@@ -7,48 +7,47 @@ import (
 )
 
 const (
-	// silentTime is for how long a receiver is left alone that did not answer in time.
-	silentTime = 30 * time.Second
-	// silentKept is for how long it is remembered after that.
-	silentKept = time.Hour
+	// breakerPause is how long a receiver is skipped after a timeout.
+	breakerPause = 30 * time.Second
+	// breakerMemory is how long a receiver's timeout is remembered after that.
+	breakerMemory = time.Hour
 )
 
-// silentReceivers are those that let their last callback wait for nothing: one of them
-// would hold all places, and keep the others' callbacks waiting. They are tried by one
-// callback at a time, silentTime apart; the others fail at once, which is one of their
-// tries. The zero value is ready to use.
+// hostBreaker is a circuit breaker per host: a receiver that timed out must not occupy
+// every delivery slot. One callback at a time probes it, breakerPause apart; the others
+// fail at once, which counts as an attempt. The zero value is ready to use.
 type hostBreaker struct {
 	mu sync.Mutex
-	// until is by host when the next one may try.
-	until map[string]time.Time
+	// retryAt is, by host, when the next callback may probe it.
+	retryAt map[string]time.Time
 }
 
-// enter reports whether a callback may be sent to a host now.
-func (s *hostBreaker) Allow(host string, now time.Time) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	until, silent := s.until[host]
-	if !silent {
+// Allow reports whether a callback may be sent to a host now.
+func (b *hostBreaker) Allow(host string, now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	retryAt, timedOut := b.retryAt[host]
+	if !timedOut {
 		return true
 	}
-	if now.Before(until) {
+	if now.Before(retryAt) {
 		return false
 	}
-	s.until[host] = now.Add(callbackTime + silentTime) // this one finds out
+	b.retryAt[host] = now.Add(callbackTimeout + breakerPause) // this callback is the probe
 	return true
 }
 
-// leave notes what came of it.
-func (s *hostBreaker) Record(host string, now time.Time, silent bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !silent {
-		delete(s.until, host)
+// Record records whether a callback timed out.
+func (b *hostBreaker) Record(host string, now time.Time, timedOut bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !timedOut {
+		delete(b.retryAt, host)
 		return
 	}
-	maps.DeleteFunc(s.until, func(_ string, until time.Time) bool { return now.Sub(until) > silentKept })
-	if s.until == nil {
-		s.until = map[string]time.Time{}
+	maps.DeleteFunc(b.retryAt, func(_ string, retryAt time.Time) bool { return now.Sub(retryAt) > breakerMemory })
+	if b.retryAt == nil {
+		b.retryAt = map[string]time.Time{}
 	}
-	s.until[host] = now.Add(silentTime)
+	b.retryAt[host] = now.Add(breakerPause)
 }

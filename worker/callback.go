@@ -19,23 +19,23 @@ import (
 )
 
 const (
-	// callbackTime is what a receiver has for one try; the Standard Webhooks
-	// specification recommends 15 to 30 s.
-	callbackTime = 20 * time.Second
-	// callbackHandshake bounds the TLS handshake in it.
-	callbackHandshake = 10 * time.Second
-	// callbackAnswer and callbackHeader bound what is read of an answer, whose status
-	// alone counts, in bytes.
-	callbackAnswer = 4 << 10
-	callbackHeader = 32 << 10
+	// callbackTimeout is the timeout of one attempt; the Standard Webhooks specification
+	// recommends 15 to 30 s.
+	callbackTimeout = 20 * time.Second
+	// callbackHandshakeTimeout bounds its TLS handshake.
+	callbackHandshakeTimeout = 10 * time.Second
+	// callbackMaxBody and callbackMaxHeader bound the bytes read of a response; only its
+	// status counts.
+	callbackMaxBody   = 4 << 10
+	callbackMaxHeader = 32 << 10
 )
 
-// callbacks sends events to the URLs that producers have named.
+// callbacks sends events to the callback URLs of producers.
 type callbacks struct {
 	client *http.Client
-	// secrets are several while they are rotated.
+	// secrets are one, or several while they are rotated: a receiver has only one of them.
 	secrets []string
-	silent  hostBreaker
+	breaker hostBreaker
 }
 
 func newCallbacks(cfg Config) (*callbacks, error) {
@@ -50,35 +50,36 @@ func newCallbacks(cfg Config) (*callbacks, error) {
 		dial = storage.PublicDialer(cfg.CallbackAllow)
 	}
 	c.client = &http.Client{
-		// No proxy, which would connect to whatever it is told to. A connection is used
-		// once: the next event may be for another host, or hours away.
+		// No proxy: it would connect to any address. A connection is used once: the
+		// next event may be for another host, or hours later.
 		Transport: &http.Transport{
 			DialContext: dial, DisableKeepAlives: true, DisableCompression: true,
-			TLSHandshakeTimeout: callbackHandshake, MaxResponseHeaderBytes: callbackHeader,
+			TLSHandshakeTimeout: callbackHandshakeTimeout, MaxResponseHeaderBytes: callbackMaxHeader,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c, nil
 }
 
-// post sends an event once. It fails with an [*undeliveredError], unless ctx ends.
+// post sends an event once. It fails with a [*deliveryError], or with the cause of ctx
+// if ctx ends.
 func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte) error {
 	u, err := url.Parse(link)
 	if err != nil {
-		return &deliveryError{final: true, cause: "the callback is no URL"}
+		return &deliveryError{final: true, cause: "the callback is not a URL"}
 	}
 	to := "callback to " + u.Host
 	if len(c.secrets) == 0 {
-		return &deliveryError{cause: to + ": the worker has no secret to sign it with", remedy: "set DANQING_CALLBACK_SECRET"}
+		return &deliveryError{cause: to + ": no secret is configured to sign it", remedy: "set DANQING_CALLBACK_SECRET"}
 	}
-	if !c.silent.Allow(u.Host, time.Now()) {
-		return &deliveryError{cause: to + ": it did not answer another one in time, a moment ago"}
+	if !c.breaker.Allow(u.Host, time.Now()) {
+		return &deliveryError{cause: to + ": skipped, because the receiver has just timed out"}
 	}
-	trying, cancel := context.WithTimeout(ctx, callbackTime)
+	trying, cancel := context.WithTimeout(ctx, callbackTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(trying, http.MethodPost, link, bytes.NewReader(body))
 	if err != nil {
-		return &deliveryError{final: true, cause: to + ": its URL cannot be called"}
+		return &deliveryError{final: true, cause: to + ": its URL is invalid"}
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("User-Agent", "danqing")
@@ -91,37 +92,38 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 			return context.Cause(ctx)
 		}
 		failed := transportError(err)
-		c.silent.Record(u.Host, time.Now(), failed.silent)
+		c.breaker.Record(u.Host, time.Now(), failed.timedOut)
 		failed.cause = to + ": " + failed.cause
 		return failed
 	}
-	defer answer.Body.Close()                                               //nolint:errcheck // nothing was written to it
-	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, callbackAnswer)) // or the receiver sees a reset
-	c.silent.Record(u.Host, time.Now(), trying.Err() != nil)                // the body may not end either
+	defer answer.Body.Close()                                                //nolint:errcheck // read only
+	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, callbackMaxBody)) // otherwise the receiver sees a reset
+	c.breaker.Record(u.Host, time.Now(), trying.Err() != nil)                // the body may time out too
 	return statusError(to, answer)
 }
 
-// refused is nil for an answer that means delivered.
+// statusError returns the error of a response, or nil for a status that means
+// delivered.
 func statusError(to string, answer *http.Response) error {
 	failed := &deliveryError{
-		cause: fmt.Sprintf("%s: it answered %s", to, strings.TrimSpace(strconv.Itoa(answer.StatusCode)+" "+http.StatusText(answer.StatusCode))),
-		after: retryAfter(answer.Header.Get("Retry-After"), time.Now()),
+		cause:      fmt.Sprintf("%s: the receiver answered %s", to, strings.TrimSpace(strconv.Itoa(answer.StatusCode)+" "+http.StatusText(answer.StatusCode))),
+		retryAfter: retryAfter(answer.Header.Get("Retry-After"), time.Now()),
 	}
 	switch code := answer.StatusCode; {
 	case code >= 200 && code < 300:
 		return nil
 	case code >= 300 && code < 400:
 		failed.cause += ": redirects are not followed"
-		failed.remedy = "name the final address as callback"
+		failed.remedy = "use the final address as callback"
 	case code == http.StatusGone:
 		failed.final = true
-		failed.cause += ": it wants no more"
+		failed.cause += ": the receiver accepts no more events"
 	}
 	return failed
 }
 
-// retryAfter reads the header of that name: seconds, or a date. Whatever is none of
-// both, or past, is 0.
+// retryAfter parses the Retry-After header: seconds or a date. An invalid or past value
+// is 0.
 func retryAfter(value string, now time.Time) time.Duration {
 	if seconds, err := strconv.ParseInt(value, 10, 32); err == nil {
 		return max(0, time.Duration(seconds)*time.Second)
@@ -132,8 +134,8 @@ func retryAfter(value string, now time.Time) time.Duration {
 	return 0
 }
 
-// unanswered says why there was no answer. The errors of net/http are not shown as they
-// are: they repeat the link, and some of them what came instead of an answer.
+// transportError describes why there was no response. It does not quote the errors of
+// net/http: they contain the URL, and some of them what the receiver sent.
 func transportError(err error) *deliveryError {
 	var (
 		lookup      *net.DNSError
@@ -143,19 +145,19 @@ func transportError(err error) *deliveryError {
 	)
 	switch {
 	case errors.Is(err, storage.ErrNotPublic):
-		return &deliveryError{final: true, cause: storage.ErrNotPublic.Error(), remedy: "to allow it add the address to DANQING_CALLBACK_ALLOW"}
+		return &deliveryError{final: true, cause: storage.ErrNotPublic.Error(), remedy: "to allow it, add the address to DANQING_CALLBACK_ALLOW"}
 	case errors.As(err, &lookup):
-		return &deliveryError{cause: "its name cannot be resolved: " + lookup.Err}
+		return &deliveryError{cause: "host name not resolved: " + lookup.Err}
 	case errors.As(err, &certificate):
-		return &deliveryError{cause: "its certificate is not to be trusted: " + certificate.Err.Error()}
+		return &deliveryError{cause: "certificate not trusted: " + certificate.Err.Error()}
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return &deliveryError{cause: "no answer in time", silent: true}
+		return &deliveryError{cause: "no response in time", timedOut: true}
 	case errors.As(err, &network):
 		return &deliveryError{cause: network.Error()}
 	case errors.Is(err, http.ErrSchemeMismatch):
-		return &deliveryError{cause: "it does not speak TLS"}
+		return &deliveryError{cause: "the receiver does not use TLS"}
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return &deliveryError{cause: "the connection was closed without an answer"}
+		return &deliveryError{cause: "the connection was closed without a response"}
 	}
-	return &deliveryError{cause: "what came back is no answer of HTTP"}
+	return &deliveryError{cause: "the response is not valid HTTP"}
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// budgetPause is how often a lane looks whether its account's budget for the day has
-// room again: the day ends, the budget is raised, or a reservation is freed.
-const budgetPause = time.Minute
+// budgetPollInterval is how often a lane checks whether its account's daily budget has room
+// again: a new day begins, the budget is raised, or a reservation is released.
+const budgetPollInterval = time.Minute
 
 // chargeOf is what the ledger books of an attempt.
 func chargeOf(rec *jobs.Record, images int, microYuan int64) ledger.Charge {
@@ -28,8 +28,8 @@ func chargeOf(rec *jobs.Record, images int, microYuan int64) ledger.Charge {
 	return c
 }
 
-// cost is the price of so many images on an account, in micro-yuan; 0 if the account
-// is not configured here, or the model not sold in its region.
+// cost returns the price of a number of images on an account, in micro-yuan; 0 if the
+// account is not configured here, or its region does not have the model.
 func (w *Worker) cost(account, model string, images int) int64 {
 	a := w.accountNamed(account)
 	m, err := jobs.LookupModel(model)
@@ -40,8 +40,8 @@ func (w *Worker) cost(account, model string, images int) int64 {
 	return cost
 }
 
-// reserve keeps the money for an attempt. It fails with a [*trouble], or, where the
-// batch's budget has no room, holds the job, of which nothing is bought.
+// reserve reserves the money for an attempt. It fails with a [*pauseError]; if the
+// batch's budget has no room, it holds the job without buying anything.
 func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int) error {
 	err := l.ledger.Reserve(ctx, chargeOf(intent, images, l.cost(l.account.name, l.model.Name, images)), l.account.configured.DailyBudgetMicroYuan)
 	var full *ledger.BudgetError
@@ -51,43 +51,45 @@ func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int
 	case !errors.As(err, &full):
 		return &pauseError{backoff: &l.waits.unreachable, message: redisUnavailable, cause: err}
 	case full.Batch == "":
-		return &pauseError{backoff: &backoff{first: budgetPause, most: budgetPause}, message: "nothing is submitted: the day's budget is spent", cause: err}
+		return &pauseError{backoff: &backoff{first: budgetPollInterval, most: budgetPollInterval}, message: "the daily budget is spent: nothing is submitted", cause: err}
 	}
 	next := heldRecord(rec, jobs.CodeBudgetExceeded, "nothing was bought: "+full.Error()+"; run the batch again with a larger --budget")
 	next.Request = intent.Request
-	l.log.Warn("job held: the batch's budget is spent", "job_id", rec.ID, "err", err)
+	l.log.Warn("job held: batch budget spent", "job_id", rec.ID, "err", err)
 	if err := l.transition(ctx, rec, next); err != nil {
 		return err
 	}
-	return jobs.ErrConflict // look again
+	return jobs.ErrConflict // read the record again
 }
 
-// release frees what was reserved for an attempt that costs nothing.
+// release releases the reservation of an attempt that costs nothing.
 func (w *Worker) release(ctx context.Context, rec *jobs.Record) error {
 	return w.ledger.Release(context.WithoutCancel(ctx), chargeOf(rec, 0, 0))
 }
 
-// settleTask books what a task cost, once however often it is called.
+// settleTask records the cost of a task. It is idempotent.
 func (w *Worker) settleTask(ctx context.Context, rec *jobs.Record, taskID string, images int, microYuan int64) error {
 	return w.recordSpend(context.WithoutCancel(ctx), chargeOf(rec, images, microYuan), taskID)
 }
 
-// until repeats what only Redis can hinder, until it answers or the worker stops.
+// retryRedis repeats do until it succeeds or the worker stops. do must fail only
+// because of Redis.
 func (w *Worker) retryRedis(ctx context.Context, jobID string, do func(context.Context) error) error {
-	for trouble := (&backoff{first: 100 * time.Millisecond, most: 10 * time.Second}); ; {
+	for retry := (&backoff{first: 100 * time.Millisecond, most: 10 * time.Second}); ; {
 		err := do(ctx)
 		if err == nil {
 			return nil
 		}
-		w.log.Warn("redis unavailable, trying again", "job_id", jobID, "err", err)
-		if err := w.sleep(ctx, trouble.next()); err != nil {
+		w.log.Warn("redis unavailable, retrying", "job_id", jobID, "err", err)
+		if err := w.sleep(ctx, retry.next()); err != nil {
 			return err
 		}
 	}
 }
 
-// freeLeaked frees what attempts have reserved that are over, or were never begun:
-// their worker died in between. It looks at the days on which an attempt can be open.
+// releaseLeakedReservations releases the reservations of attempts that have ended or
+// were never started because their worker died. It checks the days on which an attempt
+// can be open.
 func (w *Worker) releaseLeakedReservations(ctx context.Context) error {
 	for _, a := range w.accounts {
 		for _, day := range []time.Time{time.Now().Add(-24 * time.Hour), time.Now()} {
@@ -96,7 +98,7 @@ func (w *Worker) releaseLeakedReservations(ctx context.Context) error {
 				return err
 			}
 			for _, charge := range open {
-				if time.Since(charge.At) < sweepAge {
+				if time.Since(charge.At) < requeueAge {
 					continue
 				}
 				needed, err := w.reservationNeeded(ctx, charge)
@@ -134,17 +136,18 @@ func (w *Worker) reservationNeeded(ctx context.Context, charge ledger.Charge) (b
 // error it returns. Then the same call must be made again.
 func (w *Worker) recordSpend(ctx context.Context, charge ledger.Charge, taskID string) error {
 	if err := w.cfg.DataDir.Spend.Append(charge, taskID); err != nil {
-		// The ledger counts; what the log lacks is missing in reports without a Redis.
+		// The ledger is authoritative; what the log lacks is missing in reports without
+		// Redis.
 		w.log.Error("spend log not written", "job_id", charge.JobID, "task_id", taskID, "err", err)
 	}
 	return w.ledger.Settle(ctx, charge, taskID)
 }
 
-// importSpend brings the spend log into the ledger of a Redis that does not have it.
+// importSpend imports the spend log into the ledger of a Redis that lacks it.
 func (w *Worker) importSpend(ctx context.Context) error {
 	spend := w.cfg.DataDir.Spend
 	if damaged := spend.Damaged(); damaged > 0 {
-		w.log.Warn("lines of the spend log cannot be read: budgets do not count them", "path", filepath.Join(w.cfg.DataDir.Path, journal.SpendLogName), "lines", damaged)
+		w.log.Warn("unreadable lines in the spend log: budgets do not count them", "path", filepath.Join(w.cfg.DataDir.Path, journal.SpendLogName), "lines", damaged)
 	}
 	return spend.ImportInto(ctx, w.ledger, w.cfg.DataDir.WorkerID)
 }

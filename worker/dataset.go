@@ -91,7 +91,7 @@ func (w *Worker) syncDataset(ctx context.Context) (string, error) {
 func (w *Worker) recordKeyIDs(ctx context.Context) error {
 	journal := w.cfg.DataDir.Journal
 	for _, a := range w.accounts {
-		mark := a.remote.KeyMark()
+		mark := a.remote.KeyFingerprint()
 		if journal.KeyID(mark) != "" {
 			continue
 		}
@@ -237,7 +237,7 @@ func (l *lane) hasHistory() bool {
 	l.Worker.mu.Lock()
 	lost := l.dataLossSeen
 	l.Worker.mu.Unlock()
-	return lost || l.cfg.DataDir.Journal.KeyID(l.account.remote.KeyMark()) != ""
+	return lost || l.cfg.DataDir.Journal.KeyID(l.account.remote.KeyFingerprint()) != ""
 }
 
 // assertSameDataset fails if Redis may have lost data since the term began: nothing may be
@@ -292,7 +292,7 @@ func (l *lane) refreshBaseline(ctx context.Context) error {
 // findOrphans returns the tasks of the lane's key, or of any key if it is unknown, that
 // neither a record, a journal nor a sidecar owns and that no known intent may have created.
 func (l *lane) findOrphans(ctx context.Context) ([]dashscope.TaskInfo, error) {
-	key, err := l.keyID(ctx, l.account.remote.KeyMark())
+	key, err := l.keyID(ctx, l.account.remote.KeyFingerprint())
 	if err != nil {
 		return nil, err
 	}

@@ -17,22 +17,23 @@ import (
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// store copies finished images into the bucket, many jobs at once.
+// deliveryServer copies finished images into the bucket, many jobs at once.
 type deliveryServer struct {
 	*Worker
 	server *asynq.Server
-	// tight lets one image at a time be held in memory, when the disk is full.
+	// memoryFetchMu allows one image at a time in memory while the disk is full.
 	memoryFetchMu sync.Mutex
 }
 
 const (
-	// storeParkTime is how long copies may go on after the second signal.
+	// storeShutdownTimeout is how long copies may continue after the second signal.
 	storeShutdownTimeout = time.Second
 	storeRetry           = time.Second
 	storeRetryMax        = time.Minute
-	// drainCheck is how often a stopping worker looks whether all is stored.
-	drainCheck = 50 * time.Millisecond
-	drainMost  = 10 * time.Second
+	// drainInterval is how often a stopping worker checks whether the queue is empty.
+	// drainTimeout bounds the wait.
+	drainInterval = 50 * time.Millisecond
+	drainTimeout  = 10 * time.Second
 )
 
 func (s *deliveryServer) start() (*deliveryServer, error) {
@@ -59,13 +60,14 @@ func (s *deliveryServer) start() (*deliveryServer, error) {
 
 func (s *deliveryServer) shutdown() { s.server.Shutdown() }
 
-// drain gives the messages of a queue that are ready a last try, for drainMost at most:
-// images to be stored, and notices. What is left waits there, and images in the journal.
+// drain waits until the ready messages of a queue (store or notify) have been handled,
+// for drainTimeout at most. What remains stays in the queue; images are in the journal
+// too.
 func (w *Worker) drain(ctx context.Context, queue string) {
-	ctx, cancel := context.WithTimeout(ctx, drainMost)
+	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	inspector := asynq.NewInspectorFromRedisClient(w.cfg.Redis)
-	tick := time.NewTicker(drainCheck)
+	tick := time.NewTicker(drainInterval)
 	defer tick.Stop()
 	for {
 		info, err := inspector.GetQueueInfo(queue)
@@ -80,7 +82,7 @@ func (w *Worker) drain(ctx context.Context, queue string) {
 	}
 }
 
-// handle is the store stage's edge to asynq.
+// handle adapts the store stage to asynq.
 func (s *deliveryServer) handle(ctx context.Context, message *asynq.Task) error {
 	var m jobs.StoreMessage
 	err := json.Unmarshal(message.Payload(), &m)
@@ -88,7 +90,7 @@ func (s *deliveryServer) handle(ctx context.Context, message *asynq.Task) error 
 		err = jobs.ValidID(m.JobID)
 	}
 	if err != nil {
-		return fmt.Errorf("the payload is no store message of danqing: %w: %w", err, asynq.SkipRetry)
+		return fmt.Errorf("the payload is not a danqing store message: %w: %w", err, asynq.SkipRetry)
 	}
 	rec, err := s.jobs.Get(ctx, m.JobID)
 	if err != nil {
@@ -102,8 +104,8 @@ func (s *deliveryServer) handle(ctx context.Context, message *asynq.Task) error 
 	case rec.State != jobs.StateStoring:
 		return nil
 	}
-	// All of them before the bucket is asked anything: the links die within a day,
-	// and the bucket may be away for longer.
+	// All images are downloaded before any request to the bucket: the links expire
+	// within a day, and a bucket outage may last longer.
 	got := s.fetchAll(ctx, rec)
 	if err := s.settleTask(ctx, rec, rec.TaskID, rec.TaskImages, rec.TaskMicroYuan); err != nil {
 		return err
@@ -116,14 +118,14 @@ func (s *deliveryServer) handle(ctx context.Context, message *asynq.Task) error 
 		return nil
 	}
 	if err != nil && ctx.Err() == nil {
-		s.log.Warn("image not stored, trying again", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
+		s.log.Warn("image not stored, retrying", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
 		s.publishReason(ctx, rec, err)
 	}
 	return err
 }
 
-// store copies a job's images and then writes its sidecar: whoever sees that knows
-// the job to be over. One that cannot be had does not keep the others out.
+// storeImages stores a job's images and then writes its sidecar: a sidecar means that
+// the job is finished. An image that is unavailable does not stop the others.
 func (s *deliveryServer) storeImages(ctx context.Context, rec *jobs.Record, got []fetched) error {
 	over, err := s.Finished(ctx, rec.ID, rec.Digest)
 	taken := ""
@@ -144,7 +146,7 @@ func (s *deliveryServer) storeImages(ctx context.Context, rec *jobs.Record, got 
 		switch {
 		case err == nil:
 			made = append(made, withTaskDetails(rec, i, image))
-		case got[i].err == nil: // the bucket is at fault
+		case got[i].err == nil: // a bucket error
 			return fmt.Errorf("image %d: %w", result.N, err)
 		default:
 			later = append(later, fmt.Errorf("image %d: %w", result.N, err))
@@ -196,7 +198,7 @@ func (s *deliveryServer) ensureSidecar(ctx context.Context, rec *jobs.Record) er
 	over, err := s.Finished(ctx, rec.ID, rec.Digest)
 	switch {
 	case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, ErrSimulated), errors.Is(err, storage.ErrUnreadable):
-		return nil // what is there is not ours to overwrite
+		return nil // the object is not this job's: do not overwrite it
 	case err != nil:
 		return err
 	case over != nil && !retriedSince(rec, over):
@@ -209,7 +211,7 @@ func (s *deliveryServer) ensureSidecar(ctx context.Context, rec *jobs.Record) er
 	return s.cfg.Bucket.PutSidecar(ctx, sidecar)
 }
 
-// over ends the job: sidecar, journal, record, and only then the spool.
+// finishJob ends the job: sidecar, journal, record, and only then the spool.
 func (s *deliveryServer) finishJob(ctx context.Context, rec, next *jobs.Record) error {
 	sidecar, err := sidecarOf(next)
 	if err != nil {
@@ -232,7 +234,8 @@ func (s *deliveryServer) finishJob(ctx context.Context, rec, next *jobs.Record) 
 	return nil
 }
 
-// hold leaves to a person what could not be stored. What could is in the bucket.
+// holdJob holds a job with an image that could not be stored. The other images are in
+// the bucket.
 func (s *deliveryServer) holdJob(ctx context.Context, rec, next *jobs.Record, why jobs.Image) error {
 	next.State, next.Code, next.Message, next.FinishedAt = jobs.StateHeld, why.Code, why.Message, time.Time{}
 	s.journal(journal.KindHeld, next)
@@ -241,7 +244,7 @@ func (s *deliveryServer) holdJob(ctx context.Context, rec, next *jobs.Record, wh
 		return err
 	}
 	for _, image := range next.Images {
-		// Should the job's task be adopted, it is asked for once more.
+		// If the job's task is adopted, the image is checked once more.
 		if err := s.cfg.Spool.Recheck(spoolName(rec, image.N)); err != nil {
 			s.log.Warn("spool file not marked for recheck", "job_id", rec.ID, "err", err)
 		}

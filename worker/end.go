@@ -8,10 +8,10 @@ import (
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// advance writes the next record and shows it in the queue's web UI.
+// transition writes the next record and publishes it to the queue's web UI.
 //
-// It has happened already, so a handler that is cancelled meanwhile, because its
-// message's lease ran out or somebody pressed a button, still writes it down.
+// It ignores the cancellation of ctx: the transition has already happened, so it must
+// be recorded even if the message's lease has expired or the handler was canceled.
 func (w *Worker) transition(ctx context.Context, old, next *jobs.Record) error {
 	ctx = context.WithoutCancel(ctx)
 	if err := w.updateRecord(ctx, old, next); err != nil {
@@ -23,7 +23,7 @@ func (w *Worker) transition(ctx context.Context, old, next *jobs.Record) error {
 	return nil
 }
 
-// park leaves the job to a person and the lane to the next one.
+// holdJob holds the job for an operator and frees the lane for the next one.
 func (l *lane) holdJob(ctx context.Context, rec, next *jobs.Record) error {
 	l.journal(journal.KindHeld, next)
 	l.log.Error("job held for operator", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "err", next.Message)
@@ -42,7 +42,7 @@ func (l *lane) fail(ctx context.Context, rec *jobs.Record, code, message string)
 	return l.finishJob(ctx, rec, endedRecord(rec, jobs.StateFailed, code, message))
 }
 
-// over ends a job without an image: sidecar, journal, record, in this order.
+// finishJob ends a job without an image: sidecar, journal, record, in this order.
 func (l *lane) finishJob(ctx context.Context, rec, next *jobs.Record) error {
 	sidecar, err := sidecarOf(next)
 	if err != nil {
@@ -54,7 +54,7 @@ func (l *lane) finishJob(ctx context.Context, rec, next *jobs.Record) error {
 			break
 		}
 		wait := l.waits.unreachable.next()
-		l.log.Warn(bucketAway, "job_id", rec.ID, "err", err, "wait", wait)
+		l.log.Warn(bucketUnavailable, "job_id", rec.ID, "err", err, "wait", wait)
 		if err := l.sleep(ctx, wait); err != nil {
 			return err
 		}
@@ -63,9 +63,9 @@ func (l *lane) finishJob(ctx context.Context, rec, next *jobs.Record) error {
 	return l.writeEnd(ctx, rec, next)
 }
 
-const bucketAway = "the bucket does not answer"
+const bucketUnavailable = "bucket unavailable"
 
-// end ends a job in its record alone: its sidecar belongs to another job.
+// endRecord ends a job in its record only: its sidecar belongs to another job.
 func (l *lane) endRecord(ctx context.Context, rec *jobs.Record, state jobs.State, code, message string) error {
 	return l.writeEnd(ctx, rec, endedRecord(rec, state, code, message))
 }
@@ -86,13 +86,13 @@ func (l *lane) writeEnd(ctx context.Context, rec, next *jobs.Record) error {
 	return failedError(next)
 }
 
-// failure is the verdict on a failed job: its message lies in asynq's archive with
-// this sentence.
+// failedError returns the error of a failed job. asynq archives the message with this
+// text.
 func failedError(rec *jobs.Record) error {
 	return &jobError{message: rec.Code + ": " + rec.Message}
 }
 
-// adoptFinished ends a job that the bucket says is over already.
+// adoptFinished ends a job that is finished according to the bucket.
 func (w *Worker) adoptFinished(ctx context.Context, rec, over *jobs.Record) error {
 	w.journal(journal.KindFinished, over)
 	over.EnqueuedAt, over.Priority = rec.EnqueuedAt, rec.Priority

@@ -15,42 +15,41 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// verdictError tells asynq what becomes of a message. Its text is a sentence for
-// the person who reads it in the web UI.
+// jobError tells asynq what to do with a message. Its text is shown in the web UI.
 type jobError struct {
-	// retryIn is when the job is tried again; 0 means never.
+	// retryIn is when the job is retried; 0 means never.
 	retryIn time.Duration
 	message string
 }
 
 func (e *jobError) Error() string { return e.message }
 
-// redisPause is when a message is looked at again after an error of ours, which
-// spent nothing.
-const redisPause = 5 * time.Second
+// redisRetry is when a message is retried after an internal error, which cost nothing.
+const redisRetry = 5 * time.Second
 
-// parkedRetry is when the message of a job whose create was lost comes again: it only
-// wakes, should nobody be at the job any more.
-const parkedRetry = 30 * time.Second
+// heldRetry is when the message of a held job (ambiguous create) is delivered again.
+// It only ensures that a worker is active for the job.
+const heldRetry = 30 * time.Second
 
 func laneRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
-	var verdict *jobError
+	var outcome *jobError
 	switch {
 	case errors.Is(err, asynq.ErrLeaseExpired):
 		return 0
-	case errors.As(err, &verdict):
-		return verdict.retryIn
+	case errors.As(err, &outcome):
+		return outcome.retryIn
 	default:
-		return redisPause
+		return redisRetry
 	}
 }
 
-// handle is the lane's edge to asynq: it decodes, calls, and translates. ctx is the
-// lane's, handling the message's own, which ends before the effort may.
+// handle adapts the lane to asynq: it decodes the message, runs the job and translates
+// the error. ctx is the lane's; handling is the message's, which may end before the
+// execution does.
 func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error {
 	m, err := decodeMessage(message.Payload())
 	if err == nil && m.Request.Model != l.model.Name {
-		err = fmt.Errorf("the payload asks for model %q in a queue of %q", m.Request.Model, l.model.Name)
+		err = fmt.Errorf("the payload has model %q in the queue of %q", m.Request.Model, l.model.Name)
 	}
 	if err != nil {
 		return fmt.Errorf("%w: enqueue with the jobs package: %w", err, asynq.SkipRetry)
@@ -66,70 +65,71 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 	case <-e.done:
 	case <-e.parked:
 		if l.detachParked(m.JobID, e) {
-			return &jobError{retryIn: parkedRetry, message: jobs.CodeSubmitAmbiguous + ": " + ambiguousMessage + "the job's record tells more"}
+			return &jobError{retryIn: heldRetry, message: jobs.CodeSubmitAmbiguous + ": " + ambiguousMessage + "see the job's record"}
 		}
 	case <-handling.Done():
 		l.detach(ctx, m.JobID, e)
 		return context.Cause(handling)
 	}
-	var hindered *pauseError
-	var verdict *jobError
+	var paused *pauseError
+	var outcome *jobError
 	switch {
-	case errors.Is(e.err, ErrStopped), errors.As(e.err, &hindered), ctx.Err() != nil:
+	case errors.Is(e.err, ErrStopped), errors.As(e.err, &paused), ctx.Err() != nil:
 		return blockUntilRequeued(handling)
-	case errors.As(e.err, &verdict) && verdict.retryIn == 0:
+	case errors.As(e.err, &outcome) && outcome.retryIn == 0:
 		return fmt.Errorf("%w: %w", e.err, asynq.SkipRetry)
 	default:
 		return e.err
 	}
 }
 
-// decodeMessage reads a payload and checks it as if it came from a stranger: it
-// may have been put there by another program, or by hand.
+// decodeMessage parses a payload and validates it as untrusted input: another program
+// or a person may have enqueued it.
 func decodeMessage(payload []byte) (jobs.GenerateMessage, error) {
 	var m jobs.GenerateMessage
 	if err := json.Unmarshal(payload, &m); err != nil {
-		return m, fmt.Errorf("the payload is no job of danqing: %w", err)
+		return m, fmt.Errorf("the payload is not a danqing job: %w", err)
 	}
 	if err := jobs.ValidID(m.JobID); err != nil {
-		return m, fmt.Errorf("the payload's job_id: %w", err)
+		return m, fmt.Errorf("payload job_id: %w", err)
 	}
 	req, _, err := m.Request.Normalize()
 	if err != nil {
-		return m, fmt.Errorf("the payload's request: %w", err)
+		return m, fmt.Errorf("payload request: %w", err)
 	}
 	if req.Digest() != m.Digest {
-		return m, errors.New("the payload's request does not fit its digest: it was changed on its way")
+		return m, errors.New("payload digest mismatch")
 	}
 	m.Request = req
 	return m, nil
 }
 
-// giveBack blocks until asynq, shutting down, has put the message back at the head of
-// its queue. A handler that returned instead would send it to the tail.
+// blockUntilRequeued blocks until asynq, shutting down, has put the message back at the
+// head of its queue. A handler that returned an error instead would send it to the
+// tail.
 func blockUntilRequeued(ctx context.Context) error {
 	<-ctx.Done()
 	return context.Cause(ctx)
 }
 
-// asynqLog sends asynq's own lines to slog: while Redis is away, the same few again
-// and again, so that only some of them are kept.
+// asynqLog sends asynq's log lines to slog. During a Redis outage they repeat, so only
+// some of them are kept.
 type asynqLog struct {
-	log  *slog.Logger
-	some *rate.Sometimes
+	log       *slog.Logger
+	sometimes *rate.Sometimes
 }
 
 func newAsynqLog(log *slog.Logger) asynqLog {
-	return asynqLog{log: log, some: &rate.Sometimes{First: asynqLines, Interval: asynqInterval}}
+	return asynqLog{log: log, sometimes: &rate.Sometimes{First: asynqLogBurst, Interval: asynqLogInterval}}
 }
 
 const (
-	asynqLines    = 5
-	asynqInterval = 10 * time.Second
+	asynqLogBurst    = 5
+	asynqLogInterval = 10 * time.Second
 )
 
 func (a asynqLog) line(level slog.Level, args []any) {
-	a.some.Do(func() { a.log.Log(context.Background(), level, "asynq", "err", fmt.Sprint(args...)) })
+	a.sometimes.Do(func() { a.log.Log(context.Background(), level, "asynq", "err", fmt.Sprint(args...)) })
 }
 
 func (a asynqLog) Debug(...any)      {}
@@ -137,8 +137,8 @@ func (a asynqLog) Info(...any)       {}
 func (a asynqLog) Warn(args ...any)  { a.line(slog.LevelInfo, args) }
 func (a asynqLog) Error(args ...any) { a.line(slog.LevelError, args) }
 
-// Fatal is called by asynq only where its own state is broken beyond repair.
+// Fatal is called by asynq only when its state is unrecoverable.
 func (a asynqLog) Fatal(args ...any) {
 	a.line(slog.LevelError, args)
-	os.Exit(1) //nolint:forbidigo // asynq counts on it
+	os.Exit(1) //nolint:forbidigo // asynq requires it
 }

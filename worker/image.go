@@ -15,15 +15,16 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// image brings one image from the spool into the bucket, unless it is there
-// already, and says where it is or why it is not. An error means that it must be
-// tried again. taken, unless empty, says why its place belongs to somebody else.
+// storeImage copies one image from the spool into the bucket, unless it is there
+// already. It returns the stored image, or one with the code and message of why it
+// cannot be stored. An error means that the call must be repeated. taken, unless empty,
+// says why the image's key belongs to another object or job.
 func (s *deliveryServer) storeImage(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched, taken string) (jobs.Image, error) {
 	if result.URL == "" {
 		return jobs.Image{N: result.N, Code: result.Code, Message: result.Message}, nil
 	}
-	// Images are PNG, all of them (text-to-image API reference); what is not is
-	// never stored under this key.
+	// All images are PNG (text-to-image API reference); other content is never stored
+	// under this key.
 	key, err := s.imageKey(rec, result)
 	if err != nil {
 		taken = err.Error()
@@ -38,14 +39,14 @@ func (s *deliveryServer) storeImage(ctx context.Context, rec *jobs.Record, resul
 			// Nothing is overwritten.
 			return image, s.quarantineDuplicate(ctx, rec, result, got)
 		default:
-			taken = "another object lies under its key " + key
+			taken = "another object exists under its key " + key
 		}
 	}
 	if got.err != nil && !errors.Is(got.err, storage.ErrDisk) {
 		return s.fetchFailed(ctx, rec, result, got)
 	}
 	if got.err != nil {
-		// The disk is full, and the link lives for a day only: past the disk.
+		// The disk is full, and the link is valid for a day only: download to memory.
 		s.memoryFetchMu.Lock()
 		defer s.memoryFetchMu.Unlock()
 		file, err := s.cfg.Spool.FetchToMemory(ctx, result.URL)
@@ -60,7 +61,7 @@ func (s *deliveryServer) storeImage(ctx context.Context, rec *jobs.Record, resul
 	return s.put(ctx, rec, result, key, got.file)
 }
 
-// put stores a proven image under its key.
+// put stores a verified image under its key.
 func (s *deliveryServer) put(ctx context.Context, rec *jobs.Record, result jobs.Result, key string, file *storage.File) (jobs.Image, error) {
 	meta := map[string]string{
 		metaTask: rec.TaskID, metaWidth: strconv.Itoa(file.Width), metaHeight: strconv.Itoa(file.Height), metaSource: file.SourceName,
@@ -74,15 +75,15 @@ func (s *deliveryServer) put(ctx context.Context, rec *jobs.Record, result jobs.
 	}, nil
 }
 
-// notFetched says what becomes of an image of which no proven file came. Only the
-// worker whose spool has it may give it up, and only after its link has died and
-// the service has no other.
+// fetchFailed handles an image without a verified file. Only the worker that owns the
+// spool may give the image up, and only after its link has expired and the service has
+// no other.
 func (s *deliveryServer) fetchFailed(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched) (jobs.Image, error) {
 	var failed *storage.FetchError
 	if !errors.As(got.err, &failed) {
 		return s.retryOrHold(rec, result, got, got.err)
 	}
-	final := failed.Kind == storage.FetchForbidden || failed.Kind == storage.FetchGone && time.Now().After(got.dead)
+	final := failed.Kind == storage.FetchForbidden || failed.Kind == storage.FetchGone && time.Now().After(got.linkExpiry)
 	switch {
 	case failed.Kind == storage.FetchUnverified:
 		return s.quarantine(ctx, rec, result, failed.Path, failed.Error())
@@ -91,14 +92,14 @@ func (s *deliveryServer) fetchFailed(ctx context.Context, rec *jobs.Record, resu
 	case final && (failed.Path != "" || failed.Kind == storage.FetchForbidden):
 		return s.quarantine(ctx, rec, result, failed.Path, failed.Error())
 	case final:
-		return jobs.Image{N: result.N, Code: jobs.CodeResultExpired, Message: "the result URL died before the image could be copied: " + failed.Error()}, nil
+		return jobs.Image{N: result.N, Code: jobs.CodeResultExpired, Message: "the result URL expired before the image could be copied: " + failed.Error()}, nil
 	default:
 		return s.retryOrHold(rec, result, got, got.err)
 	}
 }
 
-// described adds what the task's answer says of an image, or what is known of it
-// from before.
+// withTaskDetails adds the details of the task's result to an image, or returns the
+// image of an earlier store of the same key.
 func withTaskDetails(rec *jobs.Record, i int, image jobs.Image) jobs.Image {
 	if image.Key == "" {
 		return image
@@ -111,8 +112,8 @@ func withTaskDetails(rec *jobs.Record, i int, image jobs.Image) jobs.Image {
 	return image
 }
 
-// Metadata of an image in the bucket: enough to know it again after a crash
-// between its upload and the sidecar, when its URL may be dead.
+// Metadata of an image in the bucket. It identifies the image after a crash between its
+// upload and the sidecar, when its URL may have expired.
 const (
 	metaTask   = "task-id"
 	metaWidth  = "width"
@@ -120,8 +121,9 @@ const (
 	metaSource = "source-name"
 )
 
-// lookAt returns the image under a key as far as an earlier try has described it,
-// and the task that made it: "" if there is nothing.
+// statImage returns the image under a key as described by its metadata, and the task
+// that made it. task is "" if there is no object, "unknown" if the object does not name
+// its task.
 func (s *deliveryServer) statImage(ctx context.Context, n int, key string) (image jobs.Image, task string, err error) {
 	info, err := s.cfg.Bucket.Head(ctx, key)
 	if errors.Is(err, storage.ErrNotExist) {
@@ -138,20 +140,21 @@ func (s *deliveryServer) statImage(ctx context.Context, n int, key string) (imag
 	}, cmp.Or(info.Metadata[metaTask], "unknown"), nil
 }
 
-// madeBefore reports whether a task was an earlier attempt of the job.
+// fromEarlierAttempt reports whether a task was an earlier attempt of the job.
 func fromEarlierAttempt(rec *jobs.Record, task string) bool {
 	return slices.ContainsFunc(rec.PastAttempts, func(a jobs.Attempt) bool { return a.TaskID == task })
 }
 
-// setAside keeps an image whose place an earlier attempt's has taken.
+// quarantineDuplicate keeps an image whose key already holds an earlier attempt's
+// image.
 func (s *deliveryServer) quarantineDuplicate(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched) error {
 	var failed *storage.FetchError
 	switch {
 	case got.file != nil:
 		return s.cfg.Bucket.Hold(ctx, rec.TaskID, spoolName(rec, result.N), got.file.Path)
 	case errors.As(got.err, &failed) && (failed.Path != "" || failed.Kind == storage.FetchForbidden),
-		failed != nil && failed.Kind == storage.FetchGone && time.Now().After(got.dead):
-		return nil // the job has its image; this one is no loss
+		failed != nil && failed.Kind == storage.FetchGone && time.Now().After(got.linkExpiry):
+		return nil // the job has its image: this one is not needed
 	}
 	return got.err
 }
@@ -167,10 +170,11 @@ func (s *deliveryServer) imageKey(rec *jobs.Record, result jobs.Result) (string,
 	})
 }
 
-// quarantine keeps what cannot be stored as the image for a person: no check of
-// ours ends an image that was paid for. A path of "" means that there are no bytes.
+// quarantine keeps content that cannot be stored as the image, for an operator: no
+// check may discard an image that was paid for. A path of "" means that there are no
+// bytes.
 func (s *deliveryServer) quarantine(ctx context.Context, rec *jobs.Record, result jobs.Result, path, why string) (jobs.Image, error) {
-	image := jobs.Image{N: result.N, Code: jobs.CodeImageUnverified, Message: fmt.Sprintf("image %d is paid for and cannot be stored: %s", result.N, why)}
+	image := jobs.Image{N: result.N, Code: jobs.CodeImageUnverified, Message: fmt.Sprintf("image %d is paid for but cannot be stored: %s", result.N, why)}
 	if path == "" {
 		image.Message += "; " + linkText(result.URL)
 		return image, nil

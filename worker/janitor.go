@@ -16,21 +16,19 @@ import (
 )
 
 const (
-	// houseInterval is how often one of all workers looks after what no single
+	// janitorInterval is how often one of all workers does the maintenance that no
 	// job's handler does. A job whose message was lost waits that long.
 	janitorInterval = 5 * time.Minute
-	// houseKey holds when that was done last, in Unix milliseconds.
-	janitorKey = rediskey.Maintenance
-	// sweepAge leaves alone what is on its way from the record to the message.
-	sweepAge  = 2 * time.Minute
-	sweepPage = 200
-	// archiveKept is how many messages stay in the archive of a queue; asynq's own
-	// trimming fails for ever once it must drop some 8,000 at a time.
-	archiveKept = 1000
+	// requeueAge excludes records whose message may still be on its way.
+	requeueAge  = 2 * time.Minute
+	requeuePage = 200
+	// archiveSize is how many messages remain in a queue's archive; asynq's own
+	// trimming fails permanently once it must delete some 8,000 at a time.
+	archiveSize = 1000
 	archivePage = 100
 )
 
-// keepHouse looks after the queues until the returned function is called.
+// runJanitor runs the maintenance until the returned function is called.
 func (w *Worker) runJanitor(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
@@ -47,27 +45,27 @@ func (w *Worker) runJanitor(ctx context.Context) (stop func()) {
 	return func() { cancel(); group.Wait() }
 }
 
-// tidy does the rounds, unless another worker just has.
+// runMaintenance runs the maintenance, unless another worker has just done so.
 func (w *Worker) runMaintenance(ctx context.Context) error {
 	w.discoverOwners(ctx)
-	w.Unfinished(ctx) // so that the journal forgets what others have finished
+	w.Unfinished(ctx) // removes jobs that others have finished from the journal
 	models := w.models()
 	if err := w.jobs.RegisterQueues(ctx, models); err != nil {
 		return err
 	}
-	last, err := w.cfg.Redis.Get(ctx, janitorKey).Int64()
+	last, err := w.cfg.Redis.Get(ctx, rediskey.Maintenance).Int64()
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return fmt.Errorf("read %s: %w", janitorKey, err)
+		return fmt.Errorf("read %s: %w", rediskey.Maintenance, err)
 	}
 	now := time.Now()
-	// Two workers at once do no harm.
+	// Two workers at the same time do no harm.
 	if now.Sub(time.UnixMilli(last)) < janitorInterval {
 		return nil
 	}
-	if err := w.cfg.Redis.Set(ctx, janitorKey, strconv.FormatInt(now.UnixMilli(), 10), 0).Err(); err != nil {
-		return fmt.Errorf("write %s: %w", janitorKey, err)
+	if err := w.cfg.Redis.Set(ctx, rediskey.Maintenance, strconv.FormatInt(now.UnixMilli(), 10), 0).Err(); err != nil {
+		return fmt.Errorf("write %s: %w", rediskey.Maintenance, err)
 	}
-	// What a sweep finds in an archive must not be trimmed before.
+	// requeueOrphans must see archived messages before they are trimmed.
 	if err := w.requeueOrphans(ctx); err != nil {
 		return err
 	}
@@ -80,7 +78,7 @@ func (w *Worker) runMaintenance(ctx context.Context) error {
 	return w.trimArchives(ctx, models)
 }
 
-// trimArchives bounds the archives of our queues.
+// trimArchives bounds the archives of Danqing's queues.
 func (w *Worker) trimArchives(ctx context.Context, models []string) error {
 	queues := []string{jobs.QueueStore, jobs.QueueNotify}
 	for _, model := range models {
@@ -105,9 +103,9 @@ func (w *Worker) trimArchives(ctx context.Context, models []string) error {
 			}
 			deleted := int64(0)
 			for _, message := range page {
-				// What a person has archived did not fail, and has no date.
+				// A message that a person has archived did not fail and has no date.
 				young := message.LastFailedAt.IsZero() || time.Since(message.LastFailedAt) < jobs.RecordLifetime
-				if archived-deleted <= archiveKept && young {
+				if archived-deleted <= archiveSize && young {
 					break
 				}
 				if err := inspector.DeleteTask(queue, message.ID); err != nil && !errors.Is(err, asynq.ErrTaskNotFound) {
@@ -123,12 +121,12 @@ func (w *Worker) trimArchives(ctx context.Context, models []string) error {
 	return nil
 }
 
-// sweep sees to it that each job which waits for a lane, or for the bucket, has a
-// message that will wake somebody, and each that has a task, or may have, a note.
+// requeueOrphans ensures that each job that waits for a lane, or for the bucket, has a
+// message, and each job that has or may have a task an in-flight mark.
 func (w *Worker) requeueOrphans(ctx context.Context) error {
 	filter := jobs.ListFilter{
 		States:        []jobs.State{jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying, jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring},
-		UpdatedBefore: time.Now().Add(-sweepAge), Limit: sweepPage,
+		UpdatedBefore: time.Now().Add(-requeueAge), Limit: requeuePage,
 	}
 	for {
 		records, cursor, err := w.jobs.List(ctx, filter)
@@ -144,11 +142,12 @@ func (w *Worker) requeueOrphans(ctx context.Context) error {
 	}
 }
 
-// writeDown makes sure of the sidecars of jobs that a person has ended, since the
-// rounds before the last: who did so may have died before a store server knew.
+// ensureSidecars ensures the sidecars of jobs that an operator has ended within the
+// last two intervals: the process that ended a job may have died before a store server
+// was notified.
 func (w *Worker) ensureSidecars(ctx context.Context) error {
 	records, _, err := w.jobs.List(ctx, jobs.ListFilter{
-		States: []jobs.State{jobs.StateCanceled, jobs.StateFailed}, UpdatedBefore: time.Now().Add(-sweepAge), Limit: sweepPage,
+		States: []jobs.State{jobs.StateCanceled, jobs.StateFailed}, UpdatedBefore: time.Now().Add(-requeueAge), Limit: requeuePage,
 	})
 	if err != nil {
 		return err
@@ -165,7 +164,8 @@ func (w *Worker) ensureSidecars(ctx context.Context) error {
 	return nil
 }
 
-// due has a job whose time has come wait for its turn: its message does so already.
+// promoteScheduled marks a scheduled job as queued when its time has come; its message
+// is already in the queue.
 func (w *Worker) promoteScheduled(ctx context.Context, rec *jobs.Record) (*jobs.Record, error) {
 	if time.Now().Before(rec.NotBefore) {
 		return rec, nil

@@ -110,7 +110,7 @@ func TestRule17RevokedKey(t *testing.T) {
 	})
 }
 
-// An account paused by a person submits nothing until it is resumed; the other
+// An account paused by an operator submits nothing until it is resumed; the other
 // one goes on.
 func TestPausedAccount(t *testing.T) {
 	sim := twoKeys()
@@ -132,7 +132,7 @@ func TestPausedAccount(t *testing.T) {
 		for _, lane := range lanes {
 			if lane.State == jobs.LanePaused {
 				said++
-				assert.Contains(t, lane.Message, "paused by a person")
+				assert.Contains(t, lane.Message, "paused by an operator")
 			}
 		}
 		assert.NotZero(t, said)

@@ -6,9 +6,9 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// buy returns how many images are asked for, and the seed of the first: those that
-// the job lacks, from the seed of the first of them on. The record must hold its
-// request.
+// imagesToBuy returns the number of images to request, and the seed of the first: the
+// images that the job lacks, from the seed of the first of them on. The record must
+// have its request.
 func imagesToBuy(rec *jobs.Record, req jobs.Request) (n int, seed *int64) {
 	missing := rec.Missing()
 	if len(missing) == 0 || len(missing) == max(req.N, 1) {
@@ -21,9 +21,9 @@ func imagesToBuy(rec *jobs.Record, req jobs.Request) (n int, seed *int64) {
 	return len(missing), seed
 }
 
-// number gives the results of a task the numbers of the images that the job lacked.
-// A task that has others too, as one that a person adopted may, is numbered as it
-// is: what the job has already stays.
+// renumber gives the results of a task the numbers of the images that the job lacked.
+// If the task has another number of results, as an adopted task may, its numbers are
+// kept: existing images stay.
 func renumber(results []jobs.Result, missing []int) []jobs.Result {
 	if len(results) == len(missing) {
 		for i := range results {
@@ -33,8 +33,8 @@ func renumber(results []jobs.Result, missing []int) []jobs.Result {
 	return results
 }
 
-// seedOf returns the seed of the i-th of a task's results if that is not what its
-// number says: the task began at the seed of its first, and did not skip any.
+// seedOf returns the seed of a task's i-th result if it differs from the seed that its
+// number implies: a task starts at the seed of its first image and skips none.
 func seedOf(rec *jobs.Record, i int) *int64 {
 	first, result := rec.Results[0].N, rec.Results[i]
 	if rec.Request == nil || rec.Request.Seed == nil || result.N == first+i {
@@ -44,7 +44,8 @@ func seedOf(rec *jobs.Record, i int) *int64 {
 	return &seed
 }
 
-// merged are the images of earlier attempts with those of the last in their place.
+// mergeImages returns the new images and those earlier ones whose numbers they lack,
+// sorted by number.
 func mergeImages(before, made []jobs.Image) []jobs.Image {
 	images := slices.Clone(made)
 	for _, image := range before {

@@ -52,10 +52,10 @@ func TestAccountMoney(t *testing.T) {
 	s.prepare()
 	defer s.close()
 	for text, money := range map[string]worker.Account{
-		"a daily budget of -1 micro-yuan":                {DailyBudgetMicroYuan: -1},
-		`model "wanx-v9", which is not in the catalog`:   {PricesMicroYuan: map[string]int64{"wanx-v9": 1}},
-		`model "", which is not in the catalog`:          {PricesMicroYuan: map[string]int64{"": 1}},
-		"wanx-v1 at 0 micro-yuan an image: must be abov": {PricesMicroYuan: map[string]int64{"wanx-v1": 0}},
+		"daily budget of -1 micro-yuan":                            {DailyBudgetMicroYuan: -1},
+		`model "wanx-v9": not in the catalog`:                      {PricesMicroYuan: map[string]int64{"wanx-v9": 1}},
+		`model "": not in the catalog`:                             {PricesMicroYuan: map[string]int64{"": 1}},
+		"price of wanx-v1: 0 micro-yuan an image: must be above 0": {PricesMicroYuan: map[string]int64{"wanx-v1": 0}},
 	} {
 		s.budget, s.prices = money.DailyBudgetMicroYuan, money.PricesMicroYuan
 		_, err := worker.New(s.config(s.data))

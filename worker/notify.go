@@ -15,8 +15,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// notify tells producers that their jobs are over, many at once: each at least once,
-// under the same event ID on every try.
+// notificationServer notifies producers that their jobs have ended, many at once: each
+// at least once, with the same event ID on every attempt.
 type notificationServer struct {
 	*Worker
 	server    *asynq.Server
@@ -25,49 +25,48 @@ type notificationServer struct {
 }
 
 const (
-	// notifyConcurrency is how many are told at once; a receiver that says nothing holds
-	// a place for callbackTime.
+	// notifyConcurrency is the number of concurrent deliveries; a receiver that does
+	// not respond occupies one for callbackTimeout.
 	notifyConcurrency = 16
-	// notifyParkTime is how long a callback that is on its way may go on when the worker
-	// stops. It is sent again by the next.
-	notifyParkTime = 2 * time.Second
-	// noticeInterval is how often a worker looks for ends that nobody told of because
-	// whoever ended the job died at that moment.
-	noticeInterval = 5 * time.Second
-	// noticeLongest bounds what a receiver may ask for by Retry-After: the longest wait
-	// of the schedule.
-	noticeLongest = 6 * time.Hour
+	// notifyShutdownTimeout is how long a callback in progress may continue when the worker
+	// stops. The next worker sends it again.
+	notifyShutdownTimeout = 2 * time.Second
+	// notificationInterval is how often a worker looks for ended jobs without a notification:
+	// the process that ended the job died before it enqueued one.
+	notificationInterval = 5 * time.Second
+	// maxRetryAfter bounds a receiver's Retry-After: the longest wait of the schedule.
+	maxRetryAfter = 6 * time.Hour
 )
 
-// noticeWaits are the waits between the tries of a notice: 16 tries in a day, the
-// first ones for a receiver that is being restarted, the last ones for a person. They
-// have no jitter: jobs do not end at the same moment.
+// notificationDelays are the delays between the attempts of a notification: 16 attempts
+// in a day. The first ones cover a receiver's restart, the last ones give a person time
+// to act. They have no jitter: jobs do not end at the same moment.
 func notificationDelays() []time.Duration {
 	return []time.Duration{
 		5 * time.Second, 30 * time.Second, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute, 20 * time.Minute, 30 * time.Minute,
-		time.Hour, time.Hour, 2 * time.Hour, 2 * time.Hour, 3 * time.Hour, 4 * time.Hour, 4 * time.Hour, noticeLongest,
+		time.Hour, time.Hour, 2 * time.Hour, 2 * time.Hour, 3 * time.Hour, 4 * time.Hour, 4 * time.Hour, maxRetryAfter,
 	}
 }
 
-// undeliveredError says why nobody was told, to the person who reads it in the web UI:
-// without what may be secret in a link, and without what the receiver answered.
+// deliveryError says why a notification was not delivered. Its text is shown in the web
+// UI, so it contains neither secrets of a URL nor the receiver's response.
 type deliveryError struct {
 	cause string
-	// remedy is what a person can do; "" where the receiver must do it.
+	// remedy is what an operator can do; "" if the receiver must act.
 	remedy string
-	// after is when the receiver wants to be asked again; 0 if it did not say.
-	after time.Duration
-	// final says that nothing changes by itself.
+	// retryAfter is the receiver's Retry-After; 0 if absent.
+	retryAfter time.Duration
+	// final means that a retry cannot help.
 	final bool
-	// silent says that it took all its time.
-	silent bool
+	// timedOut means that the receiver timed out.
+	timedOut bool
 
-	wait time.Duration // until the next try
+	wait time.Duration // until the next attempt
 }
 
 func (e *deliveryError) Error() string { return withHint(e.cause, e.remedy) }
 
-// Is lets asynq archive the message where there is no further try.
+// Is makes asynq archive the message if there is no further attempt.
 func (e *deliveryError) Is(target error) bool { return e.final && target == asynq.SkipRetry }
 
 func newNotify(w *Worker) (*notificationServer, error) {
@@ -82,10 +81,10 @@ func (n *notificationServer) start() error {
 	n.server = asynq.NewServerFromRedisClient(n.cfg.Redis, asynq.Config{
 		Concurrency:              notifyConcurrency,
 		Queues:                   map[string]int{jobs.QueueNotify: 1},
-		TaskCheckInterval:        n.cfg.QueueInterval, // a stop waits for it, once or a few times
+		TaskCheckInterval:        n.cfg.QueueInterval, // a shutdown waits for this interval, possibly more than once
 		DelayedTaskCheckInterval: delayedFactor * n.cfg.QueueInterval,
-		ShutdownTimeout:          notifyParkTime,
-		// A death, a stop and a Redis that does not answer are no tries.
+		ShutdownTimeout:          notifyShutdownTimeout,
+		// Crashes, shutdowns and Redis outages do not count as attempts.
 		IsFailure:      func(err error) bool { return errors.As(err, new(*deliveryError)) },
 		RetryDelayFunc: notificationRetryDelay,
 		Logger:         newAsynqLog(n.log),
@@ -105,24 +104,24 @@ func notificationRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
 	case errors.As(err, &failed):
 		return failed.wait
 	}
-	return redisPause
+	return redisRetry
 }
 
 func (n *notificationServer) shutdown() { n.server.Shutdown() }
 
-// keepNotifying queues what dead processes left untold, until the returned function is
-// called.
+// pollDue enqueues notifications that dead processes did not enqueue, until the
+// returned function is called.
 func (n *notificationServer) pollDue(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var group sync.WaitGroup
 	group.Go(func() {
-		for away := false; ; {
+		for failing := false; ; {
 			err := n.jobs.EnqueueDueNotifications(ctx)
-			if err != nil && !away && ctx.Err() == nil {
-				n.log.Warn("notices not looked for, trying again", "err", err)
+			if err != nil && !failing && ctx.Err() == nil {
+				n.log.Warn("due notifications not enqueued, retrying", "err", err)
 			}
-			away = err != nil
-			if err := n.sleep(ctx, noticeInterval); err != nil {
+			failing = err != nil
+			if err := n.sleep(ctx, notificationInterval); err != nil {
 				return
 			}
 		}
@@ -130,23 +129,23 @@ func (n *notificationServer) pollDue(ctx context.Context) (stop func()) {
 	return func() { cancel(); group.Wait() }
 }
 
-// finish tells of the last jobs of a queue that may end with this worker, and says what
-// is left. Elsewhere other workers, or the next one, go on.
+// finish delivers the last notifications if no other worker uses the queue, and logs
+// how many remain. Otherwise other workers, or the next one, continue.
 func (n *notificationServer) finish(ctx context.Context) {
 	if !n.cfg.ExclusiveQueue {
 		return
 	}
 	if err := n.jobs.EnqueueDueNotifications(ctx); err != nil {
-		n.log.Warn("notices not looked for", "err", err)
+		n.log.Warn("due notifications not enqueued", "err", err)
 	}
 	n.drain(ctx, jobs.QueueNotify)
 	queue, err := asynq.NewInspectorFromRedisClient(n.cfg.Redis).GetQueueInfo(jobs.QueueNotify)
 	if err == nil && queue.Size-queue.Archived-queue.Completed > 0 {
-		n.log.Warn("producers not told yet of all jobs that are over", "notices", queue.Size-queue.Archived-queue.Completed)
+		n.log.Warn("notifications not delivered yet", "notifications", queue.Size-queue.Archived-queue.Completed)
 	}
 }
 
-// handle is the notify stage's edge to asynq.
+// handle adapts the notify stage to asynq.
 func (n *notificationServer) handle(ctx context.Context, message *asynq.Task) error {
 	var m jobs.NotifyMessage
 	err := json.Unmarshal(message.Payload(), &m)
@@ -154,7 +153,7 @@ func (n *notificationServer) handle(ctx context.Context, message *asynq.Task) er
 		err = jobs.ValidID(m.JobID)
 	}
 	if err != nil {
-		return fmt.Errorf("the payload is no notice of danqing: %w: %w", err, asynq.SkipRetry)
+		return fmt.Errorf("the payload is not a danqing notification: %w: %w", err, asynq.SkipRetry)
 	}
 	log := n.log.With("job_id", m.JobID, "event_id", m.EventID, "kind", string(m.Kind))
 	rec, err := n.jobs.Get(ctx, m.JobID)
@@ -165,7 +164,7 @@ func (n *notificationServer) handle(ctx context.Context, message *asynq.Task) er
 	case err != nil:
 		return err
 	case rec.EventID() != m.EventID:
-		log.Info("notice dropped: the job was retried since", "state", string(rec.State))
+		log.Info("notification dropped: job retried since", "state", string(rec.State))
 		return nil
 	}
 	body, err := n.body(ctx, rec)
@@ -177,10 +176,10 @@ func (n *notificationServer) handle(ctx context.Context, message *asynq.Task) er
 	case err == nil:
 		log.Info("notification delivered", "state", string(rec.State))
 		return nil
-	case ctx.Err() != nil: // it is put back, or was taken away
+	case ctx.Err() != nil: // requeued by asynq, or its lease expired
 		return context.Cause(ctx)
 	case !errors.As(err, &failed):
-		log.Warn("notification failed, retrying", "err", err, "wait", redisPause)
+		log.Warn("notification failed, retrying", "err", err, "wait", redisRetry)
 		return err
 	}
 	tried, _ := asynq.GetRetryCount(ctx)
@@ -193,7 +192,8 @@ func (n *notificationServer) handle(ctx context.Context, message *asynq.Task) er
 	return failed
 }
 
-// decide says what becomes of a notice after so many tries before this one.
+// schedule sets the delay before the next attempt, after tried earlier attempts, or
+// makes the error final.
 func (e *deliveryError) schedule(jobID string, tried int) {
 	again := "danqing jobs notify " + jobID + " sends it again"
 	waits := notificationDelays()
@@ -202,14 +202,14 @@ func (e *deliveryError) schedule(jobID string, tried int) {
 		e.remedy = strings.TrimPrefix(e.remedy+"; "+again, "; ")
 	case tried >= len(waits):
 		e.final = true
-		e.cause = fmt.Sprintf("%s; given up after %d tries", e.cause, tried+1)
+		e.cause = fmt.Sprintf("%s; abandoned after %d attempts", e.cause, tried+1)
 		e.remedy = strings.TrimPrefix(e.remedy+"; "+again, "; ")
 	default:
-		e.wait = max(waits[tried], min(e.after, noticeLongest))
+		e.wait = max(waits[tried], min(e.retryAfter, maxRetryAfter))
 	}
 }
 
-// body is the event: the same bytes on every try, but for links that die.
+// body returns the event, the same bytes on every attempt except for expiring links.
 func (n *notificationServer) body(ctx context.Context, rec *jobs.Record) ([]byte, error) {
 	event, err := jobs.NewEvent(&rec.Job, func(image jobs.Image) (string, time.Time, error) {
 		link, err := n.permanentLink(ctx, &rec.Job, image)
@@ -232,11 +232,11 @@ func (n *notificationServer) deliver(ctx context.Context, rec *jobs.Record, m jo
 	case m.Kind == jobs.NotificationFollowUp && rec.FollowUp != nil:
 		return n.followUp(ctx, *rec.FollowUp, m.EventID, body)
 	}
-	return &deliveryError{final: true, cause: fmt.Sprintf("the job names nobody to be told by %q", m.Kind)}
+	return &deliveryError{final: true, cause: fmt.Sprintf("the job has no %s", m.Kind)}
 }
 
-// followUp puts the event into the producer's queue. After a death at that moment it is
-// queued once more, unless the first is still there.
+// followUp enqueues the event in the producer's queue. After a crash it may be enqueued
+// again, unless the first message still exists.
 func (n *notificationServer) followUp(ctx context.Context, to jobs.FollowUp, eventID string, body []byte) error {
 	message := asynq.NewTask(to.Type, body, asynq.TaskID(eventID), asynq.Queue(to.Queue))
 	_, err := n.producers.EnqueueContext(ctx, message)

@@ -158,7 +158,7 @@ func TestCallbackIsRetriedForADay(t *testing.T) {
 			assert.Equal(t, last.id, next.id)
 		}
 		info := s.archivedNotice("job-1")
-		assert.Equal(t, "callback to shop.example: it answered 502 Bad Gateway; given up after 16 tries (danqing jobs notify job-1 sends it again)", info.LastErr)
+		assert.Equal(t, "callback to shop.example: the receiver answered 502 Bad Gateway; abandoned after 16 attempts (danqing jobs notify job-1 sends it again)", info.LastErr)
 		got := r.deliveries(16)
 		require.Len(t, got, 16)
 
@@ -186,19 +186,19 @@ func TestCallbackAnswers(t *testing.T) {
 		wait   time.Duration
 		says   string
 	}{
-		"redirect":           {header(http.StatusFound, "Location", "http://shop.example/hush"), 5 * time.Second, "callback to shop.example: it answered 302 Found: redirects are not followed (name the final address as callback)"},
-		"retry after":        {header(http.StatusServiceUnavailable, "Retry-After", "600"), 10 * time.Minute, "callback to shop.example: it answered 503 Service Unavailable"},
-		"retry after a date": {header(http.StatusTooManyRequests, "Retry-After", "Sat, 01 Jan 2000 02:00:00 GMT"), 2 * time.Hour, "callback to shop.example: it answered 429 Too Many Requests"},
-		"retry after a year": {header(http.StatusTooManyRequests, "Retry-After", "31536000"), 6 * time.Hour, "callback to shop.example: it answered 429 Too Many Requests"},
-		"retry after hush":   {header(599, "Retry-After", "hush"), 5 * time.Second, "callback to shop.example: it answered 599"},
-		"silence":            {func(_ http.ResponseWriter, req *http.Request) { <-req.Context().Done() }, 25 * time.Second, "callback to shop.example: no answer in time"},
-		"no answer":          {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 5 * time.Second, "callback to shop.example: the connection was closed without an answer"},
+		"redirect":           {header(http.StatusFound, "Location", "http://shop.example/hush"), 5 * time.Second, "callback to shop.example: the receiver answered 302 Found: redirects are not followed (use the final address as callback)"},
+		"retry after":        {header(http.StatusServiceUnavailable, "Retry-After", "600"), 10 * time.Minute, "callback to shop.example: the receiver answered 503 Service Unavailable"},
+		"retry after a date": {header(http.StatusTooManyRequests, "Retry-After", "Sat, 01 Jan 2000 02:00:00 GMT"), 2 * time.Hour, "callback to shop.example: the receiver answered 429 Too Many Requests"},
+		"retry after a year": {header(http.StatusTooManyRequests, "Retry-After", "31536000"), 6 * time.Hour, "callback to shop.example: the receiver answered 429 Too Many Requests"},
+		"retry after hush":   {header(599, "Retry-After", "hush"), 5 * time.Second, "callback to shop.example: the receiver answered 599"},
+		"silence":            {func(_ http.ResponseWriter, req *http.Request) { <-req.Context().Done() }, 25 * time.Second, "callback to shop.example: no response in time"},
+		"no answer":          {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 5 * time.Second, "callback to shop.example: the connection was closed without a response"},
 		"garbage": {func(w http.ResponseWriter, _ *http.Request) {
 			conn, _, err := w.(http.Hijacker).Hijack() //nolint:forcetypeassert // net/http's own
 			assert.NoError(t, err)
 			_, _ = fmt.Fprint(conn, "hush hush\r\n\r\n")
 			_ = conn.Close()
-		}, 5 * time.Second, "callback to shop.example: what came back is no answer of HTTP"},
+		}, 5 * time.Second, "callback to shop.example: the response is not valid HTTP"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
@@ -225,7 +225,7 @@ func TestCallbackEndsAtOnce(t *testing.T) {
 			r.answers(status(http.StatusGone))
 			s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Callback: callbackURL})
 			info := s.archivedNotice("job-1")
-			assert.Equal(t, "callback to shop.example: it answered 410 Gone: it wants no more (danqing jobs notify job-1 sends it again)", info.LastErr)
+			assert.Equal(t, "callback to shop.example: the receiver answered 410 Gone: the receiver accepts no more events (danqing jobs notify job-1 sends it again)", info.LastErr)
 			assert.Len(t, r.deliveries(1), 1)
 		})
 	})
@@ -253,7 +253,7 @@ func TestCallbackWithoutASecret(t *testing.T) {
 		<-time.After(10 * time.Minute)
 		info := s.notice("job-1", jobs.NotificationCallback)
 		assert.Equal(t, asynq.TaskStateRetry, info.State)
-		assert.Equal(t, "callback to shop.example: the worker has no secret to sign it with (set DANQING_CALLBACK_SECRET)", info.LastErr)
+		assert.Equal(t, "callback to shop.example: no secret is configured to sign it (set DANQING_CALLBACK_SECRET)", info.LastErr)
 		s.shared = true
 		s.stopKeeping()
 		s.configure = func(cfg *worker.Config) { cfg.CallbackSecrets, cfg.DialCallback = []string{callbackSecret}, r.dial }
@@ -414,7 +414,7 @@ func TestStrangeNotices(t *testing.T) {
 		require.NoError(t, err)
 		<-time.After(time.Minute)
 		inspector := asynq.NewInspectorFromRedisClient(s.redis)
-		for id, want := range map[string]string{"text": "the payload is no notice of danqing", "name": `id: "../x"`, "pigeon": `names nobody to be told by "pigeon"`} {
+		for id, want := range map[string]string{"text": "the payload is not a danqing notification", "name": `id: "../x"`, "pigeon": "the job has no pigeon"} {
 			info, err := inspector.GetTaskInfo(jobs.QueueNotify, id)
 			require.NoError(t, err)
 			assert.Equal(t, asynq.TaskStateArchived, info.State)

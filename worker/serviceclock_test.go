@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"regexp"
@@ -57,9 +58,7 @@ func (s *stack) proxy(change func(*http.Request, http.Header, []byte) []byte) {
 			panic(http.ErrAbortHandler)
 		}
 		body = change(r, resp.Header, body)
-		for k, v := range resp.Header {
-			w.Header()[k] = v
-		}
+		maps.Copy(w.Header(), resp.Header)
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 		w.WriteHeader(resp.StatusCode)
 		_, _ = w.Write(body)

@@ -9,7 +9,7 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// sidecarOf writes down a job that is over.
+// sidecarOf returns the sidecar of a finished job.
 func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 	side := &storage.Sidecar{
 		JobID: rec.ID, Digest: rec.Digest, State: string(rec.State), Simulated: rec.Simulated, Account: rec.Account,
@@ -20,7 +20,7 @@ func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 	}
 	if req := rec.Request; req != nil {
 		kept := *req
-		kept.Callback = "" // who knows the link may speak there
+		kept.Callback = "" // the URL may be a credential
 		encoded, err := encode(kept)
 		if err != nil {
 			return nil, fmt.Errorf("sidecar of %s: %w", rec.ID, err)
@@ -31,13 +31,13 @@ func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 		}
 	}
 	for _, a := range rec.PastAttempts {
-		verdict := jobs.StateFailed
+		outcome := jobs.StateFailed
 		if a.Images > 0 {
-			verdict = jobs.StateSucceeded
+			outcome = jobs.StateSucceeded
 		}
 		side.Attempts = append(side.Attempts, storage.SidecarAttempt{
 			Attempt: a.Attempt, Term: a.Term, TaskID: a.TaskID, SubmittedAt: a.SubmittedAt, EndedAt: a.EndedAt,
-			Outcome: string(verdict), Images: a.Images, Code: a.Code, Message: a.Message,
+			Outcome: string(outcome), Images: a.Images, Code: a.Code, Message: a.Message,
 		})
 	}
 	if rec.Attempt > len(rec.PastAttempts) {
@@ -60,8 +60,9 @@ func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 	return side, nil
 }
 
-// RecordOf reads a job back from its sidecar: all but the links, which are dead by
-// then, and what only the queue knew. It fails with [storage.ErrUnreadable] if the request is damaged.
+// RecordOf rebuilds a job's record from its sidecar. It lacks the links, which have
+// expired, and what only the queue stores. It fails with [storage.ErrUnreadable] if the
+// request is corrupt.
 func RecordOf(side *storage.Sidecar) (*jobs.Record, error) {
 	rec := &jobs.Record{Job: jobs.Job{
 		ID: side.JobID, Digest: side.Digest, State: jobs.State(side.State), Simulated: side.Simulated, Account: side.Account,
@@ -101,7 +102,7 @@ func RecordOf(side *storage.Sidecar) (*jobs.Record, error) {
 	return rec, nil
 }
 
-// encode is compact JSON that leaves <auto> as it is, for people to read.
+// encode returns compact JSON without HTML escapes, so that people can read <auto>.
 func encode(v any) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)

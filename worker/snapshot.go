@@ -138,7 +138,7 @@ func (l *lane) updateBaseline(ctx context.Context, snapshot *reconcile.Snapshot)
 // quarantined for a held job, or may have been created by an intent. If so, none of them
 // comes from a later create, and none from another program.
 func (l *lane) allExplained(ctx context.Context, snapshot *reconcile.Snapshot) (bool, error) {
-	key, err := l.keyID(ctx, l.account.remote.KeyMark())
+	key, err := l.keyID(ctx, l.account.remote.KeyFingerprint())
 	if err != nil {
 		return false, err
 	}
@@ -292,7 +292,7 @@ func (l *lane) keyID(ctx context.Context, mark string) (string, error) {
 // discoverKeyID learns the api_key_id of the lane's key from a task that was created with
 // it, once.
 func (l *lane) discoverKeyID(ctx context.Context, rec *jobs.Record) {
-	mark := l.account.remote.KeyMark()
+	mark := l.account.remote.KeyFingerprint()
 	if rec.KeyFingerprint != mark || rec.Adopted || !rec.ResolvedAt.IsZero() || l.cfg.DataDir.Journal.KeyID(mark) != "" {
 		return
 	}

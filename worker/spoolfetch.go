@@ -15,26 +15,26 @@ import (
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// holderPatience is how long after the death of its link an image waits for the
-// worker whose spool has it, or for whatever else is in the way, before a person
-// must look: as long as a record stays after its end.
+// spoolHoldAfter is how long after the expiry of its link an image waits for the worker
+// whose spool has it, or for another obstacle to clear, before the job is held. It is
+// the lifetime of a record after its end.
 const spoolHoldAfter = jobs.RecordLifetime
 
-// fetched is what came of the download of one image.
+// fetched is the result of an image's download.
 type fetched struct {
 	file *storage.File
 	err  error
-	// dead is when its link dies: the newest that the service gave.
-	dead time.Time
+	// linkExpiry is the expiry of the newest link that the service gave.
+	linkExpiry time.Time
 }
 
-// kept reports whether the spool has the bytes, proven or not.
-func (f fetched) kept() bool {
+// inSpool reports whether the spool has the bytes, verified or not.
+func (f fetched) inSpool() bool {
 	var failed *storage.FetchError
 	return f.file != nil || errors.As(f.err, &failed) && failed.Kind == storage.FetchUnverified && failed.Path != ""
 }
 
-// fetchAll brings the images of a task into the spool, all at once.
+// fetchAll downloads the images of a task into the spool, all at once.
 func (s *deliveryServer) fetchAll(ctx context.Context, rec *jobs.Record) []fetched {
 	got := make([]fetched, len(rec.Results))
 	var group sync.WaitGroup
@@ -47,10 +47,11 @@ func (s *deliveryServer) fetchAll(ctx context.Context, rec *jobs.Record) []fetch
 	return got
 }
 
-// fetch brings one image into the spool. A dead URL is asked for anew once.
+// fetch downloads one image into the spool. It requests a new URL once if the URL has
+// expired.
 func (s *deliveryServer) fetch(ctx context.Context, rec *jobs.Record, i int) fetched {
 	result := rec.Results[i]
-	name, got := spoolName(rec, result.N), fetched{dead: result.ExpiresAt}
+	name, got := spoolName(rec, result.N), fetched{linkExpiry: result.ExpiresAt}
 	got.file, got.err = s.cfg.Spool.Fetch(ctx, name, result.URL)
 	var failed *storage.FetchError
 	if !errors.As(got.err, &failed) || failed.Kind != storage.FetchGone {
@@ -58,8 +59,8 @@ func (s *deliveryServer) fetch(ctx context.Context, rec *jobs.Record, i int) fet
 	}
 	owner := s.accountNamed(rec.Account)
 	if owner == nil {
-		// Without a fresh answer of the service nothing is given up.
-		got.err = fmt.Errorf("%s; its account %s is not configured here, so that no other link can be asked for", failed.Error(), rec.Account)
+		// Without a new answer of the service no image is given up.
+		got.err = fmt.Errorf("%s; its account %s is not configured here, so no new link can be requested", failed.Error(), rec.Account)
 		return got
 	}
 	task, err := owner.remote.Query(ctx, rec.TaskID)
@@ -72,21 +73,21 @@ func (s *deliveryServer) fetch(ctx context.Context, rec *jobs.Record, i int) fet
 	}
 	fresh := forceHTTPS(task.Output.Results[i].URL)
 	if fresh != result.URL {
-		got.dead = urlExpiry(fresh)
+		got.linkExpiry = urlExpiry(fresh)
 	}
 	got.file, got.err = s.cfg.Spool.Fetch(ctx, name, fresh)
 	return got
 }
 
-// nameHolder has the record name this worker as the one whose spool has the images,
-// as far as it has them and no other has more.
+// claimSpool records this worker as the owner of the images in its spool, if it has all
+// of them, or some and no other worker is recorded.
 func (s *deliveryServer) claimSpool(ctx context.Context, rec *jobs.Record, got []fetched) error {
 	here, wanted := 0, 0
 	for i, result := range rec.Results {
 		if result.URL != "" {
 			wanted++
 		}
-		if got[i].kept() {
+		if got[i].inSpool() {
 			here++
 		}
 	}
@@ -96,7 +97,7 @@ func (s *deliveryServer) claimSpool(ctx context.Context, rec *jobs.Record, got [
 	}
 	host, err := os.Hostname()
 	if err != nil {
-		host = "a host without a name"
+		host = "unknown host"
 	}
 	next := *rec
 	next.SpoolOwner, next.SpoolLocation = own, host+":"+s.cfg.DataDir.Path
@@ -108,27 +109,29 @@ func (s *deliveryServer) claimSpool(ctx context.Context, rec *jobs.Record, got [
 	return nil
 }
 
-// awayError says that an image is left to the worker whose spool has it.
+// spoolElsewhereError means that an image must be delivered by the worker whose spool
+// has it.
 type spoolElsewhereError struct {
-	rec *jobs.Record
-	why error
+	rec   *jobs.Record
+	cause error
 }
 
 func (e *spoolElsewhereError) Error() string {
-	return fmt.Sprintf("it is in the spool of %s, whose worker has to deliver it (%s)", e.rec.SpoolLocation, e.why)
+	return fmt.Sprintf("the image is in the spool of %s, whose worker must deliver it (%s)", e.rec.SpoolLocation, e.cause)
 }
 
-func (e *spoolElsewhereError) Unwrap() error { return e.why }
+func (e *spoolElsewhereError) Unwrap() error { return e.cause }
 
-// elsewhere reports whether another worker's spool is said to have the images.
+// ownedElsewhere reports whether the record names another worker's spool.
 func (s *deliveryServer) ownedElsewhere(rec *jobs.Record) bool {
 	return rec.SpoolOwner != "" && rec.SpoolOwner != s.cfg.DataDir.WorkerID
 }
 
-// wait has an image tried again later, for holderPatience after the death of its
-// link or after a person had the job stored once more. Then a person must look.
+// retryOrHold retries an image until spoolHoldAfter has passed since its link expired,
+// or since an operator last resolved the job. Then it returns an image that holds the
+// job.
 func (s *deliveryServer) retryOrHold(rec *jobs.Record, result jobs.Result, got fetched, err error) (jobs.Image, error) {
-	since := got.dead
+	since := got.linkExpiry
 	if rec.ResolvedAt.After(since) {
 		since = rec.ResolvedAt
 	}
@@ -136,30 +139,29 @@ func (s *deliveryServer) retryOrHold(rec *jobs.Record, result jobs.Result, got f
 		return jobs.Image{}, err
 	}
 	image := jobs.Image{N: result.N, Code: jobs.CodeImageUnverified}
-	if away := (*spoolElsewhereError)(nil); errors.As(err, &away) {
+	if elsewhere := (*spoolElsewhereError)(nil); errors.As(err, &elsewhere) {
 		image.Code = jobs.CodeSpoolUnavailable
 	}
-	image.Message = fmt.Sprintf("image %d is paid for and could not be had since its link died on %s: %s; %s: once that is mended: danqing jobs resolve %s --adopt %s",
-		result.N, got.dead.Format(time.DateOnly), err, linkText(result.URL), rec.ID, rec.TaskID)
+	image.Message = fmt.Sprintf("image %d is paid for but was not obtained before its link expired on %s: %s; %s; after fixing this run: danqing jobs resolve %s --adopt %s",
+		result.N, got.linkExpiry.Format(time.DateOnly), err, linkText(result.URL), rec.ID, rec.TaskID)
 	return image, nil
 }
 
-// sayWhy tells in the record why the images are not in the bucket, if that may
-// last.
+// publishReason records why the images are not in the bucket, if the cause may last.
 func (s *deliveryServer) publishReason(ctx context.Context, rec *jobs.Record, err error) {
-	var away *spoolElsewhereError
-	if !errors.As(err, &away) || rec.Code == jobs.CodeSpoolUnavailable {
+	var elsewhere *spoolElsewhereError
+	if !errors.As(err, &elsewhere) || rec.Code == jobs.CodeSpoolUnavailable {
 		return
 	}
 	next := *rec
-	next.Code, next.Message = jobs.CodeSpoolUnavailable, away.Error()
+	next.Code, next.Message = jobs.CodeSpoolUnavailable, elsewhere.Error()
 	if err := s.transition(ctx, rec, &next); err != nil {
 		s.log.Warn("record not written", "job_id", rec.ID, "err", err)
 	}
 }
 
-// forget removes from the spool the images that the job, now over, has in the
-// bucket.
+// discardSpool removes the images of a finished job that are in the bucket from the
+// spool.
 func (s *deliveryServer) discardSpool(journaled, over *jobs.Record) {
 	for _, image := range over.Images {
 		if image.Key == "" {
@@ -171,11 +173,11 @@ func (s *deliveryServer) discardSpool(journaled, over *jobs.Record) {
 	}
 }
 
-// linkText names a link without its query, which is a signature.
+// linkText returns a link without its query, which is a signature.
 func linkText(raw string) string {
 	u, err := url.Parse(raw)
 	if err != nil {
-		return "its link cannot be read"
+		return "its link cannot be parsed"
 	}
 	u.User, u.RawQuery, u.Fragment, u.RawFragment = nil, "", "", ""
 	return "its link, without the signature, is " + u.String()

@@ -108,7 +108,7 @@ func (l *lane) newIntent(ctx context.Context, rec *jobs.Record, req *jobs.Reques
 	intent.Account, intent.Request, intent.TaskID = l.account.name, req, ""
 	intent.TaskImages, intent.TaskMicroYuan, intent.RunningAt = 0, 0, time.Time{}
 	intent.SubmittedAt, intent.Code, intent.Message, intent.Simulated = time.Now().UTC(), "", "", l.Simulated()
-	intent.KeyFingerprint, intent.ListedAt = l.account.remote.KeyMark(), listed
+	intent.KeyFingerprint, intent.ListedAt = l.account.remote.KeyFingerprint(), listed
 	if at, known := l.account.serviceNow(); known {
 		intent.ServiceAt = at
 	}
@@ -174,7 +174,7 @@ func (l *lane) checkPreconditions(ctx context.Context, rec *jobs.Record) error {
 	case errors.Is(err, storage.ErrUnreadable):
 		return l.endRecord(ctx, rec, jobs.StateFailed, jobs.CodeSidecarUnreadable, err.Error())
 	case err != nil:
-		return &pauseError{backoff: &l.waits.unreachable, message: bucketAway, cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, message: bucketUnavailable, cause: err}
 	case finished != nil && !retriedSince(rec, finished):
 		if err := l.adoptFinished(ctx, rec, finished); err != nil {
 			return err

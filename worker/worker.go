@@ -47,7 +47,7 @@ type Config struct {
 	// ExclusiveQueue is set when no other worker uses this Redis. It may start empty; the
 	// journal is then the only record of spending.
 	ExclusiveQueue bool
-	// CallbackSecrets sign callbacks. Each must be accepted by [ValidCallbackSecret]. With
+	// CallbackSecrets sign callbacks. Each must be accepted by [webhook.ValidSecret]. With
 	// several secrets, as during a rotation, a callback carries one signature per secret.
 	// Without a secret, callbacks are not sent and are logged as failed.
 	CallbackSecrets []string

@@ -95,7 +95,7 @@ func TestNoSecretLeaks(t *testing.T) {
 	close(p.stored)
 	p.actOnJobs()
 	p.run(exitDone, nil, "jobs", "notify", "shop.ok", "shop.bad", "--json")
-	p.waitOutput(up, `(notification failed, retrying).*what came back is no answer of HTTP`)
+	p.waitOutput(up, `(notification failed, retrying).*the response is not valid HTTP`)
 	p.addUI(t, "in the end", base)
 	p.stop(up)
 	assert.False(t, linkSignature.MatchString(p.addRedis(t, "in the end", p.redis, refImgField, callback)), "links are gone with the last image")
@@ -273,7 +273,7 @@ func TestConfigErrorsContainNoSecret(t *testing.T) {
 	t.Run("unreachable", func(t *testing.T) {
 		t.Parallel()
 		worker := p.start([]string{key, "DASHSCOPE_HTTP_BASE_URL=http://127.0.0.1:1/api/v1", "DANQING_DATA_DIR=" + t.TempDir()}, "worker")
-		p.waitOutput(worker, `(dashscope does not answer)`)
+		p.waitOutput(worker, `(dashscope unavailable)`)
 		p.stop(worker)
 	})
 	t.Cleanup(func() { assert.Empty(t, p.leaks()) })

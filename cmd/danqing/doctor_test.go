@@ -208,7 +208,7 @@ func serviceFaults() map[string]fault {
 				w.Header().Set(dashscope.HeaderGateway, "true")
 				next.ServeHTTP(w, r)
 			}
-		}, "dashscope error: account default: the DashScope base URL leads to a Danqing", "DASHSCOPE_HTTP_BASE_URL"},
+		}, "dashscope error: account default: the DashScope base URL is Danqing's own API", "DASHSCOPE_HTTP_BASE_URL"},
 		"clock behind": {func(p *doctorStack) { p.dateAhead(150 * time.Second) }, "dashscope warning: this machine's clock is 2m", "NTP"},
 		"clock ahead":  {func(p *doctorStack) { p.dateAhead(-90 * time.Second) }, "dashscope warning: this machine's clock is 1m3", "NTP"},
 		"no pages": {func(p *doctorStack) {
@@ -330,7 +330,7 @@ func TestDoctorForeignTasks(t *testing.T) {
 	require.NoError(t, p.rdb.Del(t.Context(), "danqing:task:"+first).Err())
 	ourselves, err := dashscope.New(dashscope.Config{APIKey: ourKey})
 	require.NoError(t, err)
-	require.NoError(t, client.SetKeyID(t.Context(), ourselves.KeyMark(), "2"))
+	require.NoError(t, client.SetKeyID(t.Context(), ourselves.KeyFingerprint(), "2"))
 	_, found, _ = p.doctor()
 	requireFinding(t, found, "dashscope warning: account default: other programs created 1 task of wanx-v1 in the last 24 hours, with Danqing's own key", "one Redis")
 	require.NoError(t, client.ClaimTask(t.Context(), first, "cat-3"))

@@ -139,7 +139,7 @@ func (d *doctor) checkTasks(ctx context.Context, a config.Account, client *dashs
 		d.bad("let Redis's user run scripts on danqing:*", "account %s: %v", a.Name, err)
 		return
 	}
-	own, err := d.jobs.KeyID(ctx, client.KeyMark())
+	own, err := d.jobs.KeyID(ctx, client.KeyFingerprint())
 	if err != nil {
 		d.bad("let Redis's user read danqing:*", "account %s: %v", a.Name, err)
 		return

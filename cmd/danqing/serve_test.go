@@ -262,7 +262,7 @@ func TestServe(t *testing.T) {
 	wrong, log := s.program([]string{"DASHSCOPE_API_KEY=" + serveToken, "DASHSCOPE_HTTP_BASE_URL=http://" + s.address + "/api/v1"}, "worker")
 	require.Error(t, wrong.Wait())
 	assert.Equal(t, exitUsage, wrong.ProcessState.ExitCode(), log.String())
-	assert.Contains(t, log.String(), "leads to a Danqing, which would submit to itself")
+	assert.Contains(t, log.String(), "is Danqing's own API, which would submit to itself")
 
 	require.NoError(t, s.server.Process.Signal(os.Interrupt))
 	require.NoError(t, s.server.Wait())

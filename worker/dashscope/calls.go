@@ -14,26 +14,26 @@ import (
 	"time"
 )
 
-// taskIDPattern holds the UUIDs that the service makes and nothing that could
+// taskIDPattern matches the UUIDs that the service creates and nothing that could
 // change a path.
 var taskIDPattern = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
 
 // Created is the answer to a create: the task exists.
 type Created struct {
 	TaskID    string
-	Status    string    // PENDING, as a rule
-	RequestID string    // that the list shows too; may be ""
+	Status    string    // usually PENDING
+	RequestID string    // also shown in the list; may be ""
 	Simulated bool      // the simulator answered
-	Date      time.Time // the service's clock; zero if it sent none
+	Date      time.Time // the service's clock; zero if absent
 }
 
-// Create makes a task. It sends the request once, on a connection of its own,
-// and follows no redirect.
+// Create creates a task. It sends the request once, on its own connection, and follows
+// no redirect.
 //
-// It fails with an [*Error]. After [KindAmbiguous] the caller must not create
-// again before it has looked for the task; after every other kind there is no
-// task for certain. Cancelling ctx while the request is out is ambiguous too:
-// to stop well, let it run.
+// It fails with an [*Error]. After [KindAmbiguous] the caller must look for the task
+// before it creates again; after every other kind there is certainly no task. Canceling
+// ctx while the request is out is ambiguous too: a graceful shutdown should let it
+// finish.
 func (c *Client) Create(ctx context.Context, req CreateRequest) (*Created, error) {
 	body, err := encode(req)
 	if err != nil {
@@ -53,9 +53,9 @@ func (c *Client) Create(ctx context.Context, req CreateRequest) (*Created, error
 			r.Header.Set(HeaderOSSResolve, "enable")
 		}
 	}
-	a := c.exchange(c.posts, opCreate, r)
-	// Only what is needed is decoded: no oddity elsewhere may hide a task_id. One
-	// counts whatever the status: a task that can be asked for is not ambiguous.
+	a := c.exchange(c.oneShot, opCreate, r)
+	// Only the needed fields are decoded: an oddity elsewhere must not hide a task_id.
+	// A task_id counts with any status: a task that can be queried is not ambiguous.
 	var got struct {
 		Output struct {
 			TaskID     string `json:"task_id"`
@@ -71,7 +71,7 @@ func (c *Client) Create(ctx context.Context, req CreateRequest) (*Created, error
 	}, nil
 }
 
-// encode writes JSON that leaves <auto> as it is, like both SDKs.
+// encode returns JSON without HTML escapes (<auto>), as both SDKs send it.
 func encode(v any) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -96,15 +96,15 @@ func requestID(body []byte) string {
 type Task struct {
 	TaskResponse
 	Simulated bool      // the simulator answered
-	Date      time.Time // the service's clock; zero if it sent none
+	Date      time.Time // the service's clock; zero if absent
 }
 
-// Query asks for a task. It waits for its turn first. The answer bears this
-// task's ID and some status, which may be one that this package does not know.
-// Messages in it are cleaned of the queries of URLs.
+// Query returns a task. It first waits for the rate limit. The answer has this task's
+// ID and some status, possibly one that this package does not define. The queries of
+// URLs are removed from its messages.
 //
-// It fails with an [*Error] of [KindTemporary], [KindThrottled] or
-// [KindAccount], none of which says anything about the task.
+// It fails with an [*Error] of [KindTemporary], [KindThrottled] or [KindAccount]; none
+// of them says anything about the task.
 func (c *Client) Query(ctx context.Context, taskID string) (*Task, error) {
 	if !taskIDPattern.MatchString(taskID) {
 		return nil, invalid(opQuery, fmt.Errorf("task_id %q: not a task's ID", taskID))
@@ -131,31 +131,30 @@ func (c *Client) Query(ctx context.Context, taskID string) (*Task, error) {
 	return t, nil
 }
 
-// Cancel cancels a task, which works only while it is PENDING. It waits for its
-// turn first.
+// Cancel cancels a task, which works only while it is PENDING. It first waits for the
+// rate limit.
 //
-// It fails with an [*Error], which is [ErrNotPending] if the task has got
-// further. After [KindTemporary] it may be cancelled or not: query it.
+// It fails with an [*Error], which wraps [ErrNotPending] if the task is no longer
+// PENDING. After [KindTemporary] it is unknown whether the task was canceled: query it.
 func (c *Client) Cancel(ctx context.Context, taskID string) error {
 	if !taskIDPattern.MatchString(taskID) {
 		return invalid(opCancel, fmt.Errorf("task_id %q: not a task's ID", taskID))
 	}
 	_, err := c.ask(ctx, opCancel, http.MethodPost, PathTasks+"/"+taskID+"/cancel", nil)
 	e, ok := errors.AsType[*Error](err)
-	if ok && e.Status == http.StatusBadRequest && normal(e.Code) == normal("UnsupportedOperation") {
+	if ok && e.Status == http.StatusBadRequest && normalCode(e.Code) == normalCode("UnsupportedOperation") {
 		e.Err = ErrNotPending
 	}
 	return err
 }
 
-// ListFilter chooses tasks. The zero value means the first page of ten of all
-// tasks of the last 24 hours. There is no filter by time: its zone is not
-// documented.
+// ListFilter selects tasks. The zero value is the first page of ten tasks of the last
+// 24 hours. There is no filter by time: its time zone is not documented.
 type ListFilter struct {
 	TaskID   string
 	Model    string
 	Status   string
-	PageNo   int // from 1; 0 means 1
+	PageNo   int // counted from 1; 0 means 1
 	PageSize int // 0 means the service's 10; the maximum is not documented
 }
 
@@ -163,12 +162,12 @@ type ListFilter struct {
 type Page struct {
 	ListResponse
 	Simulated bool      // the simulator answered
-	Date      time.Time // the service's clock; zero if it sent none
+	Date      time.Time // the service's clock; zero if absent
 }
 
-// List lists the tasks of the whole main account, over all its keys. It waits
-// for its turn first. It fails with an [*Error] as Query does; an answer without
-// a total is such an error, never an empty list.
+// List lists the tasks of the whole main account, of all its keys. It first waits for
+// the rate limit. It fails with an [*Error] as Query does; an answer without a total is
+// such an error, never an empty list.
 func (c *Client) List(ctx context.Context, f ListFilter) (*Page, error) {
 	p, _, err := c.list(ctx, f)
 	return p, err
@@ -196,19 +195,19 @@ func (c *Client) list(ctx context.Context, f ListFilter) (*Page, answer, error) 
 	return p, a, nil
 }
 
-// Endpoint is who answers at the base URL.
+// Endpoint describes the server at the base URL.
 type Endpoint struct {
 	Simulated bool      // the simulator
-	Gateway   bool      // a Danqing: a worker must not submit to it
-	Date      time.Time // its clock; zero if it sent none
-	// Owner is the number of the main account (caller_parent_id); "" if it had no
-	// task within 24 h.
+	Gateway   bool      // Danqing's own API: a worker must not submit to it
+	Date      time.Time // its clock; zero if absent
+	// Owner is the main account's number (caller_parent_id); "" if it had no task
+	// within 24 h.
 	Owner string
 }
 
-// Probe lists one task, which costs nothing, to learn whether the key is good
-// and who answers. If an answer came at all, the Endpoint is filled even when
-// there is an error, which is an [*Error] as List's.
+// Probe lists one task, at no cost, to check the key and to identify the server. If any
+// answer was received, the Endpoint is filled even if there is an error, which is an
+// [*Error] as of List.
 func (c *Client) Probe(ctx context.Context) (Endpoint, error) {
 	page, a, err := c.list(ctx, ListFilter{PageSize: 1})
 	e := Endpoint{Simulated: a.simulated(), Gateway: a.header.Get(HeaderGateway) != "", Date: a.date()}
@@ -218,11 +217,11 @@ func (c *Client) Probe(ctx context.Context) (Endpoint, error) {
 	return e, err
 }
 
-// ask makes a call that can be repeated: it waits for its turn, sends, and
-// returns a complete answer of HTTP 200.
+// ask makes a repeatable call: it waits for the rate limit, sends the request, and
+// returns a complete answer with HTTP 200.
 func (c *Client) ask(ctx context.Context, op, method, path string, query url.Values) (answer, error) {
-	if err := c.turns.Wait(ctx); err != nil {
-		return answer{}, &Error{Op: op, Kind: KindTemporary, Err: fmt.Errorf("wait for a turn: %w", or(context.Cause(ctx), err))}
+	if err := c.limiter.Wait(ctx); err != nil {
+		return answer{}, &Error{Op: op, Kind: KindTemporary, Err: fmt.Errorf("wait for the rate limit: %w", or(context.Cause(ctx), err))}
 	}
 	return c.get(ctx, op, method, path, query)
 }
@@ -234,16 +233,16 @@ func (c *Client) get(ctx context.Context, op, method, path string, query url.Val
 	if err != nil {
 		return answer{}, invalid(op, err)
 	}
-	a := c.exchange(c.questions, op, r)
+	a := c.exchange(c.pooled, op, r)
 	if a.err != nil || a.status != http.StatusOK {
 		return a, c.fault(op, a)
 	}
 	return a, nil
 }
 
-// ParseTime reads the times of a query's answer, "2006-01-02 15:04:05.000". They
-// have no zone; that it is UTC+8 follows from the async-task-api page's sample,
-// whose event is published eight hours "before" its task ends.
+// ParseTime parses the times of a query's answer, "2006-01-02 15:04:05.000". They have
+// no zone. UTC+8 follows from the sample on the async-task-api page, whose event is
+// published eight hours "before" its task ends.
 func ParseTime(s string) (time.Time, error) {
 	t, err := time.ParseInLocation(time.DateTime, s, time.FixedZone("UTC+8", 8*60*60))
 	if err != nil {

@@ -29,7 +29,7 @@ const policyJSON = `{"request_id":"r1","data":{"policy":"cG9saWN5","signature":"
 "upload_host":"http://store.test","expire_in_seconds":300,"max_file_size_mb":100,"capacity_limit_mb":999999999,
 "oss_access_key_id":"LTAI","x_oss_object_acl":"private","x_oss_forbid_overwrite":"true"}}`
 
-// api answers every call well.
+// api answers every call with success.
 func api() http.Handler {
 	m := http.NewServeMux()
 	m.Handle("POST /api/v1"+PathText2Image, reply(200, `{"request_id":"r1","output":{"task_id":"t1","task_status":"PENDING"}}`))
@@ -41,7 +41,7 @@ func api() http.Handler {
 	return m
 }
 
-// What goes over the wire, byte for byte.
+// The requests on the wire, byte for byte.
 func TestWire(t *testing.T) {
 	t.Parallel()
 	c, m := connect(t, api(), Config{Workspace: "llm-1"})
@@ -78,8 +78,8 @@ func TestWire(t *testing.T) {
 	assert.Equal(t, string(want), got)
 }
 
-// The key goes to the base URL's host and nowhere else: not to the store that
-// the policy names, not where a redirect points.
+// The key is sent only to the base URL's host: not to the store in the policy, and not
+// to a redirect's target.
 func TestKeyStaysHome(t *testing.T) {
 	t.Parallel()
 	c, m := connect(t, api(), Config{})
@@ -131,8 +131,8 @@ func TestAnswers(t *testing.T) {
 	assert.Equal(t, Endpoint{Simulated: true, Gateway: true, Date: at}, who)
 }
 
-// A probe tells who answers even where the key is refused: a gateway that wants
-// its own token must be seen for what it is.
+// A probe identifies the server even if the key is refused: a gateway that requires its
+// own token must be recognized.
 func TestProbeOfARefusingGateway(t *testing.T) {
 	t.Parallel()
 	c, _ := connect(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -145,8 +145,8 @@ func TestProbeOfARefusingGateway(t *testing.T) {
 	assert.False(t, who.Simulated)
 }
 
-// A task_id counts whatever else is odd in the answer: a task that can be asked
-// for is not ambiguous.
+// A task_id counts even if the rest of the answer is odd: a task that can be queried is
+// not ambiguous.
 func TestCreateFindsTheTaskID(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -164,7 +164,7 @@ func TestCreateFindsTheTaskID(t *testing.T) {
 	}
 }
 
-// An answer that is not about this task ends no wait.
+// An answer about another task does not end the wait for this one.
 func TestQueryFaults(t *testing.T) {
 	t.Parallel()
 	for body, status := range map[string]int{
@@ -197,7 +197,7 @@ func TestQueryFaults(t *testing.T) {
 	assert.Zero(t, m.dials)
 }
 
-// A compatible server may leave the ID out of its answer (both SDKs live without).
+// A compatible server may omit the ID in its answer (both SDKs accept that).
 func TestQueryFillsInTheID(t *testing.T) {
 	t.Parallel()
 	c, _ := connect(t, reply(200, `{"output":{"task_status":"FAILED","code":"InvalidURL","message":"https://a.b/c?Signature=x","results":[{"message":"key `+testKey+`"}]}}`), Config{})
@@ -207,8 +207,8 @@ func TestQueryFillsInTheID(t *testing.T) {
 		Results: []Result{{Message: "key **redacted**"}}}, got.Output)
 }
 
-// An empty list may decide that a task is bought again, so nothing but a list
-// may pass for one.
+// An empty list may lead to a second purchase of a task, so only a valid list is
+// accepted as one.
 func TestListFaults(t *testing.T) {
 	t.Parallel()
 	for _, body := range []string{`{}`, `null`, `{"data":[]}`, `{"total":null,"data":[]}`, `{"total":-1}`, `{"total":"0"}`, `{"total":0,"data":{}}`, `{"total":0`, `<html>`, ``} {
@@ -235,8 +235,8 @@ func TestCancelOfATaskThatIsNotPending(t *testing.T) {
 	requireKind(t, err, KindAccount)
 }
 
-// Query, list and cancel share their turns: 20 calls of 10 a second take 1.9 s,
-// and creates do not queue behind them.
+// Query, list and cancel share one rate limit: 20 calls at 10 per second take 1.9 s,
+// and creates do not wait for them.
 func TestTurns(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -271,7 +271,7 @@ func TestTurns(t *testing.T) {
 	})
 }
 
-// The wait for a turn does not count towards the timeout.
+// The wait for the rate limit does not count towards the timeout.
 func TestQueryTimeout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -326,7 +326,7 @@ func TestNewReportsEveryProblem(t *testing.T) {
 	assert.Equal(t, "http://127.0.0.1:1/proxy/api/v1", c.BaseURL().String())
 }
 
-// Neither a configuration nor a client shows the key, and neither does the log.
+// A configuration, a client and the log do not show the key.
 func TestNothingPrintsTheKey(t *testing.T) {
 	t.Parallel()
 	var out strings.Builder
@@ -356,8 +356,8 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) {
 	return f(r), nil
 }
 
-// No answer makes the client panic, makes a certainty out of what is not the
-// service's JSON, or makes a task out of nothing.
+// No answer makes the client panic, turns anything but the service's JSON into a
+// certain refusal, or creates a task from nothing.
 func FuzzAnswer(f *testing.F) {
 	for status, bodies := range map[int][]string{
 		200: {`{"output":{"task_id":"t1","task_status":"PENDING"},"request_id":"r"}`, `{"total":1,"data":[{"task_id":"t1"}]}`, policyJSON, `{`, `{"output":{"task_id":7}}`},
@@ -375,7 +375,7 @@ func FuzzAnswer(f *testing.F) {
 		rt := roundTripper(func(*http.Request) *http.Response {
 			return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(string(body)))}
 		})
-		c.posts.Transport, c.questions.Transport = rt, rt
+		c.oneShot.Transport, c.pooled.Transport = rt, rt
 		created, err := c.Create(t.Context(), CreateRequest{})
 		if err == nil {
 			require.Regexp(t, taskIDPattern, created.TaskID)

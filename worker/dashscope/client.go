@@ -18,60 +18,60 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// DefaultBaseURL is the shared host in Beijing, the only region that has
-// wanx-v1 (text-to-image API reference).
+// DefaultBaseURL is the shared host in Beijing, the only region with wanx-v1
+// (text-to-image API reference).
 const DefaultBaseURL = "https://dashscope.aliyuncs.com/api/v1"
 
 const (
-	// defaultCreateTimeout is longer than the service takes over a request, 300 s
-	// (error-code page, RequestTimeOut): a create that is given up earlier may make its
-	// task when nobody expects it any more.
+	// defaultCreateTimeout is longer than the service's own limit for a request, 300 s
+	// (error-code page, RequestTimeOut): a create that is abandoned earlier may still
+	// create its task later.
 	defaultCreateTimeout = 330 * time.Second
-	// defaultQueryTimeout is short because asking again is free.
+	// defaultQueryTimeout is short because a query can be repeated at no cost.
 	defaultQueryTimeout  = 10 * time.Second
 	defaultUploadTimeout = 2 * time.Minute
-	// defaultQueriesPerSecond is half of the 20 QPS that the account has for
-	// query, list and cancel (manage-asynchronous-tasks page), so that other
-	// programs with the account can still ask.
+	// defaultQueriesPerSecond is half of the account's 20 QPS for query, list and
+	// cancel (manage-asynchronous-tasks page); it leaves the rest to other programs on
+	// the account.
 	defaultQueriesPerSecond = 10
-	// dialTimeout leaves a create time to be refused for certain, instead of
-	// spending all of its timeout on a host that drops packets.
+	// dialTimeout is shorter than a create's timeout: a host that drops packets then
+	// leads to a certain refusal instead of using up the whole timeout.
 	dialTimeout = 10 * time.Second
-	// maxBodyBytes is two thousand list entries of 500 bytes.
+	// maxBodyBytes is the size of two thousand list entries of 500 bytes.
 	maxBodyBytes = 1 << 20
 )
 
 // Config configures a [Client]. The zero value of every field but APIKey means
 // its default.
 type Config struct {
-	// BaseURL is what the paths are appended to: http or https, ending in
-	// /api/v1 like the official SDKs' DASHSCOPE_HTTP_BASE_URL. "" means
-	// [DefaultBaseURL].
+	// BaseURL is the prefix of all paths: http or https, ending in /api/v1 like the
+	// official SDKs' DASHSCOPE_HTTP_BASE_URL. "" means [DefaultBaseURL].
 	BaseURL string
-	// APIKey is sent to BaseURL's host and to no other. Required. It is not
-	// printed by fmt, log/slog or encoding/json.
+	// APIKey is sent only to BaseURL's host. Required. fmt, log/slog and encoding/json
+	// do not print it.
 	APIKey string `json:"-"`
-	// Workspace is sent as X-DashScope-WorkSpace; "" sends none. A RAM
-	// sub-account's key needs it.
+	// Workspace is sent as X-DashScope-WorkSpace; "" sends none. Required for a RAM
+	// sub-account's key.
 	Workspace string
-	// DialContext opens connections, within 10 s. nil means a net.Dialer, through
-	// the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name (never for a
-	// loopback host). If set, proxies are not used.
+	// DialContext opens connections, within 10 s. nil means a net.Dialer, through the
+	// proxy named by HTTPS_PROXY, HTTP_PROXY and NO_PROXY (never for a loopback host).
+	// If set, proxies are not used.
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error) `json:"-"`
-	// UserAgent names the program to the service. "" means "danqing".
+	// UserAgent identifies the program to the service. "" means "danqing".
 	UserAgent string
-	// CreateTimeout bounds a create, connecting included; 0 means 330 s, longer than
-	// the service may take over it. After less its task may be made late.
+	// CreateTimeout bounds a create, including the connection; 0 means 330 s, longer
+	// than the service's own limit. After a shorter timeout the task may still be
+	// created.
 	CreateTimeout time.Duration
 	// QueryTimeout bounds a query, list, cancel or request for an upload policy,
-	// not counting the wait for its turn; 0 means 10 s.
+	// without the wait for the rate limit; 0 means 10 s.
 	QueryTimeout time.Duration
 	// UploadTimeout bounds the transfer of a file; 0 means 2 minutes.
 	UploadTimeout time.Duration
-	// QueriesPerSecond limits queries, lists and cancels together, evenly
-	// spaced; 0 means 10, half of what an account has.
+	// QueriesPerSecond limits queries, lists and cancels together, evenly spaced; 0
+	// means 10, half of an account's limit.
 	QueriesPerSecond float64
-	// Logger gets a debug line per call; nil logs nothing.
+	// Logger receives a debug line per call; nil logs nothing.
 	Logger *slog.Logger `json:"-"`
 }
 
@@ -83,16 +83,16 @@ func (c Config) Format(f fmt.State, _ rune) {
 // LogValue logs the configuration without the key.
 func (c Config) LogValue() slog.Value { return slog.StringValue(fmt.Sprint(c)) }
 
-// FieldError is a field of a [Config] that cannot be used.
+// FieldError describes an invalid field of a [Config].
 type FieldError struct {
 	Field   string // its name, such as BaseURL
-	Problem string // what is wrong, without what may be secret
+	Problem string // what is wrong, without secrets
 }
 
 // Error returns the field's name and the problem.
 func (e FieldError) Error() string { return e.Field + ": " + e.Problem }
 
-// FieldErrors are all fields of a [Config] that cannot be used.
+// FieldErrors lists all invalid fields of a [Config].
 type FieldErrors []FieldError
 
 // Error has one line per field.
@@ -104,7 +104,7 @@ func (e FieldErrors) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Validate returns every field that [New] refuses, in a stable order.
+// Validate returns every invalid field, in a stable order.
 func (c Config) Validate() (refused FieldErrors) {
 	bad := func(field, problem string) { refused = append(refused, FieldError{field, problem}) }
 	if _, err := parseBaseURL(c.BaseURL); err != nil {
@@ -114,7 +114,7 @@ func (c Config) Validate() (refused FieldErrors) {
 		bad("APIKey", "required")
 	}
 	for _, f := range [][2]string{{"APIKey", c.APIKey}, {"Workspace", c.Workspace}} {
-		if !headerValue(f[1]) {
+		if !isHeaderValue(f[1]) {
 			bad(f[0], "contains a space or a character other than printable ASCII")
 		}
 	}
@@ -124,24 +124,24 @@ func (c Config) Validate() (refused FieldErrors) {
 	return refused
 }
 
-// Client talks to one account of the service. It may be used by many goroutines.
+// Client is a client for one account of the service. It is safe for concurrent use.
 type Client struct {
-	base      *url.URL
-	authorize func(*http.Request)   // a closure, so that %v of a Client shows no key
-	scrub     func(s string) string // removes the key and signed queries from a text
-	keyMark   string
-	userAgent string
-	timeouts  struct{ create, query, upload time.Duration }
-	turns     *rate.Limiter
-	log       *slog.Logger
-	// questions keeps connections open. posts opens one per request: a stale
-	// connection can then never make a create ambiguous, and net/http, which
-	// repeats requests on reused connections only, has none to repeat on.
-	questions, posts *http.Client
+	base           *url.URL
+	authorize      func(*http.Request)   // a closure, so that %v of a Client shows no key
+	scrub          func(s string) string // removes the key and signed queries from a text
+	keyFingerprint string
+	userAgent      string
+	timeouts       struct{ create, query, upload time.Duration }
+	limiter        *rate.Limiter
+	log            *slog.Logger
+	// pooled keeps connections open. oneShot opens one per request: a stale connection
+	// can then never make a create ambiguous, and net/http, which retries requests only
+	// on reused connections, cannot retry one.
+	pooled, oneShot *http.Client
 }
 
-// New checks cfg and returns a client. It does not connect. The error names
-// every bad field.
+// New validates cfg and returns a client. It does not connect. The error names every
+// invalid field.
 func New(cfg Config) (*Client, error) {
 	if refused := cfg.Validate(); len(refused) > 0 {
 		return nil, fmt.Errorf("dashscope configuration: %w", refused)
@@ -153,18 +153,18 @@ func New(cfg Config) (*Client, error) {
 	c := &Client{
 		base:      base,
 		userAgent: or(cfg.UserAgent, "danqing"),
-		turns:     rate.NewLimiter(rate.Limit(or(cfg.QueriesPerSecond, defaultQueriesPerSecond)), 1),
+		limiter:   rate.NewLimiter(rate.Limit(or(cfg.QueriesPerSecond, defaultQueriesPerSecond)), 1),
 		log:       or(cfg.Logger, slog.New(slog.DiscardHandler)),
-		questions: newHTTPClient(cfg.DialContext, true),
-		posts:     newHTTPClient(cfg.DialContext, false),
+		pooled:    newHTTPClient(cfg.DialContext, true),
+		oneShot:   newHTTPClient(cfg.DialContext, false),
 		authorize: func(r *http.Request) {
 			r.Header.Set("Authorization", "Bearer "+cfg.APIKey)
 			if cfg.Workspace != "" {
 				r.Header.Set(HeaderWorkspace, cfg.Workspace)
 			}
 		},
-		scrub:   func(s string) string { return scrub(s, cfg.APIKey) },
-		keyMark: keyMark(cfg.APIKey),
+		scrub:          func(s string) string { return scrub(s, cfg.APIKey) },
+		keyFingerprint: keyFingerprint(cfg.APIKey),
 	}
 	c.timeouts.create = or(cfg.CreateTimeout, defaultCreateTimeout)
 	c.timeouts.query = or(cfg.QueryTimeout, defaultQueryTimeout)
@@ -181,16 +181,16 @@ func or[T comparable](v, def T) T {
 	return v
 }
 
-// headerValue tells whether s can stand in a header and in a log line as one
-// word.
-func headerValue(s string) bool {
+// isHeaderValue reports whether s is a valid header value and a single word in a log
+// line.
+func isHeaderValue(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 func parseBaseURL(s string) (*url.URL, error) {
 	u, err := url.Parse(strings.TrimSuffix(or(s, DefaultBaseURL), "/"))
 	switch {
-	case err != nil: // its text may hold a password
+	case err != nil: // its text may contain a password
 		return nil, errors.New("not a URL")
 	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
 		return nil, errors.New("must have no user, query or fragment")
@@ -208,7 +208,7 @@ func newHTTPClient(dial func(context.Context, string, string) (net.Conn, error),
 		proxy = nil
 	}
 	var http1 http.Protocols
-	http1.SetHTTP1(true) // HTTP/2 repeats requests by itself after GOAWAY
+	http1.SetHTTP1(true) // HTTP/2 retries requests after GOAWAY
 	return &http.Client{
 		Transport: &http.Transport{
 			Proxy: proxy,
@@ -225,52 +225,52 @@ func newHTTPClient(dial func(context.Context, string, string) (net.Conn, error),
 			IdleConnTimeout:        90 * time.Second, // as http.DefaultTransport
 			MaxResponseHeaderBytes: 64 << 10,
 		},
-		// A redirect would repeat a POST or carry the key elsewhere.
+		// A redirect would repeat a POST or send the key to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
-// proxyFromEnvironment hides the variable's value, which may hold a password.
+// proxyFromEnvironment is http.ProxyFromEnvironment without the variable's value in its
+// error, which may contain a password.
 func proxyFromEnvironment(r *http.Request) (*url.URL, error) {
 	u, err := http.ProxyFromEnvironment(r)
 	if err != nil {
-		return nil, errors.New("HTTPS_PROXY or HTTP_PROXY is not a proxy's address")
+		return nil, errors.New("HTTPS_PROXY or HTTP_PROXY is not a valid proxy address")
 	}
 	return u, nil
 }
 
-// BaseURL returns a copy of the URL that the paths are appended to, without a
-// trailing slash.
+// BaseURL returns a copy of the prefix of all paths, without a trailing slash.
 func (c *Client) BaseURL() *url.URL {
 	u := *c.base
 	return &u
 }
 
-// KeyMark tells the client's API key from others without showing it: 8 bytes of a
-// hash, in hex. Keys have more than a hundred random bits, so that none can be
-// guessed from its mark.
-func (c *Client) KeyMark() string { return c.keyMark }
+// KeyFingerprint identifies the client's API key without disclosing it: 8 bytes of a hash, in
+// hex. Keys have more than a hundred random bits, so a key cannot be guessed from its
+// hash.
+func (c *Client) KeyFingerprint() string { return c.keyFingerprint }
 
-func keyMark(key string) string {
+func keyFingerprint(key string) string {
 	sum := sha256.Sum256([]byte("danqing key mark\x00" + key))
 	return hex.EncodeToString(sum[:8])
 }
 
-// CloseIdleConnections closes the connections that wait for the next query.
-func (c *Client) CloseIdleConnections() { c.questions.CloseIdleConnections() }
+// CloseIdleConnections closes idle connections.
+func (c *Client) CloseIdleConnections() { c.pooled.CloseIdleConnections() }
 
-// answer is what came of a request.
+// answer is the result of a request.
 type answer struct {
-	connected bool // the request may have been sent, in part at least
+	connected bool // the request may have been sent, at least in part
 	status    int  // 0 if no answer came
 	header    http.Header
 	body      []byte
-	err       error // why there is no answer, or none that is complete
+	err       error // why there is no complete answer
 }
 
 func (a answer) simulated() bool { return a.header.Get(HeaderSimulated) == "true" }
 
-// date returns the service's clock, or the zero time.
+// date returns the service's clock, or the zero time if absent.
 func (a answer) date() time.Time {
 	t, err := http.ParseTime(a.header.Get("Date"))
 	if err != nil {
@@ -279,7 +279,7 @@ func (a answer) date() time.Time {
 	return t
 }
 
-// request prepares a call of the service with the key in it.
+// request prepares an authenticated call of the service.
 func (c *Client) request(ctx context.Context, method, path string, query url.Values, body io.Reader) (*http.Request, error) {
 	u := c.BaseURL()
 	u.Path += path
@@ -301,8 +301,8 @@ func (c *Client) exchange(hc *http.Client, op string, r *http.Request) (a answer
 		c.log.LogAttrs(ctx, slog.LevelDebug, "dashscope call", slog.String("op", op),
 			slog.Int("status", a.status), slog.Duration("duration", time.Since(started)), slog.Bool("err", a.err != nil))
 	}()
-	// GotConn runs on this goroutine when the connection, TLS and proxy
-	// included, stands; nothing of the request is written before.
+	// GotConn runs on this goroutine once the connection, including TLS and proxy, is
+	// established; nothing of the request is written before.
 	r = r.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { a.connected = true },
 	}))
@@ -323,8 +323,8 @@ func (c *Client) exchange(hc *http.Client, op string, r *http.Request) (a answer
 	return a
 }
 
-// transportError drops the URL that net/http puts around an error, and the key
-// should a server have sent it back.
+// transportError removes the URL that net/http adds to an error, and the key, which a
+// server may have sent back.
 func (c *Client) transportError(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
@@ -338,7 +338,7 @@ func (c *Client) transportError(ctx context.Context, err error) error {
 	return err
 }
 
-// withTimeout bounds ctx with an error that says what did not come.
+// withTimeout bounds ctx; its cause says how long the answer was waited for.
 func withTimeout(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, d, fmt.Errorf("no answer within %s: %w", d, context.DeadlineExceeded))
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// bubbled is what a test in a bubble works with.
+// bubbled is the environment of a test in a bubble.
 type bubbled struct {
 	*testing.T
 	*dashscope.Client
@@ -44,7 +44,7 @@ func request(prompt string) dashscope.CreateRequest {
 	}
 }
 
-// await polls until the task is over.
+// await polls until the task has ended.
 func await(t *testing.T, c *dashscope.Client, taskID string) *dashscope.Task {
 	t.Helper()
 	for {
@@ -133,7 +133,7 @@ func TestSimulatedThrottle(t *testing.T) {
 		}
 		_, err := c.Create(t.Context(), request("x"))
 		requireKind(t, err, dashscope.KindThrottled)
-		for range 100 { // the client keeps its own pace
+		for range 100 { // the client limits its own rate
 			_, err = c.List(t.Context(), dashscope.ListFilter{})
 			require.NoError(t, err)
 		}
@@ -141,8 +141,8 @@ func TestSimulatedThrottle(t *testing.T) {
 	})
 }
 
-// Whether a task was made or not, a create without an answer is ambiguous and is
-// sent once.
+// A create without an answer is ambiguous and sent once, whether or not a task was
+// created.
 func TestSimulatedFaults(t *testing.T) {
 	for name, tc := range map[string]struct {
 		fault simulator.Fault
@@ -180,7 +180,7 @@ func TestSimulatedFaults(t *testing.T) {
 				_, err = c.Query(t.Context(), created.TaskID)
 				if tc.kind == dashscope.KindAccount {
 					requireKind(t, err, dashscope.KindAccount)
-				} else if err != nil { // net/http repeats a GET
+				} else if err != nil { // net/http retries a GET
 					requireKind(t, err, dashscope.KindTemporary)
 				}
 				assert.Equal(t, dashscope.StatusSucceeded, await(t, c, created.TaskID).Output.TaskStatus)
@@ -189,8 +189,7 @@ func TestSimulatedFaults(t *testing.T) {
 	}
 }
 
-// What moderation refuses reaches the caller as a FAILED task, or as an image
-// without a URL.
+// A moderation failure is returned as a FAILED task, or as an image without a URL.
 func TestSimulatedFailures(t *testing.T) {
 	sim := &simulator.Simulator{Outcome: func(r dashscope.CreateRequest) simulator.Outcome {
 		if r.Input.Prompt == "bad" {
@@ -239,7 +238,7 @@ func requireKind(t *testing.T, err error, want dashscope.Kind) {
 	_ = typed(t, err, want)
 }
 
-// typed returns err as what it must be.
+// typed returns err as an *Error.
 func typed(t *testing.T, err error, want dashscope.Kind) *dashscope.Error {
 	t.Helper()
 	var e *dashscope.Error

@@ -4,18 +4,18 @@ import "strings"
 
 const (
 	hintAccount  = "check the API key, the account's balance and whether the model is activated for it in the Model Studio (百炼) console"
-	hintTerminal = "change the request: the service will not accept it as it is"
-	hintKey      = "check DASHSCOPE_API_KEY: a key works in its own region only, so it must also fit DASHSCOPE_HTTP_BASE_URL"
+	hintTerminal = "change the request: the service rejects it in its present form"
+	hintKey      = "check DASHSCOPE_API_KEY: a key works in its own region only, so it must also match DASHSCOPE_HTTP_BASE_URL"
 	hintActivate = "activate the model in the Model Studio (百炼) console, and give the key's workspace the right to call it"
 	hintFree     = "the free quota is used up: switch off \"free quota only\" for the model in the console, or wait for new quota"
 	hintPay      = "top up the Alibaba Cloud account; after payment it takes some minutes until the service answers again"
-	hintField    = "correct the field that the message names"
+	hintField    = "correct the field named in the message"
 	hintImage    = "the reference image must be JPG, PNG, BMP, TIFF or WEBP, at most 10 MB, 256 to 4096 pixels a side, at a public URL without Chinese characters"
-	hintModerate = "the service's moderation refused the prompt or an image: reword the prompt, change the reference, or try another seed"
+	hintModerate = "moderation rejected the prompt or an image: reword the prompt, change the reference, or try another seed"
 	hintPace     = "lower the concurrency or wait: the limit counts all keys and programs of the account"
 )
 
-// Where a row of the table comes from.
+// Sources of the table's rows.
 const (
 	srcErr    = "error-code page"
 	srcTasks  = "manage-asynchronous-tasks page"
@@ -24,17 +24,17 @@ const (
 	srcV1Page = "text-to-image API reference"
 )
 
-// code is what is known of one of the service's codes. It also stands for
-// the codes below it: InvalidParameter for InvalidParameter.DataInspection.
+// code describes one of the service's codes and the codes below it: InvalidParameter
+// also stands for InvalidParameter.DataInspection.
 type code struct {
 	name    string // as documented; compared without case, spaces and underscores
 	message string // if set, the message must contain it, in any case
-	kind    Kind   // what it means in a 4xx, in a FAILED task or in a result
+	kind    Kind   // kind in a 4xx, in a FAILED task or in a result
 	hint    string
 	source  string
 }
 
-// codes returns the table. Rows with a message stand before those without.
+// codes returns the table. Rows with a message precede those without.
 func codes() []code {
 	return []code{
 		// The request or its image.
@@ -77,7 +77,7 @@ func codes() []code {
 		{"WorkSpaceNotFound", "", KindAccount, "check the workspace ID", srcErr},
 		{"NotFound", "", KindAccount, "check DASHSCOPE_HTTP_BASE_URL", srcErr},
 		{"NotFoundError", "", KindAccount, "check DASHSCOPE_HTTP_BASE_URL and the model's name", srcJava},
-		// Pace. The free quota shares a code with a throttle.
+		// Rate limits. The free quota shares a code with a throttle.
 		{"Throttling.AllocationQuota", "free allocated quota exceeded", KindAccount, hintFree, srcErr},
 		{"insufficient_quota", "free allocated quota exceeded", KindAccount, hintFree, srcErr},
 		{"Throttling", "", KindThrottled, hintPace, srcErr},
@@ -100,17 +100,17 @@ func codes() []code {
 	}
 }
 
-// normal makes the spellings of a code equal: InvalidApiKey, invalid_api_key.
-func normal(name string) string {
+// normalCode makes the spellings of a code equal: InvalidApiKey, invalid_api_key.
+func normalCode(name string) string {
 	return strings.NewReplacer("_", "", " ", "").Replace(strings.ToLower(name))
 }
 
-// findCode returns the most exact row for a code and its message.
+// findCode returns the most specific row for a code and its message.
 func findCode(name, message string) (code, bool) {
 	message = strings.ToLower(message)
-	for n := normal(name); n != ""; n = n[:max(strings.LastIndexByte(n, '.'), 0)] {
+	for n := normalCode(name); n != ""; n = n[:max(strings.LastIndexByte(n, '.'), 0)] {
 		for _, c := range codes() {
-			if normal(c.name) == n && strings.Contains(message, c.message) {
+			if normalCode(c.name) == n && strings.Contains(message, c.message) {
 				return c, true
 			}
 		}
@@ -118,16 +118,15 @@ func findCode(name, message string) (code, bool) {
 	return code{}, false
 }
 
-// capacity tells whether a 503 with this code is a certain refusal.
-func capacity(name string) bool {
-	n := normal(name)
-	return n == normal("ModelServingError") || n == normal("ModelUnavailable")
+// isCapacityCode reports whether a 503 with this code is certainly a refusal.
+func isCapacityCode(name string) bool {
+	n := normalCode(name)
+	return n == normalCode("ModelServingError") || n == normalCode("ModelUnavailable")
 }
 
-// ClassifyTask sorts the code inside a FAILED task or a result without a URL:
-// [KindTerminal], [KindAccount], [KindThrottled] or [KindRetry]. The task is over
-// and cost nothing, so whatever comes next is a new attempt. An unknown code is
-// KindRetry.
+// ClassifyTask classifies the code of a FAILED task or of a result without a URL:
+// [KindTerminal], [KindAccount], [KindThrottled] or [KindRetry]. The task is finished
+// and cost nothing, so a retry is a new attempt. An unknown code is KindRetry.
 func ClassifyTask(code, message string) Kind {
 	if c, ok := findCode(code, message); ok {
 		return c.kind
@@ -135,8 +134,8 @@ func ClassifyTask(code, message string) Kind {
 	return KindRetry
 }
 
-// Hint returns a sentence that tells a person what to do about a code, or ""
-// where it is unknown or there is nothing to do but wait.
+// Hint returns advice for a code, or "" if the code is unknown or waiting is all that
+// helps.
 func Hint(code, message string) string {
 	c, _ := findCode(code, message)
 	return c.hint

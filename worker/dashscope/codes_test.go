@@ -10,9 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The whole table of errors: what each code means on a create, on a query and
-// inside a FAILED task. Its rows are those of the service's error-code page and
-// of the SDKs.
+// The whole table of errors: what each code means on a create, on a query and in a
+// FAILED task. Its rows are those of the service's error-code page and of the SDKs.
 func TestCodes(t *testing.T) {
 	t.Parallel()
 	const (
@@ -119,9 +118,8 @@ func TestCodes(t *testing.T) {
 	}
 }
 
-// Every row of the table says where it comes from, is of a kind that a task can
-// fail with, tells a person what to do where one must act, and is not hidden by
-// a row before it.
+// Every row of the table names its source, is of a kind that a task can fail with, has
+// a hint if an operator must act, and is not hidden by an earlier row.
 func TestCodesAreWellFormed(t *testing.T) {
 	t.Parallel()
 	for _, c := range codes() {
@@ -166,8 +164,8 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
-// What a server says goes into errors and from there into logs: without the key,
-// without signatures, in one line, of bounded length.
+// A server's text in errors and logs has no key and no signatures, is one line, and has
+// a bounded length.
 func TestErrorTextIsClean(t *testing.T) {
 	t.Parallel()
 	c, _ := connect(t, reply(400, `{"code":"InvalidParameter\n","request_id":"r\n1","message":"key `+testKey+

@@ -11,37 +11,37 @@ import (
 	"time"
 )
 
-// Kind sorts failures by what the caller must do.
+// Kind classifies failures by what the caller must do.
 type Kind string
 
 const (
-	// KindRefused means: for certain nothing was made; the same call can be tried
-	// again later, and no attempt is spent. The connection was never made, or
-	// the service has no capacity.
+	// KindRefused means that certainly no task was created, and the same call can be retried
+	// later without using up an attempt. The connection was not established, or the
+	// service has no capacity.
 	KindRefused Kind = "refused"
-	// KindThrottled means: for certain nothing was made; too many calls. Slow down,
-	// by Error.RetryAfter if that is set; no attempt is spent. Throttles usually
-	// clear within a minute (rate-limit page).
+	// KindThrottled means that certainly no task was created, because of too many calls. Slow
+	// down, by Error.RetryAfter if set; no attempt is used up. Throttling usually ends
+	// within a minute (rate-limit page).
 	KindThrottled Kind = "throttled"
-	// KindAccount means: for certain nothing was made, and no call of this account
-	// and model will pass until a person acts: key, arrears, entitlement, quota.
+	// KindAccount means that certainly no task was created, and every call of this account and
+	// model will fail until an operator acts: key, arrears, entitlement, quota.
 	KindAccount Kind = "account"
-	// KindAmbiguous means, of a create only: a task may exist and may be paid
-	// for. The caller must not create again before it has looked for the task.
+	// KindAmbiguous means, for a create only: a task may exist and may be paid for. The caller
+	// must look for the task before it creates again.
 	KindAmbiguous Kind = "ambiguous"
-	// KindTerminal means: this request will never pass: its parameters are wrong, or
-	// moderation refuses it.
+	// KindTerminal means that this request will always fail: its parameters are invalid, or
+	// moderation rejects it.
 	KindTerminal Kind = "terminal"
-	// KindRetry means: this task or image failed, at no cost, for a reason on the
-	// service's side; a new attempt may pass. Unlike KindRefused it spends an
-	// attempt, since a task was run for it.
+	// KindRetry means that this task or image failed at no cost, because of an error in the
+	// service; a new attempt may succeed. Unlike KindRefused it uses up an attempt,
+	// since a task was run.
 	KindRetry Kind = "retry"
-	// KindTemporary means, of all calls but a create: no usable answer. It says
-	// nothing about the task; ask again, slower.
+	// KindTemporary means, for all calls except create: no usable answer. It says nothing
+	// about the task; repeat the call, more slowly.
 	KindTemporary Kind = "temporary"
 )
 
-// The calls, as Error.Op and the log name them.
+// The calls, as named in Error.Op and in the log.
 const (
 	opCreate = "create"
 	opQuery  = "query"
@@ -50,25 +50,24 @@ const (
 	opUpload = "upload"
 )
 
-// ErrNotPending is what a cancel fails with when the task is not PENDING any
-// more: the service cancels no other (HTTP 400 UnsupportedOperation,
-// manage-asynchronous-tasks page).
+// ErrNotPending means that a task could not be canceled because it is not PENDING (HTTP
+// 400 UnsupportedOperation, manage-asynchronous-tasks page).
 var ErrNotPending = errors.New("task is not pending")
 
-// Error is the error of every call. Its text holds neither the key nor the query
-// of a URL, which may be a signature.
+// Error is the error of every call. Its text contains neither the key nor the query of
+// a URL, which may be a signature.
 type Error struct {
 	Op         string        // create, query, cancel, list or upload
 	Kind       Kind          // what to do
 	Status     int           // HTTP status; 0 if no answer came
 	Code       string        // the service's code; "" if the answer has none
 	Message    string        // the service's message, cleaned
-	RequestID  string        // what Alibaba's support asks for
-	RetryAfter time.Duration // from the header of that name; 0 if absent
-	Err        error         // the cause, where it is not the service's word
+	RequestID  string        // Alibaba's support needs it
+	RetryAfter time.Duration // from the Retry-After header; 0 if absent
+	Err        error         // the cause, if not an answer of the service
 }
 
-// Error says which call failed, and how.
+// Error returns the failed call and the reason.
 func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString("dashscope " + e.Op)
@@ -92,8 +91,7 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Hint returns a sentence that tells a person what to do, or "" where there is
-// nothing to do but wait.
+// Hint returns advice for the operator, or "" if waiting is all that helps.
 func (e *Error) Hint() string {
 	if e.Code != "" {
 		if h := Hint(e.Code, e.Message); h != "" {
@@ -106,7 +104,7 @@ func (e *Error) Hint() string {
 	case KindTerminal:
 		return hintTerminal
 	case KindAmbiguous:
-		return "a task may have been made and may be charged: look for it among the account's tasks before submitting again"
+		return "a task may exist and may be charged: look for it in the account's task list before submitting again"
 	case KindRefused, KindTemporary:
 		if e.Code == "" {
 			return "check the network, the proxy (HTTPS_PROXY) and the base URL (DASHSCOPE_HTTP_BASE_URL)"
@@ -116,13 +114,12 @@ func (e *Error) Hint() string {
 	return ""
 }
 
-// invalid is the error of a call that was not made because its own arguments are
-// wrong.
+// invalid returns the error of a call that was not sent because its arguments are
+// invalid.
 func invalid(op string, err error) *Error { return &Error{Op: op, Kind: KindTerminal, Err: err} }
 
-// refusal is the body of an error. The OpenAI style occurs too (Java SDK
-// 2.22.29).
-type refusal struct {
+// errorBody is the body of an error. The OpenAI format occurs too (Java SDK 2.22.29).
+type errorBody struct {
 	ErrorResponse
 	OpenAI struct {
 		Code    string `json:"code"`
@@ -130,10 +127,10 @@ type refusal struct {
 	} `json:"error"`
 }
 
-// fault makes the error of an answer that is not the wanted one.
+// fault returns the error of an unexpected answer.
 func (c *Client) fault(op string, a answer) *Error {
 	e := &Error{Op: op, Status: a.status, Err: a.err, RetryAfter: retryAfter(a)}
-	var r refusal
+	var r errorBody
 	if a.err == nil && json.Unmarshal(a.body, &r) == nil {
 		e.Code = or(r.Code, r.OpenAI.Code)
 		e.Message = c.scrub(or(r.Message, r.OpenAI.Message))
@@ -152,27 +149,27 @@ func (c *Client) fault(op string, a answer) *Error {
 	return e
 }
 
-// createKind sorts a create without a task_id: HTTP status first, then code.
-// Whatever is not for certain a refusal is ambiguous.
+// createKind classifies a create without a task_id: HTTP status first, then code. What
+// is not certainly a refusal is ambiguous.
 func createKind(e *Error, connected bool) Kind {
 	switch {
 	case !connected:
 		return KindRefused
 	case e.Code == "":
 		return KindAmbiguous
-	case e.Status == http.StatusServiceUnavailable && capacity(e.Code):
+	case e.Status == http.StatusServiceUnavailable && isCapacityCode(e.Code):
 		return KindRefused
 	case e.Status < 400, e.Status > 499:
 		return KindAmbiguous
 	case e.Status == http.StatusRequestTimeout, e.Status == 499:
-		// No page has them: they are a proxy's, which may have sent the request on.
+		// Not documented; they come from a proxy, which may have forwarded the request.
 		return KindAmbiguous
 	}
-	return refusedKind(e)
+	return rejectedKind(e)
 }
 
-// refusedKind sorts a 4xx with the service's JSON.
-func refusedKind(e *Error) Kind {
+// rejectedKind classifies a 4xx with the service's JSON.
+func rejectedKind(e *Error) Kind {
 	c, known := findCode(e.Code, e.Message)
 	switch {
 	case known && c.kind == KindAccount:
@@ -187,15 +184,15 @@ func refusedKind(e *Error) Kind {
 	return KindTerminal
 }
 
-// otherKind sorts a fault of any other call. That a question was not answered
-// says nothing about the task, so only the account and the pace matter; a cancel
-// and an upload can be refused for good.
+// otherKind classifies a failure of any other call. It says nothing about the task, so
+// only account errors and throttling matter; a cancel and an upload can be rejected
+// permanently.
 func otherKind(e *Error) Kind {
 	if e.Code == "" || e.Status < 400 || e.Status > 499 {
 		return KindTemporary
 	}
-	switch k := refusedKind(e); {
-	case e.Status == http.StatusNotFound && e.Op != opUpload: // perhaps the task
+	switch k := rejectedKind(e); {
+	case e.Status == http.StatusNotFound && e.Op != opUpload: // possibly the task
 		return KindTemporary
 	case k == KindAccount, k == KindThrottled:
 		return k
@@ -205,8 +202,8 @@ func otherKind(e *Error) Kind {
 	return KindTemporary
 }
 
-// retryAfter reads the header, which no page mentions. It takes both of its
-// forms.
+// retryAfter parses the Retry-After header in both of its forms. No page of the service
+// documents it.
 func retryAfter(a answer) time.Duration {
 	v := a.header.Get("Retry-After")
 	if s, err := strconv.Atoi(v); err == nil {
@@ -221,7 +218,7 @@ func retryAfter(a answer) time.Duration {
 
 var signedQuery = regexp.MustCompile(`(https?://[^\s"'<>?]+)\?[^\s"'<>]+`)
 
-// scrub removes the key, and the query of every URL, from what the service says.
+// scrub removes the key, and the query of every URL, from the service's text.
 func scrub(s, key string) string {
 	if key != "" {
 		s = strings.ReplaceAll(s, key, "**redacted**")
@@ -229,10 +226,10 @@ func scrub(s, key string) string {
 	return signedQuery.ReplaceAllString(s, "$1?**redacted**")
 }
 
-// maxTextRunes keeps a page of HTML out of the log.
+// maxTextRunes keeps an HTML page out of the log.
 const maxTextRunes = 500
 
-// clean makes one line of text of bounded length.
+// clean returns text as a single line of bounded length.
 func clean(s string) string {
 	s = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(s, "?"), func(r rune) bool { return r < ' ' || r == 0x7f }), " ")
 	if r := []rune(s); len(r) > maxTextRunes {

@@ -12,22 +12,22 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// testKey is what no error, log or foreign host may ever see.
+// testKey must never appear in an error, a log or a request to another host.
 const testKey = "sk-0123456789abcdef"
 
-// testBase is a host that exists nowhere: the tests dial in memory.
+// testBase is a host that does not exist: the tests dial in memory.
 const testBase = "http://dashscope.test/api/v1"
 
-// memory is a network in memory that works inside a synctest bubble: every dial
-// is a net.Pipe to an HTTP server. It keeps what clients write.
+// memory is an in-memory network that works in a synctest bubble: every dial is a
+// net.Pipe to an HTTP server. It records what clients write.
 type memory struct {
 	conns  chan net.Conn
 	closed chan struct{}
 	once   sync.Once
 
 	mu    sync.Mutex
-	sent  map[string]*bytes.Buffer // by address dialled
-	muted string                   // address whose bytes are not kept
+	sent  map[string]*bytes.Buffer // by dialed address
+	muted string                   // address whose bytes are not recorded
 	dials int
 }
 
@@ -101,7 +101,7 @@ func (r *recorded) Write(p []byte) (int, error) {
 	return r.Conn.Write(p)
 }
 
-// connect returns a client of h with the given configuration added.
+// connect returns a client of h with the given additional configuration.
 func connect(t *testing.T, h http.Handler, cfg Config) (*Client, *memory) {
 	t.Helper()
 	m := serve(t, h)
@@ -112,7 +112,7 @@ func connect(t *testing.T, h http.Handler, cfg Config) (*Client, *memory) {
 	return c, m
 }
 
-// reply answers everything with a status and a body of JSON.
+// reply answers every request with a status and a JSON body.
 func reply(status int, body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -126,7 +126,7 @@ func requireKind(t *testing.T, err error, want Kind) {
 	_ = typed(t, err, want)
 }
 
-// typed returns err as what it must be.
+// typed returns err as an *Error.
 func typed(t *testing.T, err error, want Kind) *Error {
 	t.Helper()
 	var e *Error

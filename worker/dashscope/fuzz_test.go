@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// answering is a client that gets one answer to everything.
+// answering returns a client that gets one answer to every request.
 func answering(t *testing.T, status int, retryAfter string, body []byte) *Client {
 	t.Helper()
 	c, err := New(Config{APIKey: testKey, QueriesPerSecond: 1e9})
@@ -21,12 +21,12 @@ func answering(t *testing.T, status int, retryAfter string, body []byte) *Client
 		header := http.Header{"Date": {"Fri, 02 Jan 2026 03:04:05 GMT"}, "Content-Type": {"text/html"}, "Retry-After": {retryAfter}}
 		return &http.Response{StatusCode: status, Header: header, Body: io.NopCloser(strings.NewReader(string(body)))}
 	})
-	c.posts.Transport, c.questions.Transport = rt, rt
+	c.oneShot.Transport, c.pooled.Transport = rt, rt
 	return c
 }
 
-// refusesIn tells whether a body is a refusal of the service's: a JSON object with a
-// code, in one of its two styles.
+// refusesIn reports whether a body is a refusal by the service: a JSON object with a
+// code, in one of its two formats.
 func refusesIn(body []byte) bool {
 	var own struct{ Code any }
 	var openAI struct{ Error struct{ Code any } }
@@ -43,9 +43,9 @@ func refusesIn(body []byte) bool {
 	return false
 }
 
-// That nothing was made is never concluded from an answer that is not a refusal in
-// the service's own words, with a status that refuses; and a task is made only of
-// its ID in the service's JSON, whatever the status.
+// The client concludes that no task was created only from a refusal in the service's
+// format with an error status. It returns a task only for an ID in the service's JSON,
+// whatever the status.
 func FuzzCreateIsCertain(f *testing.F) {
 	for _, status := range []int{200, 201, 302, 400, 401, 403, 404, 408, 409, 429, 499, 500, 502, 503, 504} {
 		for _, body := range []string{
@@ -86,8 +86,8 @@ func FuzzCreateIsCertain(f *testing.F) {
 	})
 }
 
-// A list is the service's word on what was made: an answer without a total is none,
-// and no failure of one says anything about a task.
+// A list is authoritative about the created tasks: an answer without a total is no
+// list, and a failed list says nothing about a task.
 func FuzzListAndQuery(f *testing.F) {
 	for _, body := range []string{
 		`{"total":0,"data":[]}`, `{"total":2,"total_page":1,"page_no":1,"page_size":10,"data":[{"task_id":"t1","status":"SUCCEEDED","model_name":"wanx-v1","api_key_id":"1","gmt_create":1767323045000},{"task_id":"t2"}]}`,
@@ -136,7 +136,7 @@ func messages(results []Result) []string {
 	return all
 }
 
-// What the service says of a time is read as it writes it, or refused in one line.
+// A time is parsed in the service's format, or rejected with a single-line error.
 func FuzzTime(f *testing.F) {
 	for _, text := range []string{"2026-01-02 03:04:05.678", "2026-01-02 03:04:05", "0000-00-00 00:00:00.000", "1767323045000", "", "\n"} {
 		f.Add(text)
@@ -153,8 +153,8 @@ func FuzzTime(f *testing.F) {
 	})
 }
 
-// A client is made of a base URL only if its calls go to that host, and what is
-// refused is not printed where it may hold a password.
+// A client is created only if its calls go to the base URL's host, and the error does
+// not print what may contain a password.
 func FuzzBaseURL(f *testing.F) {
 	for _, text := range []string{"https://dashscope.aliyuncs.com/api/v1", "http://127.0.0.1:8766/api/v1/", "https://u:p@h/api/v1", "https://h/api/v1?x", "https:/api/v1", "//h/api/v1", "https://h/%61pi/v1", "h", "https://[::1]/api/v1"} {
 		f.Add(text)

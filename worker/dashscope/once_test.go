@@ -20,15 +20,14 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// wire is a TCP server whose answers are written byte by byte. It counts what
-// arrives.
+// wire is a TCP server whose answers are written byte by byte. It counts requests.
 type wire struct {
 	addr            string
 	conns, requests atomic.Int32
 }
 
-// listen runs script for every request that has been read in full; the
-// connection is closed when script returns false.
+// listen runs script for every complete request; the connection is closed when script
+// returns false.
 func listen(t *testing.T, script func(conn *net.TCPConn, nth int32, r *http.Request) bool) *wire {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // loopback
@@ -73,7 +72,7 @@ func newClient(t *testing.T, addr string) *Client {
 	return c
 }
 
-// say writes an answer word for word and closes.
+// say writes an answer verbatim and closes.
 func say(text string) func(*net.TCPConn, int32, *http.Request) bool {
 	return func(conn *net.TCPConn, _ int32, _ *http.Request) bool {
 		_, _ = io.WriteString(conn, text)
@@ -81,8 +80,8 @@ func say(text string) func(*net.TCPConn, int32, *http.Request) bool {
 	}
 }
 
-// A create is on the wire exactly once whatever happens to it, and without a
-// task_id or a certain refusal it is ambiguous.
+// A create is sent exactly once, whatever happens to it. Without a task_id or a certain
+// refusal it is ambiguous.
 func TestRule2CreateIsSentOnce(t *testing.T) {
 	t.Parallel()
 	const jsonHead = "Content-Type: application/json\r\nConnection: close\r\n\r\n"
@@ -142,7 +141,8 @@ func TestRule2CreateIsSentOnce(t *testing.T) {
 	}
 }
 
-// A connection that is reset as soon as it stands may already carry the request.
+// A connection that is reset right after it is established may already carry the
+// request.
 func TestCreateOnAConnectionThatDiesAtOnceIsAmbiguous(t *testing.T) {
 	t.Parallel()
 	m := serve(t, nil)
@@ -159,8 +159,8 @@ func TestCreateOnAConnectionThatDiesAtOnceIsAmbiguous(t *testing.T) {
 	assert.Equal(t, 1, m.dials)
 }
 
-// A query's connection, which may be stale, is never used by a create, and no
-// two creates share one.
+// A create never uses a query's connection, which may be stale, and no two creates
+// share one.
 func TestCreateUsesAConnectionOfItsOwn(t *testing.T) {
 	t.Parallel()
 	var onFirst atomic.Int32
@@ -185,7 +185,7 @@ func TestCreateUsesAConnectionOfItsOwn(t *testing.T) {
 	assert.EqualValues(t, 3, w.conns.Load(), "one for the queries, one per create")
 }
 
-// Where the connection never stood nothing was sent: that is told apart.
+// Without an established connection nothing was sent: that is not ambiguous.
 func TestCreateIsRefusedIfNeverConnected(t *testing.T) {
 	t.Parallel()
 	plain := httptest.NewServer(reply(200, "{}"))
@@ -205,7 +205,7 @@ func TestCreateIsRefusedIfNeverConnected(t *testing.T) {
 		"no such host":          {base: "http://dashscope.invalid", dial: func(context.Context, string, string) (net.Conn, error) { return nil, &net.DNSError{IsNotFound: true} }},
 		"TLS to a plain server": {base: strings.Replace(plain.URL, "http", "https", 1)},
 		"unknown certificate":   {base: untrusted.URL},
-		"cancelled before":      {base: plain.URL, ctx: gone},
+		"canceled before":       {base: plain.URL, ctx: gone},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -258,7 +258,7 @@ func TestCreateTimeouts(t *testing.T) {
 			assert.Equal(t, 1, m.dials)
 		})
 	})
-	t.Run("cancelled while the answer is awaited: ambiguous", func(t *testing.T) {
+	t.Run("canceled while the answer is awaited: ambiguous", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
@@ -288,7 +288,7 @@ func TestCreateTimeouts(t *testing.T) {
 	})
 }
 
-// A server that speaks HTTP/2 is spoken to in HTTP/1.1.
+// A server that supports HTTP/2 gets HTTP/1.1.
 func TestHTTP1Only(t *testing.T) {
 	t.Parallel()
 	for _, keepAlive := range []bool{false, true} {

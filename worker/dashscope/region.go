@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Regions of the service, spelt as in its host names (base-url page of Model
-// Studio). A key belongs to one of them.
+// Regions of the service, spelled as in its host names (base-url page of Model Studio).
+// A key belongs to one of them.
 const (
 	RegionBeijing   = "cn-beijing"
 	RegionSingapore = "ap-southeast-1"
@@ -14,17 +14,16 @@ const (
 	RegionHongKong  = "cn-hongkong"
 )
 
-// RegionOf returns where the service of a base URL is, which decides the models that
-// exist there, their spelling and their prices; "" if [Config] refuses the URL:
+// RegionOf returns the region of a base URL, which determines the available models,
+// their spelling and their prices; "" if [Config] rejects the URL:
 //
 //   - the shared hosts dashscope, dashscope-intl, dashscope-us and
 //     cn-hongkong.dashscope (.aliyuncs.com): Beijing, Singapore, Virginia and
 //     Hong Kong;
 //   - a workspace's or trial host, {id}.{region}.maas.aliyuncs.com: the region
-//     that it names, whatever it is;
-//   - any other host, such as a proxy, a simulator or loopback: Beijing. Whoever
-//     reaches another region through a proxy of their own is shown Beijing's
-//     models and prices.
+//     in its name;
+//   - any other host, such as a proxy, a simulator or loopback: Beijing. Behind
+//     a proxy to another region, Beijing's models and prices are shown.
 //
 // A base URL of "" is [DefaultBaseURL].
 func RegionOf(baseURL string) string {

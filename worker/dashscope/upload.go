@@ -17,15 +17,15 @@ import (
 	"sync"
 )
 
-// Upload puts a reference image into the service's temporary store and returns
-// its oss:// name, which lives 48 hours and is good for this model and account
-// only. The filename's last element becomes part of that name, with everything
-// but ASCII letters, digits, dot, dash and underscore made an underscore; it
-// may be empty. body must have exactly size bytes; it is streamed.
+// Upload stores a reference image in the service's temporary store and returns its
+// oss:// name, which is valid for 48 hours and only for this model and account. The
+// filename's last element becomes part of that name; characters other than ASCII
+// letters, digits, dot, dash and underscore are replaced by an underscore. It may be
+// empty. body must have exactly size bytes; it is streamed.
 //
-// It fails with an [*Error]: after [KindTemporary] and [KindThrottled] call it
-// again with the body from its start (each call gets a new credential and name;
-// what was left behind costs nothing), after [KindTerminal] not.
+// It fails with an [*Error]. After [KindTemporary] and [KindThrottled], call it again
+// with the body from its start: each call gets a new credential and name, and what an
+// earlier one left behind costs nothing. After [KindTerminal], do not.
 func (c *Client) Upload(ctx context.Context, model, filename, contentType string, size int64, body io.Reader) (string, error) {
 	if size < 0 {
 		return "", invalid(opUpload, fmt.Errorf("size %d: must not be negative", size))
@@ -39,7 +39,7 @@ func (c *Client) Upload(ctx context.Context, model, filename, contentType string
 		return "", c.fault(opUpload, a)
 	}
 	if limit := int64(p.Data.MaxFileSizeMB) << 20; limit > 0 && size > limit {
-		return "", invalid(opUpload, fmt.Errorf("file of %d bytes: the service takes at most %d", size, limit))
+		return "", invalid(opUpload, fmt.Errorf("file of %d bytes: the service accepts at most %d", size, limit))
 	}
 	if host, err := url.Parse(p.Data.UploadHost); err != nil || host.Host == "" ||
 		host.Scheme != "https" && host.Scheme != c.base.Scheme {
@@ -48,15 +48,15 @@ func (c *Client) Upload(ctx context.Context, model, filename, contentType string
 	key := p.Data.UploadDir + "/" + safeName(filename)
 	ctx, cancel := withTimeout(ctx, c.timeouts.upload)
 	defer cancel()
-	file := &counted{Reader: io.LimitReader(body, size+1)} // one more shows a longer body
-	r, err := form(ctx, p.Data, key, contentType, size, file)
+	file := &counted{Reader: io.LimitReader(body, size+1)} // one extra byte detects a longer body
+	r, err := newUploadRequest(ctx, p.Data, key, contentType, size, file)
 	if err != nil {
 		return "", invalid(opUpload, err)
 	}
 	r.Header.Set("User-Agent", c.userAgent)
 	released := make(chan struct{})
 	r.Body = &watched{Reader: r.Body, closed: released}
-	a = c.exchange(c.posts, opUpload, r)
+	a = c.exchange(c.oneShot, opUpload, r)
 	select { // after an early answer net/http may still be reading
 	case <-released:
 		if a.status == http.StatusOK && file.n != size {
@@ -70,7 +70,7 @@ func (c *Client) Upload(ctx context.Context, model, filename, contentType string
 	return "oss://" + key, nil
 }
 
-// counted counts what is read.
+// counted counts the bytes read.
 type counted struct {
 	io.Reader
 	n int64
@@ -82,22 +82,22 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// watched tells when net/http has let go of a body.
+// watched signals when net/http has closed a body.
 type watched struct {
 	io.Reader
 	once   sync.Once
 	closed chan struct{}
 }
 
-// Close is called by net/http, more than once at times.
+// Close may be called more than once by net/http.
 func (w *watched) Close() error {
 	w.once.Do(func() { close(w.closed) })
 	return nil
 }
 
-// form makes the POST of the file: its length known, `file` its last field, as
-// the store demands, and without the key, which is not the store's business.
-func form(ctx context.Context, p Policy, key, contentType string, size int64, body io.Reader) (*http.Request, error) {
+// newUploadRequest returns the POST of the file. Its length is set and `file` is its last field, as
+// the store requires. It does not contain the API key.
+func newUploadRequest(ctx context.Context, p Policy, key, contentType string, size int64, body io.Reader) (*http.Request, error) {
 	contentType = or(contentType, "application/octet-stream")
 	var head bytes.Buffer
 	w := multipart.NewWriter(&head)
@@ -127,8 +127,9 @@ func form(ctx context.Context, p Policy, key, contentType string, size int64, bo
 	return r, nil
 }
 
-// uploadFault makes the error of a refused file. The store answers in XML. An
-// expired credential, say, is cured by a new one.
+// uploadFault returns the error of a rejected file. The store answers in XML. It is
+// temporary by default: for example, an expired credential is replaced by the next
+// call.
 func (c *Client) uploadFault(a answer) *Error {
 	e := &Error{Op: opUpload, Kind: KindTemporary, Status: a.status, Err: a.err, RetryAfter: retryAfter(a)}
 	var x struct {
@@ -148,8 +149,8 @@ func (c *Client) uploadFault(a answer) *Error {
 	return e
 }
 
-// safeName makes the last element of a file's name one that a URL and a form can
-// carry as it is.
+// safeName converts the last element of a file name to characters that are safe in a
+// URL and a form.
 func safeName(name string) string {
 	name = path.Base(strings.ReplaceAll(name, `\`, "/"))
 	name = strings.Map(func(r rune) rune {

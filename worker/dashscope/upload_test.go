@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// store answers the policy and hands the file to h.
+// store answers the policy request and passes the file to h.
 func store(h http.HandlerFunc) http.Handler {
 	m := http.NewServeMux()
 	m.Handle("GET /api/v1/uploads", reply(200, policyJSON))
@@ -48,7 +48,7 @@ type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// The store sees what the form says, whatever the name, and the file comes last.
+// The store receives the form's fields, whatever the file name, and the file last.
 func TestUploadForm(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{
@@ -134,8 +134,8 @@ func TestUploadFaults(t *testing.T) {
 	}
 }
 
-// A store that answers before it has read everything must not leave a reader of
-// the caller's body behind.
+// A store that answers before it has read everything must not leave a reader of the
+// caller's body behind.
 func TestUploadLetsGoOfTheBody(t *testing.T) {
 	t.Parallel()
 	c, _ := connect(t, store(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }), Config{})

@@ -2,9 +2,9 @@ package dashscope
 
 import "time"
 
-// Paths of the service, below the base URL (which ends in /api/v1). Each is
-// answered with and without a trailing slash (Model Studio pages and both
-// official SDKs, which differ).
+// Paths of the service below the base URL, which ends in /api/v1. Each is answered with
+// and without a trailing slash (the Model Studio pages and the two official SDKs
+// differ).
 const (
 	PathText2Image = "/services/aigc/text2image/image-synthesis"
 	PathTasks      = "/tasks"
@@ -20,18 +20,17 @@ const (
 	HeaderOSSResolve = "X-DashScope-OssResourceResolve"
 	// HeaderWorkspace names a workspace; needed with a RAM sub-account's key.
 	HeaderWorkspace = "X-DashScope-WorkSpace"
-	// HeaderSimulated is set to "true" on every answer of the simulator, and on what
-	// Danqing's own API tells of a simulated job, so that a simulated image is never
-	// taken for a real one.
+	// HeaderSimulated is "true" on every answer of the simulator, and on Danqing's own
+	// answers about a simulated job, so that a simulated image is never mistaken for a
+	// real one.
 	HeaderSimulated = "X-Danqing-Simulated"
-	// HeaderGateway is set by Danqing's own DashScope-compatible API. A worker
-	// that finds it at its base URL must refuse to start: it would submit to
-	// itself.
+	// HeaderGateway is set by Danqing's own DashScope-compatible API. A worker that
+	// finds it at its base URL must refuse to start: it would submit to itself.
 	HeaderGateway = "X-Danqing-Gateway"
 )
 
-// Task states (manage-asynchronous-tasks page). SUSPENDED stands in both SDKs'
-// enums and on no page; like them, treat it as not terminal.
+// Task states (manage-asynchronous-tasks page). SUSPENDED is in both SDKs' enums and on
+// no page; as in the SDKs, it is not terminal.
 const (
 	StatusPending   = "PENDING"
 	StatusRunning   = "RUNNING"
@@ -44,8 +43,8 @@ const (
 	StatusUnknown = "UNKNOWN"
 )
 
-// TaskLifetime is how long a task can be queried after its creation and a
-// result URL lives (text-to-image API reference).
+// TaskLifetime is how long a task can be queried after its creation, and how long a
+// result URL is valid (text-to-image API reference).
 const TaskLifetime = 24 * time.Hour
 
 // CreateRequest is the body of a create.
@@ -55,10 +54,10 @@ type CreateRequest struct {
 	Parameters Parameters `json:"parameters"`
 }
 
-// Input says what to paint. RefImg is an http(s) URL or an oss:// name; the
-// document's curl lines spell it ref_image, the parameter table and both SDKs
-// ref_img, which is what is sent. SketchImageURL is how old samples hand over a
-// local file; if both are there, ref_img wins.
+// Input is the prompt and the reference image. RefImg is an http(s) URL or an oss://
+// name. The documentation's curl examples spell it ref_image, the parameter table and
+// both SDKs ref_img, which is the field that is sent. Old samples use SketchImageURL
+// for a local file; if several are set, ref_img wins.
 type Input struct {
 	Prompt         string `json:"prompt"`
 	NegativePrompt string `json:"negative_prompt,omitempty"`
@@ -67,10 +66,10 @@ type Input struct {
 	SketchImageURL string `json:"sketch_image_url,omitempty"`
 }
 
-// Parameters shape the image; each model has some of them (text-to-image API
-// references). An absent N means 4 to all models but Qwen-Image's, at four times
-// the price of one image; an absent PromptExtend means true, an absent Watermark
-// false.
+// Parameters are the options of an image; each model supports some of them
+// (text-to-image API references). An absent N means 4 for all models except
+// Qwen-Image's, at four times the price of one image; an absent PromptExtend means
+// true, an absent Watermark false.
 type Parameters struct {
 	Style        string   `json:"style,omitempty"`
 	Size         string   `json:"size,omitempty"`
@@ -89,9 +88,9 @@ type TaskResponse struct {
 	Usage     *Usage     `json:"usage,omitempty"`
 }
 
-// TaskOutput is a task as the query shows it. Only TaskID and TaskStatus are
-// always there. Code and Message are set on FAILED tasks; the HTTP status of
-// such an answer is 200. Times are "2006-01-02 15:04:05.000" in UTC+8.
+// TaskOutput is a task as returned by a query. Only TaskID and TaskStatus are always
+// present. Code and Message are set on FAILED tasks; the HTTP status of such an answer
+// is 200. Times are "2006-01-02 15:04:05.000" in UTC+8.
 type TaskOutput struct {
 	TaskID        string       `json:"task_id"`
 	TaskStatus    string       `json:"task_status"`
@@ -104,8 +103,8 @@ type TaskOutput struct {
 	Message       string       `json:"message,omitempty"`
 }
 
-// Result is one image: a URL, or the code and message of why there is none. A
-// task with at least one URL is SUCCEEDED.
+// Result is one image: a URL, or the code and message of its failure. A task with at
+// least one URL is SUCCEEDED.
 type Result struct {
 	URL          string `json:"url,omitempty"`
 	OrigPrompt   string `json:"orig_prompt,omitempty"`
@@ -121,7 +120,7 @@ type TaskMetrics struct {
 	Failed    int `json:"FAILED"`    //nolint:tagliatelle // DashScope's spelling
 }
 
-// Usage is what is charged: successful images only.
+// Usage is what is charged for: successful images only.
 type Usage struct {
 	ImageCount int `json:"image_count"`
 }
@@ -136,8 +135,8 @@ type ListResponse struct {
 	Data      []TaskInfo `json:"data"`
 }
 
-// TaskInfo is a task as the list shows it: no prompt, no results. RequestID is
-// that of the create. Times are Unix milliseconds, zero while not reached.
+// TaskInfo is a task as returned by a list: without prompt and results. RequestID is
+// the create's. Times are Unix milliseconds, zero until reached.
 type TaskInfo struct {
 	TaskID           string `json:"task_id"`
 	Status           string `json:"status"`
@@ -159,9 +158,8 @@ type PolicyResponse struct {
 	Data      Policy `json:"data"`
 }
 
-// Policy is an upload credential for the temporary store. It lives
-// ExpireInSeconds; what is uploaded with it lives 48 hours and belongs to the
-// account and model it was asked for.
+// Policy is an upload credential for the temporary store, valid for ExpireInSeconds.
+// Uploaded files live 48 hours and belong to the account and model of the credential.
 type Policy struct {
 	Policy              string `json:"policy"`
 	Signature           string `json:"signature"`

@@ -16,11 +16,11 @@ import (
 // maxSeed is the largest seed (text-to-image reference).
 const maxSeed = math.MaxInt32
 
-// create answers a create: it checks what the service checks at once, counts
-// the request against the limit, and queues a task.
+// create serves a create: it validates what the service validates at once, counts the
+// request against the rate limit, and queues a task.
 func (s *Simulator) create(r *http.Request, c caller, requestID string) (any, error) {
 	if r.Header.Get(dashscope.HeaderAsync) != "enable" {
-		return nil, &refusal{http.StatusForbidden, "AccessDenied", "current user api does not support synchronous calls"}
+		return nil, &apiError{http.StatusForbidden, "AccessDenied", "current user api does not support synchronous calls"}
 	}
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -28,7 +28,7 @@ func (s *Simulator) create(r *http.Request, c caller, requestID string) (any, er
 	}
 	var req dashscope.CreateRequest
 	if err := json.Unmarshal(body, &req); err != nil {
-		return nil, &refusal{http.StatusBadRequest, "InvalidParameter", "Required body invalid, please check the request body format."}
+		return nil, &apiError{http.StatusBadRequest, "InvalidParameter", "Required body invalid, please check the request body format."}
 	}
 	m, err := s.checkCreate(r, req)
 	if err != nil {
@@ -46,23 +46,23 @@ func (s *Simulator) create(r *http.Request, c caller, requestID string) (any, er
 		return nil, err
 	}
 	s.addTask(t)
-	s.log.InfoContext(r.Context(), "task made", "task_id", t.ID, "account", t.Account, "model", req.Model, "request_id", requestID)
+	s.log.InfoContext(r.Context(), "task created", "task_id", t.ID, "account", t.Account, "model", req.Model, "request_id", requestID)
 	return dashscope.TaskResponse{
 		RequestID: requestID,
 		Output:    dashscope.TaskOutput{TaskID: t.ID, TaskStatus: dashscope.StatusPending},
 	}, nil
 }
 
-// checkCreate is what the service refuses before it makes a task.
+// checkCreate validates what the service checks before it creates a task.
 func (s *Simulator) checkCreate(r *http.Request, req dashscope.CreateRequest) (model, error) {
 	bad := func(message string) (model, error) {
-		return model{}, &refusal{http.StatusBadRequest, "InvalidParameter", message}
+		return model{}, &apiError{http.StatusBadRequest, "InvalidParameter", message}
 	}
 	n := req.Parameters.N
-	m, known := s.modelOf(req.Model)
+	m, known := s.lookupModel(req.Model)
 	switch {
 	case req.Model == "":
-		return m, &refusal{http.StatusBadRequest, "BadRequest.EmptyModel", "Required parameter \"model\" missing from request."}
+		return m, &apiError{http.StatusBadRequest, "BadRequest.EmptyModel", "Required parameter \"model\" missing from request."}
 	case !known:
 		return m, unknownModel(req.Model)
 	case strings.TrimSpace(req.Input.Prompt) == "":
@@ -78,7 +78,7 @@ func (s *Simulator) checkCreate(r *http.Request, req dashscope.CreateRequest) (m
 	}
 }
 
-// reference is the name of the reference image, empty without one. If several
+// reference returns the name of the reference image, empty if there is none. If several
 // fields are set, ref_img wins (text-to-image reference).
 func reference(in dashscope.Input) string {
 	for _, name := range []string{in.RefImg, in.RefImage, in.SketchImageURL} {
@@ -89,7 +89,7 @@ func reference(in dashscope.Input) string {
 	return ""
 }
 
-// newTask decides everything about a task once. s.mu must be held.
+// newTask creates a task and fixes everything about it. s.mu must be held.
 func (s *Simulator) newTask(c caller, m model, req dashscope.CreateRequest, requestID string, now time.Time) *task {
 	rng := s.random(uint64(len(s.tasks)))
 	t := &task{
@@ -110,18 +110,18 @@ func (s *Simulator) newTask(c caller, m model, req dashscope.CreateRequest, requ
 	if s.TaskTime != nil {
 		t.Duration = max(s.TaskTime(rng, req), 0)
 	} else {
-		t.Duration = usualTaskTime(rng, m, req)
+		t.Duration = defaultTaskTime(rng, m, req)
 	}
 	return t
 }
 
-// checkTask is what the service finds only when the task runs. What a model does
-// not have is ignored, as the service is taken to do.
+// checkTask validates what the service checks only when the task runs. Options that a
+// model lacks are ignored, as the service is assumed to do.
 func (s *Simulator) checkTask(c caller, m model, req dashscope.CreateRequest, now time.Time) Failure {
 	bad := func(message string) Failure { return Failure{"InvalidParameter", message} }
 	p := req.Parameters
 	if _, _, ok := m.sizes.parse(p.Size); !ok {
-		return bad(m.sizes.refusal())
+		return bad(m.sizes.message())
 	}
 	if p.Seed != nil && (*p.Seed < 0 || *p.Seed > maxSeed) {
 		return bad("The seed must be in the range [0, 2147483647].")
@@ -141,7 +141,7 @@ func (s *Simulator) checkTask(c caller, m model, req dashscope.CreateRequest, no
 	return s.checkReference(c, req, now)
 }
 
-// checkReference is what becomes of a task whose reference image cannot be had.
+// checkReference returns the failure of a task whose reference image is unavailable.
 func (s *Simulator) checkReference(c caller, req dashscope.CreateRequest, now time.Time) Failure {
 	name := reference(req.Input)
 	invalid := Failure{"InvalidURL", "The request URL is invalid, please make sure the url is correct and is an image."}
@@ -169,7 +169,7 @@ func (s *Simulator) checkReference(c caller, req dashscope.CreateRequest, now ti
 
 // addTask queues a recorded task. s.mu must be held.
 func (s *Simulator) addTask(t *task) {
-	t.model, _ = s.modelOf(t.Request.Model) // known when it was made
+	t.model, _ = s.lookupModel(t.Request.Model) // the model existed when the task was created
 	key := laneKey{t.Account, t.Request.Model}
 	if s.lanes[key] == nil {
 		s.lanes[key] = &lane{}

@@ -1,38 +1,38 @@
-// Package simulator is a DashScope over HTTP, for tests, demonstrations and
+// Package simulator is a simulated DashScope over HTTP, for tests, demonstrations and
 // continuous integration: it needs no key, costs nothing, and answers as the
 // published pages of the service say, except that every answer carries
 // [dashscope.HeaderSimulated].
 //
 // The base URL is http://HOST/api/v1. A [Simulator] is an [http.Handler]; with
-// [Simulator.DialContext] as the dialer of an [http.Transport] it is reached
+// [Simulator.DialContext] as the dialer of an [http.Transport] it is used
 // without a socket, inside a testing/synctest bubble too. It reads the clock
-// with [time.Now] and runs nothing in the background: what a task is at a moment
-// follows from what was recorded and that moment.
+// with [time.Now] and runs nothing in the background: the state of a task at a time
+// follows from what was recorded and that time.
 //
-// # What is modelled
+// # What is modeled
 //
 // From Alibaba's pages, by their names under help.aliyun.com/zh/model-studio:
 //
 //   - Create (text-to-image-api-reference, text-to-image-v2-api-reference,
 //     qwen-image-api): every model of text2image/image-synthesis with its fields,
 //     n 4 if absent (Qwen-Image: 1 and no other), a wrong n or a missing prompt
-//     refused at once, a wrong size accepted and the task FAILED; 403 without
-//     X-DashScope-Async; 400 InvalidParameter for a model that is not here, which
-//     error-code words in two ways (it also knows a 404 ModelNotFound, which
-//     uploads answer here). A bad style, seed, ref_strength or ref_mode is taken
-//     to end like a bad size. What a model does not have is ignored.
+//     rejected at once, a wrong size accepted and the task FAILED; 403 without
+//     X-DashScope-Async; 400 InvalidParameter for an unavailable model, which
+//     error-code describes in two ways (it also lists a 404 ModelNotFound, which
+//     uploads return here). A wrong style, seed, ref_strength or ref_mode is
+//     assumed to end like a wrong size. Options that a model lacks are ignored.
 //   - prompt_extend and watermark (the same references): the prompt is rewritten
-//     unless prompt_extend is false, by a fixed rule here; the mark is painted
-//     only if watermark is true: AI生成, or Qwen-Image, as third parties describe
+//     unless prompt_extend is false, by a fixed rule here; the watermark is drawn
+//     only if watermark is true: AI生成, or Qwen-Image, as third parties report
 //     that model's.
 //   - Regions (model-pricing, rate-limit): the models of Beijing and those of
 //     Singapore, in each one's spelling and at its prices; see Simulator.Region.
 //   - Query: all states but SUSPENDED, times in UTC+8, partial results, UNKNOWN
-//     with HTTP 200 for what is not the account's or older than 24 h. The
+//     with HTTP 200 for tasks of other accounts or older than 24 h. The
 //     results of wanx-v1 carry only a URL, those of the others orig_prompt too,
 //     and actual_prompt where it was rewritten.
 //   - Cancel and list (manage-asynchronous-tasks): only PENDING tasks can be
-//     cancelled; the list is the account's, without prompts, times in epoch
+//     canceled; the list is the account's, without prompts, times in epoch
 //     milliseconds. Its order (newest first), its largest page (100), the zone
 //     of its filters (UTC+8) and the answer to a cancel of an unknown task (as
 //     to one that is not PENDING) are assumed.
@@ -40,39 +40,39 @@
 //     with its checks, oss:// names that live 48 h, belong to one account and
 //     model, and are resolved only with X-DashScope-OssResourceResolve.
 //   - Results: OSS links signed with version 1, dead after 24 h with OSS's 403,
-//     refused together with an Authorization header (general behaviour of OSS);
+//     rejected together with an Authorization header (general behavior of OSS);
 //     Range, ETag, Content-MD5, x-oss-hash-crc64ecma. A query always returns
-//     the same link. Their life is counted from the end of the task; the page
+//     the same link. Their lifetime is counted from the end of the task; the page
 //     does not say from when.
 //   - Limits (rate-limit), counted by account and model: the model's creates a
 //     second, as a sliding window, then 429 Throttling.RateQuota; the model's
 //     tasks RUNNING at once, the rest PENDING in order. By account: 20 queries,
 //     lists and cancels a second, then 429 Throttling. The pages give each of
-//     the three 20; here they share them, the stricter reading. A refused
+//     the three 20; here they share them, the stricter reading. A rejected
 //     request is not counted.
 //   - Times: 25 ms from create to start, and for wanx-v1 about 27 s of work, as in
 //     the two answers that the reference shows; for the others 5.7 to 23.9 s and 3
-//     to 4 s for rewriting, after the few samples that there are. A task without a
+//     to 4 s for rewriting, after the few published samples. A task without a
 //     result after 3 h is FAILED with InternalError.Timeout (error-code).
-//   - Money (model-pricing): images made, and nothing else, at the price of the
+//   - Costs (model-pricing): created images, and nothing else, at the price of the
 //     model in the region, exact to the micro-yuan.
-//   - Keys: 401 InvalidApiKey for one that is not in Simulator.Keys or was revoked.
+//   - Keys: 401 InvalidApiKey for a key that is not in Simulator.Keys or was revoked.
 //
-// The words of messages are the pages' where they quote them.
+// Messages are worded as on the pages, if quoted there.
 //
-// What goes wrong beyond that is scripted: see [Fault] and the Outcome field of
+// Other failures are scripted: see [Fault] and the Outcome field of
 // [Simulator].
 //
-// # What is not modelled
+// # What is not modeled
 //
 //   - Models of other endpoints; synchronous calls.
 //   - Moderation, arrears, quotas and workspaces. A [Fault] or an
-//     Outcome stands in for them.
-//   - A cap on queued tasks, and 429 because of concurrency: no page has them.
-//   - References behind a URL are not fetched: a picture drawn from the URL
-//     alone stands in. Uploads keep a copy of at most 512 pixels a side.
+//     Outcome replaces them.
+//   - A limit on queued tasks, and 429 because of concurrency: not documented.
+//   - References at a URL are not downloaded: a picture drawn from the URL
+//     alone replaces them. Uploads keep a copy of at most 512 pixels a side.
 //   - Separate hosts of OSS: uploads and results are paths of the same server.
-//   - EventBridge, TLS, latency of the network.
-//   - Forgetting: tasks stay in memory, about a kilobyte each, so that
-//     [Simulator.Tasks] and [Simulator.Stats] can tell of all of them.
+//   - EventBridge, TLS, network latency.
+//   - Expiry: tasks stay in memory, about a kilobyte each, so that
+//     [Simulator.Tasks] and [Simulator.Stats] cover all of them.
 package simulator

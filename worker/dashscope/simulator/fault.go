@@ -13,34 +13,34 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// Fault is something that goes wrong with a request. The zero value of each
-// field asks for nothing; what is set combines.
+// Fault is a failure that is injected into requests. The zero value of each field has
+// no effect; the fields can be combined.
 //
-// The faults of a [Simulator] are looked at in the order they were scripted,
-// and a request meets the first one that is due.
+// The faults of a [Simulator] are checked in the order in which they were scripted, and
+// a request gets the first one that applies.
 type Fault struct {
 	// Route limits the fault to one kind of request; zero means any.
 	Route Route
-	// Match limits it further; nil means every request of the route. It may
-	// read the body of all but uploads. It must not call the simulator.
+	// Match limits it further; nil matches every request of the route. It may read the
+	// body of every request except uploads. It must not call the simulator.
 	Match func(*http.Request) bool
-	// Nth makes the fault due from the n-th request that fits, counted from
-	// the moment it was scripted. 0 and 1 mean the next one.
+	// Nth makes the fault apply from the n-th matching request on, counted from when it
+	// was scripted. 0 and 1 mean the next one.
 	Nth int
-	// Times is how many requests meet it; 0 means one, below 0 all of them.
+	// Times is how many requests get it; 0 means one, a negative number all of them.
 	Times int
-	// Probability, if not 0, lets each request that is due meet it only with
-	// this chance, in (0, 1].
+	// Probability, if not 0, is the chance, in (0, 1], that it applies to a matching
+	// request.
 	Probability float64
 
-	// Delay holds the request for this long: before the work, or with
-	// AfterWork and ResetAfter after it. If the client leaves while the work
-	// is not done yet, it is not done, unless the fault is Detached.
+	// Delay delays the request: before the work, or after it with AfterWork and
+	// ResetAfter. If the client disconnects before the work, the work is not done,
+	// unless the fault is Detached.
 	Delay time.Duration
-	// Detached lets the work be done although the client has left.
+	// Detached does the work even if the client has disconnected.
 	Detached bool
-	// AfterWork lets the work be done, for example the task be made, before
-	// Status, Body or Garbage replaces its answer.
+	// AfterWork does the work, for example creates the task, before Status, Body or
+	// Garbage replaces the answer.
 	AfterWork bool
 	// Status replaces the answer. Without a Body it is an error of the API, or
 	// of OSS for uploads and results, with Code and Message.
@@ -51,63 +51,61 @@ type Fault struct {
 	Body string
 	// Header is added to the answer.
 	Header http.Header
-	// Garbage replaces the answer by a 200 whose body is not JSON.
+	// Garbage replaces the answer with a 200 whose body is not JSON.
 	Garbage bool
-	// Reset ends the connection without an answer. Mind that [http.Transport]
-	// repeats a GET by itself if that befalls a kept connection.
+	// Reset ends the connection without an answer. [http.Transport] retries a GET by
+	// itself if that happens on a reused connection.
 	Reset Reset
-	// Truncate announces the whole answer, sends half of it and ends the
-	// connection.
+	// Truncate announces the whole answer, sends half of it and closes the connection.
 	Truncate bool
 }
 
-// Reset says when a [Fault] ends the connection.
+// Reset is when a [Fault] ends the connection.
 type Reset int
 
-// ResetBefore ends it before the work is done, so that nothing exists;
-// ResetAfter once it is done, so that a task exists of which the client was not
-// told.
+// ResetBefore ends it before the work is done, so that nothing exists; ResetAfter ends
+// it after the work, so that a task exists that the client does not know of.
 const (
 	ResetNone Reset = iota
 	ResetBefore
 	ResetAfter
 )
 
-// garbage is what a proxy in trouble may answer with status 200.
+// garbage is what a failing proxy may answer with status 200.
 const garbage = "<html><body><h1>upstream connect error</h1>\x00\xff"
 
-// scripted is a fault and how far it has come.
+// scripted is a fault and its counters.
 type scripted struct {
 	Fault
 	seen, fired int
 }
 
-// meet counts a request and returns the fault that it meets, if any.
-func (s *Simulator) meet(route Route, r *http.Request) *Fault {
+// matchFault counts a request and returns the fault that applies to it, or nil.
+func (s *Simulator) matchFault(route Route, r *http.Request) *Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts.requests[route]++
-	var met *Fault
+	var hit *Fault
 	for _, f := range s.faults {
 		if f.Route != RouteAny && f.Route != route || f.Match != nil && !f.Match(r) {
 			continue
 		}
 		f.seen++
-		if met != nil || f.seen < f.Nth || f.Times >= 0 && f.fired >= max(f.Times, 1) ||
+		if hit != nil || f.seen < f.Nth || f.Times >= 0 && f.fired >= max(f.Times, 1) ||
 			f.Probability != 0 && s.faultRNG.Float64() >= f.Probability {
 			continue
 		}
 		f.fired++
 		s.counts.faults++
-		met = &f.Fault
+		hit = &f.Fault
 	}
-	return met
+	return hit
 }
 
-// replaces reports whether the fault has an answer of its own.
+// replaces reports whether the fault has its own answer.
 func (f *Fault) replaces() bool { return f.Status != 0 || f.Body != "" || f.Garbage }
 
-// serve answers a request that meets the fault.
+// serve handles a request with the fault.
 func (f *Fault) serve(w http.ResponseWriter, r *http.Request, route Route, work http.HandlerFunc) {
 	if f.Detached {
 		r = r.WithContext(context.WithoutCancel(r.Context()))
@@ -164,7 +162,7 @@ func (f *Fault) answer(w http.ResponseWriter, route Route) {
 	writeJSON(w, status, dashscope.ErrorResponse{Code: code, Message: f.Message, RequestID: id}, id)
 }
 
-// wait lets the time pass unless the client leaves.
+// wait sleeps for d and reports whether ctx did not end first.
 func wait(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {
 		return ctx.Err() == nil
@@ -179,8 +177,8 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// reset ends the connection as a crash of the other side does: with RST over
-// TCP, else by closing it. It does not return.
+// reset ends the connection as a crash of the peer does: with RST over TCP, otherwise
+// by closing it. It does not return.
 func reset(w http.ResponseWriter) {
 	if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
 		raw := conn
@@ -188,14 +186,14 @@ func reset(w http.ResponseWriter) {
 			raw = secured.NetConn()
 		}
 		if tcp, ok := raw.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0) // makes Close send RST; at worst it sends FIN
+			_ = tcp.SetLinger(0) // makes Close send RST; without it Close sends FIN
 		}
-		_ = raw.Close() // nothing can be done about it
+		_ = raw.Close() // an error changes nothing
 	}
 	panic(http.ErrAbortHandler)
 }
 
-// recorder keeps an answer instead of sending it.
+// recorder records an answer instead of sending it.
 type recorder struct {
 	header http.Header
 	status int
@@ -215,20 +213,19 @@ func (r *recorder) Write(b []byte) (int, error) {
 	return r.body.Write(b)
 }
 
-// writeTo sends the answer, or the first half of it before it ends the
-// connection.
+// writeTo sends the answer, or half of it before it closes the connection.
 func (r *recorder) writeTo(w http.ResponseWriter, half bool) {
 	clear(w.Header())
 	maps.Copy(w.Header(), r.header)
 	r.WriteHeader(http.StatusOK)
 	if !half {
 		w.WriteHeader(r.status)
-		_, _ = w.Write(r.body.Bytes()) // the client is gone
+		_, _ = w.Write(r.body.Bytes()) // the client has disconnected
 		return
 	}
 	w.Header().Set("Content-Length", strconv.Itoa(r.body.Len()))
 	w.WriteHeader(r.status)
-	_, _ = w.Write(r.body.Bytes()[:r.body.Len()/2]) // the client is gone
-	_ = http.NewResponseController(w).Flush()       // a recorder of tests cannot
+	_, _ = w.Write(r.body.Bytes()[:r.body.Len()/2]) // the client has disconnected
+	_ = http.NewResponseController(w).Flush()       // test recorders cannot flush
 	panic(http.ErrAbortHandler)
 }

@@ -24,7 +24,7 @@ func (c *client) tryCreate(ctx context.Context) (reply, error) {
 	return c.send(ctx, http.MethodPost, c.base+dashscope.PathText2Image, []byte(fox), header)
 }
 
-// Each fault is met over a socket and over the in-process dialer.
+// Each fault works over a socket and over the in-process dialer.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	lost := func(t *testing.T, r reply, err error) {
@@ -80,7 +80,7 @@ func TestFaults(t *testing.T) {
 				r, err := c.tryCreate(t.Context())
 				test.check(t, r, err)
 				assert.Len(t, sim.Tasks(), test.tasks)
-				c.create(t, fox) // met once only
+				c.create(t, fox) // the fault applies once
 				assert.Equal(t, 1, sim.Stats().Faults)
 				assert.Equal(t, map[simulator.Route]int{simulator.RouteCreate: 2}, sim.Stats().Requests, "sent once each")
 			}
@@ -98,7 +98,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// A reset over TCP is an RST, as from a machine that crashed.
+// A reset over TCP is an RST, as from a crashed machine.
 func TestResetOverTCP(t *testing.T) {
 	t.Parallel()
 	sim := fixed(time.Second)

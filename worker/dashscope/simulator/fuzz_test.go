@@ -13,8 +13,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// Whatever the state file holds, it is refused, or it is read to the same tasks
-// each time, every one of which can be asked for.
+// Any state file is either rejected, or read to the same tasks each time, each of which
+// can be queried.
 func FuzzState(f *testing.F) {
 	const task = `{"task":{"task_id":"t1","request_id":"r1","account":"main","api_key_id":"1","request":{"model":"wanx-v1","input":{"prompt":"fox"},"parameters":{"n":2}},"seed":7,"created_at":"2026-01-02T03:04:05Z","duration":1000000000,"outcome":{}}}` + "\n"
 	for _, text := range []string{

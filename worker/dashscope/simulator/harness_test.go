@@ -24,10 +24,10 @@ type client struct {
 	http *http.Client
 	base string
 	key  string
-	t    *testing.T // of the bubble it was made in
+	t    *testing.T // of its bubble
 }
 
-// reply is an answer, read to its end.
+// reply is a completely read answer.
 type reply struct {
 	status int
 	header http.Header
@@ -107,7 +107,7 @@ func (c *client) get(t *testing.T, path string) reply {
 	return c.call(t, http.MethodGet, path, nil, nil)
 }
 
-// asyncHeader is what every create needs.
+// asyncHeader is required on every create.
 func asyncHeader() map[string]string {
 	return map[string]string{dashscope.HeaderAsync: "enable", dashscope.HeaderOSSResolve: "enable", "Content-Type": "application/json"}
 }
@@ -159,7 +159,7 @@ func refused(t *testing.T, r reply, status int, code string) {
 	assert.NotEmpty(t, e.RequestID)
 }
 
-// fixed makes every task run this long.
+// fixed returns a TaskTime of constant length.
 func fixed(d time.Duration) *simulator.Simulator {
 	return &simulator.Simulator{TaskTime: simulator.Between(d, d)}
 }

@@ -10,10 +10,10 @@ import (
 )
 
 // DialContext connects to the simulator in the process, without a socket: an
-// [http.Transport] with this dialer talks HTTP/1.1 to it, inside a
-// testing/synctest bubble too. Every host name and port is answered; there is
-// no TLS, so base URLs must be http. It starts an HTTP server, which
-// [Simulator.Close] ends. After Close it fails with [net.ErrClosed].
+// [http.Transport] with this dialer uses HTTP/1.1, also inside a testing/synctest
+// bubble. Every host name and port is accepted; there is no TLS, so base URLs must be
+// http. It starts an HTTP server, which [Simulator.Close] ends. After Close it fails
+// with [net.ErrClosed].
 func (s *Simulator) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
 	if err := s.Load(); err != nil {
 		return nil, err
@@ -43,7 +43,7 @@ type inProcess struct {
 	running sync.WaitGroup // the server and its connections
 }
 
-// start runs the server unless it runs.
+// start starts the server unless it is running.
 func (p *inProcess) start(handler http.Handler, logger *slog.Logger) (*pipeListener, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

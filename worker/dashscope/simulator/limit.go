@@ -5,21 +5,21 @@ import (
 	"time"
 )
 
-// windowKey names a counted limit.
+// windowKey identifies a rate limit.
 type windowKey struct {
 	what string
 	lane laneKey
 }
 
-// window holds the moments of the last admissions, oldest first, at most as
-// many as the limit.
+// window holds the times of the last admitted requests, oldest first, at most as many
+// as the limit.
 type window struct {
 	admitted []time.Time
 }
 
-// admit counts a request against a limit a second, a sliding window, or refuses
-// it. A refused request is not counted. s.mu must be held.
-func (s *Simulator) admit(key windowKey, limit int, now time.Time, refuse *refusal) error {
+// admit counts a request against a limit per second, a sliding window, or rejects it. A
+// rejected request is not counted. s.mu must be held.
+func (s *Simulator) admit(key windowKey, limit int, now time.Time, refuse *apiError) error {
 	if limit < 0 {
 		return nil
 	}
@@ -39,7 +39,7 @@ func (s *Simulator) admit(key windowKey, limit int, now time.Time, refuse *refus
 	return nil
 }
 
-// admitCreate applies the limit of submissions: the simulator's, or else the
+// admitCreate applies the rate limit of creates: the simulator's if set, otherwise the
 // model's.
 func (s *Simulator) admitCreate(lane laneKey, m model, now time.Time) error {
 	limit := s.SubmitsPerSecond
@@ -47,10 +47,10 @@ func (s *Simulator) admitCreate(lane laneKey, m model, now time.Time) error {
 		limit = m.submits
 	}
 	return s.admit(windowKey{"create", lane}, limit, now,
-		&refusal{http.StatusTooManyRequests, "Throttling.RateQuota", "Requests rate limit exceeded, please try again later."})
+		&apiError{http.StatusTooManyRequests, "Throttling.RateQuota", "Requests rate limit exceeded, please try again later."})
 }
 
-// admitQuery applies the limit that queries, lists and cancels of an account
+// admitQuery applies the rate limit that queries, lists and cancels of an account
 // share.
 func (s *Simulator) admitQuery(account string, now time.Time) error {
 	limit := s.QueriesPerSecond
@@ -58,11 +58,11 @@ func (s *Simulator) admitQuery(account string, now time.Time) error {
 		limit = defaultQueriesPerSecond
 	}
 	return s.admit(windowKey{"query", laneKey{account: account}}, limit, now,
-		&refusal{http.StatusTooManyRequests, "Throttling", "Requests throttling triggered."})
+		&apiError{http.StatusTooManyRequests, "Throttling", "Requests throttling triggered."})
 }
 
-// admitPolicy applies the limit of upload credentials.
+// admitPolicy applies the rate limit of upload credentials.
 func (s *Simulator) admitPolicy(lane laneKey, now time.Time) error {
 	return s.admit(windowKey{"policy", lane}, policiesPerSecond, now,
-		&refusal{http.StatusTooManyRequests, "Throttling.RateQuota", "Requests rate limit exceeded, please try again later."})
+		&apiError{http.StatusTooManyRequests, "Throttling.RateQuota", "Requests rate limit exceeded, please try again later."})
 }

@@ -17,43 +17,43 @@ import (
 // (model-pricing page), in millionths of a yuan.
 const MicroYuanPerImage = 160_000
 
-// modelV1 is the one model with styles and reference images.
+// modelV1 is the only model with styles and reference images.
 const modelV1 = "wanx-v1"
 
-// model is what the service does for one model in one region.
+// model describes one model in one region.
 type model struct {
 	name string
-	// promptRunes is where the prompt is cut (API references; for the models
-	// 2.1 and 2.2 the present revision).
+	// promptRunes is the length at which the prompt is truncated (API references; for
+	// the models 2.1 and 2.2 the current revision).
 	promptRunes int
 	sizes       sizes
-	// maxImages is the largest n; an absent n is the same.
+	// maxImages is the largest n; an absent n means the same.
 	maxImages int
-	// extends is whether the model has prompt_extend and watermark.
-	extends bool
-	// mark is the watermark's words.
-	mark string
+	// canRewrite is whether the model has prompt_extend and watermark.
+	canRewrite bool
+	// watermark is the watermark's text.
+	watermark string
 	// microYuan is the price of an image (model-pricing page).
 	microYuan int64
-	// submits a second and tasks at once are allowed to an account (rate-limit
+	// submits per second and concurrent tasks are the limits per account (rate-limit
 	// page).
 	submits, concurrency int
 	// seconds is the median time of a task without prompt_extend.
 	seconds float64
 }
 
-// sizes is a list, or bounds where the list is empty.
+// sizes is a list of sizes, or bounds if the list is empty.
 type sizes struct {
-	usual                                         string
+	fallback                                      string
 	list                                          []string
 	minSide, maxSide, minPixels, maxPixels, ratio int
 }
 
-// parse reads a size, "" being the usual one. It reports whether the model makes
-// such images.
+// parse parses a size; "" means the default. It reports whether the model supports the
+// size.
 func (s sizes) parse(text string) (width, height int, ok bool) {
 	if text == "" {
-		text = s.usual
+		text = s.fallback
 	}
 	w, h, _ := strings.Cut(text, "*")
 	width, err := strconv.Atoi(w)
@@ -70,9 +70,9 @@ func (s sizes) parse(text string) (width, height int, ok bool) {
 	return width, height, ok
 }
 
-// refusal is the message of a task with a wrong size. That of a list is word for
-// word from the text-to-image reference; the others are assumed.
-func (s sizes) refusal() string {
+// message returns the message of a task with a wrong size. That of a list is quoted
+// from the text-to-image reference; the others are assumed.
+func (s sizes) message() string {
 	switch {
 	case len(s.list) > 0:
 		return "The size is not match the allowed size ['" + strings.Join(s.list, "', '") + "']"
@@ -83,8 +83,8 @@ func (s sizes) refusal() string {
 	}
 }
 
-// modelOf finds a model of the simulator's region by its spelling there.
-func (s *Simulator) modelOf(name string) (model, bool) {
+// lookupModel finds a model of the simulator's region by its spelling there.
+func (s *Simulator) lookupModel(name string) (model, bool) {
 	for _, m := range models(s.Region) {
 		if m.name == name {
 			return m, true
@@ -93,16 +93,16 @@ func (s *Simulator) modelOf(name string) (model, bool) {
 	return model{}, false
 }
 
-// models lists what the region has at text2image/image-synthesis.
+// models lists the region's models at text2image/image-synthesis.
 func models(region string) []model {
 	const turbo, plus, preview = 5.7, 7.7, 23.9 // 9.2, 11.2 and 27.4 s with prompt_extend
-	square := sizes{usual: "1024*1024", minSide: 512, maxSide: 1440}
-	pixels := sizes{usual: "1280*1280", minPixels: 1280 * 1280, maxPixels: 1440 * 1440, ratio: 4}
-	qwen := sizes{usual: "1664*928", list: []string{"1664*928", "1472*1104", "1328*1328", "1104*1472", "928*1664"}}
+	square := sizes{fallback: "1024*1024", minSide: 512, maxSide: 1440}
+	pixels := sizes{fallback: "1280*1280", minPixels: 1280 * 1280, maxPixels: 1440 * 1440, ratio: 4}
+	qwen := sizes{fallback: "1664*928", list: []string{"1664*928", "1472*1104", "1328*1328", "1104*1472", "928*1664"}}
 	const ai, qwenMark = "AI生成", "Qwen-Image"
 	switch region {
 	case "", dashscope.RegionBeijing:
-		v1 := sizes{usual: "1024*1024", list: []string{"1024*1024", "720*1280", "768*1152", "1280*720"}}
+		v1 := sizes{fallback: "1024*1024", list: []string{"1024*1024", "720*1280", "768*1152", "1280*720"}}
 		return []model{
 			{modelV1, 800, v1, 4, false, "", MicroYuanPerImage, 2, 1, 26.8},
 			{"wanx2.0-t2i-turbo", 800, square, 4, true, ai, 40_000, 2, 2, turbo},
@@ -129,49 +129,49 @@ func models(region string) []model {
 	}
 }
 
-// unknownModel is the refusal of a model that is not at this endpoint: one that
-// is at another, or none at all (error-code page).
-func unknownModel(name string) *refusal {
+// unknownModel returns the error for a model that is at another endpoint, or does not
+// exist (error-code page).
+func unknownModel(name string) *apiError {
 	message := "Model not exist."
-	elsewhere := []string{"wan2.6", "wan2.7", "wan3.0", "qwen-image-max", "qwen-image-2.0", "qwen-image-edit", "z-image"}
-	if slices.ContainsFunc(elsewhere, func(family string) bool { return strings.HasPrefix(name, family) }) {
+	otherEndpoints := []string{"wan2.6", "wan2.7", "wan3.0", "qwen-image-max", "qwen-image-2.0", "qwen-image-edit", "z-image"}
+	if slices.ContainsFunc(otherEndpoints, func(family string) bool { return strings.HasPrefix(name, family) }) {
 		message = "url error, please check url!"
 	}
-	return &refusal{http.StatusBadRequest, "InvalidParameter", message}
+	return &apiError{http.StatusBadRequest, "InvalidParameter", message}
 }
 
-// usualTaskTime is log-normal around the model's median; the spread is assumed.
-// With prompt_extend it takes 3 to 4 s more (text-to-image V2 reference).
+// defaultTaskTime is log-normal around the model's median; the spread is assumed. With
+// prompt_extend it takes 3 to 4 s more (text-to-image V2 reference).
 //
-// The medians: 26.6 s and 27.0 s for wanx-v1 (its reference); with prompt_extend
-// 10.8 s and 11.7 s for wanx2.1 (V2 reference), 9.2 s for wanx2.1-t2i-turbo
-// (manage-asynchronous-tasks). The others are taken to be like those, and
-// wan2.5 like the 27.4 s of wan2.6.
-func usualTaskTime(rng *randv2.Rand, m model, req dashscope.CreateRequest) time.Duration {
+// The medians: 26.6 s and 27.0 s for wanx-v1 (its reference); with prompt_extend 10.8 s
+// and 11.7 s for wanx2.1 (V2 reference), 9.2 s for wanx2.1-t2i-turbo
+// (manage-asynchronous-tasks). The others are assumed to be like those, and wan2.5 like
+// the 27.4 s of wan2.6.
+func defaultTaskTime(rng *randv2.Rand, m model, req dashscope.CreateRequest) time.Duration {
 	const sigma = 0.12
 	seconds := m.seconds * math.Exp(sigma*rng.NormFloat64())
-	if m.extended(req) {
+	if m.rewritesPrompt(req) {
 		seconds += 3 + rng.Float64()
 	}
 	return time.Duration(seconds * float64(time.Second))
 }
 
-// extended reports whether the prompt is rewritten: where the model can and the
-// request does not say no.
-func (m model) extended(req dashscope.CreateRequest) bool {
+// rewritesPrompt reports whether the prompt is rewritten: the model supports it and the
+// request does not disable it.
+func (m model) rewritesPrompt(req dashscope.CreateRequest) bool {
 	p := req.Parameters.PromptExtend
-	return m.extends && (p == nil || *p)
+	return m.canRewrite && (p == nil || *p)
 }
 
-// marked reports whether the image bears a watermark.
-func (m model) marked(req dashscope.CreateRequest) bool {
+// hasWatermark reports whether the image has a watermark.
+func (m model) hasWatermark(req dashscope.CreateRequest) bool {
 	p := req.Parameters.Watermark
-	return m.extends && p != nil && *p
+	return m.canRewrite && p != nil && *p
 }
 
-// extend is the prompt as a language model would rewrite it: the same prompt
-// always in the same way.
-func extend(prompt string) string {
+// rewritePrompt returns the prompt as a language model would rewrite it,
+// deterministically.
+func rewritePrompt(prompt string) string {
 	chinese := []string{"晨光斜照，空气中有细微的尘粒", "层次分明的远景，柔和的景深", "质感细腻，光影过渡自然", "构图均衡，留白得当，色调统一"}
 	english := []string{"low morning light with dust in the air", "a layered background with soft depth of field", "fine texture and gentle gradations of light", "balanced composition in one restrained palette"}
 	details, comma, stop := english, ", ", "."

@@ -19,7 +19,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// beijing lists the models of Beijing and what the pages say of each.
+// beijing lists the models of Beijing with their documented properties.
 func beijing() []struct {
 	name                                string
 	submits, concurrency, images, price int
@@ -44,7 +44,7 @@ func create(model, parameters string) string {
 	return fmt.Sprintf(`{"model":%q,"input":{"prompt":"一只狐狸"},"parameters":{%s}}`, model, parameters)
 }
 
-// Each model has its own limits, lanes and price; an absent n is the model's most.
+// Each model has its own limits, lanes and price; an absent n is the model's maximum.
 func TestModelLimitsAndPrices(t *testing.T) {
 	t.Parallel()
 	for _, m := range beijing() {
@@ -74,7 +74,7 @@ func TestModelLimitsAndPrices(t *testing.T) {
 	}
 }
 
-// The simulator's own fields rule over every model's figures.
+// The simulator's own fields override every model's limits.
 func TestFieldsOverrideModels(t *testing.T) {
 	t.Parallel()
 	sim := fixed(10 * time.Second)
@@ -94,7 +94,7 @@ func TestFieldsOverrideModels(t *testing.T) {
 	})
 }
 
-// A size at the bound is painted in that size; one beyond ends its task.
+// A size at the bound is accepted; one beyond it fails the task.
 func TestModelSizes(t *testing.T) {
 	t.Parallel()
 	for model, sizes := range map[string]struct{ good, bad string }{
@@ -186,7 +186,7 @@ func TestPromptExtend(t *testing.T) {
 	})
 }
 
-// Rewriting takes 3 to 4 s more; a median over many tasks shows it.
+// Rewriting takes 3 to 4 s more, measured by the median over many tasks.
 func TestPromptExtendTakesTime(t *testing.T) {
 	t.Parallel()
 	sim := &simulator.Simulator{SubmitsPerSecond: -1, Concurrency: 1000}
@@ -210,7 +210,7 @@ func TestPromptExtendTakesTime(t *testing.T) {
 	})
 }
 
-// recordPictures keeps what a simulator paints.
+// recordPictures records what a simulator paints.
 func recordPictures(sim *simulator.Simulator) *[]painter.Picture {
 	painted := &[]painter.Picture{}
 	sim.Render = func(p painter.Picture) []byte {
@@ -262,8 +262,8 @@ func TestModelsOfARegion(t *testing.T) {
 	refused(t, record(nowhere, http.MethodPost, dashscope.PathText2Image, create("qwen-image", ""), asyncHeader()), http.StatusBadRequest, "InvalidParameter")
 }
 
-// A revoked key is refused everywhere; its account's tasks go on, its other key
-// sees them, and what it paid for can still be downloaded.
+// A revoked key is rejected everywhere; its account's tasks continue, another key sees
+// them, and paid images can still be downloaded.
 func TestRevoke(t *testing.T) {
 	t.Parallel()
 	sim := fixed(5 * time.Second)
@@ -299,7 +299,7 @@ func TestRevoke(t *testing.T) {
 	assert.Len(t, sim.Tasks(), 4)
 }
 
-// Keys may be revoked while requests are served.
+// Keys may be revoked while requests are being served.
 func TestRevokeWhileServing(t *testing.T) {
 	t.Parallel()
 	sim := &simulator.Simulator{QueriesPerSecond: -1}
@@ -352,7 +352,7 @@ func TestAccountsAreSeparate(t *testing.T) {
 		for _, lane := range sim.Stats().Lanes {
 			assert.Equal(t, 1, lane.MaxRunning, lane.Account)
 		}
-		// b cannot cancel what waits for a; a can.
+		// b cannot cancel a's pending task; a can.
 		cancel := dashscope.PathTasks + "/" + ids["sk-a"][1] + "/cancel"
 		refused(t, c.call(t, http.MethodPost, cancel, nil, nil), http.StatusBadRequest, "UnsupportedOperation")
 		c.key = "sk-a"
@@ -361,7 +361,7 @@ func TestAccountsAreSeparate(t *testing.T) {
 	})
 }
 
-// What was recorded before a restart keeps its model's price and size.
+// A task recorded before a restart keeps its model's price and size.
 func TestModelsSurviveARestart(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

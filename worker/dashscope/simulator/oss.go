@@ -13,14 +13,14 @@ import (
 	"time"
 )
 
-// OSS names the access key, the bucket and the host in what it signs and says.
-// All are made up; the bucket has the form of the documented ones.
+// The access key and the bucket in OSS's signatures and errors. Both are made up; the
+// bucket has the form of the documented ones.
 const (
 	ossAccessKeyID = "LTAI5tSimulatedSimulated"
 	ossBucket      = "dashscope-result-bj"
 )
 
-// ossError is an error as OSS answers it.
+// ossError is an error in OSS's format.
 type ossError struct {
 	XMLName    xml.Name `xml:"Error"`
 	Code       string   `xml:"Code"`
@@ -34,7 +34,7 @@ type ossError struct {
 
 func (e *ossError) Error() string { return e.Code + ": " + e.Message }
 
-// ossHeaders sets what every answer of OSS carries.
+// ossHeaders sets the headers of every OSS answer and returns the request ID.
 func ossHeaders(w http.ResponseWriter, requestID string) string {
 	id := strings.ToUpper(strings.ReplaceAll(requestID, "-", ""))[:24]
 	w.Header().Set("Server", "AliyunOSS")
@@ -42,7 +42,7 @@ func ossHeaders(w http.ResponseWriter, requestID string) string {
 	return id
 }
 
-// writeOSSError writes an error as OSS shapes it.
+// writeOSSError writes an error in OSS's format.
 func writeOSSError(w http.ResponseWriter, e *ossError, requestID string) {
 	e.RequestID = ossHeaders(w, requestID)
 	e.HostID = ossBucket + ".oss-cn-beijing.aliyuncs.com"
@@ -50,12 +50,12 @@ func writeOSSError(w http.ResponseWriter, e *ossError, requestID string) {
 	w.WriteHeader(e.status)
 	body, err := xml.MarshalIndent(e, "", "  ")
 	if err != nil {
-		return // cannot be: all fields are strings
+		return // unreachable: all fields are strings
 	}
-	_, _ = fmt.Fprintf(w, "%s%s\n", xml.Header, body) //nolint:gosec // escaped by the encoder; an error means that the client is gone
+	_, _ = fmt.Fprintf(w, "%s%s\n", xml.Header, body) //nolint:gosec // escaped by the encoder; an error means that the client has disconnected
 }
 
-// contentHeaders sets the checks that OSS gives of an object.
+// contentHeaders sets OSS's checksum headers of an object.
 func contentHeaders(w http.ResponseWriter, content []byte) {
 	sum := md5.Sum(content) //nolint:gosec // OSS's ETag
 	w.Header().Set("ETag", fmt.Sprintf("%q", fmt.Sprintf("%X", sum)))
@@ -65,7 +65,7 @@ func contentHeaders(w http.ResponseWriter, content []byte) {
 	w.Header().Set("X-Oss-Storage-Class", "Standard")
 }
 
-// ossSign signs as version 1 of OSS's signatures does.
+// ossSign returns a signature of OSS's version 1.
 func ossSign(text string) string {
 	secret := hash("simulator", "secret")
 	mac := hmac.New(sha1.New, secret[:])
@@ -73,5 +73,5 @@ func ossSign(text string) string {
 	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// isoMillis is the form of OSS's times.
+// isoMillis formats a time as OSS does.
 func isoMillis(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }

@@ -9,17 +9,16 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// maxPageSize caps a page of the list. The real cap is not published.
+// maxPageSize limits a page of the list. The real limit is not documented.
 const maxPageSize = 100
 
-// beijing is the zone of the service's times without a zone.
+// beijing is the time zone of the service's times without a zone.
 func beijing() *time.Location { return time.FixedZone("UTC+8", 8*60*60) }
 
-// clock formats a moment as a query shows it.
-func clock(t time.Time) string { return t.In(beijing()).Format("2006-01-02 15:04:05.000") }
+// formatTime formats a time as a query returns it.
+func formatTime(t time.Time) string { return t.In(beijing()).Format("2006-01-02 15:04:05.000") }
 
-// find returns an account's task as long as the service remembers it. s.mu
-// must be held.
+// find returns an account's task within its lifetime, or nil. s.mu must be held.
 func (s *Simulator) find(account, id string, now time.Time) *task {
 	t := s.byID[id]
 	if t == nil || t.Account != account || now.Sub(t.CreatedAt) >= dashscope.TaskLifetime {
@@ -28,8 +27,8 @@ func (s *Simulator) find(account, id string, now time.Time) *task {
 	return t
 }
 
-// query answers a query of one task: UNKNOWN with HTTP 200 for one that is not
-// the account's or is older than 24 h.
+// query serves a query of one task: UNKNOWN with HTTP 200 for one that is not the
+// account's or is older than 24 h.
 func (s *Simulator) query(r *http.Request, c caller, requestID, taskID string) (any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -47,8 +46,7 @@ func (s *Simulator) query(r *http.Request, c caller, requestID, taskID string) (
 	return out, nil
 }
 
-// describe fills in what a query shows of a task, field by field as the
-// published examples have them.
+// describe fills in a query's answer, field by field as in the published examples.
 func (s *Simulator) describe(out *dashscope.TaskResponse, r *http.Request, t *task, now time.Time) {
 	o := &out.Output
 	o.TaskStatus = t.status(now)
@@ -62,19 +60,19 @@ func (s *Simulator) describe(out *dashscope.TaskResponse, r *http.Request, t *ta
 		o.Code, o.Message, o.TaskMetrics = failure.Code, failure.Message, &metrics
 		return
 	case dashscope.StatusSucceeded:
-		metrics.Succeeded, metrics.Failed = t.good(), t.n()-t.good()
-		o.EndTime, o.Results = clock(t.end), s.results(r, t)
-		out.Usage = &dashscope.Usage{ImageCount: t.good()}
+		metrics.Succeeded, metrics.Failed = t.goodImages(), t.n()-t.goodImages()
+		o.EndTime, o.Results = formatTime(t.end), s.results(r, t)
+		out.Usage = &dashscope.Usage{ImageCount: t.goodImages()}
 	}
-	o.SubmitTime, o.TaskMetrics = clock(t.CreatedAt), &metrics
+	o.SubmitTime, o.TaskMetrics = formatTime(t.CreatedAt), &metrics
 	if t.started(now) {
-		o.ScheduledTime = clock(t.start)
+		o.ScheduledTime = formatTime(t.start)
 	}
 }
 
-// results lists a succeeded task's images. The results of wanx-v1 carry only
-// the URL, those of the others the prompt too, and what became of it where it
-// was rewritten. A query always returns the same URL.
+// results lists a succeeded task's images. The results of wanx-v1 have only the URL,
+// those of the other models the prompt too, and the rewritten prompt if there is one. A
+// query always returns the same URL.
 func (s *Simulator) results(r *http.Request, t *task) []dashscope.Result {
 	out := make([]dashscope.Result, t.n())
 	for i := range out {
@@ -83,14 +81,14 @@ func (s *Simulator) results(r *http.Request, t *task) []dashscope.Result {
 			continue
 		}
 		out[i].URL = s.resultURL(r, t, i)
-		if t.model.extends {
+		if t.model.canRewrite {
 			out[i].OrigPrompt, out[i].ActualPrompt = t.Request.Input.Prompt, t.actualPrompt()
 		}
 	}
 	return out
 }
 
-// cancel answers a cancel: only a PENDING task can be cancelled.
+// cancel serves a cancel: only a PENDING task can be canceled.
 func (s *Simulator) cancel(r *http.Request, c caller, requestID, taskID string) (any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -100,19 +98,19 @@ func (s *Simulator) cancel(r *http.Request, c caller, requestID, taskID string) 
 	}
 	t := s.find(c.account, taskID, now)
 	if t == nil || t.status(now) != dashscope.StatusPending {
-		return nil, &refusal{http.StatusBadRequest, "UnsupportedOperation", "Failed to cancel the task, please confirm if the task is in PENDING status."}
+		return nil, &apiError{http.StatusBadRequest, "UnsupportedOperation", "Failed to cancel the task, please confirm if the task is in PENDING status."}
 	}
 	if err := s.record(entry{Cancel: &cancellation{TaskID: taskID, At: now}}); err != nil {
 		return nil, err
 	}
 	s.lanes[laneKey{t.Account, t.Request.Model}].cancel(t, now)
-	s.log.InfoContext(r.Context(), "task cancelled", "task_id", t.ID, "account", t.Account, "request_id", requestID)
+	s.log.InfoContext(r.Context(), "task canceled", "task_id", t.ID, "account", t.Account, "request_id", requestID)
 	return struct {
 		RequestID string `json:"request_id"`
 	}{requestID}, nil
 }
 
-// list answers the list of an account's tasks, newest first.
+// list serves the list of an account's tasks, newest first.
 func (s *Simulator) list(r *http.Request, c caller, requestID string) (any, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -139,7 +137,7 @@ func (s *Simulator) list(r *http.Request, c caller, requestID string) (any, erro
 	}, nil
 }
 
-// listed is a task as the list shows it.
+// listed returns a task as the list shows it.
 func (s *Simulator) listed(t *task, now time.Time) dashscope.TaskInfo {
 	info := dashscope.TaskInfo{
 		TaskID: t.ID, Status: t.status(now), ModelName: t.Request.Model, Region: s.region(),
@@ -156,19 +154,19 @@ func (s *Simulator) listed(t *task, now time.Time) dashscope.TaskInfo {
 	return info
 }
 
-// listQuery is what a list asks for.
+// listQuery holds the parameters of a list.
 type listQuery struct {
 	taskID, model, status, keyID string
 	from, to                     time.Time
 	pageNo, pageSize             int
 }
 
-// parseListQuery reads the parameters of a list (manage-asynchronous-tasks
-// page). Times are taken for UTC+8: the page names no zone.
+// parseListQuery parses the parameters of a list (manage-asynchronous-tasks page).
+// Times are assumed to be UTC+8: the page names no zone.
 func parseListQuery(r *http.Request, now time.Time) (listQuery, error) {
 	values := r.URL.Query()
 	bad := func(name string) error {
-		return &refusal{http.StatusBadRequest, "InvalidParameter", name + " is invalid, please check the request parameters."}
+		return &apiError{http.StatusBadRequest, "InvalidParameter", name + " is invalid, please check the request parameters."}
 	}
 	q := listQuery{
 		taskID: values.Get("task_id"), model: values.Get("model_name"), status: values.Get("status"),
@@ -206,7 +204,7 @@ func parseListQuery(r *http.Request, now time.Time) (listQuery, error) {
 	return q, nil
 }
 
-// wants reports whether the task fits the filters.
+// wants reports whether a task matches the filters.
 func (q listQuery) wants(t *task, now time.Time) bool {
 	return (q.taskID == "" || q.taskID == t.ID) &&
 		(q.model == "" || q.model == t.Request.Model) &&

@@ -16,23 +16,23 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// Characters after which the service cuts a negative prompt (text-to-image
-// references), and the strength of a reference where none is given (not
-// published).
+// maxNegativePrompt is the length at which the service truncates a negative prompt
+// (text-to-image references). defaultRefStrength is the strength of a reference if
+// absent (not documented).
 const (
 	maxNegativePrompt  = 500
 	defaultRefStrength = 0.5
 )
 
-// resultName is the name that a task's images share. As in the published
-// example it is a UUID and not the task's ID.
+// resultName returns the name that a task's images share. As in the published example
+// it is a UUID and not the task's ID.
 func resultName(taskID string) string {
 	sum := hash("simulator", "result", taskID)
 	return uuid([16]byte(sum[:16]))
 }
 
-// resultURL is the signed link to an image, shaped like the published example:
-// /1d/86/20231214/8d820c8d/<uuid>-1.png. Its host is the one that was asked.
+// resultURL returns the signed URL of an image, in the form of the published example:
+// /1d/86/20231214/8d820c8d/<uuid>-1.png. Its host is the request's.
 func (s *Simulator) resultURL(r *http.Request, t *task, index int) string {
 	name := resultName(t.ID)
 	path := fmt.Sprintf("%s%s/%s/%s/%s-%d.png", resultPath, name[:2], t.end.In(beijing()).Format("20060102"), name[4:8]+name[9:13], name, index+1)
@@ -48,13 +48,13 @@ func (s *Simulator) resultURL(r *http.Request, t *task, index int) string {
 	return (&url.URL{Scheme: scheme, Host: r.Host, Path: path, RawQuery: query.Encode()}).String()
 }
 
-// resultText is what the signature of a link signs.
+// resultText returns the text that a URL's signature signs.
 func resultText(method, expires, path string) string {
 	return method + "\n\n\n" + expires + "\n/" + ossBucket + path
 }
 
-// serveResult answers a download as OSS does: Range requests and conditions
-// work, and a link is dead after its time.
+// serveResult serves a download as OSS does: Range requests and conditional requests
+// work, and a URL expires.
 func (s *Simulator) serveResult(w http.ResponseWriter, r *http.Request, requestID string) {
 	if err := checkSigned(r, wallClock()); err != nil {
 		writeOSSError(w, err, requestID)
@@ -87,7 +87,7 @@ func (s *Simulator) serveResult(w http.ResponseWriter, r *http.Request, requestI
 	http.ServeContent(w, r, "", t.end, bytes.NewReader(content))
 }
 
-// checkSigned is what OSS checks of a signed link.
+// checkSigned validates a signed URL as OSS does.
 func checkSigned(r *http.Request, now time.Time) *ossError {
 	query := r.URL.Query()
 	expires := query.Get("Expires")
@@ -113,8 +113,8 @@ func checkSigned(r *http.Request, now time.Time) *ossError {
 	}
 }
 
-// uploaded is the reference image that was uploaded for a task, nil if there is
-// none. s.mu must be held.
+// uploaded returns the uploaded reference image of a task, nil if there is none. s.mu
+// must be held.
 func (s *Simulator) uploaded(in dashscope.Input) *image.RGBA {
 	key, _ := strings.CutPrefix(reference(in), "oss://")
 	if up := s.uploads[key]; up != nil {
@@ -123,18 +123,18 @@ func (s *Simulator) uploaded(in dashscope.Input) *image.RGBA {
 	return nil
 }
 
-// picture gathers what an image shows. A reference that was not uploaded lies
-// behind a URL, which is never fetched.
+// picture returns the contents of an image. A reference that was not uploaded is at a
+// URL, which is never downloaded.
 func picture(t *task, index int, uploaded *image.RGBA) painter.Picture {
 	in, p := t.Request.Input, t.Request.Parameters
 	width, height, _ := t.model.sizes.parse(p.Size)
 	pic := painter.Picture{
-		Model: t.Request.Model, Prompt: cutRunes(in.Prompt, t.model.promptRunes), NegativePrompt: cutRunes(in.NegativePrompt, maxNegativePrompt),
+		Model: t.Request.Model, Prompt: truncateRunes(in.Prompt, t.model.promptRunes), NegativePrompt: truncateRunes(in.NegativePrompt, maxNegativePrompt),
 		ActualPrompt: t.actualPrompt(), Width: width, Height: height, Seed: t.Seed + int64(index), Index: index, N: t.n(),
 		RefMode: p.RefMode, RefStrength: defaultRefStrength,
 	}
-	if t.model.marked(t.Request) {
-		pic.Watermark = t.model.mark
+	if t.model.hasWatermark(t.Request) {
+		pic.Watermark = t.model.watermark
 	}
 	if t.model.name != modelV1 {
 		return pic
@@ -153,16 +153,16 @@ func picture(t *task, index int, uploaded *image.RGBA) painter.Picture {
 	return pic
 }
 
-// actualPrompt is the prompt as it was rewritten, empty if it was not.
+// actualPrompt returns the rewritten prompt, empty if it was not rewritten.
 func (t *task) actualPrompt() string {
-	if !t.model.extended(t.Request) {
+	if !t.model.rewritesPrompt(t.Request) {
 		return ""
 	}
-	return extend(cutRunes(t.Request.Input.Prompt, t.model.promptRunes))
+	return rewritePrompt(truncateRunes(t.Request.Input.Prompt, t.model.promptRunes))
 }
 
-// cutRunes cuts a text as the service does with what is too long.
-func cutRunes(text string, n int) string {
+// truncateRunes truncates a text as the service does.
+func truncateRunes(text string, n int) string {
 	for i := range text {
 		if n == 0 {
 			return text[:i]

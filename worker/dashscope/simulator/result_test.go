@@ -21,7 +21,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// download gets a link without a key.
+// download downloads a URL without a key.
 func (c *client) download(t *testing.T, link string, header map[string]string) reply {
 	t.Helper()
 	r, err := c.send(t.Context(), http.MethodGet, link, nil, header)
@@ -30,7 +30,7 @@ func (c *client) download(t *testing.T, link string, header map[string]string) r
 	return r
 }
 
-// links makes a task and returns its results' links.
+// links creates a task and returns its results' URLs.
 func (c *client) links(t *testing.T, body string) []string {
 	t.Helper()
 	id := c.create(t, body)

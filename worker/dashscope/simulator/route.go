@@ -11,23 +11,22 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// Paths of the server. The real service answers uploads and results on OSS
-// hosts of their own; here they are other paths of the same host.
+// Paths of the server. The real service serves uploads and results on separate OSS
+// hosts; here they are paths of the same host.
 const (
 	basePath   = "/api/v1"
 	uploadPath = "/oss-upload"
 	resultPath = "/1d/" // as in a published result URL
 )
 
-// maxRequestBytes bounds the body of an API call. The real bound is not
-// published.
+// maxRequestBytes bounds the body of an API call. The real limit is not documented.
 const maxRequestBytes = 6 << 20
 
 // Route is one kind of request.
 type Route string
 
-// The routes of the service. The zero Route stands for any of them in a
-// [Fault]; a request that fits none is counted as RouteOther.
+// The routes of the service. The zero Route means any route in a [Fault]; a request
+// that matches none is counted as RouteOther.
 const (
 	RouteAny    Route = ""
 	RouteCreate Route = "create"
@@ -40,12 +39,11 @@ const (
 	RouteOther  Route = "other"
 )
 
-// storage reports whether OSS answers on the route, with XML errors.
+// storage reports whether OSS serves the route, with XML errors.
 func (r Route) storage() bool { return r == RouteUpload || r == RouteResult }
 
-// routeOf names the route of a request and the task that its path names.
-// Every path is answered with and without a trailing slash: the pages and the
-// SDKs differ.
+// routeOf returns the route of a request and the task in its path. Every path is
+// accepted with and without a trailing slash: the pages and the SDKs differ.
 func routeOf(r *http.Request) (route Route, taskID string) {
 	path := strings.TrimSuffix(r.URL.Path, "/")
 	rest, ofTask := strings.CutPrefix(path, basePath+dashscope.PathTasks+"/")
@@ -69,29 +67,28 @@ func routeOf(r *http.Request) (route Route, taskID string) {
 	}
 }
 
-// ServeHTTP answers one request. Every answer carries
-// [dashscope.HeaderSimulated].
+// ServeHTTP serves one request. Every answer carries [dashscope.HeaderSimulated].
 func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(dashscope.HeaderSimulated, "true")
 	w.Header().Set("Date", wallClock().Format(http.TimeFormat))
 	if err := s.Load(); err != nil {
-		s.log.ErrorContext(r.Context(), "state not readable", "err", err)
-		writeError(w, &refusal{http.StatusInternalServerError, "InternalError", err.Error()}, newID())
+		s.log.ErrorContext(r.Context(), "state unreadable", "err", err)
+		writeError(w, &apiError{http.StatusInternalServerError, "InternalError", err.Error()}, newID())
 		return
 	}
 	route, _ := routeOf(r)
 	rewind := func() {}
 	if route != RouteUpload {
-		// Read at once, so that a fault can look at it and a departed client
-		// is noticed.
+		// Read at once, so that a fault can inspect it and a disconnected client is
+		// noticed.
 		body, err := io.ReadAll(io.LimitReader(r.Body, maxRequestBytes))
 		if err != nil {
-			panic(http.ErrAbortHandler) // the client is gone
+			panic(http.ErrAbortHandler) // the client has disconnected
 		}
 		rewind = func() { r.Body = io.NopCloser(bytes.NewReader(body)) }
 		rewind()
 	}
-	fault := s.meet(route, r)
+	fault := s.matchFault(route, r)
 	rewind()
 	if fault == nil {
 		s.work(w, r)
@@ -100,7 +97,7 @@ func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault.serve(w, r, route, s.work)
 }
 
-// work answers a request without faults.
+// work serves a request without faults.
 func (s *Simulator) work(w http.ResponseWriter, r *http.Request) {
 	route, taskID := routeOf(r)
 	requestID := newID()
@@ -115,14 +112,14 @@ func (s *Simulator) work(w http.ResponseWriter, r *http.Request) {
 	}
 	answer, err := s.answer(route, taskID, requestID, r)
 	if err != nil {
-		s.log.DebugContext(r.Context(), "request refused", "request_id", requestID, "err", err)
+		s.log.DebugContext(r.Context(), "request rejected", "request_id", requestID, "err", err)
 		writeError(w, err, requestID)
 		return
 	}
 	writeJSON(w, http.StatusOK, answer, requestID)
 }
 
-// answer does the work of one API call.
+// answer handles one API call.
 func (s *Simulator) answer(route Route, taskID, requestID string, r *http.Request) (any, error) {
 	c, err := s.caller(r)
 	if err != nil {
@@ -141,20 +138,20 @@ func (s *Simulator) answer(route Route, taskID, requestID string, r *http.Reques
 		return s.cancel(r, c, requestID, taskID)
 	case RouteAny, RouteOther, RouteUpload, RouteResult:
 	}
-	return nil, &refusal{http.StatusNotFound, "NotFound", "Not Found"}
+	return nil, &apiError{http.StatusNotFound, "NotFound", "Not Found"}
 }
 
-// refusal is an error of the API.
-type refusal struct {
+// apiError is an error of the API.
+type apiError struct {
 	status        int
 	code, message string
 }
 
-func (e *refusal) Error() string { return e.code + ": " + e.message }
+func (e *apiError) Error() string { return e.code + ": " + e.message }
 
-// writeError writes an error as the API shapes it.
+// writeError writes an error in the API's format.
 func writeError(w http.ResponseWriter, err error, requestID string) {
-	r := &refusal{http.StatusInternalServerError, "InternalError", err.Error()}
+	r := &apiError{http.StatusInternalServerError, "InternalError", err.Error()}
 	errors.As(err, &r)
 	writeJSON(w, r.status, dashscope.ErrorResponse{Code: r.code, Message: r.message, RequestID: requestID}, requestID)
 }
@@ -163,10 +160,10 @@ func writeJSON(w http.ResponseWriter, status int, v any, requestID string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("X-Request-Id", requestID)
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the client is gone
+	_ = json.NewEncoder(w).Encode(v) // the client has disconnected
 }
 
-// bearer is the request's API key.
+// bearer returns the request's API key.
 func bearer(r *http.Request) string {
 	scheme, key, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "Bearer") {

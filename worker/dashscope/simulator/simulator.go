@@ -18,64 +18,62 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// Limits and times of the service. Each field of [Simulator] that is zero takes
-// one of these.
+// Limits and times of the service, the defaults of the fields of [Simulator].
 const (
 	defaultQueriesPerSecond = 20                    // manage-asynchronous-tasks page, per account
 	policiesPerSecond       = 100                   // get-temporary-file-url page, per account and model
 	scheduleDelay           = 25 * time.Millisecond // text-to-image reference: 23 ms from submit to start
-	rejectTime              = 50 * time.Millisecond // how long a task runs that fails on its parameters; assumed
+	rejectTime              = 50 * time.Millisecond // run time of a task with invalid parameters; assumed
 	taskTimeout             = 3 * time.Hour         // error-code page: InternalError.Timeout
 	defaultAccount          = "main"
 )
 
-// A Simulator answers DashScope's asynchronous image API as an [http.Handler],
-// or in the process through [Simulator.DialContext]. Its zero value is ready to
-// use. Set its fields before the first use and do not copy it afterwards.
+// A Simulator serves DashScope's asynchronous image API as an [http.Handler], or in the
+// process through [Simulator.DialContext]. Its zero value is ready to use. Set its
+// fields before the first use and do not copy it afterwards.
 //
-// Its methods may be called from many goroutines.
+// Its methods are safe for concurrent use.
 type Simulator struct {
-	// Keys names the accounts by their API keys. Nil: every non-empty key is
-	// good and belongs to the account "main".
+	// Keys maps API keys to accounts. nil: every non-empty key is valid and belongs to
+	// the account "main".
 	Keys map[string]Key
-	// Region is where the service is: it decides the models that exist, their
-	// spelling and their prices. "" means cn-beijing; ap-southeast-1 is known
-	// too, and no other region has models here.
+	// Region determines the available models, their spelling and their prices. "" means
+	// cn-beijing; ap-southeast-1 is supported too, and no other region has models here.
 	Region string
-	// SubmitsPerSecond is how many creates an account may send within any second
-	// for a model, whichever. 0 means the model's own figure (2 for wanx-v1);
-	// below 0, no limit.
+	// SubmitsPerSecond is how many creates an account may send within any second, for
+	// each model. 0 means the model's own limit (2 for wanx-v1); a negative number
+	// means no limit.
 	SubmitsPerSecond int
-	// QueriesPerSecond is how many queries, lists and cancels together an
-	// account may send within any second. 0 means 20; below 0, no limit.
+	// QueriesPerSecond is how many queries, lists and cancels together an account may
+	// send within any second. 0 means 20; a negative number means no limit.
 	QueriesPerSecond int
-	// Concurrency is how many tasks of an account run at once for a model,
-	// whichever. 0 or less means the model's own figure (1 for wanx-v1).
+	// Concurrency is how many tasks of an account run at once, for each model. 0 or
+	// less means the model's own limit (1 for wanx-v1).
 	Concurrency int
-	// TaskTime decides how long a task runs. It draws on rng only, which is
-	// seeded by Seed and the task's ordinal. Nil means a log-normal around the
-	// times that the pages show, 27 s for wanx-v1, and 3 to 4 s more where the
-	// prompt is rewritten. See [Between].
+	// TaskTime returns how long a task runs. It must draw only on rng, which is seeded
+	// by Seed and the task's ordinal. nil means a log-normal distribution around the
+	// documented times, 27 s for wanx-v1, and 3 to 4 s more if the prompt is rewritten.
+	// See [Between].
 	TaskTime func(rng *randv2.Rand, req dashscope.CreateRequest) time.Duration
-	// Seed seeds the tasks' times, the seeds of tasks that name none, and the
-	// faults with a Probability.
+	// Seed seeds the tasks' times, the seeds of tasks without one, and the faults with
+	// a Probability.
 	Seed uint64
 	// ListLag is how long after its creation a task appears in the list.
 	ListLag time.Duration
-	// ResultLifetime is how long after the end of its task a result URL lives.
-	// 0 means 24 h.
+	// ResultLifetime is how long after the end of its task a result URL is valid. 0
+	// means 24 h.
 	ResultLifetime time.Duration
-	// StateDir is a folder where tasks and uploads are kept, so that they
-	// survive a kill -9 of the process: DashScope goes on while its client is
-	// dead. Empty means memory only. One Simulator at a time may use a folder.
+	// StateDir is a directory for tasks and uploads, so that they survive a kill -9 of
+	// the process, as DashScope's do. Empty means memory only. Only one Simulator at a
+	// time may use a directory.
 	StateDir string
-	// Render paints a result. Nil means [painter.Paint].
+	// Render paints a result. nil means [painter.Paint].
 	Render func(painter.Picture) []byte
-	// Outcome decides how a task ends that the service accepted. Nil means that
-	// every image succeeds. It is asked once, when the task is made.
+	// Outcome returns the outcome of a task that the service accepted. nil means that
+	// every image succeeds. It is called once, when the task is created.
 	Outcome func(req dashscope.CreateRequest) Outcome
-	// Logger gets a line for every task made, cancelled or refused. Nil means
-	// none.
+	// Logger receives a line for every task created or canceled and every request
+	// rejected. nil logs nothing.
 	Logger *slog.Logger
 
 	once    sync.Once
@@ -84,7 +82,7 @@ type Simulator struct {
 	inner   inProcess
 
 	mu       sync.Mutex
-	tasks    []*task          // in the order of their creation
+	tasks    []*task          // by creation
 	byID     map[string]*task // by task_id
 	byResult map[string]*task // by the name in its result URLs
 	lanes    map[laneKey]*lane
@@ -97,43 +95,42 @@ type Simulator struct {
 	counts   counts
 }
 
-// Key is what an API key stands for.
+// Key describes an API key.
 type Key struct {
-	// Account is the main account that the key belongs to. Limits and tasks
-	// are the account's, whatever the key. Empty means "main".
+	// Account is the main account of the key. Limits and tasks are the account's. Empty
+	// means "main".
 	Account string
-	// ID is the key's api_key_id in the list. Empty means one derived from the
-	// key.
+	// ID is the key's api_key_id in the list. Empty means an ID derived from the key.
 	ID string
 }
 
-// Outcome is how a task ends. The zero value is success of every image.
+// Outcome is the outcome of a task. In the zero value every image succeeds.
 type Outcome struct {
 	// Code and Message make the whole task FAILED if Code is set, for example
 	// DataInspectionFailed or InternalError.Timeout.
 	Code    string `json:"code,omitempty"`
 	Message string `json:"message,omitempty"`
-	// Images holds the images that fail, by their index from 0. The task still
-	// is SUCCEEDED as long as one image is good.
+	// Images holds the images that fail, by their index from 0. The task is still
+	// SUCCEEDED if at least one image succeeds.
 	Images map[int]Failure `json:"images,omitempty"`
 }
 
-// Failure is why there is no image.
+// Failure is why an image was not created.
 type Failure struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`
 }
 
-// Between returns a TaskTime for [Simulator] that is evenly spread over
-// [shortest, longest]. It panics when used if longest is the lesser.
+// Between returns a TaskTime for [Simulator], uniformly distributed over [shortest,
+// longest]. The returned function panics if longest is less than shortest.
 func Between(shortest, longest time.Duration) func(*randv2.Rand, dashscope.CreateRequest) time.Duration {
 	return func(rng *randv2.Rand, _ dashscope.CreateRequest) time.Duration {
 		return shortest + time.Duration(rng.Int64N(int64(longest-shortest)+1))
 	}
 }
 
-// Load reads what StateDir holds. The first use of the simulator does it too;
-// then, if it fails, every request is answered with HTTP 500.
+// Load reads StateDir. The first use of the simulator does so too; if it fails then,
+// every request is answered with HTTP 500.
 func (s *Simulator) Load() error {
 	s.once.Do(func() {
 		s.byID = map[string]*task{}
@@ -154,9 +151,9 @@ func (s *Simulator) Load() error {
 	return s.loadErr
 }
 
-// Close ends the in-process server, if one was started by
-// [Simulator.DialContext], waits for its goroutines, and closes the files of
-// StateDir. The simulator cannot be used any more.
+// Close ends the in-process server, if [Simulator.DialContext] started one, waits for
+// its goroutines, and closes the files of StateDir. The simulator cannot be used
+// afterwards.
 func (s *Simulator) Close() error {
 	err := s.inner.close()
 	s.mu.Lock()
@@ -168,8 +165,8 @@ func (s *Simulator) Close() error {
 	return err
 }
 
-// Script adds faults. Each request meets the first fault that is due for it;
-// see [Fault].
+// Script adds faults. Each request gets the first fault that applies to it; see
+// [Fault].
 func (s *Simulator) Script(faults ...Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -178,15 +175,15 @@ func (s *Simulator) Script(faults ...Fault) {
 	}
 }
 
-// random is a source of its own for every stream, so that what one task draws
-// does not depend on the others or on a restart.
+// random returns a separate random source for every stream, so that one task's values
+// depend neither on other tasks nor on a restart.
 func (s *Simulator) random(stream uint64) *randv2.Rand {
 	return randv2.New(randv2.NewPCG(s.Seed, stream)) //nolint:gosec // durations and pictures, repeatable by a seed
 }
 
-// Revoke makes an API key bad from now on: every API call with it is refused
-// with 401 InvalidApiKey. The account's tasks go on, its result URLs stay good,
-// and its other keys see both. StateDir does not keep it.
+// Revoke invalidates an API key: every API call with it is rejected with 401
+// InvalidApiKey. The account's tasks continue, its result URLs stay valid, and its
+// other keys can use both. StateDir does not store it.
 func (s *Simulator) Revoke(key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -196,14 +193,14 @@ func (s *Simulator) Revoke(key string) {
 	s.revoked[key] = true
 }
 
-// Restore makes a revoked key good again.
+// Restore makes a revoked key valid again.
 func (s *Simulator) Restore(key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.revoked, key)
 }
 
-// concurrency is how many tasks of a model run at once; at least 1.
+// concurrency returns how many tasks of a model run at once; at least 1.
 func (s *Simulator) concurrency(m model) int {
 	if s.Concurrency > 0 {
 		return s.Concurrency
@@ -211,7 +208,7 @@ func (s *Simulator) concurrency(m model) int {
 	return max(m.concurrency, 1)
 }
 
-// region is the simulator's, as hosts and the list spell it.
+// region returns the simulator's region, as spelled in hosts and the list.
 func (s *Simulator) region() string {
 	if s.Region == "" {
 		return dashscope.RegionBeijing
@@ -226,23 +223,23 @@ func (s *Simulator) resultLifetime() time.Duration {
 	return s.ResultLifetime
 }
 
-// caller is who sent a request.
+// caller is the sender of a request.
 type caller struct {
 	account, keyID string
 }
 
-// caller finds the account of a request's bearer key.
+// caller returns the account of a request's API key.
 func (s *Simulator) caller(r *http.Request) (caller, error) {
 	key := bearer(r)
 	if key == "" {
-		return caller{}, &refusal{http.StatusUnauthorized, "InvalidApiKey", "No API-key provided."}
+		return caller{}, &apiError{http.StatusUnauthorized, "InvalidApiKey", "No API-key provided."}
 	}
 	k, known := s.Keys[key]
 	s.mu.Lock()
 	revoked := s.revoked[key]
 	s.mu.Unlock()
 	if s.Keys != nil && !known || revoked {
-		return caller{}, &refusal{http.StatusUnauthorized, "InvalidApiKey", "Invalid API-key provided."}
+		return caller{}, &apiError{http.StatusUnauthorized, "InvalidApiKey", "Invalid API-key provided."}
 	}
 	if k.Account == "" {
 		k.Account = defaultAccount
@@ -253,10 +250,11 @@ func (s *Simulator) caller(r *http.Request) (caller, error) {
 	return caller{account: k.Account, keyID: k.ID}, nil
 }
 
-// wallClock is the present as it is recorded: it reads the same after a restart.
+// wallClock returns the current time in the precision in which it is recorded, so that
+// a restart does not change it.
 func wallClock() time.Time { return time.Now().UTC().Round(0) }
 
-// newID returns a random UUID, the form of task and request IDs.
+// newID returns a random UUID, the format of task and request IDs.
 func newID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
@@ -270,7 +268,7 @@ func uuid(b [16]byte) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
-// hash binds parts together, each apart from the next.
+// hash returns a SHA-256 over parts, each preceded by its length.
 func hash(parts ...string) [sha256.Size]byte {
 	h := sha256.New()
 	for _, p := range parts {
@@ -279,8 +277,8 @@ func hash(parts ...string) [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// digits derives a decimal number of n digits, as the service's account and key
-// IDs are.
+// digits derives a decimal number of n digits, the format of the service's account and
+// key IDs.
 func digits(kind, name string, n int) string {
 	sum := hash("simulator", kind, name)
 	v := binary.BigEndian.Uint64(sum[:]) % uint64(math.Pow10(n-1)*9)

@@ -17,18 +17,18 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// stateFile holds the entries of StateDir, one JSON object a line. Pictures of
-// uploads lie beside it, each in a file of its own.
+// stateFile holds the entries of StateDir, one JSON object per line. The images of
+// uploads are separate files beside it.
 const stateFile = "dashscope.jsonl"
 
-// entry is one line of the state: what happened.
+// entry is one line of the state file: an event.
 type entry struct {
 	Task   *task         `json:"task,omitempty"`
 	Cancel *cancellation `json:"cancel,omitempty"`
 	Upload *upload       `json:"upload,omitempty"`
 }
 
-// cancellation takes a PENDING task out of its lane.
+// cancellation removes a PENDING task from its lane.
 type cancellation struct {
 	TaskID string    `json:"task_id"`
 	At     time.Time `json:"at"`
@@ -75,8 +75,8 @@ func (s *Simulator) uploadFile(key string) string {
 	return filepath.Join(s.StateDir, "upload-"+hex.EncodeToString(sum[:16])+".png")
 }
 
-// restore reads StateDir and opens it for more. What a crash left of a last
-// line is dropped: its request was not answered.
+// restore reads StateDir and opens it for appending. An incomplete last line of a crash
+// is dropped: its request was not answered.
 func (s *Simulator) restore() error {
 	if err := os.MkdirAll(s.StateDir, 0o700); err != nil {
 		return fmt.Errorf("simulator state: %w", err)
@@ -99,7 +99,7 @@ func (s *Simulator) restore() error {
 	return nil
 }
 
-// replay applies every whole line and returns their length in bytes.
+// replay applies every complete line and returns their length in bytes.
 func (s *Simulator) replay(r io.Reader) (whole int64, err error) {
 	lines := bufio.NewReader(r)
 	for number := 1; ; number++ {
@@ -121,14 +121,14 @@ func (s *Simulator) replay(r io.Reader) (whole int64, err error) {
 	}
 }
 
-// apply does again what an entry says.
+// apply repeats the effect of an entry.
 func (s *Simulator) apply(e entry) error {
 	switch {
 	case e.Task != nil:
-		// The file may have been edited, or made for another region.
-		m, known := s.modelOf(e.Task.Request.Model)
+		// The file may have been edited, or written for another region.
+		m, known := s.lookupModel(e.Task.Request.Model)
 		if n := e.Task.Request.Parameters.N; !known || n != nil && (*n < 1 || *n > m.maxImages) {
-			return fmt.Errorf("task %s cannot have been made here: its model %q is not known, or makes fewer images", e.Task.ID, e.Task.Request.Model)
+			return fmt.Errorf("task %s: model %q is unknown here or makes fewer images", e.Task.ID, e.Task.Request.Model)
 		}
 		s.addTask(e.Task)
 	case e.Cancel != nil:

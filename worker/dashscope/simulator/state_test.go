@@ -17,15 +17,15 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// restarted is a simulator on a folder that another one may have left.
+// restarted returns a simulator on a directory that another one may have used.
 func restarted(dir string) *simulator.Simulator {
 	sim := fixed(10 * time.Second)
 	sim.StateDir = dir
 	return sim
 }
 
-// The first simulator is never closed before the second reads its folder: that
-// is what a kill -9 leaves.
+// The first simulator is not closed before the second reads its directory, as after a
+// kill -9.
 func TestStateSurvivesAKill(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
@@ -109,7 +109,7 @@ func TestBrokenStateIsRefused(t *testing.T) {
 	}
 }
 
-// What could not be made durable is not answered as made.
+// A task that could not be recorded is not reported as created.
 func TestUnwritableState(t *testing.T) {
 	t.Parallel()
 	sim := restarted(t.TempDir())

@@ -9,52 +9,52 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// counts is what is counted as it happens. It starts anew with the process.
+// counts holds the counters of events. They restart with the process.
 type counts struct {
 	requests          map[Route]int
 	throttled, faults int
 }
 
-// Stats is what the simulator tells of itself at one moment.
+// Stats is a snapshot of the simulator's counters.
 type Stats struct {
-	// Requests counts what arrived, by route, refused or not. It is not kept
-	// in StateDir, nor are Throttled and Faults.
+	// Requests counts all requests by route, including rejected ones. Requests,
+	// Throttled and Faults are not stored in StateDir.
 	Requests map[Route]int
-	// Throttled counts the requests answered with 429 because of a limit, not
-	// because of a [Fault].
+	// Throttled counts the requests that a limit answered with 429; those of a [Fault]
+	// are not included.
 	Throttled int
-	// Faults counts the requests that met a [Fault].
+	// Faults counts the requests that got a [Fault].
 	Faults int
 	// Tasks counts the tasks by status.
 	Tasks map[string]int
-	// Images is how many images were made, ChargedMicroYuan what they cost.
+	// Images is the number of images created, ChargedMicroYuan their cost.
 	Images           int
 	ChargedMicroYuan int64
-	// Lanes has one entry per account and model, by their names.
+	// Lanes has one entry per account and model, sorted by their names.
 	Lanes []LaneStats
 }
 
-// LaneStats tells how an account's capacity for one model was used.
+// LaneStats describes the use of an account's capacity for one model.
 type LaneStats struct {
 	Account, Model string
-	// Tasks is how many tasks were made.
+	// Tasks is the number of tasks created.
 	Tasks int
-	// MaxRunning is how many were RUNNING at once at most, which the service
-	// bounds; MaxOpen how many were PENDING or RUNNING, which its clients do.
+	// MaxRunning is the maximum of tasks RUNNING at once, which the service limits;
+	// MaxOpen the maximum PENDING or RUNNING, which its clients limit.
 	MaxRunning, MaxOpen int
-	// Busy is how long tasks were RUNNING, added up.
+	// Busy is the total time that tasks were RUNNING.
 	Busy time.Duration
-	// FirstSubmitAt is the create of the first task. LastEndAt is the end of
-	// the last one, or the present if some task is not over.
+	// FirstSubmitAt is the create of the first task. LastEndAt is the end of the last
+	// one, or the current time if some task has not ended.
 	FirstSubmitAt, LastEndAt time.Time
-	// Utilization is Busy as a part of the time between the two, over all
-	// slots: 1 is always busy, 0 if there was no time.
+	// Utilization is Busy divided by the time between the two, over all slots: 1 means
+	// always busy. It is 0 if no time has passed.
 	Utilization float64
 }
 
-// Tasks returns all tasks in the order of their creation.
+// Tasks returns all tasks by creation.
 func (s *Simulator) Tasks() []Task {
-	_ = s.Load() // without it there are none
+	_ = s.Load() // on an error there are no tasks
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := wallClock()
@@ -65,9 +65,9 @@ func (s *Simulator) Tasks() []Task {
 	return out
 }
 
-// Stats returns what happened so far.
+// Stats returns the current counters.
 func (s *Simulator) Stats() Stats {
-	_ = s.Load() // without it there is nothing to tell
+	_ = s.Load() // on an error there is nothing to count
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := wallClock()
@@ -90,7 +90,7 @@ func (s *Simulator) Stats() Stats {
 	return out
 }
 
-// stats tells how the lane was used.
+// stats returns the lane's use.
 func (l *lane) stats(key laneKey, concurrency int, now time.Time) LaneStats {
 	out := LaneStats{Account: key.account, Model: key.model, Tasks: len(l.tasks), FirstSubmitAt: l.tasks[0].CreatedAt}
 	var open, running []span
@@ -115,10 +115,10 @@ func (l *lane) stats(key laneKey, concurrency int, now time.Time) LaneStats {
 	return out
 }
 
-// span is a time from begin to, and without, end.
+// span is the time from begin (included) to end (excluded).
 type span struct{ begin, end time.Time }
 
-// mostAtOnce is how many of the spans share a moment at most.
+// mostAtOnce returns the maximum number of spans that overlap at one time.
 func mostAtOnce(spans []span) int {
 	type change struct {
 		at    time.Time

@@ -6,34 +6,33 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// Task is what the simulator knows of a task at one moment.
+// Task is a snapshot of a task.
 type Task struct {
 	// ID is its task_id; RequestID is that of its create.
 	ID, RequestID string
-	// Account made it, with the key APIKeyID.
+	// Account created it, with the key APIKeyID.
 	Account, APIKeyID string
 	// Request is the body of its create.
 	Request dashscope.CreateRequest
-	// Status is as a query would answer, but for UNKNOWN: a task is never
-	// forgotten here.
+	// Status is as in a query, except that a task never becomes UNKNOWN here.
 	Status string
 	// Code and Message are set once the task has FAILED.
 	Code, Message string
-	// N is how many images were asked for; an absent n is 4, or 1 of Qwen-Image.
+	// N is the number of requested images; an absent n is 4, or 1 for Qwen-Image.
 	N int
 	// Seeds has one seed per image.
 	Seeds []int64
-	// CreatedAt is the moment of its create. StartedAt and EndedAt are zero
-	// until reached.
+	// CreatedAt is the time of its create. StartedAt and EndedAt are zero until
+	// reached.
 	CreatedAt, StartedAt, EndedAt time.Time
-	// Images is how many images it made so far, all of them at its end.
+	// Images is the number of images created so far, all of them at its end.
 	Images int
-	// ChargedMicroYuan is its price: that of its images, by model and region.
+	// ChargedMicroYuan is the cost of its images, by model and region.
 	ChargedMicroYuan int64
 }
 
-// task is a task as recorded. What it is at a moment follows from that moment
-// alone: nothing runs in the background.
+// task is a task as recorded. Its state at a time is computed from that time: nothing
+// runs in the background.
 type task struct {
 	ID         string                  `json:"task_id"`
 	RequestID  string                  `json:"request_id"`
@@ -48,13 +47,13 @@ type task struct {
 
 	model model // of Request.Model
 
-	// As the lane placed it. A task that never gets a slot has no start.
+	// Set by the lane's scheduling. A task that never gets a slot has no start.
 	start, end time.Time
 	timedOut   bool
 }
 
-// n is how many images were asked for. An absent n is as many as there can be:
-// 4, and 1 of Qwen-Image (API references).
+// n returns the number of requested images. An absent n means the maximum: 4, or 1 for
+// Qwen-Image (API references).
 func (t *task) n() int {
 	if t.Request.Parameters.N == nil {
 		return t.model.maxImages
@@ -62,7 +61,7 @@ func (t *task) n() int {
 	return *t.Request.Parameters.N
 }
 
-// status is the task's state at a moment.
+// status returns the task's state at a time.
 func (t *task) status(now time.Time) string {
 	switch {
 	case !t.CanceledAt.IsZero():
@@ -83,22 +82,22 @@ func (t *task) started(now time.Time) bool {
 	return !t.start.IsZero() && !now.Before(t.start)
 }
 
-// failure is why the task as a whole fails, empty if it does not.
+// failure returns why the whole task fails, empty if it does not.
 func (t *task) failure() Failure {
 	switch {
 	case t.timedOut:
 		return Failure{Code: "InternalError.Timeout", Message: "An internal timeout error has occurred during execution, please try again later or contact service support."}
 	case t.Outcome.Code != "":
 		return Failure{Code: t.Outcome.Code, Message: t.Outcome.Message}
-	case t.good() == 0:
+	case t.goodImages() == 0:
 		return t.Outcome.Images[0]
 	default:
 		return Failure{}
 	}
 }
 
-// good counts the images that its outcome lets succeed.
-func (t *task) good() int {
+// goodImages counts the images that succeed by the task's outcome.
+func (t *task) goodImages() int {
 	good := t.n()
 	for i := range t.n() {
 		if t.Outcome.Images[i].Code != "" {
@@ -108,12 +107,12 @@ func (t *task) good() int {
 	return good
 }
 
-// images counts the images that exist at a moment.
+// images counts the images that exist at a time.
 func (t *task) images(now time.Time) int {
 	if t.status(now) != dashscope.StatusSucceeded {
 		return 0
 	}
-	return t.good()
+	return t.goodImages()
 }
 
 // hasImage reports whether the image with this index from 0 exists.
@@ -121,7 +120,7 @@ func (t *task) hasImage(index int, now time.Time) bool {
 	return t.status(now) == dashscope.StatusSucceeded && index >= 0 && index < t.n() && t.Outcome.Images[index].Code == ""
 }
 
-// snapshot is what the simulator tells of the task.
+// snapshot returns the exported form of the task.
 func (t *task) snapshot(now time.Time) Task {
 	images := t.images(now)
 	out := Task{
@@ -145,7 +144,7 @@ func (t *task) snapshot(now time.Time) Task {
 	return out
 }
 
-// laneKey is what the service's limits are counted by.
+// laneKey is the unit of the service's limits.
 type laneKey struct {
 	account, model string
 }
@@ -156,7 +155,7 @@ type lane struct {
 	free  []time.Time // when each slot is free again
 }
 
-// add queues a task. Tasks must come in the order of their creation.
+// add queues a task. Tasks must be added in the order of their creation.
 func (l *lane) add(t *task, concurrency int) {
 	if l.free == nil {
 		l.free = make([]time.Time, concurrency)
@@ -165,8 +164,8 @@ func (l *lane) add(t *task, concurrency int) {
 	l.place(t)
 }
 
-// place fixes when the task starts and ends: it takes the slot that is free
-// first. Three hours after its creation it fails, started or not.
+// place computes when the task starts and ends: it takes the slot that is free first.
+// Three hours after its creation it fails, started or not.
 func (l *lane) place(t *task) {
 	slot := 0
 	for i, at := range l.free {
@@ -191,8 +190,8 @@ func (l *lane) place(t *task) {
 	l.free[slot] = t.end
 }
 
-// cancel takes a PENDING task out and lets those behind it move up. The tasks
-// before it keep their places: they are placed by the same rule again.
+// cancel removes a PENDING task and lets those behind it move up. The tasks before it
+// keep their times: they are placed by the same rule again.
 func (l *lane) cancel(t *task, at time.Time) {
 	t.CanceledAt = at
 	clear(l.free)

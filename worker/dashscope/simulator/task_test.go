@@ -89,7 +89,7 @@ func TestTasksOfALaneRunOneByOne(t *testing.T) {
 
 		time.Sleep(10 * time.Second)
 		assert.Equal(t, dashscope.StatusSucceeded, c.status(t, first))
-		assert.Equal(t, dashscope.StatusRunning, c.status(t, third), "moves up when the one before it is cancelled")
+		assert.Equal(t, dashscope.StatusRunning, c.status(t, third), "moves up when the one before it is canceled")
 		for _, id := range []string{first, second, third, "no-such-task"} {
 			refused(t, c.call(t, http.MethodPost, dashscope.PathTasks+"/"+id+"/cancel/", []byte(`{}`), nil), http.StatusBadRequest, "UnsupportedOperation")
 		}
@@ -191,7 +191,7 @@ func TestUnknownRoutes(t *testing.T) {
 	assert.Equal(t, 3, sim.Stats().Requests[simulator.RouteOther])
 }
 
-// What the service finds only when a task has had its turn.
+// Errors that the service reports only when a task runs.
 func TestTasksThatFailOnTheirParameters(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ input, parameters, code string }{

@@ -35,17 +35,16 @@ const (
 	maxFieldBytes   = 64 << 10
 	uploadACL       = "private"
 	uploadDirPrefix = "dashscope-instant/"
-	// uploadKept is how long an upload is kept here: results that show it may
-	// be fetched until long after it can be named no more.
-	uploadKept = uploadLifetime + taskTimeout + 24*time.Hour
+	// uploadRetention is how long an upload is stored here: results that show it may be
+	// downloaded long after its name has expired.
+	uploadRetention = uploadLifetime + taskTimeout + 24*time.Hour
 )
 
-// upload is what was sent to the temporary store: not the bytes, only what a
-// task needs of them.
+// upload is a file in the temporary store: not its bytes, only what a task needs of it.
 type upload struct {
 	Key       string    `json:"key"`
 	CreatedAt time.Time `json:"created_at"`
-	// Failure is why a task cannot use it, if so.
+	// Failure is why a task cannot use it, if it cannot.
 	Failure Failure `json:"failure,omitzero"`
 
 	picture *image.RGBA // at most 512 pixels a side
@@ -56,30 +55,30 @@ func (u *upload) belongs(account, model string) bool {
 	return strings.HasPrefix(u.Key, uploadOwner(account, model))
 }
 
-// uploadOwner is where the uploads of an account and model lie.
+// uploadOwner returns the key prefix of an account and model's uploads.
 func uploadOwner(account, model string) string {
 	sum := hash("simulator", "uploads", account, model)
 	return uploadDirPrefix + hex.EncodeToString(sum[:16]) + "/"
 }
 
-// policyDocument is what an upload credential permits.
+// policyDocument is the content of an upload credential.
 type policyDocument struct {
 	Expiration time.Time `json:"expiration"`
 	Conditions []any     `json:"conditions"`
 }
 
-// policy answers a request for an upload credential.
+// policy serves a request for an upload credential.
 func (s *Simulator) policy(r *http.Request, c caller, requestID string) (any, error) {
 	query := r.URL.Query()
 	model := query.Get("model")
-	_, known := s.modelOf(model)
+	_, known := s.lookupModel(model)
 	switch {
 	case query.Get("action") != "getPolicy":
-		return nil, &refusal{http.StatusBadRequest, "InvalidParameter", "Required parameter \"action\" missing or invalid, please check the request parameters."}
+		return nil, &apiError{http.StatusBadRequest, "InvalidParameter", "Required parameter \"action\" missing or invalid, please check the request parameters."}
 	case model == "":
-		return nil, &refusal{http.StatusBadRequest, "InvalidParameter", "Required parameter \"model\" missing or invalid, please check the request parameters."}
+		return nil, &apiError{http.StatusBadRequest, "InvalidParameter", "Required parameter \"model\" missing or invalid, please check the request parameters."}
 	case !known:
-		return nil, &refusal{http.StatusNotFound, "ModelNotFound", "Model can not be found."}
+		return nil, &apiError{http.StatusNotFound, "ModelNotFound", "Model can not be found."}
 	}
 	now := wallClock()
 	s.mu.Lock()
@@ -113,7 +112,7 @@ func (s *Simulator) policy(r *http.Request, c caller, requestID string) (any, er
 	}}, nil
 }
 
-// storeUpload answers the form POST of an upload as OSS does.
+// storeUpload serves the form POST of an upload as OSS does.
 func (s *Simulator) storeUpload(w http.ResponseWriter, r *http.Request, requestID string) {
 	fields, content, size, err := readForm(r)
 	if err == nil {
@@ -137,8 +136,8 @@ func (s *Simulator) storeUpload(w http.ResponseWriter, r *http.Request, requestI
 	w.WriteHeader(status)
 }
 
-// readForm reads the fields before the file and the file, of which no more is
-// kept than a reference may have. OSS ignores what comes after the file.
+// readForm reads the fields before the file, and the file; it keeps no more bytes than
+// a reference image may have. OSS ignores what comes after the file.
 func readForm(r *http.Request) (fields map[string]string, content []byte, size int64, err error) {
 	malformed := &ossError{status: http.StatusBadRequest, Code: "MalformedPOSTRequest", Message: "The body of your POST request is not well-formed multipart/form-data."}
 	parts, err := r.MultipartReader()
@@ -178,7 +177,7 @@ func readFile(part *multipart.Part) (content []byte, size int64, err error) {
 	return content, int64(len(content)) + rest, err
 }
 
-// checkForm checks the fields against the credential.
+// checkForm validates the fields against the credential.
 func checkForm(fields map[string]string, size int64, now time.Time) error {
 	denied := func(message string) error {
 		return &ossError{status: http.StatusForbidden, Code: "AccessDenied", Message: "Invalid according to Policy: " + message}
@@ -192,7 +191,7 @@ func checkForm(fields map[string]string, size int64, now time.Time) error {
 	text, err := base64.StdEncoding.DecodeString(fields["policy"])
 	var document policyDocument
 	if err != nil || json.Unmarshal(text, &document) != nil {
-		return denied("Invalid Policy.") // cannot be: it is signed
+		return denied("Invalid Policy.") // unreachable: it is signed
 	}
 	dir := ""
 	if condition, ok := document.Conditions[1].([]any); ok && len(condition) == 3 {
@@ -229,16 +228,15 @@ func (s *Simulator) keepUpload(key string, content []byte, size int64) error {
 	}
 	s.uploads[key] = up
 	for k, old := range s.uploads {
-		if now.Sub(old.CreatedAt) > uploadKept {
+		if now.Sub(old.CreatedAt) > uploadRetention {
 			delete(s.uploads, k)
 		}
 	}
 	return nil
 }
 
-// readReference decodes a reference image and makes it small, or says why a
-// task would fail on it. The codes are the error-code page's; the messages are
-// assumed.
+// readReference decodes and shrinks a reference image, or returns the failure of a task
+// that uses it. The codes are those of the error-code page; the messages are assumed.
 func readReference(content []byte, size int64) (*image.RGBA, Failure) {
 	if size > maxRefBytes {
 		return nil, Failure{"InvalidFile.Size", "The size of the input image must be at most 10 MB."}

@@ -26,7 +26,7 @@ func (c *client) policy(t *testing.T) dashscope.Policy {
 	return decode[dashscope.PolicyResponse](t, r).Data
 }
 
-// upload posts a file as the SDKs do; change edits the fields before.
+// upload posts a file as the SDKs do; change modifies the fields first.
 func (c *client) upload(t *testing.T, p dashscope.Policy, name string, content []byte, change func(map[string]string)) reply {
 	t.Helper()
 	fields := map[string]string{
@@ -55,7 +55,7 @@ func (c *client) upload(t *testing.T, p dashscope.Policy, name string, content [
 	return r
 }
 
-// plain is a picture of one colour.
+// plain returns a picture of one color.
 func plain(width, height int, c color.Color) image.Image {
 	img := image.NewPaletted(image.Rect(0, 0, width, height), color.Palette{c})
 	return img
@@ -68,7 +68,7 @@ func pngOf(t *testing.T, img image.Image) []byte {
 	return b.Bytes()
 }
 
-// withRef is a create with a reference image.
+// withRef returns a create with a reference image.
 func withRef(name string) string {
 	return fmt.Sprintf(`{"model":"wanx-v1","input":{"prompt":"a","ref_img":%q},"parameters":{"n":1,"ref_strength":1}}`, name)
 }

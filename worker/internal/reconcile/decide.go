@@ -10,7 +10,7 @@ import (
 // Decision is the outcome of an intent.
 type Decision int
 
-// What may be decided.
+// The decisions.
 const (
 	Undecided  Decision = iota // decide again later
 	Adopt                      // the first task is the intent's

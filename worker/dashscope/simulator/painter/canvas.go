@@ -5,8 +5,8 @@ import (
 	"math/rand/v2"
 )
 
-// minCanvasSide is the smallest canvas that every style can draw on. A smaller
-// picture shows its upper left corner.
+// minCanvasSide is the smallest canvas side that every style can draw on. A smaller
+// picture shows its upper left part.
 const minCanvasSide = 64
 
 // canvas is a scene of palette indices, at half the size of the picture.
@@ -17,7 +17,7 @@ type canvas struct {
 
 func newCanvas(w, h int) *canvas { return &canvas{w: w, h: h, pix: make([]uint8, w*h)} }
 
-// row is the pixels of one line.
+// row returns the pixels of one line.
 func (c *canvas) row(y int) []uint8 { return c.pix[y*c.w : (y+1)*c.w] }
 
 // upscale doubles the canvas to the pixels of a picture.
@@ -36,7 +36,7 @@ func (c *canvas) upscale(width, height int) []uint8 {
 	return out[:width*height]
 }
 
-// side is the shorter side of the canvas.
+// side returns the shorter side of the canvas.
 func (c *canvas) side() int { return min(c.w, c.h) }
 
 // fill sets a run of pixels.
@@ -46,17 +46,17 @@ func fill(run []uint8, v uint8) {
 	}
 }
 
-// tone is the palette index of a shade of a ramp, clamped to the ramp.
+// tone returns the palette index of a shade in a ramp, clamped to the ramp.
 func tone(ramp, shade int) uint8 {
 	return uint8(ramp*shades + min(max(shade, 0), shades-1)) //nolint:gosec // below sceneColors
 }
 
-// darker goes down a ramp, at most to its end.
+// darker returns a color further down its ramp, at most its end.
 func darker(v uint8, by int) uint8 {
 	return tone(int(v)/shades, int(v)%shades-by)
 }
 
-// span fills the part of a line that lies on the canvas.
+// span fills the part of a line that is on the canvas.
 func (c *canvas) span(y, from, to int, v uint8) {
 	from, to = max(from, 0), min(to, c.w)
 	if y >= 0 && y < c.h && from < to {
@@ -64,8 +64,8 @@ func (c *canvas) span(y, from, to int, v uint8) {
 	}
 }
 
-// gradient fills the canvas from one shade of the background at its top to
-// another, dithered.
+// gradient fills the canvas with a dithered gradient between two shades of the
+// background.
 func (c *canvas) gradient(top, bottom int) {
 	for y := range c.h {
 		exact := float64(top) + float64(bottom-top)*float64(y)/float64(c.h)
@@ -79,7 +79,7 @@ func (c *canvas) gradient(top, bottom int) {
 	}
 }
 
-// bayer is the threshold in [0, 1) of a 4 by 4 Bayer matrix, for dithering.
+// bayer returns the threshold in [0, 1) of a 4 by 4 Bayer matrix, for dithering.
 func bayer(x, y int) float64 {
 	const order = "\x00\x08\x02\x0a\x0c\x04\x0e\x06\x03\x0b\x01\x09\x0f\x07\x0d\x05"
 	return float64(order[y&3<<2|x&3]) / 16
@@ -128,7 +128,7 @@ func (c *canvas) ellipse(cx, cy int, rx, ry float64, ramp, dark, light int) {
 	}
 }
 
-// ball fills a circle that is lit like a ball.
+// ball fills a circle shaded like a ball.
 func (c *canvas) ball(cx, cy, r, ramp int) {
 	c.ellipse(cx, cy, float64(r), float64(r), ramp, 4, shades-1)
 }
@@ -159,8 +159,8 @@ func (c *canvas) rays(cx, cy, sectors int, phase float64) {
 	}
 }
 
-// turn is the angle of a direction as a part of a full turn, in [0, 1), nearly:
-// it runs along a square instead of a circle.
+// turn returns the angle of a direction as a fraction of a full turn, in [0, 1). It is
+// approximate: it follows a square instead of a circle.
 func turn(dy, dx float64) float64 {
 	if dx == 0 && dy == 0 {
 		return 0
@@ -172,8 +172,8 @@ func turn(dy, dx float64) float64 {
 	return 0.25 - p
 }
 
-// hills is a line of hills: the height of every column, around base and with
-// this swing (parts of the canvas), and about so many summits.
+// hills returns the height of every column of a line of hills: around base and with
+// this swing (fractions of the canvas height), with about this many summits.
 func (c *canvas) hills(rng *rand.Rand, base, swing, summits float64) []int {
 	var phase [4]float64
 	for i := range phase {
@@ -188,8 +188,8 @@ func (c *canvas) hills(rng *rand.Rand, base, swing, summits float64) []int {
 	return out
 }
 
-// ridge fills what lies below a line, from one shade at the line to another at
-// a depth below it.
+// ridge fills the area below a line, from one shade at the line to another at a depth
+// below it.
 func (c *canvas) ridge(line []int, ramp, top, bottom, depth int) {
 	tones := make([]uint8, depth)
 	for d := range tones {
@@ -219,7 +219,7 @@ func (c *canvas) contour(line []int, ramp, shade int) {
 	}
 }
 
-// hatch draws slanting lines below a line, or everywhere without one.
+// hatch draws slanting lines below a line, or everywhere if line is nil.
 func (c *canvas) hatch(line []int, gap, slope, ramp, shade int) {
 	for y := range c.h {
 		row := c.row(y)
@@ -243,7 +243,8 @@ func (c *canvas) stroke(x, y int, angle float64, length, width int, v uint8) {
 	}
 }
 
-// blot draws a stain with a rim, darker where it covers another of its ramp.
+// blot draws a stain with a rim. It is darker where it covers another stain of its
+// ramp.
 func (c *canvas) blot(rng *rand.Rand, cx, cy int, r float64, ramp int) {
 	wobble := func() []float64 {
 		a, b := rng.Float64()*6, rng.Float64()*6
@@ -276,7 +277,7 @@ func (c *canvas) blot(rng *rand.Rand, cx, cy int, r float64, ramp int) {
 	}
 }
 
-// tree draws a tree of two triangles, its foot at a point.
+// tree draws a tree of two triangles with its foot at a point.
 func (c *canvas) tree(x, y, size, ramp, shade int) {
 	for dy := range size / 4 {
 		c.span(y-dy, x-size/14, x+size/14+1, tone(2, 0))

@@ -2,8 +2,8 @@ package painter
 
 import "image/color"
 
-// The palette of a scene: four ramps of shades, then the same darker as the
-// background of text, then the colors of text.
+// The palette of a scene: four ramps of shades, the same ramps darkened for the
+// background of text, and the colors of text.
 const (
 	shades       = 48
 	ramps        = 4
@@ -32,7 +32,7 @@ func (a rgb) nrgba() color.NRGBA {
 // colorScheme holds a scene's ramps, each a gradient through three stops.
 type colorScheme [ramps][3]rgb
 
-// at is the color of a palette index below sceneColors.
+// at returns the color of a palette index below sceneColors.
 func (s *colorScheme) at(index int) rgb {
 	stops := &s[index/shades]
 	t := float64(index%shades) / (shades - 1) * 2
@@ -42,7 +42,7 @@ func (s *colorScheme) at(index int) rgb {
 	return stops[1].mix(stops[2], t-1)
 }
 
-// palette lists the colors of a picture without a reference.
+// palette returns the colors of a picture without a reference.
 func (s *colorScheme) palette() color.Palette {
 	p := make(color.Palette, 0, 256)
 	for i := range sceneColors {
@@ -63,7 +63,7 @@ func textColors() []color.Color {
 	}
 }
 
-// hsl is a color by hue in degrees, saturation and lightness in [0, 1].
+// hsl returns a color by hue in degrees, and saturation and lightness in [0, 1].
 func hsl(h, s, l float64) rgb {
 	var out rgb
 	a := s * min(l, 1-l)

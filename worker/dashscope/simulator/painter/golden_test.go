@@ -24,8 +24,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// goldenPictures has every style, in several sizes, with each kind of reference,
-// and pictures of a model without styles.
+// goldenPictures returns pictures of every style, in several sizes, with each kind of
+// reference, and of a model without styles.
 func goldenPictures() map[string]painter.Picture {
 	ref := image.NewRGBA(image.Rect(0, 0, 300, 200))
 	for y := range 200 {
@@ -60,8 +60,8 @@ func goldenPictures() map[string]painter.Picture {
 	return all
 }
 
-// The pictures stay as they are, pixel by pixel. The PNG around them may differ
-// between versions of Go.
+// The pictures do not change, pixel by pixel. Their PNG encoding may differ between
+// versions of Go.
 func TestGoldenPictures(t *testing.T) {
 	t.Parallel()
 	if runtime.GOARCH != "amd64" {

@@ -1,6 +1,6 @@
-// Package painter draws the images of the simulator: a scene in the requested
-// style, different for each prompt and seed, with the request written on it and
-// the sign "SIMULATED 模拟" in the upper left corner.
+// Package painter draws the images of the simulator: a scene in the requested style,
+// different for each prompt and seed, with the request as text and the label "SIMULATED
+// 模拟" in the upper left corner.
 package painter
 
 import (
@@ -23,13 +23,13 @@ const (
 
 // Picture describes an image.
 type Picture struct {
-	// Model, Prompt and NegativePrompt are the request's; the prompts are cut
-	// where the service cuts them.
+	// Model, Prompt and NegativePrompt are the request's; the prompts are truncated as
+	// by the service.
 	Model, Prompt, NegativePrompt string
-	// Style is one of wanx-v1's. The other models have none: if it is empty, the
-	// prompt decides which of the styles is used.
+	// Style is one of wanx-v1's styles. The other models have none: if it is empty, the
+	// prompt determines the style.
 	Style string
-	// ActualPrompt is the rewritten prompt, empty if it was not rewritten.
+	// ActualPrompt is the rewritten prompt, empty if not rewritten.
 	ActualPrompt string
 	// Watermark is the text at the bottom right, empty for none.
 	Watermark string
@@ -46,9 +46,9 @@ type Picture struct {
 	RefStrength float64
 }
 
-// Paint renders a picture as a PNG. With a reference image, RefRepaint lets its
-// content show through and RefOnly takes its colors, as strongly as RefStrength
-// says. Equal pictures give equal bytes.
+// Paint renders a picture as a PNG. With a reference image, RefRepaint blends in its
+// content and RefOnly uses its colors, weighted by RefStrength. Equal pictures give
+// equal bytes.
 func Paint(p Picture) []byte {
 	style := p.style()
 	c := newCanvas(max((p.Width+1)/2, minCanvasSide), max((p.Height+1)/2, minCanvasSide))
@@ -76,8 +76,8 @@ func Paint(p Picture) []byte {
 	return out.Bytes()
 }
 
-// Placeholder returns the image that replaces a reference which is known by its
-// URL only: a scene drawn from the URL, without text.
+// Placeholder returns the image that replaces a reference of which only the URL is
+// available: a scene drawn from the URL, without text.
 func Placeholder(url string) image.Image {
 	rng := newRand("reference", url)
 	all := styles()
@@ -105,7 +105,7 @@ func digest(parts ...string) [sha256.Size]byte {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// style is the requested style or, if there is none, one chosen by the prompt.
+// style returns the requested style, or one determined by the prompt.
 func (p Picture) style() style {
 	all := styles()
 	if p.Style == "" {
@@ -120,7 +120,7 @@ func (p Picture) style() style {
 	return all[0]
 }
 
-// caption is the line below the prompts: the parameters of the request.
+// caption returns the line below the prompts: the parameters of the request.
 func (p Picture) caption() string {
 	words := []string{p.Model}
 	if p.Style != "" {

@@ -29,8 +29,8 @@ func paint(t *testing.T, p painter.Picture) image.Image {
 	return img
 }
 
-// distance is the mean difference of two pictures in their upper half, which has
-// no text of the request: 0 equal, 1 black against white.
+// distance returns the mean difference of two pictures in their upper half, which has
+// no text of the request: 0 is equal, 1 is black against white.
 func distance(a, b image.Image) float64 {
 	var sum, n float64
 	for y := a.Bounds().Dy() / 6; y < a.Bounds().Dy()/2; y += 3 {
@@ -80,7 +80,7 @@ func TestPaintAllStylesAndSizes(t *testing.T) {
 	}
 }
 
-// The sign and the request are written on the picture.
+// The label and the request are written on the picture.
 func TestPaintShowsThePrompt(t *testing.T) {
 	t.Parallel()
 	p := painter.Picture{Model: "wanx-v1", Prompt: "狐", Width: 1024, Height: 1024, N: 1}

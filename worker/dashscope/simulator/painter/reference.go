@@ -9,7 +9,7 @@ import (
 	"golang.org/x/image/draw"
 )
 
-// maxReferenceSide is enough for a picture that is painted at half its size.
+// maxReferenceSide is sufficient for a picture that is painted at half its size.
 const maxReferenceSide = 512
 
 // Sides of the color cube that pictures with a reference use.
@@ -18,8 +18,8 @@ const (
 	cubeColors = cubeSteps * cubeSteps * cubeSteps
 )
 
-// Shrink copies a reference image, scaled down to at most 512 pixels a side: all
-// that [Paint] needs of it.
+// Shrink returns a copy of a reference image, scaled down to at most 512 pixels a side,
+// as [Paint] needs it.
 func Shrink(img image.Image) *image.RGBA {
 	b := img.Bounds()
 	w, h := b.Dx(), b.Dy()
@@ -29,14 +29,14 @@ func Shrink(img image.Image) *image.RGBA {
 	return scale(img, b, w, h)
 }
 
-// scale returns a part of a picture at another size.
+// scale returns a part of a picture in another size.
 func scale(img image.Image, part image.Rectangle, w, h int) *image.RGBA {
 	out := image.NewRGBA(image.Rect(0, 0, w, h))
 	draw.ApproxBiLinear.Scale(out, out.Rect, img, part, draw.Src, nil)
 	return out
 }
 
-// cover is the largest middle part of a picture with the proportions w to h.
+// cover returns the largest centered part of a picture with the proportions w to h.
 func cover(b image.Rectangle, w, h int) image.Rectangle {
 	if b.Dx()*h > b.Dy()*w {
 		cut := (b.Dx() - b.Dy()*w/h) / 2
@@ -46,8 +46,7 @@ func cover(b image.Rectangle, w, h int) image.Rectangle {
 	return image.Rect(b.Min.X, b.Min.Y+cut, b.Max.X, b.Max.Y-cut)
 }
 
-// mixIn mixes the colors of a reference into the ramps: the more strength, the
-// more of them.
+// mixIn mixes the colors of a reference into the ramps, in proportion to strength.
 func (s *colorScheme) mixIn(ref image.Image, strength float64) {
 	const side = 24
 	small := scale(ref, ref.Bounds(), side, side)
@@ -69,8 +68,8 @@ func (s *colorScheme) mixIn(ref image.Image, strength float64) {
 	}
 }
 
-// blend lets the reference show through the scene, with a small copy of it in a
-// corner, and turns the canvas to the colors of [cubePalette].
+// blend blends the reference into the scene, adds a small copy of it in a corner, and
+// converts the canvas to the colors of [cubePalette].
 func (c *canvas) blend(scheme *colorScheme, p Picture) {
 	weight := 0.0
 	if p.RefMode != RefOnly {
@@ -83,20 +82,20 @@ func (c *canvas) blend(scheme *colorScheme, p Picture) {
 			own[i][k] = int32(v * (1 - weight) * (cubeSteps - 1) * 256)
 		}
 	}
-	var theirs [256]int32
-	for i := range theirs {
-		theirs[i] = int32(float64(i) / 255 * weight * (cubeSteps - 1) * 256)
+	var ref256 [256]int32
+	for i := range ref256 {
+		ref256[i] = int32(float64(i) / 255 * weight * (cubeSteps - 1) * 256)
 	}
 	for y := range c.h {
 		row, ref := c.row(y), through.Pix[y*through.Stride:]
 		for x := range row {
-			row[x] = cube(own[row[x]], [3]int32{theirs[ref[4*x]], theirs[ref[4*x+1]], theirs[ref[4*x+2]]}, int32(bayer(x, y)*256))
+			row[x] = cube(own[row[x]], [3]int32{ref256[ref[4*x]], ref256[ref[4*x+1]], ref256[ref[4*x+2]]}, int32(bayer(x, y)*256))
 		}
 	}
 	c.inset(p.Ref)
 }
 
-// inset puts a small framed copy of a picture into the upper right corner.
+// inset draws a small framed copy of a picture in the upper right corner.
 func (c *canvas) inset(ref image.Image) {
 	b := ref.Bounds()
 	side := c.side() / 4
@@ -122,7 +121,7 @@ func (c *canvas) inset(ref image.Image) {
 	}
 }
 
-// cube is the color of the cube next to the sum of two colors, which are in
+// cube returns the color of the cube nearest to the sum of two colors, which are in
 // 256ths of a step; a threshold in [0, 256) dithers.
 func cube(a, b [3]int32, threshold int32) uint8 {
 	out := int32(0)
@@ -132,8 +131,8 @@ func cube(a, b [3]int32, threshold int32) uint8 {
 	return uint8(out)
 }
 
-// cubePalette lists the colors of a picture with a reference: a cube, and those
-// of text at textWhiteRef.
+// cubePalette returns the colors of a picture with a reference: a cube, and the text
+// colors at textWhiteRef.
 func cubePalette() color.Palette {
 	p := make(color.Palette, 0, 256)
 	for i := range cubeColors {

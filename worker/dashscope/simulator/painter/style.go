@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// DefaultStyle is the style that wanx-v1 uses if the request names none.
+// DefaultStyle is the style of wanx-v1 if the request has none.
 const DefaultStyle = "<auto>"
 
 // HasStyle reports whether wanx-v1 has a style of this name.
@@ -17,14 +17,14 @@ func HasStyle(name string) bool {
 // style is a style of wanx-v1.
 type style struct {
 	name, chinese string
-	// stops are the colors of the ramps as hue, saturation and lightness; vary is
-	// how many degrees a seed may rotate the hues.
+	// stops are the colors of the ramps as hue, saturation and lightness; vary is the
+	// maximum rotation of the hues by a seed, in degrees.
 	stops [ramps][3][3]float64
 	vary  float64
 	draw  func(*canvas, *rand.Rand)
 }
 
-// colorScheme returns the style's ramps, their hues rotated at random.
+// colorScheme returns the style's ramps with their hues rotated at random.
 func (s style) colorScheme(rng *rand.Rand) *colorScheme {
 	turn := (rng.Float64()*2 - 1) * s.vary
 	out := &colorScheme{}
@@ -36,8 +36,8 @@ func (s style) colorScheme(rng *rand.Rand) *colorScheme {
 	return out
 }
 
-// styles lists the styles of wanx-v1 (text-to-image reference). The first ramp
-// of each is its background.
+// styles returns the styles of wanx-v1 (text-to-image reference). The first ramp of
+// each is its background.
 func styles() []style {
 	return []style{
 		{DefaultStyle, " 自动", [4][3][3]float64{
@@ -93,7 +93,7 @@ func styles() []style {
 	}
 }
 
-// drawAuto is a dusk with lights out of focus.
+// drawAuto draws a dusk with out-of-focus lights.
 func drawAuto(c *canvas, rng *rand.Rand) {
 	c.gradient(0, shades-1)
 	c.ridge(c.hills(rng, 0.62, 0.10, 2), 0, 10, 24, c.h/3)
@@ -106,7 +106,7 @@ func drawAuto(c *canvas, rng *rand.Rand) {
 	c.ridge(c.hills(rng, 0.84, 0.06, 4), 1, 6, 0, c.h/4)
 }
 
-// drawPhotography is mountains behind a lake.
+// drawPhotography draws mountains behind a lake.
 func drawPhotography(c *canvas, rng *rand.Rand) {
 	c.gradient(0, shades-1)
 	c.disk(c.w/5+rng.IntN(c.w*3/5), c.h*3/10+rng.IntN(c.h/6), c.side()/14, 3, shades-4)
@@ -118,7 +118,7 @@ func drawPhotography(c *canvas, rng *rand.Rand) {
 	}
 	lake := c.h * 3 / 4
 	for y := lake; y < c.h; y++ {
-		// The lake shows what lies above it, darker and in ripples.
+		// The lake reflects the lines above it, darker and with ripples.
 		source := c.row(max(2*lake-y-1, 0))
 		shift := int(2 * math.Sin(float64(y*y)/float64(c.h)*0.5))
 		row := c.row(y)
@@ -133,7 +133,7 @@ func drawPhotography(c *canvas, rng *rand.Rand) {
 	c.ridge(c.hills(rng, 0.93, 0.03, 6), 2, 14, shades-1, c.h/10)
 }
 
-// drawPortrait is a figure before a lit wall.
+// drawPortrait draws a figure before a lit wall.
 func drawPortrait(c *canvas, rng *rand.Rand) {
 	cx, u := c.w/2+rng.IntN(c.w/8)-c.w/16, float64(c.side())
 	cy := c.h * 2 / 5
@@ -156,7 +156,7 @@ func drawPortrait(c *canvas, rng *rand.Rand) {
 	c.ellipse(cx, cy+int(head*0.74), head*0.2, head*0.07, 3, 30, shades-1)
 }
 
-// drawCartoon is shining balls on a floor.
+// drawCartoon draws shiny balls on a floor.
 func drawCartoon(c *canvas, rng *rand.Rand) {
 	c.gradient(8, shades-1)
 	floor := c.h * 9 / 20
@@ -171,7 +171,7 @@ func drawCartoon(c *canvas, rng *rand.Rand) {
 	}
 }
 
-// drawAnime is rays of the sun over summer clouds.
+// drawAnime draws sun rays over summer clouds.
 func drawAnime(c *canvas, rng *rand.Rand) {
 	c.gradient(0, shades-1)
 	x, y := c.w/4+rng.IntN(c.w/2), c.h/4+rng.IntN(c.h/6)
@@ -194,7 +194,7 @@ func drawAnime(c *canvas, rng *rand.Rand) {
 	}
 }
 
-// drawOil is strokes of a brush in a swirling sky over fields.
+// drawOil draws brush strokes: a swirling sky over fields.
 func drawOil(c *canvas, rng *rand.Rand) {
 	c.gradient(6, 30)
 	fx, fy, phase := 2+3*rng.Float64(), 2+2*rng.Float64(), rng.Float64()*6
@@ -223,7 +223,7 @@ func drawOil(c *canvas, rng *rand.Rand) {
 	}
 }
 
-// drawWatercolor is wet blots on paper.
+// drawWatercolor draws wet blots on paper.
 func drawWatercolor(c *canvas, rng *rand.Rand) {
 	c.gradient(10, shades-1)
 	for i := range 13 {
@@ -235,7 +235,7 @@ func drawWatercolor(c *canvas, rng *rand.Rand) {
 	}
 }
 
-// drawSketch is hills in pencil.
+// drawSketch draws hills in pencil.
 func drawSketch(c *canvas, rng *rand.Rand) {
 	c.gradient(shades-1, 18)
 	c.hatch(nil, 5, 1, 0, 30)
@@ -251,7 +251,7 @@ func drawSketch(c *canvas, rng *rand.Rand) {
 	}
 }
 
-// drawChinese is mountains of ink in mist, a red sun and birds.
+// drawChinese draws ink mountains in mist, a red sun and birds.
 func drawChinese(c *canvas, rng *rand.Rand) {
 	c.gradient(shades-1, 10)
 	c.disk(c.w/5+rng.IntN(c.w*3/5), c.h/6+rng.IntN(c.h/8), c.side()/13, 3, 24)
@@ -274,7 +274,7 @@ func drawChinese(c *canvas, rng *rand.Rand) {
 	}
 }
 
-// drawFlat is hills and trees of paper.
+// drawFlat draws paper hills and trees.
 func drawFlat(c *canvas, rng *rand.Rand) {
 	c.gradient(0, shades-1)
 	x, y := c.w/4+rng.IntN(c.w/2), c.h*3/10

@@ -8,24 +8,25 @@ import (
 	"golang.org/x/image/math/fixed"
 )
 
-// Glyphs of the font: 6 or 12 pixels wide, 16 high.
+// Glyphs of the font are 6 or 12 pixels wide and 16 high.
 const (
 	glyphHalf   = 6
 	glyphHeight = 16
 	maxLines    = 7 // of the prompt
 )
 
-// sign is on every picture.
-const sign = "SIMULATED 模拟"
+// label is written on every picture.
+const label = "SIMULATED 模拟"
 
-// textWriter writes on a picture.
+// textWriter writes text on a picture.
 type textWriter struct {
 	img  *image.Paletted
 	dark [256]uint8 // the darker color for the background of text
 	ink  uint8      // white; then gray, then amber
 }
 
-// newTextWriter writes on a picture, painted with a reference or without.
+// newTextWriter returns a writer for a picture, painted with a reference (ref) or
+// without.
 func newTextWriter(img *image.Paletted, ref bool) *textWriter {
 	w := &textWriter{img: img, ink: textWhite}
 	if !ref {
@@ -42,8 +43,8 @@ func newTextWriter(img *image.Paletted, ref bool) *textWriter {
 	return w
 }
 
-// drawText writes the request on its picture: the sign at the top, the prompts
-// and the caption at the bottom.
+// drawText writes the request on its picture: the label at the top, the prompts and the
+// caption at the bottom.
 func drawText(img *image.Paletted, p Picture) {
 	w := newTextWriter(img, p.Ref != nil)
 	size := max(min(p.Width, p.Height)/340, 1)
@@ -54,7 +55,7 @@ func drawText(img *image.Paletted, p Picture) {
 	badge := image.Rect(0, 0, (len("SIMULATED ")+4)*glyphHalf*(size+1)+2*margin, glyphHeight*(size+1)+margin)
 	badge = badge.Add(image.Pt(2*margin, 2*margin))
 	w.darken(badge)
-	w.line(sign, badge.Min.X+margin, badge.Min.Y+margin/2, size+1, w.ink+2)
+	w.line(label, badge.Min.X+margin, badge.Min.Y+margin/2, size+1, w.ink+2)
 
 	bottom := p.Height
 	if p.Watermark != "" {
@@ -84,8 +85,7 @@ func drawText(img *image.Paletted, p Picture) {
 	}
 }
 
-// watermark writes the watermark at the bottom right and returns the height of
-// its box.
+// watermark draws the watermark at the bottom right and returns the height of its box.
 func (w *textWriter) watermark(p Picture, size, margin int) int {
 	width := 0
 	for _, r := range p.Watermark {
@@ -98,7 +98,7 @@ func (w *textWriter) watermark(p Picture, size, margin int) int {
 	return box.Dy() + margin
 }
 
-// darken turns a part of the picture into a background for text.
+// darken darkens a part of the picture as a background for text.
 func (w *textWriter) darken(r image.Rectangle) {
 	r = r.Intersect(w.img.Rect)
 	for y := r.Min.Y; y < r.Max.Y; y++ {
@@ -109,7 +109,7 @@ func (w *textWriter) darken(r image.Rectangle) {
 	}
 }
 
-// line writes one line with its upper left corner at a point.
+// line draws one line of text with its upper left corner at a point.
 func (w *textWriter) line(text string, x, y, size int, ink uint8) {
 	for _, r := range text {
 		w.glyph(r, x, y, size, ink)
@@ -136,14 +136,14 @@ func (w *textWriter) glyph(r rune, x, y, size int, ink uint8) {
 	}
 }
 
-// cells is a character's width in half-width glyphs.
+// cells returns a character's width in half-width glyphs.
 func cells(r rune) int {
 	advance, _ := bitmapfont.FaceSC.GlyphAdvance(r)
 	return advance.Round() / glyphHalf
 }
 
-// wrap breaks a text into at most so many lines of so many cells, between words
-// if possible. A text that is too long ends in an ellipsis.
+// wrap breaks a text into at most lines lines of width cells, between words if
+// possible. A text that is too long ends in an ellipsis.
 func wrap(text string, width, lines int) []string {
 	var out []string
 	var line []rune
