@@ -6,11 +6,12 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // parseYuan parses an amount of money above 0, in millionths of a yuan.
 func (l *loader) parseYuan(value, name string) int64 {
-	amount, err := jobs.ParseYuan(value)
+	amount, err := ledger.ParseYuan(value)
 	switch {
 	case err != nil:
 		l.bad(name, "%v", err)

@@ -7,56 +7,57 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 const (
-	// durationsPrefix begins the list of a model's last durations, in milliseconds.
-	durationsPrefix = "danqing:durations:"
-	// durationsKept is how many tasks the mean is of: enough to even out their
-	// differences, few enough to follow the service's mood.
-	durationsKept = 20
+	// durationsPerModel is how many tasks the mean is of: enough to even out their
+	// differences, few enough to follow changes of the service.
+	durationsPerModel = 20
 )
 
-// NoteDuration notes how long a task of a model took, from its submit to its end.
-func (c *Client) NoteDuration(ctx context.Context, model string, took time.Duration) error {
-	_, err := c.redis.TxPipelined(ctx, func(tx redis.Pipeliner) error {
-		tx.LPush(ctx, durationsPrefix+model, took.Milliseconds())
-		tx.LTrim(ctx, durationsPrefix+model, 0, durationsKept-1)
+// RecordDuration records how long a task of a model took, from submit to end.
+func (s *Store) RecordDuration(ctx context.Context, model string, took time.Duration) error {
+	_, err := s.redis.TxPipelined(ctx, func(tx redis.Pipeliner) error {
+		tx.LPush(ctx, rediskey.Durations(model), took.Milliseconds())
+		tx.LTrim(ctx, rediskey.Durations(model), 0, durationsPerModel-1)
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("note duration of %s: %w", model, err)
+		return fmt.Errorf("record duration of %s: %w", model, err)
 	}
 	return nil
 }
 
-// Backlog is what stands between a model's new job and its submit.
+// Backlog is what a model's new job has to wait for.
 type Backlog struct {
-	// Pending are the jobs that lanes can draw, by priority; scheduled ones and those
-	// that are tried again later are not in line.
+	// Pending are the jobs that lanes can start, by priority, without scheduled ones and
+	// those that wait for a later attempt.
 	Pending map[string]int64
-	// Busy are the jobs of all models that are being submitted or generated.
+	// Busy are the jobs of all models that are submitting or generating.
 	Busy int64
-	// TaskTime is the mean of how long the model's last tasks took, from submit to end;
-	// 0 if none was seen.
+	// TaskTime is the mean duration of the model's last tasks, from submit to end; 0 if
+	// there was none.
 	TaskTime time.Duration
 }
 
-// Backlog looks at a model's queues.
+// Backlog returns what a new job of a model has to wait for. It fails with Redis's own
+// error.
 func (c *Client) Backlog(ctx context.Context, model string) (*Backlog, error) {
 	lengths := map[string]*redis.IntCmd{}
 	var submitting, generating *redis.IntCmd
 	var durations *redis.StringSliceCmd
-	_, err := c.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
+	_, err := c.store.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for _, priority := range priorities() {
-			lengths[priority] = p.LLen(ctx, "asynq:{"+Queue(model, priority)+"}:pending")
+			lengths[priority] = p.LLen(ctx, asynqPending(Queue(model, priority)))
 		}
 		submitting, generating = p.ZCard(ctx, indexKey(StateSubmitting)), p.ZCard(ctx, indexKey(StateGenerating))
-		durations = p.LRange(ctx, durationsPrefix+model, 0, -1)
+		durations = p.LRange(ctx, rediskey.Durations(model), 0, -1)
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("look at the backlog of %s: %w", model, err)
+		return nil, fmt.Errorf("read backlog of %s: %w", model, err)
 	}
 	backlog := &Backlog{Pending: map[string]int64{}, Busy: submitting.Val() + generating.Val()}
 	for priority, length := range lengths {
@@ -76,9 +77,9 @@ func (c *Client) Backlog(ctx context.Context, model string) (*Backlog, error) {
 	return backlog, nil
 }
 
-// Ahead estimates how many jobs are drawn before the last one of a priority, as the
-// queues are drawn by their weights.
-func (b *Backlog) Ahead(model, priority string) int64 {
+// Position estimates how many jobs are started before the last one of a priority, given
+// the weights of the queues.
+func (b *Backlog) Position(model, priority string) int64 {
 	weights := LaneQueues(model)
 	own := max(b.Pending[priority], 1)
 	ahead := own - 1

@@ -92,7 +92,7 @@ func LookupModel(name string) (Model, error) {
 	e := FieldError{Field: "model", Value: show(name), Allowed: strings.Join(names, ", ")}
 	if here := modelName(name); here != name {
 		e.Remedy = fmt.Sprintf("this is a region's spelling: write %q", here)
-	} else if near := nearest(strings.ToLower(name), names); near != "" {
+	} else if near := closest(strings.ToLower(name), names); near != "" {
 		e.Remedy = fmt.Sprintf("did you mean %q?", near)
 	}
 	return Model{}, e

@@ -14,14 +14,13 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
-	"github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
-func newClient(t *testing.T) (*jobs.Client, redis.UniversalClient) {
+func newClient(t *testing.T) (*testClient, redis.UniversalClient) {
 	t.Helper()
-	queue := embedded.Open()
-	t.Cleanup(func() { require.NoError(t, queue.Close()) })
-	return jobs.NewClient(queue.Client()), queue.Client()
+	rdb := redistest.Embedded(t)
+	return newTestClient(rdb), rdb
 }
 
 func TestEnqueueIsIdempotent(t *testing.T) {
@@ -97,25 +96,25 @@ func TestEnqueueWithoutIDIsANewJobEveryTime(t *testing.T) {
 }
 
 // The record is changed by compare-and-set on state, attempt and term.
-func TestSwap(t *testing.T) {
+func TestUpdate(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
 	rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat"})
 	require.NoError(t, err)
 	next := *rec
 	next.State, next.Attempt, next.Term = jobs.StateSubmitting, 1, 3
-	require.NoError(t, client.Swap(t.Context(), rec, &next))
-	require.ErrorIs(t, client.Swap(t.Context(), rec, &next), jobs.ErrConflict, "the old state")
-	require.ErrorIs(t, client.Swap(t.Context(), nil, &next), jobs.ErrConflict, "there is a record")
+	require.NoError(t, client.Store.Update(t.Context(), rec, &next))
+	require.ErrorIs(t, client.Store.Update(t.Context(), rec, &next), jobs.ErrConflict, "the old state")
+	require.ErrorIs(t, client.Store.Update(t.Context(), nil, &next), jobs.ErrConflict, "there is a record")
 	other := next
 	other.Term = 4
-	require.ErrorIs(t, client.Swap(t.Context(), &other, &next), jobs.ErrConflict, "another term")
+	require.ErrorIs(t, client.Store.Update(t.Context(), &other, &next), jobs.ErrConflict, "another term")
 
 	final := next
 	final.State, final.CostMicroYuan = jobs.StateSucceeded, 160_000
 	final.Images = []jobs.Image{{N: 1, Key: "cat/cat-1.png", Bytes: 7}}
-	require.NoError(t, client.Swap(t.Context(), &next, &final))
-	got, err := client.Get(t.Context(), "cat")
+	require.NoError(t, client.Store.Update(t.Context(), &next, &final))
+	got, err := client.Store.Get(t.Context(), "cat")
 	require.NoError(t, err)
 	assert.Equal(t, &final, got)
 	assert.Equal(t, jobs.RecordLifetime, rdb.TTL(t.Context(), "danqing:job:cat").Val())
@@ -124,7 +123,7 @@ func TestSwap(t *testing.T) {
 func TestGetUnknown(t *testing.T) {
 	t.Parallel()
 	client, _ := newClient(t)
-	_, err := client.Get(t.Context(), "nobody")
+	_, err := client.Store.Get(t.Context(), "nobody")
 	require.ErrorIs(t, err, jobs.ErrNotFound)
 }
 
@@ -145,7 +144,7 @@ func TestWait(t *testing.T) {
 	for _, state := range []jobs.State{jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring, jobs.StateSucceeded} {
 		next := *rec
 		next.State = state
-		require.NoError(t, client.Swap(t.Context(), rec, &next))
+		require.NoError(t, client.Store.Update(t.Context(), rec, &next))
 		assert.Equal(t, "cat", <-changes.IDs())
 		rec = &next
 	}
@@ -167,13 +166,13 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 }
 
 // A result may be written only beside a message: alone it would block the ID.
-func TestShowResult(t *testing.T) {
+func TestPublishResult(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
 	rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat"})
 	require.NoError(t, err)
 	rec.Images = []jobs.Image{{N: 1, Key: "cat/cat-1.png"}}
-	require.NoError(t, client.ShowResult(t.Context(), rec))
+	require.NoError(t, client.Store.PublishResult(t.Context(), rec))
 	inspector := asynq.NewInspectorFromRedisClient(rdb)
 	message, err := inspector.GetTaskInfo("danqing:wanx-v1:default", "cat")
 	require.NoError(t, err)
@@ -182,7 +181,7 @@ func TestShowResult(t *testing.T) {
 	assert.Equal(t, map[string]any{"state": "queued", "images": []any{"cat/cat-1.png"}}, shown)
 
 	require.NoError(t, inspector.DeleteTask("danqing:wanx-v1:default", "cat"))
-	require.NoError(t, client.ShowResult(t.Context(), rec))
+	require.NoError(t, client.Store.PublishResult(t.Context(), rec))
 	for _, key := range rdb.Keys(t.Context(), "asynq:*").Val() {
 		assert.False(t, strings.HasSuffix(key, ":t:cat"), key)
 	}
@@ -217,8 +216,8 @@ func TestChangesMissedByASlowReader(t *testing.T) {
 // So does one whose connection broke.
 func TestChangesMissedByAnOutage(t *testing.T) {
 	t.Parallel()
-	rdb := redisServer(t)
-	changes, err := jobs.NewClient(rdb).Subscribe(t.Context())
+	rdb := redistest.Start(t).Client(t)
+	changes, err := newTestClient(rdb).Subscribe(t.Context())
 	require.NoError(t, err)
 	t.Cleanup(func() { assert.NoError(t, changes.Close()) })
 	require.NoError(t, rdb.ClientKillByFilter(t.Context(), "TYPE", "pubsub").Err())

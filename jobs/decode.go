@@ -72,7 +72,7 @@ func (d *decoder) collect(prefix string, object []byte, known []string) {
 // producer's own, unless it looks like a slip; inside DashScope's objects there
 // is nothing of the producer's.
 func (d *decoder) unknown(prefix string, m member, known []string) {
-	near := mistaken(m.name, known)
+	near := suggestion(m.name, known)
 	switch {
 	case near == "batch", near == "line_id", near == "producer": // nobody writes these by hand
 	case near == stageName:
@@ -133,12 +133,12 @@ func (d *decoder) flag(name string) *bool {
 }
 
 // whether is a flag whose absence is false.
-func (d *decoder) whether(name string) bool {
+func (d *decoder) flagOrFalse(name string) bool {
 	b := d.flag(name)
 	return b != nil && *b
 }
 
-func (d *decoder) moment(name string) time.Time {
+func (d *decoder) timestamp(name string) time.Time {
 	g, ok := d.given[name]
 	if !ok {
 		return time.Time{}
@@ -179,7 +179,7 @@ func (d *decoder) number(name string) *float64 {
 }
 
 // whole reads an integer, however it is written: 2, 2.0 and 2e0 are the same.
-func (d *decoder) whole(name string) *int64 {
+func (d *decoder) integer(name string) *int64 {
 	g, ok := d.given[name]
 	if !ok {
 		return nil
@@ -199,8 +199,8 @@ func (d *decoder) whole(name string) *int64 {
 
 // count is a whole number of which 0 means absent in a [Request], so that a 0
 // that is spelled out must be refused here.
-func (d *decoder) count(name string) int {
-	v := d.whole(name)
+func (d *decoder) positive(name string) int {
+	v := d.integer(name)
 	if v == nil {
 		return 0
 	}

@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // maxIDBytes is the longest job ID; it leaves room for a key template within
@@ -18,9 +20,6 @@ const maxIDBytes = 128
 
 // stagedPattern matches the name of a staged reference image.
 var stagedPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
-
-// idPattern matches what a job ID is made of.
-var idPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 
 // hashedPattern matches the end of an ID that [BatchID] could not join plainly.
 var hashedPattern = regexp.MustCompile(`-x[0-9a-f]{16}$`)
@@ -88,7 +87,7 @@ func (r Request) WithSeed(jobID string) Request {
 // 0-9, dot, underscore and hyphen, but neither "." nor "..", which are not names
 // in a folder of images. The error is a [FieldError].
 func ValidID(id string) error {
-	if idPattern.MatchString(id) && id != "." && id != ".." {
+	if rediskey.ValidID(id) {
 		return nil
 	}
 	return FieldError{Field: "id", Value: show(id), Allowed: `1 to 128 of A-Z a-z 0-9 . _ -, not "." or ".."`}
@@ -134,7 +133,7 @@ func BatchID(batch, line string) string {
 	// With no dot in line, the last dot of the join tells the two apart.
 	plain := batch + "." + line
 	if batch != "" && line != "" && !strings.Contains(line, ".") &&
-		idPattern.MatchString(plain) && !hashedPattern.MatchString(plain) {
+		rediskey.ValidID(plain) && !hashedPattern.MatchString(plain) {
 		return plain
 	}
 	sum := sha256.Sum256(fmt.Appendf(nil, "danqing/batch/1\n%d:%s%d:%s", len(batch), batch, len(line), line))

@@ -45,7 +45,7 @@ func TestDigestVectors(t *testing.T) {
 	}
 }
 
-func TestDigestTellsShapesApart(t *testing.T) {
+func TestDigestDistinguishesRequests(t *testing.T) {
 	t.Parallel()
 	ref := "https://example.com/a.png"
 	seen := map[string]int{}
@@ -125,7 +125,7 @@ func TestBatchIDVectors(t *testing.T) {
 
 // Whatever two names are made of, no two pairs may meet in one ID, not even a
 // pair that was copied from another's ID.
-func TestBatchIDNeverMeets(t *testing.T) {
+func TestBatchIDsDoNotCollide(t *testing.T) {
 	t.Parallel()
 	parts := []string{"", "a", ".", "..", "a.b", "b", "b.c", "a-b", "-", "红", "蓝", "红.", "a b", "a_b", "_", "A", strings.Repeat("a", 126), strings.Repeat("a", 127), strings.Repeat("a", 300)}
 	for _, p := range parts[:12] {

@@ -148,7 +148,7 @@ func ExampleClient_Cancel() {
 	}
 	job, err := client.Cancel(ctx, "cat")
 	switch {
-	case errors.Is(err, jobs.ErrOver), errors.Is(err, jobs.ErrState):
+	case errors.Is(err, jobs.ErrFinished), errors.Is(err, jobs.ErrInvalidState):
 		fmt.Println("too late:", job.State)
 	case err != nil:
 		fmt.Println(err)

@@ -6,48 +6,35 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs/compactjson"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
-
-const (
-	// lanesKey has a field ACCOUNT:MODEL per lane that ever opened.
-	lanesKey = "danqing:lanes"
-	// pausesKey has a field per account that a person has paused.
-	pausesKey = "danqing:accounts:paused"
-	// queuesKey is asynq's own set of the queues that it knows.
-	queuesKey = "asynq:queues"
-)
-
-// accountPattern matches what an account's name is made of: it stands in keys of
-// Redis, between colons.
-var accountPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // ValidAccount says whether name can be an account's: 1 to 64 characters out of
 // A-Z, a-z, 0-9, dot, underscore and hyphen. The error is a [FieldError].
 func ValidAccount(name string) error {
-	if accountPattern.MatchString(name) {
+	if rediskey.ValidName(name) {
 		return nil
 	}
 	return FieldError{Field: "account", Value: show(name), Allowed: "1 to 64 of A-Z a-z 0-9 . _ -"}
 }
 
-// LaneState says whether a lane draws jobs.
+// LaneState says whether a lane starts jobs.
 type LaneState string
 
 // The states of a lane.
 const (
 	LaneOpen LaneState = "open"
-	// LanePaused draws nothing: Code and Message of its [LaneStatus] say why.
+	// LanePaused starts no job: Code and Message of its [LaneStatus] say why.
 	LanePaused LaneState = "paused"
 )
 
-// LaneStatus is what a lane's holder last said of it, for people.
+// LaneStatus is what the worker that holds a lane last reported, for people.
 type LaneStatus struct {
 	Account     string    `json:"account"`
 	Model       string    `json:"model"`
@@ -59,26 +46,20 @@ type LaneStatus struct {
 	Simulated   bool      `json:"simulated,omitempty"`
 	At          time.Time `json:"at"`                // when it was said
 	RetryAt     time.Time `json:"retry_at,omitzero"` // when a paused lane tries again
-	// Held reports whether somebody holds the lane's lease; [Client.Lanes] sets
-	// it. A lane that nobody holds works nothing, whatever State says.
+	// Held reports whether a worker holds the lane's lease; [Inspector.Lanes] sets it. A
+	// lane that is not held does nothing, whatever State says.
 	Held bool `json:"held"`
 }
 
-// LaneKey is the Redis key of what belongs to one lane: its "lease", "term" and
-// "in_flight" note.
-func LaneKey(account, model, name string) string {
-	return "danqing:lane:" + account + ":" + model + ":" + name
-}
-
-// SetLane publishes a lane's status. Only the lane's holder may.
-func (c *Client) SetLane(ctx context.Context, lane LaneStatus) error {
+// SetLane publishes a lane's status. Only the worker that holds the lane may call it.
+func (s *Store) SetLane(ctx context.Context, lane LaneStatus) error {
 	if err := ValidAccount(lane.Account); err != nil {
 		return fmt.Errorf("publish lane: %w", err)
 	}
 	lane.Held = false
 	encoded, err := compactjson.Marshal(lane)
 	if err == nil {
-		err = c.redis.HSet(ctx, lanesKey, lane.Account+":"+lane.Model, encoded).Err()
+		err = s.redis.HSet(ctx, rediskey.Lanes, lane.Account+":"+lane.Model, encoded).Err()
 	}
 	if err != nil {
 		return fmt.Errorf("publish lane %s of %s: %w", lane.Model, lane.Account, err)
@@ -86,9 +67,10 @@ func (c *Client) SetLane(ctx context.Context, lane LaneStatus) error {
 	return nil
 }
 
-// Lanes returns every lane that ever opened, by account and model.
-func (c *Client) Lanes(ctx context.Context) ([]LaneStatus, error) {
-	fields, err := c.redis.HGetAll(ctx, lanesKey).Result()
+// Lanes returns every lane that was ever open, by account and model. It fails with
+// Redis's own error.
+func (i *Inspector) Lanes(ctx context.Context) ([]LaneStatus, error) {
+	fields, err := i.store.redis.HGetAll(ctx, rediskey.Lanes).Result()
 	if err != nil {
 		return nil, fmt.Errorf("read lanes: %w", err)
 	}
@@ -103,33 +85,34 @@ func (c *Client) Lanes(ctx context.Context) ([]LaneStatus, error) {
 	slices.SortFunc(lanes, func(a, b LaneStatus) int {
 		return cmp.Or(cmp.Compare(a.Account, b.Account), cmp.Compare(a.Model, b.Model))
 	})
-	for i, lane := range lanes {
-		held, err := c.redis.Exists(ctx, LaneKey(lane.Account, lane.Model, "lease")).Result()
+	for n, lane := range lanes {
+		held, err := i.store.redis.Exists(ctx, rediskey.Lane(lane.Account, lane.Model, rediskey.LaneLease)).Result()
 		if err != nil {
 			return nil, fmt.Errorf("read lease of lane %s of %s: %w", lane.Model, lane.Account, err)
 		}
-		lanes[i].Held = held == 1
+		lanes[n].Held = held == 1
 	}
 	return lanes, nil
 }
 
-// Pause says that a person has stopped an account, since when and why.
+// Pause says since when an operator has paused an account, and why.
 type Pause struct {
 	Account string    `json:"account"`
-	Why     string    `json:"why,omitempty"`
+	Reason  string    `json:"reason,omitempty"`
 	At      time.Time `json:"at"`
 }
 
-// PauseAccount stops the submits of all lanes of an account, until
-// [Client.ResumeAccount]. Tasks that are under way are finished, and their images
-// stored. An account that is paused already gets the new reason.
-func (c *Client) PauseAccount(ctx context.Context, account, why string) error {
+// PauseAccount stops the submits of all lanes of an account until
+// [Inspector.ResumeAccount]. Running tasks are finished, and their images stored. A
+// paused account gets the new reason. It fails with a [FieldError] if the name is
+// invalid, or with Redis's own error.
+func (i *Inspector) PauseAccount(ctx context.Context, account, why string) error {
 	if err := ValidAccount(account); err != nil {
 		return fmt.Errorf("pause account: %w", err)
 	}
-	encoded, err := compactjson.Marshal(Pause{Account: account, Why: why, At: time.Now().UTC()})
+	encoded, err := compactjson.Marshal(Pause{Account: account, Reason: why, At: time.Now().UTC()})
 	if err == nil {
-		err = c.redis.HSet(ctx, pausesKey, account, encoded).Err()
+		err = i.store.redis.HSet(ctx, rediskey.PausedAccounts, account, encoded).Err()
 	}
 	if err != nil {
 		return fmt.Errorf("pause account %s: %w", account, err)
@@ -137,18 +120,18 @@ func (c *Client) PauseAccount(ctx context.Context, account, why string) error {
 	return nil
 }
 
-// ResumeAccount takes a pause back; an account that is not paused stays as it is.
-func (c *Client) ResumeAccount(ctx context.Context, account string) error {
-	if err := c.redis.HDel(ctx, pausesKey, account).Err(); err != nil {
+// ResumeAccount removes an account's pause, if it has one.
+func (i *Inspector) ResumeAccount(ctx context.Context, account string) error {
+	if err := i.store.redis.HDel(ctx, rediskey.PausedAccounts, account).Err(); err != nil {
 		return fmt.Errorf("resume account %s: %w", account, err)
 	}
 	return nil
 }
 
-// AccountPause returns an account's pause, nil if it has none. A lane asks before
-// each submit; without an answer it may not submit.
-func (c *Client) AccountPause(ctx context.Context, account string) (*Pause, error) {
-	encoded, err := c.redis.HGet(ctx, pausesKey, account).Bytes()
+// AccountPause returns an account's pause, nil if it has none. A lane calls it before
+// each submit, and must not submit if it fails.
+func (s *Store) AccountPause(ctx context.Context, account string) (*Pause, error) {
+	encoded, err := s.redis.HGet(ctx, rediskey.PausedAccounts, account).Bytes()
 	if errors.Is(err, redis.Nil) {
 		return nil, nil //nolint:nilnil // "not paused" is an answer, not a failure
 	}
@@ -162,18 +145,17 @@ func (c *Client) AccountPause(ctx context.Context, account string) (*Pause, erro
 	return &pause, nil
 }
 
-// Register makes asynq's tools and its web UI see the queues of these models and
-// the store's, full or empty. A client tells Redis of a queue once only, so that
-// a Redis that lost its data hides the queue until somebody registers it: do so at
-// the start and after an outage.
-func (c *Client) Register(ctx context.Context, models []string) error {
+// RegisterQueues makes the queues of these models visible to asynq's tools and web UI,
+// even when they are empty. A client registers a queue once, so that a Redis that lost
+// its data hides it: call it at the start and after an outage.
+func (s *Store) RegisterQueues(ctx context.Context, models []string) error {
 	names := []any{QueueStore, QueueNotify}
 	for _, model := range models {
 		for queue := range LaneQueues(model) {
 			names = append(names, queue)
 		}
 	}
-	if err := c.redis.SAdd(ctx, queuesKey, names...).Err(); err != nil {
+	if err := s.redis.SAdd(ctx, asynqQueues, names...).Err(); err != nil {
 		return fmt.Errorf("register queues: %w", err)
 	}
 	return nil

@@ -10,11 +10,12 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 func TestLanes(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		none, err := client.Lanes(t.Context())
 		require.NoError(t, err)
@@ -27,29 +28,29 @@ func TestLanes(t *testing.T) {
 		}
 		other := jobs.LaneStatus{Account: "extra", Model: "wanx-v1", State: jobs.LaneOpen, At: at}
 		for _, lane := range []jobs.LaneStatus{second, paused, other} {
-			require.NoError(t, client.SetLane(t.Context(), lane))
+			require.NoError(t, client.Store.SetLane(t.Context(), lane))
 		}
-		require.NoError(t, rdb.Set(t.Context(), jobs.LaneKey("main", "wanx-v1", "lease"), "holder", time.Minute).Err())
+		require.NoError(t, rdb.Set(t.Context(), rediskey.Lane("main", "wanx-v1", rediskey.LaneLease), "holder", time.Minute).Err())
 		lanes, err := client.Lanes(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, []jobs.LaneStatus{other, paused, second}, lanes)
 
 		second.State, second.Held = jobs.LanePaused, false
-		require.NoError(t, client.SetLane(t.Context(), second))
+		require.NoError(t, client.Store.SetLane(t.Context(), second))
 		lanes, err = client.Lanes(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, jobs.LanePaused, lanes[2].State)
 		assert.True(t, lanes[2].Held, "the lease tells")
 
 		for _, name := range []string{"", "a:b", "a b", "主账号"} {
-			require.ErrorContains(t, client.SetLane(t.Context(), jobs.LaneStatus{Account: name}), "account: ", name)
+			require.ErrorContains(t, client.Store.SetLane(t.Context(), jobs.LaneStatus{Account: name}), "account: ", name)
 		}
 	})
 }
 
 func TestPauseAccount(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, _ redis.UniversalClient) {
 		t.Helper()
 		pause, err := client.AccountPause(t.Context(), "main")
 		require.NoError(t, err)
@@ -58,7 +59,7 @@ func TestPauseAccount(t *testing.T) {
 		require.NoError(t, client.PauseAccount(t.Context(), "main", "the price went up"))
 		pause, err = client.AccountPause(t.Context(), "main")
 		require.NoError(t, err)
-		assert.Equal(t, "the price went up", pause.Why)
+		assert.Equal(t, "the price went up", pause.Reason)
 		assert.WithinRange(t, pause.At, before, time.Now())
 		pause, err = client.AccountPause(t.Context(), "extra")
 		require.NoError(t, err)
@@ -74,9 +75,9 @@ func TestPauseAccount(t *testing.T) {
 
 // A client does not tell a Redis that lost its data of a queue that it told it of
 // before: without help asynq's tools do not see it.
-func TestRegister(t *testing.T) {
+func TestRegisterQueues(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		enqueue(t, client, "cat")
 		require.NoError(t, rdb.FlushDB(t.Context()).Err())
@@ -85,7 +86,7 @@ func TestRegister(t *testing.T) {
 		queues, err := inspector.Queues()
 		require.NoError(t, err)
 		require.Empty(t, queues, "asynq is blind")
-		require.NoError(t, client.Register(t.Context(), []string{"wanx-v1"}))
+		require.NoError(t, client.Store.RegisterQueues(t.Context(), []string{"wanx-v1"}))
 		queues, err = inspector.Queues()
 		require.NoError(t, err)
 		assert.ElementsMatch(t, []string{"danqing:store", "danqing:notify", "danqing:wanx-v1:critical", "danqing:wanx-v1:default", "danqing:wanx-v1:bulk"}, queues)

@@ -12,7 +12,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-func enqueueWithin(t *testing.T, client *jobs.Client, id, producer string, limits jobs.Limits) (*jobs.Record, error) {
+func enqueueWithin(t *testing.T, client *testClient, id, producer string, limits jobs.Limits) (*jobs.Record, error) {
 	t.Helper()
 	return client.EnqueueWithin(t.Context(), jobs.Request{ID: id, Prompt: "a cat", Producer: producer}, limits)
 }
@@ -26,9 +26,9 @@ func requireLimit(t *testing.T, err error, kind string, most int64) {
 
 // Many producers at once get exactly as many jobs in as there is room for, and what
 // was refused has left nothing behind.
-func TestDepth(t *testing.T) {
+func TestLimitDepth(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		limits := jobs.Limits{Depth: 7}
 		var group sync.WaitGroup
@@ -55,16 +55,16 @@ func TestDepth(t *testing.T) {
 		// What is there already is no new job; and who has left makes room.
 		_, err = client.EnqueueWithin(t.Context(), jobs.Request{ID: records[0].ID, Prompt: "a cat"}, limits)
 		require.NoError(t, err)
-		submitted(t, client, records[0], jobs.StateSubmitting)
+		submitted(t, client, &jobs.Record{Job: *records[0]}, jobs.StateSubmitting)
 		_, err = client.EnqueueWithin(t.Context(), jobs.Request{Prompt: "a cat"}, limits)
 		require.NoError(t, err)
 	})
 }
 
 // A producer's own part of the queue is bounded, and others' jobs do not count.
-func TestWaitingOfAProducer(t *testing.T) {
+func TestLimitWaiting(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, _ redis.UniversalClient) {
 		t.Helper()
 		limits := jobs.Limits{Waiting: 2}
 		for _, c := range []struct{ id, producer string }{{"s1", "shop"}, {"b1", "blog"}, {"s2", "shop"}, {"n1", ""}} {
@@ -73,7 +73,7 @@ func TestWaitingOfAProducer(t *testing.T) {
 		}
 		_, err := enqueueWithin(t, client, "s3", "shop", limits)
 		requireLimit(t, err, jobs.LimitWaiting, 2)
-		_, err = client.Get(t.Context(), "s3")
+		_, err = client.Store.Get(t.Context(), "s3")
 		require.ErrorIs(t, err, jobs.ErrNotFound)
 		_, err = enqueueWithin(t, client, "b2", "blog", limits)
 		require.NoError(t, err)
@@ -93,9 +93,9 @@ func TestWaitingOfAProducer(t *testing.T) {
 }
 
 // A job counts with its price until it is over, and then with what it has cost.
-func TestDayOfAProducer(t *testing.T) {
+func TestLimitDay(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, _ redis.UniversalClient) {
 		t.Helper()
 		limits := jobs.Limits{DayMicroYuan: 1_000_000, PriceMicroYuan: 400_000}
 		made, err := enqueueWithin(t, client, "made", "shop", limits)
@@ -139,7 +139,7 @@ func TestRepeatedWriteCountsOnce(t *testing.T) {
 	rec := jobs.NewRecord(jobs.Request{ID: "cat", Prompt: "a cat", Model: "wanx-v1", Priority: "default", Producer: "shop"}, nil)
 	rec.PriceMicroYuan = 400_000
 	for range 2 {
-		require.NoError(t, client.SwapAs(t.Context(), "the write", nil, rec))
+		require.NoError(t, client.Store.UpdateOnce(t.Context(), "the write", nil, rec))
 	}
 	_, err := enqueueWithin(t, client, "dog", "shop", jobs.Limits{DayMicroYuan: 800_000, PriceMicroYuan: 400_000})
 	require.NoError(t, err)

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // States are all states, in the order a job may pass through them.
@@ -20,13 +22,13 @@ func States() []State {
 	}
 }
 
-// defaultLimit is how many records a page has at most unless its filter says.
+// defaultLimit is the size of a page if the filter does not say.
 const defaultLimit = 100
 
 // scanSize is how many records are read from Redis at once.
 const scanSize = 200
 
-// ListFilter says which jobs to list. The zero value lists all of them.
+// ListFilter selects jobs. The zero value selects all.
 type ListFilter struct {
 	States  []State // any of these; none means all
 	Model   string
@@ -48,11 +50,8 @@ type ListFilter struct {
 	Cursor string
 }
 
-// List returns the jobs that Redis knows, the last changed first, and a cursor
-// for the next page, "" after the last. A damaged record is left out. A job that changes between two pages may
-// be in both or in none. It reads every record in the states asked for until the
-// page is full.
-func (c *Client) List(ctx context.Context, filter ListFilter) (records []*Record, cursor string, err error) {
+// List is [Client.List], with the whole records.
+func (s *Store) List(ctx context.Context, filter ListFilter) (records []*Record, cursor string, err error) {
 	after, err := parseCursor(filter.Cursor)
 	if err != nil {
 		return nil, "", err
@@ -69,11 +68,11 @@ func (c *Client) List(ctx context.Context, filter ListFilter) (records []*Record
 		states = States()
 	}
 	for {
-		entries, more, err := c.entries(ctx, states, after)
+		entries, more, err := s.entries(ctx, states, after)
 		if err != nil {
 			return nil, "", fmt.Errorf("list jobs: %w", err)
 		}
-		found, err := c.records(ctx, entries)
+		found, err := s.records(ctx, entries)
 		if err != nil {
 			return nil, "", fmt.Errorf("list jobs: %w", err)
 		}
@@ -143,9 +142,9 @@ func parseCursor(cursor string) (entry, error) {
 
 // entries returns the first jobs of these states that are listed after one, in
 // order, and whether there are more.
-func (c *Client) entries(ctx context.Context, states []State, after entry) (list []entry, more bool, err error) {
+func (s *Store) entries(ctx context.Context, states []State, after entry) (list []entry, more bool, err error) {
 	for _, state := range states {
-		of, err := c.entriesOf(ctx, state, after)
+		of, err := s.entriesOf(ctx, state, after)
 		if err != nil {
 			return nil, false, err
 		}
@@ -160,10 +159,10 @@ func (c *Client) entries(ctx context.Context, states []State, after entry) (list
 	return list, more, nil
 }
 
-func (c *Client) entriesOf(ctx context.Context, state State, after entry) (list []entry, err error) {
+func (s *Store) entriesOf(ctx context.Context, state State, after entry) (list []entry, err error) {
 	oldest := oldestScore(state)
 	for offset := int64(0); len(list) < scanSize; {
-		members, err := c.redis.ZRevRangeByScoreWithScores(ctx, indexKey(state), &redis.ZRangeBy{
+		members, err := s.redis.ZRevRangeByScoreWithScores(ctx, indexKey(state), &redis.ZRangeBy{
 			Min: oldest, Max: strconv.FormatInt(after.score, 10), Offset: offset, Count: scanSize,
 		}).Result()
 		if err != nil {
@@ -183,11 +182,11 @@ func (c *Client) entriesOf(ctx context.Context, state State, after entry) (list 
 	return list, nil
 }
 
-// oldestScore is where a state's index begins: what is over leaves Redis by a time
-// to live, which the embedded one does not run, and the index later still.
+// oldestScore is where a state's index begins. Ended jobs expire, which the embedded
+// Redis does not do by itself, and their index entries are removed later.
 func oldestScore(state State) string {
 	if state.Final() {
-		return "(" + strconv.FormatInt(forgottenBefore(time.Now()), 10)
+		return "(" + strconv.FormatInt(expiredBefore(time.Now()), 10)
 	}
 	return "-inf"
 }
@@ -209,18 +208,18 @@ end
 return list
 `)
 
-// records reads the records of the entries; nil for one that is gone, in another state
-// by now, or damaged, as [Client.Get] says of it.
-func (c *Client) records(ctx context.Context, entries []entry) ([]*Record, error) {
+// records reads the records of the entries; nil for one that does not exist, is in
+// another state by now, or is corrupt.
+func (s *Store) records(ctx context.Context, entries []entry) ([]*Record, error) {
 	if len(entries) == 0 {
 		return nil, nil
 	}
 	keys, args := make([]string, 0, 2*len(entries)), make([]any, 0, 2*len(entries))
 	for _, e := range entries {
-		keys = append(keys, recordPrefix+e.id, indexKey(e.state))
+		keys = append(keys, rediskey.Record(e.id), indexKey(e.state))
 		args = append(args, string(e.state), e.id)
 	}
-	read, err := readScript.Run(ctx, c.redis, keys, args...).StringSlice()
+	read, err := readScript.Run(ctx, s.redis, keys, args...).StringSlice()
 	if err != nil {
 		return nil, err
 	}
@@ -229,16 +228,16 @@ func (c *Client) records(ctx context.Context, entries []entry) ([]*Record, error
 		if read[2*i] == "" {
 			continue
 		}
-		list[i], _ = decodeRecord(e.id, read[2*i], read[2*i+1]) // nil if damaged
+		list[i], _ = decodeRecord(e.id, read[2*i], read[2*i+1]) // nil if corrupt
 	}
 	return list, nil
 }
 
-// Counts returns how many jobs are in each state, those that ended within
-// [RecordLifetime]. States without a job are in it with 0.
+// Counts returns how many jobs are in each state; of the final ones those that ended
+// within [RecordLifetime]. States without a job have 0. It fails with Redis's own error.
 func (c *Client) Counts(ctx context.Context) (map[State]int64, error) {
 	counts := map[State]*redis.IntCmd{}
-	if _, err := c.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+	if _, err := c.store.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, state := range States() {
 			counts[state] = pipe.ZCount(ctx, indexKey(state), oldestScore(state), "+inf")
 		}

@@ -1,6 +1,7 @@
 package jobs_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -18,22 +19,22 @@ import (
 )
 
 // put writes a record as it is.
-func put(t *testing.T, client *jobs.Client, rec jobs.Record) *jobs.Record {
+func put(t *testing.T, client *testClient, rec jobs.Record) *jobs.Record {
 	t.Helper()
-	require.NoError(t, client.Swap(t.Context(), nil, &rec))
+	require.NoError(t, client.Store.Update(t.Context(), nil, &rec))
 	return &rec
 }
 
 // move changes a record as a worker would.
-func move(t *testing.T, client *jobs.Client, rec *jobs.Record, change func(*jobs.Record)) *jobs.Record {
+func move(t *testing.T, client *testClient, rec *jobs.Record, change func(*jobs.Record)) *jobs.Record {
 	t.Helper()
 	next := *rec
 	change(&next)
-	require.NoError(t, client.Swap(t.Context(), rec, &next))
+	require.NoError(t, client.Store.Update(t.Context(), rec, &next))
 	return &next
 }
 
-func ids(records []*jobs.Record) []string {
+func ids(records []*jobs.Job) []string {
 	var list []string
 	for _, rec := range records {
 		list = append(list, rec.ID)
@@ -43,13 +44,13 @@ func ids(records []*jobs.Record) []string {
 
 func TestListFilters(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, _ redis.UniversalClient) {
 		t.Helper()
 		for _, rec := range []jobs.Record{
-			{ID: "a", State: jobs.StateQueued, Model: "wanx-v1", Labels: map[string]string{"sku": "1"}, Batch: "shop"},
-			{ID: "b", State: jobs.StateGenerating, Model: "wanx-v1", Account: "main", Request: &jobs.Request{Labels: map[string]string{"sku": "1"}, Batch: "shop"}},
-			{ID: "c", State: jobs.StateFailed, Model: "qwen-image", Account: "main"},
-			{ID: "d", State: jobs.StateQueued, Model: "qwen-image", Labels: map[string]string{"sku": "2", "": "x"}},
+			{Job: jobs.Job{ID: "a", State: jobs.StateQueued, Model: "wanx-v1", Labels: map[string]string{"sku": "1"}, Batch: "shop"}},
+			{Job: jobs.Job{ID: "b", State: jobs.StateGenerating, Model: "wanx-v1", Account: "main", Request: &jobs.Request{Labels: map[string]string{"sku": "1"}, Batch: "shop"}}},
+			{Job: jobs.Job{ID: "c", State: jobs.StateFailed, Model: "qwen-image", Account: "main"}},
+			{Job: jobs.Job{ID: "d", State: jobs.StateQueued, Model: "qwen-image", Labels: map[string]string{"sku": "2", "": "x"}}},
 		} {
 			put(t, client, rec)
 		}
@@ -97,7 +98,7 @@ func TestListPages(t *testing.T) {
 				<-time.After(time.Hour)
 			}
 			state := []jobs.State{jobs.StateQueued, jobs.StateGenerating, jobs.StateSucceeded}[i%3]
-			put(t, client, jobs.Record{ID: fmt.Sprintf("job-%03d", i), State: state})
+			put(t, client, jobs.Record{Job: jobs.Job{ID: fmt.Sprintf("job-%03d", i), State: state}})
 			want = append(want, fmt.Sprintf("job-%03d", i))
 		}
 		slices.Reverse(want)
@@ -123,12 +124,12 @@ func TestListPages(t *testing.T) {
 }
 
 // Jobs that are over leave the index with their records.
-func TestListForgets(t *testing.T) {
+func TestListOmitsExpired(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		client, rdb := newClient(t)
-		put(t, client, jobs.Record{ID: "old", State: jobs.StateFailed})
-		put(t, client, jobs.Record{ID: "waiting", State: jobs.StateQueued})
+		put(t, client, jobs.Record{Job: jobs.Job{ID: "old", State: jobs.StateFailed}})
+		put(t, client, jobs.Record{Job: jobs.Job{ID: "waiting", State: jobs.StateQueued}})
 		<-time.After(jobs.RecordLifetime + time.Second)
 		counts, err := client.Counts(t.Context())
 		require.NoError(t, err)
@@ -137,7 +138,7 @@ func TestListForgets(t *testing.T) {
 		listed, _, err := client.List(t.Context(), jobs.ListFilter{})
 		require.NoError(t, err)
 		assert.Equal(t, []string{"waiting"}, ids(listed))
-		put(t, client, jobs.Record{ID: "new", State: jobs.StateFailed})
+		put(t, client, jobs.Record{Job: jobs.Job{ID: "new", State: jobs.StateFailed}})
 		assert.Equal(t, []string{"new"}, rdb.ZRange(t.Context(), "danqing:jobs:failed", 0, -1).Val())
 	})
 }
@@ -146,10 +147,10 @@ func TestListForgets(t *testing.T) {
 // corrected by whoever lists it.
 func TestListRepairsTheIndex(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
-		put(t, client, jobs.Record{ID: "gone", State: jobs.StateQueued})
-		put(t, client, jobs.Record{ID: "here", State: jobs.StateQueued})
+		put(t, client, jobs.Record{Job: jobs.Job{ID: "gone", State: jobs.StateQueued}})
+		put(t, client, jobs.Record{Job: jobs.Job{ID: "here", State: jobs.StateQueued}})
 		require.NoError(t, rdb.Del(t.Context(), "danqing:job:gone").Err())
 		require.NoError(t, rdb.ZAdd(t.Context(), "danqing:jobs:held", redis.Z{Score: 1, Member: "here"}).Err())
 		listed, _, err := client.List(t.Context(), jobs.ListFilter{})
@@ -164,7 +165,7 @@ func TestListRepairsTheIndex(t *testing.T) {
 // state, and in no other.
 func TestIndexFollowsEveryWrite(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		const writers, writes, total = 4, 150, 10
 		var group errgroup.Group
@@ -173,13 +174,13 @@ func TestIndexFollowsEveryWrite(t *testing.T) {
 			group.Go(func() error {
 				for range writes {
 					id := fmt.Sprintf("job-%d", dice.IntN(total))
-					old, err := client.Get(t.Context(), id)
+					old, err := client.Store.Get(t.Context(), id)
 					if err != nil {
 						old = nil
 					}
-					next := jobs.Record{ID: id, State: jobs.States()[dice.IntN(len(jobs.States()))], Attempt: dice.IntN(3)}
+					next := jobs.Record{Job: jobs.Job{ID: id, State: jobs.States()[dice.IntN(len(jobs.States()))], Attempt: dice.IntN(3)}}
 					name := fmt.Sprintf("write-%d", dice.IntN(writes))
-					_ = client.SwapAs(t.Context(), name, old, &next) // a conflict, or done under this name
+					_ = client.Store.UpdateOnce(t.Context(), name, old, &next) // a conflict, or done under this name
 				}
 				return nil
 			})
@@ -187,7 +188,7 @@ func TestIndexFollowsEveryWrite(t *testing.T) {
 		require.NoError(t, group.Wait())
 		want := map[string]jobs.State{}
 		for i := range total {
-			rec, err := client.Get(t.Context(), fmt.Sprintf("job-%d", i))
+			rec, err := client.Store.Get(t.Context(), fmt.Sprintf("job-%d", i))
 			require.NoError(t, err)
 			want[rec.ID] = rec.State
 		}
@@ -205,27 +206,45 @@ func TestIndexFollowsEveryWrite(t *testing.T) {
 
 // A write whose reply was lost is known by its name, even after somebody asked to
 // cancel the job, and is in the index once.
-func TestSwapAsIsDoneOnce(t *testing.T) {
+func TestUpdateOnceIsWrittenOnce(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
-		rec := put(t, client, jobs.Record{ID: "cat", State: jobs.StateSubmitting, Attempt: 1, Term: 2})
+		rec := put(t, client, jobs.Record{Job: jobs.Job{ID: "cat", State: jobs.StateSubmitting, Attempt: 1, Term: 2}})
 		lost := &loser{}
 		rdb.AddHook(lost)
 		next := *rec
 		next.State, next.TaskID = jobs.StateGenerating, "task"
 		lost.loseNth(1)
-		require.ErrorIs(t, client.SwapAs(t.Context(), "created", rec, &next), errLost)
+		require.ErrorIs(t, client.Store.UpdateOnce(t.Context(), "created", rec, &next), errLost)
 		asked, err := client.Cancel(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.False(t, asked.CancelRequestedAt.IsZero())
-		require.NoError(t, client.SwapAs(t.Context(), "created", rec, &next))
-		require.ErrorIs(t, client.SwapAs(t.Context(), "another", rec, &next), jobs.ErrConflict)
-		got, err := client.Get(t.Context(), "cat")
+		require.NoError(t, client.Store.UpdateOnce(t.Context(), "created", rec, &next))
+		require.ErrorIs(t, client.Store.UpdateOnce(t.Context(), "another", rec, &next), jobs.ErrConflict)
+		got, err := client.Store.Get(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateGenerating, got.State)
 		assert.Equal(t, asked.CancelRequestedAt, got.CancelRequestedAt)
 		assert.Equal(t, []string{"cat"}, rdb.ZRange(t.Context(), "danqing:jobs:generating", 0, -1).Val())
 		assert.Empty(t, rdb.ZRange(t.Context(), "danqing:jobs:submitting", 0, -1).Val())
 	})
+}
+
+// A record is one JSON object: what producers see of it is read from the same bytes.
+func TestRecordIsOneObject(t *testing.T) {
+	t.Parallel()
+	rec := jobs.Record{Job: jobs.Job{ID: "cat", State: jobs.StateStoring, Attempt: 1}, KeyFingerprint: "f", Results: []jobs.Result{{N: 1, URL: "https://example.com/1.png"}}}
+	encoded, err := json.Marshal(rec)
+	require.NoError(t, err)
+	var fields map[string]any
+	require.NoError(t, json.Unmarshal(encoded, &fields))
+	assert.Equal(t, "cat", fields["id"])
+	assert.Equal(t, "f", fields["key_fingerprint"])
+	var job jobs.Job
+	require.NoError(t, json.Unmarshal(encoded, &job))
+	assert.Equal(t, rec.Job, job)
+	shown, err := json.Marshal(job)
+	require.NoError(t, err)
+	assert.NotContains(t, string(shown), "example.com", "the links of results are the worker's")
 }

@@ -28,35 +28,35 @@ const (
 )
 
 const (
-	// messageTimeout bounds one delivery. A generate handler waits out throttles
-	// and pauses inside, so it is longer than a task can live at DashScope (24 h).
+	// messageTimeout limits one delivery. A handler waits out throttling and pauses, so
+	// it is longer than a task exists at DashScope (24 h).
 	messageTimeout = 48 * time.Hour
 	// messageRetention keeps ended messages for the web UI as long as the record.
 	messageRetention = RecordLifetime
-	// messageRetries is no bound: each stage decides itself when to give up.
+	// messageRetries is no limit in practice: each stage decides when to give up.
 	messageRetries = 1 << 20
 )
 
-// GenerateMessage wakes a lane. The request stands here while the job waits, so
-// that a deep queue costs Redis one copy of it.
+// GenerateMessage is the payload of a message for a lane. It has the request while the
+// job waits, so that a deep queue stores it once.
 type GenerateMessage struct {
 	JobID   string  `json:"job_id"`
 	Digest  string  `json:"digest"`
 	Request Request `json:"request"`
 }
 
-// StoreMessage wakes a store server.
+// StoreMessage is the payload of a message for the delivery server.
 type StoreMessage struct {
 	JobID   string `json:"job_id"`
 	Attempt int    `json:"attempt"`
 }
 
-// Queue names the asynq queue of a model's jobs of one priority.
+// Queue returns the name of the asynq queue of a model's jobs of one priority.
 func Queue(model, priority string) string {
 	return "danqing:" + model + ":" + priority
 }
 
-// LaneQueues are the queues of a model with the weights they are drawn by.
+// LaneQueues returns the queues of a model with their weights.
 func LaneQueues(model string) map[string]int {
 	return map[string]int{
 		Queue(model, PriorityCritical): 6,
@@ -65,19 +65,18 @@ func LaneQueues(model string) map[string]int {
 	}
 }
 
-// Ahead returns how many jobs of the same model and priority will be drawn before
-// a job that waits, and whether it is in line at all: not while it waits for a
-// later try, nor once a lane has drawn it. It looks into asynq's own list of
-// pending messages, which are drawn from its end (asynq v0.26).
-func (c *Client) Ahead(ctx context.Context, rec *Record) (ahead int64, inLine bool, err error) {
-	line := "asynq:{" + Queue(rec.Model, rec.Priority) + "}:pending"
-	at, err := c.redis.LPos(ctx, line, rec.ID, redis.LPosArgs{Rank: -1}).Result()
+// Position returns how many jobs of the same model and priority will be started before a
+// waiting job, and whether it is in the queue at all: it is not while it waits for a
+// later attempt, nor once a lane has taken it. It fails with Redis's own error.
+func (c *Client) Position(ctx context.Context, job *Job) (ahead int64, inLine bool, err error) {
+	line := asynqPending(Queue(job.Model, job.Priority))
+	at, err := c.store.redis.LPos(ctx, line, job.ID, redis.LPosArgs{Rank: -1}).Result()
 	if errors.Is(err, redis.Nil) {
 		return 0, false, nil
 	}
-	length, lenErr := c.redis.LLen(ctx, line).Result()
+	length, lenErr := c.store.redis.LLen(ctx, line).Result()
 	if err := errors.Join(err, lenErr); err != nil {
-		return 0, false, fmt.Errorf("look for %s in its queue: %w", rec.ID, err)
+		return 0, false, fmt.Errorf("find %s in its queue: %w", job.ID, err)
 	}
 	return max(length-1-at, 0), true, nil
 }
@@ -93,17 +92,9 @@ func newMessage(kind, queue, id string, payload any, opts ...asynq.Option) (*asy
 	return asynq.NewTask(kind, encoded, opts...), nil
 }
 
-// showScript writes a message's result if the message is still there. asynq's own
-// writer does not look, and a result without a message blocks its ID forever
-// (hibiken/asynq#1167).
-var showScript = redis.NewScript(`
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-return redis.call('HSET', KEYS[1], 'result', ARGV[1])
-`)
-
-// ShowResult copies what a person wants to know of the job into its message, for
-// the queue's web UI. Nothing of ours reads it.
-func (c *Client) ShowResult(ctx context.Context, rec *Record) error {
+// PublishResult writes the job's state and images into its message, for the queue's web
+// UI. No other code reads it. It fails with Redis's own error.
+func (s *Store) PublishResult(ctx context.Context, rec *Record) error {
 	shown := struct {
 		State         State    `json:"state"`
 		Simulated     bool     `json:"simulated,omitempty"`
@@ -121,11 +112,38 @@ func (c *Client) ShowResult(ctx context.Context, rec *Record) error {
 	}
 	encoded, err := compactjson.Marshal(shown)
 	if err != nil {
-		return fmt.Errorf("show result of %s: %w", rec.ID, err)
+		return fmt.Errorf("publish result of %s: %w", rec.ID, err)
 	}
-	key := "asynq:{" + Queue(rec.Model, rec.Priority) + "}:t:" + rec.ID
-	if err := showScript.Run(ctx, c.redis, []string{key}, encoded).Err(); err != nil {
-		return fmt.Errorf("show result of %s: %w", rec.ID, err)
+	key := asynqMessage(Queue(rec.Model, rec.Priority), rec.ID)
+	if err := publishScript.Run(ctx, s.redis, []string{key}, encoded).Err(); err != nil {
+		return fmt.Errorf("publish result of %s: %w", rec.ID, err)
 	}
 	return nil
+}
+
+// RequeueAtHead puts a job's message back at the head of its queue if it is active, as
+// after the death of the worker that had it: asynq itself would requeue it a minute or two
+// later, at the tail. It reports whether the message was active, and fails with Redis's
+// own error.
+func (s *Store) RequeueAtHead(ctx context.Context, rec *Record) (bool, error) {
+	queue := Queue(rec.Model, rec.Priority)
+	info, err := asynq.NewInspectorFromRedisClient(s.redis).GetTaskInfo(queue, rec.ID)
+	if err != nil || info.State != asynq.TaskStateActive {
+		return false, nil //nolint:nilerr // the caller ensures that there is a message
+	}
+	keys := []string{asynqActive(queue), asynqLeases(queue), asynqPending(queue), asynqMessage(queue, rec.ID)}
+	if err := requeueScript.Run(ctx, s.redis, keys, rec.ID).Err(); err != nil {
+		return false, fmt.Errorf("requeue message of %s: %w", rec.ID, err)
+	}
+	return true, nil
+}
+
+// ArchivedMessages returns how many messages are in the archive of a queue, whether or
+// not asynq has the queue in its set. It fails with Redis's own error.
+func (s *Store) ArchivedMessages(ctx context.Context, queue string) (int64, error) {
+	n, err := s.redis.ZCard(ctx, asynqArchived(queue)).Result()
+	if err != nil {
+		return 0, fmt.Errorf("count archive of %s: %w", queue, err)
+	}
+	return n, nil
 }

@@ -7,202 +7,98 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// RecordLifetime is how long a record stays in Redis after the job's end. From
-// then on the sidecar in the bucket answers.
+// RecordLifetime is how long a record stays in Redis after the job's end. After that the
+// sidecar in the bucket has the job.
 const RecordLifetime = 7 * 24 * time.Hour
 
 // Errors of the records.
 var (
-	// ErrNotFound means that Redis knows no such job. It may have ended more
-	// than [RecordLifetime] ago: the sidecar in the bucket tells.
+	// ErrNotFound means that Redis has no such job. It may have ended more than
+	// [RecordLifetime] ago: its sidecar is in the bucket then.
 	ErrNotFound = errors.New("no such job")
-	// ErrDamaged means that what Redis holds as the job's record is none: somebody else
-	// has written there. Nothing is done for the job. To ask for it anew, delete the
-	// key danqing:job:ID and enqueue it again: what was paid for is in the worker's
-	// journal and in the bucket.
-	ErrDamaged = errors.New("the job's record in Redis is corrupt")
-	// ErrConflict means that the record was changed by somebody else since it
-	// was read: read it again and decide anew.
+	// ErrCorrupt means that the job's record in Redis cannot be read: another program has
+	// written there. The job is left alone. To enqueue it again, delete the key
+	// danqing:job:ID first: what was paid for is in the worker's journal and in the
+	// bucket.
+	ErrCorrupt = errors.New("the job's record in Redis is corrupt")
+	// ErrConflict means that the record was changed since it was read: read it again and
+	// decide anew.
 	ErrConflict = errors.New("the record changed meanwhile")
 	// ErrDigestConflict means that the ID belongs to a job with another request.
 	ErrDigestConflict = errors.New("this job ID belongs to another request")
-	// ErrOver means that the job is over, so that what was asked for cannot be
-	// done any more.
-	ErrOver = errors.New("the job is finished")
-	// ErrState means that what was asked for cannot be done as the job stands; the
-	// text says what can.
-	ErrState = errors.New("not possible in the job's state")
-	// ErrNoRequest means that neither the job's record nor its message tells what
-	// was asked for. The producer that enqueues the job again brings it back.
-	ErrNoRequest = errors.New("the job's request is lost")
+	// ErrFinished means that the job has ended, so that the call is no longer possible.
+	ErrFinished = errors.New("the job is finished")
+	// ErrInvalidState means that the call is not possible in the job's state; the text
+	// says what is.
+	ErrInvalidState = errors.New("not possible in the job's state")
+	// ErrRequestLost means that neither the job's record nor its message has the request.
+	// Enqueuing the job again restores it.
+	ErrRequestLost = errors.New("the job's request is lost")
 )
 
-// Record is a job's state in Redis: one hash that holds it as JSON, with state,
-// attempt and term beside it for the compare-and-set. The record decides; a
-// message in a queue only wakes a worker.
+// Record is a job as workers keep it: a [Job] and what they need to go on with it. In
+// Redis it is one hash: the record as JSON, with state, attempt and term beside it for the
+// compare-and-set. The record decides; a message in a queue only wakes a worker.
 type Record struct {
-	ID       string `json:"id"`
-	State    State  `json:"state"`
-	Digest   string `json:"digest"`
-	Model    string `json:"model"`
-	Priority string `json:"priority"`
+	Job
 
-	// Attempt counts the creates whose task, as far as is known, came to exist;
-	// 1 for the first. Refusals that made no task do not count.
-	Attempt int `json:"attempt"`
-	// Term is the term of the lane that wrote last; 0 before the first intent.
-	Term int64 `json:"term"`
-
-	// Request is the normalized request with its seed; nil while the job waits,
-	// when the message in the queue holds it.
-	Request *Request `json:"request,omitempty"`
-	Account string   `json:"account,omitempty"`
-	// KeyMark tells apart the API keys of an account without showing any; it is the
-	// submitting client's, "" before the first intent.
-	KeyMark string `json:"key_mark,omitempty"`
-	// Simulated marks a job whose task was made by the simulator.
-	Simulated bool   `json:"simulated,omitempty"`
-	TaskID    string `json:"task_id,omitempty"`
-	// Adopted says that the task was found in the account's list after the reply to
-	// its create was lost: whether it is this job's shows once more when it ends.
+	// KeyFingerprint identifies the API key of the last submit without revealing it; ""
+	// before the first.
+	KeyFingerprint string `json:"key_fingerprint,omitempty"`
+	// Adopted is set if the task was found in the account's list after the reply to its
+	// create was lost. Its output must match the request before it is stored.
 	Adopted bool `json:"adopted,omitempty"`
-	// Candidates are tasks of which one may be a held job's. Their images are kept
-	// under _held/ in the bucket.
-	Candidates []string `json:"candidates,omitempty"`
-	// Rejected are tasks that this attempt has adopted, and that have made something
-	// else than the job asks for.
+	// Rejected are tasks that this attempt adopted and whose output did not match.
 	Rejected []string `json:"rejected,omitempty"`
-	// SpoolHolder names the data directory whose spool has the images while they
-	// are not in the bucket: once their links are dead its worker alone can tell
-	// that there are none. SpoolPlace says where that is, for a person: host:path.
-	SpoolHolder string `json:"spool_holder,omitempty"`
-	SpoolPlace  string `json:"spool_place,omitempty"`
-	// PastAttempts are those that ended without all the images that are wanted.
-	PastAttempts []Attempt `json:"past_attempts,omitempty"`
-	Results      []Result  `json:"results,omitempty"`
-	Images       []Image   `json:"images,omitempty"`
-	// CostMicroYuan is what DashScope charges for the job, in millionths of a
-	// yuan: its price times the images it says it made.
-	CostMicroYuan int64 `json:"cost_micro_yuan,omitempty"`
-	// TaskImages are the images that the service charged for the task at TaskID, and
-	// TaskMicroYuan their price; 0 until it has succeeded.
+	// SpoolOwner is the ID of the worker whose spool has the images that are not in the
+	// bucket yet, "" for none. After their links have expired that worker alone may give
+	// up on them. See [Job.SpoolLocation].
+	SpoolOwner string `json:"spool_owner,omitempty"`
+	// Results are what DashScope reported for each image, until they are in the bucket.
+	Results []Result `json:"results,omitempty"`
+	// TaskImages are the images that DashScope charged for the task at TaskID, and
+	// TaskMicroYuan is their price in millionths of a yuan; 0 until the task has succeeded.
 	TaskImages    int   `json:"task_images,omitempty"`
 	TaskMicroYuan int64 `json:"task_micro_yuan,omitempty"`
-
-	// Code and Message say why the job failed, waits or is held. Message is a
-	// sentence for a person.
-	Code     string   `json:"code,omitempty"`
-	Message  string   `json:"message,omitempty"`
-	Warnings []string `json:"warnings,omitempty"`
-
-	// Labels and Batch are the request's, so that a job that waits is found by
-	// them too.
-	Labels map[string]string `json:"labels,omitempty"`
-	Batch  string            `json:"batch,omitempty"`
-	// Producer, NotBefore, Deadline, Callback and FollowUp are the request's too.
-	Producer  string    `json:"producer,omitempty"`
-	NotBefore time.Time `json:"not_before,omitzero"`
-	Deadline  time.Time `json:"deadline,omitzero"`
-	Callback  string    `json:"callback,omitempty"`
-	FollowUp  *FollowUp `json:"follow_up,omitempty"`
-	// PriceMicroYuan is what the job may cost, in millionths of a yuan, by what
-	// [Limits] said when it was accepted: it counts against its producer's day until
-	// the job is over. 0 if nobody said.
+	// PriceMicroYuan is the most that the job may cost, in millionths of a yuan, as
+	// [Limits] said when it was enqueued; 0 if they did not. It counts against the
+	// producer's day until the job has ended.
 	PriceMicroYuan int64 `json:"price_micro_yuan,omitempty"`
 
-	// CancelRequestedAt is when a person asked to cancel the job while it had a
-	// create on its way, or a task. The task is canceled only if DashScope still
-	// has it PENDING; otherwise it is paid for, and its images are kept. It lies
-	// beside the record, where no other write overwrites it, until the job is
-	// retried or resolved.
-	CancelRequestedAt time.Time `json:"cancel_requested_at,omitzero"`
-	// RetriedAt is when a person asked for the job again after its end: a sidecar
-	// that was written before does not answer for it any more.
-	RetriedAt time.Time `json:"retried_at,omitzero"`
-	// ResolvedAt is when a person decided what becomes of a hold: what a journal
-	// says of the hold is older.
-	ResolvedAt time.Time `json:"resolved_at,omitzero"`
-
-	EnqueuedAt  time.Time `json:"enqueued_at"`
-	SubmittedAt time.Time `json:"submitted_at,omitzero"` // the intent of this attempt
-	// ServiceAt is the intent by the service's own clock, and DoubtAt when it became
-	// unknown whether a task was made, by that clock too; zero while it is known.
+	// ServiceAt is the time of the last submit by DashScope's clock.
 	ServiceAt time.Time `json:"service_at,omitzero"`
-	DoubtAt   time.Time `json:"doubt_at,omitzero"`
-	// CutShort is set if nobody awaited the create's answer to the end: its worker died,
-	// was stopped or lost the lane. The service may still be at it.
+	// AmbiguousAt is when the outcome of the create became unknown, by DashScope's clock;
+	// zero while it is known.
+	AmbiguousAt time.Time `json:"ambiguous_at,omitzero"`
+	// CutShort is set if the create's reply was not awaited to the end: the worker crashed,
+	// stopped or lost the lane. DashScope may still be processing the request.
 	CutShort bool `json:"cut_short,omitempty"`
-	// RequestID is the service's name of a create that it answered without a task.
+	// RequestID is DashScope's ID of a create that it answered without a task.
 	RequestID string `json:"request_id,omitempty"`
-	// ListedAt is when, before the intent, the account's whole list had no task of
-	// the same key that nobody owns; zero if that is not known.
+	// ListedAt is when, before the submit, the account's whole list had no task of the same
+	// key without an owner; zero if that is not known.
 	ListedAt time.Time `json:"listed_at,omitzero"`
-	// RunningAt is when its task was first seen at work; zero while it waits at
-	// DashScope, where it can be canceled.
-	RunningAt   time.Time `json:"running_at,omitzero"`
-	GeneratedAt time.Time `json:"generated_at,omitzero"` // when its task was seen to have ended
-	FinishedAt  time.Time `json:"finished_at,omitzero"`
-	UpdatedAt   time.Time `json:"updated_at"`
 }
 
-// AsAsked is the request that the job's digest stands for: without the seed, if
-// that was derived. The record must hold its request.
-func (r *Record) AsAsked() Request {
-	req := *r.Request
-	if req.Seed = nil; req.Digest() == r.Digest {
-		return req
-	}
-	return *r.Request
-}
-
-// NewRecord is the record of a job that begins to wait now. The request must be
+// NewRecord returns the record of a job that begins to wait now. The request must be
 // normalized and have its ID.
 func NewRecord(req Request, warnings []string) *Record {
-	rec := &Record{
+	rec := &Record{Job: Job{
 		ID: req.ID, State: StateQueued, Digest: req.Digest(), Model: req.Model, Priority: req.Priority, Warnings: warnings,
 		EnqueuedAt: time.Now().UTC(),
-	}
-	rec.take(&req)
+	}}
+	rec.copyRequestFields(&req)
 	if req.NotBefore.After(rec.EnqueuedAt) {
 		rec.State = StateScheduled
 	}
 	return rec
 }
 
-// take copies what a record repeats of its request.
-func (r *Record) take(req *Request) {
-	r.Labels, r.Batch, r.Producer = req.Labels, req.Batch, req.Producer
-	r.NotBefore, r.Deadline, r.Callback, r.FollowUp = req.NotBefore, req.Deadline, req.Callback, req.FollowUp
-}
-
-// Overdue reports whether the job has missed its deadline: nothing is bought for it
-// any more.
-func (r *Record) Overdue(now time.Time) bool {
-	return r.State.Waiting() && !r.Deadline.IsZero() && !now.Before(r.Deadline)
-}
-
-// closed reports whether an attempt is among the past ones; 0, before the first,
-// always is.
-func (r *Record) closed(attempt int) bool {
-	return attempt == 0 || slices.ContainsFunc(r.PastAttempts, func(a Attempt) bool { return a.Attempt == attempt })
-}
-
-// Attempt is a task that is over, without an image or without some.
-type Attempt struct {
-	Attempt     int       `json:"attempt"`
-	Term        int64     `json:"term"`
-	TaskID      string    `json:"task_id,omitempty"`
-	SubmittedAt time.Time `json:"submitted_at"`
-	EndedAt     time.Time `json:"ended_at"`
-	// Images is how many of the job's images it made; 0 if it failed.
-	Images  int    `json:"images,omitempty"`
-	Code    string `json:"code,omitempty"`
-	Message string `json:"message,omitempty"`
-}
-
-// Result is what DashScope answered for one image: a URL that dies at ExpiresAt,
+// Result is what DashScope reported for one image: a URL that is valid until ExpiresAt,
 // or the code and message of why there is none. N counts from 1.
 type Result struct {
 	N            int       `json:"n"`
@@ -213,40 +109,12 @@ type Result struct {
 	Message      string    `json:"message,omitempty"`
 }
 
-// Image is one image of a job in the bucket, or the reason why it is not there.
-type Image struct {
-	N int `json:"n"`
-	// Key is empty if the image is not in the bucket; Code and Message say why.
-	Key         string `json:"key,omitempty"`
-	Bytes       int64  `json:"bytes,omitempty"`
-	SHA256      string `json:"sha256,omitempty"`
-	Width       int    `json:"width,omitempty"`
-	Height      int    `json:"height,omitempty"`
-	ContentType string `json:"content_type,omitempty"`
-	SourceName  string `json:"source_name,omitempty"`
-	// ActualPrompt is what the model rewrote the prompt to, if it did.
-	ActualPrompt string `json:"actual_prompt,omitempty"`
-	// Seed is set if the image was made with another seed than its number has in
-	// the request; see [Record.ImageSeed].
-	Seed    *int64 `json:"seed,omitempty"`
-	Code    string `json:"code,omitempty"`
-	Message string `json:"message,omitempty"`
-}
+func indexKey(state State) string { return rediskey.Index(string(state)) }
 
-const (
-	recordPrefix = "danqing:job:"
-	// eventsChannel is where every change of a record is published.
-	eventsChannel = "danqing:events"
-)
-
-// indexKey is the sorted set of the IDs of all jobs in a state, by the time of
-// their last write in milliseconds.
-func indexKey(state State) string { return "danqing:jobs:" + string(state) }
-
-// Get reads a record. It fails with [ErrNotFound] if there is none, and with
-// [ErrDamaged] if it cannot be read.
-func (c *Client) Get(ctx context.Context, id string) (*Record, error) {
-	values, err := c.redis.HMGet(ctx, recordPrefix+id, "record", "cancel").Result()
+// Get returns a record. It fails with [ErrNotFound] if there is none, with [ErrCorrupt]
+// if it cannot be read, or with Redis's own error.
+func (s *Store) Get(ctx context.Context, id string) (*Record, error) {
+	values, err := s.redis.HMGet(ctx, rediskey.Record(id), "record", "cancel").Result()
 	if err != nil {
 		return nil, fmt.Errorf("read record of %s: %w", id, err)
 	}
@@ -258,7 +126,8 @@ func (c *Client) Get(ctx context.Context, id string) (*Record, error) {
 	return decodeRecord(id, encoded, cancel)
 }
 
-// decodeRecord reads a record and the moment beside it, "" if there is none.
+// decodeRecord decodes a record and the time of the cancel request beside it, "" for
+// none.
 func decodeRecord(id, encoded, cancel string) (*Record, error) {
 	var rec Record
 	err := json.Unmarshal([]byte(encoded), &rec)
@@ -273,7 +142,7 @@ func decodeRecord(id, encoded, cancel string) (*Record, error) {
 		err = fmt.Errorf("it is from another version: state %q, attempt %d", rec.State, rec.Attempt)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read record of %s: %w (%w)", id, ErrDamaged, err)
+		return nil, fmt.Errorf("read record of %s: %w (%w)", id, ErrCorrupt, err)
 	}
 	return &rec, nil
 }

@@ -12,25 +12,70 @@ import (
 	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
-// onBoth runs a test on the embedded Redis and on a real one.
-func onBoth(t *testing.T, test func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient)) {
-	t.Helper()
-	t.Run("embedded", func(t *testing.T) {
-		t.Parallel()
-		client, rdb := newClient(t)
-		test(t, client, rdb)
-	})
-	t.Run("redis", func(t *testing.T) {
-		t.Parallel()
-		rdb := redisServer(t)
-		test(t, jobs.NewClient(rdb), rdb)
-	})
+// testClient has what producers, operators and workers call.
+type testClient struct {
+	*jobs.Client
+	*jobs.Inspector
+	Store *jobs.Store
 }
 
-// redisServer starts a redis-server.
-func redisServer(t *testing.T) redis.UniversalClient {
+func newTestClient(rdb redis.UniversalClient) *testClient {
+	return &testClient{jobs.NewClient(rdb), jobs.NewInspector(rdb), jobs.NewStore(rdb)}
+}
+
+// record is the whole record of a job that a call returned.
+func (c *testClient) record(ctx context.Context, job *jobs.Job, err error) (*jobs.Record, error) {
+	if job == nil {
+		return nil, err
+	}
+	if rec, getErr := c.Store.Get(ctx, job.ID); getErr == nil {
+		return rec, err
+	}
+	return &jobs.Record{Job: *job}, err
+}
+
+func (c *testClient) Enqueue(ctx context.Context, req jobs.Request) (*jobs.Record, error) {
+	job, err := c.Client.Enqueue(ctx, req)
+	return c.record(ctx, job, err)
+}
+
+func (c *testClient) EnqueueWithin(ctx context.Context, req jobs.Request, limits jobs.Limits) (*jobs.Record, error) {
+	job, err := c.Client.EnqueueWithin(ctx, req, limits)
+	return c.record(ctx, job, err)
+}
+
+func (c *testClient) Wait(ctx context.Context, id string) (*jobs.Record, error) {
+	job, err := c.Client.Wait(ctx, id)
+	return c.record(ctx, job, err)
+}
+
+func (c *testClient) Cancel(ctx context.Context, id string) (*jobs.Record, error) {
+	job, err := c.Client.Cancel(ctx, id)
+	return c.record(ctx, job, err)
+}
+
+func (c *testClient) Retry(ctx context.Context, id string) (*jobs.Record, error) {
+	job, err := c.Inspector.Retry(ctx, id)
+	return c.record(ctx, job, err)
+}
+
+func (c *testClient) RetryRecord(ctx context.Context, rec *jobs.Record) (*jobs.Record, error) {
+	job, err := c.RetryJob(ctx, &rec.Job)
+	return c.record(ctx, job, err)
+}
+
+func (c *testClient) Resolve(ctx context.Context, id string, decision jobs.Resolution) (*jobs.Record, error) {
+	job, err := c.Inspector.Resolve(ctx, id, decision)
+	return c.record(ctx, job, err)
+}
+
+// onBoth runs a test on the embedded Redis and on a real one.
+func onBoth(t *testing.T, test func(t *testing.T, client *testClient, rdb redis.UniversalClient)) {
 	t.Helper()
-	return redistest.Start(t).Client(t)
+	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
+		t.Helper()
+		test(t, newTestClient(rdb), rdb)
+	})
 }
 
 // errLost is a reply that did not come back.

@@ -113,7 +113,7 @@ func TestRequestUnmarshalRefusesInvalidUTF8(t *testing.T) {
 	assert.ErrorContains(t, json.Unmarshal([]byte("{\"prompt\":\"\xc3\xa8\xd7\"}"), new(Request)), "UTF-8")
 }
 
-func TestSlips(t *testing.T) {
+func TestSuggestion(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{
 		"promt": "prompt", "Prompt": "prompt", "prompts": "prompt", "pormpt": "prompt",
@@ -127,7 +127,7 @@ func TestSlips(t *testing.T) {
 		"site": "", "side": "", "need": "", "no": "", "sku": "", "idx": "", "note": "", "name": "", "title": "",
 		"image": "", "url": "", "file": "", "category": "", "标题": "", "": "", strings.Repeat("seed", 1<<18): "", "type": "", "text": "", "time": "", "bookmark": "", "mark": "",
 	} {
-		assert.Equal(t, want, mistaken(name, topNames()), "%q", name)
+		assert.Equal(t, want, suggestion(name, topNames()), "%q", name)
 	}
 }
 
@@ -184,7 +184,7 @@ func FuzzRequest(f *testing.F) {
 }
 
 // A column "state" is the producer's own.
-func TestStageIsSpeltRight(t *testing.T) {
+func TestStageIsSpelledRight(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]bool{`{"prompt":"p","state":"NY"}`: false, `{"prompt":"p","stages":2}`: false, `{"prompt":"p","stage":true}`: true} {
 		r, err := ParseRequest([]byte(in))
@@ -194,7 +194,7 @@ func TestStageIsSpeltRight(t *testing.T) {
 }
 
 // What others set for a producer, it cannot set itself.
-func TestParseRequestIgnoresWhatIsNotTheProducers(t *testing.T) {
+func TestParseRequestIgnoresGatewayFields(t *testing.T) {
 	t.Parallel()
 	r, err := ParseRequest([]byte(`{"prompt":"p","producer":"shop","batch":"b","line_id":"c"}`))
 	require.NoError(t, err)

@@ -5,25 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"slices"
 	"time"
 )
 
-// Resolution is a person's decision about a held job. Exactly one must be given.
+// Resolution is an operator's decision about a held job. Exactly one field must be set.
 type Resolution struct {
-	// Adopt is the ID of a task at DashScope, in the account of the job's intent,
-	// which is found to be this job's: it is polled like any other, and its images
-	// are stored as the job's. For a job that is held with images that could not be
-	// proven it may be the job's own task: they are fetched, or taken from the
-	// spool, and stored once more. What lies under _held/ stays there.
+	// Adopt is the ID of a DashScope task, in the account of the last submit, that
+	// belongs to the job: it is polled like any other, and its images are stored as the
+	// job's. For a job that is held with images that could not be verified it may be the
+	// job's own task: the images are fetched, or taken from the spool, and stored again.
+	// Objects under _held/ stay there.
 	Adopt string
-	// BuyAgain puts the job on the queue once more, for the images that it has not
-	// in the bucket. If the hold was about a task that does exist, that one is paid
-	// for too; and so are images that lie under _held/. They stay there.
+	// BuyAgain queues the job again, for the images that are not in the bucket. If the
+	// hold was about a task that does exist, that task is paid for too, and so are images
+	// under _held/. They stay there.
 	BuyAgain bool
-	// GiveUp ends the job as failed, or, if it was bought again for what it lacked,
-	// as succeeded with what it had. If it has a task or images, they are paid for;
-	// what lies under _held/ stays there.
+	// GiveUp ends the job as failed, or as succeeded with what it had if it was bought
+	// again for missing images. If it has a task or images, they are paid for. Objects
+	// under _held/ stay there.
 	GiveUp bool
 }
 
@@ -43,38 +42,33 @@ func (r Resolution) validate() error {
 	return nil
 }
 
-// taskPattern matches DashScope's task IDs, which are UUIDs (create's reference):
-// what is none would keep a slot busy with a task that nobody knows.
+// taskPattern matches DashScope's task IDs, which are UUIDs (create's reference). Polling
+// anything else would occupy a slot for nothing.
 var taskPattern = regexp.MustCompile(`(?i)^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// Resolve ends a hold as a person decided, and returns the record.
-//
-// It fails with a [FieldError] if not exactly one thing was decided, with
-// [ErrNotFound], with [ErrState] beside the record if the job is not held, with
-// [*TaskOwnedError] if the task to adopt is another job's, or with Redis's own
-// error. The same decision may be made again: it is acted on once.
-func (c *Client) Resolve(ctx context.Context, id string, decision Resolution) (*Record, error) {
+// resolve is [Inspector.Resolve].
+func (s *Store) resolve(ctx context.Context, id string, decision Resolution) (*Record, error) {
 	if err := decision.validate(); err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", id, err)
 	}
 	for {
-		rec, err := c.Get(ctx, id)
+		rec, err := s.Get(ctx, id)
 		if err != nil {
 			return nil, err
 		}
-		switch done, repairErr := c.resolved(ctx, rec, decision); {
+		switch done, repairErr := s.alreadyResolved(ctx, rec, decision); {
 		case done:
 			err = repairErr
 		case rec.State != StateHeld:
-			err = fmt.Errorf("resolve %s: %w: it is not held (%s)", id, ErrState, rec.State)
+			err = fmt.Errorf("resolve %s: %w: it is not held (%s)", id, ErrInvalidState, rec.State)
 		case decision.GiveUp:
-			rec, err = c.giveUp(ctx, rec)
+			rec, err = s.abandon(ctx, rec)
 		case decision.BuyAgain:
 			next := *rec
 			next.ResolvedAt = time.Now().UTC()
-			rec, err = c.again(ctx, rec, &next)
+			rec, err = s.restart(ctx, rec, &next)
 		default:
-			rec, err = c.adopt(ctx, rec, decision.Adopt)
+			rec, err = s.adopt(ctx, rec, decision.Adopt)
 		}
 		if !errors.Is(err, ErrConflict) {
 			return rec, err
@@ -82,68 +76,63 @@ func (c *Client) Resolve(ctx context.Context, id string, decision Resolution) (*
 	}
 }
 
-// resolved reports whether the decision has been acted on already. It does what an
-// earlier call, if that died half way, has left to do.
-func (c *Client) resolved(ctx context.Context, rec *Record, decision Resolution) (bool, error) {
+// alreadyResolved reports whether the decision has been acted on. It completes an earlier
+// call that was interrupted.
+func (s *Store) alreadyResolved(ctx context.Context, rec *Record, decision Resolution) (bool, error) {
 	switch {
 	case rec.ResolvedAt.IsZero():
 		return false, nil
-	case decision.GiveUp && rec.State.Final() && rec.givenUp():
-		return true, c.settle(ctx, rec)
+	case decision.GiveUp && rec.State.Final() && rec.wasAbandoned():
+		return true, s.finishEnded(ctx, rec)
 	case decision.BuyAgain && rec.State.Waiting():
-		return true, c.requeue(ctx, rec)
+		return true, s.enqueueMessage(ctx, rec)
 	case decision.Adopt == "" || decision.Adopt != rec.TaskID:
 		return false, nil
 	case rec.State == StateGenerating:
-		return true, c.requeue(ctx, rec)
+		return true, s.enqueueMessage(ctx, rec)
 	case rec.State == StateStoring:
-		return true, c.EnqueueStore(ctx, rec)
+		return true, s.EnqueueStore(ctx, rec)
 	}
 	return false, nil
 }
 
-// givenUp reports whether a person gave the job up, or the images that it lacks.
-func (r *Record) givenUp() bool {
-	return r.Code == CodeAbandoned || slices.ContainsFunc(r.Images, func(image Image) bool { return image.Code == CodeAbandoned })
-}
-
-func (c *Client) giveUp(ctx context.Context, rec *Record) (*Record, error) {
+func (s *Store) abandon(ctx context.Context, rec *Record) (*Record, error) {
 	next := *rec
-	if req, err := c.RequestOf(ctx, rec); err == nil && rec.Request == nil {
+	if req, err := s.RequestOf(ctx, &rec.Job); err == nil && rec.Request == nil {
 		next.Request = &req
-	} else if err != nil && !errors.Is(err, ErrNoRequest) {
+	} else if err != nil && !errors.Is(err, ErrRequestLost) {
 		return rec, err
 	}
 	next.End(StateFailed, CodeAbandoned, fmt.Sprintf("given up on request; it was held: %s: %s", rec.Code, rec.Message), time.Now().UTC())
-	next.ResolvedAt, next.Results = next.FinishedAt, nil // signed links have done their duty
-	if err := c.freeAttempt(ctx, rec); err != nil {
+	next.ResolvedAt, next.Results = next.FinishedAt, nil // signed links are not needed any more
+	if err := s.releaseReservation(ctx, rec); err != nil {
 		return rec, err
 	}
-	if err := c.Swap(ctx, rec, &next); err != nil {
+	if err := s.Update(ctx, rec, &next); err != nil {
 		return rec, err
 	}
-	return &next, c.settle(ctx, &next)
+	return &next, s.finishEnded(ctx, &next)
 }
 
-func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, error) {
+func (s *Store) adopt(ctx context.Context, rec *Record, task string) (*Record, error) {
 	if rec.Account == "" {
-		return rec, fmt.Errorf("adopt task %s for %s: %w: it was never submitted, so the task's account is unknown", task, rec.ID, ErrState)
+		return rec, fmt.Errorf("adopt task %s for %s: %w: it was never submitted, so the task's account is unknown", task, rec.ID, ErrInvalidState)
 	}
-	req, err := c.RequestOf(ctx, rec)
+	req, err := s.RequestOf(ctx, &rec.Job)
 	if err != nil {
 		return rec, err
 	}
-	if err := c.ClaimTask(ctx, task, rec.ID); err != nil {
+	if err := s.ClaimTask(ctx, task, rec.ID); err != nil {
 		return rec, fmt.Errorf("adopt task %s for %s: %w", task, rec.ID, err)
 	}
 	next := *rec
 	if rec.TaskID != "" && rec.TaskID != task {
-		if err := c.freeAttempt(ctx, rec); err != nil {
+		if err := s.releaseReservation(ctx, rec); err != nil {
 			return rec, err
 		}
-		next.closeAttempt()
+		next.archiveAttempt()
 	}
-	if next.closed(next.Attempt) {
+	if next.isPastAttempt(next.Attempt) {
 		next.Attempt++
 	}
 	if next.Request == nil {
@@ -151,26 +140,26 @@ func (c *Client) adopt(ctx context.Context, rec *Record, task string) (*Record, 
 		next.Request = &req
 	}
 	next.State, next.Code, next.Message, next.ResolvedAt = StateGenerating, "", "", time.Now().UTC()
-	next.Candidates, next.Rejected, next.DoubtAt = nil, nil, time.Time{}
+	next.Candidates, next.Rejected, next.AmbiguousAt = nil, nil, time.Time{}
 	if next.SubmittedAt.IsZero() {
 		next.SubmittedAt = next.ResolvedAt
 	}
-	// A task whose images are known was charged to the job already.
+	// The cost of a task whose results are known was recorded already.
 	known := rec.TaskID == task && len(rec.Results) > 0
 	if known {
 		next.State = StateStoring
 	} else {
 		next.Results, next.RunningAt, next.GeneratedAt = nil, time.Time{}, time.Time{}
-		next.SpoolHolder, next.SpoolPlace = "", ""
+		next.SpoolOwner, next.SpoolLocation = "", ""
 	}
-	if next.TaskID = task; next.stored() == 0 {
+	if next.TaskID = task; next.storedImages() == 0 {
 		next.Images = nil
 	}
-	if err := c.swap(ctx, rec, &next, swapping{afresh: true}); err != nil {
+	if err := s.update(ctx, rec, &next, updateOptions{clearCancel: true}); err != nil {
 		return rec, err
 	}
 	if known {
-		return &next, c.EnqueueStore(ctx, &next)
+		return &next, s.EnqueueStore(ctx, &next)
 	}
-	return &next, c.requeue(ctx, &next)
+	return &next, s.enqueueMessage(ctx, &next)
 }

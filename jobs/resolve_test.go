@@ -16,7 +16,7 @@ import (
 
 // heldJob is a job of which it is unknown whether a task was made. Its message is
 // gone, as after its handler returned.
-func heldJob(t *testing.T, client *jobs.Client, rdb redis.UniversalClient, id string) *jobs.Record {
+func heldJob(t *testing.T, client *testClient, rdb redis.UniversalClient, id string) *jobs.Record {
 	t.Helper()
 	rec := submitted(t, client, enqueue(t, client, id), jobs.StateSubmitting)
 	_, err := client.Cancel(t.Context(), id)
@@ -29,12 +29,12 @@ func heldJob(t *testing.T, client *jobs.Client, rdb redis.UniversalClient, id st
 
 func TestResolveByAdopting(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		held := heldJob(t, client, rdb, "cat")
 		got, err := client.Resolve(t.Context(), "cat", jobs.Resolution{Adopt: testTask})
 		require.NoError(t, err)
-		stored, err := client.Get(t.Context(), "cat")
+		stored, err := client.Store.Get(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.Equal(t, stored, got)
 		want := *held
@@ -57,10 +57,10 @@ func TestResolveByAdopting(t *testing.T) {
 // A task that a job made itself, now or in a past attempt, is not another's.
 func TestResolveRefusesTheTaskOfAnotherJob(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
-		put(t, client, jobs.Record{ID: "now", State: jobs.StateGenerating, TaskID: "86ecf553-d340-4e21-af6e-000000000001"})
-		past := put(t, client, jobs.Record{ID: "past", State: jobs.StateGenerating, TaskID: "86ecf553-d340-4e21-af6e-000000000002"})
+		put(t, client, jobs.Record{Job: jobs.Job{ID: "now", State: jobs.StateGenerating, TaskID: "86ecf553-d340-4e21-af6e-000000000001"}})
+		past := put(t, client, jobs.Record{Job: jobs.Job{ID: "past", State: jobs.StateGenerating, TaskID: "86ecf553-d340-4e21-af6e-000000000002"}})
 		move(t, client, past, func(next *jobs.Record) { next.TaskID = "86ecf553-d340-4e21-af6e-000000000003" })
 		heldJob(t, client, rdb, "cat")
 		for task, owner := range map[string]string{"86ecf553-d340-4e21-af6e-000000000001": "now", "86ecf553-d340-4e21-af6e-000000000002": "past", "86ecf553-d340-4e21-af6e-000000000003": "past"} {
@@ -77,7 +77,7 @@ func TestResolveRefusesTheTaskOfAnotherJob(t *testing.T) {
 // Two people adopt one task for two jobs at the same moment: one of them gets it.
 func TestResolveAdoptsATaskOnce(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		const rounds, rivals = 10, 3
 		for round := range rounds {
@@ -93,7 +93,7 @@ func TestResolveAdoptsATaskOnce(t *testing.T) {
 			require.NoError(t, group.Wait())
 			owners := 0
 			for rival := range rivals {
-				rec, err := client.Get(t.Context(), fmt.Sprintf("cat-%d-%d", round, rival))
+				rec, err := client.Store.Get(t.Context(), fmt.Sprintf("cat-%d-%d", round, rival))
 				require.NoError(t, err)
 				if rec.TaskID == task {
 					owners++
@@ -138,7 +138,7 @@ func TestResolveStoresAgain(t *testing.T) {
 
 func TestResolveByBuyingAgain(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		held := heldJob(t, client, rdb, "cat")
 		got, err := client.Resolve(t.Context(), "cat", jobs.Resolution{BuyAgain: true})
@@ -157,7 +157,7 @@ func TestResolveByBuyingAgain(t *testing.T) {
 
 func TestResolveByGivingUp(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		heldJob(t, client, rdb, "cat")
 		got, err := client.Resolve(t.Context(), "cat", jobs.Resolution{GiveUp: true})
@@ -184,7 +184,7 @@ func TestResolveRefuses(t *testing.T) {
 	}
 	rec := enqueue(t, client, "dog")
 	_, err := client.Resolve(t.Context(), rec.ID, jobs.Resolution{GiveUp: true})
-	require.ErrorIs(t, err, jobs.ErrState)
+	require.ErrorIs(t, err, jobs.ErrInvalidState)
 	require.ErrorContains(t, err, "it is not held (queued)")
 	_, err = client.Resolve(t.Context(), "nobody", jobs.Resolution{GiveUp: true})
 	require.ErrorIs(t, err, jobs.ErrNotFound)
@@ -199,32 +199,32 @@ func TestResolveRefuses(t *testing.T) {
 }
 
 // Whatever reply is lost, the same call made again ends the same way: once.
-func TestOperationsAfterALostReply(t *testing.T) {
+func TestActionsAfterALostReply(t *testing.T) {
 	t.Parallel()
-	failed := func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	failed := func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		submitted(t, client, enqueue(t, client, "cat"), jobs.StateFailed)
 		require.NoError(t, asynq.NewInspectorFromRedisClient(rdb).ArchiveTask(testQueue, "cat"))
 	}
-	hold := func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	hold := func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		heldJob(t, client, rdb, "cat")
 	}
 	lane, store := testQueue, jobs.QueueStore
 	for name, c := range map[string]struct {
-		prepare func(*testing.T, *jobs.Client, redis.UniversalClient)
-		call    func(*testing.T, *jobs.Client) (*jobs.Record, error)
+		prepare func(*testing.T, *testClient, redis.UniversalClient)
+		call    func(*testing.T, *testClient) (*jobs.Record, error)
 		state   jobs.State
 		queue   string
 		message string
 		past    int
 	}{
 		"cancel": {
-			func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
+			func(t *testing.T, client *testClient, _ redis.UniversalClient) {
 				t.Helper()
 				enqueue(t, client, "cat")
 			},
-			func(t *testing.T, client *jobs.Client) (*jobs.Record, error) {
+			func(t *testing.T, client *testClient) (*jobs.Record, error) {
 				t.Helper()
 				return client.Cancel(t.Context(), "cat")
 			},
@@ -232,7 +232,7 @@ func TestOperationsAfterALostReply(t *testing.T) {
 		},
 		"retry": {
 			failed,
-			func(t *testing.T, client *jobs.Client) (*jobs.Record, error) {
+			func(t *testing.T, client *testClient) (*jobs.Record, error) {
 				t.Helper()
 				return client.Retry(t.Context(), "cat")
 			},
@@ -240,7 +240,7 @@ func TestOperationsAfterALostReply(t *testing.T) {
 		},
 		"adopt": {
 			hold,
-			func(t *testing.T, client *jobs.Client) (*jobs.Record, error) {
+			func(t *testing.T, client *testClient) (*jobs.Record, error) {
 				t.Helper()
 				return client.Resolve(t.Context(), "cat", jobs.Resolution{Adopt: testTask})
 			},
@@ -248,7 +248,7 @@ func TestOperationsAfterALostReply(t *testing.T) {
 		},
 		"buy again": {
 			hold,
-			func(t *testing.T, client *jobs.Client) (*jobs.Record, error) {
+			func(t *testing.T, client *testClient) (*jobs.Record, error) {
 				t.Helper()
 				return client.Resolve(t.Context(), "cat", jobs.Resolution{BuyAgain: true})
 			},
@@ -256,7 +256,7 @@ func TestOperationsAfterALostReply(t *testing.T) {
 		},
 		"give up": {
 			hold,
-			func(t *testing.T, client *jobs.Client) (*jobs.Record, error) {
+			func(t *testing.T, client *testClient) (*jobs.Record, error) {
 				t.Helper()
 				return client.Resolve(t.Context(), "cat", jobs.Resolution{GiveUp: true})
 			},
@@ -279,7 +279,7 @@ func TestOperationsAfterALostReply(t *testing.T) {
 				}
 				_, err = c.call(t, client)
 				require.NoError(t, err, "after reply %d was lost", nth)
-				rec, err := client.Get(t.Context(), "cat")
+				rec, err := client.Store.Get(t.Context(), "cat")
 				require.NoError(t, err)
 				assert.Equal(t, c.state, rec.State, "reply %d", nth)
 				assert.Len(t, rec.PastAttempts, c.past, "reply %d", nth)

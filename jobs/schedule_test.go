@@ -18,7 +18,7 @@ import (
 // one whose moment has passed waits like any other.
 func TestNotBefore(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		later := time.Now().Add(time.Hour).Truncate(time.Second)
 		for range 2 {
@@ -57,7 +57,7 @@ func TestDeadlineInThePast(t *testing.T) {
 	assert.Empty(t, rdb.Keys(t.Context(), "*").Val(), "nothing was queued")
 
 	rec := jobs.NewRecord(jobs.Request{ID: "cat", Prompt: "a cat", Model: "wanx-v1", Priority: "default", Deadline: req.Deadline}, nil)
-	require.NoError(t, client.Swap(t.Context(), nil, rec))
+	require.NoError(t, client.Store.Update(t.Context(), nil, rec))
 	assert.True(t, rec.Overdue(time.Now()))
 	_, err = client.Enqueue(t.Context(), req)
 	require.NoError(t, err)
@@ -67,15 +67,15 @@ func TestDeadlineInThePast(t *testing.T) {
 // may want it all the same, without the deadline.
 func TestExpire(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat", Deadline: time.Now().Add(time.Hour)})
 		require.NoError(t, err)
 		assert.False(t, rec.Overdue(time.Now()))
 		assert.True(t, rec.Overdue(rec.Deadline))
-		_, err = client.Expire(t.Context(), rec)
+		_, err = client.Store.Expire(t.Context(), rec)
 		require.NoError(t, err)
-		rec, err = client.Get(t.Context(), "cat")
+		rec, err = client.Store.Get(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateFailed, rec.State)
 		assert.Equal(t, jobs.CodeDeadlineExceeded, rec.Code)
@@ -85,7 +85,7 @@ func TestExpire(t *testing.T) {
 		rec, err = client.Retry(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.False(t, rec.Overdue(time.Now().Add(2*time.Hour)))
-		req, err := client.RequestOf(t.Context(), rec)
+		req, err := client.RequestOf(t.Context(), &rec.Job)
 		require.NoError(t, err)
 		assert.Zero(t, req.Deadline)
 	})
@@ -94,7 +94,7 @@ func TestExpire(t *testing.T) {
 // Many jobs are queued by one call, in order; one that is wrong keeps all out.
 func TestEnqueueAll(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		reqs := make([]jobs.Request, 50)
 		for i := range reqs {

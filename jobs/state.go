@@ -2,43 +2,43 @@ package jobs
 
 import "slices"
 
-// State is where a job stands, as every interface spells it.
+// State is the state of a job, spelled the same in every interface.
 type State string
 
 // The states of a job.
 const (
-	// StateScheduled waits for a moment that the producer named.
+	// StateScheduled waits for the request's NotBefore.
 	StateScheduled State = "scheduled"
-	// StateQueued waits for its turn. Nothing was spent.
+	// StateQueued waits for a lane. Nothing was spent.
 	StateQueued State = "queued"
-	// StateSubmitting has an intent: a create may be on its way. A job found in
-	// this state after a crash may or may not have a task that costs money.
+	// StateSubmitting has an intent: a create may be on its way. After a crash a job in
+	// this state may or may not have a task that costs money.
 	StateSubmitting State = "submitting"
 	// StateGenerating has a task at DashScope.
 	StateGenerating State = "generating"
 	// StateStoring has images that are being copied into the bucket.
 	StateStoring State = "storing"
-	// StateRetrying had a task that failed and cost nothing; a later try is planned.
+	// StateRetrying had a task that failed and cost nothing; another attempt is planned.
 	StateRetrying State = "retrying"
-	// StateHeld needs a person: whether money was spent, or what for, is unknown.
-	// Nothing of it is bought again until somebody decides.
+	// StateHeld needs an operator: whether money was spent, or for what, is unknown.
+	// Nothing more is bought until then.
 	StateHeld State = "held"
-	// StateSucceeded has at least one image in the bucket; each image says that
-	// it is there or why not.
+	// StateSucceeded has at least one image in the bucket; each image is there or says
+	// why not.
 	StateSucceeded State = "succeeded"
-	// StateFailed will never have an image.
+	// StateFailed has no image and will have none.
 	StateFailed State = "failed"
-	// StateCanceled was given up on request before it cost anything.
+	// StateCanceled was canceled on request before it cost anything.
 	StateCanceled State = "canceled"
 )
 
-// Final reports whether the job is over: it will never change again, and its
-// sidecar is in the bucket.
+// Final reports whether the job has ended: it does not change again unless an operator
+// retries it, and its sidecar is or will be in the bucket.
 func (s State) Final() bool {
 	return s == StateSucceeded || s == StateFailed || s == StateCanceled
 }
 
-// Waiting reports whether the job waits for a worker and owns no task.
+// Waiting reports whether the job waits for a lane and has no task.
 func (s State) Waiting() bool {
 	return slices.Contains([]State{StateScheduled, StateQueued, StateRetrying}, s)
 }

@@ -126,6 +126,9 @@ type Info struct {
 	Metadata    map[string]string // user metadata; names in lower case
 }
 
+// Name returns the name of the bucket.
+func (b *Bucket) Name() string { return b.name }
+
 // Check requests a key that does not exist and returns nil if the bucket says so:
 // the bucket then exists, accepts the credentials and allows them to read.
 // Otherwise the error says in one sentence what is wrong and which environment

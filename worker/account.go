@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
@@ -247,7 +248,7 @@ func (w *Worker) addDrainLanes(ctx context.Context) error {
 			if slices.ContainsFunc(w.lanes, func(l laneSpec) bool { return l.account == a && l.model.Name == model.Name }) {
 				continue
 			}
-			left, err := w.cfg.Redis.Exists(ctx, jobs.LaneKey(a.name, model.Name, inFlightKey), jobs.LaneKey(a.name, model.Name, quarantineKey)).Result()
+			left, err := w.cfg.Redis.Exists(ctx, rediskey.Lane(a.name, model.Name, inFlightKey), rediskey.Lane(a.name, model.Name, quarantineKey)).Result()
 			if err != nil {
 				return fmt.Errorf("read in-flight marks: %w", err)
 			}

@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
@@ -16,8 +17,8 @@ import (
 // it is bought, and it goes on when there is more money.
 func TestRule1BatchBudget(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
-		client := s.worker.Jobs()
-		require.NoError(t, client.SetBatchBudget(t.Context(), "shop", 3*simulator.MicroYuanPerImage))
+		client := jobs.NewInspector(s.redis)
+		require.NoError(t, ledger.New(s.redis).SetBatchBudget(t.Context(), "shop", 3*simulator.MicroYuanPerImage))
 		ids := []string{"a", "b", "c"}
 		for _, id := range ids {
 			s.enqueue(jobs.Request{ID: id, Prompt: "prompt of " + id, N: 2, Batch: "shop"})
@@ -32,7 +33,7 @@ func TestRule1BatchBudget(t *testing.T) {
 		assert.Len(t, s.sim.Tasks(), 1)
 		s.requireLedger()
 
-		require.NoError(t, client.SetBatchBudget(t.Context(), "shop", 6*simulator.MicroYuanPerImage))
+		require.NoError(t, ledger.New(s.redis).SetBatchBudget(t.Context(), "shop", 6*simulator.MicroYuanPerImage))
 		for _, id := range ids[1:] {
 			_, err := client.Resolve(t.Context(), id, jobs.Resolution{BuyAgain: true})
 			require.NoError(t, err)
@@ -66,7 +67,7 @@ func TestRule1DailyBudget(t *testing.T) {
 		}
 		perDay := map[string]int{}
 		for _, task := range sim.Tasks() {
-			perDay[jobs.LedgerDay(task.CreatedAt)]++
+			perDay[ledger.Day(task.CreatedAt)]++
 		}
 		assert.Len(t, perDay, 2)
 		for day, n := range perDay {
@@ -82,7 +83,7 @@ func TestRule1DailyBudgetOverRuns(t *testing.T) {
 		s.stop()
 		s.budget = 3 * simulator.MicroYuanPerImage
 		s.start()
-		day := jobs.LedgerDay(time.Now())
+		day := ledger.Day(time.Now())
 		for _, id := range s.enqueueMany(2) {
 			s.requireMadeOnce(id)
 		}
@@ -91,7 +92,7 @@ func TestRule1DailyBudgetOverRuns(t *testing.T) {
 		s.enqueueMany(5)
 		s.requireMadeOnce("job-3")
 		<-time.After(10 * time.Minute)
-		require.Equal(t, day, jobs.LedgerDay(time.Now()), "the test runs within a day")
+		require.Equal(t, day, ledger.Day(time.Now()), "the test runs within a day")
 		assert.Len(t, sim.Tasks(), 3)
 		s.requireLedger()
 	})
@@ -117,7 +118,7 @@ func TestLedgerFreesWhatCostsNothing(t *testing.T) {
 		for _, id := range ids {
 			s.wait(id)
 		}
-		spent, err := s.worker.Jobs().Spending(t.Context(), time.Now().Add(-time.Hour), time.Now())
+		spent, err := ledger.New(s.redis).Spending(t.Context(), time.Now().Add(-time.Hour), time.Now())
 		require.NoError(t, err)
 		require.Len(t, spent, 1)
 		assert.Zero(t, spent[0].ReservedMicroYuan)

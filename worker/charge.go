@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -15,9 +16,9 @@ import (
 // again: a new day begins, the budget is raised, or a reservation is released.
 const budgetPollInterval = time.Minute
 
-// chargeOf returns the ledger entry of an attempt.
-func chargeOf(rec *jobs.Record, images int, microYuan int64) jobs.Charge {
-	c := jobs.Charge{
+// chargeOf is what the ledger books of an attempt.
+func chargeOf(rec *jobs.Record, images int, microYuan int64) ledger.Charge {
+	c := ledger.Charge{
 		Account: rec.Account, JobID: rec.ID, Attempt: rec.Attempt, At: rec.SubmittedAt,
 		Model: rec.Model, Batch: rec.Batch, Labels: rec.Labels, Images: images, MicroYuan: microYuan,
 	}
@@ -42,8 +43,8 @@ func (w *Worker) cost(account, model string, images int) int64 {
 // reserve reserves the money for an attempt. It fails with a [*pauseError]; if the
 // batch's budget has no room, it holds the job without buying anything.
 func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int) error {
-	err := l.jobs.Reserve(ctx, chargeOf(intent, images, l.cost(l.account.name, l.model.Name, images)), l.account.configured.DailyBudgetMicroYuan)
-	var full *jobs.BudgetError
+	err := l.ledger.Reserve(ctx, chargeOf(intent, images, l.cost(l.account.name, l.model.Name, images)), l.account.configured.DailyBudgetMicroYuan)
+	var full *ledger.BudgetError
 	switch {
 	case err == nil:
 		return nil
@@ -63,7 +64,7 @@ func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int
 
 // release releases the reservation of an attempt that costs nothing.
 func (w *Worker) release(ctx context.Context, rec *jobs.Record) error {
-	return w.jobs.Release(context.WithoutCancel(ctx), chargeOf(rec, 0, 0))
+	return w.ledger.Release(context.WithoutCancel(ctx), chargeOf(rec, 0, 0))
 }
 
 // settleTask records the cost of a task. It is idempotent.
@@ -92,7 +93,7 @@ func (w *Worker) retryRedis(ctx context.Context, jobID string, do func(context.C
 func (w *Worker) releaseLeakedReservations(ctx context.Context) error {
 	for _, a := range w.accounts {
 		for _, day := range []time.Time{time.Now().Add(-24 * time.Hour), time.Now()} {
-			open, err := w.jobs.OpenReservations(ctx, a.name, day)
+			open, err := w.ledger.OpenReservations(ctx, a.name, day)
 			if err != nil {
 				return err
 			}
@@ -107,8 +108,8 @@ func (w *Worker) releaseLeakedReservations(ctx context.Context) error {
 				if needed {
 					continue
 				}
-				if err := w.jobs.Release(ctx, charge); err != nil {
-					return fmt.Errorf("release reservation: %w", err)
+				if err := w.ledger.Release(ctx, charge); err != nil {
+					return fmt.Errorf("free a reservation: %w", err)
 				}
 			}
 		}
@@ -116,8 +117,8 @@ func (w *Worker) releaseLeakedReservations(ctx context.Context) error {
 	return nil
 }
 
-// reservationNeeded reports whether an attempt may still cost money.
-func (w *Worker) reservationNeeded(ctx context.Context, charge jobs.Charge) (bool, error) {
+// reservationNeeded reports whether an attempt may still cost something.
+func (w *Worker) reservationNeeded(ctx context.Context, charge ledger.Charge) (bool, error) {
 	if e, open := w.cfg.DataDir.Journal.OpenJob(charge.JobID); open && e.Attempt == charge.Attempt && e.Kind != journal.KindHeld {
 		return true, nil
 	}
@@ -131,15 +132,15 @@ func (w *Worker) reservationNeeded(ctx context.Context, charge jobs.Charge) (boo
 	return !rec.State.Final() && !rec.State.Waiting() && rec.Attempt == charge.Attempt, nil
 }
 
-// recordSpend records the cost of a task once: in the spend log, and in the ledger,
-// whose error it returns. On an error the caller must repeat the call.
-func (w *Worker) recordSpend(ctx context.Context, charge jobs.Charge, taskID string) error {
+// book notes what a task has cost, once: in the spend log, and in the ledger, whose
+// error it returns. Then the same call must be made again.
+func (w *Worker) recordSpend(ctx context.Context, charge ledger.Charge, taskID string) error {
 	if err := w.cfg.DataDir.Spend.Append(charge, taskID); err != nil {
 		// The ledger is authoritative; what the log lacks is missing in reports without
 		// Redis.
 		w.log.Error("spend log not written", "job_id", charge.JobID, "task_id", taskID, "err", err)
 	}
-	return w.jobs.Settle(ctx, charge, taskID)
+	return w.ledger.Settle(ctx, charge, taskID)
 }
 
 // importSpend imports the spend log into the ledger of a Redis that lacks it.
@@ -148,5 +149,5 @@ func (w *Worker) importSpend(ctx context.Context) error {
 	if damaged := spend.Damaged(); damaged > 0 {
 		w.log.Warn("unreadable lines in the spend log: budgets do not count them", "path", filepath.Join(w.cfg.DataDir.Path, journal.SpendLogName), "lines", damaged)
 	}
-	return spend.ImportInto(ctx, w.jobs, w.cfg.DataDir.WorkerID)
+	return spend.ImportInto(ctx, w.ledger, w.cfg.DataDir.WorkerID)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
@@ -37,7 +38,7 @@ const (
 // datasetID returns the ID of the Redis dataset. It changes when Redis may have lost some
 // data, after a restart or a failover, or all of it.
 func (w *Worker) datasetID(ctx context.Context) (string, error) {
-	run, err := w.jobs.RunID(ctx)
+	run, err := redishealth.DatasetID(ctx, w.cfg.Redis)
 	if err != nil {
 		return "", err
 	}
@@ -138,7 +139,7 @@ func (w *Worker) replayToRedis(ctx context.Context, now string) error {
 			return err
 		}
 	}
-	if err := w.jobs.Register(ctx, w.models()); err != nil {
+	if err := w.jobs.RegisterQueues(ctx, w.models()); err != nil {
 		return err
 	}
 	err := errors.Join(w.recordKeyIDs(ctx), w.checkDurability(ctx))
@@ -156,7 +157,7 @@ func (w *Worker) replayToRedis(ctx context.Context, now string) error {
 
 // checkDurability records how durably Redis stores writes.
 func (w *Worker) checkDurability(ctx context.Context) error {
-	durability, err := w.jobs.Durability(ctx)
+	durability, err := redishealth.Probe(ctx, w.cfg.Redis)
 	if err != nil {
 		return err
 	}
@@ -172,7 +173,7 @@ func (w *Worker) waitDurable(ctx context.Context, jobID string) {
 	w.mu.Lock()
 	durability := w.durability
 	w.mu.Unlock()
-	if err := w.jobs.Acknowledge(ctx, durability); err != nil {
+	if err := redishealth.WaitDurable(ctx, w.cfg.Redis, durability); err != nil {
 		w.log.Warn("intent not acknowledged as durable", "job_id", jobID, "err", err)
 	}
 }

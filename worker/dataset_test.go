@@ -94,7 +94,7 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 		// A person looks at the image, and says whose it is.
 		for _, id := range ids {
 			if rec := s.get(id); rec.State == jobs.StateHeld && s.tasksOf("prompt of "+id) == 1 {
-				_, err := s.worker.Jobs().Resolve(t.Context(), id, jobs.Resolution{Adopt: rec.Candidates[0]})
+				_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), id, jobs.Resolution{Adopt: rec.Candidates[0]})
 				require.NoError(t, err)
 				s.requireMadeOnce(id)
 			}
@@ -161,7 +161,7 @@ func TestRule3ReplyAfterTheJobWasBoughtAgain(t *testing.T) {
 		next := *rec
 		next.PastAttempts = []jobs.Attempt{{Attempt: 1, Term: rec.Term, SubmittedAt: rec.SubmittedAt, Code: "NotCreated"}}
 		next.State, next.Attempt, next.TaskID, next.Request = jobs.StateQueued, 1, "", nil
-		require.NoError(t, s.worker.Jobs().Swap(t.Context(), rec, &next))
+		require.NoError(t, jobs.NewStore(s.redis).Update(t.Context(), rec, &next))
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
 		<-time.After(10 * time.Minute)
 		s.requireStored("job-1", 1)

@@ -156,6 +156,7 @@ func (s *deliveryServer) storeImages(ctx context.Context, rec *jobs.Record, got 
 		return errors.Join(later...)
 	}
 	next.Images = mergeImages(rec.Images, made)
+	s.setLocation(ctx, &next)
 	next.FinishedAt, next.State, next.Code, next.Message = time.Now().UTC(), jobs.StateSucceeded, "", ""
 	if i := slices.IndexFunc(made, func(image jobs.Image) bool {
 		return image.Code == jobs.CodeImageUnverified || image.Code == jobs.CodeSpoolUnavailable
@@ -168,8 +169,31 @@ func (s *deliveryServer) storeImages(ctx context.Context, rec *jobs.Record, got 
 	return s.finishJob(ctx, rec, &next)
 }
 
-// ensureSidecar writes the sidecar of a job that an operator has ended, unless it has
-// one.
+// setLocation records where a job's images are: the bucket, and their permanent links.
+func (w *Worker) setLocation(ctx context.Context, rec *jobs.Record) {
+	rec.Images = slices.Clone(rec.Images)
+	for i, image := range rec.Images {
+		if image.Key != "" {
+			rec.Bucket = w.cfg.Bucket.Name()
+			rec.Images[i].Link, _ = w.permanentLink(ctx, &rec.Job, image)
+		}
+	}
+}
+
+// permanentLink returns the URL of an image in a public bucket, or at the configured
+// gateway; "" if there is neither.
+func (w *Worker) permanentLink(ctx context.Context, job *jobs.Job, image jobs.Image) (string, error) {
+	link, expiresAt, err := w.cfg.Bucket.Link(ctx, image.Key)
+	if err != nil || expiresAt.IsZero() {
+		return link, err
+	}
+	if path := job.ImagePath(image); w.cfg.ServeURL != "" && path != "" {
+		return w.cfg.ServeURL + path, nil
+	}
+	return "", nil
+}
+
+// writeDown gives a job that a person has ended its sidecar, unless it has one.
 func (s *deliveryServer) ensureSidecar(ctx context.Context, rec *jobs.Record) error {
 	over, err := s.Finished(ctx, rec.ID, rec.Digest)
 	switch {
@@ -197,7 +221,7 @@ func (s *deliveryServer) finishJob(ctx context.Context, rec, next *jobs.Record) 
 		return err
 	}
 	s.journal(journal.KindFinished, next)
-	next.Results, next.SpoolHolder, next.SpoolPlace = nil, "", "" // no longer needed
+	next.Results, next.SpoolOwner, next.SpoolLocation = nil, "", "" // they have done their duty
 	if err := s.transition(ctx, rec, next); err != nil {
 		return err
 	}

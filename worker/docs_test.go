@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -58,7 +59,7 @@ func TestSpendingPage(t *testing.T) {
 	for _, name := range []string{inFlightKey, intentsKey, quarantineKey, orphansKey, lastTaskKey, verifiedDatasetKey} {
 		assert.Contains(t, string(page), "`…:"+name+"`")
 	}
-	for _, key := range []string{termKey, datasetKey, janitorKey} {
+	for _, key := range []string{termKey, datasetKey, rediskey.Maintenance} {
 		assert.Contains(t, string(page), "`"+key+"`")
 	}
 }

@@ -17,7 +17,7 @@ func (w *Worker) transition(ctx context.Context, old, next *jobs.Record) error {
 	if err := w.updateRecord(ctx, old, next); err != nil {
 		return err
 	}
-	if err := w.jobs.ShowResult(ctx, next); err != nil {
+	if err := w.jobs.PublishResult(ctx, next); err != nil {
 		w.log.Debug("result not published to the queue", "job_id", next.ID, "err", err)
 	}
 	return nil
@@ -97,5 +97,6 @@ func (w *Worker) adoptFinished(ctx context.Context, rec, over *jobs.Record) erro
 	w.journal(journal.KindFinished, over)
 	over.EnqueuedAt, over.Priority = rec.EnqueuedAt, rec.Priority
 	over.Producer, over.PriceMicroYuan, over.Callback, over.FollowUp = rec.Producer, rec.PriceMicroYuan, rec.Callback, rec.FollowUp
+	w.setLocation(ctx, over)
 	return w.transition(ctx, rec, over)
 }

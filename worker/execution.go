@@ -7,10 +7,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // execution is a lane's work on one job. It outlives the asynq message that started it:
@@ -190,13 +190,13 @@ const redisUnavailable = "redis unavailable"
 
 // markInFlight records in Redis that a lane works on a job.
 func (w *Worker) markInFlight(ctx context.Context, account, model, id string) error {
-	if err := w.cfg.Redis.HSet(ctx, jobs.LaneKey(account, model, inFlightKey), id, time.Now().UTC().Format(time.RFC3339)).Err(); err != nil {
+	if err := w.cfg.Redis.HSet(ctx, rediskey.Lane(account, model, inFlightKey), id, time.Now().UTC().Format(time.RFC3339)).Err(); err != nil {
 		return fmt.Errorf("mark job %s in flight: %w", id, err)
 	}
 	return nil
 }
 
-const inFlightKey = "in_flight"
+const inFlightKey = rediskey.LaneInFlight
 
 func (l *lane) clearInFlight(ctx context.Context, id string) {
 	if err := l.cfg.Redis.HDel(context.WithoutCancel(ctx), l.key(inFlightKey), id).Err(); err != nil {
@@ -263,7 +263,7 @@ func (l *lane) resumeJob(ctx context.Context, e *execution, id string, waiting f
 		if errors.Is(err, jobs.ErrNotFound) {
 			return nil
 		}
-		if errors.Is(err, jobs.ErrDamaged) {
+		if errors.Is(err, jobs.ErrCorrupt) {
 			l.log.Error("job skipped: record corrupt", "job_id", id, "err", err)
 			return nil
 		}
@@ -279,7 +279,7 @@ func (l *lane) resumeJob(ctx context.Context, e *execution, id string, waiting f
 		}
 		switch {
 		case rec.State.Waiting() && lost && rec.Request != nil:
-			return l.generate(ctx, e, jobs.GenerateMessage{JobID: id, Digest: rec.Digest, Request: rec.AsAsked()})
+			return l.generate(ctx, e, jobs.GenerateMessage{JobID: id, Digest: rec.Digest, Request: rec.OriginalRequest()})
 		case rec.State.Waiting():
 			return waiting(ctx, rec)
 		case l.foreign(rec):
@@ -314,7 +314,7 @@ func (l *lane) ensureMessage(ctx context.Context, id string) {
 	ctx = context.WithoutCancel(ctx)
 	rec, err := l.jobs.Get(ctx, id)
 	if err == nil && rec.State.Waiting() && rec.Request != nil {
-		err = l.jobs.EnqueueGenerate(ctx, rec, rec.AsAsked())
+		err = l.jobs.EnqueueGenerate(ctx, rec, rec.OriginalRequest())
 	}
 	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
 		l.log.Warn("waiting job may lack a message", "job_id", id, "err", err)
@@ -334,11 +334,8 @@ return 1
 // requeueAtHead restores the queue position of a waiting job whose handler died with the
 // lane's last holder. asynq would requeue it after a minute or two, and at the tail.
 func (l *lane) requeueAtHead(ctx context.Context, rec *jobs.Record) error {
-	queue := jobs.Queue(rec.Model, rec.Priority)
-	info, err := asynq.NewInspectorFromRedisClient(l.cfg.Redis).GetTaskInfo(queue, rec.ID)
-	if err == nil && info.State == asynq.TaskStateActive {
-		key := "asynq:{" + queue + "}:"
-		return requeueScript.Run(ctx, l.cfg.Redis, []string{key + "active", key + "lease", key + "pending", key + "t:" + rec.ID}, rec.ID).Err()
+	if active, err := l.jobs.RequeueAtHead(ctx, rec); err != nil || active {
+		return err
 	}
 	l.ensureMessage(ctx, rec.ID)
 	return nil

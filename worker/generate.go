@@ -21,7 +21,7 @@ func (l *lane) generate(ctx context.Context, e *execution, m jobs.GenerateMessag
 		if errors.Is(err, jobs.ErrConflict) {
 			continue
 		}
-		if errors.Is(err, jobs.ErrDamaged) {
+		if errors.Is(err, jobs.ErrCorrupt) {
 			l.log.Error("job skipped: record corrupt", "job_id", m.JobID, "err", err)
 			return &jobError{message: jobs.CodeRecordCorrupt + ": " + err.Error() + "; to submit the job again, delete the key danqing:job:" + m.JobID + " and enqueue it again"}
 		}

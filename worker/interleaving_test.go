@@ -18,6 +18,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
@@ -37,10 +38,10 @@ func TestCanceledAndRetriedBeforeItsTurn(t *testing.T) {
 		s.state("job-1", jobs.StateSubmitting)
 		s.enqueue(jobs.Request{ID: "job-2", Prompt: "prompt of job-2", Model: flash})
 		<-time.After(10 * time.Second)
-		_, err := s.worker.Jobs().Cancel(t.Context(), "job-2")
+		_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-2")
 		require.NoError(t, err)
 		<-time.After(10 * time.Second)
-		_, err = s.worker.Jobs().Retry(t.Context(), "job-2")
+		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "job-2")
 		require.NoError(t, err)
 		<-time.After(5 * time.Minute)
 		s.requireMadeOnce("job-2")
@@ -54,7 +55,7 @@ func TestCanceledWhileAnIntentIsTakenBack(t *testing.T) {
 		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusTooManyRequests, Code: "Throttling"})
 		s.enqueueMany(1)
 		s.queue.Client().AddHook(&beforeWrite{state: "queued", do: func() {
-			_, err := s.worker.Jobs().Cancel(t.Context(), "job-1")
+			_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1")
 			assert.NoError(t, err)
 		}})
 		assert.Equal(t, jobs.StateCanceled, s.wait("job-1").State)
@@ -96,7 +97,7 @@ func TestRetriedByAClockThatIsAhead(t *testing.T) {
 		s.enqueueMany(1)
 		require.Equal(t, jobs.StateFailed, s.wait("job-1").State)
 		<-time.After(time.Minute)
-		rec, err := s.worker.Jobs().Retry(t.Context(), "job-1")
+		rec, err := jobs.NewStore(s.redis).Retry(t.Context(), "job-1")
 		require.NoError(t, err)
 		earlier := *rec
 		earlier.RetriedAt = earlier.RetriedAt.Add(10 * time.Minute)
@@ -105,9 +106,9 @@ func TestRetriedByAClockThatIsAhead(t *testing.T) {
 		s.stop()
 		s.queue = queue.Open()
 		s.redis = s.queue.Client()
-		client := jobs.NewClient(s.redis)
-		require.NoError(t, client.Swap(t.Context(), nil, &earlier))
-		require.NoError(t, client.EnqueueGenerate(t.Context(), &earlier, earlier.AsAsked()))
+		client := jobs.NewStore(s.redis)
+		require.NoError(t, client.Update(t.Context(), nil, &earlier))
+		require.NoError(t, client.EnqueueGenerate(t.Context(), &earlier, earlier.OriginalRequest()))
 		s.worker, s.data = s.newWorker("data")
 		s.run()
 		s.requireMadeOnce("job-1")
@@ -127,9 +128,9 @@ func TestAdoptedByAClockThatIsBehind(t *testing.T) {
 		adopted := *rec
 		adopted.State, adopted.TaskID, adopted.Code, adopted.Message = jobs.StateGenerating, sim.Tasks()[0].ID, "", ""
 		adopted.ResolvedAt = time.Now().Add(-2 * time.Minute)
-		client := s.worker.Jobs()
-		require.NoError(t, client.Swap(t.Context(), rec, &adopted))
-		require.NoError(t, client.EnqueueGenerate(t.Context(), &adopted, adopted.AsAsked()))
+		client := jobs.NewStore(s.redis)
+		require.NoError(t, client.Update(t.Context(), rec, &adopted))
+		require.NoError(t, client.EnqueueGenerate(t.Context(), &adopted, adopted.OriginalRequest()))
 		assert.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
 		assert.Len(t, sim.Tasks(), 1)
 	})
@@ -177,7 +178,7 @@ func (f *failedRead) DialHook(next redis.DialHook) redis.DialHook { return next 
 func (f *failedRead) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		switch fmt.Sprint(cmd.Args()[:min(2, len(cmd.Args()))]...) {
-		case "hset" + jobs.LaneKey("default", jobs.DefaultModel, "in_flight"):
+		case "hset" + rediskey.Lane("default", jobs.DefaultModel, "in_flight"):
 			f.noted.Store(true)
 		case "hmget" + "danqing:job:job-1":
 			if f.noted.Load() && f.failed.CompareAndSwap(false, true) {
@@ -205,7 +206,7 @@ func TestFailedReadAtATakeOver(t *testing.T) {
 		s.run()
 		<-time.After(10 * time.Minute)
 		require.True(t, hook.failed.Load())
-		rec, err := s.worker.Jobs().Get(t.Context(), "job-1")
+		rec, err := jobs.NewStore(s.redis).Get(t.Context(), "job-1")
 		require.NoError(t, err)
 		require.Equal(t, jobs.StateSucceeded, rec.State)
 		assert.Len(t, s.sim.Tasks(), 1)
@@ -226,7 +227,7 @@ func TestBuyAgainAfterAPartialStore(t *testing.T) {
 		held := s.wait("job-1")
 		require.Equal(t, jobs.StateHeld, held.State)
 		<-time.After(time.Minute)
-		_, err := s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true})
+		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true})
 		require.NoError(t, err)
 		rec := s.wait("job-1")
 		assert.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
@@ -251,7 +252,7 @@ func TestRule16LaneOfADeadWorker(t *testing.T) {
 		ended := make(chan error, 1)
 		go func() { ended <- b.Run(t.Context()) }()
 		<-time.After(time.Hour)
-		rec, err := s.worker.Jobs().Get(t.Context(), "job-1")
+		rec, err := jobs.NewStore(s.redis).Get(t.Context(), "job-1")
 		assert.NoError(t, err)
 		assert.Equal(t, jobs.StateSucceeded, rec.State)
 		b.Stop()
@@ -273,7 +274,7 @@ func TestJournalComesBackAfterAWeek(t *testing.T) {
 		require.NoError(t, os.WriteFile(filepath.Join(s.dir, "data", "journal.jsonl"), append(line, '\n'), 0o600))
 		s.start()
 		<-time.After(time.Minute)
-		if got, err := s.worker.Jobs().Get(t.Context(), "job-1"); err == nil {
+		if got, err := jobs.NewStore(s.redis).Get(t.Context(), "job-1"); err == nil {
 			assert.Equal(t, jobs.StateSucceeded, got.State)
 		}
 	})
@@ -309,7 +310,7 @@ func TestStoredElsewhere(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Hour)
 		defer cancel()
 		for _, id := range s.enqueueMany(160) {
-			rec, err := s.worker.Jobs().Wait(ctx, id)
+			rec, err := jobs.NewClient(s.redis).Wait(ctx, id)
 			require.NoError(t, err, id)
 			require.Equal(t, jobs.StateSucceeded, rec.State)
 		}
@@ -336,7 +337,7 @@ func TestAdoptedTaskDrawnByAnotherAccount(t *testing.T) {
 				break
 			}
 		}
-		_, err := s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: task})
+		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: task})
 		require.NoError(t, err)
 		<-time.After(20 * time.Minute)
 		s.requireMadeOnce("job-1")

@@ -12,14 +12,13 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 const (
 	// janitorInterval is how often one of all workers does the maintenance that no
 	// job's handler does. A job whose message was lost waits that long.
 	janitorInterval = 5 * time.Minute
-	// janitorKey holds the time of the last maintenance, in Unix milliseconds.
-	janitorKey = "danqing:maintenance:last_run"
 	// requeueAge excludes records whose message may still be on its way.
 	requeueAge  = 2 * time.Minute
 	requeuePage = 200
@@ -51,20 +50,20 @@ func (w *Worker) runMaintenance(ctx context.Context) error {
 	w.discoverOwners(ctx)
 	w.Unfinished(ctx) // removes jobs that others have finished from the journal
 	models := w.models()
-	if err := w.jobs.Register(ctx, models); err != nil {
+	if err := w.jobs.RegisterQueues(ctx, models); err != nil {
 		return err
 	}
-	last, err := w.cfg.Redis.Get(ctx, janitorKey).Int64()
+	last, err := w.cfg.Redis.Get(ctx, rediskey.Maintenance).Int64()
 	if err != nil && !errors.Is(err, redis.Nil) {
-		return fmt.Errorf("read %s: %w", janitorKey, err)
+		return fmt.Errorf("read %s: %w", rediskey.Maintenance, err)
 	}
 	now := time.Now()
 	// Two workers at the same time do no harm.
 	if now.Sub(time.UnixMilli(last)) < janitorInterval {
 		return nil
 	}
-	if err := w.cfg.Redis.Set(ctx, janitorKey, strconv.FormatInt(now.UnixMilli(), 10), 0).Err(); err != nil {
-		return fmt.Errorf("write %s: %w", janitorKey, err)
+	if err := w.cfg.Redis.Set(ctx, rediskey.Maintenance, strconv.FormatInt(now.UnixMilli(), 10), 0).Err(); err != nil {
+		return fmt.Errorf("write %s: %w", rediskey.Maintenance, err)
 	}
 	// requeueOrphans must see archived messages before they are trimmed.
 	if err := w.requeueOrphans(ctx); err != nil {
@@ -90,9 +89,9 @@ func (w *Worker) trimArchives(ctx context.Context, models []string) error {
 	inspector := asynq.NewInspectorFromRedisClient(w.cfg.Redis)
 	for _, queue := range queues {
 		for {
-			archived, err := w.cfg.Redis.ZCard(ctx, "asynq:{"+queue+"}:archived").Result()
+			archived, err := w.jobs.ArchivedMessages(ctx, queue)
 			if err != nil {
-				return fmt.Errorf("count archive of %s: %w", queue, err)
+				return err
 			}
 			if archived == 0 {
 				break
@@ -173,8 +172,8 @@ func (w *Worker) promoteScheduled(ctx context.Context, rec *jobs.Record) (*jobs.
 	}
 	next := *rec
 	next.State = jobs.StateQueued
-	switch err := w.jobs.Swap(ctx, rec, &next); {
-	case errors.Is(err, jobs.ErrConflict): // a lane has taken it
+	switch err := w.jobs.Update(ctx, rec, &next); {
+	case errors.Is(err, jobs.ErrConflict): // a lane has drawn it
 		return rec, nil
 	case err != nil:
 		return nil, err
@@ -204,12 +203,12 @@ func (w *Worker) repair(ctx context.Context, records []*jobs.Record) error {
 			return err
 		}
 	}
-	unwoken, err := w.jobs.Unwoken(ctx, records)
+	unwoken, err := w.jobs.WithoutMessage(ctx, records)
 	if err != nil {
 		return err
 	}
 	for _, rec := range unwoken {
-		mended, err := w.jobs.Mend(ctx, rec)
+		mended, err := w.jobs.RequeueOrphan(ctx, rec)
 		if err != nil && !errors.Is(err, jobs.ErrConflict) {
 			return fmt.Errorf("sweep job %s: %w", rec.ID, err)
 		}

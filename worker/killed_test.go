@@ -131,9 +131,9 @@ func (s *stack) killedOnce(n int, sameRedis bool, scenario func()) bool {
 	go func() { s.ended <- s.worker.Run(ctx) }()
 	scenario()
 	s.queue.Client().AddHook(death)
-	over := make(chan *jobs.Record, 1)
+	over := make(chan *jobs.Job, 1)
 	go func() {
-		rec, err := s.worker.Jobs().Wait(ctx, "job-1")
+		rec, err := jobs.NewClient(s.redis).Wait(ctx, "job-1")
 		if err == nil {
 			over <- rec
 		}
@@ -167,7 +167,7 @@ func (s *stack) killedOnce(n int, sameRedis bool, scenario func()) bool {
 	}
 	require.NoError(s.t, s.queue.Close())
 	s.start()
-	if rec, err := s.worker.Jobs().Get(s.t.Context(), "job-1"); errors.Is(err, jobs.ErrNotFound) || rec.State.Waiting() {
+	if rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), "job-1"); errors.Is(err, jobs.ErrNotFound) || rec.State.Waiting() {
 		s.enqueueMany(1)
 	}
 	return true
@@ -209,7 +209,7 @@ func TestKilledWhileFindingOut(t *testing.T) {
 						})
 						ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 						defer cancel()
-						rec, err := s.worker.Jobs().Wait(ctx, "job-1")
+						rec, err := jobs.NewClient(s.redis).Wait(ctx, "job-1")
 						require.NoError(t, err, "killed after write %d", n)
 						<-time.After(2 * time.Minute)
 						if c.foreign {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 )
 
@@ -79,12 +80,12 @@ func newLane(w *Worker, spec laneSpec) *lane {
 			account:   backoff{first: 10 * time.Second, most: 10 * time.Minute},
 		},
 	}
-	l.lease.redis, l.lease.key = w.cfg.Redis, l.key("lease")
+	l.lease.redis, l.lease.key = w.cfg.Redis, l.key(rediskey.LaneLease)
 	l.lease.workerID, l.lease.done = w.cfg.DataDir.WorkerID, make(chan struct{})
 	return l
 }
 
-func (l *lane) key(name string) string { return jobs.LaneKey(l.account.name, l.model.Name, name) }
+func (l *lane) key(name string) string { return rediskey.Lane(l.account.name, l.model.Name, name) }
 
 // lanesOf returns the number of lanes of an account.
 func (w *Worker) lanesOf(a *account) int {
@@ -369,7 +370,7 @@ func (l *lane) takeTerm(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
-	last, err := l.cfg.Redis.SetArgs(ctx, l.key("term"), term, redis.SetArgs{Get: true}).Result()
+	last, err := l.cfg.Redis.SetArgs(ctx, l.key(rediskey.LaneTerm), term, redis.SetArgs{Get: true}).Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
@@ -379,4 +380,4 @@ func (l *lane) takeTerm(ctx context.Context) error {
 	return nil
 }
 
-const termKey = "danqing:term"
+const termKey = rediskey.Term

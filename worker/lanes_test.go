@@ -75,7 +75,7 @@ func TestRule17RevokedKey(t *testing.T) {
 			<-time.After(time.Minute)
 			clear(left)
 			for _, id := range ids {
-				rec, err := s.worker.Jobs().Get(t.Context(), id)
+				rec, err := jobs.NewStore(s.redis).Get(t.Context(), id)
 				require.NoError(t, err)
 				if !rec.State.Final() {
 					left[id] = true
@@ -89,7 +89,7 @@ func TestRule17RevokedKey(t *testing.T) {
 		}
 		// It has one slot for the one model and two for the other.
 		assert.LessOrEqual(t, len(left), 3, "only what the revoked account was at is left")
-		lanes, err := s.worker.Jobs().Lanes(t.Context())
+		lanes, err := jobs.NewInspector(s.redis).Lanes(t.Context())
 		require.NoError(t, err)
 		for _, lane := range lanes {
 			assert.Equal(t, lane.Account == "west" && lane.Message != "", lane.State == jobs.LanePaused, "%+v", lane)
@@ -115,7 +115,7 @@ func TestRule17RevokedKey(t *testing.T) {
 func TestPausedAccount(t *testing.T) {
 	sim := twoKeys()
 	bubbleWith(t, sim, twoAccounts(), func(t *testing.T, s *stack) {
-		client := s.worker.Jobs()
+		client := jobs.NewInspector(s.redis)
 		require.NoError(t, client.PauseAccount(t.Context(), "west", "the invoice"))
 		for _, id := range s.enqueueModels(6) {
 			rec := s.wait(id)

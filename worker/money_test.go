@@ -7,6 +7,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
@@ -16,7 +17,7 @@ import (
 func TestBatchBudgetOverRuns(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		run := func(budget int64) map[string]jobs.State {
-			require.NoError(t, s.worker.Jobs().SetBatchBudget(t.Context(), "shop", budget))
+			require.NoError(t, ledger.New(s.redis).SetBatchBudget(t.Context(), "shop", budget))
 			states := map[string]jobs.State{}
 			for _, id := range []string{"job-1", "job-2", "job-3"} {
 				s.enqueue(jobs.Request{ID: id, Batch: "shop", Prompt: "prompt of " + id})

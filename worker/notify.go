@@ -116,7 +116,7 @@ func (n *notificationServer) pollDue(ctx context.Context) (stop func()) {
 	var group sync.WaitGroup
 	group.Go(func() {
 		for failing := false; ; {
-			err := n.jobs.NotifyDue(ctx)
+			err := n.jobs.EnqueueDueNotifications(ctx)
 			if err != nil && !failing && ctx.Err() == nil {
 				n.log.Warn("due notifications not enqueued, retrying", "err", err)
 			}
@@ -135,7 +135,7 @@ func (n *notificationServer) finish(ctx context.Context) {
 	if !n.cfg.ExclusiveQueue {
 		return
 	}
-	if err := n.jobs.NotifyDue(ctx); err != nil {
+	if err := n.jobs.EnqueueDueNotifications(ctx); err != nil {
 		n.log.Warn("due notifications not enqueued", "err", err)
 	}
 	n.drain(ctx, jobs.QueueNotify)
@@ -158,7 +158,7 @@ func (n *notificationServer) handle(ctx context.Context, message *asynq.Task) er
 	log := n.log.With("job_id", m.JobID, "event_id", m.EventID, "kind", string(m.Kind))
 	rec, err := n.jobs.Get(ctx, m.JobID)
 	switch {
-	case errors.Is(err, jobs.ErrNotFound), errors.Is(err, jobs.ErrDamaged):
+	case errors.Is(err, jobs.ErrNotFound), errors.Is(err, jobs.ErrCorrupt):
 		log.Warn("notification dropped: job gone", "err", err)
 		return nil
 	case err != nil:
@@ -211,15 +211,12 @@ func (e *deliveryError) schedule(jobID string, tried int) {
 
 // body returns the event, the same bytes on every attempt except for expiring links.
 func (n *notificationServer) body(ctx context.Context, rec *jobs.Record) ([]byte, error) {
-	event, err := jobs.NewEvent(rec, func(image jobs.Image) (string, time.Time, error) {
-		link, expiresAt, err := n.cfg.Bucket.Link(ctx, image.Key)
-		if path := rec.ImagePath(image); n.cfg.ServeURL != "" && path != "" && !expiresAt.IsZero() {
-			return n.cfg.ServeURL + path, time.Time{}, err
+	event, err := jobs.NewEvent(&rec.Job, func(image jobs.Image) (string, time.Time, error) {
+		link, err := n.permanentLink(ctx, &rec.Job, image)
+		if err != nil || link != "" || n.cfg.LocalBucket {
+			return link, time.Time{}, err
 		}
-		if n.cfg.LocalBucket {
-			return "", time.Time{}, err
-		}
-		return link, expiresAt, err
+		return n.cfg.Bucket.Link(ctx, image.Key)
 	})
 	if err != nil {
 		return nil, err
@@ -230,9 +227,9 @@ func (n *notificationServer) body(ctx context.Context, rec *jobs.Record) ([]byte
 
 func (n *notificationServer) deliver(ctx context.Context, rec *jobs.Record, m jobs.NotifyMessage, body []byte) error {
 	switch {
-	case m.Kind == jobs.NoticeCallback && rec.Callback != "":
+	case m.Kind == jobs.NotificationCallback && rec.Callback != "":
 		return n.callbacks.post(ctx, rec.Callback, m.EventID, body)
-	case m.Kind == jobs.NoticeFollowUp && rec.FollowUp != nil:
+	case m.Kind == jobs.NotificationFollowUp && rec.FollowUp != nil:
 		return n.followUp(ctx, *rec.FollowUp, m.EventID, body)
 	}
 	return &deliveryError{final: true, cause: fmt.Sprintf("the job has no %s", m.Kind)}

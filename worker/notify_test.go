@@ -23,9 +23,9 @@ import (
 )
 
 // notice is the message in asynq by which a job's end is told.
-func (s *stack) notice(id string, kind jobs.NoticeKind) *asynq.TaskInfo {
+func (s *stack) notice(id string, kind jobs.NotificationKind) *asynq.TaskInfo {
 	s.t.Helper()
-	info, err := asynq.NewInspectorFromRedisClient(s.redis).GetTaskInfo(jobs.QueueNotify, s.get(id).NoticeID(kind))
+	info, err := asynq.NewInspectorFromRedisClient(s.redis).GetTaskInfo(jobs.QueueNotify, s.get(id).NotificationID(kind))
 	require.NoError(s.t, err)
 	return info
 }
@@ -35,7 +35,7 @@ func (s *stack) archivedNotice(id string) *asynq.TaskInfo {
 	s.t.Helper()
 	s.wait(id)
 	<-time.After(time.Minute)
-	info := s.notice(id, jobs.NoticeCallback)
+	info := s.notice(id, jobs.NotificationCallback)
 	require.Equal(s.t, asynq.TaskStateArchived, info.State)
 	return info
 }
@@ -84,7 +84,9 @@ func TestCallbackTellsTheEnd(t *testing.T) {
 		assert.Equal(t, jobs.StateSucceeded, event.Data.State)
 		assert.Equal(t, map[string]string{"sku": "<7>"}, event.Data.Labels)
 		rec := s.get("good")
-		assert.Equal(t, []jobs.EventImage{{Image: rec.Images[0], URL: shopURL + rec.ImagePath(rec.Images[0])}}, event.Data.Images)
+		image := rec.Images[0]
+		image.Link = "" // the event has it as URL
+		assert.Equal(t, []jobs.EventImage{{Image: image, URL: shopURL + rec.ImagePath(image)}}, event.Data.Images)
 
 		s.enqueue(jobs.Request{ID: "bad", Prompt: "a bad cat", Callback: callbackURL})
 		event = told("bad")
@@ -100,7 +102,7 @@ func TestCallbackTellsTheEnd(t *testing.T) {
 		assert.Equal(t, "DataInspectionFailed", event.Data.Images[1].Code)
 
 		s.enqueue(jobs.Request{ID: "gone", Prompt: "no cat", Callback: callbackURL, NotBefore: time.Now().Add(time.Hour)})
-		_, err := s.worker.Jobs().Cancel(t.Context(), "gone")
+		_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "gone")
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateCanceled, told("gone").Data.State)
 		assert.Len(t, r.deliveries(4), 4, "each once")
@@ -161,13 +163,13 @@ func TestCallbackIsRetriedForADay(t *testing.T) {
 		require.Len(t, got, 16)
 
 		r.answers(nil)
-		_, err := s.worker.Jobs().NotifyAgain(t.Context(), "job-1")
+		_, err := jobs.NewInspector(s.redis).NotifyAgain(t.Context(), "job-1")
 		require.NoError(t, err)
 		again := r.deliveries(17)[16]
 		assert.Equal(t, got[0].body, again.body)
 		assert.Equal(t, got[0].id, again.id)
 		<-time.After(time.Minute)
-		assert.Equal(t, asynq.TaskStateCompleted, s.notice("job-1", jobs.NoticeCallback).State)
+		assert.Equal(t, asynq.TaskStateCompleted, s.notice("job-1", jobs.NotificationCallback).State)
 	})
 }
 
@@ -203,8 +205,8 @@ func TestCallbackAnswers(t *testing.T) {
 				r.answers(c.answer)
 				s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Callback: callbackURL})
 				first := r.deliveries(1)[0]
-				info := s.notice("job-1", jobs.NoticeCallback)
-				for ; info.State != asynq.TaskStateRetry; info = s.notice("job-1", jobs.NoticeCallback) {
+				info := s.notice("job-1", jobs.NotificationCallback)
+				for ; info.State != asynq.TaskStateRetry; info = s.notice("job-1", jobs.NotificationCallback) {
 					require.Less(t, time.Since(first.at), time.Minute)
 					<-time.After(time.Second)
 				}
@@ -249,7 +251,7 @@ func TestCallbackWithoutASecret(t *testing.T) {
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Callback: callbackURL})
 		s.wait("job-1")
 		<-time.After(10 * time.Minute)
-		info := s.notice("job-1", jobs.NoticeCallback)
+		info := s.notice("job-1", jobs.NotificationCallback)
 		assert.Equal(t, asynq.TaskStateRetry, info.State)
 		assert.Equal(t, "callback to shop.example: no secret is configured to sign it (set DANQING_CALLBACK_SECRET)", info.LastErr)
 		s.shared = true
@@ -333,7 +335,7 @@ func TestKilledWhileTelling(t *testing.T) {
 		assert.Equal(t, got[0].id, got[1].id)
 		assert.Less(t, got[1].at.Sub(got[0].at), 3*time.Minute)
 		<-time.After(time.Minute)
-		info := s.notice("job-1", jobs.NoticeCallback)
+		info := s.notice("job-1", jobs.NotificationCallback)
 		assert.Equal(t, asynq.TaskStateCompleted, info.State)
 		assert.Zero(t, info.Retried)
 	})
@@ -359,13 +361,13 @@ func TestFollowUpReachesTheProducer(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, "image:ready", info.Type)
 		assert.JSONEq(t, called.body, string(info.Payload))
-		_, err = s.worker.Jobs().NotifyAgain(t.Context(), "job-1")
+		_, err = jobs.NewInspector(s.redis).NotifyAgain(t.Context(), "job-1")
 		require.NoError(t, err)
 		<-time.After(time.Minute)
 		queue, err := inspector.GetQueueInfo("shop")
 		require.NoError(t, err)
 		assert.Equal(t, 1, queue.Size)
-		assert.Equal(t, asynq.TaskStateCompleted, s.notice("job-1", jobs.NoticeFollowUp).State)
+		assert.Equal(t, asynq.TaskStateCompleted, s.notice("job-1", jobs.NotificationFollowUp).State)
 	})
 }
 
@@ -381,7 +383,7 @@ func TestRetriedJobEndsAnew(t *testing.T) {
 		s.wait("job-1")
 		got := r.deliveries(4) // the next try is five minutes away
 		first := got[0].id
-		_, err := s.worker.Jobs().Retry(t.Context(), "job-1")
+		_, err := jobs.NewInspector(s.redis).Retry(t.Context(), "job-1")
 		require.NoError(t, err)
 		r.answers(nil)
 		require.Equal(t, jobs.StateFailed, s.wait("job-1").State)

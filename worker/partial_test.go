@@ -51,7 +51,7 @@ func (s *stack) madeInPart() *jobs.Record {
 func (s *stack) requireRecorded(images int) *jobs.Record {
 	s.t.Helper()
 	const id = "job-1"
-	rec, err := s.worker.Jobs().Get(s.t.Context(), id)
+	rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), id)
 	require.NoError(s.t, err)
 	sidecar, err := s.bucket.Sidecar(s.t.Context(), id)
 	require.NoError(s.t, err)
@@ -66,7 +66,7 @@ func (s *stack) requireRecorded(images int) *jobs.Record {
 // retry asks for job-1 once more.
 func (s *stack) retry() {
 	s.t.Helper()
-	_, err := s.worker.Jobs().Retry(s.t.Context(), "job-1")
+	_, err := jobs.NewInspector(s.redis).Retry(s.t.Context(), "job-1")
 	require.NoError(s.t, err)
 }
 
@@ -114,8 +114,8 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 		}
 		assert.Equal(t, 2, sidecar.Attempts[0].Images)
 
-		_, err = s.worker.Jobs().Retry(t.Context(), "job-1")
-		require.ErrorIs(t, err, jobs.ErrOver)
+		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "job-1")
+		require.ErrorIs(t, err, jobs.ErrFinished)
 		require.ErrorContains(t, err, "it has all its images")
 	})
 }
@@ -159,9 +159,9 @@ func TestRule13RetryThatIsCanceled(t *testing.T) {
 	for name, end := range map[string]func(*testing.T, *stack){
 		"while it waits": func(t *testing.T, s *stack) {
 			t.Helper()
-			require.NoError(t, s.worker.Jobs().PauseAccount(t.Context(), "default", ""))
+			require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", ""))
 			s.retry()
-			_, err := s.worker.Jobs().Cancel(t.Context(), "job-1")
+			_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1")
 			require.NoError(t, err)
 		},
 		"after a refusal": func(t *testing.T, s *stack) {
@@ -169,7 +169,7 @@ func TestRule13RetryThatIsCanceled(t *testing.T) {
 			s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusTooManyRequests, Code: "Throttling", Delay: time.Second})
 			s.retry()
 			s.state("job-1", jobs.StateSubmitting)
-			_, err := s.worker.Jobs().Cancel(t.Context(), "job-1")
+			_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1")
 			require.NoError(t, err)
 		},
 		"while it is held": func(t *testing.T, s *stack) {
@@ -178,7 +178,7 @@ func TestRule13RetryThatIsCanceled(t *testing.T) {
 			s.retry()
 			require.Equal(t, jobs.StateHeld, s.wait("job-1").State)
 			for range 2 {
-				rec, err := s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{GiveUp: true})
+				rec, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{GiveUp: true})
 				require.NoError(t, err)
 				assert.Contains(t, rec.Images[1].Message, "given up on request; it was held: NoImages")
 			}
@@ -232,7 +232,7 @@ func TestRule13RetryFromTheSidecar(t *testing.T) {
 	sim := partial()
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		before := s.madeInPart()
-		require.NoError(t, s.worker.Jobs().PauseAccount(t.Context(), "default", ""))
+		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", ""))
 		s.retry()
 		s.stop()
 		s.start()
@@ -247,7 +247,7 @@ func TestRule13RetryFromTheSidecar(t *testing.T) {
 		require.NoError(t, err)
 		read, err := worker.RecordOf(sidecar)
 		require.NoError(t, err)
-		_, err = s.worker.Jobs().RetryRecord(t.Context(), read)
+		_, err = jobs.NewInspector(s.redis).RetryJob(t.Context(), &read.Job)
 		require.NoError(t, err)
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
 		assert.Equal(t, before.Images[0], s.requireRecorded(4).Images[0])
@@ -276,7 +276,7 @@ func TestRule12TheOthersAreStored(t *testing.T) {
 			require.NoError(t, err, key)
 		}
 		good.Store(true)
-		_, err := s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
+		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
 		require.NoError(t, err)
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
 		s.requireStored("job-1", 3)
@@ -301,7 +301,7 @@ func TestRule12UnknownHosts(t *testing.T) {
 		next := *rec
 		next.Results[1].URL = strings.Replace(next.Results[1].URL, "dashscope.simulated", "pictures.example", 1)
 		next.Results[2].URL = strings.Replace(next.Results[2].URL, "dashscope.simulated", "pictures.example:8443", 1)
-		require.NoError(t, s.worker.Jobs().Swap(t.Context(), rec, &next))
+		require.NoError(t, jobs.NewStore(s.redis).Update(t.Context(), rec, &next))
 		down.Store(false)
 
 		rec = s.wait("job-1")
@@ -338,7 +338,7 @@ func TestRule12UnprovenOutlivesItsLink(t *testing.T) {
 			assert.EqualValues(t, 6, info.Bytes)
 		}
 		// The link is dead, so that an adoption finds no more; the job stays held.
-		_, err := s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
+		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
 		require.NoError(t, err)
 		<-time.After(time.Minute)
 		assert.Equal(t, jobs.StateHeld, s.wait("job-1").State)

@@ -79,7 +79,7 @@ func FuzzStoreMessage(f *testing.F) {
 	}
 	q := queue.Open()
 	f.Cleanup(func() { require.NoError(f, q.Close()) })
-	s := &deliveryServer{Worker: &Worker{jobs: jobs.NewClient(q.Client())}}
+	s := &deliveryServer{Worker: &Worker{jobs: jobs.NewStore(q.Client())}}
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		err := s.handle(t.Context(), asynq.NewTask(jobs.TypeStore, payload))
 		require.Error(t, err)

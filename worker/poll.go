@@ -115,7 +115,7 @@ func (l *lane) markRunning(ctx context.Context, rec *jobs.Record, first *running
 	old, next := *rec, *rec
 	l.group.Go(func() {
 		defer first.busy.Store(false)
-		err := l.jobs.SwapAs(ctx, first.name, &old, &next)
+		err := l.jobs.UpdateOnce(ctx, first.name, &old, &next)
 		first.done.Store(err == nil || errors.Is(err, jobs.ErrConflict))
 	})
 }
@@ -200,7 +200,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	}); err != nil {
 		return err
 	}
-	if err := l.jobs.NoteDuration(ctx, l.model.Name, next.GeneratedAt.Sub(rec.SubmittedAt)); err != nil {
+	if err := l.jobs.RecordDuration(ctx, l.model.Name, next.GeneratedAt.Sub(rec.SubmittedAt)); err != nil {
 		l.log.Debug("duration not recorded", "job_id", rec.ID, "err", err)
 	}
 	l.log.Info("task succeeded", "job_id", next.ID, "task_id", next.TaskID, "duration", time.Since(rec.SubmittedAt), "images", made)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
@@ -46,13 +47,13 @@ func (w *Worker) addToQuarantine(ctx context.Context, entry quarantinedTask) err
 	if err != nil {
 		return err
 	}
-	if err := w.cfg.Redis.HSetNX(ctx, jobs.LaneKey(entry.Account, entry.Model, quarantineKey), entry.TaskID, encoded).Err(); err != nil {
+	if err := w.cfg.Redis.HSetNX(ctx, rediskey.Lane(entry.Account, entry.Model, quarantineKey), entry.TaskID, encoded).Err(); err != nil {
 		return fmt.Errorf("quarantine task %s: %w", entry.TaskID, err)
 	}
 	if entry.Extra {
 		err = w.jobs.ClaimTask(ctx, entry.TaskID, entry.JobID)
 	} else {
-		err = w.jobs.KeepTask(ctx, entry.TaskID, entry.JobID)
+		err = w.jobs.QuarantineTask(ctx, entry.TaskID, entry.JobID)
 	}
 	if owned := (*jobs.TaskOwnedError)(nil); errors.As(err, &owned) {
 		return nil // it is quarantined already
@@ -176,7 +177,7 @@ func (q *quarantine) process(ctx context.Context, entry quarantinedTask) error {
 
 // storeImages stores a task's images under _held/ and books its cost in the ledger.
 func (q *quarantine) storeImages(ctx context.Context, entry quarantinedTask, task *dashscope.Task) error {
-	rec := &jobs.Record{ID: entry.JobID, Attempt: entry.Attempt, Account: entry.Account, Model: entry.Model, SubmittedAt: time.Now().UTC()}
+	rec := &jobs.Record{Job: jobs.Job{ID: entry.JobID, Attempt: entry.Attempt, Account: entry.Account, Model: entry.Model, SubmittedAt: time.Now().UTC()}}
 	current, err := q.jobs.Get(ctx, entry.JobID)
 	switch {
 	case err == nil:
@@ -301,7 +302,7 @@ func chargedImages(task *dashscope.Task) int {
 // quarantineExtra quarantines a task of a job that has another task by now, or has ended
 // without it.
 func (w *Worker) quarantineExtra(ctx context.Context, rec *jobs.Record) error {
-	notes, err := w.jobs.TaskNotes(ctx, []string{rec.TaskID})
+	notes, err := w.jobs.TaskOwners(ctx, []string{rec.TaskID})
 	if err != nil {
 		return err
 	}
@@ -316,7 +317,7 @@ func (w *Worker) quarantineExtra(ctx context.Context, rec *jobs.Record) error {
 func (w *Worker) quarantinePending(ctx context.Context) int64 {
 	n := int64(0)
 	for _, spec := range w.lanes {
-		some, err := w.cfg.Redis.HLen(ctx, jobs.LaneKey(spec.account.name, spec.model.Name, quarantineKey)).Result()
+		some, err := w.cfg.Redis.HLen(ctx, rediskey.Lane(spec.account.name, spec.model.Name, quarantineKey)).Result()
 		if err == nil {
 			n += some
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 	"github.com/danqing-queue/danqing/worker/journal"
@@ -43,7 +44,7 @@ func ambiguousRecord(rec *jobs.Record, a *account, reason string) *jobs.Record {
 		return &next
 	}
 	known := false
-	if next.DoubtAt, known = a.serviceNow(); !known {
+	if next.AmbiguousAt, known = a.serviceNow(); !known {
 		next.ServiceAt = time.Time{} // times from two clocks cannot be compared
 	}
 	return &next
@@ -65,7 +66,7 @@ func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, reason, requ
 // may be the job's is pending or running, or may still be created by a delayed request;
 // afterwards other jobs may use the slot. It returns when the record has left the state.
 func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (err error) {
-	if rec.DoubtAt.IsZero() {
+	if rec.AmbiguousAt.IsZero() {
 		if rec, err = l.markAmbiguous(ctx, rec, workerCrashed, "", true); err != nil {
 			return err
 		}
@@ -155,7 +156,7 @@ func (l *lane) quietIn(i reconcile.Intent) time.Duration {
 // whether the intent is settled; open reports whether a task that may be its own is pending
 // or running.
 func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, snapshot *reconcile.Snapshot) (done, open bool, err error) {
-	key, err := l.keyID(ctx, rec.KeyMark)
+	key, err := l.keyID(ctx, rec.KeyFingerprint)
 	if err != nil {
 		l.log.Warn(redisUnavailable, "job_id", rec.ID, "err", err)
 		return false, true, nil
@@ -309,7 +310,7 @@ func (l *lane) resubmit(ctx context.Context, rec *jobs.Record) error {
 		Attempt: rec.Attempt, Term: rec.Term, SubmittedAt: rec.SubmittedAt, EndedAt: time.Now().UTC(),
 		Code: jobs.CodeNotCreated, Message: "create lost: no task on the account's list",
 	})
-	next.ClearDoubt()
+	next.ClearIntent()
 	next.Code, next.Message = "", ""
 	if l.cancelRequested(ctx, rec) {
 		return l.finishJob(ctx, rec, endedRecord(&next, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate))
@@ -387,7 +388,7 @@ func (w *Worker) republishIntents(ctx context.Context) error {
 			return fmt.Errorf("encode intent of %s: %w", e.JobID, err)
 		}
 		if rec.Code != jobs.CodeOrphanedTask { // such a job has no intent
-			err = w.cfg.Redis.HSetNX(ctx, jobs.LaneKey(rec.Account, rec.Model, intentsKey), intentField(e.JobID, e.Attempt), encoded).Err()
+			err = w.cfg.Redis.HSetNX(ctx, rediskey.Lane(rec.Account, rec.Model, intentsKey), intentField(e.JobID, e.Attempt), encoded).Err()
 		}
 		for _, task := range rec.Candidates {
 			err = errors.Join(err, w.addToQuarantine(ctx, quarantinedTask{JobID: e.JobID, Attempt: e.Attempt, Account: rec.Account, Model: rec.Model, TaskID: task}))

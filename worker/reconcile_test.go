@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
@@ -78,7 +79,7 @@ func TestRules5To7LostReplies(t *testing.T) {
 func (s *stack) requireLedger() {
 	s.t.Helper()
 	var spent, reserved int64
-	all, err := s.worker.Jobs().Spending(s.t.Context(), time.Now().Add(-48*time.Hour), time.Now())
+	all, err := ledger.New(s.redis).Spending(s.t.Context(), time.Now().Add(-48*time.Hour), time.Now())
 	require.NoError(s.t, err)
 	for _, one := range all {
 		spent += one.SpentMicroYuan
@@ -390,10 +391,10 @@ func TestRule8TaskThatTwoMayHaveMade(t *testing.T) {
 		s.requireMadeOnce("job-4")
 
 		// A person looks at the image.
-		_, err := s.worker.Jobs().Resolve(t.Context(), "job-2", jobs.Resolution{Adopt: s.get("job-2").Candidates[0]})
+		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-2", jobs.Resolution{Adopt: s.get("job-2").Candidates[0]})
 		require.NoError(t, err)
 		s.requireMadeOnce("job-2")
-		_, err = s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true})
+		_, err = jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true})
 		require.NoError(t, err)
 		s.requireMadeOnce("job-1")
 		s.requireLedger()
@@ -425,9 +426,9 @@ func TestDamagedRecord(t *testing.T) {
 		s.state("job-1", jobs.StateGenerating)
 		require.NoError(t, s.redis.HSet(t.Context(), "danqing:job:job-2", "record", "{garb").Err())
 		s.requireMadeOnce("job-3")
-		_, err := s.worker.Jobs().Get(t.Context(), "job-2")
-		require.ErrorIs(t, err, jobs.ErrDamaged)
-		all, _, err := s.worker.Jobs().List(t.Context(), jobs.ListFilter{})
+		_, err := jobs.NewStore(s.redis).Get(t.Context(), "job-2")
+		require.ErrorIs(t, err, jobs.ErrCorrupt)
+		all, _, err := jobs.NewStore(s.redis).List(t.Context(), jobs.ListFilter{})
 		require.NoError(t, err)
 		assert.Len(t, all, 2)
 
@@ -441,7 +442,7 @@ func TestDamagedRecord(t *testing.T) {
 // get reads a job's record as it is.
 func (s *stack) get(id string) *jobs.Record {
 	s.t.Helper()
-	rec, err := s.worker.Jobs().Get(s.t.Context(), id)
+	rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), id)
 	require.NoError(s.t, err)
 	return rec
 }

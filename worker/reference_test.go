@@ -35,7 +35,7 @@ func (s *stack) stage() string {
 // backdate makes a record's last write older.
 func (s *stack) backdate(id string, by time.Duration) {
 	s.t.Helper()
-	rec, err := s.worker.Jobs().Get(s.t.Context(), id)
+	rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), id)
 	require.NoError(s.t, err)
 	rec.UpdatedAt = rec.UpdatedAt.Add(-by)
 	encoded, err := json.Marshal(rec)

@@ -13,8 +13,8 @@ import (
 // journal; a reply that named the task is believed whatever others held the job for.
 func TestRule7MismatchIsNotReplayed(t *testing.T) {
 	t.Parallel()
-	adopted := &jobs.Record{ID: "a", State: jobs.StateGenerating, Attempt: 1, TaskID: "task-1", Adopted: true}
-	wrong := &jobs.Record{ID: "a", State: jobs.StateHeld, Attempt: 1, Candidates: []string{"task-1"}, Rejected: []string{"task-1"}}
+	adopted := &jobs.Record{Job: jobs.Job{ID: "a", State: jobs.StateGenerating, Attempt: 1, TaskID: "task-1"}, Adopted: true}
+	wrong := &jobs.Record{Job: jobs.Job{ID: "a", State: jobs.StateHeld, Attempt: 1, Candidates: []string{"task-1"}}, Rejected: []string{"task-1"}}
 	assert.False(t, isBehind(wrong, adopted, time.Now()))
 	adopted.Adopted, wrong.Rejected = false, nil
 	assert.True(t, isBehind(wrong, adopted, time.Now()))

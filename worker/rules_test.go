@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
@@ -29,7 +30,7 @@ func TestRule1BeforeTheCreate(t *testing.T) {
 			assert.NotZero(t, rec.ServiceAt)
 			journal := string(s.journal("data"))
 			assert.Contains(t, journal[strings.LastIndexByte(strings.TrimSpace(journal), '\n')+1:], `"kind":"intent"`)
-			open, err := s.worker.Jobs().OpenReservations(t.Context(), "default", time.Now())
+			open, err := ledger.New(s.redis).OpenReservations(t.Context(), "default", time.Now())
 			assert.NoError(t, err)
 			if assert.Len(t, open, 1) {
 				assert.Equal(t, "job-1", open[0].JobID)
@@ -135,7 +136,7 @@ func TestRule16CancelRacesTheSubmit(t *testing.T) {
 				s.enqueueMany(2)
 				s.state("job-1", jobs.StateSubmitting)
 				<-time.After(time.Second)
-				_, err := s.worker.Jobs().Cancel(t.Context(), "job-1")
+				_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1")
 				require.NoError(t, err)
 				rec := s.wait("job-1")
 				s.requireMadeOnce("job-2")

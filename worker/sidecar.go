@@ -64,12 +64,12 @@ func sidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 // expired, and what only the queue stores. It fails with [storage.ErrUnreadable] if the
 // request is corrupt.
 func RecordOf(side *storage.Sidecar) (*jobs.Record, error) {
-	rec := &jobs.Record{
+	rec := &jobs.Record{Job: jobs.Job{
 		ID: side.JobID, Digest: side.Digest, State: jobs.State(side.State), Simulated: side.Simulated, Account: side.Account,
 		Model: side.Model, Priority: side.Priority, TaskID: side.TaskID(), Batch: side.Batch, Labels: side.Labels,
 		EnqueuedAt: side.CreatedAt, SubmittedAt: side.SubmittedAt, FinishedAt: side.FinishedAt, UpdatedAt: side.FinishedAt,
 		CostMicroYuan: side.CostMicroYuan, Code: side.Code, Message: side.Message, Warnings: side.Warnings,
-	}
+	}}
 	if len(side.Request) > 0 {
 		rec.Request = &jobs.Request{}
 		if err := json.Unmarshal(side.Request, rec.Request); err != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 	"github.com/danqing-queue/danqing/worker/journal"
@@ -108,7 +109,7 @@ func (l *lane) withoutOwner(ctx context.Context, tasks []dashscope.TaskInfo) (un
 			byID[task.TaskID] = task
 		}
 	}
-	notes, err := l.jobs.TaskNotes(ctx, unknown)
+	notes, err := l.jobs.TaskOwners(ctx, unknown)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -116,7 +117,7 @@ func (l *lane) withoutOwner(ctx context.Context, tasks []dashscope.TaskInfo) (un
 	for _, id := range unknown {
 		if notes[id].Job == "" {
 			unowned = append(unowned, byID[id])
-			kept[id] = notes[id].Kept != ""
+			kept[id] = notes[id].QuarantinedFor != ""
 		}
 	}
 	return unowned, kept, nil
@@ -171,7 +172,7 @@ func (l *lane) lastClearSnapshot(ctx context.Context) (time.Time, error) {
 
 // intentsKey is the key of the lane's intents that were resubmitted or are held, by job and
 // attempt.
-const intentsKey = "intents"
+const intentsKey = rediskey.LaneIntents
 
 func intentField(job string, attempt int) string { return fmt.Sprintf("%s.%d", job, attempt) }
 
@@ -292,7 +293,7 @@ func (l *lane) keyID(ctx context.Context, mark string) (string, error) {
 // it, once.
 func (l *lane) discoverKeyID(ctx context.Context, rec *jobs.Record) {
 	mark := l.account.remote.KeyFingerprint()
-	if rec.KeyMark != mark || rec.Adopted || !rec.ResolvedAt.IsZero() || l.cfg.DataDir.Journal.KeyID(mark) != "" {
+	if rec.KeyFingerprint != mark || rec.Adopted || !rec.ResolvedAt.IsZero() || l.cfg.DataDir.Journal.KeyID(mark) != "" {
 		return
 	}
 	if err := l.ask(ctx); err != nil {

@@ -140,7 +140,7 @@ func TestRule3ReplyUnderALostTerm(t *testing.T) {
 		rec := s.state("job-1", jobs.StateSubmitting)
 		held := *rec
 		held.State, held.Code = jobs.StateHeld, "SubmitAmbiguous"
-		require.NoError(t, s.worker.Jobs().Swap(t.Context(), rec, &held))
+		require.NoError(t, jobs.NewStore(s.redis).Update(t.Context(), rec, &held))
 		<-time.After(5 * time.Minute)
 		s.requireMadeOnce("job-1")
 	})

@@ -61,7 +61,7 @@ func (s *stack) spooledAway() *jobs.Record {
 	s.state("job-1", jobs.StateStoring)
 	<-time.After(2 * time.Minute)
 	s.leave()
-	rec, err := s.worker.Jobs().Get(s.t.Context(), "job-1")
+	rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), "job-1")
 	require.NoError(s.t, err)
 	require.Len(s.t, s.spooled("data"), 2)
 	return rec
@@ -129,26 +129,26 @@ func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
 		rec := s.spooledAway()
 		holder, err := os.ReadFile(filepath.Join(s.dir, "data", "worker_id"))
 		require.NoError(t, err)
-		assert.Equal(t, string(holder), rec.SpoolHolder)
+		assert.Equal(t, string(holder), rec.SpoolOwner)
 		host, err := os.Hostname()
 		require.NoError(t, err)
-		assert.Equal(t, host+":"+filepath.Join(s.dir, "data"), rec.SpoolPlace)
+		assert.Equal(t, host+":"+filepath.Join(s.dir, "data"), rec.SpoolLocation)
 
 		<-time.After(2 * time.Hour)
 		s.away.Store(false)
 		s.comeBack("data-2")
 		<-time.After(2 * time.Hour)
-		rec, err = s.worker.Jobs().Get(t.Context(), "job-1")
+		rec, err = jobs.NewStore(s.redis).Get(t.Context(), "job-1")
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateStoring, rec.State)
 		assert.Equal(t, "SpoolUnavailable", rec.Code)
-		assert.Contains(t, rec.Message, rec.SpoolPlace)
+		assert.Contains(t, rec.Message, rec.SpoolLocation)
 		s.leave()
 
 		s.comeBack("data")
 		rec = s.wait("job-1")
 		assert.Equal(t, jobs.StateSucceeded, rec.State)
-		assert.Empty(t, rec.Code+rec.Message+rec.SpoolHolder+rec.SpoolPlace)
+		assert.Empty(t, rec.Code+rec.Message+rec.SpoolOwner+rec.SpoolLocation)
 		s.requireStored("job-1", 2)
 		s.requireChargedOnce()
 	})
@@ -159,12 +159,12 @@ func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
 func TestRule11HolderThatStaysAway(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour}
 	bubble(t, sim, func(t *testing.T, s *stack) {
-		place := s.spooledAway().SpoolPlace
+		place := s.spooledAway().SpoolLocation
 		<-time.After(7 * 24 * time.Hour)
 		s.away.Store(false)
 		s.comeBack("data-2")
 		<-time.After(30 * time.Minute)
-		rec, err := s.worker.Jobs().Get(t.Context(), "job-1")
+		rec, err := jobs.NewStore(s.redis).Get(t.Context(), "job-1")
 		require.NoError(t, err)
 		require.Equal(t, jobs.StateStoring, rec.State, "not before the week is over")
 		rec = s.wait("job-1")
@@ -176,10 +176,10 @@ func TestRule11HolderThatStaysAway(t *testing.T) {
 		assert.NotContains(t, rec.Message, "Signature")
 
 		// A person adopts too early: it waits for the holder once more.
-		_, err = s.worker.Jobs().Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
+		_, err = jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
 		require.NoError(t, err)
 		<-time.After(time.Hour)
-		rec, err = s.worker.Jobs().Get(t.Context(), "job-1")
+		rec, err = jobs.NewStore(s.redis).Get(t.Context(), "job-1")
 		require.NoError(t, err)
 		require.Equal(t, jobs.StateStoring, rec.State)
 		s.leave()
@@ -195,12 +195,12 @@ func TestRule11HolderThatStaysAway(t *testing.T) {
 // then, and the first one, when it comes back, clears its spool.
 func TestRule11AnotherWorkerMayFetch(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
-		first := s.spooledAway().SpoolHolder
+		first := s.spooledAway().SpoolOwner
 		s.comeBack("data-2")
 		<-time.After(15 * time.Minute)
-		rec, err := s.worker.Jobs().Get(t.Context(), "job-1")
+		rec, err := jobs.NewStore(s.redis).Get(t.Context(), "job-1")
 		require.NoError(t, err)
-		assert.NotEqual(t, first, rec.SpoolHolder)
+		assert.NotEqual(t, first, rec.SpoolOwner)
 		assert.Len(t, s.spooled("data-2"), 2)
 		s.away.Store(false)
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)

@@ -92,7 +92,7 @@ func (s *deliveryServer) claimSpool(ctx context.Context, rec *jobs.Record, got [
 		}
 	}
 	own := s.cfg.DataDir.WorkerID
-	if here == 0 || here < wanted && rec.SpoolHolder != "" || rec.SpoolHolder == own {
+	if here == 0 || here < wanted && rec.SpoolOwner != "" || rec.SpoolOwner == own {
 		return nil
 	}
 	host, err := os.Hostname()
@@ -100,7 +100,7 @@ func (s *deliveryServer) claimSpool(ctx context.Context, rec *jobs.Record, got [
 		host = "unknown host"
 	}
 	next := *rec
-	next.SpoolHolder, next.SpoolPlace = own, host+":"+s.cfg.DataDir.Path
+	next.SpoolOwner, next.SpoolLocation = own, host+":"+s.cfg.DataDir.Path
 	s.journal(journal.KindResults, &next)
 	if err := s.transition(ctx, rec, &next); err != nil {
 		return err
@@ -117,14 +117,14 @@ type spoolElsewhereError struct {
 }
 
 func (e *spoolElsewhereError) Error() string {
-	return fmt.Sprintf("the image is in the spool of %s, whose worker must deliver it (%s)", e.rec.SpoolPlace, e.cause)
+	return fmt.Sprintf("the image is in the spool of %s, whose worker must deliver it (%s)", e.rec.SpoolLocation, e.cause)
 }
 
 func (e *spoolElsewhereError) Unwrap() error { return e.cause }
 
 // ownedElsewhere reports whether the record names another worker's spool.
 func (s *deliveryServer) ownedElsewhere(rec *jobs.Record) bool {
-	return rec.SpoolHolder != "" && rec.SpoolHolder != s.cfg.DataDir.WorkerID
+	return rec.SpoolOwner != "" && rec.SpoolOwner != s.cfg.DataDir.WorkerID
 }
 
 // retryOrHold retries an image until spoolHoldAfter has passed since its link expired,

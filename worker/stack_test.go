@@ -256,9 +256,9 @@ func (s *stack) close() {
 	require.NoError(s.t, s.files.Close())
 }
 
-func (s *stack) enqueue(req jobs.Request) *jobs.Record {
+func (s *stack) enqueue(req jobs.Request) *jobs.Job {
 	s.t.Helper()
-	rec, err := s.worker.Jobs().Enqueue(s.t.Context(), req)
+	rec, err := jobs.NewClient(s.redis).Enqueue(s.t.Context(), req)
 	require.NoError(s.t, err)
 	return rec
 }
@@ -278,7 +278,9 @@ func (s *stack) enqueueMany(n int) []string {
 // wait returns the job once it is over or held.
 func (s *stack) wait(id string) *jobs.Record {
 	s.t.Helper()
-	rec, err := s.worker.Jobs().Wait(s.t.Context(), id)
+	_, err := jobs.NewClient(s.redis).Wait(s.t.Context(), id)
+	require.NoError(s.t, err)
+	rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), id)
 	require.NoError(s.t, err)
 	return rec
 }
@@ -286,11 +288,11 @@ func (s *stack) wait(id string) *jobs.Record {
 // state waits until the job is in the state, which must come.
 func (s *stack) state(id string, want jobs.State) *jobs.Record {
 	s.t.Helper()
-	changes, err := s.worker.Jobs().Subscribe(s.t.Context())
+	changes, err := jobs.NewClient(s.redis).Subscribe(s.t.Context())
 	require.NoError(s.t, err)
 	defer changes.Close() //nolint:errcheck // nobody listens any more
 	for {
-		rec, err := s.worker.Jobs().Get(s.t.Context(), id)
+		rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), id)
 		require.NoError(s.t, err)
 		if rec.State == want {
 			return rec

@@ -12,6 +12,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
@@ -41,7 +42,7 @@ func TestRule8NoListForADay(t *testing.T) {
 		require.Equal(t, jobs.StateSubmitting, s.get("job-1").State)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
-		rec, err := s.worker.Jobs().Wait(ctx, "job-1")
+		rec, err := jobs.NewClient(s.redis).Wait(ctx, "job-1")
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateHeld, rec.State)
 	})
@@ -133,7 +134,7 @@ func TestAdoptedWithoutAMessage(t *testing.T) {
 		<-time.After(time.Minute)
 		adopted := *rec
 		adopted.State, adopted.TaskID, adopted.Candidates, adopted.ResolvedAt = jobs.StateGenerating, rec.Candidates[1], nil, time.Now()
-		require.NoError(t, s.worker.Jobs().Swap(t.Context(), rec, &adopted))
+		require.NoError(t, jobs.NewStore(s.redis).Update(t.Context(), rec, &adopted))
 		<-time.After(15 * time.Minute)
 		assert.Equal(t, jobs.StateSucceeded, s.get("job-1").State)
 	})
@@ -184,10 +185,10 @@ func TestReservationsOfAHoldAreFreed(t *testing.T) {
 				s.stop()
 				<-time.After(3 * 24 * time.Hour)
 				s.start()
-				_, err := s.worker.Jobs().Resolve(t.Context(), "job-1", decision)
+				_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", decision)
 				require.NoError(t, err)
 				<-time.After(10 * time.Minute)
-				all, err := s.worker.Jobs().Spending(t.Context(), time.Time{}, time.Time{})
+				all, err := ledger.New(s.redis).Spending(t.Context(), time.Time{}, time.Time{})
 				require.NoError(t, err)
 				for _, one := range all {
 					assert.Zero(t, one.ReservedMicroYuan, one.Day)

@@ -103,12 +103,12 @@ func (l *lane) newIntent(ctx context.Context, rec *jobs.Record, req *jobs.Reques
 		return nil, err
 	}
 	intent := *rec
-	intent.ClearDoubt()
+	intent.ClearIntent()
 	intent.State, intent.Attempt, intent.Term = jobs.StateSubmitting, rec.Attempt+1, l.term
 	intent.Account, intent.Request, intent.TaskID = l.account.name, req, ""
 	intent.TaskImages, intent.TaskMicroYuan, intent.RunningAt = 0, 0, time.Time{}
 	intent.SubmittedAt, intent.Code, intent.Message, intent.Simulated = time.Now().UTC(), "", "", l.Simulated()
-	intent.KeyMark, intent.ListedAt = l.account.remote.KeyFingerprint(), listed
+	intent.KeyFingerprint, intent.ListedAt = l.account.remote.KeyFingerprint(), listed
 	if at, known := l.account.serviceNow(); known {
 		intent.ServiceAt = at
 	}
@@ -211,7 +211,7 @@ func (l *lane) checkAccountPause(ctx context.Context) error {
 	}
 	return &pauseError{
 		backoff: &backoff{first: accountPausePoll, most: accountPausePoll}, recheck: l.checkAccountPause,
-		message: "lane paused by an operator", cause: errors.New(cmp.Or(pause.Why, "no reason given")),
+		message: "lane paused by an operator", cause: errors.New(cmp.Or(pause.Reason, "no reason given")),
 	}
 }
 

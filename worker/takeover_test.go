@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
@@ -107,7 +108,7 @@ func TestDrawnJobOfTheDead(t *testing.T) {
 func (s *stack) drawn(id string) {
 	s.t.Helper()
 	for range 1000 {
-		if s.redis.HExists(s.t.Context(), jobs.LaneKey("default", "wanx-v1", "in_flight"), id).Val() {
+		if s.redis.HExists(s.t.Context(), rediskey.Lane("default", "wanx-v1", "in_flight"), id).Val() {
 			return
 		}
 		<-time.After(10 * time.Millisecond)
@@ -149,13 +150,13 @@ func TestHandOver(t *testing.T) {
 		s.queueInterval = 200 * time.Millisecond // the worker's own
 		s.start()
 		// Nothing in flight, so that the next submit shows.
-		require.NoError(t, s.worker.Jobs().PauseAccount(t.Context(), "default", ""))
+		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", ""))
 		s.enqueueMany(2)
 		<-time.After(30 * time.Second)
 		s.cutOff("data-2")
 		<-time.After(10 * time.Second)
 		require.Empty(t, sim.Tasks())
-		require.NoError(t, s.worker.Jobs().ResumeAccount(t.Context(), "default"))
+		require.NoError(t, jobs.NewInspector(s.redis).ResumeAccount(t.Context(), "default"))
 		s.worker.Stop()
 		stopped := time.Now()
 		require.NoError(t, <-s.ended)

@@ -19,6 +19,8 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
+	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
@@ -79,7 +81,8 @@ const (
 type Worker struct {
 	cfg      Config
 	log      *slog.Logger
-	jobs     *jobs.Client
+	jobs     *jobs.Store
+	ledger   *ledger.Ledger
 	store    *deliveryServer
 	notify   *notificationServer
 	accounts []*account
@@ -93,7 +96,7 @@ type Worker struct {
 	// dataLossSeen is set once the dataset ID has differed from an earlier one.
 	dataLossSeen bool
 	// durability is how durably Redis stores writes.
-	durability jobs.Durability
+	durability redishealth.Durability
 	// simulated reports whether the services are simulators; it is valid once known is set.
 	simulated, known bool
 
@@ -125,7 +128,10 @@ func New(cfg Config) (*Worker, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	w := &Worker{cfg: cfg, log: cfg.Logger, jobs: jobs.NewClient(cfg.Redis), replaying: semaphore.NewWeighted(1), stopping: make(chan struct{})}
+	w := &Worker{
+		cfg: cfg, log: cfg.Logger, jobs: jobs.NewStore(cfg.Redis), ledger: ledger.New(cfg.Redis),
+		replaying: semaphore.NewWeighted(1), stopping: make(chan struct{}),
+	}
 	w.store = &deliveryServer{Worker: w, memoryFetch: semaphore.NewWeighted(1)}
 	var err error
 	if w.notify, err = newNotify(w); err != nil {
@@ -136,9 +142,6 @@ func New(cfg Config) (*Worker, error) {
 	}
 	return w, nil
 }
-
-// Jobs returns the queue client on the worker's Redis.
-func (w *Worker) Jobs() *jobs.Client { return w.jobs }
 
 // Simulated reports whether the services are simulators. It is valid after
 // [Worker.Prepare].
@@ -340,7 +343,7 @@ func (w *Worker) updateRecord(ctx context.Context, old, next *jobs.Record) error
 	var refused error // a conflict or an owned task, which are not retried
 	write := rand.Text()
 	err := w.retryRedis(ctx, next.ID, func(ctx context.Context) error {
-		err := w.jobs.SwapAs(ctx, write, old, next)
+		err := w.jobs.UpdateOnce(ctx, write, old, next)
 		if errors.Is(err, jobs.ErrConflict) || errors.As(err, new(*jobs.TaskOwnedError)) {
 			refused, err = err, nil
 		}

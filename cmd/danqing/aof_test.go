@@ -78,7 +78,7 @@ func (f *fleet) enqueueAll(n int) []string {
 }
 
 // wait waits for a job's end, through outages of Redis.
-func (f *fleet) wait(id string) (rec *jobs.Record) {
+func (f *fleet) wait(id string) (rec *jobs.Job) {
 	f.t.Helper()
 	require.Eventually(f.t, func() (ok bool) {
 		var err error

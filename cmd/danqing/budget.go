@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/spf13/pflag"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // budgetFlag is the budget of a batch, in millionths of a yuan; 0 means no limit.
@@ -15,7 +17,7 @@ type budgetFlag int64
 var _ pflag.Value = (*budgetFlag)(nil)
 
 func (b *budgetFlag) Set(text string) error {
-	amount, err := jobs.ParseYuan(text)
+	amount, err := ledger.ParseYuan(text)
 	if err != nil || amount == 0 {
 		return errors.New("must be an amount of yuan above 0, such as 12 or 0.16")
 	}
@@ -27,7 +29,7 @@ func (b *budgetFlag) String() string {
 	if *b == 0 {
 		return ""
 	}
-	return jobs.FormatYuan(int64(*b))
+	return ledger.FormatYuan(int64(*b))
 }
 
 // Type returns the name of the value in help texts.
@@ -37,9 +39,9 @@ const budgetUsage = "the most that each file's batch may cost over all its runs;
 
 // setBudgets sets the budgets of batches, before any of their jobs is queued. Without a
 // budget it removes an earlier run's.
-func setBudgets(ctx context.Context, client *jobs.Client, files []batchFile, budget budgetFlag) error {
+func setBudgets(ctx context.Context, book *ledger.Ledger, files []batchFile, budget budgetFlag) error {
 	for _, s := range files {
-		if err := client.SetBatchBudget(ctx, s.Name, int64(budget)); err != nil {
+		if err := book.SetBatchBudget(ctx, s.Name, int64(budget)); err != nil {
 			return err
 		}
 	}
@@ -48,19 +50,19 @@ func setBudgets(ctx context.Context, client *jobs.Client, files []batchFile, bud
 
 // enqueueWithinBudget enqueues a request. If it is held because it exceeded an earlier run's
 // budget, it is queued again: nothing was bought.
-func enqueueWithinBudget(ctx context.Context, client *jobs.Client, req jobs.Request) (*jobs.Record, error) {
-	rec, err := client.Enqueue(ctx, req)
+func enqueueWithinBudget(ctx context.Context, rdb redis.UniversalClient, req jobs.Request) (*jobs.Job, error) {
+	rec, err := jobs.NewClient(rdb).Enqueue(ctx, req)
 	if err != nil || !awaitsBudget(rec) {
 		return rec, err
 	}
-	again, err := client.Resolve(ctx, rec.ID, jobs.Resolution{BuyAgain: true})
-	if errors.Is(err, jobs.ErrState) { // done by another process
+	again, err := jobs.NewInspector(rdb).Resolve(ctx, rec.ID, jobs.Resolution{BuyAgain: true})
+	if errors.Is(err, jobs.ErrInvalidState) { // done by another process
 		return again, nil
 	}
 	return again, err
 }
 
 // awaitsBudget reports whether a job is held because it exceeds its batch's budget.
-func awaitsBudget(rec *jobs.Record) bool {
+func awaitsBudget(rec *jobs.Job) bool {
 	return rec.State == jobs.StateHeld && rec.Code == jobs.CodeBudgetExceeded
 }

@@ -64,7 +64,7 @@ func TestFourWorkersWithRandomFaults(t *testing.T) {
 			} else {
 				bought++
 			}
-			_, err := f.client.Resolve(t.Context(), id, decision)
+			_, err := jobs.NewInspector(f.rdb).Resolve(t.Context(), id, decision)
 			require.NoError(t, err)
 			rec, err = f.client.Wait(t.Context(), id)
 			require.NoError(t, err)
@@ -102,6 +102,7 @@ type fleet struct {
 	t       *testing.T
 	redis   string
 	client  *jobs.Client
+	rdb     redis.UniversalClient
 	sim     *simulator.Simulator
 	service *httptest.Server
 	files   *bucket.Server
@@ -118,7 +119,7 @@ func newFleet(t *testing.T, socket string) *fleet {
 	options, err := redis.ParseURL(f.redis)
 	require.NoError(t, err)
 	rdb := redis.NewClient(options)
-	f.client = jobs.NewClient(rdb)
+	f.client, f.rdb = jobs.NewClient(rdb), rdb
 	f.sim = &simulator.Simulator{
 		TaskTime: simulator.Between(50*time.Millisecond, 400*time.Millisecond), Concurrency: 1,
 		Render: func(p painter.Picture) []byte {

@@ -10,11 +10,12 @@ import (
 
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/storage"
 )
 
 // severityOK is the severity of a passed check.
-const severityOK jobs.Severity = "ok"
+const severityOK redishealth.Severity = "ok"
 
 // The sections of doctor's findings; scripts read them.
 const (
@@ -48,7 +49,7 @@ With --json each finding is a line of JSON.`,
 // finding is one line of doctor's output.
 type finding struct {
 	Section string `json:"section"`
-	jobs.Finding
+	redishealth.Finding
 }
 
 // doctor runs the checks and prints its findings.
@@ -61,7 +62,7 @@ type doctor struct {
 	errors   int
 	writeErr error // the first error of printing
 	// jobs is the queue, nil if Redis cannot be reached.
-	jobs *jobs.Client
+	jobs *jobs.Inspector
 }
 
 func (p *program) doctor(ctx context.Context, asJSON bool) error {
@@ -97,9 +98,9 @@ func (d *doctor) run(ctx context.Context) error {
 }
 
 // report prints a finding of the current section.
-func (d *doctor) report(f jobs.Finding) {
+func (d *doctor) report(f redishealth.Finding) {
 	f.Text = strings.ReplaceAll(f.Text, "\n", "; ")
-	if f.Severity == jobs.SeverityError {
+	if f.Severity == redishealth.SeverityError {
 		d.errors++
 	}
 	var err error
@@ -118,19 +119,19 @@ func (d *doctor) report(f jobs.Finding) {
 }
 
 func (d *doctor) ok(format string, args ...any) {
-	d.report(jobs.Finding{Severity: severityOK, Text: fmt.Sprintf(format, args...)})
+	d.report(redishealth.Finding{Severity: severityOK, Text: fmt.Sprintf(format, args...)})
 }
 
 func (d *doctor) note(remedy, format string, args ...any) {
-	d.report(jobs.Finding{Severity: jobs.SeverityNote, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+	d.report(redishealth.Finding{Severity: redishealth.SeverityNote, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
 func (d *doctor) warn(remedy, format string, args ...any) {
-	d.report(jobs.Finding{Severity: jobs.SeverityWarning, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+	d.report(redishealth.Finding{Severity: redishealth.SeverityWarning, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
 func (d *doctor) bad(remedy, format string, args ...any) {
-	d.report(jobs.Finding{Severity: jobs.SeverityError, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+	d.report(redishealth.Finding{Severity: redishealth.SeverityError, Text: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
 // checkBucket runs the bucket's self-test.

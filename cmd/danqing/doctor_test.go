@@ -24,6 +24,8 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/redishealth"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
@@ -136,7 +138,7 @@ func TestDoctorFindsNothing(t *testing.T) {
 	assert.Equal(t, exitDone, code, lines(found))
 	assert.Empty(t, text)
 	for _, f := range found {
-		assert.Contains(t, []jobs.Severity{severityOK, jobs.SeverityNote}, f.Severity, f.Text)
+		assert.Contains(t, []redishealth.Severity{severityOK, redishealth.SeverityNote}, f.Severity, f.Text)
 	}
 	requireFinding(t, found, "configuration ok: account default: a key, lanes wanx-v1 (1 at once)", "")
 	requireFinding(t, found, "redis ok: the clocks agree", "")
@@ -312,7 +314,7 @@ func TestDoctorForeignTasks(t *testing.T) {
 	// One of them now has a job, which reveals the ID of Danqing's key.
 	p.dashscope = nil
 	ours, foreign := p.submit(ourKey, "wanx-v1"), p.submit(ourKey, "qwen-image")
-	client := jobs.NewClient(p.rdb)
+	client := jobs.NewStore(p.rdb)
 	require.NoError(t, client.ClaimTask(t.Context(), ours, "cat-1"))
 	p.dateAhead(2 * time.Minute)
 	_, found, _ = p.doctor()
@@ -378,7 +380,7 @@ func TestDoctorWorkersAndLanes(t *testing.T) {
 	data, err := journal.OpenDataDir(path)
 	require.NoError(t, err)
 	require.NoError(t, writeInstance(path, instance{PID: os.Getpid(), HTTP: "http://127.0.0.1:8765", RedisURL: p.env["REDIS_URL"]}))
-	client, ctx := jobs.NewClient(p.rdb), t.Context()
+	client, ctx := jobs.NewStore(p.rdb), t.Context()
 	holder, err := os.ReadFile(filepath.Join(path, "worker_id"))
 	require.NoError(t, err)
 	for model, by := range map[string]string{"wanx-v1": string(holder), "qwen-image": "another", "wan2.2-t2i-flash": "", "wan2.2-t2i-plus": "another"} {
@@ -388,7 +390,7 @@ func TestDoctorWorkersAndLanes(t *testing.T) {
 		}
 		require.NoError(t, client.SetLane(ctx, lane))
 		if by != "" {
-			require.NoError(t, p.rdb.Set(ctx, jobs.LaneKey("default", model, "lease"), by, 0).Err())
+			require.NoError(t, p.rdb.Set(ctx, rediskey.Lane("default", model, rediskey.LaneLease), by, 0).Err())
 		}
 	}
 	_, found, _ := p.doctor()

@@ -134,7 +134,7 @@ func (d *doctor) checkTasks(ctx context.Context, a config.Account, client *dashs
 	for i, task := range listed {
 		ids[i] = task.TaskID
 	}
-	notes, err := d.jobs.TaskNotes(ctx, ids)
+	notes, err := d.jobs.TaskOwners(ctx, ids)
 	if err != nil {
 		d.bad("let Redis's user run scripts on danqing:*", "account %s: %v", a.Name, err)
 		return
@@ -150,7 +150,7 @@ func (d *doctor) checkTasks(ctx context.Context, a config.Account, client *dashs
 		switch {
 		case notes[task.TaskID].Job != "":
 			ourKeys[task.APIKeyID] = true
-		case notes[task.TaskID].Kept != "": // possibly a held job's
+		case notes[task.TaskID].QuarantinedFor != "": // possibly a held job's
 		case at.Sub(time.UnixMilli(task.GmtCreate)) > maxOwnerDelay:
 			foreign = append(foreign, task)
 		}

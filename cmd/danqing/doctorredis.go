@@ -16,6 +16,8 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redishealth"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 const (
@@ -58,7 +60,7 @@ func (d *doctor) checkRedis(ctx context.Context) *redis.Client {
 		}
 		return nil
 	}
-	d.jobs = jobs.NewClient(rdb)
+	d.jobs = jobs.NewInspector(rdb)
 	d.checkRedisLatency(ctx, rdb)
 	d.checkRedisDurability(ctx, rdb)
 	d.checkLanes(ctx, rdb)
@@ -151,7 +153,7 @@ func (d *doctor) checkRedisDurability(ctx context.Context, rdb *redis.Client) {
 	if err := rdb.Set(ctx, doctorKey, 1, doctorLifetime).Err(); err != nil {
 		d.bad("check for a full memory with noeviction, a replica, or a user without +@all ~danqing:* ~asynq:* &danqing:*", "Redis takes no writes: %v", err)
 	}
-	durability, err := d.jobs.Durability(ctx)
+	durability, err := redishealth.Probe(ctx, rdb)
 	if err != nil {
 		d.bad("let its user call INFO", "%v", err)
 		return
@@ -166,7 +168,7 @@ func (d *doctor) checkRedisDurability(ctx context.Context, rdb *redis.Client) {
 	}
 	d.ok("Redis %s, AOF %t, fsync %q, %s, maxmemory-policy %q", durability.Version, durability.AOF, durability.Fsync, count(durability.Replicas, "replica"), durability.EvictionPolicy)
 	started := time.Now()
-	if err := d.jobs.Acknowledge(ctx, durability); err != nil {
+	if err := redishealth.WaitDurable(ctx, rdb, durability); err != nil {
 		d.warn("check its disk and its replicas; each image waits that long before it is bought", "%v", err)
 		return
 	}
@@ -183,7 +185,7 @@ func (d *doctor) checkLanes(ctx context.Context, rdb *redis.Client) {
 	own, _ := os.ReadFile(filepath.Join(d.cfg.DataDir, "worker_id")) // empty if there is none
 	for _, lane := range lanes {
 		name := fmt.Sprintf("lane %s of account %s", lane.Model, lane.Account)
-		holder, err := rdb.Get(ctx, jobs.LaneKey(lane.Account, lane.Model, "lease")).Result()
+		holder, err := rdb.Get(ctx, rediskey.Lane(lane.Account, lane.Model, rediskey.LaneLease)).Result()
 		switch {
 		case errors.Is(err, redis.Nil) || !lane.Held:
 			d.note("start a worker with that account and model if its jobs wait", "%s: no worker", name)

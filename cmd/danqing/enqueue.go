@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/compactjson"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 type enqueueFlags struct {
@@ -228,11 +228,11 @@ func (e *enqueuer) enqueueLines(ctx context.Context, batchFiles []batchFile, bud
 	if err := e.warnIdleLanes(ctx, lines); err != nil {
 		return err
 	}
-	if err := setBudgets(ctx, e.jobs, batchFiles, budget); err != nil {
+	if err := setBudgets(ctx, ledger.New(e.rdb), batchFiles, budget); err != nil {
 		return err
 	}
 	for i, line := range lines {
-		rec, err := enqueueWithinBudget(ctx, e.jobs, line.Request)
+		rec, err := enqueueWithinBudget(ctx, e.rdb, line.Request)
 		if err != nil {
 			if len(lines) > 1 {
 				e.stderrf("%d of %s are queued; the same command again queues the rest", i, count(len(lines), "job"))
@@ -258,7 +258,7 @@ func (e *enqueuer) checkIDs(ctx context.Context, lines []jobs.Line) error {
 			rec, err := e.jobs.Get(ctx, line.ID)
 			switch {
 			case errors.Is(err, jobs.ErrNotFound):
-				taken[i] = line.Request.TooLate(time.Now())
+				taken[i] = line.Request.CheckDeadline(time.Now())
 			case err != nil:
 				return err
 			case rec.Digest != line.Digest:
@@ -316,7 +316,7 @@ func (e *enqueuer) warnIdleLanes(ctx context.Context, lines []jobs.Line) error {
 	return nil
 }
 
-func (e *enqueuer) print(rec *jobs.Record) error {
+func (e *enqueuer) print(rec *jobs.Job) error {
 	if e.json {
 		return printJSON(e.stdout, redactRecord(rec))
 	}
@@ -326,15 +326,11 @@ func (e *enqueuer) print(rec *jobs.Record) error {
 
 // redactRecord returns a record without the signed links of results, and without the query
 // of its callback, which may contain a token.
-func redactRecord(rec *jobs.Record) *jobs.Record {
+func redactRecord(rec *jobs.Job) *jobs.Job {
 	next := *rec
 	next.Callback = redactCallback(rec.Callback)
 	if rec.Request != nil {
 		next.Request = redactRequest(*rec.Request)
-	}
-	next.Results = slices.Clone(rec.Results)
-	for i := range next.Results {
-		next.Results[i].URL = ""
 	}
 	return &next
 }

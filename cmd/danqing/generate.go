@@ -113,7 +113,7 @@ func outputFiles(output string, req jobs.Request) []string {
 }
 
 // save copies the images from the bucket to files.
-func (p *program) save(ctx context.Context, rt *runtime, rec *jobs.Record, files []string) error {
+func (p *program) save(ctx context.Context, rt *runtime, rec *jobs.Job, files []string) error {
 	for _, image := range rec.Images {
 		if image.Key == "" {
 			p.stderrf("image %d: %s: %s", image.N, image.Code, image.Message)

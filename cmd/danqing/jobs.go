@@ -50,7 +50,7 @@ kept.`,
   danqing jobs list --batch shop --state queued --json | jq -r .id | xargs danqing jobs cancel`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Record, error) {
+			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Job, error) {
 				return q.jobs.Cancel(ctx, id)
 			})
 		},
@@ -70,12 +70,12 @@ again: for another image of the same request enqueue a new job with --redo-of.`,
 		Example: `  danqing jobs retry shop.cat`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Record, error) {
+			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Job, error) {
 				rec, err := q.get(ctx, id)
 				if err != nil {
 					return nil, err
 				}
-				return q.jobs.RetryRecord(ctx, rec)
+				return q.operator.RetryJob(ctx, rec)
 			})
 		},
 	}
@@ -91,8 +91,8 @@ jobs show" and the queue danqing:notify in the web UI show the outcome.`,
 		Example: `  danqing jobs notify shop.cat`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Record, error) {
-				if _, err := q.jobs.NotifyAgain(ctx, id); err != nil {
+			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Job, error) {
+				if _, err := q.operator.NotifyAgain(ctx, id); err != nil {
 					return nil, err
 				}
 				return q.jobs.Get(ctx, id)
@@ -133,8 +133,8 @@ What is under _held/ in the bucket stays there in any case.`,
 			if decision.Adopt != "" && len(ids) > 1 {
 				return usageErrorf("name one job", "a task belongs to one job, and %d were named", len(ids))
 			}
-			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Record, error) {
-				return q.jobs.Resolve(ctx, id, decision)
+			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Job, error) {
+				return q.operator.Resolve(ctx, id, decision)
 			})
 		},
 	}
@@ -146,7 +146,7 @@ What is under _held/ in the bucket stays there in any case.`,
 
 // eachJob calls act for each job and prints the result. After an error it continues with
 // the other jobs.
-func (p *program) eachJob(ctx context.Context, f *jobsFlags, ids []string, act func(context.Context, *jobQueue, string) (*jobs.Record, error)) error {
+func (p *program) eachJob(ctx context.Context, f *jobsFlags, ids []string, act func(context.Context, *jobQueue, string) (*jobs.Job, error)) error {
 	if err := validIDs(ids); err != nil {
 		return err
 	}
@@ -175,7 +175,7 @@ func validIDs(ids []string) error {
 }
 
 // printJob prints a job's state in one line.
-func (p *program) printJob(rec *jobs.Record, asJSON bool) error {
+func (p *program) printJob(rec *jobs.Job, asJSON bool) error {
 	if asJSON {
 		return printJSON(p.stdout, redactRecord(rec))
 	}
@@ -189,7 +189,7 @@ func (p *program) printJob(rec *jobs.Record, asJSON bool) error {
 }
 
 // stateOf returns a job's state with a requested cancel and "simulated".
-func stateOf(rec *jobs.Record) string {
+func stateOf(rec *jobs.Job) string {
 	state := string(rec.State)
 	if !rec.CancelRequestedAt.IsZero() && !rec.State.Final() {
 		state += ", cancel requested"
@@ -309,7 +309,7 @@ tasks are finished and stored. Other accounts go on.`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.onAccount(cmd.Context(), f, account, func(ctx context.Context, q *jobQueue) error {
-				return q.jobs.PauseAccount(ctx, account, reason)
+				return q.operator.PauseAccount(ctx, account, reason)
 			})
 		},
 	}
@@ -328,7 +328,7 @@ func (p *program) jobsResumeCommand(f *jobsFlags) *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return p.onAccount(cmd.Context(), f, account, func(ctx context.Context, q *jobQueue) error {
-				return q.jobs.ResumeAccount(ctx, account)
+				return q.operator.ResumeAccount(ctx, account)
 			})
 		},
 	}

@@ -114,7 +114,7 @@ func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFil
 // maxNoteRunes is the maximum length of a note in a table; jobs show prints all of it.
 const maxNoteRunes = 60
 
-func (p *program) printJobsTable(records []*jobs.Record) error {
+func (p *program) printJobsTable(records []*jobs.Job) error {
 	return table(p.stdout, "JOB\tSTATE\tMODEL\tACCOUNT\tCHANGED\tCOST\tNOTE", len(records), func(i int) string {
 		rec := records[i]
 		cost, note := "-", ""
@@ -132,7 +132,7 @@ func (p *program) printJobsTable(records []*jobs.Record) error {
 }
 
 // imagesNote returns how many images a job has, and how many are missing.
-func imagesNote(rec *jobs.Record) string {
+func imagesNote(rec *jobs.Job) string {
 	stored := 0
 	for _, image := range rec.Images {
 		if image.Key != "" {

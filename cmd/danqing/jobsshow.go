@@ -43,13 +43,13 @@ sidecar if DANQING_S3_BUCKET is set.`,
 
 // jobReport is a job's record with everything that jobs show prints about it.
 type jobReport struct {
-	*jobs.Record
+	*jobs.Job
 	// Waits has the reasons why a waiting job is not being made.
 	Waits []string `json:"waits,omitempty"`
 	// Links are the images with their links or files.
 	Links []resultImage `json:"links,omitempty"`
 	// Notices are the notifications of its producer.
-	Notices []jobs.Notice `json:"notices,omitempty"`
+	Notices []jobs.Notification `json:"notices,omitempty"`
 }
 
 func (q *jobQueue) report(ctx context.Context, id string) (*jobReport, error) {
@@ -57,13 +57,13 @@ func (q *jobQueue) report(ctx context.Context, id string) (*jobReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &jobReport{Record: redactRecord(rec)}
+	s := &jobReport{Job: redactRecord(rec)}
 	if rec.Request == nil {
 		req, err := q.jobs.RequestOf(ctx, rec)
 		switch {
 		case err == nil:
 			s.Request = redactRequest(req)
-		case !errors.Is(err, jobs.ErrNoRequest):
+		case !errors.Is(err, jobs.ErrRequestLost):
 			return nil, err
 		}
 	}
@@ -72,7 +72,7 @@ func (q *jobQueue) report(ctx context.Context, id string) (*jobReport, error) {
 			return nil, err
 		}
 	}
-	if s.Notices, err = q.jobs.Notices(ctx, rec); err != nil {
+	if s.Notices, err = q.operator.Notifications(ctx, rec); err != nil {
 		return nil, err
 	}
 	from, err := q.bucket()
@@ -91,7 +91,7 @@ func (q *jobQueue) report(ctx context.Context, id string) (*jobReport, error) {
 }
 
 // waitReasons returns why a waiting job is not being made.
-func (q *jobQueue) waitReasons(ctx context.Context, rec *jobs.Record) ([]string, error) {
+func (q *jobQueue) waitReasons(ctx context.Context, rec *jobs.Job) ([]string, error) {
 	lanes, err := q.lanes(ctx)
 	if err != nil {
 		return nil, err
@@ -100,7 +100,7 @@ func (q *jobQueue) waitReasons(ctx context.Context, rec *jobs.Record) ([]string,
 	if text := q.whyIdle(lanes, rec.Model); text != "" {
 		why = append(why, text)
 	}
-	ahead, inLine, err := q.jobs.Ahead(ctx, rec)
+	ahead, inLine, err := q.jobs.Position(ctx, rec)
 	switch {
 	case err != nil:
 		return nil, err
@@ -137,7 +137,7 @@ func (s *jobReport) delivery() (facts []string) {
 }
 
 // notificationText describes the state of a notification.
-func notificationText(n jobs.Notice) string {
+func notificationText(n jobs.Notification) string {
 	switch n.State {
 	case "completed":
 		return "delivered"
@@ -154,7 +154,7 @@ func notificationText(n jobs.Notice) string {
 // text returns the report as text, with the events in order.
 func (s *jobReport) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "job %s: %s\n", s.ID, stateOf(s.Record))
+	fmt.Fprintf(&b, "job %s: %s\n", s.ID, stateOf(s.Job))
 	facts := []string{"model " + s.Model, "priority " + s.Priority}
 	if s.Account != "" {
 		facts = append(facts, "account "+s.Account)

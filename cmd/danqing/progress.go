@@ -105,7 +105,7 @@ func (p *progress) close() {
 
 // printJob prints a job that is settled. On a terminal it prints only those that have not
 // succeeded; the status counts the others.
-func (p *progress) printJob(number int, rec *jobs.Record) {
+func (p *progress) printJob(number int, rec *jobs.Job) {
 	cost := ""
 	if rec.CostMicroYuan > 0 {
 		cost = ", " + yuan(rec.CostMicroYuan)

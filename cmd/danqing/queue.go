@@ -20,9 +20,10 @@ import (
 // jobQueue is the queue of other processes' workers, for commands that enqueue and manage
 // jobs. It needs neither an API key nor a data directory of its own.
 type jobQueue struct {
-	cfg  *config.Config
-	rdb  *redis.Client
-	jobs *jobs.Client
+	cfg      *config.Config
+	rdb      *redis.Client
+	jobs     *jobs.Client
+	operator *jobs.Inspector
 	// simulate is set if the queue belongs to a simulated instance.
 	simulate bool
 	// localBucket is the embedded bucket of a running instance on this machine, nil if
@@ -54,7 +55,7 @@ func (p *program) openQueue(ctx context.Context, simulate bool) (*jobQueue, erro
 		return nil, err
 	}
 	q.rdb = redis.NewClient(options)
-	q.jobs = jobs.NewClient(q.rdb)
+	q.jobs, q.operator = jobs.NewClient(q.rdb), jobs.NewInspector(q.rdb)
 	if err := ping(ctx, q.rdb); err != nil {
 		return nil, errors.Join(err, q.rdb.Close())
 	}
@@ -136,8 +137,16 @@ func (q *jobQueue) stage(ctx context.Context, ref *storage.Reference) error {
 	return nil
 }
 
+// jobOf is the job of a record, nil if there is none.
+func jobOf(rec *jobs.Record, err error) (*jobs.Job, error) {
+	if rec == nil {
+		return nil, err
+	}
+	return &rec.Job, err
+}
+
 // get returns a job from Redis, or if it has expired there, from its sidecar.
-func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Record, error) {
+func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Job, error) {
 	if err := jobs.ValidID(id); err != nil {
 		return nil, usageErrorf("take the ID that danqing enqueue or danqing jobs list prints", "%w", err)
 	}
@@ -154,7 +163,7 @@ func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Record, error) {
 	case sidecarErr != nil:
 		return nil, sidecarErr
 	}
-	return worker.RecordOf(sidecar)
+	return jobOf(worker.RecordOf(sidecar))
 }
 
 // imageLocation returns an image with its link, or with its file in the local bucket.
@@ -186,13 +195,13 @@ type lane struct {
 
 // lanes returns all lanes that a worker ever opened, by account and model.
 func (q *jobQueue) lanes(ctx context.Context) ([]lane, error) {
-	statuses, err := q.jobs.Lanes(ctx)
+	statuses, err := q.operator.Lanes(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var lanes []lane
 	for _, status := range statuses {
-		pause, err := q.jobs.AccountPause(ctx, status.Account)
+		pause, err := q.operator.AccountPause(ctx, status.Account)
 		if err != nil {
 			return nil, err
 		}
@@ -207,7 +216,7 @@ func (l lane) pauseReason() string {
 	case !l.Held:
 		return "no worker"
 	case l.Paused != nil:
-		return fmt.Sprintf("paused by an operator since %s: %s", formatTime(l.Paused.At), cmp.Or(l.Paused.Why, "no reason was given"))
+		return fmt.Sprintf("paused by an operator since %s: %s", formatTime(l.Paused.At), cmp.Or(l.Paused.Reason, "no reason was given"))
 	case l.State == jobs.LanePaused:
 		why := cmp.Or(l.Message, l.Code, "no reason was given")
 		if !l.RetryAt.IsZero() {

@@ -44,7 +44,7 @@ type resultImage struct {
 }
 
 // result returns a job's result, with a link to each image.
-func (r *batchRun) result(ctx context.Context, rec *jobs.Record) (result, error) {
+func (r *batchRun) result(ctx context.Context, rec *jobs.Job) (result, error) {
 	out := result{
 		JobID: rec.ID, State: rec.State, Simulated: rec.Simulated, TaskID: rec.TaskID,
 		CostYuan: float64(rec.CostMicroYuan) / 1e6, Code: rec.Code, Message: rec.Message,
@@ -74,7 +74,7 @@ func (r *batchRun) link(ctx context.Context, image *resultImage) (err error) {
 }
 
 // resultLine returns the input line with its result.
-func (r *batchRun) resultLine(ctx context.Context, line jobs.Line, rec *jobs.Record) ([]byte, error) {
+func (r *batchRun) resultLine(ctx context.Context, line jobs.Line, rec *jobs.Job) ([]byte, error) {
 	out, err := r.result(ctx, rec)
 	if err != nil {
 		return nil, fmt.Errorf("result of job %s: %w", rec.ID, err)
@@ -82,7 +82,7 @@ func (r *batchRun) resultLine(ctx context.Context, line jobs.Line, rec *jobs.Rec
 	return line.Result(out)
 }
 
-func (r *batchRun) printResult(ctx context.Context, line jobs.Line, rec *jobs.Record) error {
+func (r *batchRun) printResult(ctx context.Context, line jobs.Line, rec *jobs.Job) error {
 	text, err := r.resultLine(ctx, line, rec)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker"
 )
 
@@ -30,7 +31,7 @@ type batchRun struct {
 
 	mu sync.Mutex
 	// records are the jobs by ID, unfinished the lines of those that need more work.
-	records        map[string]*jobs.Record
+	records        map[string]*jobs.Job
 	unfinished     map[string]jobs.Line
 	finishedBefore map[string]bool // IDs of jobs that had finished before this run
 }
@@ -46,7 +47,7 @@ const (
 // do runs the jobs. It returns errPartFailed or errInterrupted if everything else was
 // already printed.
 func (r *batchRun) do(ctx context.Context) error {
-	r.records, r.unfinished, r.finishedBefore = map[string]*jobs.Record{}, map[string]jobs.Line{}, map[string]bool{}
+	r.records, r.unfinished, r.finishedBefore = map[string]*jobs.Job{}, map[string]jobs.Line{}, map[string]bool{}
 	err := r.runtime.run(ctx, r.signals, r.progress.printLine, r.work)
 	switch c := r.counts(); {
 	case err == nil && c.left > 0:
@@ -66,7 +67,7 @@ func (r *batchRun) work(ctx context.Context) error {
 	if err := r.findFinished(ctx); err != nil {
 		return err
 	}
-	if err := setBudgets(ctx, r.runtime.worker.Jobs(), r.files, r.budget); err != nil {
+	if err := setBudgets(ctx, ledger.New(r.runtime.redis), r.files, r.budget); err != nil {
 		return err
 	}
 	if err := r.enqueue(ctx); err != nil {
@@ -78,7 +79,7 @@ func (r *batchRun) work(ctx context.Context) error {
 		return nil
 	}
 	// Subscribe before the worker runs, so that no event is lost.
-	changes, err := r.runtime.worker.Jobs().Subscribe(ctx)
+	changes, err := jobs.NewClient(r.runtime.redis).Subscribe(ctx)
 	if err != nil {
 		return err
 	}
@@ -109,7 +110,7 @@ func (r *batchRun) findFinished(ctx context.Context) error {
 			if r.runtime.worker.Stopped() {
 				return worker.ErrStopped
 			}
-			finished, err := r.runtime.worker.Finished(gctx, line.ID, line.Digest)
+			finished, err := jobOf(r.runtime.worker.Finished(gctx, line.ID, line.Digest))
 			switch {
 			case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, worker.ErrSimulated):
 				taken[i] = err
@@ -158,7 +159,7 @@ func (r *batchRun) enqueue(ctx context.Context) error {
 		if err := r.refs.stage(ctx, r.runtime.bucket, line); err != nil {
 			return fmt.Errorf("line %d: stage reference image: %w", line.Number, err)
 		}
-		rec, err := enqueueWithinBudget(ctx, r.runtime.worker.Jobs(), line.Request)
+		rec, err := enqueueWithinBudget(ctx, r.runtime.redis, line.Request)
 		if late := overdueRecord(line, err); late != nil {
 			rec, err = late, nil
 		}
@@ -183,19 +184,19 @@ func (r *batchRun) enqueue(ctx context.Context) error {
 // overdueRecord returns the failed record of a line whose deadline passed before it was
 // queued, as can happen when an earlier run is continued: only that line fails, at no cost.
 // It returns nil if err has another cause.
-func overdueRecord(line jobs.Line, err error) *jobs.Record {
+func overdueRecord(line jobs.Line, err error) *jobs.Job {
 	now := time.Now().UTC()
 	rec := jobs.NewRecord(line.Request, line.Warnings)
 	if invalid := (*jobs.InvalidError)(nil); !errors.As(err, &invalid) || !rec.Overdue(now) {
 		return nil
 	}
 	rec.End(jobs.StateFailed, jobs.CodeDeadlineExceeded, jobs.DeadlineMessage, now)
-	return rec
+	return &rec.Job
 }
 
 // isSettled reports whether a job is finished or held, so that the worker does not
 // continue it.
-func isSettled(rec *jobs.Record) bool { return rec.State.Final() || rec.State == jobs.StateHeld }
+func isSettled(rec *jobs.Job) bool { return rec.State.Final() || rec.State == jobs.StateHeld }
 
 // watch follows the jobs until all are settled, and the paid images of earlier runs are in
 // the bucket too.
@@ -237,7 +238,7 @@ func (r *batchRun) refresh(ctx context.Context) error {
 // refreshJob reads a job's record, and prints the job if it is settled.
 func (r *batchRun) refreshJob(ctx context.Context, id string) error {
 	line := r.unfinished[id]
-	rec, err := r.runtime.worker.Jobs().Get(ctx, id)
+	rec, err := jobs.NewClient(r.runtime.redis).Get(ctx, id)
 	if errors.Is(err, jobs.ErrNotFound) {
 		rec, err = r.requeueLost(ctx, line)
 	}
@@ -264,16 +265,16 @@ func (r *batchRun) refreshJob(ctx context.Context, id string) error {
 
 // requeueLost enqueues a job that Redis has lost, unless it is finished according to the
 // worker's journal and the bucket. It returns nil if that is not certain yet.
-func (r *batchRun) requeueLost(ctx context.Context, line jobs.Line) (*jobs.Record, error) {
-	finished, err := r.runtime.worker.Finished(ctx, line.ID, line.Digest)
+func (r *batchRun) requeueLost(ctx context.Context, line jobs.Line) (*jobs.Job, error) {
+	finished, err := jobOf(r.runtime.worker.Finished(ctx, line.ID, line.Digest))
 	if finished != nil || err != nil {
 		return finished, err
 	}
 	// Redis has lost the batch's budget too.
-	if err := setBudgets(ctx, r.runtime.worker.Jobs(), r.files, r.budget); err != nil {
+	if err := setBudgets(ctx, ledger.New(r.runtime.redis), r.files, r.budget); err != nil {
 		return nil, err
 	}
-	rec, err := r.runtime.worker.Jobs().Enqueue(ctx, line.Request)
+	rec, err := jobs.NewClient(r.runtime.redis).Enqueue(ctx, line.Request)
 	if late := overdueRecord(line, err); late != nil {
 		if r.runtime.worker.Unfinished(ctx) { // a paid task may be this line's
 			return nil, nil //nolint:nilnil // not certain yet

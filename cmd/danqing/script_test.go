@@ -95,16 +95,16 @@ func scriptQueue(ts *testscript.TestScript) *redis.Client {
 
 // holdJob holds a waiting job, as after a worker crashed during its submit.
 func holdJob(ts *testscript.TestScript, _ bool, args []string) {
-	client := jobs.NewClient(scriptQueue(ts))
+	client := jobs.NewStore(scriptQueue(ts))
 	rec, err := client.Get(context.Background(), args[0])
 	ts.Check(err)
-	req, err := client.RequestOf(context.Background(), rec)
+	req, err := client.RequestOf(context.Background(), &rec.Job)
 	ts.Check(err)
 	req = req.WithSeed(rec.ID)
 	held := *rec
 	held.State, held.Attempt, held.Term, held.Account, held.Request = jobs.StateHeld, rec.Attempt+1, 1, "default", &req
 	held.SubmittedAt, held.Code, held.Message = time.Now().UTC(), "SubmitAmbiguous", "the program died"
-	ts.Check(client.Swap(context.Background(), rec, &held))
+	ts.Check(client.Update(context.Background(), rec, &held))
 }
 
 // expireJobs deletes jobs from Redis, as happens a week after their end.

@@ -102,7 +102,7 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 	if err := errors.Join(ping(ctx, rdb), bucket.Check(ctx)); err != nil {
 		return err
 	}
-	logRedisHealth(ctx, jobs.NewClient(rdb), log)
+	logRedisHealth(ctx, rdb, log)
 	server, err := listen(ctx, cfg, f.listen)
 	if err != nil {
 		return err
@@ -163,7 +163,7 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 	api := &gateway.API{
 		Bucket: s.bucket, Stream: s.stream, Price: s.price, Depth: s.depth, TempDir: s.temp,
 		DefaultN: cfg.Serve.DefaultN, BaseURL: cfg.Serve.URL,
-		LoadSidecar: func(ctx context.Context, id string) (*jobs.Record, error) { return loadSidecar(ctx, s.bucket, id) },
+		LoadSidecar: func(ctx context.Context, id string) (*jobs.Job, error) { return loadSidecar(ctx, s.bucket, id) },
 	}
 	for _, t := range cfg.Serve.Tokens {
 		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan})
@@ -182,7 +182,7 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 }
 
 // loadSidecar returns a job from its sidecar.
-func loadSidecar(ctx context.Context, from *storage.Bucket, id string) (*jobs.Record, error) {
+func loadSidecar(ctx context.Context, from *storage.Bucket, id string) (*jobs.Job, error) {
 	sidecar, err := from.Sidecar(ctx, id)
 	if errors.Is(err, storage.ErrNotExist) {
 		return nil, fmt.Errorf("job %s: %w", id, jobs.ErrNotFound)
@@ -190,7 +190,7 @@ func loadSidecar(ctx context.Context, from *storage.Bucket, id string) (*jobs.Re
 	if err != nil {
 		return nil, err
 	}
-	return worker.RecordOf(sidecar)
+	return jobOf(worker.RecordOf(sidecar))
 }
 
 // serve handles requests until shutdown, and calls ended when it ends for any reason.

@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/danqing-queue/danqing/config"
-	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -105,8 +105,8 @@ func (f spendFlags) report(now time.Time, formatGiven bool) (spendReport, error)
 	case !slices.Contains([]string{formatTable, formatCSV, formatJSON}, f.format):
 		return r, usageErrorf("one of: table, csv, json", "--format %q: no such format", f.format)
 	}
-	today := now.In(jobs.LedgerZone())
-	r.from = time.Date(today.Year(), today.Month(), 1, 0, 0, 0, 0, jobs.LedgerZone())
+	today := now.In(ledger.Zone())
+	r.from = time.Date(today.Year(), today.Month(), 1, 0, 0, 0, 0, ledger.Zone())
 	for _, bound := range []struct {
 		flag, text string
 		at         *time.Time
@@ -114,7 +114,7 @@ func (f spendFlags) report(now time.Time, formatGiven bool) (spendReport, error)
 		if bound.text == "" {
 			continue
 		}
-		at, err := time.ParseInLocation(time.DateOnly, bound.text, jobs.LedgerZone())
+		at, err := time.ParseInLocation(time.DateOnly, bound.text, ledger.Zone())
 		if err != nil {
 			return r, usageErrorf("as in: "+bound.flag+" 2026-01-31", "%s %q: must be a day, written YYYY-MM-DD", bound.flag, bound.text)
 		}
@@ -145,7 +145,7 @@ func (p *program) spend(ctx context.Context, simulate bool, r spendReport) error
 	_, err = readInstance(ctx, dir)
 	if cfg.RedisURL.IsSet() || !errors.Is(err, errNoInstance) {
 		return p.onQueue(ctx, simulate, func(ctx context.Context, q *jobQueue) error {
-			spent, err := q.jobs.Spending(ctx, r.from, r.until)
+			spent, err := ledger.New(q.rdb).Spending(ctx, r.from, r.until)
 			if err != nil {
 				return err
 			}
@@ -162,11 +162,11 @@ func (p *program) spend(ctx context.Context, simulate bool, r spendReport) error
 	case damaged > 0:
 		p.stderrf("warning: %s of %s cannot be read and %s left out", count(damaged, "line"), filepath.Join(dir, journal.SpendLogName), isOrAre(damaged))
 	}
-	first, last := jobs.LedgerDay(r.from), "9999-12-31"
+	first, last := ledger.Day(r.from), "9999-12-31"
 	if !r.until.IsZero() {
-		last = jobs.LedgerDay(r.until)
+		last = ledger.Day(r.until)
 	}
-	spent = slices.DeleteFunc(spent, func(s jobs.Spent) bool { return s.Day < first || s.Day > last })
+	spent = slices.DeleteFunc(spent, func(s ledger.Spend) bool { return s.Day < first || s.Day > last })
 	return p.printSpend(r, spent)
 }
 
@@ -180,11 +180,11 @@ func isOrAre(n int) string {
 // spendRow is one row of a report.
 type spendRow struct {
 	key []string // the values of the requested columns
-	sum jobs.Spent
+	sum ledger.Spend
 }
 
 // rows sums the spending by the requested columns, sorted by them.
-func (r spendReport) rows(spent []jobs.Spent) (rows []*spendRow, total jobs.Spent) {
+func (r spendReport) rows(spent []ledger.Spend) (rows []*spendRow, total ledger.Spend) {
 	byKey := map[string]*spendRow{}
 	for _, s := range spent {
 		key := make([]string, len(r.by))
@@ -197,7 +197,7 @@ func (r spendReport) rows(spent []jobs.Spent) (rows []*spendRow, total jobs.Spen
 			byKey[strings.Join(key, "\x00")] = row
 			rows = append(rows, row)
 		}
-		for _, sum := range []*jobs.Spent{&row.sum, &total} {
+		for _, sum := range []*ledger.Spend{&row.sum, &total} {
 			sum.SpentMicroYuan += s.SpentMicroYuan
 			sum.ReservedMicroYuan += s.ReservedMicroYuan
 			sum.Images += s.Images
@@ -212,7 +212,7 @@ func (r spendReport) rows(spent []jobs.Spent) (rows []*spendRow, total jobs.Spen
 }
 
 // columnValue returns the value of one column.
-func columnValue(s jobs.Spent, name string) string {
+func columnValue(s ledger.Spend, name string) string {
 	switch name {
 	case "account":
 		return s.Account
@@ -235,11 +235,11 @@ func columnValue(s jobs.Spent, name string) string {
 }
 
 // amountCells returns the cells that follow the keys.
-func amountCells(sum jobs.Spent) []string {
-	return []string{jobs.FormatYuan(sum.SpentMicroYuan), jobs.FormatYuan(sum.ReservedMicroYuan), fmt.Sprint(sum.Images)}
+func amountCells(sum ledger.Spend) []string {
+	return []string{ledger.FormatYuan(sum.SpentMicroYuan), ledger.FormatYuan(sum.ReservedMicroYuan), fmt.Sprint(sum.Images)}
 }
 
-func (p *program) printSpend(r spendReport, spent []jobs.Spent) error {
+func (p *program) printSpend(r spendReport, spent []ledger.Spend) error {
 	rows, total := r.rows(spent)
 	heads := append(slices.Clone(r.by), "spent", "reserved", "images")
 	switch r.format {
@@ -275,8 +275,8 @@ func (p *program) printSpend(r spendReport, spent []jobs.Spent) error {
 // json returns a row by column names.
 func (row *spendRow) json(by []string) map[string]any {
 	out := map[string]any{
-		"spent_yuan": jobs.FormatYuan(row.sum.SpentMicroYuan), "spent_micro_yuan": row.sum.SpentMicroYuan,
-		"reserved_yuan": jobs.FormatYuan(row.sum.ReservedMicroYuan), "reserved_micro_yuan": row.sum.ReservedMicroYuan,
+		"spent_yuan": ledger.FormatYuan(row.sum.SpentMicroYuan), "spent_micro_yuan": row.sum.SpentMicroYuan,
+		"reserved_yuan": ledger.FormatYuan(row.sum.ReservedMicroYuan), "reserved_micro_yuan": row.sum.ReservedMicroYuan,
 		"images": row.sum.Images,
 	}
 	for i, name := range by {

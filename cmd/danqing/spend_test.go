@@ -7,7 +7,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // A month begins in China eight hours before it does in London.
@@ -20,18 +20,18 @@ func TestSpendPeriod(t *testing.T) {
 		require.NoError(t, err)
 		r, err := spendFlags{by: []string{"day"}, format: formatTable}.report(at, false)
 		require.NoError(t, err)
-		assert.Equal(t, first, jobs.LedgerDay(r.from))
+		assert.Equal(t, first, ledger.Day(r.from))
 		assert.True(t, r.until.IsZero())
 	}
 	r, err := spendFlags{by: []string{"day"}, format: formatTable, since: "2024-02-29", until: "2024-02-29"}.report(time.Now(), false)
 	require.NoError(t, err)
-	assert.Equal(t, []string{"2024-02-29", "2024-02-29"}, []string{jobs.LedgerDay(r.from), jobs.LedgerDay(r.until)})
+	assert.Equal(t, []string{"2024-02-29", "2024-02-29"}, []string{ledger.Day(r.from), ledger.Day(r.until)})
 }
 
 // Rows are exact sums over everything that is not a column.
 func TestSpendRows(t *testing.T) {
 	t.Parallel()
-	spent := []jobs.Spent{
+	spent := []ledger.Spend{
 		{Account: "b", Day: "2026-01-31", Model: "wanx-v1", Batch: "x", Labels: map[string]string{"sku": "1", "a": "b"}, SpentMicroYuan: 1, Images: 1},
 		{Account: "a", Day: "2026-02-01", Model: "qwen-image", SpentMicroYuan: 250_000, ReservedMicroYuan: 7, Images: 2},
 		{Account: "b", Day: "2026-01-01", Model: "wanx-v1", Labels: map[string]string{"sku": "1"}, SpentMicroYuan: 160_000, Images: 4},
@@ -52,6 +52,6 @@ func TestSpendRows(t *testing.T) {
 			got = append(got, append(row.key, amountCells(row.sum)...))
 		}
 		assert.Equal(t, tc.want, got, "%v", tc.by)
-		assert.Equal(t, jobs.Spent{SpentMicroYuan: 410_001, ReservedMicroYuan: 7, Images: 7}, total)
+		assert.Equal(t, ledger.Spend{SpentMicroYuan: 410_001, ReservedMicroYuan: 7, Images: 7}, total)
 	}
 }

@@ -73,7 +73,7 @@ func (p *program) serveAndWork(ctx context.Context, rt *runtime, f upFlags, serv
 	served := server.serve(rt.worker.Stop) // if the server fails, the worker stops too
 	err := p.announce(rt, f, server)
 	if err == nil {
-		logRedisHealth(ctx, rt.worker.Jobs(), rt.log)
+		logRedisHealth(ctx, rt.redis, rt.log)
 		err = rt.run(ctx, p.signals, func(text string) { rt.log.Info("shutting down", "reply", text) }, rt.worker.Run)
 	}
 	if errors.Is(err, errInterrupted) {

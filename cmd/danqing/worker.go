@@ -36,7 +36,7 @@ func (p *program) worker(ctx context.Context) error {
 	if err := rt.bucket.Check(ctx); err != nil {
 		return errors.Join(err, rt.Close())
 	}
-	logRedisHealth(ctx, rt.worker.Jobs(), log)
+	logRedisHealth(ctx, rt.redis, log)
 	err = rt.run(ctx, p.signals, func(text string) { log.Info("shutting down", "reply", text) }, rt.worker.Run)
 	if errors.Is(err, errInterrupted) {
 		err = nil // a worker runs until it is stopped

@@ -52,7 +52,7 @@ func serveUntilKilled(dir, round string) error {
 	failed := make(chan error)
 	for producer := range crashProducers {
 		go func() {
-			failed <- produce(jobs.NewClient(q.Client()), fmt.Sprintf("%s-%02d", round, producer), func(a ack) {
+			failed <- produce(q.Client(), fmt.Sprintf("%s-%02d", round, producer), func(a ack) {
 				// One write per line, so that lines do not mix.
 				_, _ = os.Stdout.WriteString(a.id + " " + string(a.state) + "\n")
 			})
@@ -70,8 +70,8 @@ type ack struct {
 }
 
 // produce enqueues jobs and finishes every second one, until an error.
-func produce(client *jobs.Client, name string, acked func(ack)) error {
-	ctx := context.Background()
+func produce(rdb redis.UniversalClient, name string, acked func(ack)) error {
+	ctx, client, store := context.Background(), jobs.NewClient(rdb), jobs.NewStore(rdb)
 	for i := 0; ; i++ {
 		rec, err := client.Enqueue(ctx, request(fmt.Sprintf("%s-%04d", name, i)))
 		if err != nil {
@@ -81,10 +81,10 @@ func produce(client *jobs.Client, name string, acked func(ack)) error {
 		if i%2 == 0 {
 			continue
 		}
-		next := *rec
+		next := jobs.Record{Job: *rec}
 		next.State, next.TaskID = jobs.StateSucceeded, "task of "+rec.ID
 		next.Images = []jobs.Image{{N: 1, Key: rec.ID + ".png"}}
-		if err := client.Swap(ctx, rec, &next); err != nil {
+		if err := store.Update(ctx, &jobs.Record{Job: *rec}, &next); err != nil {
 			return err
 		}
 		acked(ack{rec.ID, next.State})
@@ -143,7 +143,7 @@ func killWithExternalClients(t *testing.T, dir string, round, limit int) []ack {
 		producers.Go(func() {
 			rdb := redis.NewClient(options)
 			defer rdb.Close() //nolint:errcheck // the server is dead
-			_ = produce(jobs.NewClient(rdb), fmt.Sprintf("%03d-%02d", round, producer), func(a ack) {
+			_ = produce(rdb, fmt.Sprintf("%03d-%02d", round, producer), func(a ack) {
 				mu.Lock()
 				defer mu.Unlock()
 				acks = append(acks, a)

@@ -288,9 +288,9 @@ func TestTTL(t *testing.T) {
 		client := jobs.NewClient(q.Client())
 		rec, err := client.Enqueue(ctx, request("job"))
 		require.NoError(t, err)
-		ended := *rec
+		ended := jobs.Record{Job: *rec}
 		ended.State = jobs.StateFailed
-		require.NoError(t, client.Swap(ctx, rec, &ended))
+		require.NoError(t, jobs.NewStore(q.Client()).Update(ctx, &jobs.Record{Job: *rec}, &ended))
 		sleep(20 * time.Second)
 		require.NoError(t, q.Close())
 

@@ -26,12 +26,13 @@ import (
 
 // api serves the APIs and the images.
 type api struct {
-	redis  redis.UniversalClient
-	jobs   *jobs.Client
-	log    *slog.Logger
-	cfg    API
-	tokens []hashedToken
-	hub    *hub
+	redis    redis.UniversalClient
+	jobs     *jobs.Client
+	operator *jobs.Inspector
+	log      *slog.Logger
+	cfg      API
+	tokens   []hashedToken
+	hub      *hub
 	// lastAnswers has the last answer to each client about each job.
 	lastAnswers *lru.Cache[string, lastAnswer]
 	slots       slotCache
@@ -57,7 +58,7 @@ func newAPI(g *Gateway, cfg API) (*api, error) {
 		return nil, fmt.Errorf("gateway: %w", err)
 	}
 	a := &api{
-		redis: g.redis, jobs: g.jobs, log: g.log, cfg: cfg,
+		redis: g.redis, jobs: g.jobs, operator: g.operator, log: g.log, cfg: cfg,
 		hub: newHub(g.jobs, g.log), lastAnswers: answers, lists: make(semaphore, maxLists),
 		transfers: map[string]semaphore{"": make(semaphore, maxTransfers)},
 	}
@@ -123,7 +124,7 @@ type caller struct {
 }
 
 // canSee reports whether the caller may see the job.
-func (c caller) canSee(rec *jobs.Record) bool { return c.all || rec.Producer == c.Name }
+func (c caller) canSee(rec *jobs.Job) bool { return c.all || rec.Producer == c.Name }
 
 // authenticate returns the caller of a request. It takes the same time for every token.
 func (a *api) authenticate(r *http.Request) (caller, error) {
@@ -365,7 +366,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 
 // get returns a job from Redis or from its sidecar. It fails with [jobs.ErrNotFound] if
 // there is none, or if the caller may not see it.
-func (a *api) get(ctx context.Context, c caller, id string) (*jobs.Record, error) {
+func (a *api) get(ctx context.Context, c caller, id string) (*jobs.Job, error) {
 	if err := jobs.ValidID(id); err != nil {
 		return nil, jobs.ErrNotFound
 	}

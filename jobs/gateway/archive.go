@@ -39,7 +39,7 @@ func (g *Gateway) cancelArchivedJobs(ctx context.Context, queue string) error {
 		for _, message := range page {
 			rec, err := g.jobs.Get(ctx, message.ID)
 			if err == nil && rec.State.Waiting() {
-				_, err = g.jobs.Mend(ctx, rec)
+				_, err = g.operator.RequeueOrphan(ctx, rec.ID)
 			}
 			if err != nil && !errors.Is(err, jobs.ErrNotFound) && !errors.Is(err, jobs.ErrConflict) {
 				return err

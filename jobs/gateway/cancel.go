@@ -42,7 +42,7 @@ func (a *api) cancel(w http.ResponseWriter, r *request) (any, error) {
 	ctx := context.WithoutCancel(r.Context()) // several steps: complete them
 	rec, err = a.jobs.Cancel(ctx, id)
 	switch {
-	case errors.Is(err, jobs.ErrOver), errors.Is(err, jobs.ErrState), errors.Is(err, jobs.ErrNotFound):
+	case errors.Is(err, jobs.ErrFinished), errors.Is(err, jobs.ErrInvalidState), errors.Is(err, jobs.ErrNotFound):
 		return nil, tooLate
 	case err != nil:
 		return nil, err
@@ -50,7 +50,7 @@ func (a *api) cancel(w http.ResponseWriter, r *request) (any, error) {
 	if cancelable(rec) { // its lane will cancel it
 		ctx, stop := context.WithTimeout(r.Context(), cancelTimeout)
 		defer stop()
-		if rec, err = a.waitFor(ctx, r.caller, id, func(rec *jobs.Record) bool { return !cancelable(rec) }); err != nil {
+		if rec, err = a.waitFor(ctx, r.caller, id, func(rec *jobs.Job) bool { return !cancelable(rec) }); err != nil {
 			return nil, err
 		}
 	}
@@ -61,6 +61,6 @@ func (a *api) cancel(w http.ResponseWriter, r *request) (any, error) {
 }
 
 // cancelable reports whether a job can still be canceled.
-func cancelable(rec *jobs.Record) bool {
+func cancelable(rec *jobs.Job) bool {
 	return rec.State.Waiting() || rec.State == jobs.StateSubmitting || rec.State == jobs.StateGenerating && rec.RunningAt.IsZero()
 }

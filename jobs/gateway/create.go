@@ -16,6 +16,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
@@ -198,7 +199,7 @@ func parseLabels(text string) (map[string]string, error) {
 
 // accept validates a request, stages its reference image if requested, and enqueues it.
 // It returns the new or existing job, and warnings.
-func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Record, []string, error) {
+func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job, []string, error) {
 	if ref := strings.TrimSpace(req.RefImg); strings.HasPrefix(ref, ossScheme) {
 		staged, err := a.resolveUpload(ctx, c, ref)
 		if err != nil {
@@ -262,7 +263,7 @@ func (a *api) checkStaged(ctx context.Context, hash string) error {
 
 // jobFromSidecar returns the job of an idempotency key that is no longer in Redis, from
 // its sidecar, or nil if there is none. A key never expires.
-func (a *api) jobFromSidecar(ctx context.Context, req jobs.Request) (*jobs.Record, error) {
+func (a *api) jobFromSidecar(ctx context.Context, req jobs.Request) (*jobs.Job, error) {
 	if _, err := a.jobs.Get(ctx, req.ID); !errors.Is(err, jobs.ErrNotFound) {
 		return nil, nil //nolint:nilnil // enqueue handles it
 	}
@@ -279,7 +280,7 @@ func (a *api) jobFromSidecar(ctx context.Context, req jobs.Request) (*jobs.Recor
 // enqueue enqueues a job within the caller's limits. It continues if the client
 // disconnects. While Redis is unavailable it retries with the same ID, so that there is
 // only one job.
-func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Record, error) {
+func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Job, error) {
 	req.Producer = c.Name
 	if req.ID == "" {
 		req.ID = jobs.NewID()
@@ -287,7 +288,7 @@ func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Re
 	if price := a.price(req); c.DailyBudgetMicroYuan > 0 && price > c.DailyBudgetMicroYuan {
 		return nil, &jobs.InvalidError{Fields: []jobs.FieldError{{
 			Field: "n", Value: strconv.Itoa(max(req.N, 1)), Remedy: fmt.Sprintf("the job may cost %s yuan, and this token's daily budget is %s: request fewer images",
-				jobs.FormatYuan(price), jobs.FormatYuan(c.DailyBudgetMicroYuan)),
+				ledger.FormatYuan(price), ledger.FormatYuan(c.DailyBudgetMicroYuan)),
 		}}}
 	}
 	limits := jobs.Limits{Depth: a.cfg.Depth, Waiting: c.MaxWaiting, DayMicroYuan: c.DailyBudgetMicroYuan, PriceMicroYuan: a.price(req)}
@@ -298,7 +299,7 @@ func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Re
 		var invalid *jobs.InvalidError
 		var limit *jobs.LimitError
 		if err == nil || errors.As(err, &invalid) || errors.As(err, &limit) ||
-			errors.Is(err, jobs.ErrDigestConflict) || errors.Is(err, jobs.ErrDamaged) {
+			errors.Is(err, jobs.ErrDigestConflict) || errors.Is(err, jobs.ErrCorrupt) {
 			return rec, err
 		}
 		if !a.hub.wait(ctx, nil, pollDelay(failures)) {

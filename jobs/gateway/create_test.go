@@ -17,6 +17,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/gateway"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
@@ -195,10 +196,10 @@ func TestEstimate(t *testing.T) {
 		assert.Equal(t, "0", got.header.Get("X-Danqing-Position"))
 		assert.Empty(t, got.header.Get("X-Danqing-Estimated-Start"), "no task was measured yet")
 		assert.Contains(t, got.header.Get("X-Danqing-Warnings"), "no%20worker%20serves%20wanx-v1")
-		require.NoError(t, s.jobs.NoteDuration(t.Context(), "wanx-v1", 20*time.Second))
-		require.NoError(t, s.jobs.NoteDuration(t.Context(), "wanx-v1", 40*time.Second))
-		require.NoError(t, s.jobs.SetLane(t.Context(), jobs.LaneStatus{Account: "main", Model: "wanx-v1", Concurrency: 2, State: jobs.LaneOpen}))
-		require.NoError(t, s.redis.Set(t.Context(), jobs.LaneKey("main", "wanx-v1", "lease"), "me", 0).Err())
+		require.NoError(t, jobs.NewStore(s.redis).RecordDuration(t.Context(), "wanx-v1", 20*time.Second))
+		require.NoError(t, jobs.NewStore(s.redis).RecordDuration(t.Context(), "wanx-v1", 40*time.Second))
+		require.NoError(t, jobs.NewStore(s.redis).SetLane(t.Context(), jobs.LaneStatus{Account: "main", Model: "wanx-v1", Concurrency: 2, State: jobs.LaneOpen}))
+		require.NoError(t, s.redis.Set(t.Context(), rediskey.Lane("main", "wanx-v1", rediskey.LaneLease), "me", 0).Err())
 		<-time.After(time.Minute)
 		for range 5 {
 			s.create(oneCat, "X-Danqing-Priority", "bulk")

@@ -63,7 +63,7 @@ func (g *Gateway) listers() map[string]lister {
 // job is finished, held or unknown, only the message is deleted.
 func (g *Gateway) deleteMessage(ctx context.Context, queue, id string) error {
 	_, err := g.jobs.Cancel(ctx, id)
-	if !errors.Is(err, jobs.ErrNotFound) && !errors.Is(err, jobs.ErrOver) && !errors.Is(err, jobs.ErrState) {
+	if !errors.Is(err, jobs.ErrNotFound) && !errors.Is(err, jobs.ErrFinished) && !errors.Is(err, jobs.ErrInvalidState) {
 		return err
 	}
 	if err := g.inspector.DeleteTask(queue, id); err != nil && !errors.Is(err, asynq.ErrTaskNotFound) {

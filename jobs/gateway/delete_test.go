@@ -101,11 +101,12 @@ func TestDeletingMessageOfJobWithTask(t *testing.T) {
 
 func (w *testGateway) setState(t *testing.T, id string, state jobs.State) {
 	t.Helper()
-	old, err := w.jobs.Get(t.Context(), id)
+	store := jobs.NewStore(w.redis)
+	old, err := store.Get(t.Context(), id)
 	require.NoError(t, err)
 	next := *old
 	next.State, next.Attempt, next.TaskID = state, 1, "task-"+id
-	require.NoError(t, w.jobs.Swap(t.Context(), old, &next))
+	require.NoError(t, store.Update(t.Context(), old, &next))
 }
 
 // Deleting a message does not change a job that is finished, held or unknown.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // Response headers of a create that DashScope does not have.
@@ -23,10 +24,10 @@ const (
 
 // setHeaders sets the response headers of a create: the job's price and its estimated
 // start. Values that are not available are omitted, because the job is already queued.
-func (a *api) setHeaders(ctx context.Context, header http.Header, rec *jobs.Record, req jobs.Request, warnings []string) {
-	header.Set(headerPrice, jobs.FormatYuan(a.price(req)))
+func (a *api) setHeaders(ctx context.Context, header http.Header, rec *jobs.Job, req jobs.Request, warnings []string) {
+	header.Set(headerPrice, ledger.FormatYuan(a.price(req)))
 	header.Set(headerImages, strconv.Itoa(max(req.N, 1)))
-	slots := a.slots.get(ctx, a.jobs, rec.Model)
+	slots := a.slots.get(ctx, a.operator, rec.Model)
 	if slots == 0 && rec.State.Waiting() {
 		warnings = append(warnings, "no worker serves "+rec.Model+" at present: the job waits until one does")
 	}
@@ -45,7 +46,7 @@ func (a *api) setHeaders(ctx context.Context, header http.Header, rec *jobs.Reco
 		a.log.Warn("backlog not read", "model", rec.Model, "err", err)
 		return
 	}
-	ahead := backlog.Ahead(rec.Model, rec.Priority)
+	ahead := backlog.Position(rec.Model, rec.Priority)
 	header.Set(headerPosition, strconv.FormatInt(ahead, 10))
 	if backlog.TaskTime == 0 || slots == 0 {
 		return // never measured, or no worker serves the model
@@ -67,12 +68,12 @@ type slotCache struct {
 }
 
 // get returns a model's slots, 0 if no worker serves it or Redis does not respond.
-func (s *slotCache) get(ctx context.Context, client *jobs.Client, model string) int64 {
+func (s *slotCache) get(ctx context.Context, operator *jobs.Inspector, model string) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if now := time.Now(); s.byModel == nil || now.Sub(s.readAt) > slotCacheLifetime {
 		s.readAt, s.byModel = now, map[string]int64{}
-		lanes, err := client.Lanes(ctx)
+		lanes, err := operator.Lanes(ctx)
 		if err != nil {
 			return 0
 		}

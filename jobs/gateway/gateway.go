@@ -46,7 +46,7 @@ type API struct {
 	Stream bool
 	// LoadSidecar returns a job that is no longer in Redis from its sidecar, or fails
 	// with [jobs.ErrNotFound]. Required.
-	LoadSidecar func(ctx context.Context, id string) (*jobs.Record, error)
+	LoadSidecar func(ctx context.Context, id string) (*jobs.Job, error)
 	// Tokens are the accepted tokens. Without any, every request under a loopback name
 	// is accepted, and sees all jobs.
 	Tokens []Token
@@ -90,6 +90,7 @@ const defaultN = 4
 type Gateway struct {
 	redis     redis.UniversalClient
 	jobs      *jobs.Client
+	operator  *jobs.Inspector
 	inspector *asynq.Inspector
 	log       *slog.Logger
 	handler   http.Handler
@@ -102,7 +103,7 @@ func New(cfg Config) (*Gateway, error) {
 		return nil, errors.New("gateway: Redis is not set: set it to the client of the queues")
 	}
 	g := &Gateway{
-		redis: cfg.Redis, jobs: jobs.NewClient(cfg.Redis), inspector: asynq.NewInspectorFromRedisClient(cfg.Redis),
+		redis: cfg.Redis, jobs: jobs.NewClient(cfg.Redis), operator: jobs.NewInspector(cfg.Redis), inspector: asynq.NewInspectorFromRedisClient(cfg.Redis),
 		log: cfg.Logger,
 	}
 	if g.log == nil {

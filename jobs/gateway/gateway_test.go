@@ -211,10 +211,11 @@ func TestUIShowsQueuesAndJobs(t *testing.T) {
 			assert.Contains(t, waiting.Payload, `"prompt":"水墨画：cat-1　红色"`, "including the ideographic space")
 
 			w.processAll(t, func(ctx context.Context, message *asynq.Task) error {
-				rec, err := w.jobs.Get(ctx, message.ResultWriter().TaskID())
+				store := jobs.NewStore(w.redis)
+				rec, err := store.Get(ctx, message.ResultWriter().TaskID())
 				require.NoError(t, err)
 				rec.State, rec.TaskID, rec.Images = jobs.StateSucceeded, "task-1", []jobs.Image{{N: 1, Key: "红色/cat-1.png"}}
-				return w.jobs.ShowResult(ctx, rec)
+				return store.PublishResult(ctx, rec)
 			})
 			done := get[task](t, w, "/queues/"+queue+"/tasks/cat-1")
 			assert.Equal(t, "completed", done.State)

@@ -17,7 +17,7 @@ import (
 // signed one of the gateway, which redirects to a new presigned link each time. Its last
 // segment is unique to the image and has the extension, because the sample programs in
 // DashScope's documentation use it as the file name.
-func (a *api) imageURL(r *http.Request, rec *jobs.Record, image jobs.Image) (string, error) {
+func (a *api) imageURL(r *http.Request, rec *jobs.Job, image jobs.Image) (string, error) {
 	link, expiresAt, err := a.cfg.Bucket.Link(r.Context(), image.Key)
 	if err != nil {
 		return "", err
@@ -67,7 +67,7 @@ func (a *api) writeUnavailable(w http.ResponseWriter, r *http.Request, err error
 }
 
 // findSignedImage returns the image of a signed link, or fails with [jobs.ErrNotFound].
-func (a *api) findSignedImage(r *http.Request) (*jobs.Record, jobs.Image, error) {
+func (a *api) findSignedImage(r *http.Request) (*jobs.Job, jobs.Image, error) {
 	name := r.PathValue("name")
 	name = strings.TrimSuffix(name, path.Ext(name))
 	at := strings.LastIndexByte(name, '-')
@@ -90,7 +90,7 @@ func (a *api) findSignedImage(r *http.Request) (*jobs.Record, jobs.Image, error)
 }
 
 // streamImage sends the bytes of an image from the bucket.
-func (a *api) streamImage(w http.ResponseWriter, r *http.Request, rec *jobs.Record, image jobs.Image) {
+func (a *api) streamImage(w http.ResponseWriter, r *http.Request, rec *jobs.Job, image jobs.Image) {
 	body, info, err := a.cfg.Bucket.Get(r.Context(), image.Key)
 	if errors.Is(err, storage.ErrNotExist) {
 		http.Error(w, "the image was deleted from the bucket", http.StatusGone)

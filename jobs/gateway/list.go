@@ -125,7 +125,7 @@ func (a *api) find(ctx context.Context, c caller, query listQuery) ([]dashscope.
 		if err != nil {
 			return nil, err
 		}
-		return matching([]*jobs.Record{rec}, query), nil
+		return matching([]*jobs.Job{rec}, query), nil
 	}
 	// A job's last update is never before its creation.
 	filter := jobs.ListFilter{Model: query.model, Producer: c.Name, Limit: listReadSize, UpdatedAfter: query.start}
@@ -143,7 +143,7 @@ func (a *api) find(ctx context.Context, c caller, query listQuery) ([]dashscope.
 	}
 }
 
-func matching(records []*jobs.Record, query listQuery) (found []dashscope.TaskInfo) {
+func matching(records []*jobs.Job, query listQuery) (found []dashscope.TaskInfo) {
 	milliseconds := func(at time.Time) int64 {
 		if at.IsZero() {
 			return 0

@@ -18,6 +18,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
@@ -25,9 +26,8 @@ import (
 const (
 	// defaultOpenAIWait is how long a request waits for its images by default.
 	defaultOpenAIWait = 5 * time.Minute
-	// dedupePrefix is the prefix of the Redis keys that map a request's hash to its job,
-	// for retries. Clients retry within minutes.
-	dedupePrefix   = "danqing:dedupe:"
+	// dedupeLifetime is how long a repeated request joins its job. Clients retry within
+	// minutes.
 	dedupeLifetime = 24 * time.Hour
 	codeTimeout    = "timeout"
 )
@@ -91,7 +91,7 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), timeout)
 	defer cancel()
-	rec, err = a.waitFor(ctx, r.caller, req.ID, func(rec *jobs.Record) bool { return rec.State.Final() })
+	rec, err = a.waitFor(ctx, r.caller, req.ID, func(rec *jobs.Job) bool { return rec.State.Final() })
 	if rec != nil && rec.Simulated {
 		w.Header().Set(dashscope.HeaderSimulated, "true")
 	}
@@ -180,7 +180,7 @@ func (a *api) claimDedupe(r *request, body []byte) (dedupeKey, id string, isNew 
 		_, _ = fmt.Fprintf(sum, "%q", r.Header.Get(name))
 	}
 	_, _ = sum.Write(body)
-	dedupeKey, id = dedupePrefix+hex.EncodeToString(sum.Sum(nil)), jobs.NewID()
+	dedupeKey, id = rediskey.Dedupe(hex.EncodeToString(sum.Sum(nil))), jobs.NewID()
 	for range 3 { // the key may be released between the two commands
 		_, err = a.redis.SetArgs(r.Context(), dedupeKey, id, redis.SetArgs{Mode: "NX", TTL: dedupeLifetime}).Result()
 		if err == nil {
@@ -216,7 +216,7 @@ func (a *api) releaseDedupe(dedupeKey, id string) {
 }
 
 // jobError is the error for a job without images. Its status keeps clients from retrying.
-func jobError(rec *jobs.Record) *apiError {
+func jobError(rec *jobs.Job) *apiError {
 	code := rec.Code
 	if strings.HasPrefix(code, "DataInspectionFailed") || code == "IPInfringementSuspect" {
 		code = "content_policy_violation"
@@ -226,7 +226,7 @@ func jobError(rec *jobs.Record) *apiError {
 
 // sendImages answers with a job's images: links, or the bytes in base64, which are streamed
 // from the bucket.
-func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Record, encoded bool) error {
+func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Job, encoded bool) error {
 	type datum struct {
 		URL           string `json:"url,omitempty"`
 		RevisedPrompt string `json:"revised_prompt,omitempty"`
@@ -264,7 +264,7 @@ func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Record, en
 // sendBase64Images answers with images in base64. It sets the Content-Length, so that the
 // client has the complete answer with its last byte, and not only after the handler has
 // returned: by then the dedupe key is released.
-func (a *api) sendBase64Images(w http.ResponseWriter, r *request, rec *jobs.Record, images []jobs.Image, prompts []string) error {
+func (a *api) sendBase64Images(w http.ResponseWriter, r *request, rec *jobs.Job, images []jobs.Image, prompts []string) error {
 	const end = "]}\n"
 	var bodies []io.ReadCloser
 	defer func() {

@@ -46,7 +46,7 @@ type service struct {
 	gateway *gateway.Gateway
 	outage  *outage
 	// sidecars are the jobs that are only in the bucket.
-	sidecars map[string]*jobs.Record
+	sidecars map[string]*jobs.Job
 }
 
 // outage is a hook that fails every Redis command while it is down.
@@ -98,11 +98,11 @@ func newServiceOn(t *testing.T, rdb redis.UniversalClient, change func(*gateway.
 		Bucket: bucket.DefaultBucket, Endpoint: "http://bucket.embedded", AccessKeyID: id, SecretAccessKey: secret, HTTPClient: files.HTTPClient(),
 	})
 	require.NoError(t, err)
-	s := &service{t: t, redis: rdb, jobs: jobs.NewClient(rdb), bucket: images, outage: &outage{}, sidecars: map[string]*jobs.Record{}}
+	s := &service{t: t, redis: rdb, jobs: jobs.NewClient(rdb), bucket: images, outage: &outage{}, sidecars: map[string]*jobs.Job{}}
 	rdb.AddHook(s.outage)
 	api := &gateway.API{
 		Bucket: images, Stream: true, TempDir: t.TempDir(),
-		LoadSidecar: func(_ context.Context, id string) (*jobs.Record, error) {
+		LoadSidecar: func(_ context.Context, id string) (*jobs.Job, error) {
 			if rec := s.sidecars[id]; rec != nil {
 				return rec, nil
 			}
@@ -205,19 +205,20 @@ func (s *service) query(id string, headers ...string) dashscope.TaskResponse {
 }
 
 // update changes a job's record as a worker would.
-func (s *service) update(id string, change func(*jobs.Record)) *jobs.Record {
+func (s *service) update(id string, change func(*jobs.Record)) *jobs.Job {
 	s.t.Helper()
-	rec, err := s.jobs.Get(s.t.Context(), id)
+	store := jobs.NewStore(s.redis)
+	rec, err := store.Get(s.t.Context(), id)
 	require.NoError(s.t, err)
 	next := *rec
 	if next.Request == nil {
-		req, err := s.jobs.RequestOf(s.t.Context(), rec)
+		req, err := store.RequestOf(s.t.Context(), &rec.Job)
 		require.NoError(s.t, err)
 		next.Request = &req
 	}
 	change(&next)
-	require.NoError(s.t, s.jobs.Swap(s.t.Context(), rec, &next))
-	return &next
+	require.NoError(s.t, store.Update(s.t.Context(), rec, &next))
+	return &next.Job
 }
 
 // generate moves a job to the state in which its task is running.
@@ -230,18 +231,18 @@ func (s *service) generate(id string) {
 }
 
 // finish stores all images of a job, and ends it as succeeded.
-func (s *service) finish(id string) *jobs.Record {
+func (s *service) finish(id string) *jobs.Job {
 	s.t.Helper()
 	return s.update(id, func(rec *jobs.Record) {
 		rec.State, rec.FinishedAt, rec.CostMicroYuan = jobs.StateSucceeded, time.Now().UTC(), 160_000*int64(rec.Request.N)
 		for n := 1; n <= rec.Request.N; n++ {
-			rec.Images = append(rec.Images, s.store(rec, n))
+			rec.Images = append(rec.Images, s.store(&rec.Job, n))
 		}
 	})
 }
 
 // store puts a different PNG for each image into the bucket.
-func (s *service) store(rec *jobs.Record, n int) jobs.Image {
+func (s *service) store(rec *jobs.Job, n int) jobs.Image {
 	s.t.Helper()
 	path, _ := writePNG(s.t, rec.ID, n)
 	ref, err := storage.InspectReference(path)

@@ -30,7 +30,7 @@ const (
 )
 
 // status returns a job's state as a DashScope task status.
-func status(rec *jobs.Record, now time.Time) string {
+func status(rec *jobs.Job, now time.Time) string {
 	switch rec.State {
 	case jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying:
 		return dashscope.StatusPending
@@ -58,7 +58,7 @@ func isFinal(status string) bool {
 }
 
 // taskResponse returns a job in the format of a DashScope task.
-func (a *api) taskResponse(r *request, rec *jobs.Record) (*dashscope.TaskResponse, error) {
+func (a *api) taskResponse(r *request, rec *jobs.Job) (*dashscope.TaskResponse, error) {
 	moment := func(at time.Time) string {
 		if at.IsZero() {
 			return ""
@@ -98,7 +98,7 @@ func (a *api) taskResponse(r *request, rec *jobs.Record) (*dashscope.TaskRespons
 	return task, nil
 }
 
-func (a *api) result(r *http.Request, rec *jobs.Record, image jobs.Image) (dashscope.Result, error) {
+func (a *api) result(r *http.Request, rec *jobs.Job, image jobs.Image) (dashscope.Result, error) {
 	if image.Key == "" {
 		return dashscope.Result{Code: image.Code, Message: image.Message}, nil
 	}
@@ -196,7 +196,7 @@ func (a *api) readTask(r *request, id string) (*dashscope.TaskResponse, error) {
 	if errors.Is(err, jobs.ErrNotFound) {
 		return unknownTask(id), nil
 	}
-	if errors.Is(err, jobs.ErrDamaged) || errors.Is(err, storage.ErrUnreadable) { // permanent
+	if errors.Is(err, jobs.ErrCorrupt) || errors.Is(err, storage.ErrUnreadable) { // permanent
 		task := unknownTask(id)
 		task.Output.TaskStatus, task.Output.Code, task.Output.Message = dashscope.StatusFailed, jobs.CodeRecordCorrupt, "the job's record is damaged: contact the operator of this Danqing server"
 		return task, nil
@@ -235,10 +235,10 @@ func fallbackAnswer(id, last string) *dashscope.TaskResponse {
 // waitFor returns the job as soon as until is true, or in its current state when ctx or
 // the gateway ends. While Redis is unavailable it waits. It fails with [jobs.ErrNotFound],
 // or with the last error if the job could never be read.
-func (a *api) waitFor(ctx context.Context, c caller, id string, until func(*jobs.Record) bool) (*jobs.Record, error) {
+func (a *api) waitFor(ctx context.Context, c caller, id string, until func(*jobs.Job) bool) (*jobs.Job, error) {
 	changed, stop := a.hub.watch(id)
 	defer stop()
-	var rec *jobs.Record
+	var rec *jobs.Job
 	for failures := 0; ; {
 		now, err := a.get(ctx, c, id)
 		switch {

@@ -58,7 +58,7 @@ func TestTaskResponses(t *testing.T) {
 		<-time.After(time.Second)
 		s.update(id, func(rec *jobs.Record) {
 			rec.State, rec.FinishedAt, rec.Code, rec.Message = jobs.StateSucceeded, time.Now().UTC(), "", ""
-			image := s.store(rec, 1)
+			image := s.store(&rec.Job, 1)
 			image.ActualPrompt = "a fine cat"
 			rec.Images = []jobs.Image{image, {N: 2, Code: "DataInspectionFailed", Message: "no"}}
 		})
@@ -292,7 +292,7 @@ func TestTokensCannotSeeOthersJobs(t *testing.T) {
 			assert.Zero(t, time.Since(began), "it does not wait either")
 		}
 		unknown(id)
-		s.sidecars["long-ago"] = &jobs.Record{ID: "long-ago", State: jobs.StateSucceeded, Producer: "shop"}
+		s.sidecars["long-ago"] = &jobs.Job{ID: "long-ago", State: jobs.StateSucceeded, Producer: "shop"}
 		unknown("long-ago")
 		unknown("never")
 		enqueued, err := s.jobs.Enqueue(t.Context(), jobs.Request{Prompt: "a cat"})

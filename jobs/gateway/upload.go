@@ -20,6 +20,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
@@ -42,7 +43,6 @@ const (
 	uploadTimeout = 2 * time.Minute
 	// uploadLifetime is how long an oss:// name is valid, as at DashScope.
 	uploadLifetime = 48 * time.Hour
-	uploadPrefix   = "danqing:upload:"
 	ossScheme      = "oss://"
 )
 
@@ -196,9 +196,9 @@ func (a *api) storeUpload(ctx context.Context, fields map[string]string, content
 	if err != nil {
 		return fmt.Errorf("record upload: %w", err)
 	}
-	_, err = a.redis.SetArgs(ctx, uploadPrefix+fields["key"], entry, redis.SetArgs{Mode: "NX", TTL: uploadLifetime}).Result()
+	_, err = a.redis.SetArgs(ctx, rediskey.Upload(fields["key"]), entry, redis.SetArgs{Mode: "NX", TTL: uploadLifetime}).Result()
 	if errors.Is(err, redis.Nil) {
-		if before, err := a.redis.Get(ctx, uploadPrefix+fields["key"]).Result(); err == nil && before != string(entry) {
+		if before, err := a.redis.Get(ctx, rediskey.Upload(fields["key"])).Result(); err == nil && before != string(entry) {
 			return newAPIError(http.StatusConflict, "FileAlreadyExists", "The object you specified already exists and can not be overwritten.", 0)
 		}
 		return nil
@@ -266,7 +266,7 @@ func (a *api) stageFile(ctx context.Context, content io.Reader) (*storage.Refere
 func (a *api) resolveUpload(ctx context.Context, c caller, name string) (string, error) {
 	const remedy = "unknown or expired: upload the file to this server first, as the SDKs do with a local path"
 	unknown := &jobs.InvalidError{Fields: []jobs.FieldError{{Field: "ref_img", Value: "oss://…", Remedy: remedy}}}
-	encoded, err := a.redis.Get(ctx, uploadPrefix+strings.TrimPrefix(name, ossScheme)).Result()
+	encoded, err := a.redis.Get(ctx, rediskey.Upload(strings.TrimPrefix(name, ossScheme))).Result()
 	if errors.Is(err, redis.Nil) {
 		return "", unknown
 	}

@@ -1,8 +1,9 @@
-// Package redistest starts redis-servers for tests.
+// Package redistest opens Redis servers for tests.
 package redistest
 
 import (
 	"context"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,7 +12,49 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs/embedded"
 )
+
+// Both runs a test on the embedded Redis and on a redis-server, in parallel.
+func Both(t *testing.T, test func(t *testing.T, rdb redis.UniversalClient)) {
+	t.Helper()
+	t.Run("embedded", func(t *testing.T) {
+		t.Parallel()
+		test(t, Embedded(t))
+	})
+	t.Run("redis", func(t *testing.T) {
+		t.Parallel()
+		test(t, Start(t).Client(t))
+	})
+}
+
+// Embedded opens an embedded Redis in memory, and closes it when the test ends.
+func Embedded(tb testing.TB) redis.UniversalClient {
+	tb.Helper()
+	queue := embedded.Open()
+	tb.Cleanup(func() { require.NoError(tb, queue.Close()) })
+	return queue.Client()
+}
+
+// Listen starts a redis-server on a free port of 127.0.0.1, where a replica reaches it. It
+// may not accept connections yet. It ends with the test.
+func Listen(tb testing.TB, args ...string) (port string, process *os.Process) {
+	tb.Helper()
+	free, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
+	require.NoError(tb, err)
+	_, port, err = net.SplitHostPort(free.Addr().String())
+	require.NoError(tb, err)
+	require.NoError(tb, free.Close())
+	args = append([]string{"--bind", "127.0.0.1", "--port", port, "--dir", tb.TempDir(), "--save", "", "--repl-diskless-sync-delay", "0"}, args...)
+	server := exec.CommandContext(context.WithoutCancel(tb.Context()), Binary(tb), args...) //nolint:gosec // a test's own server
+	require.NoError(tb, server.Start())
+	tb.Cleanup(func() {
+		require.NoError(tb, server.Process.Kill())
+		_ = server.Wait() // killed
+	})
+	return port, server.Process
+}
 
 // Binary finds redis-server, or skips the test; where CI is set to true, it fails it.
 func Binary(tb testing.TB) string {

@@ -87,7 +87,7 @@ func (e Entry) keyFingerprint() string {
 	case e.Record.Adopted || !e.Record.ResolvedAt.IsZero():
 		return "" // the task may have been created with another key
 	}
-	return e.Record.KeyMark
+	return e.Record.KeyFingerprint
 }
 
 // isCandidate reports whether the entry holds a job for which the task is a candidate, or

@@ -16,7 +16,7 @@ import (
 )
 
 func journaled(id string) *jobs.Record {
-	return &jobs.Record{ID: id, State: jobs.StateSubmitting, Attempt: 1, Request: &jobs.Request{Prompt: "<auto> 小猫"}}
+	return &jobs.Record{Job: jobs.Job{ID: id, State: jobs.StateSubmitting, Attempt: 1, Request: &jobs.Request{Prompt: "<auto> 小猫"}}}
 }
 
 func openJournal(t *testing.T, path string) *Journal {

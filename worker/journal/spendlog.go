@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // SpendLogName is the file name of the spend log in a data directory.
@@ -36,8 +37,8 @@ type spendLine struct {
 }
 
 // settled returns the line as a settlement for the ledger.
-func (s spendLine) settled() jobs.Settled {
-	return jobs.Settled{TaskID: s.TaskID, Charge: jobs.Charge{
+func (s spendLine) settled() ledger.Settlement {
+	return ledger.Settlement{TaskID: s.TaskID, Charge: ledger.Charge{
 		Account: s.Account, JobID: s.JobID, Attempt: s.Attempt, At: s.SubmittedAt, Model: s.Model, Batch: s.Batch, Labels: s.Labels,
 		MicroYuan: s.MicroYuan, Images: s.Images,
 	}}
@@ -95,7 +96,7 @@ func (l *SpendLog) Damaged() int { return l.damaged }
 func (l *SpendLog) Close() error { return l.file.close() }
 
 // Append appends a line for a task, unless the task has one.
-func (l *SpendLog) Append(charge jobs.Charge, taskID string) error {
+func (l *SpendLog) Append(charge ledger.Charge, taskID string) error {
 	line, err := encodeLine(spendLine{
 		At: time.Now().UTC(), Account: charge.Account, JobID: charge.JobID, Attempt: charge.Attempt, SubmittedAt: charge.At,
 		Model: charge.Model, Batch: charge.Batch, Labels: charge.Labels, MicroYuan: charge.MicroYuan, Images: charge.Images, TaskID: taskID,
@@ -132,7 +133,7 @@ func (l *SpendLog) read(each func(spendLine)) error {
 // ReadSpendLog sums a spend log for a report by day, account, model, batch and labels. A
 // process may write the log meanwhile. damaged is the number of unreadable complete lines.
 // It fails with [os.ErrNotExist] if there is no log.
-func ReadSpendLog(path string) (spent []jobs.Spent, damaged int, err error) {
+func ReadSpendLog(path string) (spent []ledger.Spend, damaged int, err error) {
 	file, err := os.Open(path) //nolint:gosec // the operator's own data directory
 	if err != nil {
 		return nil, 0, fmt.Errorf("open spend log: %w", err)
@@ -189,19 +190,19 @@ func parseSpendLine(text []byte) (line spendLine, ok bool) {
 }
 
 // spendSums are sums of lines by the dimensions of a report.
-type spendSums map[spendKey]*jobs.Spent
+type spendSums map[spendKey]*ledger.Spend
 
 type spendKey struct{ day, account, model, batch, labels string }
 
 func (s spendSums) add(line spendLine) {
-	key := spendKey{day: jobs.LedgerDay(line.SubmittedAt), account: line.Account, model: line.Model, batch: line.Batch}
+	key := spendKey{day: ledger.Day(line.SubmittedAt), account: line.Account, model: line.Model, batch: line.Batch}
 	if len(line.Labels) > 0 {
 		labels, _ := json.Marshal(line.Labels) // a map of strings, keys sorted
 		key.labels = string(labels)
 	}
 	sum := s[key]
 	if sum == nil {
-		sum = &jobs.Spent{Account: key.account, Day: key.day, Model: key.model, Batch: key.batch, Labels: line.Labels}
+		sum = &ledger.Spend{Account: key.account, Day: key.day, Model: key.model, Batch: key.batch, Labels: line.Labels}
 		s[key] = sum
 	}
 	sum.SpentMicroYuan += line.MicroYuan
@@ -209,7 +210,7 @@ func (s spendSums) add(line spendLine) {
 }
 
 // list returns the sums in the order of their keys.
-func (s spendSums) list() []jobs.Spent {
+func (s spendSums) list() []ledger.Spend {
 	keys := make([]spendKey, 0, len(s))
 	for key := range s {
 		keys = append(keys, key)
@@ -218,7 +219,7 @@ func (s spendSums) list() []jobs.Spent {
 		return cmp.Or(cmp.Compare(a.day, b.day), cmp.Compare(a.account, b.account), cmp.Compare(a.model, b.model),
 			cmp.Compare(a.batch, b.batch), cmp.Compare(a.labels, b.labels))
 	})
-	list := make([]jobs.Spent, len(keys))
+	list := make([]ledger.Spend, len(keys))
 	for i, key := range keys {
 		list[i] = *s[key]
 	}
@@ -227,10 +228,10 @@ func (s spendSums) list() []jobs.Spent {
 
 // Ledger is the part of a ledger that [SpendLog.ImportInto] uses.
 type Ledger interface {
-	BeginImport(ctx context.Context, workerID, remembered string) (jobs.Import, error)
-	SettleAll(ctx context.Context, settled []jobs.Settled) error
-	ImportSums(ctx context.Context, workerID string, sums []jobs.Spent) error
-	EndImport(ctx context.Context, workerID string, began jobs.Import) error
+	BeginImport(ctx context.Context, workerID, remembered string) (ledger.Import, error)
+	SettleAll(ctx context.Context, settled []ledger.Settlement) error
+	ImportSums(ctx context.Context, workerID string, sums []ledger.Spend) error
+	EndImport(ctx context.Context, workerID string, began ledger.Import) error
 }
 
 // ImportInto imports the log into the ledger of a Redis that lacks it, so that budgets hold
@@ -238,10 +239,10 @@ type Ledger interface {
 // one by one, older ones as sums. It may be repeated: if the ledger has the log already,
 // only missing tasks of the last days are added, as after a crash between log and ledger or
 // after restoring a backup.
-func (l *SpendLog) ImportInto(ctx context.Context, ledger Ledger, workerID string) error {
+func (l *SpendLog) ImportInto(ctx context.Context, book Ledger, workerID string) error {
 	// The ledger recognizes tasks submitted since then that it has booked already.
-	remembered := jobs.LedgerDay(time.Now().Add(-jobs.RecordLifetime))
-	began, err := ledger.BeginImport(ctx, workerID, remembered)
+	remembered := ledger.Day(time.Now().Add(-jobs.RecordLifetime))
+	began, err := book.BeginImport(ctx, workerID, remembered)
 	if err != nil {
 		return err
 	}
@@ -249,9 +250,9 @@ func (l *SpendLog) ImportInto(ctx context.Context, ledger Ledger, workerID strin
 	if began.Done {
 		lately = max(lately, remembered)
 	}
-	older, recent := spendSums{}, []jobs.Settled(nil)
+	older, recent := spendSums{}, []ledger.Settlement(nil)
 	err = l.read(func(line spendLine) {
-		switch day := jobs.LedgerDay(line.SubmittedAt); {
+		switch day := ledger.Day(line.SubmittedAt); {
 		case day >= lately:
 			recent = append(recent, line.settled())
 		case !began.Done:
@@ -261,14 +262,14 @@ func (l *SpendLog) ImportInto(ctx context.Context, ledger Ledger, workerID strin
 	if err != nil {
 		return err
 	}
-	if err := ledger.SettleAll(ctx, recent); err != nil {
+	if err := book.SettleAll(ctx, recent); err != nil {
 		return err
 	}
 	if began.Done {
 		return nil
 	}
-	if err := ledger.ImportSums(ctx, workerID, older.list()); err != nil {
+	if err := book.ImportSums(ctx, workerID, older.list()); err != nil {
 		return err
 	}
-	return ledger.EndImport(ctx, workerID, began)
+	return book.EndImport(ctx, workerID, began)
 }

@@ -16,11 +16,12 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // spendCharge is a charge of one image at 0.16 yuan, submitted the given time ago.
-func spendCharge(id string, ago time.Duration) jobs.Charge {
-	return jobs.Charge{
+func spendCharge(id string, ago time.Duration) ledger.Charge {
+	return ledger.Charge{
 		Account: "default", JobID: id, Attempt: 1, At: time.Now().Add(-ago).UTC(), Model: "wanx-v1", Batch: "shop",
 		Labels: map[string]string{"sku": "<A-17>"}, MicroYuan: 160_000, Images: 1,
 	}
@@ -44,9 +45,9 @@ func spendTasks(t *testing.T, l *SpendLog) []string {
 
 // bookkeeper is a data directory with an empty queue and its ledger.
 type bookkeeper struct {
-	dir   *DataDir
-	jobs  *jobs.Client
-	redis redis.UniversalClient
+	dir    *DataDir
+	ledger *ledger.Ledger
+	redis  redis.UniversalClient
 }
 
 func newBookkeeper(t *testing.T, path string) *bookkeeper {
@@ -58,22 +59,22 @@ func newBookkeeper(t *testing.T, path string) *bookkeeper {
 		_ = dir.Close() // the test may have closed it
 		require.NoError(t, queue.Close())
 	})
-	return &bookkeeper{dir: dir, redis: queue.Client(), jobs: jobs.NewClient(queue.Client())}
+	return &bookkeeper{dir: dir, redis: queue.Client(), ledger: ledger.New(queue.Client())}
 }
 
 // recordSpend books a task as the worker does.
-func (w *bookkeeper) recordSpend(ctx context.Context, charge jobs.Charge, taskID string) error {
-	return errors.Join(w.dir.Spend.Append(charge, taskID), w.jobs.Settle(ctx, charge, taskID))
+func (w *bookkeeper) recordSpend(ctx context.Context, charge ledger.Charge, taskID string) error {
+	return errors.Join(w.dir.Spend.Append(charge, taskID), w.ledger.Settle(ctx, charge, taskID))
 }
 
 func (w *bookkeeper) importSpend(ctx context.Context) error {
-	return w.dir.Spend.ImportInto(ctx, w.jobs, w.dir.WorkerID)
+	return w.dir.Spend.ImportInto(ctx, w.ledger, w.dir.WorkerID)
 }
 
 // total returns the ledger's total spending, and that of the batch.
-func total(t *testing.T, w *bookkeeper) (sum jobs.Spent, batch string) {
+func total(t *testing.T, w *bookkeeper) (sum ledger.Spend, batch string) {
 	t.Helper()
-	spent, err := w.jobs.Spending(t.Context(), time.Time{}, time.Time{})
+	spent, err := w.ledger.Spending(t.Context(), time.Time{}, time.Time{})
 	require.NoError(t, err)
 	for _, s := range spent {
 		sum.SpentMicroYuan += s.SpentMicroYuan
@@ -97,8 +98,8 @@ func TestSpendLogOneLinePerTask(t *testing.T) {
 	spent, damaged, err := ReadSpendLog(path)
 	require.NoError(t, err)
 	assert.Zero(t, damaged)
-	assert.Equal(t, []jobs.Spent{{
-		Account: "default", Day: jobs.LedgerDay(time.Now()), Model: "wanx-v1", Batch: "shop", Labels: map[string]string{"sku": "<A-17>"},
+	assert.Equal(t, []ledger.Spend{{
+		Account: "default", Day: ledger.Day(time.Now()), Model: "wanx-v1", Batch: "shop", Labels: map[string]string{"sku": "<A-17>"},
 		SpentMicroYuan: 320_000, Images: 2,
 	}}, spent)
 	text, err := os.ReadFile(path)
@@ -177,14 +178,14 @@ func TestImportSpend(t *testing.T) {
 	}
 	// Images settled before the oldest day that the ledger keeps.
 	require.NoError(t, w.dir.Spend.Append(spendCharge("ancient", 3*366*day), "ancient"))
-	want, _ := w.jobs.Spending(t.Context(), time.Time{}, time.Time{})
+	want, _ := w.ledger.Spending(t.Context(), time.Time{}, time.Time{})
 	require.Len(t, want, 6)
 	require.NoError(t, w.dir.Close())
 
 	w = newBookkeeper(t, path)
 	for range 2 {
 		require.NoError(t, w.importSpend(t.Context()))
-		got, err := w.jobs.Spending(t.Context(), time.Time{}, time.Time{})
+		got, err := w.ledger.Spending(t.Context(), time.Time{}, time.Time{})
 		require.NoError(t, err)
 		assert.Equal(t, want, got)
 		_, batch := total(t, w)
@@ -195,10 +196,10 @@ func TestImportSpend(t *testing.T) {
 	sum, _ := total(t, w)
 	assert.Equal(t, int64(7*160_000), sum.SpentMicroYuan)
 
-	var full *jobs.BudgetError
-	require.ErrorAs(t, w.jobs.Reserve(t.Context(), spendCharge("new", 0), 3*160_000-1), &full)
+	var full *ledger.BudgetError
+	require.ErrorAs(t, w.ledger.Reserve(t.Context(), spendCharge("new", 0), 3*160_000-1), &full)
 	assert.Equal(t, int64(2*160_000), full.SpentMicroYuan)
-	require.NoError(t, w.jobs.Reserve(t.Context(), spendCharge("new", 0), 3*160_000))
+	require.NoError(t, w.ledger.Reserve(t.Context(), spendCharge("new", 0), 3*160_000))
 }
 
 // Spending missing in the ledger after a crash between log and ledger is imported by the
@@ -212,7 +213,7 @@ func TestImportSpendCatchesUp(t *testing.T) {
 	require.NoError(t, w.dir.Spend.Append(spendCharge("c", 9*24*time.Hour), "c"))
 	require.NoError(t, w.importSpend(t.Context()))
 	sum, batch := total(t, w)
-	assert.Equal(t, jobs.Spent{SpentMicroYuan: 320_000, Images: 2}, sum)
+	assert.Equal(t, ledger.Spend{SpentMicroYuan: 320_000, Images: 2}, sum)
 	assert.Equal(t, "320000", batch)
 }
 
@@ -223,24 +224,24 @@ func TestImportSpendCutShort(t *testing.T) {
 	for i := range 20 {
 		require.NoError(t, w.dir.Spend.Append(spendCharge(fmt.Sprint(i), time.Duration(i)*24*time.Hour), fmt.Sprint(i)))
 	}
-	began, err := w.jobs.BeginImport(t.Context(), w.dir.WorkerID, jobs.LedgerDay(time.Now().Add(-10*24*time.Hour)))
+	began, err := w.ledger.BeginImport(t.Context(), w.dir.WorkerID, ledger.Day(time.Now().Add(-10*24*time.Hour)))
 	require.NoError(t, err)
 	older := spendSums{}
 	require.NoError(t, w.dir.Spend.read(func(line spendLine) {
-		switch day := jobs.LedgerDay(line.SubmittedAt); {
+		switch day := ledger.Day(line.SubmittedAt); {
 		case day >= began.FirstDay && line.JobID < "3":
-			require.NoError(t, w.jobs.SettleAll(t.Context(), []jobs.Settled{line.settled()}))
+			require.NoError(t, w.ledger.SettleAll(t.Context(), []ledger.Settlement{line.settled()}))
 		case day < began.FirstDay:
 			older.add(line)
 		}
 	}))
 	days := older.list()
-	require.NoError(t, w.jobs.ImportSums(t.Context(), w.dir.WorkerID, days), "and EndImport was not reached")
+	require.NoError(t, w.ledger.ImportSums(t.Context(), w.dir.WorkerID, days), "and EndImport was not reached")
 
 	for range 2 {
 		require.NoError(t, w.importSpend(t.Context()))
 		sum, batch := total(t, w)
-		assert.Equal(t, jobs.Spent{SpentMicroYuan: 20 * 160_000, Images: 20}, sum)
+		assert.Equal(t, ledger.Spend{SpentMicroYuan: 20 * 160_000, Images: 20}, sum)
 		assert.Equal(t, fmt.Sprint(20*160_000), batch)
 	}
 }
@@ -267,7 +268,7 @@ func TestImportOfALongLog(t *testing.T) {
 	require.NoError(t, w.importSpend(t.Context()))
 	t.Logf("opened in %v, imported in %v", opened, time.Since(began)-opened)
 	sum, _ := total(t, w)
-	assert.Equal(t, jobs.Spent{SpentMicroYuan: int64(lines) * 160_000, Images: lines}, sum)
+	assert.Equal(t, ledger.Spend{SpentMicroYuan: int64(lines) * 160_000, Images: lines}, sum)
 }
 
 // Any file content can be opened, appended to and read, and unreadable lines do not count

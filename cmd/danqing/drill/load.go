@@ -46,9 +46,9 @@ const (
 // job is a job that the drill has enqueued.
 type job struct {
 	request jobs.Request
-	queued  bool         // acknowledged by the queue
-	record  *jobs.Record // as last read, nil before
-	lost    bool         // not in the queue, although it was acknowledged
+	queued  bool      // acknowledged by the queue
+	record  *jobs.Job // as last read, nil before
+	lost    bool      // not in the queue, although it was acknowledged
 	// canceled is set once the drill has requested cancellation.
 	canceled bool
 }
@@ -175,7 +175,7 @@ func (l *load) poll(ctx context.Context) {
 
 // refresh enqueues a job that is not acknowledged yet, otherwise it reads its record.
 func (l *load) refresh(ctx context.Context, client *jobs.Client, j *job) error {
-	var rec *jobs.Record
+	var rec *jobs.Job
 	var err error
 	if j.queued {
 		rec, err = client.Get(ctx, j.request.ID)

@@ -79,10 +79,19 @@ func failFast(o *redis.Options) *redis.Options {
 
 // client returns a client of the queue's current process.
 func (q *queue) client(ctx context.Context) (*jobs.Client, error) {
+	rdb, err := q.connection(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return jobs.NewClient(rdb), nil
+}
+
+// connection returns the connection to the queue as it is reached now.
+func (q *queue) connection(ctx context.Context) (*redis.Client, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.options != nil {
-		return jobs.NewClient(q.rdb), nil
+		return q.rdb, nil
 	}
 	m := q.drill.workers[0]
 	pid, at, err := q.drill.Instance(ctx, m.data())
@@ -102,7 +111,7 @@ func (q *queue) client(ctx context.Context) (*jobs.Client, error) {
 		}
 		q.url, q.rdb = at, redis.NewClient(failFast(options))
 	}
-	return jobs.NewClient(q.rdb), nil
+	return q.rdb, nil
 }
 
 func (q *queue) close() error {

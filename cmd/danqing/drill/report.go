@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // Report is the result of a drill.
@@ -188,10 +189,10 @@ func (r *Report) addAudit(b *audit) {
 
 // checkLedger compares the ledger with the service. They must agree to the micro-yuan.
 func (d *drill) checkLedger(ctx context.Context, r *Report) {
-	client, err := d.queue.client(ctx)
-	var spending []jobs.Spent
+	rdb, err := d.queue.connection(ctx)
+	var spending []ledger.Spend
 	if err == nil {
-		spending, err = client.Spending(ctx, time.Time{}, time.Time{})
+		spending, err = ledger.New(rdb).Spending(ctx, time.Time{}, time.Time{})
 	}
 	if err != nil {
 		r.problem("ledger unavailable: %v", err)

@@ -87,8 +87,8 @@ type Intent struct {
 // create.
 func IntentOf(rec *jobs.Record) Intent {
 	i := Intent{
-		JobID: rec.ID, Attempt: rec.Attempt, From: rec.ServiceAt, Until: rec.DoubtAt,
-		KeyFingerprint: rec.KeyMark, ListWasClear: !rec.ListedAt.IsZero(), RequestID: rec.RequestID, Rejected: rec.Rejected,
+		JobID: rec.ID, Attempt: rec.Attempt, From: rec.ServiceAt, Until: rec.AmbiguousAt,
+		KeyFingerprint: rec.KeyFingerprint, ListWasClear: !rec.ListedAt.IsZero(), RequestID: rec.RequestID, Rejected: rec.Rejected,
 		CutShort: rec.CutShort,
 	}
 	if i.From.IsZero() {

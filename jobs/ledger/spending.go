@@ -1,4 +1,4 @@
-package jobs
+package ledger
 
 import (
 	"cmp"
@@ -13,27 +13,28 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// Spent is what jobs of one kind cost an account on one day.
-type Spent struct {
+// Spend is what jobs of one kind cost an account on one day.
+type Spend struct {
 	Account string
 	Day     string // YYYY-MM-DD in UTC+8: the days of their intents
 	Model   string
 	Batch   string
 	Labels  map[string]string
-	// SpentMicroYuan is what their tasks cost, ReservedMicroYuan the most that those
-	// which are under way can cost, in millionths of a yuan.
+	// SpentMicroYuan is what their tasks cost, ReservedMicroYuan the most that their
+	// running attempts can cost, in millionths of a yuan.
 	SpentMicroYuan, ReservedMicroYuan int64
-	// Images are those that SpentMicroYuan was paid for.
+	// Images are the images that SpentMicroYuan paid for.
 	Images int
 }
 
-// Spending returns what was spent and is reserved from the ledger's day of one
-// moment to that of another, both included, by day, account, model, batch and
-// labels. A zero moment is no bound. A day that nobody has booked anything on is
-// left out.
-func (c *Client) Spending(ctx context.Context, from, to time.Time) ([]Spent, error) {
+// Spending returns what was spent and is reserved from the ledger's day of one time to
+// that of another, both included, by day, account, model, batch and labels. A zero time
+// means no bound. Days without bookings are left out. It fails with Redis's own error.
+func (l *Ledger) Spending(ctx context.Context, from, to time.Time) ([]Spend, error) {
 	between := &redis.ZRangeBy{Min: "-inf", Max: "+inf"}
 	if !from.IsZero() {
 		between.Min = strconv.Itoa(dayNumber(from))
@@ -41,14 +42,14 @@ func (c *Client) Spending(ctx context.Context, from, to time.Time) ([]Spent, err
 	if !to.IsZero() {
 		between.Max = strconv.Itoa(dayNumber(to))
 	}
-	names, err := c.redis.ZRangeByScore(ctx, ledgerKey, between).Result()
+	names, err := l.redis.ZRangeByScore(ctx, rediskey.LedgerDays, between).Result()
 	if err != nil {
 		return nil, fmt.Errorf("read the ledger: %w", err)
 	}
-	var all []Spent
+	var all []Spend
 	for _, name := range names {
 		account, day, _ := strings.Cut(name, ":")
-		fields, err := c.redis.HGetAll(ctx, dayKey(account, day)).Result()
+		fields, err := l.redis.HGetAll(ctx, rediskey.LedgerDay(account, day)).Result()
 		if err != nil {
 			return nil, fmt.Errorf("read the ledger: %w", err)
 		}
@@ -61,15 +62,15 @@ func (c *Client) Spending(ctx context.Context, from, to time.Time) ([]Spent, err
 	return all, nil
 }
 
-// decodeDay reads one day, in the order of its groups.
-func decodeDay(account, day string, fields map[string]string) ([]Spent, error) {
-	groups := map[string]*Spent{}
-	of := func(encoded string) (*Spent, error) {
+// decodeDay decodes one day, in the order of its groups.
+func decodeDay(account, day string, fields map[string]string) ([]Spend, error) {
+	groups := map[string]*Spend{}
+	of := func(encoded string) (*Spend, error) {
 		if known := groups[encoded]; known != nil {
 			return known, nil
 		}
 		g, err := decodeGroup(encoded)
-		groups[encoded] = &Spent{Account: account, Day: day, Model: g.Model, Batch: g.Batch, Labels: g.Labels}
+		groups[encoded] = &Spend{Account: account, Day: day, Model: g.Model, Batch: g.Batch, Labels: g.Labels}
 		return groups[encoded], err
 	}
 	for field, value := range fields {
@@ -104,7 +105,7 @@ func decodeDay(account, day string, fields map[string]string) ([]Spent, error) {
 	ordered := slices.SortedFunc(maps.Keys(groups), func(a, b string) int {
 		return cmp.Or(cmp.Compare(groups[a].Model, groups[b].Model), cmp.Compare(groups[a].Batch, groups[b].Batch), cmp.Compare(a, b))
 	})
-	spent := make([]Spent, 0, len(ordered))
+	spent := make([]Spend, 0, len(ordered))
 	for _, encoded := range ordered {
 		spent = append(spent, *groups[encoded])
 	}
@@ -114,7 +115,7 @@ func decodeDay(account, day string, fields map[string]string) ([]Spent, error) {
 func decodeGroup(encoded string) (group, error) {
 	var g group
 	if err := json.Unmarshal([]byte(encoded), &g); err != nil {
-		return group{}, fmt.Errorf("group %s: %w", show(encoded), err)
+		return group{}, fmt.Errorf("group %s: %w", strconv.Quote(encoded), err)
 	}
 	return g, nil
 }

@@ -11,10 +11,10 @@ import (
 )
 
 // A link that somebody has stored never dies: what it is made of must not change.
-func TestImagePathIsForEver(t *testing.T) {
+func TestImagePathIsPermanent(t *testing.T) {
 	t.Parallel()
 	image := jobs.Image{N: 2, Key: "tea/tea-2.png", SHA256: strings.Repeat("0123456789abcdef", 4)}
-	rec := &jobs.Record{ID: "tea", Images: []jobs.Image{{N: 1, Code: "DataInspectionFailed"}, image}}
+	rec := &jobs.Record{Job: jobs.Job{ID: "tea", Images: []jobs.Image{{N: 1, Code: "DataInspectionFailed"}, image}}}
 	path := rec.ImagePath(image)
 	require.Equal(t, "/images/tea-2.png?s=85bde2f24e5ec85cbfa105475d3d3c84", path)
 
@@ -30,14 +30,14 @@ func TestImageBySignatureRefuses(t *testing.T) {
 	t.Parallel()
 	hash := strings.Repeat("0123456789abcdef", 4)
 	one := jobs.Image{N: 1, Key: "a/a-1.png", SHA256: hash}
-	rec := &jobs.Record{ID: "a", Images: []jobs.Image{
+	rec := &jobs.Record{Job: jobs.Job{ID: "a", Images: []jobs.Image{
 		one, {N: 2, Key: "a/a-2.png", SHA256: hash}, {N: 3, SHA256: hash}, {N: 4, Key: "a/a-4.png", SHA256: "ab"},
-	}}
+	}}}
 	_, signature, _ := strings.Cut(rec.ImagePath(one), "?s=")
 	_, ok := rec.ImageBySignature(1, signature)
 	require.True(t, ok)
 
-	other := &jobs.Record{ID: "b", Images: rec.Images}
+	other := &jobs.Record{Job: jobs.Job{ID: "b", Images: rec.Images}}
 	_, ok = other.ImageBySignature(1, signature)
 	assert.False(t, ok, "another job's")
 	for n, s := range map[int]string{1: signature[:31], 2: signature, 3: "", 4: "", 5: signature, 0: ""} {

@@ -1,4 +1,4 @@
-package jobs_test
+package ledger_test
 
 import (
 	"context"
@@ -15,22 +15,23 @@ import (
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/jobs/ledger"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
 // noon is on 2 January 2026 in China and in Europe.
 var noon = time.Date(2026, 1, 2, 4, 0, 0, 0, time.UTC)
 
 // charge is the first attempt of a job of one image at 0.16 yuan.
-func charge(id string) jobs.Charge {
-	return jobs.Charge{Account: "main", JobID: id, Attempt: 1, At: noon, Model: "wanx-v1", Batch: "shop", MicroYuan: 160_000, Images: 1}
+func charge(id string) ledger.Charge {
+	return ledger.Charge{Account: "main", JobID: id, Attempt: 1, At: noon, Model: "wanx-v1", Batch: "shop", MicroYuan: 160_000, Images: 1}
 }
 
 // spending is what the ledger says at all.
-func spending(t *testing.T, client *jobs.Client) []jobs.Spent {
+func spending(t *testing.T, book *ledger.Ledger) []ledger.Spend {
 	t.Helper()
-	spent, err := client.Spending(t.Context(), time.Time{}, time.Time{})
+	spent, err := book.Spending(t.Context(), time.Time{}, time.Time{})
 	require.NoError(t, err)
 	return spent
 }
@@ -52,39 +53,40 @@ const (
 // However often each step is repeated, as after lost replies, it counts once.
 func TestLedgerCountsOnce(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
 		t.Helper()
+		book := ledger.New(rdb)
 		ctx := t.Context()
 		c := charge("cat")
 		c.Images, c.MicroYuan, c.Labels = 4, 640_000, map[string]string{"sku": "<A-17>", "a": "1"}
 		for range 3 {
-			require.NoError(t, client.Reserve(ctx, c, 0))
+			require.NoError(t, book.Reserve(ctx, c, 0))
 		}
-		want := jobs.Spent{Account: "main", Day: "2026-01-02", Model: "wanx-v1", Batch: "shop", Labels: c.Labels, ReservedMicroYuan: 640_000}
-		assert.Equal(t, []jobs.Spent{want}, spending(t, client))
+		want := ledger.Spend{Account: "main", Day: "2026-01-02", Model: "wanx-v1", Batch: "shop", Labels: c.Labels, ReservedMicroYuan: 640_000}
+		assert.Equal(t, []ledger.Spend{want}, spending(t, book))
 		assert.Equal(t, map[string]string{"reserved": "640000"}, sums(t, rdb, dayKey))
 		assert.Equal(t, map[string]string{"reserved": "640000"}, sums(t, rdb, batchKey))
 
-		open, err := client.OpenReservations(ctx, "main", noon)
+		open, err := book.OpenReservations(ctx, "main", noon)
 		require.NoError(t, err)
-		assert.Equal(t, []jobs.Charge{c}, open)
+		assert.Equal(t, []ledger.Charge{c}, open)
 
 		// Three of the four images were made.
 		c.Images, c.MicroYuan = 3, 480_000
 		for range 3 {
-			require.NoError(t, client.Settle(ctx, c, "task-1"))
-			require.NoError(t, client.Release(ctx, c))
+			require.NoError(t, book.Settle(ctx, c, "task-1"))
+			require.NoError(t, book.Release(ctx, c))
 		}
 		want.ReservedMicroYuan, want.SpentMicroYuan, want.Images = 0, 480_000, 3
-		assert.Equal(t, []jobs.Spent{want}, spending(t, client))
+		assert.Equal(t, []ledger.Spend{want}, spending(t, book))
 		for _, key := range []string{dayKey, batchKey} {
 			assert.Equal(t, map[string]string{"spent": "480000", "reserved": "0"}, sums(t, rdb, key))
 		}
 
 		// Another worker that finds the same task books it under no other name.
 		c.JobID, c.At = "dog", noon.AddDate(0, 0, 1)
-		require.NoError(t, client.Settle(ctx, c, "task-1"))
-		assert.Equal(t, []jobs.Spent{want}, spending(t, client))
+		require.NoError(t, book.Settle(ctx, c, "task-1"))
+		assert.Equal(t, []ledger.Spend{want}, spending(t, book))
 		booked, err := rdb.HGet(ctx, "danqing:task:task-1", "spent").Result()
 		require.NoError(t, err)
 		assert.Equal(t, "2026-01-02", booked)
@@ -95,10 +97,11 @@ func TestLedgerCountsOnce(t *testing.T) {
 // reservations, booked before or not.
 func TestSettleAll(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
 		t.Helper()
+		book := ledger.New(rdb)
 		const tasks = 450
-		var all []jobs.Settled
+		var all []ledger.Settlement
 		for i := range tasks {
 			c := charge(fmt.Sprint(i))
 			c.At, c.MicroYuan, c.Labels = noon.AddDate(0, 0, i%2), int64(i), map[string]string{"l": fmt.Sprint(i % 3)}
@@ -106,26 +109,26 @@ func TestSettleAll(t *testing.T) {
 				c.Batch = ""
 			}
 			if i%4 == 0 {
-				require.NoError(t, client.Reserve(t.Context(), c, 0))
+				require.NoError(t, book.Reserve(t.Context(), c, 0))
 			}
 			if i%7 == 0 {
-				require.NoError(t, client.Settle(t.Context(), c, c.JobID))
+				require.NoError(t, book.Settle(t.Context(), c, c.JobID))
 			}
-			all = append(all, jobs.Settled{Charge: c, TaskID: c.JobID})
+			all = append(all, ledger.Settlement{Charge: c, TaskID: c.JobID})
 		}
 		for range 2 {
-			require.NoError(t, client.SettleAll(t.Context(), all))
+			require.NoError(t, book.SettleAll(t.Context(), all))
 			var sum, reserved int64
 			var images int
-			for _, s := range spending(t, client) {
+			for _, s := range spending(t, book) {
 				sum, reserved, images = sum+s.SpentMicroYuan, reserved+s.ReservedMicroYuan, images+s.Images
 			}
 			assert.Equal(t, []any{int64(tasks * (tasks - 1) / 2), int64(0), tasks}, []any{sum, reserved, images})
 			// 0 + 5 + … + 445 is of no batch.
 			assert.Equal(t, map[string]string{"spent": fmt.Sprint(tasks*(tasks-1)/2 - 5*89*90/2), "reserved": "0"}, sums(t, rdb, batchKey))
 		}
-		all = append(all, jobs.Settled{Charge: charge("x")})
-		require.ErrorContains(t, client.SettleAll(t.Context(), all), "task is missing")
+		all = append(all, ledger.Settlement{Charge: charge("x")})
+		require.ErrorContains(t, book.SettleAll(t.Context(), all), "task is missing")
 	})
 }
 
@@ -133,39 +136,40 @@ func TestSettleAll(t *testing.T) {
 // it.
 func TestImportSums(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
 		t.Helper()
+		book := ledger.New(rdb)
 		ctx := t.Context()
 		today := time.Now()
-		began, err := client.BeginImport(ctx, "one", jobs.LedgerDay(today))
+		began, err := book.BeginImport(ctx, "one", ledger.Day(today))
 		require.NoError(t, err)
-		assert.Equal(t, jobs.Import{FirstDay: jobs.LedgerDay(today)}, began)
-		again, err := client.BeginImport(ctx, "one", jobs.LedgerDay(today.AddDate(0, 0, 5)))
+		assert.Equal(t, ledger.Import{FirstDay: ledger.Day(today)}, began)
+		again, err := book.BeginImport(ctx, "one", ledger.Day(today.AddDate(0, 0, 5)))
 		require.NoError(t, err)
 		assert.Equal(t, began, again, "what was begun goes on")
 
-		day := func(ago int) string { return jobs.LedgerDay(today.AddDate(0, 0, -ago)) }
-		log := []jobs.Spent{
+		day := func(ago int) string { return ledger.Day(today.AddDate(0, 0, -ago)) }
+		log := []ledger.Spend{
 			{Account: "main", Day: day(3), Model: "wanx-v1", Batch: "shop", SpentMicroYuan: 10, Images: 1},
 			{Account: "main", Day: day(2), Model: "wanx-v1", SpentMicroYuan: 5, Images: 2},
 			{Account: "main", Day: day(2), Model: "wanx-v1", Batch: "shop", Labels: map[string]string{"a": "b"}, SpentMicroYuan: 100, Images: 4},
 			{Account: "main", Day: day(800), Model: "wanx-v1", Batch: "shop", SpentMicroYuan: 1000, Images: 1},
 		}
 		for range 3 {
-			require.NoError(t, client.ImportSums(ctx, "one", log))
-			assert.Equal(t, log[:3], spending(t, client))
+			require.NoError(t, book.ImportSums(ctx, "one", log))
+			assert.Equal(t, log[:3], spending(t, book))
 			assert.Equal(t, map[string]string{"spent": "1110"}, sums(t, rdb, batchKey))
 		}
-		require.NoError(t, client.ImportSums(ctx, "two", log[:1]))
-		assert.Equal(t, int64(20), spending(t, client)[0].SpentMicroYuan)
+		require.NoError(t, book.ImportSums(ctx, "two", log[:1]))
+		assert.Equal(t, int64(20), spending(t, book)[0].SpentMicroYuan)
 		assert.Equal(t, map[string]string{"spent": "1120"}, sums(t, rdb, batchKey))
 
-		require.NoError(t, client.EndImport(ctx, "one", began))
-		again, err = client.BeginImport(ctx, "one", jobs.LedgerDay(today))
+		require.NoError(t, book.EndImport(ctx, "one", began))
+		again, err = book.BeginImport(ctx, "one", ledger.Day(today))
 		require.NoError(t, err)
-		assert.Equal(t, jobs.Import{FirstDay: jobs.LedgerDay(today), Done: true}, again)
-		for _, wrong := range []jobs.Spent{{Account: "main", Day: "yesterday"}, {Account: "a:b", Day: day(1)}, {Account: "main", Day: day(1), SpentMicroYuan: -1}} {
-			require.Error(t, client.ImportSums(ctx, "one", []jobs.Spent{wrong}))
+		assert.Equal(t, ledger.Import{FirstDay: ledger.Day(today), Done: true}, again)
+		for _, wrong := range []ledger.Spend{{Account: "main", Day: "yesterday"}, {Account: "a:b", Day: day(1)}, {Account: "main", Day: day(1), SpentMicroYuan: -1}} {
+			require.Error(t, book.ImportSums(ctx, "one", []ledger.Spend{wrong}))
 		}
 	})
 }
@@ -173,50 +177,53 @@ func TestImportSums(t *testing.T) {
 // What cost nothing is free again, for the same attempt too, on that day or another.
 func TestReleaseLetsReserveAgain(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
 		t.Helper()
+		book := ledger.New(rdb)
 		c := charge("cat")
-		require.NoError(t, client.Release(t.Context(), c), "without a reservation")
+		require.NoError(t, book.Release(t.Context(), c), "without a reservation")
 		for day := range 3 {
 			c.At = noon.AddDate(0, 0, day/2)
-			require.NoError(t, client.Reserve(t.Context(), c, 160_000))
-			require.NoError(t, client.Release(t.Context(), c))
-			require.NoError(t, client.Release(t.Context(), c))
+			require.NoError(t, book.Reserve(t.Context(), c, 160_000))
+			require.NoError(t, book.Release(t.Context(), c))
+			require.NoError(t, book.Release(t.Context(), c))
 		}
-		assert.Empty(t, spending(t, client))
+		assert.Empty(t, spending(t, book))
 		assert.Equal(t, map[string]string{"reserved": "0"}, sums(t, rdb, batchKey))
 	})
 }
 
 // A task that nobody has reserved for was paid for all the same, and more than was
 // reserved is booked as it is.
-func TestSettleBooksWhatWasPaid(t *testing.T) {
+func TestSettleExceedsReservation(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
 		t.Helper()
-		orphan := jobs.Charge{Account: "main", At: noon, Model: "wanx-v1", MicroYuan: 320_000, Images: 2}
-		require.NoError(t, client.Settle(t.Context(), orphan, "orphan"))
+		book := ledger.New(rdb)
+		orphan := ledger.Charge{Account: "main", At: noon, Model: "wanx-v1", MicroYuan: 320_000, Images: 2}
+		require.NoError(t, book.Settle(t.Context(), orphan, "orphan"))
 		c := charge("cat")
-		require.NoError(t, client.Reserve(t.Context(), c, 480_000))
+		require.NoError(t, book.Reserve(t.Context(), c, 480_000))
 		c.MicroYuan = 400_000
-		require.NoError(t, client.Settle(t.Context(), c, "task"))
+		require.NoError(t, book.Settle(t.Context(), c, "task"))
 		assert.Equal(t, map[string]string{"spent": "720000", "reserved": "0"}, sums(t, rdb, dayKey))
 
-		var full *jobs.BudgetError
-		require.ErrorAs(t, client.Reserve(t.Context(), charge("dog"), 480_000), &full)
+		var full *ledger.BudgetError
+		require.ErrorAs(t, book.Reserve(t.Context(), charge("dog"), 480_000), &full)
 		assert.Equal(t, int64(720_000), full.SpentMicroYuan)
-		assert.Equal(t, []int{1, 2}, []int{spending(t, client)[1].Images, spending(t, client)[0].Images})
+		assert.Equal(t, []int{1, 2}, []int{spending(t, book)[1].Images, spending(t, book)[0].Images})
 	})
 }
 
 // Fifty workers at once, each with many attempts, exceed neither the account's
 // budget nor the batch's, and all of it is used.
-func TestCapsHoldAgainstManyWorkers(t *testing.T) {
+func TestBudgetsHoldAgainstManyWorkers(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
 		t.Helper()
+		book := ledger.New(rdb)
 		const workers, attempts, dayRoom, batchRoom = 50, 8, 100, 60
-		require.NoError(t, client.SetBatchBudget(t.Context(), "shop", batchRoom*160_000+159_999))
+		require.NoError(t, book.SetBatchBudget(t.Context(), "shop", batchRoom*160_000+159_999))
 		for _, name := range []string{"shop", ""} {
 			room := batchRoom
 			if name == "" { // what the batch has left of the day
@@ -230,11 +237,11 @@ func TestCapsHoldAgainstManyWorkers(t *testing.T) {
 					for i := range attempts {
 						c := charge(fmt.Sprintf("%s-%d-%d", name, w, i))
 						c.Batch = name
-						var full *jobs.BudgetError
-						switch err := client.Reserve(t.Context(), c, dayRoom*160_000+1); {
+						var full *ledger.BudgetError
+						switch err := book.Reserve(t.Context(), c, dayRoom*160_000+1); {
 						case err == nil:
 							reserved++
-							if err := client.Settle(t.Context(), c, "task "+c.JobID); err != nil {
+							if err := book.Settle(t.Context(), c, "task "+c.JobID); err != nil {
 								return err
 							}
 						case !errors.As(err, &full):
@@ -260,50 +267,51 @@ func TestCapsHoldAgainstManyWorkers(t *testing.T) {
 // A refused reservation says whose budget is full, of what it is full, and until when.
 func TestBudgetError(t *testing.T) {
 	t.Parallel()
-	client, rdb := newClient(t)
+	rdb := redistest.Embedded(t)
+	book := ledger.New(rdb)
 	ctx := t.Context()
-	require.NoError(t, client.SetBatchBudget(ctx, "shop", 500_000))
-	require.NoError(t, client.Reserve(ctx, charge("cat"), 0))
-	require.NoError(t, client.Settle(ctx, charge("cat"), "task"))
-	require.NoError(t, client.Reserve(ctx, charge("dog"), 0))
+	require.NoError(t, book.SetBatchBudget(ctx, "shop", 500_000))
+	require.NoError(t, book.Reserve(ctx, charge("cat"), 0))
+	require.NoError(t, book.Settle(ctx, charge("cat"), "task"))
+	require.NoError(t, book.Reserve(ctx, charge("dog"), 0))
 
-	var full *jobs.BudgetError
-	require.ErrorAs(t, client.Reserve(ctx, charge("hen"), 400_000), &full)
-	assert.Equal(t, &jobs.BudgetError{
+	var full *ledger.BudgetError
+	require.ErrorAs(t, book.Reserve(ctx, charge("hen"), 400_000), &full)
+	assert.Equal(t, &ledger.BudgetError{
 		Account: "main", Day: "2026-01-02", CapMicroYuan: 400_000, SpentMicroYuan: 160_000, ReservedMicroYuan: 160_000, WantedMicroYuan: 160_000,
-		Until: time.Date(2026, 1, 3, 0, 0, 0, 0, jobs.LedgerZone()),
+		Until: time.Date(2026, 1, 3, 0, 0, 0, 0, ledger.Zone()),
 	}, full)
 	require.EqualError(t, full, "the budget of account main for 2026-01-02 is 0.4 yuan: 0.16 are spent and 0.16 reserved, 0.16 more do not fit")
 
 	hen := charge("hen")
 	hen.MicroYuan = 180_001
-	require.ErrorAs(t, client.Reserve(ctx, hen, 0), &full)
-	assert.Equal(t, &jobs.BudgetError{Batch: "shop", CapMicroYuan: 500_000, SpentMicroYuan: 160_000, ReservedMicroYuan: 160_000, WantedMicroYuan: 180_001}, full)
+	require.ErrorAs(t, book.Reserve(ctx, hen, 0), &full)
+	assert.Equal(t, &ledger.BudgetError{Batch: "shop", CapMicroYuan: 500_000, SpentMicroYuan: 160_000, ReservedMicroYuan: 160_000, WantedMicroYuan: 180_001}, full)
 	require.EqualError(t, full, "the budget of batch shop is 0.5 yuan: 0.16 are spent and 0.16 reserved, 0.180001 more do not fit")
 	assert.Equal(t, map[string]string{"spent": "160000", "reserved": "160000"}, sums(t, rdb, dayKey), "a refusal reserves nothing")
 
 	// What is reserved already stays so; a raised budget has room, and so has none.
-	require.NoError(t, client.Reserve(ctx, charge("dog"), 1))
-	require.NoError(t, client.SetBatchBudget(ctx, "shop", 500_001))
-	require.NoError(t, client.Reserve(ctx, hen, 0))
-	require.ErrorAs(t, client.Reserve(ctx, charge("fox"), 0), &full)
-	require.NoError(t, client.SetBatchBudget(ctx, "shop", 0))
-	require.NoError(t, client.Reserve(ctx, charge("fox"), 0))
+	require.NoError(t, book.Reserve(ctx, charge("dog"), 1))
+	require.NoError(t, book.SetBatchBudget(ctx, "shop", 500_001))
+	require.NoError(t, book.Reserve(ctx, hen, 0))
+	require.ErrorAs(t, book.Reserve(ctx, charge("fox"), 0), &full)
+	require.NoError(t, book.SetBatchBudget(ctx, "shop", 0))
+	require.NoError(t, book.Reserve(ctx, charge("fox"), 0))
 	assert.Equal(t, "160000", sums(t, rdb, batchKey)["spent"], "a batch without a budget is counted on")
 }
 
 // The ledger's day changes at midnight in China, where the bill does.
 func TestLedgerDays(t *testing.T) {
 	t.Parallel()
-	client, _ := newClient(t)
+	book := ledger.New(redistest.Embedded(t))
 	midnight := time.Date(2026, 1, 1, 16, 0, 0, 0, time.UTC)
 	for i, at := range []time.Time{midnight.Add(-time.Nanosecond), midnight, midnight.AddDate(0, 0, 1)} {
 		c := charge(fmt.Sprint("cat", i))
 		c.At = at
-		require.NoError(t, client.Settle(t.Context(), c, c.JobID))
+		require.NoError(t, book.Settle(t.Context(), c, c.JobID))
 	}
 	days := func(from, to time.Time) []string {
-		spent, err := client.Spending(t.Context(), from, to)
+		spent, err := book.Spending(t.Context(), from, to)
 		require.NoError(t, err)
 		var days []string
 		for _, s := range spent {
@@ -317,22 +325,22 @@ func TestLedgerDays(t *testing.T) {
 }
 
 // The ledger outlives records, and does not grow forever.
-func TestLedgerLeavesRedis(t *testing.T) {
+func TestLedgerExpires(t *testing.T) {
 	t.Parallel()
-	rdb := redisServer(t)
-	client := jobs.NewClient(rdb)
+	rdb := redistest.Start(t).Client(t)
+	book := ledger.New(rdb)
 	ctx := t.Context()
 	now := time.Now()
 	old, today := charge("old"), charge("new")
-	old.At, today.At = now.Add(-jobs.LedgerLifetime-48*time.Hour), now
-	require.NoError(t, client.Settle(ctx, old, "old"))
-	require.NoError(t, client.Settle(ctx, today, "new"))
-	require.NoError(t, client.Reserve(ctx, today, 0))
+	old.At, today.At = now.Add(-ledger.Lifetime-48*time.Hour), now
+	require.NoError(t, book.Settle(ctx, old, "old"))
+	require.NoError(t, book.Settle(ctx, today, "new"))
+	require.NoError(t, book.Reserve(ctx, today, 0))
 	days, err := rdb.ZRange(ctx, "danqing:ledger", 0, -1).Result()
 	require.NoError(t, err)
-	assert.Equal(t, []string{"main:" + jobs.LedgerDay(now)}, days)
+	assert.Equal(t, []string{"main:" + ledger.Day(now)}, days)
 	for key, want := range map[string]time.Duration{
-		"danqing:ledger:" + days[0]: jobs.LedgerLifetime, "danqing:budget:shop": jobs.LedgerLifetime, "danqing:task:new": 8 * 24 * time.Hour,
+		"danqing:ledger:" + days[0]: ledger.Lifetime, "danqing:budget:shop": ledger.Lifetime, "danqing:task:new": 8 * 24 * time.Hour,
 	} {
 		left, err := rdb.TTL(ctx, key).Result()
 		require.NoError(t, err)
@@ -340,28 +348,29 @@ func TestLedgerLeavesRedis(t *testing.T) {
 	}
 }
 
-func TestLedgerRefusesWhatItCannotBook(t *testing.T) {
+func TestLedgerInvalid(t *testing.T) {
 	t.Parallel()
-	client, rdb := newClient(t)
+	rdb := redistest.Embedded(t)
+	book := ledger.New(rdb)
 	ctx := context.Background()
-	for name, change := range map[string]func(*jobs.Charge){
-		"account":        func(c *jobs.Charge) { c.Account = "a:b" },
-		"time":           func(c *jobs.Charge) { c.At = time.Time{} },
-		"-1 micro-yuan":  func(c *jobs.Charge) { c.MicroYuan = -1 },
-		"-1 images":      func(c *jobs.Charge) { c.Images = -1 },
-		"reserve: no id": func(c *jobs.Charge) { c.JobID = "" },
+	for name, change := range map[string]func(*ledger.Charge){
+		"account":        func(c *ledger.Charge) { c.Account = "a:b" },
+		"time":           func(c *ledger.Charge) { c.At = time.Time{} },
+		"-1 micro-yuan":  func(c *ledger.Charge) { c.MicroYuan = -1 },
+		"-1 images":      func(c *ledger.Charge) { c.Images = -1 },
+		"reserve: no id": func(c *ledger.Charge) { c.JobID = "" },
 	} {
 		c := charge("cat")
 		change(&c)
-		require.Error(t, client.Reserve(ctx, c, 0), name)
+		require.Error(t, book.Reserve(ctx, c, 0), name)
 		if c.JobID != "" {
-			require.ErrorContains(t, client.Settle(ctx, c, "task"), name)
-			require.ErrorContains(t, client.Release(ctx, c), name)
+			require.ErrorContains(t, book.Settle(ctx, c, "task"), name)
+			require.ErrorContains(t, book.Release(ctx, c), name)
 		}
 	}
-	require.ErrorContains(t, client.Settle(ctx, charge("cat"), ""), "task is missing")
-	require.Error(t, client.SetBatchBudget(ctx, "", 1))
-	require.Error(t, client.SetBatchBudget(ctx, "shop", -1))
+	require.ErrorContains(t, book.Settle(ctx, charge("cat"), ""), "task is missing")
+	require.Error(t, book.SetBatchBudget(ctx, "", 1))
+	require.Error(t, book.SetBatchBudget(ctx, "shop", -1))
 	keys, err := rdb.Keys(ctx, "*").Result()
 	require.NoError(t, err)
 	assert.Empty(t, keys)
@@ -370,8 +379,9 @@ func TestLedgerRefusesWhatItCannotBook(t *testing.T) {
 // Whatever workers do in whatever order, the sums are those of the parts.
 func TestLedgerSums(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
 		t.Helper()
+		book := ledger.New(rdb)
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
 		random := rand.New(rand.NewPCG(seed, 0))
@@ -382,19 +392,19 @@ func TestLedgerSums(t *testing.T) {
 			name := fmt.Sprintf("%s.%d", c.JobID, c.Attempt)
 			switch random.IntN(3) {
 			case 0:
-				require.NoError(t, client.Reserve(t.Context(), c, 0))
+				require.NoError(t, book.Reserve(t.Context(), c, 0))
 				if _, open := reserved[name]; !open {
 					reserved[name] = c.MicroYuan
 				}
 			case 1:
 				task := fmt.Sprint(random.IntN(1000))
-				require.NoError(t, client.Settle(t.Context(), c, task))
+				require.NoError(t, book.Settle(t.Context(), c, task))
 				delete(reserved, name)
 				if _, booked := spent[task]; !booked {
 					spent[task] = c.MicroYuan
 				}
 			case 2:
-				require.NoError(t, client.Release(t.Context(), c))
+				require.NoError(t, book.Release(t.Context(), c))
 				delete(reserved, name)
 			}
 		}
@@ -407,34 +417,34 @@ func TestLedgerSums(t *testing.T) {
 		want := map[string]string{"spent": fmt.Sprint(sum(spent)), "reserved": fmt.Sprint(sum(reserved))}
 		assert.Equal(t, want, sums(t, rdb, dayKey))
 		assert.Equal(t, want, sums(t, rdb, batchKey))
-		var total jobs.Spent
-		for s := range slices.Values(spending(t, client)) {
+		var total ledger.Spend
+		for s := range slices.Values(spending(t, book)) {
 			total.SpentMicroYuan += s.SpentMicroYuan
 			total.ReservedMicroYuan += s.ReservedMicroYuan
 			total.Images += s.Images
 		}
-		assert.Equal(t, jobs.Spent{SpentMicroYuan: sum(spent), ReservedMicroYuan: sum(reserved), Images: len(spent)}, total)
+		assert.Equal(t, ledger.Spend{SpentMicroYuan: sum(spent), ReservedMicroYuan: sum(reserved), Images: len(spent)}, total)
 	})
 }
 
 // The durable embedded queue keeps the ledger over a restart.
-func TestLedgerIsKept(t *testing.T) {
+func TestLedgerLifetime(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	queue, err := embedded.OpenDir(embedded.Config{Dir: dir})
 	require.NoError(t, err)
-	client := jobs.NewClient(queue.Client())
-	require.NoError(t, client.Reserve(t.Context(), charge("cat"), 0))
-	require.NoError(t, client.Reserve(t.Context(), charge("dog"), 0))
-	require.NoError(t, client.Settle(t.Context(), charge("dog"), "task"))
-	before := spending(t, client)
+	book := ledger.New(queue.Client())
+	require.NoError(t, book.Reserve(t.Context(), charge("cat"), 0))
+	require.NoError(t, book.Reserve(t.Context(), charge("dog"), 0))
+	require.NoError(t, book.Settle(t.Context(), charge("dog"), "task"))
+	before := spending(t, book)
 	require.NoError(t, queue.Close())
 
 	queue, err = embedded.OpenDir(embedded.Config{Dir: dir})
 	require.NoError(t, err)
-	client = jobs.NewClient(queue.Client())
-	require.NoError(t, client.Settle(t.Context(), charge("dog"), "task"))
+	book = ledger.New(queue.Client())
+	require.NoError(t, book.Settle(t.Context(), charge("dog"), "task"))
 	require.Len(t, before, 1)
-	assert.Equal(t, before, spending(t, client))
+	assert.Equal(t, before, spending(t, book))
 	require.NoError(t, queue.Close())
 }

@@ -21,7 +21,7 @@ const (
 	testTask  = "86ecf553-d340-4e21-af6e-a0c6a421c010"
 )
 
-func enqueue(t *testing.T, client *jobs.Client, id string) *jobs.Record {
+func enqueue(t *testing.T, client *testClient, id string) *jobs.Record {
 	t.Helper()
 	rec, err := client.Enqueue(t.Context(), jobs.Request{ID: id, Prompt: "a cat", Labels: map[string]string{"sku": "1"}, Batch: "shop"})
 	require.NoError(t, err)
@@ -29,9 +29,9 @@ func enqueue(t *testing.T, client *jobs.Client, id string) *jobs.Record {
 }
 
 // submitted moves a waiting job to a state of its first attempt.
-func submitted(t *testing.T, client *jobs.Client, rec *jobs.Record, state jobs.State) *jobs.Record {
+func submitted(t *testing.T, client *testClient, rec *jobs.Record, state jobs.State) *jobs.Record {
 	t.Helper()
-	req, err := client.RequestOf(t.Context(), rec)
+	req, err := client.RequestOf(t.Context(), &rec.Job)
 	require.NoError(t, err)
 	req = req.WithSeed(rec.ID)
 	return move(t, client, rec, func(next *jobs.Record) {
@@ -65,7 +65,7 @@ func TestCancelWhileItWaits(t *testing.T) {
 	for _, state := range []jobs.State{jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying} {
 		t.Run(string(state), func(t *testing.T) {
 			t.Parallel()
-			onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+			onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 				t.Helper()
 				rec := enqueue(t, client, "cat")
 				if state != jobs.StateQueued {
@@ -73,7 +73,7 @@ func TestCancelWhileItWaits(t *testing.T) {
 				}
 				got, err := client.Cancel(t.Context(), "cat")
 				require.NoError(t, err)
-				stored, err := client.Get(t.Context(), "cat")
+				stored, err := client.Store.Get(t.Context(), "cat")
 				require.NoError(t, err)
 				assert.Equal(t, stored, got)
 				assert.Equal(t, jobs.StateCanceled, got.State)
@@ -95,7 +95,7 @@ func TestCancelWhileItWaits(t *testing.T) {
 // lane's, which does not know of the request, loses it.
 func TestCancelAfterTheIntent(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		rec := submitted(t, client, enqueue(t, client, "cat"), jobs.StateSubmitting)
 		changes, err := client.Subscribe(t.Context())
@@ -123,12 +123,12 @@ func TestCancelRefuses(t *testing.T) {
 		err  error
 		text string
 	}{
-		jobs.StateStoring:   {jobs.ErrState, "its images are paid for and are being stored"},
-		jobs.StateHeld:      {jobs.ErrState, "danqing jobs resolve held --give-up"},
-		jobs.StateSucceeded: {jobs.ErrOver, "it has succeeded"},
-		jobs.StateFailed:    {jobs.ErrOver, "it has failed"},
+		jobs.StateStoring:   {jobs.ErrInvalidState, "its images are paid for and are being stored"},
+		jobs.StateHeld:      {jobs.ErrInvalidState, "danqing jobs resolve held --give-up"},
+		jobs.StateSucceeded: {jobs.ErrFinished, "it has succeeded"},
+		jobs.StateFailed:    {jobs.ErrFinished, "it has failed"},
 	} {
-		put(t, client, jobs.Record{ID: string(state), State: state})
+		put(t, client, jobs.Record{Job: jobs.Job{ID: string(state), State: state}})
 		got, err := client.Cancel(t.Context(), string(state))
 		require.ErrorIs(t, err, want.err)
 		require.ErrorContains(t, err, want.text)
@@ -142,7 +142,7 @@ func TestCancelRefuses(t *testing.T) {
 // submitted, or the lane is asked to cancel the task.
 func TestCancelAgainstSubmit(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, _ redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, _ redis.UniversalClient) {
 		t.Helper()
 		outcomes := map[jobs.State]int{}
 		for i := range 60 {
@@ -152,20 +152,20 @@ func TestCancelAgainstSubmit(t *testing.T) {
 			group.Go(func() error {
 				next := *rec
 				next.State, next.Attempt, next.Term = jobs.StateSubmitting, 1, 7
-				submit = client.Swap(t.Context(), rec, &next)
+				submit = client.Store.Update(t.Context(), rec, &next)
 				if errors.Is(submit, jobs.ErrConflict) {
 					return nil
 				}
 				task := next
 				task.State, task.TaskID = jobs.StateGenerating, testTask
-				return errors.Join(submit, client.Swap(t.Context(), &next, &task))
+				return errors.Join(submit, client.Store.Update(t.Context(), &next, &task))
 			})
 			group.Go(func() error {
 				_, err := client.Cancel(t.Context(), rec.ID)
 				return err
 			})
 			require.NoError(t, group.Wait())
-			got, err := client.Get(t.Context(), rec.ID)
+			got, err := client.Store.Get(t.Context(), rec.ID)
 			require.NoError(t, err)
 			outcomes[got.State]++
 			if submit != nil {
@@ -181,31 +181,31 @@ func TestCancelAgainstSubmit(t *testing.T) {
 }
 
 // A job that moves on between the look at it and the deed is looked at again.
-func TestOperationsLookAgain(t *testing.T) {
+func TestActionsRetryAfterConflict(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		from, to jobs.State
-		call     func(context.Context, *jobs.Client) (*jobs.Record, error)
+		call     func(context.Context, *testClient) (*jobs.Record, error)
 		err      error
 	}{
-		"cancel what waits": {jobs.StateQueued, jobs.StateHeld, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
+		"cancel what waits": {jobs.StateQueued, jobs.StateHeld, func(ctx context.Context, client *testClient) (*jobs.Record, error) {
 			return client.Cancel(ctx, "cat")
-		}, jobs.ErrState},
-		"cancel what runs": {jobs.StateGenerating, jobs.StateStoring, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
+		}, jobs.ErrInvalidState},
+		"cancel what runs": {jobs.StateGenerating, jobs.StateStoring, func(ctx context.Context, client *testClient) (*jobs.Record, error) {
 			return client.Cancel(ctx, "cat")
-		}, jobs.ErrState},
-		"cancel a task that has just ended": {jobs.StateGenerating, jobs.StateSucceeded, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
+		}, jobs.ErrInvalidState},
+		"cancel a task that has just ended": {jobs.StateGenerating, jobs.StateSucceeded, func(ctx context.Context, client *testClient) (*jobs.Record, error) {
 			return client.Cancel(ctx, "cat")
-		}, jobs.ErrOver},
-		"retry": {jobs.StateFailed, jobs.StateSucceeded, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
+		}, jobs.ErrFinished},
+		"retry": {jobs.StateFailed, jobs.StateSucceeded, func(ctx context.Context, client *testClient) (*jobs.Record, error) {
 			return client.Retry(ctx, "cat")
-		}, jobs.ErrOver},
-		"give up": {jobs.StateHeld, jobs.StateGenerating, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
+		}, jobs.ErrFinished},
+		"give up": {jobs.StateHeld, jobs.StateGenerating, func(ctx context.Context, client *testClient) (*jobs.Record, error) {
 			return client.Resolve(ctx, "cat", jobs.Resolution{GiveUp: true})
-		}, jobs.ErrState},
-		"adopt": {jobs.StateHeld, jobs.StateStoring, func(ctx context.Context, client *jobs.Client) (*jobs.Record, error) {
+		}, jobs.ErrInvalidState},
+		"adopt": {jobs.StateHeld, jobs.StateStoring, func(ctx context.Context, client *testClient) (*jobs.Record, error) {
 			return client.Resolve(ctx, "cat", jobs.Resolution{Adopt: testTask})
-		}, jobs.ErrState},
+		}, jobs.ErrInvalidState},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -221,7 +221,7 @@ func TestOperationsLookAgain(t *testing.T) {
 			require.ErrorIs(t, err, c.err)
 			assert.Equal(t, c.to, got.State)
 			assert.True(t, got.CancelRequestedAt.IsZero())
-			stored, err := client.Get(t.Context(), "cat")
+			stored, err := client.Store.Get(t.Context(), "cat")
 			require.NoError(t, err)
 			assert.Equal(t, stored, got, "nothing was written")
 		})
@@ -244,9 +244,9 @@ func drawing(t *testing.T, rdb redis.UniversalClient, verdict error) (drawn <-ch
 	return ids, func() { close(finished) }
 }
 
-func TestCancelWhatALaneHasJustDrawn(t *testing.T) {
+func TestCancelOfAnActiveMessage(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		enqueue(t, client, "cat")
 		drawn, finish := drawing(t, rdb, nil)
@@ -262,7 +262,7 @@ func TestCancelWhatALaneHasJustDrawn(t *testing.T) {
 // has yet to tell asynq: the job must not lose its message to the old one's end.
 func TestRetryBeforeTheHandlerReturns(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		rec := submitted(t, client, enqueue(t, client, "cat"), jobs.StateFailed)
 		drawn, finish := drawing(t, rdb, fmt.Errorf("no cats: %w", asynq.SkipRetry))
@@ -284,7 +284,7 @@ func TestRetryBeforeTheHandlerReturns(t *testing.T) {
 
 func TestRetry(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		asked := enqueue(t, client, "cat")
 		rec := submitted(t, client, asked, jobs.StateGenerating)
@@ -299,7 +299,7 @@ func TestRetry(t *testing.T) {
 
 		got, err := client.Retry(t.Context(), "cat")
 		require.NoError(t, err)
-		stored, err := client.Get(t.Context(), "cat")
+		stored, err := client.Store.Get(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.Equal(t, stored, got)
 		assert.Equal(t, jobs.StateQueued, got.State)
@@ -307,11 +307,11 @@ func TestRetry(t *testing.T) {
 			Attempt: 1, Term: 7, TaskID: testTask, SubmittedAt: failed.SubmittedAt, EndedAt: failed.FinishedAt,
 			Code: "DataInspectionFailed", Message: "no such cats",
 		}}, got.PastAttempts)
-		want := &jobs.Record{
+		want := &jobs.Record{Job: jobs.Job{
 			ID: "cat", State: jobs.StateQueued, Digest: asked.Digest, Model: "wanx-v1", Priority: "default", Attempt: 1, Term: 7, Account: "main",
 			Request: got.Request, PastAttempts: got.PastAttempts, CostMicroYuan: 160_000,
 			Labels: asked.Labels, Batch: "shop", RetriedAt: got.RetriedAt, EnqueuedAt: asked.EnqueuedAt, UpdatedAt: got.UpdatedAt,
-		}
+		}}
 		assert.Equal(t, want, got, "nothing else of the old attempt is left")
 		assert.Nil(t, got.Request.Seed, "as asked")
 		assert.WithinRange(t, got.RetriedAt, failed.FinishedAt, got.UpdatedAt)
@@ -330,7 +330,7 @@ func TestRetry(t *testing.T) {
 // A job that was refused before any intent has its request in its message alone.
 func TestRetryFromTheArchivedMessage(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		rec := enqueue(t, client, "cat")
 		move(t, client, rec, func(next *jobs.Record) { next.State, next.Code = jobs.StateFailed, "JobIDTaken" })
@@ -345,7 +345,7 @@ func TestRetryFromTheArchivedMessage(t *testing.T) {
 		move(t, client, got, func(next *jobs.Record) { next.State, next.Request = jobs.StateFailed, nil })
 		require.NoError(t, inspector.DeleteTask(testQueue, "cat"))
 		_, err = client.Retry(t.Context(), "cat")
-		require.ErrorIs(t, err, jobs.ErrNoRequest)
+		require.ErrorIs(t, err, jobs.ErrRequestLost)
 	})
 }
 
@@ -357,11 +357,11 @@ func TestRetryRefuses(t *testing.T) {
 		err  error
 		text string
 	}{
-		{jobs.Record{ID: "queued", State: jobs.StateQueued}, jobs.ErrState, "it is not finished (queued)"},
-		{jobs.Record{ID: "storing", State: jobs.StateStoring}, jobs.ErrState, "it is not finished (storing)"},
-		{jobs.Record{ID: "held", State: jobs.StateHeld}, jobs.ErrState, "jobs resolve held --buy-again"},
-		{jobs.Record{ID: "whole", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}}}, jobs.ErrOver, `it has all its images; for another image of the same request enqueue a new job with "redo_of": "whole"`},
-		{jobs.Record{ID: "part", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}, jobs.ErrNoRequest, "enqueue it again"},
+		{jobs.Record{Job: jobs.Job{ID: "queued", State: jobs.StateQueued}}, jobs.ErrInvalidState, "it is not finished (queued)"},
+		{jobs.Record{Job: jobs.Job{ID: "storing", State: jobs.StateStoring}}, jobs.ErrInvalidState, "it is not finished (storing)"},
+		{jobs.Record{Job: jobs.Job{ID: "held", State: jobs.StateHeld}}, jobs.ErrInvalidState, "jobs resolve held --buy-again"},
+		{jobs.Record{Job: jobs.Job{ID: "whole", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}}}}, jobs.ErrFinished, `it has all its images; for another image of the same request enqueue a new job with "redo_of": "whole"`},
+		{jobs.Record{Job: jobs.Job{ID: "part", State: jobs.StateSucceeded, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}}, jobs.ErrRequestLost, "enqueue it again"},
 	} {
 		put(t, client, c.rec)
 		got, err := client.Retry(t.Context(), c.rec.ID)
@@ -376,11 +376,11 @@ func TestRetryRefuses(t *testing.T) {
 // After a week only the sidecar knows a job.
 func TestRetryRecord(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		rec := submitted(t, client, enqueue(t, client, "cat"), jobs.StateFailed)
 		require.NoError(t, rdb.FlushDB(t.Context()).Err())
-		require.NoError(t, client.Register(t.Context(), []string{"wanx-v1"}))
+		require.NoError(t, client.Store.RegisterQueues(t.Context(), []string{"wanx-v1"}))
 
 		changed := *rec
 		changed.Request = &jobs.Request{Model: "wanx-v1", Prompt: "a dog"}
@@ -388,10 +388,10 @@ func TestRetryRecord(t *testing.T) {
 		require.ErrorIs(t, err, jobs.ErrDigestConflict)
 		changed.Request = nil
 		_, err = client.RetryRecord(t.Context(), &changed)
-		require.ErrorIs(t, err, jobs.ErrNoRequest)
+		require.ErrorIs(t, err, jobs.ErrRequestLost)
 		changed.State = jobs.StateSucceeded
 		_, err = client.RetryRecord(t.Context(), &changed)
-		require.ErrorIs(t, err, jobs.ErrOver)
+		require.ErrorIs(t, err, jobs.ErrFinished)
 
 		got, err := client.RetryRecord(t.Context(), rec)
 		require.NoError(t, err)
@@ -401,33 +401,33 @@ func TestRetryRecord(t *testing.T) {
 
 		got = move(t, client, got, func(next *jobs.Record) { next.State = jobs.StateStoring })
 		_, err = client.RetryRecord(t.Context(), rec)
-		require.ErrorIs(t, err, jobs.ErrState, "Redis knows better")
+		require.ErrorIs(t, err, jobs.ErrInvalidState, "Redis knows better")
 		assert.Equal(t, jobs.StateStoring, got.State)
 	})
 }
 
-func TestAhead(t *testing.T) {
+func TestPosition(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		for i, id := range []string{"first", "second", "third"} {
 			rec := enqueue(t, client, id)
-			ahead, inLine, err := client.Ahead(t.Context(), rec)
+			ahead, inLine, err := client.Position(t.Context(), &rec.Job)
 			require.NoError(t, err)
 			assert.True(t, inLine)
 			assert.EqualValues(t, i, ahead)
 		}
 		require.NoError(t, asynq.NewInspectorFromRedisClient(rdb).ArchiveTask(testQueue, "first"))
 		for id, want := range map[string]int64{"second": 0, "third": 1} {
-			rec, err := client.Get(t.Context(), id)
+			rec, err := client.Store.Get(t.Context(), id)
 			require.NoError(t, err)
-			ahead, _, err := client.Ahead(t.Context(), rec)
+			ahead, _, err := client.Position(t.Context(), &rec.Job)
 			require.NoError(t, err)
 			assert.Equal(t, want, ahead)
 		}
-		rec, err := client.Get(t.Context(), "first")
+		rec, err := client.Store.Get(t.Context(), "first")
 		require.NoError(t, err)
-		_, inLine, err := client.Ahead(t.Context(), rec)
+		_, inLine, err := client.Position(t.Context(), &rec.Job)
 		require.NoError(t, err)
 		assert.False(t, inLine)
 	})

@@ -1,4 +1,4 @@
-package jobs_test
+package redishealth_test
 
 import (
 	"context"
@@ -12,7 +12,8 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redishealth"
+	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
 // pretender answers for a Redis of its own: INFO by text, and what changes or waits.
@@ -75,12 +76,12 @@ func (p *pretender) ProcessPipelineHook(redis.ProcessPipelineHook) redis.Process
 	}
 }
 
-func (p *pretender) client(t *testing.T) *jobs.Client {
+func (p *pretender) client(t *testing.T) redis.UniversalClient {
 	t.Helper()
 	rdb := redis.NewClient(&redis.Options{Addr: "pretended.invalid:1"})
 	rdb.AddHook(p)
 	t.Cleanup(func() { assert.NoError(t, rdb.Close()) })
-	return jobs.NewClient(rdb)
+	return rdb
 }
 
 // infoOf is what a Redis of a version says of itself, with further lines.
@@ -88,7 +89,7 @@ func infoOf(version string, lines ...string) string {
 	return strings.Join(append([]string{"# Server", "redis_version:" + version, "run_id:run", "", "role:master", "master_replid:history"}, lines...), "\r\n")
 }
 
-func TestAcknowledgeAsksForTheStrongest(t *testing.T) {
+func TestWaitDurableAsksForTheStrongest(t *testing.T) {
 	t.Parallel()
 	const barrier = "set danqing:barrier"
 	const replica = "slave%d:ip=10.0.0.2,port=6379,state=online,offset=14,lag=0"
@@ -113,13 +114,13 @@ func TestAcknowledgeAsksForTheStrongest(t *testing.T) {
 			t.Parallel()
 			p := &pretender{info: test.info, kept: test.kept, copies: test.copies}
 			client := p.client(t)
-			d, err := client.Durability(t.Context())
+			d, err := redishealth.Probe(t.Context(), client)
 			require.NoError(t, err)
-			err = client.Acknowledge(t.Context(), d)
+			err = redishealth.WaitDurable(t.Context(), client, d)
 			if test.fails == "" {
 				require.NoError(t, err)
 			} else {
-				require.ErrorIs(t, err, jobs.ErrNotAcknowledged)
+				require.ErrorIs(t, err, redishealth.ErrNotAcknowledged)
 				require.ErrorContains(t, err, test.fails)
 			}
 			assert.Equal(t, test.sent, p.sent)
@@ -128,10 +129,10 @@ func TestAcknowledgeAsksForTheStrongest(t *testing.T) {
 }
 
 // Nothing of a file that is never synced can be waited for.
-func TestAcknowledgeDoesNotWaitForNever(t *testing.T) {
+func TestWaitDurableWithoutFsync(t *testing.T) {
 	t.Parallel()
 	p := &pretender{}
-	require.NoError(t, p.client(t).Acknowledge(t.Context(), jobs.Durability{Version: "7.2.4", AOF: true, Fsync: "no"}))
+	require.NoError(t, redishealth.WaitDurable(t.Context(), p.client(t), redishealth.Durability{Version: "7.2.4", AOF: true, Fsync: "no"}))
 	assert.Empty(t, p.sent)
 }
 
@@ -139,13 +140,13 @@ func TestAcknowledgeDoesNotWaitForNever(t *testing.T) {
 func TestDurabilityWithoutConfig(t *testing.T) {
 	t.Parallel()
 	p := &pretender{info: infoOf("7.0.15", "redis_mode:cluster", "aof_enabled:1"), refused: replyError("NOPERM this user has no permissions to run the 'config|get' command")}
-	d, err := p.client(t).Durability(t.Context())
+	d, err := redishealth.Probe(t.Context(), p.client(t))
 	require.NoError(t, err)
-	assert.Equal(t, jobs.Durability{Version: "7.0.15", RunID: "run", ReplicationID: "history", Cluster: true, AOF: true}, d)
+	assert.Equal(t, redishealth.Durability{Version: "7.0.15", RunID: "run", ReplicationID: "history", Cluster: true, AOF: true}, d)
 	assert.Contains(t, texts(d.Findings()), "does not report how often it syncs")
 
 	p.refused = net.ErrClosed // no answer is not a refusal
-	_, err = p.client(t).Durability(t.Context())
+	_, err = redishealth.Probe(t.Context(), p.client(t))
 	require.ErrorIs(t, err, net.ErrClosed)
 }
 
@@ -154,16 +155,16 @@ type replyError string
 func (e replyError) Error() string { return string(e) }
 func (replyError) RedisError()     {}
 
-func TestRunID(t *testing.T) {
+func TestDatasetID(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
 		t.Helper()
-		id, err := client.RunID(t.Context())
+		id, err := redishealth.DatasetID(t.Context(), rdb)
 		require.NoError(t, err)
-		again, err := client.RunID(t.Context())
+		again, err := redishealth.DatasetID(t.Context(), rdb)
 		require.NoError(t, err)
 		assert.Equal(t, id, again)
-		d, err := client.Durability(t.Context())
+		d, err := redishealth.Probe(t.Context(), rdb)
 		require.NoError(t, err)
 		if d.Version == "" {
 			assert.Empty(t, id)
@@ -174,14 +175,14 @@ func TestRunID(t *testing.T) {
 		assert.Equal(t, d.RunID+"/"+d.ReplicationID, id)
 		require.NoError(t, rdb.ConfigSet(t.Context(), "maxmemory-policy", "allkeys-lru").Err())
 		require.NoError(t, rdb.ConfigSet(t.Context(), "maxmemory", "1gb").Err())
-		d, err = client.Durability(t.Context())
+		d, err = redishealth.Probe(t.Context(), rdb)
 		require.NoError(t, err)
 		assert.Contains(t, texts(d.Findings()), "evicts jobs when it is full, because maxmemory-policy is allkeys-lru")
 	})
 }
 
 // texts joins findings for assertions.
-func texts(found []jobs.Finding) string {
+func texts(found []redishealth.Finding) string {
 	lines := make([]string, len(found))
 	for i, f := range found {
 		lines[i] = fmt.Sprintf("%s: %s: %s", f.Severity, f.Text, f.Remedy)
@@ -192,33 +193,33 @@ func texts(found []jobs.Finding) string {
 // Each risk is said, with what to set against it.
 func TestFindings(t *testing.T) {
 	t.Parallel()
-	sound := jobs.Durability{Version: "7.2.4", AOF: true, Fsync: "always", Replicas: 1, EvictionPolicy: "noeviction", MaxMemoryBytes: 1 << 30, UsedBytes: 1 << 20}
+	sound := redishealth.Durability{Version: "7.2.4", AOF: true, Fsync: "always", Replicas: 1, EvictionPolicy: "noeviction", MaxMemoryBytes: 1 << 30, UsedBytes: 1 << 20}
 	require.Empty(t, sound.Findings())
 	for name, test := range map[string]struct {
-		change func(*jobs.Durability)
+		change func(*redishealth.Durability)
 		want   string // severity: how the text begins|part of the remedy
 	}{
-		"old":                {func(d *jobs.Durability) { d.Version = "6.0.16" }, "error: Redis is 6.0.16|upgrade it to 6.2"},
-		"old by a lot":       {func(d *jobs.Durability) { d.Version = "5" }, "error: Redis is 5|upgrade it to 6.2"},
-		"cluster":            {func(d *jobs.Durability) { d.Cluster = true }, "error: this Redis is a node of a cluster|cluster-enabled no"},
-		"replica":            {func(d *jobs.Durability) { d.Replica = true }, "error: this Redis is a replica|set REDIS_URL to its primary"},
-		"loading":            {func(d *jobs.Durability) { d.Loading = true }, "warning: Redis is still reading|loading:0"},
-		"disk full":          {func(d *jobs.Durability) { d.AOFFailing = true }, "error: Redis could not write its append-only file|free its disk"},
-		"snapshot fails":     {func(d *jobs.Durability) { d.SnapshotFailing = true }, "error: Redis could not save its last snapshot|free its disk"},
-		"nothing":            {func(d *jobs.Durability) { d.AOF, d.Replicas = false, 0 }, "error: Redis has no append-only file, so that its next restart loses jobs|appendonly yes"},
-		"snapshots":          {func(d *jobs.Durability) { d.AOF, d.Replicas, d.Snapshots = false, 0, "3600 1" }, "error: Redis only saves snapshots (3600 1)|appendonly yes"},
-		"replicas' memory":   {func(d *jobs.Durability) { d.AOF = false }, "warning: Redis has no append-only file, so that what it has acknowledged lives in the memory of its replicas|appendonly yes"},
-		"never synced":       {func(d *jobs.Durability) { d.Fsync = "no" }, "warning: Redis leaves it to the system|appendfsync everysec"},
-		"a second, waited":   {func(d *jobs.Durability) { d.Fsync = "everysec" }, "note: Redis syncs every second; nothing is bought before its intent is on the disk|appendfsync always"},
-		"a second, unwaited": {func(d *jobs.Durability) { d.Fsync, d.Version = "everysec", "7.0.15" }, "warning: Redis syncs every second, so that a power cut loses up to a second|upgrade to Redis 7.2"},
-		"rewrites":           {func(d *jobs.Durability) { d.NoFsyncOnRewrite = true }, "warning: Redis syncs nothing while it rewrites|no-appendfsync-on-rewrite no"},
-		"has evicted":        {func(d *jobs.Durability) { d.EvictionPolicy, d.EvictedKeys = "allkeys-lru", 7 }, "error: Redis has evicted 7 keys|maxmemory-policy noeviction"},
-		"will evict":         {func(d *jobs.Durability) { d.EvictionPolicy = "volatile-ttl" }, "error: Redis evicts jobs when it is full, because maxmemory-policy is volatile-ttl|maxmemory-policy noeviction"},
-		"may evict": {func(d *jobs.Durability) { d.EvictionPolicy, d.MaxMemoryBytes = "allkeys-lru", 0 },
+		"old":                {func(d *redishealth.Durability) { d.Version = "6.0.16" }, "error: Redis is 6.0.16|upgrade it to 6.2"},
+		"old by a lot":       {func(d *redishealth.Durability) { d.Version = "5" }, "error: Redis is 5|upgrade it to 6.2"},
+		"cluster":            {func(d *redishealth.Durability) { d.Cluster = true }, "error: this Redis is a node of a cluster|cluster-enabled no"},
+		"replica":            {func(d *redishealth.Durability) { d.Replica = true }, "error: this Redis is a replica|set REDIS_URL to its primary"},
+		"loading":            {func(d *redishealth.Durability) { d.Loading = true }, "warning: Redis is still reading|loading:0"},
+		"disk full":          {func(d *redishealth.Durability) { d.AOFFailing = true }, "error: Redis could not write its append-only file|free its disk"},
+		"snapshot fails":     {func(d *redishealth.Durability) { d.SnapshotFailing = true }, "error: Redis could not save its last snapshot|free its disk"},
+		"nothing":            {func(d *redishealth.Durability) { d.AOF, d.Replicas = false, 0 }, "error: Redis has no append-only file, so that its next restart loses jobs|appendonly yes"},
+		"snapshots":          {func(d *redishealth.Durability) { d.AOF, d.Replicas, d.Snapshots = false, 0, "3600 1" }, "error: Redis only saves snapshots (3600 1)|appendonly yes"},
+		"replicas' memory":   {func(d *redishealth.Durability) { d.AOF = false }, "warning: Redis has no append-only file, so that what it has acknowledged lives in the memory of its replicas|appendonly yes"},
+		"never synced":       {func(d *redishealth.Durability) { d.Fsync = "no" }, "warning: Redis leaves it to the system|appendfsync everysec"},
+		"a second, waited":   {func(d *redishealth.Durability) { d.Fsync = "everysec" }, "note: Redis syncs every second; nothing is bought before its intent is on the disk|appendfsync always"},
+		"a second, unwaited": {func(d *redishealth.Durability) { d.Fsync, d.Version = "everysec", "7.0.15" }, "warning: Redis syncs every second, so that a power cut loses up to a second|upgrade to Redis 7.2"},
+		"rewrites":           {func(d *redishealth.Durability) { d.NoFsyncOnRewrite = true }, "warning: Redis syncs nothing while it rewrites|no-appendfsync-on-rewrite no"},
+		"has evicted":        {func(d *redishealth.Durability) { d.EvictionPolicy, d.EvictedKeys = "allkeys-lru", 7 }, "error: Redis has evicted 7 keys|maxmemory-policy noeviction"},
+		"will evict":         {func(d *redishealth.Durability) { d.EvictionPolicy = "volatile-ttl" }, "error: Redis evicts jobs when it is full, because maxmemory-policy is volatile-ttl|maxmemory-policy noeviction"},
+		"may evict": {func(d *redishealth.Durability) { d.EvictionPolicy, d.MaxMemoryBytes = "allkeys-lru", 0 },
 			"warning: maxmemory-policy is allkeys-lru, so that Redis will evict jobs as soon as|maxmemory-policy noeviction"},
-		"nearly full": {func(d *jobs.Durability) { d.UsedBytes = 900 << 20 }, "warning: Redis uses 87 % of its maxmemory of 1073741824 bytes|raise maxmemory"},
-		"full":        {func(d *jobs.Durability) { d.UsedBytes = 1 << 30 }, "error: Redis uses 100 %|raise maxmemory"},
-		"one machine": {func(d *jobs.Durability) { d.Replicas = 0 }, "note: Redis has no replica|replicaof HOST PORT"},
+		"nearly full": {func(d *redishealth.Durability) { d.UsedBytes = 900 << 20 }, "warning: Redis uses 87 % of its maxmemory of 1073741824 bytes|raise maxmemory"},
+		"full":        {func(d *redishealth.Durability) { d.UsedBytes = 1 << 30 }, "error: Redis uses 100 %|raise maxmemory"},
+		"one machine": {func(d *redishealth.Durability) { d.Replicas = 0 }, "note: Redis has no replica|replicaof HOST PORT"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -237,10 +238,10 @@ func TestFindings(t *testing.T) {
 // The worst comes first.
 func TestFindingsOrder(t *testing.T) {
 	t.Parallel()
-	found := jobs.Durability{Version: "6.0.0", AOF: true, Fsync: "everysec", EvictionPolicy: "allkeys-lru", MaxMemoryBytes: 1, UsedBytes: 0}.Findings()
-	var order []jobs.Severity
+	found := redishealth.Durability{Version: "6.0.0", AOF: true, Fsync: "everysec", EvictionPolicy: "allkeys-lru", MaxMemoryBytes: 1, UsedBytes: 0}.Findings()
+	var order []redishealth.Severity
 	for _, f := range found {
 		order = append(order, f.Severity)
 	}
-	assert.Equal(t, []jobs.Severity{jobs.SeverityError, jobs.SeverityError, jobs.SeverityWarning, jobs.SeverityNote}, order)
+	assert.Equal(t, []redishealth.Severity{redishealth.SeverityError, redishealth.SeverityError, redishealth.SeverityWarning, redishealth.SeverityNote}, order)
 }

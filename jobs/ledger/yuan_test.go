@@ -1,4 +1,4 @@
-package jobs_test
+package ledger_test
 
 import (
 	"testing"
@@ -6,7 +6,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // An amount that is read and written again is the same to the last micro-yuan.
@@ -17,18 +17,18 @@ func TestYuan(t *testing.T) {
 		// As a float64 in yuan it would be 8 micro-yuan off.
 		"999999999.999999": 999_999_999_999_999,
 	} {
-		got, err := jobs.ParseYuan(text)
+		got, err := ledger.ParseYuan(text)
 		require.NoError(t, err, text)
 		assert.Equal(t, want, got, text)
-		again, err := jobs.ParseYuan(jobs.FormatYuan(got))
+		again, err := ledger.ParseYuan(ledger.FormatYuan(got))
 		require.NoError(t, err)
 		assert.Equal(t, got, again)
 	}
 	for amount, want := range map[int64]string{0: "0", 160_000: "0.16", 1: "0.000001", 12_000_000: "12", -1_500_000: "-1.5"} {
-		assert.Equal(t, want, jobs.FormatYuan(amount))
+		assert.Equal(t, want, ledger.FormatYuan(amount))
 	}
 	for _, text := range []string{"", "-1", "+1", "1,5", "1.", ".5", "0.0000001", "1e3", "1 000", "0x1", "NaN", "1000000000", "¥1", "１"} {
-		_, err := jobs.ParseYuan(text)
+		_, err := ledger.ParseYuan(text)
 		require.ErrorContains(t, err, "must be an amount of yuan", text)
 	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // madeInPart is a job of two images that has succeeded without the second.
-func madeInPart(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) *jobs.Record {
+func madeInPart(t *testing.T, client *testClient, rdb redis.UniversalClient) *jobs.Record {
 	t.Helper()
 	rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat", N: 2})
 	require.NoError(t, err)
@@ -25,9 +25,9 @@ func madeInPart(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) *j
 	})
 }
 
-func TestRule13RetryOfAPartialJob(t *testing.T) {
+func TestRetryOfAPartialJob(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		rec := madeInPart(t, client, rdb)
 		for range 2 { // it may be repeated while the job waits
@@ -60,7 +60,7 @@ func TestRule13RetryOfAPartialJob(t *testing.T) {
 	})
 }
 
-func TestRule13Missing(t *testing.T) {
+func TestMissingImages(t *testing.T) {
 	t.Parallel()
 	four := &jobs.Request{N: 4}
 	for name, c := range map[string]struct {
@@ -68,22 +68,22 @@ func TestRule13Missing(t *testing.T) {
 		want []int
 	}{
 		"nothing is known":     {jobs.Record{}, []int{1}},
-		"not made":             {jobs.Record{Request: four}, []int{1, 2, 3, 4}},
-		"in part":              {jobs.Record{Request: four, Images: []jobs.Image{{N: 3, Key: "k"}, {N: 1, Code: "c"}}}, []int{1, 2, 4}},
-		"whole":                {jobs.Record{Request: &jobs.Request{N: 1}, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}, nil},
-		"without its request":  {jobs.Record{Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}, []int{2}},
-		"n of 0 stands for 1":  {jobs.Record{Request: &jobs.Request{}}, []int{1}},
-		"twice the same image": {jobs.Record{Request: &jobs.Request{N: 2}, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 1, Key: "k"}}}, []int{2}},
+		"not made":             {jobs.Record{Job: jobs.Job{Request: four}}, []int{1, 2, 3, 4}},
+		"in part":              {jobs.Record{Job: jobs.Job{Request: four, Images: []jobs.Image{{N: 3, Key: "k"}, {N: 1, Code: "c"}}}}, []int{1, 2, 4}},
+		"whole":                {jobs.Record{Job: jobs.Job{Request: &jobs.Request{N: 1}, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}}, nil},
+		"without its request":  {jobs.Record{Job: jobs.Job{Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}}, []int{2}},
+		"n of 0 stands for 1":  {jobs.Record{Job: jobs.Job{Request: &jobs.Request{}}}, []int{1}},
+		"twice the same image": {jobs.Record{Job: jobs.Job{Request: &jobs.Request{N: 2}, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 1, Key: "k"}}}}, []int{2}},
 	} {
 		assert.Equal(t, c.want, c.rec.Missing(), name)
 	}
 }
 
 // A job ends as it is told to, unless earlier attempts have brought images.
-func TestRule13End(t *testing.T) {
+func TestEndKeepsImages(t *testing.T) {
 	t.Parallel()
 	now := time.Now().UTC()
-	rec := jobs.Record{ID: "cat", State: jobs.StateGenerating, Attempt: 2, Images: []jobs.Image{{N: 1, Key: "k"}}, Request: &jobs.Request{N: 3}}
+	rec := jobs.Record{Job: jobs.Job{ID: "cat", State: jobs.StateGenerating, Attempt: 2, Images: []jobs.Image{{N: 1, Key: "k"}}, Request: &jobs.Request{N: 3}}}
 	failed := rec
 	failed.End(jobs.StateFailed, "Code", "message", now)
 	assert.Equal(t, jobs.StateFailed, failed.State)
@@ -104,10 +104,10 @@ func TestRule13End(t *testing.T) {
 	assert.Len(t, rec.Images, 1)
 }
 
-func TestRule13ImageSeed(t *testing.T) {
+func TestImageSeed(t *testing.T) {
 	t.Parallel()
 	seed, own := int64(7), int64(9)
-	rec := jobs.Record{Request: &jobs.Request{Seed: &seed}}
+	rec := jobs.Record{Job: jobs.Job{Request: &jobs.Request{Seed: &seed}}}
 	assert.EqualValues(t, 9, rec.ImageSeed(jobs.Image{N: 3}))
 	assert.EqualValues(t, 9, rec.ImageSeed(jobs.Image{N: 4, Seed: &own}))
 	assert.Zero(t, (&jobs.Record{}).ImageSeed(jobs.Image{N: 4}))

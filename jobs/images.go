@@ -5,32 +5,31 @@ import (
 	"time"
 )
 
-// Missing returns the numbers of the images that the job asks for and has not in
-// the bucket, in their order: all of them before it is made, none once it has
-// succeeded as a whole. What a lane buys for the job is these. A record without
-// its request is taken to ask for the images that it lists.
-func (r *Record) Missing() []int {
+// Missing returns the numbers of the requested images that are not in the bucket, in
+// order: all before the job is made, none once it has succeeded completely. A lane buys
+// these. A job without its request is taken to request the images that it lists.
+func (j *Job) Missing() []int {
 	n := 1
-	if r.Request != nil {
-		n = max(n, r.Request.N)
+	if j.Request != nil {
+		n = max(n, j.Request.N)
 	} else {
-		for _, image := range r.Images {
+		for _, image := range j.Images {
 			n = max(n, image.N)
 		}
 	}
 	var missing []int
 	for i := 1; i <= n; i++ {
-		if !slices.ContainsFunc(r.Images, func(image Image) bool { return image.N == i && image.Key != "" }) {
+		if !slices.ContainsFunc(j.Images, func(image Image) bool { return image.N == i && image.Key != "" }) {
 			missing = append(missing, i)
 		}
 	}
 	return missing
 }
 
-// stored counts the images that are in the bucket.
-func (r *Record) stored() int {
+// storedImages counts the images that are in the bucket.
+func (j *Job) storedImages() int {
 	n := 0
-	for _, image := range r.Images {
+	for _, image := range j.Images {
 		if image.Key != "" {
 			n++
 		}
@@ -38,30 +37,27 @@ func (r *Record) stored() int {
 	return n
 }
 
-// ImageSeed returns the seed that an image was made with: its own, if it was bought
-// alone later, or else the one that its number has in the request; 0 if the
-// request is not known.
-func (r *Record) ImageSeed(image Image) int64 {
+// ImageSeed returns the seed of an image: its own if it was bought separately later, else
+// the one that its number has in the request; 0 if the request is not known.
+func (j *Job) ImageSeed(image Image) int64 {
 	switch {
 	case image.Seed != nil:
 		return *image.Seed
-	case r.Request == nil || r.Request.Seed == nil:
+	case j.Request == nil || j.Request.Seed == nil:
 		return 0
 	}
-	return *r.Request.Seed + int64(image.N) - 1
+	return *j.Request.Seed + int64(image.N) - 1
 }
 
-// End says how the job ended, at a time. A job that failed or was canceled, of
-// which an earlier attempt has brought images, has succeeded with these: what
-// exists is not lost from view because the rest could not be had. The images that
-// it lacks then say why.
+// End sets how the job ended, and when. A job that failed or was canceled, but has images
+// of an earlier attempt, has succeeded with these; the images that it lacks say why.
 func (r *Record) End(state State, code, message string, at time.Time) {
 	r.State, r.Code, r.Message, r.FinishedAt = state, code, message, at
 	last := slices.IndexFunc(r.PastAttempts, func(a Attempt) bool { return a.Images > 0 })
 	if state == StateSucceeded || last < 0 {
 		return
 	}
-	r.closeAttempt()
+	r.archiveAttempt()
 	r.State, r.Code, r.Message, r.Results, r.TaskID = StateSucceeded, "", "", nil, r.PastAttempts[last].TaskID
 	if r.Request != nil { // as asked, if nothing was submitted since
 		req := r.Request.WithSeed(r.ID)

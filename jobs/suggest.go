@@ -7,24 +7,24 @@ import (
 	"github.com/danqing-queue/danqing/jobs/editdistance"
 )
 
-// mistaken returns the known name that an unknown one is probably a slip for,
-// or "". Case, hyphens and underscores do not count. Short names get little
-// room, so that a column "site" is not taken for "size".
-func mistaken(name string, known []string) string {
+// suggestion returns the known name that an unknown one is probably a misspelling of, or
+// "". Case, hyphens and underscores do not count. Short names allow few edits, so that a
+// column "site" is not taken for "size".
+func suggestion(name string, known []string) string {
 	squash := strings.NewReplacer("_", "", "-", "", " ", "").Replace
 	key := squash(strings.ToLower(strings.TrimSpace(name)))
 	for _, k := range known {
 		target := squash(k)
 		// The length alone rules most out; a name may be a megabyte long.
-		if room := slips(key, target); len(key) <= len(target)+room && editdistance.Between(key, target) <= room {
+		if room := maxEdits(key, target); len(key) <= len(target)+room && editdistance.Between(key, target) <= room {
 			return k
 		}
 	}
 	return ""
 }
 
-// slips is how far apart two names may be and still be taken for one.
-func slips(name, known string) int {
+// maxEdits is how many edits may lie between a name and the known one that it misspells.
+func maxEdits(name, known string) int {
 	switch n := len(known); {
 	case n <= 3:
 		return 0
@@ -40,9 +40,9 @@ func slips(name, known string) int {
 	return 2
 }
 
-// nearest returns the one of names that is closest to name, or "" if none is
-// nearer than half its length.
-func nearest(name string, names []string) string {
+// closest returns the name with the smallest edit distance, or "" if that is more than
+// half its length.
+func closest(name string, names []string) string {
 	best, least := "", len(name)/2+1
 	for _, candidate := range names {
 		if len(name) > 2*len(candidate) {

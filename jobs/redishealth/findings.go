@@ -1,37 +1,37 @@
-package jobs
+package redishealth
 
 import "fmt"
 
-// Severity says how bad a [Finding] is.
+// Severity is how bad a [Finding] is.
 type Severity string
 
 // The severities of a finding.
 const (
 	// SeverityError breaks a promise, or will.
 	SeverityError Severity = "error"
-	// SeverityWarning may cost something when something else fails.
+	// SeverityWarning may cost something if something else fails.
 	SeverityWarning Severity = "warning"
-	// SeverityNote is good to know.
+	// SeverityNote is worth knowing.
 	SeverityNote Severity = "note"
 )
 
-// Finding is something about a service that a person should know.
+// Finding is something about a service that an operator should know.
 type Finding struct {
 	Severity Severity `json:"severity"`
-	// Text says in one sentence what is so and what it risks.
+	// Text is one sentence: the fact, and what it risks.
 	Text string `json:"text"`
-	// Remedy says what to do, "" if nothing must be done.
+	// Remedy says what to do, "" for nothing.
 	Remedy string `json:"remedy,omitempty"`
 }
 
 const (
-	// fullPercent is where a bound on memory is near, and brimPercent where the next
-	// batch may reach it; ours.
-	fullPercent = 80
-	brimPercent = 95
+	// fullPercent is the share of maxmemory that is a warning, and criticalPercent the
+	// one at which the next batch may reach the limit. Both are our choice.
+	fullPercent     = 80
+	criticalPercent = 95
 )
 
-// Findings are what puts the jobs in Redis at risk, the worst first. The embedded
+// Findings returns what puts the jobs in Redis at risk, the worst first. The embedded
 // queue has none.
 func (d Durability) Findings() []Finding {
 	if d.Version == "" {
@@ -52,9 +52,9 @@ func (d Durability) Findings() []Finding {
 	return sorted
 }
 
-// state is about what keeps Redis from working at all.
+// state finds what keeps Redis from working at all.
 func state(d Durability) (found []Finding) {
-	if d.before(6, 2) {
+	if d.olderThan(6, 2) {
 		found = append(found, Finding{SeverityError,
 			fmt.Sprintf("Redis is %s, and jobs can be neither archived nor deleted on one older than 6.2", d.Version),
 			"upgrade it to 6.2 or newer, best 7.2"})
@@ -82,11 +82,10 @@ func state(d Durability) (found []Finding) {
 	return found
 }
 
-// aofOn is how to make Redis append each write to a file, now and at its next
-// start.
+// aofOn is how to make Redis append each write to a file, now and at its next start.
 const aofOn = "set in redis.conf: appendonly yes; and now: redis-cli CONFIG SET appendonly yes"
 
-// persistence is about what a restart forgets.
+// persistence finds what a restart would lose.
 func persistence(d Durability) (found []Finding) {
 	switch {
 	case !d.AOF && d.Replicas > 0:
@@ -122,7 +121,7 @@ func persistence(d Durability) (found []Finding) {
 	return found
 }
 
-// memory is about what Redis does when it is full.
+// memory finds what Redis does when it is full.
 func memory(d Durability) (found []Finding) {
 	const remedy = "set in redis.conf: maxmemory-policy noeviction; and now: redis-cli CONFIG SET maxmemory-policy noeviction"
 	evicts := d.EvictionPolicy != "" && d.EvictionPolicy != "noeviction"
@@ -144,7 +143,7 @@ func memory(d Durability) (found []Finding) {
 		f := Finding{SeverityWarning,
 			fmt.Sprintf("Redis uses %d %% of its maxmemory of %d bytes; at 100 %% it takes no more jobs", percent, d.MaxMemoryBytes),
 			"raise maxmemory, or enqueue less at once; jobs that are over leave a week after their end"}
-		if percent >= brimPercent {
+		if percent >= criticalPercent {
 			f.Severity = SeverityError
 		}
 		found = append(found, f)
@@ -152,7 +151,7 @@ func memory(d Durability) (found []Finding) {
 	return found
 }
 
-// copies is about the loss of the machine.
+// copies finds the risk of losing the machine.
 func copies(d Durability) []Finding {
 	if d.Replicas > 0 || d.Replica {
 		return nil

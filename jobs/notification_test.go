@@ -15,7 +15,7 @@ import (
 )
 
 // told enqueues the job cat, which tells of its end in both ways.
-func told(t *testing.T, client *jobs.Client) *jobs.Record {
+func told(t *testing.T, client *testClient) *jobs.Record {
 	t.Helper()
 	rec, err := client.Enqueue(t.Context(), jobs.Request{
 		ID: "cat", Prompt: "a cat", Callback: "https://shop.example/hook", FollowUp: &jobs.FollowUp{Type: "image:ready", Queue: "shop"},
@@ -32,9 +32,9 @@ func due(t *testing.T, rdb redis.UniversalClient) []string {
 }
 
 // Whoever ends a job has its notices queued; a job without any queues nothing.
-func TestEndIsToldOf(t *testing.T) {
+func TestNotify(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		told(t, client)
 		enqueue(t, client, "dog")
@@ -42,18 +42,18 @@ func TestEndIsToldOf(t *testing.T) {
 			_, err := client.Cancel(t.Context(), id)
 			require.NoError(t, err)
 		}
-		rec, err := client.Get(t.Context(), "cat")
+		rec, err := client.Store.Get(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.Equal(t, map[string]asynq.TaskState{
-			rec.NoticeID(jobs.NoticeCallback): asynq.TaskStatePending, rec.NoticeID(jobs.NoticeFollowUp): asynq.TaskStatePending,
+			rec.NotificationID(jobs.NotificationCallback): asynq.TaskStatePending, rec.NotificationID(jobs.NotificationFollowUp): asynq.TaskStatePending,
 		}, messages(t, rdb, jobs.QueueNotify))
 		assert.Empty(t, due(t, rdb))
 
-		info, err := asynq.NewInspectorFromRedisClient(rdb).GetTaskInfo(jobs.QueueNotify, rec.NoticeID(jobs.NoticeCallback))
+		info, err := asynq.NewInspectorFromRedisClient(rdb).GetTaskInfo(jobs.QueueNotify, rec.NotificationID(jobs.NotificationCallback))
 		require.NoError(t, err)
 		var message jobs.NotifyMessage
 		require.NoError(t, json.Unmarshal(info.Payload, &message))
-		assert.Equal(t, jobs.NotifyMessage{JobID: "cat", EventID: rec.EventID(), Kind: jobs.NoticeCallback}, message)
+		assert.Equal(t, jobs.NotifyMessage{JobID: "cat", EventID: rec.EventID(), Kind: jobs.NotificationCallback}, message)
 		assert.Equal(t, jobs.TypeNotify, info.Type)
 
 		// A job that is retried ends once more, with another event.
@@ -69,7 +69,7 @@ func TestEndIsToldOf(t *testing.T) {
 
 // Whatever of the notices fails, and wherever the process dies after the end was
 // written: it is on record that they are due, and each is queued once.
-func TestNoticesAreDueUntilQueued(t *testing.T) {
+func TestNotificationsAreDueUntilQueued(t *testing.T) {
 	t.Parallel()
 	for lost := 1; ; lost++ {
 		client, rdb := newClient(t)
@@ -79,13 +79,13 @@ func TestNoticesAreDueUntilQueued(t *testing.T) {
 		hook := &dying{}
 		rdb.AddHook(hook)
 		hook.left.Store(int64(lost) + 1) // after the swap
-		require.NoError(t, client.Swap(t.Context(), rec, &next))
+		require.NoError(t, client.Store.Update(t.Context(), rec, &next))
 		died := hook.left.Load() <= 0
 		hook.left.Store(1 << 30)
 		if died {
 			require.Equal(t, []string{"cat"}, due(t, rdb), lost)
 		}
-		require.NoError(t, client.NotifyDue(t.Context()))
+		require.NoError(t, client.Store.EnqueueDueNotifications(t.Context()))
 		require.Len(t, messages(t, rdb, jobs.QueueNotify), 2, lost)
 		require.Empty(t, due(t, rdb))
 		if !died {
@@ -96,12 +96,12 @@ func TestNoticesAreDueUntilQueued(t *testing.T) {
 }
 
 // What nobody can tell any more does not stay in the way of others.
-func TestNoticesOfALostJob(t *testing.T) {
+func TestNotificationsOfALostJob(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
 	require.NoError(t, rdb.ZAdd(t.Context(), "danqing:notifications:due", redis.Z{Score: 1, Member: "gone"}, redis.Z{Score: 2, Member: "cat"}).Err())
 	told(t, client)
-	require.NoError(t, client.NotifyDue(t.Context()))
+	require.NoError(t, client.Store.EnqueueDueNotifications(t.Context()))
 	assert.Empty(t, due(t, rdb), "one is gone, the other is not over")
 	assert.Empty(t, messages(t, rdb, jobs.QueueNotify))
 }
@@ -109,38 +109,38 @@ func TestNoticesOfALostJob(t *testing.T) {
 // A person may have a notice sent again, whatever has become of it.
 func TestNotifyAgain(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, client *jobs.Client, rdb redis.UniversalClient) {
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		_, err := client.NotifyAgain(t.Context(), "cat")
 		require.ErrorIs(t, err, jobs.ErrNotFound)
 		told(t, client)
 		enqueue(t, client, "dog")
 		_, err = client.NotifyAgain(t.Context(), "cat")
-		require.ErrorIs(t, err, jobs.ErrState)
+		require.ErrorIs(t, err, jobs.ErrInvalidState)
 		for _, id := range []string{"cat", "dog"} {
 			_, err = client.Cancel(t.Context(), id)
 			require.NoError(t, err)
 		}
 		_, err = client.NotifyAgain(t.Context(), "dog")
-		require.ErrorIs(t, err, jobs.ErrState)
+		require.ErrorIs(t, err, jobs.ErrInvalidState)
 
-		rec, err := client.Get(t.Context(), "cat")
+		rec, err := client.Store.Get(t.Context(), "cat")
 		require.NoError(t, err)
-		callback, followUp := rec.NoticeID(jobs.NoticeCallback), rec.NoticeID(jobs.NoticeFollowUp)
+		callback, followUp := rec.NotificationID(jobs.NotificationCallback), rec.NotificationID(jobs.NotificationFollowUp)
 		inspector := asynq.NewInspectorFromRedisClient(rdb)
 		require.NoError(t, inspector.ArchiveTask(jobs.QueueNotify, callback))
 		require.NoError(t, inspector.DeleteTask(jobs.QueueNotify, followUp))
-		notices, err := client.Notices(t.Context(), rec)
+		notices, err := client.Notifications(t.Context(), &rec.Job)
 		require.NoError(t, err)
-		assert.Equal(t, []jobs.Notice{{Kind: jobs.NoticeCallback, State: "archived"}, {Kind: jobs.NoticeFollowUp}}, notices)
+		assert.Equal(t, []jobs.Notification{{Kind: jobs.NotificationCallback, State: "archived"}, {Kind: jobs.NotificationFollowUp}}, notices)
 		for range 2 {
 			sent, err := client.NotifyAgain(t.Context(), "cat")
 			require.NoError(t, err)
 			assert.Equal(t, []string{callback, followUp}, sent)
 			assert.Equal(t, map[string]asynq.TaskState{callback: asynq.TaskStatePending, followUp: asynq.TaskStatePending}, messages(t, rdb, jobs.QueueNotify))
-			notices, err := client.Notices(t.Context(), rec)
+			notices, err := client.Notifications(t.Context(), &rec.Job)
 			require.NoError(t, err)
-			assert.Equal(t, []jobs.Notice{{Kind: jobs.NoticeCallback, State: "pending"}, {Kind: jobs.NoticeFollowUp, State: "pending"}}, notices)
+			assert.Equal(t, []jobs.Notification{{Kind: jobs.NotificationCallback, State: "pending"}, {Kind: jobs.NotificationFollowUp, State: "pending"}}, notices)
 		}
 	})
 }
@@ -148,14 +148,14 @@ func TestNotifyAgain(t *testing.T) {
 func TestNewEvent(t *testing.T) {
 	t.Parallel()
 	ended := time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC)
-	rec := &jobs.Record{
+	rec := &jobs.Record{Job: jobs.Job{
 		ID: "cat", State: jobs.StateSucceeded, Model: "wanx-v1", Labels: map[string]string{"sku": "A-17"}, CostMicroYuan: 160_000, FinishedAt: ended,
 		Images: []jobs.Image{{N: 1, Key: "cat/cat-1.png", Bytes: 3}, {N: 2, Code: "DataInspectionFailed", Message: "no"}},
-	}
+	}}
 	link := func(image jobs.Image) (string, time.Time, error) {
 		return "https://images/" + image.Key, time.Time{}, nil
 	}
-	event, err := jobs.NewEvent(rec, link)
+	event, err := jobs.NewEvent(&rec.Job, link)
 	require.NoError(t, err)
 	encoded, err := json.Marshal(event)
 	require.NoError(t, err)
@@ -164,6 +164,6 @@ func TestNewEvent(t *testing.T) {
 		{"n":2,"code":"DataInspectionFailed","message":"no"}],"cost_micro_yuan":160000,"finished_at":"2026-11-28T10:00:00Z"}}`, string(encoded))
 	assert.Equal(t, "cat.1795860000000", rec.EventID())
 	broken := errors.New("no bucket")
-	_, err = jobs.NewEvent(rec, func(jobs.Image) (string, time.Time, error) { return "", time.Time{}, broken })
+	_, err = jobs.NewEvent(&rec.Job, func(jobs.Image) (string, time.Time, error) { return "", time.Time{}, broken })
 	require.ErrorIs(t, err, broken)
 }

@@ -1,0 +1,60 @@
+package jobs
+
+import "github.com/redis/go-redis/v9"
+
+// asynqVersion is the version of asynq from whose sources the keys and scripts in this
+// file were read: internal/base/base.go and internal/rdb/rdb.go. They are private to
+// asynq. A test fails when go.mod requires another version; then compare them again.
+const asynqVersion = "v0.26.0"
+
+// asynqQueues is asynq's set of the names of its queues (base.AllQueues).
+const asynqQueues = "asynq:queues"
+
+// asynqKey is the prefix of all keys of a queue (base.QueueKeyPrefix).
+func asynqKey(queue, part string) string { return "asynq:{" + queue + "}:" + part }
+
+// asynqMessage is a hash with one message: state, msg and, once there is one, result
+// (base.TaskKey).
+func asynqMessage(queue, id string) string { return asynqKey(queue, "t:"+id) }
+
+// asynqPending is a list of the IDs of a queue's pending messages. Messages are added at
+// its left end and taken from its right end (base.PendingKey).
+func asynqPending(queue string) string { return asynqKey(queue, "pending") }
+
+// asynqActive is a list of the IDs of a queue's active messages (base.ActiveKey).
+func asynqActive(queue string) string { return asynqKey(queue, "active") }
+
+// asynqLeases is a sorted set of the IDs of active messages, by the end of their lease
+// (base.LeaseKey).
+func asynqLeases(queue string) string { return asynqKey(queue, "lease") }
+
+// asynqArchived is a sorted set of the IDs of a queue's archived messages
+// (base.ArchivedKey).
+func asynqArchived(queue string) string { return asynqKey(queue, "archived") }
+
+// messageStatesScript returns the states of the messages at its keys, "" for those that
+// do not exist. One command serves many messages, since the caller reads all waiting jobs.
+var messageStatesScript = redis.NewScript(`
+local states = {}
+for i = 1, #KEYS do states[i] = redis.call('HGET', KEYS[i], 'state') or '' end
+return states
+`)
+
+// publishScript writes a message's result if the message exists. asynq's own writer does
+// not check that, and a result without a message blocks its ID forever
+// (hibiken/asynq#1167).
+var publishScript = redis.NewScript(`
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+return redis.call('HSET', KEYS[1], 'result', ARGV[1])
+`)
+
+// requeueScript puts an active message back at the head of its queue, as asynq does
+// itself at a shutdown (rdb.requeueCmd). Its keys are the active list, the leases, the
+// pending list and the message.
+var requeueScript = redis.NewScript(`
+if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then return 0 end
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('RPUSH', KEYS[3], ARGV[1])
+redis.call('HSET', KEYS[4], 'state', 'pending')
+return 1
+`)

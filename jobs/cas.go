@@ -1,0 +1,251 @@
+package jobs
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/compactjson"
+	"github.com/danqing-queue/danqing/jobs/ledger"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
+)
+
+// updateScript writes a record if its state, attempt and term are what the caller read,
+// moves it in the index of states, makes the job the owner of its task, and publishes the
+// write, as one command. A record that does not exist reads as three empty strings. A
+// found task that belongs to another job is not given to this one; a task that the job
+// has rejected loses its owner.
+//
+// It also updates the producer's limits: its number of waiting jobs, and the cost on the
+// day when the job was enqueued. A new job beyond the limits is refused. A job that has
+// ended becomes due for its notifications.
+var updateScript = redis.NewScript(`
+local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term', 'write')
+if cur[4] == ARGV[11] then return 1 end
+for i = 1, 3 do
+  if (cur[i] or '') ~= ARGV[i] then return 0 end
+end
+if ARGV[16] == '1' then
+  local owner = redis.call('HGET', KEYS[4], 'job')
+  if owner and owner ~= ARGV[10] then return owner end
+end
+local producer, counts = ARGV[17], ARGV[18]
+local depth, waiting, day = tonumber(ARGV[20]), tonumber(ARGV[21]), tonumber(ARGV[22])
+if depth > 0 then
+  local n = 0
+  for i = 8, 10 do n = n + redis.call('ZCARD', KEYS[i]) end
+  if n >= depth then return -1 end
+end
+if waiting > 0 and redis.call('SCARD', KEYS[5]) >= waiting then return -2 end
+if day > 0 and tonumber(redis.call('GET', KEYS[6]) or '0') + tonumber(counts) > day then return -3 end
+redis.call('HSET', KEYS[1], 'state', ARGV[4], 'attempt', ARGV[5], 'term', ARGV[6], 'record', ARGV[7], 'write', ARGV[11])
+if ARGV[14] == '1' then redis.call('HDEL', KEYS[1], 'cancel') end
+if ARGV[23] == '1' then
+  if redis.call('HGET', KEYS[4], 'job') == ARGV[10] then redis.call('HDEL', KEYS[4], 'job') end
+elseif KEYS[4] ~= KEYS[1] then
+  redis.call('HSETNX', KEYS[4], 'job', ARGV[10])
+  redis.call('EXPIRE', KEYS[4], ARGV[15])
+end
+if producer == 'waits' then redis.call('SADD', KEYS[5], ARGV[10]) end
+if producer == 'waits no more' then redis.call('SREM', KEYS[5], ARGV[10]) end
+if counts ~= '0' then
+  redis.call('INCRBY', KEYS[6], counts)
+  redis.call('EXPIRE', KEYS[6], ARGV[15])
+end
+if ARGV[19] == '1' then redis.call('ZADD', KEYS[7], ARGV[12], ARGV[10]) end
+if KEYS[2] ~= KEYS[3] then redis.call('ZREM', KEYS[2], ARGV[10]) end
+redis.call('ZADD', KEYS[3], ARGV[12], ARGV[10])
+if ARGV[8] ~= '0' then
+  redis.call('EXPIRE', KEYS[1], ARGV[8])
+  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', ARGV[13])
+else
+  redis.call('PERSIST', KEYS[1])
+end
+redis.call('PUBLISH', ARGV[9], ARGV[10])
+return 1
+`)
+
+// Update replaces the record old by next if the record in Redis still has the state,
+// attempt and term of old. A nil old means that there must be no record yet. It sets
+// next.UpdatedAt.
+//
+// It fails with [ErrConflict] if the record was changed, with a [*TaskOwnedError] if next
+// has adopted a task that belongs to another job, or with Redis's own error. After the
+// last one the record may or may not be written.
+func (s *Store) Update(ctx context.Context, old, next *Record) error {
+	return s.UpdateOnce(ctx, rand.Text(), old, next)
+}
+
+// UpdateOnce is [Store.Update] with an ID for the write: repeated with the same ID after
+// an error that left the outcome open, it writes once.
+func (s *Store) UpdateOnce(ctx context.Context, write string, old, next *Record) error {
+	return s.update(ctx, old, next, updateOptions{writeID: write})
+}
+
+// updateOptions are the options of a write.
+type updateOptions struct {
+	writeID string // identifies the write; "" means a random one
+	// clearCancel removes a cancel request.
+	clearCancel bool
+	limits      Limits
+}
+
+func (s *Store) update(ctx context.Context, old, next *Record, how updateOptions) error {
+	next.UpdatedAt = time.Now().UTC()
+	if how.clearCancel {
+		next.CancelRequestedAt = time.Time{}
+	}
+	encoded, err := compactjson.Marshal(next)
+	if err != nil {
+		return fmt.Errorf("write record of %s: %w", next.ID, err)
+	}
+	swapped, err := updateScript.Run(ctx, s.redis, updateKeys(old, next), updateArgs(old, next, encoded, how)...).Result()
+	switch answer := swapped.(type) {
+	case string:
+		err = &TaskOwnedError{TaskID: next.TaskID, JobID: answer}
+	case int64:
+		if answer <= 0 {
+			err = how.limits.limitError(answer)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("write record of %s: %w", next.ID, err)
+	}
+	if next.hasNotifications() {
+		_ = s.notify(ctx, next, next.UpdatedAt.UnixMilli()) // else a worker's next round does it
+	}
+	return nil
+}
+
+// updateKeys are the keys of updateScript. The record's own key stands for those that do
+// not apply.
+func updateKeys(old, next *Record) []string {
+	own := rediskey.Record(next.ID)
+	index, task, waiting, day := indexKey(next.State), own, own, own
+	if old != nil {
+		index = indexKey(old.State)
+	}
+	switch {
+	case next.TaskID != "":
+		task = rediskey.Task(next.TaskID)
+	case rejectsTask(old, next):
+		task = rediskey.Task(old.TaskID)
+	}
+	if name := producerOf(old, next); name != "" {
+		waiting, day = rediskey.ProducerWaiting(name), rediskey.ProducerDay(name, ledger.Day(next.EnqueuedAt))
+	}
+	return []string{
+		own, index, indexKey(next.State), task, waiting, day, rediskey.NotificationsDue,
+		indexKey(StateScheduled), indexKey(StateQueued), indexKey(StateRetrying),
+	}
+}
+
+func updateArgs(old, next *Record, encoded []byte, how updateOptions) []any {
+	expect := []any{"", "", ""}
+	if old != nil {
+		expect = []any{string(old.State), strconv.Itoa(old.Attempt), strconv.FormatInt(old.Term, 10)}
+	}
+	found := next.Adopted && next.TaskID != "" && (old == nil || old.TaskID != next.TaskID)
+	lifetime := time.Duration(0)
+	if next.State.Final() {
+		lifetime = RecordLifetime
+	}
+	producer, counts := "", int64(0)
+	if producerOf(old, next) != "" {
+		producer, counts = "waits no more", next.producerCharge()-old.producerCharge()
+		if next.State.Waiting() {
+			producer = "waits"
+		}
+	}
+	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), rediskey.Events, next.ID, cmp.Or(how.writeID, rand.Text()),
+		next.UpdatedAt.UnixMilli(), expiredBefore(next.UpdatedAt), how.clearCancel, int(rediskey.TaskLifetime.Seconds()), found)
+	return append(args, producer, strconv.FormatInt(counts, 10), next.hasNotifications(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan, rejectsTask(old, next))
+}
+
+// rejectsTask reports whether a job rejects the task that it had adopted.
+func rejectsTask(old, next *Record) bool {
+	return old != nil && old.TaskID != "" && next.TaskID == "" && slices.Contains(next.Rejected, old.TaskID)
+}
+
+// producerOf is the job's producer, from whichever record has it.
+func producerOf(old, next *Record) string {
+	if next.Producer == "" && old != nil {
+		return old.Producer
+	}
+	return next.Producer
+}
+
+// producerCharge is what the job counts against its producer's day, in millionths of a
+// yuan: what it may cost, and once it has ended, what it has cost. A nil record counts
+// nothing.
+func (r *Record) producerCharge() int64 {
+	switch {
+	case r == nil:
+		return 0
+	case r.State.Final():
+		return r.CostMicroYuan
+	}
+	return max(r.PriceMicroYuan, r.CostMicroYuan)
+}
+
+// Limits bound what [Client.EnqueueWithin] accepts. The zero value of a field means no
+// limit.
+type Limits struct {
+	// Depth is how many jobs may wait in total.
+	Depth int
+	// Waiting is how many jobs of the request's producer may wait.
+	Waiting int
+	// DayMicroYuan is what the producer's jobs of one day (UTC+8) may cost, in millionths
+	// of a yuan. A job counts with PriceMicroYuan until it has ended, and then with its
+	// cost.
+	DayMicroYuan int64
+	// PriceMicroYuan is the most that this job may cost, in millionths of a yuan.
+	PriceMicroYuan int64
+}
+
+// The kinds of a [LimitError].
+const (
+	LimitDepth   = "depth"   // the queue is full: retry later
+	LimitWaiting = "waiting" // the producer has too many waiting jobs
+	LimitDay     = "day"     // the producer's daily budget is spent, until midnight (UTC+8)
+)
+
+// LimitError says which limit a job would exceed. Nothing of the job was queued.
+type LimitError struct {
+	Kind string // one of the Limit constants
+	Most int64  // jobs, or millionths of a yuan
+}
+
+// Error names the limit.
+func (e *LimitError) Error() string {
+	switch e.Kind {
+	case LimitDepth:
+		return fmt.Sprintf("the queue is full: %d jobs wait, as many as may", e.Most)
+	case LimitWaiting:
+		return fmt.Sprintf("%d jobs of this producer wait, as many as may", e.Most)
+	}
+	return fmt.Sprintf("the %s yuan that this producer's jobs may cost a day (UTC+8) do not leave enough for this one", ledger.FormatYuan(e.Most))
+}
+
+// limitError is the error of what updateScript returns in place of 1.
+func (l Limits) limitError(answer int64) error {
+	switch answer {
+	case -1:
+		return &LimitError{LimitDepth, int64(l.Depth)}
+	case -2:
+		return &LimitError{LimitWaiting, int64(l.Waiting)}
+	case -3:
+		return &LimitError{LimitDay, l.DayMicroYuan}
+	}
+	return ErrConflict
+}
+
+// expiredBefore is the score below which an ended job has left Redis, in Unix
+// milliseconds.
+func expiredBefore(now time.Time) int64 { return now.Add(-RecordLifetime).UnixMilli() }

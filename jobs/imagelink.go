@@ -1,0 +1,57 @@
+package jobs
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"strconv"
+)
+
+const (
+	// linkPurpose separates a link's signature from any other use of an image's hash.
+	linkPurpose = "danqing/link/1\n"
+	// linkDigits is how many hex digits of the signature a link has: 128 bits.
+	linkDigits = 32
+	linkExt    = ".png"
+)
+
+// ImagePath is the path at which danqing serve serves an image of the job, permanently:
+// /images/JOB_ID-N.png?s=SIGNATURE, below the server's base URL. It is "" for an image
+// that is not in the bucket or whose hash is not known.
+//
+// The signature is an HMAC with the image's own SHA-256 as the key. Only somebody who has
+// the image can compute it, and gains nothing by it. So there is no secret to lose, leak
+// or rotate, and a stored link is valid as long as the image exists.
+func (j *Job) ImagePath(image Image) string {
+	signature := j.imageSignature(image)
+	if signature == "" {
+		return ""
+	}
+	return "/images/" + imageName(j.ID, image.N) + linkExt + "?s=" + signature
+}
+
+// ImageBySignature returns the job's image with a number if the signature is that of
+// [Job.ImagePath]. It takes the same time for every wrong signature.
+func (j *Job) ImageBySignature(n int, signature string) (Image, bool) {
+	for _, image := range j.Images {
+		if image.N != n {
+			continue
+		}
+		want := j.imageSignature(image)
+		return image, want != "" && hmac.Equal([]byte(want), []byte(signature))
+	}
+	return Image{}, false
+}
+
+// imageSignature is "" for an image without a link.
+func (j *Job) imageSignature(image Image) string {
+	key, err := hex.DecodeString(image.SHA256)
+	if err != nil || len(key) != sha256.Size || image.Key == "" {
+		return ""
+	}
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte(linkPurpose + imageName(j.ID, image.N)))
+	return hex.EncodeToString(mac.Sum(nil))[:linkDigits]
+}
+
+func imageName(jobID string, n int) string { return jobID + "-" + strconv.Itoa(n) }

@@ -1,0 +1,84 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hibiken/asynq"
+)
+
+// WithoutMessage returns those of the waiting records that no message in the queue will
+// start, for [Store.RequeueOrphan].
+func (s *Store) WithoutMessage(ctx context.Context, records []*Record) ([]*Record, error) {
+	var keys []string
+	var waiting, unwoken []*Record
+	for _, rec := range records {
+		if rec.State.Waiting() {
+			keys = append(keys, asynqMessage(Queue(rec.Model, rec.Priority), rec.ID))
+			waiting = append(waiting, rec)
+		}
+	}
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	states, err := messageStatesScript.Run(ctx, s.redis, keys).StringSlice()
+	if err != nil {
+		return nil, fmt.Errorf("read messages: %w", err)
+	}
+	for i, state := range states {
+		switch state {
+		case "pending", "active", "scheduled", "retry":
+		default:
+			unwoken = append(unwoken, waiting[i])
+		}
+	}
+	return unwoken, nil
+}
+
+// RequeueOrphan gives a waiting job a message if it has none. If its message was
+// archived, or is gone together with the request, the job is canceled with [CodeArchived]
+// or [CodeMessageLost], since nothing was bought. It returns the record if it changed
+// something, else nil. It fails with [ErrConflict] if the job was changed meanwhile, or
+// with Redis's own error.
+//
+// A job that was enqueued a moment ago may not have its message yet: the caller leaves it
+// out.
+func (s *Store) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error) {
+	if !rec.State.Waiting() {
+		return nil, nil //nolint:nilnil // nothing to repair
+	}
+	info, err := asynq.NewInspectorFromRedisClient(s.redis).GetTaskInfo(Queue(rec.Model, rec.Priority), rec.ID)
+	gone := errors.Is(err, asynq.ErrTaskNotFound) || errors.Is(err, asynq.ErrQueueNotFound)
+	if err != nil && !gone {
+		return nil, err
+	}
+	if !gone && info.State != asynq.TaskStateArchived && info.State != asynq.TaskStateCompleted {
+		return nil, nil //nolint:nilnil // nothing to repair
+	}
+	req, err := s.RequestOf(ctx, &rec.Job)
+	next := *rec
+	switch {
+	case errors.Is(err, ErrRequestLost):
+		next.Code, next.Message = CodeMessageLost, "its message is gone from the queue, and nothing was bought: enqueue it again"
+	case err != nil:
+		return nil, err
+	case !gone && info.State == asynq.TaskStateArchived && !archivedBeforeRetry(rec, info):
+		next.Code, next.Message = CodeArchived, "its message was archived in the queue before anything was bought: run it there, or retry the job"
+		next.Request = &req
+	default:
+		return rec, s.EnqueueGenerate(ctx, rec, req)
+	}
+	next.State, next.FinishedAt = StateCanceled, time.Now().UTC()
+	return &next, s.Update(ctx, rec, &next)
+}
+
+// archivedBeforeRetry reports whether a message is in the archive because of the end that
+// the job had before it was retried: asynq repeats a write that failed.
+func archivedBeforeRetry(rec *Record, message *asynq.TaskInfo) bool {
+	return !message.LastFailedAt.IsZero() && message.LastFailedAt.Before(rec.RetriedAt.Add(asynqLease))
+}
+
+// asynqLease is how long asynq repeats the outcome of a message: its lease.
+const asynqLease = 30 * time.Second

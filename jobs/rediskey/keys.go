@@ -1,0 +1,160 @@
+// Package rediskey names every Redis key that Danqing owns, with its type, lifetime,
+// writer and readers. The keys of asynq, which queues the messages, are in package jobs.
+//
+// A name in capitals stands for a value. A lifetime is measured from the last write,
+// unless the comment says otherwise; "none" means that the key does not expire. A lost
+// key costs no money: the worker's journal and the bucket have what was paid for.
+package rediskey
+
+import (
+	"regexp"
+	"time"
+)
+
+// Jobs. Package jobs writes these keys for producers, operators and workers.
+const (
+	// Events is a publish-subscribe channel. Every write of a record publishes the ID
+	// of its job. Readers: jobs.Client.Wait and Subscribe.
+	Events = "danqing:events"
+	// NotificationsDue is a sorted set of the IDs of the ended jobs whose notifications
+	// are not in the queue yet, by the time of the write in Unix milliseconds.
+	// Lifetime: an entry is removed once its messages are queued.
+	// Writer: the script that writes records. Reader: the worker's notification server.
+	NotificationsDue = "danqing:notifications:due"
+	// Lanes is a hash ACCOUNT:MODEL → status as JSON, for people. Lifetime: none.
+	// Writer: the worker that holds the lane. Readers: jobs.Inspector.Lanes, the gateway.
+	Lanes = "danqing:lanes"
+	// PausedAccounts is a hash ACCOUNT → pause as JSON. Lifetime: until the account is
+	// resumed. Writer: jobs.Inspector.PauseAccount. Readers: lanes before each submit.
+	PausedAccounts = "danqing:accounts:paused"
+	// KeyIDs is a hash of an API key's fingerprint → the api_key_id under which
+	// DashScope lists its tasks. Lifetime: none. Writer and reader: lanes.
+	KeyIDs = "danqing:keys"
+)
+
+// Record is a hash with one job: record (JSON), state, attempt, term and write for the
+// compare-and-set, and cancel, the time of a cancel request. Lifetime: none until the
+// job has ended, then seven days. Writer and readers: package jobs.
+func Record(jobID string) string { return "danqing:job:" + jobID }
+
+// Index is a sorted set of the IDs of the jobs in a state, by the time of their last
+// write in Unix milliseconds. Lifetime: none; entries of ended jobs are removed after
+// seven days. Writer: the script that writes records. Readers: package jobs.
+func Index(state string) string { return "danqing:jobs:" + state }
+
+// Durations is a list of the durations of a model's last tasks in milliseconds, newest
+// first. Lifetime: none; it has 20 entries at most. Writer: lanes. Reader: jobs.Backlog.
+func Durations(model string) string { return "danqing:durations:" + model }
+
+// ProducerWaiting is a set of the IDs of a producer's waiting jobs. Lifetime: none; the
+// script that writes records keeps it. Reader: the same script, for jobs.Limits.
+func ProducerWaiting(producer string) string { return "danqing:producer:" + producer + ":waiting" }
+
+// ProducerDay is the sum of what a producer's jobs of a day (YYYY-MM-DD, UTC+8) may cost
+// or have cost, in millionths of a yuan. Lifetime: [TaskLifetime]. Writer and reader: the
+// script that writes records, for jobs.Limits.
+func ProducerDay(producer, day string) string { return "danqing:producer:" + producer + ":" + day }
+
+// Task is a hash with one DashScope task: job, its owner; kept, the job for which its
+// images are quarantined; spent, the day (YYYY-MM-DD) on which its cost was booked.
+// Lifetime: [TaskLifetime]. Writers: package jobs and jobs/ledger. Readers: both, lanes.
+func Task(taskID string) string { return "danqing:task:" + taskID }
+
+// TaskLifetime is how long Redis has a task's owner and that it was booked: a day longer
+// than a record. DashScope has a task for one day.
+const TaskLifetime = 8 * 24 * time.Hour
+
+// Money. Package jobs/ledger writes and reads these keys for workers and operators. All
+// amounts are in millionths of a yuan.
+const (
+	// LedgerDays is a sorted set of ACCOUNT:DAY, by the day as a number (20260131).
+	// Lifetime: entries are removed after two years.
+	LedgerDays = "danqing:ledger"
+	// LedgerImports is a hash WORKER → first day that is imported task by task, with
+	// " done" after it once all is imported. Lifetime: none.
+	LedgerImports = "danqing:ledger:imports"
+)
+
+// LedgerDay is a hash with one day of an account: spent and reserved, its sums;
+// open:JOB.ATTEMPT, an open reservation as AMOUNT IMAGES NANOSECONDS GROUP; spent:GROUP
+// and images:GROUP, the sums of a group; import:WORKER, what a worker's log brought. A
+// GROUP is JSON of model, batch and labels. Lifetime: two years from the day's start.
+func LedgerDay(account, day string) string { return LedgerDays + ":" + account + ":" + day }
+
+// BatchBudget is a hash with a batch: cap, spent, reserved and import:WORKER. Lifetime:
+// two years.
+func BatchBudget(batch string) string { return "danqing:budget:" + batch }
+
+// The gateway (jobs/gateway) writes and reads these keys.
+
+// Dedupe is the ID of the job that a client's request started, by a hash of the request
+// and its token. Lifetime: 24 hours from the first write.
+func Dedupe(requestHash string) string { return "danqing:dedupe:" + requestHash }
+
+// Upload is an uploaded reference image as JSON, by its object name. Lifetime: 48 hours
+// from the first write, as at DashScope.
+func Upload(name string) string { return "danqing:upload:" + name }
+
+// Workers write and read these keys.
+const (
+	// Dataset is a random ID that the first worker writes. It is gone, or another one,
+	// once Redis has lost its data. Lifetime: none.
+	Dataset = "danqing:dataset"
+	// Barrier is the time in Unix milliseconds of the last write by
+	// redishealth.WaitDurable, which waits until that write is durable. Lifetime: none.
+	Barrier = "danqing:barrier"
+	// Maintenance is when the janitor ran last, in Unix milliseconds. Lifetime: none.
+	Maintenance = "danqing:maintenance:last_run"
+	// Term is a counter, incremented by each worker that acquires a lane. Lifetime: none.
+	Term = "danqing:term"
+	// DoctorProbe is written by danqing doctor to see whether Redis accepts writes.
+	// Lifetime: ten seconds. Reader: none.
+	DoctorProbe = "danqing:doctor"
+)
+
+// Lane is the key of a part of a lane.
+func Lane(account, model, part string) string {
+	return "danqing:lane:" + account + ":" + model + ":" + part
+}
+
+// The parts of a [Lane]. The lane's holder writes and reads them; other readers are
+// named.
+const (
+	// LaneLease is the ID of the worker that holds the lane. Lifetime: 15 seconds,
+	// renewed by the holder. Readers: standby workers, jobs.Inspector.Lanes.
+	LaneLease = "lease"
+	// LaneTerm is the term of the lane's last holder. Lifetime: none.
+	LaneTerm = "term"
+	// LaneInFlight is a hash of the lane's jobs between intent and end → time of the
+	// mark. Reader: the next holder. Lifetime: an entry is removed at the job's end.
+	LaneInFlight = "in_flight"
+	// LaneIntents is a hash JOB.ATTEMPT → intent as JSON, of the creates whose outcome
+	// stayed open and which were bought again or are held. Lifetime: an entry is removed
+	// once no late task can appear.
+	LaneIntents = "intents"
+	// LaneQuarantine is a hash TASK → quarantined task as JSON. Lifetime: an entry is
+	// removed once its images are in the bucket.
+	LaneQuarantine = "quarantine"
+	// LaneOrphans is a hash TASK → creation time, of the tasks without an owner after a
+	// loss of data. Lifetime: an entry is removed once a job is held for it.
+	LaneOrphans = "orphans"
+	// LaneVerifiedDataset is the dataset that the lane was last verified against.
+	// Lifetime: none.
+	LaneVerifiedDataset = "verified_dataset"
+	// LaneLastTask is the lane's last created task as JSON. Lifetime: as long as
+	// DashScope has the task, 24 hours.
+	LaneLastTask = "last_task"
+)
+
+var (
+	namePattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+	idPattern   = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+)
+
+// ValidName reports whether an account or a producer may have this name: 1 to 64
+// characters of A-Z, a-z, 0-9, dot, underscore and hyphen. Names stand between colons.
+func ValidName(name string) bool { return namePattern.MatchString(name) }
+
+// ValidID reports whether a job may have this ID: 1 to 128 characters of A-Z, a-z, 0-9,
+// dot, underscore and hyphen, but neither "." nor "..", which would be file names.
+func ValidID(id string) bool { return idPattern.MatchString(id) && id != "." && id != ".." }
