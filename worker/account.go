@@ -1,17 +1,16 @@
 package worker
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
-	"sync"
-	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/account"
+	"github.com/danqing-queue/danqing/worker/internal/lane"
 )
 
 // Account is one Alibaba main account and its lanes. DashScope counts its limits per
@@ -52,212 +51,65 @@ type Lane struct {
 
 const defaultAccount = "default"
 
-// account is the runtime state of an Account.
-type account struct {
-	name   string
-	remote *dashscope.Client
-	log    *slog.Logger
-
-	// configured is the account's configuration: its budget and prices.
-	configured Account
-
-	mu sync.Mutex
-	// date was the service's clock at the local time dated.
-	date, dated time.Time
-	// verified is set once the service has accepted the key.
-	verified bool
-	// mainAccountID is the main account's number, "" until one of its tasks has been
-	// listed.
-	mainAccountID string
-	// disabledReason is the error for which nothing may be bought on the account, even
-	// if the service accepts its key. nil means enabled.
-	disabledReason error
-}
-
-// laneSpec is a configured lane with its defaults filled in.
-type laneSpec struct {
-	account     *account
-	model       jobs.Model
-	concurrency int
-	submits     float64 // per second
-	// drainOnly means that the lane takes no jobs: it ends when its tasks in flight
-	// have ended.
-	drainOnly bool
-}
-
-// usable reports whether the service has accepted the account's key, and fails
-// if nothing may be bought on it.
-func (a *account) usable() (bool, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.verified, a.disabledReason
-}
-
-func (a *account) disable(why error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.disabledReason = why
-}
-
 // Errors of accounts.
 var (
 	// ErrGateway means that the base URL is Danqing's own API.
-	ErrGateway = errors.New("the DashScope base URL is Danqing's own API, which would submit to itself: set DASHSCOPE_HTTP_BASE_URL to DashScope's own address")
+	ErrGateway = account.ErrGateway
 	// ErrSameAccount means that two configured accounts are one main account and share
 	// its limits.
-	ErrSameAccount = errors.New("two accounts are the same Alibaba main account and would exceed its limits together: remove one of them")
+	ErrSameAccount = account.ErrSameAccount
 	// ErrMixed means that one account uses the simulator and another does not.
-	ErrMixed = errors.New("one account uses the simulator and another does not: simulated and real images must not be mixed")
+	ErrMixed = account.ErrMixed
 )
-
-// probe asks the service at an account's base URL what it is and whether it accepts the
-// key. It costs nothing.
-func (w *Worker) probe(ctx context.Context, a *account) error {
-	endpoint, err := a.remote.Probe(ctx)
-	switch {
-	case err != nil:
-		return err
-	case endpoint.Gateway:
-		err = ErrGateway
-	default:
-		w.mu.Lock()
-		if !w.known {
-			w.known, w.simulated = true, endpoint.Simulated
-		}
-		if w.simulated != endpoint.Simulated {
-			err = ErrMixed
-		}
-		w.mu.Unlock()
-	}
-	if err != nil {
-		a.disable(err)
-		return err
-	}
-	a.mu.Lock()
-	a.verified, a.mainAccountID = true, endpoint.Owner
-	a.mu.Unlock()
-	return nil
-}
-
-// isKeyRefused reports whether the service has answered that it does not serve the
-// account.
-func isKeyRefused(err error) bool {
-	var refusal *dashscope.Error
-	return errors.As(err, &refusal) && (refusal.Kind == dashscope.KindAccount || refusal.Kind == dashscope.KindTerminal)
-}
-
-// probeAll probes every account, until at least one is usable. It fails if none can
-// become usable.
-func (w *Worker) probeAll(ctx context.Context) error {
-	for retry := (&backoff{first: time.Second, most: time.Minute}); ; {
-		errs := make([]error, len(w.accounts))
-		var group sync.WaitGroup
-		for i, a := range w.accounts {
-			group.Go(func() { errs[i] = w.probe(ctx, a) })
-		}
-		group.Wait()
-		met, hopeless := 0, 0
-		for i, err := range errs {
-			switch {
-			case errors.Is(err, ErrGateway), errors.Is(err, ErrMixed):
-				return fmt.Errorf("account %s: %w", w.accounts[i].name, err)
-			case err == nil:
-				met++
-			case isKeyRefused(err):
-				hopeless++
-			}
-		}
-		if met > 0 {
-			return w.checkDistinct()
-		}
-		err := errors.Join(errs...)
-		if hopeless == len(w.accounts) {
-			return err
-		}
-		wait := retry.next()
-		w.log.Warn("dashscope unavailable, retrying", "err", err, "wait", wait)
-		if err := w.sleep(ctx, wait); err != nil {
-			return err
-		}
-	}
-}
-
-// checkDistinct fails with ErrSameAccount if two accounts are known to be the same main
-// account, and disables the later one.
-func (w *Worker) checkDistinct() error {
-	first := map[string]string{}
-	for _, a := range w.accounts {
-		a.mu.Lock()
-		owner := a.mainAccountID
-		a.mu.Unlock()
-		if owner == "" {
-			continue
-		}
-		at := a.remote.Region() + " " + owner
-		if other, taken := first[at]; taken {
-			err := fmt.Errorf("%s and %s: %w", other, a.name, ErrSameAccount)
-			a.disable(err)
-			return err
-		}
-		first[at] = a.name
-	}
-	return nil
-}
-
-// discoverOwners finds the main account's number of accounts that had no task in the
-// list at start.
-func (w *Worker) discoverOwners(ctx context.Context) {
-	for _, a := range w.accounts {
-		a.mu.Lock()
-		unknown := a.verified && a.mainAccountID == "" && len(w.accounts) > 1
-		a.mu.Unlock()
-		if !unknown {
-			continue
-		}
-		if endpoint, err := a.remote.Probe(ctx); err == nil {
-			a.mu.Lock()
-			a.mainAccountID = endpoint.Owner
-			a.mu.Unlock()
-		}
-	}
-	if err := w.checkDistinct(); err != nil {
-		w.log.Error("account disabled", "err", err)
-	}
-}
-
-// accountNamed returns the configured account with a name, or nil.
-func (w *Worker) accountNamed(name string) *account {
-	for _, a := range w.accounts {
-		if a.name == name {
-			return a
-		}
-	}
-	return nil
-}
 
 // addDrainLanes adds lanes for models that are no longer configured but have tasks at
 // DashScope or in quarantine. It logs jobs on accounts that are not configured.
 func (w *Worker) addDrainLanes(ctx context.Context) error {
 	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
-		if e.Record != nil && w.accountNamed(e.Record.Account) == nil {
+		if e.Record != nil && w.accounts.Named(e.Record.Account) == nil {
 			w.log.Error("paid job on an account that is not configured: configure it", "job_id", e.JobID, "task_id", e.Record.TaskID, "account", e.Record.Account)
 		}
 	}
-	for _, a := range w.accounts {
+	for _, a := range w.accounts.All {
 		for _, model := range jobs.Models() {
-			if slices.ContainsFunc(w.lanes, func(l laneSpec) bool { return l.account == a && l.model.Name == model.Name }) {
+			if w.hasLane(a, model) {
 				continue
 			}
-			left, err := w.cfg.Redis.Exists(ctx, rediskey.Lane(a.name, model.Name, inFlightKey), rediskey.Lane(a.name, model.Name, quarantineKey)).Result()
+			left, err := w.cfg.Redis.Exists(ctx, rediskey.Lane(a.Name, model.Name, rediskey.LaneInFlight), rediskey.Lane(a.Name, model.Name, rediskey.LaneQuarantine)).Result()
 			if err != nil {
 				return fmt.Errorf("read in-flight marks: %w", err)
 			}
 			if left > 0 {
-				w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: 1, submits: model.SubmitsPerSecond, drainOnly: true})
+				l := w.newLane(a, model)
+				l.DrainOnly = true
+				w.lanes = append(w.lanes, l)
+			}
+		}
+	}
+	for i, l := range w.lanes {
+		w.lanes[i].AccountLanes = 0
+		for _, other := range w.lanes {
+			if other.Account == l.Account {
+				w.lanes[i].AccountLanes++
 			}
 		}
 	}
 	return nil
+}
+
+func (w *Worker) hasLane(a *account.Account, model jobs.Model) bool {
+	return slices.ContainsFunc(w.lanes, func(l lane.Config) bool { return l.Account == a && l.Model.Name == model.Name })
+}
+
+// newLane returns the configuration of an account's lane with one slot.
+func (w *Worker) newLane(a *account.Account, model jobs.Model) lane.Config {
+	return lane.Config{
+		Recorder: w.recorder, Dataset: w.dataset, Quarantine: w.recovery.quarantine, Recovery: w.recovery, Account: a, Model: model,
+		Concurrency: 1, SubmitsPerSecond: model.SubmitsPerSecond, Exclusive: w.cfg.ExclusiveQueue, QueueInterval: w.cfg.QueueInterval,
+		StoreBacklogLimit: storeBacklog * w.cfg.StoreConcurrency, SubmitLimit: w.submitLimit,
+		Probe:              func(ctx context.Context) error { return w.accounts.Probe(ctx, a) },
+		ReferenceRefusedAt: &w.referenceRefusedAt,
+	}
 }
 
 // checkMoney checks an account's budget and prices.
@@ -279,48 +131,49 @@ func (a Account) checkMoney() error {
 // newAccounts validates the configured accounts and adds their lanes.
 func (w *Worker) newAccounts(configured []Account) error {
 	for _, c := range configured {
-		if c.Name == "" {
-			c.Name = defaultAccount
-		}
+		c.Name = cmp.Or(c.Name, defaultAccount)
 		if c.DashScope == nil || len(c.Lanes) == 0 {
 			return fmt.Errorf("worker: account %s: DashScope and at least one lane are required", c.Name)
 		}
 		if err := c.checkMoney(); err != nil {
 			return fmt.Errorf("worker: account %s: %w", c.Name, err)
 		}
-		if w.accountNamed(c.Name) != nil {
+		if w.accounts.Named(c.Name) != nil {
 			return fmt.Errorf("worker: account %s is configured twice", c.Name)
 		}
-		a := &account{name: c.Name, remote: c.DashScope, log: w.log.With("account", c.Name), configured: c}
-		w.accounts = append(w.accounts, a)
-		for _, lane := range c.Lanes {
-			if lane.Model == "" {
-				lane.Model = jobs.DefaultModel
-			}
-			model, err := jobs.LookupModel(lane.Model)
-			if err != nil {
+		a := &account.Account{
+			Name: c.Name, Client: c.DashScope, Log: w.log.With("account", c.Name),
+			DailyBudgetMicroYuan: c.DailyBudgetMicroYuan, PricesMicroYuan: c.PricesMicroYuan,
+		}
+		w.accounts.All = append(w.accounts.All, a)
+		for _, l := range c.Lanes {
+			if err := w.addLane(a, l); err != nil {
 				return fmt.Errorf("worker: account %s: %w", c.Name, err)
 			}
-			if err := model.CheckRegion(c.DashScope.Region()); err != nil {
-				return fmt.Errorf("worker: account %s: %w", c.Name, err)
-			}
-			if lane.Concurrency == 0 {
-				lane.Concurrency = 1
-			}
-			if lane.Concurrency < 0 || lane.Concurrency > model.Concurrency {
-				return fmt.Errorf("worker: account %s: concurrency %d: allowed for %s: 1 to %d", c.Name, lane.Concurrency, lane.Model, model.Concurrency)
-			}
-			if lane.SubmitsPerSecond == 0 {
-				lane.SubmitsPerSecond = model.SubmitsPerSecond
-			}
-			if lane.SubmitsPerSecond < 0 || lane.SubmitsPerSecond > model.SubmitsPerSecond {
-				return fmt.Errorf("worker: account %s: %g submits a second: allowed for %s: up to %g", c.Name, lane.SubmitsPerSecond, lane.Model, model.SubmitsPerSecond)
-			}
-			if slices.ContainsFunc(w.lanes, func(l laneSpec) bool { return l.account == a && l.model.Name == model.Name }) {
-				return fmt.Errorf("worker: account %s: the lane for %s is configured twice: remove one", c.Name, lane.Model)
-			}
-			w.lanes = append(w.lanes, laneSpec{account: a, model: model, concurrency: lane.Concurrency, submits: lane.SubmitsPerSecond})
 		}
 	}
+	return nil
+}
+
+// addLane validates a configured lane and adds it.
+func (w *Worker) addLane(a *account.Account, l Lane) error {
+	model, err := jobs.LookupModel(cmp.Or(l.Model, jobs.DefaultModel))
+	if err != nil {
+		return err
+	}
+	if err := model.CheckRegion(a.Client.Region()); err != nil {
+		return err
+	}
+	added := w.newLane(a, model)
+	added.Concurrency, added.SubmitsPerSecond = cmp.Or(l.Concurrency, added.Concurrency), cmp.Or(l.SubmitsPerSecond, added.SubmitsPerSecond)
+	switch {
+	case added.Concurrency < 0 || added.Concurrency > model.Concurrency:
+		return fmt.Errorf("concurrency %d: allowed for %s: 1 to %d", l.Concurrency, model.Name, model.Concurrency)
+	case added.SubmitsPerSecond < 0 || added.SubmitsPerSecond > model.SubmitsPerSecond:
+		return fmt.Errorf("%g submits a second: allowed for %s: up to %g", l.SubmitsPerSecond, model.Name, model.SubmitsPerSecond)
+	case w.hasLane(a, model):
+		return fmt.Errorf("the lane for %s is configured twice: remove one", model.Name)
+	}
+	w.lanes = append(w.lanes, added)
 	return nil
 }

@@ -56,10 +56,10 @@ func TestSpendingPage(t *testing.T) {
 	} {
 		assert.Contains(t, string(page), "| `"+string(kind)+"` |")
 	}
-	for _, name := range []string{inFlightKey, intentsKey, quarantineKey, orphansKey, lastTaskKey, verifiedDatasetKey} {
+	for _, name := range []string{rediskey.LaneInFlight, rediskey.LaneIntents, rediskey.LaneQuarantine, rediskey.LaneOrphans, rediskey.LaneLastTask, rediskey.LaneVerifiedDataset} {
 		assert.Contains(t, string(page), "`…:"+name+"`")
 	}
-	for _, key := range []string{termKey, datasetKey, rediskey.Maintenance} {
+	for _, key := range []string{rediskey.Term, rediskey.Dataset, rediskey.Maintenance} {
 		assert.Contains(t, string(page), "`"+key+"`")
 	}
 }

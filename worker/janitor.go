@@ -5,14 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
+	"github.com/danqing-queue/danqing/worker/internal/account"
+	"github.com/danqing-queue/danqing/worker/internal/recorder"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 const (
@@ -28,32 +31,28 @@ const (
 	archivePage = 100
 )
 
-// runJanitor runs the maintenance until the returned function is called.
-func (w *Worker) runJanitor(ctx context.Context) (stop func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	var group sync.WaitGroup
-	group.Go(func() {
-		for {
-			if err := w.runMaintenance(ctx); err != nil && ctx.Err() == nil {
-				w.log.Warn("maintenance failed, retrying", "err", err, "wait", janitorInterval)
-			}
-			if err := w.sleep(ctx, janitorInterval); err != nil {
-				return
-			}
-		}
-	})
-	return func() { cancel(); group.Wait() }
+// janitor does the maintenance of the queue.
+type janitor struct {
+	recorder *recorder.Recorder
+	accounts *account.Set
+	recovery *recovery
+	models   []string
+}
+
+func (j *janitor) run(ctx context.Context) {
+	if err := j.runMaintenance(ctx); err != nil && ctx.Err() == nil {
+		j.recorder.Log.Warn("maintenance failed, retrying", "err", err, "wait", janitorInterval)
+	}
 }
 
 // runMaintenance runs the maintenance, unless another worker has just done so.
-func (w *Worker) runMaintenance(ctx context.Context) error {
-	w.discoverOwners(ctx)
-	w.Unfinished(ctx) // removes jobs that others have finished from the journal
-	models := w.models()
-	if err := w.jobs.RegisterQueues(ctx, models); err != nil {
+func (j *janitor) runMaintenance(ctx context.Context) error {
+	j.accounts.DiscoverOwners(ctx)
+	j.recovery.unfinished(ctx, "") // removes jobs that others have finished from the journal
+	if err := j.recorder.Store.RegisterQueues(ctx, j.models); err != nil {
 		return err
 	}
-	last, err := w.cfg.Redis.Get(ctx, rediskey.Maintenance).Int64()
+	last, err := j.recorder.Redis.Get(ctx, rediskey.Maintenance).Int64()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return fmt.Errorf("read %s: %w", rediskey.Maintenance, err)
 	}
@@ -62,34 +61,34 @@ func (w *Worker) runMaintenance(ctx context.Context) error {
 	if now.Sub(time.UnixMilli(last)) < janitorInterval {
 		return nil
 	}
-	if err := w.cfg.Redis.Set(ctx, rediskey.Maintenance, strconv.FormatInt(now.UnixMilli(), 10), 0).Err(); err != nil {
+	if err := j.recorder.Redis.Set(ctx, rediskey.Maintenance, strconv.FormatInt(now.UnixMilli(), 10), 0).Err(); err != nil {
 		return fmt.Errorf("write %s: %w", rediskey.Maintenance, err)
 	}
 	// requeueOrphans must see archived messages before they are trimmed.
-	if err := w.requeueOrphans(ctx); err != nil {
+	if err := j.requeueOrphans(ctx); err != nil {
 		return err
 	}
-	if err := w.ensureSidecars(ctx); err != nil {
+	if err := j.ensureSidecars(ctx); err != nil {
 		return err
 	}
-	if err := w.releaseLeakedReservations(ctx); err != nil {
+	if err := j.releaseLeakedReservations(ctx); err != nil {
 		return err
 	}
-	return w.trimArchives(ctx, models)
+	return j.trimArchives(ctx)
 }
 
 // trimArchives bounds the archives of Danqing's queues.
-func (w *Worker) trimArchives(ctx context.Context, models []string) error {
+func (j *janitor) trimArchives(ctx context.Context) error {
 	queues := []string{jobs.QueueStore, jobs.QueueNotify}
-	for _, model := range models {
+	for _, model := range j.models {
 		for queue := range jobs.LaneQueues(model) {
 			queues = append(queues, queue)
 		}
 	}
-	inspector := asynq.NewInspectorFromRedisClient(w.cfg.Redis)
+	inspector := asynq.NewInspectorFromRedisClient(j.recorder.Redis)
 	for _, queue := range queues {
 		for {
-			archived, err := w.jobs.ArchivedMessages(ctx, queue)
+			archived, err := j.recorder.Store.ArchivedMessages(ctx, queue)
 			if err != nil {
 				return err
 			}
@@ -123,17 +122,17 @@ func (w *Worker) trimArchives(ctx context.Context, models []string) error {
 
 // requeueOrphans ensures that each job that waits for a lane, or for the bucket, has a
 // message, and each job that has or may have a task an in-flight mark.
-func (w *Worker) requeueOrphans(ctx context.Context) error {
+func (j *janitor) requeueOrphans(ctx context.Context) error {
 	filter := jobs.ListFilter{
 		States:        []jobs.State{jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying, jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring},
 		UpdatedBefore: time.Now().Add(-requeueAge), Limit: requeuePage,
 	}
 	for {
-		records, cursor, err := w.jobs.List(ctx, filter)
+		records, cursor, err := j.recorder.Store.List(ctx, filter)
 		if err != nil {
 			return err
 		}
-		if err := w.repair(ctx, records); err != nil {
+		if err := j.repair(ctx, records); err != nil {
 			return err
 		}
 		if filter.Cursor = cursor; cursor == "" {
@@ -145,8 +144,8 @@ func (w *Worker) requeueOrphans(ctx context.Context) error {
 // ensureSidecars ensures the sidecars of jobs that an operator has ended within the
 // last two intervals: the process that ended a job may have died before a store server
 // was notified.
-func (w *Worker) ensureSidecars(ctx context.Context) error {
-	records, _, err := w.jobs.List(ctx, jobs.ListFilter{
+func (j *janitor) ensureSidecars(ctx context.Context) error {
+	records, _, err := j.recorder.Store.List(ctx, jobs.ListFilter{
 		States: []jobs.State{jobs.StateCanceled, jobs.StateFailed}, UpdatedBefore: time.Now().Add(-requeueAge), Limit: requeuePage,
 	})
 	if err != nil {
@@ -157,7 +156,7 @@ func (w *Worker) ensureSidecars(ctx context.Context) error {
 		if !ended || time.Since(rec.UpdatedAt) > 2*janitorInterval {
 			continue
 		}
-		if err := w.jobs.EnqueueStore(ctx, rec); err != nil {
+		if err := j.recorder.Store.EnqueueStore(ctx, rec); err != nil {
 			return err
 		}
 	}
@@ -166,13 +165,13 @@ func (w *Worker) ensureSidecars(ctx context.Context) error {
 
 // promoteScheduled marks a scheduled job as queued when its time has come; its message
 // is already in the queue.
-func (w *Worker) promoteScheduled(ctx context.Context, rec *jobs.Record) (*jobs.Record, error) {
+func (j *janitor) promoteScheduled(ctx context.Context, rec *jobs.Record) (*jobs.Record, error) {
 	if time.Now().Before(rec.NotBefore) {
 		return rec, nil
 	}
 	next := *rec
 	next.State = jobs.StateQueued
-	switch err := w.jobs.Update(ctx, rec, &next); {
+	switch err := j.recorder.Store.Update(ctx, rec, &next); {
 	case errors.Is(err, jobs.ErrConflict): // a lane has drawn it
 		return rec, nil
 	case err != nil:
@@ -181,40 +180,85 @@ func (w *Worker) promoteScheduled(ctx context.Context, rec *jobs.Record) (*jobs.
 	return &next, nil
 }
 
-func (w *Worker) repair(ctx context.Context, records []*jobs.Record) error {
+func (j *janitor) repair(ctx context.Context, records []*jobs.Record) error {
 	for i, rec := range records {
 		var err error
 		if rec.Overdue(time.Now()) {
-			if _, err = w.jobs.Expire(ctx, rec); err != nil && !errors.Is(err, jobs.ErrConflict) {
+			if _, err = j.recorder.Store.Expire(ctx, rec); err != nil && !errors.Is(err, jobs.ErrConflict) {
 				return err
 			}
 			continue
 		}
 		switch rec.State {
 		case jobs.StateStoring:
-			err = w.jobs.EnqueueStore(ctx, rec)
+			err = j.recorder.Store.EnqueueStore(ctx, rec)
 		case jobs.StateSubmitting, jobs.StateGenerating:
-			err = w.markInFlight(ctx, rec.Account, rec.Model, rec.ID)
+			err = j.recorder.MarkInFlight(ctx, rec.Account, rec.Model, rec.ID)
 		case jobs.StateScheduled:
-			records[i], err = w.promoteScheduled(ctx, rec)
+			records[i], err = j.promoteScheduled(ctx, rec)
 		default:
 		}
 		if err != nil {
 			return err
 		}
 	}
-	unwoken, err := w.jobs.WithoutMessage(ctx, records)
+	unwoken, err := j.recorder.Store.WithoutMessage(ctx, records)
 	if err != nil {
 		return err
 	}
 	for _, rec := range unwoken {
-		mended, err := w.jobs.RequeueOrphan(ctx, rec)
+		mended, err := j.recorder.Store.RequeueOrphan(ctx, rec)
 		if err != nil && !errors.Is(err, jobs.ErrConflict) {
 			return fmt.Errorf("sweep job %s: %w", rec.ID, err)
 		}
 		if err == nil && mended != nil {
-			w.log.Warn("job without a message requeued", "job_id", rec.ID, "state", string(mended.State), "code", mended.Code)
+			j.recorder.Log.Warn("job without a message requeued", "job_id", rec.ID, "state", string(mended.State), "code", mended.Code)
 		}
 	}
 	return nil
+}
+
+// releaseLeakedReservations releases the reservations of attempts that have ended or
+// were never started because their worker died. It checks the days on which an attempt
+// can be open.
+func (j *janitor) releaseLeakedReservations(ctx context.Context) error {
+	for _, a := range j.accounts.All {
+		for _, day := range []time.Time{time.Now().Add(-24 * time.Hour), time.Now()} {
+			open, err := j.recorder.Ledger.OpenReservations(ctx, a.Name, day)
+			if err != nil {
+				return err
+			}
+			for _, charge := range open {
+				if time.Since(charge.At) < requeueAge {
+					continue
+				}
+				needed, err := j.reservationNeeded(ctx, charge)
+				if err != nil {
+					return err
+				}
+				if needed {
+					continue
+				}
+				if err := j.recorder.Ledger.Release(ctx, charge); err != nil {
+					return fmt.Errorf("free a reservation: %w", err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// reservationNeeded reports whether an attempt may still cost something.
+func (j *janitor) reservationNeeded(ctx context.Context, charge ledger.Charge) (bool, error) {
+	if e, open := j.recorder.Data.Journal.OpenJob(charge.JobID); open && e.Attempt == charge.Attempt && e.Kind != journal.KindHeld {
+		return true, nil
+	}
+	rec, err := j.recorder.Store.Get(ctx, charge.JobID)
+	if errors.Is(err, jobs.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return true, err
+	}
+	return !rec.State.Final() && !rec.State.Waiting() && rec.Attempt == charge.Attempt, nil
 }

@@ -3,10 +3,8 @@ package worker
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -16,12 +14,19 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/ledger"
-	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/internal/account"
+	"github.com/danqing-queue/danqing/worker/internal/delivery"
+	"github.com/danqing-queue/danqing/worker/internal/lane"
+	"github.com/danqing-queue/danqing/worker/internal/lease"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
+	"github.com/danqing-queue/danqing/worker/internal/notify"
+	"github.com/danqing-queue/danqing/worker/internal/quarantine"
+	"github.com/danqing-queue/danqing/worker/internal/reconcile"
+	"github.com/danqing-queue/danqing/worker/internal/recorder"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -73,10 +78,8 @@ const (
 	// asynq's default of 1 s would leave the slot idle for 0.5 s on average when a job
 	// arrives. 200 ms costs Redis a handful of commands per second.
 	defaultQueueInterval = 200 * time.Millisecond
-	delayedFactor        = 5
-	// asynqJanitorInterval is how often asynq deletes the messages of jobs that ended a
-	// week ago. Its default of 8 s would be most of an idle worker's Redis commands.
-	asynqJanitorInterval = 10 * time.Minute
+	// storeBacklog is the number of jobs per store worker that may wait for their images.
+	storeBacklog = 8
 )
 
 // Worker runs the lanes of its accounts, a store server and a notification server. See the
@@ -84,33 +87,19 @@ const (
 type Worker struct {
 	cfg      Config
 	log      *slog.Logger
-	jobs     *jobs.Store
-	ledger   *ledger.Ledger
-	store    *deliveryServer
-	notify   *notificationServer
-	accounts []*account
-	lanes    []laneSpec
+	accounts *account.Set
+	recorder *recorder.Recorder
+	dataset  *lease.Dataset
+	recovery *recovery
+	store    *delivery.Server
+	notify   *notify.Server
+	lanes    []lane.Config
 	prepared bool
-
-	mu sync.Mutex
-	// knownDataset is the ID of the Redis dataset that this worker's journal was last
-	// replayed into.
-	knownDataset string
-	// dataLossSeen is set once the dataset ID has differed from an earlier one.
-	dataLossSeen bool
-	// durability is how durably Redis stores writes.
-	durability redishealth.Durability
-	// simulated reports whether the services are simulators; it is valid once known is set.
-	simulated, known bool
-
-	// referenceRefusedAt maps a job ID to the time.Time at which its reference image was
-	// first refused with an error that may be temporary.
+	// referenceRefusedAt is lane.Config.ReferenceRefusedAt of all lanes.
 	referenceRefusedAt sync.Map
 
-	replaying *semaphore.Weighted // held while replaying to Redis: one replay at a time
-
-	stop     sync.Once
-	stopping chan struct{}
+	stopping context.Context //nolint:containedctx // ends at Stop
+	stop     context.CancelCauseFunc
 }
 
 // New validates the configuration and returns a worker. It makes no connection.
@@ -122,81 +111,54 @@ func New(cfg Config) (*Worker, error) {
 		return nil, fmt.Errorf("worker: ServeURL %q: must be an http or https URL without a query, as in https://danqing.example.com", cfg.ServeURL)
 	}
 	cfg.ServeURL = strings.TrimRight(cfg.ServeURL, "/")
-	if cfg.StoreConcurrency == 0 {
-		cfg.StoreConcurrency = defaultStoreConcurrency
+	cfg.StoreConcurrency = cmp.Or(cfg.StoreConcurrency, defaultStoreConcurrency)
+	cfg.QueueInterval = cmp.Or(cfg.QueueInterval, defaultQueueInterval)
+	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
+	if cfg.DialCallback == nil {
+		cfg.DialCallback = storage.PublicDialer(cfg.CallbackAllow)
 	}
-	if cfg.QueueInterval == 0 {
-		cfg.QueueInterval = defaultQueueInterval
+	w := &Worker{cfg: cfg, log: cfg.Logger, accounts: &account.Set{Log: cfg.Logger}}
+	w.stopping, w.stop = context.WithCancelCause(context.Background())
+	store := jobs.NewStore(cfg.Redis)
+	w.recorder = &recorder.Recorder{
+		Redis: cfg.Redis, Store: store, Ledger: ledger.New(cfg.Redis), Data: cfg.DataDir, Bucket: cfg.Bucket, Spool: cfg.Spool,
+		Log: cfg.Logger, ServeURL: cfg.ServeURL, LocalBucket: cfg.LocalBucket, Stopping: w.stopping, Simulated: w.Simulated,
 	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
+	w.recovery = &recovery{
+		recorder: w.recorder, accounts: w.accounts,
+		quarantine: &quarantine.List{Redis: cfg.Redis, Store: store, Log: cfg.Logger},
 	}
-	w := &Worker{
-		cfg: cfg, log: cfg.Logger, jobs: jobs.NewStore(cfg.Redis), ledger: ledger.New(cfg.Redis),
-		replaying: semaphore.NewWeighted(1), stopping: make(chan struct{}),
-	}
-	w.store = &deliveryServer{Worker: w, memoryFetch: semaphore.NewWeighted(1)}
+	w.dataset = lease.NewDataset(cfg.Redis, cfg.DataDir, cfg.Logger, cfg.ExclusiveQueue, w.replay)
+	w.store = delivery.New(delivery.Config{
+		Recorder: w.recorder, Accounts: w.accounts, Concurrency: cfg.StoreConcurrency, QueueInterval: cfg.QueueInterval, Log: cfg.Logger,
+	})
 	var err error
-	if w.notify, err = newNotify(w); err != nil {
+	if w.notify, err = notify.New(notify.Config{
+		Redis: cfg.Redis, Store: store, Links: w.recorder, Secrets: cfg.CallbackSecrets, Dial: cfg.DialCallback,
+		QueueInterval: cfg.QueueInterval, Log: cfg.Logger,
+	}); err != nil {
 		return nil, err
 	}
-	if err := w.newAccounts(cfg.Accounts); err != nil {
-		return nil, err
-	}
-	return w, nil
+	return w, w.newAccounts(cfg.Accounts)
 }
 
 // Simulated reports whether the services are simulators. It is valid after
 // [Worker.Prepare].
-func (w *Worker) Simulated() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.simulated
-}
+func (w *Worker) Simulated() bool { return w.accounts.Simulated() }
 
 // Unfinished reports whether work is left: a paid job in the journal, of this or an earlier
 // run, that is neither stored nor held, or a quarantined task whose images are not stored
 // yet. It first journals jobs that other workers have finished.
 func (w *Worker) Unfinished(ctx context.Context) bool {
-	return w.unfinished(ctx, "") > 0 || w.quarantinePending(ctx) > 0
-}
-
-// unfinished returns the number of unfinished jobs whose last journal entry is of the given
-// kind; "" is any kind. It first journals jobs that other workers have finished. Jobs that
-// are held, and jobs of accounts that are not configured, are not counted.
-func (w *Worker) unfinished(ctx context.Context, kind journal.Kind) int {
-	n := 0
-	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
-		if kind != "" && e.Kind != kind || e.Record.State == jobs.StateHeld || w.accountNamed(e.Record.Account) == nil {
-			continue
-		}
-		rec, err := w.jobs.Get(ctx, e.JobID)
-		switch {
-		case err == nil && rec.State.Final():
-			w.journal(journal.KindFinished, rec)
-		case err == nil && rec.State == jobs.StateHeld && !isBehind(rec, e.Record, e.At):
-			w.journal(journal.KindHeld, rec)
-		default:
-			n++
+	if w.recovery.unfinished(ctx, "") > 0 {
+		return true
+	}
+	for _, l := range w.lanes {
+		if n, err := w.recovery.quarantine.Len(ctx, l.Account.Name, l.Model.Name); err == nil && n > 0 {
+			return true
 		}
 	}
-	return n
-}
-
-// storeBacklogSize returns the number of jobs of this worker whose images are not in the
-// bucket. Up to limit it counts journal entries only; above limit it checks which of the
-// jobs other workers have stored.
-func (w *Worker) storeBacklogSize(ctx context.Context, limit int) int {
-	n := 0
-	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
-		if e.Kind == journal.KindResults {
-			n++
-		}
-	}
-	if n > limit {
-		n = w.unfinished(ctx, journal.KindResults)
-	}
-	return n
+	return false
 }
 
 // Prepare probes the accounts and merges the journal into the records. It spends nothing.
@@ -208,50 +170,50 @@ func (w *Worker) Prepare(ctx context.Context) error {
 	if w.prepared {
 		return nil
 	}
-	if err := w.probeAll(ctx); err != nil {
+	ctx, release := w.untilStop(ctx)
+	defer release()
+	err := w.prepare(ctx)
+	w.prepared = err == nil
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+func (w *Worker) prepare(ctx context.Context) error {
+	if err := w.accounts.ProbeAll(ctx); err != nil {
 		return err
 	}
-	for retry := (&backoff{first: time.Second, most: 10 * time.Second}); ; {
-		_, err := w.syncDataset(ctx)
+	for retry := (&loop.Backoff{First: time.Second, Most: 10 * time.Second}); ; {
+		_, err := w.dataset.Sync(ctx)
 		if err == nil {
 			err = w.addDrainLanes(ctx)
 		}
-		if err == nil {
-			w.prepared = true
-			return nil
-		}
-		if !isTransient(err) {
+		if err == nil || !loop.IsTransient(err) {
 			return err
 		}
-		wait := retry.next()
-		w.log.Warn(redisUnavailable+", trying again", "err", err, "wait", wait)
-		if err := w.sleep(ctx, wait); err != nil {
+		wait := retry.Next()
+		w.log.Warn(loop.RedisUnavailable+", trying again", "err", err, "wait", wait)
+		if err := loop.Sleep(ctx, wait); err != nil {
 			return err
 		}
 	}
-}
-
-// isTransient reports whether a Redis or connection error may be temporary: Redis is full,
-// loading, failing over or unreachable.
-func isTransient(err error) bool {
-	if answer := redis.Error(nil); !errors.As(err, &answer) {
-		return errors.As(err, new(net.Error)) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, redis.ErrPoolTimeout)
-	}
-	for _, may := range []func(error) bool{
-		redis.IsOOMError, redis.IsLoadingError, redis.IsReadOnlyError, redis.IsClusterDownError,
-		redis.IsTryAgainError, redis.IsMasterDownError, redis.IsMaxClientsError, redis.IsNoReplicasError,
-	} {
-		if may(err) {
-			return true
-		}
-	}
-	return redis.HasErrorPrefix(err, "MISCONF") || redis.HasErrorPrefix(err, "BUSY")
 }
 
 // Stop begins a graceful shutdown of [Worker.Run]: no further submit, a create in progress
 // is recorded, downloaded images are stored. A task that is running at DashScope is left
 // there; the next run resumes it from the journal.
-func (w *Worker) Stop() { w.stop.Do(func() { close(w.stopping) }) }
+func (w *Worker) Stop() { w.stop(ErrStopped) }
+
+// Stopped reports whether [Worker.Stop] was called.
+func (w *Worker) Stopped() bool { return w.stopping.Err() != nil }
+
+// untilStop returns a context that ends with ctx and at [Worker.Stop], with ErrStopped.
+func (w *Worker) untilStop(ctx context.Context) (until context.Context, release func()) {
+	until, cancel := context.WithCancelCause(ctx)
+	unlink := context.AfterFunc(w.stopping, func() { cancel(context.Cause(w.stopping)) })
+	return until, func() { unlink(); cancel(nil) }
+}
 
 // Run works until [Worker.Stop] and returns nil after a graceful shutdown. If ctx ends, it
 // shuts down at once; a create in progress gets two more seconds. Run may be called once.
@@ -262,138 +224,121 @@ func (w *Worker) Run(ctx context.Context) error {
 		}
 		return err
 	}
-	quick := context.AfterFunc(ctx, w.Stop)
-	defer quick()
-	if err := w.notify.start(); err != nil {
+	defer context.AfterFunc(ctx, w.Stop)()
+	stopping, release := w.untilStop(ctx)
+	defer release()
+	if err := w.notify.Start(stopping); err != nil {
 		return err
 	}
-	stores, err := w.store.start()
-	if err != nil {
-		w.notify.shutdown()
+	if err := w.store.Start(); err != nil {
+		w.notify.Shutdown()
 		return err
 	}
 	defer func() { // each takes a second or two to end its loops
 		var group sync.WaitGroup
-		group.Go(w.notify.shutdown)
-		group.Go(stores.shutdown)
+		group.Go(w.notify.Shutdown)
+		group.Go(w.store.Shutdown)
 		group.Wait()
 	}()
-	defer w.notify.pollDue(ctx)()
-	defer w.runJanitor(ctx)()
-	defer w.watchDataset(ctx)()
-	if err := w.runLanes(ctx); err != nil {
+	janitor := &janitor{recorder: w.recorder, accounts: w.accounts, recovery: w.recovery, models: w.models()}
+	defer loop.Every(stopping, janitorInterval, janitor.run)()
+	defer loop.Every(stopping, lease.DatasetInterval, w.watchDataset)()
+	if err := w.runLanes(stopping, ctx); err != nil {
 		return err
 	}
-	w.drain(ctx, jobs.QueueStore)
-	w.notify.finish(ctx)
+	loop.Drain(ctx, w.cfg.Redis, jobs.QueueStore)
+	if w.cfg.ExclusiveQueue { // otherwise other workers, or the next one, continue
+		w.notify.Finish(ctx)
+	}
 	return nil
 }
 
-// ErrStopped ends every wait of a worker that is shutting down.
-var ErrStopped = errors.New("the worker is stopping")
-
-// Stopped reports whether [Worker.Stop] was called.
-func (w *Worker) Stopped() bool {
-	select {
-	case <-w.stopping:
-		return true
-	default:
-		return false
+// runLanes runs every lane until the worker stops.
+func (w *Worker) runLanes(ctx, hard context.Context) error {
+	errs := make([]error, len(w.lanes))
+	var group sync.WaitGroup
+	for i, cfg := range w.lanes {
+		group.Go(func() { errs[i] = lane.Run(ctx, hard, cfg) })
 	}
+	group.Wait()
+	return errors.Join(errs...)
 }
 
-// sleep waits for d. It fails with ErrStopped or the cause of ctx.
-func (w *Worker) sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-w.stopping:
-		return ErrStopped
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
+// ErrStopped is the error of what [Worker.Stop] has ended.
+var ErrStopped = loop.ErrStopped
 
 // ErrSimulated means that the bucket holds a simulated job with the ID of a real job.
-var ErrSimulated = errors.New("the bucket holds a simulated job with this ID: use another prefix or bucket for real images")
+var ErrSimulated = recorder.ErrSimulated
 
 // Finished returns the record of a finished job, read from its sidecar, or nil if the job
 // has none. After an error it is unknown whether the job is finished, and nothing may be
 // spent on it. It fails with [jobs.ErrDigestConflict] if the ID belongs to another request
 // and with [ErrSimulated] if it belongs to a simulated job.
 func (w *Worker) Finished(ctx context.Context, jobID, digest string) (*jobs.Record, error) {
-	sidecar, err := w.cfg.Bucket.Sidecar(ctx, jobID)
-	if errors.Is(err, storage.ErrNotExist) {
-		return nil, nil //nolint:nilnil // "not finished" is an answer, not a failure
-	}
-	if err != nil {
-		return nil, err
-	}
-	if sidecar.Digest != digest {
-		return nil, fmt.Errorf("job %s: %w", jobID, jobs.ErrDigestConflict)
-	}
-	if sidecar.Simulated && !w.Simulated() {
-		return nil, fmt.Errorf("job %s: %w", jobID, ErrSimulated)
-	}
-	return RecordOf(sidecar)
+	return w.recorder.Finished(ctx, jobID, digest)
 }
 
-// updateRecord writes a record and retries while Redis is unavailable: the change has
-// already happened, and the slot cannot be reused before it is recorded.
-func (w *Worker) updateRecord(ctx context.Context, old, next *jobs.Record) error {
-	var refused error // a conflict or an owned task, which are not retried
-	write := rand.Text()
-	err := w.retryRedis(ctx, next.ID, func(ctx context.Context) error {
-		err := w.jobs.UpdateOnce(ctx, write, old, next)
-		if errors.Is(err, jobs.ErrConflict) || errors.As(err, new(*jobs.TaskOwnedError)) {
-			refused, err = err, nil
-		}
+// RecordOf rebuilds a job's record from its sidecar. It lacks the links, which have
+// expired, and what only the queue stores. It fails with [storage.ErrUnreadable] if the
+// request is corrupt.
+func RecordOf(side *storage.Sidecar) (*jobs.Record, error) { return recorder.RecordOf(side) }
+
+// watchDataset replays to Redis if it may have lost data.
+func (w *Worker) watchDataset(ctx context.Context) {
+	_, err := w.dataset.Sync(ctx)
+	if err == nil {
+		err = w.recordKeyIDs(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		w.log.Warn(loop.RedisUnavailable, "err", err)
+	}
+}
+
+// replay writes to a Redis that may have lost data what this worker has on disk. It also
+// registers the queues.
+func (w *Worker) replay(ctx context.Context) error {
+	if err := w.recovery.replay(ctx); err != nil {
 		return err
-	})
-	return cmp.Or(err, refused)
-}
-
-// journal appends an entry for a step that is done. If the append fails, the journal lacks
-// that step: the next start then assumes less progress, never more.
-//
-// For a job that another worker has stored, it also discards this worker's spool files.
-func (w *Worker) journal(kind journal.Kind, rec *jobs.Record) {
-	if last, ok := w.cfg.DataDir.Journal.OpenJob(rec.ID); ok && kind == journal.KindFinished && last.Record != nil {
-		defer w.store.discardSpool(last.Record, rec)
 	}
-	if err := w.cfg.DataDir.Journal.Append(kind, rec); err != nil {
-		w.log.Error("journal not written", "job_id", rec.ID, "kind", string(kind), "err", err)
+	if err := w.recorder.Store.RegisterQueues(ctx, w.models()); err != nil {
+		return err
 	}
+	return w.recordKeyIDs(ctx)
 }
 
-// backoff is an exponential backoff that doubles from first to most. It is safe for
-// concurrent use.
-type backoff struct {
-	first, most time.Duration
-
-	mu   sync.Mutex
-	last time.Duration
-}
-
-func (b *backoff) next() time.Duration {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.last = min(max(2*b.last, b.first), b.most)
-	return b.last
-}
-
-func (b *backoff) reset() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.last = 0
-}
-
-// withHint appends what an operator can do to an error message.
-func withHint(what, remedy string) string {
-	if remedy == "" {
-		return what
+// recordKeyIDs copies the api_key_ids of the configured accounts' keys from Redis to the
+// journal: if Redis loses them, their tasks are still recognized.
+func (w *Worker) recordKeyIDs(ctx context.Context) error {
+	journal := w.cfg.DataDir.Journal
+	for _, a := range w.accounts.All {
+		fingerprint := a.Client.KeyFingerprint()
+		if journal.KeyID(fingerprint) != "" {
+			continue
+		}
+		id, err := w.recorder.Store.KeyID(ctx, fingerprint)
+		if err == nil && id != "" {
+			err = journal.SetKeyID(fingerprint, id)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return what + " (" + remedy + ")"
+	return nil
+}
+
+func (w *Worker) models() []string {
+	models := make([]string, len(w.lanes))
+	for i, lane := range w.lanes {
+		models[i] = lane.Model.Name
+	}
+	return models
+}
+
+// submitLimit is how long after its intent a create may still make a task. A limit below
+// the service's own is used with a simulator only, whose timing is known.
+func (w *Worker) submitLimit() time.Duration {
+	if w.cfg.SubmitLimit > 0 && w.Simulated() {
+		return w.cfg.SubmitLimit
+	}
+	return max(w.cfg.SubmitLimit, reconcile.SubmitLimit)
 }

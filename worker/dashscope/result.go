@@ -1,0 +1,63 @@
+package dashscope
+
+import (
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// IsInconclusive reports whether a succeeded task has no image and either was charged or
+// lacks a reason for one of its images.
+func (task *Task) IsInconclusive() bool {
+	for _, r := range task.Output.Results {
+		if r.URL != "" {
+			return false
+		}
+	}
+	charged := task.Usage != nil && task.Usage.ImageCount > 0
+	return charged || len(task.Output.Results) == 0 || slices.ContainsFunc(task.Output.Results, func(r Result) bool { return r.Code == "" })
+}
+
+// ChargedImages returns the number of images that the task was charged for.
+func (task *Task) ChargedImages() int {
+	if task.Usage != nil && task.Usage.ImageCount > 0 {
+		return task.Usage.ImageCount
+	}
+	n := 0
+	for _, r := range task.Output.Results {
+		if r.URL != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// SecureURL rewrites an http URL of Aliyun's object store to https. The signature of the
+// URL does not cover the scheme.
+func SecureURL(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme != "http" || u.Port() != "" || !strings.HasSuffix(u.Hostname(), ".aliyuncs.com") {
+		return raw
+	}
+	u.Scheme = "https"
+	return u.String()
+}
+
+// deadlineBound is how far from now the expiry of a URL may be; a URL is valid for a day.
+// An expiry beyond it is invalid, and one after the year 9999 could not be encoded as JSON.
+const deadlineBound = 366 * 24 * time.Hour
+
+// URLExpiry returns the expiry in an OSS URL, or the documented 24 hours from now if it has
+// none.
+func URLExpiry(raw string) time.Time {
+	now := time.Now().UTC()
+	if u, err := url.Parse(raw); err == nil {
+		seconds, err := strconv.ParseInt(u.Query().Get("Expires"), 10, 64)
+		if at := time.Unix(seconds, 0).UTC(); err == nil && at.Sub(now).Abs() < deadlineBound {
+			return at
+		}
+	}
+	return now.Add(TaskLifetime)
+}

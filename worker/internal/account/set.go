@@ -1,0 +1,171 @@
+package account
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
+)
+
+// Errors of accounts.
+var (
+	// ErrGateway means that the base URL is Danqing's own API.
+	ErrGateway = errors.New("the DashScope base URL is Danqing's own API, which would submit to itself: set DASHSCOPE_HTTP_BASE_URL to DashScope's own address")
+	// ErrSameAccount means that two configured accounts are one main account and share
+	// its limits.
+	ErrSameAccount = errors.New("two accounts are the same Alibaba main account and would exceed its limits together: remove one of them")
+	// ErrMixed means that one account uses the simulator and another does not.
+	ErrMixed = errors.New("one account uses the simulator and another does not: simulated and real images must not be mixed")
+)
+
+// Set is a worker's accounts.
+type Set struct {
+	All []*Account
+	Log *slog.Logger
+
+	mu sync.Mutex
+	// simulated reports whether the services are simulators; it is valid once known is set.
+	simulated, known bool
+}
+
+// Named returns the account with a name, or nil.
+func (s *Set) Named(name string) *Account {
+	for _, a := range s.All {
+		if a.Name == name {
+			return a
+		}
+	}
+	return nil
+}
+
+// Cost returns the price of a number of images on an account, in micro-yuan; 0 if the
+// account is not configured here, or its region does not have the model.
+func (s *Set) Cost(name, model string, images int) int64 {
+	a := s.Named(name)
+	m, err := jobs.LookupModel(model)
+	if a == nil || err != nil {
+		return 0
+	}
+	return a.Cost(m, images)
+}
+
+// Simulated reports whether the services are simulators, once one has answered a probe.
+func (s *Set) Simulated() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.simulated
+}
+
+// isOfKind reports whether a service's answer agrees with those of the other accounts'.
+func (s *Set) isOfKind(simulated bool) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.known {
+		s.known, s.simulated = true, simulated
+	}
+	return s.simulated == simulated
+}
+
+// Probe asks the service at an account's base URL what it is and whether it accepts the
+// key. It costs nothing.
+func (s *Set) Probe(ctx context.Context, a *Account) error {
+	endpoint, err := a.Client.Probe(ctx)
+	switch {
+	case err != nil:
+		return err
+	case endpoint.Gateway:
+		err = ErrGateway
+	case !s.isOfKind(endpoint.Simulated):
+		err = ErrMixed
+	default:
+		a.setOwner(endpoint.Owner)
+		return nil
+	}
+	a.disable(err)
+	return err
+}
+
+// isKeyRefused reports whether the service has answered that it does not serve the
+// account.
+func isKeyRefused(err error) bool {
+	var refusal *dashscope.Error
+	return errors.As(err, &refusal) && (refusal.Kind == dashscope.KindAccount || refusal.Kind == dashscope.KindTerminal)
+}
+
+// ProbeAll probes every account, until at least one is usable. It fails if none can become
+// usable, or with the cause of ctx.
+func (s *Set) ProbeAll(ctx context.Context) error {
+	for retry := (&loop.Backoff{First: time.Second, Most: time.Minute}); ; {
+		errs := make([]error, len(s.All))
+		var group sync.WaitGroup
+		for i, a := range s.All {
+			group.Go(func() { errs[i] = s.Probe(ctx, a) })
+		}
+		group.Wait()
+		verified, hopeless := 0, 0
+		for i, err := range errs {
+			switch {
+			case errors.Is(err, ErrGateway), errors.Is(err, ErrMixed):
+				return fmt.Errorf("account %s: %w", s.All[i].Name, err)
+			case err == nil:
+				verified++
+			case isKeyRefused(err):
+				hopeless++
+			}
+		}
+		if verified > 0 {
+			return s.checkDistinct()
+		}
+		err := errors.Join(errs...)
+		if hopeless == len(s.All) {
+			return err
+		}
+		wait := retry.Next()
+		s.Log.Warn("dashscope unavailable, retrying", "err", err, "wait", wait)
+		if err := loop.Sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// checkDistinct fails with ErrSameAccount if two accounts are known to be the same main
+// account, and disables the later one.
+func (s *Set) checkDistinct() error {
+	first := map[string]string{}
+	for _, a := range s.All {
+		owner := a.owner()
+		if owner == "" {
+			continue
+		}
+		at := a.Client.Region() + " " + owner
+		if other, taken := first[at]; taken {
+			err := fmt.Errorf("%s and %s: %w", other, a.Name, ErrSameAccount)
+			a.disable(err)
+			return err
+		}
+		first[at] = a.Name
+	}
+	return nil
+}
+
+// DiscoverOwners finds the main account's number of accounts that had no task in the list
+// at start, and disables an account that turns out to be the same as another.
+func (s *Set) DiscoverOwners(ctx context.Context) {
+	for _, a := range s.All {
+		if verified, _ := a.Usable(); !verified || a.owner() != "" || len(s.All) == 1 {
+			continue
+		}
+		if endpoint, err := a.Client.Probe(ctx); err == nil {
+			a.setOwner(endpoint.Owner)
+		}
+	}
+	if err := s.checkDistinct(); err != nil {
+		s.Log.Error("account disabled", "err", err)
+	}
+}

@@ -1,0 +1,215 @@
+package delivery
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/internal/recorder"
+)
+
+// storeImage copies one image from the spool into the bucket, unless it is there
+// already. It returns the stored image, or one with the code and message of why it
+// cannot be stored. An error means that the call must be repeated. taken, unless empty,
+// says why the image's key belongs to another object or job.
+func (s *Server) storeImage(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched, taken string) (jobs.Image, error) {
+	if result.URL == "" {
+		return jobs.Image{N: result.N, Code: result.Code, Message: result.Message}, nil
+	}
+	// All images are PNG (text-to-image API reference); other content is never stored
+	// under this key.
+	key, err := s.imageKey(rec, result)
+	if err != nil {
+		taken = err.Error()
+	}
+	if taken == "" {
+		image, task, err := s.statImage(ctx, result.N, key)
+		switch {
+		case err != nil || task == rec.TaskID:
+			return image, err
+		case task == "":
+		case fromEarlierAttempt(rec, task):
+			// Nothing is overwritten.
+			return image, s.quarantineDuplicate(ctx, rec, result, got)
+		default:
+			taken = "another object exists under its key " + key
+		}
+	}
+	if got.err != nil && !errors.Is(got.err, storage.ErrDisk) {
+		return s.fetchFailed(ctx, rec, result, got)
+	}
+	if got.err != nil {
+		// The disk is full, and the link is valid for a day only: download to memory.
+		if err := s.memoryFetch.Acquire(ctx, 1); err != nil {
+			return jobs.Image{}, err
+		}
+		defer s.memoryFetch.Release(1)
+		file, err := s.spool.FetchToMemory(ctx, result.URL)
+		if err != nil || taken != "" {
+			return s.retryOrHold(rec, result, got, got.err)
+		}
+		got.file = file
+	}
+	if taken != "" {
+		return s.quarantine(ctx, rec, result, got.file.Path, taken)
+	}
+	return s.put(ctx, rec, result, key, got.file)
+}
+
+// put stores a verified image under its key.
+func (s *Server) put(ctx context.Context, rec *jobs.Record, result jobs.Result, key string, file *storage.File) (jobs.Image, error) {
+	meta := map[string]string{
+		metaTask: rec.TaskID, metaWidth: strconv.Itoa(file.Width), metaHeight: strconv.Itoa(file.Height), metaSource: file.SourceName,
+	}
+	if err := s.bucket.PutImage(ctx, key, file, meta); err != nil {
+		return jobs.Image{}, err
+	}
+	return jobs.Image{
+		N: result.N, Key: key, Bytes: file.Bytes, SHA256: file.SHA256, Width: file.Width, Height: file.Height,
+		ContentType: file.ContentType, SourceName: file.SourceName,
+	}, nil
+}
+
+// fetchFailed handles an image without a verified file. Only the worker that owns the
+// spool may give the image up, and only after its link has expired and the service has
+// no other.
+func (s *Server) fetchFailed(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched) (jobs.Image, error) {
+	var failed *storage.FetchError
+	if !errors.As(got.err, &failed) {
+		return s.retryOrHold(rec, result, got, got.err)
+	}
+	final := failed.Kind == storage.FetchForbidden || failed.Kind == storage.FetchGone && time.Now().After(got.linkExpiry)
+	switch {
+	case failed.Kind == storage.FetchUnverified:
+		return s.quarantine(ctx, rec, result, failed.Path, failed.Error())
+	case final && s.ownedElsewhere(rec):
+		return s.retryOrHold(rec, result, got, &spoolElsewhereError{rec, got.err})
+	case final && (failed.Path != "" || failed.Kind == storage.FetchForbidden):
+		return s.quarantine(ctx, rec, result, failed.Path, failed.Error())
+	case final:
+		return jobs.Image{N: result.N, Code: jobs.CodeResultExpired, Message: "the result URL expired before the image could be copied: " + failed.Error()}, nil
+	default:
+		return s.retryOrHold(rec, result, got, got.err)
+	}
+}
+
+// withTaskDetails adds the details of the task's result to an image, or returns the
+// image of an earlier store of the same key.
+func withTaskDetails(rec *jobs.Record, i int, image jobs.Image) jobs.Image {
+	if image.Key == "" {
+		return image
+	}
+	known := func(had jobs.Image) bool { return had.N == image.N && had.Key == image.Key }
+	if before := slices.IndexFunc(rec.Images, known); before >= 0 {
+		return rec.Images[before]
+	}
+	image.ActualPrompt, image.Seed = rec.Results[i].ActualPrompt, seedOf(rec, i)
+	return image
+}
+
+// Metadata of an image in the bucket. It identifies the image after a crash between its
+// upload and the sidecar, when its URL may have expired.
+const (
+	metaTask   = "task-id"
+	metaWidth  = "width"
+	metaHeight = "height"
+	metaSource = "source-name"
+)
+
+// statImage returns the image under a key as described by its metadata, and the task
+// that made it. task is "" if there is no object, "unknown" if the object does not name
+// its task.
+func (s *Server) statImage(ctx context.Context, n int, key string) (image jobs.Image, task string, err error) {
+	info, err := s.bucket.Head(ctx, key)
+	if errors.Is(err, storage.ErrNotExist) {
+		return jobs.Image{}, "", nil
+	}
+	if err != nil {
+		return jobs.Image{}, "", err
+	}
+	width, _ := strconv.Atoi(info.Metadata[metaWidth])
+	height, _ := strconv.Atoi(info.Metadata[metaHeight])
+	return jobs.Image{
+		N: n, Key: key, Bytes: info.Bytes, SHA256: info.SHA256, Width: width, Height: height,
+		ContentType: info.ContentType, SourceName: info.Metadata[metaSource],
+	}, cmp.Or(info.Metadata[metaTask], "unknown"), nil
+}
+
+// fromEarlierAttempt reports whether a task was an earlier attempt of the job.
+func fromEarlierAttempt(rec *jobs.Record, task string) bool {
+	return slices.ContainsFunc(rec.PastAttempts, func(a jobs.Attempt) bool { return a.TaskID == task })
+}
+
+// quarantineDuplicate keeps an image whose key already holds an earlier attempt's
+// image.
+func (s *Server) quarantineDuplicate(ctx context.Context, rec *jobs.Record, result jobs.Result, got fetched) error {
+	var failed *storage.FetchError
+	switch {
+	case got.file != nil:
+		return s.bucket.Hold(ctx, rec.TaskID, recorder.SpoolName(rec, result.N), got.file.Path)
+	case errors.As(got.err, &failed) && (failed.Path != "" || failed.Kind == storage.FetchForbidden),
+		failed != nil && failed.Kind == storage.FetchGone && time.Now().After(got.linkExpiry):
+		return nil // the job has its image: this one is not needed
+	}
+	return got.err
+}
+
+func (s *Server) imageKey(rec *jobs.Record, result jobs.Result) (string, error) {
+	name := ""
+	if u, err := url.Parse(result.URL); err == nil {
+		name = path.Base(u.Path)
+	}
+	return s.bucket.ImageKey(storage.KeyVars{
+		JobID: rec.ID, N: result.N, Ext: ".png", Batch: rec.Request.Batch, ID: rec.Request.LineID, Model: rec.Model,
+		Date: rec.EnqueuedAt, SourceName: name,
+	})
+}
+
+// quarantine keeps content that cannot be stored as the image, for an operator: no
+// check may discard an image that was paid for. A path of "" means that there are no
+// bytes.
+func (s *Server) quarantine(ctx context.Context, rec *jobs.Record, result jobs.Result, path, why string) (jobs.Image, error) {
+	image := jobs.Image{N: result.N, Code: jobs.CodeImageUnverified, Message: fmt.Sprintf("image %d is paid for but cannot be stored: %s", result.N, why)}
+	if path == "" {
+		image.Message += "; " + linkText(result.URL)
+		return image, nil
+	}
+	key, err := s.bucket.Quarantine(ctx, rec.TaskID, recorder.SpoolName(rec, result.N), path)
+	if err != nil {
+		return image, err
+	}
+	image.Message += "; its bytes are kept under " + key
+	return image, nil
+}
+
+// seedOf returns the seed of a task's i-th result if it differs from the seed that its
+// number implies: a task starts at the seed of its first image and skips none.
+func seedOf(rec *jobs.Record, i int) *int64 {
+	first, result := rec.Results[0].N, rec.Results[i]
+	if rec.Request == nil || rec.Request.Seed == nil || result.N == first+i {
+		return nil
+	}
+	seed := *rec.Request.Seed + int64(first-1+i)
+	return &seed
+}
+
+// mergeImages returns the new images and those earlier ones whose numbers they lack,
+// sorted by number.
+func mergeImages(before, made []jobs.Image) []jobs.Image {
+	images := slices.Clone(made)
+	for _, image := range before {
+		if !slices.ContainsFunc(made, func(m jobs.Image) bool { return m.N == image.N }) {
+			images = append(images, image)
+		}
+	}
+	slices.SortFunc(images, func(a, b jobs.Image) int { return a.N - b.N })
+	return images
+}

@@ -1,0 +1,54 @@
+package lane
+
+import (
+	"context"
+	"errors"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
+	"github.com/danqing-queue/danqing/worker/internal/recorder"
+)
+
+const bucketUnavailable = "bucket unavailable"
+
+// fail ends a job that will never have an image.
+func (l *lane) fail(ctx context.Context, rec *jobs.Record, code, message string) error {
+	l.log.Warn("job failed", "job_id", rec.ID, "task_id", rec.TaskID, "code", code, "err", message)
+	return l.finishJob(ctx, rec, recorder.Ended(rec, jobs.StateFailed, code, message))
+}
+
+// finishJob ends a job without an image. It repeats that while the bucket is unavailable,
+// until the term ends.
+func (l *lane) finishJob(ctx context.Context, rec, next *jobs.Record) error {
+	for {
+		err := l.recorder.Finish(l.hard, rec, next)
+		if !errors.As(err, new(*recorder.SidecarError)) {
+			return outcome(next, err)
+		}
+		wait := l.waits.unreachable.Next()
+		l.log.Warn(bucketUnavailable, "job_id", rec.ID, "err", err, "wait", wait)
+		if err := loop.Sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// endRecord ends a job in its record only: its sidecar belongs to another job.
+func (l *lane) endRecord(ctx context.Context, rec *jobs.Record, state jobs.State, code, message string) error {
+	next := recorder.Ended(rec, state, code, message)
+	return outcome(next, l.recorder.Transition(ctx, rec, next))
+}
+
+// outcome returns the error of the message of a job that has ended, unless that failed.
+func outcome(rec *jobs.Record, err error) error {
+	if err == nil && rec.State == jobs.StateFailed {
+		return failedError(rec)
+	}
+	return err
+}
+
+// failedError returns the error of a failed job. asynq archives the message with this
+// text.
+func failedError(rec *jobs.Record) error {
+	return &jobError{message: rec.Code + ": " + rec.Message}
+}

@@ -1,0 +1,315 @@
+package lane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
+)
+
+// execution is a lane's work on one job. It outlives the asynq message that started it:
+// asynq may take the message away, because of an action in its web UI, a Redis outage or
+// the end of a session, while a task may be running. The execution then continues and keeps
+// its slot, and a redelivery of the message attaches to it.
+type execution struct {
+	// handlers is the number of handlers that wait for the result. slotReleased is set
+	// while the execution has no slot. Both are guarded by the lane's mu.
+	handlers     int
+	slotReleased bool
+	// parked is closed when the result may take minutes without a slot. Handlers stop
+	// waiting then.
+	parked chan struct{}
+	// done is closed when err is final.
+	done chan struct{}
+	err  error
+}
+
+// pauseError is why a lane cannot submit for now, neither this job nor another. Nothing was
+// spent, and no attempt was counted.
+type pauseError struct {
+	backoff *loop.Backoff
+	minWait time.Duration
+	message string // a constant, for the log
+	cause   error
+	// recheck, unless nil, is called after the wait and fails while the cause persists.
+	recheck func(context.Context) error
+}
+
+func (t *pauseError) Error() string {
+	if t.cause == nil {
+		return t.message
+	}
+	return t.message + ": " + t.cause.Error()
+}
+
+func (t *pauseError) Unwrap() error { return t.cause }
+
+// attach returns the execution of a job, or nil if there is none. It counts the caller as a
+// handler that waits for the result and must detach.
+func (l *lane) attach(id string) *execution {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e := l.executions[id]
+	if e != nil {
+		e.handlers++
+	}
+	return e
+}
+
+// detach ends a handler's wait, before or after the result.
+func (l *lane) detach(ctx context.Context, id string, e *execution) {
+	l.mu.Lock()
+	e.handlers--
+	unattended := e.handlers == 0
+	l.mu.Unlock()
+	select {
+	case <-e.done:
+		if unattended { // no handler returned the result to asynq
+			l.ensureMessage(ctx, id)
+		}
+	default:
+	}
+}
+
+// detachParked ends a handler's wait for a parked execution. It reports false if the
+// execution has ended.
+func (l *lane) detachParked(id string, e *execution) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.executions[id] != e {
+		return false
+	}
+	e.handlers--
+	return true
+}
+
+// start starts an execution in a slot that the caller has taken. If the job already has
+// one, it releases the slot and returns that execution. handlers is the number of handlers
+// that wait for the result.
+func (l *lane) start(ctx context.Context, id string, handlers int, work func(context.Context, *execution) error) *execution {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.executions[id]; e != nil {
+		<-l.slots
+		e.handlers += handlers
+		return e
+	}
+	e := &execution{handlers: handlers, parked: make(chan struct{}), done: make(chan struct{})}
+	l.executions[id] = e
+	l.group.Go(func() {
+		e.err = l.withInFlightMark(ctx, id, func(ctx context.Context) error { return work(ctx, e) })
+		var t *pauseError
+		if errors.As(e.err, &t) {
+			select {
+			case l.pauses <- t:
+			default: // the lane is being paused already
+			}
+		}
+		l.mu.Lock()
+		delete(l.executions, id)
+		unattended, slotReleased := e.handlers == 0, e.slotReleased
+		close(e.done)
+		l.mu.Unlock()
+		if !slotReleased {
+			<-l.slots
+		}
+		if unattended {
+			l.ensureMessage(ctx, id)
+		}
+	})
+	return e
+}
+
+// releaseSlot releases an execution's slot and its handlers while it waits for something
+// that needs no slot.
+func (l *lane) releaseSlot(e *execution) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e.slotReleased {
+		return
+	}
+	e.slotReleased = true
+	<-l.slots
+	select {
+	case <-e.parked:
+	default:
+		close(e.parked)
+	}
+}
+
+// reacquireSlot takes a slot for an execution that has released its own.
+func (l *lane) reacquireSlot(ctx context.Context, e *execution) error {
+	l.mu.Lock()
+	slotReleased := e.slotReleased
+	l.mu.Unlock()
+	if !slotReleased {
+		return nil
+	}
+	if err := l.takeSlot(ctx); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	e.slotReleased = false
+	l.mu.Unlock()
+	return nil
+}
+
+// drainSlots waits until no execution is running by taking every slot for good. It gives up
+// when the worker must stop at once.
+func (l *lane) drainSlots() {
+	for range cap(l.slots) {
+		select {
+		case l.slots <- struct{}{}:
+		case <-l.hard.Done():
+			return
+		}
+	}
+}
+
+// withInFlightMark runs work under an in-flight mark in Redis. After a crash the mark names
+// the job to the next holder of the lane.
+func (l *lane) withInFlightMark(ctx context.Context, id string, work func(context.Context) error) error {
+	if err := l.recorder.MarkInFlight(ctx, l.cfg.Account.Name, l.cfg.Model.Name, id); err != nil {
+		return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
+	}
+	err := work(ctx)
+	if stopped(err) {
+		return err // the next holder resumes it
+	}
+	l.clearInFlight(ctx, id)
+	return err
+}
+
+func (l *lane) clearInFlight(ctx context.Context, id string) {
+	if err := l.recorder.Redis.HDel(context.WithoutCancel(ctx), l.key(rediskey.LaneInFlight), id).Err(); err != nil {
+		l.log.Warn("in-flight mark not cleared", "job_id", id, "err", err)
+	}
+}
+
+// resumeInFlight resumes the jobs that earlier holders of the lane left in flight: paid
+// tasks that occupy a slot, and messages whose handler is dead. It returns when each has
+// its slot or is done.
+//
+// waiting handles a job that has no task.
+func (l *lane) resumeInFlight(ctx context.Context, waiting func(context.Context, *jobs.Record) error) error {
+	left, err := l.recorder.Redis.HKeys(ctx, l.key(rediskey.LaneInFlight)).Result()
+	if err != nil {
+		return fmt.Errorf("read in-flight marks: %w", err)
+	}
+	for _, id := range left {
+		l.mu.Lock()
+		running := l.executions[id] != nil
+		l.mu.Unlock()
+		if running {
+			continue
+		}
+		if err := l.takeSlot(ctx); err != nil {
+			return err
+		}
+		l.start(ctx, id, 0, func(ctx context.Context, e *execution) error { return l.resumeJob(ctx, e, id, waiting) })
+	}
+	return nil
+}
+
+// inFlightInterval is how often a lane looks for jobs of its own that other lanes came
+// across, as a manually adopted task whose message another account's lane has drawn.
+const inFlightInterval = 5 * time.Second
+
+// pollInFlight resumes what resumeInFlight finds, and ends the term if Redis may have lost
+// data.
+func (l *lane) pollInFlight(ctx context.Context) {
+	if l.cfg.Dataset.Known() != l.dataset {
+		l.log.Warn("redis dataset changed: restarting the lane", "term", l.term)
+		l.lease.Invalidate()
+		return
+	}
+	// A message whose handler is alive, in another lane, stays where it is.
+	wait := func(context.Context, *jobs.Record) error { return nil }
+	if err := l.resumeInFlight(ctx, wait); err != nil && ctx.Err() == nil {
+		l.log.Warn(loop.RedisUnavailable, "err", err)
+	}
+}
+
+// resumeJob takes over a job that has a task or an open intent. A job without either is
+// left to waiting, unless its create was lost here: its message was drawn already, so it is
+// submitted again at once.
+func (l *lane) resumeJob(ctx context.Context, e *execution, id string, waiting func(context.Context, *jobs.Record) error) error {
+	for lost := false; ; {
+		rec, err := l.recorder.Store.Get(ctx, id)
+		if errors.Is(err, jobs.ErrNotFound) {
+			return nil
+		}
+		if errors.Is(err, jobs.ErrCorrupt) {
+			l.log.Error("job skipped: record corrupt", "job_id", id, "err", err)
+			return nil
+		}
+		if err != nil && ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			// The job may have a task, so the slot is not free, and the in-flight mark must
+			// stay.
+			wait := l.waits.unreachable.Next()
+			l.log.Warn(loop.RedisUnavailable, "job_id", id, "err", err, "wait", wait)
+			if err := loop.Sleep(ctx, wait); err != nil {
+				return err
+			}
+			continue
+		}
+		switch {
+		case rec.State.Waiting() && lost && rec.Request != nil:
+			return l.generate(ctx, e, jobs.GenerateMessage{JobID: id, Digest: rec.Digest, Request: rec.OriginalRequest()})
+		case rec.State.Waiting():
+			return waiting(ctx, rec)
+		case l.foreign(rec):
+			return nil
+		case rec.State == jobs.StateSubmitting:
+			lost = true
+			err = l.reconcile(ctx, e, rec)
+		case rec.State == jobs.StateGenerating:
+			if err := l.reacquireSlot(ctx, e); err != nil {
+				return err
+			}
+			l.log.Info("resuming", "job_id", id, "task_id", rec.TaskID, "attempt", rec.Attempt)
+			err = l.poll(ctx, rec)
+		default:
+			return nil
+		}
+		var ended *jobError
+		if err != nil && !errors.As(err, &ended) && !errors.Is(err, jobs.ErrConflict) {
+			return err
+		}
+	}
+}
+
+// foreign reports whether a job belongs to another lane. A job belongs to a lane from its
+// intent on.
+func (l *lane) foreign(rec *jobs.Record) bool {
+	return rec.Account != l.cfg.Account.Name || rec.Model != l.cfg.Model.Name
+}
+
+// ensureMessage enqueues a message for a waiting job that has none.
+func (l *lane) ensureMessage(ctx context.Context, id string) {
+	ctx = context.WithoutCancel(ctx)
+	rec, err := l.recorder.Store.Get(ctx, id)
+	if err == nil && rec.State.Waiting() && rec.Request != nil {
+		err = l.recorder.Store.EnqueueGenerate(ctx, rec, rec.OriginalRequest())
+	}
+	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
+		l.log.Warn("waiting job may lack a message", "job_id", id, "err", err)
+	}
+}
+
+// requeueAtHead restores the queue position of a waiting job whose handler died with the
+// lane's last holder. asynq would requeue it after a minute or two, and at the tail.
+func (l *lane) requeueAtHead(ctx context.Context, rec *jobs.Record) error {
+	if active, err := l.recorder.Store.RequeueAtHead(ctx, rec); err != nil || active {
+		return err
+	}
+	l.ensureMessage(ctx, rec.ID)
+	return nil
+}

@@ -1,0 +1,109 @@
+package lane
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hibiken/asynq"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
+	"github.com/danqing-queue/danqing/worker/internal/reconcile"
+)
+
+// jobError tells asynq what to do with a message. Its text is shown in the web UI.
+type jobError struct {
+	// retryIn is when the job is retried; 0 means never.
+	retryIn time.Duration
+	message string
+}
+
+func (e *jobError) Error() string { return e.message }
+
+// heldRetry is when the message of a held job (ambiguous create) is delivered again.
+// It only ensures that a worker is active for the job.
+const heldRetry = 30 * time.Second
+
+func laneRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
+	var outcome *jobError
+	switch {
+	case errors.Is(err, asynq.ErrLeaseExpired):
+		return 0
+	case errors.As(err, &outcome):
+		return outcome.retryIn
+	default:
+		return loop.RedisRetry
+	}
+}
+
+// handle adapts the lane to asynq: it decodes the message, runs the job and translates
+// the error. ctx is the lane's; handling is the message's, which may end before the
+// execution does.
+func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error {
+	m, err := decodeMessage(message.Payload())
+	if err == nil && m.Request.Model != l.cfg.Model.Name {
+		err = fmt.Errorf("the payload has model %q in the queue of %q", m.Request.Model, l.cfg.Model.Name)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: enqueue with the jobs package: %w", err, asynq.SkipRetry)
+	}
+	e := l.attach(m.JobID)
+	if e == nil {
+		if err := l.takeSlot(handling); err != nil {
+			return blockUntilRequeued(handling)
+		}
+		e = l.start(ctx, m.JobID, 1, func(ctx context.Context, e *execution) error { return l.generate(ctx, e, m) })
+	}
+	select {
+	case <-e.done:
+	case <-e.parked:
+		if l.detachParked(m.JobID, e) {
+			return &jobError{retryIn: heldRetry, message: jobs.CodeSubmitAmbiguous + ": " + reconcile.AmbiguousMessage + "see the job's record"}
+		}
+	case <-handling.Done():
+		l.detach(ctx, m.JobID, e)
+		return context.Cause(handling)
+	}
+	var paused *pauseError
+	var outcome *jobError
+	switch {
+	case stopped(e.err), errors.As(e.err, &paused), l.hard.Err() != nil:
+		return blockUntilRequeued(handling)
+	case errors.As(e.err, &outcome) && outcome.retryIn == 0:
+		return fmt.Errorf("%w: %w", e.err, asynq.SkipRetry)
+	default:
+		return e.err
+	}
+}
+
+// decodeMessage parses a payload and validates it as untrusted input: another program
+// or a person may have enqueued it.
+func decodeMessage(payload []byte) (jobs.GenerateMessage, error) {
+	var m jobs.GenerateMessage
+	if err := json.Unmarshal(payload, &m); err != nil {
+		return m, fmt.Errorf("the payload is not a danqing job: %w", err)
+	}
+	if err := jobs.ValidID(m.JobID); err != nil {
+		return m, fmt.Errorf("payload job_id: %w", err)
+	}
+	req, _, err := m.Request.Normalize()
+	if err != nil {
+		return m, fmt.Errorf("payload request: %w", err)
+	}
+	if req.Digest() != m.Digest {
+		return m, errors.New("payload digest mismatch")
+	}
+	m.Request = req
+	return m, nil
+}
+
+// blockUntilRequeued blocks until asynq, shutting down, has put the message back at the
+// head of its queue. A handler that returned an error instead would send it to the
+// tail.
+func blockUntilRequeued(ctx context.Context) error {
+	<-ctx.Done()
+	return context.Cause(ctx)
+}

@@ -1,0 +1,385 @@
+// Package lane runs an account's capacity for one model: it submits jobs and polls their
+// tasks.
+//
+// A lane is held by one worker at a time. A term is the time for which it holds the lane. The
+// methods' ctx ends when the term does: by a stop of the worker or by the loss of the lease.
+// What has begun by then is completed under the lane's hard context.
+package lane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/time/rate"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
+	"github.com/danqing-queue/danqing/worker/internal/account"
+	"github.com/danqing-queue/danqing/worker/internal/lease"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
+	"github.com/danqing-queue/danqing/worker/internal/quarantine"
+	"github.com/danqing-queue/danqing/worker/internal/reconcile"
+	"github.com/danqing-queue/danqing/worker/internal/recorder"
+	"github.com/danqing-queue/danqing/worker/journal"
+)
+
+// Recovery merges a worker's journal into the records.
+type Recovery interface {
+	// Merge updates a job's record to its state in the journal at a given time.
+	Merge(ctx context.Context, journaled *jobs.Record, at time.Time) error
+	// RecoverEntry merges one entry of the journal.
+	RecoverEntry(ctx context.Context, e journal.Entry) error
+	// StoreBacklog returns the number of the worker's jobs whose images are not in the
+	// bucket. Up to limit it may count jobs that other workers have stored.
+	StoreBacklog(ctx context.Context, limit int) int
+}
+
+// Config configures a lane. All fields are required but DrainOnly and Exclusive.
+type Config struct {
+	Recorder   *recorder.Recorder
+	Dataset    *lease.Dataset
+	Quarantine *quarantine.List
+	Recovery   Recovery
+	Account    *account.Account
+	Model      jobs.Model
+	// Concurrency is the number of the lane's slots.
+	Concurrency      int
+	SubmitsPerSecond float64
+	// DrainOnly means that the lane takes no jobs: it ends when its tasks in flight have
+	// ended.
+	DrainOnly bool
+	// AccountLanes is the number of the account's lanes, which share its query budget.
+	AccountLanes int
+	// Exclusive is set when no other worker uses this Redis. It may start empty.
+	Exclusive     bool
+	QueueInterval time.Duration // as in worker.Config
+	// StoreBacklogLimit is the number of jobs that may wait for their images. Above it
+	// nothing is submitted, since the download or the upload is failing.
+	StoreBacklogLimit int
+	// SubmitLimit returns how long after its intent a create may still make a task.
+	SubmitLimit func() time.Duration
+	// Probe asks the service whether it accepts the account's key.
+	Probe func(context.Context) error
+	// ReferenceRefusedAt maps a job ID to the time.Time at which its reference image was
+	// first refused with an error that may be temporary.
+	ReferenceRefusedAt *sync.Map
+}
+
+// lane is one term of a lane.
+type lane struct {
+	cfg      Config
+	recorder *recorder.Recorder
+	log      *slog.Logger
+	// hard ends when even what has begun must end.
+	hard  context.Context //nolint:containedctx // the worker's, not a call's
+	lease *lease.Lease
+	term  int64
+	// slots is a semaphore with one slot per concurrent task. asynq releases a handler's
+	// slot while the handler may still run, so its own limit is not enough.
+	slots chan struct{}
+	// pauses receives the error that pauses the lane.
+	pauses chan *pauseError
+	// submitSem is held while submitting: one create at a time.
+	submitSem chan struct{}
+	limiter   *submitLimiter
+	// queries limits status queries. All lanes of an account, in all workers, share half of
+	// the account's limit.
+	queries     *rate.Limiter
+	intentIndex reconcile.Intents
+
+	group sync.WaitGroup // of the executions
+	mu    sync.Mutex
+	// executions are those in progress, by job ID.
+	executions map[string]*execution
+	tasks      sync.Map // IDs of tasks created or adopted in this term
+	// baseline is the snapshot of the start of the term, nil if the list was unavailable.
+	// Later it is the last snapshot in which no task of the lane's key was unexplained.
+	baseline *reconcile.Snapshot
+	// dataset is the dataset ID at the start of the term. orphans are the orphaned tasks
+	// for each of which one job will be held. Both are guarded by mu.
+	dataset string
+	orphans []string
+
+	waits waits
+}
+
+// waits are the lane's backoffs by kind of failure. Each grows while the failure lasts.
+type waits struct{ unreachable, throttled, account loop.Backoff }
+
+const (
+	// accountQueries is the query budget per account and second: half of the documented 20
+	// per second (manage-asynchronous-tasks page); other programs use the account too.
+	accountQueries = 10
+	// shutdownTimeout is how long asynq waits for parked handlers before it requeues their
+	// messages at the head of the queue.
+	shutdownTimeout = 100 * time.Millisecond
+)
+
+func newLane(hard context.Context, cfg Config) *lane {
+	r := cfg.Recorder
+	l := &lane{
+		cfg: cfg, recorder: r, hard: hard, log: cfg.Account.Log.With("model", cfg.Model.Name),
+		lease:       lease.New(r.Redis, rediskey.Lane(cfg.Account.Name, cfg.Model.Name, rediskey.LaneLease), r.Data.WorkerID),
+		intentIndex: reconcile.IntentsOf(r.Redis, cfg.Account.Name, cfg.Model.Name),
+		slots:       make(chan struct{}, cfg.Concurrency),
+		pauses:      make(chan *pauseError, 1),
+		submitSem:   make(chan struct{}, 1),
+		executions:  map[string]*execution{},
+	}
+	l.waits.unreachable = loop.Backoff{First: time.Second, Most: time.Minute}
+	// Throttling usually clears within a minute (rate-limit page).
+	l.waits.throttled = loop.Backoff{First: time.Second, Most: time.Minute}
+	l.waits.account = loop.Backoff{First: 10 * time.Second, Most: 10 * time.Minute}
+	return l
+}
+
+func (l *lane) key(name string) string {
+	return rediskey.Lane(l.cfg.Account.Name, l.cfg.Model.Name, name)
+}
+
+// Run holds the lane, one term after the other, until ctx ends: ctx ends when the worker
+// stops. hard ends when it must stop at once; Run then fails with its cause.
+func Run(ctx, hard context.Context, cfg Config) error {
+	for {
+		l := newLane(hard, cfg)
+		err := l.runTerm(ctx)
+		switch {
+		case hard.Err() != nil:
+			return context.Cause(hard)
+		case ctx.Err() != nil, err == nil && cfg.DrainOnly:
+			return nil
+		case errors.Is(err, lease.ErrLost):
+			l.log.Warn("lease lost", "term", l.term)
+		default:
+			l.log.Warn("lane failed, retrying", "term", l.term, "err", err)
+		}
+		if loop.Sleep(ctx, lease.Poll) != nil {
+			return nil
+		}
+	}
+}
+
+// stopped reports whether an error means that the term has ended.
+func stopped(err error) bool {
+	return errors.Is(err, loop.ErrStopped) || errors.Is(err, lease.ErrLost) || errors.Is(err, context.Canceled)
+}
+
+// runTerm waits for the lease, resumes jobs in flight and draws work. It fails with
+// [loop.ErrStopped] when the worker stops and with [lease.ErrLost] when the lease is lost.
+func (l *lane) runTerm(ctx context.Context) error {
+	ctx, release, err := l.lease.Hold(ctx, l.log)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := l.takeTerm(ctx); err != nil {
+		return err
+	}
+	if err := l.awaitKeyAccepted(ctx); err != nil {
+		return err
+	}
+	if err := l.initialSnapshot(ctx); err != nil {
+		return err
+	}
+	// Only executions that a second signal cut short may still run after that.
+	defer l.group.Wait()
+	quarantined := l.quarantineRunner()
+	interval := min(quarantine.Interval, l.longestPoll())
+	defer quarantined.Run(ctx, interval)()
+	defer loop.Every(ctx, l.longestPoll(), l.findLateTasks)()
+	if err := l.resumeInFlight(ctx, l.requeueAtHead); err != nil {
+		return err
+	}
+	if l.cfg.DrainOnly {
+		l.group.Wait()
+		return quarantined.WaitEmpty(ctx)
+	}
+	defer loop.Every(ctx, inFlightInterval, l.pollInFlight)()
+	return l.serve(ctx)
+}
+
+// longestPoll is the longest poll interval of the task list.
+func (l *lane) longestPoll() time.Duration {
+	return max(l.cfg.SubmitLimit()/maxPollShare, minPollInterval)
+}
+
+func (l *lane) quarantineRunner() *quarantine.Runner {
+	return &quarantine.Runner{
+		List: l.cfg.Quarantine, Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, Service: l.cfg.Account.Client,
+		Wait: l.ask, Cost: func(images int) int64 { return l.cfg.Account.Cost(l.cfg.Model, images) },
+		Recorder: l.recorder, Log: l.log,
+	}
+}
+
+// initialSnapshotTimeout is how long an unavailable task list delays a term. Until the list
+// is available, ambiguous creates are held, not adopted.
+const initialSnapshotTimeout = time.Minute
+
+// initialSnapshot reads the account's task list at the start of a term. No create of this
+// term made a task that is on it.
+func (l *lane) initialSnapshot(ctx context.Context) error {
+	pace := loop.Backoff{First: time.Second, Most: 10 * time.Second}
+	for begun := time.Now(); ; {
+		dataset, err := l.cfg.Dataset.Sync(ctx)
+		if err == nil {
+			l.dataset = dataset
+			err = l.checkDataLoss(ctx)
+		}
+		if err == nil && l.baseline == nil {
+			l.baseline, err = l.takeSnapshot(ctx)
+		}
+		if err == nil && l.cfg.Exclusive {
+			err = l.refreshBaseline(ctx)
+		}
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if time.Since(begun) > initialSnapshotTimeout && l.cfg.Dataset.Known() == l.dataset && l.isVerified(ctx) {
+			l.log.Warn("task list unavailable: ambiguous creates will be held, not adopted", "err", err)
+			return nil
+		}
+		wait := pace.Next()
+		l.log.Warn("task list unavailable, retrying", "err", err, "wait", wait)
+		if err := loop.Sleep(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// awaitKeyAccepted waits until the service accepts the account's key.
+func (l *lane) awaitKeyAccepted(ctx context.Context) error {
+	for {
+		verified, disabled := l.cfg.Account.Usable()
+		if verified {
+			return nil
+		}
+		err := disabled
+		if err == nil {
+			err = l.cfg.Probe(ctx)
+		}
+		if err == nil {
+			return nil
+		}
+		if err := l.pause(ctx, &pauseError{backoff: &l.waits.account, message: accountPaused, cause: err}); err != nil {
+			return err
+		}
+	}
+}
+
+// serve draws work in consecutive sessions of an asynq server until the worker stops or the
+// lease is lost. A pauseError ends a session: its messages return to the head of their
+// queues, where lanes of other accounts may draw them, and the next session starts after
+// the pause.
+func (l *lane) serve(ctx context.Context) error {
+	for {
+		// Tasks of earlier terms may occupy every slot.
+		if err := l.takeSlot(ctx); err != nil {
+			return err
+		}
+		<-l.slots
+		server := asynq.NewServerFromRedisClient(l.recorder.Redis, l.asynqConfig())
+		if err := server.Start(asynq.HandlerFunc(func(handling context.Context, message *asynq.Task) error {
+			return l.handle(ctx, handling, message)
+		})); err != nil {
+			return fmt.Errorf("start lane: %w", err)
+		}
+		l.log.Info("lane opened", "term", l.term, "simulated", l.recorder.Simulated())
+		l.publishStatus(ctx, jobs.LaneOpen, "", time.Time{})
+		var pause *pauseError
+		select {
+		case pause = <-l.pauses:
+		case <-ctx.Done():
+		}
+		server.Stop()
+		if pause == nil {
+			l.drainSlots()
+		}
+		server.Shutdown()
+		if pause == nil {
+			l.log.Info("lane closed", "term", l.term)
+			return context.Cause(ctx)
+		}
+		if err := l.pause(ctx, pause); err != nil {
+			return err
+		}
+		select {
+		case same := <-l.pauses: // from the same failure
+			l.log.Debug("stale pause discarded", "err", same)
+		default:
+		}
+	}
+}
+
+// asynqConfig configures a session's server. Nothing that a lane returns counts as a failure.
+func (l *lane) asynqConfig() asynq.Config {
+	cfg := loop.AsynqConfig(l.log, l.cfg.QueueInterval)
+	cfg.Concurrency = l.cfg.Concurrency
+	cfg.Queues = jobs.LaneQueues(l.cfg.Model.Name)
+	cfg.ShutdownTimeout = shutdownTimeout
+	cfg.IsFailure = func(error) bool { return false }
+	cfg.RetryDelayFunc = laneRetryDelay
+	return cfg
+}
+
+// pause keeps the lane paused for as long as t asks for. It logs the reason and publishes
+// it in the lane's status.
+func (l *lane) pause(ctx context.Context, t *pauseError) error {
+	d := max(t.backoff.Next(), t.minWait)
+	l.log.Warn(t.message, "err", t.cause, "wait", d, "hint", hint(t.cause)) //nolint:sloglint // every pauseError has a constant message
+	l.publishStatus(ctx, jobs.LanePaused, withHint(t.Error(), hint(t.cause)), time.Now().Add(d))
+	for {
+		if err := loop.Sleep(ctx, d); err != nil || t.recheck == nil || t.recheck(ctx) == nil {
+			return err
+		}
+	}
+}
+
+// publishStatus publishes the lane's status for operators.
+func (l *lane) publishStatus(ctx context.Context, state jobs.LaneState, message string, retryAt time.Time) {
+	status := jobs.LaneStatus{
+		Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, Term: l.term, Concurrency: l.cfg.Concurrency, Simulated: l.recorder.Simulated(),
+		State: state, Message: message, At: time.Now().UTC(), RetryAt: retryAt,
+	}
+	if err := l.recorder.Store.SetLane(ctx, status); err != nil {
+		l.log.Warn("lane status not published", "err", err)
+	}
+}
+
+// takeSlot acquires a slot. The caller must release it.
+func (l *lane) takeSlot(ctx context.Context) error { return l.take(ctx, l.slots) }
+
+// take acquires a semaphore. The caller must release it.
+func (l *lane) take(ctx context.Context, places chan<- struct{}) error {
+	select {
+	case places <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// takeTerm assigns the term number, which is unique across all lanes: a record written in
+// one term is never attributed to another.
+func (l *lane) takeTerm(ctx context.Context) error {
+	term, err := l.recorder.Redis.Incr(ctx, rediskey.Term).Result()
+	if err != nil {
+		return fmt.Errorf("take term of lane: %w", err)
+	}
+	last, err := l.recorder.Redis.SetArgs(ctx, l.key(rediskey.LaneTerm), term, redis.SetArgs{Get: true}).Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return fmt.Errorf("take term of lane: %w", err)
+	}
+	l.term, l.limiter = term, newSubmitLimiter(l.cfg.SubmitsPerSecond, last != "")
+	l.queries = rate.NewLimiter(rate.Limit(accountQueries/float64(l.cfg.AccountLanes)), 1)
+	l.queries.Allow() // the last holder may have queried just now
+	return nil
+}

@@ -1,0 +1,183 @@
+package lane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
+	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/lease"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
+	"github.com/danqing-queue/danqing/worker/internal/quarantine"
+	"github.com/danqing-queue/danqing/worker/internal/reconcile"
+	"github.com/danqing-queue/danqing/worker/internal/recorder"
+	"github.com/danqing-queue/danqing/worker/journal"
+)
+
+// checkDataLoss compares the dataset with the one last verified for the lane. If it
+// changed, queued jobs may already have been paid for: it waits for other workers to replay
+// and for delayed creates to arrive, one lease TTL or 66 s, whichever is longer; then it
+// records the orphaned tasks, for each of which one job will be held.
+func (l *lane) checkDataLoss(ctx context.Context) error {
+	if l.cfg.Exclusive {
+		return nil // only the journal holds data
+	}
+	now := l.dataset
+	last, err := l.recorder.Redis.Get(ctx, l.key(rediskey.LaneVerifiedDataset)).Result()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return fmt.Errorf("read %s: %w", l.key(rediskey.LaneVerifiedDataset), err)
+	}
+	if last == now || last == "" && !l.hasHistory() {
+		return l.markVerified(ctx, now)
+	}
+	// A create of a worker that is gone for good may still be in transit.
+	wait := max(lease.TTL, l.timing().Late)
+	l.log.Warn("redis dataset changed: waiting for other workers to replay", "wait", wait)
+	if err := loop.Sleep(ctx, wait); err != nil {
+		return err
+	}
+	if l.baseline, err = l.takeSnapshot(ctx); err != nil {
+		return err
+	}
+	orphans, err := l.findOrphans(ctx)
+	if err != nil {
+		return err
+	}
+	for _, task := range orphans {
+		l.log.Error("orphaned task after data loss: next job will be held", "task_id", task.TaskID)
+		if err := l.recorder.Redis.HSet(ctx, l.key(rediskey.LaneOrphans), task.TaskID, task.GmtCreate).Err(); err != nil {
+			return fmt.Errorf("record orphaned task: %w", err)
+		}
+		if err := l.cfg.Quarantine.Add(ctx, quarantine.Task{JobID: "unknown", Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, TaskID: task.TaskID}); err != nil {
+			return err
+		}
+	}
+	return l.markVerified(ctx, now)
+}
+
+// isVerified reports whether checkDataLoss has run for the lane and the current dataset.
+func (l *lane) isVerified(ctx context.Context) bool {
+	last, err := l.recorder.Redis.Get(ctx, l.key(rediskey.LaneVerifiedDataset)).Result()
+	return err == nil && last == l.dataset || l.cfg.Exclusive
+}
+
+// hasHistory reports whether Redis had data to lose, as far as this worker can tell: it has
+// seen another dataset, or has created a task with the account's key.
+func (l *lane) hasHistory() bool {
+	return l.cfg.Dataset.LossSeen() || l.recorder.Data.Journal.KeyID(l.cfg.Account.Client.KeyFingerprint()) != ""
+}
+
+// assertSameDataset fails if Redis may have lost data since the term began: nothing may be
+// submitted then.
+func (l *lane) assertSameDataset(ctx context.Context) error {
+	if l.cfg.Exclusive {
+		return nil
+	}
+	now, err := l.cfg.Dataset.ID(ctx)
+	switch {
+	case err != nil:
+		return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
+	case now != l.dataset:
+		l.log.Warn("redis dataset changed: restarting the lane", "term", l.term)
+		l.lease.Invalidate()
+		return lease.ErrLost
+	}
+	return nil
+}
+
+// markVerified records the verified dataset and loads the orphaned tasks for which jobs
+// will be held.
+func (l *lane) markVerified(ctx context.Context, now string) error {
+	if err := l.recorder.Redis.Set(ctx, l.key(rediskey.LaneVerifiedDataset), now, 0).Err(); err != nil {
+		return fmt.Errorf("write %s: %w", l.key(rediskey.LaneVerifiedDataset), err)
+	}
+	orphans, err := l.recorder.Redis.HKeys(ctx, l.key(rediskey.LaneOrphans)).Result()
+	if err != nil {
+		return fmt.Errorf("read orphaned tasks: %w", err)
+	}
+	slices.Sort(orphans)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.orphans = orphans
+	return nil
+}
+
+// refreshBaseline takes another snapshot if sidecars show the owners of tasks in the first.
+// An exclusive queue lacks the tasks of earlier runs with another data directory.
+func (l *lane) refreshBaseline(ctx context.Context) error {
+	left, err := l.findOrphans(ctx)
+	if err != nil {
+		l.log.Warn("sidecars not read: tasks of earlier runs count as foreign", "err", err)
+		return nil
+	}
+	if len(left) < len(l.baseline.Unowned) {
+		l.baseline, err = l.takeSnapshot(ctx)
+	}
+	return err
+}
+
+// findOrphans returns the tasks of the lane's key, or of any key if it is unknown, that
+// neither a record, a journal nor a sidecar owns and that no known intent may have created.
+func (l *lane) findOrphans(ctx context.Context) ([]dashscope.TaskInfo, error) {
+	key, err := l.keyID(ctx, l.cfg.Account.Client.KeyFingerprint())
+	if err != nil {
+		return nil, err
+	}
+	orphans := map[string]dashscope.TaskInfo{}
+	for _, task := range l.baseline.Unowned {
+		explained := slices.ContainsFunc(l.baseline.Intents, func(i reconcile.Intent) bool { return i.CouldHaveCreated(task, l.cfg.SubmitLimit()) })
+		if (key == "" || task.APIKeyID == key) && !explained && !l.baseline.Quarantined[task.TaskID] {
+			orphans[task.TaskID] = task
+		}
+	}
+	if len(orphans) == 0 {
+		return nil, nil
+	}
+	err = l.recorder.Bucket.RecentSidecars(ctx, time.Now().Add(-journal.TaskRetention), func(s *storage.Sidecar) error {
+		for _, attempt := range s.Attempts {
+			if _, orphaned := orphans[attempt.TaskID]; orphaned {
+				delete(orphans, attempt.TaskID)
+				if err := l.recorder.Store.ClaimTask(ctx, attempt.TaskID, s.JobID); err != nil && !errors.As(err, new(*jobs.TaskOwnedError)) {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return slices.Collect(maps.Values(orphans)), nil
+}
+
+// holdForOrphan holds a job that may have been lost by Redis after an orphaned task was
+// created for it: one job for each such task.
+func (l *lane) holdForOrphan(ctx context.Context, rec *jobs.Record, req *jobs.Request) error {
+	l.mu.Lock()
+	tasks := slices.Clone(l.orphans)
+	l.mu.Unlock()
+	if len(tasks) == 0 {
+		return nil
+	}
+	next := recorder.Held(rec, jobs.CodeOrphanedTask, fmt.Sprintf("Redis has lost data, and %d of the account's tasks have no known owner: one of them may have been created for this job; their images are quarantined under _held/ in the bucket", len(tasks)))
+	next.Candidates, next.Account, next.Request = tasks, l.cfg.Account.Name, req
+	l.log.Error("job held for operator", "job_id", rec.ID, "err", next.Message)
+	if err := l.recorder.Transition(ctx, rec, next); err != nil {
+		return err
+	}
+	if err := l.recorder.Redis.HDel(ctx, l.key(rediskey.LaneOrphans), tasks[0]).Err(); err != nil {
+		l.log.Warn(loop.RedisUnavailable, "err", err)
+	}
+	l.mu.Lock()
+	l.orphans = tasks[1:]
+	l.mu.Unlock()
+	return jobs.ErrConflict // read the record again
+}

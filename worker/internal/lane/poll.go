@@ -1,0 +1,278 @@
+package lane
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
+	"github.com/danqing-queue/danqing/worker/internal/reconcile"
+	"github.com/danqing-queue/danqing/worker/internal/recorder"
+	"github.com/danqing-queue/danqing/worker/journal"
+)
+
+const (
+	// A task is polled at intervals of 8 % of its age, which leaves the slot idle for 4 %
+	// on average, but at most 20 times a second and at least every 10 s (the
+	// documentation's advice).
+	pollShare    = 0.08
+	pollShortest = 50 * time.Millisecond
+	pollLongest  = 10 * time.Second
+
+	// maxAttempts limits the tasks of a job whose tasks fail for reasons outside the job.
+	// Failed tasks are free.
+	maxAttempts = 3
+	// retryFirst is the wait before the second attempt; it doubles with each attempt.
+	retryFirst = 30 * time.Second
+	// unknownGrace is how long an UNKNOWN task is polled before the account's task list
+	// decides: the service limits a create to 300 s.
+	unknownGrace = 300 * time.Second
+	// emptyAnswers is how often a succeeded task that names neither an image nor a reason
+	// is queried before the job is held for an operator.
+	emptyAnswers = 6
+)
+
+// poll queries the job's task until it has ended. Errors of the service or the network do
+// not end the wait: they do not show the state of the task.
+func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
+	l.tasks.Store(rec.TaskID, true)
+	defer l.tasks.Delete(rec.TaskID) // the record and the journal name it, or the lane ends
+	errorBackoff := loop.Backoff{First: time.Second, Most: 30 * time.Second}
+	var unknownSince time.Time
+	var first runningWrite
+	empty := 0
+	for interval := pollShortest; ; {
+		if err := loop.Sleep(ctx, max(interval, l.queries.Reserve().Delay())); err != nil {
+			return err
+		}
+		task, err := l.cfg.Account.Client.Query(ctx, rec.TaskID)
+		interval = min(max(time.Duration(pollShare*float64(time.Since(rec.SubmittedAt))), pollShortest), pollLongest)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			interval = max(interval, errorBackoff.Next())
+			l.log.Warn("task query failed, retrying", "job_id", rec.ID, "task_id", rec.TaskID, "err", err, "wait", interval, "hint", hint(err))
+			continue
+		}
+		errorBackoff.Reset()
+		l.cfg.Account.SetServiceTime(task.Date)
+		l.discoverKeyID(ctx, rec)
+		switch task.Output.TaskStatus {
+		case dashscope.StatusSucceeded:
+			if empty++; task.IsInconclusive() && empty < emptyAnswers {
+				interval = max(interval, errorBackoff.Next())
+				continue
+			}
+			return l.taskSucceeded(ctx, rec, task)
+		case dashscope.StatusFailed:
+			return l.taskFailed(ctx, rec, task.Output.Code, task.Output.Message)
+		case dashscope.StatusCanceled:
+			if err := l.recorder.Retry(ctx, rec.ID, func(ctx context.Context) error { return l.recorder.Release(ctx, rec) }); err != nil {
+				return err
+			}
+			l.recorder.Journal(journal.KindAttemptOver, rec)
+			return l.finishJob(ctx, rec, recorder.Ended(rec, jobs.StateCanceled, jobs.CodeCanceled, "the task was canceled at DashScope while pending; no cost"))
+		case dashscope.StatusUnknown:
+			if unknownSince.IsZero() {
+				unknownSince = time.Now()
+			}
+			interval = max(interval, errorBackoff.Next())
+			if held, err := l.holdUnknown(ctx, rec, unknownSince); held || ctx.Err() != nil {
+				return err
+			}
+		case dashscope.StatusPending:
+			unknownSince = time.Time{}
+			l.cancelTask(ctx, rec)
+		default:
+			unknownSince = time.Time{}
+			l.markRunning(ctx, rec, &first)
+		}
+	}
+}
+
+// runningWrite is the write of the time at which a task was first seen running.
+type runningWrite struct {
+	name string      // the write ID
+	busy atomic.Bool // the write is in progress
+	done atomic.Bool
+}
+
+// markRunning records that the task is running, if the record does not have it yet. It does
+// not block: while Redis is unavailable polling continues, and the next poll, or the next
+// change of the record, writes it.
+func (l *lane) markRunning(ctx context.Context, rec *jobs.Record, first *runningWrite) {
+	if rec.RunningAt.IsZero() {
+		rec.RunningAt, first.name = time.Now().UTC(), rand.Text()
+	}
+	if first.name == "" || first.done.Load() || !first.busy.CompareAndSwap(false, true) {
+		return
+	}
+	old, next := *rec, *rec
+	l.group.Go(func() {
+		defer first.busy.Store(false)
+		err := l.recorder.Store.UpdateOnce(ctx, first.name, &old, &next)
+		first.done.Store(err == nil || errors.Is(err, jobs.ErrConflict))
+	})
+}
+
+// reject gives up an adopted task whose output does not match the job's request: another
+// open intent may have created it. The job's own create is reconciled again.
+func (l *lane) reject(ctx context.Context, rec *jobs.Record) error {
+	next := reconcile.AmbiguousRecord(rec, "the output of the adopted task does not match the request")
+	next.State, next.TaskID, next.Adopted, next.RunningAt = jobs.StateSubmitting, "", false, time.Time{}
+	next.Rejected = append(slices.Clone(rec.Rejected), rec.TaskID)
+	l.recorder.Journal(journal.KindAmbiguous, next)
+	l.log.Warn("adopted task rejected: output does not match the request", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt)
+	l.tasks.Delete(rec.TaskID) // before others can see that it has no owner
+	return l.recorder.Transition(ctx, rec, next)
+}
+
+// cancelTask cancels a task that is pending at DashScope, if its cancellation was
+// requested. The next poll shows the result.
+func (l *lane) cancelTask(ctx context.Context, rec *jobs.Record) {
+	if !l.cancelRequested(ctx, rec) {
+		return
+	}
+	if l.ask(ctx) != nil {
+		return
+	}
+	if err := l.cfg.Account.Client.Cancel(ctx, rec.TaskID); err != nil {
+		l.log.Warn("task not canceled", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
+	}
+}
+
+// holdUnknown holds a job whose task the service no longer finds.
+func (l *lane) holdUnknown(ctx context.Context, rec *jobs.Record, since time.Time) (bool, error) {
+	reason := "DashScope no longer finds the task: it is more than 24 hours old"
+	if time.Since(rec.SubmittedAt) < dashscope.TaskLifetime {
+		if time.Since(since) < unknownGrace {
+			return false, nil
+		}
+		if err := l.ask(ctx); err != nil {
+			return false, err
+		}
+		page, err := l.cfg.Account.Client.List(ctx, dashscope.ListFilter{TaskID: rec.TaskID})
+		if err != nil || page.Total > 0 {
+			return false, err
+		}
+		reason = "DashScope does not find the task: does the API key still belong to the account that submitted it?"
+	}
+	return true, l.recorder.Hold(ctx, rec, recorder.Held(rec, jobs.CodeTaskUnknown, reason))
+}
+
+// taskSucceeded passes the images to the store stage. Their URLs are in the journal before
+// the slot is released.
+func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashscope.Task) error {
+	missing := rec.Missing()
+	results := renumber(readResults(task, len(missing)), missing)
+	made := 0
+	var first jobs.Result
+	for _, r := range results {
+		if r.URL != "" {
+			made++
+		} else if first.Code == "" {
+			first = r
+		}
+	}
+	if task.IsInconclusive() {
+		return l.recorder.Hold(ctx, rec, recorder.Held(rec, jobs.CodeNoImages, "the task succeeded and may be charged, but its reply names no image"))
+	}
+	if made == 0 {
+		return l.taskFailed(ctx, rec, first.Code, first.Message)
+	}
+	if rec.Adopted && !(&reconcile.Output{Task: task}).Matches(len(missing), rec.Request.Prompt) {
+		return l.reject(ctx, rec)
+	}
+	made = task.ChargedImages()
+	next := *rec
+	next.State, next.Results, next.GeneratedAt = jobs.StateStoring, results, time.Now().UTC()
+	next.Simulated = task.Simulated // first known here for an adopted task
+	next.TaskImages, next.TaskMicroYuan = made, l.cfg.Account.Cost(l.cfg.Model, made)
+	next.CostMicroYuan = rec.CostMicroYuan + next.TaskMicroYuan
+	l.recorder.Journal(journal.KindResults, &next)
+	if err := l.recorder.Retry(ctx, rec.ID, func(ctx context.Context) error {
+		return l.recorder.Settle(ctx, &next, next.TaskID, made, next.TaskMicroYuan)
+	}); err != nil {
+		return err
+	}
+	if err := l.recorder.Store.RecordDuration(ctx, l.cfg.Model.Name, next.GeneratedAt.Sub(rec.SubmittedAt)); err != nil {
+		l.log.Debug("duration not recorded", "job_id", rec.ID, "err", err)
+	}
+	l.log.Info("task succeeded", "job_id", next.ID, "task_id", next.TaskID, "duration", time.Since(rec.SubmittedAt), "images", made)
+	if err := l.recorder.Transition(ctx, rec, &next); err != nil {
+		return err
+	}
+	return l.recorder.Store.EnqueueStore(context.WithoutCancel(ctx), &next)
+}
+
+// readResults returns the images of a task, numbered in the order of the request. Images
+// that the service does not mention are marked as missing.
+func readResults(task *dashscope.Task, n int) []jobs.Result {
+	var results []jobs.Result
+	for i, r := range task.Output.Results {
+		result := jobs.Result{N: i + 1, URL: r.URL, ActualPrompt: r.ActualPrompt, Code: r.Code, Message: r.Message}
+		if r.URL != "" {
+			result.URL, result.ExpiresAt = dashscope.SecureURL(r.URL), dashscope.URLExpiry(r.URL)
+		}
+		results = append(results, result)
+	}
+	for i := len(results) + 1; i <= n; i++ {
+		results = append(results, jobs.Result{N: i, Code: jobs.CodeImageMissing, Message: "the task ended without a result for this image"})
+	}
+	return results
+}
+
+// taskFailed schedules another attempt or ends the job. Failed tasks are free.
+func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message string) error {
+	past := jobs.Attempt{
+		Attempt: rec.Attempt, Term: rec.Term, TaskID: rec.TaskID,
+		SubmittedAt: rec.SubmittedAt, EndedAt: time.Now().UTC(), Code: code, Message: message,
+	}
+	l.log.Warn("task failed", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt, "code", code, "err", message)
+	if err := l.recorder.Retry(ctx, rec.ID, func(ctx context.Context) error { return l.recorder.Release(ctx, rec) }); err != nil {
+		return err
+	}
+	remedy := dashscope.Hint(code, message)
+	kind := dashscope.ClassifyTask(code, message)
+	if kind == dashscope.KindTerminal || kind == dashscope.KindRetry && attemptsThisRound(rec) >= maxAttempts {
+		return l.fail(ctx, rec, code, withHint(message, remedy))
+	}
+	next := *rec
+	next.State, next.TaskID, next.RunningAt, next.PastAttempts = jobs.StateRetrying, "", time.Time{}, append(rec.PastAttempts, past)
+	next.Code, next.Message = code, message
+	l.recorder.Journal(journal.KindAttemptOver, rec)
+	if l.cancelRequested(ctx, rec) {
+		return l.finishJob(ctx, rec, recorder.Ended(&next, jobs.StateCanceled, jobs.CodeCanceled, "canceled on request after its task failed; no cost"))
+	}
+	if err := l.recorder.Transition(ctx, rec, &next); err != nil {
+		return err
+	}
+	reason := fmt.Errorf("task %s: %s: %s", rec.TaskID, code, withHint(message, remedy))
+	switch kind {
+	case dashscope.KindAccount:
+		return &pauseError{backoff: &l.waits.account, message: accountPaused, cause: reason}
+	case dashscope.KindThrottled:
+		return &pauseError{backoff: &l.waits.throttled, message: temporarilyRefused, cause: reason}
+	default:
+		return &jobError{retryIn: retryFirst << (attemptsThisRound(rec) - 1), message: reason.Error()}
+	}
+}
+
+// attemptsThisRound returns the number of tasks created for a job since it was submitted or
+// last retried by an operator.
+func attemptsThisRound(rec *jobs.Record) int {
+	n := 1
+	for _, past := range rec.PastAttempts {
+		if past.TaskID != "" && past.SubmittedAt.After(rec.RetriedAt) {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,49 @@
+package lane
+
+import (
+	"math"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// submitLimiter keeps a lane's creates below the service's rate limit. Its caller must hold
+// the lane's submitSem.
+type submitLimiter struct {
+	// spread spaces creates evenly.
+	spread *rate.Limiter
+	// replies are the reply times of the last creates that may fall into one window, oldest
+	// first. The service has counted a create by its reply, however long the request took.
+	replies []time.Time
+	window  time.Duration
+}
+
+// windowMargin stretches the window to allow for clock drift between worker and service.
+const windowMargin = 1.05
+
+// newSubmitLimiter returns a limiter for a rate per second. If the lane was held before, it assumes
+// that earlier holders have just used up the window.
+func newSubmitLimiter(perSecond float64, heldBefore bool) *submitLimiter {
+	n := max(int(math.Ceil(perSecond)), 1)
+	p := &submitLimiter{
+		spread:  rate.NewLimiter(rate.Limit(perSecond/windowMargin), 1),
+		replies: make([]time.Time, n),
+		window:  time.Duration(float64(n) / perSecond * windowMargin * float64(time.Second)),
+	}
+	if heldBefore {
+		for i := range p.replies {
+			p.replies[i] = time.Now()
+		}
+	}
+	return p
+}
+
+// delay returns how long the next create must wait, and reserves its place.
+func (p *submitLimiter) delay() time.Duration {
+	return max(p.spread.Reserve().Delay(), time.Until(p.replies[0].Add(p.window)))
+}
+
+// done records that a create was answered, or that no answer will come.
+func (p *submitLimiter) done() {
+	p.replies = append(p.replies[1:], time.Now())
+}

@@ -1,0 +1,53 @@
+package notify
+
+import (
+	"maps"
+	"sync"
+	"time"
+)
+
+const (
+	// breakerPause is how long a receiver is skipped after a timeout.
+	breakerPause = 30 * time.Second
+	// breakerMemory is how long a receiver's timeout is remembered after that.
+	breakerMemory = time.Hour
+)
+
+// hostBreaker is a circuit breaker per host: a receiver that timed out must not occupy
+// every delivery slot. One callback at a time probes it, breakerPause apart; the others
+// fail at once, which counts as an attempt. The zero value is ready to use.
+type hostBreaker struct {
+	mu sync.Mutex
+	// retryAt is, by host, when the next callback may probe it.
+	retryAt map[string]time.Time
+}
+
+// Allow reports whether a callback may be sent to a host now.
+func (b *hostBreaker) Allow(host string, now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	retryAt, timedOut := b.retryAt[host]
+	if !timedOut {
+		return true
+	}
+	if now.Before(retryAt) {
+		return false
+	}
+	b.retryAt[host] = now.Add(callbackTimeout + breakerPause) // this callback is the probe
+	return true
+}
+
+// Record records whether a callback timed out.
+func (b *hostBreaker) Record(host string, now time.Time, timedOut bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !timedOut {
+		delete(b.retryAt, host)
+		return
+	}
+	maps.DeleteFunc(b.retryAt, func(_ string, retryAt time.Time) bool { return now.Sub(retryAt) > breakerMemory })
+	if b.retryAt == nil {
+		b.retryAt = map[string]time.Time{}
+	}
+	b.retryAt[host] = now.Add(breakerPause)
+}

@@ -1,0 +1,275 @@
+// Package notify tells producers that their jobs have ended, by callbacks and follow-ups.
+package notify
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/compactjson"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
+)
+
+// Store is what the server needs of the queue.
+type Store interface {
+	Get(ctx context.Context, id string) (*jobs.Record, error)
+	// EnqueueDueNotifications enqueues the notifications that dead processes did not
+	// enqueue.
+	EnqueueDueNotifications(ctx context.Context) error
+}
+
+// Links makes the links of images in events.
+type Links interface {
+	// PermanentLink returns "" if the image has none.
+	PermanentLink(ctx context.Context, job *jobs.Job, image jobs.Image) (string, error)
+	// ExpiringLink returns "" if the image has none.
+	ExpiringLink(ctx context.Context, image jobs.Image) (link string, expiresAt time.Time, err error)
+}
+
+// Config configures a [Server]. All fields but Secrets are required.
+type Config struct {
+	Redis redis.UniversalClient
+	Store Store
+	Links Links
+	// Secrets sign callbacks. Without one, callbacks fail.
+	Secrets []string
+	// Dial dials callback connections.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// QueueInterval is the polling interval of an idle server.
+	QueueInterval time.Duration
+	Log           *slog.Logger
+}
+
+// Server notifies producers that their jobs have ended, many at once: each at least once,
+// with the same event ID on every attempt.
+type Server struct {
+	cfg       Config
+	log       *slog.Logger
+	server    *asynq.Server
+	callbacks *callbacks
+	producers *asynq.Client // queues follow-ups
+	stopDue   func()
+}
+
+const (
+	// notifyConcurrency is the number of concurrent deliveries; a receiver that does
+	// not respond occupies one for callbackTimeout.
+	notifyConcurrency = 16
+	// notifyShutdownTimeout is how long a callback in progress may continue when the worker
+	// stops. The next worker sends it again.
+	notifyShutdownTimeout = 2 * time.Second
+	// notificationInterval is how often a worker looks for ended jobs without a notification:
+	// the process that ended the job died before it enqueued one.
+	notificationInterval = 5 * time.Second
+	// maxRetryAfter bounds a receiver's Retry-After: the longest wait of the schedule.
+	maxRetryAfter = 6 * time.Hour
+)
+
+// notificationDelays are the delays between the attempts of a notification: 16 attempts
+// in a day. The first ones cover a receiver's restart, the last ones give a person time
+// to act. They have no jitter: jobs do not end at the same moment.
+func notificationDelays() []time.Duration {
+	return []time.Duration{
+		5 * time.Second, 30 * time.Second, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute, 20 * time.Minute, 30 * time.Minute,
+		time.Hour, time.Hour, 2 * time.Hour, 2 * time.Hour, 3 * time.Hour, 4 * time.Hour, 4 * time.Hour, maxRetryAfter,
+	}
+}
+
+// deliveryError says why a notification was not delivered. Its text is shown in the web
+// UI, so it contains neither secrets of a URL nor the receiver's response.
+type deliveryError struct {
+	cause string
+	// remedy is what an operator can do; "" if the receiver must act.
+	remedy string
+	// retryAfter is the receiver's Retry-After; 0 if absent.
+	retryAfter time.Duration
+	// final means that a retry cannot help.
+	final bool
+	// timedOut means that the receiver timed out.
+	timedOut bool
+
+	wait time.Duration // until the next attempt
+}
+
+func (e *deliveryError) Error() string {
+	if e.remedy == "" {
+		return e.cause
+	}
+	return e.cause + " (" + e.remedy + ")"
+}
+
+// Is makes asynq archive the message if there is no further attempt.
+func (e *deliveryError) Is(target error) bool { return e.final && target == asynq.SkipRetry }
+
+// New validates the configuration.
+func New(cfg Config) (*Server, error) {
+	c, err := newCallbacks(cfg.Secrets, cfg.Dial)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{cfg: cfg, log: cfg.Log, callbacks: c, producers: asynq.NewClientFromRedisClient(cfg.Redis)}, nil
+}
+
+// Start starts the server. Until ctx ends it also enqueues the notifications that dead
+// processes did not enqueue. The caller must call Shutdown.
+func (n *Server) Start(ctx context.Context) error {
+	cfg := loop.AsynqConfig(n.log, n.cfg.QueueInterval)
+	cfg.Concurrency = notifyConcurrency
+	cfg.Queues = map[string]int{jobs.QueueNotify: 1}
+	cfg.ShutdownTimeout = notifyShutdownTimeout
+	// Crashes, shutdowns and Redis outages do not count as attempts.
+	cfg.IsFailure = func(err error) bool { return errors.As(err, new(*deliveryError)) }
+	cfg.RetryDelayFunc = notificationRetryDelay
+	n.server = asynq.NewServerFromRedisClient(n.cfg.Redis, cfg)
+	if err := n.server.Start(asynq.HandlerFunc(n.handle)); err != nil {
+		return fmt.Errorf("start notify: %w", err)
+	}
+	failing := false
+	n.stopDue = loop.Every(ctx, notificationInterval, func(ctx context.Context) {
+		err := n.cfg.Store.EnqueueDueNotifications(ctx)
+		if err != nil && !failing && ctx.Err() == nil {
+			n.log.Warn("due notifications not enqueued, retrying", "err", err)
+		}
+		failing = err != nil
+	})
+	return nil
+}
+
+// Shutdown stops the server. Callbacks in progress get two more seconds.
+func (n *Server) Shutdown() {
+	n.stopDue()
+	n.server.Shutdown()
+}
+
+// Finish delivers what is due and logs how many notifications remain. It is for a queue that
+// no other worker uses.
+func (n *Server) Finish(ctx context.Context) {
+	if err := n.cfg.Store.EnqueueDueNotifications(ctx); err != nil {
+		n.log.Warn("due notifications not enqueued", "err", err)
+	}
+	loop.Drain(ctx, n.cfg.Redis, jobs.QueueNotify)
+	queue, err := asynq.NewInspectorFromRedisClient(n.cfg.Redis).GetQueueInfo(jobs.QueueNotify)
+	if err == nil && queue.Size-queue.Archived-queue.Completed > 0 {
+		n.log.Warn("notifications not delivered yet", "notifications", queue.Size-queue.Archived-queue.Completed)
+	}
+}
+
+func notificationRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
+	var failed *deliveryError
+	switch {
+	case errors.Is(err, asynq.ErrLeaseExpired):
+		return 0
+	case errors.As(err, &failed):
+		return failed.wait
+	}
+	return loop.RedisRetry
+}
+
+// handle adapts the notify stage to asynq.
+func (n *Server) handle(ctx context.Context, message *asynq.Task) error {
+	var m jobs.NotifyMessage
+	err := json.Unmarshal(message.Payload(), &m)
+	if err == nil {
+		err = jobs.ValidID(m.JobID)
+	}
+	if err != nil {
+		return fmt.Errorf("the payload is not a danqing notification: %w: %w", err, asynq.SkipRetry)
+	}
+	log := n.log.With("job_id", m.JobID, "event_id", m.EventID, "kind", string(m.Kind))
+	rec, err := n.cfg.Store.Get(ctx, m.JobID)
+	switch {
+	case errors.Is(err, jobs.ErrNotFound), errors.Is(err, jobs.ErrCorrupt):
+		log.Warn("notification dropped: job gone", "err", err)
+		return nil
+	case err != nil:
+		return err
+	case rec.EventID() != m.EventID:
+		log.Info("notification dropped: job retried since", "state", string(rec.State))
+		return nil
+	}
+	body, err := n.body(ctx, rec)
+	if err == nil {
+		err = n.deliver(ctx, rec, m, body)
+	}
+	var failed *deliveryError
+	switch {
+	case err == nil:
+		log.Info("notification delivered", "state", string(rec.State))
+		return nil
+	case ctx.Err() != nil: // requeued by asynq, or its lease expired
+		return context.Cause(ctx)
+	case !errors.As(err, &failed):
+		log.Warn("notification failed, retrying", "err", err, "wait", loop.RedisRetry)
+		return err
+	}
+	tried, _ := asynq.GetRetryCount(ctx)
+	failed.schedule(m.JobID, tried)
+	if failed.final {
+		log.Error("notification failed", "err", failed, "attempt", tried+1)
+	} else {
+		log.Warn("notification failed, retrying", "err", failed, "attempt", tried+1, "wait", failed.wait)
+	}
+	return failed
+}
+
+// schedule sets the delay before the next attempt, after tried earlier attempts, or
+// makes the error final.
+func (e *deliveryError) schedule(jobID string, tried int) {
+	again := "danqing jobs notify " + jobID + " sends it again"
+	waits := notificationDelays()
+	switch {
+	case e.final:
+		e.remedy = strings.TrimPrefix(e.remedy+"; "+again, "; ")
+	case tried >= len(waits):
+		e.final = true
+		e.cause = fmt.Sprintf("%s; abandoned after %d attempts", e.cause, tried+1)
+		e.remedy = strings.TrimPrefix(e.remedy+"; "+again, "; ")
+	default:
+		e.wait = max(waits[tried], min(e.retryAfter, maxRetryAfter))
+	}
+}
+
+// body returns the event, the same bytes on every attempt except for expiring links.
+func (n *Server) body(ctx context.Context, rec *jobs.Record) ([]byte, error) {
+	event, err := jobs.NewEvent(&rec.Job, func(image jobs.Image) (string, time.Time, error) {
+		link, err := n.cfg.Links.PermanentLink(ctx, &rec.Job, image)
+		if err != nil || link != "" {
+			return link, time.Time{}, err
+		}
+		return n.cfg.Links.ExpiringLink(ctx, image)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return compactjson.Marshal(event)
+}
+
+func (n *Server) deliver(ctx context.Context, rec *jobs.Record, m jobs.NotifyMessage, body []byte) error {
+	switch {
+	case m.Kind == jobs.NotificationCallback && rec.Callback != "":
+		return n.callbacks.post(ctx, rec.Callback, m.EventID, body)
+	case m.Kind == jobs.NotificationFollowUp && rec.FollowUp != nil:
+		return n.followUp(ctx, *rec.FollowUp, m.EventID, body)
+	}
+	return &deliveryError{final: true, cause: fmt.Sprintf("the job has no %s", m.Kind)}
+}
+
+// followUp enqueues the event in the producer's queue. After a crash it may be enqueued
+// again, unless the first message still exists.
+func (n *Server) followUp(ctx context.Context, to jobs.FollowUp, eventID string, body []byte) error {
+	message := asynq.NewTask(to.Type, body, asynq.TaskID(eventID), asynq.Queue(to.Queue))
+	_, err := n.producers.EnqueueContext(ctx, message)
+	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
+		return &deliveryError{cause: fmt.Sprintf("follow-up %s in queue %s: %v", to.Type, to.Queue, err)}
+	}
+	return nil
+}

@@ -1,0 +1,77 @@
+// Package quarantine keeps the images of paid tasks with no known owner: they are stored
+// under _held/ in the bucket until an operator decides.
+package quarantine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/compactjson"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
+)
+
+// Task is a paid task with no known owner: a candidate of a held job, or the late task of a
+// lost create whose job was resubmitted.
+type Task struct {
+	JobID   string `json:"job_id"`
+	Attempt int    `json:"attempt"`
+	Account string `json:"account"`
+	Model   string `json:"model"`
+	TaskID  string `json:"task_id"`
+	// Extra is set if the job has another task: this one is canceled if it is still
+	// pending.
+	Extra bool `json:"extra,omitempty"`
+}
+
+// List is the quarantined tasks of all lanes, in Redis.
+type List struct {
+	Redis redis.UniversalClient
+	Store *jobs.Store
+	Log   *slog.Logger
+}
+
+func key(account, model string) string { return rediskey.Lane(account, model, rediskey.LaneQuarantine) }
+
+// Add adds a task to its lane's quarantine, which the lane's holder processes. A candidate of
+// a held job is not claimed: another job may own it.
+func (l *List) Add(ctx context.Context, task Task) error {
+	encoded, err := compactjson.Marshal(task)
+	if err != nil {
+		return err
+	}
+	if err := l.Redis.HSetNX(ctx, key(task.Account, task.Model), task.TaskID, encoded).Err(); err != nil {
+		return fmt.Errorf("quarantine task %s: %w", task.TaskID, err)
+	}
+	if task.Extra {
+		err = l.Store.ClaimTask(ctx, task.TaskID, task.JobID)
+	} else {
+		err = l.Store.QuarantineTask(ctx, task.TaskID, task.JobID)
+	}
+	if owned := (*jobs.TaskOwnedError)(nil); errors.As(err, &owned) {
+		return nil // it is quarantined already
+	}
+	return err
+}
+
+// AddExtra adds the task of a job that has another task by now, or has ended without it.
+func (l *List) AddExtra(ctx context.Context, rec *jobs.Record) error {
+	owners, err := l.Store.TaskOwners(ctx, []string{rec.TaskID})
+	if err != nil {
+		return err
+	}
+	if owners[rec.TaskID].Job != "" {
+		return nil
+	}
+	l.Log.Error("duplicate task: canceling if still pending", "job_id", rec.ID, "task_id", rec.TaskID)
+	return l.Add(ctx, Task{JobID: rec.ID, Attempt: rec.Attempt, Account: rec.Account, Model: rec.Model, TaskID: rec.TaskID, Extra: true})
+}
+
+// Len returns the number of quarantined tasks of an account's lane for a model.
+func (l *List) Len(ctx context.Context, account, model string) (int64, error) {
+	return l.Redis.HLen(ctx, key(account, model)).Result()
+}

@@ -1,0 +1,202 @@
+package quarantine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
+	"github.com/danqing-queue/danqing/worker/internal/recorder"
+)
+
+// Service is what the runner needs of the DashScope account.
+type Service interface {
+	Query(ctx context.Context, taskID string) (*dashscope.Task, error)
+	Cancel(ctx context.Context, taskID string) error
+}
+
+// Runner stores the images of a lane's quarantined tasks.
+type Runner struct {
+	List           *List
+	Account, Model string
+	Service        Service
+	// Wait waits until the lane may send a query.
+	Wait     func(context.Context) error
+	Cost     func(images int) (microYuan int64)
+	Recorder *recorder.Recorder
+	Log      *slog.Logger
+
+	group sync.WaitGroup
+	mu    sync.Mutex
+	busy  map[string]bool
+}
+
+const (
+	// storeRetry is when a failed image is stored again.
+	storeRetry = time.Second
+	// pollLongest is the longest poll interval of a task.
+	pollLongest = 10 * time.Second
+	// Interval is how often a runner checks for new tasks.
+	Interval = 5 * time.Second
+)
+
+// Run processes the lane's tasks, looking for new ones at an interval, until stop is called.
+func (q *Runner) Run(ctx context.Context, interval time.Duration) (stop func()) {
+	q.busy = map[string]bool{}
+	ctx, cancel := context.WithCancel(ctx)
+	stopLooking := loop.Every(ctx, interval, func(ctx context.Context) {
+		if err := q.startAll(ctx); err != nil && ctx.Err() == nil {
+			q.Log.Warn(loop.RedisUnavailable, "err", err)
+		}
+	})
+	return func() { cancel(); stopLooking(); q.group.Wait() }
+}
+
+// WaitEmpty waits until the lane has no quarantined task left.
+func (q *Runner) WaitEmpty(ctx context.Context) error {
+	for {
+		left, err := q.List.Len(ctx, q.Account, q.Model)
+		if err == nil && left == 0 {
+			return nil
+		}
+		if err := loop.Sleep(ctx, Interval); err != nil {
+			return err
+		}
+	}
+}
+
+// startAll starts processing the entries that are not being processed.
+func (q *Runner) startAll(ctx context.Context) error {
+	entries, err := q.List.Redis.HGetAll(ctx, key(q.Account, q.Model)).Result()
+	if err != nil {
+		return fmt.Errorf("read quarantine: %w", err)
+	}
+	for id, encoded := range entries {
+		var entry Task
+		if err := json.Unmarshal([]byte(encoded), &entry); err != nil {
+			return fmt.Errorf("read quarantined task %s: %w", id, err)
+		}
+		q.mu.Lock()
+		busy := q.busy[id]
+		q.busy[id] = true
+		q.mu.Unlock()
+		if busy {
+			continue
+		}
+		q.group.Go(func() {
+			if q.process(ctx, entry) == nil {
+				q.remove(ctx, id)
+			}
+			q.mu.Lock()
+			delete(q.busy, id)
+			q.mu.Unlock()
+		})
+	}
+	return nil
+}
+
+func (q *Runner) remove(ctx context.Context, id string) {
+	if err := q.List.Redis.HDel(context.WithoutCancel(ctx), key(q.Account, q.Model), id).Err(); err != nil {
+		q.Log.Warn("quarantine: entry not removed", "task_id", id, "err", err)
+	}
+}
+
+// process polls a task to its end and stores its images in the bucket. After an error it
+// must be called again.
+func (q *Runner) process(ctx context.Context, entry Task) error {
+	if err := q.List.Add(ctx, entry); err != nil {
+		return err
+	}
+	pace := loop.Backoff{First: time.Second, Most: pollLongest}
+	for {
+		if err := q.Wait(ctx); err != nil {
+			return err
+		}
+		task, err := q.Service.Query(ctx, entry.TaskID)
+		status := ""
+		if err == nil {
+			status = task.Output.TaskStatus
+		}
+		switch status {
+		case dashscope.StatusSucceeded:
+			return q.storeImages(ctx, entry, task)
+		case dashscope.StatusFailed, dashscope.StatusCanceled, dashscope.StatusUnknown:
+			q.Log.Info("quarantine: task has no image", "job_id", entry.JobID, "task_id", entry.TaskID, "status", status)
+			return nil
+		case dashscope.StatusPending:
+			if entry.Extra {
+				if err := q.Service.Cancel(ctx, entry.TaskID); err != nil && !errors.Is(err, dashscope.ErrNotPending) {
+					q.Log.Warn("task not canceled", "job_id", entry.JobID, "task_id", entry.TaskID, "err", err)
+				}
+			}
+		}
+		if err := loop.Sleep(ctx, pace.Next()); err != nil {
+			return err
+		}
+	}
+}
+
+// storeImages stores a task's images under _held/ and books its cost in the ledger.
+func (q *Runner) storeImages(ctx context.Context, entry Task, task *dashscope.Task) error {
+	rec := &jobs.Record{Job: jobs.Job{ID: entry.JobID, Attempt: entry.Attempt, Account: entry.Account, Model: entry.Model, SubmittedAt: time.Now().UTC()}}
+	current, err := q.List.Store.Get(ctx, entry.JobID)
+	switch {
+	case err == nil:
+		rec.Batch, rec.Labels, rec.Request = current.Batch, current.Labels, current.Request
+		if current.Attempt == entry.Attempt && !current.SubmittedAt.IsZero() {
+			rec.SubmittedAt = current.SubmittedAt // the ledger day of its reservation
+		}
+	case !errors.Is(err, jobs.ErrNotFound):
+		return err
+	}
+	if err := q.Recorder.Settle(ctx, rec, entry.TaskID, task.ChargedImages(), q.Cost(task.ChargedImages())); err != nil {
+		q.Log.Warn(loop.RedisUnavailable, "task_id", entry.TaskID, "err", err)
+		return err
+	}
+	for i, result := range task.Output.Results {
+		if result.URL == "" {
+			continue
+		}
+		if err := q.storeImage(ctx, entry, i+1, dashscope.SecureURL(result.URL)); err != nil {
+			q.Log.Warn("quarantine: image not stored, retrying", "job_id", entry.JobID, "task_id", entry.TaskID, "err", err)
+			if err := loop.Sleep(ctx, storeRetry); err != nil {
+				return err
+			}
+			return err
+		}
+	}
+	q.Log.Error("orphaned task quarantined", "job_id", entry.JobID, "task_id", entry.TaskID, "images", len(task.Output.Results))
+	return nil
+}
+
+func (q *Runner) storeImage(ctx context.Context, entry Task, n int, link string) error {
+	name := entry.TaskID + "-" + strconv.Itoa(n) + ".png"
+	file, err := q.Recorder.Spool.Fetch(ctx, name, link)
+	path := ""
+	var failed *storage.FetchError
+	switch {
+	case err == nil:
+		path = file.Path
+	case errors.As(err, &failed) && failed.Path != "":
+		path = failed.Path // stored unverified
+	case errors.As(err, &failed) && failed.Kind == storage.FetchForbidden:
+		q.Log.Error("quarantine: image URL refused", "task_id", entry.TaskID, "err", err)
+		return nil
+	case errors.As(err, &failed) && failed.Kind == storage.FetchGone:
+		return nil // the URL has expired
+	default:
+		return err
+	}
+	if err := q.Recorder.Bucket.Hold(ctx, entry.TaskID, name, path); err != nil {
+		return err
+	}
+	return q.Recorder.Spool.Remove(name)
+}
