@@ -56,7 +56,7 @@ func TestSpendingPage(t *testing.T) {
 	} {
 		assert.Contains(t, string(page), "| `"+string(kind)+"` |")
 	}
-	for _, name := range []string{rediskey.LaneInFlight, rediskey.LaneIntents, rediskey.LaneQuarantine, rediskey.LaneOrphans, rediskey.LaneLastTask, rediskey.LaneVerifiedDataset} {
+	for _, name := range []string{rediskey.LaneInFlight, rediskey.LaneIntents, rediskey.LaneQuarantine, rediskey.LaneLastTask, rediskey.LaneVerifiedDataset} {
 		assert.Contains(t, string(page), "`…:"+name+"`")
 	}
 	for _, key := range []string{rediskey.Term, rediskey.Dataset, rediskey.Maintenance} {

@@ -3,6 +3,7 @@ package worker_test
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"os"
 	"sync/atomic"
@@ -49,7 +50,18 @@ func TestRecordLostWhileGenerating(t *testing.T) {
 }
 
 // outage makes every Redis command fail while it is on.
-type outage struct{ on atomic.Bool }
+type outage struct {
+	on atomic.Bool
+	// err is what commands fail with meanwhile; nil is errOutage.
+	err error
+}
+
+func (o *outage) failure() error {
+	if o.err != nil {
+		return o.err
+	}
+	return errOutage
+}
 
 func (o *outage) DialHook(next redis.DialHook) redis.DialHook { return next }
 
@@ -59,8 +71,8 @@ func (o *outage) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 			return next(ctx, cmd)
 		}
 		<-time.After(time.Second)
-		cmd.SetErr(errOutage)
-		return errOutage
+		cmd.SetErr(o.failure())
+		return o.failure()
 	}
 }
 
@@ -70,28 +82,32 @@ func (o *outage) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proce
 			return next(ctx, cmds)
 		}
 		<-time.After(time.Second)
-		return errOutage
+		return o.failure()
 	}
 }
 
-var errOutage = errors.New("redis is down")
+var errOutage error = &net.OpError{Op: "dial", Err: errors.New("redis is down")}
 
 // Redis goes away in the middle of a create, for longer than any lease: the
 // task's name is kept, and the job goes on when Redis is back.
 func TestRedisAwayOverACreate(t *testing.T) {
-	sim := &simulator.Simulator{}
-	bubble(t, sim, func(_ *testing.T, s *stack) {
-		down := &outage{}
-		s.queue.Client().AddHook(down)
-		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Delay: 2 * time.Second})
-		s.enqueueMany(1)
-		s.state("job-1", jobs.StateSubmitting)
-		<-time.After(time.Second)
-		down.on.Store(true)
-		<-time.After(2 * time.Minute)
-		down.on.Store(false)
-		s.requireMadeOnce("job-1")
-	})
+	for name, err := range map[string]error{"unreachable": errOutage, "refuses": errors.New("NOPERM this user has no permissions")} {
+		t.Run(name, func(t *testing.T) {
+			sim := &simulator.Simulator{}
+			bubble(t, sim, func(_ *testing.T, s *stack) {
+				down := &outage{err: err}
+				s.queue.Client().AddHook(down)
+				sim.Script(simulator.Fault{Route: simulator.RouteCreate, Delay: 2 * time.Second})
+				s.enqueueMany(1)
+				s.state("job-1", jobs.StateSubmitting)
+				<-time.After(time.Second)
+				down.on.Store(true)
+				<-time.After(2 * time.Minute)
+				down.on.Store(false)
+				s.requireMadeOnce("job-1")
+			})
+		})
+	}
 }
 
 // The lease is lost while an earlier run's task is polled: the worker stands by

@@ -135,9 +135,6 @@ const (
 	// LaneQuarantine is a hash TASK → quarantined task as JSON. Lifetime: an entry is
 	// removed once its images are in the bucket.
 	LaneQuarantine = "quarantine"
-	// LaneOrphans is a hash TASK → creation time, of the tasks without an owner after a
-	// loss of data. Lifetime: an entry is removed once a job is held for it.
-	LaneOrphans = "orphans"
 	// LaneVerifiedDataset is the dataset that the lane was last verified against.
 	// Lifetime: none.
 	LaneVerifiedDataset = "verified_dataset"

@@ -239,7 +239,7 @@ func (l *lane) pollInFlight(ctx context.Context) {
 // submitted again at once.
 func (l *lane) resumeJob(ctx context.Context, e *execution, id string, waiting func(context.Context, *jobs.Record) error) error {
 	for lost := false; ; {
-		rec, err := l.recorder.Store.Get(ctx, id)
+		rec, err := l.readRecord(ctx, id)
 		if errors.Is(err, jobs.ErrNotFound) {
 			return nil
 		}

@@ -95,23 +95,29 @@ func (l *lane) continueJob(ctx context.Context, e *execution, rec *jobs.Record) 
 	return l.poll(ctx, rec)
 }
 
-// loadRecord reads the job's record and updates it from the worker's own journal, since
-// Redis may have lost some or all of it.
+// loadRecord reads the record of a message's job, and creates it if there is none.
 func (l *lane) loadRecord(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record, error) {
-	rec, err := l.recorder.Store.Get(ctx, m.JobID)
+	rec, err := l.readRecord(ctx, m.JobID)
+	if errors.Is(err, jobs.ErrNotFound) {
+		return l.recreateRecord(ctx, m)
+	}
+	return rec, err
+}
+
+// readRecord reads a job's record and updates it from the worker's own journal, since Redis
+// may have lost some or all of it, or may have refused the last write.
+func (l *lane) readRecord(ctx context.Context, id string) (*jobs.Record, error) {
+	rec, err := l.recorder.Store.Get(ctx, id)
 	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
 		return nil, err
 	}
-	if e, ok := l.recorder.Data.Journal.OpenJob(m.JobID); ok && (rec == nil || recorder.IsBehind(rec, e.Record, e.At)) {
+	if e, ok := l.recorder.Data.Journal.OpenJob(id); ok && (rec == nil || recorder.IsBehind(rec, e.Record, e.At)) {
 		if err := l.cfg.Recovery.RecoverEntry(ctx, e); err != nil {
 			return nil, err
 		}
-		return l.recorder.Store.Get(ctx, m.JobID)
+		return l.recorder.Store.Get(ctx, id)
 	}
-	if rec == nil {
-		return l.recreateRecord(ctx, m)
-	}
-	return rec, nil
+	return rec, err
 }
 
 func (l *lane) recreateRecord(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record, error) {

@@ -198,7 +198,7 @@ func (l *lane) runTerm(ctx context.Context) error {
 	}
 	if l.cfg.DrainOnly {
 		l.group.Wait()
-		return quarantined.WaitEmpty(ctx)
+		return quarantined.WaitStored(ctx)
 	}
 	defer loop.Every(ctx, inFlightInterval, l.pollInFlight)()
 	return l.serve(ctx)

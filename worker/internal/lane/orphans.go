@@ -53,10 +53,7 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 	}
 	for _, task := range orphans {
 		l.log.Error("orphaned task after data loss: next job will be held", "task_id", task.TaskID)
-		if err := l.recorder.Redis.HSet(ctx, l.key(rediskey.LaneOrphans), task.TaskID, task.GmtCreate).Err(); err != nil {
-			return fmt.Errorf("record orphaned task: %w", err)
-		}
-		if err := l.cfg.Quarantine.Add(ctx, quarantine.Task{JobID: "unknown", Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, TaskID: task.TaskID}); err != nil {
+		if err := l.cfg.Quarantine.Add(ctx, quarantine.Task{JobID: "unknown", Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, TaskID: task.TaskID, HoldsNext: true}); err != nil {
 			return err
 		}
 	}
@@ -99,11 +96,10 @@ func (l *lane) markVerified(ctx context.Context, now string) error {
 	if err := l.recorder.Redis.Set(ctx, l.key(rediskey.LaneVerifiedDataset), now, 0).Err(); err != nil {
 		return fmt.Errorf("write %s: %w", l.key(rediskey.LaneVerifiedDataset), err)
 	}
-	orphans, err := l.recorder.Redis.HKeys(ctx, l.key(rediskey.LaneOrphans)).Result()
+	orphans, err := l.cfg.Quarantine.HoldingNext(ctx, l.cfg.Account.Name, l.cfg.Model.Name)
 	if err != nil {
-		return fmt.Errorf("read orphaned tasks: %w", err)
+		return err
 	}
-	slices.Sort(orphans)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.orphans = orphans
@@ -173,7 +169,7 @@ func (l *lane) holdForOrphan(ctx context.Context, rec *jobs.Record, req *jobs.Re
 	if err := l.recorder.Transition(ctx, rec, next); err != nil {
 		return err
 	}
-	if err := l.recorder.Redis.HDel(ctx, l.key(rediskey.LaneOrphans), tasks[0]).Err(); err != nil {
+	if err := l.cfg.Quarantine.JobHeld(ctx, l.cfg.Account.Name, l.cfg.Model.Name, tasks[0]); err != nil {
 		l.log.Warn(loop.RedisUnavailable, "err", err)
 	}
 	l.mu.Lock()

@@ -4,9 +4,12 @@ package quarantine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 
 	"github.com/redis/go-redis/v9"
 
@@ -26,6 +29,9 @@ type Task struct {
 	// Extra is set if the job has another task: this one is canceled if it is still
 	// pending.
 	Extra bool `json:"extra,omitempty"`
+	// HoldsNext is set while a job of the lane is to be held for the task: Redis has lost
+	// data, and the task may have been created for a job in the queue.
+	HoldsNext bool `json:"holds_next,omitempty"`
 }
 
 // List is the quarantined tasks of all lanes, in Redis.
@@ -69,6 +75,45 @@ func (l *List) AddExtra(ctx context.Context, rec *jobs.Record) error {
 	}
 	l.Log.Error("duplicate task: canceling if still pending", "job_id", rec.ID, "task_id", rec.TaskID)
 	return l.Add(ctx, Task{JobID: rec.ID, Attempt: rec.Attempt, Account: rec.Account, Model: rec.Model, TaskID: rec.TaskID, Extra: true})
+}
+
+// HoldingNext returns the IDs of a lane's tasks with HoldsNext, sorted.
+func (l *List) HoldingNext(ctx context.Context, account, model string) ([]string, error) {
+	tasks, err := l.tasks(ctx, account, model)
+	maps.DeleteFunc(tasks, func(_ string, t Task) bool { return !t.HoldsNext })
+	return slices.Sorted(maps.Keys(tasks)), err
+}
+
+// JobHeld clears HoldsNext of a lane's task: a job has been held for it.
+func (l *List) JobHeld(ctx context.Context, account, model, taskID string) error {
+	tasks, err := l.tasks(ctx, account, model)
+	if err != nil {
+		return err
+	}
+	task := tasks[taskID]
+	task.HoldsNext = false
+	encoded, err := compactjson.Marshal(task)
+	if err != nil {
+		return err
+	}
+	return l.Redis.HSet(ctx, key(account, model), taskID, encoded).Err()
+}
+
+// tasks returns a lane's quarantined tasks, by ID.
+func (l *List) tasks(ctx context.Context, account, model string) (map[string]Task, error) {
+	entries, err := l.Redis.HGetAll(ctx, key(account, model)).Result()
+	if err != nil {
+		return nil, fmt.Errorf("read quarantine: %w", err)
+	}
+	tasks := map[string]Task{}
+	for id, encoded := range entries {
+		var task Task
+		if err := json.Unmarshal([]byte(encoded), &task); err != nil {
+			return nil, fmt.Errorf("read quarantined task %s: %w", id, err)
+		}
+		tasks[id] = task
+	}
+	return tasks, nil
 }
 
 // Len returns the number of quarantined tasks of an account's lane for a model.

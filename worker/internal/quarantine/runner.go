@@ -2,10 +2,9 @@ package quarantine
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
+	"maps"
 	"strconv"
 	"sync"
 	"time"
@@ -34,10 +33,19 @@ type Runner struct {
 	Recorder *recorder.Recorder
 	Log      *slog.Logger
 
-	group sync.WaitGroup
-	mu    sync.Mutex
-	busy  map[string]bool
+	group  sync.WaitGroup
+	mu     sync.Mutex
+	states map[string]state // by task ID
 }
+
+// state is what a runner has done with a task.
+type state int
+
+const (
+	waiting state = iota
+	processing
+	stored // all its images
+)
 
 const (
 	// storeRetry is when a failed image is stored again.
@@ -50,7 +58,7 @@ const (
 
 // Run processes the lane's tasks, looking for new ones at an interval, until stop is called.
 func (q *Runner) Run(ctx context.Context, interval time.Duration) (stop func()) {
-	q.busy = map[string]bool{}
+	q.states = map[string]state{}
 	ctx, cancel := context.WithCancel(ctx)
 	stopLooking := loop.Every(ctx, interval, func(ctx context.Context) {
 		if err := q.startAll(ctx); err != nil && ctx.Err() == nil {
@@ -60,11 +68,14 @@ func (q *Runner) Run(ctx context.Context, interval time.Duration) (stop func()) 
 	return func() { cancel(); stopLooking(); q.group.Wait() }
 }
 
-// WaitEmpty waits until the lane has no quarantined task left.
-func (q *Runner) WaitEmpty(ctx context.Context) error {
+// WaitStored waits until the images of all tasks of the lane are stored.
+func (q *Runner) WaitStored(ctx context.Context) error {
 	for {
-		left, err := q.List.Len(ctx, q.Account, q.Model)
-		if err == nil && left == 0 {
+		tasks, err := q.List.tasks(ctx, q.Account, q.Model)
+		q.mu.Lock()
+		maps.DeleteFunc(tasks, func(id string, _ Task) bool { return q.states[id] == stored })
+		q.mu.Unlock()
+		if err == nil && len(tasks) == 0 {
 			return nil
 		}
 		if err := loop.Sleep(ctx, Interval); err != nil {
@@ -73,32 +84,34 @@ func (q *Runner) WaitEmpty(ctx context.Context) error {
 	}
 }
 
-// startAll starts processing the entries that are not being processed.
+// startAll starts processing the tasks that are not being processed, and removes those
+// whose images are stored.
 func (q *Runner) startAll(ctx context.Context) error {
-	entries, err := q.List.Redis.HGetAll(ctx, key(q.Account, q.Model)).Result()
+	tasks, err := q.List.tasks(ctx, q.Account, q.Model)
 	if err != nil {
-		return fmt.Errorf("read quarantine: %w", err)
+		return err
 	}
-	for id, encoded := range entries {
-		var entry Task
-		if err := json.Unmarshal([]byte(encoded), &entry); err != nil {
-			return fmt.Errorf("read quarantined task %s: %w", id, err)
-		}
+	for id, task := range tasks {
 		q.mu.Lock()
-		busy := q.busy[id]
-		q.busy[id] = true
-		q.mu.Unlock()
-		if busy {
-			continue
+		state := q.states[id]
+		if state == waiting {
+			q.states[id] = processing
 		}
-		q.group.Go(func() {
-			if q.process(ctx, entry) == nil {
-				q.remove(ctx, id)
-			}
-			q.mu.Lock()
-			delete(q.busy, id)
-			q.mu.Unlock()
-		})
+		q.mu.Unlock()
+		switch {
+		case state == waiting:
+			q.group.Go(func() {
+				after := waiting
+				if q.process(ctx, task) == nil {
+					after = stored
+				}
+				q.mu.Lock()
+				defer q.mu.Unlock()
+				q.states[id] = after
+			})
+		case state == stored && !task.HoldsNext:
+			q.remove(ctx, id)
+		}
 	}
 	return nil
 }
