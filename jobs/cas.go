@@ -22,6 +22,8 @@ import (
 // found task that belongs to another job is not given to this one; a task that the job
 // has rejected loses its owner.
 //
+// An intent that the write settles without a task goes to the lane's index of intents.
+//
 // It also updates the producer's limits: its number of waiting jobs, and the cost on the
 // day when the job was enqueued. A new job beyond the limits is refused. A job that has
 // ended becomes due for its notifications.
@@ -58,6 +60,7 @@ if counts ~= '0' then
   redis.call('INCRBY', KEYS[6], counts)
   redis.call('EXPIRE', KEYS[6], ARGV[15])
 end
+if ARGV[24] ~= '' then redis.call('HSET', KEYS[11], ARGV[10] .. '.' .. ARGV[5], ARGV[24]) end
 if ARGV[19] == '1' then redis.call('ZADD', KEYS[7], ARGV[12], ARGV[10]) end
 if KEYS[2] ~= KEYS[3] then redis.call('ZREM', KEYS[2], ARGV[10]) end
 redis.call('ZADD', KEYS[3], ARGV[12], ARGV[10])
@@ -143,6 +146,7 @@ func updateKeys(old, next *Record) []string {
 	return []string{
 		own, index, indexKey(next.State), task, waiting, day, rediskey.NotificationsDue,
 		indexKey(StateScheduled), indexKey(StateQueued), indexKey(StateRetrying),
+		rediskey.Lane(next.Account, next.Model, rediskey.LaneIntents),
 	}
 }
 
@@ -165,7 +169,7 @@ func updateArgs(old, next *Record, encoded []byte, how updateOptions) []any {
 	}
 	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), rediskey.Events, next.ID, cmp.Or(how.writeID, rand.Text()),
 		next.UpdatedAt.UnixMilli(), expiredBefore(next.UpdatedAt), how.clearCancel, int(rediskey.TaskLifetime.Seconds()), found)
-	return append(args, producer, strconv.FormatInt(counts, 10), next.hasNotifications(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan, rejectsTask(old, next))
+	return append(args, producer, strconv.FormatInt(counts, 10), next.hasNotifications(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan, rejectsTask(old, next), next.SettledIntent)
 }
 
 // rejectsTask reports whether a job rejects the task that it had adopted.

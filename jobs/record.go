@@ -82,6 +82,11 @@ type Record struct {
 	// ListedAt is when, before the submit, the account's whole list had no task of the same
 	// key without an owner; zero if that is not known.
 	ListedAt time.Time `json:"listed_at,omitzero"`
+
+	// SettledIntent is the intent of this attempt as JSON, if this write settles it without
+	// a task: it is written to the lane's index of intents together with the record, and
+	// is not part of it.
+	SettledIntent []byte `json:"-"`
 }
 
 // NewRecord returns the record of a job that begins to wait now. The request must be

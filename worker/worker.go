@@ -193,7 +193,7 @@ func (w *Worker) prepare(ctx context.Context) error {
 			return err
 		}
 		wait := retry.Next()
-		w.log.Warn(loop.RedisUnavailable+", trying again", "err", err, "wait", wait)
+		loop.WarnRedis(w.log, err, "wait", wait)
 		if err := loop.Sleep(ctx, wait); err != nil {
 			return err
 		}
@@ -290,7 +290,7 @@ func (w *Worker) watchDataset(ctx context.Context) {
 		err = w.recordKeyIDs(ctx)
 	}
 	if err != nil && ctx.Err() == nil {
-		w.log.Warn(loop.RedisUnavailable, "err", err)
+		loop.WarnRedis(w.log, err)
 	}
 }
 

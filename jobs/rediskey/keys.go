@@ -130,7 +130,8 @@ const (
 	LaneInFlight = "in_flight"
 	// LaneIntents is a hash JOB.ATTEMPT → intent as JSON, of the creates whose outcome
 	// stayed open and which were bought again or are held. Lifetime: an entry is removed
-	// once no late task can appear.
+	// once no late task can appear. Writers: the script that writes records; lanes, once
+	// a late task is found.
 	LaneIntents = "intents"
 	// LaneQuarantine is a hash TASK → quarantined task as JSON. Lifetime: an entry is
 	// removed once its images are in the bucket.

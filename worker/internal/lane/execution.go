@@ -48,6 +48,11 @@ func (t *pauseError) Error() string {
 
 func (t *pauseError) Unwrap() error { return t.cause }
 
+// redisPause pauses the lane because of a Redis error.
+func (l *lane) redisPause(err error) *pauseError {
+	return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
+}
+
 // attach returns the execution of a job, or nil if there is none. It counts the caller as a
 // handler that waits for the result and must detach.
 func (l *lane) attach(id string) *execution {
@@ -174,7 +179,7 @@ func (l *lane) drainSlots() {
 // the job to the next holder of the lane.
 func (l *lane) withInFlightMark(ctx context.Context, id string, work func(context.Context) error) error {
 	if err := l.recorder.MarkInFlight(ctx, l.cfg.Account.Name, l.cfg.Model.Name, id); err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
+		return l.redisPause(err)
 	}
 	err := work(ctx)
 	if stopped(err) {
@@ -194,7 +199,7 @@ func (l *lane) clearInFlight(ctx context.Context, id string) {
 // tasks that occupy a slot, and messages whose handler is dead. It returns when each has
 // its slot or is done.
 //
-// waiting handles a job that has no task.
+// waiting handles a job that has neither a task nor an open intent.
 func (l *lane) resumeInFlight(ctx context.Context, waiting func(context.Context, *jobs.Record) error) error {
 	left, err := l.recorder.Redis.HKeys(ctx, l.key(rediskey.LaneInFlight)).Result()
 	if err != nil {
@@ -210,7 +215,7 @@ func (l *lane) resumeInFlight(ctx context.Context, waiting func(context.Context,
 		if err := l.takeSlot(ctx); err != nil {
 			return err
 		}
-		l.start(ctx, id, 0, func(ctx context.Context, e *execution) error { return l.resumeJob(ctx, e, id, waiting) })
+		l.start(ctx, id, 0, func(ctx context.Context, e *execution) error { return l.drive(ctx, e, id, source{waiting: waiting}) })
 	}
 	return nil
 }
@@ -230,59 +235,7 @@ func (l *lane) pollInFlight(ctx context.Context) {
 	// A message whose handler is alive, in another lane, stays where it is.
 	wait := func(context.Context, *jobs.Record) error { return nil }
 	if err := l.resumeInFlight(ctx, wait); err != nil && ctx.Err() == nil {
-		l.log.Warn(loop.RedisUnavailable, "err", err)
-	}
-}
-
-// resumeJob takes over a job that has a task or an open intent. A job without either is
-// left to waiting, unless its create was lost here: its message was drawn already, so it is
-// submitted again at once.
-func (l *lane) resumeJob(ctx context.Context, e *execution, id string, waiting func(context.Context, *jobs.Record) error) error {
-	for lost := false; ; {
-		rec, err := l.readRecord(ctx, id)
-		if errors.Is(err, jobs.ErrNotFound) {
-			return nil
-		}
-		if errors.Is(err, jobs.ErrCorrupt) {
-			l.log.Error("job skipped: record corrupt", "job_id", id, "err", err)
-			return nil
-		}
-		if err != nil && ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if err != nil {
-			// The job may have a task, so the slot is not free, and the in-flight mark must
-			// stay.
-			wait := l.waits.unreachable.Next()
-			l.log.Warn(loop.RedisUnavailable, "job_id", id, "err", err, "wait", wait)
-			if err := loop.Sleep(ctx, wait); err != nil {
-				return err
-			}
-			continue
-		}
-		switch {
-		case rec.State.Waiting() && lost && rec.Request != nil:
-			return l.generate(ctx, e, jobs.GenerateMessage{JobID: id, Digest: rec.Digest, Request: rec.OriginalRequest()})
-		case rec.State.Waiting():
-			return waiting(ctx, rec)
-		case l.foreign(rec):
-			return nil
-		case rec.State == jobs.StateSubmitting:
-			lost = true
-			err = l.reconcile(ctx, e, rec)
-		case rec.State == jobs.StateGenerating:
-			if err := l.reacquireSlot(ctx, e); err != nil {
-				return err
-			}
-			l.log.Info("resuming", "job_id", id, "task_id", rec.TaskID, "attempt", rec.Attempt)
-			err = l.poll(ctx, rec)
-		default:
-			return nil
-		}
-		var ended *jobError
-		if err != nil && !errors.As(err, &ended) && !errors.Is(err, jobs.ErrConflict) {
-			return err
-		}
+		loop.WarnRedis(l.log, err)
 	}
 }
 

@@ -55,7 +55,7 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 		if err := l.takeSlot(handling); err != nil {
 			return blockUntilRequeued(handling)
 		}
-		e = l.start(ctx, m.JobID, 1, func(ctx context.Context, e *execution) error { return l.generate(ctx, e, m) })
+		e = l.start(ctx, m.JobID, 1, func(ctx context.Context, e *execution) error { return l.drive(ctx, e, m.JobID, source{message: &m}) })
 	}
 	select {
 	case <-e.done:

@@ -153,14 +153,14 @@ func Run(ctx, hard context.Context, cfg Config) error {
 		case hard.Err() != nil:
 			return context.Cause(hard)
 		case ctx.Err() != nil, err == nil && cfg.DrainOnly:
-			return nil
+			return nil //nolint:nilerr // the worker stops
 		case errors.Is(err, lease.ErrLost):
 			l.log.Warn("lease lost", "term", l.term)
 		default:
 			l.log.Warn("lane failed, retrying", "term", l.term, "err", err)
 		}
-		if loop.Sleep(ctx, lease.Poll) != nil {
-			return nil
+		if err := loop.Sleep(ctx, lease.Poll); err != nil {
+			return nil //nolint:nilerr // the worker stops
 		}
 	}
 }

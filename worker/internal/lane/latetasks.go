@@ -40,7 +40,7 @@ func (l *lane) findLateTasks(ctx context.Context) {
 			err = l.intentIndex.Put(ctx, *creator)
 		}
 		if err != nil {
-			l.log.Warn(loop.RedisUnavailable, "task_id", task.TaskID, "err", err)
+			loop.WarnRedis(l.log, err, "task_id", task.TaskID)
 			return
 		}
 		if snapshot.Intents, _, err = l.intents(ctx); err != nil {

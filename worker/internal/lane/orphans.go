@@ -81,7 +81,7 @@ func (l *lane) assertSameDataset(ctx context.Context) error {
 	now, err := l.cfg.Dataset.ID(ctx)
 	switch {
 	case err != nil:
-		return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
+		return l.redisPause(err)
 	case now != l.dataset:
 		l.log.Warn("redis dataset changed: restarting the lane", "term", l.term)
 		l.lease.Invalidate()
@@ -170,10 +170,10 @@ func (l *lane) holdForOrphan(ctx context.Context, rec *jobs.Record, req *jobs.Re
 		return err
 	}
 	if err := l.cfg.Quarantine.JobHeld(ctx, l.cfg.Account.Name, l.cfg.Model.Name, tasks[0]); err != nil {
-		l.log.Warn(loop.RedisUnavailable, "err", err)
+		loop.WarnRedis(l.log, err)
 	}
 	l.mu.Lock()
 	l.orphans = tasks[1:]
 	l.mu.Unlock()
-	return jobs.ErrConflict // read the record again
+	return errReread
 }

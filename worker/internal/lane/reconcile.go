@@ -149,7 +149,7 @@ func (l *lane) quietIn(i reconcile.Intent) time.Duration {
 func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, snapshot *reconcile.Snapshot) (done, open bool, err error) {
 	key, err := l.keyID(ctx, rec.KeyFingerprint)
 	if err != nil {
-		l.log.Warn(loop.RedisUnavailable, "job_id", rec.ID, "err", err)
+		loop.WarnRedis(l.log, err, "job_id", rec.ID)
 		return false, true, nil
 	}
 	now, _ := l.cfg.Account.ServiceNow()
@@ -183,12 +183,12 @@ func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, snapshot *re
 
 // awaitQuiet waits until a new task can only be the next create's: until each ambiguous
 // create of the lane is settled, or so old that no task of it is expected any more. If it
-// has waited, it fails with [jobs.ErrConflict]: read the record again.
+// has waited, it fails with errReread.
 func (l *lane) awaitQuiet(ctx context.Context) error {
 	for waited := false; ; waited = true {
 		open, err := l.recordsIn(ctx, jobs.StateSubmitting)
 		if err != nil {
-			return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
+			return l.redisPause(err)
 		}
 		quiet := time.Duration(0)
 		for _, rec := range open {
@@ -197,7 +197,7 @@ func (l *lane) awaitQuiet(ctx context.Context) error {
 		switch {
 		case quiet > 0:
 		case waited:
-			return jobs.ErrConflict
+			return errReread
 		default:
 			return nil
 		}
@@ -225,7 +225,7 @@ func lostCreates(rec *jobs.Record) int {
 func (l *lane) listIsCurrent(ctx context.Context, rec *jobs.Record, snapshot *reconcile.Snapshot) bool {
 	last, err := l.lastCreated(ctx)
 	if err != nil {
-		l.log.Warn(loop.RedisUnavailable, "job_id", rec.ID, "err", err)
+		loop.WarnRedis(l.log, err, "job_id", rec.ID)
 		return false
 	}
 	for _, made := range []journal.CreatedTask{last, l.recorder.Data.Journal.LastCreated(l.cfg.Account.Name, l.cfg.Model.Name)} {
@@ -282,9 +282,9 @@ func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskI
 func (l *lane) resubmit(ctx context.Context, rec *jobs.Record) error {
 	intent := l.intentOf(rec)
 	intent.Resubmitted = true
-	err := l.recorder.Data.Journal.Append(journal.KindNotCreated, rec)
+	settled, err := intent.Encode()
 	if err == nil {
-		err = l.intentIndex.Put(ctx, intent)
+		err = l.recorder.Data.Journal.Append(journal.KindNotCreated, rec)
 	}
 	if err == nil {
 		err = l.recorder.Release(ctx, rec)
@@ -299,7 +299,7 @@ func (l *lane) resubmit(ctx context.Context, rec *jobs.Record) error {
 		Code: jobs.CodeNotCreated, Message: "create lost: no task on the account's list",
 	})
 	next.ClearIntent()
-	next.Code, next.Message = "", ""
+	next.Code, next.Message, next.SettledIntent = "", "", settled
 	if l.cancelRequested(ctx, rec) {
 		return l.finishJob(ctx, rec, recorder.Ended(&next, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate))
 	}
@@ -326,12 +326,14 @@ func (l *lane) holdAmbiguous(ctx context.Context, rec *jobs.Record, candidates [
 	}
 	held := l.intentOf(rec)
 	held.Held = true
-	if err := l.intentIndex.Put(ctx, held); err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
+	settled, err := held.Encode()
+	if err != nil {
+		return err
 	}
+	next.SettledIntent = settled
 	for _, id := range next.Candidates {
 		if err := l.cfg.Quarantine.Add(ctx, quarantine.Task{JobID: rec.ID, Attempt: rec.Attempt, Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, TaskID: id}); err != nil {
-			return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
+			return l.redisPause(err)
 		}
 	}
 	return l.recorder.Hold(ctx, rec, recorder.Held(&next, jobs.CodeSubmitAmbiguous, reason))

@@ -66,7 +66,7 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	}
 	intent, err := l.newIntent(ctx, rec, &req)
 	if err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
+		return l.redisPause(err)
 	}
 	if err := l.reserve(ctx, rec, intent, *body.Parameters.N); err != nil {
 		return err
@@ -105,7 +105,7 @@ func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int
 	case err == nil:
 		return nil
 	case !errors.As(err, &full):
-		return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
+		return l.redisPause(err)
 	case full.Batch == "":
 		return &pauseError{backoff: &loop.Backoff{First: budgetPollInterval, Most: budgetPollInterval}, message: "the daily budget is spent: nothing is submitted", cause: err}
 	}
@@ -115,7 +115,7 @@ func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int
 	if err := l.recorder.Transition(ctx, rec, next); err != nil {
 		return err
 	}
-	return jobs.ErrConflict // read the record again
+	return errReread
 }
 
 // newIntent returns the record of a create that is about to be sent, with everything that
@@ -146,12 +146,12 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request) 
 	case !rec.CancelRequestedAt.IsZero(): // while an earlier intent was rolled back
 		err = l.finishJob(ctx, rec, recorder.Ended(rec, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate))
 		if err == nil {
-			err = jobs.ErrConflict // read the record again
+			err = errReread
 		}
 	case rec.Overdue(time.Now()):
 		err = l.finishJob(ctx, rec, recorder.Ended(rec, jobs.StateFailed, jobs.CodeDeadlineExceeded, jobs.DeadlineMessage))
 		if err == nil { // it has images of an earlier attempt
-			err = jobs.ErrConflict
+			err = errReread
 		}
 	default:
 		body, err = l.createBody(ctx, rec, req)
@@ -165,7 +165,7 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request) 
 // checkPreconditions fails unless the job may be submitted now: Redis has its data, the
 // account is not paused, the job is not finished, the bucket is available, and the disk has
 // room. If the job is finished already, it ends the record and fails with
-// [jobs.ErrConflict]: read the record again.
+// errReread.
 func (l *lane) checkPreconditions(ctx context.Context, rec *jobs.Record) error {
 	if err := l.assertSameDataset(ctx); err != nil {
 		return err
@@ -189,7 +189,7 @@ func (l *lane) checkPreconditions(ctx context.Context, rec *jobs.Record) error {
 		if err := l.recorder.AdoptFinished(ctx, rec, finished); err != nil {
 			return err
 		}
-		return jobs.ErrConflict
+		return errReread
 	}
 	if limit := l.cfg.StoreBacklogLimit; l.cfg.Recovery.StoreBacklog(ctx, limit) > limit {
 		return &pauseError{
@@ -215,7 +215,7 @@ func (l *lane) checkAccountPause(ctx context.Context) error {
 	pause, err := l.recorder.Store.AccountPause(ctx, l.cfg.Account.Name)
 	switch {
 	case err != nil:
-		return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
+		return l.redisPause(err)
 	case pause == nil:
 		return nil
 	}

@@ -96,7 +96,7 @@ func (l *Lease) await(ctx context.Context, log *slog.Logger) error {
 		switch {
 		case err != nil && ctx.Err() == nil:
 			wait = retry.Next()
-			log.Warn(loop.RedisUnavailable+", trying again", "err", err, "wait", wait)
+			loop.WarnRedis(log, err, "wait", wait)
 		case !waiting && err == nil:
 			log.Info("standby: lease held elsewhere")
 		}

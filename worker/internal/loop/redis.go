@@ -14,6 +14,11 @@ import (
 // RedisUnavailable is the log message for a command that failed and is repeated.
 const RedisUnavailable = "redis unavailable"
 
+// WarnRedis logs a command that failed and is repeated, with attributes in pairs.
+func WarnRedis(log *slog.Logger, err error, attributes ...any) {
+	log.With(attributes...).Warn(RedisUnavailable, "err", err)
+}
+
 // RetryRedis repeats do while it fails with an error that may be temporary, until stopping
 // ends; then it fails with its cause. Any other error is returned at once. do gets ctx.
 func RetryRedis(ctx, stopping context.Context, log *slog.Logger, do func(context.Context) error) error {
@@ -23,7 +28,7 @@ func RetryRedis(ctx, stopping context.Context, log *slog.Logger, do func(context
 			return err
 		}
 		wait := retry.Next()
-		log.Warn(RedisUnavailable, "err", err, "wait", wait)
+		WarnRedis(log, err, "wait", wait)
 		if err := Sleep(stopping, wait); err != nil {
 			return err
 		}

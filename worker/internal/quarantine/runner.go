@@ -62,7 +62,7 @@ func (q *Runner) Run(ctx context.Context, interval time.Duration) (stop func()) 
 	ctx, cancel := context.WithCancel(ctx)
 	stopLooking := loop.Every(ctx, interval, func(ctx context.Context) {
 		if err := q.startAll(ctx); err != nil && ctx.Err() == nil {
-			q.Log.Warn(loop.RedisUnavailable, "err", err)
+			loop.WarnRedis(q.Log, err)
 		}
 	})
 	return func() { cancel(); stopLooking(); q.group.Wait() }
@@ -171,7 +171,7 @@ func (q *Runner) storeImages(ctx context.Context, entry Task, task *dashscope.Ta
 		return err
 	}
 	if err := q.Recorder.Settle(ctx, rec, entry.TaskID, task.ChargedImages(), q.Cost(task.ChargedImages())); err != nil {
-		q.Log.Warn(loop.RedisUnavailable, "task_id", entry.TaskID, "err", err)
+		loop.WarnRedis(q.Log, err, "task_id", entry.TaskID)
 		return err
 	}
 	for i, result := range task.Output.Results {

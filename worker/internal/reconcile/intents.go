@@ -13,7 +13,8 @@ import (
 )
 
 // Intents is a lane's index of intents that were resubmitted or are held: a task that
-// appears later may belong to one of them. An open intent is in its job's record instead.
+// appears later may belong to one of them. The script that writes the job's record adds
+// them. An open intent is in its job's record instead.
 type Intents struct {
 	redis redis.UniversalClient
 	key   string
@@ -26,9 +27,12 @@ func IntentsOf(rdb redis.UniversalClient, account, model string) Intents {
 
 func (i Intent) field() string { return fmt.Sprintf("%s.%d", i.JobID, i.Attempt) }
 
+// Encode returns the intent as it is in the index, for [jobs.Record.SettledIntent].
+func (i Intent) Encode() ([]byte, error) { return compactjson.Marshal(i) }
+
 // Put writes an intent.
 func (x Intents) Put(ctx context.Context, i Intent) error {
-	encoded, err := compactjson.Marshal(i)
+	encoded, err := i.Encode()
 	if err == nil {
 		err = x.redis.HSet(ctx, x.key, i.field(), encoded).Err()
 	}
@@ -40,7 +44,7 @@ func (x Intents) Put(ctx context.Context, i Intent) error {
 
 // PutMissing writes an intent unless Redis has it.
 func (x Intents) PutMissing(ctx context.Context, i Intent) error {
-	encoded, err := compactjson.Marshal(i)
+	encoded, err := i.Encode()
 	if err == nil {
 		err = x.redis.HSetNX(ctx, x.key, i.field(), encoded).Err()
 	}

@@ -1,0 +1,188 @@
+package lane
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/hibiken/asynq"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
+	"github.com/danqing-queue/danqing/worker/internal/recorder"
+)
+
+// source is why a lane works on a job.
+type source struct {
+	// message is the message that was drawn, nil for a job that was found in flight.
+	message *jobs.GenerateMessage
+	// waiting handles a job found in flight that has neither a task nor an open intent.
+	waiting func(context.Context, *jobs.Record) error
+}
+
+// errReread asks the driver to read the record again: this step or another writer has
+// changed it.
+var errReread = errors.New("the record has changed")
+
+// drive takes a job as far as the lane can: until its images are being stored, or it has
+// ended, is held or must be retried later. Each step advances the record or fails. A
+// [*pauseError] means that the lane cannot work on any job for now.
+func (l *lane) drive(ctx context.Context, e *execution, id string, from source) error {
+	reconciled := false // here: the job's message was drawn already
+	for {
+		rec, err := l.load(ctx, id, from.message)
+		switch {
+		case err != nil || rec == nil:
+		case rec.State.Waiting() && from.message != nil:
+			err = l.submitInSlot(ctx, e, rec, from.message.Request)
+		case rec.State.Waiting() && reconciled && rec.Request != nil:
+			reconciled = false
+			err = l.submitInSlot(ctx, e, rec, rec.OriginalRequest())
+		case rec.State.Waiting():
+			return from.waiting(ctx, rec)
+		case rec.State == jobs.StateSubmitting && !l.foreign(rec):
+			reconciled = true
+			err = l.reconcile(ctx, e, rec)
+		case rec.State == jobs.StateGenerating && !l.foreign(rec):
+			if err = l.reacquireSlot(ctx, e); err == nil {
+				err = l.poll(ctx, rec)
+			}
+		default:
+			err = l.leave(ctx, rec, from)
+			rec = nil
+		}
+		switch {
+		case errors.Is(err, errReread), errors.Is(err, jobs.ErrConflict):
+		case err != nil && from.message == nil && errors.As(err, new(*jobError)): // the record says so
+		case err != nil, rec == nil:
+			return err
+		}
+	}
+}
+
+// leave leaves a job to what comes after the lane, or to another lane, whose in-flight mark
+// it sets.
+func (l *lane) leave(ctx context.Context, rec *jobs.Record, from source) error {
+	switch {
+	case rec.State == jobs.StateStoring:
+		return l.recorder.Store.EnqueueStore(ctx, rec)
+	case from.message == nil:
+		return nil
+	case rec.State == jobs.StateFailed, rec.State == jobs.StateCanceled:
+		return l.replayOutcome(ctx, rec)
+	case l.foreign(rec) && (rec.State == jobs.StateSubmitting || rec.State == jobs.StateGenerating):
+		return l.recorder.MarkInFlight(ctx, rec.Account, rec.Model, rec.ID)
+	}
+	return nil
+}
+
+func (l *lane) submitInSlot(ctx context.Context, e *execution, rec *jobs.Record, req jobs.Request) error {
+	if err := l.reacquireSlot(ctx, e); err != nil {
+		return err
+	}
+	return l.submit(ctx, rec, req)
+}
+
+// load reads a job's record. If there is none it creates the record of a message; for a job
+// found in flight, and for a corrupt record of one, it returns nil.
+func (l *lane) load(ctx context.Context, id string, m *jobs.GenerateMessage) (*jobs.Record, error) {
+	for {
+		rec, err := l.readRecord(ctx, id)
+		if errors.Is(err, jobs.ErrNotFound) {
+			if m == nil {
+				return nil, nil //nolint:nilnil // there is nothing to resume
+			}
+			rec, err = l.recreateRecord(ctx, *m)
+		}
+		switch {
+		case errors.Is(err, jobs.ErrCorrupt):
+			l.log.Error("job skipped: record corrupt", "job_id", id, "err", err)
+			if m == nil {
+				return nil, nil //nolint:nilnil // as above
+			}
+			return nil, &jobError{message: jobs.CodeRecordCorrupt + ": " + err.Error() + "; to submit the job again, delete the key danqing:job:" + id + " and enqueue it again"}
+		case err == nil && m != nil && rec.Digest != m.Digest:
+			return nil, &jobError{message: jobs.CodeJobIDTaken + ": the job's ID belongs to another request, which is " + string(rec.State)}
+		case err == nil, errors.Is(err, jobs.ErrConflict):
+			return rec, err
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case m != nil:
+			return nil, l.redisPause(err)
+		}
+		// The job may have a task, so the slot is not free, and the in-flight mark must stay.
+		wait := l.waits.unreachable.Next()
+		loop.WarnRedis(l.log, err, "job_id", id, "wait", wait)
+		if err := loop.Sleep(ctx, wait); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// replayOutcome answers a late redelivery of the message of a job that ended without an
+// image: it returns the same error again. If an operator ran the message from asynq's
+// archive to retry the job, the job is queued again, and errReread asks for the record.
+func (l *lane) replayOutcome(ctx context.Context, rec *jobs.Record) error {
+	info, err := asynq.NewInspectorFromRedisClient(l.recorder.Redis).GetTaskInfo(jobs.Queue(rec.Model, rec.Priority), rec.ID)
+	if err == nil && (rec.Code == jobs.CodeArchived || strings.HasPrefix(info.LastErr, rec.Code+": ")) {
+		if _, err = l.recorder.Store.Retry(ctx, rec.ID); err == nil {
+			return errReread
+		}
+	}
+	// If the record names another queue, the message was not run from this queue's archive.
+	if err != nil && !errors.Is(err, asynq.ErrTaskNotFound) && !errors.Is(err, asynq.ErrQueueNotFound) {
+		return l.redisPause(err)
+	}
+	if rec.State == jobs.StateFailed {
+		return failedError(rec)
+	}
+	return nil
+}
+
+// readRecord reads a job's record and updates it from the worker's own journal, since Redis
+// may have lost some or all of it, or may have refused the last write.
+func (l *lane) readRecord(ctx context.Context, id string) (*jobs.Record, error) {
+	rec, err := l.recorder.Store.Get(ctx, id)
+	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
+		return nil, err
+	}
+	if e, ok := l.recorder.Data.Journal.OpenJob(id); ok && (rec == nil || recorder.IsBehind(rec, e.Record, e.At)) {
+		if err := l.cfg.Recovery.RecoverEntry(ctx, e); err != nil {
+			return nil, err
+		}
+		return l.recorder.Store.Get(ctx, id)
+	}
+	return rec, err
+}
+
+func (l *lane) recreateRecord(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record, error) {
+	req := m.Request
+	req.ID = m.JobID
+	rec := jobs.NewRecord(req, nil)
+	rec.Digest = m.Digest
+	return rec, l.recorder.Update(ctx, nil, rec)
+}
+
+// cancelRequested reports whether cancellation of the job was requested.
+func (l *lane) cancelRequested(ctx context.Context, rec *jobs.Record) bool {
+	current, err := l.recorder.Store.Get(context.WithoutCancel(ctx), rec.ID)
+	return err == nil && !current.CancelRequestedAt.IsZero()
+}
+
+// hint returns what an operator can do about an error of the service, "" if unknown.
+func hint(err error) string {
+	var failure *dashscope.Error
+	if errors.As(err, &failure) {
+		return failure.Hint()
+	}
+	return ""
+}
+
+// withHint appends what an operator can do to an error message.
+func withHint(what, remedy string) string {
+	if remedy == "" {
+		return what
+	}
+	return what + " (" + remedy + ")"
+}
