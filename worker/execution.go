@@ -7,8 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
@@ -320,16 +318,6 @@ func (l *lane) ensureMessage(ctx context.Context, id string) {
 		l.log.Warn("waiting job may lack a message", "job_id", id, "err", err)
 	}
 }
-
-// requeueScript puts an active message back at the head of its queue, as asynq itself does
-// (internal/rdb/rdb.go of v0.26.0, requeueCmd).
-var requeueScript = redis.NewScript(`
-if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then return 0 end
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('RPUSH', KEYS[3], ARGV[1])
-redis.call('HSET', KEYS[4], 'state', 'pending')
-return 1
-`)
 
 // requeueAtHead restores the queue position of a waiting job whose handler died with the
 // lane's last holder. asynq would requeue it after a minute or two, and at the tail.
