@@ -12,7 +12,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// The messages by which a producer is told that its job is over.
+// The task type and the queue in asynq of notifications: the messages for a producer at the
+// end of a job.
 const (
 	TypeNotify  = "danqing:notify"
 	QueueNotify = "danqing:notify"
@@ -253,7 +254,7 @@ func (i *Inspector) Notifications(_ context.Context, job *Job) ([]Notification, 
 	if !job.State.Final() {
 		return nil, nil
 	}
-	var notices []Notification
+	var list []Notification
 	for _, kind := range job.notificationKinds() {
 		n := Notification{Kind: kind}
 		info, err := asynq.NewInspectorFromRedisClient(i.store.redis).GetTaskInfo(QueueNotify, job.NotificationID(kind))
@@ -266,7 +267,7 @@ func (i *Inspector) Notifications(_ context.Context, job *Job) ([]Notification, 
 		case !errors.Is(err, asynq.ErrTaskNotFound) && !errors.Is(err, asynq.ErrQueueNotFound):
 			return nil, fmt.Errorf("read notifications of %s: %w", job.ID, err)
 		}
-		notices = append(notices, n)
+		list = append(list, n)
 	}
-	return notices, nil
+	return list, nil
 }
