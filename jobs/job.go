@@ -38,7 +38,7 @@ type Job struct {
 	// PastAttempts are the attempts that ended without all the images.
 	PastAttempts []Attempt `json:"past_attempts,omitempty"`
 	// Bucket is the name of the bucket that has the images with a Key; "" while there are
-	// none, and for a job that was read from its sidecar.
+	// none.
 	Bucket string `json:"bucket,omitempty"`
 	// Images are the job's images in the order of their numbers: all of them once it has
 	// succeeded, each in the bucket or with the reason why it is not.
@@ -101,8 +101,8 @@ type Image struct {
 	// Message then say why.
 	Key string `json:"key,omitempty"`
 	// Link is a permanent URL of the image, in a public bucket or at danqing serve; "" if
-	// the worker that stored it has neither DANQING_S3_PUBLIC_URL nor DANQING_SERVE_URL, and
-	// for a job that was read from its sidecar.
+	// the worker that stored it has neither DANQING_S3_PUBLIC_URL nor DANQING_SERVE_URL. For
+	// a job that was read from its sidecar, the settings of the reader decide.
 	Link        string `json:"link,omitempty"`
 	Bytes       int64  `json:"bytes,omitempty"`
 	SHA256      string `json:"sha256,omitempty"` // in hex

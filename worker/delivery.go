@@ -156,7 +156,7 @@ func (s *deliveryServer) storeImages(ctx context.Context, rec *jobs.Record, got 
 		return errors.Join(later...)
 	}
 	next.Images = mergeImages(rec.Images, made)
-	s.setLocation(ctx, &next)
+	next.SetLocation(ctx, s.cfg.Bucket, s.cfg.ServeURL)
 	next.FinishedAt, next.State, next.Code, next.Message = time.Now().UTC(), jobs.StateSucceeded, "", ""
 	if i := slices.IndexFunc(made, func(image jobs.Image) bool {
 		return image.Code == jobs.CodeImageUnverified || image.Code == jobs.CodeSpoolUnavailable
@@ -167,30 +167,6 @@ func (s *deliveryServer) storeImages(ctx context.Context, rec *jobs.Record, got 
 		next.State, next.Code, next.Message = jobs.StateFailed, next.Images[0].Code, next.Images[0].Message
 	}
 	return s.finishJob(ctx, rec, &next)
-}
-
-// setLocation records where a job's images are: the bucket, and their permanent links.
-func (w *Worker) setLocation(ctx context.Context, rec *jobs.Record) {
-	rec.Images = slices.Clone(rec.Images)
-	for i, image := range rec.Images {
-		if image.Key != "" {
-			rec.Bucket = w.cfg.Bucket.Name()
-			rec.Images[i].Link, _ = w.permanentLink(ctx, &rec.Job, image)
-		}
-	}
-}
-
-// permanentLink returns the URL of an image in a public bucket, or at the configured
-// gateway; "" if there is neither.
-func (w *Worker) permanentLink(ctx context.Context, job *jobs.Job, image jobs.Image) (string, error) {
-	link, expiresAt, err := w.cfg.Bucket.Link(ctx, image.Key)
-	if err != nil || expiresAt.IsZero() {
-		return link, err
-	}
-	if path := job.ImagePath(image); w.cfg.ServeURL != "" && path != "" {
-		return w.cfg.ServeURL + path, nil
-	}
-	return "", nil
 }
 
 // writeDown gives a job that a person has ended its sidecar, unless it has one.

@@ -97,6 +97,6 @@ func (w *Worker) adoptFinished(ctx context.Context, rec, over *jobs.Record) erro
 	w.journal(journal.KindFinished, over)
 	over.EnqueuedAt, over.Priority = rec.EnqueuedAt, rec.Priority
 	over.Producer, over.PriceMicroYuan, over.Callback, over.FollowUp = rec.Producer, rec.PriceMicroYuan, rec.Callback, rec.FollowUp
-	w.setLocation(ctx, over)
+	over.SetLocation(ctx, w.cfg.Bucket, w.cfg.ServeURL)
 	return w.transition(ctx, rec, over)
 }

@@ -212,7 +212,7 @@ func (e *deliveryError) schedule(jobID string, tried int) {
 // body returns the event, the same bytes on every attempt except for expiring links.
 func (n *notificationServer) body(ctx context.Context, rec *jobs.Record) ([]byte, error) {
 	event, err := jobs.NewEvent(&rec.Job, func(image jobs.Image) (string, time.Time, error) {
-		link, err := n.permanentLink(ctx, &rec.Job, image)
+		link, err := rec.PermanentLink(ctx, image, n.cfg.Bucket, n.cfg.ServeURL)
 		if err != nil || link != "" || n.cfg.LocalBucket {
 			return link, time.Time{}, err
 		}
