@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -90,4 +91,20 @@ func (b *Backlog) Position(model, priority string) int64 {
 		}
 	}
 	return ahead
+}
+
+// Position returns how many jobs of the same model and priority will be started before a
+// waiting job, and whether it is in the queue at all: it is not while it waits for a
+// later attempt, nor once a lane has taken it. It fails with Redis's own error.
+func (c *Client) Position(ctx context.Context, job *Job) (ahead int64, inLine bool, err error) {
+	line := asynqPending(Queue(job.Model, job.Priority))
+	at, err := c.store.redis.LPos(ctx, line, job.ID, redis.LPosArgs{Rank: -1}).Result()
+	if errors.Is(err, redis.Nil) {
+		return 0, false, nil
+	}
+	length, lenErr := c.store.redis.LLen(ctx, line).Result()
+	if err := errors.Join(err, lenErr); err != nil {
+		return 0, false, fmt.Errorf("find %s in its queue: %w", job.ID, err)
+	}
+	return max(length-1-at, 0), true, nil
 }

@@ -144,19 +144,3 @@ func (s *Store) AccountPause(ctx context.Context, account string) (*Pause, error
 	}
 	return &pause, nil
 }
-
-// RegisterQueues makes the queues of these models visible to asynq's tools and web UI,
-// even when they are empty. A client registers a queue once, so that a Redis that lost
-// its data hides it: call it at the start and after an outage.
-func (s *Store) RegisterQueues(ctx context.Context, models []string) error {
-	names := []any{QueueStore, QueueNotify}
-	for _, model := range models {
-		for queue := range LaneQueues(model) {
-			names = append(names, queue)
-		}
-	}
-	if err := s.redis.SAdd(ctx, asynqQueues, names...).Err(); err != nil {
-		return fmt.Errorf("register queues: %w", err)
-	}
-	return nil
-}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -109,10 +108,4 @@ func (s *Store) KeyID(ctx context.Context, fingerprint string) (string, error) {
 		return "", fmt.Errorf("read api_key_id: %w", err)
 	}
 	return keyID, nil
-}
-
-// ClearIntent resets what the record has about the create of the current attempt.
-func (r *Record) ClearIntent() {
-	r.ServiceAt, r.AmbiguousAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
-	r.Candidates, r.Rejected, r.Adopted, r.RequestID, r.CutShort = nil, nil, false, "", false
 }

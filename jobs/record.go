@@ -98,6 +98,12 @@ func NewRecord(req Request, warnings []string) *Record {
 	return rec
 }
 
+// ClearIntent resets what the record has about the create of the current attempt.
+func (r *Record) ClearIntent() {
+	r.ServiceAt, r.AmbiguousAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
+	r.Candidates, r.Rejected, r.Adopted, r.RequestID, r.CutShort = nil, nil, false, "", false
+}
+
 // Result is what DashScope reported for one image: a URL that is valid until ExpiresAt,
 // or the code and message of why there is none. N counts from 1.
 type Result struct {

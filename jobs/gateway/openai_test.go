@@ -270,3 +270,22 @@ func TestOpenAIErrors(t *testing.T) {
 		requireError(s.request(http.MethodGet, "/v1/models/gpt-9", ""), http.StatusNotFound, "model_not_found", "model")
 	})
 }
+
+const openAICat = `{"model":"wanx-v1","prompt":"a black cat","n":2,"size":"1024x1024","quality":"standard","style":"vivid","user":"u-1"}`
+
+func (s *service) generateImages(ctx context.Context, body string, headers ...string) answer {
+	return s.call(ctx, http.MethodPost, "/v1/images/generations", body, append([]string{"Content-Type", "application/json"}, headers...)...)
+}
+
+// onlyJob waits until there is exactly one job.
+func (s *service) onlyJob() string {
+	s.t.Helper()
+	for range 1000 {
+		if keys := s.redis.Keys(s.t.Context(), "danqing:job:*").Val(); len(keys) == 1 {
+			return strings.TrimPrefix(keys[0], "danqing:job:")
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+	require.FailNow(s.t, "there is not exactly one job")
+	return ""
+}

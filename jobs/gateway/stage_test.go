@@ -8,7 +8,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -89,23 +88,4 @@ func TestStagePublicAddressesOnly(t *testing.T) {
 	}
 	assert.False(t, asked)
 	assertNothingQueued(t, s)
-}
-
-const openAICat = `{"model":"wanx-v1","prompt":"a black cat","n":2,"size":"1024x1024","quality":"standard","style":"vivid","user":"u-1"}`
-
-func (s *service) generateImages(ctx context.Context, body string, headers ...string) answer {
-	return s.call(ctx, http.MethodPost, "/v1/images/generations", body, append([]string{"Content-Type", "application/json"}, headers...)...)
-}
-
-// onlyJob waits until there is exactly one job.
-func (s *service) onlyJob() string {
-	s.t.Helper()
-	for range 1000 {
-		if keys := s.redis.Keys(s.t.Context(), "danqing:job:*").Val(); len(keys) == 1 {
-			return strings.TrimPrefix(keys[0], "danqing:job:")
-		}
-		<-time.After(10 * time.Millisecond)
-	}
-	require.FailNow(s.t, "there is not exactly one job")
-	return ""
 }
