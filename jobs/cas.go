@@ -105,8 +105,8 @@ func (s *Store) update(ctx context.Context, old, next *Record, how updateOptions
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}
-	swapped, err := updateScript.Run(ctx, s.redis, updateKeys(old, next), updateArgs(old, next, encoded, how)...).Result()
-	switch answer := swapped.(type) {
+	result, err := updateScript.Run(ctx, s.redis, updateKeys(old, next), updateArgs(old, next, encoded, how)...).Result()
+	switch answer := result.(type) {
 	case string:
 		err = &TaskOwnedError{TaskID: next.TaskID, JobID: answer}
 	case int64:
@@ -118,7 +118,7 @@ func (s *Store) update(ctx context.Context, old, next *Record, how updateOptions
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}
 	if next.hasNotifications() {
-		_ = s.notify(ctx, next, next.UpdatedAt.UnixMilli()) // else a worker's next round does it
+		_ = s.notify(ctx, next, next.UpdatedAt.UnixMilli()) // a worker repeats it after an error
 	}
 	return nil
 }

@@ -55,9 +55,9 @@ const (
 // /images/JOB_ID-N.png?s=SIGNATURE, below the server's base URL. It is "" for an image
 // that is not in the bucket or whose hash is not known.
 //
-// The signature is an HMAC with the image's own SHA-256 as the key. Only somebody who has
-// the image can compute it, and gains nothing by it. So there is no secret to lose, leak
-// or rotate, and a stored link is valid as long as the image exists.
+// The signature is an HMAC with the image's own SHA-256 as the key. Only a program that has
+// the image can compute it, and it gains nothing. So there is no secret to lose, leak or
+// rotate, and a stored link is valid as long as the image exists.
 func (j *Job) ImagePath(image Image) string {
 	signature := j.imageSignature(image)
 	if signature == "" {

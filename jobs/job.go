@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Job is what producers and operators see of a job.
+// Job is a job as producers and operators see it.
 type Job struct {
 	ID       string `json:"id"`
 	State    State  `json:"state"`
@@ -73,7 +73,7 @@ type Job struct {
 
 	EnqueuedAt time.Time `json:"enqueued_at"`
 	// SubmittedAt is the last submit, RunningAt when its task was first seen RUNNING,
-	// GeneratedAt when the task was seen to have ended; zero before.
+	// GeneratedAt when it was first seen to have ended; zero before.
 	SubmittedAt time.Time `json:"submitted_at,omitzero"`
 	RunningAt   time.Time `json:"running_at,omitzero"`
 	GeneratedAt time.Time `json:"generated_at,omitzero"`
@@ -143,7 +143,7 @@ func (j *Job) EventID() string {
 	return j.ID + "." + strconv.FormatInt(j.FinishedAt.UnixMilli(), 10)
 }
 
-// copyRequestFields copies the fields that a job has of its request.
+// copyRequestFields copies the request's fields that a job has too.
 func (j *Job) copyRequestFields(req *Request) {
 	j.Labels, j.Batch, j.Producer = req.Labels, req.Batch, req.Producer
 	j.NotBefore, j.Deadline, j.Callback, j.FollowUp = req.NotBefore, req.Deadline, req.Callback, req.FollowUp

@@ -38,11 +38,11 @@ type LimitError struct {
 func (e *LimitError) Error() string {
 	switch e.Kind {
 	case LimitDepth:
-		return fmt.Sprintf("the queue is full: %d jobs wait, as many as may", e.Most)
+		return fmt.Sprintf("the queue is full: %d jobs wait, which is the limit", e.Most)
 	case LimitWaiting:
-		return fmt.Sprintf("%d jobs of this producer wait, as many as may", e.Most)
+		return fmt.Sprintf("%d jobs of this producer wait, which is the limit", e.Most)
 	}
-	return fmt.Sprintf("the %s yuan that this producer's jobs may cost a day (UTC+8) do not leave enough for this one", ledger.FormatYuan(e.Most))
+	return fmt.Sprintf("the job does not fit in this producer's budget of %s yuan a day (UTC+8)", ledger.FormatYuan(e.Most))
 }
 
 // limitError is the error of what updateScript returns in place of 1.

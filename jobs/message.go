@@ -31,7 +31,7 @@ const (
 	messageTimeout = 48 * time.Hour
 	// messageRetention keeps ended messages for the web UI as long as the record.
 	messageRetention = RecordLifetime
-	// messageRetries is no limit in practice: each stage decides when to give up.
+	// messageRetries is never reached: each stage decides itself when to give up.
 	messageRetries = 1 << 20
 )
 
@@ -131,8 +131,8 @@ func (s *Store) ArchivedMessages(ctx context.Context, queue string) (int64, erro
 }
 
 // RegisterQueues makes the queues of these models visible to asynq's tools and web UI,
-// even when they are empty. A client registers a queue once, so that a Redis that lost
-// its data hides it: call it at the start and after an outage.
+// even when they are empty. asynq's client registers a queue only once, so the queue is
+// hidden after Redis has lost its data: call it at the start and after an outage.
 func (s *Store) RegisterQueues(ctx context.Context, models []string) error {
 	names := []any{QueueStore, QueueNotify}
 	for _, model := range models {

@@ -64,8 +64,7 @@ type EventJob struct {
 	Labels    map[string]string `json:"labels,omitempty"`
 	Batch     string            `json:"batch,omitempty"`
 	Producer  string            `json:"producer,omitempty"`
-	// Images are all that were asked for, each in the bucket or with the reason why it
-	// is not.
+	// Images are all requested images, each in the bucket or with the reason why it is not.
 	Images        []EventImage `json:"images,omitempty"`
 	CostMicroYuan int64        `json:"cost_micro_yuan"`
 	// Code and Message say why the job failed or was canceled.
@@ -172,7 +171,7 @@ func (s *Store) EnqueueDueNotifications(ctx context.Context) error {
 		rec, err := s.Get(ctx, id)
 		switch {
 		case errors.Is(err, ErrNotFound), errors.Is(err, ErrCorrupt):
-			rec = &Record{Job: Job{ID: id}} // there is nothing to notify of
+			rec = &Record{Job: Job{ID: id}} // it has no notifications
 		case err != nil:
 			return err
 		}
@@ -183,9 +182,8 @@ func (s *Store) EnqueueDueNotifications(ctx context.Context) error {
 	return nil
 }
 
-// NotifyAgain sends the notifications of a job's end again, with the same event ID: one
-// that waits for a later attempt is sent at once, and one that was delivered or given up
-// is sent again. It returns the IDs of the messages.
+// NotifyAgain sends the notifications of a job's end again, with the same event ID, also
+// those that were delivered or abandoned. It returns the IDs of the messages.
 //
 // It fails with [ErrNotFound], with [ErrInvalidState] if the job has not ended or has
 // neither callback nor follow-up, or with Redis's own error.
@@ -224,7 +222,7 @@ func (s *Store) resend(ctx context.Context, rec *Record, kind NotificationKind) 
 	case err != nil:
 		return err
 	case info.State == asynq.TaskStatePending, info.State == asynq.TaskStateActive:
-		return nil // it is on its way
+		return nil // a worker is about to send it
 	case info.State == asynq.TaskStateRetry, info.State == asynq.TaskStateScheduled:
 		return inspector.RunTask(QueueNotify, id)
 	}
@@ -238,8 +236,8 @@ func (s *Store) resend(ctx context.Context, rec *Record, kind NotificationKind) 
 // Notification is the state of one notification of a job's end.
 type Notification struct {
 	Kind NotificationKind `json:"kind"`
-	// State is asynq's: "completed" once it was delivered, "archived" once it was given
-	// up; "" if the queue does not have it: it was deleted, or is older than a week.
+	// State is asynq's: "completed" once it was delivered, "archived" once it was
+	// abandoned; "" if it was deleted or is older than a week.
 	State string `json:"state"`
 	// Tries is how many attempts failed, LastError why the last one did, and NextAt when
 	// the next one is due.

@@ -13,7 +13,7 @@ import (
 // start, for [Store.RequeueOrphan].
 func (s *Store) WithoutMessage(ctx context.Context, records []*Record) ([]*Record, error) {
 	var keys []string
-	var waiting, unwoken []*Record
+	var waiting, orphans []*Record
 	for _, rec := range records {
 		if rec.State.Waiting() {
 			keys = append(keys, asynqMessage(Queue(rec.Model, rec.Priority), rec.ID))
@@ -31,10 +31,10 @@ func (s *Store) WithoutMessage(ctx context.Context, records []*Record) ([]*Recor
 		switch state {
 		case "pending", "active", "scheduled", "retry":
 		default:
-			unwoken = append(unwoken, waiting[i])
+			orphans = append(orphans, waiting[i])
 		}
 	}
-	return unwoken, nil
+	return orphans, nil
 }
 
 // RequeueOrphan gives a waiting job a message if it has none. If its message was
@@ -74,11 +74,8 @@ func (s *Store) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error)
 	return &next, s.Update(ctx, rec, &next)
 }
 
-// archivedBeforeRetry reports whether a message is in the archive because of the end that
-// the job had before it was retried: asynq repeats a write that failed.
+// archivedBeforeRetry reports whether the message was archived for the job's end before its
+// retry: asynq repeats a failed write as long as it has the message's lease.
 func archivedBeforeRetry(rec *Record, message *asynq.TaskInfo) bool {
 	return !message.LastFailedAt.IsZero() && message.LastFailedAt.Before(rec.RetriedAt.Add(asynqLease))
 }
-
-// asynqLease is how long asynq repeats the outcome of a message: its lease.
-const asynqLease = 30 * time.Second
