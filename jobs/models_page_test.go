@@ -23,7 +23,7 @@ func modelsPage(models []jobs.Model) string {
 
 <!-- Made from the catalog, jobs/models.go, by go test ./jobs -update. -->
 
-Prices are in yuan per image; "–" means that the model is not sold there. Only images that were made are charged.
+Prices are in yuan per image; "–" means that the model is not sold there. Only created images are charged.
 
 | model | Beijing | Singapore | ` + "`n`" + ` | tasks at once | submits/s |
 | --- | --- | --- | --- | --- | --- |
