@@ -97,8 +97,8 @@ func LookupModel(name string) (Model, error) {
 	return Model{}, e
 }
 
-// modelName returns the catalog's name of a model that is spelled as in one of
-// its regions; any other name as it is.
+// modelName returns the catalog's name for a regional name of a model, and any other name
+// unchanged.
 func modelName(name string) string {
 	for _, m := range Models() {
 		for _, regional := range m.RegionalNames {
@@ -110,22 +110,21 @@ func modelName(name string) string {
 	return name
 }
 
-// Cost is the price of so many images in micro-yuan (1 yuan is 1,000,000), in
-// Beijing, without regard to a free quota.
+// Cost is the price of some images in Beijing in micro-yuan (1 yuan is 1,000,000), without
+// free quotas.
 func (m Model) Cost(images int) int64 {
 	return int64(images) * m.Prices[RegionBeijing]
 }
 
-// CostIn is the price of so many images in micro-yuan (1 yuan is 1,000,000) in a
-// region, without regard to a free quota. sold is false, and the price 0, where
-// the model does not exist.
+// CostIn is the price of some images in a region in micro-yuan (1 yuan is 1,000,000), without
+// free quotas. sold is false, and the price 0, if the region does not have the model.
 func (m Model) CostIn(region string, images int) (microYuan int64, sold bool) {
 	price, sold := m.Prices[region]
 	return int64(images) * price, sold
 }
 
-// ContractCost is CostIn where a contract has other prices of an image, by the model's
-// name, in micro-yuan.
+// ContractCost is CostIn with the prices of a contract: micro-yuan per image, by the model's
+// name.
 func (m Model) ContractCost(prices map[string]int64, region string, images int) (microYuan int64, sold bool) {
 	microYuan, sold = m.CostIn(region, images)
 	if price, ok := prices[m.Name]; ok && sold {
@@ -134,8 +133,8 @@ func (m Model) ContractCost(prices map[string]int64, region string, images int) 
 	return microYuan, sold
 }
 
-// NameIn is the model as the service spells it in a region: what goes on the
-// wire and comes back in lists. sold is false where the model does not exist.
+// NameIn is the model's name in requests and lists of a region. sold is false if the region
+// does not have the model.
 func (m Model) NameIn(region string) (name string, sold bool) {
 	if _, sold = m.Prices[region]; !sold {
 		return "", false
@@ -146,8 +145,8 @@ func (m Model) NameIn(region string) (name string, sold bool) {
 	return m.Name, true
 }
 
-// CheckRegion says whether the model exists in a region. The error is a
-// [FieldError] that lists the models of that region, and where this one is.
+// CheckRegion fails unless the region has the model. The error is a [FieldError] that lists
+// the models of that region, and the regions of this one.
 func (m Model) CheckRegion(region string) error {
 	if _, sold := m.Prices[region]; sold {
 		return nil
@@ -169,8 +168,8 @@ func (m Model) CheckRegion(region string) error {
 	return e
 }
 
-// style returns the service's spelling of a style; as given, and false, if the
-// model has no such style. An empty one is the default.
+// style returns the service's spelling of a style. For an unknown style it returns s and
+// false. "" is the default.
 func (m Model) style(given string) (string, bool) {
 	if len(m.Styles) == 0 {
 		return given, given == ""
@@ -190,8 +189,8 @@ func (m Model) style(given string) (string, bool) {
 	return given, false
 }
 
-// styleKey is a style's name without what people write differently: case,
-// spaces, hyphens, and angle brackets, which a Chinese keyboard types wide.
+// styleKey is a style's name without case, spaces, hyphens and angle brackets, which a Chinese
+// keyboard types wide.
 func styleKey(name string) string {
 	return strings.Map(func(r rune) rune {
 		if strings.ContainsRune("<>＜＞《》〈〉_- \t\u3000", r) {
@@ -201,7 +200,7 @@ func styleKey(name string) string {
 	}, strings.ToLower(name))
 }
 
-// styles lists the styles for a reader, with the first Chinese name of each.
+// styles lists the styles for people, with the first Chinese name of each.
 func (m Model) styles() string {
 	var b strings.Builder
 	for i, s := range m.Styles {
