@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// read reads a batch named "sheet" that must be fine.
+// read reads a valid batch named "sheet".
 func read(t *testing.T, text string) *Batch {
 	t.Helper()
 	b, err := ReadBatch(strings.NewReader(text), BatchOptions{Name: "sheet"})
@@ -22,7 +22,7 @@ func read(t *testing.T, text string) *Batch {
 	return b
 }
 
-// readErr returns the error of a batch that must not be fine.
+// readErr returns the error of an invalid batch.
 func readErr(t *testing.T, text string) error {
 	t.Helper()
 	b, err := ReadBatch(strings.NewReader(text), BatchOptions{Name: "sheet"})
@@ -45,11 +45,11 @@ func TestReadBatch(t *testing.T) {
 	assert.Equal(t, "1024*1024", first.Request.Size, "normalized")
 
 	assert.Equal(t, 4, second.Number)
-	assert.Equal(t, first.Digest, second.Digest, "the same is asked for")
+	assert.Equal(t, first.Digest, second.Digest, "the same request")
 	assert.Equal(t, "sheet."+second.Digest[:24]+"-1", second.ID)
 }
 
-// A sheet may have columns named as the names that the reader gives.
+// A batch file may have columns with the names of ReadBatch's own fields.
 func TestReadBatchNames(t *testing.T) {
 	t.Parallel()
 	l := read(t, `{"id":"红","prompt":"a","batch":7,"line_id":[1],"match":1}`).Lines[0]
@@ -75,7 +75,7 @@ func TestReadBatchWarnings(t *testing.T) {
 	assert.Contains(t, b.Lines[0].Warnings[0], "501 characters")
 }
 
-// A line of a model is checked and warned about by that model's own rules.
+// The model of a line decides its errors and warnings.
 func TestReadBatchByModel(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("猫", 501)
@@ -98,7 +98,7 @@ line 2: watermark: false; allowed: none: wanx-v1 has no watermark; remove it
 line 3: model: "wan2.6-t2i"; allowed: `+modelsAllowed)
 }
 
-// ids maps each line's raw JSON to the job IDs that such lines got, in order.
+// ids maps each line's raw JSON to the job IDs of these lines, in order.
 func ids(b *Batch) map[string][]string {
 	m := map[string][]string{}
 	for _, l := range b.Lines {
@@ -107,7 +107,7 @@ func ids(b *Batch) map[string][]string {
 	return m
 }
 
-// Sorting the sheet, inserting a row or deleting one buys nothing again.
+// Sorting the lines, or inserting or deleting one, buys nothing again.
 func TestReadBatchIDsDoNotDependOnPosition(t *testing.T) {
 	t.Parallel()
 	lines := []string{
@@ -211,7 +211,7 @@ line 5: prompt: missing; allowed: a description of the image
 line 6: id: "c"; allowed: each id once; line 5 has the same id`)
 }
 
-// An own id that was copied from a generated one must not pass for it.
+// An own id that was copied from a generated one is another job.
 func TestReadBatchOwnIDLikeAGeneratedOne(t *testing.T) {
 	t.Parallel()
 	digest := Request{Prompt: "猫"}.Digest()
@@ -228,9 +228,9 @@ func TestReadBatchRedoOfItself(t *testing.T) {
 func TestReadBatchResolvesPaths(t *testing.T) {
 	t.Parallel()
 	name := "sha256:" + strings.Repeat("0a", 32)
-	var asked []string
+	var staged []string
 	opts := BatchOptions{Name: "sheet", Resolve: func(path string) (string, error) {
-		asked = append(asked, path)
+		staged = append(staged, path)
 		if path == "gone.png" {
 			return "", &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 		}
@@ -244,7 +244,7 @@ func TestReadBatchResolvesPaths(t *testing.T) {
 {"prompt":"f","ref_img":"` + name + `"}`
 	b, err := ReadBatch(strings.NewReader(in), opts)
 	require.NoError(t, err)
-	assert.Equal(t, []string{"./house.png", "/tmp/a.png", `C:\图\a.png`}, asked, "once per path; URLs and staged names never")
+	assert.Equal(t, []string{"./house.png", "/tmp/a.png", `C:\图\a.png`}, staged, "once per path; URLs and staged names never")
 	for _, i := range []int{0, 1, 2, 3, 5} {
 		assert.Equal(t, name, b.Lines[i].Request.RefImg)
 	}
@@ -260,18 +260,17 @@ func TestReadBatchResolvesPaths(t *testing.T) {
 		_, err = ReadBatch(strings.NewReader(`{"prompt":"a","ref_img":"`+ref+`"}`), opts)
 		assert.ErrorContains(t, err, "line 1: ref_img: ", ref)
 	}
-	assert.Len(t, asked, 4)
+	assert.Len(t, staged, 4)
 	assert.ErrorContains(t, readErr(t, in), "line 1: ref_img: \"./house.png\"; allowed: an http or https URL", "without Resolve")
 }
 
-// A line that asks for it gets a copy of its reference, once per URL, and is known by
-// the copy.
+// A line with stage has the staged name of its reference. Each URL is staged once.
 func TestReadBatchStages(t *testing.T) {
 	t.Parallel()
 	name := "sha256:" + strings.Repeat("0a", 32)
-	var asked []string
+	var staged []string
 	opts := BatchOptions{Name: "sheet", Stage: func(url string) (string, error) {
-		asked = append(asked, url)
+		staged = append(staged, url)
 		if strings.Contains(url, "gone") {
 			return "", errors.New("HTTP status 404")
 		}
@@ -283,7 +282,7 @@ func TestReadBatchStages(t *testing.T) {
 {"prompt":"c","ref_img":"https://example.com/c.png"}`
 	b, err := ReadBatch(strings.NewReader(in), opts)
 	require.NoError(t, err)
-	assert.Equal(t, []string{"https://example.com/a.png?Signature=hush"}, asked)
+	assert.Equal(t, []string{"https://example.com/a.png?Signature=hush"}, staged)
 	for _, line := range b.Lines {
 		assert.False(t, line.Request.Stage, "it is done")
 	}

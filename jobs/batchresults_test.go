@@ -31,7 +31,7 @@ func TestLineResult(t *testing.T) {
 	assert.ErrorContains(t, err, "line 1")
 }
 
-// A results file, read as a batch, means the same jobs.
+// A results file, read as a batch, has the same jobs.
 func TestResultsAreABatch(t *testing.T) {
 	t.Parallel()
 	b := readExample(t, "wanx-v1.jsonl")
@@ -69,7 +69,7 @@ func readExample(t *testing.T, file string) *Batch {
 	return b
 }
 
-// The example holds what the document shows.
+// The example file has the examples of the API reference.
 func TestExampleFile(t *testing.T) {
 	t.Parallel()
 	b := readExample(t, "wanx-v1.jsonl")
@@ -93,7 +93,7 @@ func TestExampleFile(t *testing.T) {
 	assert.Equal(t, "1280*720", find("butterflies-chinese-painting").Size)
 }
 
-// The examples of the other models can be run as they are.
+// The examples of all models are valid without warnings.
 func TestExampleFilesOfAllModels(t *testing.T) {
 	t.Parallel()
 	used := map[string]bool{}
@@ -109,8 +109,8 @@ func TestExampleFilesOfAllModels(t *testing.T) {
 	}
 }
 
-// FuzzReadBatch: no file panics; what is accepted has valid IDs, each once; and
-// its results mean the same jobs.
+// No file panics. An accepted batch has valid, unique IDs, and its results file has the same
+// jobs.
 func FuzzReadBatch(f *testing.F) {
 	for _, seed := range []string{
 		"{\"prompt\":\"p\"}\n{\"prompt\":\"p\"}\n", "\ufeff{\"id\":\"红\",\"prompt\":\"p\"}\r\n\r\n{\"id\":1,\"prompt\":\"q\",\"sku\":[1]}",

@@ -12,7 +12,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// A link that somebody has stored never dies: what it is made of must not change.
+// Stored links stay valid: the signature must not change.
 func TestImagePathIsPermanent(t *testing.T) {
 	t.Parallel()
 	image := jobs.Image{N: 2, Key: "tea/tea-2.png", SHA256: strings.Repeat("0123456789abcdef", 4)}
@@ -26,8 +26,7 @@ func TestImagePathIsPermanent(t *testing.T) {
 	assert.Equal(t, image, got)
 }
 
-// A signature is good for one image of one job, and there is none for what there is
-// no image of.
+// A signature is valid for one image of one job. A missing image has none.
 func TestImageBySignatureRefuses(t *testing.T) {
 	t.Parallel()
 	hash := strings.Repeat("0123456789abcdef", 4)
@@ -47,7 +46,7 @@ func TestImageBySignatureRefuses(t *testing.T) {
 		assert.False(t, ok, "image %d by %q", n, s)
 	}
 	assert.Empty(t, rec.ImagePath(rec.Images[2]), "it is not in the bucket")
-	assert.Empty(t, rec.ImagePath(rec.Images[3]), "its hash is none")
+	assert.Empty(t, rec.ImagePath(rec.Images[3]), "its hash is invalid")
 }
 
 // linkBucket is a bucket whose links are below public, or presigned if that is "".

@@ -14,8 +14,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// heldJob is a job of which it is unknown whether a task was made. Its message is
-// gone, as after its handler returned.
+// heldJob returns a job that may or may not have a task. Its message is gone, as after its
+// handler returned.
 func heldJob(t *testing.T, client *testClient, rdb redis.UniversalClient, id string) *jobs.Record {
 	t.Helper()
 	rec := submitted(t, client, enqueue(t, client, id), jobs.StateSubmitting)
@@ -54,7 +54,7 @@ func TestResolveByAdopting(t *testing.T) {
 	})
 }
 
-// A task that a job made itself, now or in a past attempt, is not another's.
+// A task of a job's current or past attempt cannot be adopted for another job.
 func TestResolveRefusesTheTaskOfAnotherJob(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -74,7 +74,7 @@ func TestResolveRefusesTheTaskOfAnotherJob(t *testing.T) {
 	})
 }
 
-// Two people adopt one task for two jobs at the same moment: one of them gets it.
+// Of two concurrent adoptions of one task for two jobs, one succeeds.
 func TestResolveAdoptsATaskOnce(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -104,7 +104,7 @@ func TestResolveAdoptsATaskOnce(t *testing.T) {
 	})
 }
 
-// Adopting another task in place of a lost one is a new attempt.
+// To adopt another task in place of a lost one is a new attempt.
 func TestResolveAdoptsInPlaceOfALostTask(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
@@ -117,7 +117,7 @@ func TestResolveAdoptsInPlaceOfALostTask(t *testing.T) {
 	assert.Equal(t, "TaskUnknown", got.PastAttempts[0].Code)
 }
 
-// Images that could not be proven are stored once more, not paid for once more.
+// Unverified images are stored again without being paid for again.
 func TestResolveStoresAgain(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
@@ -186,10 +186,10 @@ func TestResolveRefuses(t *testing.T) {
 	_, err := client.Resolve(t.Context(), rec.ID, jobs.Resolution{GiveUp: true})
 	require.ErrorIs(t, err, jobs.ErrInvalidState)
 	require.ErrorContains(t, err, "it is not held (queued)")
-	_, err = client.Resolve(t.Context(), "nobody", jobs.Resolution{GiveUp: true})
+	_, err = client.Resolve(t.Context(), "unknown", jobs.Resolution{GiveUp: true})
 	require.ErrorIs(t, err, jobs.ErrNotFound)
 
-	// A hold without an intent, as after Redis forgot, has no account.
+	// A job that is held without an intent, as after a loss of data, has no account.
 	move(t, client, rec, func(next *jobs.Record) { next.State = jobs.StateHeld })
 	_, err = client.Resolve(t.Context(), "dog", jobs.Resolution{Adopt: testTask})
 	require.ErrorContains(t, err, "the task's account is unknown")
@@ -198,7 +198,7 @@ func TestResolveRefuses(t *testing.T) {
 	assert.Empty(t, got.PastAttempts)
 }
 
-// Whatever reply is lost, the same call made again ends the same way: once.
+// After any lost reply, the repeated call has the same result, once.
 func TestActionsAfterALostReply(t *testing.T) {
 	t.Parallel()
 	failed := func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -268,7 +268,7 @@ func TestActionsAfterALostReply(t *testing.T) {
 			for nth, lost := 1, true; lost; nth++ {
 				client, rdb := newClient(t)
 				c.prepare(t, client, rdb)
-				hook := &loser{}
+				hook := &replyLoser{}
 				rdb.AddHook(hook)
 				hook.loseNth(nth)
 				_, err := c.call(t, client)

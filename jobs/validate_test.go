@@ -17,7 +17,7 @@ func TestNormalizeDefaults(t *testing.T) {
 	assert.Empty(t, warnings)
 	assert.Equal(t, Request{
 		Model: "wanx-v1", Prompt: " 猫\n", Style: "<auto>", Size: "1024*1024", N: 1, Priority: "default",
-	}, got, "nothing about a reference where there is none; the prompt untouched; no seed")
+	}, got, "no fields of a reference without one; the prompt untouched; no seed")
 
 	got, _, err = Request{Prompt: "猫", NegativePrompt: " \t", RefImg: " https://example.com/a.png "}.Normalize()
 	require.NoError(t, err)
@@ -157,8 +157,8 @@ func TestNormalizeReference(t *testing.T) {
 	}
 }
 
-// A long prompt is sent whole: the document's 500 characters are warned about,
-// in characters and not in bytes.
+// A prompt of more than 500 characters is sent whole, with a warning. Characters count, not
+// bytes.
 func TestNormalizeWarnsOfLongPrompts(t *testing.T) {
 	t.Parallel()
 	just := strings.Repeat("猫", 500)
