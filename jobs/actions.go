@@ -14,10 +14,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// RequestOf returns the request of a job as it was enqueued: from the job, or from its
-// message while it waits. It fails with [ErrRequestLost] if neither has it, or with
-// Redis's own error.
-func (s *Store) RequestOf(_ context.Context, job *Job) (Request, error) {
+// requestOf is [Client.RequestOf].
+func (s *Store) requestOf(job *Job) (Request, error) {
 	if job.Request != nil {
 		return job.OriginalRequest(), nil
 	}
@@ -91,7 +89,7 @@ func (s *Store) Expire(ctx context.Context, rec *Record) (*Record, error) {
 func (s *Store) endWaiting(ctx context.Context, rec *Record, state State, code, message string) (*Record, error) {
 	next := *rec
 	// The message is deleted, and the sidecar needs the request.
-	switch req, err := s.RequestOf(ctx, &rec.Job); {
+	switch req, err := s.requestOf(&rec.Job); {
 	case err == nil:
 		next.Request = &req
 	case !errors.Is(err, ErrRequestLost):
@@ -218,7 +216,7 @@ func (s *Store) retryRecord(ctx context.Context, rec *Record) (*Record, error) {
 // restart queues an ended or held job again, in place of old. Images that are in the
 // bucket stay there, and in the record.
 func (s *Store) restart(ctx context.Context, old, rec *Record) (*Record, error) {
-	req, err := s.RequestOf(ctx, &rec.Job)
+	req, err := s.requestOf(&rec.Job)
 	if err != nil {
 		return rec, err
 	}
@@ -289,7 +287,7 @@ const (
 // ago may still have the old one active; when it returns, asynq would delete the new one
 // with it.
 func (s *Store) enqueueMessage(ctx context.Context, rec *Record) error {
-	req, err := s.RequestOf(ctx, &rec.Job)
+	req, err := s.requestOf(&rec.Job)
 	if err != nil {
 		return err
 	}

@@ -178,8 +178,9 @@ func (c *Client) List(ctx context.Context, filter ListFilter) (jobs []*Job, curs
 	return jobs, cursor, err
 }
 
-// RequestOf returns the request of a job as it was enqueued. It fails with [ErrRequestLost],
-// or with Redis's own error.
-func (c *Client) RequestOf(ctx context.Context, job *Job) (Request, error) {
-	return c.store.RequestOf(ctx, job)
+// RequestOf returns the request of a job as it was enqueued: from the job, or from its
+// message while it waits. It fails with [ErrRequestLost] if neither has it, or with Redis's
+// own error.
+func (c *Client) RequestOf(_ context.Context, job *Job) (Request, error) {
+	return c.store.requestOf(job)
 }

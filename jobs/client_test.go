@@ -225,3 +225,21 @@ func TestChangesMissedByAnOutage(t *testing.T) {
 	require.NoError(t, rdb.Publish(t.Context(), "danqing:events", "cat").Err())
 	assert.Equal(t, "cat", <-changes.IDs())
 }
+
+// Two producers enqueue a job again whose message was lost. Both get the new job.
+func TestEnqueueOfALostJobByTwoProducers(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	req := jobs.Request{ID: "cat", Prompt: "a cat"}
+	rec := enqueue(t, client, "cat")
+	move(t, client, rec, func(next *jobs.Record) {
+		next.State, next.Code, next.FinishedAt = jobs.StateCanceled, jobs.CodeMessageLost, time.Now()
+	})
+	hook := &interruption{do: func() { _, err := client.Client.Enqueue(t.Context(), req); assert.NoError(t, err) }}
+	hook.left.Store(3) // the create, the read, and before the update
+	rdb.AddHook(hook)
+	job, err := client.Client.Enqueue(t.Context(), req)
+	require.NoError(t, err)
+	assert.Equal(t, jobs.StateQueued, job.State)
+	require.LessOrEqual(t, hook.left.Load(), int64(0))
+}

@@ -57,7 +57,7 @@ func (s *Store) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error)
 	if !gone && info.State != asynq.TaskStateArchived && info.State != asynq.TaskStateCompleted {
 		return nil, nil //nolint:nilnil // nothing to repair
 	}
-	req, err := s.RequestOf(ctx, &rec.Job)
+	req, err := s.requestOf(&rec.Job)
 	next := *rec
 	switch {
 	case errors.Is(err, ErrRequestLost):

@@ -98,7 +98,7 @@ func (s *Store) alreadyResolved(ctx context.Context, rec *Record, decision Resol
 
 func (s *Store) abandon(ctx context.Context, rec *Record) (*Record, error) {
 	next := *rec
-	if req, err := s.RequestOf(ctx, &rec.Job); err == nil && rec.Request == nil {
+	if req, err := s.requestOf(&rec.Job); err == nil && rec.Request == nil {
 		next.Request = &req
 	} else if err != nil && !errors.Is(err, ErrRequestLost) {
 		return rec, err
@@ -118,7 +118,7 @@ func (s *Store) adopt(ctx context.Context, rec *Record, task string) (*Record, e
 	if rec.Account == "" {
 		return rec, fmt.Errorf("adopt task %s for %s: %w: it was never submitted, so the task's account is unknown", task, rec.ID, ErrInvalidState)
 	}
-	req, err := s.RequestOf(ctx, &rec.Job)
+	req, err := s.requestOf(&rec.Job)
 	if err != nil {
 		return rec, err
 	}
