@@ -112,3 +112,22 @@ func TestImageSeed(t *testing.T) {
 	assert.EqualValues(t, 9, rec.ImageSeed(jobs.Image{N: 4, Seed: &own}))
 	assert.Zero(t, (&jobs.Record{}).ImageSeed(jobs.Image{N: 4}))
 }
+
+// A job that is retried for its missing images keeps its images if an operator archives its
+// message.
+func TestArchivedRetryOfAPartialJob(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
+		t.Helper()
+		rec := partialJob(t, client, rdb)
+		_, err := client.Retry(t.Context(), "cat")
+		require.NoError(t, err)
+		require.NoError(t, asynq.NewInspectorFromRedisClient(rdb).ArchiveTask(testQueue, "cat"))
+		got, err := client.RequeueOrphan(t.Context(), "cat")
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateSucceeded, got.State)
+		assert.Equal(t, rec.Images, got.Images)
+		assert.Empty(t, messages(t, rdb, testQueue))
+		assert.Len(t, messages(t, rdb, jobs.QueueStore), 1, "a worker writes the sidecar")
+	})
+}

@@ -39,7 +39,8 @@ func (s *Store) WithoutMessage(ctx context.Context, records []*Record) ([]*Recor
 
 // RequeueOrphan gives a waiting job a message if it has none. If its message was
 // archived, or is gone together with the request, the job is canceled with [CodeArchived]
-// or [CodeMessageLost], since nothing was bought. It returns the record if it changed
+// or [CodeMessageLost], since nothing was bought; a job that was retried for its missing
+// images succeeds with the images that it has. It returns the record if it changed
 // something, else nil. It fails with [ErrConflict] if the job was changed meanwhile, or
 // with Redis's own error.
 //
@@ -57,6 +58,7 @@ func (s *Store) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error)
 	if !gone && info.State != asynq.TaskStateArchived && info.State != asynq.TaskStateCompleted {
 		return nil, nil //nolint:nilnil // nothing to repair
 	}
+	archived := !gone && info.State == asynq.TaskStateArchived && !archivedBeforeRetry(rec, info)
 	req, err := s.requestOf(&rec.Job)
 	next := *rec
 	switch {
@@ -64,7 +66,9 @@ func (s *Store) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error)
 		next.Code, next.Message = CodeMessageLost, "its message is gone from the queue, and nothing was bought: enqueue it again"
 	case err != nil:
 		return nil, err
-	case !gone && info.State == asynq.TaskStateArchived && !archivedBeforeRetry(rec, info):
+	case archived && rec.storedImages() > 0:
+		return s.cancelWaiting(ctx, rec) // it succeeds with the images that it has
+	case archived:
 		next.Code, next.Message = CodeArchived, "its message was archived in the queue before anything was bought: run it there, or retry the job"
 		next.Request = &req
 	default:
