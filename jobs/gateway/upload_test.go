@@ -111,8 +111,7 @@ func formParts(p dashscope.Policy, key string) []part {
 func TestUpload(t *testing.T) {
 	t.Parallel()
 	tokens := []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}, {Name: "blog", Secret: "blog-secret-0123456"}}
-	temp := t.TempDir()
-	s := newService(t, func(api *gateway.API) { api.Tokens, api.TempDir = tokens, temp })
+	s := newService(t, func(api *gateway.API) { api.Tokens = tokens })
 	shop := []string{"Authorization", "Bearer shop-secret-0123456"}
 	path, content := writePNG(t, "girl", 1)
 	ref, err := storage.InspectReference(path)
@@ -149,7 +148,19 @@ func TestUpload(t *testing.T) {
 	assert.Equal(t, http.StatusOK, s.sendForm(p, formParts(p, key), content).status)
 	_, another := writePNG(t, "girl", 2)
 	s.sendForm(p, formParts(p, key), another).requireRefused(t, http.StatusConflict, "FileAlreadyExists")
+}
 
+// Forged policies and invalid files are refused. No upload leaves a temporary file.
+func TestUploadRefuses(t *testing.T) {
+	t.Parallel()
+	tokens := []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}, {Name: "blog", Secret: "blog-secret-0123456"}}
+	temp := t.TempDir()
+	s := newService(t, func(api *gateway.API) { api.Tokens, api.TempDir = tokens, temp })
+	shop := []string{"Authorization", "Bearer shop-secret-0123456"}
+	_, content := writePNG(t, "girl", 1)
+	p := s.policy(shop...)
+	key := p.UploadDir + "/girl.png"
+	require.Equal(t, http.StatusOK, s.sendForm(p, formParts(p, key), content).status)
 	forged := p
 	forged.Signature = s.policy("Authorization", "Bearer blog-secret-0123456").Signature
 	s.sendForm(p, formParts(forged, key), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
