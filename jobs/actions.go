@@ -14,10 +14,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// RequestOf returns the request of a job as it was enqueued: from the job, or from its
-// message while it waits. It fails with [ErrRequestLost] if neither has it, or with
-// Redis's own error.
-func (s *Store) RequestOf(_ context.Context, job *Job) (Request, error) {
+// requestOf is [Client.RequestOf].
+func (s *Store) requestOf(job *Job) (Request, error) {
 	if job.Request != nil {
 		return job.OriginalRequest(), nil
 	}
@@ -71,11 +69,11 @@ func (s *Store) cancel(ctx context.Context, id string) (*Record, error) {
 }
 
 func (s *Store) cancelWaiting(ctx context.Context, rec *Record) (*Record, error) {
-	why := "canceled on request while it waited; it cost nothing"
+	message := "canceled on request while it waited; it cost nothing"
 	if rec.CostMicroYuan > 0 {
-		why = "canceled on request while it waited to be made again"
+		message = "canceled on request while it waited for a retry"
 	}
-	return s.endWaiting(ctx, rec, StateCanceled, CodeCanceled, why)
+	return s.endWaiting(ctx, rec, StateCanceled, CodeCanceled, message)
 }
 
 // DeadlineMessage is the message beside [CodeDeadlineExceeded].
@@ -88,16 +86,16 @@ func (s *Store) Expire(ctx context.Context, rec *Record) (*Record, error) {
 }
 
 // endWaiting ends a waiting job and deletes its message.
-func (s *Store) endWaiting(ctx context.Context, rec *Record, state State, code, why string) (*Record, error) {
+func (s *Store) endWaiting(ctx context.Context, rec *Record, state State, code, message string) (*Record, error) {
 	next := *rec
 	// The message is deleted, and the sidecar needs the request.
-	switch req, err := s.RequestOf(ctx, &rec.Job); {
+	switch req, err := s.requestOf(&rec.Job); {
 	case err == nil:
 		next.Request = &req
 	case !errors.Is(err, ErrRequestLost):
 		return rec, err
 	}
-	next.End(state, code, why, time.Now().UTC())
+	next.End(state, code, message, time.Now().UTC())
 	if err := s.Update(ctx, rec, &next); err != nil {
 		return rec, err
 	}
@@ -134,12 +132,12 @@ func (s *Store) requestCancel(ctx context.Context, rec *Record) error {
 	return nil
 }
 
-// maxDeleteTries limits how often the deletion of a message is retried that moves to
-// another state meanwhile. One retry is enough, since a handler returns once.
+// maxDeleteTries limits the retries of a deletion whose message changes its state at the
+// same time. One retry is enough, since a handler returns once.
 const maxDeleteTries = 3
 
-// finishEnded does what remains for a job that an operator ended: it deletes the message
-// from the lane's queue, and queues the message by which a worker writes the sidecar.
+// finishEnded completes the end of a job by an operator: it deletes the message in the
+// lane's queue, and enqueues the one for which a worker writes the sidecar.
 func (s *Store) finishEnded(ctx context.Context, rec *Record) error {
 	queue := Queue(rec.Model, rec.Priority)
 	inspector := asynq.NewInspectorFromRedisClient(s.redis)
@@ -205,7 +203,7 @@ func (s *Store) retryRecord(ctx context.Context, rec *Record) (*Record, error) {
 		case rec.Request == nil:
 			return nil, fmt.Errorf("job %s: %w: enqueue it again", rec.ID, ErrRequestLost)
 		}
-		if asked := rec.OriginalRequest(); asked.Digest() != rec.Digest {
+		if req := rec.OriginalRequest(); req.Digest() != rec.Digest {
 			return nil, fmt.Errorf("retry %s: %w (the request in its sidecar has another digest)", rec.ID, ErrDigestConflict)
 		}
 		known, err = s.restart(ctx, nil, rec)
@@ -218,13 +216,13 @@ func (s *Store) retryRecord(ctx context.Context, rec *Record) (*Record, error) {
 // restart queues an ended or held job again, in place of old. Images that are in the
 // bucket stay there, and in the record.
 func (s *Store) restart(ctx context.Context, old, rec *Record) (*Record, error) {
-	req, err := s.RequestOf(ctx, &rec.Job)
+	req, err := s.requestOf(&rec.Job)
 	if err != nil {
 		return rec, err
 	}
 	next := *rec
 	next.archiveAttempt()
-	// The operator wants it now.
+	// An operator retries a job to have it at once.
 	req.NotBefore, req.Deadline = time.Time{}, time.Time{}
 	next.NotBefore, next.Deadline = req.NotBefore, req.Deadline
 	next.State, next.TaskID, next.Request = StateQueued, "", &req
@@ -247,8 +245,8 @@ func (s *Store) restart(ctx context.Context, old, rec *Record) (*Record, error) 
 	return &next, s.enqueueMessage(ctx, &next)
 }
 
-// releaseReservation releases what the current attempt of a job has reserved, on whatever
-// day. A worker looks for leaked reservations on recent days only.
+// releaseReservation releases the reservation of a job's current attempt, on any day. A
+// worker searches for leaked reservations on recent days only.
 func (s *Store) releaseReservation(ctx context.Context, rec *Record) error {
 	if rec.Account == "" || rec.SubmittedAt.IsZero() {
 		return nil
@@ -269,12 +267,12 @@ func (r *Record) archiveAttempt() {
 	if ended.IsZero() {
 		ended = time.Now().UTC()
 	}
-	made := r.storedImages()
+	images := r.storedImages()
 	for _, a := range r.PastAttempts {
-		made -= a.Images
+		images -= a.Images
 	}
 	r.PastAttempts = append(r.PastAttempts[:len(r.PastAttempts):len(r.PastAttempts)], Attempt{
-		Attempt: r.Attempt, Term: r.Term, TaskID: r.TaskID, SubmittedAt: r.SubmittedAt, EndedAt: ended, Images: max(made, 0), Code: r.Code, Message: r.Message,
+		Attempt: r.Attempt, Term: r.Term, TaskID: r.TaskID, SubmittedAt: r.SubmittedAt, EndedAt: ended, Images: max(images, 0), Code: r.Code, Message: r.Message,
 	})
 }
 
@@ -289,7 +287,7 @@ const (
 // ago may still have the old one active; when it returns, asynq would delete the new one
 // with it.
 func (s *Store) enqueueMessage(ctx context.Context, rec *Record) error {
-	req, err := s.RequestOf(ctx, &rec.Job)
+	req, err := s.requestOf(&rec.Job)
 	if err != nil {
 		return err
 	}

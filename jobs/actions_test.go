@@ -40,7 +40,7 @@ func submitted(t *testing.T, client *testClient, rec *jobs.Record, state jobs.St
 	})
 }
 
-// messages are the states of all messages of a queue, by ID.
+// messages returns the states of all messages of a queue, by ID.
 func messages(t *testing.T, rdb redis.UniversalClient, queue string) map[string]asynq.TaskState {
 	t.Helper()
 	inspector := asynq.NewInspectorFromRedisClient(rdb)
@@ -91,8 +91,8 @@ func TestCancelWhileItWaits(t *testing.T) {
 	}
 }
 
-// A job that was submitted may be paid for: its lane decides, and no write of the
-// lane's, which does not know of the request, loses it.
+// A submitted job may be paid for, so its lane decides. The cancel request survives writes of
+// the lane that has not read it.
 func TestCancelAfterTheIntent(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -101,16 +101,16 @@ func TestCancelAfterTheIntent(t *testing.T) {
 		changes, err := client.Subscribe(t.Context())
 		require.NoError(t, err)
 		t.Cleanup(func() { assert.NoError(t, changes.Close()) })
-		asked, err := client.Cancel(t.Context(), "cat")
+		canceled, err := client.Cancel(t.Context(), "cat")
 		require.NoError(t, err)
-		assert.Equal(t, jobs.StateSubmitting, asked.State)
-		assert.False(t, asked.CancelRequestedAt.IsZero())
-		assert.Equal(t, "cat", <-changes.IDs(), "the lane is told")
+		assert.Equal(t, jobs.StateSubmitting, canceled.State)
+		assert.False(t, canceled.CancelRequestedAt.IsZero())
+		assert.Equal(t, "cat", <-changes.IDs(), "the lane is notified")
 
 		rec = move(t, client, rec, func(next *jobs.Record) { next.State, next.TaskID = jobs.StateGenerating, testTask })
 		again, err := client.Cancel(t.Context(), "cat")
 		require.NoError(t, err)
-		assert.Equal(t, asked.CancelRequestedAt, again.CancelRequestedAt, "the first to ask stands")
+		assert.Equal(t, canceled.CancelRequestedAt, again.CancelRequestedAt, "the first to ask stands")
 		assert.Contains(t, messages(t, rdb, testQueue), "cat")
 		assert.Equal(t, jobs.StateGenerating, rec.State)
 	})
@@ -134,12 +134,12 @@ func TestCancelRefuses(t *testing.T) {
 		require.ErrorContains(t, err, want.text)
 		assert.Equal(t, state, got.State)
 	}
-	_, err := client.Cancel(t.Context(), "nobody")
+	_, err := client.Cancel(t.Context(), "unknown")
 	require.ErrorIs(t, err, jobs.ErrNotFound)
 }
 
-// A cancel and a submit of the same job at the same moment: either nothing was
-// submitted, or the lane is asked to cancel the task.
+// After a concurrent cancel and submit, either nothing was submitted, or the cancel request is
+// set.
 func TestCancelAgainstSubmit(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, _ redis.UniversalClient) {
@@ -180,7 +180,7 @@ func TestCancelAgainstSubmit(t *testing.T) {
 	})
 }
 
-// A job that moves on between the look at it and the deed is looked at again.
+// A job that changes between the read and the write is read again.
 func TestActionsRetryAfterConflict(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -214,7 +214,7 @@ func TestActionsRetryAfterConflict(t *testing.T) {
 			if c.from != jobs.StateQueued {
 				rec = submitted(t, client, rec, c.from)
 			}
-			hook := &interloper{do: func() { move(t, client, rec, func(next *jobs.Record) { next.State = c.to }) }}
+			hook := &interruption{do: func() { move(t, client, rec, func(next *jobs.Record) { next.State = c.to }) }}
 			rdb.AddHook(hook)
 			hook.left.Store(2)
 			got, err := c.call(t.Context(), client)
@@ -228,8 +228,8 @@ func TestActionsRetryAfterConflict(t *testing.T) {
 	}
 }
 
-// drawing is a lane that has drawn a message and has not returned yet.
-func drawing(t *testing.T, rdb redis.UniversalClient, verdict error) (drawn <-chan string, finish func()) {
+// startLane starts a lane that takes messages, and returns result for each after finish.
+func startLane(t *testing.T, rdb redis.UniversalClient, result error) (taken <-chan string, finish func()) {
 	t.Helper()
 	server := asynq.NewServerFromRedisClient(rdb, asynq.Config{
 		Concurrency: 1, Queues: map[string]int{testQueue: 1}, TaskCheckInterval: 10 * time.Millisecond, LogLevel: asynq.FatalLevel,
@@ -238,7 +238,7 @@ func drawing(t *testing.T, rdb redis.UniversalClient, verdict error) (drawn <-ch
 	require.NoError(t, server.Start(asynq.HandlerFunc(func(_ context.Context, message *asynq.Task) error {
 		ids <- message.ResultWriter().TaskID()
 		<-finished
-		return verdict
+		return result
 	})))
 	t.Cleanup(server.Shutdown)
 	return ids, func() { close(finished) }
@@ -249,8 +249,8 @@ func TestCancelOfAnActiveMessage(t *testing.T) {
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		enqueue(t, client, "cat")
-		drawn, finish := drawing(t, rdb, nil)
-		<-drawn
+		taken, finish := startLane(t, rdb, nil)
+		<-taken
 		got, err := client.Cancel(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateCanceled, got.State)
@@ -258,15 +258,15 @@ func TestCancelOfAnActiveMessage(t *testing.T) {
 	})
 }
 
-// A job is retried the moment its record says that it failed, while its handler
-// has yet to tell asynq: the job must not lose its message to the old one's end.
+// A job is retried after its record has failed and before its handler returns. The end of the
+// old message must not delete the new one.
 func TestRetryBeforeTheHandlerReturns(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		rec := submitted(t, client, enqueue(t, client, "cat"), jobs.StateFailed)
-		drawn, finish := drawing(t, rdb, fmt.Errorf("no cats: %w", asynq.SkipRetry))
-		require.Equal(t, "cat", <-drawn)
+		taken, finish := startLane(t, rdb, fmt.Errorf("no cats: %w", asynq.SkipRetry))
+		require.Equal(t, "cat", <-taken)
 		retried := make(chan error, 1)
 		changes, err := client.Subscribe(t.Context())
 		require.NoError(t, err)
@@ -278,7 +278,7 @@ func TestRetryBeforeTheHandlerReturns(t *testing.T) {
 		<-changes.IDs() // the record says queued
 		finish()
 		require.NoError(t, <-retried)
-		assert.Equal(t, "cat", <-drawn, "the new message")
+		assert.Equal(t, "cat", <-taken, "the new message")
 	})
 }
 
@@ -286,8 +286,8 @@ func TestRetry(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
-		asked := enqueue(t, client, "cat")
-		rec := submitted(t, client, asked, jobs.StateGenerating)
+		enqueued := enqueue(t, client, "cat")
+		rec := submitted(t, client, enqueued, jobs.StateGenerating)
 		_, err := client.Cancel(t.Context(), "cat")
 		require.NoError(t, err)
 		failed := move(t, client, rec, func(next *jobs.Record) {
@@ -308,12 +308,12 @@ func TestRetry(t *testing.T) {
 			Code: "DataInspectionFailed", Message: "no such cats",
 		}}, got.PastAttempts)
 		want := &jobs.Record{Job: jobs.Job{
-			ID: "cat", State: jobs.StateQueued, Digest: asked.Digest, Model: "wanx-v1", Priority: "default", Attempt: 1, Term: 7, Account: "main",
+			ID: "cat", State: jobs.StateQueued, Digest: enqueued.Digest, Model: "wanx-v1", Priority: "default", Attempt: 1, Term: 7, Account: "main",
 			Request: got.Request, PastAttempts: got.PastAttempts, CostMicroYuan: 160_000,
-			Labels: asked.Labels, Batch: "shop", RetriedAt: got.RetriedAt, EnqueuedAt: asked.EnqueuedAt, UpdatedAt: got.UpdatedAt,
+			Labels: enqueued.Labels, Batch: "shop", RetriedAt: got.RetriedAt, EnqueuedAt: enqueued.EnqueuedAt, UpdatedAt: got.UpdatedAt,
 		}}
 		assert.Equal(t, want, got, "nothing else of the old attempt is left")
-		assert.Nil(t, got.Request.Seed, "as asked")
+		assert.Nil(t, got.Request.Seed, "as enqueued")
 		assert.WithinRange(t, got.RetriedAt, failed.FinishedAt, got.UpdatedAt)
 		assert.Equal(t, time.Duration(-1), rdb.TTL(t.Context(), "danqing:job:cat").Val(), "a job that waits does not expire")
 		assert.Equal(t, map[string]asynq.TaskState{"cat": asynq.TaskStatePending}, messages(t, rdb, testQueue))
@@ -327,7 +327,7 @@ func TestRetry(t *testing.T) {
 	})
 }
 
-// A job that was refused before any intent has its request in its message alone.
+// A job that failed before any intent has its request only in its message.
 func TestRetryFromTheArchivedMessage(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -369,11 +369,11 @@ func TestRetryRefuses(t *testing.T) {
 		require.ErrorContains(t, err, c.text)
 		assert.Equal(t, c.rec.State, got.State)
 	}
-	_, err := client.Retry(t.Context(), "nobody")
+	_, err := client.Retry(t.Context(), "unknown")
 	require.ErrorIs(t, err, jobs.ErrNotFound)
 }
 
-// After a week only the sidecar knows a job.
+// After a week only the sidecar has the job.
 func TestRetryRecord(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -401,7 +401,7 @@ func TestRetryRecord(t *testing.T) {
 
 		got = move(t, client, got, func(next *jobs.Record) { next.State = jobs.StateStoring })
 		_, err = client.RetryRecord(t.Context(), rec)
-		require.ErrorIs(t, err, jobs.ErrInvalidState, "Redis knows better")
+		require.ErrorIs(t, err, jobs.ErrInvalidState, "the record in Redis decides")
 		assert.Equal(t, jobs.StateStoring, got.State)
 	})
 }

@@ -1,11 +1,19 @@
 package jobs
 
-import "github.com/redis/go-redis/v9"
+import (
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
 
 // asynqVersion is the version of asynq from whose sources the keys and scripts in this
 // file were read: internal/base/base.go and internal/rdb/rdb.go. They are private to
 // asynq. A test fails when go.mod requires another version; then compare them again.
 const asynqVersion = "v0.26.0"
+
+// asynqLease is how long a server has the lease of a message without renewing it
+// (rdb.LeaseDuration).
+const asynqLease = 30 * time.Second
 
 // asynqQueues is asynq's set of the names of its queues (base.AllQueues).
 const asynqQueues = "asynq:queues"

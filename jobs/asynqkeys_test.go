@@ -25,7 +25,7 @@ func TestAsynqVersion(t *testing.T) {
 		"compare jobs/asynqkeys.go with internal/base/base.go and internal/rdb/rdb.go of this version of asynq")
 }
 
-// The keys are where asynq writes a message.
+// asynq writes a message at these keys.
 func TestAsynqKeys(t *testing.T) {
 	t.Parallel()
 	rdb := redistest.Embedded(t)

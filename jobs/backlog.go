@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -11,11 +12,9 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-const (
-	// durationsPerModel is how many tasks the mean is of: enough to even out their
-	// differences, few enough to follow changes of the service.
-	durationsPerModel = 20
-)
+// durationsPerModel is the number of tasks in the mean: enough to even out their
+// differences, few enough to follow changes of the service.
+const durationsPerModel = 20
 
 // RecordDuration records how long a task of a model took, from submit to end.
 func (s *Store) RecordDuration(ctx context.Context, model string, took time.Duration) error {
@@ -67,7 +66,7 @@ func (c *Client) Backlog(ctx context.Context, model string) (*Backlog, error) {
 	for _, text := range durations.Val() {
 		milliseconds, err := strconv.ParseInt(text, 10, 64)
 		if err != nil {
-			return nil, fmt.Errorf("look at the backlog of %s: %s is not a duration", model, show(text))
+			return nil, fmt.Errorf("read backlog of %s: %s is not a duration", model, show(text))
 		}
 		sum += milliseconds
 	}
@@ -90,4 +89,20 @@ func (b *Backlog) Position(model, priority string) int64 {
 		}
 	}
 	return ahead
+}
+
+// Position returns how many jobs of the same model and priority will be started before a
+// waiting job, and whether it is in the queue at all: it is not while it waits for a
+// later attempt, nor once a lane has taken it. It fails with Redis's own error.
+func (c *Client) Position(ctx context.Context, job *Job) (ahead int64, inLine bool, err error) {
+	pending := asynqPending(Queue(job.Model, job.Priority))
+	at, err := c.store.redis.LPos(ctx, pending, job.ID, redis.LPosArgs{Rank: -1}).Result()
+	if errors.Is(err, redis.Nil) {
+		return 0, false, nil
+	}
+	length, lenErr := c.store.redis.LLen(ctx, pending).Result()
+	if err := errors.Join(err, lenErr); err != nil {
+		return 0, false, fmt.Errorf("find %s in its queue: %w", job.ID, err)
+	}
+	return max(length-1-at, 0), true, nil
 }

@@ -14,20 +14,20 @@ import (
 	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
-// resultKey is the field of a results line that holds what became of the job.
-// On reading it is ignored.
+// resultKey is the field of a results line that has the result of the job. ReadBatch ignores
+// it.
 const resultKey = "danqing"
 
-// Bounds of a batch file; ours.
+// Limits of a batch file. The values are our choice.
 const (
 	maxLineBytes  = 1 << 20 // a prompt of 500 characters is 2 KiB
 	maxShownLines = 50      // lines in a BatchError's text
 )
 
-// lineDigest is how many hex digits of a digest name a line without an own id.
+// lineDigest is how many hex digits of its digest are the id of a line without one.
 const lineDigest = 24
 
-// Batch is a file of jobs, read and checked.
+// Batch is a validated file of jobs.
 type Batch struct {
 	Name  string
 	Lines []Line
@@ -35,40 +35,40 @@ type Batch struct {
 
 // Line is one job of a batch.
 type Line struct {
-	// Number is the line's, from 1, blank lines counted.
+	// Number is the number of the line, from 1; blank lines count.
 	Number int
-	// Raw is the line as given, without blanks between its values.
+	// Raw is the line without blanks between its values.
 	Raw []byte
-	// ID is the job's. It comes from the batch's name and the line's own id,
-	// or from what the line asks for; never from its position.
+	// ID is the job's ID. It is derived from the batch's name and the line's own id or
+	// its request, never from its position.
 	ID string
-	// Digest is that of Request as asked, before a seed is derived.
+	// Digest is the digest of Request, before a seed is derived.
 	Digest string
 	// Request is normalized and has ID set.
 	Request Request
-	// Warnings are for a person.
+	// Warnings are for people.
 	Warnings []string
 }
 
-// BatchOptions say how to read a batch.
+// BatchOptions configure [ReadBatch].
 type BatchOptions struct {
-	// Name is the batch's, see [BatchName]. Required: job IDs are made of it.
+	// Name is the name of the batch, see [BatchName]. Required, because job IDs contain
+	// it.
 	Name string
-	// Model is for lines that name none; empty is [DefaultModel].
+	// Model is the model of lines without one; empty is [DefaultModel].
 	Model string
-	// Resolve turns a reference that is a path, as written (a file:// before it
-	// taken off), into a staged name. It is called once per path. Nil: paths
-	// are errors.
+	// Resolve stages the file at a path, without the prefix file://, and returns its staged
+	// name. It is called once per path. Nil: paths are errors.
 	Resolve func(path string) (staged string, err error)
-	// Stage copies a reference image that a line asks to stage, by its URL, and returns
-	// its staged name. It is called once per URL. Nil: to ask for that is an error.
+	// Stage stages the image at the URL of a line with stage, and returns its staged name.
+	// It is called once per URL. Nil: such lines are errors.
 	Stage func(url string) (staged string, err error)
 }
 
-// LineError is what is wrong with one line of a batch: an [*InvalidError], or
-// that the line is no JSON.
+// LineError is the error of one line of a batch: an [*InvalidError], or the position where
+// the line is not JSON.
 type LineError struct {
-	Number int // the line's, from 1
+	Number int // of the line, from 1
 	Err    error
 }
 
@@ -78,13 +78,12 @@ func (e LineError) Error() string { return fmt.Sprintf("line %d: %v", e.Number, 
 // Unwrap returns Err.
 func (e LineError) Unwrap() error { return e.Err }
 
-// BatchError is a batch that cannot be run, with every line that is wrong.
+// BatchError is the error of an invalid batch, with every wrong line.
 type BatchError struct {
 	Lines []LineError // in the order of the file
 }
 
-// Error has one line for each wrong line, 50 at most, and says how many more
-// there are.
+// Error has one line for each wrong line, 50 at most, and the number of the others.
 func (e *BatchError) Error() string {
 	var b strings.Builder
 	for i, l := range e.Lines {
@@ -109,12 +108,12 @@ func (e *BatchError) Unwrap() []error {
 	return list
 }
 
-// ReadBatch reads a file of requests, one JSON object a line (JSON Lines), and
-// checks all of it. Blank lines, a byte order mark and CRLF are fine; fields
-// that are none of ours are kept for the results. A line may have 1 MiB.
+// ReadBatch reads and checks a file of requests with one JSON object per line (JSON Lines).
+// Blank lines, a byte order mark and CRLF are allowed. Unknown fields are kept for the
+// results. A line may have 1 MiB.
 //
-// It fails with a [*BatchError] that holds every wrong line, or with the error
-// of r. A file without requests is an error.
+// It fails with a [*BatchError] that has every wrong line, or with the error of r. A file
+// without requests is an error.
 func ReadBatch(r io.Reader, opts BatchOptions) (*Batch, error) {
 	if opts.Name == "" {
 		return nil, errors.New("read batch: the name is missing")
@@ -155,11 +154,11 @@ func ReadBatch(r io.Reader, opts BatchOptions) (*Batch, error) {
 	return b.batch, nil
 }
 
-// errLongLine is a line over the limit.
+// errLongLine is the error of a line above the limit.
 var errLongLine = fmt.Errorf("longer than %d bytes; write one JSON object per line", maxLineBytes)
 
-// readLine returns the next line without its end; io.EOF with the last one. A
-// line that is too long is read to its end and dropped.
+// readLine returns the next line without its end, and io.EOF with the last one. A line that
+// is too long is skipped.
 func readLine(in *bufio.Reader) ([]byte, error) {
 	var line []byte
 	long := false
@@ -200,7 +199,7 @@ type staged struct {
 	err  error
 }
 
-// line takes in one line that is not blank.
+// line adds one line that is not blank.
 func (b *batchReader) line(number int, text []byte) error {
 	raw, err := compact(text)
 	if err != nil {
@@ -218,7 +217,7 @@ func (b *batchReader) line(number int, text []byte) error {
 		name, err := b.stagedName(path, r.RefImg, local)
 		if err != nil {
 			problems = append(problems, FieldError{Field: "ref_img", Value: showURL(r.RefImg), Err: err})
-			name = StagedPrefix + strings.Repeat("0", 64) // the fields about it may be right
+			name = StagedPrefix + strings.Repeat("0", 64) // the other fields about it are still checked
 		}
 		r.RefImg = name
 	}
@@ -257,7 +256,7 @@ func (b *batchReader) line(number int, text []byte) error {
 	return nil
 }
 
-// claim notes that a line has a job ID, and says so if an earlier one has it.
+// claim records the job ID of a line. It returns a problem if an earlier line has the ID.
 func (b *batchReader) claim(id, own string, now seenLine) (FieldError, bool) {
 	before, twice := b.numbers[id]
 	if !twice {
@@ -276,12 +275,12 @@ func (b *batchReader) claim(id, own string, now seenLine) (FieldError, bool) {
 	return problem, true
 }
 
-// stagedName is the name under which a path's or a URL's image is staged.
+// stagedName stages the image at a path or URL, and returns its name.
 func (b *batchReader) stagedName(path, ref string, local bool) (string, error) {
 	from, stage := path, b.opts.Resolve
 	if !local {
 		if allowed, _ := checkURL(ref); allowed != "" {
-			return ref, nil // it is refused anyway
+			return ref, nil // the request is refused for it
 		}
 		from, stage = ref, b.opts.Stage
 	}
@@ -296,8 +295,8 @@ func (b *batchReader) stagedName(path, ref string, local bool) (string, error) {
 	return s.name, s.err
 }
 
-// localPath says whether a reference is neither a URL nor a staged name, and
-// returns the path. Official samples write file:// before one.
+// localPath returns the path of a reference, and whether it is a path at all: neither a URL
+// nor a staged name. Official samples write file:// before a path.
 func localPath(ref string) (string, bool) {
 	ref = strings.TrimSpace(ref)
 	if path, ok := strings.CutPrefix(ref, "file://"); ok {
@@ -309,16 +308,14 @@ func localPath(ref string) (string, bool) {
 	return ref, true
 }
 
-// sameField reports whether two problems are about one field, wherever in the
-// body it stood.
+// sameField reports whether two problems are about the same field, anywhere in the body.
 func sameField(a, b FieldError) bool {
 	last := func(f string) string { return f[strings.LastIndexByte(f, '.')+1:] }
 	return last(a.Field) == last(b.Field)
 }
 
-// compact returns a line's JSON without blanks between values, which are kept
-// byte for byte. The error says at which character the line is no JSON or no
-// UTF-8.
+// compact returns a line's JSON without blanks between values. The values are unchanged. The
+// error has the position of the first character that is not JSON or not UTF-8.
 func compact(text []byte) ([]byte, error) {
 	if i := invalidUTF8(text); i >= 0 {
 		return nil, fmt.Errorf("column %d: not UTF-8; save the file as UTF-8 (it may be GBK or UTF-16)", utf8.RuneCount(text[:i])+1)
@@ -342,7 +339,7 @@ func compact(text []byte) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// invalidUTF8 returns where text stops being UTF-8, or -1.
+// invalidUTF8 returns the offset of the first byte that is not UTF-8, or -1.
 func invalidUTF8(text []byte) int {
 	for i := 0; i < len(text); {
 		r, size := utf8.DecodeRune(text[i:])
@@ -354,10 +351,9 @@ func invalidUTF8(text []byte) int {
 	return -1
 }
 
-// Result returns the line's JSON with v added as its last field, "danqing". All
-// other fields are as given, in their order, each value byte for byte; a
-// "danqing" that the line had is replaced. So a results file can be read as a
-// batch again and means the same jobs.
+// Result returns the line's JSON with v as its last field, "danqing", in place of an existing
+// one. All other fields keep their order and their bytes, so that a results file can be read
+// as a batch with the same jobs.
 func (l Line) Result(v any) ([]byte, error) {
 	list, err := members(l.Raw)
 	if err != nil {

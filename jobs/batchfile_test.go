@@ -1,13 +1,10 @@
 package jobs
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -17,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// read reads a batch named "sheet" that must be fine.
+// read reads a valid batch named "sheet".
 func read(t *testing.T, text string) *Batch {
 	t.Helper()
 	b, err := ReadBatch(strings.NewReader(text), BatchOptions{Name: "sheet"})
@@ -25,7 +22,7 @@ func read(t *testing.T, text string) *Batch {
 	return b
 }
 
-// readErr returns the error of a batch that must not be fine.
+// readErr returns the error of an invalid batch.
 func readErr(t *testing.T, text string) error {
 	t.Helper()
 	b, err := ReadBatch(strings.NewReader(text), BatchOptions{Name: "sheet"})
@@ -48,11 +45,11 @@ func TestReadBatch(t *testing.T) {
 	assert.Equal(t, "1024*1024", first.Request.Size, "normalized")
 
 	assert.Equal(t, 4, second.Number)
-	assert.Equal(t, first.Digest, second.Digest, "the same is asked for")
+	assert.Equal(t, first.Digest, second.Digest, "the same request")
 	assert.Equal(t, "sheet."+second.Digest[:24]+"-1", second.ID)
 }
 
-// A sheet may have columns named as the names that the reader gives.
+// A batch file may have columns with the names of ReadBatch's own fields.
 func TestReadBatchNames(t *testing.T) {
 	t.Parallel()
 	l := read(t, `{"id":"红","prompt":"a","batch":7,"line_id":[1],"match":1}`).Lines[0]
@@ -78,7 +75,7 @@ func TestReadBatchWarnings(t *testing.T) {
 	assert.Contains(t, b.Lines[0].Warnings[0], "501 characters")
 }
 
-// A line of a model is checked and warned about by that model's own rules.
+// The model of a line decides its errors and warnings.
 func TestReadBatchByModel(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("猫", 501)
@@ -101,7 +98,7 @@ line 2: watermark: false; allowed: none: wanx-v1 has no watermark; remove it
 line 3: model: "wan2.6-t2i"; allowed: `+modelsAllowed)
 }
 
-// ids maps each line's raw JSON to the job IDs that such lines got, in order.
+// ids maps each line's raw JSON to the job IDs of these lines, in order.
 func ids(b *Batch) map[string][]string {
 	m := map[string][]string{}
 	for _, l := range b.Lines {
@@ -110,7 +107,7 @@ func ids(b *Batch) map[string][]string {
 	return m
 }
 
-// Sorting the sheet, inserting a row or deleting one buys nothing again.
+// Sorting the lines, or inserting or deleting one, buys nothing again.
 func TestReadBatchIDsDoNotDependOnPosition(t *testing.T) {
 	t.Parallel()
 	lines := []string{
@@ -214,7 +211,7 @@ line 5: prompt: missing; allowed: a description of the image
 line 6: id: "c"; allowed: each id once; line 5 has the same id`)
 }
 
-// An own id that was copied from a generated one must not pass for it.
+// An own id that was copied from a generated one is another job.
 func TestReadBatchOwnIDLikeAGeneratedOne(t *testing.T) {
 	t.Parallel()
 	digest := Request{Prompt: "猫"}.Digest()
@@ -231,9 +228,9 @@ func TestReadBatchRedoOfItself(t *testing.T) {
 func TestReadBatchResolvesPaths(t *testing.T) {
 	t.Parallel()
 	name := "sha256:" + strings.Repeat("0a", 32)
-	var asked []string
+	var staged []string
 	opts := BatchOptions{Name: "sheet", Resolve: func(path string) (string, error) {
-		asked = append(asked, path)
+		staged = append(staged, path)
 		if path == "gone.png" {
 			return "", &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
 		}
@@ -247,7 +244,7 @@ func TestReadBatchResolvesPaths(t *testing.T) {
 {"prompt":"f","ref_img":"` + name + `"}`
 	b, err := ReadBatch(strings.NewReader(in), opts)
 	require.NoError(t, err)
-	assert.Equal(t, []string{"./house.png", "/tmp/a.png", `C:\图\a.png`}, asked, "once per path; URLs and staged names never")
+	assert.Equal(t, []string{"./house.png", "/tmp/a.png", `C:\图\a.png`}, staged, "once per path; URLs and staged names never")
 	for _, i := range []int{0, 1, 2, 3, 5} {
 		assert.Equal(t, name, b.Lines[i].Request.RefImg)
 	}
@@ -263,18 +260,17 @@ func TestReadBatchResolvesPaths(t *testing.T) {
 		_, err = ReadBatch(strings.NewReader(`{"prompt":"a","ref_img":"`+ref+`"}`), opts)
 		assert.ErrorContains(t, err, "line 1: ref_img: ", ref)
 	}
-	assert.Len(t, asked, 4)
+	assert.Len(t, staged, 4)
 	assert.ErrorContains(t, readErr(t, in), "line 1: ref_img: \"./house.png\"; allowed: an http or https URL", "without Resolve")
 }
 
-// A line that asks for it gets a copy of its reference, once per URL, and is known by
-// the copy.
+// A line with stage has the staged name of its reference. Each URL is staged once.
 func TestReadBatchStages(t *testing.T) {
 	t.Parallel()
 	name := "sha256:" + strings.Repeat("0a", 32)
-	var asked []string
+	var staged []string
 	opts := BatchOptions{Name: "sheet", Stage: func(url string) (string, error) {
-		asked = append(asked, url)
+		staged = append(staged, url)
 		if strings.Contains(url, "gone") {
 			return "", errors.New("HTTP status 404")
 		}
@@ -286,7 +282,7 @@ func TestReadBatchStages(t *testing.T) {
 {"prompt":"c","ref_img":"https://example.com/c.png"}`
 	b, err := ReadBatch(strings.NewReader(in), opts)
 	require.NoError(t, err)
-	assert.Equal(t, []string{"https://example.com/a.png?Signature=hush"}, asked)
+	assert.Equal(t, []string{"https://example.com/a.png?Signature=hush"}, staged)
 	for _, line := range b.Lines {
 		assert.False(t, line.Request.Stage, "it is done")
 	}
@@ -334,138 +330,4 @@ func TestReadBatchReaderFails(t *testing.T) {
 	_, err := ReadBatch(in, BatchOptions{Name: "sheet"})
 	assert.ErrorIs(t, err, broken)
 	assert.ErrorContains(t, err, "line 2")
-}
-
-func TestLineResult(t *testing.T) {
-	t.Parallel()
-	result := struct {
-		URL string `json:"url"`
-	}{"https://h/a?b=1&c=<2>"}
-	for in, want := range map[string]string{
-		`{"sku": "A-17", "prompt": "\u732b<猫>", "price": 1.50, "big": 12345678901234567890, "tags": [ 1, {"a" : null} ], "\u0061b": 1e2}`: `{"sku":"A-17","prompt":"\u732b<猫>","price":1.50,"big":12345678901234567890,"tags":[1,{"a":null}],"\u0061b":1e2,"danqing":{"url":"https://h/a?b=1&c=<2>"}}`,
-		`{"danqing":{"a":[1]},"prompt":"p"}`:                    `{"prompt":"p","danqing":{"url":"https://h/a?b=1&c=<2>"}}`,
-		`{"prompt":"p","danqing":"old","z":{"danqing":"kept"}}`: `{"prompt":"p","z":{"danqing":"kept"},"danqing":{"url":"https://h/a?b=1&c=<2>"}}`,
-	} {
-		out, err := read(t, in).Lines[0].Result(result)
-		require.NoError(t, err)
-		assert.Equal(t, want, string(out))
-	}
-	_, err := read(t, `{"prompt":"p"}`).Lines[0].Result(func() {})
-	assert.ErrorContains(t, err, "line 1")
-}
-
-// A results file, read as a batch, means the same jobs.
-func TestResultsAreABatch(t *testing.T) {
-	t.Parallel()
-	b := readExample(t, "wanx-v1.jsonl")
-	var results strings.Builder
-	for _, l := range b.Lines {
-		out, err := l.Result(map[string]any{"id": l.ID, "state": "succeeded"})
-		require.NoError(t, err)
-		results.Write(append(out, '\n'))
-	}
-	again, err := ReadBatch(strings.NewReader(results.String()), exampleOptions("wanx-v1.results.jsonl"))
-	require.NoError(t, err)
-	require.Len(t, again.Lines, len(b.Lines))
-	for i, l := range again.Lines {
-		assert.Equal(t, b.Lines[i].ID, l.ID)
-		assert.Equal(t, b.Lines[i].Digest, l.Digest)
-		assert.Equal(t, b.Lines[i].Request, l.Request)
-	}
-}
-
-func exampleOptions(file string) BatchOptions {
-	return BatchOptions{Name: BatchName(file), Resolve: func(path string) (string, error) {
-		if path != "./house.png" {
-			return "", fmt.Errorf("%s is not in the example", path)
-		}
-		return "sha256:" + strings.Repeat("0", 64), nil
-	}}
-}
-
-func readExample(t *testing.T, file string) *Batch {
-	t.Helper()
-	text, err := fs.ReadFile(os.DirFS("../cmd/danqing/examples"), file)
-	require.NoError(t, err)
-	b, err := ReadBatch(bytes.NewReader(text), exampleOptions(file))
-	require.NoError(t, err)
-	return b
-}
-
-// The example holds what the document shows.
-func TestExampleFile(t *testing.T) {
-	t.Parallel()
-	b := readExample(t, "wanx-v1.jsonl")
-	find := func(id string) Request {
-		for _, l := range b.Lines {
-			if l.ID == "wanx-v1."+id {
-				assert.Empty(t, l.Warnings)
-				return l.Request
-			}
-		}
-		t.Fatalf("no line %s", id)
-		return Request{}
-	}
-	assert.Equal(t, "不要使用红色元素", find("portrait-no-red").NegativePrompt)
-	assert.Equal(t, new(0.0), find("portrait-repaint-0").RefStrength)
-	assert.Equal(t, new(1.0), find("butterflies-repaint-1").RefStrength)
-	assert.Contains(t, find("butterflies-repaint-1").RefImg, "/girl.png")
-	assert.Equal(t, "refonly", find("cat-refonly").RefMode)
-	assert.Equal(t, "sha256:"+strings.Repeat("0", 64), find("cat-refonly-file").RefImg)
-	assert.Equal(t, "<watercolor>", find("portrait-watercolor").Style)
-	assert.Equal(t, "1280*720", find("butterflies-chinese-painting").Size)
-}
-
-// The examples of the other models can be run as they are.
-func TestExampleFilesOfAllModels(t *testing.T) {
-	t.Parallel()
-	used := map[string]bool{}
-	for _, file := range []string{"wanx-v1.jsonl", "wanx2.jsonl", "wan2.2.jsonl", "wan2.5.jsonl", "qwen-image.jsonl"} {
-		for _, l := range readExample(t, file).Lines {
-			used[l.Request.Model] = true
-			assert.Empty(t, l.Warnings, l.ID)
-			assert.Len(t, l.Request.Batch+"."+l.Request.LineID, len(l.ID), "%s has a readable ID", l.ID)
-		}
-	}
-	for _, m := range Models() {
-		assert.True(t, used[m.Name], "no example for %s", m.Name)
-	}
-}
-
-// FuzzReadBatch: no file panics; what is accepted has valid IDs, each once; and
-// its results mean the same jobs.
-func FuzzReadBatch(f *testing.F) {
-	for _, seed := range []string{
-		"{\"prompt\":\"p\"}\n{\"prompt\":\"p\"}\n", "\ufeff{\"id\":\"红\",\"prompt\":\"p\"}\r\n\r\n{\"id\":1,\"prompt\":\"q\",\"sku\":[1]}",
-		"{\"prompt\":\"p\",\"danqing\":{},\"x\":\"\\u0061\"}", "{\"prompt\":\"p\",\"ref_img\":\"./a\"}", "[]\n{}\nnull\n\xff", "{\"\":1,\"prompt\":\"p\"}",
-	} {
-		f.Add(seed)
-	}
-	opts := exampleOptions("wanx-v1.jsonl")
-	f.Fuzz(func(t *testing.T, text string) {
-		b, err := ReadBatch(strings.NewReader(text), opts)
-		if err != nil {
-			_ = err.Error()
-			return
-		}
-		var results strings.Builder
-		seen := map[string]bool{}
-		for _, l := range b.Lines {
-			require.NoError(t, ValidID(l.ID))
-			require.False(t, seen[l.ID])
-			seen[l.ID] = true
-			require.Equal(t, l.Digest, l.Request.Digest())
-			out, err := l.Result(map[string]string{"id": l.ID})
-			require.NoError(t, err)
-			require.True(t, json.Valid(out))
-			results.Write(append(out, '\n'))
-		}
-		again, err := ReadBatch(strings.NewReader(results.String()), opts)
-		require.NoError(t, err)
-		require.Len(t, again.Lines, len(b.Lines))
-		for i := range again.Lines {
-			require.Equal(t, b.Lines[i].ID, again.Lines[i].ID)
-			require.Equal(t, b.Lines[i].Request, again.Lines[i].Request)
-		}
-	})
 }

@@ -108,8 +108,8 @@ func (s *Store) update(ctx context.Context, old, next *Record, how updateOptions
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}
-	swapped, err := updateScript.Run(ctx, s.redis, updateKeys(old, next), updateArgs(old, next, encoded, how)...).Result()
-	switch answer := swapped.(type) {
+	result, err := updateScript.Run(ctx, s.redis, updateKeys(old, next), updateArgs(old, next, encoded, how)...).Result()
+	switch answer := result.(type) {
 	case string:
 		err = &TaskOwnedError{TaskID: next.TaskID, JobID: answer}
 	case int64:
@@ -121,7 +121,7 @@ func (s *Store) update(ctx context.Context, old, next *Record, how updateOptions
 		return fmt.Errorf("write record of %s: %w", next.ID, err)
 	}
 	if next.hasNotifications() {
-		_ = s.notify(ctx, next, next.UpdatedAt.UnixMilli()) // else a worker's next round does it
+		_ = s.notify(ctx, next, next.UpdatedAt.UnixMilli()) // a worker repeats it after an error
 	}
 	return nil
 }
@@ -175,79 +175,6 @@ func updateArgs(old, next *Record, encoded []byte, how updateOptions) []any {
 // rejectsTask reports whether a job rejects the task that it had adopted.
 func rejectsTask(old, next *Record) bool {
 	return old != nil && old.TaskID != "" && next.TaskID == "" && slices.Contains(next.Rejected, old.TaskID)
-}
-
-// producerOf is the job's producer, from whichever record has it.
-func producerOf(old, next *Record) string {
-	if next.Producer == "" && old != nil {
-		return old.Producer
-	}
-	return next.Producer
-}
-
-// producerCharge is what the job counts against its producer's day, in millionths of a
-// yuan: what it may cost, and once it has ended, what it has cost. A nil record counts
-// nothing.
-func (r *Record) producerCharge() int64 {
-	switch {
-	case r == nil:
-		return 0
-	case r.State.Final():
-		return r.CostMicroYuan
-	}
-	return max(r.PriceMicroYuan, r.CostMicroYuan)
-}
-
-// Limits bound what [Client.EnqueueWithin] accepts. The zero value of a field means no
-// limit.
-type Limits struct {
-	// Depth is how many jobs may wait in total.
-	Depth int
-	// Waiting is how many jobs of the request's producer may wait.
-	Waiting int
-	// DayMicroYuan is what the producer's jobs of one day (UTC+8) may cost, in millionths
-	// of a yuan. A job counts with PriceMicroYuan until it has ended, and then with its
-	// cost.
-	DayMicroYuan int64
-	// PriceMicroYuan is the most that this job may cost, in millionths of a yuan.
-	PriceMicroYuan int64
-}
-
-// The kinds of a [LimitError].
-const (
-	LimitDepth   = "depth"   // the queue is full: retry later
-	LimitWaiting = "waiting" // the producer has too many waiting jobs
-	LimitDay     = "day"     // the producer's daily budget is spent, until midnight (UTC+8)
-)
-
-// LimitError says which limit a job would exceed. Nothing of the job was queued.
-type LimitError struct {
-	Kind string // one of the Limit constants
-	Most int64  // jobs, or millionths of a yuan
-}
-
-// Error names the limit.
-func (e *LimitError) Error() string {
-	switch e.Kind {
-	case LimitDepth:
-		return fmt.Sprintf("the queue is full: %d jobs wait, as many as may", e.Most)
-	case LimitWaiting:
-		return fmt.Sprintf("%d jobs of this producer wait, as many as may", e.Most)
-	}
-	return fmt.Sprintf("the %s yuan that this producer's jobs may cost a day (UTC+8) do not leave enough for this one", ledger.FormatYuan(e.Most))
-}
-
-// limitError is the error of what updateScript returns in place of 1.
-func (l Limits) limitError(answer int64) error {
-	switch answer {
-	case -1:
-		return &LimitError{LimitDepth, int64(l.Depth)}
-	case -2:
-		return &LimitError{LimitWaiting, int64(l.Waiting)}
-	case -3:
-		return &LimitError{LimitDay, l.DayMicroYuan}
-	}
-	return ErrConflict
 }
 
 // expiredBefore is the score below which an ended job has left Redis, in Unix

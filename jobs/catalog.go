@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// DefaultModel is the model of a request that names none.
+// DefaultModel is the model of a request without one.
 const DefaultModel = "wanx-v1"
 
 // maxSeed is the largest seed of every model (API references of wanx-v1 and of
@@ -22,25 +22,24 @@ const (
 	RegionSingapore = "ap-southeast-1"
 )
 
-// Model is one entry of the catalog: what a model takes, what it costs and
-// how fast it may be asked. It is data; Sources says where each fact is from.
+// Model is one entry of the catalog: the parameters, prices and limits of a model. Sources has
+// the page of each fact.
 type Model struct {
-	// Name is the model as the service spells it in Beijing, and as it is called
-	// here everywhere: in requests, queues, records and sidecars.
+	// Name is the model's name at the service in Beijing. Requests, queues, records and
+	// sidecars use it for all regions.
 	Name string
 	// RegionalNames are other spellings, by region. See [Model.NameIn].
 	RegionalNames map[string]string
-	// PromptRunes and NegativePromptRunes are the characters (runes) that the
-	// most cautious page promises to read; the service cuts the rest off
-	// silently. A longer text is warned about, never refused or cut.
+	// PromptRunes and NegativePromptRunes are how many characters (runes) the service reads
+	// according to the most cautious page; it drops the rest silently. A longer text gets a
+	// warning, and is sent whole.
 	PromptRunes, NegativePromptRunes int
-	// PromptRunesElsewhere is what another page or revision says instead; 0 if
-	// none does.
+	// PromptRunesElsewhere is the figure of another page or revision; 0 for none.
 	PromptRunesElsewhere int
 	// Styles are the values of style, the default first. Empty: the model has
 	// no style.
 	Styles []Style
-	// Sizes says which sizes the model paints.
+	// Sizes are the sizes that the model allows.
 	Sizes Sizes
 	// MaxImages is the largest n; the smallest is 1.
 	MaxImages int
@@ -57,27 +56,27 @@ type Model struct {
 	// image. Its default is false.
 	Watermark bool
 	// Prices are in micro-yuan an image, by region. The model exists in these
-	// regions and no other. Only images that were made are charged.
+	// regions and no other. Only created images are charged.
 	Prices map[string]int64
-	// SubmitsPerSecond is how many creates a second the service takes from one
-	// main account.
+	// SubmitsPerSecond is how many creates per second the service accepts from one main
+	// account.
 	SubmitsPerSecond float64
-	// Concurrency is how many tasks of one main account it works on at once;
-	// the largest that a lane may be set to.
+	// Concurrency is how many tasks of one main account run at once, and the maximum
+	// concurrency of a lane.
 	Concurrency int
-	// Sources names, by field, the page that the fact is from.
+	// Sources are the pages of the facts, by field.
 	Sources map[string]string
 }
 
-// Style is one value of style, as the service spells it, and the other names it
-// goes by. Names are matched without regard to case, spaces and angle brackets.
+// Style is one value of style in the service's spelling, with its other names. Names match
+// regardless of case, spaces and angle brackets.
 type Style struct {
 	Value string
 	Names []string
 }
 
-// LookupModel returns the catalog's entry of that exact name; "" is
-// [DefaultModel]. The error is a [FieldError] that lists the models there are.
+// LookupModel returns the model with exactly this name; "" is [DefaultModel]. The error is a
+// [FieldError] that lists the models.
 func LookupModel(name string) (Model, error) {
 	if name == "" {
 		name = DefaultModel
@@ -90,16 +89,16 @@ func LookupModel(name string) (Model, error) {
 		names = append(names, m.Name)
 	}
 	e := FieldError{Field: "model", Value: show(name), Allowed: strings.Join(names, ", ")}
-	if here := modelName(name); here != name {
-		e.Remedy = fmt.Sprintf("this is a region's spelling: write %q", here)
-	} else if near := closest(strings.ToLower(name), names); near != "" {
-		e.Remedy = fmt.Sprintf("did you mean %q?", near)
+	if own := modelName(name); own != name {
+		e.Remedy = fmt.Sprintf("this is a region's spelling: write %q", own)
+	} else if similar := closest(strings.ToLower(name), names); similar != "" {
+		e.Remedy = fmt.Sprintf("did you mean %q?", similar)
 	}
 	return Model{}, e
 }
 
-// modelName returns the catalog's name of a model that is spelled as in one of
-// its regions; any other name as it is.
+// modelName returns the catalog's name for a regional name of a model, and any other name
+// unchanged.
 func modelName(name string) string {
 	for _, m := range Models() {
 		for _, regional := range m.RegionalNames {
@@ -111,22 +110,21 @@ func modelName(name string) string {
 	return name
 }
 
-// Cost is the price of so many images in micro-yuan (1 yuan is 1,000,000), in
-// Beijing, without regard to a free quota.
+// Cost is the price of some images in Beijing in micro-yuan (1 yuan is 1,000,000), without
+// free quotas.
 func (m Model) Cost(images int) int64 {
 	return int64(images) * m.Prices[RegionBeijing]
 }
 
-// CostIn is the price of so many images in micro-yuan (1 yuan is 1,000,000) in a
-// region, without regard to a free quota. sold is false, and the price 0, where
-// the model does not exist.
+// CostIn is the price of some images in a region in micro-yuan (1 yuan is 1,000,000), without
+// free quotas. sold is false, and the price 0, if the region does not have the model.
 func (m Model) CostIn(region string, images int) (microYuan int64, sold bool) {
 	price, sold := m.Prices[region]
 	return int64(images) * price, sold
 }
 
-// ContractCost is CostIn where a contract has other prices of an image, by the model's
-// name, in micro-yuan.
+// ContractCost is CostIn with the prices of a contract: micro-yuan per image, by the model's
+// name.
 func (m Model) ContractCost(prices map[string]int64, region string, images int) (microYuan int64, sold bool) {
 	microYuan, sold = m.CostIn(region, images)
 	if price, ok := prices[m.Name]; ok && sold {
@@ -135,8 +133,8 @@ func (m Model) ContractCost(prices map[string]int64, region string, images int) 
 	return microYuan, sold
 }
 
-// NameIn is the model as the service spells it in a region: what goes on the
-// wire and comes back in lists. sold is false where the model does not exist.
+// NameIn is the model's name in requests and lists of a region. sold is false if the region
+// does not have the model.
 func (m Model) NameIn(region string) (name string, sold bool) {
 	if _, sold = m.Prices[region]; !sold {
 		return "", false
@@ -147,8 +145,8 @@ func (m Model) NameIn(region string) (name string, sold bool) {
 	return m.Name, true
 }
 
-// CheckRegion says whether the model exists in a region. The error is a
-// [FieldError] that lists the models of that region, and where this one is.
+// CheckRegion fails unless the region has the model. The error is a [FieldError] that lists
+// the models of that region, and the regions of this one.
 func (m Model) CheckRegion(region string) error {
 	if _, sold := m.Prices[region]; sold {
 		return nil
@@ -170,8 +168,8 @@ func (m Model) CheckRegion(region string) error {
 	return e
 }
 
-// style returns the service's spelling of a style; as given, and false, if the
-// model has no such style. An empty one is the default.
+// style returns the service's spelling of a style. For an unknown style it returns s and
+// false. "" is the default.
 func (m Model) style(given string) (string, bool) {
 	if len(m.Styles) == 0 {
 		return given, given == ""
@@ -191,8 +189,8 @@ func (m Model) style(given string) (string, bool) {
 	return given, false
 }
 
-// styleKey is a style's name without what people write differently: case,
-// spaces, hyphens, and angle brackets, which a Chinese keyboard types wide.
+// styleKey is a style's name without case, spaces, hyphens and angle brackets, which a Chinese
+// keyboard types wide.
 func styleKey(name string) string {
 	return strings.Map(func(r rune) rune {
 		if strings.ContainsRune("<>＜＞《》〈〉_- \t\u3000", r) {
@@ -202,7 +200,7 @@ func styleKey(name string) string {
 	}, strings.ToLower(name))
 }
 
-// styles lists the styles for a reader, with the first Chinese name of each.
+// styles lists the styles for people, with the first Chinese name of each.
 func (m Model) styles() string {
 	var b strings.Builder
 	for i, s := range m.Styles {

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Every fact of the catalog says where it is from.
+// Every fact of the catalog has a source.
 func TestModelFactsHaveSources(t *testing.T) {
 	t.Parallel()
 	for _, m := range Models() {
@@ -26,7 +26,7 @@ func TestModelFactsHaveSources(t *testing.T) {
 	}
 }
 
-// What Normalize fills in must itself be allowed.
+// The defaults that Normalize sets are allowed.
 func TestModelDefaultsAreAllowed(t *testing.T) {
 	t.Parallel()
 	for _, m := range Models() {
@@ -71,15 +71,14 @@ func TestLookupModel(t *testing.T) {
 	assert.EqualError(t, err, `model: "wan2.1-t2i-plus"; allowed: `+modelsAllowed+`; this is a region's spelling: write "wanx2.1-t2i-plus"`)
 }
 
-// The catalog's callers may do with it what they like.
+// Callers may change the catalog that they get.
 func TestModelsAreCopies(t *testing.T) {
 	t.Parallel()
 	Models()[0].Styles[0].Value = "broken"
 	assert.Equal(t, "<auto>", Models()[0].Styles[0].Value)
 }
 
-// The rules of the models that are to come (text-to-image V2 and qwen-image API
-// references) are expressed by the same type.
+// The rules of the text-to-image V2 and qwen-image API references.
 func TestSizes(t *testing.T) {
 	t.Parallel()
 	sides := Sizes{Default: "1024*1024", MinSide: 512, MaxSide: 1440}

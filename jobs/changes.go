@@ -1,12 +1,10 @@
 package jobs
 
-import (
-	"github.com/redis/go-redis/v9"
-)
+import "github.com/redis/go-redis/v9"
 
 // Changes delivers the IDs of jobs whose records were written. Some are missed while the
 // connection is down or the reader is too slow; then it delivers "". A reader that must
-// not miss any reads the jobs now and then.
+// not miss any also reads the jobs periodically.
 type Changes struct {
 	sub *redis.PubSub
 	ids chan string
@@ -20,7 +18,7 @@ func (c *Changes) forward(received <-chan any) {
 	defer close(c.ids)
 	missed := false
 	for r := range received {
-		// A subscription after the first one follows upon an outage.
+		// A second subscription means that the connection was lost.
 		message, ok := r.(*redis.Message)
 		missed = missed || !ok
 		if missed {
@@ -33,7 +31,7 @@ func (c *Changes) forward(received <-chan any) {
 }
 
 // offer delivers an ID unless the reader is behind. It must not block: the embedded Redis
-// writes to all its subscribers before it answers anybody.
+// writes to all subscribers before it answers any client.
 func (c *Changes) offer(id string) bool {
 	select {
 	case c.ids <- id:
@@ -50,7 +48,7 @@ func (c *Changes) IDs() <-chan string { return c.ids }
 // Close ends the subscription.
 func (c *Changes) Close() error {
 	err := c.sub.Close()
-	for range c.ids { // lets forward end
+	for range c.ids { // until forward has ended
 	}
 	return err
 }

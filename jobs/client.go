@@ -12,15 +12,14 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// Client is for producers: it puts jobs on the queue, and reads what becomes of them. It is
-// safe for concurrent use. Operators use an [Inspector], workers a [Store].
+// Client is for producers: it puts jobs on the queue and waits for them. It is safe for concurrent use. Operators use an [Inspector], workers a [Store].
 type Client struct{ store *Store }
 
 // NewClient returns a client on a Redis connection, which the caller closes. It sends
 // nothing.
 func NewClient(rdb redis.UniversalClient) *Client { return &Client{store: NewStore(rdb)} }
 
-// jobOf is what producers and operators see of a record.
+// jobOf returns the part of a record that producers and operators see.
 func jobOf(rec *Record, err error) (*Job, error) {
 	if rec == nil {
 		return nil, err
@@ -75,11 +74,11 @@ func (c *Client) EnqueueAll(ctx context.Context, reqs []Request) ([]*Job, error)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	jobs := make([]*Job, len(reqs))
-	places := make(chan int)
+	indexes := make(chan int)
 	var group sync.WaitGroup
 	for range min(enqueueConcurrency, len(reqs)) {
 		group.Go(func() {
-			for i := range places {
+			for i := range indexes {
 				job, err := c.Enqueue(ctx, reqs[i])
 				if err != nil {
 					cancel(fmt.Errorf("request %d: %w", i, err))
@@ -93,9 +92,9 @@ func (c *Client) EnqueueAll(ctx context.Context, reqs []Request) ([]*Job, error)
 		if ctx.Err() != nil {
 			break
 		}
-		places <- i
+		indexes <- i
 	}
-	close(places)
+	close(indexes)
 	group.Wait()
 	return jobs, context.Cause(ctx)
 }
@@ -116,7 +115,7 @@ func (c *Client) Wait(ctx context.Context, id string) (*Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer changes.Close() //nolint:errcheck // nobody listens any more
+	defer changes.Close() //nolint:errcheck // the subscription is not used again
 	tick := time.NewTicker(waitRecheck)
 	defer tick.Stop()
 	for {
@@ -179,8 +178,9 @@ func (c *Client) List(ctx context.Context, filter ListFilter) (jobs []*Job, curs
 	return jobs, cursor, err
 }
 
-// RequestOf returns the request of a job as it was enqueued. It fails with [ErrRequestLost],
-// or with Redis's own error.
-func (c *Client) RequestOf(ctx context.Context, job *Job) (Request, error) {
-	return c.store.RequestOf(ctx, job)
+// RequestOf returns the request of a job as it was enqueued: from the job, or from its
+// message while it waits. It fails with [ErrRequestLost] if neither has it, or with Redis's
+// own error.
+func (c *Client) RequestOf(_ context.Context, job *Job) (Request, error) {
+	return c.store.requestOf(job)
 }

@@ -31,7 +31,7 @@ func TestEnqueueIsIdempotent(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, jobs.StateQueued, first.State)
 
-	// Explicit defaults, labels and another priority ask for the same image.
+	// Explicit defaults, labels and another priority do not change the digest.
 	req.N, req.Style, req.Priority, req.Labels = 1, "<auto>", "critical", map[string]string{"a": "b"}
 	again, err := client.Enqueue(t.Context(), req)
 	require.NoError(t, err)
@@ -59,8 +59,8 @@ func TestEnqueueRefusesAnotherRequestUnderTheSameID(t *testing.T) {
 	require.ErrorIs(t, err, jobs.ErrDigestConflict)
 }
 
-// A producer that died between record and message, and asks again, must find its
-// job waiting with a message, not waiting forever.
+// A producer died between record and message. Its repeated call must enqueue the message, or
+// the job would wait forever.
 func TestEnqueueRepairsAJobWithoutMessage(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
@@ -123,7 +123,7 @@ func TestUpdate(t *testing.T) {
 func TestGetUnknown(t *testing.T) {
 	t.Parallel()
 	client, _ := newClient(t)
-	_, err := client.Store.Get(t.Context(), "nobody")
+	_, err := client.Store.Get(t.Context(), "unknown")
 	require.ErrorIs(t, err, jobs.ErrNotFound)
 }
 
@@ -165,7 +165,7 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// A result may be written only beside a message: alone it would block the ID.
+// A result is written only to an existing message: alone it would block the ID.
 func TestPublishResult(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
@@ -187,7 +187,7 @@ func TestPublishResult(t *testing.T) {
 	}
 }
 
-// A reader that was too slow hears that it has missed changes once it reads on.
+// A reader that was too slow receives "" for the changes that it has missed.
 func TestChangesMissedByASlowReader(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -213,7 +213,7 @@ func TestChangesMissedByASlowReader(t *testing.T) {
 	})
 }
 
-// So does one whose connection broke.
+// After a lost connection, a reader receives "" for the missed changes.
 func TestChangesMissedByAnOutage(t *testing.T) {
 	t.Parallel()
 	rdb := redistest.Start(t).Client(t)
@@ -224,4 +224,22 @@ func TestChangesMissedByAnOutage(t *testing.T) {
 	assert.Empty(t, <-changes.IDs())
 	require.NoError(t, rdb.Publish(t.Context(), "danqing:events", "cat").Err())
 	assert.Equal(t, "cat", <-changes.IDs())
+}
+
+// Two producers enqueue a job again whose message was lost. Both get the new job.
+func TestEnqueueOfALostJobByTwoProducers(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	req := jobs.Request{ID: "cat", Prompt: "a cat"}
+	rec := enqueue(t, client, "cat")
+	move(t, client, rec, func(next *jobs.Record) {
+		next.State, next.Code, next.FinishedAt = jobs.StateCanceled, jobs.CodeMessageLost, time.Now()
+	})
+	hook := &interruption{do: func() { _, err := client.Client.Enqueue(t.Context(), req); assert.NoError(t, err) }}
+	hook.left.Store(3) // the create, the read, and before the update
+	rdb.AddHook(hook)
+	job, err := client.Client.Enqueue(t.Context(), req)
+	require.NoError(t, err)
+	assert.Equal(t, jobs.StateQueued, job.State)
+	require.LessOrEqual(t, hook.left.Load(), int64(0))
 }

@@ -7,14 +7,14 @@ package jobs
 // docs/codes.md is made from the comments below: what happened, what it cost, what to
 // do.
 
-// Codes of held jobs. Danqing cannot tell what was paid for, or may not spend: an
-// operator decides, with danqing jobs resolve.
+// Codes of held jobs. It is unknown what was paid for, or a budget is spent: an operator
+// decides, with danqing jobs resolve.
 const (
 	// CodeSubmitAmbiguous means that the reply to a create was lost, and the account's
 	// task list does not settle which task is the job's: another program uses the same
 	// key, several replies were lost at about the same time, three of the job's were
-	// lost in a row, or the key has never created a task. While the job is submitting, the list is still
-	// being searched.
+	// lost in a row, or the key has never created a task. While the job is submitting,
+	// the list is still being searched.
 	//
 	// Cost: unknown; one task at most.
 	//
@@ -36,7 +36,7 @@ const (
 	// Do: run the batch again with a larger --budget, or with none.
 	CodeBudgetExceeded = "BudgetExceeded"
 	// CodeTaskUnknown means that DashScope does not find the job's task, because it is
-	// more than 24 hours old or belongs to an account that the key is no longer of.
+	// more than 24 hours old, or the key now belongs to another account.
 	//
 	// Cost: paid if the task succeeded.
 	//
@@ -57,7 +57,7 @@ const (
 	//
 	// Cost: paid.
 	//
-	// Do: look at the bytes. Remove the cause that the message names and, within 24
+	// Do: inspect the bytes. Remove the cause that the message names and, within 24
 	// hours of the task's end, --adopt with the job's own task; or --buy-again, which
 	// buys that image alone.
 	CodeImageUnverified = "ImageUnverified"
@@ -72,7 +72,7 @@ const (
 	CodeSpoolUnavailable = "SpoolUnavailable"
 )
 
-// Codes of failed jobs. danqing jobs retry asks for the job again where that can help.
+// Codes of failed jobs. danqing jobs retry enqueues them again, if that can help.
 const (
 	// CodeAbandoned means that an operator gave up a held job, or the images that it
 	// lacked.
@@ -85,7 +85,7 @@ const (
 	//
 	// Cost: nothing.
 	//
-	// Do: danqing jobs retry makes it without a deadline.
+	// Do: danqing jobs retry enqueues it without a deadline.
 	CodeDeadlineExceeded = "DeadlineExceeded"
 	// CodeModelNotInRegion means that the model is not offered in the region of the
 	// account's base URL.
@@ -115,15 +115,15 @@ const (
 	// Do: enqueue the request under a new ID.
 	CodeJobIDTaken = "JobIDTaken"
 	// CodeSidecarUnreadable means that the bucket has a sidecar for this ID that
-	// cannot be read: it was damaged, or written by another program.
+	// cannot be read: it is corrupt, or was written by another program.
 	//
 	// Cost: nothing now; the earlier job may have been paid for.
 	//
-	// Do: look at _jobs/ID.json in the bucket. Restore it, or move it away and retry
-	// the job.
+	// Do: inspect _jobs/ID.json in the bucket. Restore it, or move it elsewhere and
+	// retry the job.
 	CodeSidecarUnreadable = "SidecarUnreadable"
-	// CodeRecordCorrupt means that the job's record in Redis cannot be read: something
-	// else has written there. Nothing is done for the job. The code is in the
+	// CodeRecordCorrupt means that the job's record in Redis cannot be read: another
+	// program has written it. Nothing is done for the job. The code is in the
 	// archived message and in the answers of the HTTP API.
 	//
 	// Cost: unknown; what was paid for is in the worker's journal and in the bucket.
@@ -132,10 +132,10 @@ const (
 	CodeRecordCorrupt = "RecordCorrupt"
 )
 
-// Codes of canceled jobs. They have no task that was paid for.
+// Codes of canceled jobs. They have no paid task.
 const (
-	// CodeCanceled means that the job was canceled on request before DashScope began
-	// with it.
+	// CodeCanceled means that the job was canceled on request before DashScope started
+	// it.
 	//
 	// Cost: nothing.
 	//
@@ -159,11 +159,11 @@ const (
 
 // Codes of images and past attempts.
 const (
-	// CodeImageMissing means that the task ended without a word about this image.
+	// CodeImageMissing means that the task ended without a result for this image.
 	//
 	// Cost: nothing; DashScope charges only the images that it names.
 	//
-	// Do: danqing jobs retry buys the images that the job lacks.
+	// Do: danqing jobs retry buys the missing images.
 	CodeImageMissing = "ImageMissing"
 	// CodeResultExpired means that the image's link expired before any worker could
 	// copy the image.

@@ -20,7 +20,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the reference pages in docs/")
 
-// golden compares a page that is made from the code with the one in the repository.
+// golden compares a generated page with the one in the repository.
 func golden(t *testing.T, path, page string) {
 	t.Helper()
 	if *update {
@@ -116,7 +116,7 @@ func TestCodesPage(t *testing.T) {
 	golden(t, filepath.Join("docs", "codes.md"), codesPage(codeGroups(t)))
 }
 
-// A code is written once, in codes.go, so that the page has all of them.
+// Codes are literals only in codes.go, so that the page has all of them.
 func TestCodesAreConstants(t *testing.T) {
 	t.Parallel()
 	known := map[string]bool{}
@@ -126,7 +126,7 @@ func TestCodesAreConstants(t *testing.T) {
 			known[c.value] = true
 		}
 	}
-	// In package worker whatever looks like a code is one.
+	// In package worker, every literal that looks like a code is one.
 	looksLikeOne := regexp.MustCompile(`^([A-Z][a-z]+){2,}(: .*)?$`)
 	root := ".."
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {

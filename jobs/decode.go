@@ -11,19 +11,19 @@ import (
 	"time"
 )
 
-// given is a value as it was found: where, and what.
+// given is a value with its path in the body.
 type given struct {
 	path  string
 	value json.RawMessage
 }
 
-// decoder reads named values and keeps what is wrong with them.
+// decoder reads named values and collects their problems.
 type decoder struct {
 	given    map[string]given
 	problems []FieldError
 }
 
-// maxProblems bounds what is said of one request: a body of a megabyte can have many.
+// maxProblems limits the problems of one request: a body of a megabyte can have many.
 const maxProblems = 20
 
 func (d *decoder) problem(field string, value []byte, allowed, remedy string) {
@@ -36,7 +36,7 @@ func (d *decoder) problem(field string, value []byte, allowed, remedy string) {
 	})
 }
 
-// collect takes in the members of one object whose names start with prefix.
+// collect adds the members of one object, whose paths begin with prefix.
 func (d *decoder) collect(prefix string, object []byte, known []string) {
 	list, err := members(object)
 	if err != nil {
@@ -68,25 +68,24 @@ func (d *decoder) collect(prefix string, object []byte, known []string) {
 	}
 }
 
-// unknown decides on a name that is none of ours: at the top level it is the
-// producer's own, unless it looks like a slip; inside DashScope's objects there
-// is nothing of the producer's.
+// unknown handles an unknown name: at the top level it is a column of the producer, unless it
+// is probably a misspelling. In DashScope's objects it is an error.
 func (d *decoder) unknown(prefix string, m member, known []string) {
-	near := suggestion(m.name, known)
+	similar := suggestion(m.name, known)
 	switch {
-	case near == "batch", near == "line_id", near == "producer": // nobody writes these by hand
-	case near == stageName:
-	case near != "" && prefix == "":
-		d.problem(m.name, m.value, "", fmt.Sprintf("did you mean %q? (a column of your own needs another name)", near))
-	case near != "":
-		d.problem(prefix+m.name, m.value, "", fmt.Sprintf("did you mean %q?", near))
+	case similar == "batch", similar == "line_id", similar == "producer": // set by Danqing only: not suggested
+	case similar == stageName:
+	case similar != "" && prefix == "":
+		d.problem(m.name, m.value, "", fmt.Sprintf("did you mean %q? (a column of your own needs another name)", similar))
+	case similar != "":
+		d.problem(prefix+m.name, m.value, "", fmt.Sprintf("did you mean %q?", similar))
 	case prefix != "":
 		d.problem(prefix+m.name, m.value, "here only "+strings.Join(known, ", "), "")
 	}
 }
 
-// add takes in a known name. The same value in two places is fine: the official
-// Java SDK writes negative_prompt into input and parameters.
+// add adds a known name. The same value in two places is fine: the official Java SDK writes
+// negative_prompt into input and parameters.
 func (d *decoder) add(path string, m member) {
 	before, twice := d.given[m.name]
 	if !twice {
@@ -110,7 +109,7 @@ func (d *decoder) text(name string) string {
 	return s
 }
 
-// id is a text, or the whole number that a spreadsheet makes of it.
+// id reads a text, or a whole number: spreadsheets convert one to the other.
 func (d *decoder) id() string {
 	g, ok := d.given["id"]
 	if _, err := strconv.ParseInt(string(g.value), 10, 64); ok && err == nil {
@@ -132,7 +131,7 @@ func (d *decoder) flag(name string) *bool {
 	return &b
 }
 
-// whether is a flag whose absence is false.
+// flagOrFalse reads a flag; absent means false.
 func (d *decoder) flagOrFalse(name string) bool {
 	b := d.flag(name)
 	return b != nil && *b
@@ -178,7 +177,7 @@ func (d *decoder) number(name string) *float64 {
 	return &f
 }
 
-// whole reads an integer, however it is written: 2, 2.0 and 2e0 are the same.
+// integer reads an integer in any notation: 2, 2.0 and 2e0 are the same.
 func (d *decoder) integer(name string) *int64 {
 	g, ok := d.given[name]
 	if !ok {
@@ -197,8 +196,8 @@ func (d *decoder) integer(name string) *int64 {
 	return &v
 }
 
-// count is a whole number of which 0 means absent in a [Request], so that a 0
-// that is spelled out must be refused here.
+// positive reads a whole number. 0 means absent in a [Request], so an explicit 0 is refused
+// here.
 func (d *decoder) positive(name string) int {
 	v := d.integer(name)
 	if v == nil {

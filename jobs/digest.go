@@ -14,30 +14,28 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// maxIDBytes is the longest job ID; it leaves room for a key template within
-// the 1,024 bytes of an S3 key and for a file name of 255.
+// maxIDBytes is the maximum length of a job ID: a key template with it fits into the 1,024
+// bytes of an S3 key, and a file name into 255.
 const maxIDBytes = 128
 
 // stagedPattern matches the name of a staged reference image.
 var stagedPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
-// hashedPattern matches the end of an ID that [BatchID] could not join plainly.
+// hashedPattern matches the end of an ID to which [BatchID] has appended a hash.
 var hashedPattern = regexp.MustCompile(`-x[0-9a-f]{16}$`)
 
-// Digest identifies what is asked for: the SHA-256, in hex, of the canonical
-// request, which is the model and everything that shapes the image. The ID,
-// labels, priority and redo_of take no part. The page docs/digest.md gives the form
-// byte for byte; it never changes.
+// Digest identifies the requested images: the SHA-256, in hex, of the canonical request,
+// which has the model and every parameter of the image, but not the ID, labels, priority and
+// redo_of. The page docs/digest.md has its bytes; they never change.
 //
-// Take it before [Request.WithSeed]: the digest is of the request as asked. It
-// is the same before and after [Request.Normalize]; of a request that Normalize
-// refuses it says nothing useful.
+// The digest of a job is taken before [Request.WithSeed]. It is the same before and after
+// [Request.Normalize], and meaningless for a request that Normalize refuses.
 func (r Request) Digest() string {
 	sum := sha256.Sum256(r.canonical().digestBytes())
 	return hex.EncodeToString(sum[:])
 }
 
-// digestBytes is the form that docs/digest.md describes.
+// digestBytes returns the canonical request, see docs/digest.md.
 func (r Request) digestBytes() []byte {
 	b := []byte("danqing/request/1\n")
 	add := func(name, value string) {
@@ -68,10 +66,10 @@ func (r Request) digestBytes() []byte {
 	return b
 }
 
-// WithSeed returns the request with a seed derived from the job ID, so that
-// every image can be asked for again; unchanged if it has one. The seed is at
-// least 0 and leaves room for all n images: seed+n-1 is at most the model's
-// MaxSeed. Same ID, same n: same seed, forever.
+// WithSeed returns the request with a seed that is derived from the job ID, so that every
+// image can be requested again; unchanged if it has one. The seeds of all n images, seed to
+// seed+n-1, are between 0 and the model's MaxSeed. The same ID and n give the same seed,
+// forever.
 func (r Request) WithSeed(jobID string) Request {
 	if r.Seed != nil {
 		return r
@@ -83,9 +81,9 @@ func (r Request) WithSeed(jobID string) Request {
 	return r
 }
 
-// ValidID says whether id can be a job's: 1 to 128 characters out of A-Z, a-z,
-// 0-9, dot, underscore and hyphen, but neither "." nor "..", which are not names
-// in a folder of images. The error is a [FieldError].
+// ValidID fails unless id is a valid job ID: 1 to 128 characters out of A-Z, a-z, 0-9, dot,
+// underscore and hyphen, but neither "." nor "..", which are not file names. The error is a
+// [FieldError].
 func ValidID(id string) error {
 	if rediskey.ValidID(id) {
 		return nil
@@ -97,18 +95,17 @@ func ValidID(id string) error {
 // random bits.
 func NewID() string { return strings.ToLower(rand.Text()) }
 
-// IdempotencyID is the job ID that stands for an idempotency key, any text of the
-// producer's own, such as an order's number: the same scope and key are the same job.
-// The scope keeps apart producers that do not know of each other's keys; it may be
-// empty.
+// IdempotencyID is the job ID for an idempotency key, which is any text, such as the number of
+// an order: the same scope and key are the same job. The scope separates producers that may
+// use equal keys; it may be empty.
 func IdempotencyID(scope, key string) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "danqing/idempotency/1\n%d:%s%d:%s", len(scope), scope, len(key), key))
 	return "key-" + hex.EncodeToString(sum[:16])
 }
 
-// BatchName is the name of the batch in a file: the file's name without folder
-// and extension, and without the ".results" or ".simulated.results" of a batch's
-// results file, which, read as a batch, means the same jobs. "-" is "stdin".
+// BatchName is the name of the batch in a file: the file's name without folder and extension,
+// and without the ".results" or ".simulated.results" of a results file, which has the same
+// jobs. "-" is "stdin".
 func BatchName(file string) string {
 	if file == "-" {
 		return "stdin"
@@ -124,13 +121,13 @@ func BatchName(file string) string {
 	return name
 }
 
-// BatchID is the job ID of a line of a batch: the batch's name, a dot and the
-// line's own id. Where that is no valid ID (other characters, too long) or could
-// be another pair's (the line's id has a dot, or ends like a hash of ours),
-// other characters become "_" and a short hash of the exact pair is appended.
-// Two different pairs never share an ID, but for a chance of one in 2^64.
+// BatchID is the job ID of a line of a batch: the batch's name, a dot and the line's own id.
+// If that is not a valid ID (other characters, too long) or may belong to another pair (the
+// line's id has a dot, or ends like such a hash), other characters become "_" and a short
+// hash of the exact pair is appended. Different pairs have different IDs, except with a
+// probability of 2^-64.
 func BatchID(batch, line string) string {
-	// With no dot in line, the last dot of the join tells the two apart.
+	// Without a dot in line, the last dot separates the two.
 	plain := batch + "." + line
 	if batch != "" && line != "" && !strings.Contains(line, ".") &&
 		rediskey.ValidID(plain) && !hashedPattern.MatchString(plain) {
@@ -142,5 +139,5 @@ func BatchID(batch, line string) string {
 	return readable[:min(len(readable), maxIDBytes-len(suffix))] + suffix
 }
 
-// otherPattern matches what cannot stand in an ID.
+// otherPattern matches the characters that are invalid in an ID.
 var otherPattern = regexp.MustCompile(`[^A-Za-z0-9._-]+`)

@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The page about the digest is a contract: its vectors hold.
+// The vectors in docs/digest.md are correct.
 func TestDigestPage(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("docs/digest.md")

@@ -13,9 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// vectors reads a file of testdata. These were computed by another program from
-// docs/digest.md and are never rewritten: jobs that are long over bear
-// these digests, seeds and IDs.
+// vectors reads a file of testdata. They were computed by another program from
+// docs/digest.md and must never change: finished jobs have these digests, seeds and IDs.
 func vectors[T any](t *testing.T, file string) []T {
 	t.Helper()
 	data, err := fs.ReadFile(os.DirFS("testdata"), file)
@@ -123,8 +122,7 @@ func TestBatchIDVectors(t *testing.T) {
 	}
 }
 
-// Whatever two names are made of, no two pairs may meet in one ID, not even a
-// pair that was copied from another's ID.
+// Different pairs of names have different IDs, even if one was copied from an ID.
 func TestBatchIDsDoNotCollide(t *testing.T) {
 	t.Parallel()
 	parts := []string{"", "a", ".", "..", "a.b", "b", "b.c", "a-b", "-", "红", "蓝", "红.", "a b", "a_b", "_", "A", strings.Repeat("a", 126), strings.Repeat("a", 127), strings.Repeat("a", 300)}

@@ -18,19 +18,8 @@ func (s *Store) enqueueWithin(ctx context.Context, req Request, limits Limits) (
 	}
 	next := NewRecord(req, warnings)
 	next.PriceMicroYuan = limits.PriceMicroYuan
-	rec := next
-	if err := s.update(ctx, nil, next, updateOptions{limits: limits}); errors.Is(err, ErrConflict) {
-		if rec, err = s.Get(ctx, req.ID); err != nil {
-			return nil, err
-		}
-		if rec.State == StateCanceled && rec.Code == CodeMessageLost && rec.Digest == next.Digest {
-			next.Attempt, next.Term, next.PastAttempts = rec.Attempt, rec.Term, rec.PastAttempts
-			if err := s.update(ctx, rec, next, updateOptions{clearCancel: true, limits: limits}); err != nil {
-				return nil, err
-			}
-			rec = next
-		}
-	} else if err != nil {
+	rec, err := s.createOrGet(ctx, next, limits)
+	if err != nil {
 		return nil, err
 	}
 	if rec.Digest != next.Digest {
@@ -41,6 +30,30 @@ func (s *Store) enqueueWithin(ctx context.Context, req Request, limits Limits) (
 	}
 	// An earlier call may have been interrupted between the record and the message.
 	return rec, s.EnqueueGenerate(ctx, rec, req)
+}
+
+// createOrGet writes a new record, also in place of one that was canceled because its message
+// was lost, or returns the existing one.
+func (s *Store) createOrGet(ctx context.Context, next *Record, limits Limits) (*Record, error) {
+	for {
+		err := s.update(ctx, nil, next, updateOptions{limits: limits})
+		if !errors.Is(err, ErrConflict) {
+			return next, err
+		}
+		rec, err := s.Get(ctx, next.ID)
+		if err != nil {
+			return nil, err
+		}
+		if rec.State != StateCanceled || rec.Code != CodeMessageLost || rec.Digest != next.Digest {
+			return rec, nil
+		}
+		restored := *next
+		restored.Attempt, restored.Term, restored.PastAttempts = rec.Attempt, rec.Term, rec.PastAttempts
+		err = s.update(ctx, rec, &restored, updateOptions{clearCancel: true, limits: limits})
+		if !errors.Is(err, ErrConflict) {
+			return &restored, err
+		}
+	}
 }
 
 // prepare validates a request and gives it an ID. A request whose deadline has passed is

@@ -14,7 +14,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs/embedded"
 )
 
-// A producer that chooses the ID may repeat its call: the job is the same.
+// A producer that chooses the ID can repeat the call: the job is the same.
 func ExampleClient_Enqueue() {
 	queue := embedded.Open() // a real one: redis.NewClient
 	defer queue.Close()      //nolint:errcheck // the example ends
@@ -40,8 +40,8 @@ func ExampleClient_Enqueue() {
 	// true
 }
 
-// A service that has a go-redis client of its own gives that to the queue; there is
-// nothing else to set up, and nothing to close but that client.
+// A service passes its own go-redis client. There is nothing else to set up, and only that
+// client to close.
 func ExampleNewClient() {
 	rdb := redis.NewClient(&redis.Options{Addr: "127.0.0.1:6379"})
 	defer rdb.Close() //nolint:errcheck // the example ends
@@ -50,8 +50,8 @@ func ExampleNewClient() {
 	// Output: true
 }
 
-// An idempotency key is any text of the producer's own: an order is paid for once,
-// however often its handler runs.
+// An idempotency key is any text. An order is paid for once, even if its handler runs several
+// times.
 func ExampleIdempotencyID() {
 	queue := embedded.Open() // a real one: redis.NewClient
 	defer queue.Close()      //nolint:errcheck // the example ends
@@ -72,7 +72,7 @@ func ExampleIdempotencyID() {
 	// key-db6db17a47a2172a5fcff265e17e2a8a
 }
 
-// All that can be said of when a job is wanted, and who is told.
+// Times, a callback and a follow-up of a job.
 func ExampleRequest() {
 	queue := embedded.Open() // a real one: redis.NewClient
 	defer queue.Close()      //nolint:errcheck // the example ends
@@ -109,7 +109,7 @@ func ExampleClient_EnqueueAll() {
 	// 2 <nil>
 }
 
-// Wait ends with its context, or with the job: when it is over, or held for a person.
+// Wait returns when the job has ended or is held for an operator, or when its context ends.
 func ExampleClient_Wait() {
 	queue := embedded.Open() // a real one: redis.NewClient
 	defer queue.Close()      //nolint:errcheck // the example ends
@@ -122,7 +122,7 @@ func ExampleClient_Wait() {
 		fmt.Println(err)
 		return
 	}
-	go client.Cancel(ctx, job.ID) //nolint:errcheck // somebody else's
+	go client.Cancel(ctx, job.ID) //nolint:errcheck // stands for another process
 	job, err = client.Wait(ctx, job.ID)
 	if err != nil {
 		fmt.Println(err)
@@ -135,7 +135,7 @@ func ExampleClient_Wait() {
 	// Output: canceled Canceled
 }
 
-// Cancel costs nothing while the job waits; what DashScope has begun is kept.
+// A waiting job is canceled without cost; a running task is finished, and its images kept.
 func ExampleClient_Cancel() {
 	queue := embedded.Open() // a real one: redis.NewClient
 	defer queue.Close()      //nolint:errcheck // the example ends
@@ -155,13 +155,12 @@ func ExampleClient_Cancel() {
 	case job.State == jobs.StateCanceled:
 		fmt.Println(job.Message)
 	default:
-		fmt.Println("its lane was told")
+		fmt.Println("cancel requested")
 	}
 	// Output: canceled on request while it waited; it cost nothing
 }
 
-// A dashboard listens to all changes, and looks at everything once more when it hears
-// that it may have missed some.
+// A dashboard subscribes to all changes, and reads all jobs again after it has missed some.
 func ExampleClient_Subscribe() {
 	queue := embedded.Open() // a real one: redis.NewClient
 	defer queue.Close()      //nolint:errcheck // the example ends
@@ -180,7 +179,7 @@ func ExampleClient_Subscribe() {
 	}
 	id := <-changes.IDs()
 	if id == "" {
-		fmt.Println("look at all jobs that matter")
+		fmt.Println("read all jobs again")
 	}
 	job, err := client.Get(ctx, id)
 	if err != nil {
@@ -191,8 +190,8 @@ func ExampleClient_Subscribe() {
 	// Output: cat queued
 }
 
-// A follow-up arrives in the service's own asynq server like any other task. It may
-// come twice after a crash: its ID is the event's.
+// A follow-up is a task for the service's own asynq server. After a crash it may arrive twice,
+// with the same ID.
 func ExampleEvent() {
 	mux := asynq.NewServeMux()
 	mux.HandleFunc("image:ready", func(_ context.Context, task *asynq.Task) error {

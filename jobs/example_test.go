@@ -8,8 +8,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// A request is checked whole, and every field that the service would refuse is
-// named at once.
+// The error of a request has every field that the service would refuse.
 func ExampleRequest_Normalize() {
 	r, _, err := jobs.Request{Prompt: "有一只黑色的小猫", Style: "水彩", Size: "720x1280"}.Normalize()
 	fmt.Println(r.Model, r.Style, r.Size, r.N, err)
@@ -27,7 +26,7 @@ func ExampleRequest_Normalize() {
 	// n: 9; allowed: 1 to 4
 }
 
-// The digest is of what is asked for, however it is spelled.
+// Spellings do not change the digest.
 func ExampleRequest_Digest() {
 	short := jobs.Request{Prompt: "有一只黑色的小猫"}
 	long := jobs.Request{ID: "cat", Prompt: "有一只黑色的小猫", Style: "<auto>", Size: "1024*1024", N: 1}
@@ -38,14 +37,14 @@ func ExampleRequest_Digest() {
 	// true
 }
 
-// A seed that is derived from the job's ID is the same every time.
+// The seed is derived from the job's ID, and always the same.
 func ExampleRequest_WithSeed() {
 	r := jobs.Request{Prompt: "有一只黑色的小猫"}
 	fmt.Println(*r.WithSeed("wanx-v1.portrait").Seed)
 	// Output: 1552482192
 }
 
-// Lines need no id of their own, and may have columns of their own.
+// Lines can lack an id, and have other columns.
 func ExampleReadBatch() {
 	file := `{"id": "A-17", "prompt": "有一只黑色的小猫", "shelf": 3}
 {"prompt": "飞舞着金色的蝴蝶", "style": "中国画"}`
@@ -65,7 +64,7 @@ func ExampleReadBatch() {
 	// {"id":"A-17","prompt":"有一只黑色的小猫","shelf":3,"danqing":{"state":"succeeded"}} <nil>
 }
 
-// Two names always make one ID, and no two pairs the same.
+// A pair of names always has the same ID, and no other pair has it.
 func ExampleBatchID() {
 	fmt.Println(jobs.BatchID("spring", "A-17"))
 	fmt.Println(jobs.BatchID("春季", "红-1"))

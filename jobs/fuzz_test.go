@@ -9,8 +9,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
-// Whatever lies in Redis under a job's key, it is that job's record, in a state that
-// is known and can be written back as it was; or it is refused by the job's name.
+// Any value at a job's key is either a record of that job in a known state, which is written
+// back unchanged, or it is refused with the job's ID.
 func FuzzDecodeRecord(f *testing.F) {
 	const moment = "2026-01-02T03:04:05.678901234Z"
 	for _, text := range []string{
@@ -27,7 +27,7 @@ func FuzzDecodeRecord(f *testing.F) {
 		rec, err := decodeRecord("a", encoded, cancel)
 		if err != nil {
 			require.ErrorContains(t, err, "read record of a: ")
-			require.NotErrorIs(t, err, ErrNotFound, "what is damaged is not absent")
+			require.NotErrorIs(t, err, ErrNotFound, "a corrupt record is not a missing one")
 			return
 		}
 		require.Equal(t, "a", rec.ID)

@@ -1,11 +1,47 @@
 package jobs
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"strconv"
+	"time"
 )
+
+// Bucket is a bucket of images, as *storage.Bucket implements it.
+type Bucket interface {
+	Name() string
+	// Link returns a URL of an object, "" if there is none, and when it expires; zero means
+	// never.
+	Link(ctx context.Context, key string) (link string, expiresAt time.Time, err error)
+}
+
+// SetLocation sets where the job's images are: [Job.Bucket], and each [Image.Link], see
+// [Job.PermanentLink].
+func (j *Job) SetLocation(ctx context.Context, bucket Bucket, serveURL string) {
+	j.Images = slices.Clone(j.Images)
+	for i, image := range j.Images {
+		if image.Key != "" {
+			j.Bucket = bucket.Name()
+			j.Images[i].Link, _ = j.PermanentLink(ctx, image, bucket, serveURL)
+		}
+	}
+}
+
+// PermanentLink returns the URL of an image in a public bucket, or below serveURL, the base
+// URL of a danqing serve; "" if there is neither.
+func (j *Job) PermanentLink(ctx context.Context, image Image, bucket Bucket, serveURL string) (string, error) {
+	link, expiresAt, err := bucket.Link(ctx, image.Key)
+	if err != nil || link != "" && expiresAt.IsZero() {
+		return link, err
+	}
+	if path := j.ImagePath(image); serveURL != "" && path != "" {
+		return serveURL + path, nil
+	}
+	return "", nil
+}
 
 const (
 	// linkPurpose separates a link's signature from any other use of an image's hash.
@@ -19,9 +55,9 @@ const (
 // /images/JOB_ID-N.png?s=SIGNATURE, below the server's base URL. It is "" for an image
 // that is not in the bucket or whose hash is not known.
 //
-// The signature is an HMAC with the image's own SHA-256 as the key. Only somebody who has
-// the image can compute it, and gains nothing by it. So there is no secret to lose, leak
-// or rotate, and a stored link is valid as long as the image exists.
+// The signature is an HMAC with the image's own SHA-256 as the key. Only a program that has
+// the image can compute it, and it gains nothing. So there is no secret to lose, leak or
+// rotate, and a stored link is valid as long as the image exists.
 func (j *Job) ImagePath(image Image) string {
 	signature := j.imageSignature(image)
 	if signature == "" {

@@ -1,8 +1,10 @@
 package jobs_test
 
 import (
+	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -10,7 +12,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// A link that somebody has stored never dies: what it is made of must not change.
+// Stored links stay valid: the signature must not change.
 func TestImagePathIsPermanent(t *testing.T) {
 	t.Parallel()
 	image := jobs.Image{N: 2, Key: "tea/tea-2.png", SHA256: strings.Repeat("0123456789abcdef", 4)}
@@ -24,8 +26,7 @@ func TestImagePathIsPermanent(t *testing.T) {
 	assert.Equal(t, image, got)
 }
 
-// A signature is good for one image of one job, and there is none for what there is
-// no image of.
+// A signature is valid for one image of one job. A missing image has none.
 func TestImageBySignatureRefuses(t *testing.T) {
 	t.Parallel()
 	hash := strings.Repeat("0123456789abcdef", 4)
@@ -45,5 +46,45 @@ func TestImageBySignatureRefuses(t *testing.T) {
 		assert.False(t, ok, "image %d by %q", n, s)
 	}
 	assert.Empty(t, rec.ImagePath(rec.Images[2]), "it is not in the bucket")
-	assert.Empty(t, rec.ImagePath(rec.Images[3]), "its hash is none")
+	assert.Empty(t, rec.ImagePath(rec.Images[3]), "its hash is invalid")
+}
+
+// linkBucket is a bucket whose links are below public, or presigned if that is "".
+type linkBucket struct{ public string }
+
+func (b linkBucket) Name() string { return "shop" }
+
+func (b linkBucket) Link(_ context.Context, key string) (link string, expiresAt time.Time, err error) {
+	if b.public == "" {
+		return "https://s3.example.com/" + key + "?signature", time.Now().Add(time.Hour), nil
+	}
+	return b.public + "/" + key, time.Time{}, nil
+}
+
+// A job has its bucket, and a permanent link to each image if there is one.
+func TestSetLocation(t *testing.T) {
+	t.Parallel()
+	image := jobs.Image{N: 1, Key: "tea/tea-1.png", SHA256: strings.Repeat("0123456789abcdef", 4)}
+	images := []jobs.Image{image, {N: 2, Code: "DataInspectionFailed"}}
+	signed := (&jobs.Job{ID: "tea"}).ImagePath(image)
+	for name, test := range map[string]struct{ public, serveURL, want string }{
+		"public bucket":            {"https://images.example.com", "", "https://images.example.com/tea/tea-1.png"},
+		"public bucket and server": {"https://images.example.com", "https://danqing.example.com", "https://images.example.com/tea/tea-1.png"},
+		"server":                   {"", "https://danqing.example.com", "https://danqing.example.com" + signed},
+		"neither":                  {"", "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			job := jobs.Job{ID: "tea", Images: images}
+			job.SetLocation(t.Context(), linkBucket{test.public}, test.serveURL)
+			assert.Equal(t, "shop", job.Bucket)
+			assert.Equal(t, test.want, job.Images[0].Link)
+			assert.Equal(t, images[1], job.Images[1])
+		})
+	}
+	assert.Empty(t, images[0].Link, "the caller's images are not changed")
+
+	missing := jobs.Job{ID: "tea", Images: images[1:]}
+	missing.SetLocation(t.Context(), linkBucket{}, "https://danqing.example.com")
+	assert.Empty(t, missing.Bucket, "no image is in the bucket")
 }

@@ -6,8 +6,8 @@ import (
 )
 
 // Missing returns the numbers of the requested images that are not in the bucket, in
-// order: all before the job is made, none once it has succeeded completely. A lane buys
-// these. A job without its request is taken to request the images that it lists.
+// order: all at first, none once the job has succeeded completely. A lane buys these. For a
+// job without its request, the images that it lists count as requested.
 func (j *Job) Missing() []int {
 	n := 1
 	if j.Request != nil {
@@ -38,7 +38,7 @@ func (j *Job) storedImages() int {
 }
 
 // ImageSeed returns the seed of an image: its own if it was bought separately later, else
-// the one that its number has in the request; 0 if the request is not known.
+// the one that its number has in the request; 0 if the job has no request.
 func (j *Job) ImageSeed(image Image) int64 {
 	switch {
 	case image.Seed != nil:
@@ -59,18 +59,18 @@ func (r *Record) End(state State, code, message string, at time.Time) {
 	}
 	r.archiveAttempt()
 	r.State, r.Code, r.Message, r.Results, r.TaskID = StateSucceeded, "", "", nil, r.PastAttempts[last].TaskID
-	if r.Request != nil { // as asked, if nothing was submitted since
+	if r.Request != nil { // without a seed if nothing was submitted since
 		req := r.Request.WithSeed(r.ID)
 		r.Request = &req
 	}
 	r.Images = slices.Clone(r.Images)
 	for _, n := range r.Missing() {
-		why := Image{N: n, Code: code, Message: message}
+		missing := Image{N: n, Code: code, Message: message}
 		switch i := slices.IndexFunc(r.Images, func(image Image) bool { return image.N == n }); {
 		case i < 0:
-			r.Images = append(r.Images, why)
-		case code != CodeCanceled: // that says less than why it was missing before
-			r.Images[i] = why
+			r.Images = append(r.Images, missing)
+		case code != CodeCanceled: // the earlier reason says more than that one
+			r.Images[i] = missing
 		}
 	}
 	slices.SortFunc(r.Images, func(a, b Image) int { return a.N - b.N })

@@ -12,8 +12,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// madeInPart is a job of two images that has succeeded without the second.
-func madeInPart(t *testing.T, client *testClient, rdb redis.UniversalClient) *jobs.Record {
+// partialJob returns a job of two images that has succeeded without the second.
+func partialJob(t *testing.T, client *testClient, rdb redis.UniversalClient) *jobs.Record {
 	t.Helper()
 	rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat", N: 2})
 	require.NoError(t, err)
@@ -29,7 +29,7 @@ func TestRetryOfAPartialJob(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
-		rec := madeInPart(t, client, rdb)
+		rec := partialJob(t, client, rdb)
 		for range 2 { // it may be repeated while the job waits
 			got, err := client.Retry(t.Context(), "cat")
 			require.NoError(t, err)
@@ -46,7 +46,7 @@ func TestRetryOfAPartialJob(t *testing.T) {
 		got, err := client.Cancel(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateSucceeded, got.State)
-		assert.Equal(t, rec.Images, got.Images, "with why there is no second one")
+		assert.Equal(t, rec.Images, got.Images, "with the reason for the missing one")
 		assert.Equal(t, testTask, got.TaskID)
 		assert.Equal(t, rec.Request.Seed, got.Request.Seed)
 		assert.Empty(t, messages(t, rdb, testQueue))
@@ -68,7 +68,7 @@ func TestMissingImages(t *testing.T) {
 		want []int
 	}{
 		"nothing is known":     {jobs.Record{}, []int{1}},
-		"not made":             {jobs.Record{Job: jobs.Job{Request: four}}, []int{1, 2, 3, 4}},
+		"no image":             {jobs.Record{Job: jobs.Job{Request: four}}, []int{1, 2, 3, 4}},
 		"in part":              {jobs.Record{Job: jobs.Job{Request: four, Images: []jobs.Image{{N: 3, Key: "k"}, {N: 1, Code: "c"}}}}, []int{1, 2, 4}},
 		"whole":                {jobs.Record{Job: jobs.Job{Request: &jobs.Request{N: 1}, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}}, nil},
 		"without its request":  {jobs.Record{Job: jobs.Job{Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}}, []int{2}},
@@ -79,7 +79,7 @@ func TestMissingImages(t *testing.T) {
 	}
 }
 
-// A job ends as it is told to, unless earlier attempts have brought images.
+// A job ends in the given state, unless earlier attempts have stored images.
 func TestEndKeepsImages(t *testing.T) {
 	t.Parallel()
 	now := time.Now().UTC()
@@ -100,7 +100,7 @@ func TestEndKeepsImages(t *testing.T) {
 	assert.Equal(t, "Code", kept.PastAttempts[1].Code)
 	assert.Zero(t, kept.PastAttempts[1].Images)
 	assert.Equal(t, "one", kept.TaskID)
-	assert.Len(t, rec.PastAttempts, 1, "the record that it was made from is as it was")
+	assert.Len(t, rec.PastAttempts, 1, "the copied record is unchanged")
 	assert.Len(t, rec.Images, 1)
 }
 
@@ -111,4 +111,23 @@ func TestImageSeed(t *testing.T) {
 	assert.EqualValues(t, 9, rec.ImageSeed(jobs.Image{N: 3}))
 	assert.EqualValues(t, 9, rec.ImageSeed(jobs.Image{N: 4, Seed: &own}))
 	assert.Zero(t, (&jobs.Record{}).ImageSeed(jobs.Image{N: 4}))
+}
+
+// A job that is retried for its missing images keeps its images if an operator archives its
+// message.
+func TestArchivedRetryOfAPartialJob(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
+		t.Helper()
+		rec := partialJob(t, client, rdb)
+		_, err := client.Retry(t.Context(), "cat")
+		require.NoError(t, err)
+		require.NoError(t, asynq.NewInspectorFromRedisClient(rdb).ArchiveTask(testQueue, "cat"))
+		got, err := client.RequeueOrphan(t.Context(), "cat")
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateSucceeded, got.State)
+		assert.Equal(t, rec.Images, got.Images)
+		assert.Empty(t, messages(t, rdb, testQueue))
+		assert.Len(t, messages(t, rdb, jobs.QueueStore), 1, "a worker writes the sidecar")
+	})
 }

@@ -6,8 +6,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Inspector is for operators: it decides about jobs that need a person, and pauses accounts.
-// It is safe for concurrent use. It is what danqing jobs does; see [Client] for the rest.
+// Inspector is for operators: it retries jobs, resolves held ones, and pauses accounts. It is
+// safe for concurrent use. A [Client] lists and cancels jobs.
 type Inspector struct{ store *Store }
 
 // NewInspector returns an inspector on a Redis connection, which the caller closes. It sends
@@ -15,12 +15,12 @@ type Inspector struct{ store *Store }
 func NewInspector(rdb redis.UniversalClient) *Inspector { return &Inspector{store: NewStore(rdb)} }
 
 // Retry queues a job that failed or was canceled again, as it was enqueued, and returns it.
-// Tasks that failed cost nothing. What was charged for, as where a link expired before its
-// image was stored, is bought a second time.
+// Tasks that failed cost nothing. Images that were charged for and are not in the bucket,
+// because their links expired, are bought a second time.
 //
-// Of a job that has succeeded without some of its images it buys those: see [Job.Missing].
-// The images that it has stay. New ones take the seeds from that of the first missing one
-// on. If none can be created, the job has succeeded with what it had.
+// For a job that has succeeded without some of its images, it buys the missing ones: see
+// [Job.Missing]. The other images stay. New images take the seeds from that of the first
+// missing one on. If none can be created, the job succeeds with the images that it has.
 //
 // It fails with [ErrNotFound] (see [Inspector.RetryJob]), [ErrRequestLost],
 // [ErrInvalidState] if the job has not ended, [ErrFinished] if it has all its images, or

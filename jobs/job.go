@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Job is what producers and operators see of a job.
+// Job is a job as producers and operators see it.
 type Job struct {
 	ID       string `json:"id"`
 	State    State  `json:"state"`
@@ -38,7 +38,7 @@ type Job struct {
 	// PastAttempts are the attempts that ended without all the images.
 	PastAttempts []Attempt `json:"past_attempts,omitempty"`
 	// Bucket is the name of the bucket that has the images with a Key; "" while there are
-	// none, and for a job that was read from its sidecar.
+	// none.
 	Bucket string `json:"bucket,omitempty"`
 	// Images are the job's images in the order of their numbers: all of them once it has
 	// succeeded, each in the bucket or with the reason why it is not.
@@ -73,7 +73,7 @@ type Job struct {
 
 	EnqueuedAt time.Time `json:"enqueued_at"`
 	// SubmittedAt is the last submit, RunningAt when its task was first seen RUNNING,
-	// GeneratedAt when the task was seen to have ended; zero before.
+	// GeneratedAt when it was first seen to have ended; zero before.
 	SubmittedAt time.Time `json:"submitted_at,omitzero"`
 	RunningAt   time.Time `json:"running_at,omitzero"`
 	GeneratedAt time.Time `json:"generated_at,omitzero"`
@@ -101,8 +101,8 @@ type Image struct {
 	// Message then say why.
 	Key string `json:"key,omitempty"`
 	// Link is a permanent URL of the image, in a public bucket or at danqing serve; "" if
-	// the worker that stored it has neither DANQING_S3_PUBLIC_URL nor DANQING_SERVE_URL, and
-	// for a job that was read from its sidecar.
+	// the worker that stored it has neither DANQING_S3_PUBLIC_URL nor DANQING_SERVE_URL. For
+	// a job that was read from its sidecar, the settings of the reader decide.
 	Link        string `json:"link,omitempty"`
 	Bytes       int64  `json:"bytes,omitempty"`
 	SHA256      string `json:"sha256,omitempty"` // in hex
@@ -143,7 +143,7 @@ func (j *Job) EventID() string {
 	return j.ID + "." + strconv.FormatInt(j.FinishedAt.UnixMilli(), 10)
 }
 
-// copyRequestFields copies the fields that a job has of its request.
+// copyRequestFields copies the request's fields that a job has too.
 func (j *Job) copyRequestFields(req *Request) {
 	j.Labels, j.Batch, j.Producer = req.Labels, req.Batch, req.Producer
 	j.NotBefore, j.Deadline, j.Callback, j.FollowUp = req.NotBefore, req.Deadline, req.Callback, req.FollowUp

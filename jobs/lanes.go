@@ -15,8 +15,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// ValidAccount says whether name can be an account's: 1 to 64 characters out of
-// A-Z, a-z, 0-9, dot, underscore and hyphen. The error is a [FieldError].
+// ValidAccount fails unless name is valid for an account: 1 to 64 characters out of A-Z,
+// a-z, 0-9, dot, underscore and hyphen. The error is a [FieldError].
 func ValidAccount(name string) error {
 	if rediskey.ValidName(name) {
 		return nil
@@ -24,7 +24,7 @@ func ValidAccount(name string) error {
 	return FieldError{Field: "account", Value: show(name), Allowed: "1 to 64 of A-Z a-z 0-9 . _ -"}
 }
 
-// LaneState says whether a lane starts jobs.
+// LaneState is whether a lane starts jobs.
 type LaneState string
 
 // The states of a lane.
@@ -44,10 +44,10 @@ type LaneStatus struct {
 	Code        string    `json:"code,omitempty"`
 	Message     string    `json:"message,omitempty"`
 	Simulated   bool      `json:"simulated,omitempty"`
-	At          time.Time `json:"at"`                // when it was said
+	At          time.Time `json:"at"`                // when it was reported
 	RetryAt     time.Time `json:"retry_at,omitzero"` // when a paused lane tries again
 	// Held reports whether a worker holds the lane's lease; [Inspector.Lanes] sets it. A
-	// lane that is not held does nothing, whatever State says.
+	// lane that is not held does nothing; its State is out of date.
 	Held bool `json:"held"`
 }
 
@@ -95,7 +95,7 @@ func (i *Inspector) Lanes(ctx context.Context) ([]LaneStatus, error) {
 	return lanes, nil
 }
 
-// Pause says since when an operator has paused an account, and why.
+// Pause is an operator's pause of an account.
 type Pause struct {
 	Account string    `json:"account"`
 	Reason  string    `json:"reason,omitempty"`
@@ -106,11 +106,11 @@ type Pause struct {
 // [Inspector.ResumeAccount]. Running tasks are finished, and their images stored. A
 // paused account gets the new reason. It fails with a [FieldError] if the name is
 // invalid, or with Redis's own error.
-func (i *Inspector) PauseAccount(ctx context.Context, account, why string) error {
+func (i *Inspector) PauseAccount(ctx context.Context, account, reason string) error {
 	if err := ValidAccount(account); err != nil {
 		return fmt.Errorf("pause account: %w", err)
 	}
-	encoded, err := compactjson.Marshal(Pause{Account: account, Reason: why, At: time.Now().UTC()})
+	encoded, err := compactjson.Marshal(Pause{Account: account, Reason: reason, At: time.Now().UTC()})
 	if err == nil {
 		err = i.store.redis.HSet(ctx, rediskey.PausedAccounts, account, encoded).Err()
 	}
@@ -143,20 +143,4 @@ func (s *Store) AccountPause(ctx context.Context, account string) (*Pause, error
 		return nil, fmt.Errorf("read pause of account %s: %w", account, err)
 	}
 	return &pause, nil
-}
-
-// RegisterQueues makes the queues of these models visible to asynq's tools and web UI,
-// even when they are empty. A client registers a queue once, so that a Redis that lost
-// its data hides it: call it at the start and after an outage.
-func (s *Store) RegisterQueues(ctx context.Context, models []string) error {
-	names := []any{QueueStore, QueueNotify}
-	for _, model := range models {
-		for queue := range LaneQueues(model) {
-			names = append(names, queue)
-		}
-	}
-	if err := s.redis.SAdd(ctx, asynqQueues, names...).Err(); err != nil {
-		return fmt.Errorf("register queues: %w", err)
-	}
-	return nil
 }

@@ -40,7 +40,7 @@ func TestLanes(t *testing.T) {
 		lanes, err = client.Lanes(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, jobs.LanePaused, lanes[2].State)
-		assert.True(t, lanes[2].Held, "the lease tells")
+		assert.True(t, lanes[2].Held, "the lease exists")
 
 		for _, name := range []string{"", "a:b", "a b", "主账号"} {
 			require.ErrorContains(t, client.Store.SetLane(t.Context(), jobs.LaneStatus{Account: name}), "account: ", name)
@@ -73,8 +73,8 @@ func TestPauseAccount(t *testing.T) {
 	})
 }
 
-// A client does not tell a Redis that lost its data of a queue that it told it of
-// before: without help asynq's tools do not see it.
+// asynq's client registers a queue only once, so that after a loss of data its tools would not
+// show it.
 func TestRegisterQueues(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {

@@ -24,8 +24,8 @@ func requireLimit(t *testing.T, err error, kind string, most int64) {
 	assert.Equal(t, jobs.LimitError{Kind: kind, Most: most}, *limit)
 }
 
-// Many producers at once get exactly as many jobs in as there is room for, and what
-// was refused has left nothing behind.
+// Many concurrent producers enqueue exactly as many jobs as the limit allows. A refused job
+// leaves nothing in Redis.
 func TestLimitDepth(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -52,7 +52,7 @@ func TestLimitDepth(t *testing.T) {
 		require.NoError(t, err)
 		assert.Len(t, records, 7)
 
-		// What is there already is no new job; and who has left makes room.
+		// An existing job is not a new one, and a finished job makes room.
 		_, err = client.EnqueueWithin(t.Context(), jobs.Request{ID: records[0].ID, Prompt: "a cat"}, limits)
 		require.NoError(t, err)
 		submitted(t, client, &jobs.Record{Job: *records[0]}, jobs.StateSubmitting)
@@ -61,7 +61,7 @@ func TestLimitDepth(t *testing.T) {
 	})
 }
 
-// A producer's own part of the queue is bounded, and others' jobs do not count.
+// Only the producer's own jobs count.
 func TestLimitWaiting(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, _ redis.UniversalClient) {
@@ -82,7 +82,7 @@ func TestLimitWaiting(t *testing.T) {
 		require.NoError(t, err)
 		_, err = enqueueWithin(t, client, "s3", "shop", limits)
 		require.NoError(t, err)
-		// A job that waits again counts again.
+		// A retried job counts again.
 		_, err = client.Retry(t.Context(), "s1")
 		require.NoError(t, err)
 		_, err = client.Cancel(t.Context(), "s2")
@@ -92,7 +92,7 @@ func TestLimitWaiting(t *testing.T) {
 	})
 }
 
-// A job counts with its price until it is over, and then with what it has cost.
+// A job counts with its price until it has ended, and then with its cost.
 func TestLimitDay(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, _ redis.UniversalClient) {
@@ -113,7 +113,7 @@ func TestLimitDay(t *testing.T) {
 
 		made = submitted(t, client, made, jobs.StateSubmitting)
 		refused()
-		// It has cost more than was thought: two of three tenths are left.
+		// It has cost more than its price: two of three tenths are left.
 		move(t, client, made, func(next *jobs.Record) {
 			next.State, next.CostMicroYuan, next.FinishedAt = jobs.StateSucceeded, 500_000, time.Now().UTC()
 		})
@@ -122,7 +122,7 @@ func TestLimitDay(t *testing.T) {
 		move(t, client, failed, func(next *jobs.Record) { next.End(jobs.StateFailed, "Bad", "bad", time.Now().UTC()) })
 		_, err = enqueueWithin(t, client, "more", "shop", limits)
 		require.NoError(t, err)
-		// A failed job that a person wants again counts again.
+		// A retry of a failed job counts again.
 		_, err = client.Retry(t.Context(), "failed")
 		require.NoError(t, err)
 		_, err = enqueueWithin(t, client, "last", "shop", jobs.Limits{DayMicroYuan: 1_300_000, PriceMicroYuan: 1})
@@ -132,7 +132,7 @@ func TestLimitDay(t *testing.T) {
 	})
 }
 
-// A write that is repeated because its reply was lost counts once.
+// A write that is repeated after a lost reply counts once.
 func TestRepeatedWriteCountsOnce(t *testing.T) {
 	t.Parallel()
 	client, _ := newClient(t)

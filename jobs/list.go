@@ -22,7 +22,7 @@ func States() []State {
 	}
 }
 
-// defaultLimit is the size of a page if the filter does not say.
+// defaultLimit is the size of a page if the filter has none.
 const defaultLimit = 100
 
 // scanSize is how many records are read from Redis at once.
@@ -32,21 +32,20 @@ const scanSize = 200
 type ListFilter struct {
 	States  []State // any of these; none means all
 	Model   string
-	Account string // that of the job's intent: a job that was never submitted has none
+	Account string // of the last submit
 	Batch   string
-	// Producer is the name of the gateway's token that asked for the job.
+	// Producer is the name of the gateway's token that enqueued the job.
 	Producer string
-	// Labels must all be there with these values.
+	// Labels are names and values that a job must all have.
 	Labels map[string]string
-	// UpdatedBefore leaves out the jobs that changed at this moment or later; zero
-	// leaves out none.
+	// UpdatedBefore selects jobs whose last change was before this time; zero selects all.
 	UpdatedBefore time.Time
-	// UpdatedAfter leaves out the jobs that changed last before this moment; zero leaves
-	// out none.
+	// UpdatedAfter selects jobs whose last change was at this time or later; zero selects
+	// all.
 	UpdatedAfter time.Time
 	// Limit is how many records to return; 0 is 100.
 	Limit int
-	// Cursor is what the last page returned, to go on after it; "" begins.
+	// Cursor is what the last page returned; "" for the first page.
 	Cursor string
 }
 
@@ -97,7 +96,7 @@ func (s *Store) List(ctx context.Context, filter ListFilter) (records []*Record,
 
 func (f *ListFilter) matches(rec *Record) bool {
 	labels, batch := rec.Labels, rec.Batch
-	if rec.Request != nil { // one that was recovered may have them here alone
+	if rec.Request != nil { // a recovered job may have them only here
 		labels, batch = rec.Request.Labels, rec.Request.Batch
 	}
 	for name, value := range f.Labels {
@@ -152,7 +151,7 @@ func (s *Store) entries(ctx context.Context, states []State, after entry) (list 
 		list = append(list, of...)
 	}
 	slices.SortFunc(list, entry.compare)
-	// Beyond the first scanSize, another state's may be missing.
+	// Beyond the first scanSize, jobs of another state may be missing.
 	if len(list) > scanSize {
 		list, more = list[:scanSize], true
 	}
@@ -192,7 +191,7 @@ func oldestScore(state State) string {
 }
 
 // readScript reads the records of index entries, two keys and two arguments each,
-// and takes out of the index those that are gone or in another state. It is one
+// and removes from the index those that are gone or in another state. It is one
 // command, as the embedded Redis's connections cannot hold a long pipeline.
 var readScript = redis.NewScript(`
 local list = {}

@@ -18,7 +18,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// put writes a record as it is.
+// put writes a record without changes.
 func put(t *testing.T, client *testClient, rec jobs.Record) *jobs.Record {
 	t.Helper()
 	require.NoError(t, client.Store.Update(t.Context(), nil, &rec))
@@ -67,7 +67,7 @@ func TestListFilters(t *testing.T) {
 			{"batch", jobs.ListFilter{Batch: "shop"}, []string{"a", "b"}},
 			{"label", jobs.ListFilter{Labels: map[string]string{"sku": "1"}}, []string{"a", "b"}},
 			{"two labels", jobs.ListFilter{Labels: map[string]string{"sku": "2", "": "x"}}, []string{"d"}},
-			{"a label that nobody has", jobs.ListFilter{Labels: map[string]string{"no": ""}}, nil},
+			{"a label of no job", jobs.ListFilter{Labels: map[string]string{"no": ""}}, nil},
 			{"all at once", jobs.ListFilter{States: []jobs.State{jobs.StateQueued}, Model: "wanx-v1", Batch: "shop"}, []string{"a"}},
 		} {
 			got, cursor, err := client.List(t.Context(), c.filter)
@@ -86,8 +86,8 @@ func TestListFilters(t *testing.T) {
 	})
 }
 
-// Pages follow each other without a gap or a repetition, the newest first, though
-// hundreds of jobs changed in the same millisecond.
+// Pages have no gaps or repetitions, the newest job first, even if hundreds of jobs changed in
+// the same millisecond.
 func TestListPages(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -123,7 +123,7 @@ func TestListPages(t *testing.T) {
 	})
 }
 
-// Jobs that are over leave the index with their records.
+// Ended jobs leave the index with their records.
 func TestListOmitsExpired(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -143,8 +143,7 @@ func TestListOmitsExpired(t *testing.T) {
 	})
 }
 
-// What the index says of a job that Redis forgot, or that is in another state, is
-// corrected by whoever lists it.
+// List repairs index entries of jobs that are gone or in another state.
 func TestListRepairsTheIndex(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -161,8 +160,7 @@ func TestListRepairsTheIndex(t *testing.T) {
 	})
 }
 
-// Whatever writers do to the same jobs at once, each job is in the index of its
-// state, and in no other.
+// After concurrent writes to the same jobs, each job is in the index of its state only.
 func TestIndexFollowsEveryWrite(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -204,34 +202,34 @@ func TestIndexFollowsEveryWrite(t *testing.T) {
 	})
 }
 
-// A write whose reply was lost is known by its name, even after somebody asked to
-// cancel the job, and is in the index once.
+// A write whose reply was lost is recognized by its ID, even after a cancel request, and is in
+// the index once.
 func TestUpdateOnceIsWrittenOnce(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		rec := put(t, client, jobs.Record{Job: jobs.Job{ID: "cat", State: jobs.StateSubmitting, Attempt: 1, Term: 2}})
-		lost := &loser{}
+		lost := &replyLoser{}
 		rdb.AddHook(lost)
 		next := *rec
 		next.State, next.TaskID = jobs.StateGenerating, "task"
 		lost.loseNth(1)
 		require.ErrorIs(t, client.Store.UpdateOnce(t.Context(), "created", rec, &next), errLost)
-		asked, err := client.Cancel(t.Context(), "cat")
+		canceled, err := client.Cancel(t.Context(), "cat")
 		require.NoError(t, err)
-		assert.False(t, asked.CancelRequestedAt.IsZero())
+		assert.False(t, canceled.CancelRequestedAt.IsZero())
 		require.NoError(t, client.Store.UpdateOnce(t.Context(), "created", rec, &next))
 		require.ErrorIs(t, client.Store.UpdateOnce(t.Context(), "another", rec, &next), jobs.ErrConflict)
 		got, err := client.Store.Get(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateGenerating, got.State)
-		assert.Equal(t, asked.CancelRequestedAt, got.CancelRequestedAt)
+		assert.Equal(t, canceled.CancelRequestedAt, got.CancelRequestedAt)
 		assert.Equal(t, []string{"cat"}, rdb.ZRange(t.Context(), "danqing:jobs:generating", 0, -1).Val())
 		assert.Empty(t, rdb.ZRange(t.Context(), "danqing:jobs:submitting", 0, -1).Val())
 	})
 }
 
-// A record is one JSON object: what producers see of it is read from the same bytes.
+// A record is one JSON object, from which a Job can be read too.
 func TestRecordIsOneObject(t *testing.T) {
 	t.Parallel()
 	rec := jobs.Record{Job: jobs.Job{ID: "cat", State: jobs.StateStoring, Attempt: 1}, KeyFingerprint: "f", Results: []jobs.Result{{N: 1, URL: "https://example.com/1.png"}}}

@@ -2,12 +2,10 @@ package jobs
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/hibiken/asynq"
-	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
@@ -33,7 +31,7 @@ const (
 	messageTimeout = 48 * time.Hour
 	// messageRetention keeps ended messages for the web UI as long as the record.
 	messageRetention = RecordLifetime
-	// messageRetries is no limit in practice: each stage decides when to give up.
+	// messageRetries is never reached: each stage decides itself when to give up.
 	messageRetries = 1 << 20
 )
 
@@ -63,22 +61,6 @@ func LaneQueues(model string) map[string]int {
 		Queue(model, PriorityDefault):  3,
 		Queue(model, PriorityBulk):     1,
 	}
-}
-
-// Position returns how many jobs of the same model and priority will be started before a
-// waiting job, and whether it is in the queue at all: it is not while it waits for a
-// later attempt, nor once a lane has taken it. It fails with Redis's own error.
-func (c *Client) Position(ctx context.Context, job *Job) (ahead int64, inLine bool, err error) {
-	line := asynqPending(Queue(job.Model, job.Priority))
-	at, err := c.store.redis.LPos(ctx, line, job.ID, redis.LPosArgs{Rank: -1}).Result()
-	if errors.Is(err, redis.Nil) {
-		return 0, false, nil
-	}
-	length, lenErr := c.store.redis.LLen(ctx, line).Result()
-	if err := errors.Join(err, lenErr); err != nil {
-		return 0, false, fmt.Errorf("find %s in its queue: %w", job.ID, err)
-	}
-	return max(length-1-at, 0), true, nil
 }
 
 func newMessage(kind, queue, id string, payload any, opts ...asynq.Option) (*asynq.Task, error) {
@@ -146,4 +128,20 @@ func (s *Store) ArchivedMessages(ctx context.Context, queue string) (int64, erro
 		return 0, fmt.Errorf("count archive of %s: %w", queue, err)
 	}
 	return n, nil
+}
+
+// RegisterQueues makes the queues of these models visible to asynq's tools and web UI,
+// even when they are empty. asynq's client registers a queue only once, so the queue is
+// hidden after Redis has lost its data: call it at the start and after an outage.
+func (s *Store) RegisterQueues(ctx context.Context, models []string) error {
+	names := []any{QueueStore, QueueNotify}
+	for _, model := range models {
+		for queue := range LaneQueues(model) {
+			names = append(names, queue)
+		}
+	}
+	if err := s.redis.SAdd(ctx, asynqQueues, names...).Err(); err != nil {
+		return fmt.Errorf("register queues: %w", err)
+	}
+	return nil
 }

@@ -2,8 +2,7 @@ package jobs
 
 import "maps"
 
-// Pages that the facts are from, below help.aliyun.com/zh/model-studio unless
-// they say otherwise.
+// Pages of the facts, below help.aliyun.com/zh/model-studio unless they have a host.
 const (
 	seedPage      = "wanx-v1 help page (model table, key parameters)"
 	referenceV1   = "wanx-v1 API reference, text-to-image-api-reference"
@@ -13,8 +12,7 @@ const (
 	ratePage      = "rate-limit"
 )
 
-// Models returns the catalog, in the order in which it should be shown. The
-// caller may change what it gets.
+// Models returns the catalog in the order for people. The caller may change the result.
 func Models() []Model {
 	const v2cut = "; the revision of December 2025 says 800"
 	turbo20 := wan("wanx2.0-t2i-turbo", prices(40_000, 0))
@@ -99,8 +97,8 @@ func wanxV1() Model {
 	}
 }
 
-// wan is what the Wanxiang models 2.0 to 2.2 have in common; 2.5 differs in the
-// fields that [Models] sets.
+// wan returns the common fields of the Wanxiang models 2.0 to 2.2. [Models] changes some of
+// them for 2.5.
 func wan(name string, prices map[string]int64) Model {
 	return Model{
 		Name:                name,
@@ -129,7 +127,7 @@ func wan(name string, prices map[string]int64) Model {
 	}
 }
 
-// qwen is what the Qwen-Image models of this endpoint have in common.
+// qwen returns the common fields of the Qwen-Image models of this endpoint.
 func qwen(name string, prices map[string]int64) Model {
 	return Model{
 		Name:                name,

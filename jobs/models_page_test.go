@@ -23,7 +23,7 @@ func modelsPage(models []jobs.Model) string {
 
 <!-- Made from the catalog, jobs/models.go, by go test ./jobs -update. -->
 
-Prices are in yuan per image; "–" means that the model is not sold there. Only images that were made are charged.
+Prices are in yuan per image; "–" means that the model is not sold there. Only created images are charged.
 
 | model | Beijing | Singapore | ` + "`n`" + ` | tasks at once | submits/s |
 | --- | --- | --- | --- | --- | --- |
@@ -66,7 +66,7 @@ The service cuts off what is longer; Danqing warns, and sends the text as it is.
 	return b.String()
 }
 
-// sourceRow is a field of [jobs.Model] with the page that it is from.
+// sourceRow is a field of [jobs.Model] with its page.
 type sourceRow struct {
 	fact, page string
 	models     []string
@@ -90,7 +90,7 @@ func sourceRows(models []jobs.Model) []*sourceRow {
 	return rows
 }
 
-// modelOptions lists what only some models have.
+// modelOptions lists the parameters that only some models have.
 func modelOptions(m jobs.Model) string {
 	var b strings.Builder
 	if len(m.Styles) > 0 {
@@ -158,5 +158,5 @@ func yes(is bool) string {
 	return "–"
 }
 
-// escaped keeps stars from being taken for emphasis.
+// escaped escapes stars, which would mean emphasis.
 func escaped(s string) string { return strings.ReplaceAll(s, "*", `\*`) }

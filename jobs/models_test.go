@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The figures of the pages, written down a second time: a slip in the catalog
-// costs money or refuses what the service takes.
+// The figures of the pages, a second time: an error in the catalog costs money or refuses a
+// valid request.
 func TestModelFigures(t *testing.T) {
 	t.Parallel()
 	type figures struct {
@@ -49,7 +49,7 @@ func TestModelFigures(t *testing.T) {
 
 		name, sold := m.NameIn(RegionBeijing)
 		assert.True(t, sold)
-		assert.Equal(t, m.Name, name, "Beijing's spelling is ours")
+		assert.Equal(t, m.Name, name, "the catalog's names are Beijing's")
 		cost, _ := m.CostIn(RegionBeijing, 3)
 		assert.Equal(t, m.Cost(3), cost)
 	}
@@ -70,8 +70,7 @@ func TestModelInRegion(t *testing.T) {
 	assert.Zero(t, price)
 }
 
-// Each row is one request of a model: at a bound it is taken, beyond refused with
-// the rule that it breaks.
+// Each row is one request of a model, which is accepted at a limit and refused beyond it.
 func TestModelBounds(t *testing.T) {
 	t.Parallel()
 	sides := []string{"wanx2.0-t2i-turbo", "wanx2.1-t2i-turbo", "wanx2.1-t2i-plus", "wan2.2-t2i-flash", "wan2.2-t2i-plus"}
@@ -136,7 +135,7 @@ func TestModelBounds(t *testing.T) {
 	}
 }
 
-// What only wanx-v1 has is refused by the others by name, not sent and ignored.
+// Parameters that only wanx-v1 has are errors for other models.
 func TestModelsWithoutStylesAndReferences(t *testing.T) {
 	t.Parallel()
 	for _, m := range Models()[1:] {
@@ -151,7 +150,7 @@ func TestModelsWithoutStylesAndReferences(t *testing.T) {
 	}
 }
 
-// Qwen-Image makes one image a request; the error says how to get more.
+// Qwen-Image creates one image per request; the error says how to get more.
 func TestOneImageModels(t *testing.T) {
 	t.Parallel()
 	for _, model := range []string{"qwen-image", "qwen-image-plus"} {
@@ -160,8 +159,8 @@ func TestOneImageModels(t *testing.T) {
 	}
 }
 
-// The service's defaults are written out, so that the sidecar says what was asked
-// even if the service changes its mind.
+// Normalize sets the service's defaults, so that the sidecar has them even if the service
+// changes them.
 func TestNormalizeWritesDefaultsOut(t *testing.T) {
 	t.Parallel()
 	for _, m := range Models()[1:] {
@@ -172,12 +171,12 @@ func TestNormalizeWritesDefaultsOut(t *testing.T) {
 			PromptExtend: new(true), Watermark: new(false),
 		}, r)
 	}
-	asked := Request{Model: "wan2.1-t2i-turbo", Prompt: "猫", PromptExtend: new(false)}
-	r, _, err := asked.Normalize()
+	given := Request{Model: "wan2.1-t2i-turbo", Prompt: "猫", PromptExtend: new(false)}
+	r, _, err := given.Normalize()
 	require.NoError(t, err)
 	assert.Equal(t, "wanx2.1-t2i-turbo", r.Model, "Singapore's spelling is read too")
 	assert.False(t, *r.PromptExtend)
-	assert.Nil(t, asked.Watermark, "the receiver is left alone")
+	assert.Nil(t, given.Watermark, "the receiver is unchanged")
 }
 
 func TestModelsWarnOfLongPrompts(t *testing.T) {
@@ -195,8 +194,7 @@ func TestModelsWarnOfLongPrompts(t *testing.T) {
 	}
 }
 
-// Whatever size is asked for: if another one is proposed, it is allowed, and its
-// sides are about as they were asked or at the limit of the ratio.
+// For every size, a proposed one is allowed, and has about the same ratio or the limit.
 func TestSizeRemedyIsAllowed(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))

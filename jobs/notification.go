@@ -12,7 +12,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// The messages by which a producer is told that its job is over.
+// The task type and the queue in asynq of notifications: the messages for a producer at the
+// end of a job.
 const (
 	TypeNotify  = "danqing:notify"
 	QueueNotify = "danqing:notify"
@@ -63,8 +64,7 @@ type EventJob struct {
 	Labels    map[string]string `json:"labels,omitempty"`
 	Batch     string            `json:"batch,omitempty"`
 	Producer  string            `json:"producer,omitempty"`
-	// Images are all that were asked for, each in the bucket or with the reason why it
-	// is not.
+	// Images are all requested images, each in the bucket or with the reason why it is not.
 	Images        []EventImage `json:"images,omitempty"`
 	CostMicroYuan int64        `json:"cost_micro_yuan"`
 	// Code and Message say why the job failed or was canceled.
@@ -171,7 +171,7 @@ func (s *Store) EnqueueDueNotifications(ctx context.Context) error {
 		rec, err := s.Get(ctx, id)
 		switch {
 		case errors.Is(err, ErrNotFound), errors.Is(err, ErrCorrupt):
-			rec = &Record{Job: Job{ID: id}} // there is nothing to notify of
+			rec = &Record{Job: Job{ID: id}} // it has no notifications
 		case err != nil:
 			return err
 		}
@@ -182,9 +182,8 @@ func (s *Store) EnqueueDueNotifications(ctx context.Context) error {
 	return nil
 }
 
-// NotifyAgain sends the notifications of a job's end again, with the same event ID: one
-// that waits for a later attempt is sent at once, and one that was delivered or given up
-// is sent again. It returns the IDs of the messages.
+// NotifyAgain sends the notifications of a job's end again, with the same event ID, also
+// those that were delivered or abandoned. It returns the IDs of the messages.
 //
 // It fails with [ErrNotFound], with [ErrInvalidState] if the job has not ended or has
 // neither callback nor follow-up, or with Redis's own error.
@@ -223,7 +222,7 @@ func (s *Store) resend(ctx context.Context, rec *Record, kind NotificationKind) 
 	case err != nil:
 		return err
 	case info.State == asynq.TaskStatePending, info.State == asynq.TaskStateActive:
-		return nil // it is on its way
+		return nil // a worker is about to send it
 	case info.State == asynq.TaskStateRetry, info.State == asynq.TaskStateScheduled:
 		return inspector.RunTask(QueueNotify, id)
 	}
@@ -237,8 +236,8 @@ func (s *Store) resend(ctx context.Context, rec *Record, kind NotificationKind) 
 // Notification is the state of one notification of a job's end.
 type Notification struct {
 	Kind NotificationKind `json:"kind"`
-	// State is asynq's: "completed" once it was delivered, "archived" once it was given
-	// up; "" if the queue does not have it: it was deleted, or is older than a week.
+	// State is asynq's: "completed" once it was delivered, "archived" once it was
+	// abandoned; "" if it was deleted or is older than a week.
 	State string `json:"state"`
 	// Tries is how many attempts failed, LastError why the last one did, and NextAt when
 	// the next one is due.
@@ -253,7 +252,7 @@ func (i *Inspector) Notifications(_ context.Context, job *Job) ([]Notification, 
 	if !job.State.Final() {
 		return nil, nil
 	}
-	var notices []Notification
+	var list []Notification
 	for _, kind := range job.notificationKinds() {
 		n := Notification{Kind: kind}
 		info, err := asynq.NewInspectorFromRedisClient(i.store.redis).GetTaskInfo(QueueNotify, job.NotificationID(kind))
@@ -266,7 +265,7 @@ func (i *Inspector) Notifications(_ context.Context, job *Job) ([]Notification, 
 		case !errors.Is(err, asynq.ErrTaskNotFound) && !errors.Is(err, asynq.ErrQueueNotFound):
 			return nil, fmt.Errorf("read notifications of %s: %w", job.ID, err)
 		}
-		notices = append(notices, n)
+		list = append(list, n)
 	}
-	return notices, nil
+	return list, nil
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// told enqueues the job cat, which tells of its end in both ways.
-func told(t *testing.T, client *testClient) *jobs.Record {
+// enqueueNotifying enqueues the job cat, which has both kinds of notification.
+func enqueueNotifying(t *testing.T, client *testClient) *jobs.Record {
 	t.Helper()
 	rec, err := client.Enqueue(t.Context(), jobs.Request{
 		ID: "cat", Prompt: "a cat", Callback: "https://shop.example/hook", FollowUp: &jobs.FollowUp{Type: "image:ready", Queue: "shop"},
@@ -31,12 +31,12 @@ func due(t *testing.T, rdb redis.UniversalClient) []string {
 	return ids
 }
 
-// Whoever ends a job has its notices queued; a job without any queues nothing.
+// The end of a job enqueues its notifications, if it has any.
 func TestNotify(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
-		told(t, client)
+		enqueueNotifying(t, client)
 		enqueue(t, client, "dog")
 		for _, id := range []string{"cat", "dog"} {
 			_, err := client.Cancel(t.Context(), id)
@@ -56,7 +56,7 @@ func TestNotify(t *testing.T) {
 		assert.Equal(t, jobs.NotifyMessage{JobID: "cat", EventID: rec.EventID(), Kind: jobs.NotificationCallback}, message)
 		assert.Equal(t, jobs.TypeNotify, info.Type)
 
-		// A job that is retried ends once more, with another event.
+		// A retried job ends again, with another event.
 		first := rec.EventID()
 		_, err = client.Retry(t.Context(), "cat")
 		require.NoError(t, err)
@@ -67,18 +67,18 @@ func TestNotify(t *testing.T) {
 	})
 }
 
-// Whatever of the notices fails, and wherever the process dies after the end was
-// written: it is on record that they are due, and each is queued once.
+// If the process dies at any point after it has written the end, the notifications are due,
+// and each is enqueued once.
 func TestNotificationsAreDueUntilQueued(t *testing.T) {
 	t.Parallel()
 	for lost := 1; ; lost++ {
 		client, rdb := newClient(t)
-		rec := told(t, client)
+		rec := enqueueNotifying(t, client)
 		next := *rec
 		next.End(jobs.StateFailed, "Bad", "bad", time.Now().UTC())
-		hook := &dying{}
+		hook := &failAfter{}
 		rdb.AddHook(hook)
-		hook.left.Store(int64(lost) + 1) // after the swap
+		hook.left.Store(int64(lost) + 1) // after the write of the record
 		require.NoError(t, client.Store.Update(t.Context(), rec, &next))
 		died := hook.left.Load() <= 0
 		hook.left.Store(1 << 30)
@@ -95,25 +95,25 @@ func TestNotificationsAreDueUntilQueued(t *testing.T) {
 	}
 }
 
-// What nobody can tell any more does not stay in the way of others.
+// A due job that is gone does not block the others.
 func TestNotificationsOfALostJob(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
 	require.NoError(t, rdb.ZAdd(t.Context(), "danqing:notifications:due", redis.Z{Score: 1, Member: "gone"}, redis.Z{Score: 2, Member: "cat"}).Err())
-	told(t, client)
+	enqueueNotifying(t, client)
 	require.NoError(t, client.Store.EnqueueDueNotifications(t.Context()))
-	assert.Empty(t, due(t, rdb), "one is gone, the other is not over")
+	assert.Empty(t, due(t, rdb), "one is gone, the other has not ended")
 	assert.Empty(t, messages(t, rdb, jobs.QueueNotify))
 }
 
-// A person may have a notice sent again, whatever has become of it.
+// An operator can send a notification again in every state of its message.
 func TestNotifyAgain(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		_, err := client.NotifyAgain(t.Context(), "cat")
 		require.ErrorIs(t, err, jobs.ErrNotFound)
-		told(t, client)
+		enqueueNotifying(t, client)
 		enqueue(t, client, "dog")
 		_, err = client.NotifyAgain(t.Context(), "cat")
 		require.ErrorIs(t, err, jobs.ErrInvalidState)
@@ -130,17 +130,17 @@ func TestNotifyAgain(t *testing.T) {
 		inspector := asynq.NewInspectorFromRedisClient(rdb)
 		require.NoError(t, inspector.ArchiveTask(jobs.QueueNotify, callback))
 		require.NoError(t, inspector.DeleteTask(jobs.QueueNotify, followUp))
-		notices, err := client.Notifications(t.Context(), &rec.Job)
+		states, err := client.Notifications(t.Context(), &rec.Job)
 		require.NoError(t, err)
-		assert.Equal(t, []jobs.Notification{{Kind: jobs.NotificationCallback, State: "archived"}, {Kind: jobs.NotificationFollowUp}}, notices)
+		assert.Equal(t, []jobs.Notification{{Kind: jobs.NotificationCallback, State: "archived"}, {Kind: jobs.NotificationFollowUp}}, states)
 		for range 2 {
 			sent, err := client.NotifyAgain(t.Context(), "cat")
 			require.NoError(t, err)
 			assert.Equal(t, []string{callback, followUp}, sent)
 			assert.Equal(t, map[string]asynq.TaskState{callback: asynq.TaskStatePending, followUp: asynq.TaskStatePending}, messages(t, rdb, jobs.QueueNotify))
-			notices, err := client.Notifications(t.Context(), &rec.Job)
+			states, err := client.Notifications(t.Context(), &rec.Job)
 			require.NoError(t, err)
-			assert.Equal(t, []jobs.Notification{{Kind: jobs.NotificationCallback, State: "pending"}, {Kind: jobs.NotificationFollowUp, State: "pending"}}, notices)
+			assert.Equal(t, []jobs.Notification{{Kind: jobs.NotificationCallback, State: "pending"}, {Kind: jobs.NotificationFollowUp, State: "pending"}}, states)
 		}
 	})
 }

@@ -13,7 +13,7 @@ import (
 // start, for [Store.RequeueOrphan].
 func (s *Store) WithoutMessage(ctx context.Context, records []*Record) ([]*Record, error) {
 	var keys []string
-	var waiting, unwoken []*Record
+	var waiting, orphans []*Record
 	for _, rec := range records {
 		if rec.State.Waiting() {
 			keys = append(keys, asynqMessage(Queue(rec.Model, rec.Priority), rec.ID))
@@ -31,15 +31,16 @@ func (s *Store) WithoutMessage(ctx context.Context, records []*Record) ([]*Recor
 		switch state {
 		case "pending", "active", "scheduled", "retry":
 		default:
-			unwoken = append(unwoken, waiting[i])
+			orphans = append(orphans, waiting[i])
 		}
 	}
-	return unwoken, nil
+	return orphans, nil
 }
 
 // RequeueOrphan gives a waiting job a message if it has none. If its message was
 // archived, or is gone together with the request, the job is canceled with [CodeArchived]
-// or [CodeMessageLost], since nothing was bought. It returns the record if it changed
+// or [CodeMessageLost], since nothing was bought; a job that was retried for its missing
+// images succeeds with the images that it has. It returns the record if it changed
 // something, else nil. It fails with [ErrConflict] if the job was changed meanwhile, or
 // with Redis's own error.
 //
@@ -57,14 +58,17 @@ func (s *Store) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error)
 	if !gone && info.State != asynq.TaskStateArchived && info.State != asynq.TaskStateCompleted {
 		return nil, nil //nolint:nilnil // nothing to repair
 	}
-	req, err := s.RequestOf(ctx, &rec.Job)
+	archived := !gone && info.State == asynq.TaskStateArchived && !archivedBeforeRetry(rec, info)
+	req, err := s.requestOf(&rec.Job)
 	next := *rec
 	switch {
 	case errors.Is(err, ErrRequestLost):
 		next.Code, next.Message = CodeMessageLost, "its message is gone from the queue, and nothing was bought: enqueue it again"
 	case err != nil:
 		return nil, err
-	case !gone && info.State == asynq.TaskStateArchived && !archivedBeforeRetry(rec, info):
+	case archived && rec.storedImages() > 0:
+		return s.cancelWaiting(ctx, rec) // it succeeds with the images that it has
+	case archived:
 		next.Code, next.Message = CodeArchived, "its message was archived in the queue before anything was bought: run it there, or retry the job"
 		next.Request = &req
 	default:
@@ -74,11 +78,8 @@ func (s *Store) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error)
 	return &next, s.Update(ctx, rec, &next)
 }
 
-// archivedBeforeRetry reports whether a message is in the archive because of the end that
-// the job had before it was retried: asynq repeats a write that failed.
+// archivedBeforeRetry reports whether the message was archived for the job's end before its
+// retry: asynq repeats a failed write as long as it has the message's lease.
 func archivedBeforeRetry(rec *Record, message *asynq.TaskInfo) bool {
 	return !message.LastFailedAt.IsZero() && message.LastFailedAt.Before(rec.RetriedAt.Add(asynqLease))
 }
-
-// asynqLease is how long asynq repeats the outcome of a message: its lease.
-const asynqLease = 30 * time.Second

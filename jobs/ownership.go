@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -37,7 +36,7 @@ func (s *Store) ClaimTask(ctx context.Context, task, job string) error {
 // Another job may own it all the same. It fails with a [*TaskOwnedError] if it is
 // quarantined for another job, or with Redis's own error.
 func (s *Store) QuarantineTask(ctx context.Context, task, job string) error {
-	return s.claim(ctx, "kept", task, job)
+	return s.claim(ctx, "quarantined", task, job)
 }
 
 func (s *Store) claim(ctx context.Context, field, task, job string) error {
@@ -55,24 +54,24 @@ func (s *Store) claim(ctx context.Context, field, task, job string) error {
 // quarantined, which may be another; "" for none.
 type TaskOwner struct{ Job, QuarantinedFor string }
 
-// ownersScript returns the owner of each task and the job that it is kept for.
+// ownersScript returns, for each task, the owner and the job that it is quarantined for.
 var ownersScript = redis.NewScript(`
-local notes = {}
+local owners = {}
 for i = 1, #KEYS do
-  local got = redis.call('HMGET', KEYS[i], 'job', 'kept')
-  notes[2 * i - 1] = got[1] or ''
-  notes[2 * i] = got[2] or ''
+  local got = redis.call('HMGET', KEYS[i], 'job', 'quarantined')
+  owners[2 * i - 1] = got[1] or ''
+  owners[2 * i] = got[2] or ''
 end
-return notes
+return owners
 `)
 
 // ownersPerCall limits one run of the script, which blocks Redis, to some milliseconds.
 const ownersPerCall = 500
 
-// TaskOwners returns the owners of those tasks that Redis has one for. It fails with
-// Redis's own error.
+// TaskOwners returns the owners of tasks. Tasks without an owner are not in the result. It
+// fails with Redis's own error.
 func (s *Store) TaskOwners(ctx context.Context, tasks []string) (map[string]TaskOwner, error) {
-	notes := map[string]TaskOwner{}
+	owners := map[string]TaskOwner{}
 	for len(tasks) > 0 {
 		some := tasks[:min(len(tasks), ownersPerCall)]
 		tasks = tasks[len(some):]
@@ -85,12 +84,12 @@ func (s *Store) TaskOwners(ctx context.Context, tasks []string) (map[string]Task
 			return nil, fmt.Errorf("read owners of tasks: %w", err)
 		}
 		for i, task := range some {
-			if note := (TaskOwner{found[2*i], found[2*i+1]}); note != (TaskOwner{}) {
-				notes[task] = note
+			if owner := (TaskOwner{found[2*i], found[2*i+1]}); owner != (TaskOwner{}) {
+				owners[task] = owner
 			}
 		}
 	}
-	return notes, nil
+	return owners, nil
 }
 
 // SetKeyID records the api_key_id of the API key with a fingerprint.
@@ -109,10 +108,4 @@ func (s *Store) KeyID(ctx context.Context, fingerprint string) (string, error) {
 		return "", fmt.Errorf("read api_key_id: %w", err)
 	}
 	return keyID, nil
-}
-
-// ClearIntent resets what the record has about the create of the current attempt.
-func (r *Record) ClearIntent() {
-	r.ServiceAt, r.AmbiguousAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
-	r.Candidates, r.Rejected, r.Adopted, r.RequestID, r.CutShort = nil, nil, false, "", false
 }

@@ -26,11 +26,11 @@ var (
 	// bucket.
 	ErrCorrupt = errors.New("the job's record in Redis is corrupt")
 	// ErrConflict means that the record was changed since it was read: read it again and
-	// decide anew.
+	// repeat the decision.
 	ErrConflict = errors.New("the record changed meanwhile")
 	// ErrDigestConflict means that the ID belongs to a job with another request.
 	ErrDigestConflict = errors.New("this job ID belongs to another request")
-	// ErrFinished means that the job has ended, so that the call is no longer possible.
+	// ErrFinished means that the job has ended, and the call is no longer possible.
 	ErrFinished = errors.New("the job is finished")
 	// ErrInvalidState means that the call is not possible in the job's state; the text
 	// says what is.
@@ -40,7 +40,7 @@ var (
 	ErrRequestLost = errors.New("the job's request is lost")
 )
 
-// Record is a job as workers keep it: a [Job] and what they need to go on with it. In
+// Record is a job as workers store it: a [Job] and what they need to continue it. In
 // Redis it is one hash: the record as JSON, with state, attempt and term beside it for the
 // compare-and-set. The record decides; a message in a queue only wakes a worker.
 type Record struct {
@@ -89,7 +89,7 @@ type Record struct {
 	SettledIntent []byte `json:"-"`
 }
 
-// NewRecord returns the record of a job that begins to wait now. The request must be
+// NewRecord returns the record of a job that is enqueued now. The request must be
 // normalized and have its ID.
 func NewRecord(req Request, warnings []string) *Record {
 	rec := &Record{Job: Job{
@@ -103,8 +103,14 @@ func NewRecord(req Request, warnings []string) *Record {
 	return rec
 }
 
+// ClearIntent resets the fields about the create of the current attempt.
+func (r *Record) ClearIntent() {
+	r.ServiceAt, r.AmbiguousAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
+	r.Candidates, r.Rejected, r.Adopted, r.RequestID, r.CutShort = nil, nil, false, "", false
+}
+
 // Result is what DashScope reported for one image: a URL that is valid until ExpiresAt,
-// or the code and message of why there is none. N counts from 1.
+// or a code and a message with the reason. N counts from 1.
 type Result struct {
 	N            int       `json:"n"`
 	URL          string    `json:"url,omitempty"`

@@ -12,7 +12,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
-// testClient has what producers, operators and workers call.
+// testClient has the methods of producers, operators and workers.
 type testClient struct {
 	*jobs.Client
 	*jobs.Inspector
@@ -23,7 +23,7 @@ func newTestClient(rdb redis.UniversalClient) *testClient {
 	return &testClient{jobs.NewClient(rdb), jobs.NewInspector(rdb), jobs.NewStore(rdb)}
 }
 
-// record is the whole record of a job that a call returned.
+// record reads the whole record of a returned job.
 func (c *testClient) record(ctx context.Context, job *jobs.Job, err error) (*jobs.Record, error) {
 	if job == nil {
 		return nil, err
@@ -78,27 +78,27 @@ func onBoth(t *testing.T, test func(t *testing.T, client *testClient, rdb redis.
 	})
 }
 
-// errLost is a reply that did not come back.
+// errLost is the error of a lost reply.
 var errLost = errors.New("the reply was lost")
 
-// loser loses the reply of the nth command from now on: it is done, and the
-// caller gets an error.
-type loser struct{ left atomic.Int64 }
+// replyLoser loses the reply of the nth command from now on: Redis executes the command, and
+// the caller gets an error.
+type replyLoser struct{ left atomic.Int64 }
 
-var _ redis.Hook = (*loser)(nil)
+var _ redis.Hook = (*replyLoser)(nil)
 
-func (l *loser) loseNth(n int) { l.left.Store(int64(n)) }
+func (l *replyLoser) loseNth(n int) { l.left.Store(int64(n)) }
 
-func (l *loser) lose(err error) error {
+func (l *replyLoser) lose(err error) error {
 	if l.left.Add(-1) == 0 {
 		return errLost
 	}
 	return err
 }
 
-func (l *loser) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (l *replyLoser) DialHook(next redis.DialHook) redis.DialHook { return next }
 
-func (l *loser) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+func (l *replyLoser) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		err := l.lose(next(ctx, cmd))
 		if errors.Is(err, errLost) {
@@ -108,7 +108,7 @@ func (l *loser) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	}
 }
 
-func (l *loser) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (l *replyLoser) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
 		err := l.lose(next(ctx, cmds))
 		if errors.Is(err, errLost) {
@@ -120,17 +120,17 @@ func (l *loser) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proces
 	}
 }
 
-// interloper does something else once, right before the nth command.
-type interloper struct {
+// interruption calls do once, directly before the nth command.
+type interruption struct {
 	left atomic.Int64
 	do   func()
 }
 
-var _ redis.Hook = (*interloper)(nil)
+var _ redis.Hook = (*interruption)(nil)
 
-func (i *interloper) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (i *interruption) DialHook(next redis.DialHook) redis.DialHook { return next }
 
-func (i *interloper) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+func (i *interruption) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		if i.left.Add(-1) == 0 {
 			i.do()
@@ -139,20 +139,20 @@ func (i *interloper) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	}
 }
 
-func (i *interloper) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (i *interruption) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return next
 }
 
-// dying does what it is asked for a number of commands, and then nothing any more.
-type dying struct{ left atomic.Int64 }
+// failAfter executes some commands, and fails all later ones.
+type failAfter struct{ left atomic.Int64 }
 
-var _ redis.Hook = (*dying)(nil)
+var _ redis.Hook = (*failAfter)(nil)
 
-func (d *dying) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (f *failAfter) DialHook(next redis.DialHook) redis.DialHook { return next }
 
-func (d *dying) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+func (f *failAfter) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if d.left.Add(-1) <= 0 {
+		if f.left.Add(-1) <= 0 {
 			cmd.SetErr(errLost)
 			return errLost
 		}
@@ -160,6 +160,6 @@ func (d *dying) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	}
 }
 
-func (d *dying) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (f *failAfter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return next
 }

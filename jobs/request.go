@@ -10,90 +10,87 @@ import (
 	"unicode/utf8"
 )
 
-// Request is what a producer asks for: n images of one model. The zero value of
-// every field but Prompt means its default. [Request.Normalize] fills the
-// defaults in and checks the whole.
+// Request is a producer's request for n images of one model. The zero value of every field
+// except Prompt means its default. [Request.Normalize] sets the defaults and checks the
+// request.
 type Request struct {
-	// ID is the job's, see [ValidID]; empty until somebody chooses one.
+	// ID is the job's ID, see [ValidID]; empty until one is chosen.
 	ID string `json:"id,omitempty"`
 	// Model is a name of the catalog; empty is [DefaultModel].
 	Model string `json:"model,omitempty"`
-	// Prompt says what to paint; the one field that must be given. It is sent
-	// whole, byte for byte.
+	// Prompt describes the image. It is required, and sent unchanged.
 	Prompt string `json:"prompt"`
-	// NegativePrompt says what must not be seen.
+	// NegativePrompt describes what the image must not show.
 	NegativePrompt string `json:"negative_prompt,omitempty"`
-	// Style is a value of the model's, if it has styles, with or without angle brackets, or its
-	// Chinese name; empty is the model's default.
+	// Style is a style of the model, with or without angle brackets, or its Chinese name;
+	// empty is the model's default.
 	Style string `json:"style,omitempty"`
-	// Size is width*height in pixels; x and × are read too. Empty is the
+	// Size is width*height in pixels; x and × are accepted too. Empty is the
 	// model's default.
 	Size string `json:"size,omitempty"`
-	// N is how many images; 0 is 1. (DashScope's own default of 4 would cost
-	// four times as much.)
+	// N is the number of images; 0 means 1. (DashScope's own default is 4, which costs four
+	// times as much.)
 	N int `json:"n,omitempty"`
-	// Seed is that of the first image, 0 to 2147483647; the others take the
-	// seeds that follow. Nil: see [Request.WithSeed].
+	// Seed is the seed of the first image, 0 to 2147483647; the others have the following
+	// seeds. Nil: see [Request.WithSeed].
 	Seed *int64 `json:"seed,omitempty"`
 	// RefImg is a reference image: an http(s) URL that Alibaba can reach, or
 	// the name of a staged file, "sha256:" and 64 hex digits.
 	RefImg string `json:"ref_img,omitempty"`
-	// RefStrength is how close to the reference, 0 to 1; nil leaves it to the
-	// service.
+	// RefStrength is the similarity to the reference, 0 to 1; nil is the service's default.
 	RefStrength *float64 `json:"ref_strength,omitempty"`
 	// RefMode is "repaint" (keep the content; the default) or "refonly" (keep
 	// the style).
 	RefMode string `json:"ref_mode,omitempty"`
-	// PromptExtend lets a language model of the service rewrite the prompt
-	// first; for models that have it. Nil is the service's default, true, which
-	// [Request.Normalize] writes out; what became of the prompt comes back as
-	// actual_prompt.
+	// PromptExtend lets a language model of the service rewrite the prompt first; for
+	// models that have it. Nil is the service's default, true, which [Request.Normalize]
+	// sets. The rewritten prompt is [Image.ActualPrompt].
 	PromptExtend *bool `json:"prompt_extend,omitempty"`
 	// Watermark puts the service's mark at the bottom right; for models that
-	// have it. Nil is false, which [Request.Normalize] writes out.
+	// have it. Nil is false, which [Request.Normalize] sets.
 	Watermark *bool `json:"watermark,omitempty"`
 	// Priority is "critical", "default" or "bulk"; empty is "default".
 	Priority string `json:"priority,omitempty"`
 	// Labels are the producer's own: at most 16, names of 1 to 64 characters,
 	// values of at most 256, no control characters.
 	Labels map[string]string `json:"labels,omitempty"`
-	// RedoOf is the ID of the job that this one does again with a new seed.
+	// RedoOf is the ID of the job that this job repeats with a new seed.
 	RedoOf string `json:"redo_of,omitempty"`
-	// NotBefore keeps the job from being submitted earlier; zero is at once. It is
-	// looked at every second or so.
+	// NotBefore is the earliest time of the submit; zero is at once. It is checked about
+	// every second.
 	NotBefore time.Time `json:"not_before,omitzero"`
-	// Deadline is when the job is worthless if it was not submitted before: it then
-	// fails with [CodeDeadlineExceeded], and costs nothing. What is under way by then
-	// is finished. Zero is none.
+	// Deadline is the latest time of the submit: a job that still waits then fails with
+	// [CodeDeadlineExceeded], and costs nothing. A submitted job is finished. Zero means no
+	// deadline.
 	Deadline time.Time `json:"deadline,omitzero"`
-	// Callback is an http(s) URL that is told of the job's end by a signed POST, see
-	// [Event]. Its host must have a public address, unless the worker allows others.
+	// Callback is an http(s) URL that receives a signed POST at the job's end, see [Event].
+	// Its host must have a public address, unless the worker allows others.
 	Callback string `json:"callback,omitempty"`
-	// FollowUp is a message of the producer's own that is queued when the job ends;
-	// nil is none.
+	// FollowUp is a task in a queue of the producer that is enqueued at the job's end; nil
+	// means none.
 	FollowUp *FollowUp `json:"follow_up,omitempty"`
-	// Stage asks to copy the reference image at RefImg, a URL, into the bucket before
-	// the job is queued, so that it cannot vanish meanwhile. Whoever has the bucket
-	// does so and clears it: the command line, the gateway. [Client.Enqueue], which has
-	// none, refuses it.
+	// Stage is whether the reference image at RefImg, a URL, is copied into the bucket
+	// before the job is enqueued, so that it is still there at the submit. The command line
+	// and the gateway copy it and clear Stage. [Client.Enqueue] has no bucket and refuses
+	// it.
 	Stage bool `json:"stage,omitempty"`
-	// Producer is the name of the gateway's token that asked for the job, which the
-	// gateway sets; 1 to 64 characters of A-Z a-z 0-9 . _ -, or empty.
+	// Producer is the name of the gateway's token that enqueued the job; the gateway sets
+	// it. 1 to 64 characters of A-Z a-z 0-9 . _ -, or empty.
 	Producer string `json:"producer,omitempty"`
-	// Batch and LineID are the names that a batch file gave, for image keys and
-	// the sidecar. [ReadBatch] sets them, whatever the line says.
+	// Batch and LineID are the names in a batch file, for image keys and the sidecar.
+	// [ReadBatch] sets them; fields of the line with these names are ignored.
 	Batch  string `json:"batch,omitempty"`
 	LineID string `json:"line_id,omitempty"`
 }
 
-// FollowUp names an asynq task of the producer's own: when a job has ended it is put
-// into that queue, once for each [Event] while asynq remembers its ID (which is the
-// event's), with the event as JSON for its payload.
+// FollowUp is an asynq task for the producer. At the end of the job it is enqueued with the
+// [Event] as JSON. Its ID is the event's, so that asynq accepts it only once while it keeps
+// the task.
 type FollowUp struct {
-	// Type is the task's type, 1 to 128 characters without control characters; not
-	// one of Danqing's own.
+	// Type is the task's type, 1 to 128 characters without control characters; it must not
+	// begin with "danqing:".
 	Type string `json:"type"`
-	// Queue is the asynq queue, like Type; empty is asynq's "default".
+	// Queue is the asynq queue, with the same rules as Type; empty is asynq's "default".
 	Queue string `json:"queue,omitempty"`
 }
 
@@ -103,8 +100,8 @@ const StagedPrefix = "sha256:"
 
 var _ json.Unmarshaler = (*Request)(nil)
 
-// shapingNames are the fields that DashScope's own body has below input and
-// parameters; ownNames are ours. Both in the order of [Request].
+// shapingNames are the fields in input and parameters of DashScope's body, in the order of
+// [Request].
 func shapingNames() []string {
 	return []string{
 		"prompt", "negative_prompt", "style", "size", "n", "seed",
@@ -119,23 +116,22 @@ func topNames() []string {
 	return append(own, shapingNames()...)
 }
 
-// stageName is one letter from a producer's own "state": it has to be spelled right.
+// stageName is never suggested: it is one letter from "state", a likely column of a producer.
 const stageName = "stage"
 
-// messageNames are those of a request that is ours already. In a batch file,
-// "batch" and "line_id" are the producer's own columns.
+// messageNames are the names in an encoded [Request]. In a batch file, "batch" and "line_id"
+// are columns of the producer.
 func messageNames() []string { return append(topNames(), "batch", "line_id", "producer") }
 
 // UnmarshalJSON reads a request in its flat form or as DashScope's own body
-// ({"model", "input": {…}, "parameters": {…}}), or a mix. The reference image is
-// read from ref_img, ref_image (the document's curl lines) and sketch_image_url
-// (its Python samples); ref_img wins, as in DashScope, and two others that
-// differ are an error. A null is as if absent. An ID may be a whole number.
+// ({"model", "input": {…}, "parameters": {…}}), or a mix. The reference image is read from
+// ref_img, ref_image (the curl samples of the API reference) and sketch_image_url (its Python
+// samples); ref_img wins, as in DashScope, and different values of the other two are an
+// error. A null counts as absent. An ID may be a whole number.
 //
-// The error is an [*InvalidError] with all that is wrong: types, a name that
-// comes twice, an unknown name inside input or parameters, and an unknown name
-// that looks like a slip for a known one. Other unknown names are ignored, and
-// so is "danqing", which a results file has.
+// The error is an [*InvalidError] with every wrong type, duplicate name, unknown name in
+// input or parameters, and unknown name that is probably a misspelling of a known one. Other
+// unknown names are ignored, and so is "danqing", which a results file has.
 func (r *Request) UnmarshalJSON(data []byte) error {
 	got, err := readRequest(data, messageNames())
 	if err == nil {
@@ -144,9 +140,8 @@ func (r *Request) UnmarshalJSON(data []byte) error {
 	return err
 }
 
-// ParseRequest reads a request as a producer may write it: as [Request.UnmarshalJSON]
-// does, but Batch, LineID and Producer are not the producer's to set, and ignored. It
-// is not normalized.
+// ParseRequest reads a producer's request like [Request.UnmarshalJSON], but ignores Batch,
+// LineID and Producer, which a producer must not set. The result is not normalized.
 func ParseRequest(data []byte) (Request, error) { return readRequest(data, topNames()) }
 
 func readRequest(data []byte, names []string) (Request, error) {
@@ -197,8 +192,8 @@ func members(object []byte) ([]member, error) {
 	return list, nil
 }
 
-// decodeRequest reads a request from valid, compact JSON, by these names at the
-// top level. What it returns beside problems is as far as it could be read.
+// decodeRequest reads a request from valid, compact JSON with these names at the top level.
+// Beside problems it returns the fields that could be read.
 func decodeRequest(data []byte, names []string) (Request, []FieldError) {
 	d := decoder{given: map[string]given{}}
 	if len(data) == 0 || data[0] != '{' {
@@ -239,7 +234,7 @@ func decodeRequest(data []byte, names []string) (Request, []FieldError) {
 }
 
 // loneSurrogate returns where valid JSON escapes half of a UTF-16 pair, or -1.
-// encoding/json would put U+FFFD there without a word.
+// encoding/json would replace it by U+FFFD silently.
 func loneSurrogate(data []byte) int {
 	unit := func(i int) rune {
 		if i+6 > len(data) || data[i] != '\\' || data[i+1] != 'u' {
@@ -257,7 +252,7 @@ func loneSurrogate(data []byte) int {
 		}
 		switch u := unit(i); {
 		case !utf16.IsSurrogate(u):
-			i++ // over the escaped character
+			i++ // skip the escaped character
 		case utf16.DecodeRune(u, unit(i+6)) == utf8.RuneError:
 			return i
 		default:

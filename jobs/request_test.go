@@ -33,7 +33,7 @@ func TestRequestUnmarshal(t *testing.T) {
 			`{"input":{"prompt":"p","negative_prompt":"q"},"parameters":{"negative_prompt":"q"}}`,
 			Request{Prompt: "p", NegativePrompt: "q"},
 		},
-		"ours beside DashScope's":      {`{"id":"a","priority":"bulk","input":{"prompt":"p"}}`, Request{ID: "a", Priority: "bulk", Prompt: "p"}},
+		"own fields and DashScope's":   {`{"id":"a","priority":"bulk","input":{"prompt":"p"}}`, Request{ID: "a", Priority: "bulk", Prompt: "p"}},
 		"the producer's own columns":   {`{"prompt":"p","sku":"A-17","site":"x","no":3,"remark":{"n":1,"n":2},"match":1}`, Request{Prompt: "p"}},
 		"a results line":               {`{"prompt":"p","danqing":{"prompt":"q","id":"x"}}`, Request{Prompt: "p"}},
 		"nulls":                        {`{"id":null,"prompt":"p","n":null,"seed":null,"labels":null,"input":null,"ref_strength":null,"prompt_extend":null,"watermark":null}`, Request{Prompt: "p"}},
@@ -58,42 +58,42 @@ func TestRequestUnmarshal(t *testing.T) {
 func TestRequestUnmarshalErrors(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ in, want string }{
-		"text for a number":     {`{"prompt":"p","n":"2"}`, `n: "2"; allowed: a whole number without quotes`},
-		"half an image":         {`{"prompt":"p","n":2.5}`, `n: 2.5; allowed: a whole number without quotes`},
-		"no image":              {`{"prompt":"p","n":0}`, `n: 0; allowed: a whole number, 1 or more; leave it out for 1`},
-		"far too many images":   {`{"prompt":"p","n":4294967297}`, `n: 4294967297; allowed: a whole number, 1 or more; leave it out for 1`},
-		"no seed of ours":       {`{"prompt":"p","seed":1e300}`, `seed: 1e300; allowed: a whole number without quotes`},
-		"beyond float64":        {`{"prompt":"p","ref_strength":1e400}`, `ref_strength: 1e400; allowed: a number without quotes`},
-		"number for a text":     {`{"prompt":12}`, `prompt: 12; allowed: text in quotes`},
-		"broken ID":             {`{"id":1.5,"prompt":"p"}`, `id: 1.5; allowed: text in quotes`},
-		"text for a switch":     {`{"prompt":"p","watermark":"false"}`, `watermark: "false"; allowed: true or false without quotes`},
-		"number for a switch":   {`{"prompt":"p","parameters":{"prompt_extend":0}}`, `parameters.prompt_extend: 0; allowed: true or false without quotes`},
-		"inside parameters":     {`{"input":{"prompt":"p"},"parameters":{"n":true}}`, `parameters.n: true; allowed: a whole number without quotes`},
-		"all at once":           {`{"prompt":1,"size":2}`, `prompt: 1; allowed: text in quotes | size: 2; allowed: text in quotes`},
-		"no object":             {`["p"]`, `request: ["p"]; allowed: a JSON object, as in {"prompt": "…"}`},
-		"input is no object":    {`{"input":"p"}`, `input: "p"; allowed: an object, as in DashScope's own body`},
-		"twice":                 {`{"prompt":"p","prompt":"p"}`, `prompt: "p"; allowed: each name once; this is the second`},
-		"twice, escaped":        {`{"prompt":"p","\u0070rompt":"q"}`, `prompt: "q"; allowed: each name once; this is the second`},
-		"own column twice":      {`{"prompt":"p","sku":1,"sku":2}`, `sku: 2; allowed: each name once; this is the second`},
-		"label twice":           {`{"prompt":"p","labels":{"a":"b","a":"c"}}`, `labels.a: "c"; allowed: each name once; this is the second`},
-		"label without quotes":  {`{"prompt":"p","labels":{"a":1}}`, `labels.a: 1; allowed: text in quotes`},
-		"null label":            {`{"prompt":"p","labels":{"a":null}}`, `labels.a: null; allowed: text in quotes`},
-		"labels as a list":      {`{"prompt":"p","labels":["a"]}`, `labels: ["a"]; allowed: an object of texts, as in {"sku": "A-17"}`},
-		"in two places":         {`{"prompt":"p","input":{"prompt":"q"}}`, `input.prompt: "q"; allowed: one value; prompt says "p"`},
-		"two references":        {`{"prompt":"p","ref_image":"a","sketch_image_url":"b"}`, `sketch_image_url: "b"; allowed: one reference image; ref_image says "a"; name the one that is meant ref_img`},
-		"slip":                  {`{"promt":"p"}`, `promt: "p"; did you mean "prompt"? (a column of your own needs another name)`},
-		"slip in capitals":      {`{"prompt":"p","NegativePrompt":"q"}`, `NegativePrompt: "q"; did you mean "negative_prompt"? (a column of your own needs another name)`},
-		"slip in parameters":    {`{"prompt":"p","parameters":{"stlye":"a"}}`, `parameters.stlye: "a"; did you mean "style"?`}, //nolint:misspell // slips are what is tested
-		"unknown parameter":     {`{"prompt":"p","parameters":{"quality":"hd"}}`, `parameters.quality: "hd"; allowed: here only prompt, negative_prompt, style, size, n, seed, ref_img, ref_image, sketch_image_url, ref_strength, ref_mode, prompt_extend, watermark`},
-		"no zone":               {`{"prompt":"p","not_before":"2026-11-28 18:30:00"}`, `not_before: "2026-11-28 18:30:00"; allowed: a time with its zone in quotes, as in 2026-11-28T18:30:00+08:00`},
-		"follow-up as text":     {`{"prompt":"p","follow_up":"t"}`, `follow_up: "t"; allowed: a type and a queue of your own asynq server, as in {"type": "image:ready", "queue": "shop"}`},
-		"slip in a follow-up":   {`{"prompt":"p","follow_up":{"typ":"t"}}`, `follow_up: {"typ":"t"}; allowed: a type and a queue of your own asynq server, as in {"type": "image:ready", "queue": "shop"}`},
-		"half an emoji":         {`{"prompt":"cat \ud83d"}`, `request: \ud83d; allowed: whole characters; this is half of one: a text was cut within an emoji`},
-		"half an emoji, middle": {`{"prompt":"\ude00\ud83d"}`, `request: \ude00; allowed: whole characters; this is half of one: a text was cut within an emoji`},
-		"secrets in a slip":     {`{"prompt":"p","ref_imgs":"https://u:hunter2@h/a.png?Signature=hunter2"}`, `ref_imgs: "https://…@h/a.png?…"; did you mean "ref_img"? (a column of your own needs another name)`},
-		"PHP's slashes":         {`{"prompt":"p","ref_imgs":"https:\/\/h\/a.png?Signature=hunter2"}`, `ref_imgs: "https://h/a.png?…"; did you mean "ref_img"? (a column of your own needs another name)`},
-		"PHP's slashes, deeper": {`{"prompt":"p","lables":["https:\/\/h\/a.png?Signature=hunter2"]}`, `lables: ["https://h/a.png?…"]; did you mean "labels"? (a column of your own needs another name)`},
-		"escaped secrets":       {`{"prompt":"p","ref_img":{"u":"https://h/a.png\u003fSignature=hunter2"}}`, `ref_img: "{\"u\":\"https://h/a.png?…"; allowed: text in quotes`},
+		"text for a number":      {`{"prompt":"p","n":"2"}`, `n: "2"; allowed: a whole number without quotes`},
+		"half an image":          {`{"prompt":"p","n":2.5}`, `n: 2.5; allowed: a whole number without quotes`},
+		"no image":               {`{"prompt":"p","n":0}`, `n: 0; allowed: a whole number, 1 or more; leave it out for 1`},
+		"far too many images":    {`{"prompt":"p","n":4294967297}`, `n: 4294967297; allowed: a whole number, 1 or more; leave it out for 1`},
+		"seed out of range":      {`{"prompt":"p","seed":1e300}`, `seed: 1e300; allowed: a whole number without quotes`},
+		"beyond float64":         {`{"prompt":"p","ref_strength":1e400}`, `ref_strength: 1e400; allowed: a number without quotes`},
+		"number for a text":      {`{"prompt":12}`, `prompt: 12; allowed: text in quotes`},
+		"broken ID":              {`{"id":1.5,"prompt":"p"}`, `id: 1.5; allowed: text in quotes`},
+		"text for a switch":      {`{"prompt":"p","watermark":"false"}`, `watermark: "false"; allowed: true or false without quotes`},
+		"number for a switch":    {`{"prompt":"p","parameters":{"prompt_extend":0}}`, `parameters.prompt_extend: 0; allowed: true or false without quotes`},
+		"inside parameters":      {`{"input":{"prompt":"p"},"parameters":{"n":true}}`, `parameters.n: true; allowed: a whole number without quotes`},
+		"all at once":            {`{"prompt":1,"size":2}`, `prompt: 1; allowed: text in quotes | size: 2; allowed: text in quotes`},
+		"no object":              {`["p"]`, `request: ["p"]; allowed: a JSON object, as in {"prompt": "…"}`},
+		"input is not an object": {`{"input":"p"}`, `input: "p"; allowed: an object, as in DashScope's own body`},
+		"twice":                  {`{"prompt":"p","prompt":"p"}`, `prompt: "p"; allowed: each name once; this is the second`},
+		"twice, escaped":         {`{"prompt":"p","\u0070rompt":"q"}`, `prompt: "q"; allowed: each name once; this is the second`},
+		"own column twice":       {`{"prompt":"p","sku":1,"sku":2}`, `sku: 2; allowed: each name once; this is the second`},
+		"label twice":            {`{"prompt":"p","labels":{"a":"b","a":"c"}}`, `labels.a: "c"; allowed: each name once; this is the second`},
+		"label without quotes":   {`{"prompt":"p","labels":{"a":1}}`, `labels.a: 1; allowed: text in quotes`},
+		"null label":             {`{"prompt":"p","labels":{"a":null}}`, `labels.a: null; allowed: text in quotes`},
+		"labels as a list":       {`{"prompt":"p","labels":["a"]}`, `labels: ["a"]; allowed: an object of texts, as in {"sku": "A-17"}`},
+		"in two places":          {`{"prompt":"p","input":{"prompt":"q"}}`, `input.prompt: "q"; allowed: one value; prompt says "p"`},
+		"two references":         {`{"prompt":"p","ref_image":"a","sketch_image_url":"b"}`, `sketch_image_url: "b"; allowed: one reference image; ref_image says "a"; name the one that is meant ref_img`},
+		"misspelled":             {`{"promt":"p"}`, `promt: "p"; did you mean "prompt"? (a column of your own needs another name)`},
+		"misspelled capitals":    {`{"prompt":"p","NegativePrompt":"q"}`, `NegativePrompt: "q"; did you mean "negative_prompt"? (a column of your own needs another name)`},
+		"misspelled parameter":   {`{"prompt":"p","parameters":{"stlye":"a"}}`, `parameters.stlye: "a"; did you mean "style"?`}, //nolint:misspell // tests misspellings
+		"unknown parameter":      {`{"prompt":"p","parameters":{"quality":"hd"}}`, `parameters.quality: "hd"; allowed: here only prompt, negative_prompt, style, size, n, seed, ref_img, ref_image, sketch_image_url, ref_strength, ref_mode, prompt_extend, watermark`},
+		"no zone":                {`{"prompt":"p","not_before":"2026-11-28 18:30:00"}`, `not_before: "2026-11-28 18:30:00"; allowed: a time with its zone in quotes, as in 2026-11-28T18:30:00+08:00`},
+		"follow-up as text":      {`{"prompt":"p","follow_up":"t"}`, `follow_up: "t"; allowed: a type and a queue of your own asynq server, as in {"type": "image:ready", "queue": "shop"}`},
+		"misspelled follow-up":   {`{"prompt":"p","follow_up":{"typ":"t"}}`, `follow_up: {"typ":"t"}; allowed: a type and a queue of your own asynq server, as in {"type": "image:ready", "queue": "shop"}`},
+		"half an emoji":          {`{"prompt":"cat \ud83d"}`, `request: \ud83d; allowed: whole characters; this is half of one: a text was cut within an emoji`},
+		"half an emoji, middle":  {`{"prompt":"\ude00\ud83d"}`, `request: \ude00; allowed: whole characters; this is half of one: a text was cut within an emoji`},
+		"misspelled with secret": {`{"prompt":"p","ref_imgs":"https://u:hunter2@h/a.png?Signature=hunter2"}`, `ref_imgs: "https://…@h/a.png?…"; did you mean "ref_img"? (a column of your own needs another name)`},
+		"PHP's slashes":          {`{"prompt":"p","ref_imgs":"https:\/\/h\/a.png?Signature=hunter2"}`, `ref_imgs: "https://h/a.png?…"; did you mean "ref_img"? (a column of your own needs another name)`},
+		"PHP's slashes, deeper":  {`{"prompt":"p","lables":["https:\/\/h\/a.png?Signature=hunter2"]}`, `lables: ["https://h/a.png?…"]; did you mean "labels"? (a column of your own needs another name)`},
+		"escaped secrets":        {`{"prompt":"p","ref_img":{"u":"https://h/a.png\u003fSignature=hunter2"}}`, `ref_img: "{\"u\":\"https://h/a.png?…"; allowed: text in quotes`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -118,8 +118,8 @@ func TestSuggestion(t *testing.T) {
 	for name, want := range map[string]string{
 		"promt": "prompt", "Prompt": "prompt", "prompts": "prompt", "pormpt": "prompt",
 		"negative_promt": "negative_prompt", "negativePrompt": "negative_prompt", "negetive-promtp": "negative_prompt",
-		"stlye": "style", "styl": "style", "szie": "size", "sizes": "size", "sed": "seed", "seeds": "seed", //nolint:misspell // slips are what is tested
-		"ID": "id", "N": "n", "refImg": "ref_img", "ref_imge": "ref_img", "ref_strenght": "ref_strength", //nolint:misspell // slips are what is tested
+		"stlye": "style", "styl": "style", "szie": "size", "sizes": "size", "sed": "seed", "seeds": "seed", //nolint:misspell // tests misspellings
+		"ID": "id", "N": "n", "refImg": "ref_img", "ref_imge": "ref_img", "ref_strenght": "ref_strength", //nolint:misspell // tests misspellings
 		"lables": "labels", "prioritiy": "priority", "modell": "model", "parameter": "parameters", "redoOf": "redo_of",
 		"notBefore": "not_before", "dead_line": "deadline", "callbacks": "callback", "followUp": "follow_up",
 		"promptExtend": "prompt_extend", "prompt_extended": "prompt_extend", "waterMark": "watermark", "watermarks": "watermark",
@@ -144,8 +144,8 @@ func TestRequestRoundTrip(t *testing.T) {
 	assert.Equal(t, in, out)
 }
 
-// FuzzRequest: no input panics; what is accepted normalizes to a fixed point;
-// and neither that nor another encoding of it changes its digest.
+// No input panics. Normalize is idempotent for accepted requests, and neither Normalize nor
+// another encoding changes the digest.
 func FuzzRequest(f *testing.F) {
 	for _, seed := range []string{
 		`{"prompt":"p"}`,
@@ -183,7 +183,7 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// A column "state" is the producer's own.
+// A column "state" of the producer is not a misspelling.
 func TestStageIsSpelledRight(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]bool{`{"prompt":"p","state":"NY"}`: false, `{"prompt":"p","stages":2}`: false, `{"prompt":"p","stage":true}`: true} {
@@ -193,7 +193,7 @@ func TestStageIsSpelledRight(t *testing.T) {
 	}
 }
 
-// What others set for a producer, it cannot set itself.
+// A producer cannot set the fields that Danqing sets.
 func TestParseRequestIgnoresGatewayFields(t *testing.T) {
 	t.Parallel()
 	r, err := ParseRequest([]byte(`{"prompt":"p","producer":"shop","batch":"b","line_id":"c"}`))

@@ -27,14 +27,14 @@ type Resolution struct {
 }
 
 func (r Resolution) validate() error {
-	given := 0
-	for _, is := range []bool{r.Adopt != "", r.BuyAgain, r.GiveUp} {
-		if is {
-			given++
+	decisions := 0
+	for _, set := range []bool{r.Adopt != "", r.BuyAgain, r.GiveUp} {
+		if set {
+			decisions++
 		}
 	}
-	if given != 1 {
-		return FieldError{Field: "resolution", Value: fmt.Sprintf("%d decisions", given), Allowed: "one of: adopt a task, buy again, give up"}
+	if decisions != 1 {
+		return FieldError{Field: "resolution", Value: fmt.Sprintf("%d decisions", decisions), Allowed: "one of: adopt a task, buy again, give up"}
 	}
 	if r.Adopt != "" && !taskPattern.MatchString(r.Adopt) {
 		return FieldError{Field: "adopt", Value: show(r.Adopt), Allowed: "the ID of a task at DashScope, as in 86ecf553-d340-4e21-af6e-a0c6a421c010"}
@@ -76,8 +76,8 @@ func (s *Store) resolve(ctx context.Context, id string, decision Resolution) (*R
 	}
 }
 
-// alreadyResolved reports whether the decision has been acted on. It completes an earlier
-// call that was interrupted.
+// alreadyResolved reports whether the decision was made by an earlier call, which it
+// completes if it was interrupted.
 func (s *Store) alreadyResolved(ctx context.Context, rec *Record, decision Resolution) (bool, error) {
 	switch {
 	case rec.ResolvedAt.IsZero():
@@ -98,7 +98,7 @@ func (s *Store) alreadyResolved(ctx context.Context, rec *Record, decision Resol
 
 func (s *Store) abandon(ctx context.Context, rec *Record) (*Record, error) {
 	next := *rec
-	if req, err := s.RequestOf(ctx, &rec.Job); err == nil && rec.Request == nil {
+	if req, err := s.requestOf(&rec.Job); err == nil && rec.Request == nil {
 		next.Request = &req
 	} else if err != nil && !errors.Is(err, ErrRequestLost) {
 		return rec, err
@@ -118,7 +118,7 @@ func (s *Store) adopt(ctx context.Context, rec *Record, task string) (*Record, e
 	if rec.Account == "" {
 		return rec, fmt.Errorf("adopt task %s for %s: %w: it was never submitted, so the task's account is unknown", task, rec.ID, ErrInvalidState)
 	}
-	req, err := s.RequestOf(ctx, &rec.Job)
+	req, err := s.requestOf(&rec.Job)
 	if err != nil {
 		return rec, err
 	}

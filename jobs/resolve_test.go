@@ -1,6 +1,7 @@
 package jobs_test
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -14,8 +15,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// heldJob is a job of which it is unknown whether a task was made. Its message is
-// gone, as after its handler returned.
+// heldJob returns a job that may or may not have a task. Its message is gone, as after its
+// handler returned.
 func heldJob(t *testing.T, client *testClient, rdb redis.UniversalClient, id string) *jobs.Record {
 	t.Helper()
 	rec := submitted(t, client, enqueue(t, client, id), jobs.StateSubmitting)
@@ -54,7 +55,7 @@ func TestResolveByAdopting(t *testing.T) {
 	})
 }
 
-// A task that a job made itself, now or in a past attempt, is not another's.
+// A task of a job's current or past attempt cannot be adopted for another job.
 func TestResolveRefusesTheTaskOfAnotherJob(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -74,7 +75,7 @@ func TestResolveRefusesTheTaskOfAnotherJob(t *testing.T) {
 	})
 }
 
-// Two people adopt one task for two jobs at the same moment: one of them gets it.
+// Of two concurrent adoptions of one task for two jobs, one succeeds.
 func TestResolveAdoptsATaskOnce(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -104,7 +105,7 @@ func TestResolveAdoptsATaskOnce(t *testing.T) {
 	})
 }
 
-// Adopting another task in place of a lost one is a new attempt.
+// To adopt another task in place of a lost one is a new attempt.
 func TestResolveAdoptsInPlaceOfALostTask(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
@@ -117,7 +118,7 @@ func TestResolveAdoptsInPlaceOfALostTask(t *testing.T) {
 	assert.Equal(t, "TaskUnknown", got.PastAttempts[0].Code)
 }
 
-// Images that could not be proven are stored once more, not paid for once more.
+// Unverified images are stored again without being paid for again.
 func TestResolveStoresAgain(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
@@ -186,10 +187,10 @@ func TestResolveRefuses(t *testing.T) {
 	_, err := client.Resolve(t.Context(), rec.ID, jobs.Resolution{GiveUp: true})
 	require.ErrorIs(t, err, jobs.ErrInvalidState)
 	require.ErrorContains(t, err, "it is not held (queued)")
-	_, err = client.Resolve(t.Context(), "nobody", jobs.Resolution{GiveUp: true})
+	_, err = client.Resolve(t.Context(), "unknown", jobs.Resolution{GiveUp: true})
 	require.ErrorIs(t, err, jobs.ErrNotFound)
 
-	// A hold without an intent, as after Redis forgot, has no account.
+	// A job that is held without an intent, as after a loss of data, has no account.
 	move(t, client, rec, func(next *jobs.Record) { next.State = jobs.StateHeld })
 	_, err = client.Resolve(t.Context(), "dog", jobs.Resolution{Adopt: testTask})
 	require.ErrorContains(t, err, "the task's account is unknown")
@@ -198,100 +199,88 @@ func TestResolveRefuses(t *testing.T) {
 	assert.Empty(t, got.PastAttempts)
 }
 
-// Whatever reply is lost, the same call made again ends the same way: once.
+// lostReplyTest is a call that is repeated after a lost reply, and its result.
+type lostReplyTest struct {
+	prepare func(*testing.T, *testClient, redis.UniversalClient)
+	call    func(context.Context, *testClient) error
+	state   jobs.State
+	queue   string
+	message string
+	past    int
+}
+
+// After any lost reply, the repeated call has the same result, once.
 func TestActionsAfterALostReply(t *testing.T) {
 	t.Parallel()
+	enqueued := func(t *testing.T, client *testClient, _ redis.UniversalClient) {
+		t.Helper()
+		enqueue(t, client, "cat")
+	}
 	failed := func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		submitted(t, client, enqueue(t, client, "cat"), jobs.StateFailed)
 		require.NoError(t, asynq.NewInspectorFromRedisClient(rdb).ArchiveTask(testQueue, "cat"))
 	}
-	hold := func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
+	held := func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
 		heldJob(t, client, rdb, "cat")
 	}
-	lane, store := testQueue, jobs.QueueStore
-	for name, c := range map[string]struct {
-		prepare func(*testing.T, *testClient, redis.UniversalClient)
-		call    func(*testing.T, *testClient) (*jobs.Record, error)
-		state   jobs.State
-		queue   string
-		message string
-		past    int
-	}{
-		"cancel": {
-			func(t *testing.T, client *testClient, _ redis.UniversalClient) {
-				t.Helper()
-				enqueue(t, client, "cat")
-			},
-			func(t *testing.T, client *testClient) (*jobs.Record, error) {
-				t.Helper()
-				return client.Cancel(t.Context(), "cat")
-			},
-			jobs.StateCanceled, store, "cat.0", 0,
-		},
-		"retry": {
-			failed,
-			func(t *testing.T, client *testClient) (*jobs.Record, error) {
-				t.Helper()
-				return client.Retry(t.Context(), "cat")
-			},
-			jobs.StateQueued, lane, "cat", 1,
-		},
-		"adopt": {
-			hold,
-			func(t *testing.T, client *testClient) (*jobs.Record, error) {
-				t.Helper()
-				return client.Resolve(t.Context(), "cat", jobs.Resolution{Adopt: testTask})
-			},
-			jobs.StateGenerating, lane, "cat", 0,
-		},
-		"buy again": {
-			hold,
-			func(t *testing.T, client *testClient) (*jobs.Record, error) {
-				t.Helper()
-				return client.Resolve(t.Context(), "cat", jobs.Resolution{BuyAgain: true})
-			},
-			jobs.StateQueued, lane, "cat", 1,
-		},
-		"give up": {
-			hold,
-			func(t *testing.T, client *testClient) (*jobs.Record, error) {
-				t.Helper()
-				return client.Resolve(t.Context(), "cat", jobs.Resolution{GiveUp: true})
-			},
-			jobs.StateFailed, store, "cat.1", 0,
-		},
+	cancel := func(ctx context.Context, client *testClient) error {
+		_, err := client.Cancel(ctx, "cat")
+		return err
+	}
+	retry := func(ctx context.Context, client *testClient) error {
+		_, err := client.Retry(ctx, "cat")
+		return err
+	}
+	resolve := func(decision jobs.Resolution) func(context.Context, *testClient) error {
+		return func(ctx context.Context, client *testClient) error {
+			_, err := client.Resolve(ctx, "cat", decision)
+			return err
+		}
+	}
+	for name, test := range map[string]lostReplyTest{
+		"cancel":    {enqueued, cancel, jobs.StateCanceled, jobs.QueueStore, "cat.0", 0},
+		"retry":     {failed, retry, jobs.StateQueued, testQueue, "cat", 1},
+		"adopt":     {held, resolve(jobs.Resolution{Adopt: testTask}), jobs.StateGenerating, testQueue, "cat", 0},
+		"buy again": {held, resolve(jobs.Resolution{BuyAgain: true}), jobs.StateQueued, testQueue, "cat", 1},
+		"give up":   {held, resolve(jobs.Resolution{GiveUp: true}), jobs.StateFailed, jobs.QueueStore, "cat.1", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for nth, lost := 1, true; lost; nth++ {
-				client, rdb := newClient(t)
-				c.prepare(t, client, rdb)
-				hook := &loser{}
-				rdb.AddHook(hook)
-				hook.loseNth(nth)
-				_, err := c.call(t, client)
-				lost = hook.left.Load() <= 0
-				hook.loseNth(0)
-				if err != nil {
-					require.ErrorContains(t, err, errLost.Error(), "reply %d", nth) // asynq breaks the chain
-				}
-				_, err = c.call(t, client)
-				require.NoError(t, err, "after reply %d was lost", nth)
-				rec, err := client.Store.Get(t.Context(), "cat")
-				require.NoError(t, err)
-				assert.Equal(t, c.state, rec.State, "reply %d", nth)
-				assert.Len(t, rec.PastAttempts, c.past, "reply %d", nth)
-				want := map[string]asynq.TaskState{c.message: asynq.TaskStatePending}
-				assert.Equal(t, want, messages(t, rdb, c.queue), "reply %d", nth)
-				if c.queue == store {
-					assert.Empty(t, messages(t, rdb, lane), "reply %d", nth)
-				}
-				if !lost {
-					assert.Greater(t, nth, 3, "commands of the call")
-				}
+			nth := 1
+			for test.loseReply(t, nth) {
+				nth++
 			}
+			assert.Greater(t, nth, 3, "commands of the call")
 		})
 	}
+}
+
+// loseReply loses the nth reply of the call, and then repeats the call. It reports whether the
+// call had that many replies.
+func (c lostReplyTest) loseReply(t *testing.T, nth int) bool {
+	t.Helper()
+	client, rdb := newClient(t)
+	c.prepare(t, client, rdb)
+	hook := &replyLoser{}
+	rdb.AddHook(hook)
+	hook.loseNth(nth)
+	err := c.call(t.Context(), client)
+	lost := hook.left.Load() <= 0
+	hook.loseNth(0)
+	if err != nil {
+		require.ErrorContains(t, err, errLost.Error(), "reply %d", nth) // asynq breaks the chain
+	}
+	require.NoError(t, c.call(t.Context(), client), "after reply %d was lost", nth)
+	rec, err := client.Store.Get(t.Context(), "cat")
+	require.NoError(t, err)
+	assert.Equal(t, c.state, rec.State, "reply %d", nth)
+	assert.Len(t, rec.PastAttempts, c.past, "reply %d", nth)
+	want := map[string]asynq.TaskState{c.message: asynq.TaskStatePending}
+	assert.Equal(t, want, messages(t, rdb, c.queue), "reply %d", nth)
+	if c.queue == jobs.QueueStore {
+		assert.Empty(t, messages(t, rdb, testQueue), "reply %d", nth)
+	}
+	return lost
 }

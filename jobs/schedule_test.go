@@ -14,8 +14,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// A job for later is scheduled, in the record and in the queue, and may be canceled;
-// one whose moment has passed waits like any other.
+// A job with a future time is scheduled in the record and in the queue, and can be canceled.
+// A time in the past has no effect.
 func TestNotBefore(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -35,7 +35,7 @@ func TestNotBefore(t *testing.T) {
 		assert.Equal(t, jobs.StateCanceled, rec.State)
 		rec, err = client.Retry(t.Context(), "cat")
 		require.NoError(t, err)
-		assert.Equal(t, jobs.StateQueued, rec.State, "a person wants it now")
+		assert.Equal(t, jobs.StateQueued, rec.State, "a retry is at once")
 		assert.Equal(t, asynq.TaskStatePending, messages(t, rdb, testQueue)["cat"])
 
 		rec, err = client.Enqueue(t.Context(), jobs.Request{ID: "dog", Prompt: "a dog", NotBefore: later.Add(-2 * time.Hour)})
@@ -45,7 +45,7 @@ func TestNotBefore(t *testing.T) {
 	})
 }
 
-// A deadline in the past is a mistake, unless the job is there already.
+// A deadline in the past is an error, unless the job exists.
 func TestDeadlineInThePast(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)
@@ -63,8 +63,7 @@ func TestDeadlineInThePast(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// An overdue job fails, with a message for the store to write its sidecar; a person
-// may want it all the same, without the deadline.
+// An overdue job fails, and has a message for its sidecar. A retry has no deadline.
 func TestExpire(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -91,7 +90,7 @@ func TestExpire(t *testing.T) {
 	})
 }
 
-// Many jobs are queued by one call, in order; one that is wrong keeps all out.
+// One call enqueues many jobs in order. If one is invalid, none is enqueued.
 func TestEnqueueAll(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
@@ -131,7 +130,7 @@ func TestEnqueueAll(t *testing.T) {
 	})
 }
 
-// A copy of the reference image is made by those who have the bucket.
+// Enqueue has no bucket and cannot stage a reference image.
 func TestStageNeedsTheBucket(t *testing.T) {
 	t.Parallel()
 	client, rdb := newClient(t)

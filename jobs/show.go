@@ -9,10 +9,10 @@ import (
 	"unicode/utf8"
 )
 
-// showRunes is how much of a value an error shows.
+// showRunes is the maximum length of a value in an error.
 const showRunes = 60
 
-// shorten cuts a long value for showing, and says how long it is.
+// shorten truncates a long value for an error, and appends its length.
 func shorten(s string) string {
 	runes := utf8.RuneCountInString(s)
 	if runes <= showRunes {
@@ -45,7 +45,7 @@ func showJSON(field string, value []byte) string {
 	return shorten(redact(text))
 }
 
-// showURL shows a reference without its query, even if it is no proper URL.
+// showURL shows a reference without its query, even if it is not a valid URL.
 func showURL(ref string) string {
 	ref = redact(ref)
 	if i := strings.IndexAny(ref, "?#"); i >= 0 {
@@ -54,14 +54,14 @@ func showURL(ref string) string {
 	return show(ref)
 }
 
-// What a URL within any text may carry that is secret: a password before the
-// host, a signature after the path. A backslash may be a JSON escape of "?".
+// Secrets of a URL in a text: a password before the host, a signature after the path. A
+// backslash may be a JSON escape of "?".
 var (
 	userPattern  = regexp.MustCompile(`://[^/\s"?#]*@`)
 	queryPattern = regexp.MustCompile(`(://[^\s"?#\\]*)[?#\\][^\s"]*`)
 )
 
-// redact takes the secrets out of the URLs within a text.
+// redact removes the secrets of the URLs in a text.
 func redact(s string) string {
 	return queryPattern.ReplaceAllString(userPattern.ReplaceAllString(s, "://…@"), "$1?…")
 }

@@ -9,25 +9,24 @@ import (
 	"strings"
 )
 
-// Sizes is the rule that a model's sizes follow: a list, or bounds. A zero
-// bound does not bind.
+// Sizes are the sizes that a model allows: a list, or limits. A limit of zero means none.
 type Sizes struct {
-	// Default is the size of a request that names none, as in 1024*1024.
+	// Default is the size of a request without one, as in 1024*1024.
 	Default string
-	// List holds all sizes there are; if it is not empty, the bounds are unused.
+	// List has all sizes; if it is not empty, the limits are not used.
 	List []string
-	// MinSide and MaxSide bound width and height, in pixels.
+	// MinSide and MaxSide limit width and height, in pixels.
 	MinSide, MaxSide int
-	// MinPixels and MaxPixels bound width times height.
+	// MinPixels and MaxPixels limit width times height.
 	MinPixels, MaxPixels int
-	// MaxRatio bounds the longer side divided by the shorter.
+	// MaxRatio limits the longer side divided by the shorter.
 	MaxRatio int
 }
 
-// sizePattern reads 1024*1024 and the ways in which people write it.
+// sizePattern matches 1024*1024 and its common spellings.
 var sizePattern = regexp.MustCompile(`^\s*([0-9]{1,6})\s*[*xX×＊ｘ✕]\s*([0-9]{1,6})\s*$`)
 
-// parseSize reads a size; ok is false if it is none.
+// parseSize parses a size; ok is false if s is not one.
 func parseSize(s string) (width, height int, ok bool) {
 	match := sizePattern.FindStringSubmatch(s)
 	if match == nil {
@@ -38,7 +37,7 @@ func parseSize(s string) (width, height int, ok bool) {
 	return width, height, true
 }
 
-// canonicalSize spells a size as the service does; what is none stays as it is.
+// canonicalSize returns a size in the service's spelling, and any other text unchanged.
 func canonicalSize(s string) string {
 	width, height, ok := parseSize(s)
 	if !ok {
@@ -47,17 +46,17 @@ func canonicalSize(s string) string {
 	return fmt.Sprintf("%d*%d", width, height)
 }
 
-// Allows reports whether a size, spelled as in 1024*1024, follows the rule.
+// Allows reports whether a size, spelled as in 1024*1024, is allowed.
 func (s Sizes) Allows(size string) bool {
 	if len(s.List) > 0 {
 		return slices.Contains(s.List, size)
 	}
 	w, h, ok := parseSize(size)
-	return ok && w > 0 && h > 0 && s.broken(w, h) == ""
+	return ok && w > 0 && h > 0 && s.exceeded(w, h) == ""
 }
 
-// broken names the bound that a size breaks first, with the figures, or "".
-func (s Sizes) broken(w, h int) string {
+// exceeded describes the first limit that a size exceeds, or is "".
+func (s Sizes) exceeded(w, h int) string {
 	switch pixels := w * h; {
 	case min(w, h) < s.MinSide:
 		return fmt.Sprintf("the shorter side has %d, less than %d", min(w, h), s.MinSide)
@@ -73,8 +72,8 @@ func (s Sizes) broken(w, h int) string {
 	return ""
 }
 
-// remedy says which bound a size breaks and what to ask for instead; "" where
-// the list of sizes says it all.
+// remedy describes the limit that a size exceeds and an allowed size; "" if there is a list
+// of sizes.
 func (s Sizes) remedy(size string) string {
 	w, h, ok := parseSize(size)
 	switch {
@@ -85,16 +84,16 @@ func (s Sizes) remedy(size string) string {
 	case w == 0 || h == 0:
 		return "ask for " + s.Default
 	}
-	broken := s.broken(w, h)
-	if near := s.nearest(w, h); near != "" {
-		broken += "; ask for " + near
+	text := s.exceeded(w, h)
+	if size := s.closest(w, h); size != "" {
+		text += "; ask for " + size
 	}
-	return broken
+	return text
 }
 
-// nearest is the allowed size with about the sides' ratio that is closest in
-// pixels, or "" if no such size is allowed.
-func (s Sizes) nearest(w, h int) string {
+// closest returns an allowed size with about the same ratio and number of pixels, or "" if
+// there is none.
+func (s Sizes) closest(w, h int) string {
 	ratio := float64(w) / float64(h)
 	if s.MaxRatio > 0 {
 		ratio = min(max(ratio, 1/float64(s.MaxRatio)), float64(s.MaxRatio))
@@ -112,17 +111,17 @@ func (s Sizes) nearest(w, h int) string {
 	scale = max(scale, float64(s.MinSide)/min(wide, wide/ratio))
 	wide *= scale
 	tall := wide / ratio
-	// Rounding either way may step over a bound.
+	// Rounding may exceed a limit.
 	for _, round := range []func(float64) float64{math.Round, math.Floor, math.Ceil} {
-		near := fmt.Sprintf("%.0f*%.0f", round(wide), round(tall))
-		if s.Allows(near) {
-			return near
+		size := fmt.Sprintf("%.0f*%.0f", round(wide), round(tall))
+		if s.Allows(size) {
+			return size
 		}
 	}
 	return ""
 }
 
-// String says what is allowed, for a person.
+// String describes the allowed sizes, for people.
 func (s Sizes) String() string {
 	if len(s.List) > 0 {
 		return strings.Join(s.List, ", ")

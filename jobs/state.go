@@ -20,8 +20,8 @@ const (
 	StateStoring State = "storing"
 	// StateRetrying had a task that failed and cost nothing; another attempt is planned.
 	StateRetrying State = "retrying"
-	// StateHeld needs an operator: whether money was spent, or for what, is unknown.
-	// Nothing more is bought until then.
+	// StateHeld needs an operator: it is unknown whether money was spent, or for what.
+	// Nothing more is bought until the operator has decided.
 	StateHeld State = "held"
 	// StateSucceeded has at least one image in the bucket; each image is there or says
 	// why not.

@@ -15,15 +15,15 @@ func suggestion(name string, known []string) string {
 	key := squash(strings.ToLower(strings.TrimSpace(name)))
 	for _, k := range known {
 		target := squash(k)
-		// The length alone rules most out; a name may be a megabyte long.
-		if room := maxEdits(key, target); len(key) <= len(target)+room && editdistance.Between(key, target) <= room {
+		// The length is compared first: a name may be a megabyte long.
+		if limit := maxEdits(key, target); len(key) <= len(target)+limit && editdistance.Between(key, target) <= limit {
 			return k
 		}
 	}
 	return ""
 }
 
-// maxEdits is how many edits may lie between a name and the known one that it misspells.
+// maxEdits is the maximum edit distance of a misspelling from the known name.
 func maxEdits(name, known string) int {
 	switch n := len(known); {
 	case n <= 3:
@@ -43,13 +43,13 @@ func maxEdits(name, known string) int {
 // closest returns the name with the smallest edit distance, or "" if that is more than
 // half its length.
 func closest(name string, names []string) string {
-	best, least := "", len(name)/2+1
+	best, limit := "", len(name)/2+1
 	for _, candidate := range names {
 		if len(name) > 2*len(candidate) {
 			continue
 		}
-		if d := editdistance.Between(name, candidate); d < least {
-			best, least = candidate, d
+		if d := editdistance.Between(name, candidate); d < limit {
+			best, limit = candidate, d
 		}
 	}
 	return best

@@ -11,31 +11,29 @@ import (
 	"unicode/utf8"
 )
 
-// Bounds on labels: what a listing can show and a record carry. Ours.
+// Limits of labels. The values are our choice: small enough for lists and records.
 const (
 	maxLabels          = 16
 	maxLabelNameRunes  = 64
 	maxLabelValueRunes = 256
 )
 
-// FieldError says what is wrong with one field of a request.
+// FieldError is the error of one field of a request.
 type FieldError struct {
-	// Field is the field's JSON name; with "input." or "parameters." before it
-	// where it was found there.
+	// Field is the field's JSON name, with the prefix "input." or "parameters." if it was
+	// there.
 	Field string `json:"field"`
-	// Value is what was given, ready to be shown: quoted if a text, shortened
-	// if long, a URL without its query; "missing" if nothing was given.
+	// Value is the given value for people: texts are quoted, long values shortened, and
+	// URLs lack their query. "missing" means that none was given.
 	Value string `json:"value"`
-	// Allowed is what would have been right, and Remedy what to do. Either may
-	// be empty.
+	// Allowed describes the allowed values, and Remedy what to do. Either may be empty.
 	Allowed string `json:"allowed,omitempty"`
 	Remedy  string `json:"remedy,omitempty"`
-	// Err is the reason where somebody else found it: a file that cannot be
-	// read. Nil otherwise.
+	// Err is the cause, such as the error of a file that cannot be read; nil for none.
 	Err error `json:"-"`
 }
 
-// Error is one sentence: field, value, reason, what is allowed, what to do.
+// Error is one sentence: field, value, cause, allowed values, remedy.
 func (e FieldError) Error() string {
 	text := e.Field + ": " + e.Value
 	if e.Err != nil {
@@ -53,8 +51,8 @@ func (e FieldError) Error() string {
 // Unwrap returns Err.
 func (e FieldError) Unwrap() error { return e.Err }
 
-// InvalidError is a request that the service would refuse, with all that is
-// wrong about it. Trying again cannot help.
+// InvalidError is the error of a request that the service would refuse, with every wrong
+// field. A retry cannot help.
 type InvalidError struct {
 	Fields []FieldError `json:"fields"`
 }
@@ -77,10 +75,10 @@ func (e *InvalidError) Unwrap() []error {
 	return list
 }
 
-// Normalize returns the request with defaults filled in and every value spelled
-// as the service spells it, and warnings for a person. It fails with an
-// [*InvalidError] that holds everything the service would refuse; the returned
-// request is of no use then. Normalizing twice changes nothing more.
+// Normalize returns the request with its defaults and with every value in the service's
+// spelling, and warnings for people. It fails with an [*InvalidError] that has every field
+// that the service would refuse; the returned request must not be used then. Normalize is
+// idempotent.
 //
 // The prompt is never changed. Labels are shared with r.
 func (r Request) Normalize() (Request, []string, error) {
@@ -107,33 +105,33 @@ func (r Request) normalize() (Request, []string, []FieldError) {
 
 	m, err := LookupModel(r.Model)
 	if err != nil {
-		// What follows is about the model; the texts are wrong for any.
+		// The other checks need the model.
 		c.addError("model", err)
 		c.texts(r, Model{})
 		return r, c.warnings, c.problems
 	}
 	c.texts(r, m)
-	c.shape(r, m)
+	c.parameters(r, m)
 	c.reference(r, m)
 	return r, c.warnings, c.problems
 }
 
-// maxCallbackBytes is the longest URL that is called back: what servers commonly take.
+// maxCallbackBytes limits the URL of a callback: servers commonly accept as much.
 const maxCallbackBytes = 2048
 
-// delivery checks when the job is wanted and who is told of its end.
+// delivery checks the times of a job and its notifications.
 func (c *checks) delivery(r Request) {
 	for _, at := range []struct {
 		field string
 		time  time.Time
 	}{{"not_before", r.NotBefore}, {"deadline", r.Deadline}} {
-		// Beyond these neither JSON nor asynq's seconds can hold it.
+		// JSON and asynq's seconds have no other times.
 		ok := at.time.IsZero() || at.time.Year() >= 1970 && at.time.Year() <= 9999
 		c.require(ok, at.field, show(at.time.String()), "a time from 1970 to 9999", "")
 	}
 	c.require(r.Deadline.IsZero() || r.Deadline.After(r.NotBefore), "deadline", show(r.Deadline.Format(time.RFC3339)), "a time after not_before", "")
 	if r.Producer != "" {
-		c.addError("producer", ValidAccount(r.Producer)) // a name like an account's
+		c.addError("producer", ValidAccount(r.Producer)) // the same rule as for accounts
 	}
 	if r.Callback != "" {
 		allowed := checkCallback(r.Callback)
@@ -148,8 +146,8 @@ func (c *checks) delivery(r Request) {
 	}
 }
 
-// checkCallback says what would be allowed instead of a callback's URL, "" if it is
-// fine. Whether its address is a public one shows when it is called.
+// checkCallback returns what is allowed instead of a callback's URL, "" if it is valid. The
+// worker checks for each call that the address is public.
 func checkCallback(callback string) string {
 	const urls = "an http or https URL without user name, password and #"
 	u, err := url.Parse(callback)
@@ -168,8 +166,7 @@ func priorities() []string {
 	return []string{PriorityCritical, PriorityDefault, PriorityBulk}
 }
 
-// canonical fills the defaults in and settles spelling, as far as it can tell;
-// it checks nothing.
+// canonical sets the defaults and the service's spelling of valid values. It checks nothing.
 func (r Request) canonical() Request {
 	tidy := func(s string) string { return strings.ToLower(strings.TrimSpace(s)) }
 	r.Model = modelName(strings.TrimSpace(r.Model))
@@ -221,22 +218,22 @@ func (r Request) canonical() Request {
 	return r
 }
 
-// checks gathers what is wrong with a request, and what is worth a warning.
+// checks collects the problems and warnings of a request.
 type checks struct {
 	problems []FieldError
 	warnings []string
 }
 
-// require notes a problem unless ok.
+// require adds a problem unless ok.
 func (c *checks) require(ok bool, field, value, allowed, remedy string) {
 	if !ok {
 		c.problems = append(c.problems, FieldError{Field: field, Value: value, Allowed: allowed, Remedy: remedy})
 	}
 }
 
-// addError notes a [FieldError] of a function of ours, under this field's name.
+// addError adds a [FieldError] of this package, with this field's name.
 func (c *checks) addError(field string, err error) {
-	if e, ok := err.(FieldError); ok { //nolint:errorlint // made here, never wrapped
+	if e, ok := err.(FieldError); ok { //nolint:errorlint // from this package, never wrapped
 		e.Field = field
 		c.problems = append(c.problems, e)
 	}
@@ -254,7 +251,7 @@ func (c *checks) texts(r Request, m Model) {
 	c.text("negative_prompt", r.NegativePrompt, m.NegativePromptRunes, 0)
 }
 
-// text checks a prompt. limit 0 is none.
+// text checks a prompt. A limit of 0 means none.
 func (c *checks) text(field, value string, limit, elsewhere int) {
 	c.require(utf8.ValidString(value), field, show(value), "UTF-8", "")
 	c.require(!strings.ContainsRune(value, 0), field, show(value), "text without NUL characters", "")
@@ -269,7 +266,7 @@ func (c *checks) text(field, value string, limit, elsewhere int) {
 	c.warnings = append(c.warnings, warning)
 }
 
-func (c *checks) shape(r Request, m Model) {
+func (c *checks) parameters(r Request, m Model) {
 	if _, ok := m.style(r.Style); !ok {
 		allowed := m.styles()
 		if allowed == "" {
@@ -330,7 +327,7 @@ func (c *checks) reference(r Request, m Model) {
 	c.require(allowed == "", "ref_img", showURL(r.RefImg), allowed, remedy)
 }
 
-// noReference refuses all about a reference for a model that takes none.
+// noReference refuses the fields of a reference for a model that takes none.
 func (c *checks) noReference(r Request, m Model) {
 	allowed := "none: " + m.Name + " takes no reference image"
 	if r.RefImg != "" {
@@ -342,7 +339,7 @@ func (c *checks) noReference(r Request, m Model) {
 	c.require(r.RefMode == "", "ref_mode", show(r.RefMode), allowed, "")
 }
 
-// referenceModels names the models that take a reference image.
+// referenceModels returns the names of the models that take a reference image.
 func referenceModels() []string {
 	var names []string
 	for _, m := range Models() {
@@ -353,9 +350,8 @@ func referenceModels() []string {
 	return names
 }
 
-// checkURL says what would be allowed instead of a reference's URL, and what to
-// do; both are empty if the URL is fine. Whether Alibaba can reach it, nobody
-// here can tell.
+// checkURL returns what is allowed instead of a reference's URL, and what to do; both are
+// empty if the URL is valid. It cannot check whether Alibaba can reach it.
 func checkURL(ref string) (allowed, remedy string) {
 	const urls = "an http or https URL that Alibaba can reach"
 	scheme, _, isURL := strings.Cut(ref, "://")
@@ -372,7 +368,7 @@ func checkURL(ref string) (allowed, remedy string) {
 	u, err := url.Parse(ref)
 	switch {
 	case err != nil || u.Hostname() == "":
-		return urls, "there is no host in it, or it is no URL"
+		return urls, "it has no host, or is not a URL"
 	case u.User != nil:
 		return urls + ", without user name and password", "give a link that needs none"
 	}

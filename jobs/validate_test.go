@@ -17,7 +17,7 @@ func TestNormalizeDefaults(t *testing.T) {
 	assert.Empty(t, warnings)
 	assert.Equal(t, Request{
 		Model: "wanx-v1", Prompt: " 猫\n", Style: "<auto>", Size: "1024*1024", N: 1, Priority: "default",
-	}, got, "nothing about a reference where there is none; the prompt untouched; no seed")
+	}, got, "no fields of a reference without one; the prompt untouched; no seed")
 
 	got, _, err = Request{Prompt: "猫", NegativePrompt: " \t", RefImg: " https://example.com/a.png "}.Normalize()
 	require.NoError(t, err)
@@ -140,9 +140,9 @@ func TestNormalizeReference(t *testing.T) {
 		"https://example.com/猫.png":         `without spaces and Chinese characters; percent-encode them`,
 		"https://例子.cn/a.png":               `percent-encode them`,
 		"https://example.com/a b.png":       `percent-encode them`,
-		"https:///a.png":                    `"https:///a.png"; allowed: an http or https URL that Alibaba can reach; there is no host in it`,
-		"https://:80/a.png":                 `there is no host in it`,
-		"https://a:port/a.png":              `there is no host in it, or it is no URL`,
+		"https:///a.png":                    `"https:///a.png"; allowed: an http or https URL that Alibaba can reach; it has no host`,
+		"https://:80/a.png":                 `it has no host`,
+		"https://a:port/a.png":              `it has no host, or is not a URL`,
 		"https://u:hunter2@a.cn/b":          `"https://…@a.cn/b"; allowed: an http or https URL that Alibaba can reach, without user name and password`,
 		"https://@a.cn/b":                   `without user name and password`,
 		"https://hunter2@a.cn/b":            `"https://…@a.cn/b"; allowed`,
@@ -157,8 +157,8 @@ func TestNormalizeReference(t *testing.T) {
 	}
 }
 
-// A long prompt is sent whole: the document's 500 characters are warned about,
-// in characters and not in bytes.
+// A prompt of more than 500 characters is sent whole, with a warning. Characters count, not
+// bytes.
 func TestNormalizeWarnsOfLongPrompts(t *testing.T) {
 	t.Parallel()
 	just := strings.Repeat("猫", 500)

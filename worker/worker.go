@@ -122,7 +122,7 @@ func New(cfg Config) (*Worker, error) {
 	store := jobs.NewStore(cfg.Redis)
 	w.recorder = &recorder.Recorder{
 		Redis: cfg.Redis, Store: store, Ledger: ledger.New(cfg.Redis), Data: cfg.DataDir, Bucket: cfg.Bucket, Spool: cfg.Spool,
-		Log: cfg.Logger, ServeURL: cfg.ServeURL, LocalBucket: cfg.LocalBucket, Stopping: w.stopping, Simulated: w.Simulated,
+		Log: cfg.Logger, ServeURL: cfg.ServeURL, Stopping: w.stopping, Simulated: w.Simulated,
 	}
 	w.recovery = &recovery{
 		recorder: w.recorder, accounts: w.accounts,
@@ -134,7 +134,7 @@ func New(cfg Config) (*Worker, error) {
 	})
 	var err error
 	if w.notify, err = notify.New(notify.Config{
-		Redis: cfg.Redis, Store: store, Links: w.recorder, Secrets: cfg.CallbackSecrets, Dial: cfg.DialCallback,
+		Redis: cfg.Redis, Store: store, Bucket: cfg.Bucket, ServeURL: cfg.ServeURL, LocalBucket: cfg.LocalBucket, Secrets: cfg.CallbackSecrets, Dial: cfg.DialCallback,
 		QueueInterval: cfg.QueueInterval, Log: cfg.Logger,
 	}); err != nil {
 		return nil, err

@@ -48,8 +48,8 @@ type jobReport struct {
 	Waits []string `json:"waits,omitempty"`
 	// Links are the images with their links or files.
 	Links []resultImage `json:"links,omitempty"`
-	// Notices are the notifications of its producer.
-	Notices []jobs.Notification `json:"notices,omitempty"`
+	// Notifications are those of its producer.
+	Notifications []jobs.Notification `json:"notifications,omitempty"`
 }
 
 func (q *jobQueue) report(ctx context.Context, id string) (*jobReport, error) {
@@ -72,7 +72,7 @@ func (q *jobQueue) report(ctx context.Context, id string) (*jobReport, error) {
 			return nil, err
 		}
 	}
-	if s.Notices, err = q.operator.Notifications(ctx, rec); err != nil {
+	if s.Notifications, err = q.operator.Notifications(ctx, rec); err != nil {
 		return nil, err
 	}
 	from, err := q.bucket()
@@ -176,7 +176,7 @@ func (s *jobReport) text() string {
 	for _, e := range s.timeline() {
 		fmt.Fprintf(&b, "  %s  %s\n", formatTime(e.at), e.text)
 	}
-	for _, n := range s.Notices {
+	for _, n := range s.Notifications {
 		fmt.Fprintf(&b, "  %s: %s\n", n.Kind, notificationText(n))
 	}
 	for _, why := range s.Waits {

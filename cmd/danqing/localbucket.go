@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/storage/atomicfile"
@@ -33,8 +35,16 @@ func (f *localBucket) path(key string) string {
 	return filepath.Join(f.objects, filepath.FromSlash(key))
 }
 
-// sidecar reads a job's sidecar, like [storage.Bucket.Sidecar].
-func (f *localBucket) sidecar(jobID string) (*storage.Sidecar, error) {
+// Name returns the bucket's name, like [storage.Bucket.Name].
+func (f *localBucket) Name() string { return bucket.DefaultBucket }
+
+// Link returns "": only the instance itself has URLs of its objects.
+func (f *localBucket) Link(context.Context, string) (link string, expiresAt time.Time, err error) {
+	return "", time.Time{}, nil
+}
+
+// Sidecar reads a job's sidecar, like [storage.Bucket.Sidecar].
+func (f *localBucket) Sidecar(_ context.Context, jobID string) (*storage.Sidecar, error) {
 	path := f.path("_jobs/" + jobID + ".json")
 	text, err := os.ReadFile(path) //nolint:gosec // a job ID is a file name
 	if errors.Is(err, os.ErrNotExist) {

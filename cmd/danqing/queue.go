@@ -105,18 +105,39 @@ func (q *jobQueue) bucket() (*storage.Bucket, error) {
 // errNoBucket means that the bucket of the jobs' images and sidecars is not configured.
 var errNoBucket = errors.New("DANQING_S3_BUCKET is not set")
 
-// sidecar reads a job's sidecar from this queue's bucket.
-func (q *jobQueue) sidecar(ctx context.Context, id string) (*storage.Sidecar, error) {
+// finishedJob reads a job from its sidecar in this queue's bucket.
+func (q *jobQueue) finishedJob(ctx context.Context, id string) (*jobs.Job, error) {
 	from, err := q.bucket()
 	switch {
 	case err != nil:
 		return nil, err
 	case from != nil:
-		return from.Sidecar(ctx, id)
+		return finishedJob(ctx, from, q.cfg.Serve.URL, id)
 	case q.localBucket != nil:
-		return q.localBucket.sidecar(id)
+		return finishedJob(ctx, q.localBucket, q.cfg.Serve.URL, id)
 	}
 	return nil, errNoBucket
+}
+
+// sidecarBucket is a bucket from which finishedJob reads.
+type sidecarBucket interface {
+	jobs.Bucket
+	Sidecar(ctx context.Context, jobID string) (*storage.Sidecar, error)
+}
+
+// finishedJob reads a job from its sidecar, with the location of its images. It fails with
+// [storage.ErrNotExist] if the bucket has no sidecar of the job.
+func finishedJob(ctx context.Context, from sidecarBucket, serveURL, id string) (*jobs.Job, error) {
+	sidecar, err := from.Sidecar(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	job, err := jobOf(worker.RecordOf(sidecar))
+	if err != nil {
+		return nil, err
+	}
+	job.SetLocation(ctx, from, serveURL)
+	return job, nil
 }
 
 // stage stores a reference image in this queue's bucket.
@@ -154,16 +175,14 @@ func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Job, error) {
 	if !errors.Is(err, jobs.ErrNotFound) {
 		return rec, err
 	}
-	sidecar, sidecarErr := q.sidecar(ctx, id)
+	finished, sidecarErr := q.finishedJob(ctx, id)
 	switch {
 	case errors.Is(sidecarErr, errNoBucket):
 		return nil, err
 	case errors.Is(sidecarErr, storage.ErrNotExist):
 		return nil, fmt.Errorf("%w, nor is its sidecar in the bucket", err)
-	case sidecarErr != nil:
-		return nil, sidecarErr
 	}
-	return jobOf(worker.RecordOf(sidecar))
+	return finished, sidecarErr
 }
 
 // imageLocation returns an image with its link, or with its file in the local bucket.

@@ -95,10 +95,11 @@ func scriptQueue(ts *testscript.TestScript) *redis.Client {
 
 // holdJob holds a waiting job, as after a worker crashed during its submit.
 func holdJob(ts *testscript.TestScript, _ bool, args []string) {
-	client := jobs.NewStore(scriptQueue(ts))
+	rdb := scriptQueue(ts)
+	client := jobs.NewStore(rdb)
 	rec, err := client.Get(context.Background(), args[0])
 	ts.Check(err)
-	req, err := client.RequestOf(context.Background(), &rec.Job)
+	req, err := jobs.NewClient(rdb).RequestOf(context.Background(), &rec.Job)
 	ts.Check(err)
 	req = req.WithSeed(rec.ID)
 	held := *rec

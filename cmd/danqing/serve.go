@@ -18,7 +18,6 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/gateway"
 	"github.com/danqing-queue/danqing/storage"
-	"github.com/danqing-queue/danqing/worker"
 )
 
 const (
@@ -163,7 +162,9 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 	api := &gateway.API{
 		Bucket: s.bucket, Stream: s.stream, Price: s.price, Depth: s.depth, TempDir: s.temp,
 		DefaultN: cfg.Serve.DefaultN, BaseURL: cfg.Serve.URL,
-		LoadSidecar: func(ctx context.Context, id string) (*jobs.Job, error) { return loadSidecar(ctx, s.bucket, id) },
+		LoadSidecar: func(ctx context.Context, id string) (*jobs.Job, error) {
+			return loadSidecar(ctx, s.bucket, cfg.Serve.URL, id)
+		},
 	}
 	for _, t := range cfg.Serve.Tokens {
 		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan})
@@ -182,15 +183,12 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 }
 
 // loadSidecar returns a job from its sidecar.
-func loadSidecar(ctx context.Context, from *storage.Bucket, id string) (*jobs.Job, error) {
-	sidecar, err := from.Sidecar(ctx, id)
+func loadSidecar(ctx context.Context, from *storage.Bucket, serveURL, id string) (*jobs.Job, error) {
+	job, err := finishedJob(ctx, from, serveURL, id)
 	if errors.Is(err, storage.ErrNotExist) {
 		return nil, fmt.Errorf("job %s: %w", id, jobs.ErrNotFound)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return jobOf(worker.RecordOf(sidecar))
+	return job, err
 }
 
 // serve handles requests until shutdown, and calls ended when it ends for any reason.

@@ -106,14 +106,14 @@ func TestTornTail(t *testing.T) {
 	}
 }
 
-// Damage before the last frame cannot be caused by a crash, so it is an error.
+// Corruption before the last frame cannot be caused by a crash, so it is an error.
 func TestCorruptLog(t *testing.T) {
 	t.Parallel()
 	data, ends, _ := sample(t)
 	for at := range ends[len(ends)-2] {
-		damaged := bytes.Clone(data)
-		damaged[at] ^= 0x55
-		_, _, err := read(damaged)
+		corrupt := bytes.Clone(data)
+		corrupt[at] ^= 0x55
+		_, _, err := read(corrupt)
 		var damage *corruptError
 		require.ErrorAs(t, err, &damage, "flipped at %d", at)
 		require.ErrorContains(t, err, "restore the file from a backup, or move it away")
@@ -122,7 +122,7 @@ func TestCorruptLog(t *testing.T) {
 		_, _, err := read(data[:cut])
 		require.Error(t, err, "cut within the snapshot, at %d", cut)
 	}
-	// The last frame torn and the one before it damaged.
+	// The last frame is torn and the one before it is corrupt.
 	torn := bytes.Clone(data[:len(data)-1])
 	torn[ends[1]+frameHeader] ^= 0x55
 	_, _, err := read(torn)

@@ -189,7 +189,7 @@ func TestImageWithoutHash(t *testing.T) {
 	})
 }
 
-// A query of a damaged record does not wait.
+// A query of a corrupt record does not wait.
 func TestDamagedRecord(t *testing.T) {
 	runInBubble(t, nil, func(t *testing.T, s *service) {
 		id := s.create(oneCat)

@@ -84,10 +84,10 @@ func (g *Gateway) deleteOne(w http.ResponseWriter, r *http.Request) {
 const maxIDsBytes = 1_000_000
 
 func (g *Gateway) deleteSome(w http.ResponseWriter, r *http.Request) {
-	var asked struct {
+	var body struct {
 		IDs []string `json:"task_ids"`
 	}
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxIDsBytes)).Decode(&asked); err != nil {
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxIDsBytes)).Decode(&body); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
@@ -95,7 +95,7 @@ func (g *Gateway) deleteSome(w http.ResponseWriter, r *http.Request) {
 		Deleted []string `json:"deleted_ids"`
 		Failed  []string `json:"failed_ids"`
 	}{[]string{}, []string{}}
-	for _, id := range asked.IDs {
+	for _, id := range body.IDs {
 		if err := g.deleteMessage(r.Context(), r.PathValue("queue"), id); err != nil {
 			g.log.Warn("job not canceled", "job_id", id, "err", err)
 			done.Failed = append(done.Failed, id)

@@ -212,7 +212,7 @@ func (s *service) update(id string, change func(*jobs.Record)) *jobs.Job {
 	require.NoError(s.t, err)
 	next := *rec
 	if next.Request == nil {
-		req, err := store.RequestOf(s.t.Context(), &rec.Job)
+		req, err := s.jobs.RequestOf(s.t.Context(), &rec.Job)
 		require.NoError(s.t, err)
 		next.Request = &req
 	}

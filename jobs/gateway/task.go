@@ -198,7 +198,7 @@ func (a *api) readTask(r *request, id string) (*dashscope.TaskResponse, error) {
 	}
 	if errors.Is(err, jobs.ErrCorrupt) || errors.Is(err, storage.ErrUnreadable) { // permanent
 		task := unknownTask(id)
-		task.Output.TaskStatus, task.Output.Code, task.Output.Message = dashscope.StatusFailed, jobs.CodeRecordCorrupt, "the job's record is damaged: contact the operator of this Danqing server"
+		task.Output.TaskStatus, task.Output.Code, task.Output.Message = dashscope.StatusFailed, jobs.CodeRecordCorrupt, "the job's record is corrupt: contact the operator of this Danqing server"
 		return task, nil
 	}
 	if err != nil {

@@ -21,7 +21,7 @@ import (
 func TestTaskResponses(t *testing.T) {
 	runInBubble(t, nil, func(t *testing.T, s *service) {
 		id := s.create(`{"model":"wanx-v1","input":{"prompt":"a cat"},"parameters":{"n":2}}`)
-		shape := func() map[string]any {
+		response := func() map[string]any {
 			return s.request(http.MethodGet, tasksPath+id, "", "Prefer", "wait=0").decode(t)
 		}
 		output := func(pairs ...any) map[string]any {
@@ -34,24 +34,24 @@ func TestTaskResponses(t *testing.T) {
 		metrics := func(total, succeeded, failed float64) map[string]any {
 			return map[string]any{"TOTAL": total, "SUCCEEDED": succeeded, "FAILED": failed}
 		}
-		assert.Equal(t, output("task_status", "PENDING"), shape())
+		assert.Equal(t, output("task_status", "PENDING"), response())
 
 		<-time.After(1234 * time.Millisecond)
 		s.update(id, func(rec *jobs.Record) {
 			rec.State, rec.Attempt, rec.SubmittedAt = jobs.StateSubmitting, 1, time.Now().UTC()
 		})
 		submitted := "2000-01-01 08:00:01.234"
-		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape())
+		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), response())
 		s.update(id, func(rec *jobs.Record) { rec.State, rec.TaskID = jobs.StateGenerating, "task" })
-		assert.Equal(t, output("task_status", "PENDING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape(), "the task is pending")
+		assert.Equal(t, output("task_status", "PENDING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), response(), "the task is pending")
 		s.update(id, func(rec *jobs.Record) { rec.RunningAt = time.Now().UTC() })
-		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape())
+		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), response())
 		s.update(id, func(rec *jobs.Record) {
 			rec.State, rec.Code, rec.Message = jobs.StateHeld, "SubmitAmbiguous", "secret tasks"
 		})
-		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), shape(), "held for an operator")
+		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), response(), "held for an operator")
 		<-time.After(24 * time.Hour)
-		held := shape()["output"].(map[string]any)
+		held := response()["output"].(map[string]any)
 		assert.Equal(t, "FAILED", held["task_status"])
 		assert.Equal(t, "Held", held["code"])
 
@@ -69,23 +69,23 @@ func TestTaskResponses(t *testing.T) {
 			map[string]any{"code": "DataInspectionFailed", "message": "no"},
 		})
 		done["usage"] = map[string]any{"image_count": 1.0}
-		assert.Equal(t, done, shape())
+		assert.Equal(t, done, response())
 
 		id = s.create(oneCat)
 		s.update(id, func(rec *jobs.Record) { rec.End(jobs.StateFailed, "InvalidParameter", "bad size", time.Now().UTC()) })
-		failed := shape()["output"].(map[string]any)
+		failed := response()["output"].(map[string]any)
 		assert.Equal(t, []any{"FAILED", "InvalidParameter", "bad size"}, []any{failed["task_status"], failed["code"], failed["message"]})
 		id = s.create(oneCat)
 		_, err = s.jobs.Cancel(t.Context(), id)
 		require.NoError(t, err)
-		assert.Equal(t, "CANCELED", shape()["output"].(map[string]any)["task_status"])
+		assert.Equal(t, "CANCELED", response()["output"].(map[string]any)["task_status"])
 
 		id = "86ecf553-d340-4e21-af6e-a0c6a421c010"
-		assert.Equal(t, map[string]any{"output": map[string]any{"task_id": id, "task_status": "UNKNOWN"}}, shape())
+		assert.Equal(t, map[string]any{"output": map[string]any{"task_id": id, "task_status": "UNKNOWN"}}, response())
 		simulated := *rec
 		simulated.Simulated = true
 		s.sidecars[id] = &simulated
-		assert.Equal(t, "SUCCEEDED", shape()["output"].(map[string]any)["task_status"], "from its sidecar")
+		assert.Equal(t, "SUCCEEDED", response()["output"].(map[string]any)["task_status"], "from its sidecar")
 		assert.Equal(t, "true", s.request(http.MethodGet, tasksPath+id, "").header.Get("X-Danqing-Simulated"))
 	})
 }

@@ -2,19 +2,30 @@ package gateway_test
 
 import (
 	"bytes"
+	"context"
+	"encoding/base64"
 	"encoding/binary"
+	"encoding/json"
 	"hash/crc32"
 	"io"
+	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs/gateway"
+	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
 // Forms may have their fields in any order, and other fields of OSS, as long as the file is
@@ -66,4 +77,168 @@ func TestUploadEndless(t *testing.T) {
 	left, err := os.ReadDir(temp)
 	require.NoError(t, err)
 	assert.Empty(t, left)
+}
+
+// part is one form field.
+type part struct{ name, value string }
+
+// form returns an upload form like the SDKs', with the file last.
+func form(t *testing.T, parts []part, fileName string, content []byte) (body []byte, contentType string) {
+	t.Helper()
+	var b bytes.Buffer
+	w := multipart.NewWriter(&b)
+	for _, p := range parts {
+		require.NoError(t, w.WriteField(p.name, p.value))
+	}
+	file, err := w.CreateFormFile("file", fileName)
+	require.NoError(t, err)
+	_, err = file.Write(content)
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	return b.Bytes(), w.FormDataContentType()
+}
+
+// formParts returns the fields that the SDKs send, in their order.
+func formParts(p dashscope.Policy, key string) []part {
+	return []part{
+		{"OSSAccessKeyId", p.OSSAccessKeyID}, {"Signature", p.Signature}, {"policy", p.Policy}, {"key", key}, {"x-oss-object-acl", p.XOSSObjectACL},
+		{"x-oss-forbid-overwrite", p.XOSSForbidOverwrite}, {"success_action_status", "200"}, {"x-oss-content-type", "image/png"},
+	}
+}
+
+// A local file is uploaded into the bucket like by the SDKs, under its hash. The oss://
+// name that they send then refers to it, but not with another token.
+func TestUpload(t *testing.T) {
+	t.Parallel()
+	tokens := []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}, {Name: "blog", Secret: "blog-secret-0123456"}}
+	s := newService(t, func(api *gateway.API) { api.Tokens = tokens })
+	shop := []string{"Authorization", "Bearer shop-secret-0123456"}
+	path, content := writePNG(t, "girl", 1)
+	ref, err := storage.InspectReference(path)
+	require.NoError(t, err)
+	p := s.policy(shop...)
+	assert.Equal(t, 300, p.ExpireInSeconds)
+	key := p.UploadDir + "/女孩 girl.png"
+	got := s.sendForm(p, formParts(p, key), content)
+	assert.Equal(t, http.StatusOK, got.status, got.body)
+	assert.Empty(t, got.body)
+
+	withRef := func(name string) string {
+		return `{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"` + name + `"},"parameters":{"n":1}}`
+	}
+	id := s.create(withRef("oss://"+key), append(shop, "X-DashScope-OssResourceResolve", "enable")...)
+	rec, err := s.jobs.Get(t.Context(), id)
+	require.NoError(t, err)
+	req, err := s.jobs.RequestOf(t.Context(), rec)
+	require.NoError(t, err)
+	assert.Equal(t, "sha256:"+ref.SHA256, req.RefImg)
+	staged, _, err := s.bucket.OpenReference(t.Context(), ref.SHA256)
+	require.NoError(t, err)
+	bytesOf, err := io.ReadAll(staged)
+	require.NoError(t, err)
+	require.NoError(t, staged.Close())
+	assert.Equal(t, content, bytesOf)
+
+	for _, c := range [][]string{{"oss://" + key, "blog-secret-0123456"}, {"oss://dashscope-instant/x/girl.png", "shop-secret-0123456"}, {"oss://", "shop-secret-0123456"}} {
+		message := s.submit(withRef(c[0]), "Authorization", "Bearer "+c[1]).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+		assert.Contains(t, message, "upload the file to this server first")
+	}
+	// The same file can be uploaded again; another one under the same name is refused, as
+	// by OSS.
+	assert.Equal(t, http.StatusOK, s.sendForm(p, formParts(p, key), content).status)
+	_, another := writePNG(t, "girl", 2)
+	s.sendForm(p, formParts(p, key), another).requireRefused(t, http.StatusConflict, "FileAlreadyExists")
+}
+
+// Forged policies and invalid files are refused. No upload leaves a temporary file.
+func TestUploadRefuses(t *testing.T) {
+	t.Parallel()
+	tokens := []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}, {Name: "blog", Secret: "blog-secret-0123456"}}
+	temp := t.TempDir()
+	s := newService(t, func(api *gateway.API) { api.Tokens, api.TempDir = tokens, temp })
+	shop := []string{"Authorization", "Bearer shop-secret-0123456"}
+	_, content := writePNG(t, "girl", 1)
+	p := s.policy(shop...)
+	key := p.UploadDir + "/girl.png"
+	require.Equal(t, http.StatusOK, s.sendForm(p, formParts(p, key), content).status)
+	forged := p
+	forged.Signature = s.policy("Authorization", "Bearer blog-secret-0123456").Signature
+	s.sendForm(p, formParts(forged, key), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
+	forged.Policy = base64.StdEncoding.EncodeToString([]byte(`{"producer":"ghost","dir":"d","expires":"2999-01-01T00:00:00Z"}`))
+	s.sendForm(p, formParts(forged, "d/a.png"), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
+	for _, name := range []string{"", "..", "a/b.png", `a\b.png`, "\x00", strings.Repeat("a", 256)} {
+		s.sendForm(p, formParts(p, p.UploadDir+"/"+name), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
+	}
+	s.sendForm(p, formParts(p, "_jobs/a.json"), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
+
+	for says, bad := range map[string][]byte{
+		"not an image": []byte("GIF89a"), "at most 10485760": append(content[:len(content):len(content)], make([]byte, 10<<20)...), "broken": content[:20],
+	} {
+		message := s.sendForm(p, formParts(p, p.UploadDir+"/bad.png"), bad).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+		assert.Contains(t, message, says)
+		assert.NotContains(t, message, temp)
+	}
+	s.sendForm(p, formParts(p, p.UploadDir+"/huge.png"), make([]byte, 30<<20)).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+	s.sendForm(p, append(formParts(p, key), part{"policy", strings.Repeat("x", 9000)}), content).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+	s.post("/api/v1/uploads/form", "{}", "Content-Type", "application/json").requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+	for _, query := range []string{"", "?action=getPolicy&model=nobody", "?action=getPolicy&model=qwen-image", "?action=put&model=wanx-v1"} {
+		s.request(http.MethodGet, "/api/v1/uploads"+query, "", shop...).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+	}
+	left, err := os.ReadDir(temp)
+	require.NoError(t, err)
+	assert.Empty(t, left, "no temporary file stays")
+}
+
+// Endless forms without a policy do not block other uploads.
+func TestIdleFormsDoNotBlockUploads(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
+		ctx, hangUp := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		for range 50 {
+			read, write := io.Pipe()
+			group.Go(func() {
+				r := httptest.NewRequestWithContext(ctx, http.MethodPost, "http://127.0.0.1/api/v1/uploads/form", read)
+				r.Header.Set("Content-Type", "multipart/form-data; boundary=b")
+				s.gateway.ServeHTTP(httptest.NewRecorder(), r)
+			})
+			group.Go(func() {
+				_, _ = io.WriteString(write, "--b\r\nContent-Disposition: form-data; name=\"policy\"\r\n\r\n")
+				<-ctx.Done()
+				_ = write.Close()
+			})
+		}
+		synctest.Wait()
+		p := s.policy()
+		_, content := writePNG(t, "girl", 1)
+		assert.Equal(t, http.StatusOK, s.sendForm(p, formParts(p, p.UploadDir+"/a.png"), content).status)
+		hangUp()
+		group.Wait()
+	})
+}
+
+func TestUploadPolicyExpires(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
+		p := s.policy()
+		<-time.After(300 * time.Second)
+		_, content := writePNG(t, "girl", 1)
+		message := s.sendForm(p, formParts(p, p.UploadDir+"/a.png"), content).requireRefused(t, http.StatusForbidden, "AccessDenied")
+		assert.Equal(t, "Invalid according to Policy: Policy expired.", message)
+	})
+}
+
+func (s *service) policy(headers ...string) dashscope.Policy {
+	s.t.Helper()
+	got := s.request(http.MethodGet, "/api/v1/uploads?action=getPolicy&model=wanx-v1", "", headers...)
+	require.Equal(s.t, http.StatusOK, got.status, got.body)
+	var answer dashscope.PolicyResponse
+	require.NoError(s.t, json.Unmarshal([]byte(got.body), &answer))
+	return answer.Data
+}
+
+func (s *service) sendForm(p dashscope.Policy, parts []part, content []byte) answer {
+	s.t.Helper()
+	body, contentType := form(s.t, parts, "girl.png", content)
+	host, err := url.Parse(p.UploadHost)
+	require.NoError(s.t, err)
+	return s.post(host.Path, string(body), "Content-Type", contentType)
 }

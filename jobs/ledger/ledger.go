@@ -201,15 +201,15 @@ func (l *Ledger) Reserve(ctx context.Context, charge Charge, dailyBudgetMicroYua
 	}
 	value := fmt.Sprintf("%d %d %d %s", b.MicroYuan, b.Images, b.At.UnixNano(), b.group)
 	args := append(b.entryArgs(), b.field(), b.MicroYuan, value, dailyBudgetMicroYuan, int(Lifetime.Seconds()))
-	said, err := reserveScript.Run(ctx, l.redis, b.keys(), args...).Int64Slice()
+	reply, err := reserveScript.Run(ctx, l.redis, b.keys(), args...).Int64Slice()
 	switch {
 	case err != nil:
 		return fmt.Errorf("reserve money for %s: %w", b.JobID, err)
-	case said[0] == 0:
+	case reply[0] == 0:
 		return nil
 	}
-	full := &BudgetError{CapMicroYuan: said[1], SpentMicroYuan: said[2], ReservedMicroYuan: said[3], WantedMicroYuan: b.MicroYuan}
-	if said[0] == 1 {
+	full := &BudgetError{CapMicroYuan: reply[1], SpentMicroYuan: reply[2], ReservedMicroYuan: reply[3], WantedMicroYuan: b.MicroYuan}
+	if reply[0] == 1 {
 		full.Account, full.Day, full.Until = b.Account, b.day, startOfDay(b.At).AddDate(0, 0, 1)
 	} else {
 		full.Batch = b.Batch
@@ -217,8 +217,8 @@ func (l *Ledger) Reserve(ctx context.Context, charge Charge, dailyBudgetMicroYua
 	return full
 }
 
-// releaseLua releases the reservations of attempts, from the day and from the batch,
-// where there are any. Each redis.call costs the embedded queue some 40 µs, so that reads
+// releaseLua releases the reservations of attempts, from the day and from the batch, if
+// there are any. Each redis.call costs the embedded queue some 40 µs, so that reads
 // and sums are combined.
 const releaseLua = `
 local function free(fields, batch)
@@ -265,13 +265,13 @@ if began == 0 then enter() end
 return tasks
 `)
 
-// Settle releases the attempt's reservation, if it has one, and books what its task cost:
-// once for a task, however often and by whomever it is called, also if it is more than
-// was reserved. The charge must have the account, day, job, attempt, model, batch and
+// Settle releases the attempt's reservation, if it has one, and books what its task cost,
+// even if that is more than was reserved. A task is booked once, also if several workers
+// repeat the call. The charge must have the account, day, job, attempt, model, batch and
 // labels of the reservation. It fails with Redis's own error; the same call must then be
 // repeated.
 //
-// That a task was booked is kept for [rediskey.TaskLifetime]: it must not be settled
+// Redis keeps for [rediskey.TaskLifetime] that a task was booked: it must not be settled
 // later.
 func (l *Ledger) Settle(ctx context.Context, charge Charge, taskID string) error {
 	return l.SettleAll(ctx, []Settlement{{charge, taskID}})
@@ -290,9 +290,9 @@ const settlementsPerCall = 200
 // SettleAll is [Ledger.Settle] for many tasks. After an error some of them may be
 // booked.
 func (l *Ledger) SettleAll(ctx context.Context, settled []Settlement) error {
-	type place struct{ account, day, batch string }
-	var places []place
-	at := map[place][]booking{}
+	type target struct{ account, day, batch string }
+	var targets []target
+	bookings := map[target][]booking{}
 	for _, s := range settled {
 		b, err := newBooking(s.Charge)
 		if err == nil && s.TaskID == "" {
@@ -302,14 +302,14 @@ func (l *Ledger) SettleAll(ctx context.Context, settled []Settlement) error {
 			return fmt.Errorf("book the cost of task %s: %w", s.TaskID, err)
 		}
 		b.task = s.TaskID
-		here := place{b.Account, b.day, b.Batch}
-		if at[here] == nil {
-			places = append(places, here)
+		to := target{b.Account, b.day, b.Batch}
+		if bookings[to] == nil {
+			targets = append(targets, to)
 		}
-		at[here] = append(at[here], b)
+		bookings[to] = append(bookings[to], b)
 	}
-	for _, here := range places {
-		for some := range slices.Chunk(at[here], settlementsPerCall) {
+	for _, to := range targets {
+		for some := range slices.Chunk(bookings[to], settlementsPerCall) {
 			if err := l.settleGroup(ctx, some); err != nil {
 				return fmt.Errorf("book the cost of task %s: %w", some[0].task, err)
 			}

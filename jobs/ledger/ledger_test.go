@@ -28,7 +28,7 @@ func charge(id string) ledger.Charge {
 	return ledger.Charge{Account: "main", JobID: id, Attempt: 1, At: noon, Model: "wanx-v1", Batch: "shop", MicroYuan: 160_000, Images: 1}
 }
 
-// spending is what the ledger says at all.
+// spending returns the whole ledger.
 func spending(t *testing.T, book *ledger.Ledger) []ledger.Spend {
 	t.Helper()
 	spent, err := book.Spending(t.Context(), time.Time{}, time.Time{})
@@ -36,7 +36,7 @@ func spending(t *testing.T, book *ledger.Ledger) []ledger.Spend {
 	return spent
 }
 
-// sums is what the hashes of the ledger say, without their other fields.
+// sums returns the sums in a hash of the ledger, without its other fields.
 func sums(t *testing.T, rdb redis.UniversalClient, key string) map[string]string {
 	t.Helper()
 	fields, err := rdb.HGetAll(t.Context(), key).Result()
@@ -71,7 +71,7 @@ func TestLedgerCountsOnce(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, []ledger.Charge{c}, open)
 
-		// Three of the four images were made.
+		// Three of the four images were created.
 		c.Images, c.MicroYuan = 3, 480_000
 		for range 3 {
 			require.NoError(t, book.Settle(ctx, c, "task-1"))
@@ -93,7 +93,7 @@ func TestLedgerCountsOnce(t *testing.T) {
 	})
 }
 
-// Many tasks settled at once are what they are one by one, with and without
+// Many tasks settled at once have the same sums as one by one, with and without
 // reservations, booked before or not.
 func TestSettleAll(t *testing.T) {
 	t.Parallel()
@@ -174,7 +174,7 @@ func TestImportSums(t *testing.T) {
 	})
 }
 
-// What cost nothing is free again, for the same attempt too, on that day or another.
+// A released amount is available again, also for the same attempt, on that day or another.
 func TestReleaseLetsReserveAgain(t *testing.T) {
 	t.Parallel()
 	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
@@ -193,8 +193,7 @@ func TestReleaseLetsReserveAgain(t *testing.T) {
 	})
 }
 
-// A task that nobody has reserved for was paid for all the same, and more than was
-// reserved is booked as it is.
+// A task without a reservation is booked, and so is a cost above the reservation.
 func TestSettleExceedsReservation(t *testing.T) {
 	t.Parallel()
 	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
@@ -264,7 +263,7 @@ func TestBudgetsHoldAgainstManyWorkers(t *testing.T) {
 	})
 }
 
-// A refused reservation says whose budget is full, of what it is full, and until when.
+// The error of a refused reservation has the budget, its amounts, and when the next one begins.
 func TestBudgetError(t *testing.T) {
 	t.Parallel()
 	rdb := redistest.Embedded(t)
@@ -290,7 +289,7 @@ func TestBudgetError(t *testing.T) {
 	require.EqualError(t, full, "the budget of batch shop is 0.5 yuan: 0.16 are spent and 0.16 reserved, 0.180001 more do not fit")
 	assert.Equal(t, map[string]string{"spent": "160000", "reserved": "160000"}, sums(t, rdb, dayKey), "a refusal reserves nothing")
 
-	// What is reserved already stays so; a raised budget has room, and so has none.
+	// Reservations stay. A larger budget has room, and no budget is unlimited.
 	require.NoError(t, book.Reserve(ctx, charge("dog"), 1))
 	require.NoError(t, book.SetBatchBudget(ctx, "shop", 500_001))
 	require.NoError(t, book.Reserve(ctx, hen, 0))
@@ -376,7 +375,7 @@ func TestLedgerInvalid(t *testing.T) {
 	assert.Empty(t, keys)
 }
 
-// Whatever workers do in whatever order, the sums are those of the parts.
+// After any order of operations, the sums are those of the parts.
 func TestLedgerSums(t *testing.T) {
 	t.Parallel()
 	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
@@ -427,7 +426,7 @@ func TestLedgerSums(t *testing.T) {
 	})
 }
 
-// The durable embedded queue keeps the ledger over a restart.
+// The durable embedded queue keeps the ledger across a restart.
 func TestLedgerLifetime(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -38,8 +38,8 @@ func (d Durability) Findings() []Finding {
 		return nil
 	}
 	var found []Finding
-	for _, look := range []func(Durability) []Finding{state, persistence, memory, copies} {
-		found = append(found, look(d)...)
+	for _, check := range []func(Durability) []Finding{state, persistence, memory, copies} {
+		found = append(found, check(d)...)
 	}
 	var sorted []Finding
 	for _, severity := range []Severity{SeverityError, SeverityWarning, SeverityNote} {
@@ -142,7 +142,7 @@ func memory(d Durability) (found []Finding) {
 	if percent := d.UsedBytes / max(d.MaxMemoryBytes/100, 1); percent >= fullPercent {
 		f := Finding{SeverityWarning,
 			fmt.Sprintf("Redis uses %d %% of its maxmemory of %d bytes; at 100 %% it takes no more jobs", percent, d.MaxMemoryBytes),
-			"raise maxmemory, or enqueue less at once; jobs that are over leave a week after their end"}
+			"raise maxmemory, or enqueue less at once; ended jobs are deleted after a week"}
 		if percent >= criticalPercent {
 			f.Severity = SeverityError
 		}

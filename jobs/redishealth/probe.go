@@ -211,7 +211,7 @@ func WaitDurable(ctx context.Context, rdb redis.UniversalClient, d Durability) e
 			return nil
 		}
 		// Not WAITAOF's own count of replicas: one without AOF never counts there,
-		// and the primary does not tell which have one.
+		// and the primary does not report which have one.
 		kept, err := tx.Wait(ctx, d.Replicas, durableTimeout).Result()
 		if err == nil && kept < int64(d.Replicas) {
 			err = fmt.Errorf("%w: by %d of %d replicas within %v", ErrNotAcknowledged, kept, d.Replicas, durableTimeout)

@@ -16,8 +16,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
-// pretender answers for a Redis of its own: INFO by text, and what changes or waits.
-type pretender struct {
+// fakeRedis answers INFO with a text, and commands that write or wait.
+type fakeRedis struct {
 	info    string
 	kept    []int64 // the answer to WAITAOF
 	copies  int64   // the answer to WAIT
@@ -27,13 +27,13 @@ type pretender struct {
 	sent []string
 }
 
-var _ redis.Hook = (*pretender)(nil)
+var _ redis.Hook = (*fakeRedis)(nil)
 
-func (p *pretender) DialHook(redis.DialHook) redis.DialHook {
+func (p *fakeRedis) DialHook(redis.DialHook) redis.DialHook {
 	return func(context.Context, string, string) (net.Conn, error) { return nil, net.ErrClosed }
 }
 
-func (p *pretender) answer(cmd redis.Cmder) error {
+func (p *fakeRedis) answer(cmd redis.Cmder) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch cmd := cmd.(type) {
@@ -61,11 +61,11 @@ func (p *pretender) answer(cmd redis.Cmder) error {
 	return nil
 }
 
-func (p *pretender) ProcessHook(redis.ProcessHook) redis.ProcessHook {
+func (p *fakeRedis) ProcessHook(redis.ProcessHook) redis.ProcessHook {
 	return func(_ context.Context, cmd redis.Cmder) error { return p.answer(cmd) }
 }
 
-func (p *pretender) ProcessPipelineHook(redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (p *fakeRedis) ProcessPipelineHook(redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(_ context.Context, cmds []redis.Cmder) (err error) {
 		for _, cmd := range cmds {
 			if e := p.answer(cmd); err == nil {
@@ -76,7 +76,7 @@ func (p *pretender) ProcessPipelineHook(redis.ProcessPipelineHook) redis.Process
 	}
 }
 
-func (p *pretender) client(t *testing.T) redis.UniversalClient {
+func (p *fakeRedis) client(t *testing.T) redis.UniversalClient {
 	t.Helper()
 	rdb := redis.NewClient(&redis.Options{Addr: "pretended.invalid:1"})
 	rdb.AddHook(p)
@@ -84,7 +84,7 @@ func (p *pretender) client(t *testing.T) redis.UniversalClient {
 	return rdb
 }
 
-// infoOf is what a Redis of a version says of itself, with further lines.
+// infoOf returns the INFO of a Redis version, with further lines.
 func infoOf(version string, lines ...string) string {
 	return strings.Join(append([]string{"# Server", "redis_version:" + version, "run_id:run", "", "role:master", "master_replid:history"}, lines...), "\r\n")
 }
@@ -107,12 +107,12 @@ func TestWaitDurableAsksForTheStrongest(t *testing.T) {
 		"replica too slow":    {info: infoOf("7.0.15", append(one, "aof_enabled:1")...), sent: []string{barrier, "wait 1 2000"}, fails: "by 0 of 1 replicas within 2s"},
 		"old, disk alone":     {info: infoOf("7.0.15", "aof_enabled:1")},
 		"neither":             {info: infoOf("7.2.4")},
-		"tells nothing":       {info: "connected_clients:1\r\n"},
+		"no facts":            {info: "connected_clients:1\r\n"},
 		"a version of theirs": {info: infoOf("unstable", "aof_enabled:1"), kept: []int64{1}, sent: []string{barrier, "waitaof 1 0 2000"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := &pretender{info: test.info, kept: test.kept, copies: test.copies}
+			p := &fakeRedis{info: test.info, kept: test.kept, copies: test.copies}
 			client := p.client(t)
 			d, err := redishealth.Probe(t.Context(), client)
 			require.NoError(t, err)
@@ -131,15 +131,15 @@ func TestWaitDurableAsksForTheStrongest(t *testing.T) {
 // Nothing of a file that is never synced can be waited for.
 func TestWaitDurableWithoutFsync(t *testing.T) {
 	t.Parallel()
-	p := &pretender{}
+	p := &fakeRedis{}
 	require.NoError(t, redishealth.WaitDurable(t.Context(), p.client(t), redishealth.Durability{Version: "7.2.4", AOF: true, Fsync: "no"}))
 	assert.Empty(t, p.sent)
 }
 
-// A managed Redis refuses CONFIG: what INFO tells is known, the rest is not.
+// A managed Redis refuses CONFIG: only the facts in INFO are known.
 func TestDurabilityWithoutConfig(t *testing.T) {
 	t.Parallel()
-	p := &pretender{info: infoOf("7.0.15", "redis_mode:cluster", "aof_enabled:1"), refused: replyError("NOPERM this user has no permissions to run the 'config|get' command")}
+	p := &fakeRedis{info: infoOf("7.0.15", "redis_mode:cluster", "aof_enabled:1"), refused: replyError("NOPERM this user has no permissions to run the 'config|get' command")}
 	d, err := redishealth.Probe(t.Context(), p.client(t))
 	require.NoError(t, err)
 	assert.Equal(t, redishealth.Durability{Version: "7.0.15", RunID: "run", ReplicationID: "history", Cluster: true, AOF: true}, d)
@@ -190,7 +190,7 @@ func texts(found []redishealth.Finding) string {
 	return strings.Join(lines, "\n")
 }
 
-// Each risk is said, with what to set against it.
+// Each risk is a finding with its remedy.
 func TestFindings(t *testing.T) {
 	t.Parallel()
 	sound := redishealth.Durability{Version: "7.2.4", AOF: true, Fsync: "always", Replicas: 1, EvictionPolicy: "noeviction", MaxMemoryBytes: 1 << 30, UsedBytes: 1 << 20}

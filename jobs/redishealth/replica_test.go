@@ -15,8 +15,8 @@ import (
 	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
-// What a primary has written counts as kept once each replica has it, whoever wrote
-// it; and a short read timeout does not cut the wait.
+// A write of any client is durable once each replica has it. A short read timeout does not end
+// the wait.
 func TestWaitDurableByAReplica(t *testing.T) {
 	t.Parallel()
 	port, _ := redistest.Listen(t, "--appendonly", "yes")
@@ -40,7 +40,7 @@ func TestWaitDurableByAReplica(t *testing.T) {
 	}, 30*time.Second, 20*time.Millisecond)
 	require.NoError(t, redishealth.WaitDurable(t.Context(), rdb, both))
 
-	// The replica stands still: what another connection writes is not kept.
+	// The replica is stopped: a write of another connection is not durable.
 	require.NoError(t, replica.Signal(syscall.SIGSTOP))
 	other := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + port})
 	t.Cleanup(func() { assert.NoError(t, other.Close()) })

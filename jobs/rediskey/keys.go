@@ -55,8 +55,8 @@ func ProducerWaiting(producer string) string { return "danqing:producer:" + prod
 // script that writes records, for jobs.Limits.
 func ProducerDay(producer, day string) string { return "danqing:producer:" + producer + ":" + day }
 
-// Task is a hash with one DashScope task: job, its owner; kept, the job for which its
-// images are quarantined; spent, the day (YYYY-MM-DD) on which its cost was booked.
+// Task is a hash with one DashScope task: job, its owner; quarantined, the job for which
+// its images are quarantined; spent, the day (YYYY-MM-DD) on which its cost was booked.
 // Lifetime: [TaskLifetime]. Writers: package jobs and jobs/ledger. Readers: both, lanes.
 func Task(taskID string) string { return "danqing:task:" + taskID }
 

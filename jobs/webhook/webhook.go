@@ -1,4 +1,4 @@
-// Package webhook signs callbacks, and verifies them for those who receive them. The
+// Package webhook signs callbacks, and verifies them for their receivers. The
 // scheme is that of https://www.standardwebhooks.com, version 1, with a shared secret.
 //
 //	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
@@ -54,9 +54,9 @@ var (
 	// ErrUnsigned means that a header is missing or malformed.
 	ErrUnsigned = errors.New("not a signed request: a webhook-* header is missing or malformed")
 	// ErrTimestamp means that the request was signed more than [Tolerance] before or after
-	// the receiver's present.
+	// the current time.
 	ErrTimestamp = errors.New("the timestamp is too far from the present")
-	// ErrSignature means that no signature was made with any of the secrets over this body.
+	// ErrSignature means that no signature is that of this body with one of the secrets.
 	ErrSignature = errors.New("no signature matches")
 )
 

@@ -19,7 +19,7 @@ const (
 	other  = "whsec_YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4"
 )
 
-// The specification's own library accepts what Sign makes, and Verify what that makes.
+// The specification's own library accepts the signatures of Sign, and Verify accepts its own.
 func TestStandardLibrary(t *testing.T) {
 	t.Parallel()
 	body, now := []byte(`{"type":"job.succeeded"}`), time.Now()

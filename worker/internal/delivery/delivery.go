@@ -154,7 +154,7 @@ func (s *Server) storeImages(ctx context.Context, rec *jobs.Record, got []fetche
 		return errors.Join(later...)
 	}
 	next.Images = mergeImages(rec.Images, made)
-	s.recorder.SetLocation(ctx, &next)
+	next.SetLocation(ctx, s.bucket, s.recorder.ServeURL)
 	next.FinishedAt, next.State, next.Code, next.Message = time.Now().UTC(), jobs.StateSucceeded, "", ""
 	if i := slices.IndexFunc(made, func(image jobs.Image) bool {
 		return image.Code == jobs.CodeImageUnverified || image.Code == jobs.CodeSpoolUnavailable

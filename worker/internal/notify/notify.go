@@ -27,19 +27,16 @@ type Store interface {
 	EnqueueDueNotifications(ctx context.Context) error
 }
 
-// Links makes the links of images in events.
-type Links interface {
-	// PermanentLink returns "" if the image has none.
-	PermanentLink(ctx context.Context, job *jobs.Job, image jobs.Image) (string, error)
-	// ExpiringLink returns "" if the image has none.
-	ExpiringLink(ctx context.Context, image jobs.Image) (link string, expiresAt time.Time, err error)
-}
-
-// Config configures a [Server]. All fields but Secrets are required.
+// Config configures a [Server]. Secrets, ServeURL and LocalBucket may be zero.
 type Config struct {
 	Redis redis.UniversalClient
 	Store Store
-	Links Links
+	// Bucket makes the links of images, or a gateway at ServeURL, "" for none.
+	Bucket   jobs.Bucket
+	ServeURL string
+	// LocalBucket is set when the bucket is reachable from this process only: its links
+	// that expire are useless to others.
+	LocalBucket bool
 	// Secrets sign callbacks. Without one, callbacks fail.
 	Secrets []string
 	// Dial dials callback connections.
@@ -241,11 +238,11 @@ func (e *deliveryError) schedule(jobID string, tried int) {
 // body returns the event, the same bytes on every attempt except for expiring links.
 func (n *Server) body(ctx context.Context, rec *jobs.Record) ([]byte, error) {
 	event, err := jobs.NewEvent(&rec.Job, func(image jobs.Image) (string, time.Time, error) {
-		link, err := n.cfg.Links.PermanentLink(ctx, &rec.Job, image)
-		if err != nil || link != "" {
+		link, err := rec.PermanentLink(ctx, image, n.cfg.Bucket, n.cfg.ServeURL)
+		if err != nil || link != "" || n.cfg.LocalBucket {
 			return link, time.Time{}, err
 		}
-		return n.cfg.Links.ExpiringLink(ctx, image)
+		return n.cfg.Bucket.Link(ctx, image.Key)
 	})
 	if err != nil {
 		return nil, err

@@ -25,7 +25,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// Recorder writes the steps of a worker's jobs. All fields but the links' are required.
+// Recorder writes the steps of a worker's jobs. All fields but ServeURL are required.
 type Recorder struct {
 	Redis  redis.UniversalClient
 	Store  *jobs.Store
@@ -36,8 +36,6 @@ type Recorder struct {
 	Log    *slog.Logger
 	// ServeURL is the base URL of a gateway for image links, "" for none.
 	ServeURL string
-	// LocalBucket is set when the bucket is reachable from this process only.
-	LocalBucket bool
 	// Stopping ends when the worker stops: writes are not repeated any more.
 	Stopping context.Context //nolint:containedctx // the worker's, not a call's
 	// Simulated reports whether the services are simulators.
@@ -177,7 +175,7 @@ func (r *Recorder) AdoptFinished(ctx context.Context, rec, finished *jobs.Record
 	r.Journal(journal.KindFinished, finished)
 	finished.EnqueuedAt, finished.Priority = rec.EnqueuedAt, rec.Priority
 	finished.Producer, finished.PriceMicroYuan, finished.Callback, finished.FollowUp = rec.Producer, rec.PriceMicroYuan, rec.Callback, rec.FollowUp
-	r.SetLocation(ctx, finished)
+	finished.SetLocation(ctx, r.Bucket, r.ServeURL)
 	return r.Transition(ctx, rec, finished)
 }
 
@@ -195,42 +193,10 @@ func RetriedSince(rec, finished *jobs.Record) bool {
 	return closed || rec.Attempt > finished.Attempt || !hasImages && rec.RetriedAt.After(finished.FinishedAt)
 }
 
-// SetLocation records where a job's images are: the bucket, and their permanent links.
-func (r *Recorder) SetLocation(ctx context.Context, rec *jobs.Record) {
-	rec.Images = slices.Clone(rec.Images)
-	for i, image := range rec.Images {
-		if image.Key != "" {
-			rec.Bucket = r.Bucket.Name()
-			rec.Images[i].Link, _ = r.PermanentLink(ctx, &rec.Job, image)
-		}
-	}
-}
-
-// PermanentLink returns the URL of an image in a public bucket, or at the configured
-// gateway; "" if there is neither.
-func (r *Recorder) PermanentLink(ctx context.Context, job *jobs.Job, image jobs.Image) (string, error) {
-	link, expiresAt, err := r.Bucket.Link(ctx, image.Key)
-	if err != nil || expiresAt.IsZero() {
-		return link, err
-	}
-	if path := job.ImagePath(image); r.ServeURL != "" && path != "" {
-		return r.ServeURL + path, nil
-	}
-	return "", nil
-}
-
 // MarkInFlight records in Redis that a lane works on a job.
 func (r *Recorder) MarkInFlight(ctx context.Context, account, model, id string) error {
 	if err := r.Redis.HSet(ctx, rediskey.Lane(account, model, rediskey.LaneInFlight), id, time.Now().UTC().Format(time.RFC3339)).Err(); err != nil {
 		return fmt.Errorf("mark job %s in flight: %w", id, err)
 	}
 	return nil
-}
-
-// ExpiringLink returns a link of an image that expires, "" if LocalBucket is set.
-func (r *Recorder) ExpiringLink(ctx context.Context, image jobs.Image) (string, time.Time, error) {
-	if r.LocalBucket {
-		return "", time.Time{}, nil
-	}
-	return r.Bucket.Link(ctx, image.Key)
 }
