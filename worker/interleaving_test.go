@@ -77,7 +77,7 @@ func (b *beforeWrite) DialHook(next redis.DialHook) redis.DialHook { return next
 
 func (b *beforeWrite) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if args := cmd.Args(); len(args) > 16 && args[16] == b.state && b.done.CompareAndSwap(false, true) {
+		if args := cmd.Args(); len(args) > 17 && args[17] == b.state && b.done.CompareAndSwap(false, true) {
 			b.do()
 		}
 		return next(ctx, cmd)

@@ -61,6 +61,7 @@ func (s *stack) onlyCutOff(dir string) *outage {
 func TestStandbyTakesOverFromTheDead(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(30*time.Second, 30*time.Second)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.queueInterval = time.Second // of the standby, too
 		cut := s.onlyCutOff("data-2")
 		s.enqueueMany(6)
 		s.state("job-1", jobs.StateGenerating)
