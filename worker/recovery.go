@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -162,11 +161,7 @@ func (r *recovery) republishIntents(ctx context.Context) error {
 
 // importSpend imports the spend log into the ledger of a Redis that lacks it.
 func (r *recovery) importSpend(ctx context.Context) error {
-	spend := r.recorder.Data.Spend
-	if damaged := spend.Damaged(); damaged > 0 {
-		r.recorder.Log.Warn("unreadable lines in the spend log: budgets do not count them", "path", filepath.Join(r.recorder.Data.Path, journal.SpendLogName), "lines", damaged)
-	}
-	return spend.ImportInto(ctx, r.recorder.Ledger, r.recorder.Data.WorkerID)
+	return r.recorder.Data.Spend.ImportInto(ctx, r.recorder.Ledger, r.recorder.Data.WorkerID)
 }
 
 // unfinished returns the number of unfinished jobs whose last journal entry is of the given

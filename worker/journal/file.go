@@ -2,8 +2,11 @@ package journal
 
 import (
 	"bufio"
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"iter"
 	"os"
@@ -106,12 +109,30 @@ func lines(from io.Reader) iter.Seq2[[]byte, error] {
 	}
 }
 
-// encodeLine encodes v as compact JSON on one line. It leaves <auto> unescaped, for people
-// to read.
+// sumField begins the last field of a line: the CRC-32C of all bytes before it, in hex.
+const sumField = `,"sum":"`
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// encodeLine encodes v, an object with at least one field, as compact JSON on one line with
+// its checksum. It leaves <auto> unescaped, for people to read.
 func encodeLine(v any) ([]byte, error) {
 	line, err := compactjson.Marshal(v)
 	if err != nil {
 		return nil, err
 	}
-	return append(line, '\n'), nil
+	line = line[:len(line)-1]
+	return fmt.Appendf(line, "%s%08x\"}\n", sumField, crc32.Checksum(line, castagnoli)), nil
+}
+
+// errSum means that a line is not what was written.
+var errSum = errors.New("its checksum does not match")
+
+// decodeLine verifies a line, including its newline, and decodes it into v.
+func decodeLine(line []byte, v any) error {
+	at := bytes.LastIndex(line, []byte(sumField))
+	if at < 0 || string(line[at:]) != fmt.Sprintf("%s%08x\"}\n", sumField, crc32.Checksum(line[:at], castagnoli)) {
+		return errSum
+	}
+	return json.Unmarshal(line, v)
 }

@@ -2,10 +2,8 @@ package journal
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"slices"
@@ -120,8 +118,8 @@ const minCompactBytes = 1 << 20
 
 // Open opens or creates the journal at path. The caller must hold a lock: one process at a
 // time may use it. A torn last line, left by a crash during a write, is dropped: the step
-// that it announced had not begun. A damaged line before the last is an error, since it may
-// hide money spent.
+// that it announced had not begun. Any other line whose checksum does not match is an error,
+// since it may hide money spent.
 func Open(path string) (*Journal, error) {
 	j := &Journal{
 		file: appendFile{path: path, name: "journal", sync: true},
@@ -145,18 +143,17 @@ func (j *Journal) load() error {
 		return fmt.Errorf("open journal: %w", err)
 	}
 	defer file.Close() //nolint:errcheck // read only
-	var torn error
 	number := 0
 	for line, err := range lines(file) {
 		if err != nil {
 			return fmt.Errorf("read journal %s: %w", j.file.path, err)
 		}
 		number++
-		if torn != nil {
-			return fmt.Errorf("%w: restore the file from a backup, or move it away if no job in it is unfinished", torn)
+		if !bytes.HasSuffix(line, []byte("\n")) {
+			return nil // torn by a crash
 		}
-		if bad := j.apply(line); bad != nil {
-			torn = fmt.Errorf("journal %s, line %d is damaged: %w", j.file.path, number, bad)
+		if err := j.apply(line); err != nil {
+			return fmt.Errorf("journal %s, line %d is damaged: %w: restore the file from a backup, or move it away if no job in it is unfinished", j.file.path, number, err)
 		}
 	}
 	return nil
@@ -167,14 +164,14 @@ func attemptOf(e Entry) string { return e.JobID + "." + strconv.Itoa(e.Attempt) 
 // apply applies one line, including its newline.
 func (j *Journal) apply(line []byte) error {
 	var e Entry
-	if !bytes.HasSuffix(line, []byte("\n")) {
-		return io.ErrUnexpectedEOF
-	}
-	if err := json.Unmarshal(line, &e); err != nil {
+	if err := decodeLine(line, &e); err != nil {
 		return err
 	}
 	if e.Kind == "" || e.JobID == "" && e.Kind != kindKey {
 		return errors.New("no kind or job_id")
+	}
+	if e.Record != nil && (e.Record.ID != e.JobID || e.Record.Attempt != e.Attempt) {
+		return errors.New("its record is of another job or attempt")
 	}
 	j.note(e)
 	return nil

@@ -1,6 +1,7 @@
 package journal
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -89,14 +90,49 @@ func TestJournalDropsATornTail(t *testing.T) {
 	}
 }
 
-// A damaged line before the last may hide money spent: the journal does not open.
+// A line with one changed byte, anywhere, may hide money spent: the journal does not open.
 func TestJournalRefusesDamage(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "journal.jsonl")
-	require.NoError(t, os.WriteFile(path, []byte("{\"kind\":\"int\n{\"kind\":\"task\",\"job_id\":\"a\"}\n"), 0o600))
-	_, err := Open(path)
-	require.ErrorContains(t, err, "line 1 is damaged")
-	require.ErrorContains(t, err, "restore the file from a backup")
+	j := openJournal(t, path)
+	require.NoError(t, j.Append(KindTask, journaled("a")))
+	first := int(j.file.size)
+	require.NoError(t, j.Append(KindIntent, journaled("b")))
+	require.NoError(t, j.Close())
+	text, err := os.ReadFile(path)
+	require.NoError(t, err)
+	for at := range text[:len(text)-1] { // without the last newline the line would be torn
+		damaged := bytes.Clone(text)
+		damaged[at] ^= 1
+		require.NoError(t, os.WriteFile(path, damaged, 0o600))
+		_, err := Open(path)
+		if at < first-1 {
+			require.ErrorContains(t, err, "line 1 is damaged", "byte %d", at)
+		} else {
+			require.ErrorContains(t, err, "is damaged", "byte %d", at)
+		}
+		require.ErrorContains(t, err, "restore the file from a backup")
+	}
+}
+
+// An entry whose record is of another job or attempt is refused, whatever its checksum.
+func TestJournalRefusesContradiction(t *testing.T) {
+	t.Parallel()
+	for _, change := range []func(*Entry){
+		func(e *Entry) { e.Record.ID = "b" },
+		func(e *Entry) { e.Attempt++ },
+		func(e *Entry) { e.JobID = "" },
+	} {
+		path := filepath.Join(t.TempDir(), "journal.jsonl")
+		e := Entry{At: time.Now(), Kind: KindTask, JobID: "a", Attempt: 1, Record: journaled("a")}
+		e.Record.Attempt = 1
+		change(&e)
+		line, err := encodeLine(e)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(path, line, 0o600))
+		_, err = Open(path)
+		require.ErrorContains(t, err, "line 1 is damaged")
+	}
 }
 
 // A full disk fails the entry, and the next one does not follow a partial line.

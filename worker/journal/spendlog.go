@@ -53,8 +53,6 @@ type SpendLog struct {
 	file appendFile
 	// tasks are those booked within [spendMemory], by this process or earlier ones.
 	tasks map[string]bool
-	// damaged is the number of unreadable lines.
-	damaged int
 }
 
 // spendMemory is how long a task is protected against being booked twice: as long as the
@@ -63,7 +61,7 @@ const spendMemory = jobs.RecordLifetime + 2*24*time.Hour
 
 // OpenSpendLog opens or creates the spend log at path. The caller must hold a lock: one
 // process at a time may write it. A torn last line, left by a crash during a write, is cut
-// off. Damaged lines before it are skipped, see [SpendLog.Damaged].
+// off. Any other damaged line is an error: without it budgets would be exceeded.
 func OpenSpendLog(path string) (*SpendLog, error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // in the data directory
 	if err != nil {
@@ -77,20 +75,19 @@ func OpenSpendLog(path string) (*SpendLog, error) {
 			l.tasks[line.TaskID] = true
 		}
 	}
-	l.file.size, l.damaged = scan.size, scan.damaged
+	l.file.size = scan.size
 	err = scan.err
+	if scan.damaged > 0 {
+		err = fmt.Errorf("line %d is damaged: restore the file from a backup; or move it away, then what earlier runs have spent counts against no budget", scan.firstDamaged)
+	}
 	if err == nil {
 		err = file.Truncate(scan.size)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("read spend log %s: %w", path, err), file.Close())
+		return nil, errors.Join(fmt.Errorf("spend log %s: %w", path, err), file.Close())
 	}
 	return l, nil
 }
-
-// Damaged returns the number of complete lines that were unreadable when the log was
-// opened.
-func (l *SpendLog) Damaged() int { return l.damaged }
 
 // Close closes the file.
 func (l *SpendLog) Close() error { return l.file.close() }
@@ -154,15 +151,18 @@ func ReadSpendLog(path string) (spent []ledger.Spend, damaged int, err error) {
 type spendScan struct {
 	in io.Reader
 	// size is the length of the complete lines in bytes, damaged the number of unreadable
-	// ones, and err the error that ended the scan early.
-	size    int64
-	damaged int
-	err     error
+	// ones, firstDamaged the number of the first of them, and err the error that ended the
+	// scan early.
+	size                  int64
+	damaged, firstDamaged int
+	err                   error
 }
 
 func (s *spendScan) lines() iter.Seq[spendLine] {
 	return func(yield func(spendLine) bool) {
+		number := 0
 		for text, err := range lines(s.in) {
+			number++
 			if err != nil {
 				s.err = err
 				return
@@ -174,6 +174,7 @@ func (s *spendScan) lines() iter.Seq[spendLine] {
 			line, ok := parseSpendLine(text)
 			if !ok {
 				s.damaged++
+				s.firstDamaged = cmp.Or(s.firstDamaged, number)
 			} else if !yield(line) {
 				return
 			}
@@ -183,7 +184,7 @@ func (s *spendScan) lines() iter.Seq[spendLine] {
 
 // parseSpendLine decodes a line and reports whether the ledger accepts it.
 func parseSpendLine(text []byte) (line spendLine, ok bool) {
-	err := json.Unmarshal(bytes.TrimRight(text, "\r\n"), &line)
+	err := decodeLine(text, &line)
 	ok = err == nil && line.TaskID != "" && jobs.ValidAccount(line.Account) == nil &&
 		!line.At.IsZero() && !line.SubmittedAt.IsZero() && line.MicroYuan >= 0 && line.Images >= 0
 	return line, ok
