@@ -34,7 +34,7 @@ func importMap() map[string][]string {
 		"worker/internal/reconcile":          {"jobs", "worker/dashscope"},
 		"worker/journal":                     {"jobs", "jobs/compactjson", "jobs/ledger", "storage/atomicfile"},
 		"worker/dashscope":                   {},
-		"worker/dashscope/simulator":         {"worker/dashscope", "worker/dashscope/simulator/painter"}, // the wire structs, the images
+		"worker/dashscope/simulator":         {"storage/embedded/inprocess", "worker/dashscope", "worker/dashscope/simulator/painter"}, // the wire structs, the images
 		"worker/dashscope/simulator/painter": {},
 		"jobs":                               {"jobs/compactjson", "jobs/editdistance", "jobs/ledger", "jobs/rediskey"},
 		"jobs/compactjson":                   {},
@@ -48,7 +48,8 @@ func importMap() map[string][]string {
 		"jobs/gateway":                       {"jobs", "jobs/compactjson", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope"},
 		"storage":                            {"storage/atomicfile"},
 		"storage/atomicfile":                 {},
-		"storage/embedded":                   {},
+		"storage/embedded":                   {"storage/embedded/inprocess"},
+		"storage/embedded/inprocess":         {},
 		"storage/storagetest":                {},
 	}
 }

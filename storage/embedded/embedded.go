@@ -20,16 +20,20 @@
 package embedded
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 
 	"github.com/gofrs/flock"
 	"github.com/rclone/gofakes3"
+
+	"github.com/danqing-queue/danqing/storage/embedded/inprocess"
 )
 
 // DefaultBucket is the bucket's name unless Config says otherwise.
@@ -59,12 +63,17 @@ func (c Config) String() string {
 // GoString returns String, so that %#v shows no secret either.
 func (c Config) GoString() string { return c.String() }
 
+// maxIdleConns is as many as the default client of a bucket keeps.
+const maxIdleConns = 64
+
 // Server is an http.Handler that speaks S3.
 type Server struct {
 	id, secret string
 	store      *store
 	handler    http.Handler
 	lock       *flock.Flock
+	inner      inprocess.Server
+	client     *http.Client
 }
 
 // Open opens the store in cfg.Dir, removes temporary files that a crash left there,
@@ -107,7 +116,12 @@ func Open(cfg Config) (*Server, error) {
 		gofakes3.WithV4Auth(map[string]string{cfg.AccessKeyID: cfg.SecretAccessKey}),
 		gofakes3.WithLogger(logger{cfg.Logger}),
 	)
-	return &Server{id: cfg.AccessKeyID, secret: cfg.SecretAccessKey, store: st, handler: verifyBody(s3.Server()), lock: lock}, nil
+	s := &Server{id: cfg.AccessKeyID, secret: cfg.SecretAccessKey, store: st, handler: verifyBody(s3.Server()), lock: lock}
+	s.client = &http.Client{Transport: &http.Transport{
+		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return s.inner.Dial(ctx, s, cfg.Logger) },
+		MaxIdleConnsPerHost: maxIdleConns, DisableCompression: true,
+	}}
+	return s, nil
 }
 
 // ServeHTTP answers an S3 request. Do not wrap the server in an [http.ServeMux], which
@@ -115,10 +129,8 @@ func Open(cfg Config) (*Server, error) {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
 // HTTPClient returns a client that sends every request to this server in the process,
-// without a socket. The host in the URL is ignored.
-func (s *Server) HTTPClient() *http.Client {
-	return &http.Client{Transport: inProcess{s}}
-}
+// without a socket. The host in the URL is ignored; the scheme must be http.
+func (s *Server) HTTPClient() *http.Client { return s.client }
 
 // Credentials returns the credentials that requests must be signed with.
 func (s *Server) Credentials() (accessKeyID, secretAccessKey string) { return s.id, s.secret }
@@ -138,7 +150,7 @@ func (s *Server) Path(key string) string {
 
 // Close releases the folder. Requests in progress fail.
 func (s *Server) Close() error {
-	return errors.Join(s.store.root.Close(), s.lock.Close())
+	return errors.Join(s.inner.Close(), s.store.root.Close(), s.lock.Close())
 }
 
 // logger logs gofakes3's errors. It drops the other levels, which log every request.
