@@ -20,6 +20,7 @@
 package embedded
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -82,9 +83,7 @@ func Open(cfg Config) (*Server, error) {
 	if cfg.Dir == "" {
 		return nil, errors.New("embedded bucket: Dir is empty: name a folder")
 	}
-	if cfg.Bucket == "" {
-		cfg.Bucket = DefaultBucket
-	}
+	cfg.Bucket = cmp.Or(cfg.Bucket, DefaultBucket)
 	if err := gofakes3.ValidateBucketName(cfg.Bucket); err != nil {
 		return nil, fmt.Errorf("embedded bucket: Bucket %q: must be 3 to 63 lower-case letters, digits and hyphens", cfg.Bucket)
 	}
@@ -94,9 +93,7 @@ func Open(cfg Config) (*Server, error) {
 	case len(cfg.AccessKeyID) < 3 || cfg.SecretAccessKey == "":
 		return nil, errors.New("embedded bucket: AccessKeyID and SecretAccessKey go together, the ID with at least 3 characters; leave both empty to have them generated")
 	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
+	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 
 	hidden := filepath.Join(cfg.Dir, hiddenFolder)
 	if err := os.MkdirAll(hidden, 0o750); err != nil {
