@@ -42,6 +42,7 @@ func (s *deliveryServer) start() (*deliveryServer, error) {
 		Queues:                   map[string]int{jobs.QueueStore: 1},
 		TaskCheckInterval:        s.cfg.QueueInterval,
 		DelayedTaskCheckInterval: delayedFactor * s.cfg.QueueInterval,
+		JanitorInterval:          asynqJanitorInterval,
 		ShutdownTimeout:          storeShutdownTimeout,
 		RetryDelayFunc: func(tried int, err error, _ *asynq.Task) time.Duration {
 			if errors.Is(err, asynq.ErrLeaseExpired) {

@@ -267,6 +267,7 @@ func (l *lane) serve(ctx context.Context) error {
 			Queues:                   jobs.LaneQueues(l.model.Name),
 			TaskCheckInterval:        l.cfg.QueueInterval,
 			DelayedTaskCheckInterval: delayedFactor * l.cfg.QueueInterval,
+			JanitorInterval:          asynqJanitorInterval,
 			ShutdownTimeout:          shutdownTimeout,
 			IsFailure:                func(error) bool { return false },
 			RetryDelayFunc:           laneRetryDelay,

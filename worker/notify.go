@@ -83,6 +83,7 @@ func (n *notificationServer) start() error {
 		Queues:                   map[string]int{jobs.QueueNotify: 1},
 		TaskCheckInterval:        n.cfg.QueueInterval, // a shutdown waits for this interval, possibly more than once
 		DelayedTaskCheckInterval: delayedFactor * n.cfg.QueueInterval,
+		JanitorInterval:          asynqJanitorInterval,
 		ShutdownTimeout:          notifyShutdownTimeout,
 		// Crashes, shutdowns and Redis outages do not count as attempts.
 		IsFailure:      func(err error) bool { return errors.As(err, new(*deliveryError)) },

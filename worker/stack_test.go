@@ -112,7 +112,7 @@ func newStack(t *testing.T, dir string, sim *simulator.Simulator) *stack {
 	files, err := bucket.Open(bucket.Config{Dir: filepath.Join(dir, "bucket")})
 	require.NoError(t, err)
 	id, secret := files.Credentials()
-	s := &stack{t: t, dir: dir, sim: sim, files: files, queueInterval: 2 * time.Second}
+	s := &stack{t: t, dir: dir, sim: sim, files: files, queueInterval: 5 * time.Second}
 	s.bucket, err = storage.New(storage.Config{
 		Bucket: bucket.DefaultBucket, Endpoint: "http://bucket.embedded", AccessKeyID: id, SecretAccessKey: secret,
 		HTTPClient: clientFunc(func(r *http.Request) (*http.Response, error) {

@@ -74,6 +74,9 @@ const (
 	// arrives. 200 ms costs Redis a handful of commands per second.
 	defaultQueueInterval = 200 * time.Millisecond
 	delayedFactor        = 5
+	// asynqJanitorInterval is how often asynq deletes the messages of jobs that ended a
+	// week ago. Its default of 8 s would be most of an idle worker's Redis commands.
+	asynqJanitorInterval = 10 * time.Minute
 )
 
 // Worker runs the lanes of its accounts, a store server and a notification server. See the
