@@ -135,7 +135,7 @@ func (f *fleet) expireLeases(ctx context.Context, overdue time.Duration) {
 	now := time.Now()
 	extendedBefore := strconv.FormatInt(now.Add(lease-overdue).Unix(), 10)
 	for _, key := range f.rdb.Keys(ctx, "asynq:{danqing:*}:lease").Val() {
-		for _, message := range f.rdb.ZRangeByScore(ctx, key, &redis.ZRangeBy{Min: "-inf", Max: extendedBefore}).Val() {
+		for _, message := range f.rdb.ZRangeArgs(ctx, redis.ZRangeArgs{Key: key, Start: "-inf", Stop: extendedBefore, ByScore: true}).Val() {
 			f.rdb.ZAddXX(ctx, key, redis.Z{Score: float64(now.Add(expired).Unix()), Member: message})
 		}
 	}

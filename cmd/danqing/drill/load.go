@@ -324,7 +324,7 @@ func (l *load) expireLeases(ctx context.Context) {
 	extendedBefore := strconv.FormatInt(now.Add(lease-overdue).Unix(), 10)
 	keys := rdb.Scan(ctx, 0, "asynq:{danqing:*}:lease", 1000).Iterator()
 	for keys.Next(ctx) {
-		for _, message := range rdb.ZRangeByScore(ctx, keys.Val(), &redis.ZRangeBy{Min: "-inf", Max: extendedBefore}).Val() {
+		for _, message := range rdb.ZRangeArgs(ctx, redis.ZRangeArgs{Key: keys.Val(), Start: "-inf", Stop: extendedBefore, ByScore: true}).Val() {
 			rdb.ZAddXX(ctx, keys.Val(), redis.Z{Score: float64(now.Add(-expiry).Unix()), Member: message})
 			l.log.Info("lease expired", "message", message)
 		}
