@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -132,9 +133,7 @@ func (c Config) withDefaults() (_ Config, refused FieldErrors) {
 			bad(f.name, "%v", err)
 		}
 	}
-	if c.PublicEndpoint == "" {
-		c.PublicEndpoint = c.Endpoint
-	}
+	c.PublicEndpoint = cmp.Or(c.PublicEndpoint, c.Endpoint)
 	if c.Region == "" {
 		if isAWS(c.Endpoint) || isAliyun(c.Endpoint) {
 			bad("Region", "is empty: AWS and OSS need the bucket's region, such as us-east-1 or cn-beijing")
@@ -153,18 +152,14 @@ func (c Config) withDefaults() (_ Config, refused FieldErrors) {
 	default:
 		bad("Addressing", "%q: must be %q, %q or empty", c.Addressing, AddressingPath, AddressingVirtual)
 	}
-	if c.KeyTemplate == "" {
-		c.KeyTemplate = DefaultKeyTemplate
-	}
+	c.KeyTemplate = cmp.Or(c.KeyTemplate, DefaultKeyTemplate)
 	if err := checkTemplate(c.KeyTemplate, c.Prefix); err != nil {
 		bad("KeyTemplate", "%q: %v", c.KeyTemplate, err)
 	}
 	if c.HTTPClient == nil {
 		c.HTTPClient = defaultHTTPClient()
 	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
+	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	return c, refused
 }
 

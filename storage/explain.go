@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -136,10 +137,7 @@ func (b *Bucket) explainNoCode(answer *http.Response) string {
 	if head {
 		return ""
 	}
-	kind := answer.Header.Get("Content-Type")
-	if kind == "" {
-		kind = "nothing"
-	}
+	kind := cmp.Or(answer.Header.Get("Content-Type"), "nothing")
 	text := fmt.Sprintf("%s answers with HTTP status %d and %.60q, as no S3 store does: ", b.endpoint, answer.StatusCode, kind)
 	switch {
 	case answer.StatusCode >= http.StatusInternalServerError:

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,15 +95,11 @@ func OpenSpool(dir string, cfg SpoolConfig) (*Spool, error) {
 	if cfg.MaxBytes < 0 || cfg.HeaderTimeout < 0 || cfg.StallTimeout < 0 {
 		return nil, errors.New("spool: MaxBytes, HeaderTimeout and StallTimeout must not be negative; 0 is the default")
 	}
-	if s.maxBytes == 0 {
-		s.maxBytes = defaultMaxBytes
-	}
+	s.maxBytes = cmp.Or(s.maxBytes, defaultMaxBytes)
 	if cfg.HeaderTimeout == 0 {
 		cfg.HeaderTimeout = defaultHeaderTimeout
 	}
-	if s.stall == 0 {
-		s.stall = defaultStallTimeout
-	}
+	s.stall = cmp.Or(s.stall, defaultStallTimeout)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

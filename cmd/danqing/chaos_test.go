@@ -26,12 +26,12 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// Four workers on one Redis are killed, stopped, frozen and started at random during 300
+// Four workers on one Redis are killed, stopped, frozen and started at random during 150
 // jobs: two tasks of one lane never run at once, no request is throttled, and each job is
 // charged once.
 func TestFourWorkersWithRandomFaults(t *testing.T) {
 	t.Parallel()
-	total := 300
+	total := 150
 	if testing.Short() { // in the race detector's run
 		total = 40
 	}
@@ -175,7 +175,7 @@ func (f *fleet) start(i int) {
 		models.WriteString("," + model)
 	}
 	cmd.Env = []string{
-		"HOME=" + f.dirs[i], "PATH=" + os.Getenv("PATH"), "REDIS_URL=" + f.redis,
+		"HOME=" + f.dirs[i], "PATH=" + os.Getenv("PATH"), noExitSleep, "REDIS_URL=" + f.redis,
 		"DASHSCOPE_API_KEY=sk-chaos", "DASHSCOPE_HTTP_BASE_URL=" + f.service.URL + "/api/v1", "DANQING_MODELS=" + models.String()[1:],
 		"AWS_ACCESS_KEY_ID=AKIATEST", "AWS_SECRET_ACCESS_KEY=secret", "AWS_REGION=us-east-1",
 		"AWS_ENDPOINT_URL_S3=" + f.store.URL, "DANQING_S3_BUCKET=" + bucket.DefaultBucket,
@@ -192,7 +192,7 @@ func (f *fleet) injectFaults(ctx context.Context, rng *rand.Rand) {
 	thawed := map[int]time.Time{}
 	tick := time.NewTicker(700 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for n := 0; ; n++ {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -212,7 +212,12 @@ func (f *fleet) injectFaults(ctx context.Context, rng *rand.Rand) {
 			continue
 		}
 		member := f.members[i]
-		switch rng.IntN(8) {
+		f.expireLeases(ctx, 20*time.Second) // later than the longest freeze
+		fault := rng.IntN(8)
+		if n == 3 {
+			fault = 7 // at least one freeze
+		}
+		switch fault {
 		case 0, 1, 2, 3:
 			f.kills++
 			_ = member.Process.Kill()

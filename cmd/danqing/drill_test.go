@@ -207,7 +207,7 @@ func TestDrillCommand(t *testing.T) {
 	run := func(args ...string) (stdout, stderr string, code int) {
 		cmd := exec.CommandContext(t.Context(), self)
 		cmd.Args = append([]string{"danqing", "drill"}, args...)
-		cmd.Env = []string{"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), "TMPDIR=" + t.TempDir()}
+		cmd.Env = []string{"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), noExitSleep, "TMPDIR=" + t.TempDir()}
 		var out, log strings.Builder
 		cmd.Stdout, cmd.Stderr = &out, &log
 		_ = cmd.Run()

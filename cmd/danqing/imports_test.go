@@ -42,7 +42,7 @@ func importMap() map[string][]string {
 		"worker/internal/loop":               {},
 		"worker/journal":                     {"jobs", "jobs/compactjson", "jobs/ledger", "storage/atomicfile"},
 		"worker/dashscope":                   {},
-		"worker/dashscope/simulator":         {"worker/dashscope", "worker/dashscope/simulator/painter"}, // the wire structs, the images
+		"worker/dashscope/simulator":         {"storage/embedded/inprocess", "worker/dashscope", "worker/dashscope/simulator/painter"}, // the wire structs, the images
 		"worker/dashscope/simulator/painter": {},
 		"jobs":                               {"jobs/compactjson", "jobs/editdistance", "jobs/ledger", "jobs/rediskey"},
 		"jobs/compactjson":                   {},
@@ -56,7 +56,8 @@ func importMap() map[string][]string {
 		"jobs/gateway":                       {"jobs", "jobs/compactjson", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope"},
 		"storage":                            {"storage/atomicfile"},
 		"storage/atomicfile":                 {},
-		"storage/embedded":                   {},
+		"storage/embedded":                   {"storage/embedded/inprocess"},
+		"storage/embedded/inprocess":         {},
 		"storage/storagetest":                {},
 	}
 }

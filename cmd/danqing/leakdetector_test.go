@@ -300,7 +300,7 @@ func newCanaryStack(t *testing.T) *canaryStack {
 		assert.NoError(t, p.redis.Close())
 	})
 	p.env = []string{
-		"HOME=" + p.dir, "PATH=" + os.Getenv("PATH"), "DASHSCOPE_HTTP_BASE_URL=" + p.server.URL + "/api/v1",
+		"HOME=" + p.dir, "PATH=" + os.Getenv("PATH"), noExitSleep, "DASHSCOPE_HTTP_BASE_URL=" + p.server.URL + "/api/v1",
 		"REDIS_URL=" + p.redisURL(p.secrets["Redis password"]), "DANQING_S3_BUCKET=" + bucket.DefaultBucket, "DANQING_SUBMIT_LIMIT=2s",
 		"AWS_ENDPOINT_URL_S3=" + p.server.URL, "AWS_REGION=us-east-1", "AWS_ACCESS_KEY_ID=AKIATEST",
 		"AWS_SECRET_ACCESS_KEY=" + p.secrets["S3 secret"], "AWS_SESSION_TOKEN=" + p.secrets["S3 session token"],

@@ -13,6 +13,10 @@ import (
 // mostly wait for child processes.
 const parallelTests = "6"
 
+// noExitSleep is for a program with the race detector, which otherwise waits for a second
+// before it exits.
+const noExitSleep = "GORACE=atexit_sleep_ms=0"
+
 // The test binary is also the program, if it is called by the program's name.
 func TestMain(m *testing.M) {
 	_ = flag.Set("test.parallel", parallelTests) // the command line overrides it
@@ -24,6 +28,10 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", RequireExplicitExec: true,
 		Cmds: scriptCommands(),
+		Setup: func(env *testscript.Env) error {
+			env.Vars = append(env.Vars, noExitSleep)
+			return nil
+		},
 	})
 }
 

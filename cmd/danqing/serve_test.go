@@ -61,7 +61,7 @@ func newServeStack(t *testing.T) *serveStack {
 	rdb := redis.NewClient(&redis.Options{Network: "unix", Addr: socket, PoolSize: 50})
 	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
 	return &serveStack{t: t, address: free.Addr().String(), rdb: rdb, jobs: jobs.NewClient(rdb), env: []string{
-		"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), "REDIS_URL=unix://" + socket,
+		"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), noExitSleep, "REDIS_URL=unix://" + socket,
 		"AWS_ENDPOINT_URL_S3=" + store.Endpoint, "AWS_REGION=" + storagetest.Region, "DANQING_S3_BUCKET=" + storagetest.Bucket,
 		"AWS_ACCESS_KEY_ID=" + storagetest.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + storagetest.SecretAccessKey,
 	}}
@@ -272,9 +272,9 @@ func TestServe(t *testing.T) {
 // answered with 200 exists, with its message, and no idempotency key has two jobs.
 func TestKilledServeKeepsAcceptedJobs(t *testing.T) {
 	t.Parallel()
-	clients, each, kills := 200, 50, 6
+	clients, each, kills := 200, 10, 6
 	if testing.Short() {
-		clients, each, kills = 40, 10, 3
+		clients, each, kills = 40, 5, 3
 	}
 	s := newServeStack(t)
 	s.serve()

@@ -39,7 +39,7 @@ func startUp(t *testing.T, dir string) *upProcess {
 	u := &upProcess{cmd: exec.CommandContext(t.Context(), self), data: filepath.Join(dir, "danqing-data", "simulated")}
 	u.cmd.Args = []string{"danqing", "up", "--simulate", "--listen", "127.0.0.1:0"}
 	u.cmd.Dir, u.cmd.Stdout, u.cmd.Stderr = dir, &u.log, &u.log
-	u.cmd.Env = []string{"HOME=" + dir, "PATH=" + os.Getenv("PATH")}
+	u.cmd.Env = []string{"HOME=" + dir, "PATH=" + os.Getenv("PATH"), noExitSleep}
 	require.NoError(t, u.cmd.Start())
 	require.Eventually(t, func() bool {
 		// The file of a killed one exists until this one replaces it.

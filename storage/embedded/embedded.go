@@ -20,16 +20,21 @@
 package embedded
 
 import (
+	"cmp"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 
 	"github.com/gofrs/flock"
 	"github.com/rclone/gofakes3"
+
+	"github.com/danqing-queue/danqing/storage/embedded/inprocess"
 )
 
 // DefaultBucket is the bucket's name unless Config says otherwise.
@@ -59,12 +64,17 @@ func (c Config) String() string {
 // GoString returns String, so that %#v shows no secret either.
 func (c Config) GoString() string { return c.String() }
 
+// maxIdleConns is as many as the default client of a bucket keeps.
+const maxIdleConns = 64
+
 // Server is an http.Handler that speaks S3.
 type Server struct {
 	id, secret string
 	store      *store
 	handler    http.Handler
 	lock       *flock.Flock
+	inner      inprocess.Server
+	client     *http.Client
 }
 
 // Open opens the store in cfg.Dir, removes temporary files that a crash left there,
@@ -73,9 +83,7 @@ func Open(cfg Config) (*Server, error) {
 	if cfg.Dir == "" {
 		return nil, errors.New("embedded bucket: Dir is empty: name a folder")
 	}
-	if cfg.Bucket == "" {
-		cfg.Bucket = DefaultBucket
-	}
+	cfg.Bucket = cmp.Or(cfg.Bucket, DefaultBucket)
 	if err := gofakes3.ValidateBucketName(cfg.Bucket); err != nil {
 		return nil, fmt.Errorf("embedded bucket: Bucket %q: must be 3 to 63 lower-case letters, digits and hyphens", cfg.Bucket)
 	}
@@ -85,9 +93,7 @@ func Open(cfg Config) (*Server, error) {
 	case len(cfg.AccessKeyID) < 3 || cfg.SecretAccessKey == "":
 		return nil, errors.New("embedded bucket: AccessKeyID and SecretAccessKey go together, the ID with at least 3 characters; leave both empty to have them generated")
 	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
+	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
 
 	hidden := filepath.Join(cfg.Dir, hiddenFolder)
 	if err := os.MkdirAll(hidden, 0o750); err != nil {
@@ -107,7 +113,12 @@ func Open(cfg Config) (*Server, error) {
 		gofakes3.WithV4Auth(map[string]string{cfg.AccessKeyID: cfg.SecretAccessKey}),
 		gofakes3.WithLogger(logger{cfg.Logger}),
 	)
-	return &Server{id: cfg.AccessKeyID, secret: cfg.SecretAccessKey, store: st, handler: verifyBody(s3.Server()), lock: lock}, nil
+	s := &Server{id: cfg.AccessKeyID, secret: cfg.SecretAccessKey, store: st, handler: verifyBody(s3.Server()), lock: lock}
+	s.client = &http.Client{Transport: &http.Transport{
+		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return s.inner.Dial(ctx, s, cfg.Logger) },
+		MaxIdleConnsPerHost: maxIdleConns, DisableCompression: true,
+	}}
+	return s, nil
 }
 
 // ServeHTTP answers an S3 request. Do not wrap the server in an [http.ServeMux], which
@@ -115,10 +126,8 @@ func Open(cfg Config) (*Server, error) {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.handler.ServeHTTP(w, r) }
 
 // HTTPClient returns a client that sends every request to this server in the process,
-// without a socket. The host in the URL is ignored.
-func (s *Server) HTTPClient() *http.Client {
-	return &http.Client{Transport: inProcess{s}}
-}
+// without a socket. The host in the URL is ignored; the scheme must be http.
+func (s *Server) HTTPClient() *http.Client { return s.client }
 
 // Credentials returns the credentials that requests must be signed with.
 func (s *Server) Credentials() (accessKeyID, secretAccessKey string) { return s.id, s.secret }
@@ -138,7 +147,7 @@ func (s *Server) Path(key string) string {
 
 // Close releases the folder. Requests in progress fail.
 func (s *Server) Close() error {
-	return errors.Join(s.store.root.Close(), s.lock.Close())
+	return errors.Join(s.inner.Close(), s.store.root.Close(), s.lock.Close())
 }
 
 // logger logs gofakes3's errors. It drops the other levels, which log every request.

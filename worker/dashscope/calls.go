@@ -2,6 +2,7 @@ package dashscope
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -174,7 +175,7 @@ func (c *Client) List(ctx context.Context, f ListFilter) (*Page, error) {
 }
 
 func (c *Client) list(ctx context.Context, f ListFilter) (*Page, answer, error) {
-	q := url.Values{"page_no": {strconv.Itoa(or(f.PageNo, 1))}}
+	q := url.Values{"page_no": {strconv.Itoa(cmp.Or(f.PageNo, 1))}}
 	for k, v := range map[string]string{"task_id": f.TaskID, "model_name": f.Model, "status": f.Status} {
 		if v != "" {
 			q.Set(k, v)
@@ -221,7 +222,7 @@ func (c *Client) Probe(ctx context.Context) (Endpoint, error) {
 // returns a complete answer with HTTP 200.
 func (c *Client) ask(ctx context.Context, op, method, path string, query url.Values) (answer, error) {
 	if err := c.limiter.Wait(ctx); err != nil {
-		return answer{}, &Error{Op: op, Kind: KindTemporary, Err: fmt.Errorf("wait for the rate limit: %w", or(context.Cause(ctx), err))}
+		return answer{}, &Error{Op: op, Kind: KindTemporary, Err: fmt.Errorf("wait for the rate limit: %w", cmp.Or(context.Cause(ctx), err))}
 	}
 	return c.get(ctx, op, method, path, query)
 }

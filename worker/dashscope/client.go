@@ -1,6 +1,7 @@
 package dashscope
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -152,9 +153,9 @@ func New(cfg Config) (*Client, error) {
 	}
 	c := &Client{
 		base:      base,
-		userAgent: or(cfg.UserAgent, "danqing"),
-		limiter:   rate.NewLimiter(rate.Limit(or(cfg.QueriesPerSecond, defaultQueriesPerSecond)), 1),
-		log:       or(cfg.Logger, slog.New(slog.DiscardHandler)),
+		userAgent: cmp.Or(cfg.UserAgent, "danqing"),
+		limiter:   rate.NewLimiter(rate.Limit(cmp.Or(cfg.QueriesPerSecond, defaultQueriesPerSecond)), 1),
+		log:       cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)),
 		pooled:    newHTTPClient(cfg.DialContext, true),
 		oneShot:   newHTTPClient(cfg.DialContext, false),
 		authorize: func(r *http.Request) {
@@ -166,19 +167,10 @@ func New(cfg Config) (*Client, error) {
 		scrub:          func(s string) string { return scrub(s, cfg.APIKey) },
 		keyFingerprint: keyFingerprint(cfg.APIKey),
 	}
-	c.timeouts.create = or(cfg.CreateTimeout, defaultCreateTimeout)
-	c.timeouts.query = or(cfg.QueryTimeout, defaultQueryTimeout)
-	c.timeouts.upload = or(cfg.UploadTimeout, defaultUploadTimeout)
+	c.timeouts.create = cmp.Or(cfg.CreateTimeout, defaultCreateTimeout)
+	c.timeouts.query = cmp.Or(cfg.QueryTimeout, defaultQueryTimeout)
+	c.timeouts.upload = cmp.Or(cfg.UploadTimeout, defaultUploadTimeout)
 	return c, nil
-}
-
-// or returns v, or def if v is its zero value.
-func or[T comparable](v, def T) T {
-	var zero T
-	if v == zero {
-		return def
-	}
-	return v
 }
 
 // isHeaderValue reports whether s is a valid header value and a single word in a log
@@ -188,7 +180,7 @@ func isHeaderValue(s string) bool {
 }
 
 func parseBaseURL(s string) (*url.URL, error) {
-	u, err := url.Parse(strings.TrimSuffix(or(s, DefaultBaseURL), "/"))
+	u, err := url.Parse(strings.TrimSuffix(cmp.Or(s, DefaultBaseURL), "/"))
 	switch {
 	case err != nil: // its text may contain a password
 		return nil, errors.New("not a URL")

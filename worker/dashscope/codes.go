@@ -1,6 +1,9 @@
 package dashscope
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 const (
 	hintAccount  = "check the API key, the account's balance and whether the model is activated for it in the Model Studio (百炼) console"
@@ -35,9 +38,11 @@ type code struct {
 }
 
 // codes returns the table. Rows with a message precede those without.
-func codes() []code {
+func codes() []code { return slices.Concat(requestCodes(), accountCodes(), serviceCodes()) }
+
+// requestCodes are those of the request, its image, and moderation.
+func requestCodes() []code {
 	return []code{
-		// The request or its image.
 		{"InvalidParameter", "timed out", KindRetry, hintImage, srcErr},
 		{"InvalidParameter", "", KindTerminal, hintField, srcErr + ", " + srcV1Page},
 		{"InvalidSchema", "", KindTerminal, hintField, srcErr},
@@ -58,7 +63,11 @@ func codes() []code {
 		{"IPInfringementSuspect", "", KindTerminal, hintModerate, srcErr},
 		{"CustomRoleBlocked", "", KindTerminal, hintModerate, srcErr},
 		{"FaqRuleBlocked", "", KindTerminal, hintModerate, srcErr},
-		// The account.
+	}
+}
+
+func accountCodes() []code {
+	return []code{
 		{"Arrearage", "", KindAccount, hintPay, srcErr},
 		{"CommodityNotPurchased", "", KindAccount, hintActivate, srcErr},
 		{"PrepaidBillOverdue", "", KindAccount, hintPay, srcErr},
@@ -77,6 +86,12 @@ func codes() []code {
 		{"WorkSpaceNotFound", "", KindAccount, "check the workspace ID", srcErr},
 		{"NotFound", "", KindAccount, "check DASHSCOPE_HTTP_BASE_URL", srcErr},
 		{"NotFoundError", "", KindAccount, "check DASHSCOPE_HTTP_BASE_URL and the model's name", srcJava},
+	}
+}
+
+// serviceCodes are those of rate limits and of the service's own faults.
+func serviceCodes() []code {
+	return []code{
 		// Rate limits. The free quota shares a code with a throttle.
 		{"Throttling.AllocationQuota", "free allocated quota exceeded", KindAccount, hintFree, srcErr},
 		{"insufficient_quota", "free allocated quota exceeded", KindAccount, hintFree, srcErr},

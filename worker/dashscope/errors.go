@@ -1,6 +1,7 @@
 package dashscope
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -132,8 +133,8 @@ func (c *Client) fault(op string, a answer) *Error {
 	e := &Error{Op: op, Status: a.status, Err: a.err, RetryAfter: retryAfter(a)}
 	var r errorBody
 	if a.err == nil && json.Unmarshal(a.body, &r) == nil {
-		e.Code = or(r.Code, r.OpenAI.Code)
-		e.Message = c.scrub(or(r.Message, r.OpenAI.Message))
+		e.Code = cmp.Or(r.Code, r.OpenAI.Code)
+		e.Message = c.scrub(cmp.Or(r.Message, r.OpenAI.Message))
 		e.RequestID = r.RequestID
 	}
 	if e.Code == "" && e.Err == nil {

@@ -2,6 +2,7 @@ package dashscope
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"encoding/xml"
@@ -98,7 +99,7 @@ func (w *watched) Close() error {
 // newUploadRequest returns the POST of the file. Its length is set and `file` is its last field, as
 // the store requires. It does not contain the API key.
 func newUploadRequest(ctx context.Context, p Policy, key, contentType string, size int64, body io.Reader) (*http.Request, error) {
-	contentType = or(contentType, "application/octet-stream")
+	contentType = cmp.Or(contentType, "application/octet-stream")
 	var head bytes.Buffer
 	w := multipart.NewWriter(&head)
 	for _, f := range [][2]string{ // in the SDKs' order

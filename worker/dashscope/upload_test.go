@@ -2,6 +2,7 @@ package dashscope
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"io"
 	"net/http"
@@ -127,7 +128,7 @@ func TestUploadFaults(t *testing.T) {
 			if body == nil {
 				body = strings.NewReader("1234")
 			}
-			_, err := c.Upload(t.Context(), "wanx-v1", "a.png", "image/png", or(tc.size, 4), body)
+			_, err := c.Upload(t.Context(), "wanx-v1", "a.png", "image/png", cmp.Or(tc.size, 4), body)
 			requireKind(t, err, tc.want)
 			assert.ErrorContains(t, err, tc.text)
 		})

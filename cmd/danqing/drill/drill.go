@@ -9,6 +9,7 @@
 package drill
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -150,9 +151,7 @@ func Run(ctx context.Context, cfg Config) (report *Report, err error) {
 }
 
 func (d *drill) defaults() error {
-	if d.Queue == "" {
-		d.Queue = QueueEmbedded
-	}
+	d.Queue = cmp.Or(d.Queue, QueueEmbedded)
 	if d.Seed == 0 {
 		d.Seed = uint64(time.Now().UnixMicro()%1e9) + 1 // short enough to type
 	}
@@ -163,12 +162,7 @@ func (d *drill) defaults() error {
 	if len(d.Points) > 0 {
 		faults = perPoint * len(d.chosen())
 	}
-	if d.Faults == 0 {
-		d.Faults = faults
-	}
-	if d.Jobs == 0 {
-		d.Jobs = jobs
-	}
+	d.Faults, d.Jobs = cmp.Or(d.Faults, faults), cmp.Or(d.Jobs, jobs)
 	if d.Progress == nil {
 		d.Progress = io.Discard
 	}

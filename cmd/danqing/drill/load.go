@@ -11,9 +11,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
@@ -33,10 +36,14 @@ const (
 	labelJob = "job"
 	// pollInterval is how often the jobs are read.
 	pollInterval = 150 * time.Millisecond
-	// asynqRecovery is how long asynq v0.26 takes, after the death of a worker or the
-	// loss of a reply, to requeue messages that nobody handles: a lease of 30 s, and as
-	// much for clock skew. It does so at start and then once a minute.
-	asynqRecovery = 61 * time.Second
+	// asynq v0.26 requeues messages that nobody handles, after the death of a worker or
+	// the loss of a reply, at start and then once a minute: those whose lease of 30 s
+	// expired 30 s ago. A short drill does not wait for that: a lease that was not
+	// extended for overdue, although its worker does so every 5 s, is set back by
+	// expiry.
+	overdue = 12 * time.Second
+	lease   = 30 * time.Second
+	expiry  = 31 * time.Second
 	// promptPrefix begins every prompt; the job's ID follows.
 	promptPrefix = "prompt of "
 	// referenceSide is the smallest side that DashScope accepts, in pixels.
@@ -288,8 +295,9 @@ func (l *load) settle(ctx context.Context) {
 			}
 		}
 		l.mu.Unlock()
-		if open > 0 && l.Short && !replaced && l.recovery.sinceLastFault() > asynqRecovery {
+		if open > 0 && l.Short && !replaced && l.recovery.sinceLastFault() > overdue {
 			replaced = true
+			l.expireLeases(ctx)
 			l.replaceWorkers()
 		}
 		switch {
@@ -301,6 +309,24 @@ func (l *load) settle(ctx context.Context) {
 			since = time.Now()
 		case time.Since(since) > l.settleLimit(), time.Since(since) > submitLimit && l.allDelivered():
 			return
+		}
+	}
+}
+
+// expireLeases lets the leases of messages that nobody handles expire at once.
+func (l *load) expireLeases(ctx context.Context) {
+	rdb, err := l.queue.connection(ctx)
+	if err != nil {
+		l.log.Warn("leases not expired", "err", err)
+		return
+	}
+	now := time.Now()
+	extendedBefore := strconv.FormatInt(now.Add(lease-overdue).Unix(), 10)
+	keys := rdb.Scan(ctx, 0, "asynq:{danqing:*}:lease", 1000).Iterator()
+	for keys.Next(ctx) {
+		for _, message := range rdb.ZRangeArgs(ctx, redis.ZRangeArgs{Key: keys.Val(), Start: "-inf", Stop: extendedBefore, ByScore: true}).Val() {
+			rdb.ZAddXX(ctx, keys.Val(), redis.Z{Score: float64(now.Add(-expiry).Unix()), Member: message})
+			l.log.Info("lease expired", "message", message)
 		}
 	}
 }

@@ -35,8 +35,6 @@ type wire struct {
 }
 
 // ServeHTTP serves a request, or injects the fault that is armed for it.
-//
-//	}
 func (w *wire) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	route, handler := routeOf(r), w.service
 	_, ofBucket := bucketKey(r.URL.Path)

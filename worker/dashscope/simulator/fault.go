@@ -2,6 +2,7 @@ package simulator
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"maps"
@@ -136,10 +137,7 @@ func (f *Fault) serve(w http.ResponseWriter, r *http.Request, route Route, work 
 
 // answer writes the fault's own answer.
 func (f *Fault) answer(w http.ResponseWriter, route Route) {
-	status := f.Status
-	if status == 0 {
-		status = http.StatusOK
-	}
+	status := cmp.Or(f.Status, http.StatusOK)
 	body := f.Body
 	if f.Garbage {
 		body = garbage
@@ -150,10 +148,7 @@ func (f *Fault) answer(w http.ResponseWriter, route Route) {
 		_, _ = w.Write([]byte(body)) // a recorder
 		return
 	}
-	code := f.Code
-	if code == "" {
-		code = "InternalError"
-	}
+	code := cmp.Or(f.Code, "InternalError")
 	if route.storage() {
 		writeOSSError(w, &ossError{status: status, Code: code, Message: f.Message}, newID())
 		return

@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"cmp"
 	"net/http"
 	"time"
 )
@@ -42,22 +43,14 @@ func (s *Simulator) admit(key windowKey, limit int, now time.Time, refuse *apiEr
 // admitCreate applies the rate limit of creates: the simulator's if set, otherwise the
 // model's.
 func (s *Simulator) admitCreate(lane laneKey, m model, now time.Time) error {
-	limit := s.SubmitsPerSecond
-	if limit == 0 {
-		limit = m.submits
-	}
-	return s.admit(windowKey{"create", lane}, limit, now,
+	return s.admit(windowKey{"create", lane}, cmp.Or(s.SubmitsPerSecond, m.submits), now,
 		&apiError{http.StatusTooManyRequests, "Throttling.RateQuota", "Requests rate limit exceeded, please try again later."})
 }
 
 // admitQuery applies the rate limit that queries, lists and cancels of an account
 // share.
 func (s *Simulator) admitQuery(account string, now time.Time) error {
-	limit := s.QueriesPerSecond
-	if limit == 0 {
-		limit = defaultQueriesPerSecond
-	}
-	return s.admit(windowKey{"query", laneKey{account: account}}, limit, now,
+	return s.admit(windowKey{"query", laneKey{account: account}}, cmp.Or(s.QueriesPerSecond, defaultQueriesPerSecond), now,
 		&apiError{http.StatusTooManyRequests, "Throttling", "Requests throttling triggered."})
 }
 

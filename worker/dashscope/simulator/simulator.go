@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
@@ -9,11 +10,13 @@ import (
 	"log/slog"
 	"math"
 	randv2 "math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"sync"
 	"time"
 
+	"github.com/danqing-queue/danqing/storage/embedded/inprocess"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
@@ -79,7 +82,7 @@ type Simulator struct {
 	once    sync.Once
 	loadErr error
 	log     *slog.Logger
-	inner   inProcess
+	inner   inprocess.Server
 
 	mu       sync.Mutex
 	tasks    []*task          // by creation
@@ -151,11 +154,23 @@ func (s *Simulator) Load() error {
 	return s.loadErr
 }
 
+// DialContext connects to the simulator in the process, without a socket: an
+// [http.Transport] with this dialer uses HTTP/1.1, also inside a testing/synctest
+// bubble. Every host name and port is accepted; there is no TLS, so base URLs must be
+// http. It starts an HTTP server, which [Simulator.Close] ends. After Close it fails
+// with [net.ErrClosed].
+func (s *Simulator) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	if err := s.Load(); err != nil {
+		return nil, err
+	}
+	return s.inner.Dial(ctx, s, s.log)
+}
+
 // Close ends the in-process server, if [Simulator.DialContext] started one, waits for
 // its goroutines, and closes the files of StateDir. The simulator cannot be used
 // afterwards.
 func (s *Simulator) Close() error {
-	err := s.inner.close()
+	err := s.inner.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.journal != nil {
