@@ -112,17 +112,24 @@ func (w *Worker) newLane(a *account.Account, model jobs.Model) lane.Config {
 	}
 }
 
+// Bounds within which no sum of a day overflows: 1,000 yuan an image, and a billion yuan a
+// day. The values are our choice.
+const (
+	maxPriceMicroYuan  = 1_000_000_000
+	maxBudgetMicroYuan = 1_000_000_000_000_000
+)
+
 // checkMoney checks an account's budget and prices.
 func (a Account) checkMoney() error {
-	if a.DailyBudgetMicroYuan < 0 {
-		return fmt.Errorf("daily budget of %d micro-yuan: must be above 0, or 0 for no limit", a.DailyBudgetMicroYuan)
+	if a.DailyBudgetMicroYuan < 0 || a.DailyBudgetMicroYuan > maxBudgetMicroYuan {
+		return fmt.Errorf("daily budget of %d micro-yuan: allowed: 1 to %d, or 0 for no limit", a.DailyBudgetMicroYuan, int64(maxBudgetMicroYuan))
 	}
 	for name, price := range a.PricesMicroYuan {
 		if _, err := jobs.LookupModel(name); err != nil || name == "" {
 			return fmt.Errorf("price of model %q: not in the catalog", name)
 		}
-		if price <= 0 {
-			return fmt.Errorf("price of %s: %d micro-yuan an image: must be above 0", name, price)
+		if price <= 0 || price > maxPriceMicroYuan {
+			return fmt.Errorf("price of %s: %d micro-yuan an image: allowed: 1 to %d", name, price, maxPriceMicroYuan)
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -144,6 +145,46 @@ func TestSuccessWithoutImagesIsHeld(t *testing.T) {
 		assert.Equal(t, "NoImages", rec.Code)
 		assert.Len(t, sim.Tasks(), 1)
 	})
+}
+
+// What DashScope reports beyond the request is neither booked nor stored. The record says so,
+// and the images asked for are delivered.
+func TestAnswerBeyondTheRequest(t *testing.T) {
+	many := strings.Repeat(`{"url":"URL"},`, 4999) + `{"url":"URL"}`
+	for name, body := range map[string]string{
+		"charge":   `"results":[{"url":"URL"}]},"usage":{"image_count":1099511627776}}`,
+		"overflow": `"results":[{"url":"URL"}]},"usage":{"image_count":9223372036854775807}}`,
+		"results":  `"results":[` + many + `]},"usage":{"image_count":5000}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			sim := &simulator.Simulator{}
+			bubble(t, sim, func(t *testing.T, s *stack) {
+				var through atomic.Bool
+				sim.Script(simulator.Fault{
+					Route: simulator.RouteQuery, Times: -1, Status: http.StatusInternalServerError,
+					Match: func(*http.Request) bool { return !through.Load() },
+				})
+				s.enqueueMany(1)
+				rec := s.state("job-1", jobs.StateGenerating)
+				<-time.After(time.Minute)
+				through.Store(true)
+				task, err := s.client("sk-test").Query(t.Context(), rec.TaskID)
+				require.NoError(t, err)
+				link := task.Output.Results[0].URL
+				sim.Script(simulator.Fault{
+					Route: simulator.RouteQuery, Times: -1,
+					Body: `{"request_id":"r","output":{"task_id":"` + rec.TaskID + `","task_status":"SUCCEEDED",` + strings.ReplaceAll(body, "URL", link),
+				})
+				rec = s.wait("job-1")
+				require.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
+				assert.Len(t, rec.Images, 1)
+				assert.EqualValues(t, 160_000, rec.CostMicroYuan)
+				require.Len(t, rec.Warnings, 1)
+				assert.Contains(t, rec.Warnings[0], "for a request of 1")
+				s.requireLedger()
+			})
+		})
+	}
 }
 
 // A reply that arrives after another worker has taken the lane, and held the job

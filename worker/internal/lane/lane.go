@@ -213,6 +213,7 @@ func (l *lane) quarantineRunner() *quarantine.Runner {
 	return &quarantine.Runner{
 		List: l.cfg.Quarantine, Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, Service: l.cfg.Account.Client,
 		Wait: l.ask, Cost: func(images int) int64 { return l.cfg.Account.Cost(l.cfg.Model, images) },
+		MaxImages: l.cfg.Model.MaxImages,
 		Recorder: l.recorder, Log: l.log,
 	}
 }

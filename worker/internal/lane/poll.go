@@ -171,7 +171,11 @@ func (l *lane) holdUnknown(ctx context.Context, rec *jobs.Record, since time.Tim
 // the slot is released.
 func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashscope.Task) error {
 	missing := rec.Missing()
-	results := renumber(readResults(task, len(missing)), missing)
+	most := len(missing)
+	if !rec.ResolvedAt.IsZero() { // the operator may have adopted a task with more images
+		most = max(most, l.cfg.Model.MaxImages)
+	}
+	results := renumber(readResults(task, len(missing), most), missing)
 	made := 0
 	var first jobs.Result
 	for _, r := range results {
@@ -190,8 +194,13 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	if rec.Adopted && !(&reconcile.Output{Task: task}).Matches(len(missing), rec.Request.Prompt) {
 		return l.reject(ctx, rec)
 	}
-	made = task.ChargedImages()
+	made = min(task.ChargedImages(), most)
 	next := *rec
+	if reported := max(task.ChargedImages(), len(task.Output.Results)); reported > most {
+		warning := fmt.Sprintf("DashScope reported %d images for a request of %d: no more than those are stored and booked", reported, most)
+		l.log.Error("answer exceeds the request", "job_id", rec.ID, "task_id", rec.TaskID, "images", reported, "err", warning)
+		next.Warnings = append(slices.Clone(rec.Warnings), warning)
+	}
 	next.State, next.Results, next.GeneratedAt = jobs.StateStoring, results, time.Now().UTC()
 	next.Simulated = task.Simulated // first known here for an adopted task
 	next.TaskImages, next.TaskMicroYuan = made, l.cfg.Account.Cost(l.cfg.Model, made)
@@ -212,11 +221,11 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	return l.recorder.Store.EnqueueStore(context.WithoutCancel(ctx), &next)
 }
 
-// readResults returns the images of a task, numbered in the order of the request. Images
-// that the service does not mention are marked as missing.
-func readResults(task *dashscope.Task, n int) []jobs.Result {
+// readResults returns the images of a task, numbered in the order of the request: at least n,
+// of which those that the service does not mention are marked as missing, and at most most.
+func readResults(task *dashscope.Task, n, most int) []jobs.Result {
 	var results []jobs.Result
-	for i, r := range task.Output.Results {
+	for i, r := range task.Output.Results[:min(len(task.Output.Results), most)] {
 		result := jobs.Result{N: i + 1, URL: r.URL, ActualPrompt: r.ActualPrompt, Code: r.Code, Message: r.Message}
 		if r.URL != "" {
 			result.URL, result.ExpiresAt = dashscope.SecureURL(r.URL), dashscope.URLExpiry(r.URL)

@@ -30,6 +30,8 @@ type Runner struct {
 	// Wait waits until the lane may send a query.
 	Wait     func(context.Context) error
 	Cost     func(images int) (microYuan int64)
+	// MaxImages is the most images that a request for the model may ask for.
+	MaxImages int
 	Recorder *recorder.Recorder
 	Log      *slog.Logger
 
@@ -170,11 +172,12 @@ func (q *Runner) storeImages(ctx context.Context, entry Task, task *dashscope.Ta
 	case !errors.Is(err, jobs.ErrNotFound):
 		return err
 	}
-	if err := q.Recorder.Settle(ctx, rec, entry.TaskID, task.ChargedImages(), q.Cost(task.ChargedImages())); err != nil {
+	charged := min(task.ChargedImages(), q.MaxImages)
+	if err := q.Recorder.Settle(ctx, rec, entry.TaskID, charged, q.Cost(charged)); err != nil {
 		loop.WarnRedis(q.Log, err, "task_id", entry.TaskID)
 		return err
 	}
-	for i, result := range task.Output.Results {
+	for i, result := range task.Output.Results[:min(len(task.Output.Results), q.MaxImages)] {
 		if result.URL == "" {
 			continue
 		}
