@@ -16,6 +16,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 )
 
@@ -221,9 +222,15 @@ func checkSpoolName(name string) error {
 	return nil
 }
 
+// maxSourceName is the longest file name in bytes that is kept of a URL. All metadata of an
+// object has 2 KB (S3's limit).
+const maxSourceName = 200
+
+// sourceName returns the file name of a URL, cut to its last bytes, which have the extension.
 func sourceName(u *url.URL) string {
-	if name := path.Base(u.Path); name != "." && name != "/" {
-		return name
+	name := path.Base(u.Path)
+	if name == "." || name == "/" {
+		return ""
 	}
-	return ""
+	return strings.ToValidUTF8(name[max(0, len(name)-maxSourceName):], "")
 }

@@ -67,7 +67,7 @@ func (c *Client) Create(ctx context.Context, req CreateRequest) (*Created, error
 		return nil, c.fault(opCreate, a)
 	}
 	return &Created{
-		TaskID: got.Output.TaskID, Status: got.Output.TaskStatus, RequestID: requestID(a.body),
+		TaskID: got.Output.TaskID, Status: got.Output.TaskStatus, RequestID: c.text(requestID(a.body)),
 		Simulated: a.simulated(), Date: a.date(),
 	}, nil
 }
@@ -90,7 +90,7 @@ func requestID(body []byte) string {
 	if json.Unmarshal(body, &r) != nil {
 		return ""
 	}
-	return clean(r.RequestID)
+	return r.RequestID
 }
 
 // Task is the answer to a query.
@@ -125,9 +125,11 @@ func (c *Client) Query(ctx context.Context, taskID string) (*Task, error) {
 		}
 		t.Output.TaskID = taskID
 	}
-	t.Output.Message = clean(c.scrub(t.Output.Message))
-	for i := range t.Output.Results {
-		t.Output.Results[i].Message = clean(c.scrub(t.Output.Results[i].Message))
+	out := &t.Output
+	out.TaskStatus, out.Code, out.Message, t.RequestID = c.text(out.TaskStatus), c.text(out.Code), c.text(out.Message), c.text(t.RequestID)
+	for i, r := range out.Results {
+		out.Results[i].Code, out.Results[i].Message = c.text(r.Code), c.text(r.Message)
+		out.Results[i].ActualPrompt = cleanTo(c.scrub(r.ActualPrompt), maxPromptRunes)
 	}
 	return t, nil
 }
@@ -192,6 +194,11 @@ func (c *Client) list(ctx context.Context, f ListFilter) (*Page, answer, error) 
 	p.Total = -1
 	if json.Unmarshal(a.body, &p.ListResponse) != nil || p.Total < 0 {
 		return nil, a, c.fault(opList, a)
+	}
+	for i, task := range p.Data {
+		task.TaskID, task.Status, task.RequestID = c.text(task.TaskID), c.text(task.Status), c.text(task.RequestID)
+		task.APIKeyID, task.CallerParentID = c.text(task.APIKeyID), c.text(task.CallerParentID)
+		p.Data[i] = task
 	}
 	return p, a, nil
 }

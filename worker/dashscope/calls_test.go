@@ -407,3 +407,36 @@ func requireKindOfError(t *testing.T, err error) *Error {
 	_ = e.Hint()
 	return e
 }
+
+// No text of the service reaches a terminal, a log or a client as it came: not a control
+// sequence, a second line, a text of 100 KB, the key or a signature.
+func TestTextsOfTheServiceAreClean(t *testing.T) {
+	t.Parallel()
+	evil, err := json.Marshal("\x1b[31mred\nERROR forged line\u2028\u202e " + testKey + " https://x/y?Signature=abc " + strings.Repeat("長", 30_000))
+	require.NoError(t, err)
+	e := string(evil)
+	texts := func(answer any) {
+		encoded, err := json.Marshal(answer)
+		require.NoError(t, err)
+		for _, bad := range []string{"\\u001b", "\\n", "\\u2028", "\u202e", testKey, "Signature=abc"} {
+			assert.NotContains(t, string(encoded), bad)
+		}
+		assert.Less(t, len(encoded), 50_000)
+	}
+	c, _ := connect(t, reply(200, `{"request_id":`+e+`,"output":{"task_id":"t1","task_status":"FAILED","code":`+e+`,"message":`+e+`,"results":[{"code":`+e+`,"message":`+e+`,"actual_prompt":`+e+`}]}}`), Config{})
+	task, err := c.Query(t.Context(), "t1")
+	require.NoError(t, err)
+	texts(task)
+	c, _ = connect(t, reply(200, `{"total":1,"data":[{"task_id":`+e+`,"status":`+e+`,"request_id":`+e+`,"api_key_id":`+e+`}]}`), Config{})
+	page, err := c.List(t.Context(), ListFilter{})
+	require.NoError(t, err)
+	texts(page)
+	c, _ = connect(t, reply(400, `{"code":`+e+`,"message":`+e+`,"request_id":`+e+`}`), Config{})
+	_, err = c.Create(t.Context(), CreateRequest{})
+	failed := typed(t, err, KindTerminal)
+	texts([]string{failed.Code, failed.Message, failed.RequestID, err.Error()})
+	c, _ = connect(t, reply(200, `{"request_id":`+e+`,"output":{"task_id":"t1","task_status":"PENDING"}}`), Config{})
+	created, err := c.Create(t.Context(), CreateRequest{})
+	require.NoError(t, err)
+	texts(created)
+}

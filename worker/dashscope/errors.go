@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Kind classifies failures by what the caller must do.
@@ -133,9 +134,9 @@ func (c *Client) fault(op string, a answer) *Error {
 	e := &Error{Op: op, Status: a.status, Err: a.err, RetryAfter: retryAfter(a)}
 	var r errorBody
 	if a.err == nil && json.Unmarshal(a.body, &r) == nil {
-		e.Code = cmp.Or(r.Code, r.OpenAI.Code)
+		e.Code = c.scrub(cmp.Or(r.Code, r.OpenAI.Code))
 		e.Message = c.scrub(cmp.Or(r.Message, r.OpenAI.Message))
-		e.RequestID = r.RequestID
+		e.RequestID = c.scrub(r.RequestID)
 	}
 	if e.Code == "" && e.Err == nil {
 		e.Message = ""
@@ -227,14 +228,29 @@ func scrub(s, key string) string {
 	return signedQuery.ReplaceAllString(s, "$1?**redacted**")
 }
 
+// text returns a text of the service for people: without secrets, printable, on one line and
+// of bounded length.
+func (c *Client) text(s string) string { return clean(c.scrub(s)) }
+
+// maxPromptRunes is the longest rewritten prompt that is kept.
+const maxPromptRunes = 5000
+
 // maxTextRunes keeps an HTML page out of the log.
 const maxTextRunes = 500
 
-// clean returns text as a single line of bounded length.
-func clean(s string) string {
-	s = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(s, "?"), func(r rune) bool { return r < ' ' || r == 0x7f }), " ")
-	if r := []rune(s); len(r) > maxTextRunes {
-		s = string(r[:maxTextRunes]) + "…"
+// clean returns text as a single printable line of bounded length.
+func clean(s string) string { return cleanTo(s, maxTextRunes) }
+
+func cleanTo(s string, runes int) string {
+	s = strings.Join(strings.FieldsFunc(strings.ToValidUTF8(s, "?"), isUnprintable), " ")
+	if r := []rune(s); len(r) > runes {
+		s = string(r[:runes]) + "…"
 	}
 	return s
+}
+
+// isUnprintable reports whether a rune could change a terminal, a log line or the order of
+// a text: control characters, line separators and bidirectional marks.
+func isUnprintable(r rune) bool {
+	return unicode.IsControl(r) || unicode.In(r, unicode.Zl, unicode.Zp, unicode.Bidi_Control)
 }
