@@ -196,7 +196,7 @@ func oldestScore(state State) string {
 var readScript = redis.NewScript(`
 local list = {}
 for i = 1, #KEYS, 2 do
-  local rec = redis.call('HMGET', KEYS[i], 'state', 'record', 'cancel')
+  local rec = redis.pcall('HMGET', KEYS[i], 'state', 'record', 'cancel') -- the key may have another type
   if rec[1] == ARGV[i] then
     list[i], list[i + 1] = rec[2], rec[3] or ''
   else

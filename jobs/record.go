@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
@@ -126,6 +128,9 @@ func indexKey(state State) string { return rediskey.Index(string(state)) }
 // if it cannot be read, or with Redis's own error.
 func (s *Store) Get(ctx context.Context, id string) (*Record, error) {
 	values, err := s.redis.HMGet(ctx, rediskey.Record(id), "record", "cancel").Result()
+	if redis.HasErrorPrefix(err, "WRONGTYPE") {
+		return nil, fmt.Errorf("read record of %s: %w: %w", id, ErrCorrupt, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read record of %s: %w", id, err)
 	}

@@ -421,10 +421,26 @@ func TestRule6LostThreeTimes(t *testing.T) {
 
 // A record that somebody has overwritten is left alone, and the jobs behind it go on.
 func TestDamagedRecord(t *testing.T) {
+	for name, damage := range map[string]func(*testing.T, *stack){
+		"text": func(t *testing.T, s *stack) {
+			t.Helper()
+			require.NoError(t, s.redis.HSet(t.Context(), "danqing:job:job-2", "record", "{garb").Err())
+		},
+		"type": func(t *testing.T, s *stack) {
+			t.Helper()
+			require.NoError(t, s.redis.Set(t.Context(), "danqing:job:job-2", "garbage", 0).Err())
+		},
+	} {
+		t.Run(name, func(t *testing.T) { testDamagedRecord(t, damage) })
+	}
+}
+
+func testDamagedRecord(t *testing.T, damage func(*testing.T, *stack)) {
+	t.Helper()
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(3)
 		s.state("job-1", jobs.StateGenerating)
-		require.NoError(t, s.redis.HSet(t.Context(), "danqing:job:job-2", "record", "{garb").Err())
+		damage(t, s)
 		s.requireMadeOnce("job-3")
 		_, err := jobs.NewStore(s.redis).Get(t.Context(), "job-2")
 		require.ErrorIs(t, err, jobs.ErrCorrupt)
