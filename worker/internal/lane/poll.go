@@ -46,7 +46,7 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 	errorBackoff := loop.Backoff{First: time.Second, Most: 30 * time.Second}
 	var unknownSince time.Time
 	var first runningWrite
-	empty := 0
+	empty, failing := 0, false
 	for interval := pollShortest; ; {
 		if err := loop.Sleep(ctx, max(interval, l.queries.Reserve().Delay())); err != nil {
 			return err
@@ -58,9 +58,14 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 		}
 		if err != nil {
 			interval = max(interval, errorBackoff.Next())
-			l.log.Warn("task query failed, retrying", "job_id", rec.ID, "task_id", rec.TaskID, "err", err, "wait", interval, "hint", hint(err))
+			l.queryFailed(ctx, rec, err, interval)
+			failing = true
 			continue
 		}
+		if failing {
+			l.publishStatus(ctx, jobs.LaneOpen, "", time.Time{})
+		}
+		failing = false
 		errorBackoff.Reset()
 		l.cfg.Account.SetServiceTime(task.Date)
 		l.discoverKeyID(ctx, rec)
@@ -95,6 +100,12 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 			l.markRunning(ctx, rec, &first)
 		}
 	}
+}
+
+// queryFailed logs a failed query and publishes it in the lane's status.
+func (l *lane) queryFailed(ctx context.Context, rec *jobs.Record, err error, wait time.Duration) {
+	l.log.Warn("task query failed, retrying", "job_id", rec.ID, "task_id", rec.TaskID, "err", err, "wait", wait, "hint", hint(err))
+	l.publishStatus(ctx, jobs.LaneOpen, "task of job "+rec.ID+" cannot be queried: "+withHint(err.Error(), hint(err)), time.Now().Add(wait))
 }
 
 // runningWrite is the write of the time at which a task was first seen running.
