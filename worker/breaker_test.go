@@ -29,7 +29,7 @@ func (s *stack) endAtOnce(id, host string) {
 
 // A receiver that never answers keeps no other waiting; when it is back it is told of
 // everything.
-func TestSilentReceiverHoldsNobodyUp(t *testing.T) {
+func TestSilentReceiverDoesNotDelayOthers(t *testing.T) {
 	var back atomic.Bool
 	silent := func(cfg *worker.Config) {
 		dial := cfg.DialCallback
@@ -65,7 +65,7 @@ func TestSilentReceiverHoldsNobodyUp(t *testing.T) {
 }
 
 // One that answers and never ends its answer has been told, and holds nobody up either.
-func TestEndlessAnswersHoldNobodyUp(t *testing.T) {
+func TestEndlessResponseDoesNotDelayOthers(t *testing.T) {
 	notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
 		r.answers(func(w http.ResponseWriter, req *http.Request) {
 			w.WriteHeader(http.StatusOK)

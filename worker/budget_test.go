@@ -100,7 +100,7 @@ func TestRule1DailyBudgetOverRuns(t *testing.T) {
 
 // Failed, refused and canceled tasks free what was reserved for them; contract prices
 // are what is booked.
-func TestLedgerFreesWhatCostsNothing(t *testing.T) {
+func TestReservationsOfFreeTasksAreReleased(t *testing.T) {
 	failures := 0
 	sim := &simulator.Simulator{Outcome: func(req dashscope.CreateRequest) simulator.Outcome {
 		if req.Input.Prompt == "prompt of job-1" && failures < 2 {

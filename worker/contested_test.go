@@ -41,7 +41,7 @@ func TestRejectedTaskIsOfferedToOthers(t *testing.T) {
 }
 
 // What the service repeats of the prompt is neither's: nothing is bought again.
-func TestOutputOfNeitherIsHeld(t *testing.T) {
+func TestOutputThatMatchesNoRequestIsHeld(t *testing.T) {
 	const later = "wan2.2-t2i-flash" // repeats prompts
 	bubbleWith(t, quickTasks(), map[string][]worker.Lane{"": {{Model: later}}}, func(t *testing.T, s *stack) {
 		s.sim.Render = signedPNG
@@ -68,7 +68,7 @@ func TestOutputOfNeitherIsHeld(t *testing.T) {
 }
 
 // The size tells, though the later create is likelier.
-func TestSizeTells(t *testing.T) {
+func TestImageSizeIdentifiesTheCreator(t *testing.T) {
 	for _, slow := range []time.Duration{time.Second, 15 * time.Minute} {
 		for _, after := range []time.Duration{75 * time.Second, 100 * time.Second} {
 			t.Run(fmt.Sprint(slow, after), func(t *testing.T) {
@@ -86,7 +86,7 @@ func TestSizeTells(t *testing.T) {
 }
 
 // The number of images tells, however long the task takes.
-func TestNumberTellsWhenTheTaskHasEnded(t *testing.T) {
+func TestImageCountIdentifiesTheCreator(t *testing.T) {
 	for _, after := range []time.Duration{75 * time.Second, 100 * time.Second} {
 		t.Run(after.String(), func(t *testing.T) {
 			bubble(t, &simulator.Simulator{TaskTime: simulator.Between(15*time.Minute, 15*time.Minute)}, func(_ *testing.T, s *stack) {

@@ -132,7 +132,7 @@ func TestRule14HoldsOneJobForOneTask(t *testing.T) {
 
 // Redis forgets its last second: the record of a task that is running says that the
 // job waits. The journal knows better.
-func TestRule15RedisForgotItsLastSecond(t *testing.T) {
+func TestRule15RedisLostItsLastSecond(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.share()
 		s.enqueueMany(3)

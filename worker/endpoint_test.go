@@ -49,7 +49,7 @@ func (c *changedHeader) Write(body []byte) (int, error) {
 
 // A simulated job in the bucket never answers for a real one: neither is it taken
 // for done, nor is it overwritten.
-func TestSimulatedJobNeverSatisfiesARealRun(t *testing.T) {
+func TestSimulatedSidecarIsNotUsedForARealJob(t *testing.T) {
 	t.Parallel()
 	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Millisecond, time.Millisecond)}
 	s := newStack(t, memoryDir(t), sim)

@@ -49,7 +49,7 @@ func TestCanceledAndRetriedBeforeItsTurn(t *testing.T) {
 }
 
 // A cancel that arrives right before a refused intent is taken back is not lost.
-func TestCanceledWhileAnIntentIsTakenBack(t *testing.T) {
+func TestCanceledWhileAnIntentIsRolledBack(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusTooManyRequests, Code: "Throttling"})
@@ -195,7 +195,7 @@ func (f *failedRead) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.P
 }
 
 // One read that fails at a take-over does not make the lane forget a task.
-func TestFailedReadAtATakeOver(t *testing.T) {
+func TestFailedReadAtATakeover(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
 		s.state("job-1", jobs.StateGenerating)
@@ -262,7 +262,7 @@ func TestRule16LaneOfADeadWorker(t *testing.T) {
 
 // A journal that says "ambiguous" comes back after the job was resolved and
 // finished by others and has left Redis: the sidecar knows better.
-func TestJournalComesBackAfterAWeek(t *testing.T) {
+func TestReplayOfAJournalAWeekOld(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
 		rec := s.wait("job-1")
@@ -303,7 +303,7 @@ func TestRunFromTheArchiveWithSkew(t *testing.T) {
 }
 
 // Images that another worker has stored do not count as a backlog of one's own.
-func TestStoredElsewhere(t *testing.T) {
+func TestStoredByAnotherWorker(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Second, 2*time.Second)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.cutOff("data-2")

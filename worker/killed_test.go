@@ -176,7 +176,7 @@ func (s *stack) killedOnce(n int, sameRedis bool, scenario func()) bool {
 // A worker is killed after each of the writes, one after the other, that follow on a
 // create whose answer is lost: the next one finishes what was begun, buys nothing
 // twice, and holds what was to be held.
-func TestKilledWhileFindingOut(t *testing.T) {
+func TestKilledWhileReconciling(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		reset   simulator.Reset

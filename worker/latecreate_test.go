@@ -194,7 +194,7 @@ func TestLostRepliesFarApart(t *testing.T) {
 }
 
 // Three in a row are lost, each in its own way.
-func TestThreeLostInARow(t *testing.T) {
+func TestThreeCreatesLostInARow(t *testing.T) {
 	for name, faults := range map[string]func(*stack) []simulator.Fault{
 		"made":     func(*stack) []simulator.Fault { return []simulator.Fault{cut("a"), cut("b"), cut("c")} },
 		"not made": func(*stack) []simulator.Fault { return []simulator.Fault{html("a"), html("b"), html("c")} },
@@ -235,7 +235,7 @@ func TestThreeLostInARow(t *testing.T) {
 
 // A create arrives while another worker takes the lane over, whose own next create is
 // lost without a task.
-func TestLateCreateAtATakeOver(t *testing.T) {
+func TestLateCreateAtATakeover(t *testing.T) {
 	for _, after := range []time.Duration{4500 * time.Millisecond, 16 * time.Second, 50 * time.Second} {
 		for n := 1; n <= 2; n++ {
 			t.Run(fmt.Sprintf("%s, n=%d", after, n), func(t *testing.T) {

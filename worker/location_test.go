@@ -13,7 +13,7 @@ import (
 
 // A producer that has waited finds its images: the bucket, the whole key, and a permanent
 // link where the workers know of one.
-func TestJobTellsWhereItsImagesAre(t *testing.T) {
+func TestJobHasTheLocationOfItsImages(t *testing.T) {
 	for name, serveURL := range map[string]string{"with a gateway": shopURL, "without": ""} {
 		t.Run(name, func(t *testing.T) {
 			notifyBubbleWith(t, &simulator.Simulator{}, func(cfg *worker.Config) { cfg.ServeURL = serveURL }, func(t *testing.T, s *stack, _ *receiver) {

@@ -91,7 +91,7 @@ func inRegion(t *testing.T, sim *simulator.Simulator, region string) *dashscope.
 	return client
 }
 
-// body is a normalised request as the worker sends it in a region.
+// body is a normalized request as the worker sends it in a region.
 func body(t *testing.T, req jobs.Request, region string) dashscope.CreateRequest {
 	t.Helper()
 	m, err := jobs.LookupModel(req.Model)
@@ -117,7 +117,7 @@ func soldIn(region string) []jobs.Model {
 
 // Catalog and simulator were written down apart from each other. In every
 // region they name the same models, at the same prices and with the same limits.
-func TestCatalogueAgreesWithTheSimulator(t *testing.T) {
+func TestCatalogAgreesWithTheSimulator(t *testing.T) {
 	t.Parallel()
 	for region := range hosts() {
 		for _, m := range jobs.Models() {
@@ -167,7 +167,7 @@ func agree(t *testing.T, m jobs.Model, region string) {
 
 // Any size that the catalog takes is painted, and any that it refuses would
 // have failed at the service.
-func TestCatalogueAndSimulatorAgreeOnSizes(t *testing.T) {
+func TestCatalogAndSimulatorAgreeOnSizes(t *testing.T) {
 	t.Parallel()
 	for _, m := range soldIn(jobs.RegionBeijing) {
 		t.Run(m.Name, func(t *testing.T) {
@@ -205,7 +205,7 @@ func TestCatalogueAndSimulatorAgreeOnSizes(t *testing.T) {
 // In Singapore a job goes out under that region's spelling and is charged at its
 // price; in the record the model keeps its name. The images stay where they are:
 // nothing is fetched from a host of Alibaba's without TLS.
-func TestSpellingOfARegion(t *testing.T) {
+func TestModelNameInARegion(t *testing.T) {
 	sim := &simulator.Simulator{Region: jobs.RegionSingapore}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.stop()

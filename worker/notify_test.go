@@ -51,7 +51,7 @@ func (s *stack) pass(d time.Duration) {
 }
 
 // Whoever asked is told how the job ended, by what it can verify and fetch.
-func TestCallbackTellsTheEnd(t *testing.T) {
+func TestCallbackReportsTheEnd(t *testing.T) {
 	sim := &simulator.Simulator{Outcome: func(req dashscope.CreateRequest) simulator.Outcome {
 		switch {
 		case strings.Contains(req.Input.Prompt, "bad"):
@@ -285,7 +285,7 @@ func (o *scriptsAway) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.
 }
 
 // Whoever ends a job dies before it has told: any worker tells within seconds.
-func TestEndIsToldAfterADeath(t *testing.T) {
+func TestCallbackAfterACrash(t *testing.T) {
 	notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
 		away := &scriptsAway{prefix: "asynq:{" + jobs.QueueNotify + "}:t:"}
 		away.on.Store(true)
@@ -306,7 +306,7 @@ func TestEndIsToldAfterADeath(t *testing.T) {
 
 // A worker is killed when the receiver has taken the event and nobody knows: it is sent
 // again, under the same ID, and that is no try of the receiver's.
-func TestKilledWhileTelling(t *testing.T) {
+func TestKilledWhileSendingACallback(t *testing.T) {
 	notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
 		s.shared = true
 		away := &outage{}
@@ -373,7 +373,7 @@ func TestFollowUpReachesTheProducer(t *testing.T) {
 
 // A job that was retried ends once more, under another event ID; of its former end
 // nobody is told any more.
-func TestRetriedJobEndsAnew(t *testing.T) {
+func TestRetriedJobSendsAnotherEvent(t *testing.T) {
 	sim := &simulator.Simulator{Outcome: func(dashscope.CreateRequest) simulator.Outcome {
 		return simulator.Outcome{Code: "DataInspectionFailed", Message: "no"}
 	}}
@@ -397,7 +397,7 @@ func TestRetriedJobEndsAnew(t *testing.T) {
 
 // What somebody else has put into the queue of notices is archived with a reason, and
 // what tells of a job that is gone is dropped.
-func TestStrangeNotices(t *testing.T) {
+func TestInvalidNotifications(t *testing.T) {
 	notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
 		client := asynq.NewClientFromRedisClient(s.redis)
 		for id, payload := range map[string]string{

@@ -201,7 +201,7 @@ func TestRule13RetryThatIsCanceled(t *testing.T) {
 
 // The worker and the queue die at any point of a retry: nothing is overwritten, and
 // nothing is bought twice.
-func TestRule13DeathDuringARetry(t *testing.T) {
+func TestRule13CrashDuringARetry(t *testing.T) {
 	for _, at := range []jobs.State{jobs.StateGenerating, jobs.StateStoring} {
 		t.Run(string(at), func(t *testing.T) {
 			sim := partial()
@@ -258,7 +258,7 @@ func TestRule13RetryFromTheSidecar(t *testing.T) {
 
 // Of several images one cannot be proven: the others are stored, and the job is
 // held for that one. Once it can be had whole, it is stored too.
-func TestRule12TheOthersAreStored(t *testing.T) {
+func TestRule12OtherImagesAreStored(t *testing.T) {
 	var good atomic.Bool
 	sim := &simulator.Simulator{Render: func(p painter.Picture) []byte {
 		if p.Index == 1 && !good.Load() {
@@ -322,7 +322,7 @@ func TestRule12UnknownHosts(t *testing.T) {
 }
 
 // What cannot be proven outlives its link too, while the bucket is away.
-func TestRule12UnprovenOutlivesItsLink(t *testing.T) {
+func TestRule12UnverifiedImageOutlivesItsLink(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour, Render: func(painter.Picture) []byte { return []byte("GIF89a") }}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.spooledAway()

@@ -250,7 +250,7 @@ func TestRule6LateCreates(t *testing.T) {
 
 // A task of a lost create that shows up late, while it waits behind another, is
 // canceled: it costs nothing.
-func TestRule6LateCreateIsCancelled(t *testing.T) {
+func TestRule6LateCreateIsCanceled(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(4*time.Minute, 4*time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})

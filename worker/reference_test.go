@@ -54,7 +54,7 @@ func refusing(refuses *atomic.Bool) simulator.Fault {
 // A reference image that the service's store refuses, for a reason that does not
 // look final, keeps the lane for an hour; then the jobs behind it go on, and it is
 // made once its image is taken.
-func TestRefusedReferenceLetsOthersPass(t *testing.T) {
+func TestRefusedReferenceDoesNotBlockOthers(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.slowly()
@@ -80,7 +80,7 @@ func TestRefusedReferenceLetsOthersPass(t *testing.T) {
 
 // One that is never taken fails its job after a day, with the reason; it can be
 // retried.
-func TestReferenceThatIsNeverTaken(t *testing.T) {
+func TestReferenceThatIsNeverAccepted(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.slowly()

@@ -41,7 +41,7 @@ func TestStopLeavesTheTaskAndTheNextRunFinishesIt(t *testing.T) {
 }
 
 // What an earlier run paid for is stored even if nobody asks for it again.
-func TestJournaledJobIsFinishedUnasked(t *testing.T) {
+func TestJournaledJobIsFinishedWithoutARequest(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
 		s.state("job-1", jobs.StateGenerating)
@@ -91,7 +91,7 @@ var errAway = errors.New("the bucket is away")
 
 // A bucket that is away stops new submits and loses nothing, though the links of
 // what was made meanwhile die: the spool delivers.
-func TestBucketAway(t *testing.T) {
+func TestBucketUnavailable(t *testing.T) {
 	bubble(t, &simulator.Simulator{ResultLifetime: time.Hour}, func(t *testing.T, s *stack) {
 		s.stop()
 		s.queueInterval = 30 * time.Second
@@ -122,7 +122,7 @@ func TestRefusedLinkIsTriedAgain(t *testing.T) {
 }
 
 // Bytes that are no PNG are kept for a person; the job is held, not failed.
-func TestUnprovenImageIsKept(t *testing.T) {
+func TestUnverifiedImageIsQuarantined(t *testing.T) {
 	sim := &simulator.Simulator{Render: func(painter.Picture) []byte { return []byte("<html>no picture</html>") }}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)

@@ -46,7 +46,7 @@ func TestRule1BeforeTheCreate(t *testing.T) {
 
 // All lanes of an account together ask at most half as often as the service allows,
 // whatever they ask for.
-func TestRule10LooksAtTasks(t *testing.T) {
+func TestRule10QueryRate(t *testing.T) {
 	var mu sync.Mutex
 	var asked []time.Time
 	note := func(*http.Request) bool {
@@ -93,7 +93,7 @@ func TestRule10LooksAtTasks(t *testing.T) {
 
 // An account leaves the configuration while a task of it runs, and comes back: its
 // task is left alone meanwhile, and finished then.
-func TestRule16AccountThatLeft(t *testing.T) {
+func TestRule16AccountIsRemoved(t *testing.T) {
 	both := map[string][]worker.Lane{"east": {{}}, "west": {{}}}
 	bubbleWith(t, twoKeys(), both, func(t *testing.T, s *stack) {
 		s.enqueueMany(2)

@@ -14,7 +14,7 @@ func slowly(id string, after time.Duration) simulator.Fault {
 }
 
 // The service is slow, and the holder of the lane is cut off while its create is on its way.
-func TestSlowCreateAtATakeOver(t *testing.T) {
+func TestSlowCreateAtATakeover(t *testing.T) {
 	for _, after := range []time.Duration{85 * time.Second, 90 * time.Second, 95 * time.Second, 200 * time.Second} {
 		t.Run(after.String(), func(t *testing.T) {
 			bubble(t, quickTasks(), func(_ *testing.T, s *stack) {

@@ -90,7 +90,7 @@ var errOutage error = &net.OpError{Op: "dial", Err: errors.New("redis is down")}
 
 // Redis goes away in the middle of a create, for longer than any lease: the
 // task's name is kept, and the job goes on when Redis is back.
-func TestRedisAwayOverACreate(t *testing.T) {
+func TestRedisUnavailableDuringACreate(t *testing.T) {
 	for name, err := range map[string]error{"unreachable": errOutage, "refuses": errors.New("NOPERM this user has no permissions")} {
 		t.Run(name, func(t *testing.T) {
 			sim := &simulator.Simulator{}
@@ -238,7 +238,7 @@ func TestDamagedSidecar(t *testing.T) {
 }
 
 // Signed links leave Redis when the images are stored.
-func TestLinksLeaveTheRecord(t *testing.T) {
+func TestLinksAreRemovedFromTheRecord(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
 		s.requireMadeOnce("job-1")

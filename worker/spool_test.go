@@ -123,7 +123,7 @@ func TestRule11SpoolOutlivesTheLinks(t *testing.T) {
 
 // The record names the worker whose spool has the images. Another one, which comes
 // after the links have died, leaves them to it, for days, and says so.
-func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
+func TestRule11OnlyTheSpoolOwnerGivesUp(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		rec := s.spooledAway()
@@ -156,7 +156,7 @@ func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
 
 // A holder that stays away for a week after the links have died leaves the job to
 // a person, who is told where the images are. It delivers when it comes back.
-func TestRule11HolderThatStaysAway(t *testing.T) {
+func TestRule11SpoolOwnerDoesNotReturn(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		place := s.spooledAway().SpoolLocation
@@ -218,7 +218,7 @@ func TestRule11AnotherWorkerMayFetch(t *testing.T) {
 
 // An image that nobody has any more, while no other worker is said to have it, is
 // given up after a fresh query of its task.
-func TestRule11NobodyHasIt(t *testing.T) {
+func TestRule11ImageInNoSpool(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.slowly()

@@ -43,7 +43,7 @@ type stack struct {
 	accounts map[string][]worker.Lane
 
 	budget int64            // of each account for a day, in micro-yuan
-	prices map[string]int64 // of an image, where not the catalogue's
+	prices map[string]int64 // of an image, where not the catalog's
 
 	away atomic.Bool // the bucket refuses every connection
 	// dial, unless nil, leads to DashScope instead of the simulator's own.

@@ -107,7 +107,7 @@ func TestRule16CandidatesOfALaneThatIsNotConfigured(t *testing.T) {
 
 // Two workers tell an empty Redis of the same job, or a producer enqueues it meanwhile:
 // whoever comes second looks again.
-func TestRule15AJobThatTwoTellOf(t *testing.T) {
+func TestRule15TwoWorkersReplayOneJob(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetBefore})
 		s.enqueueMany(1)
@@ -142,7 +142,7 @@ func TestAdoptedWithoutAMessage(t *testing.T) {
 
 // A create is taken for lost, and for certain was: another program that submits with
 // the same key afterwards keeps its tasks. At most one is taken for the late one.
-func TestRule6TasksOfAnotherProgramAreNotCancelled(t *testing.T) {
+func TestRule6TasksOfAnotherProgramAreNotCanceled(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(4*time.Minute, 4*time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
@@ -167,7 +167,7 @@ func TestRule6TasksOfAnotherProgramAreNotCancelled(t *testing.T) {
 
 // A held job's money is free again when a person has decided, days after it was
 // reserved.
-func TestReservationsOfAHoldAreFreed(t *testing.T) {
+func TestReservationOfAHeldJobIsReleased(t *testing.T) {
 	t.Parallel()
 	for name, decision := range map[string]jobs.Resolution{"give up": {GiveUp: true}, "buy again": {BuyAgain: true}} {
 		t.Run(name, func(t *testing.T) {

@@ -58,7 +58,7 @@ func (s *stack) onlyCutOff(dir string) *outage {
 // The holder of a lane dies: the standby takes over within 20 seconds, what was
 // in flight goes first, and a message that the dead had drawn is not waited for.
 // The dead one, back after a minute, notices before it submits anything.
-func TestStandbyTakesOverFromTheDead(t *testing.T) {
+func TestStandbyTakesOverAfterACrash(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(30*time.Second, 30*time.Second)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.queueInterval = time.Second // of the standby, too
@@ -85,7 +85,7 @@ func TestStandbyTakesOverFromTheDead(t *testing.T) {
 
 // A lane is idle for 20 seconds at most after its holder has died between two
 // tasks, with a job drawn that has no task yet.
-func TestDrawnJobOfTheDead(t *testing.T) {
+func TestDrawnJobAfterACrash(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Second, time.Second)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		cut := s.onlyCutOff("data-2")
@@ -119,7 +119,7 @@ func (s *stack) drawn(id string) {
 
 // The same holder, started again after a death, goes on within 5 seconds: it need
 // not wait for its own lease.
-func TestSameHolderGoesOnAtOnce(t *testing.T) {
+func TestSameHolderResumesAtOnce(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Second, time.Second)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		cut := s.onlyCutOff("data-2")
@@ -169,7 +169,7 @@ func TestHandOver(t *testing.T) {
 }
 
 // A stop does not wait for a bucket that does not answer.
-func TestHandOverWhileTheBucketIsAway(t *testing.T) {
+func TestHandOverWhileTheBucketIsUnavailable(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.stop()

@@ -31,7 +31,7 @@ func TestNotBefore(t *testing.T) {
 }
 
 // A job whose time has come while no lane can take it is in line, and says so.
-func TestNotBeforeHasCome(t *testing.T) {
+func TestNotBeforeIsReached(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", "for now"))
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", NotBefore: time.Now().Add(7 * time.Minute)})
@@ -47,7 +47,7 @@ func TestNotBeforeHasCome(t *testing.T) {
 
 // Nothing is bought for a job that has missed its deadline: the lane that draws it ends
 // it, before any intent. A person who retries it wants it now.
-func TestDeadlineMissedInLine(t *testing.T) {
+func TestDeadlineMissedInTheQueue(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Minute, 2*time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
@@ -137,7 +137,7 @@ func TestRunningAtIsWrittenLater(t *testing.T) {
 }
 
 // An attempt that has failed is no task at work.
-func TestRunningAtIsForgotten(t *testing.T) {
+func TestRunningAtIsCleared(t *testing.T) {
 	n := 0
 	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Minute, time.Minute)}
 	sim.Outcome = func(dashscope.CreateRequest) simulator.Outcome {
