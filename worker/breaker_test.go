@@ -19,7 +19,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// endAtOnce makes a job that is over at once, and tells a host so.
+// endAtOnce enqueues a job that ends at once and has a callback to a host.
 func (s *stack) endAtOnce(id, host string) {
 	s.t.Helper()
 	s.enqueue(jobs.Request{ID: id, Prompt: "a cat", NotBefore: time.Now().Add(time.Hour), Callback: "http://" + host + "/done?token=hush"})
@@ -27,8 +27,8 @@ func (s *stack) endAtOnce(id, host string) {
 	require.NoError(s.t, err)
 }
 
-// A receiver that never answers keeps no other waiting; when it is back it is told of
-// everything.
+// A receiver that does not respond delays no other receiver. Once it responds again, it
+// receives every event.
 func TestSilentReceiverDoesNotDelayOthers(t *testing.T) {
 	var back atomic.Bool
 	silent := func(cfg *worker.Config) {
@@ -64,7 +64,7 @@ func TestSilentReceiverDoesNotDelayOthers(t *testing.T) {
 	})
 }
 
-// One that answers and never ends its answer has been told, and holds nobody up either.
+// A response whose body does not end counts as delivered and delays no other receiver.
 func TestEndlessResponseDoesNotDelayOthers(t *testing.T) {
 	notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
 		r.answers(func(w http.ResponseWriter, req *http.Request) {

@@ -18,17 +18,17 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// deathAt lets a worker's Redis commands through up to the n-th that writes something
-// of ours, and no answer from there on: as if the worker were killed right after it.
+// deathAt executes a worker's Redis commands up to the n-th write of a job's state, and
+// returns no reply after that: as if the worker were killed right after that write.
 type deathAt struct {
 	n int
-	// journal reads what is on the disk at that moment.
+	// journal reads the journal's file at that moment.
 	journal func() []byte
 
 	mu   sync.Mutex
 	seen int
 	dead bool
-	// died is closed at the death, and command and disk tell of it.
+	// died is closed at that moment; command and disk describe it.
 	died    chan struct{}
 	command string
 	disk    []byte
@@ -49,7 +49,7 @@ func (d *deathAt) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 				return err
 			}
 		}
-		<-time.After(time.Second) // or whoever tries again never stops
+		<-time.After(time.Second) // otherwise a retry loop never ends
 		cmd.SetErr(errDead)
 		return errDead
 	}
@@ -81,15 +81,14 @@ func (d *deathAt) dies(cmd redis.Cmder) bool {
 	return d.dead
 }
 
-// writesOurs reports whether a command can be a step of what is done about a job's
-// task.
+// writesOurs reports whether a command may write the state of a job or its task.
 func writesOurs(args []any) bool {
 	switch args[0] {
 	case "hset", "hsetnx", "hdel":
 	case "evalsha":
 		index := keysOf(args)
 		if len(args) == 3+len(index) || len(index) == 2 && strings.HasPrefix(index[1], "danqing:jobs:") {
-			return false // it only reads
+			return false // read only
 		}
 	default:
 		return false
@@ -105,7 +104,7 @@ func writesOurs(args []any) bool {
 	return false
 }
 
-// keysOf are the keys of a script's call.
+// keysOf returns the keys of a script's call.
 func keysOf(args []any) []string {
 	n, _ := args[2].(int)
 	keys := make([]string, n)
@@ -115,9 +114,9 @@ func keysOf(args []any) []string {
 	return keys
 }
 
-// killedOnce runs a scenario with a death after the n-th write that follows, and has
-// a new worker go on, in the same Redis or in an empty one. It reports whether there
-// was an n-th.
+// killedOnce runs a scenario, kills the worker after the n-th write that follows, and
+// starts another worker, on the same Redis or on an empty one. It reports whether there
+// was an n-th write.
 func (s *stack) killedOnce(n int, sameRedis bool, scenario func()) bool {
 	s.t.Helper()
 	s.worker.Stop()
@@ -173,9 +172,8 @@ func (s *stack) killedOnce(n int, sameRedis bool, scenario func()) bool {
 	return true
 }
 
-// A worker is killed after each of the writes, one after the other, that follow on a
-// create whose answer is lost: the next one finishes what was begun, buys nothing
-// twice, and holds what was to be held.
+// A worker is killed after each of the writes that follow a lost reply: the next worker
+// completes the steps, buys nothing twice and holds the same jobs.
 func TestKilledWhileReconciling(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

@@ -24,7 +24,7 @@ func TestRules5To8Decide(t *testing.T) {
 	me := create("me", 0, 2)
 	unlisted, clockless, named, rejecting := me, me, me, me
 	unlisted.ListWasClear, clockless.ClockUnknown, named.RequestID, rejecting.Rejected = false, true, "r-b", []string{"a"}
-	other := create("other", 80, 81) // sent when no task of me is expected any more
+	other := create("other", 80, 81) // sent when no task of the first intent is expected any more
 	two, tall := other, other
 	two.Images, tall.Size = 2, "720*1280"
 	old := create("old", -400, -398)
