@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 )
@@ -42,17 +41,6 @@ func (s *Set) Named(name string) *Account {
 		}
 	}
 	return nil
-}
-
-// Cost returns the price of a number of images on an account, in micro-yuan; 0 if the
-// account is not configured here, or its region does not have the model.
-func (s *Set) Cost(name, model string, images int) int64 {
-	a := s.Named(name)
-	m, err := jobs.LookupModel(model)
-	if a == nil || err != nil {
-		return 0
-	}
-	return a.Cost(m, images)
 }
 
 // Simulated reports whether the services are simulators, once one has answered a probe.
@@ -108,7 +96,7 @@ func (s *Set) ProbeAll(ctx context.Context) error {
 			group.Go(func() { errs[i] = s.Probe(ctx, a) })
 		}
 		group.Wait()
-		verified, hopeless := 0, 0
+		verified, refused := 0, 0
 		for i, err := range errs {
 			switch {
 			case errors.Is(err, ErrGateway), errors.Is(err, ErrMixed):
@@ -116,14 +104,14 @@ func (s *Set) ProbeAll(ctx context.Context) error {
 			case err == nil:
 				verified++
 			case isKeyRefused(err):
-				hopeless++
+				refused++
 			}
 		}
 		if verified > 0 {
 			return s.checkDistinct()
 		}
 		err := errors.Join(errs...)
-		if hopeless == len(s.All) {
+		if refused == len(s.All) {
 			return err
 		}
 		wait := retry.Next()
