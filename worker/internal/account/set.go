@@ -60,8 +60,8 @@ func (s *Set) isOfKind(simulated bool) bool {
 	return s.simulated == simulated
 }
 
-// Probe asks the service at an account's base URL what it is and whether it accepts the
-// key. It costs nothing.
+// Probe checks what service is at an account's base URL and whether it accepts the key. It
+// costs nothing.
 func (s *Set) Probe(ctx context.Context, a *Account) error {
 	endpoint, err := a.Client.Probe(ctx)
 	switch {
@@ -79,8 +79,7 @@ func (s *Set) Probe(ctx context.Context, a *Account) error {
 	return err
 }
 
-// isKeyRefused reports whether the service has answered that it does not serve the
-// account.
+// isKeyRefused reports whether the service refuses the account.
 func isKeyRefused(err error) bool {
 	var refusal *dashscope.Error
 	return errors.As(err, &refusal) && (refusal.Kind == dashscope.KindAccount || refusal.Kind == dashscope.KindTerminal)
