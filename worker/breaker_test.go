@@ -54,13 +54,13 @@ func TestSilentReceiverDoesNotDelayOthers(t *testing.T) {
 		assert.Less(t, d.at.Sub(s.get("other").FinishedAt), 10*time.Second, "one try of the silent one takes twice as long")
 
 		back.Store(true)
-		told := map[string]int{}
+		received := map[string]int{}
 		for _, d := range r.deliveries(1 + jobsOfSilent) {
-			told[d.event.Data.JobID]++
+			received[d.event.Data.JobID]++
 		}
 		<-time.After(time.Hour)
 		assert.Len(t, r.deliveries(1), 1+jobsOfSilent)
-		assert.Len(t, told, 1+jobsOfSilent, "each once")
+		assert.Len(t, received, 1+jobsOfSilent, "each once")
 	})
 }
 
@@ -81,11 +81,11 @@ func TestEndlessResponseDoesNotDelayOthers(t *testing.T) {
 		<-time.After(25 * time.Second)
 		s.endAtOnce("other", "shop.example")
 		<-time.After(10 * time.Second)
-		var told []string
+		var received []string
 		for _, d := range r.deliveries(1) {
-			told = append(told, d.event.Data.JobID)
+			received = append(received, d.event.Data.JobID)
 		}
-		assert.Contains(t, told, "other")
-		assert.Less(t, len(told), jobsOfSilent/2)
+		assert.Contains(t, received, "other")
+		assert.Less(t, len(received), jobsOfSilent/2)
 	})
 }

@@ -15,9 +15,9 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// forget empties Redis, and enqueues the jobs again, as producers do that have no result
+// loseRedisData empties Redis, and enqueues the jobs again, as producers do that have no result
 // yet.
-func (s *stack) forget(ids []string) {
+func (s *stack) loseRedisData(ids []string) {
 	s.t.Helper()
 	require.NoError(s.t, s.redis.FlushAll(s.t.Context()).Err())
 	for _, id := range ids {
@@ -41,7 +41,7 @@ func TestRule15RedisEmptied(t *testing.T) {
 		ids := s.enqueueMany(50)
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-20").State)
 		s.state("job-21", jobs.StateGenerating)
-		s.forget(ids)
+		s.loseRedisData(ids)
 		for _, id := range ids {
 			s.requireMadeOnce(id)
 		}
@@ -74,7 +74,7 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 		require.ErrorIs(t, <-ended, context.Canceled)
 		require.NoError(t, data.Close())
 		// Redis's data and the crashed worker's journal are lost.
-		s.forget(ids)
+		s.loseRedisData(ids)
 		held := 0
 		for _, id := range ids {
 			rec := s.wait(id)

@@ -107,7 +107,7 @@ func TestCanceledJob(t *testing.T) {
 		assert.Contains(t, string(sidecar.Request), "prompt of job-1")
 		assert.Zero(t, s.tasksOf("prompt of job-1"))
 		s.enqueueMany(1)
-		assert.Equal(t, jobs.StateCanceled, s.wait("job-1").State, "asked for again it stays canceled")
+		assert.Equal(t, jobs.StateCanceled, s.wait("job-1").State, "enqueued again, it stays canceled")
 	})
 }
 

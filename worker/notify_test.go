@@ -63,7 +63,7 @@ func TestCallbackReportsTheEnd(t *testing.T) {
 		return simulator.Outcome{}
 	}}
 	notifyBubble(t, sim, func(t *testing.T, s *stack, r *receiver) {
-		told := func(id string) jobs.Event {
+		eventOf := func(id string) jobs.Event {
 			rec := s.wait(id)
 			r.mu.Lock()
 			before := len(r.got)
@@ -81,7 +81,7 @@ func TestCallbackReportsTheEnd(t *testing.T) {
 			return d.event
 		}
 		s.enqueue(jobs.Request{ID: "good", Prompt: "a cat", Callback: callbackURL, Labels: map[string]string{"sku": "<7>"}})
-		event := told("good")
+		event := eventOf("good")
 		assert.Equal(t, jobs.StateSucceeded, event.Data.State)
 		assert.Equal(t, map[string]string{"sku": "<7>"}, event.Data.Labels)
 		rec := s.get("good")
@@ -90,13 +90,13 @@ func TestCallbackReportsTheEnd(t *testing.T) {
 		assert.Equal(t, []jobs.EventImage{{Image: image, URL: shopURL + rec.ImagePath(image)}}, event.Data.Images)
 
 		s.enqueue(jobs.Request{ID: "bad", Prompt: "a bad cat", Callback: callbackURL})
-		event = told("bad")
+		event = eventOf("bad")
 		assert.Equal(t, jobs.StateFailed, event.Data.State)
 		assert.Equal(t, "DataInspectionFailed", event.Data.Code)
 		assert.Empty(t, event.Data.Images)
 
 		s.enqueue(jobs.Request{ID: "half", Prompt: "half a cat", N: 2, Callback: callbackURL})
-		event = told("half")
+		event = eventOf("half")
 		require.Len(t, event.Data.Images, 2)
 		assert.NotEmpty(t, event.Data.Images[0].URL)
 		assert.Empty(t, event.Data.Images[1].URL)
@@ -105,7 +105,7 @@ func TestCallbackReportsTheEnd(t *testing.T) {
 		s.enqueue(jobs.Request{ID: "gone", Prompt: "no cat", Callback: callbackURL, NotBefore: time.Now().Add(time.Hour)})
 		_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "gone")
 		require.NoError(t, err)
-		assert.Equal(t, jobs.StateCanceled, told("gone").Data.State)
+		assert.Equal(t, jobs.StateCanceled, eventOf("gone").Data.State)
 		assert.Len(t, r.deliveries(4), 4, "each once")
 	})
 }

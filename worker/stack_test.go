@@ -96,7 +96,7 @@ func bubbleWith(t *testing.T, sim *simulator.Simulator, accounts map[string][]wo
 // to a disk take minutes.
 func memoryDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "danqing-test-*") //nolint:usetesting // t.TempDir cannot be told where
+	dir, err := os.MkdirTemp("/dev/shm", "danqing-test-*") //nolint:usetesting // t.TempDir has no directory argument
 	if err != nil {
 		return t.TempDir()
 	}
@@ -290,7 +290,7 @@ func (s *stack) state(id string, want jobs.State) *jobs.Record {
 	s.t.Helper()
 	changes, err := jobs.NewClient(s.redis).Subscribe(s.t.Context())
 	require.NoError(s.t, err)
-	defer changes.Close() //nolint:errcheck // nobody listens any more
+	defer changes.Close() //nolint:errcheck // no listener is left
 	for {
 		rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), id)
 		require.NoError(s.t, err)
