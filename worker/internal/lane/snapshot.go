@@ -20,8 +20,8 @@ const (
 	listTries = 5
 )
 
-// awaitQuery waits until the lane may send a query to the service: all of an account's lanes share
-// half of the account's limit.
+// awaitQuery waits until the lane may send a query to the service: all of an account's lanes
+// share half of the account's limit.
 func (l *lane) awaitQuery(ctx context.Context) error {
 	return loop.Sleep(ctx, l.queries.Reserve().Delay())
 }
