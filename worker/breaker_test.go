@@ -19,7 +19,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// endAtOnce makes a job that is over at once, and tells a host so.
+// endAtOnce enqueues a job that ends at once and has a callback to a host.
 func (s *stack) endAtOnce(id, host string) {
 	s.t.Helper()
 	s.enqueue(jobs.Request{ID: id, Prompt: "a cat", NotBefore: time.Now().Add(time.Hour), Callback: "http://" + host + "/done?token=hush"})
@@ -27,9 +27,9 @@ func (s *stack) endAtOnce(id, host string) {
 	require.NoError(s.t, err)
 }
 
-// A receiver that never answers keeps no other waiting; when it is back it is told of
-// everything.
-func TestSilentReceiverHoldsNobodyUp(t *testing.T) {
+// A receiver that does not respond delays no other receiver. Once it responds again, it
+// receives every event.
+func TestSilentReceiverDoesNotDelayOthers(t *testing.T) {
 	var back atomic.Bool
 	silent := func(cfg *worker.Config) {
 		dial := cfg.DialCallback
@@ -54,18 +54,18 @@ func TestSilentReceiverHoldsNobodyUp(t *testing.T) {
 		assert.Less(t, d.at.Sub(s.get("other").FinishedAt), 10*time.Second, "one try of the silent one takes twice as long")
 
 		back.Store(true)
-		told := map[string]int{}
+		received := map[string]int{}
 		for _, d := range r.deliveries(1 + jobsOfSilent) {
-			told[d.event.Data.JobID]++
+			received[d.event.Data.JobID]++
 		}
 		<-time.After(time.Hour)
 		assert.Len(t, r.deliveries(1), 1+jobsOfSilent)
-		assert.Len(t, told, 1+jobsOfSilent, "each once")
+		assert.Len(t, received, 1+jobsOfSilent, "each once")
 	})
 }
 
-// One that answers and never ends its answer has been told, and holds nobody up either.
-func TestEndlessAnswersHoldNobodyUp(t *testing.T) {
+// A response whose body does not end counts as delivered and delays no other receiver.
+func TestEndlessResponseDoesNotDelayOthers(t *testing.T) {
 	notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
 		r.answers(func(w http.ResponseWriter, req *http.Request) {
 			w.WriteHeader(http.StatusOK)
@@ -81,11 +81,11 @@ func TestEndlessAnswersHoldNobodyUp(t *testing.T) {
 		<-time.After(25 * time.Second)
 		s.endAtOnce("other", "shop.example")
 		<-time.After(10 * time.Second)
-		var told []string
+		var received []string
 		for _, d := range r.deliveries(1) {
-			told = append(told, d.event.Data.JobID)
+			received = append(received, d.event.Data.JobID)
 		}
-		assert.Contains(t, told, "other")
-		assert.Less(t, len(told), jobsOfSilent/2)
+		assert.Contains(t, received, "other")
+		assert.Less(t, len(received), jobsOfSilent/2)
 	})
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// A batch's budget is a cap at the reservation: what does not fit is held, nothing of
-// it is bought, and it goes on when there is more money.
+// A batch's budget limits its reservations: a job beyond it is held and not bought, and
+// continues when the budget is raised.
 func TestRule1BatchBudget(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		client := jobs.NewInspector(s.redis)
@@ -43,7 +43,7 @@ func TestRule1BatchBudget(t *testing.T) {
 	})
 }
 
-// requireMade waits for the job and checks that one task has made so many images.
+// requireMade waits for the job and checks that one task has made a number of images.
 func (s *stack) requireMade(id string, images int) {
 	s.t.Helper()
 	rec := s.wait(id)
@@ -52,8 +52,8 @@ func (s *stack) requireMade(id string, images int) {
 	require.Equal(s.t, 1, s.tasksOf("prompt of "+id))
 }
 
-// An account's budget for the day closes its lane until the next day in China; jobs
-// keep their places.
+// A spent daily budget pauses the account's lane until the next day in China; the jobs
+// keep their order.
 func TestRule1DailyBudget(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -76,7 +76,7 @@ func TestRule1DailyBudget(t *testing.T) {
 	})
 }
 
-// What was spent by earlier runs counts, though the queue of each is empty at first.
+// The spending of earlier runs counts, although each run begins with an empty queue.
 func TestRule1DailyBudgetOverRuns(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -98,9 +98,9 @@ func TestRule1DailyBudgetOverRuns(t *testing.T) {
 	})
 }
 
-// Failed, refused and canceled tasks free what was reserved for them; contract prices
-// are what is booked.
-func TestLedgerFreesWhatCostsNothing(t *testing.T) {
+// Failed, refused and canceled tasks release their reservations; contract prices are
+// booked.
+func TestReservationsOfFreeTasksAreReleased(t *testing.T) {
 	failures := 0
 	sim := &simulator.Simulator{Outcome: func(req dashscope.CreateRequest) simulator.Outcome {
 		if req.Input.Prompt == "prompt of job-1" && failures < 2 {

@@ -17,8 +17,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// A second worker's journal tells of a task that the job has rejected: it is offered to
-// the others all the same.
+// The journal of a second worker has a task that the job has rejected: the task is still
+// offered to other jobs.
 func TestRejectedTaskIsOfferedToOthers(t *testing.T) {
 	bubble(t, &simulator.Simulator{TaskTime: simulator.Between(3*time.Minute, 3*time.Minute)}, func(t *testing.T, s *stack) {
 		holder := s.onlyCutOff("data-1")
@@ -35,13 +35,14 @@ func TestRejectedTaskIsOfferedToOthers(t *testing.T) {
 		for len(s.get("b").Rejected) == 0 {
 			<-time.After(10 * time.Millisecond)
 		}
-		s.cutOff("data-3") // as if the first were started again
+		s.cutOff("data-3") // as if the first had restarted
 		s.requireOwnPair(2)
 	})
 }
 
-// What the service repeats of the prompt is neither's: nothing is bought again.
-func TestOutputOfNeitherIsHeld(t *testing.T) {
+// The prompt in the task's output matches neither request: both jobs are held, and
+// nothing is bought again.
+func TestOutputThatMatchesNoRequestIsHeld(t *testing.T) {
 	const later = "wan2.2-t2i-flash" // repeats prompts
 	bubbleWith(t, quickTasks(), map[string][]worker.Lane{"": {{Model: later}}}, func(t *testing.T, s *stack) {
 		s.sim.Render = signedPNG
@@ -67,8 +68,8 @@ func TestOutputOfNeitherIsHeld(t *testing.T) {
 	})
 }
 
-// The size tells, though the later create is likelier.
-func TestSizeTells(t *testing.T) {
+// The image size decides, although the later create is the likelier creator.
+func TestImageSizeIdentifiesTheCreator(t *testing.T) {
 	for _, slow := range []time.Duration{time.Second, 15 * time.Minute} {
 		for _, after := range []time.Duration{75 * time.Second, 100 * time.Second} {
 			t.Run(fmt.Sprint(slow, after), func(t *testing.T) {
@@ -85,8 +86,8 @@ func TestSizeTells(t *testing.T) {
 	}
 }
 
-// The number of images tells, however long the task takes.
-func TestNumberTellsWhenTheTaskHasEnded(t *testing.T) {
+// The number of images decides once the task has ended, however long it takes.
+func TestImageCountIdentifiesTheCreator(t *testing.T) {
 	for _, after := range []time.Duration{75 * time.Second, 100 * time.Second} {
 		t.Run(after.String(), func(t *testing.T) {
 			bubble(t, &simulator.Simulator{TaskTime: simulator.Between(15*time.Minute, 15*time.Minute)}, func(_ *testing.T, s *stack) {

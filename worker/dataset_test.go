@@ -15,9 +15,9 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// forget empties Redis, and has the producers, who have had no word of their jobs,
-// enqueue them again.
-func (s *stack) forget(ids []string) {
+// loseRedisData empties Redis, and enqueues the jobs again, as producers do that have no result
+// yet.
+func (s *stack) loseRedisData(ids []string) {
 	s.t.Helper()
 	require.NoError(s.t, s.redis.FlushAll(s.t.Context()).Err())
 	for _, id := range ids {
@@ -25,7 +25,7 @@ func (s *stack) forget(ids []string) {
 	}
 }
 
-// share starts the worker anew on a Redis that is not its own.
+// share restarts the worker on a Redis that outlives it.
 func (s *stack) share() {
 	s.t.Helper()
 	s.stop()
@@ -33,15 +33,15 @@ func (s *stack) share() {
 	s.start()
 }
 
-// Redis is emptied in the middle of fifty jobs, and the producers enqueue all of them
-// again: the worker's journal and the bucket know what was made.
+// Redis loses all data in the middle of fifty jobs, and the producers enqueue them
+// again: the journal and the bucket prevent a second purchase.
 func TestRule15RedisEmptied(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.share()
 		ids := s.enqueueMany(50)
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-20").State)
 		s.state("job-21", jobs.StateGenerating)
-		s.forget(ids)
+		s.loseRedisData(ids)
 		for _, id := range ids {
 			s.requireMadeOnce(id)
 		}
@@ -50,13 +50,13 @@ func TestRule15RedisEmptied(t *testing.T) {
 	})
 }
 
-// Redis is emptied when the holder of the lane has just made a task, and the holder
-// never comes back. Another worker cannot know which job the task was for: it holds
-// the next job for each such task, keeps the images, and buys nothing twice.
+// Redis loses all data right after the lane's holder has created a task, and the holder
+// does not return. Another worker cannot find the task's job: it holds the next job for
+// each such task, keeps the images and buys nothing twice.
 func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
-		// The other worker has worked on the account before, so that it knows the key.
+		// The other worker has used the account before, so that it has the key's api_key_id.
 		s.stop()
 		s.shared = true
 		s.prepare()
@@ -66,15 +66,15 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 		go func() { ended <- other.Run(ctx) }()
 		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
 		require.Equal(t, jobs.StateSucceeded, s.wait("first").State)
-		s.run() // stands by
+		s.run() // as a standby
 		ids := s.enqueueMany(5)
 		s.state("job-1", jobs.StateGenerating)
 		<-time.After(15 * time.Second)
 		kill()
 		require.ErrorIs(t, <-ended, context.Canceled)
 		require.NoError(t, data.Close())
-		// What Redis knew, and the dead worker's journal, are gone.
-		s.forget(ids)
+		// Redis's data and the crashed worker's journal are lost.
+		s.loseRedisData(ids)
 		held := 0
 		for _, id := range ids {
 			rec := s.wait(id)
@@ -91,7 +91,7 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 		assert.Equal(t, 1, held)
 		s.requireChargedOnce()
 
-		// A person looks at the image, and says whose it is.
+		// An operator looks at the image, and adopts its task.
 		for _, id := range ids {
 			if rec := s.get(id); rec.State == jobs.StateHeld && s.tasksOf("prompt of "+id) == 1 {
 				_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), id, jobs.Resolution{Adopt: rec.Candidates[0]})
@@ -102,8 +102,8 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 	})
 }
 
-// For each task that may be one of the queue's jobs, one job is held, however many are
-// about to be submitted at once.
+// One job is held for each task that may belong to a queued job, however many jobs are
+// about to be submitted.
 func TestRule14HoldsOneJobForOneTask(t *testing.T) {
 	const flash = "wan2.2-t2i-flash"
 	two := map[string][]worker.Lane{"": {{Model: flash, Concurrency: 2}}}
@@ -130,9 +130,9 @@ func TestRule14HoldsOneJobForOneTask(t *testing.T) {
 	})
 }
 
-// Redis forgets its last second: the record of a task that is running says that the
-// job waits. The journal knows better.
-func TestRule15RedisForgotItsLastSecond(t *testing.T) {
+// Redis loses its last second: the record of a job with a running task says that the job
+// waits. The journal corrects it.
+func TestRule15RedisLostItsLastSecond(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.share()
 		s.enqueueMany(3)
@@ -147,8 +147,8 @@ func TestRule15RedisForgotItsLastSecond(t *testing.T) {
 	})
 }
 
-// A reply comes to a worker that has lost the lane meanwhile, when the job has been
-// bought again: its task is an extra one of ours, and is canceled while it waits.
+// A worker that has lost the lane gets a reply after the job was bought again: its task
+// is an extra one, and is canceled while it is pending.
 func TestRule3ReplyAfterTheJobWasBoughtAgain(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Minute, 2*time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -157,7 +157,7 @@ func TestRule3ReplyAfterTheJobWasBoughtAgain(t *testing.T) {
 		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Delay: 5 * time.Second, AfterWork: true})
 		s.enqueueMany(1)
 		rec := s.state("job-1", jobs.StateSubmitting)
-		// Another worker has concluded that there is no task, wrongly, and bought again.
+		// Another worker has wrongly concluded that there is no task, and has bought again.
 		next := *rec
 		next.PastAttempts = []jobs.Attempt{{Attempt: 1, Term: rec.Term, SubmittedAt: rec.SubmittedAt, Code: "NotCreated"}}
 		next.State, next.Attempt, next.TaskID, next.Request = jobs.StateQueued, 1, "", nil

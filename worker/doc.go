@@ -3,7 +3,7 @@
 // busy while there is work.
 //
 // A [Worker] runs the lanes of its accounts and a store server. A lane is one account's
-// capacity for one model: it submits a job, polls its task to the end and hands over the
+// capacity for one model: it submits a job, polls its task to the end and passes on the
 // result URLs. The store server copies the images of several jobs concurrently, so that
 // copying never occupies a slot. All of them are asynq servers, and every message may be
 // delivered any number of times: the job's record decides what is done.
@@ -18,7 +18,7 @@
 // to the record and to the [journal.Journal], which is synced. Whatever happens next, a
 // later run can continue: a known task is polled to its end; a create whose outcome is
 // unknown is reconciled with the account's task list. A task that only this create can
-// have made is adopted. If there is no task, and none can appear any more, the job is
+// have created is adopted. If there is no task, and none can appear any more, the job is
 // submitted again. Any other case is held for an operator, and the images of all
 // candidate tasks are quarantined.
 //

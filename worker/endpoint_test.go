@@ -20,7 +20,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// disguise serves the simulator with its headers changed.
+// disguise serves the simulator with changed headers.
 func disguise(t *testing.T, sim *simulator.Simulator, change func(http.Header)) func(context.Context, string, string) (net.Conn, error) {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -47,9 +47,9 @@ func (c *changedHeader) Write(body []byte) (int, error) {
 	return c.ResponseWriter.Write(body)
 }
 
-// A simulated job in the bucket never answers for a real one: neither is it taken
-// for done, nor is it overwritten.
-func TestSimulatedJobNeverSatisfiesARealRun(t *testing.T) {
+// A simulated job in the bucket neither counts as the result of a real job nor is
+// overwritten.
+func TestSimulatedSidecarIsNotUsedForARealJob(t *testing.T) {
 	t.Parallel()
 	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Millisecond, time.Millisecond)}
 	s := newStack(t, memoryDir(t), sim)
@@ -75,7 +75,7 @@ func TestSimulatedJobNeverSatisfiesARealRun(t *testing.T) {
 	s.close()
 }
 
-// A base URL that leads back to a Danqing is refused before anything else.
+// A base URL that leads to Danqing's own API is refused first.
 func TestGatewayIsRefused(t *testing.T) {
 	t.Parallel()
 	sim := &simulator.Simulator{}
@@ -91,7 +91,7 @@ func TestGatewayIsRefused(t *testing.T) {
 	assert.Empty(t, sim.Tasks())
 }
 
-// What is wrong with a configuration is said by name, before anything is dialed.
+// An invalid configuration is reported by field name, before any connection.
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
 	_, err := worker.New(worker.Config{})

@@ -25,9 +25,9 @@ import (
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// A job is canceled and retried while an effort waits for its turn to submit it,
-// with the record as it was before: the sidecar of the cancel does not answer for
-// the images that are bought then.
+// A job is canceled and retried while an execution with the old record waits to submit
+// it: the sidecar of the cancellation does not count as the result of the images that
+// are bought then.
 func TestCanceledAndRetriedBeforeItsTurn(t *testing.T) {
 	const flash = "wan2.2-t2i-flash"
 	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Minute, time.Minute)}
@@ -48,8 +48,8 @@ func TestCanceledAndRetriedBeforeItsTurn(t *testing.T) {
 	})
 }
 
-// A cancel that arrives right before a refused intent is taken back is not lost.
-func TestCanceledWhileAnIntentIsTakenBack(t *testing.T) {
+// A cancellation right before the rollback of a refused intent is not lost.
+func TestCanceledWhileAnIntentIsRolledBack(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusTooManyRequests, Code: "Throttling"})
@@ -66,7 +66,7 @@ func TestCanceledWhileAnIntentIsTakenBack(t *testing.T) {
 	})
 }
 
-// beforeWrite does something right before the first write of a state.
+// beforeWrite calls a function right before the first write of a state.
 type beforeWrite struct {
 	state string
 	do    func()
@@ -88,8 +88,8 @@ func (b *beforeWrite) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.
 	return next
 }
 
-// The journal knows of an attempt that a Redis without its last second does not.
-// That somebody retried the job before, by a clock that is ahead, does not hide it.
+// The journal has an attempt that Redis lost with its last second. An earlier retry by
+// an operator whose clock is ahead does not hide it.
 func TestRetriedByAClockThatIsAhead(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Minute, 2*time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -115,8 +115,8 @@ func TestRetriedByAClockThatIsAhead(t *testing.T) {
 	})
 }
 
-// A hold that somebody resolved by a clock that is behind the worker's stays
-// resolved.
+// A hold that an operator resolved stays resolved, although the operator's clock is
+// behind the worker's.
 func TestAdoptedByAClockThatIsBehind(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -136,8 +136,8 @@ func TestAdoptedByAClockThatIsBehind(t *testing.T) {
 	})
 }
 
-// The message of a job that is over, in another queue than its record says, does
-// not stop the lane.
+// The message of an ended job, in another queue than that of its record, does not stop
+// the lane.
 func TestMessageInAnotherQueue(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -158,7 +158,7 @@ func TestMessageInAnotherQueue(t *testing.T) {
 	})
 }
 
-// A lane configured twice would be held twice by one process, and have two tasks.
+// A lane configured twice is refused: one process would hold it twice and run two tasks.
 func TestSameLaneTwice(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		data, err := journal.OpenDataDir(filepath.Join(s.dir, "data-2"))
@@ -170,7 +170,7 @@ func TestSameLaneTwice(t *testing.T) {
 	})
 }
 
-// failedRead fails the first read of a record after a lane has read its notes.
+// failedRead fails the first read of a record after a lane has read its in-flight marks.
 type failedRead struct{ noted, failed atomic.Bool }
 
 func (f *failedRead) DialHook(next redis.DialHook) redis.DialHook { return next }
@@ -194,8 +194,8 @@ func (f *failedRead) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.P
 	return next
 }
 
-// One read that fails at a take-over does not make the lane forget a task.
-func TestFailedReadAtATakeOver(t *testing.T) {
+// A failed read at a takeover does not lose a task.
+func TestFailedReadAtATakeover(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
 		s.state("job-1", jobs.StateGenerating)
@@ -213,8 +213,8 @@ func TestFailedReadAtATakeOver(t *testing.T) {
 	})
 }
 
-// A held job of which one image is in the bucket can be bought again: that image
-// stays, and only the other one is bought.
+// A held job with one image in the bucket can be bought again: that image stays, and
+// only the other one is bought.
 func TestBuyAgainAfterAPartialStore(t *testing.T) {
 	sim := &simulator.Simulator{Render: func(p painter.Picture) []byte {
 		if p.Index == 1 {
@@ -236,8 +236,8 @@ func TestBuyAgainAfterAPartialStore(t *testing.T) {
 	})
 }
 
-// A worker leaves a task in a lane that the surviving worker was not told to work:
-// that one finishes it all the same, and draws nothing more.
+// A crashed worker leaves a task in a lane that the other worker is not configured for:
+// the other worker finishes the task and draws no further job.
 func TestRule16LaneOfADeadWorker(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Minute, 2*time.Minute)}
 	flash := map[string][]worker.Lane{"": {{Model: "wan2.2-t2i-flash"}}}
@@ -247,7 +247,7 @@ func TestRule16LaneOfADeadWorker(t *testing.T) {
 		s.worker.Stop()
 		require.NoError(t, <-s.ended)
 		s.ended <- nil
-		s.accounts = nil // a lane for wanx-v1 alone
+		s.accounts = nil // only a lane for wanx-v1
 		b := s.secondWorker()
 		ended := make(chan error, 1)
 		go func() { ended <- b.Run(t.Context()) }()
@@ -260,9 +260,9 @@ func TestRule16LaneOfADeadWorker(t *testing.T) {
 	})
 }
 
-// A journal that says "ambiguous" comes back after the job was resolved and
-// finished by others and has left Redis: the sidecar knows better.
-func TestJournalComesBackAfterAWeek(t *testing.T) {
+// A journal with an ambiguous create is replayed after other workers have finished the
+// job and its record has expired: the sidecar wins.
+func TestReplayOfAJournalAWeekOld(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
 		rec := s.wait("job-1")
@@ -280,8 +280,8 @@ func TestJournalComesBackAfterAWeek(t *testing.T) {
 	})
 }
 
-// A job run from the archive, when the clock of the worker that failed it is ahead,
-// does not keep the slot busy with nothing.
+// A job run from the archive, after the worker that failed it had a clock ahead, does
+// not occupy the slot forever.
 func TestRunFromTheArchiveWithSkew(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -302,8 +302,8 @@ func TestRunFromTheArchiveWithSkew(t *testing.T) {
 	})
 }
 
-// Images that another worker has stored do not count as a backlog of one's own.
-func TestStoredElsewhere(t *testing.T) {
+// Images that another worker has stored do not count as this worker's backlog.
+func TestStoredByAnotherWorker(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Second, 2*time.Second)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.cutOff("data-2")
@@ -317,7 +317,7 @@ func TestStoredElsewhere(t *testing.T) {
 	})
 }
 
-// A task adopted for one account is stored, though the lane of another account has
+// A task adopted for one account is stored, although the lane of another account has
 // drawn its message.
 func TestAdoptedTaskDrawnByAnotherAccount(t *testing.T) {
 	sim := twoKeys()

@@ -95,14 +95,14 @@ func (j *janitor) trimArchives(ctx context.Context) error {
 			if archived == 0 {
 				break
 			}
-			// Oldest first, whatever asynq's documentation says.
+			// Oldest first, contrary to asynq's documentation.
 			page, err := inspector.ListArchivedTasks(queue, asynq.PageSize(archivePage))
 			if err != nil {
 				return fmt.Errorf("list archive of %s: %w", queue, err)
 			}
 			deleted := int64(0)
 			for _, message := range page {
-				// A message that a person has archived did not fail and has no date.
+				// A message that an operator has archived did not fail and has no date.
 				young := message.LastFailedAt.IsZero() || time.Since(message.LastFailedAt) < jobs.RecordLifetime
 				if archived-deleted <= archiveSize && young {
 					break
@@ -142,8 +142,8 @@ func (j *janitor) requeueOrphans(ctx context.Context) error {
 }
 
 // ensureSidecars ensures the sidecars of jobs that an operator has ended within the
-// last two intervals: the process that ended a job may have died before a store server
-// was notified.
+// last two intervals: the process that ended a job may have crashed before it enqueued
+// the store message.
 func (j *janitor) ensureSidecars(ctx context.Context) error {
 	records, _, err := j.recorder.Store.List(ctx, jobs.ListFilter{
 		States: []jobs.State{jobs.StateCanceled, jobs.StateFailed}, UpdatedBefore: time.Now().Add(-requeueAge), Limit: requeuePage,
@@ -202,24 +202,24 @@ func (j *janitor) repair(ctx context.Context, records []*jobs.Record) error {
 			return err
 		}
 	}
-	unwoken, err := j.recorder.Store.WithoutMessage(ctx, records)
+	orphans, err := j.recorder.Store.WithoutMessage(ctx, records)
 	if err != nil {
 		return err
 	}
-	for _, rec := range unwoken {
-		mended, err := j.recorder.Store.RequeueOrphan(ctx, rec)
+	for _, rec := range orphans {
+		requeued, err := j.recorder.Store.RequeueOrphan(ctx, rec)
 		if err != nil && !errors.Is(err, jobs.ErrConflict) {
-			return fmt.Errorf("sweep job %s: %w", rec.ID, err)
+			return fmt.Errorf("requeue job %s: %w", rec.ID, err)
 		}
-		if err == nil && mended != nil {
-			j.recorder.Log.Warn("job without a message requeued", "job_id", rec.ID, "state", string(mended.State), "code", mended.Code)
+		if err == nil && requeued != nil {
+			j.recorder.Log.Warn("job without a message requeued", "job_id", rec.ID, "state", string(requeued.State), "code", requeued.Code)
 		}
 	}
 	return nil
 }
 
 // releaseLeakedReservations releases the reservations of attempts that have ended or
-// were never started because their worker died. It checks the days on which an attempt
+// were never started because their worker crashed. It checks the days on which an attempt
 // can be open.
 func (j *janitor) releaseLeakedReservations(ctx context.Context) error {
 	for _, a := range j.accounts.All {
@@ -240,7 +240,7 @@ func (j *janitor) releaseLeakedReservations(ctx context.Context) error {
 					continue
 				}
 				if err := j.recorder.Ledger.Release(ctx, charge); err != nil {
-					return fmt.Errorf("free a reservation: %w", err)
+					return fmt.Errorf("release reservation: %w", err)
 				}
 			}
 		}

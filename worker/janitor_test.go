@@ -16,7 +16,7 @@ import (
 
 const laneQueue = "danqing:wanx-v1:default"
 
-// busyLane gives the lane a task that lasts, so that what is enqueued waits.
+// busyLane gives the lane a long task, so that later jobs wait.
 func (s *stack) busyLane() {
 	s.t.Helper()
 	s.enqueue(jobs.Request{ID: "long", Prompt: "a long one"})
@@ -27,7 +27,7 @@ func longTasks() *simulator.Simulator {
 	return &simulator.Simulator{TaskTime: simulator.Between(15*time.Minute, 15*time.Minute)}
 }
 
-// A message deleted behind our back ends its job, which can be enqueued again.
+// Deleting a job's message in asynq ends the job, which can be enqueued again.
 func TestDeletedMessage(t *testing.T) {
 	bubble(t, longTasks(), func(t *testing.T, s *stack) {
 		s.busyLane()
@@ -41,7 +41,8 @@ func TestDeletedMessage(t *testing.T) {
 	})
 }
 
-// A message archived by a person ends its job; run from the archive, it goes on.
+// Archiving a job's message in the web UI ends the job; run from the archive, it
+// continues.
 func TestArchivedMessage(t *testing.T) {
 	bubble(t, longTasks(), func(t *testing.T, s *stack) {
 		inspector := asynq.NewInspectorFromRedisClient(s.redis)
@@ -57,8 +58,8 @@ func TestArchivedMessage(t *testing.T) {
 	})
 }
 
-// A failed job lies in the archive with a sentence; run from there by a person, it
-// is made again, and its sidecar tells of the success.
+// A failed job is in the archive with a reason; run from there by an operator, it is
+// submitted again, and its sidecar records the success.
 func TestFailedJobRunFromTheArchive(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -77,7 +78,7 @@ func TestFailedJobRunFromTheArchive(t *testing.T) {
 	})
 }
 
-// A failed job that is retried is bought, though its sidecar says that it is over.
+// A failed job that is retried is bought, although its sidecar says that it has ended.
 func TestRetriedJob(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -106,15 +107,15 @@ func TestCanceledJob(t *testing.T) {
 		assert.Contains(t, string(sidecar.Request), "prompt of job-1")
 		assert.Zero(t, s.tasksOf("prompt of job-1"))
 		s.enqueueMany(1)
-		assert.Equal(t, jobs.StateCanceled, s.wait("job-1").State, "asked for again it stays canceled")
+		assert.Equal(t, jobs.StateCanceled, s.wait("job-1").State, "enqueued again, it stays canceled")
 	})
 }
 
-// A cancel while the task waits at DashScope cancels it there; one while it runs
-// keeps its images.
+// A cancellation cancels a pending task at DashScope; the images of a running task are
+// kept.
 func TestRule16CanceledTask(t *testing.T) {
 	for name, c := range map[string]struct {
-		foreign bool // another program's task has the account's one place
+		foreign bool // another program's task occupies the account's only slot
 		want    jobs.State
 	}{
 		"pending": {true, jobs.StateCanceled},
@@ -137,7 +138,7 @@ func TestRule16CanceledTask(t *testing.T) {
 	}
 }
 
-// The archive of a queue stays below asynq's breaking point.
+// The archive of a queue stays below the size at which asynq's trimming fails.
 func TestArchiveIsTrimmed(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		client, inspector := asynq.NewClientFromRedisClient(s.redis), asynq.NewInspectorFromRedisClient(s.redis)

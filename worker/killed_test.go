@@ -18,78 +18,77 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// deathAt lets a worker's Redis commands through up to the n-th that writes something
-// of ours, and no answer from there on: as if the worker were killed right after it.
-type deathAt struct {
+// killAt executes a worker's Redis commands up to the n-th write of a job's state, and
+// returns no reply after that: as if the worker were killed right after that write.
+type killAt struct {
 	n int
-	// journal reads what is on the disk at that moment.
+	// journal reads the journal's file at that moment.
 	journal func() []byte
 
-	mu   sync.Mutex
-	seen int
-	dead bool
-	// died is closed at the death, and command and disk tell of it.
-	died    chan struct{}
+	mu     sync.Mutex
+	seen   int
+	killed bool
+	// fired is closed at that moment; command and disk describe it.
+	fired   chan struct{}
 	command string
 	disk    []byte
 }
 
-var errDead = errors.New("the worker is dead")
+var errKilled = errors.New("the worker was killed")
 
-func (d *deathAt) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (d *killAt) DialHook(next redis.DialHook) redis.DialHook { return next }
 
-func (d *deathAt) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+func (d *killAt) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		d.mu.Lock()
-		dead := d.dead
+		killed := d.killed
 		d.mu.Unlock()
-		if !dead {
+		if !killed {
 			err := next(ctx, cmd)
-			if !d.dies(cmd) {
+			if !d.kills(cmd) {
 				return err
 			}
 		}
-		<-time.After(time.Second) // or whoever tries again never stops
-		cmd.SetErr(errDead)
-		return errDead
+		<-time.After(time.Second) // otherwise a retry loop never ends
+		cmd.SetErr(errKilled)
+		return errKilled
 	}
 }
 
-func (d *deathAt) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (d *killAt) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
 		d.mu.Lock()
-		dead := d.dead
+		killed := d.killed
 		d.mu.Unlock()
-		if dead {
+		if killed {
 			<-time.After(time.Second)
-			return errDead
+			return errKilled
 		}
 		return next(ctx, cmds)
 	}
 }
 
-func (d *deathAt) dies(cmd redis.Cmder) bool {
+func (d *killAt) kills(cmd redis.Cmder) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.dead || !writesOurs(cmd.Args()) {
-		return d.dead
+	if d.killed || !writesJobState(cmd.Args()) {
+		return d.killed
 	}
 	if d.seen++; d.seen == d.n {
-		d.dead, d.command, d.disk = true, fmt.Sprint(cmd.Args()[0], " ", cmd.Args()[min(3, len(cmd.Args())-1)]), d.journal()
-		close(d.died)
+		d.killed, d.command, d.disk = true, fmt.Sprint(cmd.Args()[0], " ", cmd.Args()[min(3, len(cmd.Args())-1)]), d.journal()
+		close(d.fired)
 	}
-	return d.dead
+	return d.killed
 }
 
-// writesOurs reports whether a command can be a step of what is done about a job's
-// task.
-func writesOurs(args []any) bool {
+// writesJobState reports whether a command may write the state of a job or its task.
+func writesJobState(args []any) bool {
 	switch args[0] {
 	case "hset", "hsetnx", "hdel":
 	case "evalsha":
 		index := keysOf(args)
 		if len(args) == 3+len(index) || len(index) == 2 && strings.HasPrefix(index[1], "danqing:jobs:") {
-			return false // it only reads
+			return false // read only
 		}
 	default:
 		return false
@@ -105,7 +104,7 @@ func writesOurs(args []any) bool {
 	return false
 }
 
-// keysOf are the keys of a script's call.
+// keysOf returns the keys of a script's call.
 func keysOf(args []any) []string {
 	n, _ := args[2].(int)
 	keys := make([]string, n)
@@ -115,22 +114,22 @@ func keysOf(args []any) []string {
 	return keys
 }
 
-// killedOnce runs a scenario with a death after the n-th write that follows, and has
-// a new worker go on, in the same Redis or in an empty one. It reports whether there
-// was an n-th.
+// killedOnce runs a scenario, kills the worker after the n-th write that follows, and
+// starts another worker, on the same Redis or on an empty one. It reports whether there
+// was an n-th write.
 func (s *stack) killedOnce(n int, sameRedis bool, scenario func()) bool {
 	s.t.Helper()
 	s.worker.Stop()
 	require.NoError(s.t, <-s.ended)
 	require.NoError(s.t, s.data.Close())
-	death := &deathAt{n: n, died: make(chan struct{}), journal: func() []byte { return s.journal("data") }}
+	killer := &killAt{n: n, fired: make(chan struct{}), journal: func() []byte { return s.journal("data") }}
 	s.worker, s.data = s.newWorker("data")
 	ctx, kill := context.WithCancel(context.Background())
 	defer kill()
 	s.ended = make(chan error, 1)
 	go func() { s.ended <- s.worker.Run(ctx) }()
 	scenario()
-	s.queue.Client().AddHook(death)
+	s.queue.Client().AddHook(killer)
 	over := make(chan *jobs.Job, 1)
 	go func() {
 		rec, err := jobs.NewClient(s.redis).Wait(ctx, "job-1")
@@ -141,12 +140,12 @@ func (s *stack) killedOnce(n int, sameRedis bool, scenario func()) bool {
 	select {
 	case <-over:
 		<-time.After(2 * time.Minute)
-	case <-death.died:
+	case <-killer.fired:
 	}
-	death.mu.Lock()
-	died := death.dead
-	death.mu.Unlock()
-	if !died {
+	killer.mu.Lock()
+	killed := killer.killed
+	killer.mu.Unlock()
+	if !killed {
 		s.worker.Stop()
 		require.NoError(s.t, <-s.ended)
 		s.ended = nil
@@ -155,11 +154,11 @@ func (s *stack) killedOnce(n int, sameRedis bool, scenario func()) bool {
 	kill()
 	require.ErrorIs(s.t, <-s.ended, context.Canceled)
 	require.NoError(s.t, s.data.Close())
-	s.rewriteJournal("data", death.disk)
-	s.t.Log("killed after", death.command)
-	death.mu.Lock()
-	death.dead = false
-	death.mu.Unlock()
+	s.rewriteJournal("data", killer.disk)
+	s.t.Log("killed after", killer.command)
+	killer.mu.Lock()
+	killer.killed = false
+	killer.mu.Unlock()
 	if sameRedis {
 		s.worker, s.data = s.newWorker("data")
 		s.run()
@@ -173,10 +172,9 @@ func (s *stack) killedOnce(n int, sameRedis bool, scenario func()) bool {
 	return true
 }
 
-// A worker is killed after each of the writes, one after the other, that follow on a
-// create whose answer is lost: the next one finishes what was begun, buys nothing
-// twice, and holds what was to be held.
-func TestKilledWhileFindingOut(t *testing.T) {
+// A worker is killed after each of the writes that follow a lost reply: the next worker
+// completes the steps, buys nothing twice and holds the same jobs.
+func TestKilledWhileReconciling(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		reset   simulator.Reset

@@ -15,7 +15,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// twoAccounts are two main accounts, each worked for two models.
+// twoAccounts are two main accounts, each with lanes for two models.
 func twoAccounts() map[string][]worker.Lane {
 	models := []worker.Lane{{Model: "wanx-v1"}, {Model: "wan2.2-t2i-flash", Concurrency: 2}}
 	return map[string][]worker.Lane{"east": models, "west": models}
@@ -28,7 +28,7 @@ func twoKeys() *simulator.Simulator {
 	}
 }
 
-// enqueueModels puts n jobs on the queue, of both models in turn.
+// enqueueModels enqueues n jobs, of both models in turn.
 func (s *stack) enqueueModels(n int) []string {
 	s.t.Helper()
 	var ids []string
@@ -61,8 +61,8 @@ func TestFourLanes(t *testing.T) {
 	})
 }
 
-// The key of one account is revoked in the middle: its lanes pause and say so,
-// what it was at goes on when the key is back, and the others finish the rest.
+// One account's key is revoked: its lanes pause and publish the reason, their jobs
+// continue when the key is valid again, and the other account finishes the rest.
 func TestRule17RevokedKey(t *testing.T) {
 	sim := twoKeys()
 	bubbleWith(t, sim, twoAccounts(), func(t *testing.T, s *stack) {
@@ -87,7 +87,7 @@ func TestRule17RevokedKey(t *testing.T) {
 				break
 			}
 		}
-		// It has one slot for the one model and two for the other.
+		// It has one slot for one model and two slots for the other.
 		assert.LessOrEqual(t, len(left), 3, "only what the revoked account was at is left")
 		lanes, err := jobs.NewInspector(s.redis).Lanes(t.Context())
 		require.NoError(t, err)
@@ -95,7 +95,7 @@ func TestRule17RevokedKey(t *testing.T) {
 			assert.Equal(t, lane.Account == "west" && lane.Message != "", lane.State == jobs.LanePaused, "%+v", lane)
 		}
 
-		// Later jobs find a paused account, and do not wait for it.
+		// Later jobs do not wait for the paused account.
 		for i := range 4 {
 			id := fmt.Sprintf("later-%d", i)
 			s.enqueue(jobs.Request{ID: id, Prompt: "prompt of " + id})
@@ -111,7 +111,7 @@ func TestRule17RevokedKey(t *testing.T) {
 }
 
 // An account paused by an operator submits nothing until it is resumed; the other
-// one goes on.
+// account continues.
 func TestPausedAccount(t *testing.T) {
 	sim := twoKeys()
 	bubbleWith(t, sim, twoAccounts(), func(t *testing.T, s *stack) {
@@ -143,7 +143,7 @@ func TestPausedAccount(t *testing.T) {
 	})
 }
 
-// The same main account under two names is refused: its limits are one.
+// The same main account under two names is refused: its limits apply once.
 func TestRule16SameMainAccountTwice(t *testing.T) {
 	sim := &simulator.Simulator{Keys: map[string]simulator.Key{
 		"sk-test": {Account: "1"}, "sk-testeast": {Account: "1"}, "sk-testwest": {Account: "1"},
@@ -157,8 +157,8 @@ func TestRule16SameMainAccountTwice(t *testing.T) {
 	})
 }
 
-// Where no task tells yet that two accounts are one, the first of them does, and
-// nothing more is bought on the second.
+// Two accounts turn out to be one only after the first has a task: then nothing more is
+// bought on the second.
 func TestSameMainAccountFoundLater(t *testing.T) {
 	sim := &simulator.Simulator{Keys: map[string]simulator.Key{
 		"sk-test": {Account: "1"}, "sk-testeast": {Account: "1"}, "sk-testwest": {Account: "1"},
@@ -181,7 +181,7 @@ func TestSameMainAccountFoundLater(t *testing.T) {
 	})
 }
 
-// One account's key is refused from the start: the other works all the same.
+// One account's key is refused from the start: the other account works.
 func TestOneRefusedKeyAtTheStart(t *testing.T) {
 	sim := twoKeys()
 	sim.Revoke("sk-testwest")
@@ -198,7 +198,7 @@ func TestOneRefusedKeyAtTheStart(t *testing.T) {
 	})
 }
 
-// A lane with several slots keeps them all busy, and never one more.
+// A lane keeps all its slots busy, and never exceeds them.
 func TestSeveralTasksAtOnce(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(20*time.Second, 40*time.Second)}
 	five := map[string][]worker.Lane{"": {{Model: "wan2.5-t2i-preview", Concurrency: 5}}}
@@ -224,7 +224,7 @@ func TestSeveralTasksAtOnce(t *testing.T) {
 	})
 }
 
-// A paused queue pauses the lane, and a resumed one goes on.
+// A paused queue pauses the lane, and a resumed queue continues.
 func TestPausedQueue(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		inspector := asynq.NewInspectorFromRedisClient(s.redis)
@@ -239,8 +239,8 @@ func TestPausedQueue(t *testing.T) {
 	})
 }
 
-// The web UI's Cancel button during a task neither ends it nor lets a second one
-// run beside it.
+// The web UI's Cancel button during a task neither ends the task nor starts a second
+// one.
 func TestCancelButtonDuringATask(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Minute, time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {

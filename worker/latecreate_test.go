@@ -23,10 +23,10 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// signedPNG is a small picture that is another one for each prompt, seed and index.
+// signedPNG returns a small picture that differs for each prompt, seed and index.
 func signedPNG(p painter.Picture) []byte { return signedOf(p, 8, 8) }
 
-// sizedPNG is signedPNG in the size that was asked for.
+// sizedPNG is signedPNG in the requested size.
 func sizedPNG(p painter.Picture) []byte { return signedOf(p, p.Width, p.Height) }
 
 func signedOf(p painter.Picture, width, height int) []byte {
@@ -43,7 +43,7 @@ func signedOf(p painter.Picture, width, height int) []byte {
 }
 
 // requireOwn waits until a job has succeeded, and checks that it was charged once and
-// that the pictures under its keys are its own.
+// that the pictures under its keys belong to it.
 func (s *stack) requireOwn(id string, n int) {
 	s.t.Helper()
 	rec := s.wait(id)
@@ -67,7 +67,7 @@ func (s *stack) requireOwn(id string, n int) {
 	require.Equal(s.t, 1, charged, "tasks charged for %s", id)
 }
 
-// asks matches the requests that name a job's prompt.
+// asks matches the requests with a job's prompt.
 func asks(id string) func(*http.Request) bool {
 	return func(r *http.Request) bool {
 		body, err := io.ReadAll(r.Body)
@@ -81,18 +81,18 @@ func (s *stack) late(id string, after time.Duration) simulator.Fault {
 	return simulator.Fault{Route: simulator.RouteCreate, Match: s.holdBack(`"prompt of `+id+`"`, after).match, Reset: simulator.ResetBefore}
 }
 
-// html answers a job's first create as a proxy does whose upstream is gone; there is no
-// task.
+// html answers a job's first create like a proxy whose upstream is unavailable; there is
+// no task.
 func html(id string) simulator.Fault {
 	return simulator.Fault{Route: simulator.RouteCreate, Match: asks(id), Status: http.StatusBadGateway, Body: "<html>"}
 }
 
-// cut lets a job's first create make a task, and resets its connection then.
+// cut resets the connection of a job's first create after its task was created.
 func cut(id string) simulator.Fault {
 	return simulator.Fault{Route: simulator.RouteCreate, Match: asks(id), Reset: simulator.ResetAfter}
 }
 
-// known runs a first job, from which the worker learns which tasks are of its key.
+// known runs a first job, whose task shows the api_key_id of the worker's key.
 func (s *stack) known() {
 	s.t.Helper()
 	s.sim.Render = signedPNG
@@ -105,13 +105,13 @@ func (s *stack) want(id string, n int) {
 	s.enqueue(jobs.Request{ID: id, Prompt: "prompt of " + id, N: n})
 }
 
-// quickTasks take a second: they do not keep the lane busy.
+// quickTasks take a second, so that the lane is soon idle.
 func quickTasks() *simulator.Simulator {
 	return &simulator.Simulator{TaskTime: simulator.Between(time.Second, time.Second)}
 }
 
-// A create that arrives late is not taken for the next one of the lane, which is lost
-// without a task.
+// The task of a create that arrives late is not assigned to the lane's next create,
+// which is lost without a task.
 func TestLateCreateAndTheNextOneLost(t *testing.T) {
 	for _, after := range []time.Duration{4500 * time.Millisecond, 40 * time.Second, time.Minute} {
 		for n := 1; n <= 2; n++ {
@@ -131,7 +131,7 @@ func TestLateCreateAndTheNextOneLost(t *testing.T) {
 	}
 }
 
-// The service takes minutes over its creates: each is waited for.
+// The service needs minutes for each create: the worker waits for its reply.
 func TestSlowService(t *testing.T) {
 	for _, slow := range []time.Duration{70 * time.Second, 290 * time.Second} {
 		t.Run(slow.String(), func(t *testing.T) {
@@ -152,7 +152,7 @@ func TestSlowService(t *testing.T) {
 	}
 }
 
-// The service is slow, and what it answers in the end is lost.
+// The service is slow, and its reply is lost.
 func TestSlowServiceWhoseAnswersAreLost(t *testing.T) {
 	bubble(t, quickTasks(), func(t *testing.T, s *stack) {
 		s.known()
@@ -171,8 +171,8 @@ func TestSlowServiceWhoseAnswersAreLost(t *testing.T) {
 	})
 }
 
-// What a lost reply has made stays explained, over a worker's death too: the replies
-// that are lost later are adopted like the first.
+// The task of a lost reply stays explained, also after a crash of the worker: later lost
+// replies are adopted too.
 func TestLostRepliesFarApart(t *testing.T) {
 	bubble(t, quickTasks(), func(t *testing.T, s *stack) {
 		s.known()
@@ -193,8 +193,8 @@ func TestLostRepliesFarApart(t *testing.T) {
 	})
 }
 
-// Three in a row are lost, each in its own way.
-func TestThreeLostInARow(t *testing.T) {
+// Three creates in a row are lost, each in another way.
+func TestThreeCreatesLostInARow(t *testing.T) {
 	for name, faults := range map[string]func(*stack) []simulator.Fault{
 		"made":     func(*stack) []simulator.Fault { return []simulator.Fault{cut("a"), cut("b"), cut("c")} },
 		"not made": func(*stack) []simulator.Fault { return []simulator.Fault{html("a"), html("b"), html("c")} },
@@ -233,9 +233,9 @@ func TestThreeLostInARow(t *testing.T) {
 	}
 }
 
-// A create arrives while another worker takes the lane over, whose own next create is
+// A create arrives while another worker takes over the lane, whose own next create is
 // lost without a task.
-func TestLateCreateAtATakeOver(t *testing.T) {
+func TestLateCreateAtATakeover(t *testing.T) {
 	for _, after := range []time.Duration{4500 * time.Millisecond, 16 * time.Second, 50 * time.Second} {
 		for n := 1; n <= 2; n++ {
 			t.Run(fmt.Sprintf("%s, n=%d", after, n), func(t *testing.T) {
@@ -259,8 +259,8 @@ func TestLateCreateAtATakeOver(t *testing.T) {
 	}
 }
 
-// The worker dies after its create's connection has ended, and the request arrives when
-// the next run, which knows its journal alone, has begun.
+// The worker crashes after its create's connection has ended, and the request arrives
+// after the next run, which has only the journal, has begun.
 func TestLateCreateAfterARestart(t *testing.T) {
 	for _, after := range []time.Duration{3 * time.Second, 30 * time.Second} {
 		for n := 1; n <= 2; n++ {
@@ -281,7 +281,7 @@ func TestLateCreateAfterARestart(t *testing.T) {
 	}
 }
 
-// Redis loses its data while a create is on its way, and the producers ask for all jobs
+// Redis loses its data while a create is in transit, and the producers enqueue all jobs
 // again.
 func TestLateCreateAfterRedisLostItsData(t *testing.T) {
 	for _, after := range []time.Duration{4500 * time.Millisecond, 25 * time.Second} {
@@ -307,9 +307,9 @@ func TestLateCreateAfterRedisLostItsData(t *testing.T) {
 	}
 }
 
-// Two creates are lost, and the first arrives so late that the lane has sent the second:
-// where the requests differ, what was made tells whose it is. Where they do not, both
-// jobs are held, and nothing is adopted or bought again.
+// Two creates are lost, and the first arrives after the second was sent: if the requests
+// differ, the output identifies the creator. If not, both jobs are held, and nothing is
+// adopted or bought again.
 func TestLateCreateThatTwoMayHaveMade(t *testing.T) {
 	const later = "wan2.2-t2i-flash" // repeats prompts
 	for name, c := range map[string]struct {
@@ -364,8 +364,7 @@ func TestLateCreateThatTwoMayHaveMade(t *testing.T) {
 	}
 }
 
-// A graceful stop does not wait for minutes for a slow create: the next run finds what
-// became of it.
+// A graceful stop does not wait minutes for a slow create: the next run reconciles it.
 func TestStopWhileACreateIsSlow(t *testing.T) {
 	bubble(t, quickTasks(), func(t *testing.T, s *stack) {
 		s.known()

@@ -11,9 +11,9 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// A producer that has waited finds its images: the bucket, the whole key, and a permanent
-// link where the workers know of one.
-func TestJobTellsWhereItsImagesAre(t *testing.T) {
+// After Wait a producer has the location of its images: the bucket, the full key, and a
+// permanent link if the workers can make one.
+func TestJobHasTheLocationOfItsImages(t *testing.T) {
 	for name, serveURL := range map[string]string{"with a gateway": shopURL, "without": ""} {
 		t.Run(name, func(t *testing.T) {
 			notifyBubbleWith(t, &simulator.Simulator{}, func(cfg *worker.Config) { cfg.ServeURL = serveURL }, func(t *testing.T, s *stack, _ *receiver) {

@@ -39,9 +39,9 @@ func everyModel() []worker.Lane {
 	return lanes
 }
 
-// A job of each model, with what is the model's own: the images are of the size,
-// the sidecar says what was asked for and what became of the prompt, and the cost
-// is what the service charged.
+// One job of each model, with the parameters of that model: the images have the
+// requested size, the sidecar has the request and the actual prompt, and the cost is
+// what the service charged.
 func TestEveryModelFromQueueToBucket(t *testing.T) {
 	sim := &simulator.Simulator{Render: painter.Paint}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -82,7 +82,7 @@ func TestEveryModelFromQueueToBucket(t *testing.T) {
 	})
 }
 
-// inRegion is a client of a simulator that stands in a region.
+// inRegion returns a client of a simulator in a region.
 func inRegion(t *testing.T, sim *simulator.Simulator, region string) *dashscope.Client {
 	t.Helper()
 	client, err := dashscope.New(dashscope.Config{BaseURL: hosts()[region], APIKey: "sk-test", DialContext: sim.DialContext, QueriesPerSecond: 1000})
@@ -91,7 +91,7 @@ func inRegion(t *testing.T, sim *simulator.Simulator, region string) *dashscope.
 	return client
 }
 
-// body is a normalised request as the worker sends it in a region.
+// body returns a normalized request as the worker sends it in a region.
 func body(t *testing.T, req jobs.Request, region string) dashscope.CreateRequest {
 	t.Helper()
 	m, err := jobs.LookupModel(req.Model)
@@ -104,7 +104,7 @@ func body(t *testing.T, req jobs.Request, region string) dashscope.CreateRequest
 	}
 }
 
-// soldIn lists the catalog's models of a region.
+// soldIn returns the catalog's models of a region.
 func soldIn(region string) []jobs.Model {
 	var sold []jobs.Model
 	for _, m := range jobs.Models() {
@@ -115,9 +115,9 @@ func soldIn(region string) []jobs.Model {
 	return sold
 }
 
-// Catalog and simulator were written down apart from each other. In every
-// region they name the same models, at the same prices and with the same limits.
-func TestCatalogueAgreesWithTheSimulator(t *testing.T) {
+// The catalog and the simulator were written independently. In every region they have
+// the same models, prices and limits.
+func TestCatalogAgreesWithTheSimulator(t *testing.T) {
 	t.Parallel()
 	for region := range hosts() {
 		for _, m := range jobs.Models() {
@@ -144,7 +144,7 @@ func agree(t *testing.T, m jobs.Model, region string) {
 	req, _, err := jobs.Request{Model: m.Name, Prompt: "猫", N: m.MaxImages}.Normalize()
 	require.NoError(t, err)
 	for range 2 {
-		// As many as the catalog says within a second, and not one more.
+		// The catalog's number of creates within a second is accepted, and no more.
 		for range int(m.SubmitsPerSecond) {
 			_, err := client.Create(t.Context(), body(t, req, region))
 			require.NoError(t, err)
@@ -165,9 +165,9 @@ func agree(t *testing.T, m jobs.Model, region string) {
 	require.Error(t, err, "one image too many")
 }
 
-// Any size that the catalog takes is painted, and any that it refuses would
-// have failed at the service.
-func TestCatalogueAndSimulatorAgreeOnSizes(t *testing.T) {
+// A task of the simulator succeeds with each size that the catalog accepts, and fails
+// with each size that it refuses.
+func TestCatalogAndSimulatorAgreeOnSizes(t *testing.T) {
 	t.Parallel()
 	for _, m := range soldIn(jobs.RegionBeijing) {
 		t.Run(m.Name, func(t *testing.T) {
@@ -202,10 +202,10 @@ func TestCatalogueAndSimulatorAgreeOnSizes(t *testing.T) {
 	}
 }
 
-// In Singapore a job goes out under that region's spelling and is charged at its
-// price; in the record the model keeps its name. The images stay where they are:
-// nothing is fetched from a host of Alibaba's without TLS.
-func TestSpellingOfARegion(t *testing.T) {
+// In Singapore a job is submitted under that region's model name and charged at that
+// region's price; the record has the catalog's name. Images are not downloaded from an
+// Alibaba host without TLS.
+func TestModelNameInARegion(t *testing.T) {
 	sim := &simulator.Simulator{Region: jobs.RegionSingapore}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.stop()

@@ -12,8 +12,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// A batch spends no more than its budget over all its runs, though the queue of each
-// begins empty; what waits is made once the budget is raised.
+// A batch spends at most its budget over all its runs, although each begins with an
+// empty queue; waiting jobs are made once the budget is raised.
 func TestBatchBudgetOverRuns(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		run := func(budget int64) map[string]jobs.State {
@@ -45,7 +45,7 @@ func TestBatchBudgetOverRuns(t *testing.T) {
 	})
 }
 
-// A budget or price that cannot be meant is refused.
+// An invalid budget or price is refused.
 func TestAccountMoney(t *testing.T) {
 	t.Parallel()
 	s := newStack(t, t.TempDir(), &simulator.Simulator{})

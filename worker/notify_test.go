@@ -22,7 +22,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// notice is the message in asynq by which a job's end is told.
+// notice is the message of a job's notification in asynq.
 func (s *stack) notice(id string, kind jobs.NotificationKind) *asynq.TaskInfo {
 	s.t.Helper()
 	info, err := asynq.NewInspectorFromRedisClient(s.redis).GetTaskInfo(jobs.QueueNotify, s.get(id).NotificationID(kind))
@@ -30,7 +30,7 @@ func (s *stack) notice(id string, kind jobs.NotificationKind) *asynq.TaskInfo {
 	return info
 }
 
-// archivedNotice waits a little for the callback of a job that is over to be given up.
+// archivedNotice waits until the callback of an ended job is archived.
 func (s *stack) archivedNotice(id string) *asynq.TaskInfo {
 	s.t.Helper()
 	s.wait(id)
@@ -40,8 +40,8 @@ func (s *stack) archivedNotice(id string) *asynq.TaskInfo {
 	return info
 }
 
-// pass lets time pass without a worker, whose looks would take long, and has the next
-// one go on in the same Redis.
+// pass lets time pass without a worker, whose polls would make the test slow, and starts
+// the next worker on the same Redis.
 func (s *stack) pass(d time.Duration) {
 	s.t.Helper()
 	s.stopKeeping()
@@ -50,8 +50,9 @@ func (s *stack) pass(d time.Duration) {
 	s.run()
 }
 
-// Whoever asked is told how the job ended, by what it can verify and fetch.
-func TestCallbackTellsTheEnd(t *testing.T) {
+// The producer's callback reports how the job ended, is signed, and has links to the
+// images.
+func TestCallbackReportsTheEnd(t *testing.T) {
 	sim := &simulator.Simulator{Outcome: func(req dashscope.CreateRequest) simulator.Outcome {
 		switch {
 		case strings.Contains(req.Input.Prompt, "bad"):
@@ -62,7 +63,7 @@ func TestCallbackTellsTheEnd(t *testing.T) {
 		return simulator.Outcome{}
 	}}
 	notifyBubble(t, sim, func(t *testing.T, s *stack, r *receiver) {
-		told := func(id string) jobs.Event {
+		eventOf := func(id string) jobs.Event {
 			rec := s.wait(id)
 			r.mu.Lock()
 			before := len(r.got)
@@ -80,7 +81,7 @@ func TestCallbackTellsTheEnd(t *testing.T) {
 			return d.event
 		}
 		s.enqueue(jobs.Request{ID: "good", Prompt: "a cat", Callback: callbackURL, Labels: map[string]string{"sku": "<7>"}})
-		event := told("good")
+		event := eventOf("good")
 		assert.Equal(t, jobs.StateSucceeded, event.Data.State)
 		assert.Equal(t, map[string]string{"sku": "<7>"}, event.Data.Labels)
 		rec := s.get("good")
@@ -89,13 +90,13 @@ func TestCallbackTellsTheEnd(t *testing.T) {
 		assert.Equal(t, []jobs.EventImage{{Image: image, URL: shopURL + rec.ImagePath(image)}}, event.Data.Images)
 
 		s.enqueue(jobs.Request{ID: "bad", Prompt: "a bad cat", Callback: callbackURL})
-		event = told("bad")
+		event = eventOf("bad")
 		assert.Equal(t, jobs.StateFailed, event.Data.State)
 		assert.Equal(t, "DataInspectionFailed", event.Data.Code)
 		assert.Empty(t, event.Data.Images)
 
 		s.enqueue(jobs.Request{ID: "half", Prompt: "half a cat", N: 2, Callback: callbackURL})
-		event = told("half")
+		event = eventOf("half")
 		require.Len(t, event.Data.Images, 2)
 		assert.NotEmpty(t, event.Data.Images[0].URL)
 		assert.Empty(t, event.Data.Images[1].URL)
@@ -104,12 +105,12 @@ func TestCallbackTellsTheEnd(t *testing.T) {
 		s.enqueue(jobs.Request{ID: "gone", Prompt: "no cat", Callback: callbackURL, NotBefore: time.Now().Add(time.Hour)})
 		_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "gone")
 		require.NoError(t, err)
-		assert.Equal(t, jobs.StateCanceled, told("gone").Data.State)
+		assert.Equal(t, jobs.StateCanceled, eventOf("gone").Data.State)
 		assert.Len(t, r.deliveries(4), 4, "each once")
 	})
 }
 
-// Without a gateway the links are the bucket's own, and say until when.
+// Without a gateway the links are the bucket's, with their expiry.
 func TestCallbackLinksOfTheBucket(t *testing.T) {
 	notifyBubbleWith(t, &simulator.Simulator{}, func(cfg *worker.Config) { cfg.ServeURL = "" }, func(t *testing.T, s *stack, r *receiver) {
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Callback: callbackURL})
@@ -119,7 +120,7 @@ func TestCallbackLinksOfTheBucket(t *testing.T) {
 	})
 }
 
-// While secrets are rotated a callback is signed by all of them.
+// During a rotation of secrets a callback carries a signature of each.
 func TestCallbackSecretsRotate(t *testing.T) {
 	configure := func(cfg *worker.Config) { cfg.CallbackSecrets = []string{otherSecret, callbackSecret} }
 	notifyBubbleWith(t, &simulator.Simulator{}, configure, func(t *testing.T, s *stack, r *receiver) {
@@ -136,8 +137,8 @@ func TestCallbackSecretsRotate(t *testing.T) {
 	})
 }
 
-// A receiver that fails is asked again for a day, with the same bytes under the same
-// ID, at growing intervals; then a person is told what to do, who can have it sent again.
+// A callback to a failing receiver is retried for a day, with the same body and ID, at
+// growing intervals; then the log says how an operator can send it again.
 func TestCallbackIsRetriedForADay(t *testing.T) {
 	notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
 		s.shared = true
@@ -173,7 +174,7 @@ func TestCallbackIsRetriedForADay(t *testing.T) {
 	})
 }
 
-// What a receiver answers decides when it is asked again, if at all.
+// The receiver's response determines whether and when the callback is retried.
 func TestCallbackAnswers(t *testing.T) {
 	header := func(code int, name, value string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -217,8 +218,8 @@ func TestCallbackAnswers(t *testing.T) {
 	}
 }
 
-// A receiver that is gone, or that lies inside one's own network, is not asked again:
-// nothing changes by itself.
+// A callback that the receiver refuses for good, or whose address is not public, is not
+// retried.
 func TestCallbackEndsAtOnce(t *testing.T) {
 	t.Run("gone", func(t *testing.T) {
 		notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
@@ -244,7 +245,8 @@ func TestCallbackEndsAtOnce(t *testing.T) {
 	}
 }
 
-// Without a secret nothing is sent that nobody could verify; an operator may set one.
+// Without a secret no callback is sent, since no receiver could verify it; an operator
+// may set one later.
 func TestCallbackWithoutASecret(t *testing.T) {
 	configure := func(cfg *worker.Config) { cfg.CallbackSecrets = nil }
 	notifyBubbleWith(t, &simulator.Simulator{}, configure, func(t *testing.T, s *stack, r *receiver) {
@@ -263,7 +265,7 @@ func TestCallbackWithoutASecret(t *testing.T) {
 	})
 }
 
-// scriptsAway makes the scripts fail, while it is on, whose first key begins so.
+// scriptsAway fails, while it is on, the scripts whose first key has a prefix.
 type scriptsAway struct {
 	outage
 	prefix string
@@ -284,8 +286,9 @@ func (o *scriptsAway) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.
 	return next
 }
 
-// Whoever ends a job dies before it has told: any worker tells within seconds.
-func TestEndIsToldAfterADeath(t *testing.T) {
+// The process that ended a job crashes before it enqueues the callback: another worker
+// sends it within seconds.
+func TestCallbackAfterACrash(t *testing.T) {
 	notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
 		away := &scriptsAway{prefix: "asynq:{" + jobs.QueueNotify + "}:t:"}
 		away.on.Store(true)
@@ -304,9 +307,9 @@ func TestEndIsToldAfterADeath(t *testing.T) {
 	})
 }
 
-// A worker is killed when the receiver has taken the event and nobody knows: it is sent
-// again, under the same ID, and that is no try of the receiver's.
-func TestKilledWhileTelling(t *testing.T) {
+// A worker is killed after the receiver has accepted the event: it is sent again, under
+// the same ID, and this does not count as an attempt.
+func TestKilledWhileSendingACallback(t *testing.T) {
 	notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
 		s.shared = true
 		away := &outage{}
@@ -341,7 +344,7 @@ func TestKilledWhileTelling(t *testing.T) {
 	})
 }
 
-// stopKeeping stops the worker, and keeps its queue.
+// stopKeeping stops the worker and keeps its queue.
 func (s *stack) stopKeeping() {
 	s.t.Helper()
 	s.worker.Stop()
@@ -349,7 +352,7 @@ func (s *stack) stopKeeping() {
 	require.NoError(s.t, s.data.Close())
 }
 
-// A service that works with asynq finds the event in its own queue, once.
+// A service that uses asynq finds the event in its own queue, once.
 func TestFollowUpReachesTheProducer(t *testing.T) {
 	notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
 		follow := &jobs.FollowUp{Type: "image:ready", Queue: "shop"}
@@ -371,9 +374,9 @@ func TestFollowUpReachesTheProducer(t *testing.T) {
 	})
 }
 
-// A job that was retried ends once more, under another event ID; of its former end
-// nobody is told any more.
-func TestRetriedJobEndsAnew(t *testing.T) {
+// A job that was retried sends an event with another ID when it ends; the event of the
+// earlier end is dropped.
+func TestRetriedJobSendsAnotherEvent(t *testing.T) {
 	sim := &simulator.Simulator{Outcome: func(dashscope.CreateRequest) simulator.Outcome {
 		return simulator.Outcome{Code: "DataInspectionFailed", Message: "no"}
 	}}
@@ -381,7 +384,7 @@ func TestRetriedJobEndsAnew(t *testing.T) {
 		r.answers(status(http.StatusInternalServerError))
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Callback: callbackURL})
 		s.wait("job-1")
-		got := r.deliveries(4) // the next try is five minutes away
+		got := r.deliveries(4) // the next attempt follows in five minutes
 		first := got[0].id
 		_, err := jobs.NewInspector(s.redis).Retry(t.Context(), "job-1")
 		require.NoError(t, err)
@@ -395,9 +398,9 @@ func TestRetriedJobEndsAnew(t *testing.T) {
 	})
 }
 
-// What somebody else has put into the queue of notices is archived with a reason, and
-// what tells of a job that is gone is dropped.
-func TestStrangeNotices(t *testing.T) {
+// An invalid message in the notification queue is archived with a reason, and a
+// notification of a deleted job is dropped.
+func TestInvalidNotifications(t *testing.T) {
 	notifyBubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack, r *receiver) {
 		client := asynq.NewClientFromRedisClient(s.redis)
 		for id, payload := range map[string]string{

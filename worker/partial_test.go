@@ -20,7 +20,7 @@ import (
 
 var blocked = simulator.Failure{Code: "DataInspectionFailed", Message: "Output data may contain inappropriate content."}
 
-// outcomes has the n-th task end as the n-th outcome, and those after the last well.
+// outcomes ends the n-th task with the n-th outcome; further tasks succeed.
 func outcomes(list ...simulator.Outcome) func(dashscope.CreateRequest) simulator.Outcome {
 	var made atomic.Int64
 	return func(dashscope.CreateRequest) simulator.Outcome {
@@ -37,7 +37,7 @@ func partial(then ...simulator.Outcome) *simulator.Simulator {
 	return &simulator.Simulator{Outcome: outcomes(append([]simulator.Outcome{first}, then...)...)}
 }
 
-// madeInPart has a job of four images made in part.
+// madeInPart runs a job of four images of which only some succeed.
 func (s *stack) madeInPart() *jobs.Record {
 	s.t.Helper()
 	s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 4})
@@ -46,8 +46,7 @@ func (s *stack) madeInPart() *jobs.Record {
 	return s.requireRecorded(2)
 }
 
-// requireRecorded checks that the record of job-1, and the one that the sidecar gives, have
-// so many images.
+// requireRecorded checks the number of images in job-1's record and in its sidecar.
 func (s *stack) requireRecorded(images int) *jobs.Record {
 	s.t.Helper()
 	const id = "job-1"
@@ -63,15 +62,15 @@ func (s *stack) requireRecorded(images int) *jobs.Record {
 	return rec
 }
 
-// retry asks for job-1 once more.
+// retry retries job-1.
 func (s *stack) retry() {
 	s.t.Helper()
 	_, err := jobs.NewInspector(s.redis).Retry(s.t.Context(), "job-1")
 	require.NoError(s.t, err)
 }
 
-// A retry of a job that was made in part asks for what is missing, gives it the
-// missing numbers, and leaves alone what is there.
+// The retry of a partial job requests the missing images, gives them the missing numbers
+// and does not change the existing images.
 func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 	sim := partial()
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -81,7 +80,7 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, []int{2, 4}, before.Missing())
 		s.retry()
-		s.retry() // as often as one likes
+		s.retry() // repeatedly
 		waiting := s.state("job-1", jobs.StateGenerating)
 		assert.Equal(t, before.Images, waiting.Images, "they are in view")
 
@@ -120,8 +119,8 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 	})
 }
 
-// A retry that brings nothing leaves the job with what it had: it has succeeded in
-// part, and can be retried again.
+// A retry that makes no image does not change the result: the job has partly succeeded
+// and can be retried again.
 func TestRule13RetryThatFails(t *testing.T) {
 	refused := simulator.Outcome{Code: "DataInspectionFailed", Message: "Input data may contain inappropriate content."}
 	again := simulator.Outcome{Images: map[int]simulator.Failure{1: blocked}}
@@ -153,8 +152,8 @@ func TestRule13RetryThatFails(t *testing.T) {
 	})
 }
 
-// A retry that is canceled, before its create or after it, or given up, costs no
-// image that was there.
+// A retry that is canceled, before or after its create, or abandoned, loses no existing
+// image.
 func TestRule13RetryThatIsCanceled(t *testing.T) {
 	for name, end := range map[string]func(*testing.T, *stack){
 		"while it waits": func(t *testing.T, s *stack) {
@@ -199,9 +198,9 @@ func TestRule13RetryThatIsCanceled(t *testing.T) {
 	}
 }
 
-// The worker and the queue die at any point of a retry: nothing is overwritten, and
-// nothing is bought twice.
-func TestRule13DeathDuringARetry(t *testing.T) {
+// The worker and the queue crash at any point of a retry: nothing is overwritten or
+// bought twice.
+func TestRule13CrashDuringARetry(t *testing.T) {
 	for _, at := range []jobs.State{jobs.StateGenerating, jobs.StateStoring} {
 		t.Run(string(at), func(t *testing.T) {
 			sim := partial()
@@ -226,8 +225,8 @@ func TestRule13DeathDuringARetry(t *testing.T) {
 	}
 }
 
-// Redis forgets the job after it was retried, and before anything was bought: it is
-// as its sidecar says, and can be retried from there.
+// Redis loses the job after it was retried and before anything was bought: its state is
+// that of its sidecar, and it can be retried.
 func TestRule13RetryFromTheSidecar(t *testing.T) {
 	sim := partial()
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -256,9 +255,9 @@ func TestRule13RetryFromTheSidecar(t *testing.T) {
 	})
 }
 
-// Of several images one cannot be proven: the others are stored, and the job is
-// held for that one. Once it can be had whole, it is stored too.
-func TestRule12TheOthersAreStored(t *testing.T) {
+// One of several images cannot be verified: the others are stored, and the job is held
+// for that one. Once it can be verified, it is stored too.
+func TestRule12OtherImagesAreStored(t *testing.T) {
 	var good atomic.Bool
 	sim := &simulator.Simulator{Render: func(p painter.Picture) []byte {
 		if p.Index == 1 && !good.Load() {
@@ -287,8 +286,8 @@ func TestRule12TheOthersAreStored(t *testing.T) {
 	})
 }
 
-// The images of a task lie on hosts that are none of ours: they are kept for a
-// person while their links live, or named where nothing can be asked for.
+// Images on hosts outside the allowed list are quarantined while their links are valid,
+// or named in the message if they cannot be requested.
 func TestRule12UnknownHosts(t *testing.T) {
 	var down atomic.Bool
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
@@ -321,8 +320,9 @@ func TestRule12UnknownHosts(t *testing.T) {
 	})
 }
 
-// What cannot be proven outlives its link too, while the bucket is away.
-func TestRule12UnprovenOutlivesItsLink(t *testing.T) {
+// An image that cannot be verified outlives its link, also while the bucket is
+// unavailable.
+func TestRule12UnverifiedImageOutlivesItsLink(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour, Render: func(painter.Picture) []byte { return []byte("GIF89a") }}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.spooledAway()
@@ -337,7 +337,7 @@ func TestRule12UnprovenOutlivesItsLink(t *testing.T) {
 			require.NoError(t, err)
 			assert.EqualValues(t, 6, info.Bytes)
 		}
-		// The link is dead, so that an adoption finds no more; the job stays held.
+		// The link has expired, so that an adoption finds no image; the job stays held.
 		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
 		require.NoError(t, err)
 		<-time.After(time.Minute)

@@ -27,7 +27,7 @@ const (
 	callbackURL    = "http://shop.example/done?token=hush"
 )
 
-// delivery is a callback that came, well signed.
+// delivery is a received callback with a valid signature.
 type delivery struct {
 	at    time.Time
 	id    string
@@ -35,7 +35,7 @@ type delivery struct {
 	event jobs.Event
 }
 
-// receiver is a producer's HTTP server, in the process.
+// receiver is a producer's HTTP server within the process.
 type receiver struct {
 	t      *testing.T
 	server http.Server
@@ -45,7 +45,7 @@ type receiver struct {
 
 	mu  sync.Mutex
 	got []delivery
-	// answer is how the next ones are answered; nil is 204.
+	// answer is the response to the next callbacks; nil is 204.
 	answer http.HandlerFunc
 }
 
@@ -106,14 +106,14 @@ func (r *receiver) handle(w http.ResponseWriter, req *http.Request) {
 	answer(w, req)
 }
 
-// answers sets how the next ones are answered.
+// answers sets the response to the next callbacks.
 func (r *receiver) answers(answer http.HandlerFunc) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.answer = answer
 }
 
-// deliveries waits until there are n, and returns them.
+// deliveries waits for n callbacks and returns them.
 func (r *receiver) deliveries(n int) []delivery {
 	r.t.Helper()
 	for range 20 * 60 {
@@ -133,7 +133,7 @@ func status(code int) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
 }
 
-// notifyBubble is bubble with a worker that signs callbacks, all of which come to the
+// notifyBubble is bubble with a worker that signs callbacks and sends all of them to the
 // receiver.
 func notifyBubble(t *testing.T, sim *simulator.Simulator, test func(*testing.T, *stack, *receiver)) {
 	t.Helper()

@@ -21,8 +21,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// lost are the ways in which a create's answer names no task: made says whether there
-// is one.
+// lost are the ways in which a create's reply is lost; made is set if it created a task.
 func lost() map[string]struct {
 	fault simulator.Fault
 	made  bool
@@ -43,9 +42,9 @@ func lost() map[string]struct {
 	}
 }
 
-// A create whose answer is lost is looked for in the account's list: its task is
-// adopted if there is one, and bought again if there is none; the jobs behind it go
-// on meanwhile, one at a time.
+// A create whose reply is lost is looked up in the account's list: its task is adopted,
+// or the job is bought again if there is none; other jobs continue meanwhile, one at a
+// time.
 func TestRules5To7LostReplies(t *testing.T) {
 	for name, c := range lost() {
 		t.Run(name, func(t *testing.T) {
@@ -74,8 +73,8 @@ func TestRules5To7LostReplies(t *testing.T) {
 	}
 }
 
-// requireLedger checks that what the ledger says was spent is what the service
-// charges, to the last micro-yuan, and that nothing is left reserved.
+// requireLedger checks that the ledger's spending equals the service's charges, and that
+// no reservation is open.
 func (s *stack) requireLedger() {
 	s.t.Helper()
 	var spent, reserved int64
@@ -89,10 +88,10 @@ func (s *stack) requireLedger() {
 	require.Zero(s.t, reserved, "reserved")
 }
 
-// killedIn runs a job until the worker dies in the middle of its create, and starts it
-// anew with an empty queue: what the process knew is gone, but for its journal.
+// killedIn runs a job until the worker crashes during its create, and restarts it with an
+// empty queue: only its journal is left.
 //
-// down is how long nobody works meanwhile.
+// down is how long no worker runs meanwhile.
 func (s *stack) killedIn(fault simulator.Fault, id string, down time.Duration) {
 	s.t.Helper()
 	ctx, kill := context.WithCancel(s.t.Context())
@@ -115,8 +114,8 @@ func (s *stack) killedIn(fault simulator.Fault, id string, down time.Duration) {
 	s.start()
 }
 
-// A worker dies in the middle of a create: the next run adopts the task, or finds that
-// there is none, with nothing but the journal to go by.
+// A worker crashes during a create: the next run, which has only the journal, adopts the
+// task or finds that there is none.
 func TestRules5To7Killed(t *testing.T) {
 	for name, fault := range map[string]simulator.Fault{
 		"task made":     {Delay: 5 * time.Second, AfterWork: true},
@@ -135,9 +134,8 @@ func TestRules5To7Killed(t *testing.T) {
 	}
 }
 
-// A worker that died in the middle of a create comes back when no task can come of it
-// any more: what there is is adopted all the same. What another program has made with
-// the key in the hours between is not.
+// A worker that crashed during a create restarts after its limit: an existing task is
+// still adopted. Tasks that another program has created with the key meanwhile are not.
 func TestRules5To7KilledForAWhile(t *testing.T) {
 	for name, c := range map[string]struct {
 		fault   simulator.Fault
@@ -164,7 +162,7 @@ func TestRules5To7KilledForAWhile(t *testing.T) {
 	}
 }
 
-// None may be concluded before the service's own limit of a request has passed.
+// "Not created" is not concluded before the service's own request limit has passed.
 func TestRule6WaitsForTheLimit(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -180,8 +178,8 @@ func TestRule6WaitsForTheLimit(t *testing.T) {
 	})
 }
 
-// lateCreates holds the creates of a prompt back: the client's connection ends, and
-// the request reaches the service after a while.
+// lateCreates delays the creates of a prompt: the client's connection ends, and the
+// request reaches the service later.
 type lateCreates struct {
 	s      *stack
 	prompt string
@@ -194,7 +192,7 @@ func (s *stack) holdBack(prompt string, after time.Duration) *lateCreates {
 	return &lateCreates{s: s, prompt: prompt, after: after, done: make(chan struct{})}
 }
 
-// match is a fault's: it takes the request away, and has it done later.
+// match is for a fault: it takes the request and executes it later.
 func (l *lateCreates) match(r *http.Request) bool {
 	body, err := io.ReadAll(r.Body)
 	r.Body = io.NopCloser(bytes.NewReader(body))
@@ -218,9 +216,9 @@ func (l *lateCreates) match(r *http.Request) bool {
 	return true
 }
 
-// A create reaches the service a minute after its client has given up: its task is
-// adopted. One that comes after the job was bought again is canceled, or its image
-// kept: it is found in any case.
+// A create reaches the service a minute after its connection has ended: its task is
+// adopted. If it arrives after the job was bought again, the task is canceled or its
+// image quarantined.
 func TestRule6LateCreates(t *testing.T) {
 	for _, c := range []struct {
 		after time.Duration
@@ -248,9 +246,8 @@ func TestRule6LateCreates(t *testing.T) {
 	}
 }
 
-// A task of a lost create that shows up late, while it waits behind another, is
-// canceled: it costs nothing.
-func TestRule6LateCreateIsCancelled(t *testing.T) {
+// The late task of a lost create is canceled while it is pending: it costs nothing.
+func TestRule6LateCreateIsCanceled(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(4*time.Minute, 4*time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
@@ -276,27 +273,27 @@ func TestRule6LateCreateIsCancelled(t *testing.T) {
 	})
 }
 
-// requireKept checks that a task's first image lies under _held/.
+// requireKept checks that a task's first image is under _held/.
 func (s *stack) requireKept(task string) {
 	s.t.Helper()
 	_, err := s.bucket.Head(s.t.Context(), s.bucket.HeldKey(task, task+"-1.png"))
 	require.NoError(s.t, err)
 }
 
-// ownAndOther are two keys of one account: Danqing's, and another program's.
+// ownAndOther are two keys of one account: Danqing's and another program's.
 func ownAndOther() map[string]simulator.Key {
 	return map[string]simulator.Key{"sk-test": {}, "sk-other": {}}
 }
 
-// foreign has another program submit on the account, with a key.
+// foreign submits a task on the account as another program does, with a key.
 func (s *stack) foreign(key string) {
 	s.t.Helper()
 	_, err := s.client(key).Create(s.t.Context(), dashscope.CreateRequest{Model: "wanx-v1", Input: dashscope.Input{Prompt: "foreign"}})
 	require.NoError(s.t, err)
 }
 
-// A second program submits on the account while a reply is lost. With another key its
-// tasks are told apart, and the own one is adopted.
+// Another program submits on the account while a reply is lost. If it uses another key,
+// the job's own task is recognized and adopted.
 func TestRule7ForeignTasksOfAnotherKey(t *testing.T) {
 	sim := &simulator.Simulator{Keys: ownAndOther()}
 	bubble(t, sim, func(_ *testing.T, s *stack) {
@@ -312,8 +309,9 @@ func TestRule7ForeignTasksOfAnotherKey(t *testing.T) {
 	})
 }
 
-// With the same key they cannot be told apart: the job is held, never given another's
-// image, and the images of all that it may be are kept. Nothing is bought again.
+// If another program uses the same key, the tasks cannot be distinguished: the job is
+// held, it does not get another program's image, and the images of all candidates are
+// quarantined. Nothing is bought again.
 func TestRules7And8ForeignTasksOfTheSameKey(t *testing.T) {
 	for name, foreign := range map[string]func(*stack, func()){
 		"seen before":      func(s *stack, lose func()) { s.foreign("sk-test"); <-time.After(15 * time.Minute); lose() },
@@ -333,7 +331,7 @@ func TestRules7And8ForeignTasksOfTheSameKey(t *testing.T) {
 					})
 					rec := s.wait("job-1")
 					if name == "seen before" && reset == simulator.ResetBefore {
-						// Nothing on the list can be the job's: it was bought again.
+						// No task on the list can be the job's: it was bought again.
 						require.Equal(t, jobs.StateSucceeded, rec.State)
 						return
 					}
@@ -357,8 +355,8 @@ func TestRules7And8ForeignTasksOfTheSameKey(t *testing.T) {
 	}
 }
 
-// A task shows up that either of two lost creates may have made: both jobs are held,
-// though one is held first, and neither is bought again.
+// Either of two lost creates may have made a task: both jobs are held, even if one is
+// held first, and neither is bought again.
 func TestRule8TaskThatTwoMayHaveMade(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -382,7 +380,7 @@ func TestRule8TaskThatTwoMayHaveMade(t *testing.T) {
 		assert.Len(t, sim.Tasks(), 3)
 		s.requireChargedOnce()
 
-		// What is kept does not stand in the way of what is lost later, in another run too.
+		// A quarantined task does not prevent later adoptions, also in another run.
 		s.stop()
 		s.start()
 		s.enqueueMany(2)
@@ -390,7 +388,7 @@ func TestRule8TaskThatTwoMayHaveMade(t *testing.T) {
 		s.enqueue(jobs.Request{ID: "job-4", Prompt: "prompt of job-4"})
 		s.requireMadeOnce("job-4")
 
-		// A person looks at the image.
+		// An operator looks at the image.
 		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-2", jobs.Resolution{Adopt: s.get("job-2").Candidates[0]})
 		require.NoError(t, err)
 		s.requireMadeOnce("job-2")
@@ -401,8 +399,8 @@ func TestRule8TaskThatTwoMayHaveMade(t *testing.T) {
 	})
 }
 
-// Every answer to a job's creates is lost, and the list has no task of them: after the
-// third a person must look, since each may have cost something that the list hides.
+// Three creates of a job are lost, and the list has no task of them: the job is held,
+// since each may have been charged.
 func TestRule6LostThreeTimes(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -419,7 +417,7 @@ func TestRule6LostThreeTimes(t *testing.T) {
 	})
 }
 
-// A record that somebody has overwritten is left alone, and the jobs behind it go on.
+// A corrupt record is not changed, and the jobs behind it continue.
 func TestDamagedRecord(t *testing.T) {
 	for name, damage := range map[string]func(*testing.T, *stack){
 		"text": func(t *testing.T, s *stack) {
@@ -448,14 +446,14 @@ func testDamagedRecord(t *testing.T, damage func(*testing.T, *stack)) {
 		require.NoError(t, err)
 		assert.Len(t, all, 2)
 
-		// As the message says: its key is deleted, and it is enqueued again.
+		// As the message says, the key is deleted and the job enqueued again.
 		require.NoError(t, s.redis.Del(t.Context(), "danqing:job:job-2").Err())
 		s.enqueue(jobs.Request{ID: "job-2", Prompt: "prompt of job-2"})
 		s.requireMadeOnce("job-2")
 	})
 }
 
-// get reads a job's record as it is.
+// get reads a job's record.
 func (s *stack) get(id string) *jobs.Record {
 	s.t.Helper()
 	rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), id)

@@ -15,15 +15,15 @@ import (
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// recovery merges what this worker has on disk into a Redis that may have lost data.
+// recovery merges a worker's data directory into a Redis that may have lost data.
 type recovery struct {
 	recorder   *recorder.Recorder
 	accounts   *account.Set
 	quarantine *quarantine.List
 }
 
-// replay writes the journal, what was spent and the owners of tasks to Redis.
-func (r *recovery) replay(ctx context.Context) error {
+// replayDataDir writes the journal, what was spent and the owners of tasks to Redis.
+func (r *recovery) replayDataDir(ctx context.Context) error {
 	if err := r.recoverJournal(ctx); err != nil {
 		return err
 	}
@@ -42,7 +42,7 @@ func (r *recovery) replay(ctx context.Context) error {
 }
 
 // recoverJournal merges the journal into the records, before anything is submitted. The
-// queue may have died with the last process, or have lost data: an entry can only add
+// queue may be empty after a restart, or may have lost data: an entry can only add
 // spending, never remove it.
 func (r *recovery) recoverJournal(ctx context.Context) error {
 	for _, e := range r.recorder.Data.Journal.OpenJobs() {
@@ -60,7 +60,7 @@ func (r *recovery) recoverJournal(ctx context.Context) error {
 func (r *recovery) RecoverEntry(ctx context.Context, e journal.Entry) error {
 	next := e.Record
 	if e.Kind == journal.KindIntent {
-		// The process died between the intent and the reply to its create. The lane
+		// The process crashed between the intent and the reply to its create. The lane
 		// determines the end of the window on the service's clock.
 		next = reconcile.AmbiguousRecord(next, reconcile.WorkerCrashed)
 		r.recorder.Journal(journal.KindAmbiguous, next)

@@ -14,8 +14,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// On a real Redis, three workers share the lane: one works at a time, whichever
-// is stopped, and every job is made once.
+// Three workers share a lane on a real Redis: one works at a time, whichever is stopped,
+// and every job is made once.
 func TestWorkersOnARealRedis(t *testing.T) {
 	t.Parallel()
 	rdb := redistest.Start(t, "--appendonly", "yes").Client(t)

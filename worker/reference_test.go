@@ -32,7 +32,7 @@ func (s *stack) stage() string {
 	return jobs.StagedPrefix + ref.SHA256
 }
 
-// backdate makes a record's last write older.
+// backdate sets back the time of a record's last write.
 func (s *stack) backdate(id string, by time.Duration) {
 	s.t.Helper()
 	rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), id)
@@ -43,7 +43,7 @@ func (s *stack) backdate(id string, by time.Duration) {
 	require.NoError(s.t, s.redis.HSet(s.t.Context(), "danqing:job:"+id, "record", encoded).Err())
 }
 
-// refusing is a store that takes no reference image while it refuses.
+// refusing is a store that refuses reference images while it is on.
 func refusing(refuses *atomic.Bool) simulator.Fault {
 	return simulator.Fault{
 		Route: simulator.RouteUpload, Status: http.StatusForbidden, Code: "AccessDenied", Message: "no", Times: -1,
@@ -51,10 +51,10 @@ func refusing(refuses *atomic.Bool) simulator.Fault {
 	}
 }
 
-// A reference image that the service's store refuses, for a reason that does not
-// look final, keeps the lane for an hour; then the jobs behind it go on, and it is
-// made once its image is taken.
-func TestRefusedReferenceLetsOthersPass(t *testing.T) {
+// A reference image that the service's store refuses, for a reason that may be
+// temporary, blocks the lane for an hour; then other jobs continue, and the job is made
+// once its image is accepted.
+func TestRefusedReferenceDoesNotBlockOthers(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.slowly()
@@ -78,9 +78,9 @@ func TestRefusedReferenceLetsOthersPass(t *testing.T) {
 	})
 }
 
-// One that is never taken fails its job after a day, with the reason; it can be
-// retried.
-func TestReferenceThatIsNeverTaken(t *testing.T) {
+// A reference image that is refused for a day fails its job with the reason; the job can
+// be retried.
+func TestReferenceThatIsNeverAccepted(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.slowly()
@@ -89,7 +89,7 @@ func TestReferenceThatIsNeverTaken(t *testing.T) {
 		sim.Script(refusing(&refuses))
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", RefImg: s.stage()})
 		s.state("job-1", jobs.StateRetrying)
-		s.backdate("job-1", 24*time.Hour) // as if a day had passed: it takes long
+		s.backdate("job-1", 24*time.Hour) // a simulated day would make the test slow
 		rec := s.wait("job-1")
 		require.Equal(t, jobs.StateFailed, rec.State)
 		assert.Equal(t, "ReferenceRejected", rec.Code)

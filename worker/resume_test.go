@@ -18,8 +18,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// A stop leaves the running task at DashScope; the next run, with an empty queue,
-// finds it in the journal and finishes it before anything else.
+// A stop leaves the running task at DashScope; the next run, with an empty queue, finds
+// it in the journal and finishes it first.
 func TestStopLeavesTheTaskAndTheNextRunFinishesIt(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(3)
@@ -40,8 +40,8 @@ func TestStopLeavesTheTaskAndTheNextRunFinishesIt(t *testing.T) {
 	})
 }
 
-// What an earlier run paid for is stored even if nobody asks for it again.
-func TestJournaledJobIsFinishedUnasked(t *testing.T) {
+// A job that an earlier run paid for is stored even if no producer enqueues it again.
+func TestJournaledJobIsFinishedWithoutARequest(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
 		s.state("job-1", jobs.StateGenerating)
@@ -54,7 +54,8 @@ func TestJournaledJobIsFinishedUnasked(t *testing.T) {
 	})
 }
 
-// A finished job asked for again is answered by its sidecar, without a task.
+// A finished job that is enqueued again gets its result from its sidecar, without a
+// task.
 func TestFinishedJobIsNotMadeAgain(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
@@ -70,8 +71,8 @@ func TestFinishedJobIsNotMadeAgain(t *testing.T) {
 	})
 }
 
-// An ID that the bucket knows with another request is refused, and the image
-// that is there stays.
+// An ID that belongs to another request in the bucket is refused, and the existing image
+// stays.
 func TestTakenIDIsNotOverwritten(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
@@ -89,9 +90,9 @@ func TestTakenIDIsNotOverwritten(t *testing.T) {
 
 var errAway = errors.New("the bucket is away")
 
-// A bucket that is away stops new submits and loses nothing, though the links of
-// what was made meanwhile die: the spool delivers.
-func TestBucketAway(t *testing.T) {
+// An unavailable bucket stops new submits and loses no image, although links expire
+// meanwhile: the images are in the spool.
+func TestBucketUnavailable(t *testing.T) {
 	bubble(t, &simulator.Simulator{ResultLifetime: time.Hour}, func(t *testing.T, s *stack) {
 		s.stop()
 		s.queueInterval = 30 * time.Second
@@ -110,7 +111,7 @@ func TestBucketAway(t *testing.T) {
 	})
 }
 
-// A link that is refused before its time is tried again, not given up.
+// A link that is refused before its expiry is tried again.
 func TestRefusedLinkIsTriedAgain(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -121,8 +122,9 @@ func TestRefusedLinkIsTriedAgain(t *testing.T) {
 	})
 }
 
-// Bytes that are no PNG are kept for a person; the job is held, not failed.
-func TestUnprovenImageIsKept(t *testing.T) {
+// Content that is not PNG is quarantined for an operator; the job is held and does not
+// fail.
+func TestUnverifiedImageIsQuarantined(t *testing.T) {
 	sim := &simulator.Simulator{Render: func(painter.Picture) []byte { return []byte("<html>no picture</html>") }}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
@@ -139,14 +141,15 @@ func TestUnprovenImageIsKept(t *testing.T) {
 	})
 }
 
-// A task that DashScope stops to know is held after a while, and the lane goes on.
+// The job of a task that DashScope no longer finds is held after a while, and the lane
+// continues.
 func TestRule9UnknownTaskIsHeld(t *testing.T) {
 	sim := &simulator.Simulator{Keys: map[string]simulator.Key{"sk-test": {Account: "one"}}}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.enqueueMany(2)
 		s.state("job-1", jobs.StateGenerating)
 		s.stop()
-		// The key now is another account's.
+		// The key now belongs to another account.
 		other := &simulator.Simulator{Render: tinyPNG}
 		require.NoError(t, s.sim.Close())
 		s.sim = other
@@ -161,8 +164,8 @@ func TestRule9UnknownTaskIsHeld(t *testing.T) {
 	})
 }
 
-// Two workers on one Redis: one has the lane, the other stands by and takes it
-// over when the first stops, within two seconds.
+// Two workers use one Redis: one holds the lane, and the other takes it over within two
+// seconds after the first stops.
 func TestStandbyTakesOver(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(3)
@@ -190,8 +193,8 @@ func TestStandbyTakesOver(t *testing.T) {
 	})
 }
 
-// A task that fails after a restart, when its message died with the queue, is
-// tried again with the job's own request.
+// A task fails after a restart that has lost the job's message: the job is tried again
+// with its own request.
 func TestFailedTaskAfterARestartIsTriedAgain(t *testing.T) {
 	for _, code := range []string{"InternalError", "Arrearage", "Throttling"} {
 		t.Run(code, func(t *testing.T) {
@@ -215,8 +218,7 @@ func TestFailedTaskAfterARestartIsTriedAgain(t *testing.T) {
 	}
 }
 
-// What somebody else put into the queue is archived with a sentence, and costs
-// nothing.
+// An invalid message in a lane's queue is archived with a reason and costs nothing.
 func TestForeignMessages(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		cat, _, err := jobs.Request{Prompt: "a cat"}.Normalize()
@@ -246,8 +248,9 @@ func TestForeignMessages(t *testing.T) {
 	})
 }
 
-// The second signal cuts everything short but a create that is on its way: that
-// gets two seconds, and what is not known by then is held.
+// A second signal ends everything at once, except that a create in progress gets two
+// more seconds; if it has no reply by then, the next run
+// reconciles it.
 func TestQuickStop(t *testing.T) {
 	for name, c := range map[string]struct {
 		delay time.Duration

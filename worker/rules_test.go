@@ -16,8 +16,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// When a create reaches the service, all that must come before it has: the money is
-// reserved, and the intent is in the record and in the journal.
+// When a create reaches the service, the money is reserved, and the intent is in the
+// record and in the journal.
 func TestRule1BeforeTheCreate(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -44,9 +44,9 @@ func TestRule1BeforeTheCreate(t *testing.T) {
 	})
 }
 
-// All lanes of an account together ask at most half as often as the service allows,
-// whatever they ask for.
-func TestRule10LooksAtTasks(t *testing.T) {
+// All lanes of an account together send at most half of the queries that the service
+// allows.
+func TestRule10QueryRate(t *testing.T) {
 	var mu sync.Mutex
 	var asked []time.Time
 	note := func(*http.Request) bool {
@@ -85,15 +85,15 @@ func TestRule10LooksAtTasks(t *testing.T) {
 			most = max(most, last-first+1)
 		}
 		t.Logf("%d looks, at most %d within a second", len(asked), most)
-		// Each lane's looks are evenly spaced; in some seconds one more of each falls.
+		// Each lane's queries are evenly spaced; some seconds contain one more of each lane.
 		assert.LessOrEqual(t, most, 10+len(models))
 		assert.LessOrEqual(t, len(asked), 10*int(asked[len(asked)-1].Sub(asked[0])/time.Second)+len(models))
 	})
 }
 
-// An account leaves the configuration while a task of it runs, and comes back: its
-// task is left alone meanwhile, and finished then.
-func TestRule16AccountThatLeft(t *testing.T) {
+// An account is removed from the configuration while its task runs, and added again
+// later: the task is not changed meanwhile, and is finished then.
+func TestRule16AccountIsRemoved(t *testing.T) {
 	both := map[string][]worker.Lane{"east": {{}}, "west": {{}}}
 	bubbleWith(t, twoKeys(), both, func(t *testing.T, s *stack) {
 		s.enqueueMany(2)
@@ -116,8 +116,8 @@ func TestRule16AccountThatLeft(t *testing.T) {
 	})
 }
 
-// A cancel that races the submit: the job has a task, or had none. Either it costs
-// nothing, or its images are kept.
+// A cancellation races with the submit: without a task it costs nothing, else the task's
+// images are kept.
 func TestRule16CancelRacesTheSubmit(t *testing.T) {
 	for name, fault := range map[string]simulator.Fault{
 		"answered":         {Delay: 2 * time.Second, AfterWork: true},

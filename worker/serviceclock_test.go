@@ -17,8 +17,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// requireOwnPair waits for two jobs, a of so many images and b of one, each of which is
-// bought once.
+// requireOwnPair waits for two jobs, a with a number of images and b with one, and checks
+// that each is bought once.
 func (s *stack) requireOwnPair(images int) {
 	s.t.Helper()
 	s.requireOwn("a", images)
@@ -41,7 +41,7 @@ func (l pipeListener) Accept() (net.Conn, error) {
 func (l pipeListener) Close() error   { return nil }
 func (l pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// proxy changes the service's answers. It counts for workers that are started later.
+// proxy changes the service's replies. It applies to workers that are started later.
 func (s *stack) proxy(change func(*http.Request, http.Header, []byte) []byte) {
 	l := make(pipeListener)
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -88,7 +88,7 @@ func (s *stack) ahead(d time.Duration) {
 	})
 }
 
-// A worker dies while its create is on its way; its clock is not the service's.
+// A worker crashes during its create; its clock differs from the service's.
 func TestRestartWithAnotherClock(t *testing.T) {
 	for _, ahead := range []time.Duration{0, 2 * time.Minute, -2 * time.Minute, 20 * time.Minute, -20 * time.Minute} {
 		for _, late := range []time.Duration{5 * time.Second, 8 * time.Second, 12 * time.Second, 30 * time.Second} {

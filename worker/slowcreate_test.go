@@ -8,13 +8,14 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// slowly lets a job's first create make its task after a while, whoever waits for it.
+// slowly delays the task of a job's first create, even if the connection has ended.
 func slowly(id string, after time.Duration) simulator.Fault {
 	return simulator.Fault{Route: simulator.RouteCreate, Match: asks(id), Delay: after, Detached: true}
 }
 
-// The service is slow, and the holder of the lane is cut off while its create is on its way.
-func TestSlowCreateAtATakeOver(t *testing.T) {
+// The service is slow, and the lane's holder loses its connection to Redis during its
+// create.
+func TestSlowCreateAtATakeover(t *testing.T) {
 	for _, after := range []time.Duration{85 * time.Second, 90 * time.Second, 95 * time.Second, 200 * time.Second} {
 		t.Run(after.String(), func(t *testing.T) {
 			bubble(t, quickTasks(), func(_ *testing.T, s *stack) {

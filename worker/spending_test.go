@@ -28,8 +28,8 @@ func (s *stack) requireMadeOnce(id string) {
 	require.Equal(s.t, 1, s.tasksOf("prompt of "+id))
 }
 
-// Redis loses the record, or everything, while the task runs: the journal knows
-// the task, and it is not bought again.
+// Redis loses the record, or all data, while the task runs: the journal has the task,
+// and it is not bought again.
 func TestRecordLostWhileGenerating(t *testing.T) {
 	for how, lose := range map[string]func(context.Context, redis.UniversalClient) error{
 		"evicted": func(ctx context.Context, rdb redis.UniversalClient) error {
@@ -53,7 +53,7 @@ func TestRecordLostWhileGenerating(t *testing.T) {
 // outage makes every Redis command fail while it is on.
 type outage struct {
 	on atomic.Bool
-	// err is what commands fail with meanwhile; nil is errOutage.
+	// err is the error of the commands; nil is errOutage.
 	err error
 }
 
@@ -89,9 +89,9 @@ func (o *outage) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Proce
 
 var errOutage error = &net.OpError{Op: "dial", Err: errors.New("redis is down")}
 
-// Redis goes away in the middle of a create, for longer than any lease: the
-// task's name is kept, and the job goes on when Redis is back.
-func TestRedisAwayOverACreate(t *testing.T) {
+// Redis is unavailable during a create, for longer than the lease lasts: the task ID is
+// kept, and the job continues when Redis is available again.
+func TestRedisUnavailableDuringACreate(t *testing.T) {
 	for name, err := range map[string]error{"unreachable": errOutage, "refuses": errors.New("NOPERM this user has no permissions")} {
 		t.Run(name, func(t *testing.T) {
 			sim := &simulator.Simulator{}
@@ -111,8 +111,8 @@ func TestRedisAwayOverACreate(t *testing.T) {
 	}
 }
 
-// The lease is lost while an earlier run's task is polled: the worker stands by
-// and goes on, it does not end.
+// The lease is lost while an earlier run's task is polled: the worker waits for the
+// lease and continues.
 func TestLeaseLostWhileResuming(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(5*time.Minute, 5*time.Minute)}
 	bubble(t, sim, func(_ *testing.T, s *stack) {
@@ -187,8 +187,8 @@ func TestAnswerBeyondTheRequest(t *testing.T) {
 	}
 }
 
-// A reply that arrives after another worker has taken the lane, and held the job
-// as ambiguous, names the task: the job is held no more.
+// A reply that arrives after another worker has taken over the lane and held the job as
+// ambiguous names the task: the job continues with it.
 func TestRule3ReplyUnderALostTerm(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -236,8 +236,8 @@ func (l *lostReply) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.Pr
 	return next
 }
 
-// The reply to an intent's write is lost, and the write repeated: it is one's own,
-// not another's, and the job goes on.
+// The reply to an intent's write is lost, and the write is repeated: it counts as this
+// worker's own write, and the job continues.
 func TestLostReplyToAnIntent(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		hook := &lostReply{}
@@ -248,8 +248,8 @@ func TestLostReplyToAnIntent(t *testing.T) {
 	})
 }
 
-// A failed job asked for again, when its record has left Redis but its message
-// has not, is answered by its sidecar instead of waiting for ever.
+// A failed job is enqueued again after its record has expired, while its message
+// remains: it gets its result from its sidecar and does not wait forever.
 func TestFailedJobAskedForAgainAfterAWeek(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -278,8 +278,8 @@ func TestDamagedSidecar(t *testing.T) {
 	})
 }
 
-// Signed links leave Redis when the images are stored.
-func TestLinksLeaveTheRecord(t *testing.T) {
+// Signed links are removed from Redis when the images are stored.
+func TestLinksAreRemovedFromTheRecord(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
 		s.requireMadeOnce("job-1")

@@ -15,7 +15,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// spooled lists what a data directory's spool has.
+// spooled returns the files in a data directory's spool.
 func (s *stack) spooled(dir string) []string {
 	s.t.Helper()
 	files, err := filepath.Glob(filepath.Join(s.dir, dir, "spool", "*", "job-*"))
@@ -26,7 +26,7 @@ func (s *stack) spooled(dir string) []string {
 	return files
 }
 
-// leave ends the worker and leaves the queue to others.
+// leave stops the worker and keeps the queue.
 func (s *stack) leave() {
 	s.t.Helper()
 	s.worker.Stop()
@@ -34,15 +34,14 @@ func (s *stack) leave() {
 	require.NoError(s.t, s.data.Close())
 }
 
-// comeBack starts a worker on a data directory, in place of one that has left.
+// comeBack starts a worker on a data directory after the last one was stopped.
 func (s *stack) comeBack(dir string) {
 	s.t.Helper()
 	s.worker, s.data = s.newWorker(dir)
 	s.run()
 }
 
-// slowly starts anew with a worker that looks for work rarely: simulated days
-// pass.
+// slowly restarts with a worker that polls the queue rarely: simulated days pass.
 func (s *stack) slowly() {
 	s.t.Helper()
 	s.stop()
@@ -50,8 +49,8 @@ func (s *stack) slowly() {
 	s.start()
 }
 
-// spooledAway has a job of two images made and spooled while the bucket is away, and
-// the worker leave after that.
+// spooledAway makes a job of two images while the bucket is unavailable, and stops the
+// worker once they are in the spool.
 func (s *stack) spooledAway() *jobs.Record {
 	s.t.Helper()
 	s.slowly()
@@ -67,7 +66,7 @@ func (s *stack) spooledAway() *jobs.Record {
 	return rec
 }
 
-// unreachable is a source of images that cannot be reached while down.
+// unreachable makes the image host unreachable while down is set.
 func unreachable(down *atomic.Bool) simulator.Fault {
 	return simulator.Fault{
 		Route: simulator.RouteResult, Reset: simulator.ResetBefore, Times: -1,
@@ -75,9 +74,8 @@ func unreachable(down *atomic.Bool) simulator.Fault {
 	}
 }
 
-// Every image of a finished task is in the spool before the bucket is asked, so
-// that source and bucket need not be there at the same time: the one is not from
-// then on, the other not for ten hours.
+// Every image of a finished task is in the spool before the first request to the bucket:
+// the image host and the bucket need not be available at the same time.
 func TestRule11SpoolDelivers(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -105,8 +103,8 @@ func TestRule11SpoolDelivers(t *testing.T) {
 	})
 }
 
-// The bucket is away for longer than the links live, over a restart of the worker:
-// the spool delivers.
+// The bucket is unavailable until after the links' expiry and a restart of the worker:
+// the images are stored from the spool.
 func TestRule11SpoolOutlivesTheLinks(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.spooledAway()
@@ -121,9 +119,9 @@ func TestRule11SpoolOutlivesTheLinks(t *testing.T) {
 	})
 }
 
-// The record names the worker whose spool has the images. Another one, which comes
-// after the links have died, leaves them to it, for days, and says so.
-func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
+// The record names the worker whose spool has the images. After the links have expired,
+// another worker leaves the images to it, for days, and publishes the reason.
+func TestRule11OnlyTheSpoolOwnerGivesUp(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		rec := s.spooledAway()
@@ -154,9 +152,9 @@ func TestRule11SpoolHolderAloneGivesUp(t *testing.T) {
 	})
 }
 
-// A holder that stays away for a week after the links have died leaves the job to
-// a person, who is told where the images are. It delivers when it comes back.
-func TestRule11HolderThatStaysAway(t *testing.T) {
+// If the spool's owner does not return within a week after the links' expiry, the job is
+// held, and its message names the spool. The owner stores the images when it returns.
+func TestRule11SpoolOwnerDoesNotReturn(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		place := s.spooledAway().SpoolLocation
@@ -175,7 +173,7 @@ func TestRule11HolderThatStaysAway(t *testing.T) {
 		assert.Contains(t, rec.Message, "danqing jobs resolve job-1 --adopt "+rec.TaskID)
 		assert.NotContains(t, rec.Message, "Signature")
 
-		// A person adopts too early: it waits for the holder once more.
+		// An operator adopts too early: the job waits for the spool's owner again.
 		_, err = jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
 		require.NoError(t, err)
 		<-time.After(time.Hour)
@@ -191,8 +189,8 @@ func TestRule11HolderThatStaysAway(t *testing.T) {
 	})
 }
 
-// While the links live another worker may fetch the images: it is their holder
-// then, and the first one, when it comes back, clears its spool.
+// While the links are valid, another worker may download the images: it becomes the
+// spool's owner, and the first one empties its spool when it returns.
 func TestRule11AnotherWorkerMayFetch(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		first := s.spooledAway().SpoolOwner
@@ -216,9 +214,9 @@ func TestRule11AnotherWorkerMayFetch(t *testing.T) {
 	})
 }
 
-// An image that nobody has any more, while no other worker is said to have it, is
-// given up after a fresh query of its task.
-func TestRule11NobodyHasIt(t *testing.T) {
+// An image in no spool, with no other worker recorded as the owner, is given up after a
+// fresh query of its task.
+func TestRule11ImageInNoSpool(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.slowly()
@@ -240,8 +238,9 @@ func TestRule11NobodyHasIt(t *testing.T) {
 	})
 }
 
-// A disk that fails stops new submits, and costs no image: past the disk it goes
-// into the bucket, and if that is away too it is fetched when there is room.
+// A failing disk stops new submits and loses no image: images are copied to the bucket
+// through memory; if the bucket is unavailable too, they are downloaded when the disk
+// has room.
 func TestRule11FailingDisk(t *testing.T) {
 	for name, away := range map[string]bool{"the bucket is there": false, "the bucket is away too": true} {
 		t.Run(name, func(t *testing.T) {

@@ -26,9 +26,9 @@ import (
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// stack is everything a worker stands on, in one process and, inside a synctest
-// bubble, in simulated time. The simulator and the bucket outlive workers, as
-// DashScope and S3 do; the queue and the worker can be killed and started anew.
+// stack is a worker with all services that it needs, in one process and, inside a
+// synctest bubble, in simulated time. The simulator and the bucket outlive workers, as
+// DashScope and S3 do; the queue and the worker can be killed and restarted.
 type stack struct {
 	t      *testing.T
 	dir    string
@@ -36,20 +36,20 @@ type stack struct {
 	files  *bucket.Server
 	bucket *storage.Bucket
 
-	queueInterval time.Duration // rarer than the worker's own: simulated hours pass
+	queueInterval time.Duration // longer than the worker's default: simulated hours pass
 
 	// accounts are the configured ones; their keys are "sk-test" and the name. Nil
 	// is one with a lane for wanx-v1.
 	accounts map[string][]worker.Lane
 
 	budget int64            // of each account for a day, in micro-yuan
-	prices map[string]int64 // of an image, where not the catalogue's
+	prices map[string]int64 // per image, if not the catalog's
 
 	away atomic.Bool // the bucket refuses every connection
-	// dial, unless nil, leads to DashScope instead of the simulator's own.
+	// dial, unless nil, dials DashScope instead of the simulator's dialer.
 	dial func(context.Context, string, string) (net.Conn, error)
 
-	// configure, unless nil, has the last word on a worker's configuration.
+	// configure, unless nil, changes a worker's configuration.
 	configure func(*worker.Config)
 
 	redis  redis.UniversalClient
@@ -57,14 +57,14 @@ type stack struct {
 	data   *journal.DataDir
 	worker *worker.Worker
 	ended  chan error
-	others []func() // end the other workers
-	// shared says that Redis is not the worker's own, and outlives it.
+	others []func() // stop the other workers
+	// shared is set if Redis outlives the worker.
 	shared bool
-	// leasesEnd asks for a queue whose times to live run; the one in memory's do not.
+	// leasesEnd selects a queue in which keys expire; in the embedded one they do not.
 	leasesEnd bool
 }
 
-// tinyPNG is painted where a test does not look at the images.
+// tinyPNG is the image in tests that do not check images.
 func tinyPNG(p painter.Picture) []byte {
 	p.Width, p.Height = 8, 8
 	return painter.Paint(p)
@@ -76,7 +76,7 @@ func bubble(t *testing.T, sim *simulator.Simulator, test func(*testing.T, *stack
 	bubbleWith(t, sim, nil, test)
 }
 
-// bubbleWith is bubble with accounts of its own.
+// bubbleWith is bubble with other accounts.
 func bubbleWith(t *testing.T, sim *simulator.Simulator, accounts map[string][]worker.Lane, test func(*testing.T, *stack)) {
 	t.Helper()
 	t.Parallel()
@@ -85,7 +85,7 @@ func bubbleWith(t *testing.T, sim *simulator.Simulator, accounts map[string][]wo
 		s := newStack(t, dir, sim)
 		s.accounts = accounts
 		defer s.close()
-		// A test that waits in vain must end by itself: simulated time never runs out.
+		// A test that waits forever must fail: simulated time has no limit.
 		defer time.AfterFunc(60*24*time.Hour, func() { panic(t.Name() + ": not over after 60 simulated days") }).Stop()
 		s.start()
 		test(t, s)
@@ -96,7 +96,7 @@ func bubbleWith(t *testing.T, sim *simulator.Simulator, accounts map[string][]wo
 // to a disk take minutes.
 func memoryDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "danqing-test-*") //nolint:usetesting // t.TempDir cannot be told where
+	dir, err := os.MkdirTemp("/dev/shm", "danqing-test-*") //nolint:usetesting // t.TempDir has no directory argument
 	if err != nil {
 		return t.TempDir()
 	}
@@ -130,7 +130,7 @@ type clientFunc func(*http.Request) (*http.Response, error)
 
 func (f clientFunc) Do(r *http.Request) (*http.Response, error) { return f(r) }
 
-// start starts a worker with an empty queue on the journal that is there.
+// start starts a worker with an empty queue on the existing journal.
 func (s *stack) start() {
 	s.t.Helper()
 	s.prepare()
@@ -151,7 +151,7 @@ func (s *stack) prepare() {
 	require.NoError(s.t, s.worker.Prepare(s.t.Context()))
 }
 
-// newWorker makes a worker on the stack's queue with a data directory of its own.
+// newWorker returns a worker on the stack's queue with another data directory.
 func (s *stack) newWorker(dir string) (*worker.Worker, *journal.DataDir) {
 	s.t.Helper()
 	data, err := journal.OpenDataDir(filepath.Join(s.dir, dir))
@@ -161,7 +161,7 @@ func (s *stack) newWorker(dir string) (*worker.Worker, *journal.DataDir) {
 	return w, data
 }
 
-// client is one of the service, for a key.
+// client returns a client of the service with a key.
 func (s *stack) client(key string) *dashscope.Client {
 	s.t.Helper()
 	client, err := dashscope.New(dashscope.Config{BaseURL: simulatedBase, APIKey: key, DialContext: s.dialer()})
@@ -179,7 +179,7 @@ func (s *stack) dialer() func(context.Context, string, string) (net.Conn, error)
 
 const simulatedBase = "http://dashscope.simulated/api/v1"
 
-// config is that of a worker on the stack.
+// config returns the configuration of a worker on the stack.
 func (s *stack) config(data *journal.DataDir) worker.Config {
 	s.t.Helper()
 	spool, err := storage.OpenSpool(data.SpoolPath(), storage.SpoolConfig{
@@ -205,7 +205,7 @@ func (s *stack) config(data *journal.DataDir) worker.Config {
 	return cfg
 }
 
-// foreignTask has another program submit a task on the account.
+// foreignTask submits a task on the account as another program does.
 func (s *stack) foreignTask() {
 	s.t.Helper()
 	_, err := s.client("sk-test").Create(s.t.Context(), dashscope.CreateRequest{Model: "wanx-v1", Input: dashscope.Input{Prompt: "foreign"}})
@@ -219,7 +219,7 @@ func (s *stack) foreignOf(model string) {
 	require.NoError(s.t, err)
 }
 
-// secondWorker is another worker on the same Redis.
+// secondWorker starts another worker on the same Redis.
 func (s *stack) secondWorker() *worker.Worker {
 	s.t.Helper()
 	w, data := s.newWorker("data-2")
@@ -232,13 +232,13 @@ func (s *stack) run() {
 	go func() { s.ended <- s.worker.Run(context.Background()) }()
 }
 
-// stop ends the worker gracefully, and its queue with it.
+// stop stops the worker gracefully, and its queue.
 func (s *stack) stop() {
 	s.t.Helper()
 	if s.worker == nil {
 		return
 	}
-	if s.ended != nil { // nil where the start failed
+	if s.ended != nil { // nil if the start failed
 		s.worker.Stop()
 		require.NoError(s.t, <-s.ended)
 	}
@@ -263,7 +263,7 @@ func (s *stack) enqueue(req jobs.Request) *jobs.Job {
 	return rec
 }
 
-// enqueueMany puts n jobs named job-1 … on the queue.
+// enqueueMany enqueues n jobs with the IDs job-1, job-2 and so on.
 func (s *stack) enqueueMany(n int) []string {
 	s.t.Helper()
 	var ids []string
@@ -275,7 +275,7 @@ func (s *stack) enqueueMany(n int) []string {
 	return ids
 }
 
-// wait returns the job once it is over or held.
+// wait returns the job once it has ended or is held.
 func (s *stack) wait(id string) *jobs.Record {
 	s.t.Helper()
 	_, err := jobs.NewClient(s.redis).Wait(s.t.Context(), id)
@@ -285,12 +285,12 @@ func (s *stack) wait(id string) *jobs.Record {
 	return rec
 }
 
-// state waits until the job is in the state, which must come.
+// state waits until the job is in the state.
 func (s *stack) state(id string, want jobs.State) *jobs.Record {
 	s.t.Helper()
 	changes, err := jobs.NewClient(s.redis).Subscribe(s.t.Context())
 	require.NoError(s.t, err)
-	defer changes.Close() //nolint:errcheck // nobody listens any more
+	defer changes.Close() //nolint:errcheck // no listener is left
 	for {
 		rec, err := jobs.NewStore(s.redis).Get(s.t.Context(), id)
 		require.NoError(s.t, err)
@@ -314,8 +314,8 @@ func (s *stack) made(id string) {
 	require.Fail(s.t, "no task was made within a day", id)
 }
 
-// requireStored checks that a job's images are in the bucket, whole, and that
-// its sidecar says so.
+// requireStored checks that a job's images are complete in the bucket, and that its
+// sidecar has them.
 func (s *stack) requireStored(id string, images int) *storage.Sidecar {
 	s.t.Helper()
 	sidecar, err := s.bucket.Sidecar(s.t.Context(), id)
@@ -337,7 +337,7 @@ func (s *stack) requireStored(id string, images int) *storage.Sidecar {
 	return sidecar
 }
 
-// tasksOf counts the simulator's tasks whose prompt is the job's.
+// tasksOf returns the number of the simulator's tasks with a prompt.
 func (s *stack) tasksOf(prompt string) int {
 	n := 0
 	for _, task := range s.sim.Tasks() {
@@ -362,8 +362,8 @@ func (s *stack) requireChargedOnce() {
 	}
 }
 
-// journal and rewriteJournal are the file of a data directory that nobody has open,
-// or whose owner is about to die.
+// journal and rewriteJournal read and write the journal of a data directory that is not
+// open, or whose worker will be killed.
 func (s *stack) journal(dir string) []byte {
 	s.t.Helper()
 	text, err := os.ReadFile(filepath.Join(s.dir, dir, "journal.jsonl"))
@@ -376,8 +376,8 @@ func (s *stack) rewriteJournal(dir string, text []byte) {
 	require.NoError(s.t, os.WriteFile(filepath.Join(s.dir, dir, "journal.jsonl"), text, 0o600))
 }
 
-// unlessRaced is what a test does in full, or less of it: the race detector's run is
-// the short one.
+// unlessRaced returns the full size of a test, or the smaller one with -short, which the
+// race detector's run uses.
 func unlessRaced[T any](whole, raced T) T {
 	if testing.Short() {
 		return raced

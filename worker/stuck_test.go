@@ -17,8 +17,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// The account's list fails for a day: what became of a lost create cannot be known any
-// more, and a person must decide.
+// The account's list is unavailable for a day: the outcome of a lost create cannot be
+// determined, and the job is held.
 func TestRule8NoListForADay(t *testing.T) {
 	t.Parallel()
 	dir := memoryDir(t)
@@ -36,7 +36,7 @@ func TestRule8NoListForADay(t *testing.T) {
 		s.state("job-1", jobs.StateSubmitting)
 		<-time.After(10 * time.Minute)
 		require.Equal(t, jobs.StateSubmitting, s.get("job-1").State)
-		s.stop() // a day of looks would take long
+		s.stop() // a day of polls would make the test slow
 		<-time.After(22*time.Hour + 40*time.Minute)
 		s.start()
 		require.Equal(t, jobs.StateSubmitting, s.get("job-1").State)
@@ -48,7 +48,7 @@ func TestRule8NoListForADay(t *testing.T) {
 	})
 }
 
-// heldForTwo holds a job for two tasks of which one is another program's.
+// heldForTwo holds a job with two candidates, of which one is another program's.
 func (s *stack) heldForTwo(model string) *jobs.Record {
 	s.t.Helper()
 	s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first", Model: model})
@@ -64,8 +64,8 @@ func (s *stack) heldForTwo(model string) *jobs.Record {
 	return rec
 }
 
-// A worker with a queue in memory dies after it has held a job: the next one keeps the
-// images of the tasks that may be the job's.
+// A worker with an in-memory queue crashes after it has held a job: the next run
+// quarantines the images of the candidates.
 func TestRule8CandidatesAreKeptAfterARestart(t *testing.T) {
 	t.Parallel()
 	dir := memoryDir(t)
@@ -83,7 +83,8 @@ func TestRule8CandidatesAreKeptAfterARestart(t *testing.T) {
 	})
 }
 
-// The images that may be a held job's are kept, though nobody works its model any more.
+// The images of a held job's candidates are quarantined, even if no lane for its model
+// is configured any more.
 func TestRule16CandidatesOfALaneThatIsNotConfigured(t *testing.T) {
 	const flash = "wan2.2-t2i-flash"
 	sim := &simulator.Simulator{TaskTime: simulator.Between(10*time.Minute, 10*time.Minute)}
@@ -92,7 +93,7 @@ func TestRule16CandidatesOfALaneThatIsNotConfigured(t *testing.T) {
 		s.worker.Stop()
 		require.NoError(t, <-s.ended)
 		s.ended <- nil
-		s.accounts = nil // a lane for wanx-v1 alone
+		s.accounts = nil // only a lane for wanx-v1
 		b := s.secondWorker()
 		ended := make(chan error, 1)
 		go func() { ended <- b.Run(t.Context()) }()
@@ -105,9 +106,9 @@ func TestRule16CandidatesOfALaneThatIsNotConfigured(t *testing.T) {
 	})
 }
 
-// Two workers tell an empty Redis of the same job, or a producer enqueues it meanwhile:
-// whoever comes second looks again.
-func TestRule15AJobThatTwoTellOf(t *testing.T) {
+// Two workers replay the same job to an empty Redis, or a producer enqueues it
+// meanwhile: the later write reads the record again.
+func TestRule15TwoWorkersReplayOneJob(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetBefore})
 		s.enqueueMany(1)
@@ -126,8 +127,8 @@ func TestRule15AJobThatTwoTellOf(t *testing.T) {
 	})
 }
 
-// A person's program dies between the write that adopts a task and the message that
-// wakes a lane: the rounds find the job.
+// An operator's program crashes between the write that adopts a task and the message for
+// a lane: the janitor finds the job.
 func TestAdoptedWithoutAMessage(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		rec := s.heldForTwo(jobs.DefaultModel)
@@ -140,9 +141,9 @@ func TestAdoptedWithoutAMessage(t *testing.T) {
 	})
 }
 
-// A create is taken for lost, and for certain was: another program that submits with
-// the same key afterwards keeps its tasks. At most one is taken for the late one.
-func TestRule6TasksOfAnotherProgramAreNotCancelled(t *testing.T) {
+// A lost create made no task. Tasks that another program submits with the same key
+// afterwards are not canceled. At most one counts as the late task.
+func TestRule6TasksOfAnotherProgramAreNotCanceled(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(4*time.Minute, 4*time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
@@ -165,9 +166,8 @@ func TestRule6TasksOfAnotherProgramAreNotCancelled(t *testing.T) {
 	})
 }
 
-// A held job's money is free again when a person has decided, days after it was
-// reserved.
-func TestReservationsOfAHoldAreFreed(t *testing.T) {
+// The reservation of a held job is released when an operator decides, even days later.
+func TestReservationOfAHeldJobIsReleased(t *testing.T) {
 	t.Parallel()
 	for name, decision := range map[string]jobs.Resolution{"give up": {GiveUp: true}, "buy again": {BuyAgain: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -198,9 +198,8 @@ func TestReservationsOfAHoldAreFreed(t *testing.T) {
 	}
 }
 
-// The list lags behind for longer than a create may take, and the worker was started
-// again meanwhile: that there is no task of a lost create is concluded only when the
-// list shows one that was made later.
+// The list lags for longer than the submit limit, and the worker restarts meanwhile:
+// "not created" is concluded only when the list shows a task that was created later.
 func TestRule6WaitsForALaterTaskOverARestart(t *testing.T) {
 	sim := &simulator.Simulator{ListLag: 7 * time.Minute}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -214,8 +213,8 @@ func TestRule6WaitsForALaterTaskOverARestart(t *testing.T) {
 	})
 }
 
-// A run in another data directory does not take the tasks of the run before it, whose
-// sidecars are in the same bucket, for another program's: what it loses is adopted.
+// A run with another data directory recognizes the tasks of an earlier run by their
+// sidecars in the same bucket: a lost create of its own is adopted.
 func TestRule5SidecarsOfAnotherRun(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(_ *testing.T, s *stack) {
 		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})

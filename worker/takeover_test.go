@@ -16,8 +16,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// cutOff starts a worker whose way to Redis can be cut: to everybody else it is
-// dead, or frozen.
+// cutOff starts a worker whose connection to Redis can be interrupted: to other workers
+// it looks crashed or frozen.
 func (s *stack) cutOff(dir string) (cut *outage) {
 	s.t.Helper()
 	own, ok := s.redis.(*redis.Client)
@@ -43,7 +43,7 @@ func (s *stack) cutOff(dir string) (cut *outage) {
 	return cut
 }
 
-// onlyCutOff is cutOff for the only worker, on a queue whose leases end.
+// onlyCutOff is cutOff for the only worker, on a queue whose leases expire.
 func (s *stack) onlyCutOff(dir string) *outage {
 	s.t.Helper()
 	s.stop()
@@ -55,10 +55,10 @@ func (s *stack) onlyCutOff(dir string) *outage {
 	return s.cutOff(dir)
 }
 
-// The holder of a lane dies: the standby takes over within 20 seconds, what was
-// in flight goes first, and a message that the dead had drawn is not waited for.
-// The dead one, back after a minute, notices before it submits anything.
-func TestStandbyTakesOverFromTheDead(t *testing.T) {
+// The lane's holder crashes: the standby takes over within 20 seconds, resumes the jobs
+// in flight first and does not wait for messages that the holder had drawn. When the old
+// holder returns after a minute, it submits nothing before it notices the lost lease.
+func TestStandbyTakesOverAfterACrash(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(30*time.Second, 30*time.Second)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.queueInterval = time.Second // of the standby, too
@@ -69,7 +69,7 @@ func TestStandbyTakesOverFromTheDead(t *testing.T) {
 		<-time.After(5 * time.Second)
 		cut.on.Store(true)
 		died := time.Now()
-		// The task runs for 25 s more; the standby must be at it by then.
+		// The task runs for 25 s more; the standby must poll it by then.
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
 		s.state("job-2", jobs.StateGenerating)
 		assert.Less(t, time.Since(died), 30*time.Second)
@@ -83,9 +83,9 @@ func TestStandbyTakesOverFromTheDead(t *testing.T) {
 	})
 }
 
-// A lane is idle for 20 seconds at most after its holder has died between two
-// tasks, with a job drawn that has no task yet.
-func TestDrawnJobOfTheDead(t *testing.T) {
+// A lane is idle for at most 20 seconds after its holder has crashed with a drawn job
+// that has no task yet.
+func TestDrawnJobAfterACrash(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Second, time.Second)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		cut := s.onlyCutOff("data-2")
@@ -105,7 +105,7 @@ func TestDrawnJobOfTheDead(t *testing.T) {
 	})
 }
 
-// drawn waits until a lane has noted that it is at the job.
+// drawn waits until a lane has marked the job as in flight.
 func (s *stack) drawn(id string) {
 	s.t.Helper()
 	for range 1000 {
@@ -117,9 +117,9 @@ func (s *stack) drawn(id string) {
 	require.Fail(s.t, "not drawn", id)
 }
 
-// The same holder, started again after a death, goes on within 5 seconds: it need
-// not wait for its own lease.
-func TestSameHolderGoesOnAtOnce(t *testing.T) {
+// The same holder, restarted after a crash, continues within 5 seconds: it need not wait
+// for the expiry of its own lease.
+func TestSameHolderResumesAtOnce(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Second, time.Second)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		cut := s.onlyCutOff("data-2")
@@ -127,7 +127,7 @@ func TestSameHolderGoesOnAtOnce(t *testing.T) {
 		s.state("job-1", jobs.StateGenerating)
 		cut.on.Store(true)
 		died := time.Now()
-		// The same name in another folder: the dead one has its own locked.
+		// The same worker ID in another directory: the crashed worker has locked its own.
 		name, err := os.ReadFile(filepath.Join(s.dir, "data-2", "worker_id"))
 		require.NoError(t, err)
 		require.NoError(t, os.MkdirAll(filepath.Join(s.dir, "data-3"), 0o750))
@@ -143,14 +143,14 @@ func TestSameHolderGoesOnAtOnce(t *testing.T) {
 	})
 }
 
-// After a graceful stop the standby has submitted within 2 seconds.
+// After a graceful stop the standby submits within 2 seconds.
 func TestHandOver(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(10*time.Second, 10*time.Second)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.stop()
 		s.queueInterval = 200 * time.Millisecond // the worker's own
 		s.start()
-		// Nothing in flight, so that the next submit shows.
+		// No job is in flight, so that the next submit is visible.
 		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", ""))
 		s.enqueueMany(2)
 		<-time.After(30 * time.Second)
@@ -168,8 +168,8 @@ func TestHandOver(t *testing.T) {
 	})
 }
 
-// A stop does not wait for a bucket that does not answer.
-func TestHandOverWhileTheBucketIsAway(t *testing.T) {
+// A stop does not wait for a bucket that does not respond.
+func TestHandOverWhileTheBucketIsUnavailable(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.stop()

@@ -12,8 +12,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
-// A job is not submitted before its time, and soon after it. Meanwhile it is scheduled,
-// and others go first.
+// A job is submitted soon after its NotBefore, not earlier. Until then it is scheduled,
+// and other jobs go first.
 func TestNotBefore(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		at := time.Now().Add(20 * time.Minute)
@@ -30,8 +30,8 @@ func TestNotBefore(t *testing.T) {
 	})
 }
 
-// A job whose time has come while no lane can take it is in line, and says so.
-func TestNotBeforeHasCome(t *testing.T) {
+// A job whose NotBefore has passed while no lane was available is queued.
+func TestNotBeforeIsReached(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", "for now"))
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", NotBefore: time.Now().Add(7 * time.Minute)})
@@ -46,8 +46,8 @@ func TestNotBeforeHasCome(t *testing.T) {
 }
 
 // Nothing is bought for a job that has missed its deadline: the lane that draws it ends
-// it, before any intent. A person who retries it wants it now.
-func TestDeadlineMissedInLine(t *testing.T) {
+// it before any intent. A retry by an operator has no deadline.
+func TestDeadlineMissedInTheQueue(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Minute, 2*time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.enqueueMany(1)
@@ -70,7 +70,7 @@ func TestDeadlineMissedInLine(t *testing.T) {
 	})
 }
 
-// A job that no lane draws misses its deadline all the same.
+// A job that no lane draws is ended after its deadline too.
 func TestDeadlineMissedWithoutALane(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
 		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", "for now"))
@@ -89,8 +89,8 @@ func TestDeadlineMissedWithoutALane(t *testing.T) {
 	})
 }
 
-// The record says since when the task is at work, not before it is, and no longer than
-// there is that task.
+// RunningAt is when the task was first seen running; it is empty before, and removed
+// with the task.
 func TestRunningAt(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Minute, time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -112,8 +112,8 @@ func TestRunningAt(t *testing.T) {
 	})
 }
 
-// While the record cannot be written when the task begins to work, the task is asked for
-// all the same, and the moment is written down later.
+// If the record cannot be written when the task begins to run, polling continues, and
+// the time is written later.
 func TestRunningAtIsWrittenLater(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Minute, 2*time.Minute)}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -136,8 +136,8 @@ func TestRunningAtIsWrittenLater(t *testing.T) {
 	})
 }
 
-// An attempt that has failed is no task at work.
-func TestRunningAtIsForgotten(t *testing.T) {
+// RunningAt is cleared when an attempt has failed.
+func TestRunningAtIsCleared(t *testing.T) {
 	n := 0
 	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Minute, time.Minute)}
 	sim.Outcome = func(dashscope.CreateRequest) simulator.Outcome {

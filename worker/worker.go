@@ -294,10 +294,10 @@ func (w *Worker) watchDataset(ctx context.Context) {
 	}
 }
 
-// replay writes to a Redis that may have lost data what this worker has on disk. It also
+// replay writes this worker's data directory to a Redis that may have lost data. It also
 // registers the queues.
 func (w *Worker) replay(ctx context.Context) error {
-	if err := w.recovery.replay(ctx); err != nil {
+	if err := w.recovery.replayDataDir(ctx); err != nil {
 		return err
 	}
 	if err := w.recorder.Store.RegisterQueues(ctx, w.models()); err != nil {

@@ -48,16 +48,16 @@ func TestSlotIsBusyWithABacklog(t *testing.T) {
 	})
 }
 
-// One in a hundred answers of the service, on every route, is replaced by a throttle,
-// an error, a page of HTML, a reset before or after the work was done, half of itself,
-// or silence: each of a thousand jobs is delivered, and charged once.
+// One in a hundred replies of the service, on every route, is a throttle, an error, an
+// HTML page, a reset before or after the work, a truncated body, or missing: each of a
+// thousand jobs is delivered, and charged once.
 func TestThousandJobsWithFaults(t *testing.T) {
 	sim := &simulator.Simulator{Seed: 7, TaskTime: simulator.Between(10*time.Second, 40*time.Second), ListLag: 2 * time.Second}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.stop()
 		s.queueInterval = 30 * time.Second
 		s.start()
-		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"}) // by which the key is known
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"}) // shows the key's api_key_id
 		s.requireMadeOnce("first")
 		const each = 0.01 / 8
 		for _, fault := range []simulator.Fault{
@@ -91,8 +91,8 @@ func TestThousandJobsWithFaults(t *testing.T) {
 	})
 }
 
-// What certainly made nothing is tried again, costs no attempt, and delays the
-// jobs behind it but does not fail them.
+// A create that certainly made no task is tried again, costs no attempt, and delays the
+// jobs behind it without failing them.
 func TestRule4CertainRefusalIsTriedAgain(t *testing.T) {
 	for name, fault := range map[string]simulator.Fault{
 		"429 with JSON":    {Status: http.StatusTooManyRequests, Code: "Throttling.RateQuota"},
@@ -115,7 +115,7 @@ func TestRule4CertainRefusalIsTriedAgain(t *testing.T) {
 	}
 }
 
-// A refusal that no later try can change fails this job alone, with a sentence.
+// A permanent refusal fails this job alone, with a reason.
 func TestTerminalRefusalFailsTheJob(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -132,7 +132,8 @@ func TestTerminalRefusalFailsTheJob(t *testing.T) {
 	})
 }
 
-// A failed task costs nothing and is tried again three times; moderation is not.
+// A failed task costs nothing and is tried three times; a moderated prompt is not tried
+// again.
 func TestFailedTasks(t *testing.T) {
 	for _, c := range []struct {
 		code         string
@@ -164,8 +165,8 @@ func TestFailedTasks(t *testing.T) {
 	}
 }
 
-// Of four images one fails: the job has succeeded, pays for three, and says why
-// the fourth is missing.
+// One of four images fails: the job has succeeded, three images are charged, and the
+// message says why the fourth is missing.
 func TestPartialResult(t *testing.T) {
 	sim := &simulator.Simulator{Outcome: func(dashscope.CreateRequest) simulator.Outcome {
 		return simulator.Outcome{Images: map[int]simulator.Failure{1: {Code: "DataInspectionFailed", Message: "no"}}}

@@ -70,7 +70,7 @@ func OpenSpendLog(path string) (*SpendLog, error) {
 	l := &SpendLog{file: appendFile{path: path, name: "spend log", file: file}, tasks: map[string]bool{}}
 	scan := spendScan{in: file}
 	oldest := time.Now().Add(-spendMemory)
-	for line := range scan.lines() {
+	for line := range scan.parsed() {
 		if line.At.After(oldest) {
 			l.tasks[line.TaskID] = true
 		}
@@ -118,7 +118,7 @@ func (l *SpendLog) read(each func(spendLine)) error {
 	l.mu.Lock()
 	scan := spendScan{in: io.NewSectionReader(l.file.file, 0, l.file.size)}
 	l.mu.Unlock()
-	for line := range scan.lines() {
+	for line := range scan.parsed() {
 		each(line)
 	}
 	if scan.err != nil {
@@ -138,7 +138,7 @@ func ReadSpendLog(path string) (spent []ledger.Spend, damaged int, err error) {
 	defer file.Close() //nolint:errcheck // read only
 	scan := spendScan{in: file}
 	sums := spendSums{}
-	for line := range scan.lines() {
+	for line := range scan.parsed() {
 		sums.add(line)
 	}
 	if scan.err != nil {
@@ -158,7 +158,7 @@ type spendScan struct {
 	err                   error
 }
 
-func (s *spendScan) lines() iter.Seq[spendLine] {
+func (s *spendScan) parsed() iter.Seq[spendLine] {
 	return func(yield func(spendLine) bool) {
 		number := 0
 		for text, err := range lines(s.in) {
@@ -229,7 +229,7 @@ func (s spendSums) list() []ledger.Spend {
 
 // Ledger is the part of a ledger that [SpendLog.ImportInto] uses.
 type Ledger interface {
-	BeginImport(ctx context.Context, workerID, remembered string) (ledger.Import, error)
+	BeginImport(ctx context.Context, workerID, since string) (ledger.Import, error)
 	SettleAll(ctx context.Context, settled []ledger.Settlement) error
 	ImportSums(ctx context.Context, workerID string, sums []ledger.Spend) error
 	EndImport(ctx context.Context, workerID string, began ledger.Import) error
@@ -242,14 +242,14 @@ type Ledger interface {
 // after restoring a backup.
 func (l *SpendLog) ImportInto(ctx context.Context, book Ledger, workerID string) error {
 	// The ledger recognizes tasks submitted since then that it has booked already.
-	remembered := ledger.Day(time.Now().Add(-jobs.RecordLifetime))
-	began, err := book.BeginImport(ctx, workerID, remembered)
+	since := ledger.Day(time.Now().Add(-jobs.RecordLifetime))
+	began, err := book.BeginImport(ctx, workerID, since)
 	if err != nil {
 		return err
 	}
 	lately := began.FirstDay
 	if began.Done {
-		lately = max(lately, remembered)
+		lately = max(lately, since)
 	}
 	older, recent := spendSums{}, []ledger.Settlement(nil)
 	err = l.read(func(line spendLine) {

@@ -1,5 +1,5 @@
-// Package account is an Alibaba main account as lanes see it: its client, prices, clock and
-// whether anything may be bought on it.
+// Package account is the state of a worker's Alibaba main accounts: client, prices, the
+// service's clock, and whether anything may be bought on them.
 package account
 
 import (

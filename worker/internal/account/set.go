@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 )
@@ -44,17 +43,6 @@ func (s *Set) Named(name string) *Account {
 	return nil
 }
 
-// Cost returns the price of a number of images on an account, in micro-yuan; 0 if the
-// account is not configured here, or its region does not have the model.
-func (s *Set) Cost(name, model string, images int) int64 {
-	a := s.Named(name)
-	m, err := jobs.LookupModel(model)
-	if a == nil || err != nil {
-		return 0
-	}
-	return a.Cost(m, images)
-}
-
 // Simulated reports whether the services are simulators, once one has answered a probe.
 func (s *Set) Simulated() bool {
 	s.mu.Lock()
@@ -72,8 +60,8 @@ func (s *Set) isOfKind(simulated bool) bool {
 	return s.simulated == simulated
 }
 
-// Probe asks the service at an account's base URL what it is and whether it accepts the
-// key. It costs nothing.
+// Probe checks what service is at an account's base URL and whether it accepts the key. It
+// costs nothing.
 func (s *Set) Probe(ctx context.Context, a *Account) error {
 	endpoint, err := a.Client.Probe(ctx)
 	switch {
@@ -91,8 +79,7 @@ func (s *Set) Probe(ctx context.Context, a *Account) error {
 	return err
 }
 
-// isKeyRefused reports whether the service has answered that it does not serve the
-// account.
+// isKeyRefused reports whether the service refuses the account.
 func isKeyRefused(err error) bool {
 	var refusal *dashscope.Error
 	return errors.As(err, &refusal) && (refusal.Kind == dashscope.KindAccount || refusal.Kind == dashscope.KindTerminal)
@@ -108,7 +95,7 @@ func (s *Set) ProbeAll(ctx context.Context) error {
 			group.Go(func() { errs[i] = s.Probe(ctx, a) })
 		}
 		group.Wait()
-		verified, hopeless := 0, 0
+		verified, refused := 0, 0
 		for i, err := range errs {
 			switch {
 			case errors.Is(err, ErrGateway), errors.Is(err, ErrMixed):
@@ -116,14 +103,14 @@ func (s *Set) ProbeAll(ctx context.Context) error {
 			case err == nil:
 				verified++
 			case isKeyRefused(err):
-				hopeless++
+				refused++
 			}
 		}
 		if verified > 0 {
 			return s.checkDistinct()
 		}
 		err := errors.Join(errs...)
-		if hopeless == len(s.All) {
+		if refused == len(s.All) {
 			return err
 		}
 		wait := retry.Next()

@@ -23,7 +23,7 @@ import (
 // Config configures a [Server]. All fields are required.
 type Config struct {
 	Recorder *recorder.Recorder
-	Accounts *account.Set // tell new links of images whose links have expired
+	Accounts *account.Set // for new links of images whose links have expired
 	// Concurrency is the number of jobs whose images are copied concurrently.
 	Concurrency int
 	// QueueInterval is the polling interval of an idle server.
@@ -185,7 +185,8 @@ func (s *Server) ensureSidecar(ctx context.Context, rec *jobs.Record) error {
 	return s.bucket.PutSidecar(ctx, sidecar)
 }
 
-// finishJob ends a job whose images are stored, and only then empties the spool.
+// finishJob ends a job whose images are stored, and then removes all its files from the
+// spool.
 func (s *Server) finishJob(ctx context.Context, rec, next *jobs.Record) error {
 	if err := s.recorder.Finish(ctx, rec, next); err != nil {
 		return err

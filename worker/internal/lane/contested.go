@@ -20,7 +20,7 @@ func (l *lane) inspectContested(ctx context.Context, snapshot *reconcile.Snapsho
 			continue
 		}
 		if outputs[task.TaskID] == nil {
-			if err := l.ask(ctx); err != nil {
+			if err := l.awaitQuery(ctx); err != nil {
 				return err
 			}
 			answer, err := l.cfg.Account.Client.Query(ctx, task.TaskID)

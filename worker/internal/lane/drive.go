@@ -29,7 +29,7 @@ var errReread = errors.New("the record has changed")
 // ended, is held or must be retried later. Each step advances the record or fails. A
 // [*pauseError] means that the lane cannot work on any job for now.
 func (l *lane) drive(ctx context.Context, e *execution, id string, from source) error {
-	reconciled := false // here: the job's message was drawn already
+	reconciled := false // then the job is submitted again at once: its message was drawn earlier
 	for {
 		rec, err := l.load(ctx, id, from.message)
 		switch {
@@ -54,15 +54,15 @@ func (l *lane) drive(ctx context.Context, e *execution, id string, from source) 
 		}
 		switch {
 		case errors.Is(err, errReread), errors.Is(err, jobs.ErrConflict):
-		case err != nil && from.message == nil && errors.As(err, new(*jobError)): // the record says so
+		case err != nil && from.message == nil && errors.As(err, new(*jobError)): // the record has the reason
 		case err != nil, rec == nil:
 			return err
 		}
 	}
 }
 
-// leave leaves a job to what comes after the lane, or to another lane, whose in-flight mark
-// it sets.
+// leave ends the lane's work on a job: it enqueues the store message, repeats the error of a
+// job that has ended, or marks the job as in flight in the lane that it belongs to.
 func (l *lane) leave(ctx context.Context, rec *jobs.Record, from source) error {
 	switch {
 	case rec.State == jobs.StateStoring:
@@ -84,8 +84,8 @@ func (l *lane) submitInSlot(ctx context.Context, e *execution, rec *jobs.Record,
 	return l.submit(ctx, rec, req)
 }
 
-// load reads a job's record. If there is none it creates the record of a message; for a job
-// found in flight, and for a corrupt record of one, it returns nil.
+// load reads a job's record, and creates it from the message m if there is none. m is nil
+// for a job found in flight: load then returns nil if the record is missing or corrupt.
 func (l *lane) load(ctx context.Context, id string, m *jobs.GenerateMessage) (*jobs.Record, error) {
 	for {
 		rec, err := l.readRecord(ctx, id)

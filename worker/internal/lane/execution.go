@@ -196,8 +196,8 @@ func (l *lane) clearInFlight(ctx context.Context, id string) {
 }
 
 // resumeInFlight resumes the jobs that earlier holders of the lane left in flight: paid
-// tasks that occupy a slot, and messages whose handler is dead. It returns when each has
-// its slot or is done.
+// tasks that occupy a slot, and messages whose handler has crashed. It returns when each
+// has its slot or is done.
 //
 // waiting handles a job that has neither a task nor an open intent.
 func (l *lane) resumeInFlight(ctx context.Context, waiting func(context.Context, *jobs.Record) error) error {
@@ -220,8 +220,8 @@ func (l *lane) resumeInFlight(ctx context.Context, waiting func(context.Context,
 	return nil
 }
 
-// inFlightInterval is how often a lane looks for jobs of its own that other lanes came
-// across, as a manually adopted task whose message another account's lane has drawn.
+// inFlightInterval is how often a lane looks for its jobs that other lanes have marked, such
+// as a job with a manually adopted task whose message another account's lane has drawn.
 const inFlightInterval = 5 * time.Second
 
 // pollInFlight resumes what resumeInFlight finds, and ends the term if Redis may have lost
@@ -232,7 +232,7 @@ func (l *lane) pollInFlight(ctx context.Context) {
 		l.lease.Invalidate()
 		return
 	}
-	// A message whose handler is alive, in another lane, stays where it is.
+	// A message that a handler of another lane has drawn stays there.
 	wait := func(context.Context, *jobs.Record) error { return nil }
 	if err := l.resumeInFlight(ctx, wait); err != nil && ctx.Err() == nil {
 		loop.WarnRedis(l.log, err)
@@ -257,7 +257,7 @@ func (l *lane) ensureMessage(ctx context.Context, id string) {
 	}
 }
 
-// requeueAtHead restores the queue position of a waiting job whose handler died with the
+// requeueAtHead restores the queue position of a waiting job whose handler crashed with the
 // lane's last holder. asynq would requeue it after a minute or two, and at the tail.
 func (l *lane) requeueAtHead(ctx context.Context, rec *jobs.Record) error {
 	if active, err := l.recorder.Store.RequeueAtHead(ctx, rec); err != nil || active {

@@ -14,7 +14,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 )
 
-// jobError tells asynq what to do with a message. Its text is shown in the web UI.
+// jobError determines what asynq does with a message. Its text is shown in the web UI.
 type jobError struct {
 	// retryIn is when the job is retried; 0 means never.
 	retryIn time.Duration
@@ -80,7 +80,7 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 }
 
 // decodeMessage parses a payload and validates it as untrusted input: another program
-// or a person may have enqueued it.
+// or an operator may have enqueued it.
 func decodeMessage(payload []byte) (jobs.GenerateMessage, error) {
 	var m jobs.GenerateMessage
 	if err := json.Unmarshal(payload, &m); err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 )
 
-// payloadOf is a message's payload as a producer makes it.
+// payloadOf returns a message's payload as a producer encodes it.
 func payloadOf(tb testing.TB, id string, req jobs.Request) []byte {
 	tb.Helper()
 	normal, _, err := req.Normalize()
@@ -19,8 +19,8 @@ func payloadOf(tb testing.TB, id string, req jobs.Request) []byte {
 	return payload
 }
 
-// Nothing is bought on a payload unless it names a job, and holds a normal request
-// that is the one which its digest stands for.
+// A payload is accepted only if it has a job ID and a normalized request that matches its
+// digest.
 func FuzzGenerateMessage(f *testing.F) {
 	seed, strength := int64(7), 0.5
 	for _, req := range []jobs.Request{

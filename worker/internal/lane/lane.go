@@ -3,7 +3,7 @@
 //
 // A lane is held by one worker at a time. A term is the time for which it holds the lane. The
 // methods' ctx ends when the term does: by a stop of the worker or by the loss of the lease.
-// What has begun by then is completed under the lane's hard context.
+// Work in progress is then completed under the lane's hard context.
 package lane
 
 import (
@@ -64,7 +64,7 @@ type Config struct {
 	StoreBacklogLimit int
 	// SubmitLimit returns how long after its intent a create may still make a task.
 	SubmitLimit func() time.Duration
-	// Probe asks the service whether it accepts the account's key.
+	// Probe checks whether the service accepts the account's key.
 	Probe func(context.Context) error
 	// ReferenceRefusedAt maps a job ID to the time.Time at which its reference image was
 	// first refused with an error that may be temporary.
@@ -76,7 +76,7 @@ type lane struct {
 	cfg      Config
 	recorder *recorder.Recorder
 	log      *slog.Logger
-	// hard ends when even what has begun must end.
+	// hard ends when work in progress must end too.
 	hard  context.Context //nolint:containedctx // the worker's, not a call's
 	lease *lease.Lease
 	term  int64
@@ -212,9 +212,9 @@ func (l *lane) longestPoll() time.Duration {
 func (l *lane) quarantineRunner() *quarantine.Runner {
 	return &quarantine.Runner{
 		List: l.cfg.Quarantine, Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, Service: l.cfg.Account.Client,
-		Wait: l.ask, Cost: func(images int) int64 { return l.cfg.Account.Cost(l.cfg.Model, images) },
+		Wait: l.awaitQuery, Cost: func(images int) int64 { return l.cfg.Account.Cost(l.cfg.Model, images) },
 		MaxImages: l.cfg.Model.MaxImages,
-		Recorder: l.recorder, Log: l.log,
+		Recorder:  l.recorder, Log: l.log,
 	}
 }
 
@@ -222,8 +222,8 @@ func (l *lane) quarantineRunner() *quarantine.Runner {
 // is available, ambiguous creates are held, not adopted.
 const initialSnapshotTimeout = time.Minute
 
-// initialSnapshot reads the account's task list at the start of a term. No create of this
-// term made a task that is on it.
+// initialSnapshot reads the account's task list at the start of a term, before any create of
+// the term.
 func (l *lane) initialSnapshot(ctx context.Context) error {
 	pace := loop.Backoff{First: time.Second, Most: 10 * time.Second}
 	for begun := time.Now(); ; {
@@ -331,8 +331,8 @@ func (l *lane) asynqConfig() asynq.Config {
 	return cfg
 }
 
-// pause keeps the lane paused for as long as t asks for. It logs the reason and publishes
-// it in the lane's status.
+// pause pauses the lane for the time of t. It logs the reason and publishes it in the lane's
+// status.
 func (l *lane) pause(ctx context.Context, t *pauseError) error {
 	d := max(t.backoff.Next(), t.minWait)
 	l.log.Warn(t.message, "err", t.cause, "wait", d, "hint", hint(t.cause)) //nolint:sloglint // every pauseError has a constant message

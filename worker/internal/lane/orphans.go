@@ -38,7 +38,7 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 	if last == now || last == "" && !l.hasHistory() {
 		return l.markVerified(ctx, now)
 	}
-	// A create of a worker that is gone for good may still be in transit.
+	// A create of a crashed worker may still be in transit.
 	wait := max(lease.TTL, l.timing().Late)
 	l.log.Warn("redis dataset changed: waiting for other workers to replay", "wait", wait)
 	if err := loop.Sleep(ctx, wait); err != nil {
@@ -66,8 +66,8 @@ func (l *lane) isVerified(ctx context.Context) bool {
 	return err == nil && last == l.dataset || l.cfg.Exclusive
 }
 
-// hasHistory reports whether Redis had data to lose, as far as this worker can tell: it has
-// seen another dataset, or has created a task with the account's key.
+// hasHistory reports whether Redis may have had data to lose: this worker has used another
+// dataset, or the api_key_id of the account's key is in its journal.
 func (l *lane) hasHistory() bool {
 	return l.cfg.Dataset.LossSeen() || l.recorder.Data.Journal.KeyID(l.cfg.Account.Client.KeyFingerprint()) != ""
 }

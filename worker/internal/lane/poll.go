@@ -133,15 +133,15 @@ func (l *lane) markRunning(ctx context.Context, rec *jobs.Record, first *running
 	})
 }
 
-// reject gives up an adopted task whose output does not match the job's request: another
+// rejectAdopted gives up an adopted task whose output does not match the job's request: another
 // open intent may have created it. The job's own create is reconciled again.
-func (l *lane) reject(ctx context.Context, rec *jobs.Record) error {
+func (l *lane) rejectAdopted(ctx context.Context, rec *jobs.Record) error {
 	next := reconcile.AmbiguousRecord(rec, "the output of the adopted task does not match the request")
 	next.State, next.TaskID, next.Adopted, next.RunningAt = jobs.StateSubmitting, "", false, time.Time{}
 	next.Rejected = append(slices.Clone(rec.Rejected), rec.TaskID)
 	l.recorder.Journal(journal.KindAmbiguous, next)
 	l.log.Warn("adopted task rejected: output does not match the request", "job_id", rec.ID, "task_id", rec.TaskID, "attempt", rec.Attempt)
-	l.tasks.Delete(rec.TaskID) // before others can see that it has no owner
+	l.tasks.Delete(rec.TaskID) // before the record releases the task
 	return l.recorder.Transition(ctx, rec, next)
 }
 
@@ -151,7 +151,7 @@ func (l *lane) cancelTask(ctx context.Context, rec *jobs.Record) {
 	if !l.cancelRequested(ctx, rec) {
 		return
 	}
-	if l.ask(ctx) != nil {
+	if l.awaitQuery(ctx) != nil {
 		return
 	}
 	if err := l.cfg.Account.Client.Cancel(ctx, rec.TaskID); err != nil {
@@ -166,7 +166,7 @@ func (l *lane) holdUnknown(ctx context.Context, rec *jobs.Record, since time.Tim
 		if time.Since(since) < unknownGrace {
 			return false, nil
 		}
-		if err := l.ask(ctx); err != nil {
+		if err := l.awaitQuery(ctx); err != nil {
 			return false, err
 		}
 		page, err := l.cfg.Account.Client.List(ctx, dashscope.ListFilter{TaskID: rec.TaskID})
@@ -203,7 +203,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 		return l.taskFailed(ctx, rec, first.Code, first.Message)
 	}
 	if rec.Adopted && !(&reconcile.Output{Task: task}).Matches(len(missing), rec.Request.Prompt) {
-		return l.reject(ctx, rec)
+		return l.rejectAdopted(ctx, rec)
 	}
 	made = min(task.ChargedImages(), most)
 	next := *rec

@@ -110,8 +110,8 @@ func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (e
 	}
 }
 
-// intentOf returns the intent of a record. If the worker died during its create, the end of
-// the window is not recorded: it is now, but at most the submit limit after the intent,
+// intentOf returns the intent of a record. If the worker crashed during its create, the end
+// of the window is not recorded: it is now, but at most the submit limit after the intent,
 // since no create is awaited longer.
 func (l *lane) intentOf(rec *jobs.Record) reconcile.Intent {
 	i := reconcile.IntentOf(rec)
@@ -259,8 +259,8 @@ func (l *lane) setLastCreated(ctx context.Context, task string) {
 }
 
 // adopt assigns a task to the job that created it. The record claims the task before the
-// journal has it: a claim left by a worker that died in between would look like another
-// job's task.
+// journal has it: with the other order, after a crash in between, the journal's task could
+// be another job's.
 func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskInfo) error {
 	next := *rec
 	next.State, next.TaskID, next.Adopted = jobs.StateGenerating, task.TaskID, true

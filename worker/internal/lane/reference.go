@@ -10,8 +10,8 @@ import (
 const (
 	referenceNotUploaded = "reference image not uploaded"
 	// referenceBlockTime is how long a rejection may be an outage of the service's store,
-	// during which the job stays at the head of the queue; after that it is taken for
-	// the job's own error.
+	// during which the job stays at the head of the queue; after that it counts as the
+	// job's error.
 	referenceBlockTime = time.Hour
 	// referenceRetry is the retry delay after that, behind other jobs, and
 	// referenceTimeout how long it is retried.
@@ -20,7 +20,7 @@ const (
 )
 
 // referenceRejected handles a reference image that the service's temporary store
-// rejected without saying whether it will ever be accepted. At first the lane waits
+// rejected with an error that may be temporary. At first the lane waits
 // with the job, then it continues with other jobs, and finally the job fails. Nothing
 // was spent.
 func (l *lane) referenceRejected(ctx context.Context, rec *jobs.Record, why error) error {

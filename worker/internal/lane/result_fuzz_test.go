@@ -13,9 +13,8 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
-// Whatever a task's results are, each image that was asked for has its place among
-// them, with a link and its deadline or the reason why there is none, and all of it
-// can be written down.
+// Each requested image is among the results of any task, with a link and its expiry or a
+// reason, and all of them can be encoded.
 func FuzzResults(f *testing.F) {
 	for _, text := range []string{
 		`{"output":{"results":[{"url":"http://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/1d/86/a-1.png?Expires=1767323045&OSSAccessKeyId=k&Signature=a%2Bb%3D"},{"code":"DataInspectionFailed","message":"no"}]}}`,
@@ -56,8 +55,8 @@ func FuzzResults(f *testing.F) {
 	})
 }
 
-// requireSameLink fails if what the signature of a link covers was changed, or
-// anything of a link that is not Aliyun's own.
+// requireSameLink fails if a signed part of a link was changed, or any part of a link
+// that is not Aliyun's.
 func requireSameLink(t *testing.T, given, made string) {
 	t.Helper()
 	if given == made {

@@ -20,9 +20,9 @@ const (
 	listTries = 5
 )
 
-// ask waits until the lane may send a query to the service: all of an account's lanes share
-// half of the account's limit.
-func (l *lane) ask(ctx context.Context) error {
+// awaitQuery waits until the lane may send a query to the service: all of an account's lanes
+// share half of the account's limit.
+func (l *lane) awaitQuery(ctx context.Context) error {
 	return loop.Sleep(ctx, l.queries.Reserve().Delay())
 }
 
@@ -36,7 +36,7 @@ func (l *lane) listAll(ctx context.Context) (tasks []dashscope.TaskInfo, err err
 		tasks = nil
 		first, total := -1, 0
 		for no, more := 1, true; more; no++ {
-			if err := l.ask(ctx); err != nil {
+			if err := l.awaitQuery(ctx); err != nil {
 				return nil, err
 			}
 			page, err := l.cfg.Account.Client.List(ctx, dashscope.ListFilter{Model: name, PageNo: no, PageSize: listPage})
@@ -90,35 +90,35 @@ func (l *lane) takeSnapshot(ctx context.Context) (*reconcile.Snapshot, error) {
 
 // withoutOwner returns the tasks that no record and no journal owns, and which of them are
 // quarantined for a held job.
-func (l *lane) withoutOwner(ctx context.Context, tasks []dashscope.TaskInfo) (unowned []dashscope.TaskInfo, kept map[string]bool, err error) {
+func (l *lane) withoutOwner(ctx context.Context, tasks []dashscope.TaskInfo) (unowned []dashscope.TaskInfo, quarantined map[string]bool, err error) {
 	journaled := l.recorder.Data.Journal.OwnedTasks()
 	var unknown []string
 	byID := map[string]dashscope.TaskInfo{}
 	for _, task := range tasks {
-		mark := journaled[task.TaskID].KeyFingerprint
+		fingerprint := journaled[task.TaskID].KeyFingerprint
 		_, made := l.tasks.Load(task.TaskID)
-		if made && mark == "" {
+		if made && fingerprint == "" {
 			continue
 		}
-		if mark != "" {
-			l.recordKeyID(ctx, mark, task.APIKeyID)
+		if fingerprint != "" {
+			l.recordKeyID(ctx, fingerprint, task.APIKeyID)
 		} else if _, owned := journaled[task.TaskID]; !owned {
 			unknown = append(unknown, task.TaskID)
 			byID[task.TaskID] = task
 		}
 	}
-	notes, err := l.recorder.Store.TaskOwners(ctx, unknown)
+	owners, err := l.recorder.Store.TaskOwners(ctx, unknown)
 	if err != nil {
 		return nil, nil, err
 	}
-	kept = map[string]bool{}
+	quarantined = map[string]bool{}
 	for _, id := range unknown {
-		if notes[id].Job == "" {
+		if owners[id].Job == "" {
 			unowned = append(unowned, byID[id])
-			kept[id] = notes[id].QuarantinedFor != ""
+			quarantined[id] = owners[id].QuarantinedFor != ""
 		}
 	}
-	return unowned, kept, nil
+	return unowned, quarantined, nil
 }
 
 // updateBaseline keeps the last snapshot in which every task of the lane's key was
@@ -146,9 +146,9 @@ func (l *lane) allExplained(ctx context.Context, snapshot *reconcile.Snapshot) (
 	}), nil
 }
 
-// lastClearSnapshot returns the time of the baseline if every task of the lane's key in it
-// is explained, else zero.
-func (l *lane) lastClearSnapshot(ctx context.Context) (time.Time, error) {
+// lastClearTime returns the time of the baseline if every task of the lane's key in it is
+// explained, else zero.
+func (l *lane) lastClearTime(ctx context.Context) (time.Time, error) {
 	l.mu.Lock()
 	snapshot := l.baseline
 	l.mu.Unlock()
@@ -210,7 +210,7 @@ func (l *lane) refreshClock(ctx context.Context) error {
 	if _, known := l.cfg.Account.ServiceNow(); known {
 		return nil
 	}
-	if err := l.ask(ctx); err != nil {
+	if err := l.awaitQuery(ctx); err != nil {
 		return err
 	}
 	page, err := l.cfg.Account.Client.List(ctx, dashscope.ListFilter{PageNo: 1, PageSize: 1})

@@ -121,7 +121,7 @@ func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int
 // newIntent returns the record of a create that is about to be sent, with everything that
 // identifies its task if the reply is lost.
 func (l *lane) newIntent(ctx context.Context, rec *jobs.Record, req *jobs.Request) (*jobs.Record, error) {
-	listed, err := l.lastClearSnapshot(ctx)
+	listed, err := l.lastClearTime(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -296,7 +296,7 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 		return l.taskFailed(ctx, intent, refusal.Code, refusal.Message)
 	case dashscope.KindAmbiguous, dashscope.KindTemporary:
 	}
-	// The execution reconciles it.
+	// drive reads the record again and calls reconcile.
 	_, err = l.markAmbiguous(ctx, intent, err.Error(), refusal.RequestID, errors.Is(err, context.Canceled))
 	return err
 }

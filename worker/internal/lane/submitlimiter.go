@@ -21,8 +21,8 @@ type submitLimiter struct {
 // windowMargin stretches the window to allow for clock drift between worker and service.
 const windowMargin = 1.05
 
-// newSubmitLimiter returns a limiter for a rate per second. If the lane was held before, it assumes
-// that earlier holders have just used up the window.
+// newSubmitLimiter returns a limiter for a rate per second. If the lane was held before, it
+// assumes that earlier holders have just used up the window.
 func newSubmitLimiter(perSecond float64, heldBefore bool) *submitLimiter {
 	n := max(int(math.Ceil(perSecond)), 1)
 	p := &submitLimiter{

@@ -45,8 +45,8 @@ type Dataset struct {
 	checked    time.Time
 }
 
-// NewDataset returns the dataset of a Redis. replay writes to Redis what the worker has on
-// disk; it is called whenever Redis may have lost data.
+// NewDataset returns the dataset of a Redis. replay writes the worker's data directory to
+// Redis; it is called whenever Redis may have lost data.
 func NewDataset(rdb redis.UniversalClient, data *journal.DataDir, log *slog.Logger, exclusive bool, replay func(context.Context) error) *Dataset {
 	return &Dataset{redis: rdb, data: data, log: log, exclusive: exclusive, replay: replay, replaying: semaphore.NewWeighted(1)}
 }

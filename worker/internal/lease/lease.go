@@ -1,5 +1,5 @@
-// Package lease gives a worker exclusive use of a lane, and tells whether Redis, which
-// grants that, still has its data.
+// Package lease gives one worker at a time exclusive use of a lane, by a key in Redis, and
+// detects that Redis may have lost data.
 package lease
 
 import (

@@ -1,5 +1,5 @@
-// Package loop has what every background activity of a worker needs: how it waits, repeats
-// and stops.
+// Package loop provides the waits, repetitions and stops of a worker's background
+// activities.
 //
 // An activity stops when its context ends; the context's cause says why.
 package loop

@@ -9,7 +9,7 @@ import (
 const (
 	// breakerPause is how long a receiver is skipped after a timeout.
 	breakerPause = 30 * time.Second
-	// breakerMemory is how long a receiver's timeout is remembered after that.
+	// breakerMemory is how long a receiver's timeout is kept after that.
 	breakerMemory = time.Hour
 )
 

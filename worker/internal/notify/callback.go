@@ -93,7 +93,7 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 		return failed
 	}
 	defer answer.Body.Close()                                                //nolint:errcheck // read only
-	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, callbackMaxBody)) // otherwise the receiver sees a reset
+	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, callbackMaxBody)) // closing earlier would reset the connection
 	c.breaker.Record(u.Host, time.Now(), trying.Err() != nil)                // the body may time out too
 	return statusError(to, answer)
 }

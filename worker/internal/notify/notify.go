@@ -1,4 +1,4 @@
-// Package notify tells producers that their jobs have ended, by callbacks and follow-ups.
+// Package notify notifies producers that their jobs have ended, by callbacks and follow-ups.
 package notify
 
 import (
@@ -22,7 +22,7 @@ import (
 // Store is what the server needs of the queue.
 type Store interface {
 	Get(ctx context.Context, id string) (*jobs.Record, error)
-	// EnqueueDueNotifications enqueues the notifications that dead processes did not
+	// EnqueueDueNotifications enqueues the notifications that crashed processes did not
 	// enqueue.
 	EnqueueDueNotifications(ctx context.Context) error
 }
@@ -65,15 +65,15 @@ const (
 	// stops. The next worker sends it again.
 	notifyShutdownTimeout = 2 * time.Second
 	// notificationInterval is how often a worker looks for ended jobs without a notification:
-	// the process that ended the job died before it enqueued one.
+	// the process that ended the job crashed before it enqueued one.
 	notificationInterval = 5 * time.Second
 	// maxRetryAfter bounds a receiver's Retry-After: the longest wait of the schedule.
 	maxRetryAfter = 6 * time.Hour
 )
 
 // notificationDelays are the delays between the attempts of a notification: 16 attempts
-// in a day. The first ones cover a receiver's restart, the last ones give a person time
-// to act. They have no jitter: jobs do not end at the same moment.
+// in a day. The first ones cover a receiver's restart, the last ones give an operator
+// time to act. They have no jitter: jobs do not end at the same moment.
 func notificationDelays() []time.Duration {
 	return []time.Duration{
 		5 * time.Second, 30 * time.Second, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute, 20 * time.Minute, 30 * time.Minute,
@@ -116,8 +116,8 @@ func New(cfg Config) (*Server, error) {
 	return &Server{cfg: cfg, log: cfg.Log, callbacks: c, producers: asynq.NewClientFromRedisClient(cfg.Redis)}, nil
 }
 
-// Start starts the server. Until ctx ends it also enqueues the notifications that dead
-// processes did not enqueue. The caller must call Shutdown.
+// Start starts the server. Until ctx ends it also enqueues the notifications that
+// crashed processes did not enqueue. The caller must call Shutdown.
 func (n *Server) Start(ctx context.Context) error {
 	cfg := loop.AsynqConfig(n.log, n.cfg.QueueInterval)
 	cfg.Concurrency = notifyConcurrency

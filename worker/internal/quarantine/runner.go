@@ -28,12 +28,12 @@ type Runner struct {
 	Account, Model string
 	Service        Service
 	// Wait waits until the lane may send a query.
-	Wait     func(context.Context) error
-	Cost     func(images int) (microYuan int64)
+	Wait func(context.Context) error
+	Cost func(images int) (microYuan int64)
 	// MaxImages is the most images that a request for the model may ask for.
 	MaxImages int
-	Recorder *recorder.Recorder
-	Log      *slog.Logger
+	Recorder  *recorder.Recorder
+	Log       *slog.Logger
 
 	group  sync.WaitGroup
 	mu     sync.Mutex

@@ -24,7 +24,7 @@ func TestRules5To8Decide(t *testing.T) {
 	me := create("me", 0, 2)
 	unlisted, clockless, named, rejecting := me, me, me, me
 	unlisted.ListWasClear, clockless.ClockUnknown, named.RequestID, rejecting.Rejected = false, true, "r-b", []string{"a"}
-	other := create("other", 80, 81) // sent when no task of me is expected any more
+	other := create("other", 80, 81) // sent when no task of the first intent is expected any more
 	two, tall := other, other
 	two.Images, tall.Size = 2, "720*1280"
 	old := create("old", -400, -398)
@@ -59,7 +59,7 @@ func TestRules5To8Decide(t *testing.T) {
 		"one, not settled":                              {me: me, unowned: []dashscope.TaskInfo{task("a", 1)}, now: 20, want: Undecided, candidates: []string{"a"}},
 		"one":                                           {me: me, unowned: []dashscope.TaskInfo{task("a", 1)}, now: 40, want: Adopt, candidates: []string{"a"}},
 		"one that was made late":                        {me: me, unowned: []dashscope.TaskInfo{task("a", 100)}, now: 101, want: Adopt, candidates: []string{"a"}},
-		"one, the worker died and came back":            {me: create("me", 0, 310), unowned: []dashscope.TaskInfo{task("a", 1)}, now: 331, want: Undecided, candidates: []string{"a"}},
+		"one, the worker crashed and restarted":         {me: create("me", 0, 310), unowned: []dashscope.TaskInfo{task("a", 1)}, now: 331, want: Undecided, candidates: []string{"a"}},
 		"one, a while after it came back":               {me: create("me", 0, 310), unowned: []dashscope.TaskInfo{task("a", 1)}, now: 343, want: Adopt, candidates: []string{"a"}},
 		"one of another key":                            {me: me, unowned: []dashscope.TaskInfo{of("foreign", task("a", 1))}, now: 330, want: NotCreated},
 		"one, and one of another key":                   {me: me, unowned: []dashscope.TaskInfo{task("a", 1), of("foreign", task("b", 1))}, now: 40, want: Adopt, candidates: []string{"a"}},

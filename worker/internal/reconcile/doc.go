@@ -1,4 +1,4 @@
 // Package reconcile determines the outcome of ambiguous creates from the account's task
-// list. It is pure: the lane takes the snapshots and applies the decisions. The rules are
-// in worker/docs/spending.md.
+// list. [Decide] is pure: the lane takes the snapshots and applies the decisions. [Intents]
+// is a lane's index of settled intents, in Redis. The rules are in worker/docs/spending.md.
 package reconcile

@@ -83,7 +83,7 @@ type Intent struct {
 	Rejected []string `json:"rejected,omitempty"`
 }
 
-// IntentOf returns the intent of a record. Until is zero if the worker died during its
+// IntentOf returns the intent of a record. Until is zero if the worker crashed during its
 // create.
 func IntentOf(rec *jobs.Record) Intent {
 	i := Intent{

@@ -2,8 +2,8 @@ package reconcile
 
 import "github.com/danqing-queue/danqing/jobs"
 
-// WorkerCrashed is the reason of an ambiguous create whose worker died.
-const WorkerCrashed = "the worker died while submitting the job"
+// WorkerCrashed is the reason of an ambiguous create whose worker crashed.
+const WorkerCrashed = "the worker crashed while submitting the job"
 
 // AmbiguousMessage begins the message of a record with an ambiguous create.
 const AmbiguousMessage = "the create got no usable answer; reconciling with the task list before resubmitting: "

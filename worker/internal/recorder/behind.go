@@ -21,7 +21,7 @@ func IsBehind(known, journaled *jobs.Record, at time.Time) bool {
 		return false
 	}
 	if known.State == jobs.StateHeld && known.TaskID == "" && journaled.TaskID != "" {
-		return true // the journal has the task that others did not find
+		return true // the journal has the task that the other worker did not find
 	}
 	return stateRank(known.State) < stateRank(journaled.State)
 }

@@ -122,7 +122,7 @@ func (r *Recorder) Finish(ctx context.Context, rec, next *jobs.Record) error {
 		return &SidecarError{err}
 	}
 	r.Journal(journal.KindFinished, next)
-	next.Results, next.SpoolOwner, next.SpoolLocation = nil, "", "" // they have done their duty
+	next.Results, next.SpoolOwner, next.SpoolLocation = nil, "", "" // not needed any more
 	return r.Transition(ctx, rec, next)
 }
 

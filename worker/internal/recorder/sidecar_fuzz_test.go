@@ -11,8 +11,8 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 )
 
-// A sidecar of any making becomes its job's record, or is refused as damaged: what
-// was paid for stays what it was.
+// Any sidecar is converted to its job's record or refused as unreadable, and the record
+// has the same cost and images.
 func FuzzRecordOf(f *testing.F) {
 	for _, text := range []string{
 		`{"job_id":"a","digest":"d","state":"succeeded","account":"default","model":"wanx-v1","request":{"prompt":"<水彩>","n":2,"seed":7},"attempts":[{"attempt":1,"term":1,"task_id":"t1","outcome":"failed","code":"E"},{"attempt":2,"term":1,"task_id":"t2","verdict":"succeeded"}],"images":[{"n":1,"state":"stored","key":"k","bytes":9,"sha256":"s"},{"n":2,"state":"failed","code":"E"}],"cost_micro_yuan":160000}`,
