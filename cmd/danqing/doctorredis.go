@@ -28,9 +28,7 @@ const (
 	// second. The value is our choice.
 	maxRedisLatency = 100 * time.Millisecond
 	// pings is how many pings are timed, for their median.
-	pings = 5
-	// doctorKey is written to check whether Redis accepts writes. It expires.
-	doctorKey      = "danqing:doctor"
+	pings          = 5
 	doctorLifetime = 10 * time.Second
 )
 
@@ -150,7 +148,7 @@ func (d *doctor) checkClock(whose string, at, asked time.Time) {
 
 // checkRedisDurability checks Redis's persistence settings, and that it accepts writes.
 func (d *doctor) checkRedisDurability(ctx context.Context, rdb *redis.Client) {
-	if err := rdb.Set(ctx, doctorKey, 1, doctorLifetime).Err(); err != nil {
+	if err := rdb.Set(ctx, rediskey.DoctorProbe, 1, doctorLifetime).Err(); err != nil {
 		d.bad("check for a full memory with noeviction, a replica, or a user without +@all ~danqing:* ~asynq:* &danqing:*", "Redis takes no writes: %v", err)
 	}
 	durability, err := redishealth.Probe(ctx, rdb)

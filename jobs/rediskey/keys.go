@@ -125,16 +125,18 @@ const (
 	LaneLease = "lease"
 	// LaneTerm is the term of the lane's last holder. Lifetime: none.
 	LaneTerm = "term"
-	// LaneInFlight is a hash of the lane's jobs between intent and end → time of the
-	// mark. Reader: the next holder. Lifetime: an entry is removed at the job's end.
+	// LaneInFlight is a hash of the jobs that the lane works on → time of the mark.
+	// Writers: also other lanes, a worker's recovery and its janitor. Reader: the next
+	// holder. Lifetime: an entry is removed when the lane's work on the job has ended.
 	LaneInFlight = "in_flight"
 	// LaneIntents is a hash JOB.ATTEMPT → intent as JSON, of the creates whose outcome
 	// stayed open and which were bought again or are held. Lifetime: an entry is removed
-	// once no late task can appear. Writers: the script that writes records; lanes, once
-	// a late task is found.
+	// once no late task can appear. Writers: the script that writes records; a
+	// worker's recovery; the holder, once a late task is found.
 	LaneIntents = "intents"
-	// LaneQuarantine is a hash TASK → quarantined task as JSON. Lifetime: an entry is
-	// removed once its images are in the bucket.
+	// LaneQuarantine is a hash TASK → quarantined task as JSON. Writers: also a worker's
+	// recovery. Lifetime: an entry is removed once its images are in the bucket and no
+	// job is to be held for it any more.
 	LaneQuarantine = "quarantine"
 	// LaneVerifiedDataset is the dataset that the lane was last verified against.
 	// Lifetime: none.
