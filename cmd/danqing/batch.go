@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -131,23 +133,32 @@ func checkNames(batchFiles []batchFile) error {
 	return nil
 }
 
-func (p *program) readBatchFile(ctx context.Context, file string, f batchFlags, cfg *config.Config, refs references) (batchFile, error) {
-	name, in, dir := f.name, p.stdin, "."
+// openBatch opens a batch file, or standard input for "-". It returns the folder of the file
+// and the name of the batch. command is the command that reads it.
+func (p *program) openBatch(command, file, name string) (in io.ReadCloser, dir, batch string, err error) {
 	if file == "-" {
 		if name == "" {
-			return batchFile{}, usageErrorf("as in: danqing batch - --name cats", "standard input has no name: --name is missing")
+			return nil, "", "", usageErrorf("as in: danqing "+command+" - --name cats", "standard input has no name: --name is missing")
 		}
-	} else {
-		opened, err := os.Open(file) //nolint:gosec // the path is from the user
-		if err != nil {
-			return batchFile{}, usageErrorf("name a file of JSON lines", "%w", err)
-		}
-		defer opened.Close() //nolint:errcheck // read only
-		in, dir = opened, filepath.Dir(file)
-		if name == "" {
-			name = jobs.BatchName(file)
-		}
+		return io.NopCloser(p.stdin), ".", name, nil
 	}
+	const hint = "name a file of JSON lines"
+	opened, err := os.Open(file) //nolint:gosec // the path is from the user
+	if err != nil {
+		return nil, "", "", usageErrorf(hint, "%w", err)
+	}
+	if info, err := opened.Stat(); err == nil && info.IsDir() {
+		return nil, "", "", errors.Join(usageErrorf(hint, "%s is a directory: name a file", file), opened.Close())
+	}
+	return opened, filepath.Dir(file), cmp.Or(name, jobs.BatchName(file)), nil
+}
+
+func (p *program) readBatchFile(ctx context.Context, file string, f batchFlags, cfg *config.Config, refs references) (batchFile, error) {
+	in, dir, name, err := p.openBatch("batch", file, f.name)
+	if err != nil {
+		return batchFile{}, err
+	}
+	defer in.Close() //nolint:errcheck // read only
 	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: cfg.Models[0], Resolve: refs.resolver(dir), Stage: p.stager(ctx, refs)})
 	var wrong *jobs.BatchError
 	if err != nil && !errors.As(err, &wrong) {

@@ -313,8 +313,8 @@ func TestDocumentedGoCompiles(t *testing.T) {
 			}
 			source := b.text
 			if !strings.HasPrefix(source, "package ") {
-				source = "package main\n\nimport (\n\t\"context\"\n\n\t\"github.com/redis/go-redis/v9\"\n\n\t\"" + module + "/jobs\"\n)\n\n" +
-					"func main() {\n\tctx := context.Background()\n" + source + "\tprintln(job.State, err.Error())\n}\n"
+				source = "package main\n\nimport (\n\t\"context\"\n\t\"fmt\"\n\n\t\"github.com/redis/go-redis/v9\"\n\n\t\"" + module + "/jobs\"\n)\n\n" +
+					"func main() { fmt.Println(run(context.Background())) }\n\nfunc run(ctx context.Context) error {\n" + source + "\treturn nil\n}\n"
 			}
 			file := filepath.Join(t.TempDir(), "main.go")
 			require.NoError(t, os.WriteFile(file, []byte(source), 0o600))

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -193,22 +191,11 @@ func (e *enqueuer) enqueueFiles(ctx context.Context, files []string, f enqueueFl
 }
 
 func (e *enqueuer) readBatch(ctx context.Context, file, name string) (*jobs.Batch, error) {
-	in, dir := e.stdin, "."
-	if file == "-" {
-		if name == "" {
-			return nil, usageErrorf("as in: danqing enqueue - --name cats", "standard input has no name: --name is missing")
-		}
-	} else {
-		opened, err := os.Open(file) //nolint:gosec // the path is from the user
-		if err != nil {
-			return nil, usageErrorf("name a file of JSON lines", "%w", err)
-		}
-		defer opened.Close() //nolint:errcheck // read only
-		in, dir = opened, filepath.Dir(file)
-		if name == "" {
-			name = jobs.BatchName(file)
-		}
+	in, dir, name, err := e.openBatch("enqueue", file, name)
+	if err != nil {
+		return nil, err
 	}
+	defer in.Close() //nolint:errcheck // read only
 	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: e.cfg.Models[0], Resolve: e.refs.resolver(dir), Stage: e.stager(ctx, e.refs)})
 	var wrong *jobs.BatchError
 	if err != nil && !errors.As(err, &wrong) {

@@ -156,6 +156,8 @@ func hint(err error) string {
 		return "jobs leave the queue a week after their end; set DANQING_S3_BUCKET to read their sidecars"
 	case errors.Is(err, journal.ErrDataDirInUse):
 		return "if it is danqing up, use danqing enqueue; otherwise wait for it to end. Each worker needs its own DANQING_DATA_DIR"
+	case errors.Is(err, journal.ErrDataDir):
+		return "make the folder writable for the user that runs danqing, or set DANQING_DATA_DIR to one that is"
 	case errors.As(err, &refused):
 		return refused.Hint()
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -122,11 +123,30 @@ func checkResults(path, input string) error {
 		if in, err := os.Stat(input); err == nil && os.SameFile(in, info) && resultsPath(input, "", false) != path && resultsPath(input, "", true) != path {
 			return usageErrorf(hint, "results %s: that is the batch file itself", path)
 		}
+		if !isResultsFile(path) {
+			return usageErrorf(hint, "results %s: the file exists and is not a results file", path)
+		}
 	}
 	if err := checkWritableFolder(path); err != nil {
 		return usageErrorf(hint, "results: %w", err)
 	}
 	return nil
+}
+
+// isResultsFile reports whether a file is empty or begins with a result line.
+func isResultsFile(path string) bool {
+	file, err := os.Open(path) //nolint:gosec // the user's own file
+	if err != nil {
+		return false
+	}
+	defer file.Close() //nolint:errcheck // read only
+	var first struct {
+		Result *struct {
+			JobID string `json:"job_id"`
+		} `json:"danqing"`
+	}
+	err = json.NewDecoder(io.LimitReader(file, 1<<20)).Decode(&first)
+	return errors.Is(err, io.EOF) || err == nil && first.Result != nil && first.Result.JobID != ""
 }
 
 // checkWritableFolder fails if no file can be created in the folder of path.

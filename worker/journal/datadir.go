@@ -32,20 +32,24 @@ type DataDir struct {
 // ErrDataDirInUse means that another process uses the data directory.
 var ErrDataDirInUse = errors.New("the data directory is in use by another danqing process")
 
+// ErrDataDir means that the data directory cannot be created, read or written.
+var ErrDataDir = errors.New("data directory")
+
 // OpenDataDir creates and locks the directory at path and opens its journal and spend log.
-// The caller must Close it. It fails with [ErrDataDirInUse] if another process uses it.
+// The caller must Close it. It fails with [ErrDataDirInUse] if another process uses it, and
+// with [ErrDataDir] if it cannot be created or locked.
 func OpenDataDir(path string) (*DataDir, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
 	if err := os.MkdirAll(path, 0o750); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
+		return nil, fmt.Errorf("%w: %w", ErrDataDir, err)
 	}
 	lock := flock.New(filepath.Join(path, "lock"))
 	locked, err := lock.TryLock()
 	if err != nil {
-		return nil, fmt.Errorf("lock data directory %s: %w", path, err)
+		return nil, fmt.Errorf("%w: lock: %w", ErrDataDir, err)
 	}
 	if !locked {
 		return nil, fmt.Errorf("%s: %w", path, ErrDataDirInUse)
