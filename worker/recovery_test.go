@@ -1,0 +1,100 @@
+package worker_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// stopAfter calls stop after the first write of a record in a state, or instead of it.
+type stopAfter struct {
+	state  string
+	before bool
+	stop   func()
+	done   atomic.Bool
+}
+
+func (r *stopAfter) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (r *stopAfter) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		first := writesState(cmd, r.state) && r.done.CompareAndSwap(false, true)
+		if !first {
+			return next(ctx, cmd)
+		}
+		defer func() {
+			r.stop()
+			<-time.After(time.Second)
+		}()
+		if r.before {
+			cmd.SetErr(errOutage)
+			return errOutage
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (r *stopAfter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// A worker that is stopped while it replays its journal leaves no record without the mark
+// by which a lane finds its task.
+func TestStopDuringAReplay(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Hour, time.Hour)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateGenerating)
+		s.stop()
+
+		s.shared = true
+		s.start()
+		s.worker.Stop()
+		require.NoError(t, <-s.ended)
+		require.NoError(t, s.data.Close())
+		require.NoError(t, s.redis.FlushAll(t.Context()).Err())
+		s.worker, s.data = s.newWorker("data")
+		hook := &stopAfter{state: "generating", stop: s.worker.Stop}
+		s.queue.Client().AddHook(hook)
+		require.ErrorIs(t, s.worker.Prepare(t.Context()), worker.ErrStopped)
+		require.True(t, hook.done.Load())
+		s.ended <- nil
+		assert.True(t, s.redis.HExists(t.Context(), rediskey.Lane("default", "wanx-v1", rediskey.LaneInFlight), "job-1").Val())
+	})
+}
+
+// A worker dies after the journal holds a job and before the record does: once the journal
+// has brought the record up to date, the job's intent is in the index all the same, for
+// tasks that appear later.
+func TestDeathBeforeAHoldKeepsTheIntent(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.stop()
+		s.shared = true
+		s.start()
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		hook := &stopAfter{state: "held", before: true, stop: s.worker.Stop}
+		s.queue.Client().AddHook(hook)
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Times: -1, Reset: simulator.ResetBefore})
+		s.enqueueMany(1)
+		require.NoError(t, <-s.ended)
+		require.True(t, hook.done.Load())
+		require.Equal(t, jobs.StateSubmitting, s.get("job-1").State)
+		require.NoError(t, s.data.Close())
+		s.worker, s.data = s.newWorker("data")
+		s.run()
+		require.Equal(t, jobs.StateHeld, s.wait("job-1").State)
+		assert.True(t, s.redis.HExists(t.Context(), rediskey.Lane("default", "wanx-v1", rediskey.LaneIntents), "job-1.3").Val())
+	})
+}
