@@ -90,7 +90,10 @@ func (l *List) JobHeld(ctx context.Context, account, model, taskID string) error
 	if err != nil {
 		return err
 	}
-	task := tasks[taskID]
+	task, ok := tasks[taskID]
+	if !ok {
+		return nil // Redis has lost it
+	}
 	task.HoldsNext = false
 	encoded, err := compactjson.Marshal(task)
 	if err != nil {
