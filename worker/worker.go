@@ -154,7 +154,7 @@ func (w *Worker) Unfinished(ctx context.Context) bool {
 		return true
 	}
 	for _, l := range w.lanes {
-		if n, err := w.recovery.quarantine.Len(ctx, l.Account.Name, l.Model.Name); err == nil && n > 0 {
+		if n, err := w.recovery.quarantine.Unstored(ctx, l.Account.Name, l.Model.Name); err == nil && n > 0 {
 			return true
 		}
 	}

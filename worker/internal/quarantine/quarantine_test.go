@@ -18,7 +18,7 @@ func TestJobHeldForALostTask(t *testing.T) {
 	defer queue.Close() //nolint:errcheck // in memory
 	list := &quarantine.List{Redis: queue.Client()}
 	require.NoError(t, list.JobHeld(t.Context(), "default", "wanx-v1", "task"))
-	n, err := list.Len(t.Context(), "default", "wanx-v1")
+	n, err := list.Unstored(t.Context(), "default", "wanx-v1")
 	require.NoError(t, err)
 	assert.Zero(t, n)
 }

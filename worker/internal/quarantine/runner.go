@@ -102,8 +102,11 @@ func (q *Runner) startAll(ctx context.Context) error {
 		switch {
 		case state == waiting:
 			q.group.Go(func() {
-				after := waiting
-				if q.process(ctx, task) == nil {
+				after, err := waiting, q.process(ctx, task)
+				if err == nil && task.HoldsNext {
+					err = q.List.markStored(ctx, id)
+				}
+				if err == nil {
 					after = stored
 				}
 				q.mu.Lock()
