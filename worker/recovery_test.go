@@ -98,3 +98,38 @@ func TestDeathBeforeAHoldKeepsTheIntent(t *testing.T) {
 		assert.True(t, s.redis.HExists(t.Context(), rediskey.Lane("default", "wanx-v1", rediskey.LaneIntents), "job-1.3").Val())
 	})
 }
+
+// A caller that gives up on Prepare while Redis is away, in the middle of the replay, does
+// not wait for Redis.
+func TestPrepareEndsWithItsContext(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Hour, time.Hour)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateGenerating)
+		s.worker.Stop()
+		require.NoError(t, <-s.ended)
+		require.NoError(t, s.data.Close())
+		require.NoError(t, s.redis.FlushAll(t.Context()).Err())
+		s.worker, s.data = s.newWorker("data")
+		down := &outage{}
+		hook := &stopAfter{state: "generating", before: true, stop: func() { down.on.Store(true) }}
+		s.queue.Client().AddHook(hook)
+		s.queue.Client().AddHook(down)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.worker.Prepare(ctx) }()
+		<-time.After(time.Minute)
+		require.True(t, hook.done.Load())
+		cancel()
+		select {
+		case err := <-ended:
+			require.ErrorIs(t, err, context.Canceled)
+		case <-time.After(time.Minute):
+			assert.Fail(t, "Prepare goes on")
+			s.worker.Stop()
+			<-ended
+		}
+		down.on.Store(false)
+		s.ended <- nil
+	})
+}
