@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -131,5 +132,52 @@ func TestPrepareEndsWithItsContext(t *testing.T) {
 		}
 		down.on.Store(false)
 		s.ended <- nil
+	})
+}
+
+// stopAtQuarantine calls stop after a task was added to a quarantine.
+type stopAtQuarantine struct {
+	stop func()
+	done atomic.Bool
+}
+
+func (r *stopAtQuarantine) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (r *stopAtQuarantine) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		key, _ := cmd.Args()[min(1, len(cmd.Args())-1)].(string)
+		if cmd.Name() == "hsetnx" && strings.HasSuffix(key, ":quarantine") && r.done.CompareAndSwap(false, true) {
+			r.stop()
+			<-time.After(time.Second)
+		}
+		return err
+	}
+}
+
+func (r *stopAtQuarantine) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// A worker that is stopped when it has just found the late task of a lost create notes all
+// the same that the create has made it: any further task has another creator, and must not
+// be canceled.
+func TestStopAtALateTask(t *testing.T) {
+	sim := &simulator.Simulator{TaskTime: simulator.Between(4*time.Minute, 4*time.Minute)}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		hook := &stopAtQuarantine{stop: s.worker.Stop}
+		s.queue.Client().AddHook(hook)
+		late := s.holdBack("prompt of job-1", 7*time.Minute)
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Match: late.match, Reset: simulator.ResetBefore})
+		s.enqueueMany(3)
+		<-late.done
+		require.NoError(t, <-s.ended)
+		s.ended <- nil
+		require.True(t, hook.done.Load())
+		encoded, err := s.redis.HGet(t.Context(), rediskey.Lane("default", "wanx-v1", rediskey.LaneIntents), "job-1.1").Result()
+		require.NoError(t, err)
+		assert.Contains(t, encoded, "late_task_found")
 	})
 }

@@ -15,7 +15,7 @@ func (l *lane) recordKeyID(ctx context.Context, mark, keyID string) {
 	if keyID == "" || journal.KeyID(mark) == keyID {
 		return
 	}
-	if err := errors.Join(journal.SetKeyID(mark, keyID), l.recorder.Store.SetKeyID(ctx, mark, keyID)); err != nil {
+	if err := errors.Join(journal.SetKeyID(mark, keyID), l.recorder.Store.SetKeyID(context.WithoutCancel(ctx), mark, keyID)); err != nil {
 		l.log.Warn("api_key_id not recorded", "err", err)
 	}
 }
