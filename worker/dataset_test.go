@@ -130,6 +130,24 @@ func TestRule14HoldsOneJobForOneTask(t *testing.T) {
 	})
 }
 
+// A task for which no job could be held yet does not keep a run from its end: its images
+// are stored. The next job is held for it all the same.
+func TestRule14StoredTaskIsFinished(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.share()
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		s.foreignTask()
+		require.NoError(t, s.redis.FlushAll(t.Context()).Err())
+		<-time.After(time.Hour)
+		s.requireKept(s.sim.Tasks()[1].ID)
+		assert.False(t, s.worker.Unfinished(t.Context()))
+		s.enqueueMany(2)
+		assert.Equal(t, jobs.StateHeld, s.wait("job-1").State)
+		s.requireMadeOnce("job-2")
+	})
+}
+
 // Redis loses its last second: the record of a job with a running task says that the job
 // waits. The journal corrects it.
 func TestRule15RedisLostItsLastSecond(t *testing.T) {

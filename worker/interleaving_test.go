@@ -344,3 +344,35 @@ func TestAdoptedTaskDrawnByAnotherAccount(t *testing.T) {
 		s.requireStored("job-1", 1) // simulated, as its task was
 	})
 }
+
+// A lane that only finishes what was left, a task in flight and one in its quarantine, ends
+// with the quarantine empty, whenever the tasks end.
+func TestDrainLaneEmptiesTheQuarantine(t *testing.T) {
+	const flash = "wan2.2-t2i-flash"
+	for _, later := range []time.Duration{40 * time.Second, 42 * time.Second} {
+		t.Run(later.String(), func(t *testing.T) {
+			sim := &simulator.Simulator{TaskTime: simulator.Between(2*time.Minute, 2*time.Minute)}
+			bubbleWith(t, sim, map[string][]worker.Lane{"": {{Model: flash}}}, func(t *testing.T, s *stack) {
+				s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Model: flash})
+				s.state("job-1", jobs.StateGenerating)
+				<-time.After(later)
+				s.worker.Stop()
+				require.NoError(t, <-s.ended)
+				s.ended <- nil
+				s.foreignOf(flash)
+				task := sim.Tasks()[1].ID
+				key := rediskey.Lane("default", flash, rediskey.LaneQuarantine)
+				require.NoError(t, s.redis.HSet(t.Context(), key, task, `{"job_id":"job-0","attempt":1,"account":"default","model":"`+flash+`","task_id":"`+task+`"}`).Err())
+				s.accounts = nil // a lane for wanx-v1 alone
+				b := s.secondWorker()
+				ended := make(chan error, 1)
+				go func() { ended <- b.Run(t.Context()) }()
+				<-time.After(time.Hour)
+				s.requireKept(task)
+				assert.False(t, b.Unfinished(t.Context()))
+				b.Stop()
+				require.NoError(t, <-ended)
+			})
+		})
+	}
+}

@@ -112,6 +112,7 @@ func (r *recovery) Merge(ctx context.Context, journaled *jobs.Record, at time.Ti
 	if err != nil {
 		return err
 	}
+	ctx = context.WithoutCancel(ctx) // the record is not behind any more: nobody would repeat this
 	switch next.State {
 	case jobs.StateSubmitting, jobs.StateGenerating:
 		return r.recorder.MarkInFlight(ctx, next.Account, next.Model, next.ID)
@@ -137,7 +138,8 @@ func (r *recovery) quarantineSuperseded(ctx context.Context, known, journaled *j
 func (r *recovery) republishIntents(ctx context.Context) error {
 	entries := r.recorder.Data.Journal.Resubmitted()
 	for _, e := range r.recorder.Data.Journal.OpenJobs() {
-		if e.Kind == journal.KindHeld && len(e.Record.Candidates) > 0 && time.Since(e.At) < journal.TaskRetention {
+		ambiguous := len(e.Record.Candidates) > 0 || e.Record.Code == jobs.CodeSubmitAmbiguous
+		if e.Kind == journal.KindHeld && ambiguous && time.Since(e.At) < journal.TaskRetention {
 			entries = append(entries, e)
 		}
 	}

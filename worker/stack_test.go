@@ -45,7 +45,8 @@ type stack struct {
 	budget int64            // of each account for a day, in micro-yuan
 	prices map[string]int64 // per image, if not the catalog's
 
-	away atomic.Bool // the bucket refuses every connection
+	away  atomic.Bool // the bucket refuses every connection
+	hangs atomic.Bool // the bucket does not answer when something is written
 	// dial, unless nil, dials DashScope instead of the simulator's dialer.
 	dial func(context.Context, string, string) (net.Conn, error)
 
@@ -118,6 +119,10 @@ func newStack(t *testing.T, dir string, sim *simulator.Simulator) *stack {
 		HTTPClient: clientFunc(func(r *http.Request) (*http.Response, error) {
 			if s.away.Load() {
 				return nil, errAway
+			}
+			if s.hangs.Load() && r.Method == http.MethodPut {
+				<-r.Context().Done()
+				return nil, context.Cause(r.Context())
 			}
 			return files.HTTPClient().Do(r)
 		}),

@@ -189,3 +189,26 @@ func TestHandOverWhileTheBucketIsUnavailable(t *testing.T) {
 		s.requireMadeOnce("job-1")
 	})
 }
+
+// A stop does not wait for a bucket that does not answer either when a job that costs
+// nothing is ended: its deadline has passed.
+func TestStopWhileTheEndOfAnOverdueJobHangs(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.stop()
+		s.queueInterval = 200 * time.Millisecond // the worker's own
+		s.start()
+		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", ""))
+		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Deadline: time.Now().Add(30 * time.Second)})
+		<-time.After(40 * time.Second)
+		s.hangs.Store(true)
+		require.NoError(t, jobs.NewInspector(s.redis).ResumeAccount(t.Context(), "default"))
+		<-time.After(10 * time.Second)
+		require.False(t, s.get("job-1").State.Final())
+		stopped := time.Now()
+		s.worker.Stop()
+		require.NoError(t, <-s.ended)
+		s.ended <- nil
+		assert.Less(t, time.Since(stopped), 5*time.Second)
+	})
+}

@@ -154,7 +154,7 @@ func (w *Worker) Unfinished(ctx context.Context) bool {
 		return true
 	}
 	for _, l := range w.lanes {
-		if n, err := w.recovery.quarantine.Len(ctx, l.Account.Name, l.Model.Name); err == nil && n > 0 {
+		if n, err := w.recovery.quarantine.Unstored(ctx, l.Account.Name, l.Model.Name); err == nil && n > 0 {
 			return true
 		}
 	}
@@ -164,12 +164,13 @@ func (w *Worker) Unfinished(ctx context.Context) bool {
 // Prepare probes the accounts and merges the journal into the records. It spends nothing.
 // While no service is reachable or Redis is not writable it logs a warning and retries. It
 // fails if every key is refused, and with [ErrGateway], [ErrMixed], [ErrSameAccount] or
-// [ErrStopped]. An account that is not usable yet does not delay the others. [Worker.Run]
-// calls Prepare if the caller did not.
+// [ErrStopped]. An account that is not usable yet does not delay the others. If ctx ends
+// first, the worker is stopped. [Worker.Run] calls Prepare if the caller did not.
 func (w *Worker) Prepare(ctx context.Context) error {
 	if w.prepared {
 		return nil
 	}
+	defer context.AfterFunc(ctx, w.Stop)() // ends the repetition of writes, too
 	ctx, release := w.untilStop(ctx)
 	defer release()
 	err := w.prepare(ctx)

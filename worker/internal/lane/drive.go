@@ -37,8 +37,8 @@ func (l *lane) drive(ctx context.Context, e *execution, id string, from source) 
 		case rec.State.Waiting() && from.message != nil:
 			err = l.submitInSlot(ctx, e, rec, from.message.Request)
 		case rec.State.Waiting() && reconciled && rec.Request != nil:
-			reconciled = false
 			err = l.submitInSlot(ctx, e, rec, rec.OriginalRequest())
+			reconciled = mustReread(err)
 		case rec.State.Waiting():
 			return from.waiting(ctx, rec)
 		case rec.State == jobs.StateSubmitting && !l.foreign(rec):
@@ -53,12 +53,31 @@ func (l *lane) drive(ctx context.Context, e *execution, id string, from source) 
 			rec = nil
 		}
 		switch {
-		case errors.Is(err, errReread), errors.Is(err, jobs.ErrConflict):
+		case mustReread(err):
 		case err != nil && from.message == nil && errors.As(err, new(*jobError)): // the record has the reason
+		case from.message == nil && mustRepeat(rec, err):
+			wait := l.waits.unreachable.Next()
+			l.log.Warn("job not continued, retrying", "job_id", id, "err", err, "wait", wait)
+			if err := loop.Sleep(ctx, wait); err != nil {
+				return err
+			}
 		case err != nil, rec == nil:
 			return err
 		}
 	}
+}
+
+// mustReread reports whether an error of a step means that the record has changed.
+func mustReread(err error) bool {
+	return errors.Is(err, errReread) || errors.Is(err, jobs.ErrConflict)
+}
+
+// mustRepeat reports whether a step of a job found in flight has failed with an error that
+// is not the job's, a permanent one of Redis for example. The job may have a task, and no
+// message brings it back. A job that waits is left to its message instead, after the pause.
+func mustRepeat(rec *jobs.Record, err error) bool {
+	paused := errors.As(err, new(*pauseError)) && (rec == nil || rec.State != jobs.StateSubmitting)
+	return err != nil && !stopped(err) && !paused
 }
 
 // leave ends the lane's work on a job: it enqueues the store message, repeats the error of a

@@ -20,8 +20,12 @@ func (l *lane) fail(ctx context.Context, rec *jobs.Record, code, message string)
 // finishJob ends a job without an image. It repeats that while the bucket is unavailable,
 // until the term ends.
 func (l *lane) finishJob(ctx context.Context, rec, next *jobs.Record) error {
+	writing := l.hard
+	if rec.State.Waiting() {
+		writing = ctx // no create has begun: a stop need not wait for the bucket
+	}
 	for {
-		err := l.recorder.Finish(l.hard, rec, next)
+		err := l.recorder.Finish(writing, rec, next)
 		if !errors.As(err, new(*recorder.SidecarError)) {
 			return outcome(next, err)
 		}

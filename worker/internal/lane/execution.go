@@ -182,7 +182,7 @@ func (l *lane) withInFlightMark(ctx context.Context, id string, work func(contex
 		return l.redisPause(err)
 	}
 	err := work(ctx)
-	if stopped(err) {
+	if stopped(err) || l.hard.Err() != nil {
 		return err // the next holder resumes it
 	}
 	l.clearInFlight(ctx, id)

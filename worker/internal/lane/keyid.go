@@ -15,7 +15,7 @@ func (l *lane) recordKeyID(ctx context.Context, fingerprint, keyID string) {
 	if keyID == "" || journal.KeyID(fingerprint) == keyID {
 		return
 	}
-	if err := errors.Join(journal.SetKeyID(fingerprint, keyID), l.recorder.Store.SetKeyID(ctx, fingerprint, keyID)); err != nil {
+	if err := errors.Join(journal.SetKeyID(fingerprint, keyID), l.recorder.Store.SetKeyID(context.WithoutCancel(ctx), fingerprint, keyID)); err != nil {
 		l.log.Warn("api_key_id not recorded", "err", err)
 	}
 }

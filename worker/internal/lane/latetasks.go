@@ -33,11 +33,12 @@ func (l *lane) findLateTasks(ctx context.Context) {
 		// before the intent, or appear at any time.
 		extra := creator.ListWasClear && creator.CouldHaveCreated(task, l.cfg.SubmitLimit())
 		l.log.Error("late or foreign task found: quarantining its images", "job_id", creator.JobID, "task_id", task.TaskID, "cancel", extra)
-		err := l.cfg.Quarantine.Add(ctx, quarantine.Task{JobID: creator.JobID, Attempt: creator.Attempt, Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, TaskID: task.TaskID, Extra: extra})
+		both := context.WithoutCancel(ctx) // or the creator would be blamed for another task
+		err := l.cfg.Quarantine.Add(both, quarantine.Task{JobID: creator.JobID, Attempt: creator.Attempt, Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, TaskID: task.TaskID, Extra: extra})
 		if err == nil {
 			// Any further task has another creator.
 			creator.LateTaskFound = true
-			err = l.intentIndex.Put(ctx, *creator)
+			err = l.intentIndex.Put(both, *creator)
 		}
 		if err != nil {
 			loop.WarnRedis(l.log, err, "task_id", task.TaskID)

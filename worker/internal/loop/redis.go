@@ -39,7 +39,7 @@ func RetryRedis(ctx, stopping context.Context, log *slog.Logger, do func(context
 // loading, failing over or unreachable.
 func IsTransient(err error) bool {
 	if answer := redis.Error(nil); !errors.As(err, &answer) {
-		return errors.As(err, new(net.Error)) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, redis.ErrPoolTimeout)
+		return errors.As(err, new(net.Error)) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, redis.ErrPoolTimeout) || errors.Is(err, redis.ErrPoolExhausted)
 	}
 	for _, may := range []func(error) bool{
 		redis.IsOOMError, redis.IsLoadingError, redis.IsReadOnlyError, redis.IsClusterDownError,

@@ -90,7 +90,10 @@ func (l *List) JobHeld(ctx context.Context, account, model, taskID string) error
 	if err != nil {
 		return err
 	}
-	task := tasks[taskID]
+	task, ok := tasks[taskID]
+	if !ok {
+		return nil // Redis has lost it
+	}
 	task.HoldsNext = false
 	encoded, err := compactjson.Marshal(task)
 	if err != nil {
@@ -116,7 +119,34 @@ func (l *List) tasks(ctx context.Context, account, model string) (map[string]Tas
 	return tasks, nil
 }
 
-// Len returns the number of quarantined tasks of an account's lane for a model.
-func (l *List) Len(ctx context.Context, account, model string) (int64, error) {
-	return l.Redis.HLen(ctx, key(account, model)).Result()
+// storedField is set in a task's hash when its images are stored, and the task stays in the
+// list with HoldsNext.
+const storedField = "stored"
+
+func (l *List) markStored(ctx context.Context, taskID string) error {
+	if err := l.Redis.HSet(ctx, rediskey.Task(taskID), storedField, 1).Err(); err != nil {
+		return fmt.Errorf("mark quarantined task %s stored: %w", taskID, err)
+	}
+	return nil
+}
+
+// Unstored returns the number of a lane's tasks whose images are not stored yet.
+func (l *List) Unstored(ctx context.Context, account, model string) (int, error) {
+	tasks, err := l.tasks(ctx, account, model)
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for id, task := range tasks {
+		stored := false
+		if task.HoldsNext {
+			if stored, err = l.Redis.HExists(ctx, rediskey.Task(id), storedField).Result(); err != nil {
+				return 0, fmt.Errorf("read quarantined task %s: %w", id, err)
+			}
+		}
+		if !stored {
+			n++
+		}
+	}
+	return n, nil
 }

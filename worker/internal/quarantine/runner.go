@@ -70,12 +70,13 @@ func (q *Runner) Run(ctx context.Context, interval time.Duration) (stop func()) 
 	return func() { cancel(); stopLooking(); q.group.Wait() }
 }
 
-// WaitStored waits until the images of all tasks of the lane are stored.
+// WaitStored waits until the images of all tasks of the lane are stored, and only those are
+// left for which a job is to be held.
 func (q *Runner) WaitStored(ctx context.Context) error {
 	for {
 		tasks, err := q.List.tasks(ctx, q.Account, q.Model)
 		q.mu.Lock()
-		maps.DeleteFunc(tasks, func(id string, _ Task) bool { return q.states[id] == stored })
+		maps.DeleteFunc(tasks, func(id string, task Task) bool { return q.states[id] == stored && task.HoldsNext })
 		q.mu.Unlock()
 		if err == nil && len(tasks) == 0 {
 			return nil
@@ -103,13 +104,19 @@ func (q *Runner) startAll(ctx context.Context) error {
 		switch {
 		case state == waiting:
 			q.group.Go(func() {
-				after := waiting
-				if q.process(ctx, task) == nil {
+				after, err := waiting, q.process(ctx, task)
+				if err == nil && task.HoldsNext {
+					err = q.List.markStored(ctx, id)
+				}
+				if err == nil {
 					after = stored
 				}
 				q.mu.Lock()
-				defer q.mu.Unlock()
 				q.states[id] = after
+				q.mu.Unlock()
+				if after == stored && !task.HoldsNext {
+					q.remove(ctx, id)
+				}
 			})
 		case state == stored && !task.HoldsNext:
 			q.remove(ctx, id)
@@ -118,10 +125,15 @@ func (q *Runner) startAll(ctx context.Context) error {
 	return nil
 }
 
+// remove removes a stored task. If it is added again, it is processed again.
 func (q *Runner) remove(ctx context.Context, id string) {
 	if err := q.List.Redis.HDel(context.WithoutCancel(ctx), key(q.Account, q.Model), id).Err(); err != nil {
 		q.Log.Warn("quarantine: entry not removed", "task_id", id, "err", err)
+		return
 	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	delete(q.states, id)
 }
 
 // process polls a task to its end and stores its images in the bucket. After an error it
