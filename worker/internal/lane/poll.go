@@ -79,11 +79,7 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 		case dashscope.StatusFailed:
 			return l.taskFailed(ctx, rec, task.Output.Code, task.Output.Message)
 		case dashscope.StatusCanceled:
-			if err := l.recorder.Retry(ctx, rec.ID, func(ctx context.Context) error { return l.recorder.Release(ctx, rec) }); err != nil {
-				return err
-			}
-			l.recorder.Journal(journal.KindAttemptOver, rec)
-			return l.finishJob(ctx, rec, recorder.Ended(rec, jobs.StateCanceled, jobs.CodeCanceled, "the task was canceled at DashScope while pending; no cost"))
+			return l.taskCanceled(ctx, rec)
 		case dashscope.StatusUnknown:
 			if unknownSince.IsZero() {
 				unknownSince = time.Now()
@@ -247,6 +243,15 @@ func readResults(task *dashscope.Task, n, most int) []jobs.Result {
 		results = append(results, jobs.Result{N: i, Code: jobs.CodeImageMissing, Message: "the task ended without a result for this image"})
 	}
 	return results
+}
+
+// taskCanceled ends a job whose task was canceled while it was pending.
+func (l *lane) taskCanceled(ctx context.Context, rec *jobs.Record) error {
+	if err := l.recorder.Retry(ctx, rec.ID, func(ctx context.Context) error { return l.recorder.Release(ctx, rec) }); err != nil {
+		return err
+	}
+	l.recorder.Journal(journal.KindAttemptOver, rec)
+	return l.finishJob(ctx, rec, recorder.Ended(rec, jobs.StateCanceled, jobs.CodeCanceled, "the task was canceled at DashScope while pending; no cost"))
 }
 
 // taskFailed schedules another attempt or ends the job. Failed tasks are free.
