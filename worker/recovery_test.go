@@ -128,7 +128,7 @@ func TestPrepareEndsWithItsContext(t *testing.T) {
 		case <-time.After(time.Minute):
 			assert.Fail(t, "Prepare goes on")
 			s.worker.Stop()
-			_ = <-ended
+			assert.Error(t, <-ended)
 		}
 		down.on.Store(false)
 		s.ended <- nil
