@@ -2,7 +2,6 @@ package worker_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -269,9 +268,12 @@ func TestReplayOfAJournalAWeekOld(t *testing.T) {
 		s.stop()
 		old := *rec
 		old.State, old.Images, old.FinishedAt, old.TaskID, old.Code = jobs.StateHeld, nil, time.Time{}, "", "SubmitAmbiguous"
-		line, err := json.Marshal(map[string]any{"at": rec.SubmittedAt, "kind": "ambiguous", "job_id": "job-1", "attempt": 1, "term": 1, "record": old})
+		path := filepath.Join(s.dir, "data", "journal.jsonl")
+		require.NoError(t, os.Remove(path))
+		j, err := journal.Open(path)
 		require.NoError(t, err)
-		require.NoError(t, os.WriteFile(filepath.Join(s.dir, "data", "journal.jsonl"), append(line, '\n'), 0o600))
+		require.NoError(t, j.Append(journal.KindAmbiguous, &old))
+		require.NoError(t, j.Close())
 		s.start()
 		<-time.After(time.Minute)
 		if got, err := jobs.NewStore(s.redis).Get(t.Context(), "job-1"); err == nil {

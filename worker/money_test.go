@@ -52,10 +52,12 @@ func TestAccountMoney(t *testing.T) {
 	s.prepare()
 	defer s.close()
 	for text, money := range map[string]worker.Account{
-		"daily budget of -1 micro-yuan":                            {DailyBudgetMicroYuan: -1},
-		`model "wanx-v9": not in the catalog`:                      {PricesMicroYuan: map[string]int64{"wanx-v9": 1}},
-		`model "": not in the catalog`:                             {PricesMicroYuan: map[string]int64{"": 1}},
-		"price of wanx-v1: 0 micro-yuan an image: must be above 0": {PricesMicroYuan: map[string]int64{"wanx-v1": 0}},
+		"daily budget of -1 micro-yuan: allowed: 1 to 1000000000000000": {DailyBudgetMicroYuan: -1},
+		"daily budget of 1000000000000001 micro-yuan":                   {DailyBudgetMicroYuan: 1e15 + 1},
+		`model "wanx-v9": not in the catalog`:                           {PricesMicroYuan: map[string]int64{"wanx-v9": 1}},
+		`model "": not in the catalog`:                                  {PricesMicroYuan: map[string]int64{"": 1}},
+		"price of wanx-v1: 0 micro-yuan an image: allowed: 1 to":        {PricesMicroYuan: map[string]int64{"wanx-v1": 0}},
+		"price of wanx-v1: 1000000001 micro-yuan an image: allowed: 1":  {PricesMicroYuan: map[string]int64{"wanx-v1": 1e9 + 1}},
 	} {
 		s.budget, s.prices = money.DailyBudgetMicroYuan, money.PricesMicroYuan
 		_, err := worker.New(s.config(s.data))

@@ -160,6 +160,9 @@ func (p *program) printLanesTable(lanes []lane) error {
 		case note != "":
 			state = string(jobs.LanePaused)
 		}
+		if note == "" { // as of a task that cannot be queried
+			note = l.Message
+		}
 		if l.Simulated {
 			state += " (simulated)"
 		}
