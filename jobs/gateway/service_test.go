@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -194,9 +195,15 @@ func (s *service) submit(body string, headers ...string) answer {
 
 const oneCat = `{"model":"wanx-v1","input":{"prompt":"有一只黑色的小猫"},"parameters":{"n":1}}`
 
+// pythonSDK is the User-Agent of DashScope's SDK for Python.
+const pythonSDK = "dashscope/1.26.7; python/3.12.3; platform/Linux; processor/x86_64"
+
 // query queries a job and returns the decoded task.
 func (s *service) query(id string, headers ...string) dashscope.TaskResponse {
 	s.t.Helper()
+	if !slices.Contains(headers, "User-Agent") {
+		headers = append(headers, "User-Agent", pythonSDK)
+	}
 	got := s.request(http.MethodGet, tasksPath+id, "", headers...)
 	require.Equal(s.t, http.StatusOK, got.status, got.body)
 	var task dashscope.TaskResponse

@@ -116,8 +116,11 @@ func unknownTask(id string) *dashscope.TaskResponse {
 }
 
 const (
-	// maxLongPoll is how long a query waits for a change. Clients time out after 300 s,
-	// proxies commonly after 60.
+	// defaultLongPoll is how long a query waits for a change: programs of their own commonly
+	// give up after 5 to 30 s, and take that for a failure of an image that is being paid for.
+	defaultLongPoll = 3 * time.Second
+	// maxLongPoll is how long a query of the official SDKs waits, or one that asks for it.
+	// The SDKs time out after 300 s, proxies commonly after 60.
 	maxLongPoll = 50 * time.Second
 	// lastAnswersKept is how many last answers are cached, of up to maxAnswerBytes each.
 	lastAnswersKept = 1 << 15
@@ -127,7 +130,7 @@ const (
 )
 
 // task answers a query of a job by long polling: at once if the answer differs from the
-// client's last one, else as soon as it changes, or after maxLongPoll. While Redis is
+// client's last one, else as soon as it changes, or after longPollTime. While Redis is
 // unavailable it waits for the same time and then repeats the last answer, because the
 // SDKs abandon the job on any error.
 func (a *api) task(w http.ResponseWriter, r *request) (any, error) {
@@ -176,7 +179,11 @@ func clientID(r *request, id string) string {
 	return string(sum[:])
 }
 
-// longPollTime returns how long the client wants to wait: RFC 7240's Prefer: wait=SECONDS.
+// sdkUserAgent begins the User-Agent of DashScope's SDKs for Python and Java.
+const sdkUserAgent = "dashscope/"
+
+// longPollTime returns how long the client can wait: RFC 7240's Prefer: wait=SECONDS, or what
+// is known of its kind.
 func longPollTime(r *request) time.Duration {
 	for _, preference := range strings.FieldsFunc(strings.Join(r.Header.Values("Prefer"), ","), func(r rune) bool { return r == ',' || r == ';' }) {
 		name, value, _ := strings.Cut(preference, "=")
@@ -184,7 +191,10 @@ func longPollTime(r *request) time.Duration {
 			return min(time.Duration(min(seconds, 3600))*time.Second, maxLongPoll)
 		}
 	}
-	return maxLongPoll
+	if strings.HasPrefix(strings.ToLower(r.UserAgent()), sdkUserAgent) {
+		return maxLongPoll
+	}
+	return defaultLongPoll
 }
 
 // readTask returns the current answer about a job. It fails if Redis or the bucket does

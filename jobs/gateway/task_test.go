@@ -143,7 +143,9 @@ func TestLongPoll(t *testing.T) {
 		}
 		assert.Zero(t, timed(), "the first query")
 		assert.Equal(t, 50*time.Second, timed())
-		assert.Zero(t, timed("User-Agent", "another client"))
+		assert.Zero(t, timed("User-Agent", "python-requests/2.32"))
+		assert.Equal(t, 3*time.Second, timed("User-Agent", "python-requests/2.32"), "it may give up after 5 s")
+		assert.Equal(t, 50*time.Second, timed("User-Agent", "python-requests/2.32", "Prefer", "wait=50"))
 		assert.Zero(t, timed("Prefer", "wait=0"))
 		assert.Equal(t, 3*time.Second, timed("Prefer", "respond-async, wait=3"))
 		assert.Equal(t, 50*time.Second, timed("Prefer", "wait=300"))
@@ -171,12 +173,12 @@ func TestQueryWhileRedisUnavailable(t *testing.T) {
 		assert.Equal(t, "RUNNING", s.query(id).Output.TaskStatus)
 		s.outage.down.Store(true)
 		before := s.outage.calls.Load()
-		for _, headers := range [][]string{nil, {"User-Agent", "one that never looked before"}} {
+		for i, agent := range []string{pythonSDK, "dashscope/0.0.1 without an earlier query"} {
 			began := time.Now()
-			got := s.request(http.MethodGet, tasksPath+id, "", headers...)
+			got := s.request(http.MethodGet, tasksPath+id, "", "User-Agent", agent)
 			assert.Equal(t, http.StatusOK, got.status)
 			want := `"RUNNING"`
-			if headers != nil {
+			if i > 0 {
 				want = `"PENDING"`
 			}
 			assert.Contains(t, got.body, want)
