@@ -96,9 +96,11 @@ func (c *Config) Storage() storage.Config {
 // Redis returns the options of REDIS_URL, including the user name, which asynq's parser
 // drops. It fails without a REDIS_URL, so check RedisURL first.
 func (c *Config) Redis() (*redis.Options, error) {
-	o, err := redis.ParseURL(c.RedisURL.Reveal())
-	if err != nil { // not wrapped: its text may contain the password
-		return nil, &Error{[]Problem{{"REDIS_URL", "must be redis://[USER:PASSWORD@]HOST:PORT[/DB], rediss://… for TLS, or unix://PATH"}}}
+	text := c.RedisURL.Reveal()
+	o, err := redis.ParseURL(text)
+	// A password with an @ or a # would be taken for a part of the host, and shown.
+	if err != nil || strings.Count(text, "@") > 1 || strings.Contains(text, "#") { // not wrapped: its text may contain the password
+		return nil, &Error{[]Problem{{"REDIS_URL", "must be redis://[USER:PASSWORD@]HOST:PORT[/DB], rediss://… for TLS, or unix://PATH; percent-encode special characters of the password, such as # as %23 and @ as %40"}}}
 	}
 	return o, nil
 }

@@ -53,6 +53,9 @@ type Reference struct {
 // the image's header, and reads the file once for its hash. The error says what is
 // wrong and what is allowed.
 func InspectReference(path string) (*Reference, error) {
+	if stat, err := os.Stat(path); err == nil && !stat.Mode().IsRegular() { // opening a pipe could wait for ever
+		return nil, fmt.Errorf("reference image %s: not a regular file", path)
+	}
 	f, err := os.Open(path)                                                                //nolint:gosec // the user's own file
 	if name, _, query := strings.Cut(path, "?"); query && errors.Is(err, os.ErrNotExist) { // perhaps a signature
 		return nil, fmt.Errorf("reference image %s?…: no such file; a URL begins with https://", name)
@@ -73,9 +76,6 @@ func inspect(f *os.File) (*Reference, error) {
 	stat, err := f.Stat()
 	if err != nil {
 		return nil, err
-	}
-	if !stat.Mode().IsRegular() {
-		return nil, errors.New("not a file")
 	}
 	if stat.Size() > maxReferenceBytes {
 		return nil, fmt.Errorf("has %d bytes, at most %d (10 MiB) are allowed", stat.Size(), maxReferenceBytes)

@@ -170,7 +170,7 @@ func TestInspectReference(t *testing.T) {
 		})
 	}
 	_, err := storage.InspectReference(t.TempDir())
-	require.ErrorContains(t, err, "not a file")
+	require.ErrorContains(t, err, "not a regular file")
 	_, err = storage.InspectReference(filepath.Join(t.TempDir(), "none"))
 	require.ErrorIs(t, err, os.ErrNotExist)
 	_, _, err = newBucket(t, goodConfig()).OpenReference(t.Context(), "../x")
