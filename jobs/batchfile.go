@@ -330,7 +330,12 @@ func compact(text []byte) ([]byte, error) {
 		for at > 0 && !utf8.RuneStart(text[at]) {
 			at--
 		}
-		return nil, fmt.Errorf("column %d: not a JSON object: %w", utf8.RuneCount(text[:at])+1, err)
+		column := utf8.RuneCount(text[:at]) + 1
+		wrong, size := utf8.DecodeRune(text[at:])
+		if _, where, found := strings.Cut(err.Error(), "' "); found && size > 1 { // encoding/json names the first byte
+			return nil, fmt.Errorf("column %d: not a JSON object: invalid character %q %s", column, wrong, where)
+		}
+		return nil, fmt.Errorf("column %d: not a JSON object: %w", column, err)
 	}
 	var b bytes.Buffer
 	if err := json.Compact(&b, value); err != nil {

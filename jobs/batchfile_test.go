@@ -177,6 +177,7 @@ func TestReadBatchSyntaxColumns(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		`{"prompt":"猫`:           "column 12: not a JSON object: unexpected end",
+		`春天的猫`:                   "column 1: not a JSON object: invalid character '春' looking for beginning of value",
 		`{"prompt":"a"` + "\r\n": "column 13: not a JSON object: unexpected end",
 		`{"prompt":"猫"} x`:       "column 16: ",
 		`[{"prompt":"猫"}]`:       `request: [{"prompt":"猫"}]; allowed: a JSON object`,
