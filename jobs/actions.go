@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -83,6 +84,34 @@ const DeadlineMessage = "it was not submitted before its deadline; nothing was b
 // [ErrConflict] if the job is no longer waiting, or with Redis's own error.
 func (s *Store) Expire(ctx context.Context, rec *Record) (*Record, error) {
 	return s.endWaiting(ctx, rec, StateFailed, CodeDeadlineExceeded, DeadlineMessage)
+}
+
+// expireBatch is how many jobs ExpireOverdue ends at most in one call.
+const expireBatch = 100
+
+// ExpireOverdue ends the waiting jobs that are [Job.Overdue], up to 100 of them, oldest
+// deadline first.
+func (s *Store) ExpireOverdue(ctx context.Context) error {
+	now := time.Now()
+	ids, err := s.redis.ZRangeArgs(ctx, redis.ZRangeArgs{
+		Key: rediskey.Deadlines, ByScore: true, Start: "-inf", Stop: strconv.FormatInt(now.UnixMilli(), 10), Count: expireBatch,
+	}).Result()
+	if err != nil {
+		return fmt.Errorf("read deadlines: %w", err)
+	}
+	for _, id := range ids {
+		rec, err := s.Get(ctx, id)
+		switch {
+		case err == nil && rec.Overdue(now):
+			_, err = s.Expire(ctx, rec)
+		case err == nil, errors.Is(err, ErrNotFound), errors.Is(err, ErrCorrupt):
+			err = s.redis.ZRem(ctx, rediskey.Deadlines, id).Err()
+		}
+		if err != nil && !errors.Is(err, ErrConflict) {
+			return fmt.Errorf("end overdue job %s: %w", id, err)
+		}
+	}
+	return nil
 }
 
 // endWaiting ends a waiting job and deletes its message.

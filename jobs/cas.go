@@ -61,6 +61,11 @@ if counts ~= '0' then
   redis.call('EXPIRE', KEYS[6], ARGV[15])
 end
 if ARGV[24] ~= '' then redis.call('HSET', KEYS[11], ARGV[10] .. '.' .. ARGV[5], ARGV[24]) end
+if ARGV[25] == '0' then
+  redis.call('ZREM', KEYS[12], ARGV[10])
+elseif ARGV[25] ~= '' then
+  redis.call('ZADD', KEYS[12], ARGV[25], ARGV[10])
+end
 if ARGV[19] == '1' then redis.call('ZADD', KEYS[7], ARGV[12], ARGV[10]) end
 if KEYS[2] ~= KEYS[3] then redis.call('ZREM', KEYS[2], ARGV[10]) end
 redis.call('ZADD', KEYS[3], ARGV[12], ARGV[10])
@@ -146,7 +151,7 @@ func updateKeys(old, next *Record) []string {
 	return []string{
 		own, index, indexKey(next.State), task, waiting, day, rediskey.NotificationsDue,
 		indexKey(StateScheduled), indexKey(StateQueued), indexKey(StateRetrying),
-		rediskey.Lane(next.Account, next.Model, rediskey.LaneIntents),
+		rediskey.Lane(next.Account, next.Model, rediskey.LaneIntents), rediskey.Deadlines,
 	}
 }
 
@@ -169,7 +174,19 @@ func updateArgs(old, next *Record, encoded []byte, how updateOptions) []any {
 	}
 	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), rediskey.Events, next.ID, cmp.Or(how.writeID, rand.Text()),
 		next.UpdatedAt.UnixMilli(), expiredBefore(next.UpdatedAt), how.clearCancel, int(rediskey.TaskLifetime.Seconds()), found)
-	return append(args, producer, strconv.FormatInt(counts, 10), next.hasNotifications(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan, rejectsTask(old, next), next.SettledIntent)
+	return append(args, producer, strconv.FormatInt(counts, 10), next.hasNotifications(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan, rejectsTask(old, next), next.SettledIntent, deadlineScore(next))
+}
+
+// deadlineScore returns a waiting job's entry in [rediskey.Deadlines], "0" to remove it, and
+// "" for a job without a deadline.
+func deadlineScore(rec *Record) string {
+	switch {
+	case rec.Deadline.IsZero():
+		return ""
+	case rec.State.Waiting():
+		return strconv.FormatInt(rec.Deadline.UnixMilli(), 10)
+	}
+	return "0"
 }
 
 // rejectsTask reports whether a job rejects the task that it had adopted.

@@ -45,7 +45,7 @@ func (r *refusedWrite) ProcessPipelineHook(next redis.ProcessPipelineHook) redis
 // writesState reports whether a command writes a record in a state.
 func writesState(cmd redis.Cmder, state string) bool {
 	args := cmd.Args()
-	return len(args) > 17 && args[0] == "evalsha" && args[17] == state
+	return len(args) > 18 && args[0] == "evalsha" && args[18] == state
 }
 
 // Redis refuses one write for a job that no message would bring back, in a lane that only

@@ -224,7 +224,7 @@ func (l *lostReply) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		err := next(ctx, cmd)
 		args := cmd.Args()
-		if err == nil && len(args) > 17 && args[17] == "submitting" && l.lost.CompareAndSwap(false, true) {
+		if err == nil && len(args) > 18 && args[18] == "submitting" && l.lost.CompareAndSwap(false, true) {
 			cmd.SetErr(errOutage)
 			return errOutage
 		}

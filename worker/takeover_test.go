@@ -200,6 +200,7 @@ func TestStopWhileTheEndOfAnOverdueJobHangs(t *testing.T) {
 		s.start()
 		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", ""))
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Deadline: time.Now().Add(30 * time.Second)})
+		require.NoError(t, s.redis.Del(t.Context(), "danqing:deadlines").Err()) // so that the lane ends it
 		<-time.After(40 * time.Second)
 		s.hangs.Store(true)
 		require.NoError(t, jobs.NewInspector(s.redis).ResumeAccount(t.Context(), "default"))

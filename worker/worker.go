@@ -78,6 +78,8 @@ const (
 	// asynq's default of 1 s would leave the slot idle for 0.5 s on average when a job
 	// arrives. 200 ms costs Redis a handful of commands per second.
 	defaultQueueInterval = 200 * time.Millisecond
+	// deadlineInterval is how often a worker ends overdue jobs.
+	deadlineInterval = 5 * time.Second
 	// storeBacklog is the number of jobs per store worker that may wait for their images.
 	storeBacklog = 8
 )
@@ -244,6 +246,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	janitor := &janitor{recorder: w.recorder, accounts: w.accounts, recovery: w.recovery, models: w.models()}
 	defer loop.Every(stopping, janitorInterval, janitor.run)()
 	defer loop.Every(stopping, lease.DatasetInterval, w.watchDataset)()
+	defer loop.Every(stopping, deadlineInterval, w.expireOverdue)()
 	if err := w.runLanes(stopping, ctx); err != nil {
 		return err
 	}
@@ -283,6 +286,13 @@ func (w *Worker) Finished(ctx context.Context, jobID, digest string) (*jobs.Reco
 // expired, and what only the queue stores. It fails with [storage.ErrUnreadable] if the
 // request is corrupt.
 func RecordOf(side *storage.Sidecar) (*jobs.Record, error) { return recorder.RecordOf(side) }
+
+// expireOverdue ends the jobs whose deadline has passed, whether or not a lane is open.
+func (w *Worker) expireOverdue(ctx context.Context) {
+	if err := w.recorder.Store.ExpireOverdue(ctx); err != nil && ctx.Err() == nil {
+		w.log.Warn("overdue jobs not ended, retrying", "err", err)
+	}
+}
 
 // watchDataset replays to Redis if it may have lost data.
 func (w *Worker) watchDataset(ctx context.Context) {

@@ -21,6 +21,10 @@ const (
 	// Lifetime: an entry is removed once its messages are queued.
 	// Writer: the script that writes records. Reader: the worker's notification server.
 	NotificationsDue = "danqing:notifications:due"
+	// Deadlines is a sorted set of the IDs of the waiting jobs that have a deadline, by the
+	// deadline in Unix milliseconds. Lifetime: an entry is removed when the job no longer
+	// waits. Writer: the script that writes records. Reader: workers.
+	Deadlines = "danqing:deadlines"
 	// Lanes is a hash ACCOUNT:MODEL → status as JSON, for people. Lifetime: none.
 	// Writer: the worker that holds the lane. Readers: jobs.Inspector.Lanes, the gateway.
 	Lanes = "danqing:lanes"
