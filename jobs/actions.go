@@ -99,19 +99,21 @@ func (s *Store) ExpireOverdue(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read deadlines: %w", err)
 	}
+	var failed []error
 	for _, id := range ids {
 		rec, err := s.Get(ctx, id)
 		switch {
 		case err == nil && rec.Overdue(now):
 			_, err = s.Expire(ctx, rec)
+		case err == nil && rec.State.Waiting(): // its deadline is within this millisecond
 		case err == nil, errors.Is(err, ErrNotFound), errors.Is(err, ErrCorrupt):
 			err = s.redis.ZRem(ctx, rediskey.Deadlines, id).Err()
 		}
-		if err != nil && !errors.Is(err, ErrConflict) {
-			return fmt.Errorf("end overdue job %s: %w", id, err)
+		if err != nil && !errors.Is(err, ErrConflict) { // the others are not delayed
+			failed = append(failed, fmt.Errorf("end overdue job %s: %w", id, err))
 		}
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 // endWaiting ends a waiting job and deletes its message.

@@ -154,6 +154,7 @@ func TestAnswerBeyondTheRequest(t *testing.T) {
 	for name, body := range map[string]string{
 		"charge":   `"results":[{"url":"URL"}]},"usage":{"image_count":1099511627776}}`,
 		"overflow": `"results":[{"url":"URL"}]},"usage":{"image_count":9223372036854775807}}`,
+		"second":   `"results":[{"code":"InternalError"},{"url":"URL"}]},"usage":{"image_count":1}}`,
 		"results":  `"results":[` + many + `]},"usage":{"image_count":5000}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -176,6 +177,11 @@ func TestAnswerBeyondTheRequest(t *testing.T) {
 					Body: `{"request_id":"r","output":{"task_id":"` + rec.TaskID + `","task_status":"SUCCEEDED",` + strings.ReplaceAll(body, "URL", link),
 				})
 				rec = s.wait("job-1")
+				require.Len(t, sim.Tasks(), 1, "nothing is bought again")
+				if name == "second" {
+					require.Equal(t, jobs.CodeNoImages, rec.Code, rec.Message)
+					return
+				}
 				require.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
 				assert.Len(t, rec.Images, 1)
 				assert.EqualValues(t, 160_000, rec.CostMicroYuan)

@@ -192,7 +192,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 			first = r
 		}
 	}
-	if task.IsInconclusive() {
+	if task.IsInconclusive() || made == 0 && task.ChargedImages() > 0 { // its images are beyond the request
 		return l.recorder.Hold(ctx, rec, recorder.Held(rec, jobs.CodeNoImages, "the task succeeded and may be charged, but its reply names no image"))
 	}
 	if made == 0 {
