@@ -205,7 +205,9 @@ func (b *batchReader) line(number int, text []byte) error {
 	if err != nil {
 		return err
 	}
-	r, problems := decodeRequest(raw, topNames())
+	var d decoder
+	r := d.request(raw, topNames())
+	problems := d.problems
 	own := strings.TrimSpace(r.ID)
 	r.ID = ""
 	if r.Model == "" {

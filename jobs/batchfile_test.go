@@ -165,7 +165,7 @@ line 4: column 15: not a JSON object: invalid character '}' looking for beginnin
 line 5: column 1: not a JSON object: invalid character 'p' looking for beginning of value
 line 6: promt: "猫"; did you mean "prompt"? (a column of your own needs another name) | prompt: missing; allowed: a description of the image
 line 7: column 13: not UTF-8; save the file as UTF-8 (it may be GBK or UTF-16)
-line 8: parameters.n: 0; allowed: a whole number, 1 or more; leave it out for 1 | seed: -1; allowed: 0 to 2147483647`)
+line 8: parameters.n: 0; allowed: 1 to 4; leave it out for the default | seed: -1; allowed: 0 to 2147483647`)
 	var batch *BatchError
 	require.ErrorAs(t, err, &batch)
 	assert.Len(t, batch.Lines, 6)

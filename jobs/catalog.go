@@ -168,6 +168,22 @@ func (m Model) CheckRegion(region string) error {
 	return e
 }
 
+// Honors reports whether a name in input or parameters of DashScope's body has an effect on
+// the model's images. The service ignores every other name.
+func (m Model) Honors(name string) bool {
+	switch name {
+	case "style":
+		return len(m.Styles) > 0
+	case "ref_img", "ref_image", "sketch_image_url", "ref_strength", "ref_mode":
+		return len(m.RefModes) > 0
+	case "prompt_extend":
+		return m.PromptExtend
+	case "watermark":
+		return m.Watermark
+	}
+	return slices.Contains(shapingNames(), name)
+}
+
 // style returns the service's spelling of a style. For an unknown style it returns s and
 // false. "" is the default.
 func (m Model) style(given string) (string, bool) {

@@ -21,6 +21,10 @@ type given struct {
 type decoder struct {
 	given    map[string]given
 	problems []FieldError
+	// honors reports whether the service reads a name in input and parameters. The others
+	// are ignored then, as by the service; if it is nil, they are problems.
+	honors  func(name string) bool
+	ignored []string
 }
 
 // maxProblems limits the problems of one request: a body of a megabyte can have many.
@@ -54,6 +58,8 @@ func (d *decoder) collect(prefix string, object []byte, known []string) {
 		switch {
 		case m.name == resultKey && prefix == "":
 		case string(m.value) == "null":
+		case d.honors != nil && !d.honors(m.name) && (prefix != "" || slices.Contains(shapingNames(), m.name)):
+			d.ignore(m.name)
 		case !slices.Contains(known, m.name):
 			d.unknown(prefix, m, known)
 		case m.name == "input" || m.name == "parameters":
@@ -68,19 +74,44 @@ func (d *decoder) collect(prefix string, object []byte, known []string) {
 	}
 }
 
+// ignore notes that a name is ignored.
+func (d *decoder) ignore(name string) {
+	if name = shorten(name); len(d.ignored) < maxProblems && !slices.Contains(d.ignored, name) {
+		d.ignored = append(d.ignored, name)
+	}
+}
+
+// foreignParameters are parameters of other image services, with what to do. A line of a batch
+// that has one expects an effect.
+func foreignParameters() map[string]string {
+	const size, n, none = `use "size", as in "1024*1024"`, `use "n"`, "DashScope has no such parameter: remove it"
+	return map[string]string{
+		"width": size, "height": size, "aspect_ratio": size, "image_size": size, "resolution": size,
+		"num_images": n, "number_of_images": n, "num_images_per_prompt": n, "n_images": n, "batch_size": n,
+		"quality": none, "steps": none, "num_inference_steps": none, "scale": none, "cfg_scale": none, "guidance_scale": none,
+		"sampler": none, "response_format": none, "output_format": none,
+	}
+}
+
 // unknown handles an unknown name: at the top level it is a column of the producer, unless it
-// is probably a misspelling. In DashScope's objects it is an error.
+// is probably a misspelling or a parameter of another service. In DashScope's objects it is an
+// error.
 func (d *decoder) unknown(prefix string, m member, known []string) {
 	similar := suggestion(m.name, known)
+	foreign := foreignParameters()[strings.ToLower(m.name)]
 	switch {
 	case similar == "batch", similar == "line_id", similar == "producer": // set by Danqing only: not suggested
 	case similar == stageName:
+	case foreign != "" && prefix == "" && d.honors == nil:
+		d.problem(m.name, m.value, "", foreign+" (a column of your own needs another name)")
 	case similar != "" && prefix == "":
 		d.problem(m.name, m.value, "", fmt.Sprintf("did you mean %q? (a column of your own needs another name)", similar))
 	case similar != "":
 		d.problem(prefix+m.name, m.value, "", fmt.Sprintf("did you mean %q?", similar))
 	case prefix != "":
-		d.problem(prefix+m.name, m.value, "here only "+strings.Join(known, ", "), "")
+		d.problem(prefix+m.name, m.value, "here only "+strings.Join(known, ", "), foreign)
+	case d.honors != nil:
+		d.ignore(m.name)
 	}
 }
 
@@ -196,18 +227,27 @@ func (d *decoder) integer(name string) *int64 {
 	return &v
 }
 
-// positive reads a whole number. 0 means absent in a [Request], so an explicit 0 is refused
+// images reads the number of images. 0 means absent in a [Request], so an explicit 0 is refused
 // here.
-func (d *decoder) positive(name string) int {
+func (d *decoder) images(name string) int {
 	v := d.integer(name)
 	if v == nil {
 		return 0
 	}
 	if *v < 1 || *v > math.MaxInt32 {
-		d.problem(d.given[name].path, d.given[name].value, "a whole number, 1 or more", "leave it out for 1")
+		d.problem(d.given[name].path, d.given[name].value, fmt.Sprintf("1 to %d", mostImages()), "leave it out for the default")
 		return 0
 	}
 	return int(*v)
+}
+
+// mostImages is the largest n of all models.
+func mostImages() int {
+	most := 0
+	for _, m := range Models() {
+		most = max(most, m.MaxImages)
+	}
+	return most
 }
 
 // reference reads the three names of the reference image. DashScope lets

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -133,7 +135,7 @@ func messageNames() []string { return append(topNames(), "batch", "line_id", "pr
 // input or parameters, and unknown name that is probably a misspelling of a known one. Other
 // unknown names are ignored, and so is "danqing", which a results file has.
 func (r *Request) UnmarshalJSON(data []byte) error {
-	got, err := readRequest(data, messageNames())
+	got, err := readRequest(data, messageNames(), &decoder{})
 	if err == nil {
 		*r = got
 	}
@@ -142,9 +144,36 @@ func (r *Request) UnmarshalJSON(data []byte) error {
 
 // ParseRequest reads a producer's request like [Request.UnmarshalJSON], but ignores Batch,
 // LineID and Producer, which a producer must not set. The result is not normalized.
-func ParseRequest(data []byte) (Request, error) { return readRequest(data, topNames()) }
+func ParseRequest(data []byte) (Request, error) { return readRequest(data, topNames(), &decoder{}) }
 
-func readRequest(data []byte, names []string) (Request, error) {
+// ParseServiceRequest reads a request like [ParseRequest], but as DashScope does: names that
+// its model does not honor are ignored, whatever their values, and so are ref_mode and
+// ref_strength without a reference image. It returns the ignored names in the order of the
+// body, without "input." and "parameters.". At the top level, where Danqing's own fields are,
+// a misspelling is still an error.
+func ParseServiceRequest(data []byte) (r Request, ignored []string, err error) {
+	d := &decoder{honors: func(name string) bool { return slices.Contains(shapingNames(), name) }}
+	var head struct {
+		Model string `json:"model"`
+	}
+	if json.Unmarshal(data, &head) == nil {
+		if m, err := LookupModel(modelName(strings.TrimSpace(head.Model))); err == nil {
+			d.honors = m.Honors
+		}
+	}
+	r, err = readRequest(data, topNames(), d)
+	if err == nil && r.RefImg == "" {
+		for _, name := range []string{"ref_mode", "ref_strength"} {
+			if _, given := d.given[name]; given {
+				d.ignore(name)
+			}
+		}
+		r.RefMode, r.RefStrength = "", nil
+	}
+	return r, d.ignored, err
+}
+
+func readRequest(data []byte, names []string, d *decoder) (Request, error) {
 	if !utf8.Valid(data) {
 		return Request{}, &InvalidError{Fields: []FieldError{{Field: "request", Value: show(string(data)), Allowed: "UTF-8"}}}
 	}
@@ -152,9 +181,9 @@ func readRequest(data []byte, names []string) (Request, error) {
 	if err := json.Compact(&compact, data); err != nil {
 		return Request{}, fmt.Errorf("read request: %w", err)
 	}
-	r, problems := decodeRequest(compact.Bytes(), names)
-	if len(problems) > 0 {
-		return Request{}, &InvalidError{Fields: problems}
+	r := d.request(compact.Bytes(), names)
+	if len(d.problems) > 0 {
+		return Request{}, &InvalidError{Fields: d.problems}
 	}
 	return r, nil
 }
@@ -192,26 +221,26 @@ func members(object []byte) ([]member, error) {
 	return list, nil
 }
 
-// decodeRequest reads a request from valid, compact JSON with these names at the top level.
-// Beside problems it returns the fields that could be read.
-func decodeRequest(data []byte, names []string) (Request, []FieldError) {
-	d := decoder{given: map[string]given{}}
+// request reads a request from valid, compact JSON with these names at the top level. Beside
+// problems it returns the fields that could be read.
+func (d *decoder) request(data []byte, names []string) Request {
+	d.given = map[string]given{}
 	if len(data) == 0 || data[0] != '{' {
 		d.problem("request", data, "a JSON object, as in {\"prompt\": \"…\"}", "")
-		return Request{}, d.problems
+		return Request{}
 	}
 	if i := loneSurrogate(data); i >= 0 {
 		d.problem("request", data[i:i+6], "whole characters", "this is half of one: a text was cut within an emoji")
 	}
 	d.collect("", data, names)
-	r := Request{
+	return Request{
 		ID:             d.id(),
 		Model:          d.text("model"),
 		Prompt:         d.text("prompt"),
 		NegativePrompt: d.text("negative_prompt"),
 		Style:          d.text("style"),
 		Size:           d.text("size"),
-		N:              d.positive("n"),
+		N:              d.images("n"),
 		Seed:           d.integer("seed"),
 		RefImg:         d.reference(),
 		RefStrength:    d.number("ref_strength"),
@@ -230,7 +259,6 @@ func decodeRequest(data []byte, names []string) (Request, []FieldError) {
 		Batch:          d.text("batch"),
 		LineID:         d.text("line_id"),
 	}
-	return r, d.problems
 }
 
 // loneSurrogate returns where valid JSON escapes half of a UTF-16 pair, or -1.

@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -55,13 +56,52 @@ func TestRequestUnmarshal(t *testing.T) {
 	}
 }
 
+// As at DashScope, what a model does not honor is ignored, and it changes nothing about the
+// request's identity.
+func TestParseServiceRequest(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		in      string
+		want    Request
+		ignored []string
+	}{
+		"wanx-v1": {
+			`{"model":"wanx-v1","input":{"prompt":"p","seeds":1},"parameters":{"steps":40,"scale":[7],"quality":"hd","watermark":0,"prompt_extend":true,"style":"<anime>","n":2}}`,
+			Request{Model: "wanx-v1", Prompt: "p", Style: "<anime>", N: 2}, []string{"seeds", "steps", "scale", "quality", "watermark", "prompt_extend"},
+		},
+		"V2": {
+			`{"model":"wan2.1-t2i-turbo","input":{"prompt":"p","ref_img":7},"parameters":{"style":"<anime>","ref_mode":"repaint","watermark":true}}`,
+			Request{Model: "wan2.1-t2i-turbo", Prompt: "p", Watermark: new(true)}, []string{"ref_img", "style", "ref_mode"},
+		},
+		"no reference":  {`{"input":{"prompt":"p"},"parameters":{"ref_mode":"repaint","ref_strength":0.5}}`, Request{Prompt: "p"}, []string{"ref_mode", "ref_strength"}},
+		"flat":          {`{"prompt":"p","watermark":false,"sku":"A-17","quality":"hd","danqing":1}`, Request{Prompt: "p"}, []string{"watermark", "sku", "quality"}},
+		"null":          {`{"prompt":"p","parameters":{"steps":null}}`, Request{Prompt: "p"}, nil},
+		"unknown model": {`{"model":"x","prompt":"p","parameters":{"steps":1,"style":"s","watermark":true}}`, Request{Model: "x", Prompt: "p", Style: "s", Watermark: new(true)}, []string{"steps"}},
+	} {
+		got, ignored, err := ParseServiceRequest([]byte(c.in))
+		require.NoError(t, err, name)
+		assert.Equal(t, c.want, got, name)
+		assert.Equal(t, c.ignored, ignored, name)
+		assert.Equal(t, c.want.Digest(), got.Digest(), name)
+	}
+	_, _, err := ParseServiceRequest([]byte(`{"prompt":"p","priorty":"bulk","parameters":{"n":"2"}}`))
+	assert.EqualError(t, err, `priorty: "bulk"; did you mean "priority"? (a column of your own needs another name) | parameters.n: "2"; allowed: a whole number without quotes`)
+	for _, m := range Models() {
+		for _, name := range shapingNames() {
+			_, ignored, err := ParseServiceRequest(fmt.Appendf(nil, `{"model":%q,"parameters":{%q:null},"input":{%[2]q:{}}}`, m.Name, name))
+			assert.Equal(t, m.Honors(name), err != nil, "%s %s", m.Name, name)
+			assert.Equal(t, m.Honors(name), len(ignored) == 0, "%s %s", m.Name, name)
+		}
+	}
+}
+
 func TestRequestUnmarshalErrors(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ in, want string }{
 		"text for a number":      {`{"prompt":"p","n":"2"}`, `n: "2"; allowed: a whole number without quotes`},
 		"half an image":          {`{"prompt":"p","n":2.5}`, `n: 2.5; allowed: a whole number without quotes`},
-		"no image":               {`{"prompt":"p","n":0}`, `n: 0; allowed: a whole number, 1 or more; leave it out for 1`},
-		"far too many images":    {`{"prompt":"p","n":4294967297}`, `n: 4294967297; allowed: a whole number, 1 or more; leave it out for 1`},
+		"no image":               {`{"prompt":"p","n":0}`, `n: 0; allowed: 1 to 4; leave it out for the default`},
+		"far too many images":    {`{"prompt":"p","n":4294967297}`, `n: 4294967297; allowed: 1 to 4; leave it out for the default`},
 		"seed out of range":      {`{"prompt":"p","seed":1e300}`, `seed: 1e300; allowed: a whole number without quotes`},
 		"beyond float64":         {`{"prompt":"p","ref_strength":1e400}`, `ref_strength: 1e400; allowed: a number without quotes`},
 		"number for a text":      {`{"prompt":12}`, `prompt: 12; allowed: text in quotes`},
@@ -84,7 +124,9 @@ func TestRequestUnmarshalErrors(t *testing.T) {
 		"misspelled":             {`{"promt":"p"}`, `promt: "p"; did you mean "prompt"? (a column of your own needs another name)`},
 		"misspelled capitals":    {`{"prompt":"p","NegativePrompt":"q"}`, `NegativePrompt: "q"; did you mean "negative_prompt"? (a column of your own needs another name)`},
 		"misspelled parameter":   {`{"prompt":"p","parameters":{"stlye":"a"}}`, `parameters.stlye: "a"; did you mean "style"?`}, //nolint:misspell // tests misspellings
-		"unknown parameter":      {`{"prompt":"p","parameters":{"quality":"hd"}}`, `parameters.quality: "hd"; allowed: here only prompt, negative_prompt, style, size, n, seed, ref_img, ref_image, sketch_image_url, ref_strength, ref_mode, prompt_extend, watermark`},
+		"unknown parameter":      {`{"prompt":"p","parameters":{"quality":"hd"}}`, `parameters.quality: "hd"; allowed: here only prompt, negative_prompt, style, size, n, seed, ref_img, ref_image, sketch_image_url, ref_strength, ref_mode, prompt_extend, watermark; DashScope has no such parameter: remove it`},
+		"width":                  {`{"prompt":"p","width":720}`, `width: 720; use "size", as in "1024*1024" (a column of your own needs another name)`},
+		"another service's":      {`{"prompt":"p","num_images":4,"Quality":"hd"}`, `num_images: 4; use "n" (a column of your own needs another name) | Quality: "hd"; DashScope has no such parameter: remove it (a column of your own needs another name)`},
 		"no zone":                {`{"prompt":"p","not_before":"2026-11-28 18:30:00"}`, `not_before: "2026-11-28 18:30:00"; allowed: a time with its zone in quotes, as in 2026-11-28T18:30:00+08:00`},
 		"follow-up as text":      {`{"prompt":"p","follow_up":"t"}`, `follow_up: "t"; allowed: a type and a queue of your own asynq server, as in {"type": "image:ready", "queue": "shop"}`},
 		"misspelled follow-up":   {`{"prompt":"p","follow_up":{"typ":"t"}}`, `follow_up: {"typ":"t"}; allowed: a type and a queue of your own asynq server, as in {"type": "image:ready", "queue": "shop"}`},

@@ -274,8 +274,8 @@ func (c *checks) parameters(r Request, m Model) {
 		}
 		c.require(false, "style", show(r.Style), allowed, "")
 	}
-	c.flag("prompt_extend", r.PromptExtend, m.PromptExtend, m.Name)
-	c.flag("watermark", r.Watermark, m.Watermark, m.Name)
+	c.flag("prompt_extend", r.PromptExtend, m)
+	c.flag("watermark", r.Watermark, m)
 	c.require(m.Sizes.Allows(r.Size), "size", show(r.Size), m.Sizes.String(), m.Sizes.remedy(r.Size))
 	inRange := r.N >= 1 && r.N <= m.MaxImages
 	if m.MaxImages == 1 {
@@ -296,14 +296,14 @@ func (c *checks) parameters(r Request, m Model) {
 }
 
 // flag refuses a switch that the model does not have, off or on.
-func (c *checks) flag(field string, value *bool, has bool, model string) {
-	if value != nil && !has {
-		c.require(false, field, strconv.FormatBool(*value), "none: "+model+" has no "+field, "remove it")
+func (c *checks) flag(field string, value *bool, m Model) {
+	if value != nil && !m.Honors(field) {
+		c.require(false, field, strconv.FormatBool(*value), "none: "+m.Name+" has no "+field, "remove it")
 	}
 }
 
 func (c *checks) reference(r Request, m Model) {
-	if len(m.RefModes) == 0 {
+	if !m.Honors("ref_img") {
 		c.noReference(r, m)
 		return
 	}

@@ -57,10 +57,11 @@ func (a *api) create(w http.ResponseWriter, r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	req, err := parseCreate(body)
+	req, ignored, err := parseCreate(body)
 	if err != nil {
 		return nil, err
 	}
+	setIgnored(w.Header(), ignored)
 	if err := applyHeaders(&req, r.Header, r.caller); err != nil {
 		return nil, err
 	}
@@ -78,18 +79,26 @@ func (a *api) create(w http.ResponseWriter, r *request) (any, error) {
 	return &dashscope.TaskResponse{RequestID: r.id, Output: dashscope.TaskOutput{TaskID: rec.ID, TaskStatus: status(rec, time.Now())}}, nil
 }
 
-// parseCreate parses the body of a create.
-func parseCreate(body []byte) (jobs.Request, error) {
+// setIgnored names the parameters that the model does not honor, percent-encoded, in a header.
+func setIgnored(header http.Header, names []string) {
+	encoded := make([]string, len(names))
+	for i, name := range names {
+		encoded[i] = url.PathEscape(name)
+	}
+	if len(names) > 0 {
+		header.Set(headerIgnored, strings.Join(encoded, ", "))
+	}
+}
+
+// parseCreate parses the body of a create. It returns the parameters that are ignored.
+func parseCreate(body []byte) (jobs.Request, []string, error) {
 	if !json.Valid(body) {
 		err := json.Unmarshal(body, new(any)) // for the position
-		return jobs.Request{}, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is not valid JSON: %v", err), 0)
+		return jobs.Request{}, nil, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is not valid JSON: %v", err), 0)
 	}
-	req, err := jobs.ParseRequest(body)
+	req, ignored, err := jobs.ParseServiceRequest(body)
 	if err != nil {
-		return req, err
-	}
-	if req.RefImg == "" { // DashScope ignores the other two then
-		req.RefMode, req.RefStrength = "", nil
+		return req, nil, err
 	}
 	wrong := &jobs.InvalidError{}
 	check := func(is bool, field, value, remedy string) {
@@ -101,9 +110,9 @@ func parseCreate(body []byte) (jobs.Request, error) {
 	check(req.ID != "", "id", "is given", "the gateway generates it: use the header "+headerKey)
 	check(req.FollowUp != nil, "follow_up", "is given", "it is for services with access to the queue's Redis: use the header "+headerCallback)
 	if len(wrong.Fields) > 0 {
-		return req, wrong
+		return req, nil, wrong
 	}
-	return req, nil
+	return req, ignored, nil
 }
 
 // applyHeaders sets the request's fields that are given by headers.

@@ -55,6 +55,29 @@ func TestCreate(t *testing.T) {
 	})
 }
 
+// Parameters that DashScope ignores are accepted, dropped and named in a header, as the
+// programs send them: they change neither the request nor its identity.
+func TestIgnoredParameters(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
+		key := []string{"Idempotency-Key", "order 17"}
+		s.create(oneCat, key...)
+		for parameters, want := range map[string]string{
+			`{"n":1,"steps":40,"scale":10,"watermark":false}`:         "steps, scale, watermark",
+			`{"n":1,"quality":"hd","a, b":1,"prompt_extend":"maybe"}`: "quality, a%2C%20b, prompt_extend",
+			`{"n":1,"ref_mode":"repaint","similarity":null}`:          "ref_mode",
+			`{"n":1,"negative_prompt":null}`:                          "",
+		} {
+			got := s.submit(`{"model":"wanx-v1","input":{"prompt":"有一只黑色的小猫"},"parameters":`+parameters+`}`, key...)
+			require.Equal(t, http.StatusOK, got.status, got.body)
+			assert.Equal(t, want, got.header.Get("X-Danqing-Ignored-Parameters"))
+		}
+		got := s.submit(`{"model":"wan2.2-t2i-flash","input":{"prompt":"a cat","ref_img":"/no/such/file.png"},"parameters":{"style":"<anime>","ref_strength":1.5}}`)
+		assert.Equal(t, "ref_img, style, ref_strength", got.header.Get("X-Danqing-Ignored-Parameters"), got.body)
+		got = s.call(t.Context(), http.MethodPost, "/v1/images/generations", strings.Replace(openAICat, "{", `{"stream":false,"watermark":true,`, 1))
+		assert.Equal(t, "user, quality, style, watermark", got.header.Get("X-Danqing-Ignored-Parameters"), got.body)
+	})
+}
+
 // Requests that DashScope would refuse are refused before anything is queued, in
 // DashScope's format, with the field's name.
 func TestCreateErrors(t *testing.T) {
@@ -70,8 +93,7 @@ func TestCreateErrors(t *testing.T) {
 			"unknown model":     {`{"model":"wanx-v9","input":{"prompt":"a cat"}}`, `model: "wanx-v9"`},
 			"size":              {`{"model":"wanx-v1","input":{"prompt":"a cat"},"parameters":{"size":"1*1"}}`, `size: "1*1"; allowed: 1024*1024`},
 			"n":                 {`{"model":"wanx-v1","input":{"prompt":"a cat"},"parameters":{"n":5}}`, "n: 5"},
-			"unknown parameter": {`{"model":"wanx-v1","input":{"prompt":"a cat"},"parameters":{"quality":"hd"}}`, `parameters.quality: "hd"`},
-			"another model's":   {`{"model":"wanx-v1","input":{"prompt":"a cat"},"parameters":{"prompt_extend":true}}`, "prompt_extend: true; allowed: none: wanx-v1 has no prompt_extend"},
+			"misspelled option": {`{"priorty":"bulk","model":"wanx-v1","input":{"prompt":"a cat"}}`, `priorty: "bulk"; did you mean "priority"?`},
 			"file":              {`{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"file:///etc/passwd"}}`, `ref_img: "file:///etc/passwd"`},
 			"path":              {`{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"/etc/passwd"}}`, `ref_img: "/etc/passwd"`},
 			"not staged":        {`{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"sha256:` + strings.Repeat("0", 64) + `"}}`, "does not exist"},

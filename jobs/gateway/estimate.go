@@ -20,6 +20,7 @@ const (
 	headerPosition = "X-Danqing-Position" // estimated number of jobs before it
 	headerStart    = "X-Danqing-Estimated-Start"
 	headerWarnings = "X-Danqing-Warnings" // percent-encoded, separated by commas
+	headerIgnored  = "X-Danqing-Ignored-Parameters"
 )
 
 // setHeaders sets the response headers of a create: the job's price and its estimated

@@ -35,7 +35,7 @@ const (
 // openAIFields are the fields of a request: OpenAI's, the models', and Danqing's.
 func openAIFields() []string {
 	return append(ignoredOpenAIFields(),
-		"model", "prompt", "n", "size", "response_format", "style",
+		"model", "prompt", "n", "size", "response_format", "output_format", "stream", "style",
 		"negative_prompt", "seed", "ref_img", "ref_strength", "ref_mode", "prompt_extend", "watermark",
 		"priority", "labels", "callback", "not_before", "deadline", "stage")
 }
@@ -43,7 +43,7 @@ func openAIFields() []string {
 // ignoredOpenAIFields are OpenAI's fields that no DashScope model has. They are accepted
 // and ignored, since tools send them by default.
 func ignoredOpenAIFields() []string {
-	return []string{"user", "quality", "background", "moderation", "output_format", "output_compression", "partial_images", "stream"}
+	return []string{"user", "quality", "background", "moderation", "output_compression", "partial_images"}
 }
 
 func (a *api) handleOpenAI(mux *http.ServeMux) {
@@ -64,10 +64,12 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	req, encoded, err := parseGeneration(body)
+	asked, err := parseGeneration(body)
 	if err != nil {
 		return nil, err
 	}
+	setIgnored(w.Header(), asked.ignored)
+	req := asked.request
 	if err := applyHeaders(&req, r.Header, r.caller); err != nil {
 		return nil, err
 	}
@@ -103,7 +105,7 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 	case rec.State != jobs.StateSucceeded:
 		writeAnswer(w, http.StatusBadRequest, encodeOpenAIError(r.id, jobError(rec)))
 	default:
-		err := a.sendImages(w, r, rec, encoded)
+		err := a.sendImages(w, r, rec, asked.encoded)
 		if errors.Is(err, storage.ErrNotExist) { // permanent: a retry would fail as well
 			a.log.Warn("image missing from the bucket", "job_id", rec.ID, "err", err)
 			gone := newAPIError(http.StatusGone, "image_removed", "the images were deleted from the bucket: send the request again for new ones", 0)
@@ -119,16 +121,24 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 	return nil, nil //nolint:nilnil // already answered
 }
 
-// parseGeneration parses a request, and whether it wants the images in base64.
-func parseGeneration(body []byte) (req jobs.Request, encoded bool, err error) {
+// generation is a request of OpenAI's API.
+type generation struct {
+	request jobs.Request
+	encoded bool     // the images are wanted in base64
+	ignored []string // the fields that change nothing
+}
+
+// parseGeneration parses a request.
+func parseGeneration(body []byte) (generation, error) {
+	var g generation
 	fields := map[string]json.RawMessage{}
 	if err := json.Unmarshal(body, &fields); err != nil {
-		return req, false, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is not a JSON object: %v", err), 0)
+		return g, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is not a JSON object: %v", err), 0)
 	}
 	for name := range fields {
 		if !slices.Contains(openAIFields(), name) {
 			shown := name[:min(len(name), 64)]
-			return req, false, &jobs.InvalidError{Fields: []jobs.FieldError{{Field: shown, Value: "is given", Allowed: strings.Join(openAIFields(), ", ")}}}
+			return g, &jobs.InvalidError{Fields: []jobs.FieldError{{Field: shown, Value: "is given", Allowed: strings.Join(openAIFields(), ", ")}}}
 		}
 	}
 	text := func(name string) string {
@@ -140,35 +150,43 @@ func parseGeneration(body []byte) (req jobs.Request, encoded bool, err error) {
 	}
 	switch format := text("response_format"); format {
 	case "b64_json":
-		encoded = true
+		g.encoded = true
 	case "", "url":
 	default:
-		return req, false, invalidField("response_format", format, "url, b64_json")
+		return g, invalidField("response_format", format, "url, b64_json")
 	}
 	if format := text("output_format"); format != "" && format != "png" {
-		return req, false, invalidField("output_format", format, "png")
+		return g, invalidField("output_format", format, "png")
 	}
 	if string(fields["stream"]) == "true" {
-		return req, false, invalidField("stream", "true", "false: the images are sent together")
+		return g, invalidField("stream", "true", "false: the images are sent together")
 	}
+	drop := ignoredOpenAIFields()
 	if style := text("style"); style == "vivid" || style == "natural" { // OpenAI's own
-		delete(fields, "style")
+		drop = append(drop, "style")
 	}
 	if text("size") == "auto" {
 		delete(fields, "size")
 	}
-	for _, name := range append(ignoredOpenAIFields(), "response_format") {
+	for _, name := range drop {
+		if value, given := fields[name]; given && string(value) != "null" {
+			g.ignored = append(g.ignored, name)
+		}
+		delete(fields, name)
+	}
+	for _, name := range []string{"response_format", "output_format", "stream"} {
 		delete(fields, name)
 	}
 	rest, err := json.Marshal(fields)
 	if err != nil {
-		return req, false, fmt.Errorf("read request: %w", err)
+		return g, fmt.Errorf("read request: %w", err)
 	}
-	req, err = jobs.ParseRequest(rest)
-	if err == nil && req.Model != "" {
-		_, err = findModel(req.Model)
+	var more []string
+	if g.request, more, err = jobs.ParseServiceRequest(rest); err == nil && g.request.Model != "" {
+		_, err = findModel(g.request.Model)
 	}
-	return req, encoded, err
+	g.ignored = append(g.ignored, more...)
+	return g, err
 }
 
 // claimDedupe returns the job ID for a request: that of an earlier one with the same body

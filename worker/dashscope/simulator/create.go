@@ -115,8 +115,8 @@ func (s *Simulator) newTask(c caller, m model, req dashscope.CreateRequest, requ
 	return t
 }
 
-// checkTask validates what the service checks only when the task runs. Options that a
-// model lacks are ignored, as the service is assumed to do.
+// checkTask validates what the service checks only when the task runs. Parameters that a
+// model does not honor are ignored, as the service is assumed to do.
 func (s *Simulator) checkTask(c caller, m model, req dashscope.CreateRequest, now time.Time) Failure {
 	bad := func(message string) Failure { return Failure{"InvalidParameter", message} }
 	p := req.Parameters
@@ -126,11 +126,11 @@ func (s *Simulator) checkTask(c caller, m model, req dashscope.CreateRequest, no
 	if p.Seed != nil && (*p.Seed < 0 || *p.Seed > maxSeed) {
 		return bad("The seed must be in the range [0, 2147483647].")
 	}
-	if m.name != modelV1 {
-		return Failure{}
-	}
-	if p.Style != "" && !painter.HasStyle(p.Style) {
+	if m.honors("style") && p.Style != "" && !painter.HasStyle(p.Style) {
 		return bad("The style is not match the allowed styles.")
+	}
+	if !m.honors("ref_img") {
+		return Failure{}
 	}
 	if p.RefStrength != nil && (*p.RefStrength < 0 || *p.RefStrength > 1) {
 		return bad("The ref_strength must be in the range [0.0, 1.0].")

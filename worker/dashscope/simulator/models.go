@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	randv2 "math/rand/v2"
@@ -10,15 +11,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
 // MicroYuanPerImage is the price of one image of wanx-v1, 0.16 yuan
 // (model-pricing page), in millionths of a yuan.
 const MicroYuanPerImage = 160_000
-
-// modelV1 is the only model with styles and reference images.
-const modelV1 = "wanx-v1"
 
 // model describes one model in one region.
 type model struct {
@@ -29,8 +28,8 @@ type model struct {
 	sizes       sizes
 	// maxImages is the largest n; an absent n means the same.
 	maxImages int
-	// canRewrite is whether the model has prompt_extend and watermark.
-	canRewrite bool
+	// honors reports whether a parameter has an effect: the service ignores the others.
+	honors func(parameter string) bool
 	// watermark is the watermark's text.
 	watermark string
 	// microYuan is the price of an image (model-pricing page).
@@ -87,10 +86,21 @@ func (s sizes) message() string {
 func (s *Simulator) lookupModel(name string) (model, bool) {
 	for _, m := range models(s.Region) {
 		if m.name == name {
+			m.honors = honors(s.Region, name)
 			return m, true
 		}
 	}
 	return model{}, false
+}
+
+// honors returns the rule of the catalog for a model, by its spelling in the region.
+func honors(region, name string) func(parameter string) bool {
+	for _, m := range jobs.Models() {
+		if spelling, _ := m.NameIn(cmp.Or(region, jobs.RegionBeijing)); spelling == name {
+			return m.Honors
+		}
+	}
+	return func(string) bool { return false }
 }
 
 // models lists the region's models at text2image/image-synthesis.
@@ -104,25 +114,25 @@ func models(region string) []model {
 	case "", dashscope.RegionBeijing:
 		v1 := sizes{fallback: "1024*1024", list: []string{"1024*1024", "720*1280", "768*1152", "1280*720"}}
 		return []model{
-			{modelV1, 800, v1, 4, false, "", MicroYuanPerImage, 2, 1, 26.8},
-			{"wanx2.0-t2i-turbo", 800, square, 4, true, ai, 40_000, 2, 2, turbo},
-			{"wanx2.1-t2i-turbo", 500, square, 4, true, ai, 140_000, 2, 2, turbo},
-			{"wanx2.1-t2i-plus", 500, square, 4, true, ai, 200_000, 2, 2, plus},
-			{"wan2.2-t2i-flash", 500, square, 4, true, ai, 140_000, 2, 2, turbo},
-			{"wan2.2-t2i-plus", 500, square, 4, true, ai, 200_000, 2, 2, plus},
-			{"wan2.5-t2i-preview", 2000, pixels, 4, true, ai, 200_000, 5, 5, preview},
-			{"qwen-image", 800, qwen, 1, true, qwenMark, 250_000, 2, 2, plus},
-			{"qwen-image-plus", 800, qwen, 1, true, qwenMark, 200_000, 2, 2, plus},
+			{"wanx-v1", 800, v1, 4, nil, "", MicroYuanPerImage, 2, 1, 26.8},
+			{"wanx2.0-t2i-turbo", 800, square, 4, nil, ai, 40_000, 2, 2, turbo},
+			{"wanx2.1-t2i-turbo", 500, square, 4, nil, ai, 140_000, 2, 2, turbo},
+			{"wanx2.1-t2i-plus", 500, square, 4, nil, ai, 200_000, 2, 2, plus},
+			{"wan2.2-t2i-flash", 500, square, 4, nil, ai, 140_000, 2, 2, turbo},
+			{"wan2.2-t2i-plus", 500, square, 4, nil, ai, 200_000, 2, 2, plus},
+			{"wan2.5-t2i-preview", 2000, pixels, 4, nil, ai, 200_000, 5, 5, preview},
+			{"qwen-image", 800, qwen, 1, nil, qwenMark, 250_000, 2, 2, plus},
+			{"qwen-image-plus", 800, qwen, 1, nil, qwenMark, 200_000, 2, 2, plus},
 		}
 	case dashscope.RegionSingapore:
 		return []model{
-			{"wan2.1-t2i-turbo", 500, square, 4, true, ai, 183_481, 2, 2, turbo},
-			{"wan2.1-t2i-plus", 500, square, 4, true, ai, 366_962, 2, 2, plus},
-			{"wan2.2-t2i-flash", 500, square, 4, true, ai, 183_481, 2, 2, turbo},
-			{"wan2.2-t2i-plus", 500, square, 4, true, ai, 366_962, 2, 2, plus},
-			{"wan2.5-t2i-preview", 2000, pixels, 4, true, ai, 220_177, 5, 5, preview},
-			{"qwen-image", 800, qwen, 1, true, qwenMark, 256_873, 2, 2, plus},
-			{"qwen-image-plus", 800, qwen, 1, true, qwenMark, 220_177, 2, 2, plus},
+			{"wan2.1-t2i-turbo", 500, square, 4, nil, ai, 183_481, 2, 2, turbo},
+			{"wan2.1-t2i-plus", 500, square, 4, nil, ai, 366_962, 2, 2, plus},
+			{"wan2.2-t2i-flash", 500, square, 4, nil, ai, 183_481, 2, 2, turbo},
+			{"wan2.2-t2i-plus", 500, square, 4, nil, ai, 366_962, 2, 2, plus},
+			{"wan2.5-t2i-preview", 2000, pixels, 4, nil, ai, 220_177, 5, 5, preview},
+			{"qwen-image", 800, qwen, 1, nil, qwenMark, 256_873, 2, 2, plus},
+			{"qwen-image-plus", 800, qwen, 1, nil, qwenMark, 220_177, 2, 2, plus},
 		}
 	default:
 		return nil
@@ -160,13 +170,13 @@ func defaultTaskTime(rng *randv2.Rand, m model, req dashscope.CreateRequest) tim
 // request does not disable it.
 func (m model) rewritesPrompt(req dashscope.CreateRequest) bool {
 	p := req.Parameters.PromptExtend
-	return m.canRewrite && (p == nil || *p)
+	return m.honors("prompt_extend") && (p == nil || *p)
 }
 
 // hasWatermark reports whether the image has a watermark.
 func (m model) hasWatermark(req dashscope.CreateRequest) bool {
 	p := req.Parameters.Watermark
-	return m.canRewrite && p != nil && *p
+	return m.honors("watermark") && p != nil && *p
 }
 
 // rewritePrompt returns the prompt as a language model would rewrite it,

@@ -81,7 +81,7 @@ func (s *Simulator) results(r *http.Request, t *task) []dashscope.Result {
 			continue
 		}
 		out[i].URL = s.resultURL(r, t, i)
-		if t.model.canRewrite {
+		if t.model.honors("prompt_extend") {
 			out[i].OrigPrompt, out[i].ActualPrompt = t.Request.Input.Prompt, t.actualPrompt()
 		}
 	}

@@ -136,10 +136,12 @@ func picture(t *task, index int, uploaded *image.RGBA) painter.Picture {
 	if t.model.hasWatermark(t.Request) {
 		pic.Watermark = t.model.watermark
 	}
-	if t.model.name != modelV1 {
+	if t.model.honors("style") {
+		pic.Style = cmp.Or(p.Style, painter.DefaultStyle)
+	}
+	if !t.model.honors("ref_img") {
 		return pic
 	}
-	pic.Style = cmp.Or(p.Style, painter.DefaultStyle)
 	if p.RefStrength != nil {
 		pic.RefStrength = *p.RefStrength
 	}
