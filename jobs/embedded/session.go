@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,8 +18,15 @@ import (
 const (
 	// authTimeout is how long a client may take to send the password.
 	authTimeout = 10 * time.Second
-	// maxUnauthenticatedBytes limits a command before the password.
-	maxUnauthenticatedBytes = 16 << 10
+	// maxUnauthenticated limits the connections without the password. Beyond it the oldest
+	// one is closed: a client sends the password at once.
+	maxUnauthenticated = 64
+	// maxUnauthenticatedBytes, maxUnauthenticatedArgs and maxUnauthenticatedCommands limit
+	// what is read before the password, of one command and in all. The longest is HELLO 3
+	// AUTH USER PASSWORD SETNAME NAME.
+	maxUnauthenticatedBytes    = 1 << 10
+	maxUnauthenticatedArgs     = 8
+	maxUnauthenticatedCommands = 8
 	// maxCommandBytes limits any other command, like Redis's proto-max-bulk-len.
 	maxCommandBytes = 512 << 20
 	// maxCommandArgs limits a command's words, like Redis.
@@ -33,9 +41,11 @@ const (
 
 // sessions are the open connections.
 type sessions struct {
-	mu     sync.Mutex
-	open   map[net.Conn]struct{}
-	closed bool
+	mu   sync.Mutex
+	open map[net.Conn]struct{}
+	// unauthenticated are those without the password, oldest first.
+	unauthenticated []net.Conn
+	closed          bool
 }
 
 // serveConn serves a connection, unless the queue is closed.
@@ -46,6 +56,14 @@ func (q *Queue) serveConn(conn net.Conn, trusted bool) error {
 		return errors.Join(net.ErrClosed, conn.Close())
 	}
 	q.sessions.open[conn] = struct{}{}
+	if !trusted {
+		waiting := append(q.sessions.unauthenticated, conn)
+		if len(waiting) > maxUnauthenticated {
+			_ = waiting[0].Close() // ends its session
+			waiting = waiting[1:]
+		}
+		q.sessions.unauthenticated = waiting
+	}
 	q.running.Go(func() { q.serve(conn, trusted) })
 	return nil
 }
@@ -54,6 +72,18 @@ func (s *sessions) remove(conn net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.open, conn)
+	s.forget(conn)
+}
+
+// authenticated records that a connection has sent the password.
+func (s *sessions) authenticated(conn net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forget(conn)
+}
+
+func (s *sessions) forget(conn net.Conn) {
+	s.unauthenticated = slices.DeleteFunc(s.unauthenticated, func(other net.Conn) bool { return other == conn })
 }
 
 // close ends all connections.
@@ -134,15 +164,18 @@ func (q *Queue) serve(conn net.Conn, trusted bool) {
 		_ = conn.SetReadDeadline(time.Now().Add(authTimeout)) // else Read fails
 	}
 	in := bufio.NewReader(conn)
-	for !s.peer.Closed() {
+	for commands := 0; !s.peer.Closed(); commands++ {
 		if in.Buffered() == 0 || len(s.pending) >= maxPendingReplies {
 			s.flushReplies()
 		}
-		limit := maxCommandBytes
+		limit, maxArgs := maxCommandBytes, maxCommandArgs
 		if s.unauthenticated {
-			limit = maxUnauthenticatedBytes
+			if commands == maxUnauthenticatedCommands {
+				return
+			}
+			limit, maxArgs = maxUnauthenticatedBytes, maxUnauthenticatedArgs
 		}
-		args, err := readCommand(in, limit)
+		args, err := readCommand(in, limit, maxArgs)
 		if err != nil {
 			s.flushReplies()
 			if errors.Is(err, errProtocol) {
@@ -196,6 +229,7 @@ func (s *session) handle(args []string) {
 		s.subscribed = true
 	case s.unauthenticated && !strings.HasPrefix(s.queue.run(s.peer, []string{"PING"}), "-"):
 		s.unauthenticated = false
+		s.queue.sessions.authenticated(s.conn)
 		_ = s.conn.SetReadDeadline(time.Time{}) // else Read fails
 	}
 }
@@ -227,9 +261,9 @@ func (s *session) send(text string) {
 var errProtocol = errors.New("Protocol error") //nolint:staticcheck // Redis's text
 
 // readCommand reads an array of bulk strings, the format of all client libraries, of at
-// most limit bytes.
-func readCommand(in *bufio.Reader, limit int) ([]string, error) {
-	n, err := readCount(in, '*', maxCommandArgs)
+// most maxArgs words of limit bytes in all.
+func readCommand(in *bufio.Reader, limit, maxArgs int) ([]string, error) {
+	n, err := readCount(in, '*', maxArgs)
 	if err != nil {
 		return nil, err
 	}

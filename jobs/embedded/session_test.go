@@ -164,7 +164,8 @@ func TestUnauthenticatedClients(t *testing.T) {
 		"*0\r\n":                             "-ERR Protocol error",
 		"*-1\r\n":                            "-ERR Protocol error",
 		"*1\r\n$-1\r\n":                      "-ERR Protocol error",
-		"*1\r\n$17000\r\n":                   "-ERR Protocol error",
+		"*1\r\n$1025\r\n":                    "-ERR Protocol error",
+		"*9\r\n":                             "-ERR Protocol error",
 		"*2000000\r\n":                       "-ERR Protocol error",
 		"*" + strings.Repeat("1", 5000):      "-ERR Protocol error",
 		"POST / HTTP/1.1\r\nHost: x\r\n\r\n": "-ERR Protocol error",
@@ -183,6 +184,41 @@ func TestUnauthenticatedClients(t *testing.T) {
 		require.NoError(t, conn.Close())
 	}
 	assert.Empty(t, dump(t, q.Client()))
+	require.NoError(t, q.Close())
+}
+
+// Without the password nobody makes the queue hold much memory or many connections, or
+// keeps others out: not with a million empty words, with commands whose answers are not
+// read, or with silent connections.
+func TestUnauthenticatedClientsAreBounded(t *testing.T) {
+	t.Parallel()
+	q := open(t, embedded.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
+	at, err := url.Parse(q.URL())
+	require.NoError(t, err)
+	dial := func() net.Conn {
+		conn, err := new(net.Dialer).DialContext(t.Context(), "tcp", at.Host)
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	words := dial()
+	_, _ = io.WriteString(words, "*1000000\r\n"+strings.Repeat("$0\r\n\r\n", 1000)) // a reset is right
+	answer, _ := io.ReadAll(words)
+	assert.NotContains(t, string(answer), "NOAUTH", "it is not read to its end")
+
+	pings := dial()
+	_, _ = io.WriteString(pings, strings.Repeat("*1\r\n$4\r\nPING\r\n", 1000))
+	answer, _ = io.ReadAll(pings)
+	assert.LessOrEqual(t, strings.Count(string(answer), "NOAUTH"), 8)
+
+	first := dial()
+	for range 64 {
+		dial()
+	}
+	require.NoError(t, first.SetReadDeadline(time.Now().Add(5*time.Second))) // before its own timeout
+	_, err = first.Read(make([]byte, 1))
+	require.ErrorIs(t, err, io.EOF)
+	require.NoError(t, overTCP(t, q).Ping(t.Context()).Err())
 	require.NoError(t, q.Close())
 }
 
