@@ -22,9 +22,9 @@ const (
 	untrustedTimeout = 15 * time.Minute
 )
 
-// ErrNotPublic means that a host's address is not on the public internet. No connection
-// was opened. See [PublicDialer].
-var ErrNotPublic = errors.New("its address is not public, so no request was sent")
+// ErrNotPublic means that a host has no address on the public internet, or only one of
+// this machine. No connection was opened. See [PublicDialer].
+var ErrNotPublic = errors.New("it has no public address, so no request was sent")
 
 var (
 	errUnsupportedURL   = errors.New("unsupported URL: it must be http or https on port 80 or 443, without credentials")
@@ -83,26 +83,41 @@ func newUntrustedClient(cfg SpoolConfig) *http.Client {
 const publicDialTimeout = 10 * time.Second
 
 // PublicDialer returns a dial function for hosts in untrusted URLs, against server-side
-// request forgery. It refuses, with [ErrNotPublic], every address that is neither public
-// nor in allow. It checks the address of the connection itself, after name resolution,
+// request forgery. It refuses, with [ErrNotPublic], every address that is not public, or is
+// this machine's own, unless it is in allow. It checks the address of the connection itself, after name resolution,
 // so a DNS record that changes in between does not help an attacker.
 //
 // It gives no protection in a transport with a proxy, because the proxy opens the
 // connection.
 func PublicDialer(allow []netip.Prefix) func(ctx context.Context, network, address string) (net.Conn, error) {
 	guard := func(_ context.Context, _, address string, _ syscall.RawConn) error {
-		return refusePrivate(address, allow)
+		return refusePrivate(address, allow, ownAddresses())
 	}
 	return (&net.Dialer{Timeout: publicDialTimeout, ControlContext: guard}).DialContext
 }
 
-func refusePrivate(address string, allow []netip.Prefix) error {
+// ownAddresses returns the addresses of this machine's interfaces, as far as they can be
+// read. Public ones lead to services that a firewall keeps from others.
+func ownAddresses() []netip.Addr {
+	var own []netip.Addr
+	addresses, _ := net.InterfaceAddrs() // without them only public ones are missed
+	for _, address := range addresses {
+		if network, ok := address.(*net.IPNet); ok {
+			if addr, ok := netip.AddrFromSlice(network.IP); ok {
+				own = append(own, addr.Unmap())
+			}
+		}
+	}
+	return own
+}
+
+func refusePrivate(address string, allow []netip.Prefix, own []netip.Addr) error {
 	at, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return ErrNotPublic
 	}
 	plain := at.Addr().Unmap().WithZone("") // no prefix contains a mapped address, or a zone
-	if isPublic(at.Addr()) || slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(plain) }) {
+	if isPublic(at.Addr()) && !slices.Contains(own, plain) || slices.ContainsFunc(allow, func(p netip.Prefix) bool { return p.Contains(plain) }) {
 		return nil
 	}
 	return ErrNotPublic
@@ -110,8 +125,9 @@ func refusePrivate(address string, allow []netip.Prefix) error {
 
 // isPublic reports whether an address is on the public internet, by IANA's
 // registries of special-purpose addresses for IPv4 and IPv6. Cloud metadata services
-// (169.254.169.254, Alibaba's 100.100.100.200), private networks, and addresses that
-// are translated or tunneled into those are not.
+// (169.254.169.254, Alibaba's 100.100.100.200, AWS's fd00:ec2::254, Azure's
+// 168.63.129.16), private networks, and addresses that are translated or tunneled into
+// those are not.
 func isPublic(addr netip.Addr) bool {
 	addr = addr.Unmap()
 	in := func(prefixes ...string) bool {
@@ -119,7 +135,7 @@ func isPublic(addr netip.Addr) bool {
 	}
 	if addr.Is4() {
 		return !in(
-			"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+			"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
 			"192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24",
 			"198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
 		)

@@ -144,21 +144,22 @@ func fetchReference(ctx context.Context, from StageOptions, u *url.URL, file io.
 	return nil
 }
 
-// newStageError classifies a failed download and removes the URL from its text, because
-// the query is secret.
+// newStageError classifies a failed download. The text reveals nothing of this network: a
+// name that is unknown and one with a private address are the same to the client.
 func newStageError(ctx context.Context, u *url.URL, err error) error {
-	if wrapped := (*url.Error)(nil); errors.As(err, &wrapped) {
-		err = wrapped.Err
+	failed := &StageError{Host: u.Host}
+	dns := (*net.DNSError)(nil)
+	switch {
+	case ctx.Err() != nil:
+		failed.Temporary, failed.Err = true, context.Cause(ctx)
+	case errors.Is(err, ErrNotPublic), errors.As(err, &dns) && dns.IsNotFound:
+		failed.Err = ErrNotPublic
+	case errors.Is(err, errTooManyRedirects):
+		failed.Err = errTooManyRedirects
+	case errors.Is(err, errUnsupportedURL), strings.Contains(err.Error(), "Location header"): // net/http's own has no type
+		failed.Err = errUnsupportedURL
+	default:
+		failed.Temporary, failed.Err = true, ExplainNoResponse(err)
 	}
-	if strings.Contains(err.Error(), "Location header") { // net/http's text contains the URL, and it has no type
-		err = errUnsupportedURL
-	}
-	if ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	final := errors.Is(err, ErrNotPublic) || errors.Is(err, errTooManyRedirects) || errors.Is(err, errUnsupportedURL)
-	if dns := (*net.DNSError)(nil); errors.As(err, &dns) && dns.IsNotFound {
-		final = true
-	}
-	return &StageError{Host: u.Host, Temporary: !final, Err: err}
+	return failed
 }

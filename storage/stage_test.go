@@ -3,6 +3,8 @@ package storage_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"image"
 	"image/png"
@@ -12,6 +14,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -112,8 +115,8 @@ func TestStageURLErrors(t *testing.T) {
 		"forbidden":    {status(http.StatusForbidden), "HTTP status 403", false},
 		"too many":     {status(http.StatusTooManyRequests), "HTTP status 429", true},
 		"down":         {status(http.StatusBadGateway), "HTTP status 502", true},
-		"cut":          {raw("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"), "unexpected EOF", true},
-		"no HTTP":      {raw("hello\r\n\r\n"), "malformed", true},
+		"cut":          {raw("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"), "the connection was closed without a complete response", true},
+		"no HTTP":      {raw("SSH-2.0-OpenSSH_9.6\r\n\r\n"), "the response is not valid HTTP", true},
 		"text":         {serveReference([]byte("<html>no image</html>")), "not an image", false},
 		"small":        {serveReference(gray(t, 255, 256)), "255", false},
 		"large":        {serveReference(gray(t, 256, 4097)), "4097", false},
@@ -135,6 +138,7 @@ func TestStageURLErrors(t *testing.T) {
 			require.ErrorContains(t, err, c.want)
 			require.ErrorContains(t, err, `reference image at "images.example"`)
 			assertNoSecret(t, staged.Err)
+			assert.NotContains(t, err.Error(), "SSH")
 			requireEmpty(t, from.Dir)
 		})
 	}
@@ -158,6 +162,25 @@ func TestStageURLPublicAddressesOnly(t *testing.T) {
 		require.EqualError(t, err, "reference image: not an http or https URL without user name and password", link)
 	}
 	assert.False(t, asked.Load())
+}
+
+// An error reveals no address, no DNS server, no internal name, and no certificate; a name
+// that is unknown is like one that is private.
+func TestStageURLErrorsRevealNothing(t *testing.T) {
+	t.Parallel()
+	resolver := &net.DNSError{Err: "no such host", Name: "git.corp", Server: "10.0.0.2:53", IsNotFound: true}
+	at := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 7), Port: 22}
+	for want, dialed := range map[string]error{
+		`reference image at "git.corp": it has no public address, so no request was sent`: &net.OpError{Op: "dial", Net: "tcp", Err: resolver},
+		`reference image at "git.corp": host name not resolved`:                           &net.DNSError{Err: "server misbehaving", Name: "git.corp", Server: "10.0.0.2:53"},
+		`reference image at "git.corp": connection refused`:                               &net.OpError{Op: "dial", Net: "tcp", Addr: at, Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)},
+		`reference image at "git.corp": no response in time`:                              &net.OpError{Op: "dial", Net: "tcp", Addr: at, Err: os.ErrDeadlineExceeded},
+		`reference image at "git.corp": certificate not trusted`:                          &tls.CertificateVerificationError{Err: x509.HostnameError{Host: "git.corp", Certificate: &x509.Certificate{DNSNames: []string{"gitlab.corp"}}}},
+	} {
+		from := storage.StageOptions{Dir: t.TempDir(), Dial: func(context.Context, string, string) (net.Conn, error) { return nil, dialed }}
+		_, err := storage.FetchReference(t.Context(), "https://git.corp/a.png"+secretQuery, from)
+		require.EqualError(t, err, want)
+	}
 }
 
 // The download times out after a minute, and ends at once when the context does.

@@ -124,7 +124,7 @@ func TestPrivateAddressesAreRefused(t *testing.T) {
 		var failed *storage.FetchError
 		require.ErrorAs(t, err, &failed)
 		assert.Equal(t, storage.FetchForbidden, failed.Kind, "%v", err)
-		assert.ErrorContains(t, err, "its address is not public", url)
+		assert.ErrorContains(t, err, "it has no public address", url)
 		assertNoSecret(t, err)
 	}
 }

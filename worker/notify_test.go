@@ -193,7 +193,7 @@ func TestCallbackAnswers(t *testing.T) {
 		"retry after a year": {header(http.StatusTooManyRequests, "Retry-After", "31536000"), 6 * time.Hour, "callback to shop.example: the receiver answered 429 Too Many Requests"},
 		"retry after hush":   {header(599, "Retry-After", "hush"), 5 * time.Second, "callback to shop.example: the receiver answered 599"},
 		"silence":            {func(_ http.ResponseWriter, req *http.Request) { <-req.Context().Done() }, 25 * time.Second, "callback to shop.example: no response in time"},
-		"no answer":          {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 5 * time.Second, "callback to shop.example: the connection was closed without a response"},
+		"no answer":          {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, 5 * time.Second, "callback to shop.example: the connection was closed without a complete response"},
 		"garbage": {func(w http.ResponseWriter, _ *http.Request) {
 			conn, _, err := w.(http.Hijacker).Hijack() //nolint:forcetypeassert // net/http's own
 			assert.NoError(t, err)

@@ -84,7 +84,7 @@ func TestStagePublicAddressesOnly(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "localhost", "[::ffff:127.0.0.1]"} {
 		body := `{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"http://` + host + ":" + port + `/latest/meta-data"}}`
 		message := s.submit(body, "X-Danqing-Stage", "true").requireRefused(t, http.StatusBadRequest, "InvalidParameter")
-		assert.Contains(t, message, "is not public")
+		assert.Contains(t, message, "it has no public address")
 	}
 	assert.False(t, asked)
 	assertNothingQueued(t, s)

@@ -3,7 +3,6 @@ package notify
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -133,27 +132,9 @@ func retryAfter(value string, now time.Time) time.Duration {
 // transportError describes why there was no response. It does not quote the errors of
 // net/http: they contain the URL, and some of them what the receiver sent.
 func transportError(err error) *deliveryError {
-	var (
-		lookup      *net.DNSError
-		network     *net.OpError
-		certificate *tls.CertificateVerificationError
-		timeout     interface{ Timeout() bool }
-	)
-	switch {
-	case errors.Is(err, storage.ErrNotPublic):
+	if errors.Is(err, storage.ErrNotPublic) {
 		return &deliveryError{final: true, cause: storage.ErrNotPublic.Error(), remedy: "to allow it, add the address to DANQING_CALLBACK_ALLOW"}
-	case errors.As(err, &lookup):
-		return &deliveryError{cause: "host name not resolved: " + lookup.Err}
-	case errors.As(err, &certificate):
-		return &deliveryError{cause: "certificate not trusted: " + certificate.Err.Error()}
-	case errors.As(err, &timeout) && timeout.Timeout():
-		return &deliveryError{cause: "no response in time", timedOut: true}
-	case errors.As(err, &network):
-		return &deliveryError{cause: network.Error()}
-	case errors.Is(err, http.ErrSchemeMismatch):
-		return &deliveryError{cause: "the receiver does not use TLS"}
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return &deliveryError{cause: "the connection was closed without a response"}
 	}
-	return &deliveryError{cause: "the response is not valid HTTP"}
+	reason := storage.ExplainNoResponse(err)
+	return &deliveryError{cause: reason.Text, timedOut: reason.TimedOut}
 }
