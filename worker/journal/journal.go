@@ -284,6 +284,15 @@ func (j *Journal) OwnedTasks() map[string]Entry {
 	return maps.Clone(j.owned)
 }
 
+// Owner returns the entry of a task's owner, and whether the task is among those of the
+// last [TaskRetention].
+func (j *Journal) Owner(taskID string) (Entry, bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	e, ok := j.owned[taskID]
+	return e, ok
+}
+
 // CreatedTask is a task's ID and the time at which its creation was recorded.
 type CreatedTask struct {
 	ID string    `json:"id"`

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -252,23 +253,42 @@ func (l *lane) create(ctx context.Context, body dashscope.CreateRequest) (*dashs
 	return l.cfg.Account.Client.Create(sending, body)
 }
 
-// created records the task ID, in the journal first.
+// created records the task ID, in the journal first. A reply that names a task of another
+// job or attempt is not believed: the create is ambiguous.
 func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashscope.Created) error {
+	if owner, ok := l.recorder.Data.Journal.Owner(created.TaskID); ok && (owner.JobID != intent.ID || owner.Attempt != intent.Attempt) {
+		return l.misattributed(ctx, intent, created, owner.JobID)
+	}
 	next := *intent
 	next.State, next.TaskID, next.Simulated = jobs.StateGenerating, created.TaskID, created.Simulated
 	l.recorder.Journal(journal.KindTask, &next)
 	l.tasks.Store(next.TaskID, true)
+	err := l.recorder.Retry(ctx, next.ID, func(ctx context.Context) error { return l.recorder.Store.ClaimTask(ctx, next.TaskID, next.ID) })
+	if owned := new(jobs.TaskOwnedError); errors.As(err, &owned) {
+		l.tasks.Delete(next.TaskID)
+		return l.misattributed(ctx, intent, created, owned.JobID)
+	}
 	l.cfg.Account.SetServiceTime(created.Date)
 	l.waits.unreachable.Reset()
 	l.waits.throttled.Reset()
 	l.waits.account.Reset()
 	l.log.Info("task submitted", "job_id", next.ID, "task_id", next.TaskID, "attempt", next.Attempt, "request_id", created.RequestID)
 	l.setLastCreated(ctx, next.TaskID)
-	err := l.recorder.Transition(ctx, intent, &next)
+	err = l.recorder.Transition(ctx, intent, &next)
 	if errors.Is(err, jobs.ErrConflict) {
 		// The lane's new holder is reconciling the job, or has resubmitted it.
 		return l.cfg.Recovery.Merge(context.WithoutCancel(ctx), &next, time.Now())
 	}
+	return err
+}
+
+// misattributed marks a create as ambiguous whose reply names another job's task, as a
+// broken proxy may send it.
+func (l *lane) misattributed(ctx context.Context, intent *jobs.Record, created *dashscope.Created, owner string) error {
+	rejected := *intent
+	rejected.Rejected = append(slices.Clone(intent.Rejected), created.TaskID)
+	reason := fmt.Sprintf("the reply names task %s, which belongs to job %s", created.TaskID, owner)
+	_, err := l.markAmbiguous(ctx, &rejected, reason, created.RequestID, false)
 	return err
 }
 
