@@ -29,8 +29,8 @@ func (p *program) drillCommand() *cobra.Command {
 		Short: "Test that no image is paid for twice and none is lost",
 		Long: `Drill runs real workers as child processes against a simulated DashScope, kills them
 (kill -9) at every kind of request and reply, freezes them, cuts, delays and garbles
-their connections, takes the bucket and Redis away, and then compares what DashScope
-has charged with what lies in the bucket. It costs nothing and touches loopback only.
+their connections, takes the bucket and Redis away, also at the same time, and then
+compares what DashScope has charged with what lies in the bucket. It costs nothing and touches loopback only.
 
 Without REDIS_URL the queue is that of "danqing up", which is killed with it; with
 REDIS_URL, an empty database, two workers share it; with --redis-server the drill

@@ -90,6 +90,10 @@ const (
 	lateCreate  = time.Second
 	slowCreate  = 2 * time.Second
 
+	// lagTime is how long the list lacks the tasks of the last lagTime, and fullTime how
+	// long Redis is full.
+	lagTime, fullTime = 2 * time.Second, 3 * time.Second
+
 	// warmUpLimit bounds the first jobs, before any fault.
 	warmUpLimit = time.Minute
 	// stuckAfter is how long nothing may change before open jobs count as stuck. asynq
@@ -118,6 +122,7 @@ type drill struct {
 	queue   *queue
 	load    *load
 
+	thawing  sync.WaitGroup // of frozen workers
 	injector injector
 	outages  outages
 	recovery recovery
@@ -166,7 +171,7 @@ func (d *drill) defaults() error {
 	if d.Progress == nil {
 		d.Progress = io.Discard
 	}
-	d.rng = rand.New(rand.NewPCG(d.Seed, 0)) //nolint:gosec // repeatable by the seed
+	d.rng = rand.New(&lockedSource{source: rand.NewPCG(d.Seed, 0)}) //nolint:gosec // repeatable by the seed
 	return checkPoints(d.Queue, d.Points)
 }
 
@@ -212,6 +217,7 @@ func (d *drill) run(ctx context.Context) (report *Report, err error) {
 	producing, enough := context.WithCancel(ctx)
 	var produced sync.WaitGroup
 	produced.Go(func() { d.load.produce(producing) })
+	produced.Go(func() { d.watchRecovery(producing) })
 	d.injectFaults(ctx)
 	d.load.stopAtTarget() // no more jobs than configured
 	d.progress("%d faults done, %d jobs enqueued; waiting until all have ended", d.counters.total(), d.load.count())
@@ -226,6 +232,19 @@ func (d *drill) run(ctx context.Context) (report *Report, err error) {
 		return nil, err
 	}
 	return report, nil
+}
+
+// lockedSource is a source for several goroutines.
+type lockedSource struct {
+	mu     sync.Mutex
+	source rand.Source
+}
+
+// Uint64 implements [rand.Source].
+func (s *lockedSource) Uint64() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.source.Uint64()
 }
 
 // progress writes a progress line.

@@ -2,6 +2,7 @@ package drill
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -48,13 +49,28 @@ func (d *drill) plan() []point {
 			plan = append(plan, point{name: string(killNow), action: killNow})
 			continue
 		}
-		plan = append(plan, all[d.rng.IntN(len(all))])
+		plan = append(plan, d.randomPoint(all))
 	}
 	plan = plan[:d.Faults]
 	if d.Short { // recovery from a dead worker takes half a minute
 		slices.SortStableFunc(plan, func(a, b point) int { return planOrder(a) - planOrder(b) })
 	}
 	return plan
+}
+
+// randomPoint returns one of the points. One in three is two or three of them together.
+func (d *drill) randomPoint(all []point) point {
+	if d.Short || len(d.Points) > 0 || d.rng.IntN(3) > 0 {
+		return all[d.rng.IntN(len(all))]
+	}
+	var parts []point
+	for count := 2 + d.rng.IntN(2); len(parts) < count; {
+		p := all[d.rng.IntN(len(all))]
+		if p.parts == nil && !slices.ContainsFunc(parts, func(other point) bool { return other.name == p.name }) {
+			parts = append(parts, p)
+		}
+	}
+	return together(parts...)
 }
 
 // halfKills returns the first points of a plan, chosen so that about half of them are
@@ -86,23 +102,21 @@ func planOrder(p point) int {
 
 // injectFaults injects the faults of the plan one after the other.
 func (d *drill) injectFaults(ctx context.Context) {
-	var thawing sync.WaitGroup
-	defer thawing.Wait()
+	defer d.thawing.Wait()
 	plan := d.plan()
 	for i, p := range plan {
 		if !wait(ctx, time.Duration(d.rng.Int64N(int64(maxPause)))) {
 			return
 		}
 		d.log.Info("point", "name", p.name, "number", i+1)
-		met := true
-		if p.wire() {
-			met = d.injectOnWire(ctx, p)
-		} else if err := d.inject(ctx, p, &thawing); err != nil {
+		d.recovery.faultInjected(p.name)
+		met, err := d.injectAll(ctx, p)
+		if err != nil {
 			d.progress("%s: %v", p.name, err)
 			return
 		}
 		d.counters.count(p, met)
-		d.recovery.faultInjected()
+		d.recovery.faultInjected("")
 		d.log.Info("point done", "name", p.name, "met", met)
 		if met && (p.kills() || p.action == stopNow) && d.rng.IntN(4) > 0 { // otherwise the next fault hits the recovery
 			d.awaitSuccessor(ctx)
@@ -111,6 +125,29 @@ func (d *drill) injectFaults(ctx context.Context) {
 			d.progress("%d of %d points tried, %d jobs", i+1, len(plan), d.load.count())
 		}
 	}
+}
+
+// injectAll injects a point or, at the same time, each of its parts. It reports whether
+// all were met.
+func (d *drill) injectAll(ctx context.Context, p point) (met bool, err error) {
+	if p.parts == nil {
+		if p.wire() {
+			return d.injectOnWire(ctx, p), nil
+		}
+		return true, d.inject(ctx, p)
+	}
+	all := make([]bool, len(p.parts))
+	errs := make([]error, len(p.parts))
+	var parts sync.WaitGroup
+	for i, part := range p.parts {
+		delay := d.randomDuration(0, maxPause)
+		parts.Go(func() {
+			wait(ctx, delay)
+			all[i], errs[i] = d.injectAll(ctx, part)
+		})
+	}
+	parts.Wait()
+	return !slices.Contains(all, false), errors.Join(errs...)
 }
 
 // injectOnWire waits for a matching request or command, and reports whether it came.
@@ -201,7 +238,7 @@ func (d *drill) randomDuration(shortest, longest time.Duration) time.Duration {
 
 // awaitSuccessor waits until every model of an ended worker has a request again.
 func (d *drill) awaitSuccessor(ctx context.Context) {
-	for deadline := time.Now().Add(successorTimeout); d.recovery.pending() && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(successorTimeout); len(d.recovery.pending(0)) > 0 && time.Now().Before(deadline); {
 		if !wait(ctx, 20*time.Millisecond) {
 			return
 		}
@@ -209,13 +246,21 @@ func (d *drill) awaitSuccessor(ctx context.Context) {
 }
 
 // inject injects a fault that is not on a wire.
-func (d *drill) inject(ctx context.Context, p point, thawing *sync.WaitGroup) error {
+func (d *drill) inject(ctx context.Context, p point) error {
 	m := d.randomWorker()
 	switch p.action {
 	case killNow:
 		d.kill(m, d.randomDuration(0, 500*time.Millisecond))
 	case killLong:
 		d.kill(m, pastLease)
+	case killAll:
+		var killed sync.WaitGroup
+		for _, m := range d.workers {
+			killed.Go(func() { d.kill(m, 0) })
+		}
+		killed.Wait()
+	case journalTorn, journalDamaged:
+		return d.damageJournal(ctx, m, p.action)
 	case stopNow:
 		d.stop(m)
 	case freezeShort:
@@ -224,7 +269,7 @@ func (d *drill) inject(ctx context.Context, p point, thawing *sync.WaitGroup) er
 		m.thaw()
 	case freezeLong: // the other worker continues, with faults
 		m.freeze()
-		thawing.Go(func() {
+		d.thawing.Go(func() {
 			wait(ctx, pastLease)
 			m.thaw()
 		})

@@ -1,16 +1,15 @@
 package drill
 
 import (
-	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
 
-// injector waits for one request or command at a time and assigns the armed fault to
-// it.
+// injector waits for requests and commands and assigns the armed faults to them.
 type injector struct {
 	mu    sync.Mutex
-	armed *armedFault
+	armed []*armedFault
 	// secondActions is the second action of a pair, by model.
 	secondActions map[string]action
 }
@@ -52,18 +51,16 @@ func (t *injector) arm(p point, nth int) *armedFault {
 func (t *injector) rearm(s *armedFault) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.armed = s
+	t.armed = append(t.armed, s)
 }
 
 // disarm stops waiting for the fault and reports whether it was still armed.
 func (t *injector) disarm(s *armedFault) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.armed != s {
-		return false
-	}
-	t.armed = nil
-	return true
+	before := len(t.armed)
+	t.armed = slices.DeleteFunc(t.armed, func(armed *armedFault) bool { return armed == s })
+	return len(t.armed) < before
 }
 
 // match returns the fault for a request on a route, nil if there is none. The caller
@@ -71,15 +68,16 @@ func (t *injector) disarm(s *armedFault) bool {
 func (t *injector) match(route string) *armedFault {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.armed == nil || t.armed.route != route {
+	i := slices.IndexFunc(t.armed, func(armed *armedFault) bool { return armed.route == route })
+	if i < 0 {
 		return nil
 	}
-	if t.armed.skip > 0 {
-		t.armed.skip--
+	s := t.armed[i]
+	if s.skip > 0 {
+		s.skip--
 		return nil
 	}
-	s := t.armed
-	t.armed = nil
+	t.armed = slices.Delete(t.armed, i, i+1)
 	return s
 }
 
@@ -104,77 +102,6 @@ func (w *outages) active(a action) bool {
 	return time.Now().Before(w.until[a])
 }
 
-// recovery measures how long after the end of a worker each of its models gets its next
-// request.
-type recovery struct {
-	mu          sync.Mutex
-	lastWorker  map[string]*process // by model, the worker of the last request
-	endedAt     map[string]time.Time
-	longest     time.Duration
-	lastFaultAt time.Time // when something was done last
-	log         *slog.Logger
-}
-
-// requestSeen notes that a worker creates or queries a task of a model.
-func (r *recovery) requestSeen(m *process, model string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.lastWorker == nil {
-		r.lastWorker, r.endedAt = map[string]*process{}, map[string]time.Time{}
-	}
-	r.lastWorker[model] = m
-	if at, dead := r.endedAt[model]; dead {
-		r.longest = max(r.longest, time.Since(at))
-		r.log.Info("recovered", "model", model, "worker", m.name, "duration", time.Since(at))
-		delete(r.endedAt, model)
-	}
-}
-
-// faultInjected notes the time of a fault; asynq may have lost a message by it.
-func (r *recovery) faultInjected() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.lastFaultAt = time.Now()
-}
-
-// workerEnded notes that a worker has died or was stopped.
-func (r *recovery) workerEnded(m *process) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for model, by := range r.lastWorker {
-		if _, dead := r.endedAt[model]; by == m && !dead {
-			r.endedAt[model] = time.Now()
-			r.log.Info("worker ended", "model", model, "worker", m.name)
-		}
-	}
-}
-
-// pending reports whether a model has had no request since its worker ended.
-func (r *recovery) pending() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.endedAt) > 0
-}
-
-// sinceLastFault returns the time since the last fault, 0 if there was none.
-func (r *recovery) sinceLastFault() time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.lastFaultAt.IsZero() {
-		return 0
-	}
-	return time.Since(r.lastFaultAt)
-}
-
-// finish returns the longest recovery. It drops the ended workers: without work left,
-// no successor would show.
-func (r *recovery) finish() time.Duration {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	clear(r.endedAt)
-	return r.longest
-}
-
 // counters counts the faults.
 type counters struct {
 	mu     sync.Mutex
@@ -182,6 +109,14 @@ type counters struct {
 	missed map[string]int
 	kills  int
 	exits  int // workers that ended by themselves
+	// problems are broken guarantees that were seen while the faults were injected.
+	problems []string
+}
+
+func (t *counters) problem(text string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.problems = append(t.problems, text)
 }
 
 func (t *counters) count(p point, met bool) {

@@ -8,9 +8,11 @@ import (
 	"image"
 	"image/color"
 	"image/png"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -125,6 +127,27 @@ func (l *load) stopAtTarget() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.limit, l.movedAt = max(l.Jobs, len(l.jobs)), time.Now()
+}
+
+// openStates returns the states of each model's open jobs, for people.
+func (l *load) openStates() map[string]string {
+	counts := map[string]map[jobs.State]int{}
+	for _, j := range l.all() {
+		if j.over() {
+			continue
+		}
+		if counts[j.request.Model] == nil {
+			counts[j.request.Model] = map[jobs.State]int{}
+		}
+		counts[j.request.Model][j.state()]++
+	}
+	texts := map[string]string{}
+	for model, states := range counts {
+		for _, state := range slices.Sorted(maps.Keys(states)) {
+			texts[model] += fmt.Sprintf(" %d %s", states[state], state)
+		}
+	}
+	return texts
 }
 
 func (l *load) count() int {

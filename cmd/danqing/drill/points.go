@@ -26,6 +26,10 @@ const (
 	lateKill    action = "late-kill"  // the same, and kill the worker
 	slow        action = "slow"       // the service is slow and ignores a disconnect
 	slowReset   action = "slow-reset" // the same, and the reply is lost
+	absurd      action = "absurd"     // a reply of 200 that makes no sense
+	lagKill     action = "lag-kill"   // serve the request, kill the worker, and let the list lag
+	full        action = "full"       // serve the request while Redis is full
+	fullKill    action = "full-kill"  // the same, and kill the worker
 )
 
 // pairedActions apply to two consecutive creates of one model. The outcome of both is
@@ -51,6 +55,11 @@ const (
 	redisOutage   action = "redis-away"
 	redisSlow     action = "redis-slow"
 	redisRestart  action = "redis-restart" // kill -9, from its append-only file
+	listLags      action = "list-lags"     // the list lacks the latest tasks
+
+	killAll        action = "kill-all"        // all workers at once
+	journalTorn    action = "journal-torn"    // kill, and leave half a line at the end of the journal
+	journalDamaged action = "journal-damaged" // kill, and change a byte in the middle of the journal
 )
 
 // point is a place where a fault can be injected. Its name is ROUTE.ACTION for requests
@@ -60,11 +69,36 @@ type point struct {
 	name   string
 	route  string
 	action action
+	// parts are points that are injected at the same time. Their names joined by & are
+	// the name; route and action are empty.
+	parts []point
+}
+
+// together returns the point that injects others at the same time.
+func together(parts ...point) point {
+	names := make([]string, len(parts))
+	for i, part := range parts {
+		names[i] = part.name
+	}
+	return point{name: strings.Join(names, "&"), parts: parts}
+}
+
+// planned are the overlapping faults that every long drill contains. Each has broken a
+// promise of an earlier version, or is what an outage of a machine room looks like.
+func planned() []string {
+	return []string{
+		"kill&bucket-away&redis-restart", "kill-all&redis-restart", "kill-all&bucket-away", "kill&service-away&bucket-away",
+		"create.reset-done&kill", "create.late&redis-away", "create.late&kill-all", "create.slow-reset&redis-cut",
+		"create.lag-kill&list.502", "create.full&bucket-away", "query.absurd&redis-cut", "create.absurd&kill",
+		"image-put.kill-done&service-away", "journal-torn&bucket-away",
+	}
 }
 
 // kills reports whether the action kills a worker.
 func (p point) kills() bool {
-	return slices.Contains([]action{killBefore, killDone, killAfter, killNow, killLong, lateKill}, p.action)
+	return slices.ContainsFunc(p.parts, point.kills) || slices.Contains([]action{
+		killBefore, killDone, killAfter, killNow, killLong, killAll, lateKill, lagKill, fullKill, journalTorn, journalDamaged,
+	}, p.action)
 }
 
 // wire reports whether the point is on a request's way.
@@ -115,9 +149,12 @@ func points(queue Queue) []point {
 	for _, route := range []string{routeCreate, routeQuery, routeList, routeResult, routeSidecarGet} {
 		add(route, halfBody)
 	}
-	add(routeCreate, late, lateKill, slow, slowReset)
+	for _, route := range []string{routeCreate, routeQuery, routeList, routeResult} {
+		add(route, absurd)
+	}
+	add(routeCreate, late, lateKill, lagKill, slow, slowReset)
 	add(routeCreate, pairedActions()...)
-	alone := []action{killNow, stopNow, bucketOutage, bucketRefuses, serviceOutage}
+	alone := []action{killNow, stopNow, bucketOutage, bucketRefuses, serviceOutage, journalTorn, journalDamaged}
 	if canFreeze {
 		alone = append(alone, freezeShort)
 	}
@@ -125,18 +162,37 @@ func points(queue Queue) []point {
 		for _, command := range redisCommands() {
 			add("redis."+command, killBefore, killDone, killAfter, resetBefore, resetDone, delayed)
 		}
-		alone = append(alone, killLong, redisCut, redisOutage, redisSlow)
+		alone = append(alone, killLong, killAll, redisCut, redisOutage, redisSlow)
 		if canFreeze {
 			alone = append(alone, freezeLong)
 		}
 	}
 	if queue == QueueServer {
 		alone = append(alone, redisRestart)
+		add(routeCreate, full, fullKill)
 	}
 	for _, a := range alone {
 		others = append(others, point{name: string(a), action: a})
 	}
-	return append(kills, others...)
+	all := append(kills, others...)
+	for _, name := range planned() {
+		if parts := parse(name, all); parts != nil {
+			all = append(all, together(parts...))
+		}
+	}
+	return all
+}
+
+// parse returns the parts of an overlapping point, nil if the queue lacks one of them.
+func parse(name string, all []point) (parts []point) {
+	for part := range strings.SplitSeq(name, "&") {
+		i := slices.IndexFunc(all, func(p point) bool { return p.name == part })
+		if i < 0 {
+			return nil
+		}
+		parts = append(parts, all[i])
+	}
+	return parts
 }
 
 // Points returns the name of every point on a kind of queue, as --points takes them.
@@ -154,7 +210,14 @@ func (d *drill) chosen() []point {
 	if len(d.Points) == 0 {
 		return all
 	}
-	return slices.DeleteFunc(all, func(p point) bool { return !matches(p.name, d.Points) })
+	chosen := slices.Clone(all)
+	chosen = slices.DeleteFunc(chosen, func(p point) bool { return !matches(p.name, d.Points) })
+	for _, name := range d.Points {
+		if parts := parse(name, all); len(parts) > 1 && !slices.Contains(planned(), name) {
+			chosen = append(chosen, together(parts...))
+		}
+	}
+	return chosen
 }
 
 // matches reports whether a name matches one of the patterns: a point's name, or a
@@ -173,7 +236,7 @@ func (e *PointError) Error() string { return fmt.Sprintf("no point %q on this qu
 func checkPoints(queue Queue, patterns []string) error {
 	names := Points(queue)
 	for _, pattern := range patterns {
-		if !slices.ContainsFunc(names, func(name string) bool { return matches(name, []string{pattern}) }) {
+		if parse(pattern, points(queue)) == nil && !slices.ContainsFunc(names, func(name string) bool { return matches(name, []string{pattern}) }) {
 			return &PointError{pattern}
 		}
 	}

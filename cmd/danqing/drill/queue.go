@@ -140,7 +140,9 @@ func (q *queue) deleteKeys(ctx context.Context) error {
 // server is a redis-server that the drill has started, with an append-only file.
 type server struct {
 	binary, dir, socket string
-	cmd                 *exec.Cmd
+
+	mu  sync.Mutex // held while restarting
+	cmd *exec.Cmd
 }
 
 // serverStart bounds a start, which loads the append-only file.
@@ -184,9 +186,25 @@ func (s *server) start(ctx context.Context) error {
 
 // restart kills the server and starts it from the append-only file.
 func (s *server) restart(ctx context.Context, downTime time.Duration) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.kill()
 	wait(ctx, downTime)
 	return s.start(ctx)
+}
+
+// fillRedis lets Redis refuse every write that needs memory, for fullTime.
+func (d *drill) fillRedis(ctx context.Context) {
+	set := func(ctx context.Context, limit string) {
+		if err := d.queue.rdb.ConfigSet(ctx, "maxmemory", limit).Err(); err != nil {
+			d.log.Warn("maxmemory not set", "limit", limit, "err", err) // being restarted: without a limit
+		}
+	}
+	set(ctx, "1")
+	d.thawing.Go(func() {
+		wait(context.WithoutCancel(ctx), fullTime)
+		set(context.WithoutCancel(ctx), "0")
+	})
 }
 
 func (s *server) kill() {

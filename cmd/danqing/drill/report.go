@@ -65,6 +65,9 @@ type Report struct {
 	// its model. SlotIdle is the share of the time without a task, 0 to 1.
 	LongestRecovery float64 `json:"longest_recovery_seconds"`
 	SlotIdle        float64 `json:"slot_idle"`
+	// LongRecoveries explains each recovery of more than a minute: the faults
+	// meanwhile, and what the lane reported.
+	LongRecoveries []string `json:"long_recoveries"`
 
 	// Problems lists the broken guarantees, each with its job and tasks. Passed means
 	// that there are none.
@@ -77,8 +80,10 @@ func (d *drill) report(ctx context.Context) *Report {
 	r := &Report{
 		Seed: d.Seed, Queue: d.Queue, Folder: d.Dir, Time: time.Since(d.began).Seconds(),
 		Held: map[string]int{}, HeldJobs: []string{}, NotHit: []string{}, NotTried: []string{}, Problems: []string{},
-		LongestRecovery: d.recovery.finish().Seconds(), SlotIdle: d.idle(),
+		SlotIdle: d.idle(),
 	}
+	longest, explained := d.recovery.finish()
+	r.LongestRecovery, r.LongRecoveries = longest.Seconds(), append([]string{}, explained...)
 	r.addFaults(&d.counters, d.chosen())
 	for _, j := range d.load.all() {
 		d.addJob(r, j)
@@ -106,6 +111,7 @@ func (r *Report) addFaults(t *counters, chosen []point) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r.Hit, r.Kills, r.Exits = t.hit, t.kills, t.exits
+	r.Problems = append(r.Problems, t.problems...)
 	for _, n := range t.hit {
 		r.Faults += n
 	}
@@ -263,6 +269,9 @@ func (r *Report) Print(to io.Writer) error {
 	line("  wrong pictures        %d", r.ImagesWrong)
 	line("  images stored twice   %d", r.ImagesTwice)
 	line("  longest recovery      %.1f s from a worker's end to the next request for its model", r.LongestRecovery)
+	for _, text := range r.LongRecoveries {
+		line("    %s", text)
+	}
 	// Most of it is the submit rate limit: a real task takes half a minute.
 	line("  slot idle             %.0f %% of the time with work (a task takes %s to %s here, and creates are half a second apart)",
 		100*r.SlotIdle, taskShortest, taskLongest)
@@ -284,7 +293,9 @@ func hitsByRoute(hit map[string]int) []string {
 	byRoute := map[string][]string{}
 	for name, n := range hit {
 		route, what := "anywhere", name
-		if i := strings.LastIndexByte(name, '.'); i > 0 {
+		if strings.Contains(name, "&") {
+			route = "together"
+		} else if i := strings.LastIndexByte(name, '.'); i > 0 {
 			route, what = name[:i], name[i+1:]
 		}
 		byRoute[route] = append(byRoute[route], fmt.Sprintf("%s %d", what, n))

@@ -61,7 +61,11 @@ func (w *wire) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 		}
 	}
 	fault := w.injector.match(route)
-	if fault == nil {
+	switch {
+	case fault == nil && route == routeList && w.outages.active(listLags):
+		w.laggingList(rw, r)
+		return
+	case fault == nil:
 		handler.ServeHTTP(rw, r)
 		return
 	}
@@ -82,6 +86,7 @@ func modelOf(body []byte) string {
 
 // injectRequest applies an action to a request.
 func (w *wire) injectRequest(what action, rw http.ResponseWriter, r *http.Request, handler http.Handler, ofBucket bool) {
+	route := routeOf(r)
 	// Work without its client is completed.
 	done := func() *reply {
 		kept := &reply{header: http.Header{}}
@@ -133,6 +138,21 @@ func (w *wire) injectRequest(what action, rw http.ResponseWriter, r *http.Reques
 		return
 	case halfBody:
 		done().sendHalf(rw)
+	case absurd:
+		w.absurdReply(rw, route, done())
+		return
+	case lagKill:
+		w.outages.begin(listLags, lagTime)
+		done()
+		w.kill(w.worker, 0)
+	case full, fullKill:
+		w.fillRedis(r.Context())
+		kept := done()
+		if what == full {
+			kept.send(rw)
+			return
+		}
+		w.kill(w.worker, 0)
 	default: // resetBefore
 	}
 	reset(rw)

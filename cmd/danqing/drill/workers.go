@@ -47,6 +47,7 @@ type process struct {
 	endExpected  bool          // the drill ended it
 	restartDelay time.Duration // delay before the restart
 	stopping     bool          // do not restart
+	exited       int           // processes that ended by themselves
 	stopped      chan struct{} // closed when it has ended for good
 	err          error
 }
@@ -134,6 +135,7 @@ func (d *drill) supervise(ctx context.Context, m *process) {
 		pause := m.restartDelay
 		if !m.endExpected {
 			pause = restartPause
+			m.exited++
 		}
 		expected, stopping := m.endExpected, m.stopping
 		m.mu.Unlock()
@@ -167,6 +169,22 @@ func (d *drill) start(ctx context.Context, m *process) (*exec.Cmd, error) {
 	}
 	m.osProcess, m.ended, m.endExpected, m.restartDelay = cmd.Process, make(chan struct{}), false, 0
 	return cmd, nil
+}
+
+// exits waits until a process ends by itself, and reports whether one did.
+func (m *process) exits(ctx context.Context, longest time.Duration) bool {
+	count := func() int {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return m.exited
+	}
+	before := count()
+	for deadline := time.Now().Add(longest); count() == before; {
+		if time.Now().After(deadline) || !wait(ctx, 20*time.Millisecond) {
+			return false
+		}
+	}
+	return true
 }
 
 // pid returns the ID of the running process, 0 if none runs.
