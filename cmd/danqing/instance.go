@@ -72,13 +72,21 @@ func removeInstance(dir string) error {
 }
 
 // readInstance returns the instance that runs on dir. It fails with errNoInstance if there
-// is no file, or a stale one, whose Redis refuses connections.
+// is no file, or a stale one, whose Redis refuses connections. A file that another user
+// could have written is refused: jobs would be sent to any address that it names.
 func readInstance(ctx context.Context, dir string) (instance, error) {
 	path := filepath.Join(dir, instanceFile)
-	text, err := os.ReadFile(path) //nolint:gosec // the path is from the user
+	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return instance{}, errNoInstance
 	}
+	if err == nil && !info.Mode().IsRegular() { // opening a pipe could wait for ever
+		err = fmt.Errorf("%s is not a regular file", path)
+	}
+	if err != nil {
+		return instance{}, fmt.Errorf("read instance: %w", err)
+	}
+	text, err := readOwn(path)
 	if err != nil {
 		return instance{}, fmt.Errorf("read instance: %w", err)
 	}
@@ -97,4 +105,21 @@ func readInstance(ctx context.Context, dir string) (instance, error) {
 		return instance{}, errNoInstance
 	}
 	return at, probe.Close()
+}
+
+// readOwn reads a file of this user.
+func readOwn(path string) ([]byte, error) {
+	f, err := os.Open(path) //nolint:gosec // the path is from the user
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // read only
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkOwner(info, os.Geteuid()); err != nil {
+		return nil, fmt.Errorf("%s is not trusted: %w: run the command as the user of \"danqing up\", or delete the file", path, err)
+	}
+	return io.ReadAll(f)
 }
