@@ -38,6 +38,9 @@ type Token struct {
 	// defaults are DANQING_TOKEN_MAX_QUEUED and DANQING_TOKEN_DAILY_BUDGET.
 	MaxQueued            int
 	DailyBudgetMicroYuan int64
+	// MaxRequests is the maximum number of its open requests; 0 means the gateway's
+	// default. The default is DANQING_TOKEN_MAX_REQUESTS.
+	MaxRequests int
 }
 
 // minTokenBytes is the minimum length of a token against guessing over a network. The
@@ -48,12 +51,15 @@ const minTokenBytes = 16
 func (l *loader) serve() {
 	s := &l.cfg.Serve
 	s.Listen, _ = l.lookup("DANQING_LISTEN")
-	defaults := Token{MaxQueued: l.parseJobCount(l.lookup("DANQING_TOKEN_MAX_QUEUED"))}
+	defaults := Token{
+		MaxQueued:   l.parseCount("jobs")(l.lookup("DANQING_TOKEN_MAX_QUEUED")),
+		MaxRequests: l.parseCount("requests")(l.lookup("DANQING_TOKEN_MAX_REQUESTS")),
+	}
 	if v, name := l.lookup("DANQING_TOKEN_DAILY_BUDGET"); v != "" {
 		defaults.DailyBudgetMicroYuan = l.parseYuan(v, name)
 	}
 	l.readTokens(defaults)
-	s.MaxQueued = l.parseJobCount(l.lookup("DANQING_SERVE_MAX_QUEUED"))
+	s.MaxQueued = l.parseCount("jobs")(l.lookup("DANQING_SERVE_MAX_QUEUED"))
 	if v, name := l.lookup("DANQING_GATEWAY_DEFAULT_N"); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < 1 || n > 4 {
@@ -70,16 +76,18 @@ func (l *loader) serve() {
 	}
 }
 
-// parseJobCount parses a number of jobs, 0 if value is "".
-func (l *loader) parseJobCount(value, at string) int {
-	if value == "" {
-		return 0
+// parseCount returns a parser for a number of things, 0 if the value is "".
+func (l *loader) parseCount(things string) func(value, at string) int {
+	return func(value, at string) int {
+		if value == "" {
+			return 0
+		}
+		n, err := strconv.Atoi(value)
+		if err != nil || n < 1 {
+			l.bad(at, "%q: must be a number of %s, 1 or more", value, things)
+		}
+		return n
 	}
-	n, err := strconv.Atoi(value)
-	if err != nil || n < 1 {
-		l.bad(at, "%q: must be a number of jobs, 1 or more", value)
-	}
-	return n
 }
 
 // readTokens reads the tokens from the environment and the file. No problem contains one.
@@ -152,7 +160,7 @@ func (l *loader) readTokensFile(path, at string, defaults Token) {
 }
 
 func (l *loader) fileToken(node *yaml.Node, t Token) {
-	f := l.parseMapping(node, "a token", "name", "token", "token_env", "max_queued", "daily_budget")
+	f := l.parseMapping(node, "a token", "name", "token", "token_env", "max_queued", "daily_budget", "max_requests")
 	if node.Kind != yaml.MappingNode {
 		return
 	}
@@ -173,7 +181,10 @@ func (l *loader) fileToken(node *yaml.Node, t Token) {
 		}
 	}
 	if v := l.scalar(f["max_queued"]); v != "" {
-		t.MaxQueued = l.parseJobCount(v, f["max_queued"].at)
+		t.MaxQueued = l.parseCount("jobs")(v, f["max_queued"].at)
+	}
+	if v := l.scalar(f["max_requests"]); v != "" {
+		t.MaxRequests = l.parseCount("requests")(v, f["max_requests"].at)
 	}
 	if v := l.scalar(f["daily_budget"]); v != "" {
 		t.DailyBudgetMicroYuan = l.parseYuan(v, f["daily_budget"].at)

@@ -167,7 +167,7 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 		},
 	}
 	for _, t := range cfg.Serve.Tokens {
-		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan})
+		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan, MaxRequests: t.MaxRequests})
 	}
 	h.ui = s.ui && h.local
 	var err error
@@ -176,7 +176,7 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 		return errors.Join(err, h.listener.Close())
 	}
 	h.server = &http.Server{
-		Handler: h.gateway, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		Handler: h.gateway, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeaderBytes, ConnContext: gateway.ConnContext,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 	return nil

@@ -57,24 +57,46 @@ func TestRepeatedCreateReusesStagedReference(t *testing.T) {
 	assert.Equal(t, id, s.create(native, "Idempotency-Key", "k"))
 }
 
-// A body that is announced and never sent times out, on every path.
-func TestUnsentBodyTimesOut(t *testing.T) {
+// A body that is announced and does not come, or trickles, is cut on every path: soon where
+// no credential was accepted.
+func TestSlowBodyIsCut(t *testing.T) {
 	tokens := func(api *gateway.API) { api.Tokens = []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}} }
 	runInBubble(t, tokens, func(t *testing.T, s *service) {
 		here := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
 		server := &http.Server{Handler: s.gateway, ReadHeaderTimeout: 20 * time.Second}
 		served := make(chan error, 1)
 		go func() { served <- server.Serve(here) }()
-		for _, path := range []string{"POST /api/v1/tasks", "POST /v1/nothing", "GET /healthz", "POST /images/x", "POST /api/v1/uploads/form"} {
-			client, end := net.Pipe()
-			here.conns <- end
-			began := time.Now()
-			_, err := fmt.Fprintf(client, "%s HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n", path)
-			require.NoError(t, err)
-			_, err = client.Read(make([]byte, 100))
-			require.NoError(t, err, path)
-			assert.LessOrEqual(t, time.Since(began), 2*time.Minute, path)
-			require.NoError(t, client.Close())
+		const token = "Authorization: Bearer shop-secret-0123456\r\n"
+		for head, most := range map[string]time.Duration{
+			"POST /api/v1/tasks": 5 * time.Second, "POST /v1/nothing": 5 * time.Second, "GET /healthz": 5 * time.Second, "POST /images/x": 5 * time.Second,
+			"POST /api/v1/uploads/form/x": 5 * time.Second, "POST /api/v1/tasks/x/cancel": 5 * time.Second,
+			"POST " + strings.TrimPrefix(s.policy("Authorization", "Bearer shop-secret-0123456").UploadHost, "http://127.0.0.1:8765"): 2 * time.Minute,
+			"POST /v1/images/generations HTTP/1.1\r\n" + token:                                                                        30 * time.Second,
+			"POST /api/v1/tasks/x/cancel HTTP/1.1\r\n" + token:                                                                        30 * time.Second,
+			"POST " + createPath + " HTTP/1.1\r\nX-DashScope-Async: enable\r\n" + token:                                               30 * time.Second,
+		} {
+			if !strings.HasSuffix(head, "\r\n") {
+				head += " HTTP/1.1\r\n"
+			}
+			for _, trickle := range []bool{false, true} {
+				client, end := net.Pipe()
+				here.conns <- end
+				began := time.Now()
+				_, err := fmt.Fprintf(client, "%sHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 60000\r\n\r\n", head)
+				require.NoError(t, err)
+				sent := make(chan struct{})
+				go func() {
+					defer close(sent)
+					for err := error(nil); trickle && err == nil; <-time.After(4 * time.Second) {
+						_, err = client.Write([]byte("{"))
+					}
+				}()
+				_, err = client.Read(make([]byte, 100))
+				require.NoError(t, err, head)
+				assert.LessOrEqual(t, time.Since(began), most, head)
+				_ = client.Close()
+				<-sent
+			}
 		}
 		require.NoError(t, server.Close())
 		require.ErrorIs(t, <-served, http.ErrServerClosed)
@@ -101,16 +123,23 @@ func (p *pipeListener) Close() error { close(p.closed); return nil }
 
 func (*pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
-// A form that is too large before its policy is refused, for any long part.
-func TestFormSizeBeforePolicy(t *testing.T) {
+// A form without a credential is not read. One with a credential is not held in memory for
+// long before its file.
+func TestFormBeforeItsFile(t *testing.T) {
 	runInBubble(t, nil, func(t *testing.T, s *service) {
-		body := &endless{}
-		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1/api/v1/uploads/form", body)
-		r.Header.Set("Content-Type", "multipart/form-data; boundary=b")
-		w := httptest.NewRecorder()
-		s.gateway.ServeHTTP(w, r)
-		assert.Equal(t, http.StatusBadRequest, w.Code)
-		assert.LessOrEqual(t, body.read.Load(), int64(600<<10))
+		p := s.policy()
+		for target, want := range map[string]struct {
+			status int
+			most   int64
+		}{p.UploadHost: {http.StatusBadRequest, 600 << 10}, p.UploadHost + "x": {http.StatusForbidden, 0}} {
+			body := &endless{}
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, target, body)
+			r.Header.Set("Content-Type", "multipart/form-data; boundary=b")
+			w := httptest.NewRecorder()
+			s.gateway.ServeHTTP(w, r)
+			assert.Equal(t, want.status, w.Code)
+			assert.LessOrEqual(t, body.read.Load(), want.most)
+		}
 	})
 }
 
@@ -126,7 +155,7 @@ func TestSlowUploadsAreLimitedByToken(t *testing.T) {
 			content, contentType := form(t, formParts(p, fmt.Sprintf("%s/%d.png", p.UploadDir, i)), "girl.png", make([]byte, 1000))
 			go func() {
 				defer func() { ended <- struct{}{} }()
-				r := httptest.NewRequestWithContext(ctx, http.MethodPost, "http://127.0.0.1/api/v1/uploads/form", &stallingReader{content[:len(content)-500], ctx})
+				r := httptest.NewRequestWithContext(ctx, http.MethodPost, p.UploadHost, &stallingReader{content[:len(content)-500], ctx})
 				r.Header.Set("Content-Type", contentType)
 				s.gateway.ServeHTTP(httptest.NewRecorder(), r)
 			}()
@@ -139,6 +168,50 @@ func TestSlowUploadsAreLimitedByToken(t *testing.T) {
 		for range slow {
 			<-ended
 		}
+	})
+}
+
+// A token has its own share of open requests and of lists, so that it cannot delay others.
+// Beyond it a query is not held, because the SDKs drop a job on any error, and all else is
+// refused.
+func TestOpenRequestsAreLimitedByToken(t *testing.T) {
+	tokens := []gateway.Token{{Name: "hostile", Secret: "host-secret-0123456", MaxRequests: 2}, {Name: "shop", Secret: "shop-secret-0123456"}}
+	runInBubble(t, func(api *gateway.API) { api.Tokens = tokens }, func(t *testing.T, s *service) {
+		hostile, shop := []string{"Authorization", "Bearer host-secret-0123456"}, []string{"Authorization", "Bearer shop-secret-0123456"}
+		id := s.create(oneCat, hostile...)
+		s.query(id, hostile...)
+		ctx, hangUp := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		for range 2 {
+			go func() {
+				s.call(ctx, http.MethodPost, "/v1/images/generations", `{"model":"wanx-v1","prompt":"a cat"}`, hostile...)
+				ended <- struct{}{}
+			}()
+		}
+		synctest.Wait()
+		for _, got := range []answer{
+			s.submit(oneCat, hostile...), s.request(http.MethodGet, "/api/v1/tasks", "", hostile...), s.post(tasksPath+"x/cancel", "", hostile...),
+		} {
+			message := got.requireRefused(t, http.StatusTooManyRequests, "Throttling")
+			assert.Equal(t, "this token has 2 open requests, which is the limit (DANQING_TOKEN_MAX_REQUESTS): retry when one of them has ended", message)
+			assert.Equal(t, "1", got.header.Get("Retry-After"))
+		}
+		began := time.Now()
+		s.query(id, hostile...)
+		assert.Zero(t, time.Since(began), "it has nothing to report, and is not held")
+		id = s.create(oneCat, shop...)
+		s.query(id, shop...)
+		assert.Equal(t, http.StatusOK, s.request(http.MethodGet, "/api/v1/tasks", "", shop...).status)
+		assert.Zero(t, time.Since(began), "the other token does not wait")
+		hangUp()
+		<-ended
+		<-ended
+		id = s.create(oneCat, hostile...)
+		began = time.Now()
+		s.query(id, hostile...)
+		assert.Zero(t, time.Since(began), "the first query has something to report")
+		s.query(id, hostile...)
+		assert.Positive(t, time.Since(began), "it is held")
 	})
 }
 

@@ -36,9 +36,7 @@ type api struct {
 	// lastAnswers has the last answer to each client about each job.
 	lastAnswers *lru.Cache[string, lastAnswer]
 	slots       slotCache
-	// transfers limit concurrent uploads to the bucket, by producer.
-	transfers map[string]semaphore
-	lists     semaphore
+	shares      map[string]*share // by producer
 }
 
 // hashedToken is a token with its hash. Hashes have equal lengths, so that the time of
@@ -59,13 +57,11 @@ func newAPI(g *Gateway, cfg API) (*api, error) {
 	}
 	a := &api{
 		redis: g.redis, jobs: g.jobs, operator: g.operator, log: g.log, cfg: cfg,
-		hub: newHub(g.jobs, g.log), lastAnswers: answers, lists: make(semaphore, maxLists),
-		transfers: map[string]semaphore{"": make(semaphore, maxTransfers)},
+		hub: newHub(g.jobs, g.log), lastAnswers: answers, shares: newShares(cfg),
 	}
 	a.cfg.Staging.Dir = cfg.TempDir
 	for _, t := range cfg.Tokens {
 		a.tokens = append(a.tokens, hashedToken{sha256.Sum256([]byte(t.Secret)), t})
-		a.transfers[t.Name] = make(semaphore, maxTransfersPerToken)
 	}
 	return a, nil
 }
@@ -88,7 +84,7 @@ func (a *api) handle(mux *http.ServeMux) {
 	a.route(routes, encodeDashScopeError, "/api/v1/tasks/{id}", methods{http.MethodGet: a.task})
 	a.route(routes, encodeDashScopeError, "/api/v1/tasks/{id}/cancel", methods{http.MethodPost: a.cancel})
 	a.route(routes, encodeDashScopeError, "/api/v1/uploads", methods{http.MethodGet: a.getPolicy})
-	routes.HandleFunc(formPath, a.handler(encodeDashScopeError, methods{http.MethodPost: a.upload}, false))
+	routes.HandleFunc(formPath+"{policy}", a.handler(encodeDashScopeError, methods{http.MethodPost: a.upload}, false))
 	a.route(routes, encodeDashScopeError, "/api/", nil)
 	a.handleOpenAI(routes)
 	guarded := a.protect(routes)
@@ -262,6 +258,8 @@ type request struct {
 	*http.Request
 	caller caller
 	id     string // request_id
+	// crowded is set if the caller has more open requests than its share.
+	crowded bool
 	// simulated is set if the answer is about a simulated job.
 	simulated bool
 }
@@ -296,8 +294,11 @@ func (a *api) handler(in errorEncoder, by methods, token bool) http.HandlerFunc 
 		if token {
 			req.caller, err = a.authenticate(r)
 		}
+		if err == nil && token {
+			defer a.enter(req)()
+		}
 		if err == nil {
-			answer, err = dispatch(w, req, by)
+			answer, err = a.dispatch(w, req, by)
 		}
 		if err != nil {
 			e := toAPIError(err)
@@ -316,7 +317,7 @@ func (a *api) handler(in errorEncoder, by methods, token bool) http.HandlerFunc 
 	}
 }
 
-func dispatch(w http.ResponseWriter, r *request, by methods) (any, error) {
+func (a *api) dispatch(w http.ResponseWriter, r *request, by methods) (any, error) {
 	if by == nil {
 		return nil, newAPIError(http.StatusNotFound, codeNotFound, "this path does not exist", 0)
 	}
@@ -326,6 +327,9 @@ func dispatch(w http.ResponseWriter, r *request, by methods) (any, error) {
 			w.Header().Add("Allow", method)
 		}
 		return nil, newAPIError(http.StatusMethodNotAllowed, "MethodNotAllowed", "this path does not allow "+r.Method, 0)
+	}
+	if r.crowded && r.Method != http.MethodGet {
+		return nil, a.errCrowded(r)
 	}
 	return answer(w, r)
 }
@@ -345,15 +349,22 @@ func writeAnswer(w http.ResponseWriter, status int, body any) {
 	_, _ = w.Write(encoded) // fails only if the client has disconnected
 }
 
-// bodyTimeout limits the time in which a client must send a body.
-const bodyTimeout = 30 * time.Second
+const (
+	// bodyTimeout limits the time in which a client must send a body, and
+	// unacceptedBodyTimeout that of one whose credential was not accepted.
+	bodyTimeout           = 30 * time.Second
+	unacceptedBodyTimeout = 5 * time.Second
+)
 
-// readBody reads a body of at most limit bytes, within bodyTimeout.
+// readBody reads a body of at most limit bytes, within bodyTimeout. After an error that
+// deadline stays: net/http reads the rest of a body before it answers.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout)) // unsupported in tests
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	_ = control.SetReadDeadline(time.Time{}) // net/http must notice a disconnect during a long poll
+	if err == nil {
+		_ = control.SetReadDeadline(time.Time{}) // net/http must notice a disconnect during a long poll
+	}
 	if large := (*http.MaxBytesError)(nil); err != nil && !errors.As(err, &large) {
 		status := http.StatusBadRequest
 		if timeout := net.Error(nil); errors.As(err, &timeout) && timeout.Timeout() {

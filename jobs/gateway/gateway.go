@@ -82,6 +82,10 @@ type Token struct {
 	// DailyBudgetMicroYuan is the maximum cost of its jobs per day (UTC+8); 0 means no
 	// limit.
 	DailyBudgetMicroYuan int64
+	// MaxRequests is the maximum number of its open requests, among them queries that are
+	// held and those that wait for images; 0 means the default, its part of the server's
+	// connections but at most 256.
+	MaxRequests int
 }
 
 const defaultN = 4
@@ -151,7 +155,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.ContentLength != 0 { // for all requests: net/http reads an unread body before it answers
-		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // unsupported in tests
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(unacceptedBodyTimeout)) // unsupported in tests
 	}
 	g.handler.ServeHTTP(w, r)
 }

@@ -8,7 +8,8 @@ import (
 	"net/netip"
 )
 
-// Listen listens on a TCP address, host:port. Port 0 picks a free one. It fails if the
+// Listen listens on a TCP address, host:port. Port 0 picks a free one. The listener has a
+// quarter of the process's file descriptors; give the server [ConnContext] too. It fails if the
 // host is not a loopback one (localhost, 127.0.0.0/8, [::1]) and there are no tokens, or
 // if the port is in use. local reports whether the host is a loopback one: only then may
 // the web UI be served.
@@ -21,7 +22,10 @@ func Listen(ctx context.Context, address string, tokens bool) (listener net.List
 		return nil, false, fmt.Errorf("listen address %q: not a loopback address, and there are no tokens to control who may spend money", address)
 	}
 	listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", address)
-	return listener, local, err
+	if err != nil {
+		return nil, local, err
+	}
+	return &boundedListener{Listener: listener, limit: connLimit()}, local, nil
 }
 
 // loopback reports whether a host, without port, is a loopback name or address.

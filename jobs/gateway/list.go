@@ -31,11 +31,14 @@ type listQuery struct {
 
 // list answers with the caller's jobs, newest first.
 func (a *api) list(_ http.ResponseWriter, r *request) (any, error) {
+	if r.crowded {
+		return nil, a.errCrowded(r)
+	}
 	query, err := parseListQuery(r.URL.Query(), time.Now())
 	if err != nil {
 		return nil, err
 	}
-	release, err := a.lists.acquire(r.Context())
+	release, err := a.shares[r.caller.Name].lists.acquire(r.Context())
 	if err != nil {
 		return nil, err
 	}

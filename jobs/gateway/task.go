@@ -185,6 +185,9 @@ const sdkUserAgent = "dashscope/"
 // longPollTime returns how long the client can wait: RFC 7240's Prefer: wait=SECONDS, or what
 // is known of its kind.
 func longPollTime(r *request) time.Duration {
+	if r.crowded {
+		return 0
+	}
 	for _, preference := range strings.FieldsFunc(strings.Join(r.Header.Values("Prefer"), ","), func(r rune) bool { return r == ',' || r == ';' }) {
 		name, value, _ := strings.Cut(preference, "=")
 		if seconds, err := strconv.Atoi(strings.TrimSpace(value)); err == nil && strings.EqualFold(strings.TrimSpace(name), "wait") && seconds >= 0 {

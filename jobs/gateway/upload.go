@@ -26,8 +26,9 @@ import (
 )
 
 const (
-	// formPath is the path for upload forms, in place of DashScope's temporary store.
-	formPath = "/api/v1/uploads/form"
+	// formPath is the path for upload forms, in place of DashScope's temporary store. It is
+	// followed by the signed policy: the form has it too, but is not read without it.
+	formPath = "/api/v1/uploads/form/"
 	// policyLifetime and uploadMegabytes are DashScope's (the page on temporary file
 	// URLs; 10 MB is the limit of a reference image).
 	policyLifetime   = 300 * time.Second
@@ -36,9 +37,9 @@ const (
 	maxFieldBytes    = 8 << 10
 	maxFormFields    = 32
 	maxFileNameBytes = 255
-	// maxBytesBeforePolicy limits a form before its policy is verified: its fields and the
-	// headers of its parts are held in memory.
-	maxBytesBeforePolicy = 512 << 10
+	// maxBytesBeforeFile limits a form before its file: its fields and the headers of its
+	// parts are held in memory.
+	maxBytesBeforeFile = 512 << 10
 	// uploadTimeout limits a whole upload, and bodyTimeout each pause in it.
 	uploadTimeout = 2 * time.Minute
 	// uploadLifetime is how long an oss:// name is valid, as at DashScope.
@@ -62,17 +63,11 @@ type uploadEntry struct {
 
 // policySignature signs a policy with a key that is derived from the token, so that all
 // gateways with the same token accept it without shared state.
-func (a *api) policySignature(producer, policy string) string {
-	secret := ""
-	for _, t := range a.tokens {
-		if t.token.Name == producer {
-			secret = t.token.Secret
-		}
-	}
+func (a *api) policySignature(secret, policy string) string {
 	key := sha256.Sum256([]byte("danqing/upload/1\n" + secret))
 	mac := hmac.New(sha256.New, key[:])
 	mac.Write([]byte(policy))
-	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
 // getPolicy answers with the policy for an upload, as DashScope does.
@@ -93,19 +88,34 @@ func (a *api) getPolicy(_ http.ResponseWriter, r *request) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make upload policy: %w", err)
 	}
-	encodedPolicy := base64.StdEncoding.EncodeToString(encoded)
+	encodedPolicy := base64.RawURLEncoding.EncodeToString(encoded)
+	signature := a.policySignature(r.caller.Secret, encodedPolicy)
 	return dashscope.PolicyResponse{RequestID: r.id, Data: dashscope.Policy{
-		Policy: encodedPolicy, Signature: a.policySignature(policy.Producer, encodedPolicy), UploadDir: policy.Dir, UploadHost: a.baseURL(r.Request) + formPath,
+		Policy: encodedPolicy, Signature: signature, UploadDir: policy.Dir, UploadHost: a.baseURL(r.Request) + formPath + encodedPolicy + "." + signature,
 		ExpireInSeconds: int(policyLifetime.Seconds()), MaxFileSizeMB: uploadMegabytes, CapacityLimitMB: 999999999,
 		OSSAccessKeyID: "danqing", XOSSObjectACL: "private", XOSSForbidOverwrite: "true",
 	}}, nil
 }
 
 // upload accepts a form with a reference image, and stages it under its hash. The signed
-// policy in the form is the credential. The answer is empty, as from OSS.
+// policy in the URL is the credential. The answer is empty, as from OSS.
 func (a *api) upload(w http.ResponseWriter, r *request) (any, error) {
+	policy, owner, err := a.verifyPolicy(r.PathValue("policy"))
+	if err != nil {
+		return nil, err
+	}
+	r.caller = owner
+	defer a.enter(r)()
+	if r.crowded {
+		return nil, a.errCrowded(r)
+	}
+	release, err := a.shares[owner.Name].transfers.acquire(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	control := http.NewResponseController(w)
-	body := &deadlineReader{ReadCloser: r.Body, control: control, end: time.Now().Add(uploadTimeout), left: maxBytesBeforePolicy}
+	body := &deadlineReader{ReadCloser: r.Body, control: control, end: time.Now().Add(uploadTimeout), left: maxBytesBeforeFile}
 	r.Body = http.MaxBytesReader(w, body, maxFormBytes)
 	form, err := r.MultipartReader()
 	if err != nil {
@@ -121,7 +131,8 @@ func (a *api) upload(w http.ResponseWriter, r *request) (any, error) {
 			return nil, formError(err)
 		}
 		if part.FormName() == "file" {
-			if err := a.storeUpload(r.Context(), fields, part, body); err != nil {
+			body.left = maxFormBytes
+			if err := a.storeUpload(r.Context(), policy, fields, part); err != nil {
 				return nil, err
 			}
 			w.WriteHeader(http.StatusOK)
@@ -156,7 +167,7 @@ type deadlineReader struct {
 	left    int64
 }
 
-var errTooLargeForm = errors.New("the form is too large before its policy")
+var errTooLargeForm = errors.New("the form is too large before its file")
 
 func (p *deadlineReader) Read(b []byte) (int, error) {
 	deadline := time.Now().Add(bodyTimeout)
@@ -172,22 +183,12 @@ func (p *deadlineReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// storeUpload verifies the form's policy and stages its file.
-func (a *api) storeUpload(ctx context.Context, fields map[string]string, content io.Reader, body *deadlineReader) error {
-	policy, err := a.verifyPolicy(fields)
-	if err != nil {
-		return err
-	}
-	body.left = maxFormBytes
+// storeUpload stages the file of a form.
+func (a *api) storeUpload(ctx context.Context, policy uploadPolicy, fields map[string]string, content io.Reader) error {
 	name, ok := strings.CutPrefix(fields["key"], policy.Dir+"/")
 	if !ok || !isFileName(name) {
 		return newAPIError(http.StatusForbidden, codeDenied, "Invalid according to Policy: the key must be upload_dir, a slash and a file name", 0)
 	}
-	release, err := a.transfers[policy.Producer].acquire(ctx)
-	if err != nil {
-		return err
-	}
-	defer release()
 	ref, err := a.stageFile(ctx, content)
 	if err != nil {
 		return err
@@ -212,30 +213,28 @@ func isFileName(name string) bool {
 		!strings.ContainsAny(name, `/\`) && !strings.ContainsFunc(name, unicode.IsControl)
 }
 
-func (a *api) verifyPolicy(fields map[string]string) (uploadPolicy, error) {
-	var policy uploadPolicy
+// verifyPolicy returns the policy in the URL of a form, and the token that it was made for.
+func (a *api) verifyPolicy(signed string) (policy uploadPolicy, owner caller, err error) {
 	denied := newAPIError(http.StatusForbidden, codeDenied, "The request signature we calculated does not match the signature you provided.", 0)
-	decoded, err := base64.StdEncoding.DecodeString(fields["policy"])
+	encoded, signature, _ := strings.Cut(signed, ".")
+	decoded, err := base64.RawURLEncoding.DecodeString(encoded)
 	if err != nil || json.Unmarshal(decoded, &policy) != nil {
-		return policy, denied
+		return policy, owner, denied
 	}
-	want := a.policySignature(policy.Producer, fields["policy"])
-	if !hmac.Equal([]byte(want), []byte(fields["signature"])) || len(a.tokens) > 0 && !a.hasProducer(policy.Producer) {
-		return policy, denied
-	}
-	if !time.Now().Before(policy.Expires) {
-		return policy, newAPIError(http.StatusForbidden, codeDenied, "Invalid according to Policy: Policy expired.", 0)
-	}
-	return policy, nil
-}
-
-func (a *api) hasProducer(producer string) bool {
+	owner.all = len(a.tokens) == 0
 	for _, t := range a.tokens {
-		if t.token.Name == producer {
-			return true
+		if t.token.Name == policy.Producer {
+			owner.Token = t.token
 		}
 	}
-	return false
+	want := a.policySignature(owner.Secret, encoded)
+	if !hmac.Equal([]byte(want), []byte(signature)) || owner.Name != policy.Producer {
+		return policy, owner, denied
+	}
+	if !time.Now().Before(policy.Expires) {
+		return policy, owner, newAPIError(http.StatusForbidden, codeDenied, "Invalid according to Policy: Policy expired.", 0)
+	}
+	return policy, owner, nil
 }
 
 // stageFile copies an uploaded file into the bucket, by way of a temporary file.
