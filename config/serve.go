@@ -27,6 +27,10 @@ type Serve struct {
 	// MaxQueued is DANQING_SERVE_MAX_QUEUED, the maximum number of waiting jobs; 0 means
 	// the commands' default.
 	MaxQueued int
+	// UIPassword is DANQING_UI_PASSWORD, what the web UI asks for, and UIWrite is
+	// DANQING_UI_WRITE: whether it may change something then.
+	UIPassword Secret
+	UIWrite    bool
 }
 
 // Token is the credential of one producer.
@@ -60,6 +64,7 @@ func (l *loader) serve() {
 	}
 	l.readTokens(defaults)
 	s.MaxQueued = l.parseCount("jobs")(l.lookup("DANQING_SERVE_MAX_QUEUED"))
+	l.ui(s)
 	if v, name := l.lookup("DANQING_GATEWAY_DEFAULT_N"); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < 1 || n > 4 {
@@ -73,6 +78,22 @@ func (l *loader) serve() {
 			l.bad(name, "must be the URL at which clients reach the API, as in https://danqing.example.com, without query, user name or password")
 		}
 		s.URL = strings.TrimSuffix(strings.TrimRight(v, "/"), "/api/v1")
+	}
+}
+
+// ui reads the settings of the web UI.
+func (l *loader) ui(s *Serve) {
+	if v, name := l.lookup("DANQING_UI_PASSWORD"); v != "" {
+		if len(v) < minTokenBytes {
+			l.bad(name, "must have %d characters or more, such as openssl rand -hex 24 prints", minTokenBytes)
+		}
+		s.UIPassword = NewSecret(v)
+	}
+	if v, name := l.lookup("DANQING_UI_WRITE"); v != "" {
+		var err error
+		if s.UIWrite, err = strconv.ParseBool(v); err != nil {
+			l.bad(name, "%q: must be true or false", v)
+		}
 	}
 }
 

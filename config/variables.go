@@ -55,6 +55,8 @@ func Variables() []VariableGroup {
 			{Name: "DANQING_TOKEN_MAX_REQUESTS", Meaning: "requests that a token may have open, among them queries that are held and requests that wait for images, unless the file says otherwise", Default: "an equal part of half the server's connections, 8 to 256"},
 			{Name: "DANQING_SERVE_MAX_QUEUED", Meaning: "jobs that may wait in all before new ones get 429", Default: "`100000`; `10000` with the embedded queue"},
 			{Name: "DANQING_SERVE_URL", Meaning: "where clients reach the API: links begin with it, those in callbacks too (set it for workers as well)", Default: "the host of each request"},
+			{Name: "DANQING_UI_PASSWORD", Meaning: "what the web UI asks for, with any user name, 16 characters or more; required for `--ui` beside tokens", Default: "none: loopback only, without tokens"},
+			{Name: "DANQING_UI_WRITE", Meaning: "`true`: the web UI with a password may change something", Default: "`false`"},
 			{Name: "DANQING_GATEWAY_DEFAULT_N", Meaning: "images of a DashScope request without `n`, 1 to 4", Default: "`4`, as DashScope; `1` for Qwen-Image"},
 		}},
 		{"Callbacks (workers)", []Variable{

@@ -43,12 +43,19 @@ type serveFlags struct {
 
 // addUIFlag adds the flag --ui of serve and up.
 func addUIFlag(cmd *cobra.Command, ui *bool) {
-	cmd.Flags().BoolVar(ui, "ui", false, "serve the web UI on loopback even if there are tokens; it has no password (default: only without tokens)")
+	cmd.Flags().BoolVar(ui, "ui", false, "serve the web UI beside tokens too; it asks for DANQING_UI_PASSWORD then (default: only without tokens)")
 }
 
-// uiEnabled reports whether the web UI is served. With tokens it is not by default, because
-// a proxy may forward requests of others to the loopback address.
-func uiEnabled(cfg *config.Config, asked bool) bool { return asked || len(cfg.Serve.Tokens) == 0 }
+// uiEnabled reports whether the web UI is served. Beside tokens, whose owners see their own
+// jobs only, it must have a password: a proxy may forward their requests to the loopback
+// address.
+func uiEnabled(cfg *config.Config, asked bool) (bool, error) {
+	tokens := len(cfg.Serve.Tokens) > 0
+	if asked && tokens && !cfg.Serve.UIPassword.IsSet() {
+		return false, usageErrorf("set it to a password of 16 characters or more: beside tokens the web UI asks for it", "--ui is set, and DANQING_UI_PASSWORD is not")
+	}
+	return asked || !tokens, nil
+}
 
 func (p *program) serveCommand() *cobra.Command {
 	var f serveFlags
@@ -61,8 +68,8 @@ DASHSCOPE_HTTP_BASE_URL to http://HOST:PORT/api/v1, and give them a token of
 DANQING_SERVE_TOKENS in place of the key. Tools for OpenAI's images API use
 http://HOST:PORT/v1.
 
-On loopback no tokens are needed; without tokens asynq's web UI, which has no password,
-is at /ui/. No DashScope key is needed.`,
+On loopback no tokens are needed; without tokens asynq's web UI is at /ui/, beside tokens
+with --ui and DANQING_UI_PASSWORD. No DashScope key is needed.`,
 		Example: `  REDIS_URL=redis://127.0.0.1:6379/0 DANQING_S3_BUCKET=images danqing serve
   DANQING_SERVE_TOKENS=shop:$(openssl rand -hex 24) danqing serve --listen 0.0.0.0:8765`,
 		Args: cobra.NoArgs,
@@ -75,6 +82,10 @@ is at /ui/. No DashScope key is needed.`,
 
 func (p *program) serve(ctx context.Context, f serveFlags) error {
 	cfg, err := p.config()
+	if err != nil {
+		return err
+	}
+	ui, err := uiEnabled(cfg, f.ui)
 	if err != nil {
 		return err
 	}
@@ -107,7 +118,7 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 		return err
 	}
 	if err := server.open(cfg, serverConfig{
-		redis: rdb, bucket: bucket, price: func(model jobs.Model, n int) int64 { return maxPrice(cfg.Accounts, model, n) }, depth: cmp.Or(cfg.Serve.MaxQueued, defaultMaxQueued), ui: uiEnabled(cfg, f.ui), log: log,
+		redis: rdb, bucket: bucket, price: func(model jobs.Model, n int) int64 { return maxPrice(cfg.Accounts, model, n) }, depth: cmp.Or(cfg.Serve.MaxQueued, defaultMaxQueued), ui: ui, log: log,
 	}); err != nil {
 		return err
 	}
@@ -169,9 +180,12 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 	for _, t := range cfg.Serve.Tokens {
 		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan, MaxRequests: t.MaxRequests})
 	}
-	h.ui = s.ui && h.local
+	password := cfg.Serve.UIPassword
+	h.ui = s.ui && (h.local || password.IsSet())
 	var err error
-	h.gateway, err = gateway.New(gateway.Config{Redis: s.redis, API: api, UI: h.ui, Logger: s.log})
+	h.gateway, err = gateway.New(gateway.Config{
+		Redis: s.redis, API: api, UI: h.ui, UIPassword: password.Reveal(), UIReadOnly: password.IsSet() && !cfg.Serve.UIWrite, Logger: s.log,
+	})
 	if err != nil {
 		return errors.Join(err, h.listener.Close())
 	}

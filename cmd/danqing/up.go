@@ -47,6 +47,10 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 	if err := cfg.EnableModels(nil); err != nil {
 		return err
 	}
+	ui, err := uiEnabled(cfg, f.ui)
+	if err != nil {
+		return err
+	}
 	log := slog.New(slog.NewTextHandler(p.stderr, nil))
 	server, err := listen(ctx, cfg, f.listen)
 	if err != nil {
@@ -60,13 +64,13 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 	if err != nil {
 		return errors.Join(err, rt.Close(), server.listener.Close())
 	}
-	return errors.Join(p.serveAndWork(ctx, rt, f, server), rt.Close())
+	return errors.Join(p.serveAndWork(ctx, rt, f, ui, server), rt.Close())
 }
 
 // serveAndWork serves HTTP and runs the worker until a signal.
-func (p *program) serveAndWork(ctx context.Context, rt *runtime, f upFlags, server *httpServer) error {
+func (p *program) serveAndWork(ctx context.Context, rt *runtime, f upFlags, ui bool, server *httpServer) error {
 	if err := server.open(rt.cfg, serverConfig{
-		redis: rt.redis, bucket: rt.bucket, stream: rt.localBucket != nil, price: rt.priceOf, depth: rt.maxQueued(), temp: filepath.Join(rt.dataPath, "uploads"), ui: uiEnabled(rt.cfg, f.ui), log: rt.log,
+		redis: rt.redis, bucket: rt.bucket, stream: rt.localBucket != nil, price: rt.priceOf, depth: rt.maxQueued(), temp: filepath.Join(rt.dataPath, "uploads"), ui: ui, log: rt.log,
 	}); err != nil {
 		return err
 	}

@@ -100,7 +100,7 @@ func (a *api) protect(next http.Handler) http.Handler {
 	if len(a.tokens) > 0 {
 		return next
 	}
-	return guard("default-src 'none'", next)
+	return secureHeaders("default-src 'none'", localOnly(sameOrigin(next)))
 }
 
 // protectImages allows other pages to show images, but without tokens only under

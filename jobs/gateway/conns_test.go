@@ -54,7 +54,7 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 		accepted = append(accepted, c)
 	}
 	use := func(i int) (release func()) {
-		r := httptest.NewRequestWithContext(ConnContext(context.Background(), accepted[i]), http.MethodGet, "/", nil) //nolint:usetesting // as the server does
+		r := httptest.NewRequestWithContext(ConnContext(context.Background(), accepted[i]), http.MethodGet, "/", nil)
 		return useConn(r)
 	}
 	closed := func() (is []bool) {

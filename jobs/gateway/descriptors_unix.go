@@ -11,5 +11,5 @@ func descriptors() int {
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
 		return 4 * maxConns
 	}
-	return int(min(limit.Cur, 4*maxConns)) //nolint:gosec // at most that
+	return int(min(limit.Cur, 4*maxConns))
 }

@@ -2,10 +2,11 @@
 // it, OpenAI's images API, the images themselves, asynq's web UI under /ui, and
 // /healthz.
 //
-// The web UI can cancel every job and has no password, so it is for this machine only.
-// Requests with another host name are refused (protection against DNS rebinding), and
-// so are cross-origin requests that change something. The same holds for the API while
-// it has no tokens. An address other than the loopback requires tokens, see [Listen].
+// The web UI shows every job and can cancel it. Without a password it is for this machine
+// only: requests with another host name (protection against DNS rebinding) and requests
+// through a proxy are refused. The same holds for the API while it has no tokens. Both
+// refuse cross-origin requests that change something. An address other than the loopback
+// requires tokens, see [Listen].
 package gateway
 
 import (
@@ -31,8 +32,13 @@ type Config struct {
 	Redis redis.UniversalClient
 	// API configures the APIs and the images; nil disables them.
 	API *API
-	// UI enables asynq's web UI, under loopback names only.
+	// UI enables asynq's web UI: with a password, else under loopback names only.
 	UI bool
+	// UIPassword is what the web UI asks for, by HTTP basic authentication with any user
+	// name; "" means that it asks for nothing.
+	UIPassword string
+	// UIReadOnly refuses everything in the web UI that changes something.
+	UIReadOnly bool
 	// Logger receives warnings; nil discards them.
 	Logger *slog.Logger
 }
@@ -116,7 +122,7 @@ func New(cfg Config) (*Gateway, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", g.health)
 	if cfg.UI {
-		if err := g.handleUI(mux); err != nil {
+		if err := g.handleUI(mux, cfg); err != nil {
 			return nil, err
 		}
 	}
@@ -132,8 +138,8 @@ func New(cfg Config) (*Gateway, error) {
 }
 
 // handleUI adds asynq's web UI.
-func (g *Gateway) handleUI(mux *http.ServeMux) error {
-	ui, err := newUI(context.Background(), g.redis)
+func (g *Gateway) handleUI(mux *http.ServeMux, cfg Config) error {
+	ui, err := newUI(context.Background(), g.redis, cfg.UIReadOnly)
 	if err != nil {
 		return err
 	}
@@ -142,7 +148,16 @@ func (g *Gateway) handleUI(mux *http.ServeMux) error {
 	routes.Handle(uiPath+"/", pages)
 	routes.Handle("GET /{$}", http.RedirectHandler(uiPath+"/", http.StatusFound))
 	g.handleDeletes(routes, pages)
-	guarded := guard(ui.contentSecurityPolicy(), routes)
+	guarded := sameOrigin(routes)
+	if cfg.UIReadOnly {
+		guarded = readOnly(guarded)
+	}
+	if cfg.UIPassword != "" {
+		guarded = askPassword(cfg.UIPassword, guarded)
+	} else {
+		guarded = localOnly(directOnly(guarded))
+	}
+	guarded = secureHeaders(ui.contentSecurityPolicy(), guarded)
 	mux.Handle(uiPath+"/", guarded)
 	mux.Handle("GET /{$}", guarded)
 	return nil

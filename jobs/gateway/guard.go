@@ -2,17 +2,22 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/subtle"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
 )
 
 // Listen listens on a TCP address, host:port. Port 0 picks a free one. The listener has a
 // quarter of the process's file descriptors; give the server [ConnContext] too. It fails if the
 // host is not a loopback one (localhost, 127.0.0.0/8, [::1]) and there are no tokens, or
 // if the port is in use. local reports whether the host is a loopback one: only then may
-// the web UI be served.
+// the web UI be served without a password.
 func Listen(ctx context.Context, address string, tokens bool) (listener net.Listener, local bool, err error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -37,37 +42,93 @@ func loopback(host string) bool {
 	return err == nil && address.Unmap().IsLoopback()
 }
 
-// guard refuses cross-origin requests and requests under other host names, and sets
-// security headers, among them a Content-Security-Policy.
-func guard(policy string, next http.Handler) http.Handler {
-	next = localOnly(http.NewCrossOriginProtection().Handler(next))
+// secureHeaders sets security headers, among them a Content-Security-Policy.
+func secureHeaders(policy string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
 		header.Set("Content-Security-Policy", policy)
 		header.Set("Cross-Origin-Opener-Policy", "same-origin")
 		header.Set("Cross-Origin-Resource-Policy", "same-origin")
-		header.Set("Referrer-Policy", "no-referrer")
+		header.Set("Referrer-Policy", "same-origin") // see forwarded
 		header.Set("X-Content-Type-Options", "nosniff")
 		header.Set("X-Frame-Options", "DENY")
 		next.ServeHTTP(w, r)
 	})
 }
 
+// sameOrigin refuses requests of other pages that change something.
+func sameOrigin(next http.Handler) http.Handler {
+	return http.NewCrossOriginProtection().Handler(next)
+}
+
 // localOnly refuses requests whose host is not a loopback name, as a protection against
-// DNS rebinding, and requests through a proxy.
+// DNS rebinding, and requests through a proxy, which may be reachable by others.
 func localOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, err := net.SplitHostPort(r.Host)
 		if err != nil {
 			host = r.Host // without a port
 		}
-		for _, name := range []string{"Forwarded", "Via", "X-Forwarded-For", "X-Real-Ip"} {
-			if r.Header.Get(name) != "" { // from a proxy, which may be reachable by others
-				host = ""
-			}
-		}
-		if !loopback(host) {
+		if !loopback(host) || forwarded(r) {
 			http.Error(w, "only requests to a loopback address such as http://127.0.0.1 are accepted, without a proxy: anything else needs DANQING_SERVE_TOKENS", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// forwarded reports whether a request came through a proxy: the proxy says so, or a browser
+// calls it same-origin while it is for another host.
+func forwarded(r *http.Request) bool {
+	for name := range r.Header {
+		if strings.HasPrefix(name, "X-Forwarded-") || slices.Contains([]string{"Forwarded", "Via", "X-Real-Ip", "X-Client-Ip", "True-Client-Ip", "Cf-Connecting-Ip"}, name) {
+			return true
+		}
+	}
+	if r.Header.Get("Sec-Fetch-Site") != "same-origin" {
+		return false
+	}
+	for _, name := range []string{"Origin", "Referer"} {
+		if u, err := url.Parse(r.Header.Get(name)); err == nil && u.Host != "" && u.Host != r.Host {
+			return true
+		}
+	}
+	return false
+}
+
+// directOnly refuses HTTP/1.0, which nginx speaks by default when it forwards requests, with
+// the host name that its configuration has, and which no browser speaks.
+func directOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !r.ProtoAtLeast(1, 1) {
+			http.Error(w, "the web UI is not served through a proxy, unless it asks for a password: set DANQING_UI_PASSWORD", http.StatusMisdirectedRequest)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// askPassword asks for a password by HTTP basic authentication. It takes the same time for
+// every password.
+func askPassword(password string, next http.Handler) http.Handler {
+	want := sha256.Sum256([]byte(password))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, given, _ := r.BasicAuth()
+		sum := sha256.Sum256([]byte(given))
+		if subtle.ConstantTimeCompare(sum[:], want[:]) != 1 {
+			w.Header().Set("WWW-Authenticate", `Basic realm="danqing", charset="UTF-8"`)
+			http.Error(w, "the password is that of DANQING_UI_PASSWORD, with any user name", http.StatusUnauthorized)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// readOnly refuses requests that change something.
+func readOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			http.Error(w, "the web UI is read-only: set DANQING_UI_WRITE=true to change that", http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)

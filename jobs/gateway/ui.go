@@ -46,9 +46,9 @@ var (
 )
 
 // newUI reads asynqmon's page and replaces its fonts.
-func newUI(ctx context.Context, client redis.UniversalClient) (*ui, error) {
+func newUI(ctx context.Context, client redis.UniversalClient, readOnly bool) (*ui, error) {
 	u := &ui{monitor: asynqmon.New(asynqmon.Options{
-		RootPath: uiPath, RedisConnOpt: sharedRedis{client},
+		RootPath: uiPath, RedisConnOpt: sharedRedis{client}, ReadOnly: readOnly,
 		PayloadFormatter: asynqmon.PayloadFormatterFunc(formatPayload),
 		ResultFormatter:  asynqmon.ResultFormatterFunc(formatPayload),
 	})}

@@ -2,11 +2,14 @@ package gateway_test
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs/gateway"
 )
 
 // The page and its files contain no other host, except for what is never loaded: XML
@@ -92,6 +95,67 @@ func TestSecurityHeaders(t *testing.T) {
 	assert.Regexp(t, `^default-src 'none'; script-src 'self' 'sha256-[^']+' 'sha256-[^']+'; style-src `, resp.Header.Get("Content-Security-Policy"))
 	assert.NotContains(t, resp.Header.Get("Content-Security-Policy"), "http")
 	assert.Equal(t, "nosniff", resp.Header.Get("X-Content-Type-Options"))
-	assert.Equal(t, "no-referrer", resp.Header.Get("Referrer-Policy"))
+	assert.Equal(t, "same-origin", resp.Header.Get("Referrer-Policy"))
 	assert.Equal(t, "same-origin", resp.Header.Get("Cross-Origin-Resource-Policy"))
+}
+
+// Without a password the web UI answers nothing that came through a proxy: neither what says
+// so, nor what nginx sends by default, HTTP/1.0 with the host of its configuration, nor a
+// browser's request to another host.
+func TestUIThroughAProxy(t *testing.T) {
+	t.Parallel()
+	g, err := gateway.New(gateway.Config{UI: true, Redis: embeddedRedis(t)})
+	require.NoError(t, err)
+	pause := func(proto int, headers ...string) int {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "http://127.0.0.1:8765/ui/api/queues/mail:pause", nil)
+		r.ProtoMinor = proto
+		for i := 0; i < len(headers); i += 2 {
+			r.Header.Set(headers[i], headers[i+1])
+		}
+		w := httptest.NewRecorder()
+		g.ServeHTTP(w, r)
+		return w.Code
+	}
+	assert.Equal(t, http.StatusMisdirectedRequest, pause(0, "Connection", "close"))
+	for _, headers := range [][]string{
+		{"X-Forwarded-Proto", "https"}, {"X-Forwarded-Host", "a.example"}, {"X-Real-IP", "192.0.2.1"}, {"Via", "1.1 a"}, {"Forwarded", "for=192.0.2.1"},
+		{"Sec-Fetch-Site", "same-origin", "Origin", "https://a.example"}, {"Sec-Fetch-Site", "same-origin", "Referer", "https://a.example/ui/"},
+	} {
+		assert.Equal(t, http.StatusMisdirectedRequest, pause(1, headers...), headers)
+	}
+	assert.Equal(t, http.StatusNoContent, pause(1, "Sec-Fetch-Site", "same-origin", "Origin", "http://127.0.0.1:8765", "Referer", "http://127.0.0.1:8765/ui/"))
+}
+
+// With a password the web UI asks for it, also where everything came through a proxy, and
+// changes nothing if it is read-only.
+func TestUIAsksForThePassword(t *testing.T) {
+	t.Parallel()
+	for _, isReadOnly := range []bool{false, true} {
+		g, err := gateway.New(gateway.Config{UI: true, UIPassword: "correct horse battery", UIReadOnly: isReadOnly, Redis: embeddedRedis(t)})
+		require.NoError(t, err)
+		call := func(method, path, password string, headers ...string) *httptest.ResponseRecorder {
+			r := httptest.NewRequestWithContext(t.Context(), method, "https://danqing.example/ui/"+path, nil)
+			if password != "" {
+				r.SetBasicAuth("ann", password)
+			}
+			for i := 0; i < len(headers); i += 2 {
+				r.Header.Set(headers[i], headers[i+1])
+			}
+			w := httptest.NewRecorder()
+			g.ServeHTTP(w, r)
+			return w
+		}
+		for _, wrong := range []string{"", "wrong", "correct horse batter", "correct horse battery "} {
+			for _, path := range []string{"", "api/queues", "static/js/main.5adda2da.chunk.js"} {
+				w := call(http.MethodGet, path, wrong)
+				assert.Equal(t, http.StatusUnauthorized, w.Code, path)
+				assert.Contains(t, w.Header().Get("WWW-Authenticate"), "Basic")
+			}
+			assert.Equal(t, http.StatusUnauthorized, call(http.MethodPost, "api/queues/mail:pause", wrong).Code)
+		}
+		assert.Equal(t, http.StatusOK, call(http.MethodGet, "api/queues", "correct horse battery", "X-Forwarded-For", "192.0.2.1").Code)
+		want := map[bool]int{false: http.StatusNoContent, true: http.StatusForbidden}[isReadOnly]
+		assert.Equal(t, want, call(http.MethodPost, "api/queues/mail:pause", "correct horse battery").Code)
+		assert.Equal(t, http.StatusForbidden, call(http.MethodPost, "api/queues/mail:pause", "correct horse battery", "Sec-Fetch-Site", "cross-site").Code)
+	}
 }
