@@ -21,6 +21,9 @@ type Serve struct {
 	// URL is DANQING_SERVE_URL: the URL at which clients and the readers of links reach the
 	// gateway; "" means the host of each request.
 	URL string
+	// RedirectImages is set by DANQING_IMAGE_LINKS=redirect: links to images lead to presigned
+	// links of the bucket. By default the gateway sends the images.
+	RedirectImages bool
 	// DefaultN is DANQING_GATEWAY_DEFAULT_N, the number of images of a request without n;
 	// 0 means DashScope's default, 4.
 	DefaultN int
@@ -71,6 +74,13 @@ func (l *loader) serve() {
 			l.bad(name, "%q: must be 1 to 4: the number of images of a request without n", v)
 		}
 		s.DefaultN = n
+	}
+	switch v, name := l.lookup("DANQING_IMAGE_LINKS"); v {
+	case "", "serve":
+	case "redirect":
+		s.RedirectImages = true
+	default:
+		l.bad(name, `%q: must be "serve" or "redirect"`, v)
 	}
 	if v, name := l.lookup("DANQING_SERVE_URL"); v != "" {
 		u, err := url.Parse(v)

@@ -167,6 +167,16 @@ func (b *Bucket) Get(ctx context.Context, key string) (io.ReadCloser, Info, erro
 	return out.Body, info(key, out.ContentLength, out.ContentType, out.ETag, out.LastModified, out.Metadata), nil
 }
 
+// GetRange opens the bytes first to last of an object, both included, or returns
+// [ErrNotExist]. last may be beyond the end. The caller must close the reader.
+func (b *Bucket) GetRange(ctx context.Context, key string, first, last int64) (io.ReadCloser, error) {
+	out, err := b.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &b.name, Key: &key, Range: aws.String(fmt.Sprintf("bytes=%d-%d", first, last))})
+	if err != nil {
+		return nil, fmt.Errorf("get %s: %w", key, b.explain(err))
+	}
+	return out.Body, nil
+}
+
 func info(key string, bytes *int64, contentType, etag *string, modifiedAt *time.Time, meta map[string]string) Info {
 	decoded := make(map[string]string, len(meta))
 	for name, value := range meta {

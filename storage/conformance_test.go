@@ -182,6 +182,8 @@ func testImage(t *testing.T, cfg storage.Config) {
 	require.ErrorIs(t, err, storage.ErrNotExist)
 	_, _, err = b.Get(ctx, key)
 	require.ErrorIs(t, err, storage.ErrNotExist)
+	_, err = b.GetRange(ctx, key, 0, 9)
+	require.ErrorIs(t, err, storage.ErrNotExist)
 
 	for i, content := range [][]byte{pngOf(100_000, 1), pngOf(100_000, 1), pngOf(100_000, 2), pngOf(1, 3)} {
 		file := verifiedFile(t, content)
@@ -196,6 +198,12 @@ func testImage(t *testing.T, cfg storage.Config) {
 			Metadata: map[string]string{"sha256": file.SHA256, "task-id": "t" + strconv.Itoa(i), "source-name": "水彩 a.png"},
 		}
 		assert.Equal(t, want, got)
+		part, err := b.GetRange(ctx, key, int64(len(content))/2, int64(len(content))+5)
+		require.NoError(t, err)
+		half, err := io.ReadAll(part)
+		require.NoError(t, err)
+		require.NoError(t, part.Close())
+		assert.Equal(t, content[len(content)/2:], half)
 		body, got, err := b.Get(ctx, key)
 		require.NoError(t, err)
 		assert.Equal(t, content, readAll(t, body))

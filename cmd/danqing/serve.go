@@ -136,7 +136,7 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 type serverConfig struct {
 	redis  redis.UniversalClient
 	bucket *storage.Bucket
-	stream bool // send images instead of redirects
+	local  bool // the bucket is embedded: clients cannot reach it
 	price  func(jobs.Model, int) int64
 	depth  int
 	temp   string // folder for uploads; "" is the system's
@@ -171,7 +171,7 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 		}
 	}
 	api := &gateway.API{
-		Bucket: s.bucket, Stream: s.stream, Price: s.price, Depth: s.depth, TempDir: s.temp,
+		Bucket: s.bucket, RedirectImages: cfg.Serve.RedirectImages && !s.local, Price: s.price, Depth: s.depth, TempDir: s.temp,
 		DefaultN: cfg.Serve.DefaultN, BaseURL: cfg.Serve.URL,
 		LoadSidecar: func(ctx context.Context, id string) (*jobs.Job, error) {
 			return loadSidecar(ctx, s.bucket, cfg.Serve.URL, id)

@@ -47,9 +47,9 @@ type Config struct {
 type API struct {
 	// Bucket holds the images, and stores staged reference images. Required.
 	Bucket *storage.Bucket
-	// Stream makes the gateway send the images itself, for a bucket that clients cannot
-	// reach, such as the embedded one. Otherwise it redirects to the bucket.
-	Stream bool
+	// RedirectImages makes the links to images lead to presigned links of the bucket, which
+	// clients must be able to reach. Otherwise the gateway sends the images itself.
+	RedirectImages bool
 	// LoadSidecar returns a job that is no longer in Redis from its sidecar, or fails
 	// with [jobs.ErrNotFound]. Required.
 	LoadSidecar func(ctx context.Context, id string) (*jobs.Job, error)

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"errors"
-	"io"
 	"net/http"
 	"path"
 	"strconv"
@@ -10,12 +9,10 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
-	"github.com/danqing-queue/danqing/storage"
 )
 
 // imageURL returns a permanent link to an image: the bucket's if it is public, otherwise a
-// signed one of the gateway, which redirects to a new presigned link each time. Its last
-// segment is unique to the image and has the extension, because the sample programs in
+// signed one of the gateway. Its last segment is unique to the image and has the extension, because the sample programs in
 // DashScope's documentation use it as the file name.
 func (a *api) imageURL(r *http.Request, rec *jobs.Job, image jobs.Image) (string, error) {
 	link, expiresAt, err := a.cfg.Bucket.Link(r.Context(), image.Key)
@@ -32,8 +29,8 @@ func (a *api) imageURL(r *http.Request, rec *jobs.Job, image jobs.Image) (string
 
 const imagesPath = "/images/"
 
-// serveImage sends an image, or a redirect to it. The signature in the link is the
-// credential. The error does not say what is wrong with the link.
+// serveImage sends an image, or a redirect to it if the operator asked for that. The
+// signature in the link is the credential. The error does not say what is wrong with the link.
 func (a *api) serveImage(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
 	header.Set("X-Content-Type-Options", "nosniff")
@@ -44,8 +41,8 @@ func (a *api) serveImage(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is no such image", http.StatusNotFound)
 	case err != nil:
 		a.writeUnavailable(w, r, err)
-	case a.cfg.Stream, r.Method == http.MethodHead: // the bucket's links are for GET alone
-		a.streamImage(w, r, rec, image)
+	case !a.cfg.RedirectImages, r.Method == http.MethodHead: // the bucket's links are for GET alone
+		a.sendImage(w, r, rec, image)
 	default:
 		link, _, err := a.cfg.Bucket.Link(r.Context(), image.Key)
 		if err != nil {
@@ -87,30 +84,4 @@ func (a *api) findSignedImage(r *http.Request) (*jobs.Job, jobs.Image, error) {
 		return nil, jobs.Image{}, jobs.ErrNotFound
 	}
 	return rec, image, nil
-}
-
-// streamImage sends the bytes of an image from the bucket.
-func (a *api) streamImage(w http.ResponseWriter, r *http.Request, rec *jobs.Job, image jobs.Image) {
-	body, info, err := a.cfg.Bucket.Get(r.Context(), image.Key)
-	if errors.Is(err, storage.ErrNotExist) {
-		http.Error(w, "the image was deleted from the bucket", http.StatusGone)
-		return
-	}
-	if err != nil {
-		a.writeUnavailable(w, r, err)
-		return
-	}
-	defer body.Close() //nolint:errcheck // read only
-	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
-	header := w.Header()
-	header.Set("Content-Type", "image/png") // no other type is ever stored
-	header.Set("Content-Length", strconv.FormatInt(info.Bytes, 10))
-	header.Set("ETag", strconv.Quote(image.SHA256))
-	header.Set("Cache-Control", "private, max-age=31536000, immutable")
-	if r.Method == http.MethodHead {
-		return
-	}
-	if _, err := io.Copy(w, body); err != nil && r.Context().Err() == nil {
-		a.log.Warn("image response aborted", "job_id", rec.ID, "key", image.Key, "err", err)
-	}
 }

@@ -6,10 +6,12 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/gateway"
 )
 
@@ -59,10 +61,68 @@ func TestImages(t *testing.T) {
 	assert.NotEmpty(t, got.header.Get("Retry-After"))
 }
 
-// If clients can reach the bucket, the gateway redirects to a new presigned link each time.
+// A link serves the bytes itself, so that programs that follow no redirects get the image:
+// with length, ranges, ETag and conditions.
+func TestImageRanges(t *testing.T) {
+	t.Parallel()
+	s := newService(t, nil)
+	rec := s.finish(s.create(oneCat))
+	path := rec.ImagePath(rec.Images[0])
+	_, png := writePNG(t, rec.ID, 1)
+	whole := string(png)
+	etag, size := `"`+rec.Images[0].SHA256+`"`, len(whole)
+	for name, c := range map[string]struct {
+		headers []string
+		status  int
+		body    string
+		content string // Content-Range
+	}{
+		"whole":          {nil, http.StatusOK, whole, ""},
+		"begin":          {[]string{"Range", "bytes=0-99"}, http.StatusPartialContent, whole[:100], fmt.Sprintf("bytes 0-99/%d", size)},
+		"resumed":        {[]string{"Range", "bytes=100-"}, http.StatusPartialContent, whole[100:], fmt.Sprintf("bytes 100-%d/%d", size-1, size)},
+		"end":            {[]string{"Range", "bytes=-7"}, http.StatusPartialContent, whole[size-7:], fmt.Sprintf("bytes %d-%d/%d", size-7, size-1, size)},
+		"beyond the end": {[]string{"Range", fmt.Sprintf("bytes=%d-%d", size-5, size+100)}, http.StatusPartialContent, whole[size-5:], fmt.Sprintf("bytes %d-%d/%d", size-5, size-1, size)},
+		"no such bytes":  {[]string{"Range", "bytes=9999999-"}, http.StatusRequestedRangeNotSatisfiable, "invalid range: failed to overlap\n", fmt.Sprintf("bytes */%d", size)},
+		"same":           {[]string{"If-None-Match", etag}, http.StatusNotModified, "", ""},
+		"same, weak":     {[]string{"If-None-Match", `"x", W/` + etag}, http.StatusNotModified, "", ""},
+		"another":        {[]string{"If-None-Match", `"x"`}, http.StatusOK, whole, ""},
+		"range of it":    {[]string{"Range", "bytes=1-2", "If-Range", etag}, http.StatusPartialContent, whole[1:3], fmt.Sprintf("bytes 1-2/%d", size)},
+		"range of other": {[]string{"Range", "bytes=1-2", "If-Range", `"x"`}, http.StatusOK, whole, ""},
+	} {
+		got := s.request(http.MethodGet, path, "", c.headers...)
+		assert.Equal(t, c.status, got.status, name)
+		assert.Equal(t, c.body, got.body, name)
+		assert.Equal(t, c.content, got.header.Get("Content-Range"), name)
+		if c.status == http.StatusOK || c.status == http.StatusPartialContent {
+			assert.Equal(t, fmt.Sprint(len(c.body)), got.header.Get("Content-Length"), name)
+			assert.Equal(t, "image/png", got.header.Get("Content-Type"), name)
+			assert.Equal(t, etag, got.header.Get("ETag"), name)
+			assert.Contains(t, got.header.Get("Cache-Control"), "immutable", name)
+			assert.Equal(t, "bytes", got.header.Get("Accept-Ranges"), name)
+		}
+	}
+	two := s.request(http.MethodGet, path, "", "Range", "bytes=1-2,40-49")
+	assert.Equal(t, http.StatusPartialContent, two.status)
+	assert.Contains(t, two.body, "\r\n\r\n"+whole[40:50]+"\r\n")
+
+	gone := s.create(oneCat)
+	rec = s.update(gone, func(rec *jobs.Record) {
+		rec.State, rec.FinishedAt = jobs.StateSucceeded, time.Now().UTC()
+		rec.Images = []jobs.Image{{N: 1, Key: "gone-1.png", Bytes: 1000, SHA256: strings.Repeat("0", 64)}}
+	})
+	for _, method := range []string{http.MethodGet, http.MethodHead} {
+		got := s.request(method, rec.ImagePath(rec.Images[0]), "")
+		assert.Equal(t, http.StatusGone, got.status)
+		assert.Equal(t, "text/plain; charset=utf-8", got.header.Get("Content-Type"))
+		assert.Empty(t, got.header.Get("ETag")+got.header.Get("Cache-Control")+got.header.Get("Content-Length"))
+		assert.NotContains(t, got.body, "gone-1.png")
+	}
+}
+
+// If the operator asked for it, a link redirects to a new presigned link each time.
 func TestImagesRedirect(t *testing.T) {
 	t.Parallel()
-	s := newService(t, func(api *gateway.API) { api.Stream, api.BaseURL = false, "https://danqing.example.com" })
+	s := newService(t, func(api *gateway.API) { api.RedirectImages, api.BaseURL = true, "https://danqing.example.com" })
 	id := s.create(oneCat)
 	rec := s.finish(id)
 	link := s.query(id).Output.Results[0].URL

@@ -102,7 +102,7 @@ func newServiceOn(t *testing.T, rdb redis.UniversalClient, change func(*gateway.
 	s := &service{t: t, redis: rdb, jobs: jobs.NewClient(rdb), bucket: images, outage: &outage{}, sidecars: map[string]*jobs.Job{}}
 	rdb.AddHook(s.outage)
 	api := &gateway.API{
-		Bucket: images, Stream: true, TempDir: t.TempDir(),
+		Bucket: images, TempDir: t.TempDir(),
 		LoadSidecar: func(_ context.Context, id string) (*jobs.Job, error) {
 			if rec := s.sidecars[id]; rec != nil {
 				return rec, nil
