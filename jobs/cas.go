@@ -81,7 +81,7 @@ return 1
 
 // Update replaces the record old by next if the record in Redis still has the state,
 // attempt and term of old. A nil old means that there must be no record yet. It sets
-// next.UpdatedAt.
+// next.UpdatedAt and next.StartedAt.
 //
 // It fails with [ErrConflict] if the record was changed, with a [*TaskOwnedError] if next
 // has adopted a task that belongs to another job, or with Redis's own error. After the
@@ -106,6 +106,7 @@ type updateOptions struct {
 
 func (s *Store) update(ctx context.Context, old, next *Record, how updateOptions) error {
 	next.UpdatedAt = time.Now().UTC()
+	next.StartedAt = startedAt(old, next)
 	if how.clearCancel {
 		next.CancelRequestedAt = time.Time{}
 	}
@@ -129,6 +130,24 @@ func (s *Store) update(ctx context.Context, old, next *Record, how updateOptions
 		_ = s.notify(ctx, next, next.UpdatedAt.UnixMilli()) // a worker repeats it after an error
 	}
 	return nil
+}
+
+// startedAt returns [Job.StartedAt] of next. A client that was told that its job is running is
+// never told that it waits. A job that is restored from a journal may have been running.
+func startedAt(old, next *Record) time.Time {
+	restored := old == nil && (next.TaskID != "" || len(next.PastAttempts) > 0)
+	if old == nil {
+		old = next
+	}
+	for _, at := range []time.Time{next.StartedAt, old.StartedAt, old.RunningAt, next.RunningAt} {
+		if !at.IsZero() {
+			return at
+		}
+	}
+	if restored || next.State == StateStoring || next.State == StateHeld {
+		return next.UpdatedAt
+	}
+	return time.Time{}
 }
 
 // updateKeys are the keys of updateScript. The record's own key stands for those that do

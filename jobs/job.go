@@ -72,6 +72,9 @@ type Job struct {
 	ResolvedAt time.Time `json:"resolved_at,omitzero"`
 
 	EnqueuedAt time.Time `json:"enqueued_at"`
+	// StartedAt is when a task of the job was first seen RUNNING or to have ended, or the job
+	// was held; zero before. Unlike RunningAt it is kept when the job is tried again.
+	StartedAt time.Time `json:"started_at,omitzero"`
 	// SubmittedAt is the last submit, RunningAt when its task was first seen RUNNING,
 	// GeneratedAt when it was first seen to have ended; zero before.
 	SubmittedAt time.Time `json:"submitted_at,omitzero"`

@@ -2,11 +2,13 @@ package worker_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -152,6 +154,7 @@ func (s *stack) prepare() {
 		require.NoError(s.t, err)
 	}
 	s.redis = s.queue.Client()
+	s.redis.AddHook(&startedOnce{t: s.t})
 	s.worker, s.data = s.newWorker("data")
 	require.NoError(s.t, s.worker.Prepare(s.t.Context()))
 }
@@ -388,4 +391,49 @@ func unlessRaced[T any](whole, raced T) T {
 		return raced
 	}
 	return whole
+}
+
+// startedOnce checks in every test that a job whose task was seen running is never written
+// as one that waits for it, unless Redis has lost all its data.
+type startedOnce struct {
+	t       *testing.T
+	started sync.Map // by job ID
+}
+
+var _ redis.Hook = (*startedOnce)(nil)
+
+func (h *startedOnce) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (h *startedOnce) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if cmd.Name() == "flushall" {
+			h.started.Clear()
+		}
+		err := next(ctx, cmd)
+		if n, ok := cmd.(*redis.Cmd); ok && err == nil && n.Val() == int64(1) {
+			for _, arg := range cmd.Args() {
+				h.check(arg)
+			}
+		}
+		return err
+	}
+}
+
+func (h *startedOnce) check(arg any) {
+	var rec jobs.Record
+	encoded, ok := arg.([]byte)
+	if !ok || json.Unmarshal(encoded, &rec) != nil || rec.ID == "" {
+		return
+	}
+	if !rec.StartedAt.IsZero() {
+		h.started.Store(rec.ID, true)
+	}
+	_, started := h.started.Load(rec.ID)
+	if started != !rec.StartedAt.IsZero() || rec.StartedAt.IsZero() && !rec.RunningAt.IsZero() {
+		h.t.Errorf("job %s was running and is %s again", rec.ID, rec.State)
+	}
+}
+
+func (h *startedOnce) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
 }

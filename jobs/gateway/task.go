@@ -29,13 +29,12 @@ const (
 	codeHeld        = "Held" // not DashScope's
 )
 
-// status returns a job's state as a DashScope task status.
+// status returns a job's state as a DashScope task status. It never goes back, however often
+// the job is tried again, unless an operator reopens a job that has ended.
 func status(rec *jobs.Job, now time.Time) string {
 	switch rec.State {
-	case jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying:
-		return dashscope.StatusPending
-	case jobs.StateGenerating:
-		if rec.RunningAt.IsZero() {
+	case jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying, jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring:
+		if rec.StartedAt.IsZero() {
 			return dashscope.StatusPending
 		}
 	case jobs.StateHeld:
@@ -48,7 +47,6 @@ func status(rec *jobs.Job, now time.Time) string {
 		return dashscope.StatusFailed
 	case jobs.StateCanceled:
 		return dashscope.StatusCanceled
-	case jobs.StateSubmitting, jobs.StateStoring:
 	}
 	return dashscope.StatusRunning
 }
@@ -131,11 +129,11 @@ const (
 
 // task answers a query of a job by long polling: at once if the answer differs from the
 // client's last one, else as soon as it changes, or after longPollTime. While Redis is
-// unavailable it waits for the same time and then repeats the last answer, because the
-// SDKs abandon the job on any error.
+// unavailable it waits for the same time and then repeats the last answer, to this client or
+// to another one, because the SDKs abandon the job on any error.
 func (a *api) task(w http.ResponseWriter, r *request) (any, error) {
 	id := r.PathValue("id")
-	client := clientID(r, id)
+	client, anyone := clientID(r, id), r.caller.Name+"\x00"+id
 	last, cached := a.lastAnswers.Get(client)
 	ctx, cancel := context.WithTimeout(r.Context(), longPollTime(r))
 	defer cancel()
@@ -157,9 +155,13 @@ func (a *api) task(w http.ResponseWriter, r *request) (any, error) {
 		}
 	}
 	if answer == nil {
+		if !cached {
+			last, _ = a.lastAnswers.Get(anyone)
+		}
 		answer = fallbackAnswer(id, last.text)
 	} else if answer.Output.TaskStatus != dashscope.StatusUnknown { // not cached: any ID can be queried
 		a.lastAnswers.Add(client, newLastAnswer(answer))
+		a.lastAnswers.Add(anyone, newLastAnswer(answer))
 	}
 	if r.simulated {
 		w.Header().Set(dashscope.HeaderSimulated, "true")

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -41,7 +42,7 @@ func TestTaskResponses(t *testing.T) {
 			rec.State, rec.Attempt, rec.SubmittedAt = jobs.StateSubmitting, 1, time.Now().UTC()
 		})
 		submitted := "2000-01-01 08:00:01.234"
-		assert.Equal(t, output("task_status", "RUNNING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), response())
+		assert.Equal(t, output("task_status", "PENDING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), response())
 		s.update(id, func(rec *jobs.Record) { rec.State, rec.TaskID = jobs.StateGenerating, "task" })
 		assert.Equal(t, output("task_status", "PENDING", "scheduled_time", submitted, "task_metrics", metrics(2, 0, 0)), response(), "the task is pending")
 		s.update(id, func(rec *jobs.Record) { rec.RunningAt = time.Now().UTC() })
@@ -88,6 +89,52 @@ func TestTaskResponses(t *testing.T) {
 		assert.Equal(t, "SUCCEEDED", response()["output"].(map[string]any)["task_status"], "from its sidecar")
 		assert.Equal(t, "true", s.request(http.MethodGet, tasksPath+id, "").header.Get("X-Danqing-Simulated"))
 	})
+}
+
+// A status never goes back: clients that poll in a loop see PENDING, then RUNNING, then the
+// end, also if the task fails and is submitted again, or the job is held in between.
+func TestStatusNeverGoesBack(t *testing.T) {
+	running := func(rec *jobs.Record) { rec.State, rec.RunningAt = jobs.StateGenerating, time.Now().UTC() }
+	to := func(state jobs.State) func(*jobs.Record) {
+		return func(rec *jobs.Record) { rec.State, rec.RunningAt = state, time.Time{} }
+	}
+	again := func(rec *jobs.Record) { to(jobs.StateSubmitting)(rec); rec.Attempt++ }
+	for name, life := range map[string][]func(*jobs.Record){
+		"at once":       {again, to(jobs.StateGenerating), running},
+		"refused":       {again, to(jobs.StateQueued), again, to(jobs.StateGenerating), running},
+		"task failed":   {again, to(jobs.StateGenerating), running, to(jobs.StateRetrying), again, to(jobs.StateGenerating), running},
+		"task pending":  {again, to(jobs.StateGenerating), to(jobs.StateRetrying), again, to(jobs.StateGenerating), running},
+		"held":          {again, to(jobs.StateHeld), to(jobs.StateQueued), again, to(jobs.StateGenerating), running},
+		"held, adopted": {again, to(jobs.StateHeld), to(jobs.StateGenerating), running},
+		"rejected":      {again, to(jobs.StateGenerating), running, to(jobs.StateSubmitting), to(jobs.StateGenerating)},
+		"stored":        {again, to(jobs.StateGenerating), to(jobs.StateStoring), to(jobs.StateHeld), to(jobs.StateGenerating), to(jobs.StateStoring)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			runInBubble(t, nil, func(t *testing.T, s *service) {
+				id := s.create(oneCat)
+				order := []string{"PENDING", "RUNNING", "SUCCEEDED"}
+				at := 0
+				for step := range len(life) + 2 {
+					for _, agent := range []string{pythonSDK, "curl"} {
+						is := s.query(id, "User-Agent", agent, "Prefer", "wait=0").Output.TaskStatus
+						now := slices.Index(order, is)
+						assert.GreaterOrEqual(t, now, at, "step %d: %s", step, is)
+						at = now
+						listed := s.request(http.MethodGet, "/api/v1/tasks?status="+is, "").decode(t)
+						assert.Len(t, listed["data"], 1, "step %d: %s", step, is)
+					}
+					switch {
+					case step < len(life):
+						s.update(id, life[step])
+					case step == len(life):
+						assert.Equal(t, 1, at)
+						s.finish(id)
+					}
+				}
+				assert.Equal(t, 2, at)
+			})
+		})
+	}
 }
 
 // A client that polls slowly, like the SDKs, gets the end of a job at the moment when it is
@@ -168,19 +215,19 @@ func TestLongPoll(t *testing.T) {
 // answer.
 func TestQueryWhileRedisUnavailable(t *testing.T) {
 	runInBubble(t, nil, func(t *testing.T, s *service) {
-		id := s.create(oneCat)
+		id, other := s.create(oneCat), s.create(oneCat)
 		s.generate(id)
 		assert.Equal(t, "RUNNING", s.query(id).Output.TaskStatus)
 		s.outage.down.Store(true)
 		before := s.outage.calls.Load()
-		for i, agent := range []string{pythonSDK, "dashscope/0.0.1 without an earlier query"} {
-			began := time.Now()
-			got := s.request(http.MethodGet, tasksPath+id, "", "User-Agent", agent)
-			assert.Equal(t, http.StatusOK, got.status)
-			want := `"RUNNING"`
-			if i > 0 {
-				want = `"PENDING"`
+		for agent, want := range map[string]string{pythonSDK: `"RUNNING"`, "dashscope/0.0.1 of another client": `"RUNNING"`, "dashscope/0.0.2 of a new job": `"PENDING"`} {
+			asked := id
+			if want == `"PENDING"` {
+				asked = other
 			}
+			began := time.Now()
+			got := s.request(http.MethodGet, tasksPath+asked, "", "User-Agent", agent)
+			assert.Equal(t, http.StatusOK, got.status)
 			assert.Contains(t, got.body, want)
 			assert.InDelta(t, 50, time.Since(began).Seconds(), 1)
 		}
