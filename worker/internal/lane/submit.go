@@ -262,11 +262,15 @@ func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashsc
 	next := *intent
 	next.State, next.TaskID, next.Simulated = jobs.StateGenerating, created.TaskID, created.Simulated
 	l.recorder.Journal(journal.KindTask, &next)
-	l.tasks.Store(next.TaskID, true)
-	err := l.recorder.Retry(ctx, next.ID, func(ctx context.Context) error { return l.recorder.Store.ClaimTask(ctx, next.TaskID, next.ID) })
-	if owned := new(jobs.TaskOwnedError); errors.As(err, &owned) {
+	l.tasks.Store(next.TaskID, time.Now())
+	var owners map[string]jobs.TaskOwner
+	err := l.recorder.Retry(ctx, next.ID, func(ctx context.Context) (err error) {
+		owners, err = l.recorder.Store.TaskOwners(ctx, []string{next.TaskID})
+		return err
+	})
+	if owner := owners[next.TaskID].Job; err == nil && owner != "" && owner != next.ID {
 		l.tasks.Delete(next.TaskID)
-		return l.misattributed(ctx, intent, created, owned.JobID)
+		return l.misattributed(ctx, intent, created, owner)
 	}
 	l.cfg.Account.SetServiceTime(created.Date)
 	l.waits.unreachable.Reset()
