@@ -89,7 +89,7 @@ func planned() []string {
 	return []string{
 		"kill&bucket-away&redis-restart", "kill-all&redis-restart", "kill-all&bucket-away", "kill&service-away&bucket-away",
 		"create.reset-done&kill", "create.late&redis-away", "create.late&kill-all", "create.slow-reset&redis-cut",
-		"create.lag-kill&list.502", "create.full&bucket-away", "query.absurd&redis-cut", "create.absurd&kill",
+		"create.lag-kill&list.502", "create.full&query.reset-done", "query.absurd&redis-cut", "create.absurd&kill",
 		"image-put.kill-done&service-away", "journal-torn&bucket-away",
 	}
 }
