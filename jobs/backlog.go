@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -12,21 +11,68 @@ import (
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
-// durationsPerModel is the number of tasks in the mean: enough to even out their
-// differences, few enough to follow changes of the service.
-const durationsPerModel = 20
+const (
+	// durationsPerModel is how many of a model's last tasks are remembered, of any size and
+	// number of images.
+	durationsPerModel = 256
+	// durationsInMean is the number of tasks in the mean: enough to even out their
+	// differences, few enough to follow changes of the service.
+	durationsInMean = 20
+	// durationsOfKind is how many tasks of the same size and number of images are
+	// necessary to go by them alone.
+	durationsOfKind = 4
+)
 
-// RecordDuration records how long a task of a model took, from submit to end.
-func (s *Store) RecordDuration(ctx context.Context, model string, took time.Duration) error {
+// TaskKind is what the duration of a task depends on.
+type TaskKind struct {
+	Model, Size string
+	N           int // images
+}
+
+// RecordDuration records how long a task took, from submit to end.
+func (s *Store) RecordDuration(ctx context.Context, kind TaskKind, took time.Duration) error {
 	_, err := s.redis.TxPipelined(ctx, func(tx redis.Pipeliner) error {
-		tx.LPush(ctx, rediskey.Durations(model), took.Milliseconds())
-		tx.LTrim(ctx, rediskey.Durations(model), 0, durationsPerModel-1)
+		tx.LPush(ctx, rediskey.Durations(kind.Model), fmt.Sprintf("%d %s %d", took.Milliseconds(), kind.Size, kind.N))
+		tx.LTrim(ctx, rediskey.Durations(kind.Model), 0, durationsPerModel-1)
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("record duration of %s: %w", model, err)
+		return fmt.Errorf("record duration of %s: %w", kind.Model, err)
 	}
 	return nil
+}
+
+// Durations returns how long the last tasks of a kind took, the newest first; those of the
+// whole model if there are less than four of the kind. It fails with Redis's own error.
+func (s *Store) Durations(ctx context.Context, kind TaskKind) ([]time.Duration, error) {
+	texts, err := s.redis.LRange(ctx, rediskey.Durations(kind.Model), 0, -1).Result()
+	if err != nil {
+		return nil, fmt.Errorf("read durations of %s: %w", kind.Model, err)
+	}
+	var all, same []time.Duration
+	for _, text := range texts {
+		took, size, n, err := parseDuration(text)
+		if err != nil {
+			return nil, fmt.Errorf("read durations of %s: %w", kind.Model, err)
+		}
+		all = append(all, took)
+		if size == kind.Size && n == kind.N {
+			same = append(same, took)
+		}
+	}
+	if len(same) < durationsOfKind {
+		return all, nil
+	}
+	return same, nil
+}
+
+// parseDuration reads an entry of [rediskey.Durations].
+func parseDuration(text string) (took time.Duration, size string, n int, err error) {
+	var milliseconds int64
+	if _, err := fmt.Sscanf(text, "%d %s %d", &milliseconds, &size, &n); err != nil {
+		return 0, "", 0, fmt.Errorf("%s is not a duration", show(text))
+	}
+	return time.Duration(milliseconds) * time.Millisecond, size, n, nil
 }
 
 // Backlog is what a model's new job has to wait for.
@@ -52,7 +98,7 @@ func (c *Client) Backlog(ctx context.Context, model string) (*Backlog, error) {
 			lengths[priority] = p.LLen(ctx, asynqPending(Queue(model, priority)))
 		}
 		submitting, generating = p.ZCard(ctx, indexKey(StateSubmitting)), p.ZCard(ctx, indexKey(StateGenerating))
-		durations = p.LRange(ctx, rediskey.Durations(model), 0, -1)
+		durations = p.LRange(ctx, rediskey.Durations(model), 0, durationsInMean-1)
 		return nil
 	})
 	if err != nil {
@@ -62,16 +108,16 @@ func (c *Client) Backlog(ctx context.Context, model string) (*Backlog, error) {
 	for priority, length := range lengths {
 		backlog.Pending[priority] = length.Val()
 	}
-	sum := int64(0)
+	sum := time.Duration(0)
 	for _, text := range durations.Val() {
-		milliseconds, err := strconv.ParseInt(text, 10, 64)
+		took, _, _, err := parseDuration(text)
 		if err != nil {
-			return nil, fmt.Errorf("read backlog of %s: %s is not a duration", model, show(text))
+			return nil, fmt.Errorf("read backlog of %s: %w", model, err)
 		}
-		sum += milliseconds
+		sum += took
 	}
-	if n := int64(len(durations.Val())); n > 0 {
-		backlog.TaskTime = time.Duration(sum/n) * time.Millisecond
+	if n := len(durations.Val()); n > 0 {
+		backlog.TaskTime = sum / time.Duration(n)
 	}
 	return backlog, nil
 }

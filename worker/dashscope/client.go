@@ -134,7 +134,9 @@ type Client struct {
 	userAgent      string
 	timeouts       struct{ create, query, upload time.Duration }
 	limiter        *rate.Limiter
-	log            *slog.Logger
+	// queriesPerSecond is the limit of the whole budget.
+	queriesPerSecond float64
+	log              *slog.Logger
 	// pooled keeps connections open. oneShot opens one per request: a stale connection
 	// can then never make a create ambiguous, and net/http, which retries requests only
 	// on reused connections, cannot retry one.
@@ -152,12 +154,13 @@ func New(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("dashscope configuration: %w", err)
 	}
 	c := &Client{
-		base:      base,
-		userAgent: cmp.Or(cfg.UserAgent, "danqing"),
-		limiter:   rate.NewLimiter(rate.Limit(cmp.Or(cfg.QueriesPerSecond, defaultQueriesPerSecond)), 1),
-		log:       cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)),
-		pooled:    newHTTPClient(cfg.DialContext, true),
-		oneShot:   newHTTPClient(cfg.DialContext, false),
+		base:             base,
+		userAgent:        cmp.Or(cfg.UserAgent, "danqing"),
+		limiter:          rate.NewLimiter(rate.Limit(cmp.Or(cfg.QueriesPerSecond, defaultQueriesPerSecond)), 1),
+		queriesPerSecond: cmp.Or(cfg.QueriesPerSecond, defaultQueriesPerSecond),
+		log:              cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)),
+		pooled:           newHTTPClient(cfg.DialContext, true),
+		oneShot:          newHTTPClient(cfg.DialContext, false),
 		authorize: func(r *http.Request) {
 			r.Header.Set("Authorization", "Bearer "+cfg.APIKey)
 			if cfg.Workspace != "" {
@@ -230,6 +233,12 @@ func proxyFromEnvironment(r *http.Request) (*url.URL, error) {
 		return nil, errors.New("HTTPS_PROXY or HTTP_PROXY is not a valid proxy address")
 	}
 	return u, nil
+}
+
+// SetQueryShare sets the share of Config.QueriesPerSecond that the client may use, above 0
+// up to 1, for a budget that several clients share. A new client uses all of it.
+func (c *Client) SetQueryShare(share float64) {
+	c.limiter.SetLimit(rate.Limit(share * c.queriesPerSecond))
 }
 
 // BaseURL returns a copy of the prefix of all paths, without a trailing slash.

@@ -24,6 +24,8 @@ type Account struct {
 	mu sync.Mutex
 	// date was the service's clock at the local time dated.
 	date, dated time.Time
+	// heldLanes is how many of the account's lanes this worker holds.
+	heldLanes int
 	// verified is set once the service has accepted the key.
 	verified bool
 	// mainAccountID is the main account's number, "" until one of its tasks has been
@@ -39,6 +41,21 @@ type Account struct {
 func (a *Account) Cost(model jobs.Model, images int) int64 {
 	cost, _ := model.ContractCost(a.PricesMicroYuan, a.Client.Region(), images)
 	return cost
+}
+
+// HoldLane records that this worker holds one more of the account's lanes, of which there
+// are total in all workers. The lanes that a worker holds share its part of the account's
+// query budget by need. The caller must call release when it no longer holds the lane.
+func (a *Account) HoldLane(total int) (release func()) {
+	a.setHeldLanes(1, total)
+	return func() { a.setHeldLanes(-1, total) }
+}
+
+func (a *Account) setHeldLanes(change, total int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.heldLanes += change
+	a.Client.SetQueryShare(float64(max(a.heldLanes, 1)) / float64(max(a.heldLanes, total)))
 }
 
 // Usable reports whether the service has accepted the account's key, and fails if nothing

@@ -20,9 +20,6 @@ func (l *lane) inspectContested(ctx context.Context, snapshot *reconcile.Snapsho
 			continue
 		}
 		if outputs[task.TaskID] == nil {
-			if err := l.awaitQuery(ctx); err != nil {
-				return err
-			}
 			answer, err := l.cfg.Account.Client.Query(ctx, task.TaskID)
 			if err != nil {
 				return err

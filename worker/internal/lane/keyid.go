@@ -35,9 +35,6 @@ func (l *lane) discoverKeyID(ctx context.Context, rec *jobs.Record) {
 	if rec.KeyFingerprint != fingerprint || rec.Adopted || !rec.ResolvedAt.IsZero() || l.recorder.Data.Journal.KeyID(fingerprint) != "" {
 		return
 	}
-	if err := l.awaitQuery(ctx); err != nil {
-		return
-	}
 	page, err := l.cfg.Account.Client.List(ctx, dashscope.ListFilter{TaskID: rec.TaskID})
 	if err != nil || len(page.Data) != 1 || page.Data[0].TaskID != rec.TaskID {
 		return // the list lags behind; the next poll tries again

@@ -16,7 +16,6 @@ import (
 
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
-	"golang.org/x/time/rate"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
@@ -86,18 +85,15 @@ type lane struct {
 	// pauses receives the error that pauses the lane.
 	pauses chan *pauseError
 	// submitSem is held while submitting: one create at a time.
-	submitSem chan struct{}
-	limiter   *submitLimiter
-	// queries limits status queries. All lanes of an account, in all workers, share half of
-	// the account's limit.
-	queries     *rate.Limiter
+	submitSem   chan struct{}
+	limiter     *submitLimiter
 	intentIndex reconcile.Intents
 
 	group sync.WaitGroup // of the executions
 	mu    sync.Mutex
 	// executions are those in progress, by job ID.
 	executions map[string]*execution
-	tasks      sync.Map // IDs of tasks created or adopted in this term
+	tasks      sync.Map // when each task created or adopted in this term was created, by ID
 	// baseline is the snapshot of the start of the term, nil if the list was unavailable.
 	// Later it is the last snapshot in which no task of the lane's key was unexplained.
 	baseline *reconcile.Snapshot
@@ -113,9 +109,6 @@ type lane struct {
 type waits struct{ unreachable, throttled, account loop.Backoff }
 
 const (
-	// accountQueries is the query budget per account and second: half of the documented 20
-	// per second (manage-asynchronous-tasks page); other programs use the account too.
-	accountQueries = 10
 	// shutdownTimeout is how long asynq waits for parked handlers before it requeues their
 	// messages at the head of the queue.
 	shutdownTimeout = 100 * time.Millisecond
@@ -178,6 +171,7 @@ func (l *lane) runTerm(ctx context.Context) error {
 		return err
 	}
 	defer release()
+	defer l.cfg.Account.HoldLane(l.cfg.AccountLanes)()
 	if err := l.takeTerm(ctx); err != nil {
 		return err
 	}
@@ -212,7 +206,7 @@ func (l *lane) longestPoll() time.Duration {
 func (l *lane) quarantineRunner() *quarantine.Runner {
 	return &quarantine.Runner{
 		List: l.cfg.Quarantine, Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, Service: l.cfg.Account.Client,
-		Wait: l.awaitQuery, Cost: func(images int) int64 { return l.cfg.Account.Cost(l.cfg.Model, images) },
+		Cost:      func(images int) int64 { return l.cfg.Account.Cost(l.cfg.Model, images) },
 		MaxImages: l.cfg.Model.MaxImages,
 		Recorder:  l.recorder, Log: l.log,
 	}
@@ -380,7 +374,5 @@ func (l *lane) takeTerm(ctx context.Context) error {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
 	l.term, l.limiter = term, newSubmitLimiter(l.cfg.SubmitsPerSecond, last != "")
-	l.queries = rate.NewLimiter(rate.Limit(accountQueries/float64(l.cfg.AccountLanes)), 1)
-	l.queries.Allow() // the last holder may have queried just now
 	return nil
 }

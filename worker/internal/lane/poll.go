@@ -18,12 +18,9 @@ import (
 )
 
 const (
-	// A task is polled at intervals of 8 % of its age, which leaves the slot idle for 4 %
-	// on average, but at most 20 times a second and at least every 10 s (the
-	// documentation's advice).
-	pollShare    = 0.08
-	pollShortest = 50 * time.Millisecond
-	pollLongest  = 10 * time.Second
+	// pendingLongest bounds the wait between two queries of a task that is not running yet:
+	// it can still be canceled.
+	pendingLongest = 2 * time.Second
 
 	// maxAttempts limits the tasks of a job whose tasks fail for reasons outside the job.
 	// Failed tasks are free.
@@ -41,18 +38,20 @@ const (
 // poll queries the job's task until it has ended. Errors of the service or the network do
 // not end the wait: they do not show the state of the task.
 func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
-	l.tasks.Store(rec.TaskID, true)
+	stopwatch := l.startStopwatch(rec)
 	defer l.tasks.Delete(rec.TaskID) // the record and the journal name it, or the lane ends
+	schedule := l.pollSchedule(ctx, rec)
 	errorBackoff := loop.Backoff{First: time.Second, Most: 30 * time.Second}
 	var unknownSince time.Time
 	var first runningWrite
 	empty, failing := 0, false
-	for interval := pollShortest; ; {
-		if err := loop.Sleep(ctx, max(interval, l.queries.Reserve().Delay())); err != nil {
+	for interval := schedule.First() - stopwatch.age(); ; {
+		if err := loop.Sleep(ctx, interval); err != nil {
 			return err
 		}
+		stopwatch.querying()
 		task, err := l.cfg.Account.Client.Query(ctx, rec.TaskID)
-		interval = min(max(time.Duration(pollShare*float64(time.Since(rec.SubmittedAt))), pollShortest), pollLongest)
+		interval = schedule.Next(stopwatch.age())
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -75,7 +74,7 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 				interval = max(interval, errorBackoff.Next())
 				continue
 			}
-			return l.taskSucceeded(ctx, rec, task)
+			return l.taskSucceeded(ctx, rec, task, stopwatch.duration(task))
 		case dashscope.StatusFailed:
 			return l.taskFailed(ctx, rec, task.Output.Code, task.Output.Message)
 		case dashscope.StatusCanceled:
@@ -90,6 +89,7 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 			}
 		case dashscope.StatusPending:
 			unknownSince = time.Time{}
+			interval = min(interval, pendingLongest)
 			l.cancelTask(ctx, rec)
 		default:
 			unknownSince = time.Time{}
@@ -147,9 +147,6 @@ func (l *lane) cancelTask(ctx context.Context, rec *jobs.Record) {
 	if !l.cancelRequested(ctx, rec) {
 		return
 	}
-	if l.awaitQuery(ctx) != nil {
-		return
-	}
 	if err := l.cfg.Account.Client.Cancel(ctx, rec.TaskID); err != nil {
 		l.log.Warn("task not canceled", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
 	}
@@ -162,9 +159,6 @@ func (l *lane) holdUnknown(ctx context.Context, rec *jobs.Record, since time.Tim
 		if time.Since(since) < unknownGrace {
 			return false, nil
 		}
-		if err := l.awaitQuery(ctx); err != nil {
-			return false, err
-		}
 		page, err := l.cfg.Account.Client.List(ctx, dashscope.ListFilter{TaskID: rec.TaskID})
 		if err != nil || page.Total > 0 {
 			return false, err
@@ -176,7 +170,7 @@ func (l *lane) holdUnknown(ctx context.Context, rec *jobs.Record, since time.Tim
 
 // taskSucceeded passes the images to the store stage. Their URLs are in the journal before
 // the slot is released.
-func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashscope.Task) error {
+func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashscope.Task, took time.Duration) error {
 	missing := rec.Missing()
 	most := len(missing)
 	if !rec.ResolvedAt.IsZero() { // the operator may have adopted a task with more images
@@ -218,7 +212,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	}); err != nil {
 		return err
 	}
-	if err := l.recorder.Store.RecordDuration(ctx, l.cfg.Model.Name, next.GeneratedAt.Sub(rec.SubmittedAt)); err != nil {
+	if err := l.recorder.Store.RecordDuration(ctx, l.taskKind(rec), took); err != nil {
 		l.log.Debug("duration not recorded", "job_id", rec.ID, "err", err)
 	}
 	l.log.Info("task succeeded", "job_id", next.ID, "task_id", next.TaskID, "duration", time.Since(rec.SubmittedAt), "images", made)

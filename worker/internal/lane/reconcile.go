@@ -272,7 +272,7 @@ func (l *lane) adopt(ctx context.Context, rec *jobs.Record, task dashscope.TaskI
 		return err
 	}
 	l.recorder.Journal(journal.KindTask, &next)
-	l.tasks.Store(next.TaskID, true)
+	l.tasks.Store(next.TaskID, next.SubmittedAt)
 	l.log.Info("task adopted", "job_id", rec.ID, "task_id", task.TaskID, "attempt", rec.Attempt)
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
-	"github.com/danqing-queue/danqing/worker/internal/loop"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 )
 
@@ -20,12 +19,6 @@ const (
 	listTries = 5
 )
 
-// awaitQuery waits until the lane may send a query to the service: all of an account's lanes
-// share half of the account's limit.
-func (l *lane) awaitQuery(ctx context.Context) error {
-	return loop.Sleep(ctx, l.queries.Reserve().Delay())
-}
-
 // listAll reads the whole list of the account's tasks of the lane's model. It does not
 // filter by time, whose zone is not documented. A list that changed while being read is
 // read again.
@@ -36,9 +29,6 @@ func (l *lane) listAll(ctx context.Context) (tasks []dashscope.TaskInfo, err err
 		tasks = nil
 		first, total := -1, 0
 		for no, more := 1, true; more; no++ {
-			if err := l.awaitQuery(ctx); err != nil {
-				return nil, err
-			}
 			page, err := l.cfg.Account.Client.List(ctx, dashscope.ListFilter{Model: name, PageNo: no, PageSize: listPage})
 			if err != nil {
 				return nil, err
@@ -209,9 +199,6 @@ func (l *lane) intents(ctx context.Context) (found []reconcile.Intent, adopted m
 func (l *lane) refreshClock(ctx context.Context) error {
 	if _, known := l.cfg.Account.ServiceNow(); known {
 		return nil
-	}
-	if err := l.awaitQuery(ctx); err != nil {
-		return err
 	}
 	page, err := l.cfg.Account.Client.List(ctx, dashscope.ListFilter{PageNo: 1, PageSize: 1})
 	if err == nil {

@@ -27,9 +27,7 @@ type Runner struct {
 	List           *List
 	Account, Model string
 	Service        Service
-	// Wait waits until the lane may send a query.
-	Wait func(context.Context) error
-	Cost func(images int) (microYuan int64)
+	Cost           func(images int) (microYuan int64)
 	// MaxImages is the most images that a request for the model may ask for.
 	MaxImages int
 	Recorder  *recorder.Recorder
@@ -144,9 +142,6 @@ func (q *Runner) process(ctx context.Context, entry Task) error {
 	}
 	pace := loop.Backoff{First: time.Second, Most: pollLongest}
 	for {
-		if err := q.Wait(ctx); err != nil {
-			return err
-		}
 		task, err := q.Service.Query(ctx, entry.TaskID)
 		status := ""
 		if err == nil {
