@@ -40,9 +40,9 @@ type Serve struct {
 type Token struct {
 	Name   string // the producer's name in its jobs
 	Secret Secret
-	// MaxQueued is the maximum number of its waiting jobs, and DailyBudgetMicroYuan the
-	// maximum cost of its jobs per day, in millionths of a yuan; 0 means no limit. The
-	// defaults are DANQING_TOKEN_MAX_QUEUED and DANQING_TOKEN_DAILY_BUDGET.
+	// MaxQueued is the maximum number of its waiting jobs; 0 means an equal part of
+	// Serve.MaxQueued. DailyBudgetMicroYuan is the maximum cost of its jobs per day, in
+	// millionths of a yuan; 0 means no limit. The defaults are DANQING_TOKEN_MAX_QUEUED and DANQING_TOKEN_DAILY_BUDGET.
 	MaxQueued            int
 	DailyBudgetMicroYuan int64
 	// MaxRequests is the maximum number of its open requests; 0 means the gateway's

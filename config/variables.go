@@ -50,7 +50,7 @@ func Variables() []VariableGroup {
 			{Name: "DANQING_LISTEN", Meaning: "the address to listen on", Default: "`127.0.0.1:8765`"},
 			{Name: "DANQING_SERVE_TOKENS", Meaning: "`NAME:TOKEN,NAME:TOKEN`, 16 characters or more each", Default: "none: loopback only"},
 			{Name: "DANQING_SERVE_TOKENS_FILE", Meaning: "a YAML file of tokens with limits of their own"},
-			{Name: "DANQING_TOKEN_MAX_QUEUED", Meaning: "jobs that a token may have waiting, unless the file says otherwise", Default: "no limit"},
+			{Name: "DANQING_TOKEN_MAX_QUEUED", Meaning: "jobs that a token may have waiting, half of them scheduled for later, unless the file says otherwise", Default: "an equal part of `DANQING_SERVE_MAX_QUEUED`"},
 			{Name: "DANQING_TOKEN_DAILY_BUDGET", Meaning: "yuan that a token's jobs of a day (UTC+8) may cost, unless the file says otherwise", Default: "no limit"},
 			{Name: "DANQING_TOKEN_MAX_REQUESTS", Meaning: "requests that a token may have open, among them queries that are held and requests that wait for images, unless the file says otherwise", Default: "an equal part of half the server's connections, 8 to 256"},
 			{Name: "DANQING_SERVE_MAX_QUEUED", Meaning: "jobs that may wait in all before new ones get 429", Default: "`100000`; `10000` with the embedded queue"},

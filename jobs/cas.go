@@ -24,8 +24,8 @@ import (
 //
 // An intent that the write settles without a task goes to the lane's index of intents.
 //
-// It also updates the producer's limits: its number of waiting jobs, and the cost on the
-// day when the job was enqueued. A new job beyond the limits is refused. A job that has
+// It also updates the producer's limits: its numbers of waiting and of scheduled jobs, and
+// the cost on the day when the job was enqueued; and the index of its jobs. A new job beyond the limits is refused. A job that has
 // ended becomes due for its notifications.
 var updateScript = redis.NewScript(`
 local cur = redis.call('HMGET', KEYS[1], 'state', 'attempt', 'term', 'write')
@@ -45,6 +45,7 @@ if depth > 0 then
   if n >= depth then return -1 end
 end
 if waiting > 0 and redis.call('SCARD', KEYS[5]) >= waiting then return -2 end
+if ARGV[26] == '1' and tonumber(ARGV[27]) > 0 and redis.call('SCARD', KEYS[13]) >= tonumber(ARGV[27]) then return -4 end
 if day > 0 and tonumber(redis.call('GET', KEYS[6]) or '0') + tonumber(counts) > day then return -3 end
 redis.call('HSET', KEYS[1], 'state', ARGV[4], 'attempt', ARGV[5], 'term', ARGV[6], 'record', ARGV[7], 'write', ARGV[11])
 if ARGV[14] == '1' then redis.call('HDEL', KEYS[1], 'cancel') end
@@ -56,6 +57,11 @@ elseif KEYS[4] ~= KEYS[1] then
 end
 if producer == 'waits' then redis.call('SADD', KEYS[5], ARGV[10]) end
 if producer == 'waits no more' then redis.call('SREM', KEYS[5], ARGV[10]) end
+if producer ~= '' then
+  redis.call(ARGV[26] == '1' and 'SADD' or 'SREM', KEYS[13], ARGV[10])
+  redis.call('ZADD', KEYS[14], ARGV[28], ARGV[10])
+  redis.call('ZREMRANGEBYSCORE', KEYS[14], '-inf', ARGV[29])
+end
 if counts ~= '0' then
   redis.call('INCRBY', KEYS[6], counts)
   redis.call('EXPIRE', KEYS[6], ARGV[15])
@@ -154,7 +160,7 @@ func startedAt(old, next *Record) time.Time {
 // not apply.
 func updateKeys(old, next *Record) []string {
 	own := rediskey.Record(next.ID)
-	index, task, waiting, day := indexKey(next.State), own, own, own
+	index, task, waiting, day, scheduled, all := indexKey(next.State), own, own, own, own, own
 	if old != nil {
 		index = indexKey(old.State)
 	}
@@ -166,11 +172,13 @@ func updateKeys(old, next *Record) []string {
 	}
 	if name := producerOf(old, next); name != "" {
 		waiting, day = rediskey.ProducerWaiting(name), rediskey.ProducerDay(name, ledger.Day(next.EnqueuedAt))
+		scheduled, all = rediskey.ProducerScheduled(name), rediskey.ProducerJobs(name)
 	}
 	return []string{
 		own, index, indexKey(next.State), task, waiting, day, rediskey.NotificationsDue,
 		indexKey(StateScheduled), indexKey(StateQueued), indexKey(StateRetrying),
 		rediskey.Lane(next.Account, next.Model, rediskey.LaneIntents), rediskey.Deadlines,
+		scheduled, all,
 	}
 }
 
@@ -193,7 +201,8 @@ func updateArgs(old, next *Record, encoded []byte, how updateOptions) []any {
 	}
 	args := append(expect, string(next.State), next.Attempt, next.Term, encoded, int(lifetime.Seconds()), rediskey.Events, next.ID, cmp.Or(how.writeID, rand.Text()),
 		next.UpdatedAt.UnixMilli(), expiredBefore(next.UpdatedAt), how.clearCancel, int(rediskey.TaskLifetime.Seconds()), found)
-	return append(args, producer, strconv.FormatInt(counts, 10), next.hasNotifications(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan, rejectsTask(old, next), next.SettledIntent, deadlineScore(next))
+	return append(args, producer, strconv.FormatInt(counts, 10), next.hasNotifications(), how.limits.Depth, how.limits.Waiting, how.limits.DayMicroYuan, rejectsTask(old, next), next.SettledIntent, deadlineScore(next),
+		next.State == StateScheduled, how.limits.Scheduled, next.EnqueuedAt.UnixMilli(), next.UpdatedAt.Add(-rediskey.ProducerJobsLifetime).UnixMilli())
 }
 
 // deadlineScore returns a waiting job's entry in [rediskey.Deadlines], "0" to remove it, and

@@ -11,8 +11,10 @@ import (
 type Limits struct {
 	// Depth is how many jobs may wait in total.
 	Depth int
-	// Waiting is how many jobs of the request's producer may wait.
-	Waiting int
+	// Waiting is how many jobs of the request's producer may wait, and Scheduled how many of
+	// these may be scheduled for later.
+	Waiting   int
+	Scheduled int
 	// DayMicroYuan is what the producer's jobs of one day (UTC+8) may cost, in millionths
 	// of a yuan. A job counts with PriceMicroYuan until it has ended, and then with its
 	// cost.
@@ -23,9 +25,10 @@ type Limits struct {
 
 // The kinds of a [LimitError].
 const (
-	LimitDepth   = "depth"   // the queue is full: retry later
-	LimitWaiting = "waiting" // the producer has too many waiting jobs
-	LimitDay     = "day"     // the producer's daily budget is spent, until midnight (UTC+8)
+	LimitDepth     = "depth"     // the queue is full: retry later
+	LimitWaiting   = "waiting"   // the producer has too many waiting jobs
+	LimitScheduled = "scheduled" // the producer has too many jobs that are scheduled for later
+	LimitDay       = "day"       // the producer's daily budget is spent, until midnight (UTC+8)
 )
 
 // LimitError says which limit a job would exceed. Nothing of the job was queued.
@@ -41,6 +44,8 @@ func (e *LimitError) Error() string {
 		return fmt.Sprintf("the queue is full: %d jobs wait, which is the limit", e.Most)
 	case LimitWaiting:
 		return fmt.Sprintf("%d jobs of this producer wait, which is the limit", e.Most)
+	case LimitScheduled:
+		return fmt.Sprintf("%d jobs of this producer are scheduled for later, which is the limit", e.Most)
 	}
 	return fmt.Sprintf("the job does not fit in this producer's budget of %s yuan a day (UTC+8)", ledger.FormatYuan(e.Most))
 }
@@ -52,6 +57,8 @@ func (l Limits) limitError(answer int64) error {
 		return &LimitError{LimitDepth, int64(l.Depth)}
 	case -2:
 		return &LimitError{LimitWaiting, int64(l.Waiting)}
+	case -4:
+		return &LimitError{LimitScheduled, int64(l.Scheduled)}
 	case -3:
 		return &LimitError{LimitDay, l.DayMicroYuan}
 	}

@@ -215,6 +215,43 @@ func TestOpenRequestsAreLimitedByToken(t *testing.T) {
 	})
 }
 
+// How long an answer takes does not tell a token whether another one has used an
+// Idempotency-Key: the job's ID follows from the key and the token's name. The answers are
+// equal in any case.
+func TestJobsOfOthersTakeAsLongAsNone(t *testing.T) {
+	tokens := []gateway.Token{{Name: "hostile", Secret: "host-secret-0123456"}, {Name: "shop", Secret: "shop-secret-0123456"}}
+	inBucket := jobs.IdempotencyID("shop", "ended")
+	slowBucket := func(api *gateway.API) {
+		api.Tokens = tokens
+		api.LoadSidecar = func(_ context.Context, id string) (*jobs.Job, error) {
+			if id == inBucket {
+				<-time.After(70 * time.Millisecond)
+				return &jobs.Job{ID: id, Producer: "shop", State: jobs.StateSucceeded}, nil
+			}
+			<-time.After(30 * time.Millisecond)
+			return nil, jobs.ErrNotFound
+		}
+	}
+	runInBubble(t, slowBucket, func(t *testing.T, s *service) {
+		hostile := []string{"Authorization", "Bearer host-secret-0123456"}
+		inRedis := s.create(oneCat, "Authorization", "Bearer shop-secret-0123456", "Idempotency-Key", "order-17")
+		require.Equal(t, jobs.IdempotencyID("shop", "order-17"), inRedis)
+		for _, id := range []string{inRedis, inBucket, jobs.IdempotencyID("shop", "none")} {
+			for _, ask := range []func() answer{
+				func() answer { return s.request(http.MethodGet, tasksPath+id, "", hostile...) },
+				func() answer { return s.post(tasksPath+id+"/cancel", "", hostile...) },
+				func() answer { return s.request(http.MethodGet, "/api/v1/tasks?task_id="+id, "", hostile...) },
+				func() answer { return s.request(http.MethodGet, "/images/"+id+"-1.png?s=0", "") },
+			} {
+				began := time.Now()
+				got := ask()
+				assert.Equal(t, 200*time.Millisecond, time.Since(began), "%s %s", id, got.body)
+				assert.NotContains(t, got.body, `"PENDING"`)
+			}
+		}
+	})
+}
+
 // stallingReader gives some bytes, and then nothing until its context ends.
 type stallingReader struct {
 	left []byte

@@ -195,9 +195,13 @@ func toAPIError(err error) *apiError {
 	case errors.Is(err, jobs.ErrDigestConflict):
 		return newAPIError(http.StatusUnprocessableEntity, codeKeyReused, "this Idempotency-Key was used for a different request: nothing was queued; use another key", 0)
 	case errors.As(err, &limit) && limit.Kind == jobs.LimitDay:
-		return newAPIError(http.StatusTooManyRequests, codeQuota, limit.Error(), untilMidnight(time.Now()))
+		return newAPIError(http.StatusTooManyRequests, codeQuota, limit.Error()+" (DANQING_TOKEN_DAILY_BUDGET)", untilMidnight(time.Now()))
+	case errors.As(err, &limit) && limit.Kind == jobs.LimitDepth:
+		return newAPIError(http.StatusTooManyRequests, codeThrottled, limit.Error()+" (DANQING_SERVE_MAX_QUEUED)", throttledRetryAfter)
+	case errors.As(err, &limit) && limit.Kind == jobs.LimitScheduled:
+		return newAPIError(http.StatusTooManyRequests, codeThrottled, limit.Error()+" (half of DANQING_TOKEN_MAX_QUEUED)", throttledRetryAfter)
 	case errors.As(err, &limit):
-		return newAPIError(http.StatusTooManyRequests, codeThrottled, limit.Error(), throttledRetryAfter)
+		return newAPIError(http.StatusTooManyRequests, codeThrottled, limit.Error()+" (DANQING_TOKEN_MAX_QUEUED)", throttledRetryAfter)
 	case errors.As(err, &large):
 		return newAPIError(http.StatusRequestEntityTooLarge, codeTooLarge, fmt.Sprintf("the body has more than %d bytes", large.Limit), 0)
 	}
@@ -381,14 +385,36 @@ func (a *api) get(ctx context.Context, c caller, id string) (*jobs.Job, error) {
 	if err := jobs.ValidID(id); err != nil {
 		return nil, jobs.ErrNotFound
 	}
+	began := time.Now()
 	rec, err := a.jobs.Get(ctx, id)
 	if errors.Is(err, jobs.ErrNotFound) {
 		rec, err = a.cfg.LoadSidecar(ctx, id)
 	}
 	if err == nil && !c.canSee(rec) {
-		return nil, jobs.ErrNotFound
+		rec, err = nil, jobs.ErrNotFound
+	}
+	if errors.Is(err, jobs.ErrNotFound) {
+		a.hideDuration(ctx, began)
 	}
 	return rec, err
+}
+
+// notFoundStep is longer than a lookup in Redis and in the bucket commonly takes.
+const notFoundStep = 200 * time.Millisecond
+
+// hideDuration waits until a whole number of steps has passed since began. The ID of a job
+// follows from the token's name and its Idempotency-Key: how long an answer takes must not
+// tell another token whether the job exists.
+func (a *api) hideDuration(ctx context.Context, began time.Time) {
+	if len(a.tokens) == 0 {
+		return
+	}
+	timer := time.NewTimer(notFoundStep - time.Since(began)%notFoundStep)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // baseURL returns the gateway's URL for the client, without a trailing slash.

@@ -221,6 +221,9 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job
 	}
 	req.Producer = c.Name
 	req, warnings, err := req.Normalize()
+	if err == nil {
+		err = checkHorizon(req, time.Now())
+	}
 	if err != nil {
 		return nil, warnings, err
 	}
@@ -241,6 +244,20 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job
 	}
 	rec, err := a.enqueue(ctx, c, req)
 	return rec, warnings, err
+}
+
+// maxNotBefore is how far ahead a job may be scheduled: it occupies its place in the queue
+// until then. The value is our choice.
+const maxNotBefore = 30 * 24 * time.Hour
+
+// checkHorizon refuses a job that is scheduled for too late a time.
+func checkHorizon(req jobs.Request, now time.Time) error {
+	if !req.NotBefore.After(now.Add(maxNotBefore)) {
+		return nil
+	}
+	return &jobs.InvalidError{Fields: []jobs.FieldError{{
+		Field: "not_before", Value: strconv.Quote(req.NotBefore.Format(time.RFC3339)), Allowed: "a time within the next 30 days",
+	}}}
 }
 
 // reuseStaged sets a repeated request's reference image to the staged one of the
@@ -300,7 +317,7 @@ func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Jo
 				ledger.FormatYuan(price), ledger.FormatYuan(c.DailyBudgetMicroYuan)),
 		}}}
 	}
-	limits := jobs.Limits{Depth: a.cfg.Depth, Waiting: c.MaxWaiting, DayMicroYuan: c.DailyBudgetMicroYuan, PriceMicroYuan: a.price(req)}
+	limits := jobs.Limits{Depth: a.cfg.Depth, Waiting: c.MaxWaiting, Scheduled: (c.MaxWaiting + 1) / 2, DayMicroYuan: c.DailyBudgetMicroYuan, PriceMicroYuan: a.price(req)}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enqueueTimeout)
 	defer cancel()
 	for failures := 1; ; failures++ {

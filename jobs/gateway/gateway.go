@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -83,7 +84,8 @@ type Token struct {
 	// unique.
 	Name   string
 	Secret string // sent by clients as their API key; not empty
-	// MaxWaiting is the maximum number of its waiting jobs; 0 means no limit.
+	// MaxWaiting is the maximum number of its waiting jobs, half of which may be scheduled
+	// for later; 0 means an equal part of the API's Depth.
 	MaxWaiting int
 	// DailyBudgetMicroYuan is the maximum cost of its jobs per day (UTC+8); 0 means no
 	// limit.
@@ -193,6 +195,7 @@ func (cfg *API) validate() error {
 	if cfg.DefaultN < 0 || cfg.DefaultN > defaultN {
 		return fmt.Errorf("gateway: DefaultN is %d, must be 1 to %d, or 0 for that", cfg.DefaultN, defaultN)
 	}
+	cfg.Tokens = slices.Clone(cfg.Tokens)
 	names, secrets := map[string]bool{}, map[string]bool{}
 	for i, t := range cfg.Tokens {
 		if err := jobs.ValidAccount(t.Name); err != nil {
@@ -200,6 +203,9 @@ func (cfg *API) validate() error {
 		}
 		if t.Secret == "" || names[t.Name] || secrets[t.Secret] {
 			return fmt.Errorf("gateway: token %s: is empty, or its name or secret is used twice", t.Name)
+		}
+		if t.MaxWaiting == 0 {
+			cfg.Tokens[i].MaxWaiting = (cfg.Depth + len(cfg.Tokens) - 1) / len(cfg.Tokens)
 		}
 		names[t.Name], secrets[t.Secret] = true, true
 	}

@@ -75,12 +75,14 @@ func (a *api) findSignedImage(r *http.Request) (*jobs.Job, jobs.Image, error) {
 	if err != nil {
 		return nil, jobs.Image{}, jobs.ErrNotFound
 	}
+	began := time.Now()
 	rec, err := a.get(r.Context(), caller{all: true}, name[:at])
 	if err != nil {
 		return nil, jobs.Image{}, err
 	}
 	image, ok := rec.ImageBySignature(n, r.URL.Query().Get("s"))
 	if _, want, _ := strings.Cut(rec.ImagePath(image), imagesPath); !ok || !strings.HasPrefix(want, r.PathValue("name")+"?") {
+		a.hideDuration(r.Context(), began)
 		return nil, jobs.Image{}, jobs.ErrNotFound
 	}
 	return rec, image, nil

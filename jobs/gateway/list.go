@@ -130,8 +130,12 @@ func (a *api) find(ctx context.Context, c caller, query listQuery) ([]dashscope.
 		}
 		return matching([]*jobs.Job{rec}, query), nil
 	}
+	if !c.all {
+		records, err := a.jobs.ListProducer(ctx, c.Name, query.start, query.end)
+		return matching(records, query), err
+	}
 	// A job's last update is never before its creation.
-	filter := jobs.ListFilter{Model: query.model, Producer: c.Name, Limit: listReadSize, UpdatedAfter: query.start}
+	filter := jobs.ListFilter{Model: query.model, Limit: listReadSize, UpdatedAfter: query.start}
 	var found []dashscope.TaskInfo
 	for {
 		records, cursor, err := a.jobs.List(ctx, filter)

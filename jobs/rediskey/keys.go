@@ -54,6 +54,19 @@ func Durations(model string) string { return "danqing:durations:" + model }
 // script that writes records keeps it. Reader: the same script, for jobs.Limits.
 func ProducerWaiting(producer string) string { return "danqing:producer:" + producer + ":waiting" }
 
+// ProducerScheduled is a set of the IDs of those that wait for their not_before. Lifetime
+// and users: as [ProducerWaiting].
+func ProducerScheduled(producer string) string { return "danqing:producer:" + producer + ":scheduled" }
+
+// ProducerJobs is a sorted set of the IDs of a producer's jobs, by the time at which they
+// were enqueued in Unix milliseconds. Lifetime: entries are removed after [ProducerJobsLifetime],
+// or when a list finds no record. Writer: the script that writes records. Reader:
+// jobs.Client.ListProducer, so that a list costs a producer its own jobs alone.
+func ProducerJobs(producer string) string { return "danqing:producer:" + producer + ":jobs" }
+
+// ProducerJobsLifetime is longer than jobs commonly wait, with their not_before.
+const ProducerJobsLifetime = 60 * 24 * time.Hour
+
 // ProducerDay is the sum of what a producer's jobs of a day (YYYY-MM-DD, UTC+8) may cost
 // or have cost, in millionths of a yuan. Lifetime: [TaskLifetime]. Writer and reader: the
 // script that writes records, for jobs.Limits.
