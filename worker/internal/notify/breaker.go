@@ -13,41 +13,41 @@ const (
 	breakerMemory = time.Hour
 )
 
-// hostBreaker is a circuit breaker per host: a receiver that timed out must not occupy
-// every delivery slot. One callback at a time probes it, breakerPause apart; the others
+// hostBreaker is a circuit breaker per producer and host: a receiver that timed out must not
+// occupy every delivery slot of its producer, and no producer can make it skip another's. One callback at a time probes it, breakerPause apart; the others
 // fail at once, which counts as an attempt. The zero value is ready to use.
 type hostBreaker struct {
 	mu sync.Mutex
-	// retryAt is, by host, when the next callback may probe it.
+	// retryAt is, by producer and host, when the next callback may probe it.
 	retryAt map[string]time.Time
 }
 
-// Allow reports whether a callback may be sent to a host now.
-func (b *hostBreaker) Allow(host string, now time.Time) bool {
+// Allow reports whether a callback may be sent to a receiver now.
+func (b *hostBreaker) Allow(receiver string, now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	retryAt, timedOut := b.retryAt[host]
+	retryAt, timedOut := b.retryAt[receiver]
 	if !timedOut {
 		return true
 	}
 	if now.Before(retryAt) {
 		return false
 	}
-	b.retryAt[host] = now.Add(callbackTimeout + breakerPause) // this callback is the probe
+	b.retryAt[receiver] = now.Add(callbackTimeout + breakerPause) // this callback is the probe
 	return true
 }
 
 // Record records whether a callback timed out.
-func (b *hostBreaker) Record(host string, now time.Time, timedOut bool) {
+func (b *hostBreaker) Record(receiver string, now time.Time, timedOut bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !timedOut {
-		delete(b.retryAt, host)
+		delete(b.retryAt, receiver)
 		return
 	}
 	maps.DeleteFunc(b.retryAt, func(_ string, retryAt time.Time) bool { return now.Sub(retryAt) > breakerMemory })
 	if b.retryAt == nil {
 		b.retryAt = map[string]time.Time{}
 	}
-	b.retryAt[host] = now.Add(breakerPause)
+	b.retryAt[receiver] = now.Add(breakerPause)
 }

@@ -58,7 +58,7 @@ func newCallbacks(secrets []string, dial func(context.Context, string, string) (
 
 // post sends an event once. It fails with a [*deliveryError], or with the cause of ctx
 // if ctx ends.
-func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte) error {
+func (c *callbacks) post(ctx context.Context, producer, link, eventID string, body []byte) error {
 	u, err := url.Parse(link)
 	if err != nil {
 		return &deliveryError{final: true, cause: "the callback is not a URL"}
@@ -67,7 +67,8 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 	if len(c.secrets) == 0 {
 		return &deliveryError{cause: to + ": no secret is configured to sign it", remedy: "set DANQING_CALLBACK_SECRET"}
 	}
-	if !c.breaker.Allow(u.Host, time.Now()) {
+	receiver := producer + " " + u.Host
+	if !c.breaker.Allow(receiver, time.Now()) {
 		return &deliveryError{cause: to + ": skipped, because the receiver has just timed out"}
 	}
 	trying, cancel := context.WithTimeout(ctx, callbackTimeout)
@@ -87,13 +88,13 @@ func (c *callbacks) post(ctx context.Context, link, eventID string, body []byte)
 			return context.Cause(ctx)
 		}
 		failed := transportError(err)
-		c.breaker.Record(u.Host, time.Now(), failed.timedOut)
+		c.breaker.Record(receiver, time.Now(), failed.timedOut)
 		failed.cause = to + ": " + failed.cause
 		return failed
 	}
 	defer answer.Body.Close()                                                //nolint:errcheck // read only
 	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, callbackMaxBody)) // closing earlier would reset the connection
-	c.breaker.Record(u.Host, time.Now(), trying.Err() != nil)                // the body may time out too
+	c.breaker.Record(receiver, time.Now(), trying.Err() != nil)              // the body may time out too
 	return statusError(to, answer)
 }
 

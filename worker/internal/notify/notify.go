@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"strings"
 	"time"
 
@@ -53,14 +54,15 @@ type Server struct {
 	log       *slog.Logger
 	server    *asynq.Server
 	callbacks *callbacks
+	turns     turns
 	producers *asynq.Client // queues follow-ups
 	stopDue   func()
 }
 
 const (
-	// notifyConcurrency is the number of concurrent deliveries; a receiver that does
-	// not respond occupies one for callbackTimeout.
-	notifyConcurrency = 16
+	// notifyConcurrency is the number of notifications in the server: those of eight producers
+	// whose receivers do not respond, see [turns].
+	notifyConcurrency = 256
 	// notifyShutdownTimeout is how long a callback in progress may continue when the worker
 	// stops. The next worker sends it again.
 	notifyShutdownTimeout = 2 * time.Second
@@ -162,11 +164,14 @@ func (n *Server) Finish(ctx context.Context) {
 
 func notificationRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
 	var failed *deliveryError
+	var notYet *notYetError
 	switch {
 	case errors.Is(err, asynq.ErrLeaseExpired):
 		return 0
 	case errors.As(err, &failed):
 		return failed.wait
+	case errors.As(err, &notYet):
+		return notYet.wait
 	}
 	return loop.RedisRetry
 }
@@ -193,12 +198,11 @@ func (n *Server) handle(ctx context.Context, message *asynq.Task) error {
 		log.Info("notification dropped: job retried since", "state", string(rec.State))
 		return nil
 	}
-	body, err := n.body(ctx, rec)
-	if err == nil {
-		err = n.deliver(ctx, rec, m, body)
-	}
+	err = n.deliver(ctx, rec, m)
 	var failed *deliveryError
 	switch {
+	case errors.As(err, new(*notYetError)):
+		return err
 	case err == nil:
 		log.Info("notification delivered", "state", string(rec.State))
 		return nil
@@ -250,14 +254,37 @@ func (n *Server) body(ctx context.Context, rec *jobs.Record) ([]byte, error) {
 	return compactjson.Marshal(event)
 }
 
-func (n *Server) deliver(ctx context.Context, rec *jobs.Record, m jobs.NotifyMessage, body []byte) error {
+func (n *Server) deliver(ctx context.Context, rec *jobs.Record, m jobs.NotifyMessage) error {
+	if m.Kind == jobs.NotificationCallback {
+		end, err := n.turns.take(ctx, sender(rec))
+		if err != nil {
+			return err
+		}
+		defer end()
+	}
+	body, err := n.body(ctx, rec)
 	switch {
+	case err != nil:
+		return err
 	case m.Kind == jobs.NotificationCallback && rec.Callback != "":
-		return n.callbacks.post(ctx, rec.Callback, m.EventID, body)
+		return n.callbacks.post(ctx, rec.Producer, rec.Callback, m.EventID, body)
 	case m.Kind == jobs.NotificationFollowUp && rec.FollowUp != nil:
 		return n.followUp(ctx, *rec.FollowUp, m.EventID, body)
 	}
 	return &deliveryError{final: true, cause: fmt.Sprintf("the job has no %s", m.Kind)}
+}
+
+// sender is who shares the deliveries: the producer, who chooses the receivers; without one,
+// the receiver.
+func sender(rec *jobs.Record) string {
+	if rec.Producer != "" {
+		return rec.Producer
+	}
+	u, err := url.Parse(rec.Callback)
+	if err != nil {
+		return ""
+	}
+	return "host " + u.Host
 }
 
 // followUp enqueues the event in the producer's queue. After a crash it may be enqueued
