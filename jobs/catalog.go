@@ -77,16 +77,18 @@ type Style struct {
 
 // LookupModel returns the model with exactly this name; "" is [DefaultModel]. The error is a
 // [FieldError] that lists the models.
-func LookupModel(name string) (Model, error) {
+func LookupModel(name string) (Model, error) { return lookupModel(name, Models()) }
+
+func lookupModel(name string, all []Model) (Model, error) {
 	if name == "" {
 		name = DefaultModel
 	}
-	var names []string
-	for _, m := range Models() {
-		if m.Name == name {
-			return m, nil
-		}
-		names = append(names, m.Name)
+	if i := slices.IndexFunc(all, func(m Model) bool { return m.Name == name }); i >= 0 {
+		return all[i], nil
+	}
+	names := make([]string, len(all))
+	for i, m := range all {
+		names[i] = m.Name
 	}
 	e := FieldError{Field: "model", Value: show(name), Allowed: strings.Join(names, ", ")}
 	if own := modelName(name); own != name {
@@ -100,7 +102,7 @@ func LookupModel(name string) (Model, error) {
 // modelName returns the catalog's name for a regional name of a model, and any other name
 // unchanged.
 func modelName(name string) string {
-	for _, m := range Models() {
+	for _, m := range catalog() {
 		for _, regional := range m.RegionalNames {
 			if regional == name {
 				return m.Name
@@ -152,7 +154,7 @@ func (m Model) CheckRegion(region string) error {
 		return nil
 	}
 	var there []string
-	for _, other := range Models() {
+	for _, other := range catalog() {
 		if _, sold := other.Prices[region]; sold {
 			there = append(there, other.Name)
 		}

@@ -1,6 +1,9 @@
 package jobs
 
-import "maps"
+import (
+	"maps"
+	"sync"
+)
 
 // Pages of the facts, below help.aliyun.com/zh/model-studio unless they have a host.
 const (
@@ -13,7 +16,12 @@ const (
 )
 
 // Models returns the catalog in the order for people. The caller may change the result.
-func Models() []Model {
+func Models() []Model { return newCatalog() }
+
+// catalog returns the catalog that is used for every request. Nothing may change it.
+var catalog = sync.OnceValue(newCatalog)
+
+func newCatalog() []Model {
 	const v2cut = "; the revision of December 2025 says 800"
 	turbo20 := wan("wanx2.0-t2i-turbo", prices(40_000, 0))
 	turbo20.PromptRunes = 800

@@ -157,7 +157,7 @@ func ParseServiceRequest(data []byte) (r Request, ignored []string, err error) {
 		Model string `json:"model"`
 	}
 	if json.Unmarshal(data, &head) == nil {
-		if m, err := LookupModel(modelName(strings.TrimSpace(head.Model))); err == nil {
+		if m, err := lookupModel(modelName(strings.TrimSpace(head.Model)), catalog()); err == nil {
 			d.honors = m.Honors
 		}
 	}

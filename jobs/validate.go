@@ -97,13 +97,13 @@ func (r Request) normalize() (Request, []string, []FieldError) {
 	}
 	if r.RedoOf != "" {
 		c.addError("redo_of", ValidID(r.RedoOf))
-		c.require(r.RedoOf != r.ID, "redo_of", show(r.RedoOf), "another job", "")
+		c.requireText(r.RedoOf != r.ID, "redo_of", r.RedoOf, "another job", "")
 	}
-	c.require(slices.Contains(priorities(), r.Priority), "priority", show(r.Priority), strings.Join(priorities(), ", "), "")
+	c.requireText(slices.Contains(priorities(), r.Priority), "priority", r.Priority, strings.Join(priorities(), ", "), "")
 	c.labels(r.Labels)
 	c.delivery(r)
 
-	m, err := LookupModel(r.Model)
+	m, err := lookupModel(r.Model, catalog())
 	if err != nil {
 		// The other checks need the model.
 		c.addError("model", err)
@@ -127,9 +127,9 @@ func (c *checks) delivery(r Request) {
 	}{{"not_before", r.NotBefore}, {"deadline", r.Deadline}} {
 		// JSON and asynq's seconds have no other times.
 		ok := at.time.IsZero() || at.time.Year() >= 1970 && at.time.Year() <= 9999
-		c.require(ok, at.field, show(at.time.String()), "a time from 1970 to 9999", "")
+		c.requireText(ok, at.field, at.time.String(), "a time from 1970 to 9999", "")
 	}
-	c.require(r.Deadline.IsZero() || r.Deadline.After(r.NotBefore), "deadline", show(r.Deadline.Format(time.RFC3339)), "a time after not_before", "")
+	c.requireText(r.Deadline.IsZero() || r.Deadline.After(r.NotBefore), "deadline", r.Deadline.Format(time.RFC3339), "a time after not_before", "")
 	if r.Producer != "" {
 		c.addError("producer", ValidAccount(r.Producer)) // the same rule as for accounts
 	}
@@ -141,8 +141,8 @@ func (c *checks) delivery(r Request) {
 		name := func(s string) bool {
 			return utf8.RuneCountInString(s) <= 128 && isPlain(s) && !strings.HasPrefix(s, "danqing:")
 		}
-		c.require(strings.TrimSpace(f.Type) != "" && name(f.Type), "follow_up.type", show(f.Type), "the type of a task of your own, 1 to 128 characters, not danqing:…", "")
-		c.require(name(f.Queue), "follow_up.queue", show(f.Queue), "a queue of your own, at most 128 characters, not danqing:…", "")
+		c.requireText(strings.TrimSpace(f.Type) != "" && name(f.Type), "follow_up.type", f.Type, "the type of a task of your own, 1 to 128 characters, not danqing:…", "")
+		c.requireText(name(f.Queue), "follow_up.queue", f.Queue, "a queue of your own, at most 128 characters, not danqing:…", "")
 	}
 }
 
@@ -197,7 +197,7 @@ func (r Request) canonical() Request {
 	if r.RefStrength != nil && *r.RefStrength == 0 {
 		r.RefStrength = new(float64) // -0 is 0
 	}
-	m, err := LookupModel(r.Model)
+	m, err := lookupModel(r.Model, catalog())
 	if err != nil {
 		return r
 	}
@@ -231,6 +231,13 @@ func (c *checks) require(ok bool, field, value, allowed, remedy string) {
 	}
 }
 
+// requireText adds a problem with a text that is shown quoted, unless ok.
+func (c *checks) requireText(ok bool, field, text, allowed, remedy string) {
+	if !ok { // quoting takes longer than all checks
+		c.require(false, field, show(text), allowed, remedy)
+	}
+}
+
 // addError adds a [FieldError] of this package, with this field's name.
 func (c *checks) addError(field string, err error) {
 	if e, ok := err.(FieldError); ok { //nolint:errorlint // from this package, never wrapped
@@ -253,8 +260,8 @@ func (c *checks) texts(r Request, m Model) {
 
 // text checks a prompt. A limit of 0 means none.
 func (c *checks) text(field, value string, limit, elsewhere int) {
-	c.require(utf8.ValidString(value), field, show(value), "UTF-8", "")
-	c.require(!strings.ContainsRune(value, 0), field, show(value), "text without NUL characters", "")
+	c.requireText(utf8.ValidString(value), field, value, "UTF-8", "")
+	c.requireText(!strings.ContainsRune(value, 0), field, value, "text without NUL characters", "")
 	runes := utf8.RuneCountInString(value)
 	if limit == 0 || runes <= limit {
 		return
@@ -276,7 +283,9 @@ func (c *checks) parameters(r Request, m Model) {
 	}
 	c.flag("prompt_extend", r.PromptExtend, m)
 	c.flag("watermark", r.Watermark, m)
-	c.require(m.Sizes.Allows(r.Size), "size", show(r.Size), m.Sizes.String(), m.Sizes.remedy(r.Size))
+	if !m.Sizes.Allows(r.Size) {
+		c.require(false, "size", show(r.Size), m.Sizes.String(), m.Sizes.remedy(r.Size))
+	}
 	inRange := r.N >= 1 && r.N <= m.MaxImages
 	if m.MaxImages == 1 {
 		c.require(inRange, "n", strconv.Itoa(r.N), "1", m.Name+" creates one image per request: use another job for another image")
@@ -314,8 +323,8 @@ func (c *checks) reference(r Request, m Model) {
 		c.require(r.RefImg != "", "ref_strength", value, "only with a reference image", "give ref_img, or remove this")
 	}
 	if r.RefMode != "" {
-		c.require(slices.Contains(m.RefModes, r.RefMode), "ref_mode", show(r.RefMode), strings.Join(m.RefModes, ", "), "")
-		c.require(r.RefImg != "", "ref_mode", show(r.RefMode), "only with a reference image", "give ref_img, or remove this")
+		c.requireText(slices.Contains(m.RefModes, r.RefMode), "ref_mode", r.RefMode, strings.Join(m.RefModes, ", "), "")
+		c.requireText(r.RefImg != "", "ref_mode", r.RefMode, "only with a reference image", "give ref_img, or remove this")
 	}
 	if r.RefImg == "" {
 		return
@@ -336,7 +345,7 @@ func (c *checks) noReference(r Request, m Model) {
 	if r.RefStrength != nil {
 		c.require(false, "ref_strength", strconv.FormatFloat(*r.RefStrength, 'g', -1, 64), allowed, "")
 	}
-	c.require(r.RefMode == "", "ref_mode", show(r.RefMode), allowed, "")
+	c.requireText(r.RefMode == "", "ref_mode", r.RefMode, allowed, "")
 }
 
 // referenceModels returns the names of the models that take a reference image.
