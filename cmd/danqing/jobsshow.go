@@ -44,7 +44,8 @@ sidecar if DANQING_S3_BUCKET is set.`,
 // jobReport is a job's record with everything that jobs show prints about it.
 type jobReport struct {
 	*jobs.Job
-	// Waits has the reasons why a waiting job is not being made.
+	// Waits has the reasons why a waiting job is not being made, or why the task of a running
+	// one is out of reach.
 	Waits []string `json:"waits,omitempty"`
 	// Links are the images with their links or files.
 	Links []resultImage `json:"links,omitempty"`
@@ -67,10 +68,15 @@ func (q *jobQueue) report(ctx context.Context, id string) (*jobReport, error) {
 			return nil, err
 		}
 	}
-	if rec.State.Waiting() {
-		if s.Waits, err = q.waitReasons(ctx, rec); err != nil {
-			return nil, err
-		}
+	switch rec.State {
+	case jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying:
+		s.Waits, err = q.waitReasons(ctx, rec)
+	case jobs.StateSubmitting, jobs.StateGenerating:
+		s.Waits, err = q.laneTrouble(ctx, rec)
+	default:
+	}
+	if err != nil {
+		return nil, err
 	}
 	if s.Notifications, err = q.operator.Notifications(ctx, rec); err != nil {
 		return nil, err
@@ -88,6 +94,23 @@ func (q *jobQueue) report(ctx context.Context, id string) (*jobReport, error) {
 		s.Links = append(s.Links, link)
 	}
 	return s, nil
+}
+
+// laneTrouble returns what keeps a lane from the task of its job: the service does not
+// answer, or refuses the key.
+func (q *jobQueue) laneTrouble(ctx context.Context, rec *jobs.Job) ([]string, error) {
+	lanes, err := q.lanes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	at := slices.IndexFunc(lanes, func(l lane) bool { return l.Account == rec.Account && l.Model == rec.Model })
+	switch {
+	case at < 0 || !lanes[at].Held:
+		return []string{fmt.Sprintf("no worker has the lane of account %s for %s: start one, the task goes on at DashScope meanwhile", rec.Account, rec.Model)}, nil
+	case lanes[at].Message != "":
+		return []string{lanes[at].Message}, nil
+	}
+	return nil, nil
 }
 
 // waitReasons returns why a waiting job is not being made.
