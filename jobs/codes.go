@@ -22,8 +22,8 @@ const (
 	// under _held/TASK/ in the bucket. If it is one of them, --adopt TASK; if it is
 	// none, --buy-again.
 	CodeSubmitAmbiguous = "SubmitAmbiguous"
-	// CodeOrphanedTask means that Redis lost its data, and the account has a task that
-	// belongs to no known job. It may be this job's.
+	// CodeOrphanedTask means that Redis or a journal lost data, and the account has a task
+	// that belongs to no known job, or the spool an image. It may be this job's.
 	//
 	// Cost: unknown; one task at most.
 	//

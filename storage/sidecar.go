@@ -9,6 +9,8 @@ import (
 	"io"
 	"slices"
 	"time"
+
+	"github.com/aws/smithy-go"
 )
 
 // maxSidecarBytes limits the size of a sidecar: a thousand times the usual size.
@@ -109,6 +111,9 @@ func (b *Bucket) Sidecar(ctx context.Context, jobID string) (*Sidecar, error) {
 		return nil, err
 	}
 	body, _, err := b.Get(ctx, b.sidecarKey(jobID))
+	if damaged := smithy.APIError(nil); errors.As(err, &damaged) && damaged.ErrorCode() == "BadDigest" { // the embedded bucket
+		return nil, fmt.Errorf("read %s: %w: %s", b.sidecarKey(jobID), ErrUnreadable, damaged.ErrorMessage())
+	}
 	if err != nil {
 		return nil, err
 	}

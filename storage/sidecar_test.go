@@ -176,3 +176,23 @@ func TestInspectReference(t *testing.T) {
 	_, _, err = newBucket(t, goodConfig()).OpenReference(t.Context(), "../x")
 	assert.ErrorContains(t, err, "must be a SHA-256")
 }
+
+// A sidecar that was damaged on the disk is not taken for a finished job, nor for none.
+func TestSidecarDamagedOnTheDisk(t *testing.T) {
+	t.Parallel()
+	server := openEmbedded(t)
+	cfg := embeddedConfig(server, "http://bucket.invalid", server.HTTPClient())
+	cfg.Prefix = ""
+	b := newBucket(t, cfg)
+	require.NoError(t, b.PutSidecar(t.Context(), fullSidecar()))
+	file := server.Path("_jobs/spring-1.json")
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	stat, err := os.Stat(file)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(file, bytes.Replace(text, []byte("spring-1-1.png"), []byte("spring-2-1.png"), 1), 0o600))
+	require.NoError(t, os.Chtimes(file, stat.ModTime(), stat.ModTime()))
+	_, err = b.Sidecar(t.Context(), "spring-1")
+	require.ErrorIs(t, err, storage.ErrUnreadable)
+	require.ErrorContains(t, err, "damaged on the disk: restore it from a backup")
+}

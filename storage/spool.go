@@ -205,6 +205,21 @@ func (s *Spool) Remove(name string) error {
 	return errors.Join(errs...)
 }
 
+// Names returns the names of all files, verified or not, in no order.
+func (s *Spool) Names() ([]string, error) {
+	var names []string
+	for _, folder := range []string{verifiedFolder, unverifiedFolder, recheckFolder} {
+		files, err := os.ReadDir(filepath.Join(s.dir, folder))
+		if err != nil {
+			return nil, fmt.Errorf("spool: %w", err)
+		}
+		for _, file := range files {
+			names = append(names, file.Name())
+		}
+	}
+	return names, nil
+}
+
 // FreeBytes returns the free space for this process on the spool's file system.
 // It fails with [errors.ErrUnsupported] on systems where that cannot be queried.
 func (s *Spool) FreeBytes() (uint64, error) {

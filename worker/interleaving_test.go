@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -268,12 +267,10 @@ func TestReplayOfAJournalAWeekOld(t *testing.T) {
 		s.stop()
 		old := *rec
 		old.State, old.Images, old.FinishedAt, old.TaskID, old.Code = jobs.StateHeld, nil, time.Time{}, "", "SubmitAmbiguous"
-		path := filepath.Join(s.dir, "data", "journal.jsonl")
-		require.NoError(t, os.Remove(path))
-		j, err := journal.Open(path)
+		data, err := journal.OpenDataDir(filepath.Join(s.dir, "data"))
 		require.NoError(t, err)
-		require.NoError(t, j.Append(journal.KindAmbiguous, &old))
-		require.NoError(t, j.Close())
+		require.NoError(t, data.Journal.Append(journal.KindAmbiguous, &old))
+		require.NoError(t, data.Close())
 		s.start()
 		<-time.After(time.Minute)
 		if got, err := jobs.NewStore(s.redis).Get(t.Context(), "job-1"); err == nil {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
+	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/internal/account"
 	"github.com/danqing-queue/danqing/worker/internal/quarantine"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
@@ -20,9 +22,12 @@ type recovery struct {
 	recorder   *recorder.Recorder
 	accounts   *account.Set
 	quarantine *quarantine.List
+	// exclusive is set when no other worker uses the queue.
+	exclusive bool
 }
 
-// replayDataDir writes the journal, what was spent and the owners of tasks to Redis.
+// replayDataDir writes the journal, what was spent, the api_key_ids and the owners of tasks to
+// Redis.
 func (r *recovery) replayDataDir(ctx context.Context) error {
 	if err := r.recoverJournal(ctx); err != nil {
 		return err
@@ -32,6 +37,11 @@ func (r *recovery) replayDataDir(ctx context.Context) error {
 	}
 	if err := r.importSpend(ctx); err != nil {
 		return err
+	}
+	for fingerprint, id := range r.recorder.Data.Journal.KeyIDs() {
+		if err := r.recorder.Store.SetKeyID(ctx, fingerprint, id); err != nil {
+			return err
+		}
 	}
 	for task, e := range r.recorder.Data.Journal.OwnedTasks() {
 		if err := r.recorder.Store.ClaimTask(ctx, task, e.JobID); err != nil && !errors.As(err, new(*jobs.TaskOwnedError)) {
@@ -151,7 +161,11 @@ func (r *recovery) republishIntents(ctx context.Context) error {
 		if rec.Code != jobs.CodeOrphanedTask { // such a job has no intent
 			err = reconcile.IntentsOf(r.recorder.Redis, rec.Account, rec.Model).PutMissing(ctx, i)
 		}
-		for _, task := range rec.Candidates {
+		candidates := rec.Candidates
+		if rec.Code == jobs.CodeOrphanedTask { // for each other one another job is held
+			candidates = candidates[:min(len(candidates), 1)]
+		}
+		for _, task := range candidates {
 			err = errors.Join(err, r.quarantine.Add(ctx, quarantine.Task{JobID: e.JobID, Attempt: e.Attempt, Account: rec.Account, Model: rec.Model, TaskID: task}))
 		}
 		if err != nil {
@@ -163,7 +177,39 @@ func (r *recovery) republishIntents(ctx context.Context) error {
 
 // importSpend imports the spend log into the ledger of a Redis that lacks it.
 func (r *recovery) importSpend(ctx context.Context) error {
+	if r.recorder.Data.SpendLost() {
+		if err := r.restoreSpend(ctx); err != nil {
+			return err
+		}
+	}
 	return r.recorder.Data.Spend.ImportInto(ctx, r.recorder.Ledger, r.recorder.Data.WorkerID)
+}
+
+// restoreSpend restores a lost spend log from the sidecars in the bucket. On a shared queue
+// it does not: other workers may have booked them, and Redis has the budgets.
+func (r *recovery) restoreSpend(ctx context.Context) error {
+	var settled []ledger.Settlement
+	if r.exclusive {
+		err := r.recorder.Bucket.RecentSidecars(ctx, time.Time{}, func(side *storage.Sidecar) error {
+			rec, err := recorder.RecordOf(side)
+			if err != nil || rec.TaskID == "" || rec.CostMicroYuan == 0 || rec.Simulated != r.recorder.Simulated() {
+				return nil //nolint:nilerr // an unreadable one is skipped, as by the listing
+			}
+			charge := recorder.ChargeOf(rec, len(rec.Images)-len(rec.Missing()), rec.CostMicroYuan)
+			settled = append(settled, ledger.Settlement{Charge: charge, TaskID: rec.TaskID})
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("restore the spend log: %w", err)
+		}
+	}
+	for _, s := range settled {
+		if err := r.recorder.Data.Spend.Append(s.Charge, s.TaskID); err != nil {
+			return err
+		}
+	}
+	r.recorder.Log.Error("spend log was lost: restored what the sidecars have", "path", r.recorder.Data.Path)
+	return r.recorder.Data.SpendRestored()
 }
 
 // unfinished returns the number of unfinished jobs whose last journal entry is of the given

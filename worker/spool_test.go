@@ -13,6 +13,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // spooled returns the files in a data directory's spool.
@@ -125,9 +126,9 @@ func TestRule11OnlyTheSpoolOwnerGivesUp(t *testing.T) {
 	sim := &simulator.Simulator{ResultLifetime: time.Hour}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		rec := s.spooledAway()
-		holder, err := os.ReadFile(filepath.Join(s.dir, "data", "worker_id"))
+		holder, err := journal.WorkerIDAt(filepath.Join(s.dir, "data"))
 		require.NoError(t, err)
-		assert.Equal(t, string(holder), rec.SpoolOwner)
+		assert.Equal(t, holder, rec.SpoolOwner)
 		host, err := os.Hostname()
 		require.NoError(t, err)
 		assert.Equal(t, host+":"+filepath.Join(s.dir, "data"), rec.SpoolLocation)

@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"bytes"
 	"context"
 	"os"
 	"path/filepath"
@@ -128,10 +129,9 @@ func TestSameHolderResumesAtOnce(t *testing.T) {
 		cut.on.Store(true)
 		died := time.Now()
 		// The same worker ID in another directory: the crashed worker has locked its own.
-		name, err := os.ReadFile(filepath.Join(s.dir, "data-2", "worker_id"))
-		require.NoError(t, err)
+		first, _, _ := bytes.Cut(s.journal("data-2"), []byte("\n"))
 		require.NoError(t, os.MkdirAll(filepath.Join(s.dir, "data-3"), 0o750))
-		require.NoError(t, os.WriteFile(filepath.Join(s.dir, "data-3", "worker_id"), name, 0o600))
+		s.rewriteJournal("data-3", append(first, '\n'))
 		s.cutOff("data-3")
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
 		s.made("job-2")

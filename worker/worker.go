@@ -128,7 +128,10 @@ func New(cfg Config) (*Worker, error) {
 	}
 	w.recovery = &recovery{
 		recorder: w.recorder, accounts: w.accounts,
-		quarantine: &quarantine.List{Redis: cfg.Redis, Store: store, Log: cfg.Logger},
+		quarantine: &quarantine.List{Redis: cfg.Redis, Store: store, Log: cfg.Logger}, exclusive: cfg.ExclusiveQueue,
+	}
+	if at := cfg.DataDir.JournalLostAt(); time.Since(at) < journal.TaskRetention {
+		w.log.Error("journal was lost: jobs that may have been paid for are held", "path", cfg.DataDir.Path)
 	}
 	w.dataset = lease.NewDataset(cfg.Redis, cfg.DataDir, cfg.Logger, cfg.ExclusiveQueue, w.replay)
 	w.store = delivery.New(delivery.Config{

@@ -381,9 +381,7 @@ func TestDoctorWorkersAndLanes(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, writeInstance(path, instance{PID: os.Getpid(), HTTP: "http://127.0.0.1:8765", RedisURL: p.env["REDIS_URL"]}))
 	client, ctx := jobs.NewStore(p.rdb), t.Context()
-	holder, err := os.ReadFile(filepath.Join(path, "worker_id"))
-	require.NoError(t, err)
-	for model, by := range map[string]string{"wanx-v1": string(holder), "qwen-image": "another", "wan2.2-t2i-flash": "", "wan2.2-t2i-plus": "another"} {
+	for model, by := range map[string]string{"wanx-v1": data.WorkerID, "qwen-image": "another", "wan2.2-t2i-flash": "", "wan2.2-t2i-plus": "another"} {
 		lane := jobs.LaneStatus{Account: "default", Model: model, Concurrency: 1, State: jobs.LaneOpen}
 		if model == "wan2.2-t2i-plus" {
 			lane.State, lane.Message = jobs.LanePaused, "the account is in arrears"

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -18,6 +16,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 const (
@@ -180,7 +179,10 @@ func (d *doctor) checkLanes(ctx context.Context, rdb *redis.Client) {
 		d.bad("check whether another version of danqing uses this Redis", "%v", err)
 		return
 	}
-	own, _ := os.ReadFile(filepath.Join(d.cfg.DataDir, "worker_id")) // empty if there is none
+	own, err := journal.WorkerIDAt(d.cfg.DataDir)
+	if err != nil {
+		d.bad("do what it says", "%v", err)
+	}
 	for _, lane := range lanes {
 		name := fmt.Sprintf("lane %s of account %s", lane.Model, lane.Account)
 		holder, err := rdb.Get(ctx, rediskey.Lane(lane.Account, lane.Model, rediskey.LaneLease)).Result()
@@ -193,7 +195,7 @@ func (d *doctor) checkLanes(ctx context.Context, rdb *redis.Client) {
 			continue
 		}
 		who := "another worker"
-		if holder == string(own) {
+		if holder == own {
 			who = "the worker of this data directory"
 		}
 		if lane.State == jobs.LanePaused {

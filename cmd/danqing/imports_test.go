@@ -42,7 +42,7 @@ func importMap() map[string][]string {
 		"worker/internal/loop":               {},
 		"worker/journal":                     {"jobs", "jobs/compactjson", "jobs/ledger", "storage/atomicfile"},
 		"worker/dashscope":                   {},
-		"worker/dashscope/simulator":         {"jobs", "storage/embedded/inprocess", "worker/dashscope", "worker/dashscope/simulator/painter"}, // the honored parameters, the wire structs, the images
+		"worker/dashscope/simulator":         {"jobs", "jobs/compactjson", "storage/embedded/inprocess", "worker/dashscope", "worker/dashscope/simulator/painter"}, // the honored parameters, the wire structs, the images
 		"worker/dashscope/simulator/painter": {},
 		"jobs":                               {"jobs/compactjson", "jobs/editdistance", "jobs/ledger", "jobs/rediskey"},
 		"jobs/compactjson":                   {},

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -430,4 +431,45 @@ func TestKeyAndFolderRace(t *testing.T) {
 		}
 		assert.Equal(t, 1, stored, "%v", errs)
 	}
+}
+
+// A byte that changed on the disk, in an object or in its metadata, is never served: the
+// object is refused, or its metadata is made again from the object.
+func TestDamageOnTheDisk(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	server := open(t, dir)
+	c := client(server)
+	require.NoError(t, put(t.Context(), c, "a/b.json", `{"key": "a-1.png"}`))
+	files, err := filepath.Glob(filepath.Join(dir, ".danqing", "meta", "*", "*.json"))
+	require.NoError(t, err)
+	require.Len(t, files, 1)
+	refused := 0
+	for _, file := range append(files, server.Path("a/b.json")) {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		stat, err := os.Stat(file)
+		require.NoError(t, err)
+		for at := range text {
+			damaged := slices.Clone(text)
+			damaged[at] ^= 1
+			require.NoError(t, os.WriteFile(file, damaged, 0o600))
+			require.NoError(t, os.Chtimes(file, stat.ModTime(), stat.ModTime()))
+			out, err := c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: bucketName, Key: aws.String("a/b.json")})
+			if err != nil {
+				var answer smithy.APIError
+				require.ErrorAs(t, err, &answer)
+				require.Equal(t, "BadDigest", answer.ErrorCode())
+				require.Contains(t, answer.ErrorMessage(), "The file of a/b.json was damaged on the disk: restore it")
+				refused++
+				continue
+			}
+			content, err := io.ReadAll(out.Body)
+			require.NoError(t, err)
+			require.Equal(t, `{"key": "a-1.png"}`, string(content), "byte %d of %s", at, file)
+		}
+		require.NoError(t, os.WriteFile(file, text, 0o600))
+		require.NoError(t, os.Chtimes(file, stat.ModTime(), stat.ModTime()))
+	}
+	require.Equal(t, len(`{"key": "a-1.png"}`), refused)
 }

@@ -1,10 +1,12 @@
 package embedded
 
 import (
+	"bytes"
 	"crypto/md5" //nolint:gosec // S3's ETag is the MD5
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"mime"
@@ -13,6 +15,8 @@ import (
 	"path"
 	"path/filepath"
 	"time"
+
+	"github.com/rclone/gofakes3"
 )
 
 // version is one version of an object. It is matched to the content file by size and
@@ -41,7 +45,19 @@ func (s *store) readMeta(name string) (meta, error) {
 		return meta{}, err
 	}
 	var m meta
-	return m, json.Unmarshal(text, &m)
+	at := bytes.LastIndexByte(text, '\n')
+	if at < 0 || string(text[at:]) != metaSum(text[:at]) {
+		return m, errMetaSum
+	}
+	return m, json.Unmarshal(text[:at], &m)
+}
+
+// errMetaSum means that a metadata file is not what was written.
+var errMetaSum = errors.New("its checksum does not match")
+
+// metaSum returns the last line of a metadata file: the CRC-32C of the others.
+func metaSum(text []byte) string {
+	return fmt.Sprintf("\n%08x", crc32.Checksum(text, crc32.MakeTable(crc32.Castagnoli)))
 }
 
 // writeMeta replaces a key's metadata.
@@ -54,7 +70,7 @@ func (s *store) writeMeta(m meta, durable bool) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(text)
+	_, err = f.Write(append(text, metaSum(text)...))
 	if err == nil && durable {
 		err = f.Sync()
 	}
@@ -99,10 +115,21 @@ func (s *store) currentVersion(key string, f *os.File, stat fs.FileInfo) (versio
 	}, nil
 }
 
+// verify fails unless a content file is what was stored.
+func (v version) verify(key string, f *os.File) error {
+	h := md5.New() //nolint:gosec // see the import
+	if _, err := io.Copy(h, io.NewSectionReader(f, 0, v.Bytes)); err != nil {
+		return err
+	}
+	if !bytes.Equal(h.Sum(nil), v.MD5) {
+		return gofakes3.ErrorMessage(gofakes3.ErrBadDigest, "The file of "+key+" was damaged on the disk: restore it from a backup, or delete it.")
+	}
+	return nil
+}
+
 // recordedVersion returns the version in key's metadata that matches a content file.
 func (s *store) recordedVersion(key string, stat fs.FileInfo) (version, bool) {
-	// Unreadable metadata counts as missing; the version is then computed from the
-	// content.
+	// Damaged metadata counts as missing; the version is then computed from the content.
 	m, err := s.readMeta(s.metaName(key))
 	if err != nil || m.Key != key {
 		return version{}, false

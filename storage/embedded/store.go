@@ -234,13 +234,18 @@ func (s *store) objectFile(bucket, key string) (string, error) {
 	return s.fileName(key)
 }
 
-// GetObject implements gofakes3.Backend.
+// GetObject implements gofakes3.Backend. It fails with BadDigest if the content was damaged
+// on the disk.
 func (s *store) GetObject(_ context.Context, bucket, key string, wanted *gofakes3.ObjectRangeRequest) (*gofakes3.Object, error) {
 	f, stat, v, err := s.open(bucket, key)
 	if err != nil {
 		return nil, err
 	}
-	part, err := wanted.Range(stat.Size())
+	err = v.verify(key, f)
+	part := (*gofakes3.ObjectRange)(nil)
+	if err == nil {
+		part, err = wanted.Range(stat.Size())
+	}
 	if err != nil {
 		_ = f.Close()   // read only
 		return nil, err // not wrapped: gofakes3 compares types

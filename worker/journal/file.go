@@ -2,11 +2,8 @@ package journal
 
 import (
 	"bufio"
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"iter"
 	"os"
@@ -63,7 +60,7 @@ func (a *appendFile) replace(entries []Entry) error {
 	defer os.Remove(next.Name()) //nolint:errcheck // it is gone after the rename
 	size := int64(0)
 	for _, e := range entries {
-		line, err := encodeLine(e)
+		line, err := compactjson.MarshalLine(e)
 		if err == nil {
 			_, err = next.Write(line)
 			size += int64(len(line))
@@ -87,7 +84,13 @@ func (a *appendFile) replace(entries []Entry) error {
 	return a.broken
 }
 
-func (a *appendFile) close() error { return a.file.Close() }
+// close closes the file, if it was opened.
+func (a *appendFile) close() error {
+	if a.file == nil {
+		return nil
+	}
+	return a.file.Close()
+}
 
 // lines returns the lines of a file, each with its newline; a torn last line has none. An
 // error ends them.
@@ -107,32 +110,4 @@ func lines(from io.Reader) iter.Seq2[[]byte, error] {
 			}
 		}
 	}
-}
-
-// sumField begins the last field of a line: the CRC-32C of all bytes before it, in hex.
-const sumField = `,"sum":"`
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// encodeLine encodes v, an object with at least one field, as compact JSON on one line with
-// its checksum. It leaves <auto> unescaped, for people to read.
-func encodeLine(v any) ([]byte, error) {
-	line, err := compactjson.Marshal(v)
-	if err != nil {
-		return nil, err
-	}
-	line = line[:len(line)-1]
-	return fmt.Appendf(line, "%s%08x\"}\n", sumField, crc32.Checksum(line, castagnoli)), nil
-}
-
-// errSum means that a line is not what was written.
-var errSum = errors.New("its checksum does not match")
-
-// decodeLine verifies a line, including its newline, and decodes it into v.
-func decodeLine(line []byte, v any) error {
-	at := bytes.LastIndex(line, []byte(sumField))
-	if at < 0 || string(line[at:]) != fmt.Sprintf("%s%08x\"}\n", sumField, crc32.Checksum(line[:at], castagnoli)) {
-		return errSum
-	}
-	return json.Unmarshal(line, v)
 }

@@ -1,7 +1,6 @@
 package journal
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"maps"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
 // Kind is the kind of an entry: what happened to a job.
@@ -43,6 +43,8 @@ const (
 	kindOwned Kind = "owned"
 	// kindKey maps a key's fingerprint to its api_key_id.
 	kindKey Kind = "key"
+	// kindWorker names the worker whose journal it is. It is the first line.
+	kindWorker Kind = "worker"
 )
 
 // TaskRetention is how long the journal keeps the owner of a task: the 24 hours for which
@@ -68,6 +70,8 @@ type Entry struct {
 	Model          string `json:"model,omitempty"`
 	KeyFingerprint string `json:"key_mark,omitempty"`
 	KeyID          string `json:"key_id,omitempty"`
+	// WorkerID belongs to a worker entry.
+	WorkerID string `json:"worker_id,omitempty"`
 }
 
 // task returns the task ID of the entry or of its record.
@@ -100,6 +104,8 @@ func (e Entry) isCandidate(task string) bool {
 type Journal struct {
 	mu   sync.Mutex
 	file appendFile
+	// workerID is in the first line, "" if the file had no line.
+	workerID string
 	// open is the last entry of each unfinished job.
 	open map[string]Entry
 	// owned are the tasks of the last [TaskRetention], by ID. resubmitted are the
@@ -116,45 +122,46 @@ type Journal struct {
 // jobs.
 const minCompactBytes = 1 << 20
 
-// Open opens or creates the journal at path. The caller must hold a lock: one process at a
-// time may use it. A torn last line, left by a crash during a write, is dropped: the step
-// that it announced had not begun. Any other line whose checksum does not match is an error,
-// since it may hide money spent.
-func Open(path string) (*Journal, error) {
+// load reads the journal at path, which may be missing. The caller must hold a lock: one
+// process at a time may use it. A torn last line, left by a crash during a write, is
+// dropped: the step that it announced had not begun. Any other line whose checksum does not
+// match is an error, since it may hide money spent. Nothing may be appended before start.
+func load(path string) (*Journal, error) {
 	j := &Journal{
 		file: appendFile{path: path, name: "journal", sync: true},
 		open: map[string]Entry{}, owned: map[string]Entry{}, resubmitted: map[string]Entry{}, keys: map[string]string{},
 	}
-	if err := j.load(); err != nil {
-		return nil, err
-	}
-	if err := j.compact(); err != nil {
-		return nil, fmt.Errorf("compact journal %s: %w", path, err)
-	}
-	return j, nil
-}
-
-func (j *Journal) load() error {
-	file, err := os.Open(j.file.path)
+	file, err := os.Open(path) //nolint:gosec // in the data directory
 	if errors.Is(err, os.ErrNotExist) {
-		return nil
+		return j, nil
 	}
 	if err != nil {
-		return fmt.Errorf("open journal: %w", err)
+		return nil, fmt.Errorf("open journal: %w", err)
 	}
 	defer file.Close() //nolint:errcheck // read only
 	number := 0
 	for line, err := range lines(file) {
 		if err != nil {
-			return fmt.Errorf("read journal %s: %w", j.file.path, err)
+			return nil, fmt.Errorf("read journal %s: %w", path, err)
 		}
 		number++
-		if !bytes.HasSuffix(line, []byte("\n")) {
-			return nil // torn by a crash
+		err := j.apply(line)
+		if errors.Is(err, compactjson.ErrTorn) {
+			break
 		}
-		if err := j.apply(line); err != nil {
-			return fmt.Errorf("journal %s, line %d is damaged: %w: restore the file from a backup, or move it away if no job in it is unfinished", j.file.path, number, err)
+		if err != nil {
+			return nil, fmt.Errorf("journal %s, line %d is damaged: %w: restore the file from a backup, or move it away: then what was running is looked for in the queue, the bucket, the spool and the account's task list, and held if it is not found", path, number, err)
 		}
+	}
+	return j, nil
+}
+
+// start begins the journal of a worker, which must be the one in its first line, if it has
+// lines.
+func (j *Journal) start(workerID string) error {
+	j.workerID = workerID
+	if err := j.compact(); err != nil {
+		return fmt.Errorf("compact journal %s: %w", j.file.path, err)
 	}
 	return nil
 }
@@ -164,10 +171,10 @@ func attemptOf(e Entry) string { return e.JobID + "." + strconv.Itoa(e.Attempt) 
 // apply applies one line, including its newline.
 func (j *Journal) apply(line []byte) error {
 	var e Entry
-	if err := decodeLine(line, &e); err != nil {
+	if err := compactjson.UnmarshalLine(line, &e); err != nil {
 		return err
 	}
-	if e.Kind == "" || e.JobID == "" && e.Kind != kindKey {
+	if e.Kind == "" || e.JobID == "" && e.Kind != kindKey && e.Kind != kindWorker {
 		return errors.New("no kind or job_id")
 	}
 	if e.Record != nil && (e.Record.ID != e.JobID || e.Record.Attempt != e.Attempt) {
@@ -189,6 +196,8 @@ func (j *Journal) note(e Entry) {
 		j.owned[task] = own
 	}
 	switch e.Kind {
+	case kindWorker:
+		j.workerID = e.WorkerID
 	case kindKey:
 		j.keys[e.KeyFingerprint] = e.KeyID
 	case kindOwned:
@@ -227,7 +236,7 @@ func (j *Journal) prune() {
 
 // kept returns the entries of a compacted file.
 func (j *Journal) kept() []Entry {
-	var entries []Entry
+	entries := []Entry{{Kind: kindWorker, WorkerID: j.workerID}}
 	for fingerprint, id := range j.keys {
 		entries = append(entries, Entry{Kind: kindKey, KeyFingerprint: fingerprint, KeyID: id})
 	}
@@ -320,7 +329,7 @@ func (j *Journal) Resubmitted() []Entry {
 
 // write appends an entry, syncs it, and compacts the file once it has grown.
 func (j *Journal) write(e Entry) error {
-	line, err := encodeLine(e)
+	line, err := compactjson.MarshalLine(e)
 	if err != nil {
 		return fmt.Errorf("encode journal entry of %s: %w", e.JobID, err)
 	}
@@ -355,6 +364,13 @@ func (j *Journal) OpenJob(jobID string) (Entry, bool) {
 	defer j.mu.Unlock()
 	e, ok := j.open[jobID]
 	return e, ok
+}
+
+// KeyIDs returns the api_key_ids of all known keys by the keys' fingerprints.
+func (j *Journal) KeyIDs() map[string]string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return maps.Clone(j.keys)
 }
 
 // Close closes the file.

@@ -1,7 +1,6 @@
 package journal
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
@@ -34,6 +34,8 @@ type spendLine struct {
 	MicroYuan   int64             `json:"micro_yuan"`
 	Images      int               `json:"images"`
 	TaskID      string            `json:"task_id"`
+	// WorkerID is in the first line alone, which books nothing.
+	WorkerID string `json:"worker_id,omitempty"`
 }
 
 // settled returns the line as a settlement for the ledger.
@@ -51,6 +53,8 @@ func (s spendLine) settled() ledger.Settlement {
 type SpendLog struct {
 	mu   sync.Mutex
 	file appendFile
+	// workerID is in the first line, "" if the file has no line.
+	workerID string
 	// tasks are those booked within [spendMemory], by this process or earlier ones.
 	tasks map[string]bool
 }
@@ -59,10 +63,11 @@ type SpendLog struct {
 // ledger does it, 8 days, and one day for clock differences.
 const spendMemory = jobs.RecordLifetime + 2*24*time.Hour
 
-// OpenSpendLog opens or creates the spend log at path. The caller must hold a lock: one
+// loadSpendLog opens or creates the spend log at path. The caller must hold a lock: one
 // process at a time may write it. A torn last line, left by a crash during a write, is cut
-// off. Any other damaged line is an error: without it budgets would be exceeded.
-func OpenSpendLog(path string) (*SpendLog, error) {
+// off. Any other damaged line is an error: without it budgets would be exceeded. Nothing may
+// be appended before start.
+func loadSpendLog(path string) (*SpendLog, error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600) //nolint:gosec // in the data directory
 	if err != nil {
 		return nil, fmt.Errorf("open spend log: %w", err)
@@ -75,10 +80,10 @@ func OpenSpendLog(path string) (*SpendLog, error) {
 			l.tasks[line.TaskID] = true
 		}
 	}
-	l.file.size = scan.size
+	l.file.size, l.workerID = scan.size, scan.workerID
 	err = scan.err
 	if scan.damaged > 0 {
-		err = fmt.Errorf("line %d is damaged: restore the file from a backup; or move it away, then what earlier runs have spent counts against no budget", scan.firstDamaged)
+		err = fmt.Errorf("line %d is damaged: restore the file from a backup, or move it away: then it is rebuilt from the sidecars in the bucket where the queue is embedded, and Redis has the budgets otherwise", scan.firstDamaged)
 	}
 	if err == nil {
 		err = file.Truncate(scan.size)
@@ -89,12 +94,41 @@ func OpenSpendLog(path string) (*SpendLog, error) {
 	return l, nil
 }
 
+// clear removes all lines.
+func (l *SpendLog) clear() error {
+	if err := l.file.file.Truncate(0); err != nil {
+		return fmt.Errorf("clear spend log: %w", err)
+	}
+	l.file.size, l.workerID = 0, ""
+	clear(l.tasks)
+	return nil
+}
+
+// start begins the spend log of a worker, which must be the one in its first line, if it has
+// lines.
+func (l *SpendLog) start(workerID string) error {
+	if l.workerID != "" {
+		return nil
+	}
+	line, err := compactjson.MarshalLine(struct {
+		WorkerID string `json:"worker_id"`
+	}{workerID})
+	if err == nil {
+		err = l.file.append(line)
+	}
+	if err != nil {
+		return fmt.Errorf("write spend log: %w", err)
+	}
+	l.workerID = workerID
+	return nil
+}
+
 // Close closes the file.
 func (l *SpendLog) Close() error { return l.file.close() }
 
 // Append appends a line for a task, unless the task has one.
 func (l *SpendLog) Append(charge ledger.Charge, taskID string) error {
-	line, err := encodeLine(spendLine{
+	line, err := compactjson.MarshalLine(spendLine{
 		At: time.Now().UTC(), Account: charge.Account, JobID: charge.JobID, Attempt: charge.Attempt, SubmittedAt: charge.At,
 		Model: charge.Model, Batch: charge.Batch, Labels: charge.Labels, MicroYuan: charge.MicroYuan, Images: charge.Images, TaskID: taskID,
 	})
@@ -156,6 +190,7 @@ type spendScan struct {
 	size                  int64
 	damaged, firstDamaged int
 	err                   error
+	workerID              string // of the first line
 }
 
 func (s *spendScan) parsed() iter.Seq[spendLine] {
@@ -167,27 +202,35 @@ func (s *spendScan) parsed() iter.Seq[spendLine] {
 				s.err = err
 				return
 			}
-			if !bytes.HasSuffix(text, []byte("\n")) {
-				return // a torn line
+			line, err := parseSpendLine(text)
+			if errors.Is(err, compactjson.ErrTorn) {
+				return
 			}
 			s.size += int64(len(text))
-			line, ok := parseSpendLine(text)
-			if !ok {
+			switch {
+			case err != nil:
 				s.damaged++
 				s.firstDamaged = cmp.Or(s.firstDamaged, number)
-			} else if !yield(line) {
+			case line.WorkerID != "":
+				s.workerID = line.WorkerID
+			case !yield(line):
 				return
 			}
 		}
 	}
 }
 
-// parseSpendLine decodes a line and reports whether the ledger accepts it.
-func parseSpendLine(text []byte) (line spendLine, ok bool) {
-	err := decodeLine(text, &line)
-	ok = err == nil && line.TaskID != "" && jobs.ValidAccount(line.Account) == nil &&
-		!line.At.IsZero() && !line.SubmittedAt.IsZero() && line.MicroYuan >= 0 && line.Images >= 0
-	return line, ok
+// parseSpendLine decodes a line. It fails with [compactjson.ErrTorn], or if the line is
+// damaged or the ledger would not accept it.
+func parseSpendLine(text []byte) (line spendLine, err error) {
+	if err := compactjson.UnmarshalLine(text, &line); err != nil || line.WorkerID != "" {
+		return line, err
+	}
+	if line.TaskID == "" || jobs.ValidAccount(line.Account) != nil ||
+		line.At.IsZero() || line.SubmittedAt.IsZero() || line.MicroYuan < 0 || line.Images < 0 {
+		return line, errors.New("not a cost of a task")
+	}
+	return line, nil
 }
 
 // spendSums are sums of lines by the dimensions of a report.

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/jobs/embedded"
 	"github.com/danqing-queue/danqing/jobs/ledger"
 )
@@ -29,9 +30,18 @@ func spendCharge(id string, ago time.Duration) ledger.Charge {
 	}
 }
 
+// openSpendLog opens a log as a data directory does.
+func openSpendLog(path string) (*SpendLog, error) {
+	l, err := loadSpendLog(path)
+	if err != nil {
+		return nil, err
+	}
+	return l, l.start("worker-1")
+}
+
 func openSpend(t *testing.T, path string) *SpendLog {
 	t.Helper()
-	l, err := OpenSpendLog(path)
+	l, err := openSpendLog(path)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = l.Close() })
 	return l
@@ -150,12 +160,12 @@ func TestSpendLogRefusesDamage(t *testing.T) {
 	text, err := os.ReadFile(path)
 	require.NoError(t, err)
 	lines := strings.SplitAfter(string(text), "\n")
-	negative, err := encodeLine(spendLine{At: time.Now(), SubmittedAt: time.Now(), Account: "default", TaskID: "c", MicroYuan: -1})
+	negative, err := compactjson.MarshalLine(spendLine{At: time.Now(), SubmittedAt: time.Now(), Account: "default", TaskID: "c", MicroYuan: -1})
 	require.NoError(t, err)
-	for _, bad := range []string{"\x00\x00\n", "{\n", "\n", "{}\n", strings.Replace(lines[0], "160000", "160001", 1), string(negative)} {
-		require.NoError(t, os.WriteFile(path, []byte(lines[0]+bad+lines[1]), 0o600))
-		_, err = OpenSpendLog(path)
-		require.ErrorContains(t, err, "line 2 is damaged: restore the file from a backup")
+	for _, bad := range []string{"\x00\x00\n", "{\n", "\n", "{}\n", strings.Replace(lines[1], "160000", "160001", 1), string(negative)} {
+		require.NoError(t, os.WriteFile(path, []byte(lines[0]+lines[1]+bad+lines[2]), 0o600))
+		_, err = openSpendLog(path)
+		require.ErrorContains(t, err, "line 3 is damaged: restore the file from a backup")
 		spent, damaged, err := ReadSpendLog(path)
 		require.NoError(t, err)
 		assert.Equal(t, 1, damaged)
@@ -259,7 +269,7 @@ func TestImportOfALongLog(t *testing.T) {
 	var text strings.Builder
 	for i := range lines {
 		c := spendCharge(fmt.Sprint(i), time.Duration(i)*(700*24*time.Hour/time.Duration(lines)))
-		line, err := encodeLine(spendLine{At: c.At, Account: c.Account, JobID: c.JobID, Attempt: 1, SubmittedAt: c.At, Model: c.Model, Batch: c.Batch, MicroYuan: c.MicroYuan, Images: 1, TaskID: c.JobID})
+		line, err := compactjson.MarshalLine(spendLine{At: c.At, Account: c.Account, JobID: c.JobID, Attempt: 1, SubmittedAt: c.At, Model: c.Model, Batch: c.Batch, MicroYuan: c.MicroYuan, Images: 1, TaskID: c.JobID})
 		require.NoError(t, err)
 		text.Write(line)
 	}
@@ -281,10 +291,10 @@ func FuzzSpendLog(f *testing.F) {
 	path := filepath.Join(f.TempDir(), SpendLogName)
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if object, found := bytes.CutSuffix(bytes.TrimSpace(text), []byte("}")); found { // with a valid checksum
-			text = fmt.Appendf(object, "%s%08x\"}\n", sumField, crc32.Checksum(object, castagnoli))
+			text = fmt.Appendf(object, ",\"sum\":\"%08x\"}\n", crc32.Checksum(object, crc32.MakeTable(crc32.Castagnoli)))
 		}
 		require.NoError(t, os.WriteFile(path, text, 0o600))
-		l, err := OpenSpendLog(path)
+		l, err := openSpendLog(path)
 		if err != nil {
 			require.ErrorContains(t, err, "is damaged")
 			return

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"image"
@@ -14,11 +13,12 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
 
-// stateFile holds the entries of StateDir, one JSON object per line. The images of
-// uploads are separate files beside it.
+// stateFile holds the entries of StateDir, one JSON object per line, with a checksum. The
+// images of uploads are separate files beside it.
 const stateFile = "dashscope.jsonl"
 
 // entry is one line of the state file: an event.
@@ -43,11 +43,11 @@ func (s *Simulator) record(e entry) error {
 	if s.journal == nil {
 		return fmt.Errorf("record in %s: %w", s.StateDir, os.ErrClosed)
 	}
-	line, err := json.Marshal(e)
+	line, err := compactjson.MarshalLine(e)
 	if err != nil {
 		return fmt.Errorf("record in %s: %w", s.StateDir, err)
 	}
-	if _, err := s.journal.Write(append(line, '\n')); err != nil {
+	if _, err := s.journal.Write(line); err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
 	if err := s.journal.Sync(); err != nil {
@@ -86,6 +86,9 @@ func (s *Simulator) restore() error {
 		return fmt.Errorf("simulator state: %w", err)
 	}
 	whole, err := s.replay(f)
+	if err != nil {
+		err = fmt.Errorf("%s: %w: restore the file from a backup, or remove the folder: the simulated tasks are lost then", f.Name(), err)
+	}
 	if err == nil {
 		err = f.Truncate(whole)
 	}
@@ -104,18 +107,19 @@ func (s *Simulator) replay(r io.Reader) (whole int64, err error) {
 	lines := bufio.NewReader(r)
 	for number := 1; ; number++ {
 		line, err := lines.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return whole, nil
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return whole, err
 		}
 		var e entry
-		if err := json.Unmarshal(line, &e); err != nil {
-			return whole, fmt.Errorf("line %d: %w", number, err)
+		err = compactjson.UnmarshalLine(line, &e)
+		if errors.Is(err, compactjson.ErrTorn) { // the last one, or none
+			return whole, nil
 		}
-		if err := s.apply(e); err != nil {
-			return whole, fmt.Errorf("line %d: %w", number, err)
+		if err == nil {
+			err = s.apply(e)
+		}
+		if err != nil {
+			return whole, fmt.Errorf("line %d is damaged: %w", number, err)
 		}
 		whole += int64(len(line))
 	}

@@ -91,8 +91,8 @@ func TestBrokenStateIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, content := range map[string]string{
 		"no JSON":             "hello\n",
-		"cancel of no task":   `{"cancel":{"task_id":"x"}}` + "\n",
-		"upload without file": `{"upload":{"key":"x"}}` + "\n",
+		"cancel of no task":   `{"cancel":{"task_id":"x"},"sum":"c441bb20"}` + "\n",
+		"upload without file": `{"upload":{"key":"x"},"sum":"82fe4858"}` + "\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -117,4 +117,26 @@ func TestUnwritableState(t *testing.T) {
 	require.NoError(t, sim.Close())
 	refused(t, record(sim, http.MethodPost, dashscope.PathText2Image, fox, asyncHeader()), http.StatusInternalServerError, "InternalError")
 	assert.Empty(t, sim.Tasks())
+}
+
+// A state with any one byte changed is refused.
+func TestDamagedStateIsRefused(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	first := restarted(dir)
+	for range 2 {
+		record(first, http.MethodPost, dashscope.PathText2Image, fox, asyncHeader())
+	}
+	require.NoError(t, first.Close())
+	file := filepath.Join(dir, "dashscope.jsonl")
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	for at := range text {
+		damaged := bytes.Clone(text)
+		damaged[at] ^= 1
+		require.NoError(t, os.WriteFile(file, damaged, 0o600))
+		err := restarted(dir).Load()
+		require.ErrorContains(t, err, "is damaged: its checksum does not match: restore the file from a backup", "byte %d", at)
+		require.ErrorContains(t, err, file)
+	}
 }

@@ -154,7 +154,7 @@ func (s *Server) quarantineDuplicate(ctx context.Context, rec *jobs.Record, resu
 	var failed *storage.FetchError
 	switch {
 	case got.file != nil:
-		return s.bucket.Hold(ctx, rec.TaskID, recorder.SpoolName(rec, result.N), got.file.Path)
+		return s.bucket.Hold(ctx, rec.TaskID, recorder.ImageName(rec, result.N), got.file.Path)
 	case errors.As(got.err, &failed) && (failed.Path != "" || failed.Kind == storage.FetchForbidden),
 		failed != nil && failed.Kind == storage.FetchGone && time.Now().After(got.linkExpiry):
 		return nil // the job has its image: this one is not needed
@@ -182,7 +182,7 @@ func (s *Server) quarantine(ctx context.Context, rec *jobs.Record, result jobs.R
 		image.Message += "; " + linkText(result.URL)
 		return image, nil
 	}
-	key, err := s.bucket.Quarantine(ctx, rec.TaskID, recorder.SpoolName(rec, result.N), path)
+	key, err := s.bucket.Quarantine(ctx, rec.TaskID, recorder.ImageName(rec, result.N), path)
 	if err != nil {
 		return image, err
 	}

@@ -27,9 +27,6 @@ import (
 // and for delayed creates to arrive, one lease TTL or 66 s, whichever is longer; then it
 // records the orphaned tasks, for each of which one job will be held.
 func (l *lane) checkDataLoss(ctx context.Context) error {
-	if l.cfg.Exclusive {
-		return nil // only the journal holds data
-	}
 	now := l.dataset
 	last, err := l.recorder.Redis.Get(ctx, l.key(rediskey.LaneVerifiedDataset)).Result()
 	if err != nil && !errors.Is(err, redis.Nil) {
@@ -40,7 +37,7 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 	}
 	// A create of a crashed worker may still be in transit.
 	wait := max(lease.TTL, l.timing().Late)
-	l.log.Warn("redis dataset changed: waiting for other workers to replay", "wait", wait)
+	l.log.Warn("data was lost: waiting for other workers to replay and for delayed creates", "wait", wait)
 	if err := loop.Sleep(ctx, wait); err != nil {
 		return err
 	}
@@ -63,13 +60,18 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 // isVerified reports whether checkDataLoss has run for the lane and the current dataset.
 func (l *lane) isVerified(ctx context.Context) bool {
 	last, err := l.recorder.Redis.Get(ctx, l.key(rediskey.LaneVerifiedDataset)).Result()
-	return err == nil && last == l.dataset || l.cfg.Exclusive
+	return err == nil && last == l.dataset
 }
 
-// hasHistory reports whether Redis may have had data to lose: this worker has used another
-// dataset, or the api_key_id of the account's key is in its journal.
+// hasHistory reports whether Redis and the journal together may have had data to lose: this
+// worker has used another dataset, the api_key_id of the account's key is in its journal, or
+// the journal was lost since the oldest task on the account's list. An exclusive queue begins
+// empty; only the journal's loss counts there.
 func (l *lane) hasHistory() bool {
-	return l.cfg.Dataset.LossSeen() || l.recorder.Data.Journal.KeyID(l.cfg.Account.Client.KeyFingerprint()) != ""
+	if time.Since(l.recorder.Data.JournalLostAt()) < journal.TaskRetention {
+		return true
+	}
+	return !l.cfg.Exclusive && (l.cfg.Dataset.LossSeen() || l.recorder.Data.Journal.KeyID(l.cfg.Account.Client.KeyFingerprint()) != "")
 }
 
 // assertSameDataset fails if Redis may have lost data since the term began: nothing may be
@@ -154,8 +156,47 @@ func (l *lane) findOrphans(ctx context.Context) ([]dashscope.TaskInfo, error) {
 	return slices.Collect(maps.Values(orphans)), nil
 }
 
-// holdForOrphan holds a job that may have been lost by Redis after an orphaned task was
-// created for it: one job for each such task.
+// holdForSpooled holds a job that seems not to have been submitted, but has an image in the
+// spool: the worker has lost its journal, and Redis the record.
+func (l *lane) holdForSpooled(ctx context.Context, rec *jobs.Record, req *jobs.Request) error {
+	if l.recorder.Data.JournalLostAt().IsZero() {
+		return nil
+	}
+	files, err := l.recorder.Spool.Names()
+	if err != nil {
+		return &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: data directory full or missing", cause: err}
+	}
+	for _, file := range files {
+		id, attempt := recorder.SpooledAttempt(file)
+		if id != rec.ID || attempt <= rec.Attempt {
+			continue
+		}
+		next := recorder.Held(rec, jobs.CodeOrphanedTask, fmt.Sprintf("the journal was lost, and the spool in %s has an image that was made for this job", l.recorder.Data.Path))
+		next.Attempt, next.Account, next.Request = attempt, l.cfg.Account.Name, req
+		l.mu.Lock()
+		next.Candidates = slices.Clone(l.orphans)
+		l.mu.Unlock()
+		if err := l.hold(ctx, rec, next); err != nil {
+			return err
+		}
+		return errReread
+	}
+	return nil
+}
+
+// hold holds a job that was not submitted. An exclusive queue may begin empty at the next
+// start, so that the journal has it, too. A shared one has it, and the operator's decision,
+// whose clock may be behind.
+func (l *lane) hold(ctx context.Context, rec, next *jobs.Record) error {
+	if l.cfg.Exclusive {
+		return l.recorder.Hold(ctx, rec, next)
+	}
+	l.log.Error("job held for operator", "job_id", rec.ID, "err", next.Message)
+	return l.recorder.Transition(ctx, rec, next)
+}
+
+// holdForOrphan holds a job that may have been lost by Redis or the journal after an orphaned
+// task was created for it: one job for each such task, its first candidate.
 func (l *lane) holdForOrphan(ctx context.Context, rec *jobs.Record, req *jobs.Request) error {
 	l.mu.Lock()
 	tasks := slices.Clone(l.orphans)
@@ -163,10 +204,9 @@ func (l *lane) holdForOrphan(ctx context.Context, rec *jobs.Record, req *jobs.Re
 	if len(tasks) == 0 {
 		return nil
 	}
-	next := recorder.Held(rec, jobs.CodeOrphanedTask, fmt.Sprintf("Redis has lost data, and %d of the account's tasks have no known owner: one of them may have been created for this job; their images are quarantined under _held/ in the bucket", len(tasks)))
+	next := recorder.Held(rec, jobs.CodeOrphanedTask, fmt.Sprintf("data was lost, and %d of the account's tasks have no known owner: one of them may have been created for this job; their images are quarantined under _held/ in the bucket", len(tasks)))
 	next.Candidates, next.Account, next.Request = tasks, l.cfg.Account.Name, req
-	l.log.Error("job held for operator", "job_id", rec.ID, "err", next.Message)
-	if err := l.recorder.Transition(ctx, rec, next); err != nil {
+	if err := l.hold(ctx, rec, next); err != nil {
 		return err
 	}
 	if err := l.cfg.Quarantine.JobHeld(ctx, l.cfg.Account.Name, l.cfg.Model.Name, tasks[0]); err != nil {

@@ -59,6 +59,9 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 	if err := l.awaitQuiet(ctx); err != nil {
 		return err
 	}
+	if err := l.holdForSpooled(ctx, rec, &req); err != nil {
+		return err
+	}
 	if err := l.holdForOrphan(ctx, rec, &req); err != nil {
 		return err
 	}

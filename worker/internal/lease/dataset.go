@@ -102,7 +102,7 @@ func (d *Dataset) LossSeen() bool {
 
 // replayInto replays to a Redis that may have lost data.
 func (d *Dataset) replayInto(ctx context.Context, now string) error {
-	before := cmp.Or(d.Known(), d.data.Dataset)
+	before := cmp.Or(d.Known(), d.data.Dataset())
 	if before != "" && before != now && !d.exclusive {
 		d.log.Warn("redis dataset changed: replaying the journal")
 		d.mu.Lock()

@@ -10,9 +10,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"log/slog"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -92,9 +94,33 @@ func (r *Recorder) discardSpool(journaled, finished *jobs.Record) {
 	}
 }
 
-// SpoolName returns the name of an image's file in the spool.
-func SpoolName(rec *jobs.Record, n int) string {
+// ImageName returns the name of an image of an attempt, as in JOB.1-1.
+func ImageName(rec *jobs.Record, n int) string {
 	return rec.ID + "." + strconv.Itoa(rec.Attempt) + "-" + strconv.Itoa(n)
+}
+
+// SpoolName returns the name of an image's file in the spool: its name and a checksum, so
+// that a damaged name is never another image's.
+func SpoolName(rec *jobs.Record, n int) string { return withSum(ImageName(rec, n)) }
+
+func withSum(name string) string {
+	return fmt.Sprintf("%s.%08x", name, crc32.Checksum([]byte(name), crc32.MakeTable(crc32.Castagnoli)))
+}
+
+// SpooledAttempt returns the job and the attempt whose image a file in the spool is, "" and
+// 0 for another file.
+func SpooledAttempt(file string) (jobID string, attempt int) {
+	name := file[:max(0, strings.LastIndexByte(file, '.'))]
+	at := strings.LastIndexByte(name, '.')
+	if at < 0 || withSum(name) != file {
+		return "", 0
+	}
+	number, _, _ := strings.Cut(name[at+1:], "-")
+	attempt, err := strconv.Atoi(number)
+	if err != nil {
+		return "", 0
+	}
+	return name[:at], attempt
 }
 
 // Hold holds a job for an operator.
