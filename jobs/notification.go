@@ -62,8 +62,12 @@ type EventJob struct {
 	Model     string            `json:"model"`
 	Simulated bool              `json:"simulated,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
-	Batch     string            `json:"batch,omitempty"`
-	Producer  string            `json:"producer,omitempty"`
+	// Batch and LineID are the names in a batch file, "" outside of one.
+	Batch    string `json:"batch,omitempty"`
+	LineID   string `json:"line_id,omitempty"`
+	Producer string `json:"producer,omitempty"`
+	// Bucket is the name of the bucket that has the images; "" while there are none.
+	Bucket string `json:"bucket,omitempty"`
 	// Images are all requested images, each in the bucket or with the reason why it is not.
 	Images        []EventImage `json:"images,omitempty"`
 	CostMicroYuan int64        `json:"cost_micro_yuan"`
@@ -87,9 +91,12 @@ type EventImage struct {
 // and when it expires.
 func NewEvent(job *Job, link func(Image) (url string, expiresAt time.Time, err error)) (*Event, error) {
 	e := &Event{Type: "job." + string(job.State), Timestamp: job.FinishedAt, Data: EventJob{
-		JobID: job.ID, State: job.State, Model: job.Model, Simulated: job.Simulated, Labels: job.Labels, Batch: job.Batch, Producer: job.Producer,
+		JobID: job.ID, State: job.State, Model: job.Model, Simulated: job.Simulated, Labels: job.Labels, Batch: job.Batch, Producer: job.Producer, Bucket: job.Bucket,
 		CostMicroYuan: job.CostMicroYuan, Code: job.Code, Message: job.Message, EnqueuedAt: job.EnqueuedAt, FinishedAt: job.FinishedAt,
 	}}
+	if job.Request != nil {
+		e.Data.LineID = job.Request.LineID
+	}
 	for _, image := range job.Images {
 		shown := EventImage{Image: image}
 		shown.Link = "" // the event has it as URL

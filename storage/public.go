@@ -111,6 +111,11 @@ func ownAddresses() []netip.Addr {
 	return own
 }
 
+// MayDial reports whether [PublicDialer] with these exceptions connects to an address.
+func MayDial(address netip.Addr, allow []netip.Prefix) bool {
+	return refusePrivate(netip.AddrPortFrom(address, 0).String(), allow, ownAddresses()) == nil
+}
+
 func refusePrivate(address string, allow []netip.Prefix, own []netip.Addr) error {
 	at, err := netip.ParseAddrPort(address)
 	if err != nil {

@@ -80,11 +80,18 @@ func TestCallbackReportsTheEnd(t *testing.T) {
 			assert.Equal(t, rec.CostMicroYuan, d.event.Data.CostMicroYuan)
 			return d.event
 		}
-		s.enqueue(jobs.Request{ID: "good", Prompt: "a cat", Callback: callbackURL, Labels: map[string]string{"sku": "<7>"}})
+		s.enqueue(jobs.Request{ID: "good", Prompt: "a cat", Callback: callbackURL, Labels: map[string]string{"sku": "<7>"}, Batch: "spring", LineID: "7"})
 		event := eventOf("good")
 		assert.Equal(t, jobs.StateSucceeded, event.Data.State)
 		assert.Equal(t, map[string]string{"sku": "<7>"}, event.Data.Labels)
 		rec := s.get("good")
+		assert.Equal(t, []string{"spring", "7", rec.Bucket}, []string{event.Data.Batch, event.Data.LineID, event.Data.Bucket})
+		assert.NotEmpty(t, rec.Bucket)
+		workers, err := jobs.NewInspector(s.redis).Workers(t.Context())
+		require.NoError(t, err)
+		require.Len(t, workers, 1)
+		assert.Equal(t, []string{"wanx-v1"}, workers[0].Models)
+		assert.True(t, workers[0].Callbacks)
 		image := rec.Images[0]
 		image.Link = "" // the event has it as URL
 		assert.Equal(t, []jobs.EventImage{{Image: image, URL: shopURL + rec.ImagePath(image)}}, event.Data.Images)
@@ -103,7 +110,7 @@ func TestCallbackReportsTheEnd(t *testing.T) {
 		assert.Equal(t, "DataInspectionFailed", event.Data.Images[1].Code)
 
 		s.enqueue(jobs.Request{ID: "gone", Prompt: "no cat", Callback: callbackURL, NotBefore: time.Now().Add(time.Hour)})
-		_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "gone")
+		_, err = jobs.NewClient(s.redis).Cancel(t.Context(), "gone")
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateCanceled, eventOf("gone").Data.State)
 		assert.Len(t, r.deliveries(4), 4, "each once")

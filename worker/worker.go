@@ -78,6 +78,9 @@ const (
 	// asynq's default of 1 s would leave the slot idle for 0.5 s on average when a job
 	// arrives. 200 ms costs Redis a handful of commands per second.
 	defaultQueueInterval = 200 * time.Millisecond
+	// announceInterval is how often a worker announces itself: far below
+	// [jobs.WorkerLifetime], after which it is forgotten.
+	announceInterval = 10 * time.Minute
 	// deadlineInterval is how often a worker ends overdue jobs.
 	deadlineInterval = 5 * time.Second
 	// storeBacklog is the number of jobs per store worker that may wait for their images.
@@ -250,6 +253,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer loop.Every(stopping, janitorInterval, janitor.run)()
 	defer loop.Every(stopping, lease.DatasetInterval, w.watchDataset)()
 	defer loop.Every(stopping, deadlineInterval, w.expireOverdue)()
+	defer loop.Every(stopping, announceInterval, w.announce)()
 	if err := w.runLanes(stopping, ctx); err != nil {
 		return err
 	}
@@ -297,6 +301,19 @@ func (w *Worker) expireOverdue(ctx context.Context) {
 	}
 }
 
+// announce tells those who accept jobs what this worker works on.
+func (w *Worker) announce(ctx context.Context) {
+	status := jobs.WorkerStatus{Callbacks: len(w.cfg.CallbackSecrets) > 0, CallbackAllow: w.cfg.CallbackAllow}
+	for _, l := range w.lanes {
+		if !l.DrainOnly {
+			status.Models = append(status.Models, l.Model.Name)
+		}
+	}
+	if err := w.recorder.Store.AnnounceWorker(ctx, w.cfg.DataDir.WorkerID, status); err != nil && ctx.Err() == nil {
+		w.log.Warn("worker not announced, retrying", "err", err)
+	}
+}
+
 // watchDataset replays to Redis if it may have lost data.
 func (w *Worker) watchDataset(ctx context.Context) {
 	_, err := w.dataset.Sync(ctx)
@@ -317,6 +334,7 @@ func (w *Worker) replay(ctx context.Context) error {
 	if err := w.recorder.Store.RegisterQueues(ctx, w.models()); err != nil {
 		return err
 	}
+	w.announce(ctx)
 	return w.recordKeyIDs(ctx)
 }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -104,10 +105,14 @@ func (rt *runtime) open(simulate bool) error {
 	for _, s := range rt.cfg.Callbacks.Secrets {
 		secrets = append(secrets, s.Reveal())
 	}
+	allow := rt.cfg.Callbacks.Allow
+	if simulate {
+		allow = append(allow, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
+	}
 	rt.worker, err = worker.New(worker.Config{
 		Redis: rt.redis, Bucket: rt.bucket, Spool: spool, DataDir: dir, Logger: rt.log, Accounts: rt.accounts,
 		SubmitLimit: rt.cfg.SubmitLimit, ExclusiveQueue: rt.exclusiveQueue(simulate),
-		CallbackSecrets: secrets, CallbackAllow: rt.cfg.Callbacks.Allow, ServeURL: cmp.Or(rt.cfg.Serve.URL, rt.serveURL), LocalBucket: rt.localBucket != nil,
+		CallbackSecrets: secrets, CallbackAllow: allow, ServeURL: cmp.Or(rt.cfg.Serve.URL, rt.serveURL), LocalBucket: rt.localBucket != nil,
 	})
 	return err
 }

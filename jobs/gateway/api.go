@@ -36,6 +36,7 @@ type api struct {
 	// lastAnswers has the last answer to each client about each job.
 	lastAnswers *lru.Cache[string, lastAnswer]
 	slots       slotCache
+	workers     workerCache
 	shares      map[string]*share // by producer
 }
 
@@ -242,8 +243,11 @@ type openAIError struct {
 func encodeOpenAIError(_ string, e *apiError) any {
 	var body openAIError
 	body.Error.Message, body.Error.Code, body.Error.Type = e.message, e.code, "invalid_request_error"
-	if e.code == codeInvalidKey {
+	switch e.code {
+	case codeInvalidKey:
 		body.Error.Code = "invalid_api_key"
+	case codeNoModel:
+		body.Error.Code = "model_not_found"
 	}
 	if e.param != "" {
 		body.Error.Param = &e.param

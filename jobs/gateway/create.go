@@ -224,6 +224,9 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job
 	if err == nil {
 		err = checkHorizon(req, time.Now())
 	}
+	if err == nil {
+		err = a.checkWorkers(ctx, req)
+	}
 	if err != nil {
 		return nil, warnings, err
 	}

@@ -350,19 +350,22 @@ type openAIModel struct {
 
 func newOpenAIModel(m jobs.Model) openAIModel { return openAIModel{m.Name, "model", 0, "alibaba"} }
 
-func (*api) models(http.ResponseWriter, *request) (any, error) {
+func (a *api) models(_ http.ResponseWriter, r *request) (any, error) {
 	list := struct {
 		Object string        `json:"object"`
 		Data   []openAIModel `json:"data"`
-	}{Object: "list"}
-	for _, m := range jobs.Models() {
+	}{Object: "list", Data: []openAIModel{}}
+	for _, m := range a.workedModels(r.Context(), recheckWorkers) {
 		list.Data = append(list.Data, newOpenAIModel(m))
 	}
 	return list, nil
 }
 
-func (*api) model(_ http.ResponseWriter, r *request) (any, error) {
+func (a *api) model(_ http.ResponseWriter, r *request) (any, error) {
 	m, err := findModel(r.PathValue("id"))
+	if err == nil && !a.isWorked(r.Context(), m.Name) {
+		err = a.modelNotWorked(r.Context(), m.Name)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -375,7 +378,7 @@ func findModel(name string) (jobs.Model, error) {
 	if err == nil {
 		return m, nil
 	}
-	e := newAPIError(http.StatusNotFound, "model_not_found", err.Error(), 0)
+	e := newAPIError(http.StatusNotFound, codeNoModel, err.Error(), 0)
 	e.param = "model"
 	return m, e
 }

@@ -28,6 +28,10 @@ const (
 	// Lanes is a hash ACCOUNT:MODEL → status as JSON, for people. Lifetime: none.
 	// Writer: the worker that holds the lane. Readers: jobs.Inspector.Lanes, the gateway.
 	Lanes = "danqing:lanes"
+	// Workers is a hash WORKER → what it announced, as JSON: its models, and which callbacks
+	// it can send. Lifetime: an entry counts for a week. Writer: workers, every ten minutes.
+	// Readers: jobs.Inspector.Workers, the gateway.
+	Workers = "danqing:workers"
 	// PausedAccounts is a hash ACCOUNT → pause as JSON. Lifetime: until the account is
 	// resumed. Writer: jobs.Inspector.PauseAccount. Readers: lanes before each submit.
 	PausedAccounts = "danqing:accounts:paused"
