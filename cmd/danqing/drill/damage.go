@@ -3,8 +3,10 @@ package drill
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -19,16 +21,26 @@ const (
 )
 
 // damageJournal kills a worker and damages its journal before the next process starts.
-// A torn last line, as a crash leaves it, must do no harm. With any other damage the
-// worker must refuse to start; then the journal is repaired.
+// A torn last line, as a crash leaves it, and the loss of the whole file must do no harm,
+// as the queue is intact. With any other damage the worker must refuse to start; then the
+// journal is repaired.
 func (d *drill) damageJournal(ctx context.Context, m *process, what action) error {
 	d.kill(m, damageTime)
 	path := filepath.Join(m.data(), "journal.jsonl")
 	content, err := os.ReadFile(path) //nolint:gosec // the drill's own folder
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // lost, and not begun again yet
+	}
+	if err == nil && what == journalLost {
+		err = os.Remove(path)
+	}
 	if err != nil {
 		return fmt.Errorf("damage the journal: %w", err)
 	}
-	if what == journalTorn {
+	switch what {
+	case journalLost:
+		return nil
+	case journalTorn:
 		return write(path, append(content, `{"kind":"submitting","record":{"id":"dri`...))
 	}
 	lines := bytes.Count(content, []byte{'\n'})

@@ -259,7 +259,7 @@ func (d *drill) inject(ctx context.Context, p point) error {
 			killed.Go(func() { d.kill(m, 0) })
 		}
 		killed.Wait()
-	case journalTorn, journalDamaged:
+	case journalTorn, journalDamaged, journalLost:
 		return d.damageJournal(ctx, m, p.action)
 	case stopNow:
 		d.stop(m)

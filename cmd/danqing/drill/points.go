@@ -60,6 +60,7 @@ const (
 	killAll        action = "kill-all"        // all workers at once
 	journalTorn    action = "journal-torn"    // kill, and leave half a line at the end of the journal
 	journalDamaged action = "journal-damaged" // kill, and change a byte in the middle of the journal
+	journalLost    action = "journal-lost"    // kill, and delete the journal
 )
 
 // point is a place where a fault can be injected. Its name is ROUTE.ACTION for requests
@@ -90,14 +91,14 @@ func planned() []string {
 		"kill&bucket-away&redis-restart", "kill-all&redis-restart", "kill-all&bucket-away", "kill&service-away&bucket-away",
 		"create.reset-done&kill", "create.late&redis-away", "create.late&kill-all", "create.slow-reset&redis-cut",
 		"create.lag-kill&list.502", "create.full&query.reset-done", "query.absurd&redis-cut", "create.absurd&kill",
-		"image-put.kill-done&service-away", "journal-torn&bucket-away",
+		"image-put.kill-done&service-away", "journal-torn&bucket-away", "create.late&journal-lost", "journal-lost&bucket-away",
 	}
 }
 
 // kills reports whether the action kills a worker.
 func (p point) kills() bool {
 	return slices.ContainsFunc(p.parts, point.kills) || slices.Contains([]action{
-		killBefore, killDone, killAfter, killNow, killLong, killAll, lateKill, lagKill, fullKill, journalTorn, journalDamaged,
+		killBefore, killDone, killAfter, killNow, killLong, killAll, lateKill, lagKill, fullKill, journalTorn, journalDamaged, journalLost,
 	}, p.action)
 }
 
@@ -154,7 +155,7 @@ func points(queue Queue) []point {
 	}
 	add(routeCreate, late, lateKill, lagKill, slow, slowReset)
 	add(routeCreate, pairedActions()...)
-	alone := []action{killNow, stopNow, bucketOutage, bucketRefuses, serviceOutage, journalTorn, journalDamaged}
+	alone := []action{killNow, stopNow, bucketOutage, bucketRefuses, serviceOutage, journalTorn, journalDamaged, journalLost}
 	if canFreeze {
 		alone = append(alone, freezeShort)
 	}
