@@ -42,6 +42,7 @@ func (d *drill) damageJournal(ctx context.Context, m *process, what action) erro
 		return nil
 	case journalTorn:
 		return write(path, append(content, `{"kind":"submitting","record":{"id":"dri`...))
+	default: // journalDamaged
 	}
 	lines := bytes.Count(content, []byte{'\n'})
 	if lines < 2 {
