@@ -25,6 +25,10 @@ type source struct {
 // changed it.
 var errReread = errors.New("the record has changed")
 
+// errLeft tells the driver that the lane has nothing more to do for the job: its images are
+// being stored.
+var errLeft = errors.New("the job needs the lane no more")
+
 // drive takes a job as far as the lane can: until its images are being stored, or it has
 // ended, is held or must be retried later. Each step advances the record or fails. A
 // [*pauseError] means that the lane cannot work on any job for now.
@@ -53,6 +57,8 @@ func (l *lane) drive(ctx context.Context, e *execution, id string, from source) 
 			rec = nil
 		}
 		switch {
+		case errors.Is(err, errLeft):
+			return nil
 		case mustReread(err):
 		case err != nil && from.message == nil && errors.As(err, new(*jobError)): // the record has the reason
 		case from.message == nil && mustRepeat(rec, err):

@@ -362,6 +362,17 @@ func (l *lane) take(ctx context.Context, places chan<- struct{}) error {
 	}
 }
 
+// lastSubmit returns when an earlier holder of the lane may have sent its last create: when
+// its last task was created, or else now.
+func (l *lane) lastSubmit(ctx context.Context) (time.Time, error) {
+	now := time.Now()
+	made, err := l.lastCreated(ctx)
+	if made.ID == "" || made.At.After(now) {
+		return now, err
+	}
+	return made.At, err
+}
+
 // takeTerm assigns the term number, which is unique across all lanes: a record written in
 // one term is never attributed to another.
 func (l *lane) takeTerm(ctx context.Context) error {
@@ -373,6 +384,12 @@ func (l *lane) takeTerm(ctx context.Context) error {
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
-	l.term, l.limiter = term, newSubmitLimiter(l.cfg.SubmitsPerSecond, last != "")
+	used := time.Time{}
+	if last != "" {
+		if used, err = l.lastSubmit(ctx); err != nil {
+			return fmt.Errorf("take term of lane: %w", err)
+		}
+	}
+	l.term, l.limiter = term, newSubmitLimiter(l.cfg.SubmitsPerSecond, used)
 	return nil
 }

@@ -219,7 +219,10 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	if err := l.recorder.Transition(ctx, rec, &next); err != nil {
 		return err
 	}
-	return l.recorder.Store.EnqueueStore(context.WithoutCancel(ctx), &next)
+	if err := l.recorder.Store.EnqueueStore(context.WithoutCancel(ctx), &next); err != nil {
+		return err
+	}
+	return errLeft
 }
 
 // readResults returns the images of a task, numbered in the order of the request: at least n,

@@ -21,19 +21,17 @@ type submitLimiter struct {
 // windowMargin stretches the window to allow for clock drift between worker and service.
 const windowMargin = 1.05
 
-// newSubmitLimiter returns a limiter for a rate per second. If the lane was held before, it
-// assumes that earlier holders have just used up the window.
-func newSubmitLimiter(perSecond float64, heldBefore bool) *submitLimiter {
+// newSubmitLimiter returns a limiter for a rate per second. It assumes that earlier holders
+// of the lane used up the window at a time, if that is not zero.
+func newSubmitLimiter(perSecond float64, used time.Time) *submitLimiter {
 	n := max(int(math.Ceil(perSecond)), 1)
 	p := &submitLimiter{
 		spread:  rate.NewLimiter(rate.Limit(perSecond/windowMargin), 1),
 		replies: make([]time.Time, n),
 		window:  time.Duration(float64(n) / perSecond * windowMargin * float64(time.Second)),
 	}
-	if heldBefore {
-		for i := range p.replies {
-			p.replies[i] = time.Now()
-		}
+	for i := range p.replies {
+		p.replies[i] = used
 	}
 	return p
 }
