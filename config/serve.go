@@ -5,6 +5,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -30,6 +31,11 @@ type Serve struct {
 	// MaxQueued is DANQING_SERVE_MAX_QUEUED, the maximum number of waiting jobs; 0 means
 	// the commands' default.
 	MaxQueued int
+	// KeepAlive is DANQING_KEEPALIVE_WHITESPACE: how often a request of OpenAI's API that waits
+	// for its images gets white space; 0 means never.
+	KeepAlive time.Duration
+	// CORSOrigins are DANQING_CORS_ORIGINS: the origins whose pages may use the API.
+	CORSOrigins []string
 	// UIPassword is DANQING_UI_PASSWORD, what the web UI asks for, and UIWrite is
 	// DANQING_UI_WRITE: whether it may change something then.
 	UIPassword Secret
@@ -68,6 +74,7 @@ func (l *loader) serve() {
 	l.readTokens(defaults)
 	s.MaxQueued = l.parseCount("jobs")(l.lookup("DANQING_SERVE_MAX_QUEUED"))
 	l.ui(s)
+	l.browsers(s)
 	if v, name := l.lookup("DANQING_GATEWAY_DEFAULT_N"); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < 1 || n > 4 {
@@ -118,6 +125,26 @@ func (l *loader) parseCount(things string) func(value, at string) int {
 			l.bad(at, "%q: must be a number of %s, 1 or more", value, things)
 		}
 		return n
+	}
+}
+
+// browsers reads the settings for proxies and browsers between clients and the API.
+func (l *loader) browsers(s *Serve) {
+	if v, name := l.lookup("DANQING_KEEPALIVE_WHITESPACE"); v != "" {
+		every, err := time.ParseDuration(v)
+		if err != nil || every < time.Second || every > time.Hour {
+			l.bad(name, "%q: must be a time from 1s to 1h, as in 15s", v)
+		}
+		s.KeepAlive = every
+	}
+	list, name := l.lookup("DANQING_CORS_ORIGINS")
+	for origin := range strings.FieldsFuncSeq(list, func(r rune) bool { return r == ',' || r == ' ' }) {
+		u, err := url.Parse(origin)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || origin != strings.ToLower(u.Scheme+"://"+u.Host) {
+			l.bad(name, "%q: must be origins as browsers send them, as in https://studio.example.com,http://localhost:5173", origin)
+			continue
+		}
+		s.CORSOrigins = append(s.CORSOrigins, origin)
 	}
 }
 

@@ -57,6 +57,8 @@ func Variables() []VariableGroup {
 			{Name: "DANQING_SERVE_URL", Meaning: "where clients reach the API: links begin with it, those in callbacks too (set it for workers as well)", Default: "the host of each request"},
 			{Name: "DANQING_UI_PASSWORD", Meaning: "what the web UI asks for, with any user name, 16 characters or more; required for `--ui` beside tokens", Default: "none: loopback only, without tokens"},
 			{Name: "DANQING_UI_WRITE", Meaning: "`true`: the web UI with a password may change something", Default: "`false`"},
+			{Name: "DANQING_CORS_ORIGINS", Meaning: "origins whose pages may use the API in browsers, as in `https://studio.example.com,http://localhost:5173`"},
+			{Name: "DANQING_KEEPALIVE_WHITESPACE", Meaning: "how often a request of OpenAI's API that waits gets white space, as in `15s`, against proxies that cut silent connections; errors then have the status 200", Default: "never"},
 			{Name: "DANQING_IMAGE_LINKS", Meaning: "`serve`: links to images send the bytes; `redirect`: they lead to presigned links of the bucket, which clients must reach (not the embedded one)", Default: "`serve`"},
 			{Name: "DANQING_GATEWAY_DEFAULT_N", Meaning: "images of a DashScope request without `n`, 1 to 4", Default: "`4`, as DashScope; `1` for Qwen-Image"},
 		}},

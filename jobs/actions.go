@@ -69,6 +69,25 @@ func (s *Store) cancel(ctx context.Context, id string) (*Record, error) {
 	}
 }
 
+// cancelUnsubmitted is [Client.CancelUnsubmitted].
+func (s *Store) cancelUnsubmitted(ctx context.Context, id string) (*Record, error) {
+	for {
+		rec, err := s.Get(ctx, id)
+		switch {
+		case err != nil:
+			return nil, err
+		case rec.State.Final():
+			return rec, fmt.Errorf("cancel %s: %w: it has %s", id, ErrFinished, rec.State)
+		case !rec.State.Waiting() || rec.CostMicroYuan > 0:
+			return rec, fmt.Errorf("cancel %s: %w: it was submitted", id, ErrInvalidState)
+		}
+		rec, err = s.cancelWaiting(ctx, rec)
+		if !errors.Is(err, ErrConflict) {
+			return rec, err
+		}
+	}
+}
+
 func (s *Store) cancelWaiting(ctx context.Context, rec *Record) (*Record, error) {
 	message := "canceled on request while it waited; it cost nothing"
 	if rec.CostMicroYuan > 0 {

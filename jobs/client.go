@@ -164,6 +164,12 @@ func (c *Client) Cancel(ctx context.Context, id string) (*Job, error) {
 	return jobOf(c.store.cancel(ctx, id))
 }
 
+// CancelUnsubmitted cancels a job that waits and has cost nothing, like [Client.Cancel]. It
+// fails with [ErrInvalidState] beside any other job that has not ended, and does not touch it.
+func (c *Client) CancelUnsubmitted(ctx context.Context, id string) (*Job, error) {
+	return jobOf(c.store.cancelUnsubmitted(ctx, id))
+}
+
 // List returns the jobs in Redis, the last changed first, and a cursor for the next page,
 // "" after the last. Corrupt records are left out. A job that changes between two pages may
 // be in both or in neither. It reads every record in the states of the filter until the page

@@ -37,6 +37,7 @@ type api struct {
 	lastAnswers *lru.Cache[string, lastAnswer]
 	slots       slotCache
 	workers     workerCache
+	waiters     *waiters
 	shares      map[string]*share // by producer
 }
 
@@ -58,7 +59,7 @@ func newAPI(g *Gateway, cfg API) (*api, error) {
 	}
 	a := &api{
 		redis: g.redis, jobs: g.jobs, operator: g.operator, log: g.log, cfg: cfg,
-		hub: newHub(g.jobs, g.log), lastAnswers: answers, shares: newShares(cfg),
+		hub: newHub(g.jobs, g.log), lastAnswers: answers, shares: newShares(cfg), waiters: newWaiters(g.redis),
 	}
 	a.cfg.Staging.Dir = cfg.TempDir
 	for _, t := range cfg.Tokens {
@@ -88,12 +89,12 @@ func (a *api) handle(mux *http.ServeMux) {
 	routes.HandleFunc(formPath+"{policy}", a.handler(encodeDashScopeError, methods{http.MethodPost: a.upload}, false))
 	a.route(routes, encodeDashScopeError, "/api/", nil)
 	a.handleOpenAI(routes)
-	guarded := a.protect(routes)
+	guarded := a.cors(a.protect(routes))
 	mux.Handle("/api/", guarded)
 	mux.Handle("/v1/", guarded)
 	images := http.NewServeMux()
 	images.HandleFunc("GET "+imagesPath+"{name}", a.serveImage)
-	mux.Handle(imagesPath, a.protectImages(images))
+	mux.Handle(imagesPath, a.cors(a.protectImages(images)))
 }
 
 // protect refuses cross-origin requests to an API without tokens.
@@ -101,7 +102,7 @@ func (a *api) protect(next http.Handler) http.Handler {
 	if len(a.tokens) > 0 {
 		return next
 	}
-	return secureHeaders("default-src 'none'", localOnly(sameOrigin(next)))
+	return secureHeaders("default-src 'none'", localOnly(trusting(a.cfg.CORSOrigins, next)))
 }
 
 // protectImages allows other pages to show images, but without tokens only under

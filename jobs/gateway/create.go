@@ -153,6 +153,12 @@ func applyHeaders(req *jobs.Request, header http.Header, c caller) error {
 		}
 		return err
 	})
+	apply(headerDisconnect, false, func(value string) error {
+		if !slices.Contains([]string{"cancel", "continue"}, strings.ToLower(value)) {
+			return errors.New("must be cancel or continue")
+		}
+		return nil
+	})
 	for name := range header {
 		if strings.HasPrefix(name, headerPrefix) && !slices.Contains(requestHeaders(), name) {
 			problems = append(problems, jobs.FieldError{Field: name, Value: "is given", Allowed: strings.Join(requestHeaders(), ", ")})
@@ -166,7 +172,7 @@ func applyHeaders(req *jobs.Request, header http.Header, c caller) error {
 
 // requestHeaders are the gateway's own headers that a request may have.
 func requestHeaders() []string {
-	return []string{headerPriority, headerCallback, headerLabels, headerNotBefore, headerDeadline, headerStage}
+	return []string{headerPriority, headerCallback, headerLabels, headerNotBefore, headerDeadline, headerStage, headerDisconnect}
 }
 
 // parseTime returns a parser for RFC 3339 or Unix seconds.

@@ -19,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 
@@ -76,6 +77,13 @@ type API struct {
 	// OpenAIWait is how long a request of OpenAI's API waits for its images. 0 means 5
 	// minutes. OpenAI's clients time out after 10.
 	OpenAIWait time.Duration
+	// KeepAlive is how often a request of OpenAI's API that waits for its images gets white
+	// space, so that proxies do not cut the connection. The status is 200 then, also of an
+	// error. 0 means never.
+	KeepAlive time.Duration
+	// CORSOrigins are the origins whose pages may use the APIs, as in
+	// https://studio.example.com.
+	CORSOrigins []string
 }
 
 // Token is the credential of one producer.
@@ -123,6 +131,7 @@ func New(cfg Config) (*Gateway, error) {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", g.health)
+	mux.HandleFunc("/", noSuchPath)
 	if cfg.UI {
 		if err := g.handleUI(mux, cfg); err != nil {
 			return nil, err
@@ -137,6 +146,12 @@ func New(cfg Config) (*Gateway, error) {
 	}
 	g.handler = mux
 	return g, nil
+}
+
+// noSuchPath answers a request for a path of none of the APIs.
+func noSuchPath(w http.ResponseWriter, _ *http.Request) {
+	const paths = "/api/v1/… (DashScope's API), /v1/images/generations and /v1/models (OpenAI's), /images/…, /ui/ and /healthz"
+	writeAnswer(w, http.StatusNotFound, encodeDashScopeError(uuid.NewString(), newAPIError(http.StatusNotFound, codeNotFound, "this path does not exist; there are "+paths, 0)))
 }
 
 // handleUI adds asynq's web UI.

@@ -176,7 +176,8 @@ func TestOpenAIRetries(t *testing.T) {
 		assert.Contains(t, got.body, `"code":"timeout"`)
 		id := s.onlyJob()
 
-		// The client disconnects, and gets no answer.
+		// The client disconnects while its job is worked on, and gets no answer.
+		s.generate(id)
 		ctx, hangUp := context.WithTimeout(t.Context(), time.Second)
 		defer hangUp()
 		s.generateImages(ctx, openAICat)
@@ -242,7 +243,7 @@ func TestOpenAIErrors(t *testing.T) {
 			`{"prompt":"a cat","response_format":"gif"}`:        {"InvalidParameter", "response_format"},
 			`{"prompt":"a cat","response_format":["b64_json"]}`: {"InvalidParameter", "response_format"},
 			`{"prompt":"a cat","output_format":"webp"}`:         {"InvalidParameter", "output_format"},
-			`{"prompt":"a cat","stream":true}`:                  {"InvalidParameter", "stream"},
+			`{"prompt":"a cat","stream":"yes"}`:                 {"InvalidParameter", "stream"},
 			`{"prompt":"a cat","images":[]}`:                    {"InvalidParameter", "images"},
 			`{"prompt":"a cat","ref_img":"file:///etc/passwd"}`: {"InvalidParameter", "ref_img"},
 			`{"prompt":"a cat","input":{"prompt":"b"}}`:         {"InvalidParameter", "input"},

@@ -108,9 +108,14 @@ func BatchBudget(batch string) string { return "danqing:budget:" + batch }
 
 // The gateway (jobs/gateway) writes and reads these keys.
 
-// Dedupe is the ID of the job that a client's request started, by a hash of the request
-// and its token. Lifetime: 24 hours from the first write.
+// Dedupe is a hash of the jobs of equal requests whose images were not delivered yet, by a hash
+// of the request and its token: JOB, and JOB/WAITER → PROCESS for each request that waits for
+// it. Lifetime: 24 hours from the last request.
 func Dedupe(requestHash string) string { return "danqing:dedupe:" + requestHash }
+
+// WaitingGateways is a sorted set of the gateways whose requests wait, by the time until which
+// they are believed to, in Unix milliseconds. Lifetime: an entry is renewed every second.
+const WaitingGateways = "danqing:gateways"
 
 // Upload is an uploaded reference image as JSON, by its object name. Lifetime: 48 hours
 // from the first write, as at DashScope.
