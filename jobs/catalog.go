@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // DefaultModel is the model of a request without one.
@@ -115,14 +117,14 @@ func modelName(name string) string {
 // Cost is the price of some images in Beijing in micro-yuan (1 yuan is 1,000,000), without
 // free quotas.
 func (m Model) Cost(images int) int64 {
-	return int64(images) * m.Prices[RegionBeijing]
+	return ledger.Times(m.Prices[RegionBeijing], images)
 }
 
 // CostIn is the price of some images in a region in micro-yuan (1 yuan is 1,000,000), without
 // free quotas. sold is false, and the price 0, if the region does not have the model.
 func (m Model) CostIn(region string, images int) (microYuan int64, sold bool) {
 	price, sold := m.Prices[region]
-	return int64(images) * price, sold
+	return ledger.Times(price, images), sold
 }
 
 // ContractCost is CostIn with the prices of a contract: micro-yuan per image, by the model's
@@ -130,7 +132,7 @@ func (m Model) CostIn(region string, images int) (microYuan int64, sold bool) {
 func (m Model) ContractCost(prices map[string]int64, region string, images int) (microYuan int64, sold bool) {
 	microYuan, sold = m.CostIn(region, images)
 	if price, ok := prices[m.Name]; ok && sold {
-		microYuan = int64(images) * price
+		microYuan = ledger.Times(price, images)
 	}
 	return microYuan, sold
 }

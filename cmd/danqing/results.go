@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
@@ -162,7 +163,7 @@ func checkWritableFolder(path string) error {
 func (r *batchRun) printPlan() {
 	var maxCost int64
 	for _, line := range r.unfinished {
-		maxCost += r.runtime.price(line.Request)
+		maxCost = ledger.Sum(maxCost, r.runtime.price(line.Request))
 	}
 	text := fmt.Sprintf("%s: %d finished already, %d to make, %s at most", count(len(r.lines), "job"), len(r.finishedBefore), len(r.unfinished), yuan(maxCost))
 	if r.runtime.worker.Simulated() {

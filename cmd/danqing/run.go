@@ -310,7 +310,7 @@ func (r *batchRun) counts() counts {
 				c.images++
 			}
 		}
-		c.microYuan += rec.CostMicroYuan
+		c.microYuan = ledger.Sum(c.microYuan, rec.CostMicroYuan)
 	}
 	return c
 }

@@ -198,8 +198,8 @@ func (r spendReport) rows(spent []ledger.Spend) (rows []*spendRow, total ledger.
 			rows = append(rows, row)
 		}
 		for _, sum := range []*ledger.Spend{&row.sum, &total} {
-			sum.SpentMicroYuan += s.SpentMicroYuan
-			sum.ReservedMicroYuan += s.ReservedMicroYuan
+			sum.SpentMicroYuan = ledger.Sum(sum.SpentMicroYuan, s.SpentMicroYuan)
+			sum.ReservedMicroYuan = ledger.Sum(sum.ReservedMicroYuan, s.ReservedMicroYuan)
 			sum.Images += s.Images
 		}
 	}

@@ -85,7 +85,7 @@ func (l *Ledger) ImportSums(ctx context.Context, workerID string, sums []Spend) 
 		key := accountDay{s.Account, s.Day}
 		days[key] = append(days[key], s)
 		if s.Batch != "" {
-			batches[s.Batch] += s.SpentMicroYuan
+			batches[s.Batch] = Sum(batches[s.Batch], s.SpentMicroYuan)
 		}
 	}
 	for key, spent := range days {
@@ -121,7 +121,7 @@ func (l *Ledger) importDay(ctx context.Context, workerID string, spent []Spend) 
 		if s.SpentMicroYuan < 0 || s.Images < 0 {
 			return errors.New("an amount is negative")
 		}
-		total += s.SpentMicroYuan
+		total = Sum(total, s.SpentMicroYuan)
 		fields = append(fields, spentField+string(encoded), s.SpentMicroYuan, imagesField+string(encoded), s.Images)
 	}
 	b, err := newBooking(Charge{Account: spent[0].Account, At: at})

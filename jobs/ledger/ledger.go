@@ -89,8 +89,11 @@ func startOfDay(at time.Time) time.Time {
 	return time.Date(year, month, day, 0, 0, 0, 0, Zone())
 }
 
-// The prefixes of the fields of a [rediskey.LedgerDay]. Numbers in Lua are exact up to
-// 2^53 millionths, nine billion yuan.
+// maxChargeMicroYuan is a million yuan, more than any attempt can cost: numbers in Lua are
+// exact up to 2^53 millionths, nine billion yuan, and HINCRBY fails beyond 2^63.
+const maxChargeMicroYuan = 1_000_000_000_000
+
+// The prefixes of the fields of a [rediskey.LedgerDay].
 const (
 	openField   = "open:"
 	spentField  = "spent:"
@@ -119,6 +122,8 @@ func newBooking(charge Charge) (booking, error) {
 		return booking{}, errors.New("its time is missing")
 	case charge.MicroYuan < 0 || charge.Images < 0:
 		return booking{}, fmt.Errorf("%d micro-yuan and %d images: must not be negative", charge.MicroYuan, charge.Images)
+	case charge.MicroYuan > maxChargeMicroYuan:
+		return booking{}, fmt.Errorf("%d micro-yuan: more than %d for one attempt", charge.MicroYuan, int64(maxChargeMicroYuan))
 	}
 	encoded, err := compactjson.Marshal(group{charge.Model, charge.Batch, charge.Labels})
 	return booking{Charge: charge, day: Day(charge.At), group: string(encoded)}, err

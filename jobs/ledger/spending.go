@@ -88,7 +88,7 @@ func decodeDay(account, day string, fields map[string]string) ([]Spend, error) {
 			if err != nil {
 				return nil, err
 			}
-			into.ReservedMicroYuan += charge.MicroYuan
+			into.ReservedMicroYuan = Sum(into.ReservedMicroYuan, charge.MicroYuan)
 		case spentField, imagesField:
 			into, err := of(rest)
 			number, numberErr := strconv.ParseInt(value, 10, 64)

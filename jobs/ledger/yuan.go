@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"fmt"
+	"math"
 	"regexp"
 	"strconv"
 	"strings"
@@ -22,6 +23,24 @@ func ParseYuan(text string) (int64, error) {
 		return 0, fmt.Errorf("%s: must be an amount of yuan such as 12 or 0.16: digits, with up to six after the point", strconv.Quote(text))
 	}
 	return strconv.ParseInt(parts[1]+(parts[2] + "000000")[:6], 10, 64)
+}
+
+// Sum returns the sum of two amounts that are not negative, or the largest amount if that
+// would overflow: a sum never becomes less.
+func Sum(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+// Times returns a price times a number of images, neither negative, or the largest amount if
+// that would overflow.
+func Times(price int64, images int) int64 {
+	if images > 0 && price > math.MaxInt64/int64(images) {
+		return math.MaxInt64
+	}
+	return price * int64(images)
 }
 
 // FormatYuan formats millionths of a yuan as yuan, exactly and without trailing zeros:

@@ -1,6 +1,7 @@
 package ledger_test
 
 import (
+	"math"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -31,4 +32,15 @@ func TestYuan(t *testing.T) {
 		_, err := ledger.ParseYuan(text)
 		require.ErrorContains(t, err, "must be an amount of yuan", text)
 	}
+}
+
+// No sum of money becomes negative or less by an overflow.
+func TestSumsDoNotOverflow(t *testing.T) {
+	t.Parallel()
+	assert.Equal(t, int64(5), ledger.Sum(2, 3))
+	assert.Equal(t, int64(math.MaxInt64), ledger.Sum(math.MaxInt64, 1))
+	assert.Equal(t, int64(math.MaxInt64), ledger.Sum(1, math.MaxInt64))
+	assert.Equal(t, int64(6), ledger.Times(2, 3))
+	assert.Zero(t, ledger.Times(2, 0))
+	assert.Equal(t, int64(math.MaxInt64), ledger.Times(1_000_000_000, math.MaxInt))
 }

@@ -249,7 +249,7 @@ func (s spendSums) add(line spendLine) {
 		sum = &ledger.Spend{Account: key.account, Day: key.day, Model: key.model, Batch: key.batch, Labels: line.Labels}
 		s[key] = sum
 	}
-	sum.SpentMicroYuan += line.MicroYuan
+	sum.SpentMicroYuan = ledger.Sum(sum.SpentMicroYuan, line.MicroYuan)
 	sum.Images += line.Images
 }
 

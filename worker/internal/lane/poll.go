@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
@@ -205,7 +206,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	next.State, next.Results, next.GeneratedAt = jobs.StateStoring, results, time.Now().UTC()
 	next.Simulated = task.Simulated // first known here for an adopted task
 	next.TaskImages, next.TaskMicroYuan = made, l.cfg.Account.Cost(l.cfg.Model, made)
-	next.CostMicroYuan = rec.CostMicroYuan + next.TaskMicroYuan
+	next.CostMicroYuan = ledger.Sum(rec.CostMicroYuan, next.TaskMicroYuan)
 	l.recorder.Journal(journal.KindResults, &next)
 	if err := l.recorder.Retry(ctx, rec.ID, func(ctx context.Context) error {
 		return l.recorder.Settle(ctx, &next, next.TaskID, made, next.TaskMicroYuan)
