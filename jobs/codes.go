@@ -70,6 +70,15 @@ const (
 	// Do: start a worker on the data directory that the message names; it delivers the
 	// image. If the job is held by then, --adopt with the job's own task.
 	CodeSpoolUnavailable = "SpoolUnavailable"
+	// CodeRecordRefused means that Redis refuses what must be recorded of the job: one of
+	// its keys has another type, or the record is too large. The images of its task, if it
+	// has one, are under _held/TASK/ in the bucket.
+	//
+	// Cost: paid if it has a task that succeeded.
+	//
+	// Do: rename or delete the key that the message is about, then --adopt with the job's
+	// own task if it has one, otherwise --buy-again.
+	CodeRecordRefused = "RecordRefused"
 )
 
 // Codes of failed jobs. danqing jobs retry enqueues them again, if that can help.

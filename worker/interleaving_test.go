@@ -75,7 +75,7 @@ func (b *beforeWrite) DialHook(next redis.DialHook) redis.DialHook { return next
 
 func (b *beforeWrite) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		if args := cmd.Args(); len(args) > 18 && args[18] == b.state && b.done.CompareAndSwap(false, true) {
+		if _, state := writtenRecord(cmd); state == b.state && b.done.CompareAndSwap(false, true) {
 			b.do()
 		}
 		return next(ctx, cmd)

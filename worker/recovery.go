@@ -11,6 +11,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/internal/account"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
 	"github.com/danqing-queue/danqing/worker/internal/quarantine"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 	"github.com/danqing-queue/danqing/worker/internal/recorder"
@@ -44,7 +45,12 @@ func (r *recovery) replayDataDir(ctx context.Context) error {
 		}
 	}
 	for task, e := range r.recorder.Data.Journal.OwnedTasks() {
-		if err := r.recorder.Store.ClaimTask(ctx, task, e.JobID); err != nil && !errors.As(err, new(*jobs.TaskOwnedError)) {
+		err := r.recorder.Store.ClaimTask(ctx, task, e.JobID)
+		if loop.IsRefused(err) {
+			r.recorder.Log.Error("owner of a task not recorded", "job_id", e.JobID, "task_id", task, "err", err)
+			continue
+		}
+		if err != nil && !errors.As(err, new(*jobs.TaskOwnedError)) {
 			return err
 		}
 	}
@@ -59,7 +65,12 @@ func (r *recovery) recoverJournal(ctx context.Context) error {
 		if e.Record == nil || e.Record.Request == nil {
 			return fmt.Errorf("journal: entry %s of job %s has no record: restore the file from a backup", e.Kind, e.JobID)
 		}
-		if err := r.RecoverEntry(ctx, e); err != nil {
+		err := r.RecoverEntry(ctx, e)
+		if loop.IsRefused(err) { // the journal keeps the entry: nothing is bought for the job
+			r.recorder.Log.Error("job not recovered: redis refuses its record", "job_id", e.JobID, "err", err)
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("recover job %s: %w", e.JobID, err)
 		}
 	}
@@ -167,6 +178,10 @@ func (r *recovery) republishIntents(ctx context.Context) error {
 		}
 		for _, task := range candidates {
 			err = errors.Join(err, r.quarantine.Add(ctx, quarantine.Task{JobID: e.JobID, Attempt: e.Attempt, Account: rec.Account, Model: rec.Model, TaskID: task}))
+		}
+		if loop.IsRefused(err) {
+			r.recorder.Log.Error("intent not recorded", "job_id", e.JobID, "err", err)
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("record intent of %s: %w", e.JobID, err)

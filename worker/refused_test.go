@@ -44,8 +44,24 @@ func (r *refusedWrite) ProcessPipelineHook(next redis.ProcessPipelineHook) redis
 
 // writesState reports whether a command writes a record in a state.
 func writesState(cmd redis.Cmder, state string) bool {
+	_, written := writtenRecord(cmd)
+	return cmd.Name() == "evalsha" && written == state
+}
+
+// writtenRecord returns the key and the state of the record that a command writes, "" if it
+// writes none: the first key of the script, and its fourth argument after the keys.
+func writtenRecord(cmd redis.Cmder) (key, state string) {
 	args := cmd.Args()
-	return len(args) > 18 && args[0] == "evalsha" && args[18] == state
+	if len(args) < 4 {
+		return "", ""
+	}
+	keys, ok := args[2].(int)
+	if !ok || keys < 12 || len(args) <= keys+6 {
+		return "", ""
+	}
+	key, _ = args[3].(string)
+	state, _ = args[keys+6].(string)
+	return key, state
 }
 
 // Redis refuses one write for a job that no message would bring back, in a lane that only

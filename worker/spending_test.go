@@ -229,8 +229,7 @@ func (l *lostReply) DialHook(next redis.DialHook) redis.DialHook { return next }
 func (l *lostReply) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		err := next(ctx, cmd)
-		args := cmd.Args()
-		if err == nil && len(args) > 18 && args[18] == "submitting" && l.lost.CompareAndSwap(false, true) {
+		if err == nil && writesState(cmd, "submitting") && l.lost.CompareAndSwap(false, true) {
 			cmd.SetErr(errOutage)
 			return errOutage
 		}

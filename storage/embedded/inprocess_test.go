@@ -19,7 +19,7 @@ func TestHTTPClient(t *testing.T) {
 	t.Parallel()
 	server := open(t, t.TempDir())
 	c := client(server)
-	big := strings.Repeat("0123456789abcdef", 1<<16)
+	big := strings.Repeat("0123456789abcdef", 1<<20)
 	require.NoError(t, put(t.Context(), c, "big", big))
 
 	t.Run("a reader that stops early", func(t *testing.T) {

@@ -109,11 +109,15 @@ func (s *Server) handle(ctx context.Context, message *asynq.Task) error {
 		return err
 	}
 	err = s.claimSpool(ctx, rec, got)
-	if err == nil {
+	if err == nil || loop.IsRefused(err) {
 		err = s.storeImages(ctx, rec, got)
 	}
 	if errors.Is(err, jobs.ErrConflict) {
 		return nil
+	}
+	if loop.IsRefused(err) { // the images are in the bucket, and what was decided is in the journal
+		s.log.Error("job stored, but redis refuses its record", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
+		return fmt.Errorf("%s: redis refuses the record of the job, whose images are in the bucket: %w: %w", jobs.CodeRecordRefused, err, asynq.SkipRetry)
 	}
 	if err != nil && ctx.Err() == nil {
 		s.log.Warn("image not stored, retrying", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)

@@ -56,6 +56,11 @@ func (l *lane) drive(ctx context.Context, e *execution, id string, from source) 
 			err = l.leave(ctx, rec, from)
 			rec = nil
 		}
+		if isRefused(err) {
+			if err = l.refused(ctx, id, rec, err); !mustReread(err) && from.message == nil {
+				return nil // the log and the journal have the reason
+			}
+		}
 		switch {
 		case errors.Is(err, errLeft):
 			return nil
@@ -133,6 +138,8 @@ func (l *lane) load(ctx context.Context, id string, m *jobs.GenerateMessage) (*j
 			return rec, err
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
+		case loop.IsRefused(err):
+			return nil, err
 		case m != nil:
 			return nil, l.redisPause(err)
 		}

@@ -51,7 +51,8 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 		return fmt.Errorf("%w: enqueue with the jobs package: %w", err, asynq.SkipRetry)
 	}
 	e := l.attach(m.JobID)
-	if e == nil {
+	attached := e != nil
+	if !attached {
 		if err := l.takeSlot(handling); err != nil {
 			return blockUntilRequeued(handling)
 		}
@@ -59,6 +60,9 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 	}
 	select {
 	case <-e.done:
+		if attached && e.err == nil { // it may have left the job, which waits, to its message
+			return l.handle(ctx, handling, message)
+		}
 	case <-e.parked:
 		if l.detachParked(m.JobID, e) {
 			return &jobError{retryIn: heldRetry, message: jobs.CodeSubmitAmbiguous + ": " + reconcile.AmbiguousMessage + "see the job's record"}

@@ -50,7 +50,7 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 	}
 	for _, task := range orphans {
 		l.log.Error("orphaned task after data loss: next job will be held", "task_id", task.TaskID)
-		if err := l.cfg.Quarantine.Add(ctx, quarantine.Task{JobID: "unknown", Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, TaskID: task.TaskID, HoldsNext: true}); err != nil {
+		if err := l.cfg.Quarantine.Add(ctx, quarantine.Task{JobID: quarantine.UnknownJob, Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, TaskID: task.TaskID, HoldsNext: true}); err != nil {
 			return err
 		}
 	}

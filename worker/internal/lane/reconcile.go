@@ -83,6 +83,9 @@ func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (e
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if isRefused(err) {
+			return err
+		}
 		if err != nil {
 			l.log.Warn("task list unavailable, retrying", "job_id", rec.ID, "err", err)
 			if now, _ := l.cfg.Account.ServiceNow(); now.Sub(l.intentOf(rec).From) > reconcile.MaxIntentAge {
@@ -148,6 +151,9 @@ func (l *lane) quietIn(i reconcile.Intent) time.Duration {
 // or running.
 func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, snapshot *reconcile.Snapshot) (done, open bool, err error) {
 	key, err := l.keyID(ctx, rec.KeyFingerprint)
+	if isRefused(err) {
+		return false, false, err
+	}
 	if err != nil {
 		loop.WarnRedis(l.log, err, "job_id", rec.ID)
 		return false, true, nil
@@ -333,6 +339,9 @@ func (l *lane) holdAmbiguous(ctx context.Context, rec *jobs.Record, candidates [
 	next.SettledIntent = settled
 	for _, id := range next.Candidates {
 		if err := l.cfg.Quarantine.Add(ctx, quarantine.Task{JobID: rec.ID, Attempt: rec.Attempt, Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, TaskID: id}); err != nil {
+			if isRefused(err) {
+				return err
+			}
 			return l.redisPause(err)
 		}
 	}

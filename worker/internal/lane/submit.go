@@ -82,6 +82,9 @@ func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) e
 		return cmp.Or(err, context.Cause(ctx))
 	}
 	if err := l.recorder.Update(ctx, rec, intent); err != nil {
+		if isRefused(err) {
+			return l.intentRefused(ctx, intent, rec, err)
+		}
 		return err
 	}
 	if err := l.recorder.Data.Journal.Append(journal.KindIntent, intent); err != nil {

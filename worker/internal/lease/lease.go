@@ -20,7 +20,8 @@ const (
 	// TTL is the lease's lifetime in Redis, and how long a lane is idle after its
 	// holder crashed.
 	TTL = 15 * time.Second
-	// leaseRenew is how often the holder renews the lease.
+	// leaseRenew is how often the holder renews the lease. It is lost if Redis takes longer
+	// than 6 s for an answer.
 	leaseRenew = 5 * time.Second
 	// Poll is how often a standby tries to acquire the lease.
 	Poll = 500 * time.Millisecond
@@ -126,9 +127,11 @@ func (l *Lease) acquire(ctx context.Context) (bool, error) {
 // Valid reports whether the lease is certainly still held.
 func (l *Lease) Valid() bool { return time.Now().Before(*l.until.Load()) }
 
-// renew renews the lease until ctx ends, or the lease is lost.
+// renew renews the lease until ctx ends, or the lease is lost. The interval is from request to
+// request: a slow answer must not delay the next one.
 func (l *Lease) renew(ctx context.Context) {
-	for loop.Sleep(ctx, leaseRenew) == nil {
+	for sent := l.until.Load().Add(leaseMargin - TTL); loop.Sleep(ctx, leaseRenew-time.Since(sent)) == nil; {
+		sent = time.Now()
 		asking, cancel := context.WithDeadline(ctx, *l.until.Load())
 		held, err := l.acquire(asking)
 		cancel()

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -19,12 +20,13 @@ func WarnRedis(log *slog.Logger, err error, attributes ...any) {
 	log.With(attributes...).Warn(RedisUnavailable, "err", err)
 }
 
-// RetryRedis repeats do while it fails with an error that may be temporary, until stopping
-// ends; then it fails with its cause. Any other error is returned at once. do gets ctx.
+// RetryRedis repeats do while it fails with an error that may be temporary, or because Redis
+// denies the user the command, until stopping ends; then it fails with its cause. Any other
+// error is returned at once. do gets ctx.
 func RetryRedis(ctx, stopping context.Context, log *slog.Logger, do func(context.Context) error) error {
 	for retry := (&Backoff{First: 100 * time.Millisecond, Most: 10 * time.Second}); ; {
 		err := do(ctx)
-		if err == nil || !IsTransient(err) {
+		if err == nil || !IsTransient(err) && !isDenied(err) {
 			return err
 		}
 		wait := retry.Next()
@@ -50,4 +52,23 @@ func IsTransient(err error) bool {
 		}
 	}
 	return redis.HasErrorPrefix(err, "MISCONF") || redis.HasErrorPrefix(err, "BUSY")
+}
+
+// IsRefused reports whether Redis refuses a command for what is in it or under its keys: a key
+// has another type, or a value is too large. Repeated, it fails again; another command may
+// succeed.
+func IsRefused(err error) bool {
+	answer := redis.Error(nil)
+	return errors.As(err, &answer) && !errors.Is(err, redis.Nil) && !IsTransient(err) && !isDenied(err)
+}
+
+// isDenied reports whether Redis denies the user a command, in a script too. That may pass: an
+// operator corrects the user's rights or the password.
+func isDenied(err error) bool {
+	for _, prefix := range []string{"NOPERM", "NOAUTH", "WRONGPASS"} {
+		if redis.HasErrorPrefix(err, prefix) {
+			return true
+		}
+	}
+	return redis.HasErrorPrefix(err, "ERR") && strings.Contains(err.Error(), "ACL failure in script")
 }

@@ -102,7 +102,10 @@ func (l *List) JobHeld(ctx context.Context, account, model, taskID string) error
 	return l.Redis.HSet(ctx, key(account, model), taskID, encoded).Err()
 }
 
-// tasks returns a lane's quarantined tasks, by ID.
+// UnknownJob is the job of a task that may be of any job.
+const UnknownJob = "unknown"
+
+// tasks returns a lane's quarantined tasks, by ID. Of a damaged entry only the ID is known.
 func (l *List) tasks(ctx context.Context, account, model string) (map[string]Task, error) {
 	entries, err := l.Redis.HGetAll(ctx, key(account, model)).Result()
 	if err != nil {
@@ -111,9 +114,11 @@ func (l *List) tasks(ctx context.Context, account, model string) (map[string]Tas
 	tasks := map[string]Task{}
 	for id, encoded := range entries {
 		var task Task
-		if err := json.Unmarshal([]byte(encoded), &task); err != nil {
-			return nil, fmt.Errorf("read quarantined task %s: %w", id, err)
+		if err := json.Unmarshal([]byte(encoded), &task); err != nil || task.TaskID != id {
+			l.Log.Error("quarantine: entry damaged, its task is kept", "task_id", id, "err", err)
+			task = Task{JobID: UnknownJob}
 		}
+		task.Account, task.Model, task.TaskID = account, model, id
 		tasks[id] = task
 	}
 	return tasks, nil
