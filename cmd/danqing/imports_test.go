@@ -28,10 +28,10 @@ const (
 func importMap() map[string][]string {
 	return map[string][]string{
 		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/compactjson", "jobs/embedded", "jobs/gateway", "jobs/ledger", "jobs/redishealth", "jobs/rediskey", "storage", "storage/atomicfile", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
-		"cmd/danqing/drill":                  {"jobs", "jobs/ledger", "storage", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
+		"cmd/danqing/drill":                  {"jobs", "jobs/ledger", "storage", "storage/atomicfile", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
 		"config":                             {"jobs", "jobs/editdistance", "jobs/ledger", "jobs/webhook", "storage", "worker", "worker/dashscope"},
 		"worker":                             {"jobs", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope", "worker/internal/account", "worker/internal/delivery", "worker/internal/lane", "worker/internal/lease", "worker/internal/loop", "worker/internal/notify", "worker/internal/quarantine", "worker/internal/reconcile", "worker/internal/recorder", "worker/journal"},
-		"worker/internal/lane":               {"jobs", "jobs/compactjson", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope", "worker/internal/account", "worker/internal/lease", "worker/internal/loop", "worker/internal/quarantine", "worker/internal/reconcile", "worker/internal/recorder", "worker/journal"},
+		"worker/internal/lane":               {"jobs", "jobs/compactjson", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope", "worker/internal/account", "worker/internal/lease", "worker/internal/loop", "worker/internal/pollschedule", "worker/internal/quarantine", "worker/internal/reconcile", "worker/internal/recorder", "worker/journal"},
 		"worker/internal/delivery":           {"jobs", "storage", "worker/dashscope", "worker/internal/account", "worker/internal/loop", "worker/internal/recorder", "worker/journal"},
 		"worker/internal/notify":             {"jobs", "jobs/compactjson", "jobs/webhook", "storage", "worker/internal/loop"},
 		"worker/internal/quarantine":         {"jobs", "jobs/compactjson", "jobs/rediskey", "storage", "worker/dashscope", "worker/internal/loop", "worker/internal/recorder"},
@@ -40,6 +40,7 @@ func importMap() map[string][]string {
 		"worker/internal/account":            {"jobs", "worker/dashscope", "worker/internal/loop"},
 		"worker/internal/lease":              {"jobs/redishealth", "jobs/rediskey", "worker/internal/loop", "worker/journal"},
 		"worker/internal/loop":               {},
+		"worker/internal/pollschedule":       {},
 		"worker/journal":                     {"jobs", "jobs/compactjson", "jobs/ledger", "storage/atomicfile"},
 		"worker/dashscope":                   {},
 		"worker/dashscope/simulator":         {"jobs", "jobs/compactjson", "storage/embedded/inprocess", "worker/dashscope", "worker/dashscope/simulator/painter"}, // the honored parameters, the wire structs, the images
