@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 )
 
 // Kind classifies failures by what the caller must do.
@@ -220,12 +221,42 @@ func retryAfter(a answer) time.Duration {
 
 var signedQuery = regexp.MustCompile(`(https?://[^\s"'<>?]+)\?[^\s"'<>]+`)
 
+// minKeyBytes is the length from which a key is redacted wherever it stands. A shorter one, as
+// in a trial, is redacted as a word of its own: it may be a part of any other word.
+const minKeyBytes = 12
+
 // scrub removes the key, and the query of every URL, from the service's text.
 func scrub(s, key string) string {
-	if key != "" {
+	switch {
+	case len(key) >= minKeyBytes:
 		s = strings.ReplaceAll(s, key, "**redacted**")
+	case key != "":
+		s = redactWord(s, key)
 	}
 	return signedQuery.ReplaceAllString(s, "$1?**redacted**")
+}
+
+// redactWord redacts a key where no letter or digit is next to it.
+func redactWord(s, key string) string {
+	isPart := func(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }
+	var b strings.Builder
+	for rest := s; ; {
+		at := strings.Index(rest, key)
+		if at < 0 {
+			b.WriteString(rest)
+			return b.String()
+		}
+		end := at + len(key)
+		before, _ := utf8.DecodeLastRuneInString(s[:len(s)-len(rest)+at])
+		after, _ := utf8.DecodeRuneInString(rest[end:])
+		b.WriteString(rest[:at])
+		if isPart(before) || isPart(after) {
+			b.WriteString(key)
+		} else {
+			b.WriteString("**redacted**")
+		}
+		rest = rest[end:]
+	}
 }
 
 // text returns a text of the service for people: without secrets, printable, on one line and

@@ -175,3 +175,17 @@ func FuzzBaseURL(f *testing.F) {
 		_ = c.Region()
 	})
 }
+
+// A key of a few characters is redacted as a word, and does not garble the others.
+func TestScrubShortKey(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"any task of company any, Many":     "**redacted** task of company **redacted**, Many",
+		`key "any": Bearer any`:             `key "**redacted**": Bearer **redacted**`,
+		"anyany 任any any":                   "anyany 任any **redacted**",
+		"https://h/any?Signature=any&b=any": "https://h/**redacted**?**redacted**",
+	} {
+		require.Equal(t, want, scrub(text, "any"))
+	}
+	require.Equal(t, "x**redacted**y", scrub("xsk-0123456789y", "sk-0123456789"))
+}
