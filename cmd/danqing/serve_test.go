@@ -150,13 +150,18 @@ func (s *serveStack) submitAndWait(body string, headers ...string) dashscope.Tas
 	}
 }
 
+// noRedirects is a client that follows no redirects, like curl.
+func noRedirects() *http.Client {
+	return &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
 // save saves each result like the documentation's sample programs.
 func save(t *testing.T, dir string, results []dashscope.Result) {
 	t.Helper()
 	for _, result := range results {
 		link, err := url.Parse(result.URL)
 		require.NoError(t, err)
-		resp, err := http.Get(result.URL) //nolint:noctx // on this machine
+		resp, err := noRedirects().Get(result.URL) //nolint:noctx // on this machine
 		require.NoError(t, err)
 		content, err := io.ReadAll(resp.Body)
 		require.NoError(t, err)
@@ -197,6 +202,36 @@ func (s *serveStack) uploadFile(file string) string {
 	require.NoError(s.t, resp.Body.Close())
 	require.Equal(s.t, http.StatusOK, resp.StatusCode)
 	return "oss://" + key
+}
+
+// equalRequests sends three equal requests of OpenAI's API at once, as its SDK for JavaScript
+// does.
+func (s *serveStack) equalRequests() {
+	s.t.Helper()
+	var group sync.WaitGroup
+	for range 3 {
+		group.Go(func() {
+			req, err := http.NewRequestWithContext(s.t.Context(), http.MethodPost, "http://"+s.address+"/v1/images/generations", strings.NewReader(`{"model":"wanx-v1","prompt":"equal cats","size":"1024x1024"}`))
+			if !assert.NoError(s.t, err) {
+				return
+			}
+			for name, value := range map[string]string{
+				"Accept": "application/json", "Authorization": "Bearer " + serveToken, "Content-Type": "application/json", "User-Agent": "OpenAI/JS 6.9.1",
+				"X-Stainless-Retry-Count": "0", "X-Stainless-Lang": "js", "X-Stainless-Package-Version": "6.9.1", "X-Stainless-Runtime": "node", "X-Stainless-Timeout": "600",
+			} {
+				req.Header.Set(name, value)
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if !assert.NoError(s.t, err) {
+				return
+			}
+			answer, err := io.ReadAll(resp.Body)
+			assert.NoError(s.t, err)
+			assert.NoError(s.t, resp.Body.Close())
+			assert.Equal(s.t, http.StatusOK, resp.StatusCode, string(answer))
+		})
+	}
+	group.Wait()
 }
 
 // A program written for DashScope runs against Danqing with a worker and a real Redis: each
@@ -257,6 +292,8 @@ func TestServe(t *testing.T) {
 	}
 	assert.Equal(t, task.TaskID, s.submitAndWait(`{"model":"wanx-v1","input":{"prompt":"four cats"}}`, "Idempotency-Key", "order 17").TaskID)
 	assert.Len(t, sim.Tasks(), 6, "each was bought once")
+	s.equalRequests()
+	assert.Len(t, sim.Tasks(), 9, "an image for each of the equal requests")
 
 	// A worker refuses a Danqing server in place of DashScope.
 	wrong, log := s.program([]string{"DASHSCOPE_API_KEY=" + serveToken, "DASHSCOPE_HTTP_BASE_URL=http://" + s.address + "/api/v1"}, "worker")
