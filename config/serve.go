@@ -54,6 +54,9 @@ type Token struct {
 	// MaxRequests is the maximum number of its open requests; 0 means the gateway's
 	// default. The default is DANQING_TOKEN_MAX_REQUESTS.
 	MaxRequests int
+	// MaxUploads is the maximum number of its reference images per day; 0 means the
+	// gateway's default. The default is DANQING_TOKEN_MAX_UPLOADS.
+	MaxUploads int
 }
 
 // minTokenBytes is the minimum length of a token against guessing over a network. The
@@ -67,6 +70,7 @@ func (l *loader) serve() {
 	defaults := Token{
 		MaxQueued:   l.parseCount("jobs")(l.lookup("DANQING_TOKEN_MAX_QUEUED")),
 		MaxRequests: l.parseCount("requests")(l.lookup("DANQING_TOKEN_MAX_REQUESTS")),
+		MaxUploads:  l.parseCount("uploads")(l.lookup("DANQING_TOKEN_MAX_UPLOADS")),
 	}
 	if v, name := l.lookup("DANQING_TOKEN_DAILY_BUDGET"); v != "" {
 		defaults.DailyBudgetMicroYuan = l.parseYuan(v, name)
@@ -218,7 +222,7 @@ func (l *loader) readTokensFile(path, at string, defaults Token) {
 }
 
 func (l *loader) fileToken(node *yaml.Node, t Token) {
-	f := l.parseMapping(node, "a token", "name", "token", "token_env", "max_queued", "daily_budget", "max_requests")
+	f := l.parseMapping(node, "a token", "name", "token", "token_env", "max_queued", "daily_budget", "max_requests", "max_uploads")
 	if node.Kind != yaml.MappingNode {
 		return
 	}
@@ -243,6 +247,9 @@ func (l *loader) fileToken(node *yaml.Node, t Token) {
 	}
 	if v := l.scalar(f["max_requests"]); v != "" {
 		t.MaxRequests = l.parseCount("requests")(v, f["max_requests"].at)
+	}
+	if v := l.scalar(f["max_uploads"]); v != "" {
+		t.MaxUploads = l.parseCount("uploads")(v, f["max_uploads"].at)
 	}
 	if v := l.scalar(f["daily_budget"]); v != "" {
 		t.DailyBudgetMicroYuan = l.parseYuan(v, f["daily_budget"].at)

@@ -26,18 +26,19 @@ tokens:
     max_queued: 500
     daily_budget: 20
     max_requests: 9
+    max_uploads: 4
   - {name: blog, token_env: BLOG_TOKEN}
 `)
 	cfg, err := load(map[string]string{
 		"DANQING_SERVE_TOKENS": " ops:ops-0123456789abcdef , ci:ci-with:colon-0123456789", "DANQING_SERVE_TOKENS_FILE": path, "BLOG_TOKEN": "blog-0123456789abcdef",
-		"DANQING_TOKEN_MAX_QUEUED": "100", "DANQING_TOKEN_DAILY_BUDGET": "5", "DANQING_TOKEN_MAX_REQUESTS": "7", "DANQING_SERVE_MAX_QUEUED": "9000", "DANQING_GATEWAY_DEFAULT_N": "1", "DANQING_IMAGE_LINKS": "redirect", "DANQING_KEEPALIVE_WHITESPACE": "15s", "DANQING_CORS_ORIGINS": "https://a.example, http://localhost:5173",
+		"DANQING_TOKEN_MAX_QUEUED": "100", "DANQING_TOKEN_DAILY_BUDGET": "5", "DANQING_TOKEN_MAX_REQUESTS": "7", "DANQING_TOKEN_MAX_UPLOADS": "3", "DANQING_SERVE_MAX_QUEUED": "9000", "DANQING_GATEWAY_DEFAULT_N": "1", "DANQING_IMAGE_LINKS": "redirect", "DANQING_KEEPALIVE_WHITESPACE": "15s", "DANQING_CORS_ORIGINS": "https://a.example, http://localhost:5173",
 		"DANQING_SERVE_URL": "https://danqing.example.com/api/v1/", "DANQING_LISTEN": "0.0.0.0:80", "DANQING_UI_PASSWORD": "open-0123456789abcdef", "DANQING_UI_WRITE": "true",
 	})
 	require.NoError(t, err)
 	assert.Equal(t, Serve{
 		Tokens: []Token{
-			{"ops", NewSecret("ops-0123456789abcdef"), 100, 5_000_000, 7}, {"ci", NewSecret("ci-with:colon-0123456789"), 100, 5_000_000, 7},
-			{"shop", NewSecret("shop-0123456789abcdef"), 500, 20_000_000, 9}, {"blog", NewSecret("blog-0123456789abcdef"), 100, 5_000_000, 7},
+			{"ops", NewSecret("ops-0123456789abcdef"), 100, 5_000_000, 7, 3}, {"ci", NewSecret("ci-with:colon-0123456789"), 100, 5_000_000, 7, 3},
+			{"shop", NewSecret("shop-0123456789abcdef"), 500, 20_000_000, 9, 4}, {"blog", NewSecret("blog-0123456789abcdef"), 100, 5_000_000, 7, 3},
 		},
 		Listen: "0.0.0.0:80", URL: "https://danqing.example.com", DefaultN: 1, MaxQueued: 9000, RedirectImages: true, KeepAlive: 15 * time.Second, CORSOrigins: []string{"https://a.example", "http://localhost:5173"}, UIPassword: NewSecret("open-0123456789abcdef"), UIWrite: true,
 	}, cfg.Serve)

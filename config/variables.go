@@ -53,6 +53,7 @@ func Variables() []VariableGroup {
 			{Name: "DANQING_TOKEN_MAX_QUEUED", Meaning: "jobs that a token may have waiting, half of them scheduled for later, unless the file says otherwise", Default: "an equal part of `DANQING_SERVE_MAX_QUEUED`"},
 			{Name: "DANQING_TOKEN_DAILY_BUDGET", Meaning: "yuan that a token's jobs of a day (UTC+8) may cost, unless the file says otherwise", Default: "no limit"},
 			{Name: "DANQING_TOKEN_MAX_REQUESTS", Meaning: "requests that a token may have open, among them queries that are held and requests that wait for images, unless the file says otherwise", Default: "an equal part of half the server's connections, 8 to 256"},
+			{Name: "DANQING_TOKEN_MAX_UPLOADS", Meaning: "reference images that a token may upload or have staged a day (UTC+8), of 2 MiB each on average, unless the file says otherwise", Default: "`500`"},
 			{Name: "DANQING_SERVE_MAX_QUEUED", Meaning: "jobs that may wait in all before new ones get 429", Default: "`100000`; `10000` with the embedded queue"},
 			{Name: "DANQING_SERVE_URL", Meaning: "where clients reach the API: links begin with it, those in callbacks too (set it for workers as well)", Default: "the host of each request"},
 			{Name: "DANQING_UI_PASSWORD", Meaning: "what the web UI asks for, with any user name, 16 characters or more; required for `--ui` beside tokens", Default: "none: loopback only, without tokens"},

@@ -12,7 +12,8 @@
 //
 //	PREFIX/JOB_ID/JOB_ID-N.png    images, by the key template
 //	PREFIX/_jobs/JOB_ID.json      sidecars
-//	PREFIX/_refs/SHA256           staged reference images
+//	PREFIX/_refs/SHA256           staged reference images of the operator
+//	PREFIX/_refs/@TOKEN/SHA256    those staged over HTTP, see [Owner]
 //	PREFIX/_held/TASK_ID/NAME     quarantined images, for an operator to claim
 //
 // The package retries what the S3 SDK retries, and nothing else. The caller

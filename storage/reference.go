@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/aws/aws-sdk-go-v2/service/s3"
 	_ "golang.org/x/image/bmp" // formats that the standard library lacks
 	_ "golang.org/x/image/tiff"
 	_ "golang.org/x/image/webp"
@@ -39,6 +40,8 @@ var sha256Pattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // Reference is a local reference image that DashScope accepts.
 type Reference struct {
+	// Owner is whose image it is once staged; "" is the operator. See [Owner].
+	Owner       string
 	Path        string
 	SHA256      string // hex; its name once staged
 	Bytes       int64
@@ -105,10 +108,22 @@ func inspect(f *os.File) (*Reference, error) {
 	}, nil
 }
 
-// StageReference stores a reference image under its hash, unless the bucket has
+// Owner returns the owner of the images that a producer has staged over HTTP, where the
+// producer is "" without tokens. No other producer can use them.
+func Owner(producer string) string { return "@" + producer }
+
+// referenceKey is the key of a staged reference image.
+func (b *Bucket) referenceKey(owner, sha256Hex string) string {
+	if owner != "" {
+		owner += "/"
+	}
+	return b.prefix + referenceFolder + owner + sha256Hex
+}
+
+// StageReference stores a reference image under its owner and hash, unless the bucket has
 // it already. It fails if the file has changed since it was inspected.
 func (b *Bucket) StageReference(ctx context.Context, ref *Reference) error {
-	key := b.prefix + referenceFolder + ref.SHA256
+	key := b.referenceKey(ref.Owner, ref.SHA256)
 	f, d, err := openWithDigests(ref.Path)
 	if err != nil {
 		return fmt.Errorf("put %s: %w", key, err)
@@ -120,11 +135,27 @@ func (b *Bucket) StageReference(ctx context.Context, ref *Reference) error {
 	return b.putFileIfMissing(ctx, key, f, d)
 }
 
-// OpenReference opens a staged reference image by its hash, or returns
-// [ErrNotExist]. The caller must close the reader.
-func (b *Bucket) OpenReference(ctx context.Context, sha256Hex string) (io.ReadCloser, Info, error) {
+// OpenReference opens a staged reference image by its hash: that of the first of these
+// owners who has it. Without any it fails with [ErrNotExist]. The caller must close the
+// reader.
+func (b *Bucket) OpenReference(ctx context.Context, sha256Hex string, owners ...string) (body io.ReadCloser, info Info, err error) {
 	if !sha256Pattern.MatchString(sha256Hex) {
 		return nil, Info{}, fmt.Errorf("reference %q: must be a SHA-256 in lower-case hex", sha256Hex)
 	}
-	return b.Get(ctx, b.prefix+referenceFolder+sha256Hex)
+	err = ErrNotExist
+	for _, owner := range owners {
+		if body, info, err = b.Get(ctx, b.referenceKey(owner, sha256Hex)); !errors.Is(err, ErrNotExist) {
+			break
+		}
+	}
+	return body, info, err
+}
+
+// DeleteReference deletes a staged reference image, if it exists.
+func (b *Bucket) DeleteReference(ctx context.Context, owner, sha256Hex string) error {
+	key := b.referenceKey(owner, sha256Hex)
+	if _, err := b.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &b.name, Key: &key}); err != nil {
+		return fmt.Errorf("delete %s: %w", key, b.explain(err))
+	}
+	return nil
 }

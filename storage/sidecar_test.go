@@ -173,7 +173,7 @@ func TestInspectReference(t *testing.T) {
 	require.ErrorContains(t, err, "not a regular file")
 	_, err = storage.InspectReference(filepath.Join(t.TempDir(), "none"))
 	require.ErrorIs(t, err, os.ErrNotExist)
-	_, _, err = newBucket(t, goodConfig()).OpenReference(t.Context(), "../x")
+	_, _, err = newBucket(t, goodConfig()).OpenReference(t.Context(), "../x", "")
 	assert.ErrorContains(t, err, "must be a SHA-256")
 }
 

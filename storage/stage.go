@@ -46,30 +46,19 @@ func (e *StageError) Error() string {
 // Unwrap returns Err.
 func (e *StageError) Unwrap() error { return e.Err }
 
-// StageURL copies the reference image at a URL into the bucket, under its hash: JPEG,
-// PNG, BMP, TIFF or WEBP, at most 10 MiB, 256×256 to 4096×4096 pixels. It connects to
-// public addresses only, follows up to three redirects, and times out after one
-// minute.
+// FetchReference downloads the reference image at a URL into a new file, at the returned
+// Path: JPEG, PNG, BMP, TIFF or WEBP, at most 10 MiB, 256×256 to 4096×4096 pixels. The
+// caller must remove it. It connects to public addresses only, follows up to three
+// redirects, and times out after one minute.
 //
 // It fails with a [*StageError] if the image or its host is at fault, and otherwise
-// with the error of the bucket or the disk.
-func (b *Bucket) StageURL(ctx context.Context, rawURL string, from StageOptions) (*Reference, error) {
-	ref, err := FetchReference(ctx, rawURL, from)
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(ref.Path) //nolint:errcheck // a temporary file
-	return ref, b.StageReference(ctx, ref)
-}
-
-// FetchReference is the first half of [Bucket.StageURL]: it downloads the image into a
-// new file, at the returned Path. The caller must remove it.
+// with the error of the disk.
 func FetchReference(ctx context.Context, rawURL string, from StageOptions) (ref *Reference, err error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
 		return nil, &StageError{Err: errors.New("not an http or https URL without user name and password")}
 	}
-	file, err := os.CreateTemp(from.Dir, "reference-*")
+	file, err := os.CreateTemp(from.Dir, "danqing-reference-*")
 	if err != nil {
 		return nil, fmt.Errorf("stage reference image: %w", err)
 	}

@@ -51,7 +51,7 @@ func requireEmpty(t *testing.T, dir string) {
 }
 
 // A reference image is copied into the bucket under its hash.
-func TestStageURL(t *testing.T) {
+func TestFetchAndStageReference(t *testing.T) {
 	t.Parallel()
 	content := gray(t, 300, 256)
 	mux := http.NewServeMux()
@@ -62,12 +62,21 @@ func TestStageURL(t *testing.T) {
 	from := references(t, mux)
 	b, ctx := newBucket(t, inProcess(t)), t.Context()
 	for _, path := range []string{"/cat", "/1"} {
-		ref, err := b.StageURL(ctx, "http://images.example"+path+secretQuery, from)
+		ref, err := storage.FetchReference(ctx, "http://images.example"+path+secretQuery, from)
 		require.NoError(t, err)
-		body, _, err := b.OpenReference(ctx, ref.SHA256)
+		ref.Owner = storage.Owner("shop")
+		require.NoError(t, b.StageReference(ctx, ref))
+		require.NoError(t, os.Remove(ref.Path))
+		_, _, err = b.OpenReference(ctx, ref.SHA256, "", storage.Owner(""), storage.Owner("blog"))
+		require.ErrorIs(t, err, storage.ErrNotExist, "it is another owner's")
+		body, _, err := b.OpenReference(ctx, ref.SHA256, "", storage.Owner("shop"))
 		require.NoError(t, err)
 		assert.Equal(t, content, readAll(t, body))
 		assert.Equal(t, "image/png", ref.ContentType)
+		require.NoError(t, b.DeleteReference(ctx, ref.Owner, ref.SHA256))
+		require.NoError(t, b.DeleteReference(ctx, ref.Owner, ref.SHA256), "it is gone already")
+		_, _, err = b.OpenReference(ctx, ref.SHA256, ref.Owner)
+		require.ErrorIs(t, err, storage.ErrNotExist)
 	}
 	requireEmpty(t, from.Dir)
 }
@@ -88,7 +97,7 @@ func refuseReferer(next http.Handler) http.HandlerFunc {
 }
 
 // An error contains the host and not the query, and says whether a retry can help.
-func TestStageURLErrors(t *testing.T) {
+func TestFetchReferenceErrors(t *testing.T) {
 	t.Parallel()
 	status := func(code int) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
@@ -145,7 +154,7 @@ func TestStageURLErrors(t *testing.T) {
 }
 
 // No request is sent to a private address, or for a URL that is not http or https.
-func TestStageURLPublicAddressesOnly(t *testing.T) {
+func TestFetchReferencePublicAddressesOnly(t *testing.T) {
 	t.Parallel()
 	var asked atomic.Bool
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Store(true) }))
@@ -166,7 +175,7 @@ func TestStageURLPublicAddressesOnly(t *testing.T) {
 
 // An error reveals no address, no DNS server, no internal name, and no certificate; a name
 // that is unknown is like one that is private.
-func TestStageURLErrorsRevealNothing(t *testing.T) {
+func TestFetchReferenceErrorsRevealNothing(t *testing.T) {
 	t.Parallel()
 	resolver := &net.DNSError{Err: "no such host", Name: "git.corp", Server: "10.0.0.2:53", IsNotFound: true}
 	at := &net.TCPAddr{IP: net.IPv4(10, 0, 0, 7), Port: 22}
@@ -184,7 +193,7 @@ func TestStageURLErrorsRevealNothing(t *testing.T) {
 }
 
 // The download times out after a minute, and ends at once when the context does.
-func TestStageURLTimeout(t *testing.T) {
+func TestFetchReferenceTimeout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		from := storage.StageOptions{Dir: t.TempDir(), Dial: func(context.Context, string, string) (net.Conn, error) {

@@ -74,7 +74,10 @@ func (j *janitor) runMaintenance(ctx context.Context) error {
 	if err := j.releaseLeakedReservations(ctx); err != nil {
 		return err
 	}
-	return j.trimArchives(ctx)
+	if err := j.trimArchives(ctx); err != nil {
+		return err
+	}
+	return j.expireReferences(ctx)
 }
 
 // trimArchives bounds the archives of Danqing's queues.

@@ -178,7 +178,7 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 		},
 	}
 	for _, t := range cfg.Serve.Tokens {
-		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan, MaxRequests: t.MaxRequests})
+		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan, MaxRequests: t.MaxRequests, MaxUploads: t.MaxUploads})
 	}
 	password := cfg.Serve.UIPassword
 	h.ui = s.ui && (h.local || password.IsSet())

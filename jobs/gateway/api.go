@@ -62,6 +62,7 @@ func newAPI(g *Gateway, cfg API) (*api, error) {
 		hub: newHub(g.jobs, g.log), lastAnswers: answers, shares: newShares(cfg), waiters: newWaiters(g.redis),
 	}
 	a.cfg.Staging.Dir = cfg.TempDir
+	removeLeftovers(cfg.TempDir)
 	for _, t := range cfg.Tokens {
 		a.tokens = append(a.tokens, hashedToken{sha256.Sum256([]byte(t.Secret)), t})
 	}

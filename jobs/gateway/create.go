@@ -236,9 +236,14 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job
 	if err != nil {
 		return nil, warnings, err
 	}
+	if req.ID != "" { // its reference image may have expired
+		if existing, err := a.jobFromSidecar(ctx, req); existing != nil || err != nil {
+			return existing, warnings, err
+		}
+	}
 	switch hash, staged := strings.CutPrefix(req.RefImg, jobs.StagedPrefix); {
 	case staged:
-		err = a.checkStaged(ctx, hash)
+		err = a.checkStaged(ctx, c, hash)
 	case req.Stage && req.RefImg != "":
 		req.RefImg, err = a.stage(ctx, c, req.RefImg)
 	}
@@ -246,11 +251,6 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job
 		return nil, warnings, err
 	}
 	req.Stage = false
-	if req.ID != "" {
-		if existing, err := a.jobFromSidecar(ctx, req); existing != nil || err != nil {
-			return existing, warnings, err
-		}
-	}
 	rec, err := a.enqueue(ctx, c, req)
 	return rec, warnings, err
 }
@@ -284,9 +284,17 @@ func (a *api) reuseStaged(ctx context.Context, req *jobs.Request) {
 	}
 }
 
-// checkStaged fails unless the bucket has a staged reference image with this hash.
-func (a *api) checkStaged(ctx context.Context, hash string) error {
-	body, _, err := a.cfg.Bucket.OpenReference(ctx, hash)
+// checkStaged fails unless the caller has staged a reference image with this hash. Without
+// tokens the operator's are the caller's own.
+func (a *api) checkStaged(ctx context.Context, c caller, hash string) error {
+	owners := []string{storage.Owner(c.Name)}
+	if c.all {
+		owners = append(owners, "")
+	}
+	if err := a.keepReference(ctx, c, hash, ""); err != nil { // before it is looked up
+		return err
+	}
+	body, _, err := a.cfg.Bucket.OpenReference(ctx, hash, owners...)
 	if err == nil {
 		return body.Close()
 	}
@@ -330,7 +338,7 @@ func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Jo
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), enqueueTimeout)
 	defer cancel()
 	for failures := 1; ; failures++ {
-		rec, err := a.jobs.EnqueueWithin(ctx, req, limits)
+		rec, err := a.enqueueWithReference(ctx, c, req, limits)
 		var invalid *jobs.InvalidError
 		var limit *jobs.LimitError
 		if err == nil || errors.As(err, &invalid) || errors.As(err, &limit) ||
@@ -341,6 +349,16 @@ func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Jo
 			return nil, err
 		}
 	}
+}
+
+// enqueueWithReference enqueues a job that uses its staged reference image, if it has one.
+func (a *api) enqueueWithReference(ctx context.Context, c caller, req jobs.Request, limits jobs.Limits) (*jobs.Job, error) {
+	if hash, staged := strings.CutPrefix(req.RefImg, jobs.StagedPrefix); staged {
+		if err := a.keepReference(ctx, c, hash, req.ID); err != nil {
+			return nil, err
+		}
+	}
+	return a.jobs.EnqueueWithin(ctx, req, limits)
 }
 
 // price returns the maximum price of a request, in millionths of a yuan.

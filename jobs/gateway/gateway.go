@@ -102,6 +102,9 @@ type Token struct {
 	// held and those that wait for images; 0 means the default, its part of the server's
 	// connections but at most 256.
 	MaxRequests int
+	// MaxUploads is the maximum number of reference images that it may upload or have staged
+	// per day (UTC+8), of 2 MiB each on average; 0 means 500.
+	MaxUploads int
 }
 
 const defaultN = 4

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
@@ -12,12 +13,19 @@ import (
 
 // stage copies a reference image into the bucket and returns its staged name.
 func (a *api) stage(ctx context.Context, c caller, rawURL string) (string, error) {
+	if err := a.countUpload(ctx, c); err != nil {
+		return "", err
+	}
 	release, err := a.shares[c.Name].transfers.acquire(ctx)
 	if err != nil {
 		return "", err
 	}
 	defer release()
-	ref, err := a.cfg.Bucket.StageURL(ctx, rawURL, a.cfg.Staging)
+	ref, err := storage.FetchReference(ctx, rawURL, a.cfg.Staging)
+	if err == nil {
+		defer os.Remove(ref.Path) //nolint:errcheck // a temporary file
+		err = a.storeReference(ctx, c, ref)
+	}
 	var unfit *storage.StageError
 	switch {
 	case err == nil:

@@ -109,6 +109,9 @@ func (a *api) upload(w http.ResponseWriter, r *request) (any, error) {
 	if r.crowded {
 		return nil, a.errCrowded(r)
 	}
+	if err := a.countUpload(r.Context(), owner); err != nil {
+		return nil, err
+	}
 	release, err := a.shares[owner.Name].transfers.acquire(r.Context())
 	if err != nil {
 		return nil, err
@@ -132,7 +135,7 @@ func (a *api) upload(w http.ResponseWriter, r *request) (any, error) {
 		}
 		if part.FormName() == "file" {
 			body.left = maxFormBytes
-			if err := a.storeUpload(r.Context(), policy, fields, part); err != nil {
+			if err := a.storeUpload(r.Context(), owner, policy, fields, part); err != nil {
 				return nil, err
 			}
 			w.WriteHeader(http.StatusOK)
@@ -184,12 +187,12 @@ func (p *deadlineReader) Read(b []byte) (int, error) {
 }
 
 // storeUpload stages the file of a form.
-func (a *api) storeUpload(ctx context.Context, policy uploadPolicy, fields map[string]string, content io.Reader) error {
+func (a *api) storeUpload(ctx context.Context, c caller, policy uploadPolicy, fields map[string]string, content io.Reader) error {
 	name, ok := strings.CutPrefix(fields["key"], policy.Dir+"/")
 	if !ok || !isFileName(name) {
 		return newAPIError(http.StatusForbidden, codeDenied, "Invalid according to Policy: the key must be upload_dir, a slash and a file name", 0)
 	}
-	ref, err := a.stageFile(ctx, content)
+	ref, err := a.stageFile(ctx, c, content)
 	if err != nil {
 		return err
 	}
@@ -238,8 +241,8 @@ func (a *api) verifyPolicy(signed string) (policy uploadPolicy, owner caller, er
 }
 
 // stageFile copies an uploaded file into the bucket, by way of a temporary file.
-func (a *api) stageFile(ctx context.Context, content io.Reader) (*storage.Reference, error) {
-	file, err := os.CreateTemp(a.cfg.TempDir, "upload-*")
+func (a *api) stageFile(ctx context.Context, c caller, content io.Reader) (*storage.Reference, error) {
+	file, err := os.CreateTemp(a.cfg.TempDir, "danqing-upload-*")
 	if err != nil {
 		return nil, fmt.Errorf("receive upload: %w", err)
 	}
@@ -258,7 +261,7 @@ func (a *api) stageFile(ctx context.Context, content io.Reader) (*storage.Refere
 	if err != nil {
 		return nil, newAPIError(http.StatusBadRequest, codeParameter, strings.ReplaceAll(err.Error(), " "+file.Name(), ""), 0)
 	}
-	return ref, a.cfg.Bucket.StageReference(ctx, ref)
+	return ref, a.storeReference(ctx, c, ref)
 }
 
 // resolveUpload returns the staged name of a file that the caller has uploaded.

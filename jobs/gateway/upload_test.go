@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/gateway"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
@@ -128,7 +130,7 @@ func TestUpload(t *testing.T) {
 	req, err := s.jobs.RequestOf(t.Context(), rec)
 	require.NoError(t, err)
 	assert.Equal(t, "sha256:"+ref.SHA256, req.RefImg)
-	staged, _, err := s.bucket.OpenReference(t.Context(), ref.SHA256)
+	staged, _, err := s.bucket.OpenReference(t.Context(), ref.SHA256, storage.Owner("shop"))
 	require.NoError(t, err)
 	bytesOf, err := io.ReadAll(staged)
 	require.NoError(t, err)
@@ -144,6 +146,92 @@ func TestUpload(t *testing.T) {
 	assert.Equal(t, http.StatusOK, s.sendForm(p, formParts(p, key), content).status)
 	_, another := writePNG(t, "girl", 2)
 	s.sendForm(p, formParts(p, key), another).requireRefused(t, http.StatusConflict, "FileAlreadyExists")
+}
+
+// A staged image is its token's own: its hash is of no use to another one, nor are the
+// operator's images. Its use is recorded, so that a worker can delete it.
+func TestReferencesBelongToTheirToken(t *testing.T) {
+	t.Parallel()
+	tokens := []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456"}, {Name: "blog", Secret: "blog-secret-0123456"}}
+	s := newService(t, func(api *gateway.API) { api.Tokens = tokens })
+	shop, blog := []string{"Authorization", "Bearer shop-secret-0123456"}, []string{"Authorization", "Bearer blog-secret-0123456"}
+	path, content := writePNG(t, "girl", 1)
+	ref, err := storage.InspectReference(path)
+	require.NoError(t, err)
+	p := s.policy(shop...)
+	require.Equal(t, http.StatusOK, s.sendForm(p, formParts(p, p.UploadDir+"/a.png"), content).status)
+	name := "@shop/" + ref.SHA256
+	assert.InDelta(t, float64(time.Now().UnixMilli()), s.redis.ZScore(t.Context(), "danqing:references", name).Val(), 60_000)
+	assert.Empty(t, s.redis.SMembers(t.Context(), "danqing:references:"+name).Val())
+
+	withRef := func(hash string) string {
+		return `{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"sha256:` + hash + `"},"parameters":{"n":1}}`
+	}
+	id := s.create(withRef(ref.SHA256), shop...)
+	assert.Equal(t, []string{id}, s.redis.SMembers(t.Context(), "danqing:references:"+name).Val())
+	message := s.submit(withRef(ref.SHA256), blog...).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+	assert.Contains(t, message, "staged image does not exist")
+	path, _ = writePNG(t, "operator", 1)
+	operators, err := storage.InspectReference(path)
+	require.NoError(t, err)
+	require.NoError(t, s.bucket.StageReference(t.Context(), operators))
+	s.submit(withRef(operators.SHA256), shop...).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
+
+	// The repeat of a job that has left Redis does not need its image any more.
+	req := jobs.Request{ID: jobs.IdempotencyID("shop", "k"), Prompt: "a cat", N: 1, RefImg: "sha256:" + strings.Repeat("0", 64)}
+	req, _, err = req.Normalize()
+	require.NoError(t, err)
+	s.sidecars[req.ID] = &jobs.Job{ID: req.ID, Producer: "shop", State: jobs.StateSucceeded, Digest: req.Digest()}
+	assert.Equal(t, req.ID, s.create(withRef(strings.Repeat("0", 64)), append([]string{"Idempotency-Key", "k"}, shop...)...))
+}
+
+// Uploads and staged images of a token are limited by day, in number and bytes.
+func TestUploadsAreLimitedByDay(t *testing.T) {
+	tokens := []gateway.Token{{Name: "shop", Secret: "shop-secret-0123456", MaxUploads: 2}, {Name: "blog", Secret: "blog-secret-0123456"}}
+	runInBubble(t, func(api *gateway.API) { api.Tokens = tokens }, func(t *testing.T, s *service) {
+		shop, blog := []string{"Authorization", "Bearer shop-secret-0123456"}, []string{"Authorization", "Bearer blog-secret-0123456"}
+		upload := func(headers []string) answer {
+			_, content := writePNG(t, "girl", 1)
+			p := s.policy(headers...)
+			return s.sendForm(p, formParts(p, p.UploadDir+"/a.png"), content)
+		}
+		for range 2 {
+			assert.Equal(t, http.StatusOK, upload(shop).status)
+		}
+		got := upload(shop)
+		message := got.requireRefused(t, http.StatusTooManyRequests, "Throttling.AllocationQuota")
+		assert.Equal(t, "this token has uploaded 2 reference images or 4 MiB today (UTC+8), which is the limit (DANQING_TOKEN_MAX_UPLOADS)", message)
+		assert.Equal(t, "57600", got.header.Get("Retry-After"), "it is 8 o'clock in UTC+8")
+		staged := `{"model":"wanx-v1","input":{"prompt":"a cat","ref_img":"http://images.example/a.png"}}`
+		s.submit(staged, append([]string{"X-Danqing-Stage", "true"}, shop...)...).requireRefused(t, http.StatusTooManyRequests, "Throttling.AllocationQuota")
+		assert.Equal(t, http.StatusOK, upload(blog).status)
+		<-time.After(16 * time.Hour)
+		assert.Equal(t, http.StatusOK, upload(shop).status)
+		keys := s.redis.Keys(t.Context(), "danqing:producer:shop:uploads:*").Val()
+		require.NotEmpty(t, keys)
+		for _, key := range keys {
+			require.NoError(t, s.redis.HSet(t.Context(), key, "bytes", 4<<20).Err())
+		}
+		upload(shop).requireRefused(t, http.StatusTooManyRequests, "Throttling.AllocationQuota")
+	})
+}
+
+// Temporary files of a killed server are removed at the next start.
+func TestLeftoversOfUploadsAreRemoved(t *testing.T) {
+	t.Parallel()
+	temp := t.TempDir()
+	old := time.Now().Add(-2 * time.Hour)
+	for _, name := range []string{"danqing-upload-1", "danqing-reference-1", "danqing-upload-new", "other"} {
+		path := filepath.Join(temp, name)
+		require.NoError(t, os.WriteFile(path, []byte("half"), 0o600))
+		if name != "danqing-upload-new" {
+			require.NoError(t, os.Chtimes(path, old, old))
+		}
+	}
+	newService(t, func(api *gateway.API) { api.TempDir = temp })
+	left, err := filepath.Glob(filepath.Join(temp, "*"))
+	require.NoError(t, err)
+	assert.Equal(t, []string{filepath.Join(temp, "danqing-upload-new"), filepath.Join(temp, "other")}, left)
 }
 
 // Forged policies and invalid files are refused. No upload leaves a temporary file.

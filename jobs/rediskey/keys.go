@@ -121,6 +121,24 @@ const WaitingGateways = "danqing:gateways"
 // from the first write, as at DashScope.
 func Upload(name string) string { return "danqing:upload:" + name }
 
+// References is a sorted set of the reference images in the bucket that were staged over
+// HTTP, by their last use in Unix milliseconds. Lifetime: an entry is removed with its
+// image, 48 hours after the last use. Writers: the gateway, workers. Reader: workers.
+const References = "danqing:references"
+
+// ReferenceName is a member of [References].
+func ReferenceName(owner, hash string) string { return owner + "/" + hash }
+
+// ReferenceJobs is a set of the IDs of the jobs that use a reference image. Lifetime, writers
+// and reader: as [References].
+func ReferenceJobs(name string) string { return References + ":" + name }
+
+// ProducerUploads is a hash with what a producer uploaded on a day (YYYY-MM-DD, UTC+8): count
+// and bytes. Lifetime: 48 hours. Writer and reader: the gateway.
+func ProducerUploads(producer, day string) string {
+	return "danqing:producer:" + producer + ":uploads:" + day
+}
+
 // Workers write and read these keys.
 const (
 	// Dataset is a random ID that the first worker writes. It is gone, or another one,

@@ -33,7 +33,7 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 	if !staged {
 		return body, nil
 	}
-	name, err := l.uploadReference(ctx, model, sum)
+	name, err := l.uploadReference(ctx, rec.Producer, model, sum)
 	var refused *dashscope.Error
 	switch {
 	case err == nil:
@@ -53,8 +53,8 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 	}
 }
 
-func (l *lane) uploadReference(ctx context.Context, model, sum string) (string, error) {
-	content, info, err := l.recorder.Bucket.OpenReference(ctx, sum)
+func (l *lane) uploadReference(ctx context.Context, producer, model, sum string) (string, error) {
+	content, info, err := l.recorder.Bucket.OpenReference(ctx, sum, storage.Owner(producer), "")
 	if err != nil {
 		return "", err
 	}
