@@ -57,6 +57,9 @@ type BatchOptions struct {
 	Name string
 	// Model is the model of lines without one; empty is [DefaultModel].
 	Model string
+	// Files is set where images become files, which some file systems cannot tell apart by
+	// case: two ids that differ in nothing else are errors then.
+	Files bool
 	// Resolve stages the file at a path, without the prefix file://, and returns its staged
 	// name. It is called once per path. Nil: paths are errors.
 	Resolve func(path string) (staged string, err error)
@@ -184,13 +187,14 @@ type batchReader struct {
 	opts    BatchOptions
 	batch   *Batch
 	wrong   []LineError
-	numbers map[string]seenLine // by job ID
+	numbers map[string]seenLine // by job ID, in lower case if opts.Files is set
 	equal   map[string]int      // lines without an own id, by digest
 	staged  map[string]staged   // by path
 }
 
 type seenLine struct {
 	number int
+	id     string
 	digest string // empty if the line is wrong
 }
 
@@ -242,7 +246,7 @@ func (b *batchReader) line(number int, text []byte) error {
 	if own != "" {
 		r.ID = BatchID(b.opts.Name, own)
 		r.Batch, r.LineID = b.opts.Name, own
-		if p, twice := b.claim(r.ID, own, seenLine{number, digest}); twice {
+		if p, twice := b.claim(r.ID, own, seenLine{number: number, digest: digest}); twice {
 			problems = append(problems, p)
 		}
 	}
@@ -260,13 +264,20 @@ func (b *batchReader) line(number int, text []byte) error {
 
 // claim records the job ID of a line. It returns a problem if an earlier line has the ID.
 func (b *batchReader) claim(id, own string, now seenLine) (FieldError, bool) {
-	before, twice := b.numbers[id]
+	key := id
+	if b.opts.Files {
+		key = strings.ToLower(id)
+	}
+	before, twice := b.numbers[key]
 	if !twice {
-		b.numbers[id] = now
+		now.id = id
+		b.numbers[key] = now
 		return FieldError{}, false
 	}
 	problem := FieldError{Field: "id", Value: show(own), Allowed: "each id once"}
 	switch {
+	case before.id != id:
+		problem.Remedy = fmt.Sprintf("the id of line %d differs from it only in case, and their images would be one file on some disks: rename one of them", before.number)
 	case before.digest == "" || now.digest == "":
 		problem.Remedy = fmt.Sprintf("line %d has the same id", before.number)
 	case before.digest == now.digest:

@@ -212,6 +212,19 @@ line 5: prompt: missing; allowed: a description of the image
 line 6: id: "c"; allowed: each id once; line 5 has the same id`)
 }
 
+// Where images are files, ids that differ only in case are refused, with both lines.
+func TestReadBatchIDsThatDifferInCase(t *testing.T) {
+	t.Parallel()
+	const text = `{"id":"A","prompt":"a red cup"}
+{"id":"b","prompt":"a red cup"}
+{"id":"a","prompt":"a blue cup"}`
+	_, err := ReadBatch(strings.NewReader(text), BatchOptions{Name: "cups", Files: true})
+	require.EqualError(t, err, `line 3: id: "a"; allowed: each id once; the id of line 1 differs from it only in case, and their images would be one file on some disks: rename one of them`)
+	batch, err := ReadBatch(strings.NewReader(text), BatchOptions{Name: "cups"})
+	require.NoError(t, err)
+	assert.Len(t, batch.Lines, 3)
+}
+
 // An own id that was copied from a generated one is another job.
 func TestReadBatchOwnIDLikeAGeneratedOne(t *testing.T) {
 	t.Parallel()

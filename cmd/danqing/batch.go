@@ -82,7 +82,7 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 		}
 		batchFiles = append(batchFiles, s)
 	}
-	if err := checkNames(batchFiles); err != nil {
+	if err := checkNames(batchFiles, localImages(cfg, f.simulate)); err != nil {
 		return err
 	}
 	r := &batchRun{program: p, refs: refs, json: f.json, files: batchFiles, budget: f.budget}
@@ -121,14 +121,25 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	return errors.Join(err, rt.Close())
 }
 
-// checkNames refuses two files with the same batch name, which would share job IDs.
-func checkNames(batchFiles []batchFile) error {
-	seen := map[string]bool{}
+// localImages reports whether a run's images are files, in the embedded bucket.
+func localImages(cfg *config.Config, simulate bool) bool { return simulate || cfg.Bucket == "" }
+
+// checkNames refuses two files with the same batch name, which would share job IDs, or, where
+// images are files, with names that differ only in case.
+func checkNames(batchFiles []batchFile, files bool) error {
+	seen := map[string]string{}
 	for _, s := range batchFiles {
-		if seen[s.Name] {
-			return usageErrorf("run them one by one with --name", "two files have the batch name %q", s.Name)
+		key := s.Name
+		if files {
+			key = strings.ToLower(key)
 		}
-		seen[s.Name] = true
+		switch before, twice := seen[key]; {
+		case twice && before == s.Name:
+			return usageErrorf("run them one by one with --name", "two files have the batch name %q", s.Name)
+		case twice:
+			return usageErrorf("name one of them with --name", "the batch names %q and %q differ only in case, and their images would be the same files on some disks", before, s.Name)
+		}
+		seen[key] = s.Name
 	}
 	return nil
 }
@@ -159,7 +170,7 @@ func (p *program) readBatchFile(ctx context.Context, file string, f batchFlags, 
 		return batchFile{}, err
 	}
 	defer in.Close() //nolint:errcheck // read only
-	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: cfg.Models[0], Resolve: refs.resolver(dir), Stage: p.stager(ctx, refs)})
+	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: cfg.Models[0], Files: localImages(cfg, f.simulate), Resolve: refs.resolver(dir), Stage: p.stager(ctx, refs)})
 	var wrong *jobs.BatchError
 	if err != nil && !errors.As(err, &wrong) {
 		return batchFile{}, usageErrorf("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)

@@ -184,7 +184,7 @@ func (e *enqueuer) enqueueFiles(ctx context.Context, files []string, f enqueueFl
 	if err := errors.Join(wrong...); err != nil {
 		return err
 	}
-	if err := checkNames(batchFiles); err != nil {
+	if err := checkNames(batchFiles, e.localBucket != nil); err != nil {
 		return err
 	}
 	return e.enqueueLines(ctx, batchFiles, f.budget, lines)
@@ -196,7 +196,7 @@ func (e *enqueuer) readBatch(ctx context.Context, file, name string) (*jobs.Batc
 		return nil, err
 	}
 	defer in.Close() //nolint:errcheck // read only
-	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: e.cfg.Models[0], Resolve: e.refs.resolver(dir), Stage: e.stager(ctx, e.refs)})
+	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: e.cfg.Models[0], Files: e.localBucket != nil, Resolve: e.refs.resolver(dir), Stage: e.stager(ctx, e.refs)})
 	var wrong *jobs.BatchError
 	if err != nil && !errors.As(err, &wrong) {
 		return nil, usageErrorf("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)

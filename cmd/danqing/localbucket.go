@@ -57,6 +57,9 @@ func (f *localBucket) Sidecar(_ context.Context, jobID string) (*storage.Sidecar
 	if err := json.Unmarshal(text, &sidecar); err != nil {
 		return nil, fmt.Errorf("read %s: %w: %w", path, storage.ErrUnreadable, err)
 	}
+	if sidecar.JobID != jobID { // the disk may not tell names apart by case
+		return nil, storage.ErrNotExist
+	}
 	return &sidecar, nil
 }
 

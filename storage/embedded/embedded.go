@@ -15,8 +15,9 @@
 //
 // Keys must be usable as file names: no empty, "." or ".." segments (and hence
 // no folder markers such as "a/"), no segment over 255 bytes, UTF-8 without NUL,
-// and not both "f" and "f/g". Other keys are refused with 400 InvalidArgument. On a
-// case-insensitive file system, keys are case-insensitive too.
+// and not both "f" and "f/g". Other keys are refused with 400 InvalidArgument. So is, on a
+// case-insensitive file system, a key that differs from another only in case, in any of
+// its folders.
 package embedded
 
 import (

@@ -54,6 +54,50 @@ func invalidKey(key, why string) error {
 	return gofakes3.ErrorInvalidArgument("key", key, "This store keeps objects as files, and the key cannot be one: "+why)
 }
 
+// probeCase finds out whether the file system cannot tell names apart by case.
+func (s *store) probeCase() error {
+	f, name, err := s.createTemp()
+	if err != nil {
+		return err
+	}
+	upper := name + "-A"
+	err = f.Close()
+	if err == nil {
+		err = s.root.Rename(name, upper)
+	}
+	if err == nil {
+		_, missing := s.root.Lstat(name + "-a")
+		s.foldsCase, err = missing == nil, s.root.Remove(upper)
+	}
+	return err
+}
+
+// otherCase reports whether the file at name is stored under a name that differs from it in
+// case: it belongs to another key.
+func (s *store) otherCase(name string) (bool, error) {
+	if !s.foldsCase {
+		return false, nil
+	}
+	for at := name; at != "."; at = filepath.Dir(at) {
+		entries, err := fs.ReadDir(s.root.FS(), filepath.ToSlash(filepath.Dir(at)))
+		if isNotExist(err) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		exact, folded := false, false
+		for _, e := range entries {
+			exact = exact || e.Name() == filepath.Base(at)
+			folded = folded || strings.EqualFold(e.Name(), filepath.Base(at))
+		}
+		if folded && !exact {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // isNotExist reports whether err means that there is no such file, also because one of
 // its folders is a file.
 func isNotExist(err error) bool {

@@ -32,6 +32,8 @@ type store struct {
 	tempFolder string
 	metaFolder string
 	createdAt  time.Time
+	// foldsCase is set if the file system cannot tell names apart by case.
+	foldsCase bool
 
 	temps atomic.Uint64
 	seed  maphash.Seed
@@ -55,7 +57,11 @@ func openStore(dir, bucket string) (*store, error) {
 		tempFolder: filepath.Join(hiddenFolder, "temp"),
 		metaFolder: filepath.Join(hiddenFolder, "meta", bucket),
 	}
-	if err := s.removeLeftovers(); err != nil {
+	err = s.removeLeftovers()
+	if err == nil {
+		err = s.probeCase()
+	}
+	if err != nil {
 		return nil, errors.Join(err, root.Close())
 	}
 	return s, nil
@@ -127,6 +133,13 @@ func (s *store) commit(ctx context.Context, key, name, temp string, v version) e
 	s.folders.RLock()
 	defer s.folders.RUnlock()
 
+	other, err := s.otherCase(name)
+	if err != nil {
+		return err
+	}
+	if other {
+		return invalidKey(key, "another key differs from it only in case, which this disk cannot tell apart")
+	}
 	if err := s.makeFolder(filepath.Dir(name), key); err != nil {
 		return err
 	}
@@ -207,8 +220,15 @@ func (s *store) openLocked(key, name string) (*os.File, fs.FileInfo, version, er
 	if isNotExist(err) || err == nil && !stat.Mode().IsRegular() {
 		return nil, nil, version{}, gofakes3.KeyNotFound(key)
 	}
+	other := false
+	if err == nil {
+		other, err = s.otherCase(name)
+	}
 	if err != nil {
 		return nil, nil, version{}, err
+	}
+	if other {
+		return nil, nil, version{}, gofakes3.KeyNotFound(key)
 	}
 	f, err := s.root.Open(name)
 	if isNotExist(err) { // removed by hand concurrently
@@ -296,6 +316,9 @@ func (s *store) DeleteObject(_ context.Context, bucket, key string) (gofakes3.Ob
 	stat, err := s.root.Lstat(name)
 	if isNotExist(err) || err == nil && stat.IsDir() {
 		return gofakes3.ObjectDeleteResult{}, nil
+	}
+	if other, err := s.otherCase(name); err != nil || other {
+		return gofakes3.ObjectDeleteResult{}, err
 	}
 	if err == nil {
 		err = s.root.Remove(name)
