@@ -63,7 +63,7 @@ func TestUploadEndless(t *testing.T) {
 	temp := t.TempDir()
 	s := newService(t, func(api *gateway.API) { api.TempDir = temp })
 	p := s.policy()
-	start, contentType := form(t, formParts(p, p.UploadDir+"/a.png"), "girl.png", nil)
+	start, contentType := form(t, formParts(p, p.UploadDir+"/a.png"), nil)
 	start = start[:bytes.LastIndex(start, []byte("\r\n--"))] // the file goes on
 	rest := &endless{}
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, p.UploadHost, io.MultiReader(bytes.NewReader(start), rest))
@@ -81,14 +81,14 @@ func TestUploadEndless(t *testing.T) {
 type part struct{ name, value string }
 
 // form returns an upload form like the SDKs', with the file last.
-func form(t *testing.T, parts []part, fileName string, content []byte) (body []byte, contentType string) {
+func form(t *testing.T, parts []part, content []byte) (body []byte, contentType string) {
 	t.Helper()
 	var b bytes.Buffer
 	w := multipart.NewWriter(&b)
 	for _, p := range parts {
 		require.NoError(t, w.WriteField(p.name, p.value))
 	}
-	file, err := w.CreateFormFile("file", fileName)
+	file, err := w.CreateFormFile("file", "girl.png")
 	require.NoError(t, err)
 	_, err = file.Write(content)
 	require.NoError(t, err)
@@ -296,7 +296,7 @@ func (s *service) policy(headers ...string) dashscope.Policy {
 
 func (s *service) sendForm(p dashscope.Policy, parts []part, content []byte) answer {
 	s.t.Helper()
-	body, contentType := form(s.t, parts, "girl.png", content)
+	body, contentType := form(s.t, parts, content)
 	host, err := url.Parse(p.UploadHost)
 	require.NoError(s.t, err)
 	return s.post(host.Path, string(body), "Content-Type", contentType)
