@@ -114,7 +114,11 @@ func (s *Set) ProbeAll(ctx context.Context) error {
 			return err
 		}
 		wait := retry.Next()
-		s.Log.Warn("dashscope unavailable, retrying", "err", err, "wait", wait)
+		hint := ""
+		if failure := new(dashscope.Error); errors.As(err, &failure) {
+			hint = failure.Hint()
+		}
+		s.Log.Warn("dashscope unavailable: nothing starts until it answers", "err", err, "wait", wait, "hint", hint)
 		if err := loop.Sleep(ctx, wait); err != nil {
 			return err
 		}
