@@ -38,6 +38,7 @@ type Bucket struct {
 	client    *s3.Client
 	presign   *s3.PresignClient
 	log       *slog.Logger
+	mode      prefixMode
 
 	// For error messages.
 	endpoint, region, accessKeyID string
@@ -60,6 +61,7 @@ func New(cfg Config) (*Bucket, error) {
 		client:    s3.New(cfg.options(cfg.Endpoint)),
 		presign:   s3.NewPresignClient(s3.New(cfg.options(cfg.PublicEndpoint))),
 		log:       cfg.Logger,
+		mode:      prefixMode{asking: make(chan struct{}, 1)},
 
 		endpoint: cfg.Endpoint, region: cfg.Region, accessKeyID: cfg.AccessKeyID,
 		aws: isAWS(cfg.Endpoint), virtual: isVirtual(cfg.Addressing, cfg.Endpoint),
@@ -151,6 +153,9 @@ func (b *Bucket) Check(ctx context.Context) error {
 // has no body, so a missing bucket looks like a missing object. [Bucket.Check]
 // and [Bucket.Get] distinguish the two.
 func (b *Bucket) Head(ctx context.Context, key string) (Info, error) {
+	if err := b.checkMode(ctx); err != nil {
+		return Info{}, err
+	}
 	out, err := b.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &b.name, Key: &key})
 	if err != nil {
 		return Info{}, fmt.Errorf("head %s: %w", key, b.explain(err))
@@ -160,6 +165,9 @@ func (b *Bucket) Head(ctx context.Context, key string) (Info, error) {
 
 // Get opens an object, or returns [ErrNotExist]. The caller must close the reader.
 func (b *Bucket) Get(ctx context.Context, key string) (io.ReadCloser, Info, error) {
+	if err := b.checkMode(ctx); err != nil {
+		return nil, Info{}, err
+	}
 	out, err := b.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &b.name, Key: &key})
 	if err != nil {
 		return nil, Info{}, fmt.Errorf("get %s: %w", key, b.explain(err))

@@ -170,6 +170,8 @@ func testConformance(t *testing.T, cfg storage.Config) {
 	t.Run("held", func(t *testing.T) { testHeld(t, cfg) })
 	t.Run("links", func(t *testing.T) { testLinks(t, cfg) })
 	t.Run("self-test", func(t *testing.T) { testSelfTest(t, cfg) })
+	t.Run("mode", func(t *testing.T) { testMode(t, cfg) })
+	t.Run("purge", func(t *testing.T) { testPurge(t, cfg) })
 }
 
 func testImage(t *testing.T, cfg storage.Config) {

@@ -132,6 +132,9 @@ func computeDigests(r io.Reader) (digests, error) {
 
 // put sends body, whose digests are d, and verifies the stored object.
 func (b *Bucket) put(ctx context.Context, key string, body io.ReadSeeker, d digests, contentType string, meta map[string]string) error {
+	if err := b.checkMode(ctx); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, putTimeout+time.Duration(d.bytes/putBytesPerSecond)*time.Second,
 		fmt.Errorf("put %s: the store stopped reading", key))
 	defer cancel()

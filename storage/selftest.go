@@ -10,8 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"time"
-
-	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
 // Names of the checks of [Bucket.SelfTest], in their order.
@@ -159,12 +157,7 @@ func (e *selfTest) link(ctx context.Context) error {
 	return nil
 }
 
-func (e *selfTest) delete(ctx context.Context) error {
-	if _, err := e.bucket.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &e.bucket.name, Key: &e.key}); err != nil {
-		return fmt.Errorf("delete %s: %w", e.key, e.bucket.explain(err))
-	}
-	return nil
-}
+func (e *selfTest) delete(ctx context.Context) error { return e.bucket.delete(ctx, e.key) }
 
 // FreeBytes returns the free space for this process on the file system of a folder,
 // which must exist. It fails with [errors.ErrUnsupported] on systems where that cannot

@@ -17,6 +17,9 @@ import (
 // bucket. It lists all sidecars, a thousand per request, so it must not be called
 // often. Unreadable sidecars are skipped.
 func (b *Bucket) RecentSidecars(ctx context.Context, since time.Time, visit func(*Sidecar) error) error {
+	if err := b.checkMode(ctx); err != nil {
+		return err
+	}
 	folder := b.prefix + sidecarFolder
 	pages := s3.NewListObjectsV2Paginator(b.client, &s3.ListObjectsV2Input{Bucket: &b.name, Prefix: aws.String(folder)})
 	for pages.HasMorePages() {

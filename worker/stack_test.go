@@ -114,8 +114,16 @@ func newStack(t *testing.T, dir string, sim *simulator.Simulator) *stack {
 	}
 	files, err := bucket.Open(bucket.Config{Dir: filepath.Join(dir, "bucket")})
 	require.NoError(t, err)
-	id, secret := files.Credentials()
 	s := &stack{t: t, dir: dir, sim: sim, files: files, queueInterval: 5 * time.Second}
+	s.openBucket()
+	return s
+}
+
+// openBucket opens the bucket as a new process does.
+func (s *stack) openBucket() {
+	s.t.Helper()
+	id, secret := s.files.Credentials()
+	var err error
 	s.bucket, err = storage.New(storage.Config{
 		Bucket: bucket.DefaultBucket, Endpoint: "http://bucket.embedded", AccessKeyID: id, SecretAccessKey: secret,
 		HTTPClient: clientFunc(func(r *http.Request) (*http.Response, error) {
@@ -126,11 +134,10 @@ func newStack(t *testing.T, dir string, sim *simulator.Simulator) *stack {
 				<-r.Context().Done()
 				return nil, context.Cause(r.Context())
 			}
-			return files.HTTPClient().Do(r)
+			return s.files.HTTPClient().Do(r)
 		}),
 	})
-	require.NoError(t, err)
-	return s
+	require.NoError(s.t, err)
 }
 
 type clientFunc func(*http.Request) (*http.Response, error)

@@ -100,6 +100,7 @@ type Worker struct {
 	notify   *notify.Server
 	lanes    []lane.Config
 	prepared bool
+	claimed  bool // see claimModes
 	// referenceRefusedAt is lane.Config.ReferenceRefusedAt of all lanes.
 	referenceRefusedAt sync.Map
 
@@ -170,9 +171,10 @@ func (w *Worker) Unfinished(ctx context.Context) bool {
 }
 
 // Prepare probes the accounts and merges the journal into the records. It spends nothing.
+// Redis, the bucket's prefix and the data directory are real or simulated from then on.
 // While no service is reachable or Redis is not writable it logs a warning and retries. It
-// fails if every key is refused, and with [ErrGateway], [ErrMixed], [ErrSameAccount] or
-// [ErrStopped]. An account that is not usable yet does not delay the others. If ctx ends
+// fails if every key is refused, and with a [*ModeError], [ErrGateway], [ErrMixed],
+// [ErrSameAccount] or [ErrStopped]. An account that is not usable yet does not delay the others. If ctx ends
 // first, the worker is stopped. [Worker.Run] calls Prepare if the caller did not.
 func (w *Worker) Prepare(ctx context.Context) error {
 	if w.prepared {
@@ -194,7 +196,10 @@ func (w *Worker) prepare(ctx context.Context) error {
 		return err
 	}
 	for retry := (&loop.Backoff{First: time.Second, Most: 10 * time.Second}); ; {
-		_, err := w.dataset.Sync(ctx)
+		err := w.claimModes(ctx)
+		if err == nil {
+			_, err = w.dataset.Sync(ctx)
+		}
 		if err == nil {
 			err = w.addDrainLanes(ctx)
 		}
@@ -225,7 +230,9 @@ func (w *Worker) untilStop(ctx context.Context) (until context.Context, release 
 }
 
 // Run works until [Worker.Stop] and returns nil after a graceful shutdown. If ctx ends, it
-// shuts down at once; a create in progress gets two more seconds. Run may be called once.
+// shuts down at once; a create in progress gets two more seconds. It ends with a
+// [*ModeError] if Redis has lost its data and got jobs of the other mode. Run may be called
+// once.
 func (w *Worker) Run(ctx context.Context) error {
 	if err := w.Prepare(ctx); err != nil {
 		if errors.Is(err, ErrStopped) {
@@ -260,6 +267,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	loop.Drain(ctx, w.cfg.Redis, jobs.QueueStore)
 	if w.cfg.ExclusiveQueue { // otherwise other workers, or the next one, continue
 		w.notify.Finish(ctx)
+	}
+	if wrong := (*ModeError)(nil); errors.As(context.Cause(w.stopping), &wrong) {
+		return wrong
 	}
 	return nil
 }
@@ -317,10 +327,15 @@ func (w *Worker) announce(ctx context.Context) {
 // watchDataset replays to Redis if it may have lost data.
 func (w *Worker) watchDataset(ctx context.Context) {
 	_, err := w.dataset.Sync(ctx)
+	if err == nil && !w.claimed {
+		err = w.claimModes(ctx)
+	}
 	if err == nil {
 		err = w.recordKeyIDs(ctx)
 	}
-	if err != nil && ctx.Err() == nil {
+	if errors.As(err, new(*ModeError)) {
+		w.stop(fmt.Errorf("%w: %w", ErrStopped, err))
+	} else if err != nil && ctx.Err() == nil {
 		loop.WarnRedis(w.log, err)
 	}
 }
@@ -328,6 +343,9 @@ func (w *Worker) watchDataset(ctx context.Context) {
 // replay writes this worker's data directory to a Redis that may have lost data. It also
 // registers the queues.
 func (w *Worker) replay(ctx context.Context) error {
+	if err := w.claimRedis(ctx); err != nil {
+		return err
+	}
 	if err := w.recovery.replayDataDir(ctx); err != nil {
 		return err
 	}

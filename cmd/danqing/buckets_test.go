@@ -52,7 +52,7 @@ func TestExampleBatchInEveryBucket(t *testing.T) {
 	if !ran {
 		t.Skip("none of the stores could be tried: see above")
 	}
-	require.Len(t, want, 8+8+1, "images, sidecars and a staged reference")
+	require.Len(t, want, 8+8+1+1, "images, sidecars, a staged reference and the mode")
 	for name, got := range objects {
 		assert.Equal(t, want, got, name)
 	}

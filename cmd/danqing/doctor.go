@@ -12,6 +12,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker"
 )
 
 // severityOK is the severity of a passed check.
@@ -63,6 +64,8 @@ type doctor struct {
 	writeErr error // the first error of printing
 	// jobs is the queue, nil if Redis cannot be reached.
 	jobs *jobs.Inspector
+	// modes are the modes of the places that have one.
+	modes map[string]jobs.Mode
 }
 
 func (p *program) doctor(ctx context.Context, asJSON bool) error {
@@ -70,7 +73,7 @@ func (p *program) doctor(ctx context.Context, asJSON bool) error {
 	if err != nil {
 		return err
 	}
-	d := &doctor{program: p, cfg: cfg, json: asJSON}
+	d := &doctor{program: p, cfg: cfg, json: asJSON, modes: map[string]jobs.Mode{}}
 	err = p.untilSignal(ctx, nil, d.run)
 	switch {
 	case errors.Is(err, errInterrupted):
@@ -159,6 +162,35 @@ func (d *doctor) checkBucket(ctx context.Context) {
 			d.warn(t.Remedy, "%s", text)
 		default:
 			d.bad(t.Remedy, "%s", text)
+		}
+	}
+	mode, err := b.Mode(ctx)
+	d.reportMode(worker.PlaceBucket, jobs.Mode(mode), err)
+}
+
+// reportMode reports whether a place is real or simulated.
+func (d *doctor) reportMode(place string, mode jobs.Mode, err error) {
+	switch {
+	case err != nil:
+		d.bad("", "%v", err)
+	case mode == jobs.ModeSimulated:
+		d.note("for real images use another, or empty it: danqing purge", "%s is simulated since its first use: nothing there is charged, and no image is real", place)
+	case mode != "":
+		d.ok("%s is %s since its first use", place, mode)
+	}
+	d.modes[place] = mode
+}
+
+// checkModes checks that all places are real or all are simulated, and so is the service,
+// if it has answered.
+func (d *doctor) checkModes(service jobs.Mode) {
+	with, mode := worker.ConfiguredService, service
+	for _, place := range []string{worker.PlaceRedis, worker.PlaceBucket, worker.PlaceDataDir} {
+		if mode == "" {
+			with, mode = place, d.modes[place]
+		}
+		if wrong := worker.CompareModes(place, d.modes[place], with, mode); wrong != nil {
+			d.bad(wrong.Hint(), "%v", wrong)
 		}
 	}
 }

@@ -31,6 +31,7 @@ type probeResult struct {
 	account config.Account
 	owner   string // main account ID with its region
 	kind    string // "DashScope" or "the simulator"
+	mode    jobs.Mode
 }
 
 // checkAccounts queries DashScope with each account's key.
@@ -55,6 +56,11 @@ func (d *doctor) checkAccounts(ctx context.Context) {
 				d.bad("correct the base URL of one", "account %s is answered by %s and account %s by %s", other.account.Name, other.kind, m.account.Name, m.kind)
 			}
 		}
+	}
+	if len(all) > 0 {
+		d.checkModes(all[0].mode)
+	} else {
+		d.checkModes("")
 	}
 }
 
@@ -83,7 +89,7 @@ func (d *doctor) checkAccount(ctx context.Context, a config.Account) (probeResul
 		d.bad(remedy, "account %s: %v", a.Name, err)
 		return probeResult{}, false
 	}
-	m := probeResult{account: a, kind: "DashScope"}
+	m := probeResult{account: a, kind: "DashScope", mode: jobs.ModeOf(endpoint.Simulated)}
 	if endpoint.Owner != "" {
 		m.owner = client.Region() + " " + endpoint.Owner
 	}

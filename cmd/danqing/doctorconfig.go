@@ -12,6 +12,8 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/journal"
 )
 
 // checkConfig reports the configuration, without secrets.
@@ -57,6 +59,8 @@ func (d *doctor) checkDataDir(ctx context.Context) {
 	if !d.checkWritable(path) {
 		return
 	}
+	mode, err := journal.ReadMode(path)
+	d.reportMode(worker.PlaceDataDir, mode, err)
 	switch locked, holder, err := lockHolder(path); {
 	case err != nil:
 		d.bad("make it its user's, or correct DANQING_DATA_DIR", "data directory: its lock cannot be read: %v", err)

@@ -16,6 +16,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
+	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -58,6 +59,8 @@ func (d *doctor) checkRedis(ctx context.Context) *redis.Client {
 		return nil
 	}
 	d.jobs = jobs.NewInspector(rdb)
+	mode, err := d.jobs.Mode(ctx)
+	d.reportMode(worker.PlaceRedis, mode, err)
 	d.checkRedisLatency(ctx, rdb)
 	d.checkRedisDurability(ctx, rdb)
 	d.checkLanes(ctx, rdb)

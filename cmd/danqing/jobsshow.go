@@ -81,7 +81,7 @@ func (q *jobQueue) report(ctx context.Context, id string) (*jobReport, error) {
 	if s.Notifications, err = q.operator.Notifications(ctx, rec); err != nil {
 		return nil, err
 	}
-	from, err := q.bucket()
+	from, err := q.bucket(ctx)
 	if err != nil {
 		return nil, err
 	}

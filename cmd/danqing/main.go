@@ -96,7 +96,7 @@ func (p *program) run(ctx context.Context) int {
 	})
 	root.AddCommand(
 		p.batchCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.serveCommand(), p.upCommand(), p.jobsCommand(),
-		p.spendCommand(), p.doctorCommand(), p.drillCommand(), p.simulatorCommand(), p.versionCommand(),
+		p.spendCommand(), p.doctorCommand(), p.drillCommand(), p.simulatorCommand(), p.purgeCommand(), p.versionCommand(),
 	)
 	ran := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { ran = true }
@@ -118,6 +118,7 @@ func (p *program) exit(err error) int {
 	var wrongConfig *config.Error
 	var wrongBatch *jobs.BatchError
 	var wrongRequest *jobs.InvalidError
+	var wrongMode *worker.ModeError
 	switch {
 	case err == nil:
 		return exitDone
@@ -130,7 +131,7 @@ func (p *program) exit(err error) int {
 	if hint := hint(err); hint != "" {
 		p.stderrf("hint: %s", hint)
 	}
-	if errors.As(err, &wrongUsage) || errors.As(err, &wrongConfig) || errors.As(err, &wrongBatch) || errors.As(err, &wrongRequest) ||
+	if errors.As(err, &wrongUsage) || errors.As(err, &wrongConfig) || errors.As(err, &wrongBatch) || errors.As(err, &wrongRequest) || errors.As(err, &wrongMode) ||
 		errors.Is(err, jobs.ErrDigestConflict) || errors.Is(err, worker.ErrSimulated) || errors.Is(err, worker.ErrGateway) || errors.Is(err, journal.ErrDataDirInUse) {
 		return exitUsage
 	}
@@ -143,11 +144,14 @@ func hint(err error) string {
 	var refused *dashscope.Error
 	var wrongBatch *jobs.BatchError
 	var unreachable *unreachableError
+	var wrongMode *worker.ModeError
 	switch {
 	case errors.As(err, &wrongUsage):
 		return wrongUsage.hint
 	case errors.As(err, &unreachable):
 		return unreachable.hint
+	case errors.As(err, &wrongMode):
+		return wrongMode.Hint()
 	case errors.Is(err, jobs.ErrDigestConflict):
 		return "nothing was spent; an id stands for one request: give the changed line a new id, or restore its old text"
 	case errors.As(err, &wrongBatch):

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -24,8 +25,12 @@ type jobQueue struct {
 	rdb      *redis.Client
 	jobs     *jobs.Client
 	operator *jobs.Inspector
-	// simulate is set if the queue belongs to a simulated instance.
+	// simulate is set if the queue of a simulated instance on this machine is used.
 	simulate bool
+	// configured is the configured bucket, nil if there is none. It is read by bucket.
+	configured *storage.Bucket
+	// bucketAgrees is set once the bucket's mode is not the other than the queue's.
+	bucketAgrees atomic.Bool
 	// localBucket is the embedded bucket of a running instance on this machine, nil if
 	// the queue is not an instance's, or the instance has another bucket.
 	localBucket *localBucket
@@ -57,6 +62,9 @@ func (p *program) openQueue(ctx context.Context, simulate bool) (*jobQueue, erro
 	q.rdb = redis.NewClient(options)
 	q.jobs, q.operator = jobs.NewClient(q.rdb), jobs.NewInspector(q.rdb)
 	if err := ping(ctx, q.rdb); err != nil {
+		return nil, errors.Join(err, q.rdb.Close())
+	}
+	if err := p.checkQueueMode(ctx, q); err != nil {
 		return nil, errors.Join(err, q.rdb.Close())
 	}
 	return q, nil
@@ -94,12 +102,17 @@ func (q *jobQueue) locate(ctx context.Context) (*redis.Options, error) {
 // simulatedDir is the data directory of simulated runs, which real runs never read.
 func simulatedDir(dataDir string) string { return filepath.Join(dataDir, "simulated") }
 
-// bucket returns the configured bucket, or nil if there is none.
-func (q *jobQueue) bucket() (*storage.Bucket, error) {
-	if q.cfg.Bucket == "" {
-		return nil, nil //nolint:nilnil // no bucket is not an error
+// bucket returns the configured bucket, or nil if there is none. It fails if the bucket is
+// real and the queue is simulated, or the other way round.
+func (q *jobQueue) bucket(ctx context.Context) (*storage.Bucket, error) {
+	if q.configured == nil || q.bucketAgrees.Load() {
+		return q.configured, nil
 	}
-	return storage.New(q.cfg.Storage())
+	if _, err := modeOf(ctx, q.operator, q.configured); err != nil {
+		return nil, err
+	}
+	q.bucketAgrees.Store(true)
+	return q.configured, nil
 }
 
 // errNoBucket means that the bucket of the jobs' images and sidecars is not configured.
@@ -107,7 +120,7 @@ var errNoBucket = errors.New("DANQING_S3_BUCKET is not set")
 
 // finishedJob reads a job from its sidecar in this queue's bucket.
 func (q *jobQueue) finishedJob(ctx context.Context, id string) (*jobs.Job, error) {
-	from, err := q.bucket()
+	from, err := q.bucket(ctx)
 	switch {
 	case err != nil:
 		return nil, err
@@ -142,7 +155,7 @@ func finishedJob(ctx context.Context, from sidecarBucket, serveURL, id string) (
 
 // stage stores a reference image in this queue's bucket.
 func (q *jobQueue) stage(ctx context.Context, ref *storage.Reference) error {
-	to, err := q.bucket()
+	to, err := q.bucket(ctx)
 	switch {
 	case err != nil:
 	case to != nil:

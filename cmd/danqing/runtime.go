@@ -49,6 +49,12 @@ type runtime struct {
 	closers []io.Closer
 }
 
+// Folders of a data directory beside those of package journal.
+const (
+	queueFolder  = "queue"   // the durable queue of danqing up
+	uploadFolder = "uploads" // temporary
+)
+
 // Task times of the embedded simulator. The service takes half a minute for an image, but
 // the user of a trial waits.
 const (
@@ -188,7 +194,7 @@ func maxPrice[A interface {
 // never read.
 func (rt *runtime) dataDir(simulate bool) (string, error) {
 	if simulate {
-		return filepath.Join(rt.cfg.DataDir, "simulated"), rt.cfg.CheckSimulate()
+		return simulatedDir(rt.cfg.DataDir), rt.cfg.CheckSimulate()
 	}
 	if err := rt.cfg.CheckReal(); err != nil {
 		return "", err
@@ -252,7 +258,7 @@ func (rt *runtime) openQueue(simulate bool) (redis.UniversalClient, error) {
 	}
 	if rt.durable {
 		var err error
-		rt.queue, err = queue.OpenDir(queue.Config{Dir: filepath.Join(rt.dataPath, "queue"), Listen: "127.0.0.1:0", Logger: rt.log})
+		rt.queue, err = queue.OpenDir(queue.Config{Dir: filepath.Join(rt.dataPath, queueFolder), Listen: "127.0.0.1:0", Logger: rt.log})
 		if err != nil {
 			return nil, err
 		}
@@ -262,6 +268,20 @@ func (rt *runtime) openQueue(simulate bool) (redis.UniversalClient, error) {
 	embedded := queue.Open()
 	rt.closers = append(rt.closers, embedded)
 	return embedded.Client(), nil
+}
+
+// check fails if Redis or the bucket cannot be reached, or if they, the data directory and
+// the accounts' services are not all real or all simulated.
+func (rt *runtime) check(ctx context.Context) error {
+	if rt.remote != nil {
+		if err := ping(ctx, rt.remote); err != nil {
+			return err
+		}
+	}
+	if err := rt.bucket.Check(ctx); err != nil {
+		return err
+	}
+	return rt.worker.CheckMode(ctx)
 }
 
 // Close closes the dependencies, the last opened first.

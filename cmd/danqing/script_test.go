@@ -41,7 +41,7 @@ func startRedis(ts *testscript.TestScript, _ bool, _ []string) {
 }
 
 // startServices starts and configures a bucket and a DashScope. A task whose prompt contains
-// "fails once" fails the first time.
+// "fails once" fails the first time. GENUINE is the same service without the simulator's mark.
 func startServices(ts *testscript.TestScript, _ bool, _ []string) {
 	files, err := bucket.Open(bucket.Config{Dir: ts.MkAbs("s3"), AccessKeyID: "AKIATEST", SecretAccessKey: "s3cr3t"})
 	ts.Check(err)
@@ -70,13 +70,15 @@ func startServices(ts *testscript.TestScript, _ bool, _ []string) {
 		}
 		sim.ServeHTTP(w, r)
 	}))
+	genuine := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { sim.ServeHTTP(unmarkedWriter{w}, r) }))
 	ts.Defer(func() {
 		server.Close()
+		genuine.Close()
 		_ = sim.Close()
 		_ = files.Close()
 	})
 	for name, value := range map[string]string{
-		"DASHSCOPE_HTTP_BASE_URL": server.URL + "/api/v1", "DASHSCOPE_API_KEY": "sk-test",
+		"GENUINE": genuine.URL + "/api/v1", "DASHSCOPE_HTTP_BASE_URL": server.URL + "/api/v1", "DASHSCOPE_API_KEY": "sk-test",
 		"AWS_ENDPOINT_URL_S3": server.URL, "AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_REGION": "us-east-1",
 		"DANQING_S3_BUCKET": bucket.DefaultBucket, "DANQING_S3_ADDRESSING": "path",
 	} {

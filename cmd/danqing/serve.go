@@ -112,6 +112,12 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 	if err := errors.Join(ping(ctx, rdb), bucket.Check(ctx)); err != nil {
 		return err
 	}
+	switch mode, err := modeOf(ctx, jobs.NewInspector(rdb), bucket); {
+	case err != nil:
+		return err
+	case mode == jobs.ModeSimulated:
+		p.stderrf(simulatedNotice)
+	}
 	logRedisHealth(ctx, rdb, log)
 	server, err := listen(ctx, cfg, f.listen)
 	if err != nil {

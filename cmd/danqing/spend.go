@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/danqing-queue/danqing/config"
+	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
@@ -151,6 +152,12 @@ func (p *program) spend(ctx context.Context, simulate bool, r spendReport) error
 			}
 			return p.printSpend(r, spent)
 		})
+	}
+	switch mode, err := journal.ReadMode(dir); {
+	case err != nil:
+		return err
+	case mode == jobs.ModeSimulated && !simulate:
+		p.stderrf(simulatedNotice)
 	}
 	spent, damaged, err := journal.ReadSpendLog(filepath.Join(dir, journal.SpendLogName))
 	switch {

@@ -59,7 +59,7 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 	rt := &runtime{cfg: cfg, log: log, durable: true, serveURL: server.baseURL()}
 	err = rt.open(f.simulate)
 	if err == nil {
-		err = rt.bucket.Check(ctx)
+		err = rt.check(ctx) // before the API accepts anything
 	}
 	if err != nil {
 		return errors.Join(err, rt.Close(), server.listener.Close())
@@ -70,7 +70,7 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 // serveAndWork serves HTTP and runs the worker until a signal.
 func (p *program) serveAndWork(ctx context.Context, rt *runtime, f upFlags, ui bool, server *httpServer) error {
 	if err := server.open(rt.cfg, serverConfig{
-		redis: rt.redis, bucket: rt.bucket, local: rt.localBucket != nil, price: rt.priceOf, depth: rt.maxQueued(), temp: filepath.Join(rt.dataPath, "uploads"), ui: ui, log: rt.log,
+		redis: rt.redis, bucket: rt.bucket, local: rt.localBucket != nil, price: rt.priceOf, depth: rt.maxQueued(), temp: filepath.Join(rt.dataPath, uploadFolder), ui: ui, log: rt.log,
 	}); err != nil {
 		return err
 	}

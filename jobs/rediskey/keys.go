@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// Prefix is the prefix of all keys, and of the names of asynq's queues.
+const Prefix = "danqing:"
+
 // Jobs. Package jobs writes these keys for producers, operators and workers.
 const (
 	// Events is a publish-subscribe channel. Every write of a record publishes the ID
@@ -144,6 +147,10 @@ const (
 	// Dataset is a random ID that the first worker writes. It is gone, or another one,
 	// once Redis has lost its data. Lifetime: none.
 	Dataset = "danqing:dataset"
+	// Mode is "real" or "simulated": the jobs of this database are that for good.
+	// Lifetime: none; danqing purge deletes it last. Writer: workers at their start, and
+	// once Redis has lost its data. Readers: all, at their start.
+	Mode = "danqing:mode"
 	// Barrier is the time in Unix milliseconds of the last write by
 	// redishealth.WaitDurable, which waits until that write is durable. Lifetime: none.
 	Barrier = "danqing:barrier"

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gofrs/flock"
 
+	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
@@ -57,13 +58,9 @@ func OpenDataDir(path string) (*DataDir, error) {
 	if err := os.MkdirAll(path, 0o750); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDataDir, err)
 	}
-	lock := flock.New(filepath.Join(path, "lock"))
-	locked, err := lock.TryLock()
+	lock, err := lockDir(path)
 	if err != nil {
-		return nil, fmt.Errorf("%w: lock: %w", ErrDataDir, err)
-	}
-	if !locked {
-		return nil, fmt.Errorf("%s: %w", path, ErrDataDirInUse)
+		return nil, err
 	}
 	d := &DataDir{Path: path, lock: lock}
 	if err := d.load(); err != nil {
@@ -72,12 +69,25 @@ func OpenDataDir(path string) (*DataDir, error) {
 	return d, nil
 }
 
+// lockDir locks an existing data directory.
+func lockDir(path string) (*flock.Flock, error) {
+	lock := flock.New(filepath.Join(path, "lock"))
+	locked, err := lock.TryLock()
+	if err != nil {
+		return nil, fmt.Errorf("%w: lock: %w", ErrDataDir, err)
+	}
+	if !locked {
+		return nil, fmt.Errorf("%s: %w", path, ErrDataDirInUse)
+	}
+	return lock, nil
+}
+
 // load reads the directory's files, and begins those that are missing.
 func (d *DataDir) load() (err error) {
 	if d.state, err = readState(d.Path); err != nil {
 		return err
 	}
-	if d.Journal, err = load(filepath.Join(d.Path, "journal.jsonl")); err != nil {
+	if d.Journal, err = load(filepath.Join(d.Path, journalFile)); err != nil {
 		return err
 	}
 	if d.Spend, err = loadSpendLog(filepath.Join(d.Path, SpendLogName)); err != nil {
@@ -90,7 +100,7 @@ func (d *DataDir) load() (err error) {
 		}
 	}
 	d.WorkerID = cmp.Or(known, d.Journal.workerID, d.Spend.workerID, rand.Text())
-	for _, file := range []struct{ name, id string }{{"journal.jsonl", d.Journal.workerID}, {SpendLogName, d.Spend.workerID}} {
+	for _, file := range []struct{ name, id string }{{journalFile, d.Journal.workerID}, {SpendLogName, d.Spend.workerID}} {
 		if file.id != "" && file.id != d.WorkerID {
 			return fmt.Errorf("%s in %s is of worker %s, and the directory is of worker %s: put the directory's own file back", file.name, d.Path, file.id, d.WorkerID)
 		}
@@ -134,6 +144,8 @@ func hasFiles(dir string) (found bool, err error) {
 	return found, err
 }
 
+const journalFile = "journal.jsonl"
+
 // stateFile is the name of the state file: one line of JSON with a checksum.
 const stateFile = "worker.json"
 
@@ -141,6 +153,8 @@ const stateFile = "worker.json"
 // they are lost.
 type state struct {
 	WorkerID string `json:"worker_id"`
+	// Mode is "" until the first worker knows it.
+	Mode jobs.Mode `json:"mode,omitempty"`
 	// Dataset is the ID of the Redis dataset that the journal was replayed into last.
 	Dataset string `json:"dataset,omitempty"`
 	// JournalLostAt is when the journal was found to be lost last.

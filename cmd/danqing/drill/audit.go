@@ -166,7 +166,7 @@ func (d *drill) inBucket() (map[string][]string, error) {
 			return err
 		}
 		key = filepath.ToSlash(key)
-		if strings.HasPrefix(key, "_jobs/") || strings.HasPrefix(key, "_refs/") {
+		if strings.HasPrefix(key, "_jobs/") || strings.HasPrefix(key, "_refs/") || key == modeKey {
 			return nil
 		}
 		content, err := os.ReadFile(path) //nolint:gosec // the drill's own folder

@@ -205,11 +205,16 @@ func bucketKey(path string) (key string, ok bool) {
 	return strings.TrimPrefix(key, "/"), ok && (key == "" || key[0] == '/')
 }
 
+// modeKey is the object that says that the bucket is simulated.
+const modeKey = "_mode.json"
+
 // bucketRoute returns the route of a bucket request; the prefixes are those of the
 // bucket layout.
 func bucketRoute(method, key string) string {
 	sidecar := strings.HasPrefix(key, "_jobs/")
 	switch {
+	case key == modeKey:
+		return routeBucketOther
 	case method == http.MethodHead:
 		return routeHead
 	case method == http.MethodPut && sidecar:

@@ -1,6 +1,7 @@
 package account
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 )
@@ -28,9 +30,8 @@ type Set struct {
 	All []*Account
 	Log *slog.Logger
 
-	mu sync.Mutex
-	// simulated reports whether the services are simulators; it is valid once known is set.
-	simulated, known bool
+	mu   sync.Mutex
+	mode jobs.Mode // of the services, "" until one has answered a probe
 }
 
 // Named returns the account with a name, or nil.
@@ -43,21 +44,22 @@ func (s *Set) Named(name string) *Account {
 	return nil
 }
 
-// Simulated reports whether the services are simulators, once one has answered a probe.
-func (s *Set) Simulated() bool {
+// Mode returns what the services make, "" until one has answered a probe.
+func (s *Set) Mode() jobs.Mode {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.simulated
+	return s.mode
 }
 
-// isOfKind reports whether a service's answer agrees with those of the other accounts'.
-func (s *Set) isOfKind(simulated bool) bool {
+// Simulated reports whether the services are simulators, once one has answered a probe.
+func (s *Set) Simulated() bool { return s.Mode() == jobs.ModeSimulated }
+
+// isOf reports whether a service's mode is that of the other accounts' services.
+func (s *Set) isOf(mode jobs.Mode) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.known {
-		s.known, s.simulated = true, simulated
-	}
-	return s.simulated == simulated
+	s.mode = cmp.Or(s.mode, mode)
+	return s.mode == mode
 }
 
 // Probe checks what service is at an account's base URL and whether it accepts the key. It
@@ -69,7 +71,7 @@ func (s *Set) Probe(ctx context.Context, a *Account) error {
 		return err
 	case endpoint.Gateway:
 		err = ErrGateway
-	case !s.isOfKind(endpoint.Simulated):
+	case !s.isOf(jobs.ModeOf(endpoint.Simulated)):
 		err = ErrMixed
 	default:
 		a.setOwner(endpoint.Owner)
@@ -85,21 +87,34 @@ func isKeyRefused(err error) bool {
 	return errors.As(err, &refusal) && (refusal.Kind == dashscope.KindAccount || refusal.Kind == dashscope.KindTerminal)
 }
 
+// ProbeOnce probes every account once, and returns the error of each. It fails if one can
+// never be usable.
+func (s *Set) ProbeOnce(ctx context.Context) ([]error, error) {
+	errs := make([]error, len(s.All))
+	var group sync.WaitGroup
+	for i, a := range s.All {
+		group.Go(func() { errs[i] = s.Probe(ctx, a) })
+	}
+	group.Wait()
+	for i, err := range errs {
+		if errors.Is(err, ErrGateway) || errors.Is(err, ErrMixed) {
+			return errs, fmt.Errorf("account %s: %w", s.All[i].Name, err)
+		}
+	}
+	return errs, nil
+}
+
 // ProbeAll probes every account, until at least one is usable. It fails if none can become
 // usable, or with the cause of ctx.
 func (s *Set) ProbeAll(ctx context.Context) error {
 	for retry := (&loop.Backoff{First: time.Second, Most: time.Minute}); ; {
-		errs := make([]error, len(s.All))
-		var group sync.WaitGroup
-		for i, a := range s.All {
-			group.Go(func() { errs[i] = s.Probe(ctx, a) })
+		errs, err := s.ProbeOnce(ctx)
+		if err != nil {
+			return err
 		}
-		group.Wait()
 		verified, refused := 0, 0
-		for i, err := range errs {
+		for _, err := range errs {
 			switch {
-			case errors.Is(err, ErrGateway), errors.Is(err, ErrMixed):
-				return fmt.Errorf("account %s: %w", s.All[i].Name, err)
 			case err == nil:
 				verified++
 			case isKeyRefused(err):
@@ -109,7 +124,7 @@ func (s *Set) ProbeAll(ctx context.Context) error {
 		if verified > 0 {
 			return s.checkDistinct()
 		}
-		err := errors.Join(errs...)
+		err = errors.Join(errs...)
 		if refused == len(s.All) {
 			return err
 		}
