@@ -86,7 +86,6 @@ func modelOf(body []byte) string {
 
 // injectRequest applies an action to a request.
 func (w *wire) injectRequest(what action, rw http.ResponseWriter, r *http.Request, handler http.Handler, ofBucket bool) {
-	route := routeOf(r)
 	// Work without its client is completed.
 	done := func() *reply {
 		kept := &reply{header: http.Header{}}
@@ -94,25 +93,13 @@ func (w *wire) injectRequest(what action, rw http.ResponseWriter, r *http.Reques
 		return kept
 	}
 	switch what {
-	case killBefore:
-		w.kill(w.worker, 0)
-	case killDone:
-		done()
-		w.kill(w.worker, 0)
 	case killAfter:
 		handler.ServeHTTP(rw, r)
 		_ = http.NewResponseController(rw).Flush() // the worker is killed next
 		w.kill(w.worker, 0)
-		return
-	case resetDone:
-		done()
-	case hang:
-		done()
-		wait(r.Context(), hangTime)
 	case delayed:
 		wait(r.Context(), delayTime)
 		handler.ServeHTTP(rw, r)
-		return
 	case late, lateKill:
 		hangUp(rw)
 		if what == lateKill {
@@ -120,42 +107,54 @@ func (w *wire) injectRequest(what action, rw http.ResponseWriter, r *http.Reques
 		}
 		wait(context.WithoutCancel(r.Context()), lateCreate)
 		done()
-		return
-	case slow, slowReset:
+	case slow:
 		wait(context.WithoutCancel(r.Context()), slowCreate)
-		if kept := done(); what == slow {
-			kept.send(rw)
-			return
-		}
+		done().send(rw)
+	case full:
+		w.fillRedis(r.Context())
+		done().send(rw)
+	case absurd:
+		w.absurdReply(rw, routeOf(r), done())
 	case throttled:
 		answerError(rw, ofBucket, http.StatusTooManyRequests)
-		return
 	case failed:
 		answerError(rw, ofBucket, http.StatusInternalServerError)
-		return
 	case htmlError:
 		answerHTML(rw)
-		return
 	case halfBody:
 		done().sendHalf(rw)
-	case absurd:
-		w.absurdReply(rw, route, done())
-		return
+	default:
+		w.loseReply(what, r, done)
+		reset(rw)
+	}
+}
+
+// loseReply applies an action whose request gets no reply. done serves the request.
+func (w *wire) loseReply(what action, r *http.Request, done func() *reply) {
+	switch what {
+	case killBefore:
+		w.kill(w.worker, 0)
+	case killDone:
+		done()
+		w.kill(w.worker, 0)
 	case lagKill:
 		w.outages.begin(listLags, lagTime)
 		done()
 		w.kill(w.worker, 0)
-	case full, fullKill:
+	case fullKill:
 		w.fillRedis(r.Context())
-		kept := done()
-		if what == full {
-			kept.send(rw)
-			return
-		}
+		done()
 		w.kill(w.worker, 0)
+	case resetDone:
+		done()
+	case hang:
+		done()
+		wait(r.Context(), hangTime)
+	case slowReset:
+		wait(context.WithoutCancel(r.Context()), slowCreate)
+		done()
 	default: // resetBefore
 	}
-	reset(rw)
 }
 
 // observe passes the model of a worker's request to recovery.
