@@ -31,3 +31,17 @@ func TestIgnoredParameters(t *testing.T) {
 		assert.Equal(t, "user, quality, style, watermark", got.header.Get("X-Danqing-Ignored-Parameters"), got.body)
 	})
 }
+
+// The SDKs upload a local reference image before they send a request, also for a model that
+// ignores it.
+func TestIgnoredUpload(t *testing.T) {
+	t.Parallel()
+	s := newService(t, nil)
+	p := s.policyFor("qwen-image")
+	_, content := writePNG(t, "girl", 1)
+	got := s.sendForm(p, formParts(p, p.UploadDir+"/girl.png"), content)
+	require.Equal(t, http.StatusOK, got.status, got.body)
+	got = s.submit(`{"model":"qwen-image","input":{"prompt":"a cat","ref_img":"oss://` + p.UploadDir + `/girl.png"}}`)
+	require.Equal(t, http.StatusOK, got.status, got.body)
+	assert.Equal(t, "ref_img", got.header.Get("X-Danqing-Ignored-Parameters"))
+}

@@ -70,7 +70,8 @@ func (a *api) policySignature(secret, policy string) string {
 	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// getPolicy answers with the policy for an upload, as DashScope does.
+// getPolicy answers with the policy for an upload, as DashScope does: for every model, as
+// the SDKs upload an image also for one that ignores it.
 func (a *api) getPolicy(_ http.ResponseWriter, r *request) (any, error) {
 	q := r.URL.Query()
 	if action := q.Get("action"); action != "getPolicy" {
@@ -79,9 +80,6 @@ func (a *api) getPolicy(_ http.ResponseWriter, r *request) (any, error) {
 	model, err := jobs.LookupModel(q.Get("model"))
 	if wrong := (jobs.FieldError{}); errors.As(err, &wrong) {
 		return nil, &jobs.InvalidError{Fields: []jobs.FieldError{wrong}}
-	}
-	if len(model.RefModes) == 0 {
-		return nil, invalidField("model", model.Name, "a model with reference images, such as "+jobs.DefaultModel)
 	}
 	policy := uploadPolicy{Producer: r.caller.Name, Model: model.Name, Dir: "danqing-instant/" + strings.ToLower(rand.Text()), Expires: time.Now().Add(policyLifetime).UTC()}
 	encoded, err := json.Marshal(policy)
