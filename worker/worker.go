@@ -135,7 +135,7 @@ func New(cfg Config) (*Worker, error) {
 		quarantine: &quarantine.List{Redis: cfg.Redis, Store: store, Log: cfg.Logger}, exclusive: cfg.ExclusiveQueue,
 	}
 	if at := cfg.DataDir.JournalLostAt(); time.Since(at) < journal.TaskRetention {
-		w.log.Error("journal was lost: jobs that may have been paid for are held", "path", cfg.DataDir.Path)
+		w.log.Error("journal was lost: for a day, one job is held for each task that belongs to no known job", "path", cfg.DataDir.Path)
 	}
 	w.dataset = lease.NewDataset(cfg.Redis, cfg.DataDir, cfg.Logger, cfg.ExclusiveQueue, w.replay)
 	w.store = delivery.New(delivery.Config{

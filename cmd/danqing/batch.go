@@ -153,13 +153,13 @@ func (p *program) openBatch(command, file, name string) (in io.ReadCloser, dir, 
 		}
 		return io.NopCloser(p.stdin), ".", name, nil
 	}
-	const hint = "name a file of JSON lines"
+	const hint = "name a file of JSON lines, as in prompts.jsonl"
 	opened, err := os.Open(file) //nolint:gosec // the path is from the user
 	if err != nil {
 		return nil, "", "", usageErrorf(hint, "%w", err)
 	}
 	if info, err := opened.Stat(); err == nil && info.IsDir() {
-		return nil, "", "", errors.Join(usageErrorf(hint, "%s is a directory: name a file", file), opened.Close())
+		return nil, "", "", errors.Join(usageErrorf(hint, "%s is a directory", file), opened.Close())
 	}
 	return opened, filepath.Dir(file), cmp.Or(name, jobs.BatchName(file)), nil
 }

@@ -155,11 +155,11 @@ func hint(err error) string {
 	case errors.Is(err, jobs.ErrDigestConflict):
 		return "nothing was spent; an id stands for one request: give the changed line a new id, or restore its old text"
 	case errors.As(err, &wrongBatch):
-		return "nothing was queued or spent; correct the lines and run the same command again"
+		return `nothing was queued or spent; correct the lines, each a JSON object as in {"prompt": "a cat"}, and run the same command again`
 	case errors.Is(err, jobs.ErrNotFound):
-		return "jobs leave the queue a week after their end; set DANQING_S3_BUCKET to read their sidecars"
+		return "danqing jobs list shows the jobs of this queue; they leave it a week after their end, and are then found in their bucket alone: DANQING_S3_BUCKET"
 	case errors.Is(err, journal.ErrDataDirInUse):
-		return "if it is danqing up, use danqing enqueue; otherwise wait for it to end. Each worker needs its own DANQING_DATA_DIR"
+		return "stop it, or wait for its end; while danqing up runs, use danqing enqueue. Each worker needs its own DANQING_DATA_DIR"
 	case errors.Is(err, journal.ErrDataDir):
 		return "make the folder writable for the user that runs danqing, or set DANQING_DATA_DIR to one that is"
 	case errors.As(err, &refused):

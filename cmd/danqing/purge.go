@@ -28,8 +28,8 @@ func (p *program) purgeCommand() *cobra.Command {
 bucket prefix and data directory. It deletes what Danqing has stored there, and nothing
 else. A place with real jobs is never touched.
 
-It shows what it will delete, and asks. Stop the workers first. Other machines'
-data directories are purged there.`,
+It shows what it will delete, and asks. Stop the workers first. Run it for each data
+directory of theirs, on its machine.`,
 		Example: `  danqing purge
   danqing purge --yes`,
 		Args: cobra.NoArgs,
@@ -85,7 +85,11 @@ func (p *program) purge(ctx context.Context, f purgeFlags) (err error) {
 			return err
 		}
 	}
-	return r.run(ctx)
+	if err := r.run(ctx); err != nil {
+		return err
+	}
+	r.stderrf("all of this is deleted")
+	return nil
 }
 
 func (r *purge) run(ctx context.Context) error {

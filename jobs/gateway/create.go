@@ -161,7 +161,7 @@ func applyHeaders(req *jobs.Request, header http.Header, c caller) error {
 	})
 	for name := range header {
 		if strings.HasPrefix(name, headerPrefix) && !slices.Contains(requestHeaders(), name) {
-			problems = append(problems, jobs.FieldError{Field: name, Value: "is given", Allowed: strings.Join(requestHeaders(), ", ")})
+			problems = append(problems, jobs.FieldError{Field: name, Value: "unknown", Allowed: strings.Join(requestHeaders(), ", ")})
 		}
 	}
 	if len(problems) > 0 {

@@ -121,7 +121,7 @@ func TestCreateHeaders(t *testing.T) {
 			assert.Contains(t, strings.ToLower(message), field)
 		}
 		message := s.submit(oneCat, "X-Danqing-Label", "sku=1").requireRefused(t, http.StatusBadRequest, "InvalidParameter")
-		assert.Contains(t, message, "X-Danqing-Labels")
+		assert.Contains(t, message, "X-Danqing-Label: unknown; allowed: X-Danqing-Priority, X-Danqing-Callback, X-Danqing-Labels")
 		s.submit(`{"priority":"bulk","model":"wanx-v1","input":{"prompt":"a cat"}}`, "X-Danqing-Priority", "critical").
 			requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 		assert.Equal(t, before, s.redis.DBSize(t.Context()).Val())

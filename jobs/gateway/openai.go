@@ -56,7 +56,7 @@ func parseGeneration(body []byte) (generation, error) {
 	for name := range fields {
 		if !slices.Contains(openAIFields(), name) {
 			shown := name[:min(len(name), 64)]
-			return g, &jobs.InvalidError{Fields: []jobs.FieldError{{Field: shown, Value: "is given", Allowed: strings.Join(openAIFields(), ", ")}}}
+			return g, &jobs.InvalidError{Fields: []jobs.FieldError{{Field: shown, Value: "unknown", Allowed: strings.Join(openAIFields(), ", ")}}}
 		}
 	}
 	text := func(name string) string {

@@ -37,7 +37,7 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 	}
 	// A create of a crashed worker may still be in transit.
 	wait := max(lease.TTL, l.timing().Late)
-	l.log.Warn("data was lost: waiting for other workers to replay and for delayed creates", "wait", wait)
+	l.log.Warn("data may have been lost: waiting for other workers to replay and for delayed creates", "wait", wait)
 	if err := loop.Sleep(ctx, wait); err != nil {
 		return err
 	}
