@@ -3,6 +3,7 @@ package loop_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -42,6 +43,30 @@ func TestRetryRedis(t *testing.T) {
 		time.AfterFunc(time.Minute, func() { stop(loop.ErrStopped) })
 		assert.ErrorIs(t, loop.RetryRedis(t.Context(), stopping, log, func(context.Context) error { return down }), loop.ErrStopped)
 	})
+}
+
+// answer is an error that Redis answers.
+type answer string
+
+func (a answer) Error() string { return string(a) }
+func (answer) RedisError()     {}
+
+// What may pass is not refused for good, in a script neither, whatever the version of Redis.
+func TestIsRefused(t *testing.T) {
+	t.Parallel()
+	const before7 = "ERR Error running script (call to f_1a): @user_script:1: @user_script: 1: "
+	for err, want := range map[answer]bool{
+		before7 + "-OOM command not allowed when used memory > 'maxmemory'.":                                          false,
+		before7 + "-MISCONF Redis is configured to save RDB snapshots, but is currently not able to persist on disk.": false,
+		before7 + "-READONLY You can't write against a read only replica.":                                            false,
+		before7 + "The user executing the script can't run this command or subcommand":                                false,
+		"ERR The user executing the script can't run this command or subcommand script: 1a, on @user_script:1.":       false,
+		"ERR ACL failure in script: User u has no permissions to run the 'hset' command script: 1a":                   false,
+		before7 + "WRONGTYPE Operation against a key holding the wrong kind of value":                                 true,
+		"WRONGTYPE Operation against a key holding the wrong kind of value script: 1a, on @user_script:1.":            true,
+	} {
+		assert.Equal(t, want, loop.IsRefused(fmt.Errorf("write record: %w", err)), err)
+	}
 }
 
 // A background activity runs at once and then at its interval. Its stop waits for the call

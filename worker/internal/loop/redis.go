@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,7 +52,9 @@ func IsTransient(err error) bool {
 			return true
 		}
 	}
-	return redis.HasErrorPrefix(err, "MISCONF") || redis.HasErrorPrefix(err, "BUSY")
+	// Before 7.0 Redis answers with "ERR Error running script (…): @user_script: 1: -OOM …"; go-redis
+	// knows that of READONLY alone.
+	return redis.HasErrorPrefix(err, "MISCONF") || redis.HasErrorPrefix(err, "BUSY") || isScriptError(err, ": -OOM ", ": -MISCONF ")
 }
 
 // IsRefused reports whether Redis refuses a command for what is in it or under its keys: a key
@@ -70,5 +73,12 @@ func isDenied(err error) bool {
 			return true
 		}
 	}
-	return redis.HasErrorPrefix(err, "ERR") && strings.Contains(err.Error(), "ACL failure in script")
+	return isScriptError(err, "ACL failure in script", "The user executing the script can't ") // from 7.2 on, and before
+}
+
+// isScriptError reports whether Redis answers that a script failed, with one of the texts.
+func isScriptError(err error, texts ...string) bool {
+	answer := redis.Error(nil)
+	return errors.As(err, &answer) && strings.HasPrefix(answer.Error(), "ERR ") &&
+		slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(answer.Error(), text) })
 }
