@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
@@ -51,6 +53,23 @@ func TestJournaledJobIsFinishedWithoutARequest(t *testing.T) {
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
 		assert.False(t, s.worker.Unfinished(t.Context()))
 		s.requireStored("job-1", 1)
+	})
+}
+
+// The clock of the worker that submitted was ahead by more than a day: the next one queries
+// the task all the same, before the links to its images expire.
+func TestTaskOfAClockThatWasAhead(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateGenerating)
+		s.leave()
+		rec := s.get("job-1")
+		rec.SubmittedAt = rec.SubmittedAt.Add(26 * time.Hour)
+		encoded, err := json.Marshal(rec)
+		require.NoError(t, err)
+		require.NoError(t, s.redis.HSet(t.Context(), rediskey.Record("job-1"), "record", encoded).Err())
+		s.comeBack("data")
+		s.requireMadeOnce("job-1")
 	})
 }
 

@@ -20,10 +20,13 @@ type stopwatch struct {
 }
 
 // startStopwatch starts the stopwatch of a job's task. A task of an earlier term started
-// when its create was recorded.
+// when its create was recorded, but not in the future: that clock was ahead of this one.
 func (l *lane) startStopwatch(rec *jobs.Record) *stopwatch {
 	started, _ := l.tasks.LoadOrStore(rec.TaskID, rec.SubmittedAt)
 	at, _ := started.(time.Time)
+	if now := time.Now(); at.After(now) {
+		at = now
+	}
 	return &stopwatch{started: at, before: at, last: at}
 }
 
