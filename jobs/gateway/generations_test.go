@@ -104,6 +104,26 @@ func TestEqualRequestsAtTwoServers(t *testing.T) {
 	})
 }
 
+// A server that could not reach Redis for seconds comes back: the request that waited there all
+// the while is not robbed of its job by an equal one that has joined it and disconnects.
+func TestServerWithoutRedisForSeconds(t *testing.T) {
+	runInBubble(t, nil, func(t *testing.T, s *service) {
+		other := newServiceOn(t, s.redis, nil)
+		var group sync.WaitGroup
+		group.Go(func() { assert.Equal(t, http.StatusOK, s.generateImages(t.Context(), openAICat).status) })
+		synctest.Wait()
+		id := s.onlyJob()
+		require.NoError(t, s.redis.Del(t.Context(), "danqing:gateways").Err())
+		ctx, hangUp := context.WithTimeout(t.Context(), 10*time.Second)
+		defer hangUp()
+		other.generateImages(ctx, openAICat)
+		synctest.Wait()
+		assert.Equal(t, id, s.onlyJob(), "it was joined")
+		s.finish(id)
+		group.Wait()
+	})
+}
+
 // A client that goes away before its job was submitted cancels it, unless somebody else waits
 // for it, or it asked otherwise.
 func TestDisconnectCancels(t *testing.T) {

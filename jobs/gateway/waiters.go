@@ -51,9 +51,10 @@ type claim struct {
 	isNew       bool
 }
 
-// claimScript returns the job of a request, and whether it is new. Processes without a recent
-// sign of life no longer wait. A retry that must share a job shares the one with the fewest
-// requests: those of several equal ones get different jobs.
+// claimScript returns the job of a request, and whether it is new. The requests of a process
+// without a recent sign of life do not wait; after the next one they do again, since it may only
+// have lost Redis. A retry that must share a job shares the one with the fewest requests: those
+// of several equal ones get different jobs.
 var claimScript = redis.NewScript(`
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -63,12 +64,8 @@ local fields, waiting = redis.call('HGETALL', KEYS[1]), {}
 for i = 1, #fields, 2 do
   local job, waiter = string.match(fields[i], '^([^/]*)/?(.*)$')
   waiting[job] = waiting[job] or 0
-  if waiter ~= '' then
-    if redis.call('ZSCORE', KEYS[2], fields[i + 1]) then
-      waiting[job] = waiting[job] + 1
-    else
-      redis.call('HDEL', KEYS[1], fields[i])
-    end
+  if waiter ~= '' and redis.call('ZSCORE', KEYS[2], fields[i + 1]) then
+    waiting[job] = waiting[job] + 1
   end
 end
 local id, fewest
