@@ -460,31 +460,3 @@ func (s *stack) get(id string) *jobs.Record {
 	require.NoError(s.t, err)
 	return rec
 }
-
-// A reply that names another job's task, as a broken proxy may send it, is not believed:
-// the list tells which task the create made. The owner is known from the worker's own
-// journal, or from Redis alone if another worker created the task.
-func TestReplyNamesAnotherJobsTask(t *testing.T) {
-	for _, known := range []string{"journal", "redis"} {
-		t.Run(known, func(t *testing.T) {
-			bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
-				s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
-				s.requireMadeOnce("first")
-				task := s.sim.Tasks()[0].ID
-				if known == "redis" {
-					task = "task-of-another-worker"
-					require.NoError(t, jobs.NewStore(s.redis).ClaimTask(t.Context(), task, "elsewhere"))
-				}
-				s.sim.Script(simulator.Fault{
-					Route: simulator.RouteCreate, AfterWork: true,
-					Body: `{"request_id":"r","output":{"task_id":"` + task + `","task_status":"PENDING"}}`,
-				})
-				s.enqueue(jobs.Request{ID: "second", Prompt: "prompt of second"})
-				s.requireMadeOnce("second")
-				require.Len(t, s.sim.Tasks(), 2)
-				assert.Equal(t, s.sim.Tasks()[1].ID, s.get("second").TaskID)
-				s.requireLedger()
-			})
-		})
-	}
-}

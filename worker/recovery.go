@@ -80,7 +80,18 @@ func (r *recovery) recoverJournal(ctx context.Context) error {
 // RecoverEntry merges one entry of the journal into its job's record.
 func (r *recovery) RecoverEntry(ctx context.Context, e journal.Entry) error {
 	next := e.Record
-	if e.Kind == journal.KindIntent {
+	owner, err := r.otherOwner(ctx, e)
+	switch {
+	case err != nil:
+		return err
+	case owner != "":
+		// The process crashed before it knew that the create's reply named another job's task.
+		rejected := *next
+		rejected.State, rejected.TaskID = jobs.StateSubmitting, ""
+		rejected.Rejected = append(slices.Clone(next.Rejected), next.TaskID)
+		next = reconcile.AmbiguousRecord(&rejected, fmt.Sprintf("the reply names task %s, which belongs to job %s", e.Record.TaskID, owner))
+		r.recorder.Journal(journal.KindAmbiguous, next)
+	case e.Kind == journal.KindIntent:
 		// The process crashed between the intent and the reply to its create. The lane
 		// determines the end of the window on the service's clock.
 		next = reconcile.AmbiguousRecord(next, reconcile.WorkerCrashed)
@@ -92,6 +103,19 @@ func (r *recovery) RecoverEntry(ctx context.Context, e journal.Entry) error {
 			return err
 		}
 	}
+}
+
+// otherOwner returns the other job that owns the task which a create's reply named, "" if none
+// does.
+func (r *recovery) otherOwner(ctx context.Context, e journal.Entry) (string, error) {
+	if e.Kind != journal.KindTask || e.Record.Adopted {
+		return "", nil
+	}
+	owners, err := r.recorder.Store.TaskOwners(ctx, []string{e.Record.TaskID})
+	if owner := owners[e.Record.TaskID].Job; owner != e.JobID {
+		return owner, err
+	}
+	return "", err
 }
 
 // Merge updates a job's record to its state in the journal at a given time, and ensures

@@ -195,6 +195,13 @@ func (j *Journal) note(e Entry) {
 		}
 		j.owned[task] = own
 	}
+	if e.Record != nil {
+		for _, task := range e.Record.Rejected { // the create's reply named another job's task
+			if own := j.owned[task]; own.JobID == e.JobID && own.Attempt == e.Attempt {
+				delete(j.owned, task)
+			}
+		}
+	}
 	switch e.Kind {
 	case kindWorker:
 		j.workerID = e.WorkerID

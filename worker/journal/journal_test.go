@@ -2,8 +2,10 @@ package journal
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -191,6 +193,26 @@ func TestRule7MismatchStaysHeld(t *testing.T) {
 	require.NoError(t, j.Close())
 	j = openJournal(t, path)
 	assert.Equal(t, []string{"a held"}, openJobs(j))
+}
+
+// The create's reply named another job's task: the journal does not claim that task for the job
+// any more, which a replay after data loss would write to Redis. A task of an earlier attempt stays.
+func TestRejectedTaskIsNotOwned(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "journal.jsonl")
+	j := openJournal(t, path)
+	first, named, rejects := journaled("a"), journaled("a"), journaled("a")
+	first.TaskID, named.TaskID, named.Attempt, rejects.Attempt = "task-1", "task-2", 2, 2
+	rejects.Rejected = []string{"task-1", "task-2"}
+	require.NoError(t, j.Append(KindTask, first))
+	require.NoError(t, j.Append(KindTask, named))
+	require.NoError(t, j.Append(KindAmbiguous, rejects))
+	for range 2 {
+		assert.Equal(t, []string{"task-1"}, slices.Collect(maps.Keys(j.OwnedTasks())))
+		require.NoError(t, j.Close())
+		j = openJournal(t, path)
+	}
+	assert.Equal(t, []string{"a ambiguous"}, openJobs(j))
 }
 
 // The file is compacted while the worker runs: neither the file nor memory grows with the
