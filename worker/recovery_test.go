@@ -96,6 +96,7 @@ func TestDeathBeforeAHoldKeepsTheIntent(t *testing.T) {
 		s.worker, s.data = s.newWorker("data")
 		s.run()
 		require.Equal(t, jobs.StateHeld, s.wait("job-1").State)
+		<-time.After(time.Second) // the index is written after the record
 		assert.True(t, s.redis.HExists(t.Context(), rediskey.Lane("default", "wanx-v1", rediskey.LaneIntents), "job-1.3").Val())
 	})
 }
