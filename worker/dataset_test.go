@@ -76,7 +76,15 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 		kill()
 		require.ErrorIs(t, <-ended, context.Canceled)
 		require.NoError(t, data.Close())
-		s.loseRedisData(ids)
+		for _, id := range ids {
+			s.enqueue(jobs.Request{ID: id, Prompt: "prompt of " + id})
+		}
+		<-time.After(45 * time.Second)
+		lanes, err := jobs.NewInspector(s.redis).Lanes(t.Context())
+		require.NoError(t, err)
+		require.Len(t, lanes, 1)
+		assert.Equal(t, jobs.LanePaused, lanes[0].State)
+		assert.Contains(t, lanes[0].Message, "data may have been lost")
 		held := 0
 		for _, id := range ids {
 			rec := s.wait(id)

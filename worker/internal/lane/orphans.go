@@ -37,7 +37,9 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 	}
 	// A create of a crashed worker may still be in transit.
 	wait := max(lease.TTL, l.timing().Late)
-	l.log.Warn("data may have been lost: waiting for other workers to replay and for delayed creates", "wait", wait)
+	const waiting = "data may have been lost: waiting for other workers to replay and for delayed creates"
+	l.log.Warn(waiting, "wait", wait)
+	l.publishStatus(ctx, jobs.LanePaused, waiting, time.Now().Add(wait))
 	if err := loop.Sleep(ctx, wait); err != nil {
 		return err
 	}
