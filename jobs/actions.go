@@ -81,12 +81,15 @@ func (s *Store) cancelUnsubmitted(ctx context.Context, id string) (*Record, erro
 		case !rec.State.Waiting() || rec.CostMicroYuan > 0:
 			return rec, fmt.Errorf("cancel %s: %w: it was submitted", id, ErrInvalidState)
 		}
-		rec, err = s.cancelWaiting(ctx, rec)
+		rec, err = s.endWaiting(ctx, rec, StateCanceled, CodeCanceled, UnwantedMessage)
 		if !errors.Is(err, ErrConflict) {
 			return rec, err
 		}
 	}
 }
+
+// UnwantedMessage is the message of a job that [Client.CancelUnsubmitted] has canceled.
+const UnwantedMessage = "canceled while it waited, because nobody waited for it any more; it cost nothing"
 
 func (s *Store) cancelWaiting(ctx context.Context, rec *Record) (*Record, error) {
 	message := "canceled on request while it waited; it cost nothing"

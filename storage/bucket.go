@@ -178,6 +178,9 @@ func (b *Bucket) Get(ctx context.Context, key string) (io.ReadCloser, Info, erro
 // GetRange opens the bytes first to last of an object, both included, or returns
 // [ErrNotExist]. last may be beyond the end. The caller must close the reader.
 func (b *Bucket) GetRange(ctx context.Context, key string, first, last int64) (io.ReadCloser, error) {
+	if err := b.checkMode(ctx); err != nil {
+		return nil, err
+	}
 	out, err := b.client.GetObject(ctx, &s3.GetObjectInput{Bucket: &b.name, Key: &key, Range: aws.String(fmt.Sprintf("bytes=%d-%d", first, last))})
 	if err != nil {
 		return nil, fmt.Errorf("get %s: %w", key, b.explain(err))

@@ -67,7 +67,7 @@ func (a *api) generate(out *heldAnswer, r *request, asked generation, body []byt
 		over = c.isNew && toAPIError(err).status < http.StatusInternalServerError // certainly not queued
 		return false, err
 	}
-	if c.key != "" && !c.isNew && rec.State == jobs.StateCanceled {
+	if c.key != "" && !c.isNew && unwanted(rec) {
 		over = true
 		return true, nil
 	}
@@ -75,7 +75,7 @@ func (a *api) generate(out *heldAnswer, r *request, asked generation, body []byt
 	if rec, err = a.awaitEnd(out, r, c.job); err != nil {
 		return false, err
 	}
-	if c.key != "" && !c.isNew && rec.State == jobs.StateCanceled {
+	if c.key != "" && !c.isNew && unwanted(rec) {
 		over = true
 		return true, nil
 	}
@@ -135,21 +135,41 @@ func (a *api) answer(out *heldAnswer, r *request, asked generation, rec *jobs.Jo
 // disconnects: "cancel", the default, or "continue".
 const headerDisconnect = "X-Danqing-On-Disconnect"
 
+// unwanted reports whether a job was canceled because nobody waited for it.
+func unwanted(rec *jobs.Job) bool {
+	return rec.State == jobs.StateCanceled && rec.Message == jobs.UnwantedMessage
+}
+
+// retryGrace is how long the job of a client that retries by itself keeps its place after a
+// disconnect. OpenAI's libraries retry after 0.5 to 8 s.
+const retryGrace = 10 * time.Second
+
 // leave ends a request's wait. If its client has disconnected and nobody else waits, the job is
-// canceled, unless it was submitted or its client wants it later: it has a key, or a callback.
+// canceled, unless it was submitted or its client wants it later: it has a key, or a callback. A
+// client that may retry still counts as waiting for some seconds, so that its retry joins the
+// job.
 func (a *api) leave(r *request, asked generation, c claim, over bool) {
+	wanted := c.key == "" || asked.request.Callback != "" || strings.EqualFold(r.Header.Get(headerDisconnect), "continue")
+	gone := r.Context().Err() != nil && a.hub.done.Err() == nil
+	if gone && !over && !wanted && r.Header.Get(headerRetryCount) != "" {
+		time.AfterFunc(retryGrace, func() { a.endWait(c, over, true) })
+		return
+	}
+	a.endWait(c, over, gone && !over && !wanted)
+}
+
+// endWait ends a request's wait and, if nobody else waits, cancels the job if cancel is set.
+func (a *api) endWait(c claim, over, cancel bool) {
 	others, err := a.waiters.leave(c, over)
 	if err != nil {
 		a.log.Warn("wait not ended in redis: a repeated request may get the same images", "job_id", c.job, "err", err)
 		return
 	}
-	gone := r.Context().Err() != nil && a.hub.done.Err() == nil
-	wanted := c.key == "" || asked.request.Callback != "" || strings.EqualFold(r.Header.Get(headerDisconnect), "continue")
-	if over || !gone || others > 0 || wanted {
+	if others > 0 || !cancel {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), readTimeout)
-	defer cancel()
+	ctx, stop := context.WithTimeout(context.Background(), readTimeout)
+	defer stop()
 	_, err = a.jobs.CancelUnsubmitted(ctx, c.job)
 	switch {
 	case err == nil:

@@ -180,6 +180,38 @@ func TestDisconnectCancels(t *testing.T) {
 		s.finish(rec.ID)
 		group.Wait()
 
+		// A client that retries by itself keeps its place for some seconds.
+		rec = leave(nil, "X-Stainless-Retry-Count", "0")
+		require.Equal(t, jobs.StateQueued, rec.State)
+		<-time.After(8 * time.Second)
+		ctx, hangUp := context.WithCancel(t.Context())
+		group.Go(func() {
+			s.generateImages(ctx, strings.Replace(openAICat, "black", strings.Repeat("very ", n), 1), "X-Stainless-Retry-Count", "1")
+		})
+		<-time.After(5 * time.Second)
+		rec, err := s.jobs.Get(t.Context(), rec.ID)
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateQueued, rec.State, "its retry waits")
+		hangUp()
+		group.Wait()
+		<-time.After(11 * time.Second)
+		rec, err = s.jobs.Get(t.Context(), rec.ID)
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateCanceled, rec.State)
+
+		// A job that an operator cancels is not made again for a request that joined it.
+		leave(func(id string) {
+			retry := strings.Replace(openAICat, "black", strings.Repeat("very ", n), 1)
+			group.Go(func() {
+				assert.Equal(t, id, s.generateImages(t.Context(), retry, "X-Stainless-Retry-Count", "1").header.Get("X-Danqing-Job"))
+			})
+			synctest.Wait()
+			_, err := s.jobs.Cancel(t.Context(), id)
+			require.NoError(t, err)
+			synctest.Wait()
+		})
+		group.Wait()
+
 		// A retry that joins just before the cancel gets a new job.
 		rec = leave(func(id string) {
 			retry := strings.Replace(openAICat, "black", strings.Repeat("very ", n), 1)

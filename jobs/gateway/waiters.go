@@ -101,10 +101,14 @@ func (w *waiters) claim(ctx context.Context, r *request, body []byte) (claim, er
 	return c, nil
 }
 
+// headerRetryCount is the header in which OpenAI's SDKs count the retries of a request: "0" for
+// the first one.
+const headerRetryCount = "X-Stainless-Retry-Count"
+
 // isRetry returns "1" for a request that says that it repeats another one, as OpenAI's own
 // SDKs do.
 func isRetry(r *request) string {
-	if count := r.Header.Get("X-Stainless-Retry-Count"); count != "" && count != "0" {
+	if count := r.Header.Get(headerRetryCount); count != "" && count != "0" {
 		return "1"
 	}
 	return ""

@@ -177,7 +177,7 @@ func readState(dir string) (s state, err error) {
 		err = errors.New("no worker_id")
 	}
 	if err != nil {
-		return s, fmt.Errorf("%s is damaged: %w: restore it from a backup, or delete it: it is recovered from the journal", path, err)
+		return s, fmt.Errorf("%s is damaged: %w: restore it from a backup, or delete it, if the directory stays with its Redis and bucket: it is recovered from the journal", path, err)
 	}
 	return s, nil
 }

@@ -265,6 +265,9 @@ func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashsc
 	if owner, ok := l.recorder.Data.Journal.Owner(created.TaskID); ok && (owner.JobID != intent.ID || owner.Attempt != intent.Attempt) {
 		return l.misattributed(ctx, intent, created, owner.JobID)
 	}
+	if slices.ContainsFunc(intent.PastAttempts, func(past jobs.Attempt) bool { return past.TaskID == created.TaskID }) {
+		return l.misattributed(ctx, intent, created, intent.ID) // of an attempt that another worker made
+	}
 	next := *intent
 	next.State, next.TaskID, next.Simulated = jobs.StateGenerating, created.TaskID, created.Simulated
 	l.recorder.Journal(journal.KindTask, &next)
@@ -292,8 +295,8 @@ func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashsc
 	return err
 }
 
-// misattributed marks a create as ambiguous whose reply names another job's task, as a
-// broken proxy may send it.
+// misattributed marks a create as ambiguous whose reply names another job's or attempt's task,
+// as a broken proxy may send it.
 func (l *lane) misattributed(ctx context.Context, intent *jobs.Record, created *dashscope.Created, owner string) error {
 	rejected := *intent
 	rejected.Rejected = append(slices.Clone(intent.Rejected), created.TaskID)
