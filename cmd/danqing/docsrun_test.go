@@ -8,7 +8,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -58,16 +60,24 @@ func TestDocumentedCommands(t *testing.T) {
 // documentedPort matches the ports that documents use.
 var documentedPort = regexp.MustCompile(`\b(6379|7070|8765|8766|9000)\b`)
 
+// nextPort is below the ports that systems assign by themselves: one of those may be taken by
+// another test before the documented program listens.
+var nextPort atomic.Int64
+
 // freePorts has a free port for each documented one.
 func freePorts(t *testing.T) map[string]string {
 	t.Helper()
+	nextPort.CompareAndSwap(0, 20_000+int64(os.Getpid()%200)*50)
 	ports := map[string]string{}
 	for _, port := range []string{"6379", "7070", "8765", "8766", "9000"} {
-		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		defer listener.Close() //nolint:errcheck // it was never connected to
-		_, ports[port], err = net.SplitHostPort(listener.Addr().String())
-		require.NoError(t, err)
+		for ports[port] == "" {
+			free := strconv.FormatInt(nextPort.Add(1), 10)
+			listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", net.JoinHostPort("127.0.0.1", free))
+			if err == nil {
+				ports[port] = free
+				require.NoError(t, listener.Close())
+			}
+		}
 	}
 	return ports
 }
