@@ -66,6 +66,10 @@ type BatchOptions struct {
 	// Stage stages the image at the URL of a line with stage, and returns its staged name.
 	// It is called once per URL. Nil: such lines are errors.
 	Stage func(url string) (staged string, err error)
+	// Each, if set, is called with each valid line, in order, in place of collecting
+	// [Batch.Lines]: a large file then needs little memory. Later lines may be wrong, so
+	// that nothing may be queued before [ReadBatch] has returned.
+	Each func(Line)
 }
 
 // LineError is the error of one line of a batch: an [*InvalidError], or the position where
@@ -151,7 +155,7 @@ func ReadBatch(r io.Reader, opts BatchOptions) (*Batch, error) {
 	switch {
 	case len(b.wrong) > 0:
 		return nil, &BatchError{Lines: b.wrong}
-	case len(b.batch.Lines) == 0:
+	case b.valid == 0:
 		return nil, errors.New("read batch: it contains no request")
 	}
 	return b.batch, nil
@@ -186,6 +190,7 @@ func readLine(in *bufio.Reader) ([]byte, error) {
 type batchReader struct {
 	opts    BatchOptions
 	batch   *Batch
+	valid   int // lines
 	wrong   []LineError
 	numbers map[string]seenLine // by job ID, in lower case if opts.Files is set
 	equal   map[string]int      // lines without an own id, by digest
@@ -256,9 +261,13 @@ func (b *batchReader) line(number int, text []byte) error {
 	if len(problems) > 0 {
 		return &InvalidError{Fields: problems}
 	}
-	b.batch.Lines = append(b.batch.Lines, Line{
-		Number: number, Raw: raw, ID: r.ID, Digest: digest, Request: r, Warnings: warnings,
-	})
+	b.valid++
+	valid := Line{Number: number, Raw: raw, ID: r.ID, Digest: digest, Request: r, Warnings: warnings}
+	if b.opts.Each != nil {
+		b.opts.Each(valid)
+		return nil
+	}
+	b.batch.Lines = append(b.batch.Lines, valid)
 	return nil
 }
 

@@ -328,6 +328,21 @@ func TestReadBatchLongLines(t *testing.T) {
 	}
 }
 
+// With Each the lines are delivered in order, and not collected.
+func TestReadBatchEach(t *testing.T) {
+	t.Parallel()
+	var numbers []int
+	opts := BatchOptions{Name: "sheet", Each: func(l Line) { numbers = append(numbers, l.Number) }}
+	b, err := ReadBatch(strings.NewReader("{\"prompt\":\"a\"}\n\n{\"prompt\":\"b\"}"), opts)
+	require.NoError(t, err)
+	assert.Empty(t, b.Lines)
+	assert.Equal(t, []int{1, 3}, numbers)
+	_, err = ReadBatch(strings.NewReader("{}\n{\"prompt\":\"b\"}"), opts)
+	require.ErrorAs(t, err, new(*BatchError))
+	_, err = ReadBatch(strings.NewReader("\n"), opts)
+	require.ErrorContains(t, err, "it contains no request")
+}
+
 func TestReadBatchEmpty(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{"", "\n \r\n", "\ufeff\n"} {

@@ -67,7 +67,7 @@ func (s *Store) List(ctx context.Context, filter ListFilter) (records []*Record,
 		states = States()
 	}
 	for {
-		entries, more, err := s.entries(ctx, states, after)
+		entries, more, err := s.entries(ctx, states, filter.UpdatedAfter, after)
 		if err != nil {
 			return nil, "", fmt.Errorf("list jobs: %w", err)
 		}
@@ -77,9 +77,6 @@ func (s *Store) List(ctx context.Context, filter ListFilter) (records []*Record,
 		}
 		for i, rec := range found {
 			after = entries[i]
-			if !filter.UpdatedAfter.IsZero() && after.score < filter.UpdatedAfter.UnixMilli() {
-				return records, "", nil
-			}
 			if rec == nil || !filter.matches(rec) {
 				continue
 			}
@@ -140,10 +137,10 @@ func parseCursor(cursor string) (entry, error) {
 }
 
 // entries returns the first jobs of these states that are listed after one, in
-// order, and whether there are more.
-func (s *Store) entries(ctx context.Context, states []State, after entry) (list []entry, more bool, err error) {
+// order, and whether there are more. Jobs that changed before since are left out.
+func (s *Store) entries(ctx context.Context, states []State, since time.Time, after entry) (list []entry, more bool, err error) {
 	for _, state := range states {
-		of, err := s.entriesOf(ctx, state, after)
+		of, err := s.entriesOf(ctx, state, since, after)
 		if err != nil {
 			return nil, false, err
 		}
@@ -158,8 +155,8 @@ func (s *Store) entries(ctx context.Context, states []State, after entry) (list 
 	return list, more, nil
 }
 
-func (s *Store) entriesOf(ctx context.Context, state State, after entry) (list []entry, err error) {
-	oldest := oldestScore(state)
+func (s *Store) entriesOf(ctx context.Context, state State, since time.Time, after entry) (list []entry, err error) {
+	oldest := oldestScore(state, since)
 	for offset := int64(0); len(list) < scanSize; {
 		members, err := s.redis.ZRevRangeByScoreWithScores(ctx, indexKey(state), &redis.ZRangeBy{
 			Min: oldest, Max: strconv.FormatInt(after.score, 10), Offset: offset, Count: scanSize,
@@ -181,13 +178,17 @@ func (s *Store) entriesOf(ctx context.Context, state State, after entry) (list [
 	return list, nil
 }
 
-// oldestScore is where a state's index begins. Ended jobs expire, which the embedded
-// Redis does not do by itself, and their index entries are removed later.
-func oldestScore(state State) string {
-	if state.Final() {
-		return "(" + strconv.FormatInt(expiredBefore(time.Now()), 10)
+// oldestScore is where a state's index begins, for jobs that changed at since or later.
+// Ended jobs expire, which the embedded Redis does not do by itself, and their index entries
+// are removed later.
+func oldestScore(state State, since time.Time) string {
+	if expired := expiredBefore(time.Now()); state.Final() && (since.IsZero() || since.UnixMilli() <= expired) {
+		return "(" + strconv.FormatInt(expired, 10)
 	}
-	return "-inf"
+	if since.IsZero() {
+		return "-inf"
+	}
+	return strconv.FormatInt(since.UnixMilli(), 10)
 }
 
 // readScript reads the records of index entries, two keys and two arguments each,
@@ -238,7 +239,7 @@ func (c *Client) Counts(ctx context.Context) (map[State]int64, error) {
 	counts := map[State]*redis.IntCmd{}
 	if _, err := c.store.redis.Pipelined(ctx, func(pipe redis.Pipeliner) error {
 		for _, state := range States() {
-			counts[state] = pipe.ZCount(ctx, indexKey(state), oldestScore(state), "+inf")
+			counts[state] = pipe.ZCount(ctx, indexKey(state), oldestScore(state, time.Time{}), "+inf")
 		}
 		return nil
 	}); err != nil {

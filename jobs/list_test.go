@@ -120,6 +120,40 @@ func TestListPages(t *testing.T) {
 		require.NoError(t, err)
 		assert.Len(t, old, 144, "those of an hour ago")
 		assert.Equal(t, "job-429", old[0].ID)
+		since := old[100].UpdatedAt
+		late, _, err := client.List(t.Context(), jobs.ListFilter{States: []jobs.State{jobs.StateQueued}, UpdatedAfter: since, Limit: 1000})
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, len(late), 101, "those of its own millisecond, too")
+		assert.GreaterOrEqual(t, late[len(late)-1].UpdatedAt.UnixMilli(), since.UnixMilli())
+	})
+}
+
+// Many jobs are read at once, in the order of their IDs; one that is missing is nil, and one
+// that cannot be read is an error.
+func TestGetAll(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
+		t.Helper()
+		var want []string
+		for i := range 501 { // one more than one command reads
+			want = append(want, fmt.Sprintf("job-%03d", i))
+		}
+		put(t, client, jobs.Record{Job: jobs.Job{ID: "job-000", State: jobs.StateQueued}})
+		put(t, client, jobs.Record{Job: jobs.Job{ID: "job-500", State: jobs.StateHeld}})
+		got, err := client.GetAll(t.Context(), want)
+		require.NoError(t, err)
+		require.Len(t, got, 501)
+		assert.Equal(t, jobs.StateQueued, got[0].State)
+		assert.Equal(t, jobs.StateHeld, got[500].State)
+		assert.Equal(t, "job-500", got[500].ID)
+		assert.Nil(t, got[1])
+		none, err := client.GetAll(t.Context(), nil)
+		require.NoError(t, err)
+		assert.Empty(t, none)
+
+		require.NoError(t, rdb.Set(t.Context(), "danqing:job:job-001", "x", 0).Err())
+		_, err = client.GetAll(t.Context(), want)
+		require.ErrorIs(t, err, jobs.ErrCorrupt)
 	})
 }
 

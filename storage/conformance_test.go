@@ -268,6 +268,15 @@ func testSidecar(t *testing.T, cfg storage.Config) {
 	assert.JSONEq(t, string(want.Request), string(got.Request))
 	got.Request = want.Request
 	assert.Equal(t, want, got)
+
+	for _, id := range []string{"list.a", "list.b", "list-a"} {
+		require.NoError(t, b.PutSidecar(ctx, &storage.Sidecar{JobID: id}))
+	}
+	for prefix, want := range map[string][]string{"list": {"list-a", "list.a", "list.b"}, "list.": {"list.a", "list.b"}, "list.b": {"list.b"}, "list.c": nil} {
+		var ids []string
+		require.NoError(t, b.SidecarIDs(ctx, prefix, func(id string) { ids = append(ids, id) }))
+		assert.ElementsMatch(t, want, ids, "prefix %q", prefix)
+	}
 }
 
 func testReference(t *testing.T, cfg storage.Config) {

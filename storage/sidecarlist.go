@@ -17,11 +17,36 @@ import (
 // bucket. It lists all sidecars, a thousand per request, so it must not be called
 // often. Unreadable sidecars are skipped.
 func (b *Bucket) RecentSidecars(ctx context.Context, since time.Time, visit func(*Sidecar) error) error {
+	return b.listSidecars(ctx, "", func(id string, modified time.Time) error {
+		if modified.Before(since) {
+			return nil
+		}
+		sidecar, err := b.Sidecar(ctx, id)
+		if errors.Is(err, ErrNotExist) || errors.Is(err, ErrUnreadable) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return visit(sidecar)
+	})
+}
+
+// SidecarIDs calls visit with the job ID of every sidecar whose job ID begins with prefix,
+// in no particular order. It lists them, a thousand per request.
+func (b *Bucket) SidecarIDs(ctx context.Context, prefix string, visit func(jobID string)) error {
+	return b.listSidecars(ctx, prefix, func(id string, _ time.Time) error {
+		visit(id)
+		return nil
+	})
+}
+
+// listSidecars calls visit for every sidecar whose job ID begins with prefix.
+func (b *Bucket) listSidecars(ctx context.Context, prefix string, visit func(jobID string, modified time.Time) error) error {
 	if err := b.checkMode(ctx); err != nil {
 		return err
 	}
-	folder := b.prefix + sidecarFolder
-	pages := s3.NewListObjectsV2Paginator(b.client, &s3.ListObjectsV2Input{Bucket: &b.name, Prefix: aws.String(folder)})
+	pages := s3.NewListObjectsV2Paginator(b.client, &s3.ListObjectsV2Input{Bucket: &b.name, Prefix: aws.String(b.prefix + sidecarFolder + prefix)})
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
@@ -29,17 +54,10 @@ func (b *Bucket) RecentSidecars(ctx context.Context, since time.Time, visit func
 		}
 		for _, object := range page.Contents {
 			id, isSidecar := strings.CutSuffix(path.Base(aws.ToString(object.Key)), ".json")
-			if !isSidecar || aws.ToTime(object.LastModified).Before(since) || checkJobID(id) != nil {
+			if !isSidecar || checkJobID(id) != nil {
 				continue
 			}
-			sidecar, err := b.Sidecar(ctx, id)
-			if errors.Is(err, ErrNotExist) || errors.Is(err, ErrUnreadable) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if err := visit(sidecar); err != nil {
+			if err := visit(id, aws.ToTime(object.LastModified)); err != nil {
 				return err
 			}
 		}

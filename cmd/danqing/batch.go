@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -59,12 +60,6 @@ func (p *program) runFlags(cmd *cobra.Command, f *batchFlags) {
 	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log each step")
 }
 
-// batchFile is a batch with its results file.
-type batchFile struct {
-	*jobs.Batch
-	results string // path of the results file
-}
-
 func (p *program) batch(ctx context.Context, files []string, f batchFlags) error {
 	cfg, err := p.config()
 	if err != nil {
@@ -74,7 +69,7 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 		return usageErrorf("run them one by one, or leave the flag out", "--name and --results are for one file, %d were given", len(files))
 	}
 	refs := references{}
-	var batchFiles []batchFile
+	var batchFiles []*batchFile
 	for _, file := range files {
 		s, err := p.readBatchFile(ctx, file, f, cfg, refs)
 		if err != nil {
@@ -86,15 +81,7 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 		return err
 	}
 	r := &batchRun{program: p, refs: refs, json: f.json, files: batchFiles, budget: f.budget}
-	var models []string
-	for _, s := range batchFiles {
-		for _, line := range s.Lines {
-			r.lines = append(r.lines, line)
-			models = append(models, line.Request.Model)
-		}
-	}
-	slices.Sort(models)
-	if err := cfg.EnableModels(slices.Compact(models)); err != nil {
+	if err := cfg.EnableModels(modelsOf(batchFiles)); err != nil {
 		return err
 	}
 	progress := newProgress(p.stderr)
@@ -121,25 +108,36 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	return errors.Join(err, rt.Close())
 }
 
+// modelsOf returns the models of all lines, sorted.
+func modelsOf(files []*batchFile) []string {
+	models := map[string]bool{}
+	for _, s := range files {
+		for _, l := range s.lines {
+			models[l.model] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(models))
+}
+
 // localImages reports whether a run's images are files, in the embedded bucket.
 func localImages(cfg *config.Config, simulate bool) bool { return simulate || cfg.Bucket == "" }
 
 // checkNames refuses two files with the same batch name, which would share job IDs, or, where
 // images are files, with names that differ only in case.
-func checkNames(batchFiles []batchFile, files bool) error {
+func checkNames(batchFiles []*batchFile, files bool) error {
 	seen := map[string]string{}
 	for _, s := range batchFiles {
-		key := s.Name
+		key := s.name
 		if files {
 			key = strings.ToLower(key)
 		}
 		switch before, twice := seen[key]; {
-		case twice && before == s.Name:
-			return usageErrorf("run them one by one with --name", "two files have the batch name %q", s.Name)
+		case twice && before == s.name:
+			return usageErrorf("run them one by one with --name", "two files have the batch name %q", s.name)
 		case twice:
-			return usageErrorf("name one of them with --name", "the batch names %q and %q differ only in case, and their images would be the same files on some disks", before, s.Name)
+			return usageErrorf("name one of them with --name", "the batch names %q and %q differ only in case, and their images would be the same files on some disks", before, s.name)
 		}
-		seen[key] = s.Name
+		seen[key] = s.name
 	}
 	return nil
 }
@@ -164,28 +162,14 @@ func (p *program) openBatch(command, file, name string) (in io.ReadCloser, dir, 
 	return opened, filepath.Dir(file), cmp.Or(name, jobs.BatchName(file)), nil
 }
 
-func (p *program) readBatchFile(ctx context.Context, file string, f batchFlags, cfg *config.Config, refs references) (batchFile, error) {
-	in, dir, name, err := p.openBatch("batch", file, f.name)
+func (p *program) readBatchFile(ctx context.Context, file string, f batchFlags, cfg *config.Config, refs references) (*batchFile, error) {
+	s, err := p.readBatch(ctx, "batch", file, f.name, cfg, localImages(cfg, f.simulate), refs, "")
 	if err != nil {
-		return batchFile{}, err
+		return nil, err
 	}
-	defer in.Close() //nolint:errcheck // read only
-	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: cfg.Models[0], Files: localImages(cfg, f.simulate), Resolve: refs.resolver(dir), Stage: p.stager(ctx, refs)})
-	var wrong *jobs.BatchError
-	if err != nil && !errors.As(err, &wrong) {
-		return batchFile{}, usageErrorf("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)
-	}
-	if err != nil {
-		return batchFile{}, err
-	}
-	for _, line := range batch.Lines {
-		for _, w := range line.Warnings {
-			p.stderrf("warning: line %d: %s", line.Number, w)
-		}
-	}
-	s := batchFile{Batch: batch, results: f.results}
+	s.results = f.results
 	if s.results == "" {
-		s.results = resultsPath(file, name, f.simulate)
+		s.results = resultsPath(file, s.name, f.simulate)
 	}
 	return s, checkResults(s.results, file)
 }
@@ -245,12 +229,4 @@ func (r references) resolver(dir string) func(string) (string, error) {
 		r[name] = ref
 		return name, nil
 	}
-}
-
-func (r references) stage(ctx context.Context, bucket *storage.Bucket, line jobs.Line) error {
-	ref := r[line.Request.RefImg]
-	if ref == nil {
-		return nil
-	}
-	return bucket.StageReference(ctx, ref)
 }

@@ -39,9 +39,12 @@ const budgetUsage = "the most that each file's batch may cost over all its runs;
 
 // setBudgets sets the budgets of batches, before any of their jobs is queued. Without a
 // budget it removes an earlier run's.
-func setBudgets(ctx context.Context, book *ledger.Ledger, files []batchFile, budget budgetFlag) error {
+func setBudgets(ctx context.Context, book *ledger.Ledger, files []*batchFile, budget budgetFlag) error {
 	for _, s := range files {
-		if err := book.SetBatchBudget(ctx, s.Name, int64(budget)); err != nil {
+		if s.name == "" { // a single job
+			continue
+		}
+		if err := book.SetBatchBudget(ctx, s.name, int64(budget)); err != nil {
 			return err
 		}
 	}

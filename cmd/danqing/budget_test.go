@@ -20,13 +20,14 @@ func TestBudgetOfLostBatch(t *testing.T) {
 	e, err := openRuntime(cfg, true, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.NoError(t, e.worker.Prepare(t.Context()))
-	line := jobs.Line{Request: jobs.Request{ID: "shop.cat", Batch: "shop", Prompt: "a cat"}}
-	line.Request, _, err = line.Request.Normalize()
+	req, _, err := jobs.Request{ID: "shop.cat", Batch: "shop", Prompt: "a cat"}.Normalize()
 	require.NoError(t, err)
-	line.ID, line.Digest = line.Request.ID, line.Request.Digest()
+	shop := singleJob(1, req)
+	shop.name = "shop"
 
-	r := &batchRun{runtime: e, files: []batchFile{{Batch: &jobs.Batch{Name: "shop"}}}, budget: 400_000}
-	rec, err := r.requeueLost(t.Context(), line)
+	r := &batchRun{runtime: e, files: []*batchFile{shop}, budget: 400_000}
+	require.NoError(t, r.requeueLost(t.Context(), shop.lines))
+	rec, err := jobs.NewClient(e.redis).Get(t.Context(), "shop.cat")
 	require.NoError(t, err)
 	assert.Equal(t, jobs.StateQueued, rec.State)
 	bound, err := e.redis.HGet(t.Context(), "danqing:budget:shop", "cap").Result()

@@ -159,27 +159,22 @@ func (e *enqueuer) enqueueOne(ctx context.Context, cmd *cobra.Command, f enqueue
 	if req.ID == "" {
 		req.ID = jobs.NewID()
 	}
-	return e.enqueueLines(ctx, nil, 0, []jobs.Line{{ID: req.ID, Digest: req.Digest(), Request: req}})
+	return e.enqueueLines(ctx, nil, 0, singleJob(0, req).lines)
 }
 
 // enqueueFiles reads all files before it enqueues anything.
 func (e *enqueuer) enqueueFiles(ctx context.Context, files []string, f enqueueFlags) error {
-	var batchFiles []batchFile
-	var lines []jobs.Line
+	var batchFiles []*batchFile
+	var lines []*line
 	var wrong []error
 	for _, file := range files {
-		batch, err := e.readBatch(ctx, file, f.name)
+		s, err := e.readBatch(ctx, "enqueue", file, f.name, e.cfg, e.localBucket != nil, e.refs, file+": ")
 		if err != nil {
 			wrong = append(wrong, fmt.Errorf("%s: %w", file, err))
 			continue
 		}
-		batchFiles = append(batchFiles, batchFile{Batch: batch})
-		for _, line := range batch.Lines {
-			for _, w := range line.Warnings {
-				e.stderrf("warning: %s: line %d: %s", file, line.Number, w)
-			}
-		}
-		lines = append(lines, batch.Lines...)
+		batchFiles = append(batchFiles, s)
+		lines = append(lines, s.lines...)
 	}
 	if err := errors.Join(wrong...); err != nil {
 		return err
@@ -190,22 +185,8 @@ func (e *enqueuer) enqueueFiles(ctx context.Context, files []string, f enqueueFl
 	return e.enqueueLines(ctx, batchFiles, f.budget, lines)
 }
 
-func (e *enqueuer) readBatch(ctx context.Context, file, name string) (*jobs.Batch, error) {
-	in, dir, name, err := e.openBatch("enqueue", file, name)
-	if err != nil {
-		return nil, err
-	}
-	defer in.Close() //nolint:errcheck // read only
-	batch, err := jobs.ReadBatch(in, jobs.BatchOptions{Name: name, Model: e.cfg.Models[0], Files: e.localBucket != nil, Resolve: e.refs.resolver(dir), Stage: e.stager(ctx, e.refs)})
-	var wrong *jobs.BatchError
-	if err != nil && !errors.As(err, &wrong) {
-		return nil, usageErrorf("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)
-	}
-	return batch, err
-}
-
 // enqueueLines enqueues valid lines, and sets the budgets of their files.
-func (e *enqueuer) enqueueLines(ctx context.Context, batchFiles []batchFile, budget budgetFlag, lines []jobs.Line) error {
+func (e *enqueuer) enqueueLines(ctx context.Context, batchFiles []*batchFile, budget budgetFlag, lines []*line) error {
 	if err := e.checkIDs(ctx, lines); err != nil {
 		return err
 	}
@@ -218,17 +199,24 @@ func (e *enqueuer) enqueueLines(ctx context.Context, batchFiles []batchFile, bud
 	if err := setBudgets(ctx, ledger.New(e.rdb), batchFiles, budget); err != nil {
 		return err
 	}
-	for i, line := range lines {
-		rec, err := enqueueWithinBudget(ctx, e.rdb, line.Request)
+	done := 0
+	for _, group := range groups(lines) {
+		list, err := enqueueGroup(ctx, e.rdb, group)
 		if err != nil {
-			if len(lines) > 1 {
-				e.stderrf("%d of %s are queued; the same command again queues the rest", i, count(len(lines), "job"))
-				err = fmt.Errorf("line %d: %w", line.Number, err)
-			}
 			return err
 		}
-		if err := e.print(rec); err != nil {
-			return err
+		for i, got := range list {
+			if got.err != nil {
+				if len(lines) > 1 {
+					e.stderrf("%d of %s are queued; the same command again queues the rest", done, count(len(lines), "job"))
+					return fmt.Errorf("line %d: %w", group[i].number, got.err)
+				}
+				return got.err
+			}
+			done++
+			if err := e.print(got.job); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -236,34 +224,28 @@ func (e *enqueuer) enqueueLines(ctx context.Context, batchFiles []batchFile, bud
 
 // checkIDs fails, before anything is queued, if an ID belongs to another request, or if the
 // deadline of a new job has passed.
-func (e *enqueuer) checkIDs(ctx context.Context, lines []jobs.Line) error {
-	taken := make([]error, len(lines))
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(maxLookups)
-	for i, line := range lines {
-		group.Go(func() error {
-			rec, err := e.jobs.Get(ctx, line.ID)
-			switch {
-			case errors.Is(err, jobs.ErrNotFound):
-				taken[i] = line.Request.CheckDeadline(time.Now())
-			case err != nil:
-				return err
-			case rec.Digest != line.Digest:
-				taken[i] = fmt.Errorf("job %s: %w", line.ID, jobs.ErrDigestConflict)
-			}
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
+func (e *enqueuer) checkIDs(ctx context.Context, lines []*line) error {
 	wrong := &jobs.BatchError{}
-	for i, err := range taken {
-		switch {
-		case err != nil && lines[i].Number == 0:
+	now := time.Now()
+	for _, group := range groups(lines) {
+		list, err := e.jobs.GetAll(ctx, ids(group))
+		if err != nil {
 			return err
-		case err != nil:
-			wrong.Lines = append(wrong.Lines, jobs.LineError{Number: lines[i].Number, Err: err})
+		}
+		for i, rec := range list {
+			var err error
+			switch {
+			case rec == nil:
+				err = jobs.Request{Deadline: group[i].deadline}.CheckDeadline(now)
+			case rec.Digest != group[i].digest:
+				err = fmt.Errorf("job %s: %w", rec.ID, jobs.ErrDigestConflict)
+			}
+			switch {
+			case err != nil && group[i].number == 0:
+				return err
+			case err != nil:
+				wrong.Lines = append(wrong.Lines, jobs.LineError{Number: group[i].number, Err: err})
+			}
 		}
 	}
 	if len(wrong.Lines) > 0 {
@@ -287,16 +269,19 @@ func (e *enqueuer) stageAll(ctx context.Context) error {
 }
 
 // warnIdleLanes warns about models that no worker serves at present.
-func (e *enqueuer) warnIdleLanes(ctx context.Context, lines []jobs.Line) error {
+func (e *enqueuer) warnIdleLanes(ctx context.Context, lines []*line) error {
 	lanes, err := e.lanes(ctx)
 	if err != nil {
 		return err
 	}
 	warned := map[string]bool{}
-	for _, line := range lines {
-		model := line.Request.Model
-		if why := e.whyIdle(lanes, model); why != "" && !warned[model] {
-			warned[model] = true
+	for _, l := range lines {
+		model := l.model
+		if warned[model] {
+			continue
+		}
+		warned[model] = true
+		if why := e.whyIdle(lanes, model); why != "" {
 			e.stderrf("warning: %s", why)
 		}
 	}

@@ -83,15 +83,15 @@ func (p *program) generate(cmd *cobra.Command, f generateFlags) error {
 	}
 	r := &batchRun{
 		program: p, runtime: rt, progress: progress, refs: refs, json: f.json,
-		lines: []jobs.Line{{Number: 1, Raw: []byte("{}"), ID: req.ID, Digest: req.Digest(), Request: req}},
+		files: []*batchFile{singleJob(1, req)},
 	}
 	err = r.do(ctx)
 	progress.close()
 	if errors.Is(err, errInterrupted) {
 		p.stderrf("the job is not finished; to fetch its image later: the same command with --id %s", req.ID)
 	}
-	if rec := r.records[req.ID]; rec != nil {
-		err = errors.Join(err, p.save(ctx, rt, rec, files))
+	if got := r.files[0].lines[0].result; got != nil {
+		err = errors.Join(err, p.save(ctx, rt, got, files))
 	}
 	return errors.Join(err, rt.Close())
 }
@@ -113,8 +113,8 @@ func outputFiles(output string, req jobs.Request) []string {
 }
 
 // save copies the images from the bucket to files.
-func (p *program) save(ctx context.Context, rt *runtime, rec *jobs.Job, files []string) error {
-	for _, image := range rec.Images {
+func (p *program) save(ctx context.Context, rt *runtime, got *result, files []string) error {
+	for _, image := range got.Images {
 		if image.Key == "" {
 			p.stderrf("image %d: %s: %s", image.N, image.Code, image.Message)
 			continue

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -45,23 +46,19 @@ type resultImage struct {
 	Message      string    `json:"message,omitempty"`
 }
 
-// result returns a job's result, with a link to each image.
-func (r *batchRun) result(ctx context.Context, rec *jobs.Job) (result, error) {
-	out := result{
+// resultOf returns a job's result, without links to its images.
+func resultOf(rec *jobs.Job) *result {
+	out := &result{
 		JobID: rec.ID, State: rec.State, Simulated: rec.Simulated, TaskID: rec.TaskID,
 		CostYuan: float64(rec.CostMicroYuan) / 1e6, Code: rec.Code, Message: rec.Message,
 	}
 	for _, image := range rec.Images {
-		shown := resultImage{
+		out.Images = append(out.Images, resultImage{
 			N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
 			Seed: rec.ImageSeed(image), Code: image.Code, Message: image.Message,
-		}
-		if err := r.link(ctx, &shown); err != nil {
-			return result{}, err
-		}
-		out.Images = append(out.Images, shown)
+		})
 	}
-	return out, nil
+	return out
 }
 
 func (r *batchRun) link(ctx context.Context, image *resultImage) (err error) {
@@ -75,17 +72,24 @@ func (r *batchRun) link(ctx context.Context, image *resultImage) (err error) {
 	return err
 }
 
-// resultLine returns the input line with its result.
-func (r *batchRun) resultLine(ctx context.Context, line jobs.Line, rec *jobs.Job) ([]byte, error) {
-	out, err := r.result(ctx, rec)
-	if err != nil {
-		return nil, fmt.Errorf("result of job %s: %w", rec.ID, err)
+// resultLine returns the input line with its result. A job that no lane has taken yet is
+// queued.
+func (r *batchRun) resultLine(ctx context.Context, l *line) ([]byte, error) {
+	out := result{JobID: l.id, State: jobs.StateQueued}
+	if l.result != nil {
+		out = *l.result
 	}
-	return line.Result(out)
+	out.Images = slices.Clone(out.Images) // links expire: they are not kept
+	for i := range out.Images {
+		if err := r.link(ctx, &out.Images[i]); err != nil {
+			return nil, fmt.Errorf("result of job %s: %w", l.id, err)
+		}
+	}
+	return jobs.Line{Number: l.number, Raw: l.raw}.Result(out)
 }
 
-func (r *batchRun) printResult(ctx context.Context, line jobs.Line, rec *jobs.Job) error {
-	text, err := r.resultLine(ctx, line, rec)
+func (r *batchRun) printResult(ctx context.Context, l *line) error {
+	text, err := r.resultLine(ctx, l)
 	if err != nil {
 		return err
 	}
@@ -95,11 +99,11 @@ func (r *batchRun) printResult(ctx context.Context, line jobs.Line, rec *jobs.Jo
 
 // writeResults writes every line of the batch file with its result, in order, and replaces
 // an earlier results file atomically.
-func (r *batchRun) writeResults(s batchFile) (err error) {
+func (r *batchRun) writeResults(s *batchFile) (err error) {
 	err = atomicfile.Write(s.results, 0o644, func(w io.Writer) error {
 		out := bufio.NewWriter(w)
-		for _, line := range s.Lines {
-			text, err := r.resultLine(context.Background(), line, r.records[line.ID])
+		for _, l := range s.lines {
+			text, err := r.resultLine(context.Background(), l)
 			if err != nil {
 				return err
 			}
@@ -161,11 +165,21 @@ func checkWritableFolder(path string) error {
 
 // printPlan prints what will be made and its maximum cost.
 func (r *batchRun) printPlan() {
-	var maxCost int64
-	for _, line := range r.unfinished {
-		maxCost = ledger.Sum(maxCost, r.runtime.price(line.Request))
+	type kind struct {
+		model  string
+		images int
 	}
-	text := fmt.Sprintf("%s: %d finished already, %d to make, %s at most", count(len(r.lines), "job"), len(r.finishedBefore), len(r.unfinished), yuan(maxCost))
+	var maxCost int64
+	prices := map[kind]int64{}
+	for _, l := range r.linesThat(func(l *line) bool { return !l.settled }) {
+		k := kind{l.model, l.images}
+		if _, known := prices[k]; !known {
+			prices[k] = r.runtime.price(l.model, l.images)
+		}
+		maxCost = ledger.Sum(maxCost, prices[k])
+	}
+	c := r.counts()
+	text := fmt.Sprintf("%s: %d finished already, %d to make, %s at most", count(c.total, "job"), c.finishedBefore, c.left, yuan(maxCost))
 	if r.runtime.worker.Simulated() {
 		text += " (simulated: nothing is charged)"
 	}

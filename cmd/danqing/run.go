@@ -21,33 +21,52 @@ type batchRun struct {
 	progress *progress
 	refs     references
 	json     bool
-	lines    []jobs.Line
-	// files are the files of the lines, and budget is the budget of each.
-	files  []batchFile
+	// files have the lines, and budget is the budget of each.
+	files  []*batchFile
 	budget budgetFlag
 
-	// prepared is set when all jobs are valid and queued, so that there are results.
+	// prepared is set when all jobs are valid, so that there are results.
 	prepared bool
+	// byID are the lines by job ID.
+	byID map[string]*line
 
 	mu sync.Mutex
-	// records are the jobs by ID, unfinished the lines of those that need more work.
-	records        map[string]*jobs.Job
-	unfinished     map[string]jobs.Line
-	finishedBefore map[string]bool // IDs of jobs that had finished before this run
+	// count counts the settled lines.
+	count counts
+	// lookedUntil is the time up to which settled jobs were looked for.
+	lookedUntil time.Time
+	// rechecked is the index among the open lines at which recheck continues.
+	rechecked int
+
+	// printing is held while a job is printed.
+	printing sync.Mutex
 }
 
 const (
 	// maxLookups is how many jobs are looked up concurrently.
 	maxLookups = 16
-	// recheckInterval limits the delay when the event of a finished job is lost.
+	// recheckInterval and recheckSize limit the delay when the event of a settled job, or a
+	// job itself, is lost: that many jobs are read each time, in turn.
 	recheckInterval = 10 * time.Second
+	recheckSize     = 1000
 	statusInterval  = 200 * time.Millisecond
+	// enqueueRetry is the wait between two tries to enqueue while Redis is unavailable.
+	enqueueRetry = time.Second
+	// lookOverlap is how much of the time that was looked at before is looked at again: a
+	// job's last change has the time at which its writer began the write.
+	lookOverlap = 5 * time.Second
 )
 
 // do runs the jobs. It returns errPartFailed or errInterrupted if everything else was
 // already printed.
 func (r *batchRun) do(ctx context.Context) error {
-	r.records, r.unfinished, r.finishedBefore = map[string]*jobs.Job{}, map[string]jobs.Line{}, map[string]bool{}
+	r.byID = map[string]*line{}
+	for _, s := range r.files {
+		for _, l := range s.lines {
+			r.byID[l.id] = l
+		}
+		r.count.total += len(s.lines)
+	}
 	err := r.runtime.run(ctx, r.signals, r.progress.printLine, r.work)
 	switch c := r.counts(); {
 	case err == nil && c.left > 0:
@@ -58,24 +77,32 @@ func (r *batchRun) do(ctx context.Context) error {
 	return err
 }
 
-// work prepares the jobs, enqueues the unfinished ones, and runs the worker until all are
-// finished.
+// work prepares the jobs and runs the worker until all are finished. Nothing is spent before
+// every line is valid; the worker begins when the first jobs are on the queue.
 func (r *batchRun) work(ctx context.Context) error {
 	if err := r.runtime.worker.Prepare(ctx); err != nil {
 		return err
 	}
-	if err := r.findFinished(ctx); err != nil {
+	r.lookedUntil = time.Now()
+	if err := r.lookUp(ctx); err != nil {
 		return err
 	}
 	if err := setBudgets(ctx, ledger.New(r.runtime.redis), r.files, r.budget); err != nil {
 		return err
 	}
-	if err := r.enqueue(ctx); err != nil {
+	if err := r.stage(ctx); err != nil {
 		return err
+	}
+	left := groups(r.linesThat(func(l *line) bool { return !l.settled }))
+	if len(left) > 0 {
+		if err := r.enqueue(ctx, left[0], false); err != nil {
+			return err
+		}
+		left = left[1:]
 	}
 	r.prepared = true
 	r.printPlan()
-	if len(r.unfinished) == 0 && !r.runtime.worker.Unfinished(ctx) {
+	if r.counts().left == 0 && !r.runtime.worker.Unfinished(ctx) {
 		return nil
 	}
 	// Subscribe before the worker runs, so that no event is lost.
@@ -87,7 +114,7 @@ func (r *batchRun) work(ctx context.Context) error {
 	watching, stop := context.WithCancel(ctx)
 	watched := make(chan error, 1)
 	go func() {
-		err := r.watch(watching, changes)
+		err := r.follow(watching, changes, left)
 		r.runtime.worker.Stop()
 		watched <- err
 	}()
@@ -96,98 +123,78 @@ func (r *batchRun) work(ctx context.Context) error {
 	if watchErr := <-watched; !errors.Is(watchErr, context.Canceled) {
 		err = errors.Join(err, watchErr)
 	}
-	return errors.Join(err, r.refresh(context.WithoutCancel(ctx)))
+	ctx = context.WithoutCancel(ctx)
+	return errors.Join(err, r.look(ctx), r.lookAtActive(ctx))
 }
 
-// findFinished finds jobs that have finished already, and reports IDs that belong to other
-// requests.
-func (r *batchRun) findFinished(ctx context.Context) error {
-	taken := make([]error, len(r.lines))
-	group, gctx := errgroup.WithContext(ctx)
-	group.SetLimit(maxLookups)
-	for i, line := range r.lines {
-		group.Go(func() error {
-			if r.runtime.worker.Stopped() {
-				return worker.ErrStopped
+// linesThat returns the lines for which a condition holds.
+func (r *batchRun) linesThat(holds func(*line) bool) []*line {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var lines []*line
+	for _, s := range r.files {
+		for _, l := range s.lines {
+			if holds(l) {
+				lines = append(lines, l)
 			}
-			finished, err := jobOf(r.runtime.worker.Finished(gctx, line.ID, line.Digest))
-			switch {
-			case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, worker.ErrSimulated):
-				taken[i] = err
-			case err != nil:
-				return fmt.Errorf("look up what is done already: %w", err)
-			case finished != nil:
-				r.mu.Lock()
-				r.records[line.ID] = finished
-				r.finishedBefore[line.ID] = true
-				r.mu.Unlock()
-			}
-			return nil
-		})
+		}
 	}
-	if err := group.Wait(); err != nil {
+	return lines
+}
+
+// enqueue enqueues a group of lines. again is set if Redis has lost them: whether a line whose
+// deadline has passed was bought is then not certain while paid work is unfinished.
+func (r *batchRun) enqueue(ctx context.Context, lines []*line, again bool) error {
+	if r.runtime.worker.Stopped() {
+		return worker.ErrStopped
+	}
+	began := time.Now()
+	list, err := enqueueGroup(ctx, r.runtime.redis, lines)
+	if err != nil {
 		return err
 	}
-	return r.batchError(taken)
-}
-
-// batchError returns the errors that are not nil, with the numbers of their lines.
-func (r *batchRun) batchError(errs []error) error {
 	wrong := &jobs.BatchError{}
-	for i, err := range errs {
-		if err != nil {
-			wrong.Lines = append(wrong.Lines, jobs.LineError{Number: r.lines[i].Number, Err: err})
+	for i, got := range list {
+		late := overdueRecord(got.request, got.err)
+		switch {
+		case late != nil && again && r.runtime.worker.Unfinished(ctx):
+			continue
+		case late != nil:
+			got.job = late
+		case errors.Is(got.err, jobs.ErrDigestConflict):
+			wrong.Lines = append(wrong.Lines, jobs.LineError{Number: lines[i].number, Err: got.err})
+			continue
+		case got.err != nil:
+			return fmt.Errorf("line %d: %w", lines[i].number, got.err)
+		}
+		if err := r.note(ctx, lines[i], got.job, late != nil && !again); err != nil {
+			return err
 		}
 	}
-	if len(wrong.Lines) == 0 {
-		return nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range lines {
+		l.enqueued = true
 	}
-	return wrong
+	if began.Before(r.lookedUntil) { // a look left out those that were settled meanwhile
+		r.lookedUntil = began
+	}
+	if len(wrong.Lines) > 0 {
+		return wrong
+	}
+	return nil
 }
 
-// enqueue enqueues the unfinished jobs. No lane runs yet, so nothing is spent before every
-// line is valid.
-func (r *batchRun) enqueue(ctx context.Context) error {
-	taken := make([]error, len(r.lines))
-	for i, line := range r.lines {
-		if r.runtime.worker.Stopped() {
-			return worker.ErrStopped
-		}
-		if r.records[line.ID] != nil {
-			continue
-		}
-		if err := r.refs.stage(ctx, r.runtime.bucket, line); err != nil {
-			return fmt.Errorf("line %d: stage reference image: %w", line.Number, err)
-		}
-		rec, err := enqueueWithinBudget(ctx, r.runtime.redis, line.Request)
-		if late := overdueRecord(line, err); late != nil {
-			rec, err = late, nil
-		}
-		if errors.Is(err, jobs.ErrDigestConflict) {
-			taken[i] = err
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("line %d: %w", line.Number, err)
-		}
-		r.records[line.ID] = rec
-		if isSettled(rec) {
-			r.finishedBefore[line.ID] = true
-			r.progress.printJob(line.Number, rec) // held by an earlier run, or past its deadline
-			continue
-		}
-		r.unfinished[line.ID] = line
-	}
-	return r.batchError(taken)
-}
-
-// overdueRecord returns the failed record of a line whose deadline passed before it was
+// overdueRecord returns the failed record of a request whose deadline passed before it was
 // queued, as can happen when an earlier run is continued: only that line fails, at no cost.
 // It returns nil if err has another cause.
-func overdueRecord(line jobs.Line, err error) *jobs.Job {
+func overdueRecord(req jobs.Request, err error) *jobs.Job {
 	now := time.Now().UTC()
-	rec := jobs.NewRecord(line.Request, line.Warnings)
-	if invalid := (*jobs.InvalidError)(nil); !errors.As(err, &invalid) || !rec.Overdue(now) {
+	if invalid := (*jobs.InvalidError)(nil); !errors.As(err, &invalid) {
+		return nil
+	}
+	rec := jobs.NewRecord(req, nil)
+	if !rec.Overdue(now) {
 		return nil
 	}
 	rec.End(jobs.StateFailed, jobs.CodeDeadlineExceeded, jobs.DeadlineMessage, now)
@@ -198,119 +205,94 @@ func overdueRecord(line jobs.Line, err error) *jobs.Job {
 // continue it.
 func isSettled(rec *jobs.Job) bool { return rec.State.Final() || rec.State == jobs.StateHeld }
 
-// watch follows the jobs until all are settled, and the paid images of earlier runs are in
-// the bucket too.
-func (r *batchRun) watch(ctx context.Context, changes *jobs.Changes) error {
-	status, recheck := time.NewTicker(statusInterval), time.NewTicker(recheckInterval)
-	defer status.Stop()
-	defer recheck.Stop()
-	for len(r.unfinished) > 0 || r.runtime.worker.Unfinished(ctx) {
-		var err error
-		select {
-		case id := <-changes.IDs():
-			if _, ok := r.unfinished[id]; ok {
-				err = r.refreshJob(ctx, id)
-			}
-		case <-status.C:
-			r.progress.update(r.counts())
-		case <-recheck.C:
-			err = r.refresh(ctx)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if err != nil && !isTransient(err) { // the worker logs transient errors, and retries too
-			return err
-		}
-	}
-	return nil
-}
-
-// refresh reads the records of all unfinished jobs.
-func (r *batchRun) refresh(ctx context.Context) error {
-	for id := range r.unfinished {
-		if err := r.refreshJob(ctx, id); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// refreshJob reads a job's record, and prints the job if it is settled.
-func (r *batchRun) refreshJob(ctx context.Context, id string) error {
-	line := r.unfinished[id]
-	rec, err := jobs.NewClient(r.runtime.redis).Get(ctx, id)
-	if errors.Is(err, jobs.ErrNotFound) {
-		rec, err = r.requeueLost(ctx, line)
-	}
-	if err != nil || rec == nil {
-		return err
-	}
-	r.mu.Lock()
-	r.records[id] = rec
-	if isSettled(rec) {
-		delete(r.unfinished, id)
-	}
-	r.mu.Unlock()
-	if !isSettled(rec) {
+// note records the state of a line's job, and prints it once it is settled. before is set if
+// what was settled until now is of an earlier run.
+func (r *batchRun) note(ctx context.Context, l *line, rec *jobs.Job, before bool) error {
+	if !r.settle(l, rec, before) {
 		return nil
 	}
+	r.printing.Lock()
+	defer r.printing.Unlock()
 	if !awaitsBudget(rec) { // possibly thousands: the summary counts them
-		r.progress.printJob(line.Number, rec)
+		r.progress.printJob(l.number, rec)
 	}
-	if r.json {
-		return r.printResult(ctx, line, rec)
+	if r.json && !before {
+		return r.printResult(ctx, l)
 	}
 	return nil
 }
 
-// requeueLost enqueues a job that Redis has lost, unless it is finished according to the
-// worker's journal and the bucket. It returns nil if that is not certain yet.
-func (r *batchRun) requeueLost(ctx context.Context, line jobs.Line) (*jobs.Job, error) {
-	finished, err := jobOf(r.runtime.worker.Finished(ctx, line.ID, line.Digest))
-	if finished != nil || err != nil {
-		return finished, err
+// settle records the state of a line's job, and reports whether it is settled now, and was
+// not before.
+func (r *batchRun) settle(l *line, rec *jobs.Job, before bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l.settled {
+		return false
 	}
-	// Redis has lost the batch's budget too.
-	if err := setBudgets(ctx, ledger.New(r.runtime.redis), r.files, r.budget); err != nil {
-		return nil, err
+	l.result = nil // that of a queued job is made when it is written
+	if rec.State != jobs.StateQueued {
+		l.result = resultOf(rec)
 	}
-	rec, err := jobs.NewClient(r.runtime.redis).Enqueue(ctx, line.Request)
-	if late := overdueRecord(line, err); late != nil {
-		if r.runtime.worker.Unfinished(ctx) { // a paid task may be this line's
-			return nil, nil //nolint:nilnil // not certain yet
+	if l.settled = isSettled(rec); !l.settled {
+		return false
+	}
+	r.count.add(rec, before)
+	return true
+}
+
+// stage stores the reference images of the lines that are not settled.
+func (r *batchRun) stage(ctx context.Context) error {
+	staged := map[string]bool{}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(maxLookups)
+	for _, s := range r.files {
+		for _, l := range s.lines {
+			ref := r.refs[l.ref]
+			if l.settled || ref == nil || staged[l.ref] {
+				continue
+			}
+			staged[l.ref] = true
+			group.Go(func() error {
+				if err := r.runtime.bucket.StageReference(ctx, ref); err != nil {
+					return fmt.Errorf("line %d: stage reference image: %w", l.number, err)
+				}
+				return nil
+			})
 		}
-		return late, nil
 	}
-	return rec, err
+	return group.Wait()
 }
 
 // counts returns the numbers for the progress line and the summary.
 func (r *batchRun) counts() counts {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c := counts{total: len(r.lines), finishedBefore: len(r.finishedBefore)}
-	for id, rec := range r.records {
-		switch {
-		case rec.State == jobs.StateSucceeded:
-			c.done++
-		case rec.State == jobs.StateFailed, rec.State == jobs.StateCanceled:
-			c.failed++
-		case awaitsBudget(rec):
-			c.awaitingBudget++
-		case rec.State == jobs.StateHeld:
-			c.held++
-		default:
-			c.left++
-		}
-		if r.finishedBefore[id] {
-			continue
-		}
-		for _, image := range rec.Images {
-			if image.Key != "" {
-				c.images++
-			}
-		}
-		c.microYuan = ledger.Sum(c.microYuan, rec.CostMicroYuan)
-	}
+	c := r.count
+	c.left = c.total - c.done - c.failed - c.held - c.awaitingBudget
 	return c
+}
+
+// add counts a settled job.
+func (c *counts) add(rec *jobs.Job, before bool) {
+	switch {
+	case rec.State == jobs.StateSucceeded:
+		c.done++
+	case rec.State.Final():
+		c.failed++
+	case awaitsBudget(rec):
+		c.awaitingBudget++
+	default:
+		c.held++
+	}
+	if before {
+		c.finishedBefore++
+		return
+	}
+	for _, image := range rec.Images {
+		if image.Key != "" {
+			c.images++
+		}
+	}
+	c.microYuan = ledger.Sum(c.microYuan, rec.CostMicroYuan)
 }
