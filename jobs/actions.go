@@ -292,7 +292,7 @@ func (s *Store) restart(ctx context.Context, old, rec *Record) (*Record, error) 
 	if err := s.releaseReservation(ctx, rec); err != nil {
 		return rec, err
 	}
-	if err := s.update(ctx, old, &next, updateOptions{clearCancel: true}); err != nil {
+	if err := s.update(ctx, write{old: old, next: &next, clearCancel: true}); err != nil {
 		return rec, err
 	}
 	return &next, s.enqueueMessage(ctx, &next)

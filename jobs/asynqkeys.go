@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"encoding/binary"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -29,6 +30,10 @@ func asynqMessage(queue, id string) string { return asynqKey(queue, "t:"+id) }
 // its left end and taken from its right end (base.PendingKey).
 func asynqPending(queue string) string { return asynqKey(queue, "pending") }
 
+// asynqScheduled is a sorted set of the IDs of a queue's messages for later, by their time in
+// Unix seconds (base.ScheduledKey).
+func asynqScheduled(queue string) string { return asynqKey(queue, "scheduled") }
+
 // asynqActive is a list of the IDs of a queue's active messages (base.ActiveKey).
 func asynqActive(queue string) string { return asynqKey(queue, "active") }
 
@@ -40,9 +45,28 @@ func asynqLeases(queue string) string { return asynqKey(queue, "lease") }
 // (base.ArchivedKey).
 func asynqArchived(queue string) string { return asynqKey(queue, "archived") }
 
-// messageStatesScript returns the states of the messages at its keys, "" for those that
-// do not exist. One command serves many messages, since the caller reads all waiting jobs.
-var messageStatesScript = redis.NewScript(`
+// encodeMessage encodes a message as asynq does (base.EncodeMessage): in the wire format of
+// protobuf, with the field numbers of internal/proto/asynq.proto.
+func encodeMessage(kind, queue, id string, payload []byte) []byte {
+	b := make([]byte, 0, len(kind)+len(queue)+len(id)+len(payload)+32)
+	text := func(field byte, value string) {
+		b = binary.AppendUvarint(append(b, field<<3|2), uint64(len(value)))
+		b = append(b, value...)
+	}
+	number := func(field byte, value uint64) { b = binary.AppendUvarint(append(b, field<<3), value) }
+	text(1, kind)
+	text(2, string(payload))
+	text(3, id)
+	text(4, queue)
+	number(5, messageRetries)
+	number(8, uint64(messageTimeout/time.Second))
+	number(12, uint64(messageRetention/time.Second))
+	return b
+}
+
+// statesScript returns the states of the messages, or of the records, at its keys, "" for those
+// that do not exist. One command serves many, since a caller reads all waiting jobs.
+var statesScript = redis.NewScript(`
 local states = {}
 for i = 1, #KEYS do states[i] = redis.call('HGET', KEYS[i], 'state') or '' end
 return states

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/danqing-queue/danqing/jobs/ledger"
 )
@@ -104,15 +105,22 @@ func lookupModel(name string, all []Model) (Model, error) {
 // modelName returns the catalog's name for a regional name of a model, and any other name
 // unchanged.
 func modelName(name string) string {
-	for _, m := range catalog() {
-		for _, regional := range m.RegionalNames {
-			if regional == name {
-				return m.Name
-			}
-		}
+	if own, ok := regionalNames()[name]; ok {
+		return own
 	}
 	return name
 }
+
+// regionalNames are the catalog's names of the models with other names in a region, by these.
+var regionalNames = sync.OnceValue(func() map[string]string {
+	names := map[string]string{}
+	for _, m := range catalog() {
+		for _, regional := range m.RegionalNames {
+			names[regional] = m.Name
+		}
+	}
+	return names
+})
 
 // Cost is the price of some images in Beijing in micro-yuan (1 yuan is 1,000,000), without
 // free quotas.
@@ -197,17 +205,30 @@ func (m Model) style(given string) (string, bool) {
 	if given == "" {
 		return m.Styles[0].Value, true
 	}
-	key := styleKey(given)
-	for _, s := range m.Styles {
-		if styleKey(s.Value) == key {
-			return s.Value, true
-		}
-		if slices.ContainsFunc(s.Names, func(name string) bool { return styleKey(name) == key }) {
-			return s.Value, true
-		}
+	if slices.ContainsFunc(m.Styles, func(s Style) bool { return s.Value == given }) {
+		return given, true
+	}
+	if value, ok := styleNames()[m.Name][styleKey(given)]; ok {
+		return value, true
 	}
 	return given, false
 }
+
+// styleNames are the service's spellings of the styles of each model, by the keys of their
+// values and names.
+var styleNames = sync.OnceValue(func() map[string]map[string]string {
+	models := map[string]map[string]string{}
+	for _, m := range catalog() {
+		names := map[string]string{}
+		for _, s := range m.Styles {
+			for _, name := range append([]string{s.Value}, s.Names...) {
+				names[styleKey(name)] = s.Value
+			}
+		}
+		models[m.Name] = names
+	}
+	return models
+})
 
 // styleKey is a style's name without case, spaces, hyphens and angle brackets, which a Chinese
 // keyboard types wide.

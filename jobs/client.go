@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -44,59 +43,18 @@ func (c *Client) EnqueueWithin(ctx context.Context, req Request, limits Limits) 
 	return jobOf(c.store.enqueueWithin(ctx, req, limits))
 }
 
-// enqueueConcurrency limits the concurrent calls of EnqueueAll: enough to hide the
-// latency of Redis.
-const enqueueConcurrency = 16
-
-// EnqueueAll enqueues many jobs and returns them in the order of the requests. All
-// requests are checked before any is queued: if one is refused, nothing is queued, and
-// the error is an [*InvalidError] whose fields begin with the request's index, as in
-// [3].prompt. After another error the jobs that were not queued are nil; requests with
-// IDs may then be enqueued again.
+// EnqueueAll enqueues many jobs, in the order of the requests, and returns them in that order.
+// One command to Redis queues up to a hundred. All requests are checked before any is queued:
+// if one is refused, nothing is queued, and the error is an [*InvalidError] whose fields begin
+// with the request's index, as in [3].prompt. After another error the jobs that were not queued,
+// or may not be, are nil; requests with IDs may then be enqueued again.
 func (c *Client) EnqueueAll(ctx context.Context, reqs []Request) ([]*Job, error) {
-	var invalid InvalidError
-	for i, req := range reqs {
-		_, _, err := c.store.prepare(ctx, req)
-		refused := (*InvalidError)(nil)
-		if err != nil && !errors.As(err, &refused) {
-			return make([]*Job, len(reqs)), fmt.Errorf("request %d: %w", i, err)
-		}
-		if err != nil {
-			for _, f := range refused.Fields {
-				f.Field = fmt.Sprintf("[%d].%s", i, f.Field)
-				invalid.Fields = append(invalid.Fields, f)
-			}
-		}
+	records, err := c.store.enqueueAll(ctx, reqs)
+	jobs := make([]*Job, len(records))
+	for i, rec := range records {
+		jobs[i], _ = jobOf(rec, nil)
 	}
-	if len(invalid.Fields) > 0 {
-		return nil, &invalid
-	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	jobs := make([]*Job, len(reqs))
-	indexes := make(chan int)
-	var group sync.WaitGroup
-	for range min(enqueueConcurrency, len(reqs)) {
-		group.Go(func() {
-			for i := range indexes {
-				job, err := c.Enqueue(ctx, reqs[i])
-				if err != nil {
-					cancel(fmt.Errorf("request %d: %w", i, err))
-					continue
-				}
-				jobs[i] = job
-			}
-		})
-	}
-	for i := range reqs {
-		if ctx.Err() != nil {
-			break
-		}
-		indexes <- i
-	}
-	close(indexes)
-	group.Wait()
-	return jobs, context.Cause(ctx)
+	return jobs, err
 }
 
 // Get returns a job. It fails with [ErrNotFound] if Redis has no such job, with

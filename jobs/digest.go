@@ -37,10 +37,13 @@ func (r Request) Digest() string {
 
 // digestBytes returns the canonical request, see docs/digest.md.
 func (r Request) digestBytes() []byte {
-	b := []byte("danqing/request/1\n")
+	b := make([]byte, 0, len(r.Prompt)+len(r.NegativePrompt)+len(r.RefImg)+256)
+	b = append(b, "danqing/request/1\n"...)
 	add := func(name, value string) {
 		if value != "" {
-			b = fmt.Appendf(b, "%s=%d:%s\n", name, len(value), value)
+			b = append(append(b, name...), '=')
+			b = append(strconv.AppendInt(b, int64(len(value)), 10), ':')
+			b = append(append(b, value...), '\n')
 		}
 	}
 	add("model", r.Model)

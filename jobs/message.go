@@ -63,6 +63,38 @@ func LaneQueues(model string) map[string]int {
 	}
 }
 
+// message is a message for a lane that is queued together with its job's record.
+type message struct {
+	request Request
+	queue   string
+	encoded []byte
+	// processAt is when the message becomes pending; zero for at once.
+	processAt time.Time
+}
+
+// newGenerateMessage returns the message of a new job.
+func newGenerateMessage(rec *Record, req Request) (*message, error) {
+	payload, err := compactjson.Marshal(GenerateMessage{JobID: rec.ID, Digest: rec.Digest, Request: req})
+	if err != nil {
+		return nil, fmt.Errorf("encode message %s: %w", rec.ID, err)
+	}
+	m := &message{request: req, queue: Queue(rec.Model, rec.Priority)}
+	m.encoded = encodeMessage(TypeGenerate, m.queue, rec.ID, payload)
+	if rec.State == StateScheduled {
+		m.processAt = req.NotBefore
+	}
+	return m, nil
+}
+
+// messageWaits reports whether a message in a state of asynq starts its job, now or later.
+func messageWaits(state string) bool {
+	switch state {
+	case "pending", "active", "scheduled", "retry":
+		return true
+	}
+	return false
+}
+
 func newMessage(kind, queue, id string, payload any, opts ...asynq.Option) (*asynq.Task, error) {
 	encoded, err := compactjson.Marshal(payload)
 	if err != nil {

@@ -23,14 +23,12 @@ func (s *Store) WithoutMessage(ctx context.Context, records []*Record) ([]*Recor
 	if len(keys) == 0 {
 		return nil, nil
 	}
-	states, err := messageStatesScript.Run(ctx, s.redis, keys).StringSlice()
+	states, err := statesScript.Run(ctx, s.redis, keys).StringSlice()
 	if err != nil {
 		return nil, fmt.Errorf("read messages: %w", err)
 	}
 	for i, state := range states {
-		switch state {
-		case "pending", "active", "scheduled", "retry":
-		default:
+		if !messageWaits(state) {
 			orphans = append(orphans, waiting[i])
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/redistest"
@@ -42,6 +43,17 @@ func (c *testClient) Enqueue(ctx context.Context, req jobs.Request) (*jobs.Recor
 func (c *testClient) EnqueueWithin(ctx context.Context, req jobs.Request, limits jobs.Limits) (*jobs.Record, error) {
 	job, err := c.Client.EnqueueWithin(ctx, req, limits)
 	return c.record(ctx, job, err)
+}
+
+// enqueueAll enqueues new jobs, or existing ones again, and checks the order of the answer.
+func (c *testClient) enqueueAll(t *testing.T, reqs []jobs.Request) error {
+	t.Helper()
+	list, err := c.EnqueueAll(t.Context(), reqs)
+	for i, job := range list {
+		assert.Equal(t, reqs[i].ID, job.ID)
+		assert.Equal(t, jobs.StateQueued, job.State)
+	}
+	return err
 }
 
 func (c *testClient) Wait(ctx context.Context, id string) (*jobs.Record, error) {

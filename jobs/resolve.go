@@ -155,7 +155,7 @@ func (s *Store) adopt(ctx context.Context, rec *Record, task string) (*Record, e
 	if next.TaskID = task; next.storedImages() == 0 {
 		next.Images = nil
 	}
-	if err := s.update(ctx, rec, &next, updateOptions{clearCancel: true}); err != nil {
+	if err := s.update(ctx, write{old: rec, next: &next, clearCancel: true}); err != nil {
 		return rec, err
 	}
 	if known {

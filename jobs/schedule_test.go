@@ -127,6 +127,40 @@ func TestEnqueueAll(t *testing.T) {
 		require.ErrorIs(t, err, jobs.ErrDigestConflict)
 		require.ErrorContains(t, err, "request 7")
 		assert.Nil(t, records[7])
+		assert.Equal(t, "cat-49", records[49].ID, "it was in the same command")
+	})
+}
+
+// A call of several commands keeps the order of the requests, also in the queue. A job that
+// exists, or whose message an operator has deleted, or of which only a message is left, is
+// enqueued beside the new ones, each once.
+func TestEnqueueAllInOrder(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
+		t.Helper()
+		reqs := make([]jobs.Request, 230)
+		var ids []string
+		for i := range reqs {
+			reqs[i] = jobs.Request{ID: fmt.Sprintf("cat-%03d", i), Prompt: "a cat", Producer: "shop"}
+			ids = append([]string{reqs[i].ID}, ids...) // the next one to run is the last
+		}
+		inspector := asynq.NewInspectorFromRedisClient(rdb)
+		require.NoError(t, client.enqueueAll(t, reqs[:4]))
+		require.NoError(t, inspector.DeleteTask(testQueue, "cat-001"))
+		require.NoError(t, rdb.Del(t.Context(), "danqing:job:cat-002").Err())
+		require.NoError(t, inspector.ArchiveTask(testQueue, "cat-003"))
+		require.NoError(t, client.enqueueAll(t, reqs))
+		require.NoError(t, client.enqueueAll(t, reqs), "again")
+		pending, err := rdb.LRange(t.Context(), "asynq:{"+testQueue+"}:pending", 0, -1).Result()
+		require.NoError(t, err)
+		assert.ElementsMatch(t, ids, pending)
+		assert.Equal(t, ids[:130], pending[:130])
+		counts, err := client.Counts(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, int64(230), counts[jobs.StateQueued])
+		limits := jobs.Limits{Waiting: 230}
+		_, err = enqueueWithin(t, client, "dog", "shop", limits)
+		requireLimit(t, err, jobs.LimitWaiting, 230)
 	})
 }
 

@@ -43,7 +43,7 @@ func canonicalSize(s string) string {
 	if !ok {
 		return s
 	}
-	return fmt.Sprintf("%d*%d", width, height)
+	return strconv.Itoa(width) + "*" + strconv.Itoa(height)
 }
 
 // Allows reports whether a size, spelled as in 1024*1024, is allowed.

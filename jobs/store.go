@@ -1,6 +1,8 @@
 package jobs
 
 import (
+	"sync"
+
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 )
@@ -10,6 +12,8 @@ import (
 type Store struct {
 	redis redis.UniversalClient
 	asynq *asynq.Client
+	// registered are the queues that asynq's set has, as asynq's client remembers them.
+	registered sync.Map
 }
 
 // NewStore returns a store on a Redis connection, which the caller closes. It sends nothing.

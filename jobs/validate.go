@@ -99,7 +99,9 @@ func (r Request) normalize() (Request, []string, []FieldError) {
 		c.addError("redo_of", ValidID(r.RedoOf))
 		c.requireText(r.RedoOf != r.ID, "redo_of", r.RedoOf, "another job", "")
 	}
-	c.requireText(slices.Contains(priorities(), r.Priority), "priority", r.Priority, strings.Join(priorities(), ", "), "")
+	if !slices.Contains(priorities(), r.Priority) {
+		c.requireText(false, "priority", r.Priority, strings.Join(priorities(), ", "), "")
+	}
 	c.labels(r.Labels)
 	c.delivery(r)
 
@@ -126,10 +128,13 @@ func (c *checks) delivery(r Request) {
 		time  time.Time
 	}{{"not_before", r.NotBefore}, {"deadline", r.Deadline}} {
 		// JSON and asynq's seconds have no other times.
-		ok := at.time.IsZero() || at.time.Year() >= 1970 && at.time.Year() <= 9999
-		c.requireText(ok, at.field, at.time.String(), "a time from 1970 to 9999", "")
+		if !at.time.IsZero() && (at.time.Year() < 1970 || at.time.Year() > 9999) {
+			c.requireText(false, at.field, at.time.String(), "a time from 1970 to 9999", "")
+		}
 	}
-	c.requireText(r.Deadline.IsZero() || r.Deadline.After(r.NotBefore), "deadline", r.Deadline.Format(time.RFC3339), "a time after not_before", "")
+	if !r.Deadline.IsZero() && !r.Deadline.After(r.NotBefore) {
+		c.requireText(false, "deadline", r.Deadline.Format(time.RFC3339), "a time after not_before", "")
+	}
 	if r.Producer != "" {
 		c.addError("producer", ValidAccount(r.Producer)) // the same rule as for accounts
 	}
@@ -205,7 +210,9 @@ func (r Request) canonical() Request {
 	if r.Size == "" {
 		r.Size = m.Sizes.Default
 	}
-	r.Size = canonicalSize(r.Size)
+	if r.Size != m.Sizes.Default {
+		r.Size = canonicalSize(r.Size)
+	}
 	if r.RefImg != "" && r.RefMode == "" && len(m.RefModes) > 0 {
 		r.RefMode = m.RefModes[0]
 	}
@@ -262,8 +269,11 @@ func (c *checks) texts(r Request, m Model) {
 func (c *checks) text(field, value string, limit, elsewhere int) {
 	c.requireText(utf8.ValidString(value), field, value, "UTF-8", "")
 	c.requireText(!strings.ContainsRune(value, 0), field, value, "text without NUL characters", "")
+	if limit == 0 || len(value) <= limit {
+		return
+	}
 	runes := utf8.RuneCountInString(value)
-	if limit == 0 || runes <= limit {
+	if runes <= limit {
 		return
 	}
 	warning := fmt.Sprintf("%s has %d characters and is sent whole, but the service reads %d and drops the rest", field, runes, limit)
@@ -287,10 +297,12 @@ func (c *checks) parameters(r Request, m Model) {
 		c.require(false, "size", show(r.Size), m.Sizes.String(), m.Sizes.remedy(r.Size))
 	}
 	inRange := r.N >= 1 && r.N <= m.MaxImages
-	if m.MaxImages == 1 {
-		c.require(inRange, "n", strconv.Itoa(r.N), "1", m.Name+" creates one image per request: use another job for another image")
-	} else {
-		c.require(inRange, "n", strconv.Itoa(r.N), fmt.Sprintf("1 to %d", m.MaxImages), "")
+	switch {
+	case inRange:
+	case m.MaxImages == 1:
+		c.require(false, "n", strconv.Itoa(r.N), "1", m.Name+" creates one image per request: use another job for another image")
+	default:
+		c.require(false, "n", strconv.Itoa(r.N), fmt.Sprintf("1 to %d", m.MaxImages), "")
 	}
 	if r.Seed == nil {
 		return
@@ -301,7 +313,9 @@ func (c *checks) parameters(r Request, m Model) {
 		last -= int64(r.N - 1)
 		remedy = fmt.Sprintf("the %d images take the seeds that follow, up to %d", r.N, m.MaxSeed)
 	}
-	c.require(*r.Seed >= 0 && *r.Seed <= last, "seed", strconv.FormatInt(*r.Seed, 10), fmt.Sprintf("0 to %d", last), remedy)
+	if *r.Seed < 0 || *r.Seed > last {
+		c.require(false, "seed", strconv.FormatInt(*r.Seed, 10), fmt.Sprintf("0 to %d", last), remedy)
+	}
 }
 
 // flag refuses a switch that the model does not have, off or on.
@@ -351,7 +365,7 @@ func (c *checks) noReference(r Request, m Model) {
 // referenceModels returns the names of the models that take a reference image.
 func referenceModels() []string {
 	var names []string
-	for _, m := range Models() {
+	for _, m := range catalog() {
 		if len(m.RefModes) > 0 {
 			names = append(names, m.Name)
 		}
@@ -385,19 +399,21 @@ func checkURL(ref string) (allowed, remedy string) {
 }
 
 func (c *checks) labels(labels map[string]string) {
-	c.require(len(labels) <= maxLabels, "labels", fmt.Sprintf("%d labels", len(labels)), fmt.Sprintf("at most %d", maxLabels), "")
+	if len(labels) > maxLabels {
+		c.require(false, "labels", fmt.Sprintf("%d labels", len(labels)), fmt.Sprintf("at most %d", maxLabels), "")
+	}
 	names := make([]string, 0, len(labels))
 	for name := range labels {
 		names = append(names, name)
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		field := "labels." + shorten(name)
-		c.require(name != "" && utf8.RuneCountInString(name) <= maxLabelNameRunes && isPlain(name),
-			field, show(name), fmt.Sprintf("a name of 1 to %d characters, no control characters", maxLabelNameRunes), "")
-		value := labels[name]
-		c.require(utf8.RuneCountInString(value) <= maxLabelValueRunes && isPlain(value),
-			field, show(value), fmt.Sprintf("at most %d characters, no control characters", maxLabelValueRunes), "")
+		if name == "" || utf8.RuneCountInString(name) > maxLabelNameRunes || !isPlain(name) {
+			c.requireText(false, "labels."+shorten(name), name, fmt.Sprintf("a name of 1 to %d characters, no control characters", maxLabelNameRunes), "")
+		}
+		if value := labels[name]; utf8.RuneCountInString(value) > maxLabelValueRunes || !isPlain(value) {
+			c.requireText(false, "labels."+shorten(name), value, fmt.Sprintf("at most %d characters, no control characters", maxLabelValueRunes), "")
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package worker_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -49,18 +50,21 @@ func writesState(cmd redis.Cmder, state string) bool {
 }
 
 // writtenRecord returns the key and the state of the record that a command writes, "" if it
-// writes none: the first key of the script, and its fourth argument after the keys.
+// writes none: the first key of the script, and the second argument after the time.
 func writtenRecord(cmd redis.Cmder) (key, state string) {
 	args := cmd.Args()
 	if len(args) < 4 {
 		return "", ""
 	}
 	keys, ok := args[2].(int)
-	if !ok || keys < 12 || len(args) <= keys+6 {
+	if !ok || keys < 2 || len(args) <= keys+5 {
+		return "", ""
+	}
+	if index, _ := args[4].(string); !strings.HasPrefix(index, "danqing:jobs:") {
 		return "", ""
 	}
 	key, _ = args[3].(string)
-	state, _ = args[keys+6].(string)
+	state, _ = args[keys+5].(string)
 	return key, state
 }
 

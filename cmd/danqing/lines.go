@@ -18,11 +18,6 @@ import (
 // of Redis, and few enough to stop between two groups at once.
 const groupSize = 500
 
-// fewLines are enqueued one by one, in their order: EnqueueAll mixes up its requests a little.
-const fewLines = 16
-
-var errFew = errors.New("few lines")
-
 // line is what a command keeps of a line of a batch file, or of the one job that its flags
 // describe. The request takes more memory than all of it: [batchFile.requests] parses it
 // again.
@@ -199,13 +194,8 @@ func enqueueGroup(ctx context.Context, rdb redis.UniversalClient, lines []*line)
 	}
 	list := make([]enqueued, len(lines))
 	var group errgroup.Group
-	group.SetLimit(1) // in order
-	var queued []*jobs.Job
-	err = errFew
-	if len(reqs) > fewLines {
-		queued, err = jobs.NewClient(rdb).EnqueueAll(ctx, reqs)
-		group.SetLimit(maxLookups)
-	}
+	group.SetLimit(maxLookups)
+	queued, err := jobs.NewClient(rdb).EnqueueAll(ctx, reqs)
 	for i, req := range reqs {
 		list[i].request = req
 		if err == nil && !awaitsBudget(queued[i]) {

@@ -303,12 +303,13 @@ func scriptName(keys []string) string {
 	return ""
 }
 
-// stateChange returns the state that a record changes to. Only the record's script has
-// danqing:notifications:due among its keys; its third key is the index of the new
-// state. A write that keeps the state is no change.
+// stateChange returns the state that a record changes to: the second and third keys of the
+// script that writes records are the indexes of the old and the new state. A new record, or a
+// write that keeps the state, is no change.
 func stateChange(keys []string) string {
-	if len(keys) < 7 || keys[6] != "danqing:notifications:due" || keys[1] == keys[2] {
+	const index = "danqing:jobs:"
+	if len(keys) < 3 || !strings.HasPrefix(keys[1], index) || !strings.HasPrefix(keys[2], index) || keys[1] == keys[2] {
 		return ""
 	}
-	return strings.TrimPrefix(keys[2], "danqing:jobs:")
+	return strings.TrimPrefix(keys[2], index)
 }

@@ -45,8 +45,7 @@ func TestRoutes(t *testing.T) {
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	swap := []string{
-		"EVALSHA", "sha", "10", "danqing:job:a", "danqing:jobs:queued", "danqing:jobs:submitting", "danqing:job:a", "danqing:job:a", "danqing:job:a",
-		"danqing:notifications:due", "danqing:jobs:scheduled", "danqing:jobs:queued", "danqing:jobs:retrying", "queued",
+		"EVALSHA", "sha", "4", "danqing:job:a", "danqing:jobs:queued", "danqing:jobs:submitting", "danqing:task:1", "1700000000000", "owt",
 	}
 	for _, c := range []struct {
 		args []string
