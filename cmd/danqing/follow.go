@@ -14,35 +14,58 @@ import (
 
 // follow enqueues the other groups, and follows the jobs until all are settled and the paid
 // images of earlier runs are in the bucket too.
-func (r *batchRun) follow(ctx context.Context, changes *jobs.Changes, left [][]*line) error {
+func (r *batchRun) follow(ctx context.Context, changes *jobs.Changes, kinds []*kind) error {
 	ctx, cancel := context.WithCancel(ctx)
 	enqueued := make(chan error, 1)
 	var group sync.WaitGroup
-	group.Go(func() { enqueued <- r.enqueueAll(ctx, left) })
+	group.Go(func() { enqueued <- r.enqueueAll(ctx, kinds) })
 	err := r.watch(ctx, changes, enqueued)
 	cancel()
 	group.Wait()
 	return err
 }
 
-// enqueueAll enqueues groups until the worker is stopped. It repeats one while Redis is
-// unavailable.
-func (r *batchRun) enqueueAll(ctx context.Context, left [][]*line) error {
-	for len(left) > 0 && ctx.Err() == nil && !r.runtime.worker.Stopped() {
-		err := r.enqueue(ctx, left[0], false)
-		switch {
-		case err == nil:
-			left = left[1:]
-		case isTransient(err):
+// enqueueAll enqueues the groups of all kinds in turn, until the worker is stopped. It repeats
+// one while Redis is unavailable.
+func (r *batchRun) enqueueAll(ctx context.Context, kinds []*kind) error {
+	for ctx.Err() == nil && !r.runtime.worker.Stopped() {
+		kinds = slices.DeleteFunc(kinds, func(k *kind) bool { return len(k.waiting) == 0 })
+		if len(kinds) == 0 {
+			return nil
+		}
+		full := true
+		for _, k := range kinds {
+			if !r.hasRoom(k) {
+				continue
+			}
+			full = false
+			err := r.enqueueNext(ctx, k)
+			switch {
+			case err == nil:
+			case isTransient(err):
+				select {
+				case <-time.After(enqueueRetry):
+				case <-ctx.Done():
+				}
+			case ctx.Err() == nil && !errors.Is(err, worker.ErrStopped):
+				return err
+			}
+		}
+		if full {
 			select {
-			case <-time.After(enqueueRetry):
+			case <-r.room:
 			case <-ctx.Done():
 			}
-		case ctx.Err() == nil && !errors.Is(err, worker.ErrStopped):
-			return err
 		}
 	}
 	return nil
+}
+
+// hasRoom reports whether the next group of a kind may be enqueued.
+func (r *batchRun) hasRoom(k *kind) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.runtime.remote != nil || k.later || k.open+len(k.waiting[0]) <= queueAhead
 }
 
 // watch looks for settled jobs when a job has changed. Every while it reads some of the

@@ -29,6 +29,7 @@ type line struct {
 	model              string
 	images             int // that were asked for
 	deadline           time.Time
+	kind               *kind
 	// ref is the staged name of a local reference image, "" if the line has none.
 	ref string
 	// request is the request of a job that is described by flags, else nil.
@@ -42,13 +43,24 @@ type line struct {
 	result  *result
 }
 
+// kind is the lines that share a queue: those of one model and one priority, or those that
+// are for later.
+type kind struct {
+	// waiting are the groups that are not enqueued yet, in order.
+	waiting [][]*line
+	// open is how many enqueued lines are not settled.
+	open int
+	// later is set if the lines have a NotBefore.
+	later bool
+}
+
 // singleJob is a file with the one job that is described by flags. Its line has a number, or 0
 // for errors that name none.
 func singleJob(number int, req jobs.Request) *batchFile {
 	s := &batchFile{}
 	s.lines = []*line{{
 		file: s, number: number, raw: []byte("{}"), id: req.ID, lineID: req.LineID, digest: req.Digest(),
-		model: req.Model, images: req.N, deadline: req.Deadline, ref: req.RefImg, request: &req,
+		model: req.Model, images: req.N, deadline: req.Deadline, kind: &kind{}, ref: req.RefImg, request: &req,
 	}}
 	return s
 }
@@ -86,6 +98,7 @@ func (p *program) readBatch(ctx context.Context, command, file, name string, cfg
 	s := &batchFile{name: name}
 	s.options = jobs.BatchOptions{Name: name, Model: cfg.Models[0], Files: localImages, Resolve: known(refs.resolver(dir)), Stage: known(p.stager(ctx, refs))}
 	models := map[string]string{} // one string for all lines
+	kinds := map[string]*kind{}
 	var warnings []string
 	options := s.options
 	options.Each = func(l jobs.Line) {
@@ -97,7 +110,12 @@ func (p *program) readBatch(ctx context.Context, command, file, name string, cfg
 			model = l.Request.Model
 			models[model] = model
 		}
-		kept := &line{file: s, number: l.Number, raw: l.Raw, id: l.ID, lineID: l.Request.LineID, digest: l.Digest, model: model, images: l.Request.N, deadline: l.Request.Deadline}
+		later := !l.Request.NotBefore.IsZero()
+		name := fmt.Sprint(model, l.Request.Priority, later)
+		if kinds[name] == nil {
+			kinds[name] = &kind{later: later}
+		}
+		kept := &line{file: s, number: l.Number, raw: l.Raw, id: l.ID, lineID: l.Request.LineID, digest: l.Digest, model: model, images: l.Request.N, deadline: l.Request.Deadline, kind: kinds[name]}
 		if refs[l.Request.RefImg] != nil {
 			kept.ref = l.Request.RefImg
 		}

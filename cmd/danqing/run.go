@@ -38,6 +38,8 @@ type batchRun struct {
 	// rechecked is the index among the open lines at which recheck continues.
 	rechecked int
 
+	// room gets a value when a line of the queue was settled.
+	room chan struct{}
 	// printing is held while a job is printed.
 	printing sync.Mutex
 }
@@ -50,6 +52,9 @@ const (
 	recheckInterval = 10 * time.Second
 	recheckSize     = 1000
 	statusInterval  = 200 * time.Millisecond
+	// queueAhead is how many lines of a kind are in the embedded queue, which takes 4 KB of
+	// this process's memory for each. A Redis gets all lines: other workers may draw them.
+	queueAhead = 2000
 	// enqueueRetry is the wait between two tries to enqueue while Redis is unavailable.
 	enqueueRetry = time.Second
 	// lookOverlap is how much of the time that was looked at before is looked at again: a
@@ -60,7 +65,7 @@ const (
 // do runs the jobs. It returns errPartFailed or errInterrupted if everything else was
 // already printed.
 func (r *batchRun) do(ctx context.Context) error {
-	r.byID = map[string]*line{}
+	r.room, r.byID = make(chan struct{}, 1), map[string]*line{}
 	for _, s := range r.files {
 		for _, l := range s.lines {
 			r.byID[l.id] = l
@@ -93,12 +98,11 @@ func (r *batchRun) work(ctx context.Context) error {
 	if err := r.stage(ctx); err != nil {
 		return err
 	}
-	left := groups(r.linesThat(func(l *line) bool { return !l.settled }))
-	if len(left) > 0 {
-		if err := r.enqueue(ctx, left[0], false); err != nil {
+	kinds := r.kinds()
+	if len(kinds) > 0 {
+		if err := r.enqueueNext(ctx, kinds[0]); err != nil {
 			return err
 		}
-		left = left[1:]
 	}
 	r.prepared = true
 	r.printPlan()
@@ -114,7 +118,7 @@ func (r *batchRun) work(ctx context.Context) error {
 	watching, stop := context.WithCancel(ctx)
 	watched := make(chan error, 1)
 	go func() {
-		err := r.follow(watching, changes, left)
+		err := r.follow(watching, changes, kinds)
 		r.runtime.worker.Stop()
 		watched <- err
 	}()
@@ -140,6 +144,31 @@ func (r *batchRun) linesThat(holds func(*line) bool) []*line {
 		}
 	}
 	return lines
+}
+
+// kinds returns the kinds of the lines that are not settled, with the groups to enqueue.
+func (r *batchRun) kinds() []*kind {
+	var kinds []*kind
+	lines := map[*kind][]*line{}
+	for _, l := range r.linesThat(func(l *line) bool { return !l.settled }) {
+		if lines[l.kind] == nil {
+			kinds = append(kinds, l.kind)
+		}
+		lines[l.kind] = append(lines[l.kind], l)
+	}
+	for _, k := range kinds {
+		k.waiting = groups(lines[k])
+	}
+	return kinds
+}
+
+// enqueueNext enqueues the next group of a kind.
+func (r *batchRun) enqueueNext(ctx context.Context, k *kind) error {
+	err := r.enqueue(ctx, k.waiting[0], false)
+	if err == nil {
+		k.waiting = k.waiting[1:]
+	}
+	return err
 }
 
 // enqueue enqueues a group of lines. again is set if Redis has lost them: whether a line whose
@@ -174,6 +203,9 @@ func (r *batchRun) enqueue(ctx context.Context, lines []*line, again bool) error
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, l := range lines {
+		if !l.enqueued && !l.settled {
+			l.kind.open++
+		}
 		l.enqueued = true
 	}
 	if began.Before(r.lookedUntil) { // a look left out those that were settled meanwhile
@@ -236,6 +268,13 @@ func (r *batchRun) settle(l *line, rec *jobs.Job, before bool) bool {
 	}
 	if l.settled = isSettled(rec); !l.settled {
 		return false
+	}
+	if l.enqueued {
+		l.kind.open--
+		select {
+		case r.room <- struct{}{}:
+		default:
+		}
 	}
 	r.count.add(rec, before)
 	return true

@@ -158,3 +158,34 @@ func TestJobThatEndsWhileItIsQueued(t *testing.T) {
 	require.NoError(t, r.look(ctx))
 	assert.Equal(t, 1, strings.Count(r.stdout.(*bytes.Buffer).String(), "\n"), "printed once")
 }
+
+// The embedded queue gets only some of the lines of a model ahead; those of other models do
+// not wait for them, and the next ones come as lines are settled.
+func TestEmbeddedQueueIsFilledByAndBy(t *testing.T) {
+	t.Parallel()
+	r := simulatedRun(t, manyLines(groupSize+20)+`{"prompt":"another model","model":"qwen-image"}`)
+	r.room = make(chan struct{}, 1)
+	kinds := r.kinds()
+	require.Len(t, kinds, 2)
+	kinds[0].open = queueAhead - groupSize // as if there were more lines before
+	done := make(chan error, 1)
+	go func() { done <- r.enqueueAll(t.Context(), kinds) }()
+	lines := r.files[0].lines
+	queued := func(l *line) func() bool {
+		return func() bool { r.mu.Lock(); defer r.mu.Unlock(); return l.enqueued }
+	}
+	require.Eventually(t, queued(lines[len(lines)-1]), time.Minute, time.Millisecond)
+	require.Eventually(t, queued(lines[groupSize-1]), time.Minute, time.Millisecond)
+	assert.False(t, queued(lines[groupSize])())
+	for _, l := range lines[:20] {
+		select {
+		case err := <-done:
+			require.NoError(t, err)
+			t.Fatal("all were enqueued")
+		default:
+		}
+		require.True(t, r.settle(l, &jobs.Job{ID: l.id, State: jobs.StateFailed}, false))
+	}
+	require.NoError(t, <-done)
+	assert.True(t, queued(lines[groupSize+19])())
+}
