@@ -16,8 +16,9 @@ import (
 	"github.com/danqing-queue/danqing/jobs/redistest"
 )
 
-// asynq may change its private keys with every version: asynqkeys.go must be compared
-// with its sources before asynqVersion is raised.
+// asynq may change its private keys with every version: asynqkeys.go, and what
+// worker/internal/watch recognizes, must be compared with its sources before asynqVersion is
+// raised.
 func TestAsynqVersion(t *testing.T) {
 	t.Parallel()
 	mod, err := os.ReadFile("../go.mod")
@@ -25,7 +26,7 @@ func TestAsynqVersion(t *testing.T) {
 	required := regexp.MustCompile(`(?m)^\s*github\.com/hibiken/asynq (v\S+)`).FindSubmatch(mod)
 	require.NotNil(t, required)
 	assert.Equal(t, asynqVersion, string(required[1]),
-		"compare jobs/asynqkeys.go with internal/base/base.go and internal/rdb/rdb.go of this version of asynq")
+		"compare jobs/asynqkeys.go and worker/internal/watch/client.go with internal/base/base.go and internal/rdb/rdb.go of this version of asynq")
 }
 
 // asynq writes a message at these keys.

@@ -1,6 +1,13 @@
 package jobs
 
-import "github.com/redis/go-redis/v9"
+import (
+	"context"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
+)
 
 // Changes delivers the IDs of jobs whose records were written. Some are missed while the
 // connection is down or the reader is too slow; then it delivers "". A reader that must
@@ -20,6 +27,9 @@ func (c *Changes) forward(received <-chan any) {
 	for r := range received {
 		// A second subscription means that the connection was lost.
 		message, ok := r.(*redis.Message)
+		if ok && strings.Contains(message.Payload, ":") {
+			continue // a queue, for workers
+		}
 		missed = missed || !ok
 		if missed {
 			missed = !c.offer("")
@@ -51,4 +61,10 @@ func (c *Changes) Close() error {
 	for range c.ids { // until forward has ended
 	}
 	return err
+}
+
+// announceMessage wakes the workers that wait for a message of a queue. Without it they find the
+// message a second later.
+func (s *Store) announceMessage(ctx context.Context, queue string) {
+	_ = s.redis.Publish(ctx, rediskey.Events, asynqPending(queue)).Err()
 }

@@ -213,6 +213,33 @@ func TestChangesMissedByASlowReader(t *testing.T) {
 	})
 }
 
+// The queue of each message is announced to workers, beside the changes of jobs, whose readers
+// do not see it.
+func TestMessagesAreAnnounced(t *testing.T) {
+	t.Parallel()
+	client, rdb := newClient(t)
+	changes, err := client.Subscribe(t.Context())
+	require.NoError(t, err)
+	t.Cleanup(func() { assert.NoError(t, changes.Close()) })
+	events := rdb.Subscribe(t.Context(), "danqing:events")
+	t.Cleanup(func() { assert.NoError(t, events.Close()) })
+	_, err = events.Receive(t.Context())
+	require.NoError(t, err)
+	received := events.Channel()
+	rec, err := client.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat", Priority: jobs.PriorityBulk, FollowUp: &jobs.FollowUp{Queue: "shop", Type: "made"}})
+	require.NoError(t, err)
+	require.NoError(t, client.Store.EnqueueStore(t.Context(), rec))
+	next := *rec
+	next.State = jobs.StateFailed
+	require.NoError(t, client.Store.Update(t.Context(), rec, &next))
+	for _, want := range []string{"asynq:{danqing:wanx-v1:bulk}:pending", "cat", "asynq:{danqing:store}:pending", "cat", "asynq:{danqing:notify}:pending"} {
+		assert.Equal(t, want, (<-received).Payload)
+	}
+	assert.Equal(t, "cat", <-changes.IDs())
+	assert.Equal(t, "cat", <-changes.IDs())
+	assert.Empty(t, changes.IDs())
+}
+
 // After a lost connection, a reader receives "" for the missed changes.
 func TestChangesMissedByAnOutage(t *testing.T) {
 	t.Parallel()

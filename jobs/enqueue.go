@@ -288,5 +288,6 @@ func (s *Store) enqueue(ctx context.Context, kind, queue, id string, payload any
 	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
 		return fmt.Errorf("enqueue %s in %s: %w", id, queue, err)
 	}
+	s.announceMessage(ctx, queue)
 	return nil
 }

@@ -161,7 +161,9 @@ func (s *Store) enqueueNotification(ctx context.Context, rec *Record, kind Notif
 	if err != nil {
 		return err
 	}
-	_, err = s.asynq.EnqueueContext(ctx, message)
+	if _, err = s.asynq.EnqueueContext(ctx, message); err == nil {
+		s.announceMessage(ctx, QueueNotify)
+	}
 	return err
 }
 

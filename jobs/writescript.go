@@ -13,7 +13,7 @@ import (
 
 // writeScript writes records, each if its state, attempt and term are what the caller read,
 // moves them in the index of states, makes each job the owner of its task, queues the message
-// that comes with it, and publishes the write, as one command. A record that does not exist
+// that comes with it, and publishes the write and the queue, as one command. A record that does not exist
 // reads as three empty strings. A found task that belongs to another job is not given to this
 // one; a task that the job has rejected loses its owner.
 //
@@ -33,7 +33,7 @@ local events, lifetime, taskLifetime, producerLifetime = '%s', '%d', '%d', %d
 local call, find = redis.call, string.find
 local now, k, a = ARGV[1], 0, 1
 local function since(seconds) return string.format('%%.0f', now - 1000 * seconds) end
-local answers = {}
+local answers, announced = {}, {}
 
 while k < #KEYS do
   local answer = 1
@@ -128,6 +128,8 @@ while k < #KEYS do
       else
         call('LPUSH', list, id)
         call('HSET', message, 'msg', msg, 'state', 'pending', 'pending_since', now .. '000000')
+        if not announced[list] then call('PUBLISH', events, list) end
+        announced[list] = true
       end
     end
     call('PUBLISH', events, id)

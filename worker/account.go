@@ -105,7 +105,7 @@ func (w *Worker) hasLane(a *account.Account, model jobs.Model) bool {
 func (w *Worker) newLane(a *account.Account, model jobs.Model) lane.Config {
 	return lane.Config{
 		Recorder: w.recorder, Dataset: w.dataset, Quarantine: w.recovery.quarantine, Recovery: w.recovery, Account: a, Model: model,
-		Concurrency: 1, SubmitsPerSecond: model.SubmitsPerSecond, Exclusive: w.cfg.ExclusiveQueue, QueueInterval: w.cfg.QueueInterval,
+		Concurrency: 1, SubmitsPerSecond: model.SubmitsPerSecond, Exclusive: w.cfg.ExclusiveQueue, Watcher: w.watcher,
 		StoreBacklogLimit: storeBacklog * w.cfg.StoreConcurrency, SubmitLimit: w.submitLimit,
 		Probe:              func(ctx context.Context) error { return w.accounts.Probe(ctx, a) },
 		ReferenceRefusedAt: &w.referenceRefusedAt,

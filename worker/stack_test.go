@@ -432,10 +432,11 @@ func (h *startedOnce) check(arg any) {
 	if !ok || json.Unmarshal(encoded, &rec) != nil || rec.ID == "" {
 		return
 	}
+	_, started := h.started.Load(rec.ID)
 	if !rec.StartedAt.IsZero() {
 		h.started.Store(rec.ID, true)
+		started = true // a flushall at the same time may have cleared it
 	}
-	_, started := h.started.Load(rec.ID)
 	if started != !rec.StartedAt.IsZero() || rec.StartedAt.IsZero() && !rec.RunningAt.IsZero() {
 		h.t.Errorf("job %s was running and is %s again", rec.ID, rec.State)
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/internal/quarantine"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 	"github.com/danqing-queue/danqing/worker/internal/recorder"
+	"github.com/danqing-queue/danqing/worker/internal/watch"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -42,9 +43,10 @@ type Config struct {
 
 	// StoreConcurrency is the number of jobs whose images are copied concurrently; 0 is 8.
 	StoreConcurrency int
-	// QueueInterval is the polling interval of an idle lane or store server. Delayed
-	// messages are polled at five times this interval. 0 is 200 ms. With a backlog the next
-	// job is drawn at once.
+	// QueueInterval is the polling interval of an idle server whose version of asynq is not
+	// recognized; others start at once on a message that Danqing has enqueued. Delayed
+	// messages are polled at five times this interval, and those of other programs at this
+	// interval, or every second if that is longer. 0 is 200 ms.
 	QueueInterval time.Duration
 	// SubmitLimit is how long after its intent a create may still make a
 	// task. 0 is 330 s: the service's own limit of 300 s and 30 s for sending the request.
@@ -76,7 +78,7 @@ type Config struct {
 const (
 	defaultStoreConcurrency = 8
 	// asynq's default of 1 s would leave the slot idle for 0.5 s on average when a job
-	// arrives. 200 ms costs Redis a handful of commands per second.
+	// arrives.
 	defaultQueueInterval = 200 * time.Millisecond
 	// announceInterval is how often a worker announces itself: far below
 	// [jobs.WorkerLifetime], after which it is forgotten.
@@ -96,6 +98,7 @@ type Worker struct {
 	recorder *recorder.Recorder
 	dataset  *lease.Dataset
 	recovery *recovery
+	watcher  *watch.Watcher
 	store    *delivery.Server
 	notify   *notify.Server
 	lanes    []lane.Config
@@ -123,7 +126,7 @@ func New(cfg Config) (*Worker, error) {
 	if cfg.DialCallback == nil {
 		cfg.DialCallback = storage.PublicDialer(cfg.CallbackAllow)
 	}
-	w := &Worker{cfg: cfg, log: cfg.Logger, accounts: &account.Set{Log: cfg.Logger}}
+	w := &Worker{cfg: cfg, log: cfg.Logger, accounts: &account.Set{Log: cfg.Logger}, watcher: watch.New(cfg.Redis, cfg.QueueInterval)}
 	w.stopping, w.stop = context.WithCancelCause(context.Background())
 	store := jobs.NewStore(cfg.Redis)
 	w.recorder = &recorder.Recorder{
@@ -139,12 +142,12 @@ func New(cfg Config) (*Worker, error) {
 	}
 	w.dataset = lease.NewDataset(cfg.Redis, cfg.DataDir, cfg.Logger, cfg.ExclusiveQueue, w.replay)
 	w.store = delivery.New(delivery.Config{
-		Recorder: w.recorder, Accounts: w.accounts, Concurrency: cfg.StoreConcurrency, QueueInterval: cfg.QueueInterval, Log: cfg.Logger,
+		Recorder: w.recorder, Accounts: w.accounts, Concurrency: cfg.StoreConcurrency, Watcher: w.watcher, Log: cfg.Logger,
 	})
 	var err error
 	if w.notify, err = notify.New(notify.Config{
 		Redis: cfg.Redis, Store: store, Bucket: cfg.Bucket, ServeURL: cfg.ServeURL, LocalBucket: cfg.LocalBucket, Secrets: cfg.CallbackSecrets, Dial: cfg.DialCallback,
-		QueueInterval: cfg.QueueInterval, Log: cfg.Logger,
+		Watcher: w.watcher, Log: cfg.Logger,
 	}); err != nil {
 		return nil, err
 	}
@@ -243,6 +246,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer context.AfterFunc(ctx, w.Stop)()
 	stopping, release := w.untilStop(ctx)
 	defer release()
+	defer w.watcher.Start(context.WithoutCancel(ctx))() // until the servers have stopped
 	if err := w.notify.Start(stopping); err != nil {
 		return err
 	}
@@ -264,7 +268,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	if err := w.runLanes(stopping, ctx); err != nil {
 		return err
 	}
-	loop.Drain(ctx, w.cfg.Redis, jobs.QueueStore)
+	watch.Drain(ctx, w.cfg.Redis, jobs.QueueStore)
 	if w.cfg.ExclusiveQueue { // otherwise other workers, or the next one, continue
 		w.notify.Finish(ctx)
 	}

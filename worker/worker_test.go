@@ -30,6 +30,20 @@ func TestOneJobBecomesAnImageAndASidecar(t *testing.T) {
 	})
 }
 
+// An idle worker submits a job as soon as it is queued, and copies its image as soon as it is
+// made, whatever its polling interval.
+func TestIdleWorkerStartsAtOnce(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		for _, id := range []string{"first", "second"} {
+			<-time.After(10*time.Minute + time.Millisecond)
+			s.enqueue(jobs.Request{ID: id, Prompt: "prompt of " + id})
+			rec := s.wait(id)
+			assert.Equal(t, rec.EnqueuedAt, rec.SubmittedAt)
+			assert.Equal(t, rec.GeneratedAt, rec.FinishedAt)
+		}
+	})
+}
+
 // The slot must be busy at least 95 % of the time while there is a backlog.
 func TestSlotIsBusyWithABacklog(t *testing.T) {
 	sim := &simulator.Simulator{TaskTime: simulator.Between(time.Second, 12*time.Second)}

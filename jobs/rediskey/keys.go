@@ -17,7 +17,8 @@ const Prefix = "danqing:"
 // Jobs. Package jobs writes these keys for producers, operators and workers.
 const (
 	// Events is a publish-subscribe channel. Every write of a record publishes the ID
-	// of its job. Readers: jobs.Client.Wait and Subscribe.
+	// of its job. A new message publishes the key of its queue's list of pending messages,
+	// which has colons. Readers: jobs.Client.Wait and Subscribe; workers.
 	Events = "danqing:events"
 	// NotificationsDue is a sorted set of the IDs of the ended jobs whose notifications
 	// are not in the queue yet, by the time of the write in Unix milliseconds.

@@ -18,6 +18,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/internal/account"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 	"github.com/danqing-queue/danqing/worker/internal/recorder"
+	"github.com/danqing-queue/danqing/worker/internal/watch"
 )
 
 // Config configures a [Server]. All fields are required.
@@ -26,9 +27,8 @@ type Config struct {
 	Accounts *account.Set // for new links of images whose links have expired
 	// Concurrency is the number of jobs whose images are copied concurrently.
 	Concurrency int
-	// QueueInterval is the polling interval of an idle server.
-	QueueInterval time.Duration
-	Log           *slog.Logger
+	Watcher     *watch.Watcher
+	Log         *slog.Logger
 }
 
 // Server copies finished images into the bucket, many jobs at once.
@@ -38,7 +38,7 @@ type Server struct {
 	spool    *storage.Spool
 	bucket   *storage.Bucket
 	log      *slog.Logger
-	server   *asynq.Server
+	server   *watch.Server
 	// memoryFetch allows one image at a time in memory while the disk is full.
 	memoryFetch *semaphore.Weighted
 }
@@ -60,17 +60,15 @@ const (
 
 // Start starts the server. The caller must call Shutdown.
 func (s *Server) Start() error {
-	cfg := loop.AsynqConfig(s.log, s.cfg.QueueInterval)
-	cfg.Concurrency = s.cfg.Concurrency
-	cfg.Queues = map[string]int{jobs.QueueStore: 1}
-	cfg.ShutdownTimeout = storeShutdownTimeout
-	cfg.RetryDelayFunc = func(tried int, err error, _ *asynq.Task) time.Duration {
-		if errors.Is(err, asynq.ErrLeaseExpired) {
-			return 0
-		}
-		return min(storeRetry<<min(tried, 10), storeRetryMax)
-	}
-	s.server = asynq.NewServerFromRedisClient(s.recorder.Redis, cfg)
+	s.server = s.cfg.Watcher.NewServer(s.log, asynq.Config{
+		Concurrency: s.cfg.Concurrency, Queues: map[string]int{jobs.QueueStore: 1}, ShutdownTimeout: storeShutdownTimeout,
+		RetryDelayFunc: func(tried int, err error, _ *asynq.Task) time.Duration {
+			if errors.Is(err, asynq.ErrLeaseExpired) {
+				return 0
+			}
+			return min(storeRetry<<min(tried, 10), storeRetryMax)
+		},
+	})
 	if err := s.server.Start(asynq.HandlerFunc(s.handle)); err != nil {
 		return fmt.Errorf("start store: %w", err)
 	}

@@ -232,6 +232,9 @@ func (l *lane) pollInFlight(ctx context.Context) {
 		l.lease.Invalidate()
 		return
 	}
+	if !l.cfg.Watcher.MayExist(l.key(rediskey.LaneInFlight)) {
+		return
+	}
 	// A message that a handler of another lane has drawn stays there.
 	wait := func(context.Context, *jobs.Record) error { return nil }
 	if err := l.resumeInFlight(ctx, wait); err != nil && ctx.Err() == nil {

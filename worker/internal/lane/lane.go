@@ -25,6 +25,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/internal/quarantine"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 	"github.com/danqing-queue/danqing/worker/internal/recorder"
+	"github.com/danqing-queue/danqing/worker/internal/watch"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -56,8 +57,8 @@ type Config struct {
 	// AccountLanes is the number of the account's lanes, which share its query budget.
 	AccountLanes int
 	// Exclusive is set when no other worker uses this Redis. It may start empty.
-	Exclusive     bool
-	QueueInterval time.Duration // as in worker.Config
+	Exclusive bool
+	Watcher   *watch.Watcher
 	// StoreBacklogLimit is the number of jobs that may wait for their images. Above it
 	// nothing is submitted, since the download or the upload is failing.
 	StoreBacklogLimit int
@@ -208,7 +209,7 @@ func (l *lane) quarantineRunner() *quarantine.Runner {
 		List: l.cfg.Quarantine, Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, Service: l.cfg.Account.Client,
 		Cost:      func(images int) int64 { return l.cfg.Account.Cost(l.cfg.Model, images) },
 		MaxImages: l.cfg.Model.MaxImages,
-		Recorder:  l.recorder, Log: l.log,
+		Recorder:  l.recorder, Watcher: l.cfg.Watcher, Log: l.log,
 	}
 }
 
@@ -281,7 +282,7 @@ func (l *lane) serve(ctx context.Context) error {
 			return err
 		}
 		<-l.slots
-		server := asynq.NewServerFromRedisClient(l.recorder.Redis, l.asynqConfig())
+		server := l.cfg.Watcher.NewServer(l.log, l.asynqConfig())
 		if err := server.Start(asynq.HandlerFunc(func(handling context.Context, message *asynq.Task) error {
 			return l.handle(ctx, handling, message)
 		})); err != nil {
@@ -316,13 +317,10 @@ func (l *lane) serve(ctx context.Context) error {
 
 // asynqConfig configures a session's server. Nothing that a lane returns counts as a failure.
 func (l *lane) asynqConfig() asynq.Config {
-	cfg := loop.AsynqConfig(l.log, l.cfg.QueueInterval)
-	cfg.Concurrency = l.cfg.Concurrency
-	cfg.Queues = jobs.LaneQueues(l.cfg.Model.Name)
-	cfg.ShutdownTimeout = shutdownTimeout
-	cfg.IsFailure = func(error) bool { return false }
-	cfg.RetryDelayFunc = laneRetryDelay
-	return cfg
+	return asynq.Config{
+		Concurrency: l.cfg.Concurrency, Queues: jobs.LaneQueues(l.cfg.Model.Name), ShutdownTimeout: shutdownTimeout,
+		IsFailure: func(error) bool { return false }, RetryDelayFunc: laneRetryDelay,
+	}
 }
 
 // pause pauses the lane for the time of t. It logs the reason and publishes it in the lane's

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 	"github.com/danqing-queue/danqing/worker/internal/quarantine"
@@ -17,6 +18,9 @@ const lateTaskWindow = time.Hour
 // findLateTasks looks for tasks of lost creates whose jobs were resubmitted: each costs
 // money unless it is canceled.
 func (l *lane) findLateTasks(ctx context.Context) {
+	if !l.cfg.Watcher.MayExist(l.key(rediskey.LaneIntents)) {
+		return
+	}
 	if empty, err := l.intentIndex.Empty(ctx); err != nil || empty {
 		return
 	}

@@ -13,6 +13,10 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
+// RedisRetry is when a message is delivered again after an internal error, which cost
+// nothing.
+const RedisRetry = 5 * time.Second
+
 // RedisUnavailable is the log message for a command that failed and is repeated.
 const RedisUnavailable = "redis unavailable"
 

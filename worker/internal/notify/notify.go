@@ -18,6 +18,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
+	"github.com/danqing-queue/danqing/worker/internal/watch"
 )
 
 // Store is what the server needs of the queue.
@@ -41,10 +42,9 @@ type Config struct {
 	// Secrets sign callbacks. Without one, callbacks fail.
 	Secrets []string
 	// Dial dials callback connections.
-	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// QueueInterval is the polling interval of an idle server.
-	QueueInterval time.Duration
-	Log           *slog.Logger
+	Dial    func(ctx context.Context, network, address string) (net.Conn, error)
+	Watcher *watch.Watcher
+	Log     *slog.Logger
 }
 
 // Server notifies producers that their jobs have ended, many at once: each at least once,
@@ -52,7 +52,7 @@ type Config struct {
 type Server struct {
 	cfg       Config
 	log       *slog.Logger
-	server    *asynq.Server
+	server    *watch.Server
 	callbacks *callbacks
 	turns     turns
 	producers *asynq.Client // queues follow-ups
@@ -121,14 +121,12 @@ func New(cfg Config) (*Server, error) {
 // Start starts the server. Until ctx ends it also enqueues the notifications that
 // crashed processes did not enqueue. The caller must call Shutdown.
 func (n *Server) Start(ctx context.Context) error {
-	cfg := loop.AsynqConfig(n.log, n.cfg.QueueInterval)
-	cfg.Concurrency = notifyConcurrency
-	cfg.Queues = map[string]int{jobs.QueueNotify: 1}
-	cfg.ShutdownTimeout = notifyShutdownTimeout
-	// Crashes, shutdowns and Redis outages do not count as attempts.
-	cfg.IsFailure = func(err error) bool { return errors.As(err, new(*deliveryError)) }
-	cfg.RetryDelayFunc = notificationRetryDelay
-	n.server = asynq.NewServerFromRedisClient(n.cfg.Redis, cfg)
+	n.server = n.cfg.Watcher.NewServer(n.log, asynq.Config{
+		Concurrency: notifyConcurrency, Queues: map[string]int{jobs.QueueNotify: 1}, ShutdownTimeout: notifyShutdownTimeout,
+		// Crashes, shutdowns and Redis outages do not count as attempts.
+		IsFailure:      func(err error) bool { return errors.As(err, new(*deliveryError)) },
+		RetryDelayFunc: notificationRetryDelay,
+	})
 	if err := n.server.Start(asynq.HandlerFunc(n.handle)); err != nil {
 		return fmt.Errorf("start notify: %w", err)
 	}
@@ -155,7 +153,7 @@ func (n *Server) Finish(ctx context.Context) {
 	if err := n.cfg.Store.EnqueueDueNotifications(ctx); err != nil {
 		n.log.Warn("due notifications not enqueued", "err", err)
 	}
-	loop.Drain(ctx, n.cfg.Redis, jobs.QueueNotify)
+	watch.Drain(ctx, n.cfg.Redis, jobs.QueueNotify)
 	queue, err := asynq.NewInspectorFromRedisClient(n.cfg.Redis).GetQueueInfo(jobs.QueueNotify)
 	if err == nil && queue.Size-queue.Archived-queue.Completed > 0 {
 		n.log.Warn("notifications not delivered yet", "notifications", queue.Size-queue.Archived-queue.Completed)

@@ -14,6 +14,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 	"github.com/danqing-queue/danqing/worker/internal/recorder"
+	"github.com/danqing-queue/danqing/worker/internal/watch"
 )
 
 // Service is what the runner needs of the DashScope account.
@@ -31,6 +32,7 @@ type Runner struct {
 	// MaxImages is the most images that a request for the model may ask for.
 	MaxImages int
 	Recorder  *recorder.Recorder
+	Watcher   *watch.Watcher
 	Log       *slog.Logger
 
 	group  sync.WaitGroup
@@ -61,6 +63,9 @@ func (q *Runner) Run(ctx context.Context, interval time.Duration) (stop func()) 
 	q.states = map[string]state{}
 	ctx, cancel := context.WithCancel(ctx)
 	stopLooking := loop.Every(ctx, interval, func(ctx context.Context) {
+		if !q.Watcher.MayExist(key(q.Account, q.Model)) {
+			return
+		}
 		if err := q.startAll(ctx); err != nil && ctx.Err() == nil {
 			loop.WarnRedis(q.Log, err)
 		}

@@ -1,27 +1,27 @@
-package loop
+package watch
 
 import (
 	"context"
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/time/rate"
+
+	"github.com/danqing-queue/danqing/worker/internal/loop"
 )
 
 const (
-	// delayedFactor is the interval of asynq's forwarder in polling intervals.
+	// delayedFactor is the interval of asynq's forwarder, which queues delayed messages that
+	// have become due, in polling intervals.
 	delayedFactor = 5
 	// asynqJanitorInterval is how often asynq deletes the messages of jobs that ended a
 	// week ago. Its default of 8 s would be most of an idle worker's Redis commands.
 	asynqJanitorInterval = 10 * time.Minute
-
-	// RedisRetry is when a message is delivered again after an internal error, which cost
-	// nothing.
-	RedisRetry = 5 * time.Second
 
 	// drainInterval is how often Drain checks whether the queue is empty. drainTimeout
 	// bounds the wait.
@@ -32,17 +32,34 @@ const (
 	asynqLogInterval = 10 * time.Second
 )
 
-// AsynqConfig returns what the configurations of all asynq servers of a worker share.
-// interval is the polling interval of an idle server; delayed messages are polled at five
-// times this interval.
-func AsynqConfig(log *slog.Logger, interval time.Duration) asynq.Config {
-	return asynq.Config{
-		TaskCheckInterval:        interval, // a shutdown waits for this interval, possibly more than once
-		DelayedTaskCheckInterval: delayedFactor * interval,
-		JanitorInterval:          asynqJanitorInterval,
-		Logger:                   asynqLog{log: log, sometimes: &rate.Sometimes{First: asynqLogBurst, Interval: asynqLogInterval}},
-		LogLevel:                 asynq.WarnLevel,
-	}
+// Server is an asynq server that waits for messages.
+type Server struct {
+	*asynq.Server
+	client *client
+}
+
+// NewServer returns a server that is not started, with the worker's intervals. The caller must
+// call Shutdown.
+func (w *Watcher) NewServer(log *slog.Logger, cfg asynq.Config) *Server {
+	cfg.TaskCheckInterval = w.interval
+	cfg.DelayedTaskCheckInterval = delayedFactor * w.interval
+	cfg.JanitorInterval = asynqJanitorInterval
+	cfg.Logger = asynqLog{log: log, sometimes: &rate.Sometimes{First: asynqLogBurst, Interval: asynqLogInterval}}
+	cfg.LogLevel = asynq.WarnLevel
+	c := w.newClient(cfg.Queues)
+	return &Server{Server: asynq.NewServerFromRedisClient(c, cfg), client: c}
+}
+
+// Stop is that of asynq.
+func (s *Server) Stop() {
+	s.client.stopWaiting()
+	s.Server.Stop()
+}
+
+// Shutdown is that of asynq.
+func (s *Server) Shutdown() {
+	s.client.stopWaiting()
+	s.Server.Shutdown()
 }
 
 // Drain waits until the ready messages of a queue have been handled, for 10 s at most. What
@@ -53,7 +70,7 @@ func Drain(ctx context.Context, rdb redis.UniversalClient, queue string) {
 	inspector := asynq.NewInspectorFromRedisClient(rdb)
 	for {
 		info, err := inspector.GetQueueInfo(queue)
-		if err != nil || info.Pending+info.Active == 0 || Sleep(ctx, drainInterval) != nil {
+		if err != nil || info.Pending+info.Active == 0 || loop.Sleep(ctx, drainInterval) != nil {
 			return
 		}
 	}
@@ -70,10 +87,16 @@ func (a asynqLog) line(level slog.Level, args []any) {
 	a.sometimes.Do(func() { a.log.Log(context.Background(), level, "asynq", "err", fmt.Sprint(args...)) })
 }
 
-func (a asynqLog) Debug(...any)      {}
-func (a asynqLog) Info(...any)       {}
-func (a asynqLog) Warn(args ...any)  { a.line(slog.LevelInfo, args) }
-func (a asynqLog) Error(args ...any) { a.line(slog.LevelError, args) }
+func (a asynqLog) Debug(...any)     {}
+func (a asynqLog) Info(...any)      {}
+func (a asynqLog) Warn(args ...any) { a.line(slog.LevelInfo, args) }
+
+// Error leaves out the ends of rounds, which are no failures.
+func (a asynqLog) Error(args ...any) {
+	if !strings.Contains(fmt.Sprint(args...), errRoundOver.Error()) {
+		a.line(slog.LevelError, args)
+	}
+}
 
 // Fatal is called by asynq only when its state is unrecoverable.
 func (a asynqLog) Fatal(args ...any) {
