@@ -32,6 +32,7 @@ func (s *Store) requestOf(job *Job) (Request, error) {
 	if err := json.Unmarshal(info.Payload, &message); err != nil {
 		return Request{}, fmt.Errorf("read message of %s: %w", job.ID, err)
 	}
+	message.Request.ID = job.ID
 	req, _, err := message.Request.Normalize()
 	if err != nil || req.Digest() != job.Digest {
 		return Request{}, fmt.Errorf("job %s: %w: its message was changed: enqueue it again", job.ID, ErrRequestLost)

@@ -6,8 +6,6 @@ import (
 	"crypto/rand"
 	"fmt"
 	"time"
-
-	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
 // Update replaces the record old by next if the record in Redis still has the state,
@@ -59,8 +57,8 @@ type answer struct {
 	code int64
 	// owner is the other job that owns the task, "" for none.
 	owner string
-	// existing are the existing record, its cancel request and the state of its message, if
-	// the write had a message.
+	// existing are the storedFields of the existing record and the state of its message, if the
+	// write had a message.
 	existing []string
 }
 
@@ -113,7 +111,10 @@ func (s *Store) newCall(writes []write, limits Limits) (*scriptCall, error) {
 		if w.clearCancel {
 			w.next.CancelRequestedAt = time.Time{}
 		}
-		encoded, err := compactjson.Marshal(w.next)
+		if w.old == nil && w.message != nil {
+			w.next.UpdatedAt = w.next.EnqueuedAt
+		}
+		encoded, err := encodeRecord(w.next)
 		if err != nil {
 			return nil, err
 		}

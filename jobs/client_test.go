@@ -270,3 +270,35 @@ func TestEnqueueOfALostJobByTwoProducers(t *testing.T) {
 	assert.Equal(t, jobs.StateQueued, job.State)
 	require.LessOrEqual(t, hook.left.Load(), int64(0))
 }
+
+// While a job waits, only its message has the request, and its record takes the compact form
+// of a hash. Labels and the like are part of the record.
+func TestWaitingRecord(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
+		t.Helper()
+		plain, err := client.Enqueue(t.Context(), jobs.Request{ID: "plain", Prompt: "a cat", Model: "wan2.2-t2i-flash"})
+		require.NoError(t, err)
+		_, err = client.Enqueue(t.Context(), jobs.Request{ID: "labeled", Prompt: "a cat", Priority: jobs.PriorityBulk, Batch: "spring", Labels: map[string]string{"sku": "7"}})
+		require.NoError(t, err)
+		stored := rdb.HGetAll(t.Context(), "danqing:job:plain").Val()
+		assert.Equal(t, map[string]string{
+			"state": "queued", "attempt": "0", "term": "0", "digest": plain.Digest, "queue": "wan2.2-t2i-flash:default",
+			"enqueued": plain.EnqueuedAt.Format(time.RFC3339Nano),
+		}, stored)
+		for field, value := range stored {
+			assert.LessOrEqual(t, len(value), 64, "hash-max-listpack-value: %s", field)
+		}
+		assert.JSONEq(t, `{"batch":"spring","labels":{"sku":"7"}}`, rdb.HGet(t.Context(), "danqing:job:labeled", "record").Val())
+		listed, err := client.GetAll(t.Context(), []string{"plain", "labeled", "unknown"})
+		require.NoError(t, err)
+		assert.Equal(t, plain.Job, *listed[0])
+		assert.Equal(t, "bulk", listed[1].Priority)
+		assert.Equal(t, "spring", listed[1].Batch)
+		assert.Nil(t, listed[2])
+		req, err := client.RequestOf(t.Context(), listed[0])
+		require.NoError(t, err)
+		assert.Equal(t, "plain", req.ID)
+		assert.Equal(t, "a cat", req.Prompt)
+	})
+}

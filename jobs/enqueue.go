@@ -144,13 +144,13 @@ func (s *Store) enqueueGroup(ctx context.Context, g group) (records []*Record, f
 // because its message was lost.
 func (s *Store) enqueued(ctx context.Context, w write, a answer, limits Limits) (*Record, error) {
 	for a.existing != nil {
-		rec, err := decodeRecord(w.next.ID, a.existing[0], a.existing[1])
+		rec, err := decodeRecord(w.next.ID, a.existing)
 		switch {
 		case err != nil:
 			return nil, err
 		case rec.Digest != w.next.Digest:
 			return nil, fmt.Errorf("job %s: %w (its digest is %.12s…, this one's %.12s…): choose another ID", rec.ID, ErrDigestConflict, rec.Digest, w.next.Digest)
-		case rec.State.Waiting() && !messageWaits(a.existing[2]):
+		case rec.State.Waiting() && !messageWaits(a.existing[len(a.existing)-1]):
 			return rec, s.EnqueueGenerate(ctx, rec, w.message.request)
 		case rec.State != StateCanceled || rec.Code != CodeMessageLost:
 			return rec, nil
@@ -256,8 +256,7 @@ func (r Request) overdue(now time.Time) *InvalidError {
 // EnqueueGenerate ensures that a waiting job has a message for a lane. The request must
 // be the job's own, normalized.
 func (s *Store) EnqueueGenerate(ctx context.Context, rec *Record, req Request) error {
-	payload := GenerateMessage{JobID: rec.ID, Digest: rec.Digest, Request: req}
-	return s.enqueue(ctx, TypeGenerate, Queue(rec.Model, rec.Priority), rec.ID, payload, asynq.ProcessAt(req.NotBefore))
+	return s.enqueue(ctx, TypeGenerate, Queue(rec.Model, rec.Priority), rec.ID, newPayload(rec, req), asynq.ProcessAt(req.NotBefore))
 }
 
 // EnqueueStore ensures that a job has a message for the delivery server, which stores its

@@ -13,14 +13,14 @@ import (
 // getAllSize is how many records one command reads: 1 MB of usual ones.
 const getAllSize = 500
 
-// getAllScript reads records and the times of their cancel requests. A missing one is two
-// empty strings, a key of another type is a record that is not JSON.
+// getAllScript reads records. A missing one is empty strings, a key of another type is a record
+// that is not JSON.
 var getAllScript = redis.NewScript(`
 local list = {}
 for i, key in ipairs(KEYS) do
-  local rec = redis.pcall('HMGET', key, 'record', 'cancel')
+  local rec = redis.pcall('HMGET', key, ` + luaStoredFields + `)
   if rec.err then rec = {rec.err} end
-  list[2 * i - 1], list[2 * i] = rec[1] or '', rec[2] or ''
+  for f = 1, 8 do list[#list + 1] = rec[f] or '' end
 end
 return list
 `)
@@ -39,12 +39,12 @@ func (c *Client) GetAll(ctx context.Context, ids []string) ([]*Job, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read records: %w", err)
 		}
-		for i, id := range page {
-			if read[2*i] == "" {
+		for i, fields := range slices.Collect(slices.Chunk(read, len(storedFields()))) {
+			if !recordExists(fields) {
 				list = append(list, nil)
 				continue
 			}
-			rec, err := decodeRecord(id, read[2*i], read[2*i+1])
+			rec, err := decodeRecord(page[i], fields)
 			if err != nil {
 				return nil, err
 			}

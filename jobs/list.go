@@ -197,13 +197,12 @@ func oldestScore(state State, since time.Time) string {
 var readScript = redis.NewScript(`
 local list = {}
 for i = 1, #KEYS, 2 do
-  local rec = redis.pcall('HMGET', KEYS[i], 'state', 'record', 'cancel') -- the key may have another type
-  if rec[1] == ARGV[i] then
-    list[i], list[i + 1] = rec[2], rec[3] or ''
-  else
+  local rec = redis.pcall('HMGET', KEYS[i], ` + luaStoredFields + `) -- the key may have another type
+  if rec[3] ~= ARGV[i] then
     redis.call('ZREM', KEYS[i + 1], ARGV[i + 1])
-    list[i], list[i + 1] = '', ''
+    rec = {}
   end
+  for f = 1, 8 do list[#list + 1] = rec[f] or '' end
 end
 return list
 `)
@@ -224,11 +223,10 @@ func (s *Store) records(ctx context.Context, entries []entry) ([]*Record, error)
 		return nil, err
 	}
 	list := make([]*Record, len(entries))
-	for i, e := range entries {
-		if read[2*i] == "" {
-			continue
+	for i, fields := range slices.Collect(slices.Chunk(read, len(storedFields()))) {
+		if recordExists(fields) {
+			list[i], _ = decodeRecord(entries[i].id, fields) // nil if corrupt
 		}
-		list[i], _ = decodeRecord(e.id, read[2*i], read[2*i+1]) // nil if corrupt
 	}
 	return list, nil
 }

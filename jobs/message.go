@@ -2,7 +2,9 @@ package jobs
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -35,12 +37,36 @@ const (
 	messageRetries = 1 << 20
 )
 
-// GenerateMessage is the payload of a message for a lane. It has the request while the
-// job waits, so that a deep queue stores it once.
+// GenerateMessage is the payload of a message for a lane. While the job waits it alone has the
+// request, so that a deep queue stores it once.
 type GenerateMessage struct {
-	JobID   string  `json:"job_id"`
+	JobID string `json:"job_id"`
+	// Digest is the first half of the request's digest, or all of it.
 	Digest  string  `json:"digest"`
-	Request Request `json:"request"`
+	Request Request `json:"request"` // without its ID
+}
+
+// messageDigest is the length of a digest in a message: 128 bits tell any change.
+const messageDigest = 32
+
+func newPayload(rec *Record, req Request) GenerateMessage {
+	req.ID = ""
+	return GenerateMessage{JobID: rec.ID, Digest: rec.Digest[:min(messageDigest, len(rec.Digest))], Request: req}
+}
+
+// Check normalizes the request of a message and gives it the job's ID. It fails if the
+// request is invalid, or has another digest.
+func (m *GenerateMessage) Check() error {
+	m.Request.ID = m.JobID
+	req, _, err := m.Request.Normalize()
+	if err != nil {
+		return fmt.Errorf("payload request: %w", err)
+	}
+	if len(m.Digest) < messageDigest || !strings.HasPrefix(req.Digest(), m.Digest) {
+		return errors.New("payload digest mismatch")
+	}
+	m.Request = req
+	return nil
 }
 
 // StoreMessage is the payload of a message for the delivery server.
@@ -74,7 +100,7 @@ type message struct {
 
 // newGenerateMessage returns the message of a new job.
 func newGenerateMessage(rec *Record, req Request) (*message, error) {
-	payload, err := compactjson.Marshal(GenerateMessage{JobID: rec.ID, Digest: rec.Digest, Request: req})
+	payload, err := compactjson.Marshal(newPayload(rec, req))
 	if err != nil {
 		return nil, fmt.Errorf("encode message %s: %w", rec.ID, err)
 	}

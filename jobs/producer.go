@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -16,9 +17,9 @@ import (
 var producerScript = redis.NewScript(`
 local list = {}
 for i = 2, #KEYS do
-  local rec = redis.pcall('HMGET', KEYS[i], 'record', 'cancel') -- the key may have another type
-  list[2 * i - 3], list[2 * i - 2] = rec[1] or '', rec[2] or ''
-  if not rec[1] then redis.call('ZREM', KEYS[1], ARGV[i - 1]) end
+  local rec = redis.pcall('HMGET', KEYS[i], ` + luaStoredFields + `) -- the key may have another type
+  for f = 1, 8 do list[#list + 1] = rec[f] or '' end
+  if not rec[3] then redis.call('ZREM', KEYS[1], ARGV[i - 1]) end
 end
 return list
 `)
@@ -46,8 +47,8 @@ func (c *Client) ListProducer(ctx context.Context, producer string, from, to tim
 		if err != nil {
 			return nil, fmt.Errorf("list jobs of %s: %w", producer, err)
 		}
-		for i, id := range page {
-			rec, err := decodeRecord(id, read[2*i], read[2*i+1]) // fails if it is gone or corrupt
+		for i, fields := range slices.Collect(slices.Chunk(read, len(storedFields()))) {
+			rec, err := decodeRecord(page[i], fields) // fails if it is gone or corrupt
 			if err == nil && !rec.expired(time.Now()) {
 				jobs = append(jobs, &rec.Job)
 			}

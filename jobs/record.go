@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
@@ -43,8 +46,8 @@ var (
 )
 
 // Record is a job as workers store it: a [Job] and what they need to continue it. In
-// Redis it is one hash: the record as JSON, with state, attempt and term beside it for the
-// compare-and-set. The record decides; a message in a queue only wakes a worker.
+// Redis it is one hash, see [storedRecord]. The record decides; a message in a queue only
+// wakes a worker.
 type Record struct {
 	Job
 
@@ -124,40 +127,99 @@ type Result struct {
 
 func indexKey(state State) string { return rediskey.Index(string(state)) }
 
+// storedRecord is the JSON of a record in Redis. It lacks what stands beside it in the hash:
+// state, attempt and term, for the compare-and-set; digest, queue and enqueued, so that a job
+// that waits needs no JSON at all, unless it has labels or the like. Redis stores a hash
+// without a value of more than 64 bytes in a third of the memory.
+type storedRecord struct {
+	*Record
+	ID         string    `json:"id,omitempty"`
+	State      State     `json:"state,omitempty"`
+	Attempt    int       `json:"attempt,omitempty"`
+	Term       int64     `json:"term,omitempty"`
+	Digest     string    `json:"digest,omitempty"`
+	Model      string    `json:"model,omitempty"`
+	Priority   string    `json:"priority,omitempty"`
+	EnqueuedAt time.Time `json:"enqueued_at,omitzero"`
+	// UpdatedAt is that of the record, if it is not EnqueuedAt.
+	UpdatedAt time.Time `json:"updated_at,omitzero"`
+}
+
+// encodeRecord returns the JSON of a record in Redis, "" for none.
+func encodeRecord(rec *Record) (string, error) {
+	stored := storedRecord{Record: rec}
+	if !rec.UpdatedAt.Equal(rec.EnqueuedAt) {
+		stored.UpdatedAt = rec.UpdatedAt
+	}
+	encoded, err := compactjson.Marshal(stored)
+	if err != nil || string(encoded) == "{}" {
+		return "", err
+	}
+	return string(encoded), nil
+}
+
+// storedFields returns the fields of a record in Redis, in the order of decodeRecord.
+func storedFields() []string {
+	return []string{"record", "cancel", "state", "attempt", "term", "digest", "queue", "enqueued"}
+}
+
+// luaStoredFields are storedFields as arguments in a script.
+var luaStoredFields = "'" + strings.Join(storedFields(), "', '") + "'"
+
 // Get returns a record. It fails with [ErrNotFound] if there is none, with [ErrCorrupt]
 // if it cannot be read, or with Redis's own error.
 func (s *Store) Get(ctx context.Context, id string) (*Record, error) {
-	values, err := s.redis.HMGet(ctx, rediskey.Record(id), "record", "cancel").Result()
+	values, err := s.redis.HMGet(ctx, rediskey.Record(id), storedFields()...).Result()
 	if redis.HasErrorPrefix(err, "WRONGTYPE") {
 		return nil, fmt.Errorf("read record of %s: %w: %w", id, ErrCorrupt, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read record of %s: %w", id, err)
 	}
-	encoded, ok := values[0].(string)
-	if !ok {
+	fields := make([]string, len(values))
+	for i, value := range values {
+		fields[i], _ = value.(string) // or nil
+	}
+	if !recordExists(fields) {
 		return nil, fmt.Errorf("read record of %s: %w", id, ErrNotFound)
 	}
-	cancel, _ := values[1].(string)
-	return decodeRecord(id, encoded, cancel)
+	return decodeRecord(id, fields)
 }
 
-// decodeRecord decodes a record and the time of the cancel request beside it, "" for
-// none.
-func decodeRecord(id, encoded, cancel string) (*Record, error) {
-	var rec Record
-	err := json.Unmarshal([]byte(encoded), &rec)
-	if err == nil && cancel != "" {
-		rec.CancelRequestedAt, err = time.Parse(time.RFC3339Nano, cancel)
+// recordExists reports whether any of storedFields exists.
+func recordExists(fields []string) bool { return strings.Join(fields, "") != "" }
+
+// decodeRecord decodes the values of storedFields, "" for those that do not exist.
+func decodeRecord(id string, fields []string) (*Record, error) {
+	encoded, cancel, queue, enqueued := fields[0], fields[1], fields[6], fields[7]
+	rec := Record{Job: Job{ID: id, State: State(fields[2]), Digest: fields[5]}}
+	if at := strings.LastIndexByte(queue, ':'); at >= 0 {
+		rec.Model, rec.Priority = queue[:at], queue[at+1:]
+	}
+	var errs [6]error
+	if fields[3] != "" {
+		rec.Attempt, errs[0] = strconv.Atoi(fields[3])
+	}
+	if fields[4] != "" {
+		rec.Term, errs[1] = strconv.ParseInt(fields[4], 10, 64)
+	}
+	if enqueued != "" {
+		rec.EnqueuedAt, errs[2] = time.Parse(time.RFC3339Nano, enqueued)
+		rec.UpdatedAt = rec.EnqueuedAt
+	}
+	if encoded != "" {
+		errs[3] = json.Unmarshal([]byte(encoded), &rec)
+	}
+	if cancel != "" {
+		rec.CancelRequestedAt, errs[4] = time.Parse(time.RFC3339Nano, cancel)
 	}
 	switch {
-	case err != nil:
 	case rec.ID != id:
-		err = fmt.Errorf("it belongs to job %q", rec.ID)
+		errs[5] = fmt.Errorf("it belongs to job %q", rec.ID)
 	case !slices.Contains(States(), rec.State), rec.Attempt < 0:
-		err = fmt.Errorf("it is from another version: state %q, attempt %d", rec.State, rec.Attempt)
+		errs[5] = fmt.Errorf("it is from another version: state %q, attempt %d", rec.State, rec.Attempt)
 	}
-	if err != nil {
+	if err := errors.Join(errs[:]...); err != nil {
 		return nil, fmt.Errorf("read record of %s: %w (%w)", id, ErrCorrupt, err)
 	}
 	return &rec, nil

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -26,7 +27,7 @@ import (
 // Its first argument is the time in Unix milliseconds; [write.append] adds the keys and
 // arguments of each write. It returns the answer to each: 1, or 2 if there is a message with the
 // job's ID, so that none was queued; the owner of the task; 0 or less if nothing was written. In
-// place of 0, a write with a message has the existing record, its cancel request, and the state
+// place of 0, a write with a message has the storedFields of the existing record, and the state
 // of its message.
 var writeScript = redis.NewScript(fmt.Sprintf(`
 local events, lifetime, taskLifetime, producerLifetime = '%s', '%d', '%d', %d
@@ -37,9 +38,9 @@ local answers, announced = {}, {}
 
 while k < #KEYS do
   local answer = 1
-  local parts, state, record, id = ARGV[a + 1], ARGV[a + 2], ARGV[a + 3], ARGV[a + 4]
+  local parts, state, record, id, digest, lane, enqueuedAt = unpack(ARGV, a + 1, a + 7)
   local own, from = KEYS[k + 1], KEYS[k + 2]
-  k, a = k + 2, a + 4
+  k, a = k + 2, a + 7
   local message, list, msg
   if find(parts, 'm', 1, true) then
     message, list, msg = KEYS[k + 1], KEYS[k + 2], ARGV[a + 1]
@@ -70,8 +71,10 @@ while k < #KEYS do
     if (cur[1] or nil) ~= old or (cur[2] or nil) ~= oldAttempt or (cur[3] or nil) ~= oldTerm then
       answer = 0
       if message then
-        local found = call('HMGET', own, 'record', 'cancel')
-        answer = {found[1] or '', found[2] or '', call('HGET', message, 'state') or ''}
+        local found = call('HMGET', own, %s)
+        for f = 1, 8 do found[f] = found[f] or '' end
+        found[9] = call('HGET', message, 'state') or ''
+        answer = found
       end
       break
     end
@@ -86,7 +89,8 @@ while k < #KEYS do
       if waiting and state == 'scheduled' and reached(maxScheduled, call('SCARD', later)) then answer = -4; break end
       if waiting and tonumber(maxDay) > 0 and (call('GET', day) or 0) + counts > tonumber(maxDay) then answer = -3; break end
     end
-    call('HSET', own, 'state', state, 'attempt', attempt or '0', 'term', term or '0', 'record', record)
+    call('HSET', own, 'state', state, 'attempt', attempt or '0', 'term', term or '0', 'digest', digest, 'queue', lane, 'enqueued', enqueuedAt)
+    if record ~= '' then call('HSET', own, 'record', record) elseif old then call('HDEL', own, 'record') end
     call('ZADD', to, now, id)
     if parts ~= 'm' then
       if queues then call('SADD', queues, queue) end
@@ -137,7 +141,7 @@ while k < #KEYS do
   answers[#answers + 1] = answer
 end
 return answers
-`, rediskey.Events, int(RecordLifetime.Seconds()), int(rediskey.TaskLifetime.Seconds()), int(rediskey.ProducerJobsLifetime.Seconds())))
+`, rediskey.Events, int(RecordLifetime.Seconds()), int(rediskey.TaskLifetime.Seconds()), int(rediskey.ProducerJobsLifetime.Seconds()), luaStoredFields))
 
 // scriptCall are the keys and arguments of writeScript.
 type scriptCall struct {
@@ -159,13 +163,13 @@ func (c *scriptCall) part(letters *string, letter string, has bool, keys []strin
 
 // append appends a write's keys and arguments. The first argument has a letter for each part
 // that the write has: most have few, and each argument costs Redis time.
-func (w write) append(to *scriptCall, encoded []byte) {
+func (w write) append(to *scriptCall, encoded string) {
 	old, next := w.old, w.next
 	first, letters := len(to.args), ""
 	part := func(letter string, has bool, keys []string, args ...any) {
 		to.part(&letters, letter, has, keys, args...)
 	}
-	to.args = append(to.args, "", string(next.State), encoded, next.ID)
+	to.args = append(to.args, "", string(next.State), encoded, next.ID, next.Digest, next.Model+":"+next.Priority, next.EnqueuedAt.Format(time.RFC3339Nano))
 	to.keys = append(to.keys, rediskey.Record(next.ID))
 	if old == nil {
 		to.keys = append(to.keys, indexKey(next.State))

@@ -44,9 +44,11 @@ const (
 	KeyIDs = "danqing:keys"
 )
 
-// Record is a hash with one job: record (JSON), state, attempt, term and write for the
-// compare-and-set, and cancel, the time of a cancel request. Lifetime: none until the
-// job has ended, then seven days. Writer and readers: package jobs.
+// Record is a hash with one job: state, attempt, term and write for the compare-and-set;
+// digest, queue (MODEL:PRIORITY) and enqueued (a time); cancel, the time of a cancel request;
+// and record, the rest as JSON, if there is any. While the job waits for its first submit, its
+// message alone has the request. Lifetime: none until the job has ended, then seven days.
+// Writer and readers: package jobs.
 func Record(jobID string) string { return "danqing:job:" + jobID }
 
 // Index is a sorted set of the IDs of the jobs in a state, by the time of their last

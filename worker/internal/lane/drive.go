@@ -132,7 +132,7 @@ func (l *lane) load(ctx context.Context, id string, m *jobs.GenerateMessage) (*j
 				return nil, nil //nolint:nilnil // as above
 			}
 			return nil, &jobError{message: jobs.CodeRecordCorrupt + ": " + err.Error() + "; to submit the job again, delete the key danqing:job:" + id + " and enqueue it again"}
-		case err == nil && m != nil && rec.Digest != m.Digest:
+		case err == nil && m != nil && rec.Digest != m.Request.Digest():
 			return nil, &jobError{message: jobs.CodeJobIDTaken + ": the job's ID belongs to another request, which is " + string(rec.State)}
 		case err == nil, errors.Is(err, jobs.ErrConflict):
 			return rec, err
@@ -189,10 +189,7 @@ func (l *lane) readRecord(ctx context.Context, id string) (*jobs.Record, error) 
 }
 
 func (l *lane) recreateRecord(ctx context.Context, m jobs.GenerateMessage) (*jobs.Record, error) {
-	req := m.Request
-	req.ID = m.JobID
-	rec := jobs.NewRecord(req, nil)
-	rec.Digest = m.Digest
+	rec := jobs.NewRecord(m.Request, nil)
 	return rec, l.recorder.Update(ctx, nil, rec)
 }
 

@@ -93,15 +93,7 @@ func decodeMessage(payload []byte) (jobs.GenerateMessage, error) {
 	if err := jobs.ValidID(m.JobID); err != nil {
 		return m, fmt.Errorf("payload job_id: %w", err)
 	}
-	req, _, err := m.Request.Normalize()
-	if err != nil {
-		return m, fmt.Errorf("payload request: %w", err)
-	}
-	if req.Digest() != m.Digest {
-		return m, errors.New("payload digest mismatch")
-	}
-	m.Request = req
-	return m, nil
+	return m, m.Check()
 }
 
 // blockUntilRequeued blocks until asynq, shutting down, has put the message back at the
