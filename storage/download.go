@@ -12,8 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
 // download is one GET of an image.
@@ -104,7 +102,7 @@ func (d *download) saveResult(ctx context.Context, resp *http.Response, half *pa
 		folder = recheckFolder
 	}
 	path := filepath.Join(d.spool.dir, folder, d.name)
-	if err := atomicfile.Commit(half.file, path); err != nil {
+	if err := d.spool.folders[folder].Commit(half.file, d.name); err != nil {
 		return nil, fmt.Errorf("spool: %w: %w", ErrDisk, err)
 	}
 	if problem != nil {
@@ -154,7 +152,9 @@ func (d *download) receive(body io.Reader, source http.Header) (*partialFile, *s
 		}
 		h.file, to = f, diskWriter{f}
 	}
-	if _, err := io.Copy(io.MultiWriter(to, sums), body); err != nil {
+	buffer := d.spool.buffers.Get().(*[copyBuffer]byte)
+	defer d.spool.buffers.Put(buffer)
+	if _, err := io.CopyBuffer(io.MultiWriter(to, sums), body, buffer[:]); err != nil {
 		h.discard()
 		return nil, nil, err
 	}

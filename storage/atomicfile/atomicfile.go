@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 )
 
 // Write replaces the file at path by what write writes. Until then that is in a hidden
@@ -34,13 +35,64 @@ func Write(path string, perm fs.FileMode, write func(io.Writer) error) error {
 // on the same file system. It always closes f; on failure the caller must remove the
 // file.
 func Commit(f *os.File, path string) error {
+	return (&Dir{Path: filepath.Dir(path)}).Commit(f, filepath.Base(path))
+}
+
+// Dir is a directory into which files are committed concurrently. Those that wait at the same
+// time share one sync of the directory.
+type Dir struct {
+	Path string
+
+	mu sync.Mutex
+	// last is the sync that began last, and next the one that has not begun; nil if there
+	// is none.
+	last, next *dirSync
+	// syncDir replaces SyncDir in tests.
+	syncDir func(dir string) error
+}
+
+// dirSync is one sync of a directory. err is valid once done is closed.
+type dirSync struct {
+	done chan struct{}
+	err  error
+}
+
+// Commit is the function of that name, for the file name in the directory.
+func (d *Dir) Commit(f *os.File, name string) error {
 	if err := errors.Join(f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := os.Rename(f.Name(), filepath.Join(d.Path, name)); err != nil {
 		return err
 	}
-	return SyncDir(filepath.Dir(path))
+	return d.sync()
+}
+
+// sync returns after a sync of the directory that began after the call.
+func (d *Dir) sync() error {
+	d.mu.Lock()
+	s := d.next
+	if s != nil {
+		d.mu.Unlock()
+		<-s.done
+		return s.err
+	}
+	s, before := &dirSync{done: make(chan struct{})}, d.last
+	d.next = s
+	d.mu.Unlock()
+	if before != nil {
+		<-before.done // meanwhile others may join
+	}
+	d.mu.Lock()
+	d.last, d.next = s, nil
+	d.mu.Unlock()
+	run := SyncDir
+	if d.syncDir != nil {
+		run = d.syncDir
+	}
+	s.err = run(d.Path)
+	close(s.done)
+	return s.err
 }
 
 // SyncDir makes what was created, renamed and removed in a directory durable. On
