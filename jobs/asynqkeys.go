@@ -49,13 +49,14 @@ func asynqArchived(queue string) string { return asynqKey(queue, "archived") }
 // protobuf, with the field numbers of internal/proto/asynq.proto.
 func encodeMessage(kind, queue, id string, payload []byte) []byte {
 	b := make([]byte, 0, len(kind)+len(queue)+len(id)+len(payload)+32)
-	text := func(field byte, value string) {
+	bytes := func(field byte, value []byte) {
 		b = binary.AppendUvarint(append(b, field<<3|2), uint64(len(value)))
 		b = append(b, value...)
 	}
+	text := func(field byte, value string) { bytes(field, []byte(value)) }
 	number := func(field byte, value uint64) { b = binary.AppendUvarint(append(b, field<<3), value) }
 	text(1, kind)
-	text(2, string(payload))
+	bytes(2, payload)
 	text(3, id)
 	text(4, queue)
 	number(5, messageRetries)

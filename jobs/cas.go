@@ -104,7 +104,11 @@ func (s *Store) apply(ctx context.Context, writes []write, limits Limits) ([]ans
 // newCall encodes writes for [Store.run].
 func (s *Store) newCall(writes []write, limits Limits) (*scriptCall, error) {
 	now := time.Now().UTC()
-	call := &scriptCall{args: []any{now.UnixMilli()}, limits: limits, registered: &s.registered}
+	call := &scriptCall{
+		keys: make([]string, 0, usualKeys*len(writes)), args: make([]any, 0, usualArgs*len(writes)+1),
+		limits: limits, registered: &s.registered,
+	}
+	call.args = append(call.args, now.UnixMilli())
 	for _, w := range writes {
 		w.next.UpdatedAt = now
 		w.next.StartedAt = startedAt(w.old, w.next)

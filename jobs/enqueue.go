@@ -108,7 +108,7 @@ func (s *Store) newGroup(reqs []checkedRequest, limits Limits) (g group, rest []
 	for len(reqs) > 0 && len(g.writes) < groupJobs && size < groupBytes {
 		next := NewRecord(reqs[0].req, reqs[0].warnings)
 		next.PriceMicroYuan = limits.PriceMicroYuan
-		message, err := newGenerateMessage(next, reqs[0].req)
+		message, err := newGenerateMessage(next, &reqs[0].req)
 		if err != nil {
 			return g, nil, err
 		}
@@ -151,7 +151,7 @@ func (s *Store) enqueued(ctx context.Context, w write, a answer, limits Limits) 
 		case rec.Digest != w.next.Digest:
 			return nil, fmt.Errorf("job %s: %w (its digest is %.12s…, this one's %.12s…): choose another ID", rec.ID, ErrDigestConflict, rec.Digest, w.next.Digest)
 		case rec.State.Waiting() && !messageWaits(a.existing[len(a.existing)-1]):
-			return rec, s.EnqueueGenerate(ctx, rec, w.message.request)
+			return rec, s.EnqueueGenerate(ctx, rec, *w.message.request)
 		case rec.State != StateCanceled || rec.Code != CodeMessageLost:
 			return rec, nil
 		}
@@ -168,7 +168,7 @@ func (s *Store) enqueued(ctx context.Context, w write, a answer, limits Limits) 
 		return nil, fmt.Errorf("write record of %s: %w", w.next.ID, err)
 	}
 	if a.code == writtenBesideMessage { // it has ended, or is of an earlier job with this ID
-		return w.next, s.EnqueueGenerate(ctx, w.next, w.message.request)
+		return w.next, s.EnqueueGenerate(ctx, w.next, *w.message.request)
 	}
 	return w.next, nil
 }

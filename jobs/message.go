@@ -49,9 +49,9 @@ type GenerateMessage struct {
 // messageDigest is the length of a digest in a message: 128 bits tell any change.
 const messageDigest = 32
 
-func newPayload(rec *Record, req Request) GenerateMessage {
+func newPayload(rec *Record, req Request) *GenerateMessage {
 	req.ID = ""
-	return GenerateMessage{JobID: rec.ID, Digest: rec.Digest[:min(messageDigest, len(rec.Digest))], Request: req}
+	return &GenerateMessage{JobID: rec.ID, Digest: rec.Digest[:min(messageDigest, len(rec.Digest))], Request: req}
 }
 
 // Check normalizes the request of a message and gives it the job's ID. It fails if the
@@ -91,7 +91,7 @@ func LaneQueues(model string) map[string]int {
 
 // message is a message for a lane that is queued together with its job's record.
 type message struct {
-	request Request
+	request *Request
 	queue   string
 	encoded []byte
 	// processAt is when the message becomes pending; zero for at once.
@@ -99,8 +99,8 @@ type message struct {
 }
 
 // newGenerateMessage returns the message of a new job.
-func newGenerateMessage(rec *Record, req Request) (*message, error) {
-	payload, err := compactjson.Marshal(newPayload(rec, req))
+func newGenerateMessage(rec *Record, req *Request) (*message, error) {
+	payload, err := compactjson.Marshal(newPayload(rec, *req))
 	if err != nil {
 		return nil, fmt.Errorf("encode message %s: %w", rec.ID, err)
 	}

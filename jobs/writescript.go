@@ -143,6 +143,12 @@ end
 return answers
 `, rediskey.Events, int(RecordLifetime.Seconds()), int(rediskey.TaskLifetime.Seconds()), int(rediskey.ProducerJobsLifetime.Seconds()), luaStoredFields))
 
+// usualKeys and usualArgs are as many as the write of a new job has.
+const (
+	usualKeys = 4
+	usualArgs = 8
+)
+
 // scriptCall are the keys and arguments of writeScript.
 type scriptCall struct {
 	keys   []string
