@@ -48,7 +48,7 @@ func (s *Store) cancel(ctx context.Context, id string) (*Record, error) {
 			return nil, err
 		}
 		switch rec.State {
-		case StateScheduled, StateQueued, StateRetrying:
+		case StateScheduled, StateQueued, StatePrepared, StateRetrying:
 			rec, err = s.cancelWaiting(ctx, rec)
 		case StateSubmitting, StateGenerating:
 			err = s.requestCancel(ctx, rec)

@@ -34,6 +34,9 @@ func asynqPending(queue string) string { return asynqKey(queue, "pending") }
 // Unix seconds (base.ScheduledKey).
 func asynqScheduled(queue string) string { return asynqKey(queue, "scheduled") }
 
+// asynqPaused exists while a queue is paused in the web UI (base.PausedKey).
+func asynqPaused(queue string) string { return asynqKey(queue, "paused") }
+
 // asynqActive is a list of the IDs of a queue's active messages (base.ActiveKey).
 func asynqActive(queue string) string { return asynqKey(queue, "active") }
 

@@ -21,7 +21,7 @@ func (s *Store) CheckKeys(ctx context.Context, account, model string) error {
 		rediskey.Lane(account, model, rediskey.LaneQuarantine): "hash",
 	}
 	for _, state := range []State{
-		StateScheduled, StateQueued, StateSubmitting, StateGenerating, StateStoring, StateRetrying, StateHeld, StateSucceeded, StateFailed, StateCanceled,
+		StateScheduled, StateQueued, StatePrepared, StateSubmitting, StateGenerating, StateStoring, StateRetrying, StateHeld, StateSucceeded, StateFailed, StateCanceled,
 	} {
 		want[indexKey(state)] = "zset"
 	}

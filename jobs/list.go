@@ -17,7 +17,7 @@ import (
 // States are all states, in the order a job may pass through them.
 func States() []State {
 	return []State{
-		StateScheduled, StateQueued, StateSubmitting, StateGenerating, StateStoring, StateRetrying, StateHeld,
+		StateScheduled, StateQueued, StatePrepared, StateSubmitting, StateGenerating, StateStoring, StateRetrying, StateHeld,
 		StateSucceeded, StateFailed, StateCanceled,
 	}
 }

@@ -78,7 +78,7 @@ func TestListFilters(t *testing.T) {
 		counts, err := client.Counts(t.Context())
 		require.NoError(t, err)
 		assert.Equal(t, map[jobs.State]int64{
-			jobs.StateScheduled: 0, jobs.StateQueued: 2, jobs.StateSubmitting: 0, jobs.StateGenerating: 1, jobs.StateStoring: 0,
+			jobs.StateScheduled: 0, jobs.StateQueued: 2, jobs.StatePrepared: 0, jobs.StateSubmitting: 0, jobs.StateGenerating: 1, jobs.StateStoring: 0,
 			jobs.StateRetrying: 0, jobs.StateHeld: 0, jobs.StateSucceeded: 0, jobs.StateFailed: 1, jobs.StateCanceled: 0,
 		}, counts)
 		_, _, err = client.List(t.Context(), jobs.ListFilter{Cursor: "x"})

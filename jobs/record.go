@@ -82,6 +82,9 @@ type Record struct {
 	// CutShort is set if the create's reply was not awaited to the end: the worker crashed,
 	// stopped or lost the lane. DashScope may still be processing the request.
 	CutShort bool `json:"cut_short,omitempty"`
+	// Dataset is the ID of the Redis dataset in which a job was prepared. If Redis may have
+	// lost data since then, the create may have been sent.
+	Dataset string `json:"dataset,omitempty"`
 	// RequestID is DashScope's ID of a create that it answered without a task.
 	RequestID string `json:"request_id,omitempty"`
 	// ListedAt is when, before the submit, the account's whole list had no task of the same
@@ -111,7 +114,7 @@ func NewRecord(req Request, warnings []string) *Record {
 // ClearIntent resets the fields about the create of the current attempt.
 func (r *Record) ClearIntent() {
 	r.ServiceAt, r.AmbiguousAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
-	r.Candidates, r.Rejected, r.Adopted, r.RequestID, r.CutShort = nil, nil, false, "", false
+	r.Candidates, r.Rejected, r.Adopted, r.RequestID, r.CutShort, r.Dataset = nil, nil, false, "", false, ""
 }
 
 // Result is what DashScope reported for one image: a URL that is valid until ExpiresAt,

@@ -11,6 +11,9 @@ const (
 	StateScheduled State = "scheduled"
 	// StateQueued waits for a lane. Nothing was spent.
 	StateQueued State = "queued"
+	// StatePrepared waits for a slot of the lane that has prepared it: its create can be
+	// sent at once. Nothing was sent.
+	StatePrepared State = "prepared"
 	// StateSubmitting has an intent: a create may be on its way. After a crash a job in
 	// this state may or may not have a task that costs money.
 	StateSubmitting State = "submitting"
@@ -40,5 +43,5 @@ func (s State) Final() bool {
 
 // Waiting reports whether the job waits for a lane and has no task.
 func (s State) Waiting() bool {
-	return slices.Contains([]State{StateScheduled, StateQueued, StateRetrying}, s)
+	return slices.Contains([]State{StateScheduled, StateQueued, StatePrepared, StateRetrying}, s)
 }

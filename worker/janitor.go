@@ -127,7 +127,7 @@ func (j *janitor) trimArchives(ctx context.Context) error {
 // message, and each job that has or may have a task an in-flight mark.
 func (j *janitor) requeueOrphans(ctx context.Context) error {
 	filter := jobs.ListFilter{
-		States:        []jobs.State{jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying, jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring},
+		States:        []jobs.State{jobs.StateScheduled, jobs.StateQueued, jobs.StatePrepared, jobs.StateRetrying, jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring},
 		UpdatedBefore: time.Now().Add(-requeueAge), Limit: requeuePage,
 	}
 	for {
@@ -263,5 +263,6 @@ func (j *janitor) reservationNeeded(ctx context.Context, charge ledger.Charge) (
 	if err != nil {
 		return true, err
 	}
-	return !rec.State.Final() && !rec.State.Waiting() && rec.Attempt == charge.Attempt, nil
+	open := !rec.State.Final() && !rec.State.Waiting() || rec.State == jobs.StatePrepared
+	return open && rec.Attempt == charge.Attempt, nil
 }

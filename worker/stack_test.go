@@ -161,7 +161,9 @@ func (s *stack) prepare() {
 		require.NoError(s.t, err)
 	}
 	s.redis = s.queue.Client()
-	s.redis.AddHook(&startedOnce{t: s.t})
+	hook := &startedOnce{t: s.t}
+	hook.started.Store(new(sync.Map))
+	s.redis.AddHook(hook)
 	s.worker, s.data = s.newWorker("data")
 	require.NoError(s.t, s.worker.Prepare(s.t.Context()))
 }
@@ -403,8 +405,9 @@ func unlessRaced[T any](whole, raced T) T {
 // startedOnce checks in every test that a job whose task was seen running is never written
 // as one that waits for it, unless Redis has lost all its data.
 type startedOnce struct {
-	t       *testing.T
-	started sync.Map // by job ID
+	t *testing.T
+	// started are the jobs by ID, since the last loss. Writes in progress then keep theirs.
+	started atomic.Pointer[sync.Map]
 }
 
 var _ redis.Hook = (*startedOnce)(nil)
@@ -414,29 +417,29 @@ func (h *startedOnce) DialHook(next redis.DialHook) redis.DialHook { return next
 func (h *startedOnce) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		if cmd.Name() == "flushall" {
-			h.started.Clear()
+			h.started.Store(new(sync.Map))
 		}
+		started := h.started.Load()
 		err := next(ctx, cmd)
 		if n, ok := cmd.(*redis.Cmd); ok && err == nil && n.Val() == int64(1) {
 			for _, arg := range cmd.Args() {
-				h.check(arg)
+				h.check(started, arg)
 			}
 		}
 		return err
 	}
 }
 
-func (h *startedOnce) check(arg any) {
+func (h *startedOnce) check(jobsStarted *sync.Map, arg any) {
 	var rec jobs.Record
 	encoded, ok := arg.([]byte)
 	if !ok || json.Unmarshal(encoded, &rec) != nil || rec.ID == "" {
 		return
 	}
-	_, started := h.started.Load(rec.ID)
 	if !rec.StartedAt.IsZero() {
-		h.started.Store(rec.ID, true)
-		started = true // a flushall at the same time may have cleared it
+		jobsStarted.Store(rec.ID, true)
 	}
+	_, started := jobsStarted.Load(rec.ID)
 	if started != !rec.StartedAt.IsZero() || rec.StartedAt.IsZero() && !rec.RunningAt.IsZero() {
 		h.t.Errorf("job %s was running and is %s again", rec.ID, rec.State)
 	}

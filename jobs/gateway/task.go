@@ -33,7 +33,7 @@ const (
 // the job is tried again, unless an operator reopens a job that has ended.
 func status(rec *jobs.Job, now time.Time) string {
 	switch rec.State {
-	case jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying, jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring:
+	case jobs.StateScheduled, jobs.StateQueued, jobs.StatePrepared, jobs.StateRetrying, jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring:
 		if rec.StartedAt.IsZero() {
 			return dashscope.StatusPending
 		}

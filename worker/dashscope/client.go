@@ -140,7 +140,9 @@ type Client struct {
 	// pooled keeps connections open. oneShot opens one per request: a stale connection
 	// can then never make a create ambiguous, and net/http, which retries requests only
 	// on reused connections, cannot retry one.
-	pooled, oneShot *http.Client
+	pooled, oneShot  *http.Client
+	oneShotTransport *http.Transport
+	warm             *warmConnection // of oneShot
 }
 
 // New validates cfg and returns a client. It does not connect. The error names every
@@ -153,14 +155,17 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dashscope configuration: %w", err)
 	}
+	pooled, oneShot := newTransport(cfg.DialContext, true), newTransport(cfg.DialContext, false)
 	c := &Client{
 		base:             base,
 		userAgent:        cmp.Or(cfg.UserAgent, "danqing"),
 		limiter:          rate.NewLimiter(rate.Limit(cmp.Or(cfg.QueriesPerSecond, defaultQueriesPerSecond)), 1),
 		queriesPerSecond: cmp.Or(cfg.QueriesPerSecond, defaultQueriesPerSecond),
 		log:              cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)),
-		pooled:           newHTTPClient(cfg.DialContext, true),
-		oneShot:          newHTTPClient(cfg.DialContext, false),
+		pooled:           newHTTPClient(pooled),
+		oneShot:          newHTTPClient(oneShot),
+		oneShotTransport: oneShot,
+		warm:             newWarmConnection(oneShot, net.JoinHostPort(base.Hostname(), cmp.Or(base.Port(), portOf(base.Scheme))), base.Scheme == "https"),
 		authorize: func(r *http.Request) {
 			r.Header.Set("Authorization", "Bearer "+cfg.APIKey)
 			if cfg.Workspace != "" {
@@ -195,7 +200,23 @@ func parseBaseURL(s string) (*url.URL, error) {
 	return u, nil
 }
 
-func newHTTPClient(dial func(context.Context, string, string) (net.Conn, error), keepAlive bool) *http.Client {
+// portOf returns the default port of a scheme.
+func portOf(scheme string) string {
+	if scheme == "https" {
+		return "443"
+	}
+	return "80"
+}
+
+func newHTTPClient(transport *http.Transport) *http.Client {
+	// A redirect would repeat a POST or send the key to another host.
+	return &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+func newTransport(dial func(context.Context, string, string) (net.Conn, error), keepAlive bool) *http.Transport {
 	proxy := proxyFromEnvironment
 	if dial == nil {
 		dial = new(net.Dialer).DialContext
@@ -204,24 +225,20 @@ func newHTTPClient(dial func(context.Context, string, string) (net.Conn, error),
 	}
 	var http1 http.Protocols
 	http1.SetHTTP1(true) // HTTP/2 retries requests after GOAWAY
-	return &http.Client{
-		Transport: &http.Transport{
-			Proxy: proxy,
-			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				// net/http lets a dial outlive its request.
-				ctx, cancel := withTimeout(ctx, dialTimeout)
-				defer cancel()
-				return dial(ctx, network, addr)
-			},
-			Protocols:              &http1,
-			DisableKeepAlives:      !keepAlive,
-			DisableCompression:     true,
-			TLSHandshakeTimeout:    dialTimeout,
-			IdleConnTimeout:        90 * time.Second, // as http.DefaultTransport
-			MaxResponseHeaderBytes: 64 << 10,
+	return &http.Transport{
+		Proxy: proxy,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			// net/http lets a dial outlive its request.
+			ctx, cancel := withTimeout(ctx, dialTimeout)
+			defer cancel()
+			return dial(ctx, network, addr)
 		},
-		// A redirect would repeat a POST or send the key to another host.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Protocols:              &http1,
+		DisableKeepAlives:      !keepAlive,
+		DisableCompression:     true,
+		TLSHandshakeTimeout:    dialTimeout,
+		IdleConnTimeout:        90 * time.Second, // as http.DefaultTransport
+		MaxResponseHeaderBytes: 64 << 10,
 	}
 }
 
@@ -258,7 +275,10 @@ func keyFingerprint(key string) string {
 }
 
 // CloseIdleConnections closes idle connections.
-func (c *Client) CloseIdleConnections() { c.pooled.CloseIdleConnections() }
+func (c *Client) CloseIdleConnections() {
+	c.pooled.CloseIdleConnections()
+	c.warm.put(nil)
+}
 
 // answer is the result of a request.
 type answer struct {

@@ -292,7 +292,7 @@ func TestCreateTimeouts(t *testing.T) {
 func TestHTTP1Only(t *testing.T) {
 	t.Parallel()
 	for _, keepAlive := range []bool{false, true} {
-		tr := newHTTPClient(nil, keepAlive).Transport.(*http.Transport)
+		tr := newTransport(nil, keepAlive)
 		srv := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			assert.Equal(t, "HTTP/1.1", r.Proto)
 		}))

@@ -125,7 +125,7 @@ func bucketRoutes() []string {
 // redisCommands are the writes that matter: the record's transitions, the lease and the
 // in-flight mark, the ledger and the owner of a task, and asynq's messages.
 func redisCommands() []string {
-	return []string{"submitting", "generating", "storing", "succeeded", "lease", "in-flight", "ledger", "settle", "claim", "enqueue-store", "dequeue", "done"}
+	return []string{"prepared", "submitting", "generating", "storing", "succeeded", "lease", "in-flight", "ledger", "settle", "claim", "enqueue-store", "dequeue", "done"}
 }
 
 // points returns all points on a kind of queue, kills first.

@@ -15,8 +15,13 @@ import (
 
 // source is why a lane works on a job.
 type source struct {
-	// message is the message that was drawn, nil for a job that was found in flight.
+	// message is the message that was drawn or will be, nil for a job that was found in
+	// flight.
 	message *jobs.GenerateMessage
+	// session is the lane's session in which the message was drawn.
+	session context.Context //nolint:containedctx // not a call's
+	// ahead is set for a job that is prepared before its message is drawn.
+	ahead *ahead
 	// waiting handles a job found in flight that has neither a task nor an open intent.
 	waiting func(context.Context, *jobs.Record) error
 }
@@ -38,8 +43,16 @@ func (l *lane) drive(ctx context.Context, e *execution, id string, from source) 
 		rec, err := l.load(ctx, id, from.message)
 		switch {
 		case err != nil || rec == nil:
-		case rec.State.Waiting() && from.message != nil:
+		case rec.State == jobs.StatePrepared:
+			err = l.takeBack(ctx, rec)
+		case rec.State.Waiting() && from.ahead.waits():
+			if err = l.submitAhead(ctx, e, rec, from.message.Request, from.ahead); errors.Is(err, errNotNext) {
+				err = errLeft // to its message
+			}
+		case rec.State.Waiting() && from.message != nil && (reconciled || l.hasSlot(e)):
 			err = l.submitInSlot(ctx, e, rec, from.message.Request)
+		case rec.State.Waiting() && from.message != nil:
+			err = l.submitDrawn(ctx, e, rec, from)
 		case rec.State.Waiting() && reconciled && rec.Request != nil:
 			err = l.submitInSlot(ctx, e, rec, rec.OriginalRequest())
 			reconciled = mustReread(err)
@@ -50,7 +63,7 @@ func (l *lane) drive(ctx context.Context, e *execution, id string, from source) 
 			err = l.reconcile(ctx, e, rec)
 		case rec.State == jobs.StateGenerating && !l.foreign(rec):
 			if err = l.reacquireSlot(ctx, e); err == nil {
-				err = l.poll(ctx, rec)
+				err = l.poll(ctx, e, rec)
 			}
 		default:
 			err = l.leave(ctx, rec, from)
@@ -105,13 +118,6 @@ func (l *lane) leave(ctx context.Context, rec *jobs.Record, from source) error {
 		return l.recorder.MarkInFlight(ctx, rec.Account, rec.Model, rec.ID)
 	}
 	return nil
-}
-
-func (l *lane) submitInSlot(ctx context.Context, e *execution, rec *jobs.Record, req jobs.Request) error {
-	if err := l.reacquireSlot(ctx, e); err != nil {
-		return err
-	}
-	return l.submit(ctx, rec, req)
 }
 
 // load reads a job's record, and creates it from the message m if there is none. m is nil

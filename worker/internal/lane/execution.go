@@ -92,27 +92,26 @@ func (l *lane) detachParked(id string, e *execution) bool {
 	return true
 }
 
-// start starts an execution in a slot that the caller has taken. If the job already has
-// one, it releases the slot and returns that execution. handlers is the number of handlers
-// that wait for the result.
-func (l *lane) start(ctx context.Context, id string, handlers int, work func(context.Context, *execution) error) *execution {
+// start starts an execution, in a slot that the caller has taken or without one. If the job
+// already has an execution, it releases the slot and returns that one. handlers is the
+// number of handlers that wait for the result.
+func (l *lane) start(ctx context.Context, id string, inSlot bool, handlers int, work func(context.Context, *execution) error) (e *execution, started bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e := l.executions[id]; e != nil {
-		<-l.slots
+		if inSlot {
+			<-l.slots
+		}
 		e.handlers += handlers
-		return e
+		return e, false
 	}
-	e := &execution{handlers: handlers, parked: make(chan struct{}), done: make(chan struct{})}
+	e = &execution{handlers: handlers, slotReleased: !inSlot, parked: make(chan struct{}), done: make(chan struct{})}
 	l.executions[id] = e
 	l.group.Go(func() {
 		e.err = l.withInFlightMark(ctx, id, func(ctx context.Context) error { return work(ctx, e) })
 		var t *pauseError
 		if errors.As(e.err, &t) {
-			select {
-			case l.pauses <- t:
-			default: // the lane is being paused already
-			}
+			l.requestPause(t)
 		}
 		l.mu.Lock()
 		delete(l.executions, id)
@@ -126,19 +125,38 @@ func (l *lane) start(ctx context.Context, id string, handlers int, work func(con
 			l.ensureMessage(ctx, id)
 		}
 	})
-	return e
+	return e, true
 }
 
-// releaseSlot releases an execution's slot and its handlers while it waits for something
-// that needs no slot.
+// requestPause asks serve to pause the lane. Nothing that is prepared is sent before that.
+func (l *lane) requestPause(t *pauseError) {
+	select {
+	case l.pauses <- t:
+	default: // the lane is being paused already
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.endSession != nil {
+		l.endSession(errSessionOver)
+	}
+}
+
+// releaseSlot releases an execution's slot, if it has one.
 func (l *lane) releaseSlot(e *execution) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e.slotReleased {
-		return
+	if !e.slotReleased {
+		e.slotReleased = true
+		<-l.slots
 	}
-	e.slotReleased = true
-	<-l.slots
+}
+
+// park releases an execution's slot and its handlers while it waits for something that
+// needs no slot.
+func (l *lane) park(e *execution) {
+	l.releaseSlot(e)
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	select {
 	case <-e.parked:
 	default:
@@ -146,32 +164,49 @@ func (l *lane) releaseSlot(e *execution) {
 	}
 }
 
-// reacquireSlot takes a slot for an execution that has released its own.
+// reacquireSlot takes a slot for an execution that has none.
 func (l *lane) reacquireSlot(ctx context.Context, e *execution) error {
-	l.mu.Lock()
-	slotReleased := e.slotReleased
-	l.mu.Unlock()
-	if !slotReleased {
+	if l.hasSlot(e) {
 		return nil
 	}
 	if err := l.takeSlot(ctx); err != nil {
 		return err
 	}
-	l.mu.Lock()
-	e.slotReleased = false
-	l.mu.Unlock()
+	l.slotTaken(e)
 	return nil
 }
 
-// drainSlots waits until no execution is running by taking every slot for good. It gives up
-// when the worker must stop at once.
-func (l *lane) drainSlots() {
+func (l *lane) hasSlot(e *execution) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !e.slotReleased
+}
+
+// slotTaken records that an execution has a slot.
+func (l *lane) slotTaken(e *execution) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	e.slotReleased = false
+}
+
+// drain waits until no execution is running, after it has taken every slot for good. It gives
+// up when the worker must stop at once.
+func (l *lane) drain() {
 	for range cap(l.slots) {
 		select {
 		case l.slots <- struct{}{}:
 		case <-l.hard.Done():
 			return
 		}
+	}
+	ended := make(chan struct{})
+	go func() {
+		l.group.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-l.hard.Done():
 	}
 }
 
@@ -215,7 +250,7 @@ func (l *lane) resumeInFlight(ctx context.Context, waiting func(context.Context,
 		if err := l.takeSlot(ctx); err != nil {
 			return err
 		}
-		l.start(ctx, id, 0, func(ctx context.Context, e *execution) error { return l.drive(ctx, e, id, source{waiting: waiting}) })
+		l.start(ctx, id, true, 0, func(ctx context.Context, e *execution) error { return l.drive(ctx, e, id, source{waiting: waiting}) })
 	}
 	return nil
 }

@@ -53,14 +53,17 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 	e := l.attach(m.JobID)
 	attached := e != nil
 	if !attached {
-		if err := l.takeSlot(handling); err != nil {
-			return blockUntilRequeued(handling)
-		}
-		e = l.start(ctx, m.JobID, 1, func(ctx context.Context, e *execution) error { return l.drive(ctx, e, m.JobID, source{message: &m}) })
+		l.mu.Lock()
+		session := l.session
+		l.mu.Unlock()
+		e, _ = l.start(ctx, m.JobID, false, 1, func(ctx context.Context, e *execution) error {
+			return l.drive(ctx, e, m.JobID, source{message: &m, session: session})
+		})
 	}
 	select {
 	case <-e.done:
-		if attached && e.err == nil { // it may have left the job, which waits, to its message
+		// It may have left the job, which waits, to its message, or may be of an earlier session.
+		if attached && (e.err == nil || errors.Is(e.err, errSessionOver)) {
 			return l.handle(ctx, handling, message)
 		}
 	case <-e.parked:
@@ -74,7 +77,7 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 	var paused *pauseError
 	var outcome *jobError
 	switch {
-	case stopped(e.err), errors.As(e.err, &paused), l.hard.Err() != nil:
+	case stopped(e.err), errors.Is(e.err, errSessionOver), errors.As(e.err, &paused), l.hard.Err() != nil:
 		return blockUntilRequeued(handling)
 	case errors.As(e.err, &outcome) && outcome.retryIn == 0:
 		return fmt.Errorf("%w: %w", e.err, asynq.SkipRetry)

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -85,8 +86,12 @@ type lane struct {
 	slots chan struct{}
 	// pauses receives the error that pauses the lane.
 	pauses chan *pauseError
-	// submitSem is held while submitting: one create at a time.
+	// created receives a signal after each create that made a task, for prepareAhead.
+	created chan struct{}
+	// submitSem is held while submitting: one create at a time. creates counts them, and is
+	// guarded by it.
 	submitSem   chan struct{}
+	creates     int
 	limiter     *submitLimiter
 	intentIndex reconcile.Intents
 
@@ -94,6 +99,11 @@ type lane struct {
 	mu    sync.Mutex
 	// executions are those in progress, by job ID.
 	executions map[string]*execution
+	// session is serve's, nil before the first, and endSession ends it. waiting are the jobs
+	// whose messages were drawn and that wait for a slot. All are guarded by mu.
+	session    context.Context //nolint:containedctx // not a call's
+	endSession context.CancelCauseFunc
+	waiting    []chan *ahead
 	tasks      sync.Map // when each task created or adopted in this term was created, by ID
 	// baseline is the snapshot of the start of the term, nil if the list was unavailable.
 	// Later it is the last snapshot in which no task of the lane's key was unexplained.
@@ -102,6 +112,9 @@ type lane struct {
 	// for each of which one job will be held. Both are guarded by mu.
 	dataset string
 	orphans []string
+
+	// settling is the number of tasks that have ended and are not booked yet.
+	settling atomic.Int32
 
 	waits waits
 }
@@ -123,6 +136,7 @@ func newLane(hard context.Context, cfg Config) *lane {
 		intentIndex: reconcile.IntentsOf(r.Redis, cfg.Account.Name, cfg.Model.Name),
 		slots:       make(chan struct{}, cfg.Concurrency),
 		pauses:      make(chan *pauseError, 1),
+		created:     make(chan struct{}, 1),
 		submitSem:   make(chan struct{}, 1),
 		executions:  map[string]*execution{},
 	}
@@ -282,10 +296,12 @@ func (l *lane) serve(ctx context.Context) error {
 			return err
 		}
 		<-l.slots
+		endSession := l.startSession(ctx)
 		server := l.cfg.Watcher.NewServer(l.log, l.asynqConfig())
 		if err := server.Start(asynq.HandlerFunc(func(handling context.Context, message *asynq.Task) error {
 			return l.handle(ctx, handling, message)
 		})); err != nil {
+			endSession()
 			return fmt.Errorf("start lane: %w", err)
 		}
 		l.log.Info("lane opened", "term", l.term, "simulated", l.recorder.Simulated())
@@ -295,9 +311,10 @@ func (l *lane) serve(ctx context.Context) error {
 		case pause = <-l.pauses:
 		case <-ctx.Done():
 		}
+		endSession()
 		server.Stop()
 		if pause == nil {
-			l.drainSlots()
+			l.drain()
 		}
 		server.Shutdown()
 		if pause == nil {

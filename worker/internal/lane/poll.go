@@ -37,8 +37,9 @@ const (
 )
 
 // poll queries the job's task until it has ended. Errors of the service or the network do
-// not end the wait: they do not show the state of the task.
-func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
+// not end the wait: they do not show the state of the task. When it has succeeded, the next
+// create may be sent at once: what belongs to this task follows it.
+func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 	stopwatch := l.startStopwatch(rec)
 	defer l.tasks.Delete(rec.TaskID) // the record and the journal name it, or the lane ends
 	schedule := l.pollSchedule(ctx, rec)
@@ -74,6 +75,11 @@ func (l *lane) poll(ctx context.Context, rec *jobs.Record) error {
 			if empty++; task.IsInconclusive() && empty < emptyAnswers {
 				interval = max(interval, errorBackoff.Next())
 				continue
+			}
+			if !rec.Adopted { // else its images may be another job's, and reconcile needs the slot
+				l.settling.Add(1)
+				defer l.settling.Add(-1)
+				l.releaseSlot(e)
 			}
 			return l.taskSucceeded(ctx, rec, task, stopwatch.duration(task))
 		case dashscope.StatusFailed:
@@ -169,8 +175,7 @@ func (l *lane) holdUnknown(ctx context.Context, rec *jobs.Record, since time.Tim
 	return true, l.recorder.Hold(ctx, rec, recorder.Held(rec, jobs.CodeTaskUnknown, reason))
 }
 
-// taskSucceeded passes the images to the store stage. Their URLs are in the journal before
-// the slot is released.
+// taskSucceeded passes the images to the store stage, their URLs to the journal first.
 func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashscope.Task, took time.Duration) error {
 	missing := rec.Missing()
 	most := len(missing)

@@ -92,7 +92,7 @@ func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (e
 				return l.holdAmbiguous(ctx, rec, nil)
 			}
 			if wait = pace.Next(); time.Since(answered) > slotHoldLimit && l.quietIn(l.intentOf(rec)) <= 0 {
-				l.releaseSlot(e)
+				l.park(e)
 			}
 			continue
 		}
@@ -103,7 +103,7 @@ func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (e
 		}
 		intent := l.intentOf(rec)
 		if wait = pace.First; !open && l.quietIn(intent) <= 0 {
-			l.releaseSlot(e)
+			l.park(e)
 			wait = pace.Next()
 		}
 		// At the limit many intents can be decided: poll then.

@@ -196,13 +196,11 @@ func (l *lane) intents(ctx context.Context) (found []reconcile.Intent, adopted m
 
 // refreshClock queries the service's time if it is unknown. If that fails, the create uses
 // the worker's own clock.
-func (l *lane) refreshClock(ctx context.Context) error {
+func (l *lane) refreshClock(ctx context.Context) {
 	if _, known := l.cfg.Account.ServiceNow(); known {
-		return nil
+		return
 	}
-	page, err := l.cfg.Account.Client.List(ctx, dashscope.ListFilter{PageNo: 1, PageSize: 1})
-	if err == nil {
+	if page, err := l.cfg.Account.Client.List(ctx, dashscope.ListFilter{PageNo: 1, PageSize: 1}); err == nil {
 		l.cfg.Account.SetServiceTime(page.Date)
 	}
-	return nil
 }

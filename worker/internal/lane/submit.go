@@ -9,9 +9,10 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/ledger"
-	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 	"github.com/danqing-queue/danqing/worker/internal/recorder"
@@ -35,98 +36,144 @@ const (
 	// budgetPollInterval is how often a lane checks whether its account's daily budget has
 	// room again: a new day begins, the budget is raised, or a reservation is released.
 	budgetPollInterval = time.Minute
+	// settlingInterval is how often a job for which a budget has no room waits for tasks to be
+	// booked.
+	settlingInterval = 100 * time.Millisecond
 
+	budgetSpent          = "the daily budget is spent: nothing is submitted"
 	accountPaused        = "lane paused: the account needs attention"
 	temporarilyRefused   = "dashscope temporarily refused the request"
 	canceledBeforeCreate = "canceled on request before a task was created; no cost"
 )
 
-// submit sends the job's create once, or waits while it may not be sent. The order of the
-// steps is essential: each is recorded before the next begins.
-func (l *lane) submit(ctx context.Context, rec *jobs.Record, req jobs.Request) error {
+// prepared is a job whose create can be sent at once.
+type prepared struct {
+	rec, intent *jobs.Record // before, and as prepared
+	body        *dashscope.CreateRequest
+	at          time.Time
+	// creates is the lane's count of creates at that time.
+	creates int
+	// ahead is set if the job has waited for its slot since then.
+	ahead bool
+}
+
+// submitInSlot prepares a job and sends its create once, or waits while it may not be sent.
+func (l *lane) submitInSlot(ctx context.Context, e *execution, rec *jobs.Record, req jobs.Request) error {
+	if err := l.reacquireSlot(ctx, e); err != nil {
+		return err
+	}
+	p, err := l.prepare(ctx, rec, req, false)
+	if err != nil {
+		return err
+	}
+	return l.send(ctx, e, p)
+}
+
+// prepare does everything for a create that can be done before a slot is free. The order of
+// the steps is essential: each is recorded before the next begins.
+func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request, ahead bool) (*prepared, error) {
 	req = req.WithSeed(rec.ID)
 	withRequest := *rec
 	withRequest.Request = &req // for the sidecar, if the job ends here
-	body, err := l.prepare(ctx, &withRequest, req)
+	body, err := l.checkedBody(ctx, &withRequest, req)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := l.take(ctx, l.submitSem); err != nil {
-		return err
+		return nil, err
+	}
+	defer func() { <-l.submitSem }()
+	if err := l.awaitQuiet(ctx); err != nil {
+		return nil, err
+	}
+	if err := l.holdForSpooled(ctx, rec, &req); err != nil {
+		return nil, err
+	}
+	if err := l.holdForOrphan(ctx, rec, &req); err != nil {
+		return nil, err
+	}
+	l.refreshClock(ctx)
+	p := &prepared{rec: rec, body: body, at: time.Now(), creates: l.creates, ahead: ahead}
+	if p.intent, err = l.newIntent(ctx, rec, &req); err != nil {
+		return nil, l.redisPause(err)
+	}
+	if err := l.reserve(ctx, rec, p.intent, *body.Parameters.N, ahead); err != nil {
+		return nil, err
+	}
+	if err := l.recorder.Update(ctx, rec, p.intent); err != nil {
+		if isRefused(err) {
+			err = l.intentRefused(ctx, p.intent, rec, err)
+		}
+		return nil, err
+	}
+	l.cfg.Dataset.WaitDurable(context.WithoutCancel(ctx), rec.ID)
+	return p, nil
+}
+
+// send sends a prepared job's create once. The record and the journal have that it may be on
+// its way before it is.
+func (l *lane) send(ctx context.Context, e *execution, p *prepared) error {
+	if err := l.take(ctx, l.submitSem); err != nil {
+		return l.rollbackIntent(ctx, p.intent, p.rec, err)
 	}
 	releaseTurn := sync.OnceFunc(func() { <-l.submitSem })
 	defer releaseTurn()
-	if err := l.awaitQuiet(ctx); err != nil {
-		return err
+	err := loop.Sleep(ctx, l.limiter.delay())
+	if err == nil && l.creates != p.creates { // another create was sent: it may be ambiguous
+		err = errReread
 	}
-	if err := l.holdForSpooled(ctx, rec, &req); err != nil {
-		return err
+	if err := cmp.Or(err, context.Cause(ctx)); err != nil {
+		return l.rollbackIntent(ctx, p.intent, p.rec, err)
 	}
-	if err := l.holdForOrphan(ctx, rec, &req); err != nil {
-		return err
+	var checks errgroup.Group
+	if p.ahead {
+		checks.Go(func() error { return l.checkTurn(ctx, e, p) })
 	}
-	if err := l.refreshClock(ctx); err != nil {
-		return err
+	intent, err := l.startSending(ctx, p)
+	if isRefused(err) {
+		return errors.Join(l.intentRefused(ctx, intent, p.rec, err), checks.Wait())
 	}
-	intent, err := l.newIntent(ctx, rec, &req)
-	if err != nil {
-		return l.redisPause(err)
+	if err := cmp.Or(err, checks.Wait()); err != nil {
+		return l.rollbackIntent(ctx, intent, p.rec, err)
 	}
-	if err := l.reserve(ctx, rec, intent, *body.Parameters.N); err != nil {
-		return err
-	}
-	if err := loop.Sleep(ctx, l.limiter.delay()); err != nil || ctx.Err() != nil {
-		if err := l.recorder.Release(ctx, intent); err != nil {
-			l.log.Warn("reservation not released", "job_id", rec.ID, "err", err)
-		}
-		return cmp.Or(err, context.Cause(ctx))
-	}
-	if err := l.recorder.Update(ctx, rec, intent); err != nil {
-		if isRefused(err) {
-			return l.intentRefused(ctx, intent, rec, err)
-		}
-		return err
-	}
-	if err := l.recorder.Data.Journal.Append(journal.KindIntent, intent); err != nil {
-		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: journal not writable", cause: err})
-	}
-	l.cfg.Dataset.WaitDurable(context.WithoutCancel(ctx), rec.ID)
-	if !l.lease.Valid() {
-		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: lease expired"})
-	}
-	created, err := l.create(ctx, *body)
+	l.creates++
+	created, err := l.create(ctx, *p.body)
 	l.limiter.done()
 	releaseTurn()
 	if err != nil {
-		return l.createFailed(ctx, rec, intent, err)
+		return l.createFailed(ctx, p.rec, intent, err)
 	}
-	return l.created(ctx, intent, created)
+	return l.taskCreated(ctx, intent, created)
 }
 
-// reserve reserves the money for an attempt. It fails with a [*pauseError]; if the
-// batch's budget has no room, it holds the job without buying anything.
-func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int) error {
-	err := l.recorder.Ledger.Reserve(context.WithoutCancel(ctx), recorder.ChargeOf(intent, images, l.cfg.Account.Cost(l.cfg.Model, images)), l.cfg.Account.DailyBudgetMicroYuan)
-	var full *ledger.BudgetError
-	switch {
-	case err == nil:
-		return nil
-	case !errors.As(err, &full):
-		return l.redisPause(err)
-	case full.Batch == "":
-		return &pauseError{backoff: &loop.Backoff{First: budgetPollInterval, Most: budgetPollInterval}, message: "the daily budget is spent: nothing is submitted", cause: err}
+// startSending records that a prepared job's create is about to be sent: in the record by
+// compare-and-set, in the journal, synced. It returns the intent as far as it is recorded.
+func (l *lane) startSending(ctx context.Context, p *prepared) (*jobs.Record, error) {
+	if ledger.Day(time.Now()) != ledger.Day(p.intent.SubmittedAt) {
+		return p.intent, errReread // the money is reserved on another day
 	}
-	next := recorder.Held(rec, jobs.CodeBudgetExceeded, "nothing was bought: "+full.Error()+"; run the batch again with a larger --budget")
-	next.Request = intent.Request
-	l.log.Warn("job held: batch budget spent", "job_id", rec.ID, "err", err)
-	if err := l.recorder.Transition(ctx, rec, next); err != nil {
-		return err
+	sending := *p.intent
+	sending.State, sending.SubmittedAt, sending.ServiceAt = jobs.StateSubmitting, time.Now().UTC(), time.Time{}
+	if at, known := l.cfg.Account.ServiceNow(); known {
+		sending.ServiceAt = at
 	}
-	return errReread
+	if err := l.recorder.Update(ctx, p.intent, &sending); err != nil {
+		if isRefused(err) { // it may be written all the same
+			return &sending, err
+		}
+		return p.intent, err
+	}
+	if err := l.recorder.Data.Journal.Append(journal.KindIntent, &sending); err != nil {
+		return &sending, &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: journal not writable", cause: err}
+	}
+	if !l.lease.Valid() {
+		return &sending, &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: lease expired"}
+	}
+	return &sending, nil
 }
 
-// newIntent returns the record of a create that is about to be sent, with everything that
-// identifies its task if the reply is lost.
+// newIntent returns the record of a job that is prepared, with everything that identifies its
+// task if the create's reply is lost.
 func (l *lane) newIntent(ctx context.Context, rec *jobs.Record, req *jobs.Request) (*jobs.Record, error) {
 	listed, err := l.lastClearTime(ctx)
 	if err != nil {
@@ -134,7 +181,7 @@ func (l *lane) newIntent(ctx context.Context, rec *jobs.Record, req *jobs.Reques
 	}
 	intent := *rec
 	intent.ClearIntent()
-	intent.State, intent.Attempt, intent.Term = jobs.StateSubmitting, rec.Attempt+1, l.term
+	intent.State, intent.Attempt, intent.Term, intent.Dataset = jobs.StatePrepared, rec.Attempt+1, l.term, l.dataset
 	intent.Account, intent.Request, intent.TaskID = l.cfg.Account.Name, req, ""
 	intent.TaskImages, intent.TaskMicroYuan, intent.RunningAt = 0, 0, time.Time{}
 	intent.SubmittedAt, intent.Code, intent.Message, intent.Simulated = time.Now().UTC(), "", "", l.recorder.Simulated()
@@ -143,93 +190,6 @@ func (l *lane) newIntent(ctx context.Context, rec *jobs.Record, req *jobs.Reques
 		intent.ServiceAt = at
 	}
 	return &intent, nil
-}
-
-// prepare returns the create's body if the job may be submitted now.
-func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request) (*dashscope.CreateRequest, error) {
-	body, err := (*dashscope.CreateRequest)(nil), l.checkPreconditions(ctx, rec)
-	switch {
-	case err != nil:
-	case !rec.CancelRequestedAt.IsZero(): // while an earlier intent was rolled back
-		err = l.finishJob(ctx, rec, recorder.Ended(rec, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate))
-		if err == nil {
-			err = errReread
-		}
-	case rec.Overdue(time.Now()):
-		err = l.finishJob(ctx, rec, recorder.Ended(rec, jobs.StateFailed, jobs.CodeDeadlineExceeded, jobs.DeadlineMessage))
-		if err == nil { // it has images of an earlier attempt
-			err = errReread
-		}
-	default:
-		body, err = l.createBody(ctx, rec, req)
-	}
-	if err != nil && ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	return body, err
-}
-
-// checkPreconditions fails unless the job may be submitted now: Redis has its data, the
-// account is not paused, the job is not finished, the bucket is available, and the disk has
-// room. If the job is finished already, it ends the record and fails with
-// errReread.
-func (l *lane) checkPreconditions(ctx context.Context, rec *jobs.Record) error {
-	if err := l.assertSameDataset(ctx); err != nil {
-		return err
-	}
-	if err := l.checkAccountPause(ctx); err != nil {
-		return err
-	}
-	if _, disabled := l.cfg.Account.Usable(); disabled != nil {
-		return &pauseError{backoff: &l.waits.account, message: accountPaused, cause: disabled}
-	}
-	finished, err := l.recorder.Finished(ctx, rec.ID, rec.Digest)
-	switch {
-	case errors.Is(err, jobs.ErrDigestConflict), errors.Is(err, recorder.ErrSimulated):
-		// The sidecar belongs to another job and is not overwritten.
-		return l.endRecord(ctx, rec, jobs.StateFailed, jobs.CodeJobIDTaken, err.Error())
-	case errors.Is(err, storage.ErrUnreadable):
-		return l.endRecord(ctx, rec, jobs.StateFailed, jobs.CodeSidecarUnreadable, err.Error())
-	case err != nil:
-		return &pauseError{backoff: &l.waits.unreachable, message: bucketUnavailable, cause: err}
-	case finished != nil && !recorder.RetriedSince(rec, finished):
-		if err := l.recorder.AdoptFinished(ctx, rec, finished); err != nil {
-			return err
-		}
-		return errReread
-	}
-	if limit := l.cfg.StoreBacklogLimit; l.cfg.Recovery.StoreBacklog(ctx, limit) > limit {
-		return &pauseError{
-			backoff: &l.waits.unreachable, message: "submissions paused: finished images cannot be stored",
-			cause: fmt.Errorf("more than %d jobs have images waiting to be stored", limit),
-		}
-	}
-	free, err := l.recorder.Spool.FreeBytes()
-	if errors.Is(err, errors.ErrUnsupported) {
-		return nil
-	}
-	if err == nil && free < diskReserve {
-		err = fmt.Errorf("%d MiB free, %d MiB required: free some space", free>>20, diskReserve>>20)
-	}
-	if err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: data directory full or missing", cause: err}
-	}
-	return nil
-}
-
-// checkAccountPause fails while an operator has paused the account.
-func (l *lane) checkAccountPause(ctx context.Context) error {
-	pause, err := l.recorder.Store.AccountPause(ctx, l.cfg.Account.Name)
-	switch {
-	case err != nil:
-		return l.redisPause(err)
-	case pause == nil:
-		return nil
-	}
-	return &pauseError{
-		backoff: &loop.Backoff{First: accountPausePoll, Most: accountPausePoll}, recheck: l.checkAccountPause,
-		message: "lane paused by an operator", cause: errors.New(cmp.Or(pause.Reason, "no reason given")),
-	}
 }
 
 // create sends the create request. On a stop it waits for the reply for a limited time; a
@@ -259,9 +219,9 @@ func (l *lane) create(ctx context.Context, body dashscope.CreateRequest) (*dashs
 	return l.cfg.Account.Client.Create(sending, body)
 }
 
-// created records the task ID, in the journal first. A reply that names a task of another
+// taskCreated records the task ID, in the journal first. A reply that names a task of another
 // job or attempt is not believed: the create is ambiguous.
-func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashscope.Created) error {
+func (l *lane) taskCreated(ctx context.Context, intent *jobs.Record, created *dashscope.Created) error {
 	if owner, ok := l.recorder.Data.Journal.Owner(created.TaskID); ok && (owner.JobID != intent.ID || owner.Attempt != intent.Attempt) {
 		return l.misattributed(ctx, intent, created, owner.JobID)
 	}
@@ -287,6 +247,10 @@ func (l *lane) created(ctx context.Context, intent *jobs.Record, created *dashsc
 	l.waits.account.Reset()
 	l.log.Info("task submitted", "job_id", next.ID, "task_id", next.TaskID, "attempt", next.Attempt, "request_id", created.RequestID)
 	l.setLastCreated(ctx, next.TaskID)
+	select {
+	case l.created <- struct{}{}:
+	default:
+	}
 	err = l.recorder.Transition(ctx, intent, &next)
 	if errors.Is(err, jobs.ErrConflict) {
 		// The lane's new holder is reconciling the job, or has resubmitted it.
@@ -334,10 +298,12 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 	return err
 }
 
-// rollbackIntent undoes an intent that certainly created no task, and returns pause. The
-// job keeps its place in the queue, unless its cancellation was requested meanwhile.
-func (l *lane) rollbackIntent(ctx context.Context, intent, rec *jobs.Record, pause *pauseError) error {
-	l.recorder.Journal(journal.KindRefused, intent)
+// rollbackIntent undoes an intent that certainly created no task, and returns why. The job
+// keeps its place in the queue, unless its cancellation was requested meanwhile.
+func (l *lane) rollbackIntent(ctx context.Context, intent, rec *jobs.Record, why error) error {
+	if intent.State == jobs.StateSubmitting { // the journal has it
+		l.recorder.Journal(journal.KindRefused, intent)
+	}
 	if err := l.recorder.Release(ctx, intent); err != nil {
 		l.log.Warn("reservation not released", "job_id", intent.ID, "err", err)
 	}
@@ -345,11 +311,31 @@ func (l *lane) rollbackIntent(ctx context.Context, intent, rec *jobs.Record, pau
 		if err := l.finishJob(ctx, intent, recorder.Ended(intent, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate)); err != nil {
 			return err
 		}
-		return pause
+		return why
 	}
 	next := *rec
 	if err := l.recorder.Transition(ctx, intent, &next); err != nil {
 		return err
 	}
-	return pause
+	return why
+}
+
+// takeBack rolls back what another lane, or an earlier holder of this one, has prepared: it
+// cannot be sent any more. If Redis may have lost data since then, it may have been sent.
+func (l *lane) takeBack(ctx context.Context, rec *jobs.Record) error {
+	next := *rec
+	if rec.Dataset != l.dataset {
+		l.log.Warn("job was prepared before redis may have lost data: reconciling", "job_id", rec.ID, "attempt", rec.Attempt)
+		next.State, next.ServiceAt = jobs.StateSubmitting, time.Time{} // it was prepared then, and sent later
+		return cmp.Or(l.recorder.Transition(ctx, rec, &next), errReread)
+	}
+	next.ClearIntent()
+	next.State, next.Attempt = jobs.StateQueued, rec.Attempt-1
+	if err := l.recorder.Transition(ctx, rec, &next); err != nil {
+		return err
+	}
+	if err := l.recorder.Release(ctx, rec); err != nil {
+		l.log.Warn("reservation not released", "job_id", rec.ID, "err", err)
+	}
+	return errReread
 }

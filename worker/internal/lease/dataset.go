@@ -58,14 +58,16 @@ func (d *Dataset) ID(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := d.redis.SetNX(ctx, rediskey.Dataset, rand.Text(), 0).Err(); err != nil {
-		return "", fmt.Errorf("write %s: %w", rediskey.Dataset, err)
-	}
-	dataset, err := d.redis.Get(ctx, rediskey.Dataset).Result()
+	var dataset *redis.StringCmd
+	_, err = d.redis.Pipelined(ctx, func(p redis.Pipeliner) error {
+		p.SetNX(ctx, rediskey.Dataset, rand.Text(), 0)
+		dataset = p.Get(ctx, rediskey.Dataset)
+		return nil
+	})
 	if err != nil {
-		return "", fmt.Errorf("read %s: %w", rediskey.Dataset, err)
+		return "", fmt.Errorf("read or write %s: %w", rediskey.Dataset, err)
 	}
-	return dataset + "/" + cmp.Or(run, "embedded"), nil
+	return dataset.Val() + "/" + cmp.Or(run, "embedded"), nil
 }
 
 // Sync returns the current dataset ID. If it has changed, it first replays to Redis. It also

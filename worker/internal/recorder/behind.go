@@ -29,7 +29,7 @@ func IsBehind(known, journaled *jobs.Record, at time.Time) bool {
 // stateRank orders the states of one attempt.
 func stateRank(s jobs.State) int {
 	switch s {
-	case jobs.StateScheduled, jobs.StateQueued, jobs.StateRetrying:
+	case jobs.StateScheduled, jobs.StateQueued, jobs.StatePrepared, jobs.StateRetrying:
 		return 0
 	case jobs.StateSubmitting:
 		return 1

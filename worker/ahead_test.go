@@ -1,0 +1,310 @@
+package worker_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker"
+	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
+)
+
+// roundTrip delays each command to Redis.
+type roundTrip time.Duration
+
+func (d roundTrip) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (d roundTrip) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		<-time.After(time.Duration(d))
+		return next(ctx, cmd)
+	}
+}
+
+func (d roundTrip) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		<-time.After(time.Duration(d))
+		return next(ctx, cmds)
+	}
+}
+
+// aheadTasks have tasks of 20 s.
+func aheadTasks() *simulator.Simulator {
+	return &simulator.Simulator{TaskTime: simulator.Between(20*time.Second, 20*time.Second)}
+}
+
+// prepareOne makes a lane work on the job "running" while "job-1" is prepared.
+func (s *stack) prepareOne() *jobs.Record {
+	s.t.Helper()
+	s.enqueue(jobs.Request{ID: "running", Prompt: "prompt of running"})
+	s.state("running", jobs.StateGenerating)
+	s.enqueueMany(1)
+	rec := s.state("job-1", jobs.StatePrepared)
+	<-time.After(100 * time.Millisecond)
+	return rec
+}
+
+// requireNextAtOnce checks that a prepared job was made as soon as the running one had ended,
+// and without a doubt.
+func (s *stack) requireNextAtOnce() {
+	s.t.Helper()
+	begun := time.Now()
+	for _, id := range []string{"running", "job-1"} {
+		s.requireMadeOnce(id)
+	}
+	rec := s.get("job-1")
+	assert.Equal(s.t, 1, rec.Attempt)
+	assert.Empty(s.t, rec.PastAttempts)
+	assert.Less(s.t, time.Since(begun), 2*time.Minute)
+	s.requireLedger()
+}
+
+// While a task runs, everything is done for the next create that can be done before: of twenty
+// or more round trips to Redis, three are between a task's end and the next create.
+func TestNextCreateFollowsATaskAtOnce(t *testing.T) {
+	const trip = 20 * time.Millisecond
+	sim := aheadTasks()
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		var mu sync.Mutex
+		var query time.Time
+		var gaps []time.Duration
+		sim.Script(simulator.Fault{Times: -1, Match: func(r *http.Request) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case r.Method == http.MethodPost && !query.IsZero():
+				gaps = append(gaps, time.Since(query))
+			case strings.Contains(r.URL.Path, "/tasks/"):
+				query = time.Now()
+			}
+			return false // it only looks
+		}})
+		s.queue.Client().AddHook(roundTrip(trip))
+		for _, id := range s.enqueueMany(5) {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		require.Len(t, gaps, 4)
+		for _, gap := range gaps {
+			assert.LessOrEqual(t, gap, 3*trip)
+		}
+		s.requireChargedOnce()
+		s.requireLedger()
+	})
+}
+
+// What was prepared is taken back at once if a critical job comes, and costs nothing.
+func TestCriticalJobGoesBeforeThePreparedOne(t *testing.T) {
+	bubble(t, aheadTasks(), func(t *testing.T, s *stack) {
+		s.prepareOne()
+		s.enqueue(jobs.Request{ID: "urgent", Priority: jobs.PriorityCritical, Prompt: "prompt of urgent"})
+		s.state("urgent", jobs.StatePrepared)
+		assert.Equal(t, jobs.StateQueued, s.get("job-1").State)
+		s.requireMadeOnce("urgent")
+		require.True(t, s.get("job-1").SubmittedAt.IsZero() || s.get("job-1").SubmittedAt.After(s.get("urgent").SubmittedAt))
+		s.requireNextAtOnce()
+	})
+}
+
+// A prepared job is canceled like any that waits: it ends at once, and costs nothing.
+func TestCancelOfAPreparedJob(t *testing.T) {
+	bubble(t, aheadTasks(), func(t *testing.T, s *stack) {
+		s.prepareOne()
+		_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1")
+		require.NoError(t, err)
+		assert.Equal(t, jobs.StateCanceled, s.get("job-1").State)
+		s.requireMadeOnce("running")
+		<-time.After(time.Minute)
+		assert.Zero(t, s.tasksOf("prompt of job-1"))
+		s.requireLedger()
+	})
+}
+
+// The lane pauses, stops, or is stopped at once while a job is prepared: the job is queued
+// again, and made later without a doubt about an earlier create.
+func TestPreparedJobIsTakenBack(t *testing.T) {
+	for name, end := range map[string]func(*stack){
+		"paused": func(s *stack) {
+			client := jobs.NewInspector(s.redis)
+			require.NoError(s.t, client.PauseAccount(s.t.Context(), "default", "test"))
+			s.state("job-1", jobs.StateQueued)
+			s.requireMadeOnce("running")
+			<-time.After(time.Minute)
+			assert.Zero(s.t, s.tasksOf("prompt of job-1"))
+			require.NoError(s.t, client.ResumeAccount(s.t.Context(), "default"))
+		},
+		"stopped": func(s *stack) {
+			s.worker.Stop()
+			require.NoError(s.t, <-s.ended)
+			assert.Equal(s.t, jobs.StateQueued, s.get("job-1").State)
+			require.NoError(s.t, s.data.Close())
+			s.worker, s.data = s.newWorker("data")
+			s.run()
+		},
+		"message archived and run again": func(s *stack) {
+			inspector := asynq.NewInspectorFromRedisClient(s.redis)
+			require.NoError(s.t, inspector.ArchiveTask(laneQueue, "job-1"))
+			s.state("job-1", jobs.StateQueued)
+			s.requireMadeOnce("running")
+			assert.Zero(s.t, s.tasksOf("prompt of job-1"))
+			require.NoError(s.t, inspector.RunTask(laneQueue, "job-1"))
+		},
+		"queue paused": func(s *stack) {
+			inspector := asynq.NewInspectorFromRedisClient(s.redis)
+			require.NoError(s.t, inspector.PauseQueue(laneQueue))
+			s.state("job-1", jobs.StateQueued)
+			s.requireMadeOnce("running")
+			assert.Zero(s.t, s.tasksOf("prompt of job-1"))
+			require.NoError(s.t, inspector.UnpauseQueue(laneQueue))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, aheadTasks(), func(_ *testing.T, s *stack) {
+				s.share()
+				s.prepareOne()
+				end(s)
+				s.requireNextAtOnce()
+			})
+		})
+	}
+}
+
+// The worker is killed while a job is prepared. Whoever continues, nothing was sent: the job
+// is made without a wait.
+func TestKilledWhileAJobIsPrepared(t *testing.T) {
+	for name, dir := range map[string]string{"same worker": "data", "another worker": "data-2"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			folder := memoryDir(t)
+			synctest.Test(t, func(t *testing.T) {
+				s := newStack(t, folder, aheadTasks())
+				s.leasesEnd = true
+				defer s.close()
+				s.prepare()
+				ctx, kill := context.WithCancel(context.Background())
+				s.ended = make(chan error, 1)
+				go func() { s.ended <- s.worker.Run(ctx) }()
+				s.prepareOne()
+				s.queue.Client().AddHook(&away{until: time.Now().Add(time.Second)}) // it writes nothing more
+				kill()
+				require.Error(t, <-s.ended)
+				require.NoError(t, s.data.Close())
+				<-time.After(2 * time.Second)
+				assert.Equal(t, jobs.StatePrepared, s.get("job-1").State)
+				s.worker, s.data = s.newWorker(dir)
+				s.run()
+				s.requireNextAtOnce()
+			})
+		})
+	}
+}
+
+// away makes each command fail until a time.
+type away struct{ until time.Time }
+
+func (a *away) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (a *away) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if time.Now().Before(a.until) {
+			<-time.After(100 * time.Millisecond)
+			cmd.SetErr(errAway)
+			return errAway
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (a *away) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		if time.Now().Before(a.until) {
+			<-time.After(100 * time.Millisecond)
+			return errAway
+		}
+		return next(ctx, cmds)
+	}
+}
+
+// The worker is killed after each of its writes about a prepared job: nothing is bought twice,
+// and nothing is lost, on the same Redis and on an empty one.
+func TestKilledWhilePreparing(t *testing.T) {
+	t.Parallel()
+	for name, sameRedis := range map[string]bool{"same redis": true, "empty redis": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for n, more := 1, true; more && !t.Failed() && n < 100; n += unlessRaced(1, 3) {
+				dir := memoryDir(t)
+				synctest.Test(t, func(t *testing.T) {
+					s := newStack(t, dir, aheadTasks())
+					s.shared = sameRedis
+					defer s.close()
+					s.start()
+					more = s.killedOnce(n, sameRedis, func() {
+						s.enqueue(jobs.Request{ID: "running", Prompt: "prompt of running"})
+						s.state("running", jobs.StateGenerating)
+						s.enqueueMany(1)
+					})
+					s.requireMadeOnce("job-1")
+					<-time.After(10 * time.Minute)
+					s.requireStored("running", 1)
+					s.requireChargedOnce()
+					assert.Len(t, s.sim.Tasks(), 2)
+				})
+			}
+		})
+	}
+}
+
+// Redis may have lost data since a job was prepared, and the worker that prepared it does not
+// come back: the create may have been sent, and is reconciled.
+func TestPreparedBeforeRedisLostData(t *testing.T) {
+	bubble(t, aheadTasks(), func(t *testing.T, s *stack) {
+		s.share()
+		rec := s.prepareOne()
+		s.worker.Stop()
+		require.NoError(t, <-s.ended)
+		require.NoError(t, s.data.Close())
+		lost := *rec
+		lost.Dataset = "another"
+		current := s.get("job-1")
+		require.NoError(t, jobs.NewStore(s.redis).Update(t.Context(), current, &lost))
+		s.worker, s.data = s.newWorker("data-2")
+		s.run()
+		s.state("job-1", jobs.StateSubmitting)
+		s.requireMadeOnce("job-1")
+		assert.NotEmpty(t, s.get("job-1").PastAttempts)
+	})
+}
+
+// A lane with a free slot takes over what another lane has prepared.
+func TestPreparedJobIsTakenOver(t *testing.T) {
+	sim := twoKeys()
+	sim.TaskTime = simulator.Between(40*time.Second, 40*time.Second)
+	bubbleWith(t, sim, map[string][]worker.Lane{"east": {{}}}, func(t *testing.T, s *stack) {
+		s.share()
+		s.prepareOne()
+		s.accounts = map[string][]worker.Lane{"west": {{}}}
+		w := s.secondWorker()
+		ended := make(chan error, 1)
+		go func() { ended <- w.Run(context.Background()) }()
+		s.others = append(s.others, func() { w.Stop(); require.NoError(t, <-ended) })
+		rec := s.state("job-1", jobs.StateGenerating)
+		assert.Equal(t, "west", rec.Account)
+		assert.Equal(t, jobs.StateGenerating, s.get("running").State)
+		for _, id := range []string{"running", "job-1"} {
+			s.requireMadeOnce(id)
+		}
+		s.requireLedger()
+	})
+}
