@@ -72,6 +72,10 @@ type Entry struct {
 	KeyID          string `json:"key_id,omitempty"`
 	// WorkerID belongs to a worker entry.
 	WorkerID string `json:"worker_id,omitempty"`
+
+	// line is the entry as it is in the file, if it has a record: the record itself may be
+	// changed by whoever appended it.
+	line []byte
 }
 
 // task returns the task ID of the entry or of its record.
@@ -114,8 +118,11 @@ type Journal struct {
 	owned       map[string]Entry
 	resubmitted map[string]Entry
 	keys        map[string]string
-	// compactAt is the size in bytes at which the file is compacted.
-	compactAt int64
+	// compactAt is the size in bytes at which the file is compacted, and compacting is set
+	// while it is, in the background.
+	compactAt  int64
+	compacting bool
+	background sync.WaitGroup
 }
 
 // minCompactBytes is the size in bytes below which the file is not compacted: some 700
@@ -160,7 +167,7 @@ func load(path string) (*Journal, error) {
 // lines.
 func (j *Journal) start(workerID string) error {
 	j.workerID = workerID
-	if err := j.compact(); err != nil {
+	if err := errors.Join(j.file.removeReplacements(), j.compact()); err != nil {
 		return fmt.Errorf("compact journal %s: %w", j.file.path, err)
 	}
 	return nil
@@ -179,6 +186,9 @@ func (j *Journal) apply(line []byte) error {
 	}
 	if e.Record != nil && (e.Record.ID != e.JobID || e.Record.Attempt != e.Attempt) {
 		return errors.New("its record is of another job or attempt")
+	}
+	if e.Record != nil {
+		e.line = line
 	}
 	j.note(e)
 	return nil
@@ -224,10 +234,34 @@ func (j *Journal) note(e Entry) {
 	}
 }
 
-// compact rewrites the file without obsolete entries.
+// compact rewrites the file without obsolete entries. Entries may be appended meanwhile: they
+// are copied, and wait only while the new file takes the place of the old one.
 func (j *Journal) compact() error {
+	j.mu.Lock()
 	j.prune()
-	if err := j.file.replace(j.kept()); err != nil {
+	closed, open := j.kept()
+	old, from := j.file.file, j.file.size
+	j.mu.Unlock()
+	next, err := j.file.prepare(inOrder(closed, open))
+	if err != nil {
+		return err
+	}
+	defer next.discard()
+	j.file.reached(stepPrepared)
+	j.mu.Lock()
+	to := j.file.size
+	j.mu.Unlock()
+	if err := next.follow(old, from, to); err != nil {
+		return err
+	}
+	j.file.reached(stepFollowed)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := next.follow(old, to, j.file.size); err != nil {
+		return err
+	}
+	j.file.reached(stepComplete)
+	if err := j.file.replace(next); err != nil {
 		return err
 	}
 	j.compactAt = max(minCompactBytes, 2*j.file.size)
@@ -241,26 +275,30 @@ func (j *Journal) prune() {
 	maps.DeleteFunc(j.resubmitted, old)
 }
 
-// kept returns the entries of a compacted file.
-func (j *Journal) kept() []Entry {
-	entries := []Entry{{Kind: kindWorker, WorkerID: j.workerID}}
+// kept returns the entries of a compacted file: those of open jobs apart from the others.
+func (j *Journal) kept() (closed, open []Entry) {
+	closed = append(closed, Entry{Kind: kindWorker, WorkerID: j.workerID})
 	for fingerprint, id := range j.keys {
-		entries = append(entries, Entry{Kind: kindKey, KeyFingerprint: fingerprint, KeyID: id})
+		closed = append(closed, Entry{Kind: kindKey, KeyFingerprint: fingerprint, KeyID: id})
 	}
 	for _, e := range j.resubmitted {
-		entries = append(entries, e)
+		closed = append(closed, e)
 	}
 	for _, e := range j.owned {
-		entries = append(entries, e)
+		if last := j.open[e.JobID]; last.task() != e.TaskID {
+			closed = append(closed, e)
+		}
 	}
-	entries = slices.DeleteFunc(entries, func(e Entry) bool {
-		return e.Kind == kindOwned && j.open[e.JobID].task() == e.TaskID
-	})
+	return closed, slices.Collect(maps.Values(j.open))
+}
+
+// inOrder returns the entries in the order of a file. Open entries come last, whatever their
+// times: the clock may have been set back, and an earlier entry must not end them.
+func inOrder(closed, open []Entry) []Entry {
 	oldest := func(a, b Entry) int { return a.At.Compare(b.At) }
-	slices.SortStableFunc(entries, oldest)
-	// Open entries come last, whatever their times: the clock may have been set back, and
-	// an earlier entry must not end them.
-	return append(entries, slices.SortedFunc(maps.Values(j.open), oldest)...)
+	slices.SortStableFunc(closed, oldest)
+	slices.SortFunc(open, oldest)
+	return append(closed, open...)
 }
 
 // Append appends an entry with a record and syncs it. After an error nothing may be spent.
@@ -334,7 +372,7 @@ func (j *Journal) Resubmitted() []Entry {
 	return slices.Collect(maps.Values(j.resubmitted))
 }
 
-// write appends an entry, syncs it, and compacts the file once it has grown.
+// write appends an entry, syncs it, and begins to compact the file once it has grown.
 func (j *Journal) write(e Entry) error {
 	line, err := compactjson.MarshalLine(e)
 	if err != nil {
@@ -345,14 +383,22 @@ func (j *Journal) write(e Entry) error {
 	if err := j.file.append(line); err != nil {
 		return err
 	}
+	if e.Record != nil {
+		e.line = line
+	}
 	j.note(e)
-	if j.file.size < j.compactAt {
+	if j.file.size < j.compactAt || j.compacting {
 		return nil
 	}
-	// The entry is written even if the compaction fails.
-	if err := j.compact(); err != nil {
-		j.compactAt = 2 * j.file.size
-	}
+	j.compacting = true
+	j.background.Go(func() {
+		err := j.compact()
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		if j.compacting = false; err != nil { // all entries are in the old file
+			j.compactAt = 2 * j.file.size
+		}
+	})
 	return nil
 }
 
@@ -380,5 +426,8 @@ func (j *Journal) KeyIDs() map[string]string {
 	return maps.Clone(j.keys)
 }
 
-// Close closes the file.
-func (j *Journal) Close() error { return j.file.close() }
+// Close closes the file. Nothing may be appended any more.
+func (j *Journal) Close() error {
+	j.background.Wait()
+	return j.file.close()
+}

@@ -240,7 +240,9 @@ func TestJournalDoesNotGrow(t *testing.T) {
 			for _, kind := range []Kind{KindTask, KindResults, KindFinished} {
 				require.NoError(t, j.Append(kind, rec))
 			}
+			j.mu.Lock()
 			most = max(most, j.file.size)
+			j.mu.Unlock()
 			<-time.After(30 * time.Second)
 		}
 		assert.Less(t, most, int64(minCompactBytes+4<<20))
@@ -266,6 +268,7 @@ func TestJournalSurvivesAFailedRewrite(t *testing.T) {
 	require.NoError(t, os.Rename(dir, dir+"-moved")) // no new file can be created
 	j.compactAt = 1
 	require.NoError(t, j.Append(KindTask, journaled("b")), "the entry is written all the same")
+	j.background.Wait()
 	require.NoError(t, os.Rename(dir+"-moved", dir))
 	require.NoError(t, j.Append(KindTask, journaled("c")))
 	require.NoError(t, j.Close())

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -55,8 +56,10 @@ type SpendLog struct {
 	file appendFile
 	// workerID is in the first line, "" if the file has no line.
 	workerID string
-	// tasks are those booked within [spendMemory], by this process or earlier ones.
-	tasks map[string]bool
+	// tasks are those booked within [spendMemory], by this process or earlier ones, with the
+	// time of their line. Older ones are removed once a day, the last time at prunedAt.
+	tasks    map[string]time.Time
+	prunedAt time.Time
 }
 
 // spendMemory is how long a task is protected against being booked twice: as long as the
@@ -72,12 +75,12 @@ func loadSpendLog(path string) (*SpendLog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open spend log: %w", err)
 	}
-	l := &SpendLog{file: appendFile{path: path, name: "spend log", file: file}, tasks: map[string]bool{}}
+	l := &SpendLog{file: appendFile{path: path, name: "spend log", file: file}, tasks: map[string]time.Time{}, prunedAt: time.Now()}
 	scan := spendScan{in: file}
 	oldest := time.Now().Add(-spendMemory)
 	for line := range scan.parsed() {
 		if line.At.After(oldest) {
-			l.tasks[line.TaskID] = true
+			l.tasks[line.TaskID] = line.At
 		}
 	}
 	l.file.size, l.workerID = scan.size, scan.workerID
@@ -128,8 +131,9 @@ func (l *SpendLog) Close() error { return l.file.close() }
 
 // Append appends a line for a task, unless the task has one.
 func (l *SpendLog) Append(charge ledger.Charge, taskID string) error {
+	now := time.Now().UTC()
 	line, err := compactjson.MarshalLine(spendLine{
-		At: time.Now().UTC(), Account: charge.Account, JobID: charge.JobID, Attempt: charge.Attempt, SubmittedAt: charge.At,
+		At: now, Account: charge.Account, JobID: charge.JobID, Attempt: charge.Attempt, SubmittedAt: charge.At,
 		Model: charge.Model, Batch: charge.Batch, Labels: charge.Labels, MicroYuan: charge.MicroYuan, Images: charge.Images, TaskID: taskID,
 	})
 	if err != nil {
@@ -137,13 +141,17 @@ func (l *SpendLog) Append(charge ledger.Charge, taskID string) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.tasks[taskID] {
+	if _, booked := l.tasks[taskID]; booked {
 		return nil
 	}
 	if err := l.file.append(line); err != nil {
 		return err
 	}
-	l.tasks[taskID] = true
+	l.tasks[taskID] = now
+	if now.Sub(l.prunedAt) > 24*time.Hour {
+		l.prunedAt = now
+		maps.DeleteFunc(l.tasks, func(_ string, at time.Time) bool { return now.Sub(at) > spendMemory })
+	}
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -301,7 +302,7 @@ func FuzzSpendLog(f *testing.F) {
 		}
 		defer l.Close() //nolint:errcheck // a copy
 		before := len(spendTasks(t, l))
-		known := l.tasks["fuzz"]
+		_, known := l.tasks["fuzz"]
 		require.NoError(t, l.Append(spendCharge("job", 0), "fuzz"))
 		if !known {
 			before++
@@ -313,5 +314,23 @@ func FuzzSpendLog(f *testing.F) {
 			assert.NoError(t, jobs.ValidAccount(s.Account))
 			assert.GreaterOrEqual(t, s.Images, 0)
 		}
+	})
+}
+
+// A process that runs for months does not remember every task that it ever booked.
+func TestSpendLogForgetsOldTasks(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		l, err := openSpendLog(filepath.Join(dir, SpendLogName))
+		require.NoError(t, err)
+		for i := range 30 {
+			require.NoError(t, l.Append(spendCharge("job", 0), fmt.Sprintf("task-%d", i)))
+			<-time.After(25 * time.Hour)
+		}
+		assert.Len(t, l.tasks, int(spendMemory/(25*time.Hour))+1)
+		require.NoError(t, l.Append(spendCharge("job", 0), "task-29"), "a recent one is booked once")
+		assert.Len(t, spendTasks(t, l), 30)
+		require.NoError(t, l.Close())
 	})
 }
