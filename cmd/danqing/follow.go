@@ -122,7 +122,7 @@ func (r *batchRun) look(ctx context.Context) error {
 
 // lookAtActive notes the state of the jobs that are neither settled nor queued.
 func (r *batchRun) lookAtActive(ctx context.Context) error {
-	return r.list(ctx, time.Time{}, jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring, jobs.StateRetrying)
+	return r.list(ctx, time.Time{}, jobs.StatePrepared, jobs.StateSubmitting, jobs.StateGenerating, jobs.StateStoring, jobs.StateRetrying)
 }
 
 // list notes the jobs in these states that have changed since a time.
