@@ -18,7 +18,7 @@ const purgeBatch = 500
 var ErrNotSimulated = errors.New("the Redis database is not simulated")
 
 // ErrWorking means that a worker holds a lane of a Redis database, so that nothing is deleted.
-var ErrWorking = errors.New("a worker works on this Redis database: stop it; if it was killed, try again in 15 s")
+var ErrWorking = errors.New("a worker works on this Redis database: stop it; if it was killed, try again in 10 s")
 
 // SimulatedKeys returns how many keys [Inspector.PurgeSimulated] would delete. It fails with
 // [ErrNotSimulated], [ErrWorking] or Redis's own error.

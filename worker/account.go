@@ -11,6 +11,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/account"
 	"github.com/danqing-queue/danqing/worker/internal/lane"
+	"github.com/danqing-queue/danqing/worker/internal/watch"
 )
 
 // Account is one Alibaba main account and its lanes. DashScope counts its limits per
@@ -70,20 +71,24 @@ func (w *Worker) addDrainLanes(ctx context.Context) error {
 			w.log.Error("paid job on an account that is not configured: configure it", "job_id", e.JobID, "task_id", e.Record.TaskID, "account", e.Record.Account)
 		}
 	}
+	var missing []lane.Config
+	var keys []string // two of each
 	for _, a := range w.accounts.All {
 		for _, model := range jobs.Models() {
-			if w.hasLane(a, model) {
-				continue
+			if !w.hasLane(a, model) {
+				missing = append(missing, w.newLane(a, model))
+				keys = append(keys, rediskey.Lane(a.Name, model.Name, rediskey.LaneInFlight), rediskey.Lane(a.Name, model.Name, rediskey.LaneQuarantine))
 			}
-			left, err := w.cfg.Redis.Exists(ctx, rediskey.Lane(a.Name, model.Name, rediskey.LaneInFlight), rediskey.Lane(a.Name, model.Name, rediskey.LaneQuarantine)).Result()
-			if err != nil {
-				return fmt.Errorf("read in-flight marks: %w", err)
-			}
-			if left > 0 {
-				l := w.newLane(a, model)
-				l.DrainOnly = true
-				w.lanes = append(w.lanes, l)
-			}
+		}
+	}
+	exist, err := watch.Exist(ctx, w.cfg.Redis, keys)
+	if err != nil {
+		return fmt.Errorf("read in-flight marks: %w", err)
+	}
+	for i, l := range missing {
+		if exist[2*i] || exist[2*i+1] {
+			l.DrainOnly = true
+			w.lanes = append(w.lanes, l)
 		}
 	}
 	for i, l := range w.lanes {
@@ -105,7 +110,7 @@ func (w *Worker) hasLane(a *account.Account, model jobs.Model) bool {
 func (w *Worker) newLane(a *account.Account, model jobs.Model) lane.Config {
 	return lane.Config{
 		Recorder: w.recorder, Dataset: w.dataset, Quarantine: w.recovery.quarantine, Recovery: w.recovery, Account: a, Model: model,
-		Concurrency: 1, SubmitsPerSecond: model.SubmitsPerSecond, Exclusive: w.cfg.ExclusiveQueue, Watcher: w.watcher,
+		Concurrency: 1, SubmitsPerSecond: model.SubmitsPerSecond, Exclusive: w.cfg.ExclusiveQueue, Watcher: w.watcher, Leases: w.leases,
 		StoreBacklogLimit: storeBacklog * w.cfg.StoreConcurrency, SubmitLimit: w.submitLimit,
 		Probe:              func(ctx context.Context) error { return w.accounts.Probe(ctx, a) },
 		ReferenceRefusedAt: &w.referenceRefusedAt,

@@ -83,14 +83,19 @@ func places() []string { return []string{PlaceRedis, PlaceBucket, PlaceDataDir} 
 // for the services. The value is our choice: an operator waits.
 const modeTimeout = 10 * time.Second
 
-// modes returns the modes of the places, in their order, as far as they are known: the
-// bucket's is "" after bucketErr.
-func (w *Worker) modes(ctx context.Context) (modes []jobs.Mode, bucketErr, err error) {
+// placeModes are the modes of the places, in their order, as far as they are known: that of Redis
+// is "" after err, and the bucket's after bucketErr.
+type placeModes struct {
+	modes          []jobs.Mode
+	bucketErr, err error
+}
+
+func (w *Worker) modes(ctx context.Context) placeModes {
 	redis, err := w.recorder.Store.Mode(ctx)
 	asking, cancel := context.WithTimeout(ctx, modeTimeout)
 	defer cancel()
 	bucket, bucketErr := w.cfg.Bucket.Mode(asking)
-	return []jobs.Mode{redis, jobs.Mode(bucket), w.cfg.DataDir.Mode()}, bucketErr, err
+	return placeModes{[]jobs.Mode{redis, jobs.Mode(bucket), w.cfg.DataDir.Mode()}, bucketErr, err}
 }
 
 // CheckMode fails with a [*ModeError] if Redis, the bucket's prefix, the data directory and
@@ -103,15 +108,15 @@ func (w *Worker) CheckMode(ctx context.Context) error {
 	if _, err := w.accounts.ProbeOnce(probing); err != nil {
 		return err
 	}
-	modes, bucketErr, err := w.modes(ctx)
-	if err = errors.Join(err, bucketErr); err != nil {
+	found := w.modes(ctx)
+	if err := errors.Join(found.err, found.bucketErr); err != nil {
 		return err
 	}
-	if err := w.compareModes(modes); err != nil {
+	if err := w.compareModes(found.modes); err != nil {
 		return err
 	}
-	for i, mode := range modes { // no service has answered
-		for j, other := range modes[:i] {
+	for i, mode := range found.modes { // no service has answered
+		for j, other := range found.modes[:i] {
 			if err := CompareModes(places()[i], mode, places()[j], other); err != nil {
 				return err
 			}
@@ -134,30 +139,29 @@ func (w *Worker) compareModes(modes []jobs.Mode) error {
 	return wrong
 }
 
-// claimModes gives the services' mode to the places that have none. It fails with a
+// claimModes gives the services' mode to the places that had none when they were read. It fails with a
 // [*ModeError], before it writes anything, if one has the other. It does not wait for a
 // bucket that is unavailable, because the worker may have images to save: it sets claimed
 // once the bucket has the mode, and nothing is read or written there before.
-func (w *Worker) claimModes(ctx context.Context) error {
-	modes, bucketErr, err := w.modes(ctx)
-	if wrong := w.compareModes(modes); wrong != nil {
+func (w *Worker) claimModes(ctx context.Context, found placeModes) error {
+	if wrong := w.compareModes(found.modes); wrong != nil {
 		return wrong
 	}
-	if err != nil {
-		return err
+	if found.err != nil {
+		return found.err
 	}
 	if err := w.claimRedis(ctx); err != nil {
 		return err
 	}
 	claiming, cancel := context.WithTimeout(ctx, modeTimeout)
 	defer cancel()
-	err = w.cfg.Bucket.Bind(claiming, string(w.accounts.Mode()))
+	err := w.cfg.Bucket.Bind(claiming, string(w.accounts.Mode()))
 	if wrong := (*storage.ModeError)(nil); errors.As(err, &wrong) { // another worker was first
 		return w.compareModes([]jobs.Mode{"", jobs.Mode(wrong.Mode)})
 	}
 	w.claimed = err == nil
 	if !w.claimed && !w.prepared {
-		w.log.Warn("bucket unavailable, retrying", "err", cmp.Or(bucketErr, err))
+		w.log.Warn("bucket unavailable, retrying", "err", cmp.Or(found.bucketErr, err))
 	}
 	mode, err := w.cfg.DataDir.ClaimMode(w.accounts.Mode())
 	if err != nil {

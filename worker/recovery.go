@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -44,7 +45,20 @@ func (r *recovery) replayDataDir(ctx context.Context) error {
 			return err
 		}
 	}
-	for task, e := range r.recorder.Data.Journal.OwnedTasks() {
+	return r.claimOwnedTasks(ctx)
+}
+
+// claimOwnedTasks writes the owners of tasks that Redis lacks: a busy worker has thousands.
+func (r *recovery) claimOwnedTasks(ctx context.Context) error {
+	owned := r.recorder.Data.Journal.OwnedTasks()
+	known, err := r.recorder.Store.TaskOwners(ctx, slices.Collect(maps.Keys(owned)))
+	if err != nil && !loop.IsRefused(err) { // of one task: the others are claimed one by one
+		return err
+	}
+	for task, e := range owned {
+		if known[task].Job != "" {
+			continue
+		}
 		err := r.recorder.Store.ClaimTask(ctx, task, e.JobID)
 		if loop.IsRefused(err) {
 			r.recorder.Log.Error("owner of a task not recorded", "job_id", e.JobID, "task_id", task, "err", err)

@@ -99,6 +99,7 @@ type Worker struct {
 	dataset  *lease.Dataset
 	recovery *recovery
 	watcher  *watch.Watcher
+	leases   *lease.Leases
 	store    *delivery.Server
 	notify   *notify.Server
 	lanes    []lane.Config
@@ -127,6 +128,7 @@ func New(cfg Config) (*Worker, error) {
 		cfg.DialCallback = storage.PublicDialer(cfg.CallbackAllow)
 	}
 	w := &Worker{cfg: cfg, log: cfg.Logger, accounts: &account.Set{Log: cfg.Logger}, watcher: watch.New(cfg.Redis, cfg.QueueInterval)}
+	w.leases = lease.NewLeases(cfg.Redis, cfg.DataDir.WorkerID)
 	w.stopping, w.stop = context.WithCancelCause(context.Background())
 	store := jobs.NewStore(cfg.Redis)
 	w.recorder = &recorder.Recorder{
@@ -195,11 +197,12 @@ func (w *Worker) Prepare(ctx context.Context) error {
 }
 
 func (w *Worker) prepare(ctx context.Context) error {
-	if err := w.accounts.ProbeAll(ctx); err != nil {
+	found, err := w.probe(ctx)
+	if err != nil {
 		return err
 	}
-	for retry := (&loop.Backoff{First: time.Second, Most: 10 * time.Second}); ; {
-		err := w.claimModes(ctx)
+	for retry := (&loop.Backoff{First: time.Second, Most: 10 * time.Second}); ; found = w.modes(ctx) {
+		err := w.claimModes(ctx, found)
 		if err == nil {
 			_, err = w.dataset.Sync(ctx)
 		}
@@ -215,6 +218,19 @@ func (w *Worker) prepare(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// probe probes the accounts, and reads the modes of the places meanwhile.
+func (w *Worker) probe(ctx context.Context) (placeModes, error) {
+	reading, cancel := context.WithCancel(ctx)
+	defer cancel()
+	found := make(chan placeModes, 1)
+	go func() { found <- w.modes(reading) }()
+	err := w.accounts.ProbeAll(ctx)
+	if err != nil {
+		cancel()
+	}
+	return <-found, err
 }
 
 // Stop begins a graceful shutdown of [Worker.Run]: no further submit, a create in progress
@@ -247,6 +263,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	stopping, release := w.untilStop(ctx)
 	defer release()
 	defer w.watcher.Start(context.WithoutCancel(ctx))() // until the servers have stopped
+	defer w.leases.Start(context.WithoutCancel(ctx))()
 	if err := w.notify.Start(stopping); err != nil {
 		return err
 	}
@@ -262,7 +279,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	}()
 	janitor := &janitor{recorder: w.recorder, accounts: w.accounts, recovery: w.recovery, models: w.models()}
 	defer loop.Every(stopping, janitorInterval, janitor.run)()
-	defer loop.Every(stopping, lease.DatasetInterval, w.watchDataset)()
+	defer loop.Every(stopping, lease.DatasetInterval, w.watchDataset())()
 	defer loop.Every(stopping, deadlineInterval, w.expireOverdue)()
 	defer loop.Every(stopping, announceInterval, w.announce)()
 	if err := w.runLanes(stopping, ctx); err != nil {
@@ -328,11 +345,22 @@ func (w *Worker) announce(ctx context.Context) {
 	}
 }
 
-// watchDataset replays to Redis if it may have lost data.
-func (w *Worker) watchDataset(ctx context.Context) {
+// watchDataset returns what replays to Redis if it may have lost data. The first time it does
+// nothing: Prepare has just done it.
+func (w *Worker) watchDataset() func(context.Context) {
+	prepared := false
+	return func(ctx context.Context) {
+		if prepared {
+			w.syncDataset(ctx)
+		}
+		prepared = true
+	}
+}
+
+func (w *Worker) syncDataset(ctx context.Context) {
 	_, err := w.dataset.Sync(ctx)
 	if err == nil && !w.claimed {
-		err = w.claimModes(ctx)
+		err = w.claimModes(ctx, w.modes(ctx))
 	}
 	if err == nil {
 		err = w.recordKeyIDs(ctx)

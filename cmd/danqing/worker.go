@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 
 	"github.com/spf13/cobra"
 )
@@ -33,10 +34,13 @@ func (p *program) worker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := rt.bucket.Check(ctx); err != nil {
+	var examining sync.WaitGroup
+	examining.Go(func() { logRedisHealth(ctx, rt.redis, log) })
+	err = rt.bucket.Check(ctx)
+	examining.Wait()
+	if err != nil {
 		return errors.Join(err, rt.Close())
 	}
-	logRedisHealth(ctx, rt.redis, log)
 	err = rt.run(ctx, p.signals, func(text string) { log.Info("shutting down", "reply", text) }, rt.worker.Run)
 	if errors.Is(err, errInterrupted) {
 		err = nil // a worker runs until it is stopped

@@ -174,7 +174,7 @@ func Lane(account, model, part string) string {
 // The parts of a [Lane]. The lane's holder writes and reads them; other readers are
 // named.
 const (
-	// LaneLease is the ID of the worker that holds the lane. Lifetime: 15 seconds,
+	// LaneLease is the ID of the worker that holds the lane. Lifetime: 9 seconds,
 	// renewed by the holder. Readers: standby workers, jobs.Inspector.Lanes.
 	LaneLease = "lease"
 	// LaneTerm is the term of the lane's last holder. Lifetime: none.

@@ -16,7 +16,7 @@ import (
 const (
 	// pointTimeout is how long a point is waited for; some routes are rarely used.
 	pointTimeout, shortPointTimeout = 6 * time.Second, 3 * time.Second
-	// pastLease is longer than a lane's lease of 15 s.
+	// pastLease is longer than a lane's lease of 9 s.
 	pastLease = 17 * time.Second
 	// successorTimeout is how long the next fault waits until another worker has taken
 	// over from the killed one: a lease, and a start on a busy machine.

@@ -60,6 +60,7 @@ type Config struct {
 	// Exclusive is set when no other worker uses this Redis. It may start empty.
 	Exclusive bool
 	Watcher   *watch.Watcher
+	Leases    *lease.Leases
 	// StoreBacklogLimit is the number of jobs that may wait for their images. Above it
 	// nothing is submitted, since the download or the upload is failing.
 	StoreBacklogLimit int
@@ -132,7 +133,7 @@ func newLane(hard context.Context, cfg Config) *lane {
 	r := cfg.Recorder
 	l := &lane{
 		cfg: cfg, recorder: r, hard: hard, log: cfg.Account.Log.With("model", cfg.Model.Name),
-		lease:       lease.New(r.Redis, rediskey.Lane(cfg.Account.Name, cfg.Model.Name, rediskey.LaneLease), r.Data.WorkerID),
+		lease:       cfg.Leases.New(rediskey.Lane(cfg.Account.Name, cfg.Model.Name, rediskey.LaneLease)),
 		intentIndex: reconcile.IntentsOf(r.Redis, cfg.Account.Name, cfg.Model.Name),
 		slots:       make(chan struct{}, cfg.Concurrency),
 		pauses:      make(chan *pauseError, 1),

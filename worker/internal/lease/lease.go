@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,25 +19,37 @@ import (
 )
 
 const (
-	// TTL is the lease's lifetime in Redis, and how long a lane is idle after its
-	// holder crashed.
-	TTL = 15 * time.Second
-	// leaseRenew is how often the holder renews the lease. It is lost if Redis takes longer
-	// than 6 s for an answer.
-	leaseRenew = 5 * time.Second
+	// TTL is the lease's lifetime in Redis. A standby takes the lane over in at most TTL and
+	// Poll after its holder crashed.
+	TTL = 9 * time.Second
+	// leaseRenew is how often the holder renews its leases. They are lost if Redis takes longer
+	// than 5 s for an answer.
+	leaseRenew = 2 * time.Second
 	// Poll is how often a standby tries to acquire the lease.
 	Poll = 500 * time.Millisecond
-	// leaseMargin is subtracted from the lease's lifetime at the holder. It covers the
-	// round trip to Redis and clock drift.
-	leaseMargin = 3 * time.Second
+	// leaseMargin is subtracted from the lease's lifetime at the holder, which counts from the
+	// moment at which it sent the command, on its monotonic clock. Redis counts from a later
+	// moment, so that the holder stops this long before another worker can have the lease, less
+	// what the two clocks differ in TTL. A create that has passed the check by then is on record:
+	// the next holder resumes its job, and does not buy it again.
+	leaseMargin = 2 * time.Second
+	// standbyRetryMax is the longest wait of a standby after an error.
+	standbyRetryMax = 5 * time.Second
 )
 
-// acquireScript acquires a free lease, or renews the holder's own, also after a restart.
+// acquireScript acquires free leases, and renews the holder's own, also after a restart. It
+// returns 1 for each that it holds, else 0.
 var acquireScript = redis.NewScript(`
-local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 1
+local held = redis.call('MGET', unpack(KEYS))
+for i = 1, #KEYS do
+  if held[i] and held[i] ~= ARGV[1] then
+    held[i] = 0
+  else
+    redis.call('SET', KEYS[i], ARGV[1], 'PX', ARGV[2])
+    held[i] = 1
+  end
+end
+return held
 `)
 
 // releaseScript releases the holder's own lease.
@@ -47,39 +61,119 @@ return 0
 // ErrLost is the cause of a context that ends because the lease is lost.
 var ErrLost = errors.New("lease lost")
 
+// Leases are the leases that a worker holds. It renews all of them by one command.
+type Leases struct {
+	redis    redis.UniversalClient
+	workerID string
+
+	mu   sync.Mutex
+	held map[*Lease]bool
+}
+
+// NewLeases returns the leases of a worker, which holds none.
+func NewLeases(rdb redis.UniversalClient, workerID string) *Leases {
+	return &Leases{redis: rdb, workerID: workerID, held: map[*Lease]bool{}}
+}
+
+// Start renews the leases until ctx ends or stop is called, which must be after the last one was
+// released.
+func (s *Leases) Start(ctx context.Context) (stop func()) {
+	var group sync.WaitGroup
+	// A slow answer must not delay the next command.
+	stopTicking := loop.Every(ctx, leaseRenew, func(ctx context.Context) {
+		if leases := s.renewing(); len(leases) > 0 {
+			group.Go(func() { s.renew(ctx, leases) })
+		}
+	})
+	return func() { stopTicking(); group.Wait() }
+}
+
+// renewing returns the held leases, which are not released before renew is over.
+func (s *Leases) renewing() []*Lease {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	leases := slices.Collect(maps.Keys(s.held))
+	for _, l := range leases {
+		l.renewals.Add(1)
+	}
+	return leases
+}
+
+// renew renews leases, and invalidates those that are lost.
+func (s *Leases) renew(ctx context.Context, leases []*Lease) {
+	sent := time.Now()
+	asking, cancel := context.WithDeadline(ctx, sent.Add(TTL-leaseMargin)) // a later answer is worthless
+	defer cancel()
+	held, err := s.acquire(asking, leases...)
+	for i, l := range leases {
+		if err == nil && !held[i] || !l.Valid() {
+			l.Invalidate()
+		}
+		l.renewals.Done()
+	}
+}
+
+// acquire acquires or renews leases and reports which are held.
+func (s *Leases) acquire(ctx context.Context, leases ...*Lease) ([]bool, error) {
+	keys := make([]string, len(leases))
+	for i, l := range leases {
+		keys[i] = l.key
+	}
+	sent := time.Now()
+	held, err := acquireScript.Run(ctx, s.redis, keys, s.workerID, TTL.Milliseconds()).BoolSlice()
+	if err != nil {
+		return nil, fmt.Errorf("acquire lease %s: %w", keys[0], err)
+	}
+	for i, l := range leases {
+		if held[i] {
+			l.extend(sent.Add(TTL - leaseMargin))
+		}
+	}
+	return held, nil
+}
+
 // Lease gives one worker exclusive use of a lane. Only its holder submits. A Lease is held
 // once.
 type Lease struct {
-	redis    redis.UniversalClient
-	key      string
-	workerID string
+	leases *Leases
+	key    string
 	// until is when, by the local monotonic clock, the lease counts as lost, whatever Redis
 	// says.
 	until atomic.Pointer[time.Time]
 	end   context.CancelCauseFunc // nil before Hold
+	// renewals are the commands on their way that renew it.
+	renewals sync.WaitGroup
 }
 
 // New returns a lease under a Redis key that is not held yet.
-func New(rdb redis.UniversalClient, key, workerID string) *Lease {
-	return &Lease{redis: rdb, key: key, workerID: workerID}
-}
+func (s *Leases) New(key string) *Lease { return &Lease{leases: s, key: key} }
 
-// Hold waits for the lease and renews it until release is called. The returned context ends
+// Hold waits for the lease, which is renewed until release is called. The returned context ends
 // with ctx, or with [ErrLost] when the lease is lost. Hold fails with the cause of ctx.
 func (l *Lease) Hold(ctx context.Context, log *slog.Logger) (held context.Context, release func(), err error) {
 	if err := l.await(ctx, log); err != nil {
 		return nil, nil, err
 	}
 	held, l.end = context.WithCancelCause(ctx)
-	renewing, stop := context.WithCancel(context.WithoutCancel(ctx))
-	var group sync.WaitGroup
-	group.Go(func() { l.renew(renewing) })
+	s := l.leases
+	s.mu.Lock()
+	s.held[l] = true
+	late := time.Until(*l.until.Load()) < TTL-leaseMargin-leaseRenew
+	if late {
+		l.renewals.Add(1)
+	}
+	s.mu.Unlock()
+	if late { // the answer was slow, and so may be the next one
+		go s.renew(context.WithoutCancel(ctx), []*Lease{l})
+	}
 	return held, func() {
-		stop()
-		group.Wait()
+		s.mu.Lock()
+		delete(s.held, l)
+		s.mu.Unlock()
+		l.renewals.Wait() // none may follow the release
 		l.end(nil)
 		// A standby need not wait until it expires.
-		if err := releaseScript.Run(context.WithoutCancel(ctx), l.redis, []string{l.key}, l.workerID).Err(); err != nil {
+		if err := releaseScript.Run(context.WithoutCancel(ctx), s.redis, []string{l.key}, s.workerID).Err(); err != nil {
 			log.Warn("lease not released", "err", err)
 		}
 	}, nil
@@ -87,10 +181,10 @@ func (l *Lease) Hold(ctx context.Context, log *slog.Logger) (held context.Contex
 
 // await waits for the lease.
 func (l *Lease) await(ctx context.Context, log *slog.Logger) error {
-	retry := loop.Backoff{First: Poll, Most: leaseRenew}
+	retry := loop.Backoff{First: Poll, Most: standbyRetryMax}
 	for waiting := false; ; waiting = true {
-		held, err := l.acquire(ctx)
-		if held {
+		held, err := l.leases.acquire(ctx, l)
+		if err == nil && held[0] {
 			return nil
 		}
 		wait := Poll
@@ -110,33 +204,14 @@ func (l *Lease) await(ctx context.Context, log *slog.Logger) error {
 // Invalidate stops the holder: the lease is lost or no longer trusted.
 func (l *Lease) Invalidate() { l.end(ErrLost) }
 
-// acquire acquires or renews the lease and reports whether it is held.
-func (l *Lease) acquire(ctx context.Context) (bool, error) {
-	sent := time.Now()
-	held, err := acquireScript.Run(ctx, l.redis, []string{l.key}, l.workerID, TTL.Milliseconds()).Bool()
-	if err != nil && !errors.Is(err, redis.Nil) {
-		return false, fmt.Errorf("acquire lease %s: %w", l.key, err)
-	}
-	if held {
-		until := sent.Add(TTL - leaseMargin)
-		l.until.Store(&until)
-	}
-	return held, nil
-}
-
 // Valid reports whether the lease is certainly still held.
 func (l *Lease) Valid() bool { return time.Now().Before(*l.until.Load()) }
 
-// renew renews the lease until ctx ends, or the lease is lost. The interval is from request to
-// request: a slow answer must not delay the next one.
-func (l *Lease) renew(ctx context.Context) {
-	for sent := l.until.Load().Add(leaseMargin - TTL); loop.Sleep(ctx, leaseRenew-time.Since(sent)) == nil; {
-		sent = time.Now()
-		asking, cancel := context.WithDeadline(ctx, *l.until.Load())
-		held, err := l.acquire(asking)
-		cancel()
-		if err == nil && !held || !l.Valid() {
-			l.Invalidate()
+// extend extends the lease, unless the answer to a later command already has.
+func (l *Lease) extend(until time.Time) {
+	for {
+		before := l.until.Load()
+		if before != nil && before.After(until) || l.until.CompareAndSwap(before, &until) {
 			return
 		}
 	}

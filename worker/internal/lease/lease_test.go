@@ -2,6 +2,7 @@ package lease_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"testing"
 	"testing/synctest"
@@ -32,26 +33,78 @@ func (slow) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPip
 	return next
 }
 
-// A lease is renewed at an interval from request to request: a Redis that takes five
+// A lease is renewed at an interval from request to request: a Redis that takes almost five
 // seconds for each answer does not lose it.
 func TestLeaseWithASlowRedis(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := queue.Open()
-		log := slog.New(slog.DiscardHandler)
-		_, release, err := lease.New(server.Client(), "another", "worker-1").Hold(t.Context(), log)
+		leases := lease.NewLeases(server.Client(), "worker-1")
+		stop := leases.Start(t.Context())
+		l := leases.New("lease")
+		held, release, err := l.Hold(t.Context(), slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
-		release() // Redis has the scripts now
-		server.Client().(*redis.Client).AddHook(slow(5 * time.Second))
-		l := lease.New(server.Client(), "lease", "worker-1")
-		held, release, err := l.Hold(t.Context(), log)
-		require.NoError(t, err)
+		<-time.After(3 * time.Second) // Redis has the scripts
+		server.Client().(*redis.Client).AddHook(slow(5*time.Second - time.Millisecond))
 		for range 60 {
 			<-time.After(time.Second)
 			assert.True(t, l.Valid())
 			assert.NoError(t, context.Cause(held))
 		}
 		release()
+		stop()
+		require.NoError(t, server.Close())
+	})
+}
+
+// All leases of a worker are renewed by one command. When the worker is cut off, they are over by
+// its own clock two seconds before another can have them, which is within 10 s. A released one is
+// free at once, whatever is on its way.
+func TestTakeover(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		server, err := queue.OpenDir(queue.Config{Dir: dir})
+		require.NoError(t, err)
+		log := slog.New(slog.DiscardHandler)
+		holder, standby := lease.NewLeases(server.Client(), "worker-1"), lease.NewLeases(server.Client(), "worker-2")
+		cutOff, stop := context.WithCancel(t.Context())
+		stopHolder, stopStandby := holder.Start(cutOff), standby.Start(t.Context())
+		var held []*lease.Lease
+		var releases []func()
+		for i := range 9 {
+			l := holder.New(fmt.Sprint("lease-", i))
+			_, release, err := l.Hold(t.Context(), log)
+			require.NoError(t, err)
+			held, releases = append(held, l), append(releases, release)
+		}
+		<-time.After(5*time.Minute + time.Second)
+		releases[0]()
+		begun := time.Now()
+		_, release, err := standby.New("lease-0").Hold(t.Context(), log)
+		require.NoError(t, err)
+		assert.Zero(t, time.Since(begun))
+		release()
+
+		stop() // no renewal from here on
+		begun = time.Now()
+		over := time.Time{}
+		go func() {
+			for held[1].Valid() {
+				<-time.After(10 * time.Millisecond)
+			}
+			over = time.Now()
+		}()
+		_, release, err = standby.New("lease-1").Hold(t.Context(), log)
+		require.NoError(t, err)
+		assert.LessOrEqual(t, time.Since(begun), 10*time.Second)
+		assert.GreaterOrEqual(t, time.Since(over), 1900*time.Millisecond)
+		for _, release := range releases[1:] {
+			release()
+		}
+		release()
+		stopHolder()
+		stopStandby()
 		require.NoError(t, server.Close())
 	})
 }

@@ -26,8 +26,8 @@ const (
 	// beatInterval is how often a server without messages writes its state, for the web UI's
 	// list of servers: asynq writes it every 5 s, with 6 commands. beatTTL is how long that
 	// list shows a server that has crashed.
-	beatInterval = 30 * time.Second
-	beatTTL      = 75 * time.Second
+	beatInterval = 45 * time.Second
+	beatTTL      = 100 * time.Second
 )
 
 // errRoundOver makes an asynq server begin another round of its queues at once. After a round

@@ -33,6 +33,14 @@ for i = 1, #KEYS do exist[i] = redis.call('EXISTS', KEYS[i]) end
 return exist
 `)
 
+// Exist returns which keys exist, with one command.
+func Exist(ctx context.Context, rdb redis.UniversalClient, keys []string) ([]bool, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	return existScript.Run(ctx, rdb, keys).BoolSlice()
+}
+
 // Watcher knows which Redis keys of a worker may exist: the queues of its asynq servers, and
 // others that mostly do not exist.
 type Watcher struct {
@@ -62,21 +70,21 @@ func New(rdb redis.UniversalClient, interval time.Duration) *Watcher {
 // shut down.
 func (w *Watcher) Start(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	sub := w.redis.Subscribe(ctx, rediskey.Events)
 	var group sync.WaitGroup
-	group.Go(func() { w.listen(sub.ChannelWithSubscriptions(redis.WithChannelHealthCheckInterval(pingInterval))) })
+	group.Go(func() { w.listen(ctx) })
 	stopSweeping := loop.Every(ctx, max(w.interval, sweepShortest), w.sweep)
 	return func() {
 		cancel()
 		stopSweeping()
-		_ = sub.Close() // it only reads
 		group.Wait()
 	}
 }
 
 // listen wakes the servers whose queues got a message.
-func (w *Watcher) listen(received <-chan any) {
-	for r := range received {
+func (w *Watcher) listen(ctx context.Context) {
+	sub := w.redis.Subscribe(ctx, rediskey.Events)
+	defer context.AfterFunc(ctx, func() { _ = sub.Close() })() // it only reads
+	for r := range sub.ChannelWithSubscriptions(redis.WithChannelHealthCheckInterval(pingInterval)) {
 		message, ok := r.(*redis.Message)
 		if !ok { // subscribed, perhaps again: some may have been missed
 			w.wakeAll()
@@ -162,10 +170,7 @@ func (w *Watcher) sweep(ctx context.Context) {
 			ask = append(ask, absent...)
 		}
 	}
-	if len(ask) == 0 {
-		return
-	}
-	exist, err := existScript.Run(ctx, w.redis, ask).BoolSlice()
+	exist, err := Exist(ctx, w.redis, ask)
 	if err != nil {
 		w.wakeAll()
 		return

@@ -202,12 +202,12 @@ func TestOtherMessages(t *testing.T) {
 }
 
 // asynq's scripts are recognized: idle servers cost Redis one command a second for all of them,
-// and three every half minute for each.
+// and three every 45 s for each.
 func TestIdleServers(t *testing.T) {
 	bubble(t, lanes(), func(f *fixture) {
 		f.sent.reset()
 		<-time.After(9 * time.Minute)
-		assert.Equal(f.t, map[string]int{"exists": 540, "zadd": 2 * 18 * 3, "evalsha": 18 * 3}, f.sent.n)
+		assert.Equal(f.t, map[string]int{"exists": 540, "zadd": 2 * 12 * 3, "evalsha": 12 * 3}, f.sent.n)
 
 		servers, err := asynq.NewInspectorFromRedisClient(f.redis).Servers()
 		require.NoError(f.t, err)
