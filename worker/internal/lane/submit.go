@@ -137,6 +137,7 @@ func (l *lane) send(ctx context.Context, e *execution, p *prepared) error {
 		return l.rollbackIntent(ctx, intent, p.rec, err)
 	}
 	l.creates++
+	l.limiter.sent()
 	created, err := l.create(ctx, *p.body)
 	l.limiter.done()
 	releaseTurn()
