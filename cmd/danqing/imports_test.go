@@ -27,7 +27,8 @@ const (
 // testOnlyPackages.
 func importMap() map[string][]string {
 	return map[string][]string{
-		"cmd/danqing":                        {"cmd/danqing/drill", "config", "jobs", "jobs/compactjson", "jobs/embedded", "jobs/gateway", "jobs/ledger", "jobs/redishealth", "jobs/rediskey", "storage", "storage/atomicfile", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
+		"cmd/danqing":                        {"cmd/danqing/bench", "cmd/danqing/drill", "config", "jobs", "jobs/compactjson", "jobs/embedded", "jobs/gateway", "jobs/ledger", "jobs/redishealth", "jobs/rediskey", "storage", "storage/atomicfile", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
+		"cmd/danqing/bench":                  {"jobs", "jobs/embedded", "storage", "storage/embedded", "storage/embedded/inprocess", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter", "worker/journal"},
 		"cmd/danqing/drill":                  {"jobs", "jobs/ledger", "storage", "storage/atomicfile", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
 		"config":                             {"jobs", "jobs/editdistance", "jobs/ledger", "jobs/webhook", "storage", "worker", "worker/dashscope"},
 		"worker":                             {"jobs", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope", "worker/internal/account", "worker/internal/delivery", "worker/internal/lane", "worker/internal/lease", "worker/internal/loop", "worker/internal/notify", "worker/internal/quarantine", "worker/internal/reconcile", "worker/internal/recorder", "worker/internal/watch", "worker/journal"},
@@ -78,7 +79,7 @@ func extraTestImports() map[string][]string {
 // is a folder with everything below it.
 func allowedImporters() map[string][]string {
 	return map[string][]string{
-		"github.com/hibiken/asynq":        {"jobs", "jobs/gateway", "worker", "worker/internal/"},
+		"github.com/hibiken/asynq":        {"cmd/danqing/bench", "jobs", "jobs/gateway", "worker", "worker/internal/"},
 		"github.com/hibiken/asynqmon":     {"jobs/gateway"},
 		"github.com/aws":                  {"storage/", "storage"},
 		"github.com/rclone/gofakes3":      {"storage/embedded"},
@@ -209,7 +210,7 @@ func TestImportMapViolations(t *testing.T) {
 		{"worker/internal/notify", false, module + "/worker/internal/lane", "of ours worker/internal/notify may import only jobs, jobs/compactjson, jobs/webhook, storage, worker/internal/loop, worker/internal/watch"},
 		{"worker/internal/account", false, module + "/worker/dashscope/simulator", "of ours worker/internal/account may import only jobs, worker/dashscope, worker/internal/loop"},
 		{"worker", true, module + "/worker/dashscope/simulator", ""},
-		{"cmd/danqing", true, "github.com/hibiken/asynq", "github.com/hibiken/asynq is for jobs, jobs/gateway, worker, worker/internal/ only"},
+		{"cmd/danqing", true, "github.com/hibiken/asynq", "github.com/hibiken/asynq is for cmd/danqing/bench, jobs, jobs/gateway, worker, worker/internal/ only"},
 		{"worker", true, "github.com/aws/smithy-go", "github.com/aws is for storage/, storage only"},
 		{"storage/embedded", true, "github.com/aws/smithy-go", ""},
 		{"storage", true, "github.com/rclone/gofakes3", "github.com/rclone/gofakes3 is for storage/embedded only"},
