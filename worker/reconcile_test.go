@@ -12,11 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/ledger"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
@@ -176,6 +178,44 @@ func TestRule6WaitsForTheLimit(t *testing.T) {
 		assert.GreaterOrEqual(t, tasks[1].CreatedAt.Sub(begin), 300*time.Second)
 		assert.Less(t, tasks[1].CreatedAt.Sub(begin), 360*time.Second)
 	})
+}
+
+// The list was read before the limit, and Redis answers after it: what the list did not show may
+// have come meanwhile.
+func TestRule6ListReadBeforeTheLimit(t *testing.T) {
+	sim := &simulator.Simulator{}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		late := s.holdBack("prompt of job-1", 300*time.Second)
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Match: late.match, Reset: simulator.ResetBefore})
+		begin := time.Now()
+		s.queue.Client().AddHook(&slowIndex{from: begin.Add(200 * time.Second), until: begin.Add(360 * time.Second)})
+		s.enqueueMany(1)
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		<-late.done
+		<-time.After(5 * time.Minute)
+		assert.Equal(t, 1, s.tasksOf("prompt of job-1"))
+		s.requireChargedOnce()
+	})
+}
+
+// slowIndex delays the read of the index of jobs for two minutes.
+type slowIndex struct{ from, until time.Time }
+
+func (d *slowIndex) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (d *slowIndex) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if now := time.Now(); now.After(d.from) && now.Before(d.until) && strings.Contains(cmd.String(), rediskey.Index("submitting")) {
+			<-time.After(2 * time.Minute)
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (d *slowIndex) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
 }
 
 // lateCreates delays the creates of a prompt: the client's connection ends, and the

@@ -159,6 +159,7 @@ func (l *lane) applyDecision(ctx context.Context, rec *jobs.Record, snapshot *re
 		return false, true, nil
 	}
 	now, _ := l.cfg.Account.ServiceNow()
+	now = now.Add(-time.Since(snapshot.TakenAt)) // the list does not show what came later
 	intent := l.intentOf(rec)
 	if !slices.ContainsFunc(snapshot.Intents, func(i reconcile.Intent) bool { return i.JobID == intent.JobID && i.Attempt == intent.Attempt }) {
 		snapshot.Intents = append(snapshot.Intents, intent)
