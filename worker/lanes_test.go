@@ -263,3 +263,40 @@ func TestCancelButtonDuringATask(t *testing.T) {
 		assert.Equal(t, 1, sim.Stats().Lanes[0].MaxOpen)
 	})
 }
+
+// Twenty slots of an account are busy within its limit of queries: one page of the task list shows
+// all running tasks. With a query for each, they are busy 89 % of the time.
+func TestAllSlotsOfAnAccount(t *testing.T) {
+	var lanes []worker.Lane
+	slots := 0
+	for _, m := range jobs.Models() {
+		lanes = append(lanes, worker.Lane{Model: m.Name, Concurrency: m.Concurrency})
+		slots += m.Concurrency
+	}
+	sim := &simulator.Simulator{TaskTime: simulator.Between(4*time.Second, 12*time.Second)}
+	bubbleWith(t, sim, map[string][]worker.Lane{"": lanes}, func(t *testing.T, s *stack) {
+		var ids []string
+		for i := range unlessRaced(20, 5) {
+			for _, lane := range lanes {
+				for k := range lane.Concurrency {
+					id := fmt.Sprintf("%s-%d-%d", lane.Model, i, k)
+					s.enqueue(jobs.Request{ID: id, Model: lane.Model, Prompt: "prompt of " + id})
+					ids = append(ids, id)
+				}
+			}
+		}
+		for _, id := range ids {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+		}
+		stats := sim.Stats()
+		busy := 0.0
+		for _, lane := range stats.Lanes {
+			busy += lane.Utilization * float64(lane.MaxOpen) / float64(slots)
+		}
+		t.Logf("%d slots %.1f %% busy, %v requests", slots, 100*busy, stats.Requests)
+		assert.Greater(t, busy, unlessRaced(0.93, 0.8))
+		assert.Less(t, stats.Requests[simulator.RouteQuery], 2*len(ids))
+		assert.Zero(t, stats.Throttled)
+		s.requireChargedOnce()
+	})
+}

@@ -21,6 +21,9 @@ type Account struct {
 	// PricesMicroYuan are contract prices per image in micro-yuan, by model.
 	PricesMicroYuan map[string]int64
 
+	// Looks are shared by the account's lanes.
+	Looks Looks
+
 	mu sync.Mutex
 	// date was the service's clock at the local time dated.
 	date, dated time.Time

@@ -12,6 +12,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/account"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 	"github.com/danqing-queue/danqing/worker/internal/recorder"
@@ -47,8 +48,20 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 	var unknownSince time.Time
 	var first runningWrite
 	empty, failing := 0, false
+	looks := l.cfg.Account.Looks.Poll(rec.TaskID)
+	defer looks.Done()
 	for interval := schedule.First() - stopwatch.age(); ; {
-		if err := loop.Sleep(ctx, interval); err != nil {
+		wait := func() error { return loop.Sleep(ctx, interval) }
+		if !failing {
+			wait = func() error {
+				return l.awaitQuery(ctx, looks, interval, func() time.Duration {
+					l.markRunning(ctx, rec, &first)
+					stopwatch.querying()
+					return schedule.Next(stopwatch.age())
+				})
+			}
+		}
+		if err := wait(); err != nil {
 			return err
 		}
 		stopwatch.querying()
@@ -81,6 +94,9 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 				defer l.settling.Add(-1)
 				l.releaseSlot(e)
 			}
+			if at, err := dashscope.ParseTime(task.Output.EndTime); err == nil {
+				looks.Ended(at)
+			}
 			return l.taskSucceeded(ctx, rec, task, stopwatch.duration(task))
 		case dashscope.StatusFailed:
 			return l.taskFailed(ctx, rec, task.Output.Code, task.Output.Message)
@@ -101,6 +117,40 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 		default:
 			unknownSince = time.Time{}
 			l.markRunning(ctx, rec, &first)
+		}
+	}
+}
+
+// unqueriedLongest is how long the task list stands for queries of a running task at most.
+const unqueriedLongest = 10 * time.Second
+
+// awaitQuery waits until the task should be queried: after the interval, or, if many tasks of
+// the account are polled, when its task list does not show the task running any more.
+func (l *lane) awaitQuery(ctx context.Context, looks *account.Poller, interval time.Duration, running func() (next time.Duration)) error {
+	select {
+	case <-looks.Seen: // before the last query
+	default:
+	}
+	begun, asked := time.Now(), false
+	for due := begun.Add(interval); ; {
+		timer := time.NewTimer(time.Until(due))
+		select {
+		case status := <-looks.Seen:
+			timer.Stop()
+			switch {
+			case status == dashscope.StatusRunning:
+				due, asked = time.Now().Add(running()), false
+			case status != "" || asked:
+				return nil
+			}
+		case <-timer.C:
+			if asked || time.Since(begun) > unqueriedLongest || !looks.Share(ctx, l.cfg.Account.Client) {
+				return nil
+			}
+			due, asked = time.Now().Add(unqueriedLongest), true // Seen comes first
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
 		}
 	}
 }
