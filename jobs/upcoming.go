@@ -34,10 +34,10 @@ func (s *Store) Upcoming(ctx context.Context, model string, n int) (map[string][
 	return upcoming, nil
 }
 
-// MayStart reports whether a lane that has prepared a job may start it now: its message still
-// waits in the queue, or drawn says that the lane has it; its queue is not paused; and no
-// critical job waits that is more urgent. It fails with Redis's own error.
-func (s *Store) MayStart(ctx context.Context, job *Job, drawn bool) (bool, error) {
+// MayStart reports whether a lane that has prepared a job may start it now: its message waits in
+// the queue, which is not paused, or was drawn; and no critical job waits that is more urgent.
+// It fails with Redis's own error.
+func (s *Store) MayStart(ctx context.Context, job *Job) (bool, error) {
 	queue, critical := Queue(job.Model, job.Priority), Queue(job.Model, PriorityCritical)
 	var state *redis.StringCmd
 	var urgent, paused, urgentPaused *redis.IntCmd
@@ -49,6 +49,6 @@ func (s *Store) MayStart(ctx context.Context, job *Job, drawn bool) (bool, error
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return false, fmt.Errorf("read message of %s: %w", job.ID, err)
 	}
-	waits := drawn || state.Val() == "pending" && paused.Val() == 0
+	waits := state.Val() == "active" || state.Val() == "pending" && paused.Val() == 0
 	return waits && (job.Priority == PriorityCritical || urgent.Val() == 0 || urgentPaused.Val() > 0), nil
 }

@@ -281,7 +281,7 @@ func (l *lane) submitAhead(ctx context.Context, e *execution, rec *jobs.Record, 
 		return l.rollbackIntent(ctx, p.intent, p.rec, err)
 	}
 	close(a.begun)
-	return l.send(ctx, e, p)
+	return l.send(ctx, p)
 }
 
 // awaitSlot waits for a slot for a prepared job. It fails with [errNotNext] as soon as another
@@ -290,7 +290,7 @@ func (l *lane) awaitSlot(ctx context.Context, e *execution, p *prepared, a *ahea
 	watching, stop := context.WithCancel(a.session)
 	defer stop()
 	failed := make(chan error, 1)
-	l.group.Go(func() { failed <- l.watchNext(watching, e, p) })
+	l.group.Go(func() { failed <- l.watchNext(watching, p) })
 	select {
 	case l.slots <- struct{}{}:
 		l.slotTaken(e)
@@ -302,20 +302,20 @@ func (l *lane) awaitSlot(ctx context.Context, e *execution, p *prepared, a *ahea
 
 // watchNext keeps a connection open for a prepared job's create, until ctx ends or another job
 // goes first, and returns why.
-func (l *lane) watchNext(ctx context.Context, e *execution, p *prepared) error {
+func (l *lane) watchNext(ctx context.Context, p *prepared) error {
 	for {
 		l.cfg.Account.Client.Warm(ctx)
 		if err := loop.Sleep(ctx, aheadInterval); err != nil {
 			return err
 		}
-		if err := l.checkNext(ctx, e, p); err != nil {
+		if err := l.checkNext(ctx, p); err != nil {
 			return cmp.Or(context.Cause(ctx), err)
 		}
 	}
 }
 
 // checkNext fails unless the job is still prepared and the next.
-func (l *lane) checkNext(ctx context.Context, e *execution, p *prepared) error {
+func (l *lane) checkNext(ctx context.Context, p *prepared) error {
 	current, err := l.recorder.Store.Get(ctx, p.rec.ID)
 	if err != nil {
 		return l.redisPause(err)
@@ -323,22 +323,19 @@ func (l *lane) checkNext(ctx context.Context, e *execution, p *prepared) error {
 	if current.State != jobs.StatePrepared || current.Attempt != p.intent.Attempt || current.Term != l.term {
 		return errNotNext
 	}
-	return l.checkTurn(ctx, e, p)
+	return l.checkTurn(ctx, p)
 }
 
 // checkTurn fails unless a job that was prepared ahead may be sent as the next one.
-func (l *lane) checkTurn(ctx context.Context, e *execution, p *prepared) error {
+func (l *lane) checkTurn(ctx context.Context, p *prepared) error {
 	if now := time.Now(); now.Sub(p.at) > aheadLifetime || p.rec.Overdue(now) || ledger.Day(now) != ledger.Day(p.intent.SubmittedAt) {
 		return errNotNext
 	}
-	l.mu.Lock()
-	drawn := e.handlers > 0
-	l.mu.Unlock()
 	var checks errgroup.Group
 	checks.Go(func() error { return l.checkLane(ctx) })
 	checks.Go(func() error { return l.checkRoom(ctx) })
 	checks.Go(func() error {
-		may, err := l.recorder.Store.MayStart(ctx, &p.rec.Job, drawn)
+		may, err := l.recorder.Store.MayStart(ctx, &p.rec.Job)
 		if err != nil {
 			return l.redisPause(err)
 		}

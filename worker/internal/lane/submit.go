@@ -66,7 +66,7 @@ func (l *lane) submitInSlot(ctx context.Context, e *execution, rec *jobs.Record,
 	if err != nil {
 		return err
 	}
-	return l.send(ctx, e, p)
+	return l.send(ctx, p)
 }
 
 // prepare does everything for a create that can be done before a slot is free. The order of
@@ -112,7 +112,7 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request, 
 
 // send sends a prepared job's create once. The record and the journal have that it may be on
 // its way before it is.
-func (l *lane) send(ctx context.Context, e *execution, p *prepared) error {
+func (l *lane) send(ctx context.Context, p *prepared) error {
 	if err := l.take(ctx, l.submitSem); err != nil {
 		return l.rollbackIntent(ctx, p.intent, p.rec, err)
 	}
@@ -127,7 +127,7 @@ func (l *lane) send(ctx context.Context, e *execution, p *prepared) error {
 	}
 	var checks errgroup.Group
 	if p.ahead {
-		checks.Go(func() error { return l.checkTurn(ctx, e, p) })
+		checks.Go(func() error { return l.checkTurn(ctx, p) })
 	}
 	intent, err := l.startSending(ctx, p)
 	if isRefused(err) {
