@@ -99,17 +99,28 @@ func (s *Leases) renewing() []*Lease {
 	return leases
 }
 
-// renew renews leases, and invalidates those that are lost.
+// renew renews leases, and invalidates those that are lost. One that is over is not renewed, even
+// if it is free: another worker may have had it while this one was suspended.
 func (s *Leases) renew(ctx context.Context, leases []*Lease) {
-	sent := time.Now()
-	asking, cancel := context.WithDeadline(ctx, sent.Add(TTL-leaseMargin)) // a later answer is worthless
+	asking, cancel := context.WithTimeout(ctx, TTL-leaseMargin) // a later answer is worthless
 	defer cancel()
-	held, err := s.acquire(asking, leases...)
-	for i, l := range leases {
+	var valid []*Lease
+	for _, l := range leases {
+		defer l.renewals.Done()
+		if l.Valid() {
+			valid = append(valid, l)
+		} else {
+			l.Invalidate()
+		}
+	}
+	if len(valid) == 0 {
+		return
+	}
+	held, err := s.acquire(asking, valid...)
+	for i, l := range valid {
 		if err == nil && !held[i] || !l.Valid() {
 			l.Invalidate()
 		}
-		l.renewals.Done()
 	}
 }
 

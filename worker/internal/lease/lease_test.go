@@ -108,3 +108,29 @@ func TestTakeover(t *testing.T) {
 		require.NoError(t, server.Close())
 	})
 }
+
+// A worker was suspended for longer than its lease lives, and another one had the lane meanwhile:
+// the lease is over, although it is free again.
+func TestLeaseIsOverAfterASuspension(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server, err := queue.OpenDir(queue.Config{Dir: t.TempDir()})
+		require.NoError(t, err)
+		log := slog.New(slog.DiscardHandler)
+		suspended := lease.NewLeases(server.Client(), "worker-1")
+		l := suspended.New("lease")
+		held, release, err := l.Hold(t.Context(), log)
+		require.NoError(t, err)
+		<-time.After(lease.TTL) // it renews nothing
+		_, releaseOther, err := lease.NewLeases(server.Client(), "worker-2").New("lease").Hold(t.Context(), log)
+		require.NoError(t, err)
+		releaseOther()
+		stop := suspended.Start(t.Context())
+		<-time.After(3 * time.Second)
+		assert.False(t, l.Valid())
+		require.ErrorIs(t, context.Cause(held), lease.ErrLost)
+		release()
+		stop()
+		require.NoError(t, server.Close())
+	})
+}
