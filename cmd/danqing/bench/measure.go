@@ -16,8 +16,9 @@ type Row struct {
 	Client string `json:"client"`
 	// Cycles is the number of tasks that were followed by another one on their slot.
 	Cycles int `json:"cycles"`
-	// Busy is the share of the time that a slot had a task, 0 to 1. IdleMS is the mean time
-	// from the end of a task until the create of the next one arrived.
+	// Busy is the share of the time that a slot has a task, 0 to 1: of the mean duration of
+	// such tasks, which is the same for all clients, and IdleMS, the mean time from the end of
+	// a task until the create of the next one arrived.
 	Busy   float64 `json:"busy"`
 	IdleMS float64 `json:"idle_ms"`
 	// Queries is the number of queries a task, pages of the task list among them.
@@ -34,8 +35,8 @@ type Row struct {
 
 // sums adds up what was measured of the lanes.
 type sums struct {
-	cycles, noticed, gaps, queries  int
-	taken, idle, noticeIn, createIn time.Duration
+	cycles, noticed, gaps, queries int
+	idle, noticeIn, createIn       time.Duration
 }
 
 // measure counts what a service has seen until now.
@@ -104,7 +105,6 @@ func (s *sums) addLane(tasks []simulator.Task, traffic map[string]*traffic, slot
 			break
 		}
 		s.cycles++
-		s.taken += takesOf(task.Request.Input.Prompt)
 		s.idle += max(creates[k+slots].Sub(task.EndedAt), 0)
 		s.queries += traffic[task.ID].queries
 	}
@@ -123,13 +123,14 @@ func (s sums) row(at *stage, client string, givenUp int) Row {
 		return r
 	}
 	cycles := float64(s.cycles)
-	r.Busy = float64(s.taken) / float64(s.taken+s.idle)
+	idle, mean := s.idle/time.Duration(s.cycles), at.workload.mean()
+	r.Busy = float64(mean) / float64(mean+idle)
 	r.IdleMS = milliseconds(s.idle) / cycles
 	r.Queries = float64(s.queries) / cycles
 	r.NoticeMS = milliseconds(s.noticeIn) / float64(max(s.noticed, 1))
 	r.CreateMS = milliseconds(s.createIn) / float64(max(s.gaps, 1))
 	kept := max(1-float64(givenUp)/cycles, 0)
-	r.PicturesPerHour = float64(at.slots) * time.Hour.Seconds() * cycles / (s.taken + s.idle).Seconds() * kept
+	r.PicturesPerHour = float64(at.slots) * time.Hour.Seconds() / (mean + idle).Seconds() * kept
 	return r
 }
 

@@ -72,6 +72,16 @@ func (d *durations) next() time.Duration {
 	return time.Duration(d.takes(d.rng) * float64(time.Second)).Round(time.Millisecond)
 }
 
+// mean returns the mean duration, of enough tasks that it is the same as that of all.
+func (w Workload) mean() time.Duration {
+	const n = 100_000
+	source, sum := newDurations(w, 0), time.Duration(0)
+	for range n {
+		sum += source.next()
+	}
+	return sum / n
+}
+
 // promptOf returns the prompt of a task with a duration: the service reads it there.
 func promptOf(takes time.Duration) string { return takes.String() + " of work" }
 
