@@ -308,3 +308,31 @@ func TestPreparedJobIsTakenOver(t *testing.T) {
 		s.requireLedger()
 	})
 }
+
+// A job whose preparation had to wait for an ambiguous create is left to its message all the same
+// while that is not drawn: it is not bought while its queue is paused.
+func TestPreparedAfterAWaitIsStillInItsQueue(t *testing.T) {
+	const flash = "wan2.2-t2i-flash"
+	sim := &simulator.Simulator{TaskTime: simulator.Between(5*time.Minute, 5*time.Minute)}
+	two := map[string][]worker.Lane{"": {{Model: flash, Concurrency: 2}}}
+	bubbleWith(t, sim, two, func(t *testing.T, s *stack) {
+		s.share()
+		s.enqueue(jobs.Request{ID: "running", Prompt: "prompt of running", Model: flash})
+		s.state("running", jobs.StateGenerating)
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
+		s.enqueue(jobs.Request{ID: "lost", Prompt: "prompt of lost", Model: flash})
+		s.state("lost", jobs.StateSubmitting)
+		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Model: flash})
+		s.state("job-1", jobs.StatePrepared)
+		inspector := asynq.NewInspectorFromRedisClient(s.redis)
+		require.NoError(t, inspector.PauseQueue(jobs.Queue(flash, jobs.PriorityDefault)))
+		s.state("job-1", jobs.StateQueued)
+		for range 15 {
+			<-time.After(time.Minute)
+			require.Equal(t, jobs.StateQueued, s.get("job-1").State)
+		}
+		require.NoError(t, inspector.UnpauseQueue(jobs.Queue(flash, jobs.PriorityDefault)))
+		s.requireMadeOnce("job-1")
+		s.requireLedger()
+	})
+}

@@ -60,6 +60,9 @@ func (a *ahead) waits() bool {
 	}
 }
 
+// isOver reports whether there is a preparation that has ended, with a slot or without.
+func (a *ahead) isOver() bool { return a != nil && !a.waits() }
+
 // startSession starts a session of serve, in which jobs are prepared ahead. end ends it, and
 // waits until what was prepared is taken back.
 func (l *lane) startSession(ctx context.Context) (end func()) {

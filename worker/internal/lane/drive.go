@@ -43,6 +43,8 @@ func (l *lane) drive(ctx context.Context, e *execution, id string, from source) 
 		rec, err := l.load(ctx, id, from.message)
 		switch {
 		case err != nil || rec == nil:
+		case rec.State.Waiting() && from.ahead.isOver() && !reconciled && !l.hasSlot(e):
+			err = errLeft // to its message, which may not be drawn
 		case rec.State == jobs.StatePrepared:
 			err = l.takeBack(ctx, rec)
 		case rec.State.Waiting() && from.ahead.waits():

@@ -53,18 +53,6 @@ func (l *lane) redisPause(err error) *pauseError {
 	return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
 }
 
-// attach returns the execution of a job, or nil if there is none. It counts the caller as a
-// handler that waits for the result and must detach.
-func (l *lane) attach(id string) *execution {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	e := l.executions[id]
-	if e != nil {
-		e.handlers++
-	}
-	return e
-}
-
 // detach ends a handler's wait, before or after the result.
 func (l *lane) detach(ctx context.Context, id string, e *execution) {
 	l.mu.Lock()
@@ -130,12 +118,12 @@ func (l *lane) start(ctx context.Context, id string, inSlot bool, handlers int, 
 
 // requestPause asks serve to pause the lane. Nothing that is prepared is sent before that.
 func (l *lane) requestPause(t *pauseError) {
+	l.mu.Lock()
+	defer l.mu.Unlock() // both for the same session
 	select {
 	case l.pauses <- t:
 	default: // the lane is being paused already
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.endSession != nil {
 		l.endSession(errSessionOver)
 	}

@@ -50,20 +50,16 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 	if err != nil {
 		return fmt.Errorf("%w: enqueue with the jobs package: %w", err, asynq.SkipRetry)
 	}
-	e := l.attach(m.JobID)
-	attached := e != nil
-	if !attached {
-		l.mu.Lock()
-		session := l.session
-		l.mu.Unlock()
-		e, _ = l.start(ctx, m.JobID, false, 1, func(ctx context.Context, e *execution) error {
-			return l.drive(ctx, e, m.JobID, source{message: &m, session: session})
-		})
-	}
+	l.mu.Lock()
+	session := l.session
+	l.mu.Unlock()
+	e, started := l.start(ctx, m.JobID, false, 1, func(ctx context.Context, e *execution) error {
+		return l.drive(ctx, e, m.JobID, source{message: &m, session: session})
+	})
 	select {
 	case <-e.done:
 		// It may have left the job, which waits, to its message, or may be of an earlier session.
-		if attached && (e.err == nil || errors.Is(e.err, errSessionOver)) {
+		if !started && (e.err == nil || errors.Is(e.err, errSessionOver)) {
 			return l.handle(ctx, handling, message)
 		}
 	case <-e.parked:
