@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
@@ -334,5 +335,24 @@ func TestPreparedAfterAWaitIsStillInItsQueue(t *testing.T) {
 		require.NoError(t, inspector.UnpauseQueue(jobs.Queue(flash, jobs.PriorityDefault)))
 		s.requireMadeOnce("job-1")
 		s.requireLedger()
+	})
+}
+
+// Redis has just lost data, and a lane that does not know yet finds a job prepared: it must not
+// take the job back as if nothing had been sent.
+func TestPreparedFoundRightAfterRedisLostData(t *testing.T) {
+	bubble(t, aheadTasks(), func(t *testing.T, s *stack) {
+		s.share()
+		rec := s.prepareOne()
+		inspector := asynq.NewInspectorFromRedisClient(s.redis)
+		require.NoError(t, inspector.PauseQueue(laneQueue))
+		current := s.state("job-1", jobs.StateQueued)
+		s.requireMadeOnce("running")
+		require.NoError(t, jobs.NewStore(s.redis).Update(t.Context(), current, rec))
+		require.NoError(t, s.redis.Set(t.Context(), rediskey.Dataset, "another", 0).Err())
+		require.NoError(t, inspector.UnpauseQueue(laneQueue))
+		s.state("job-1", jobs.StateSubmitting)
+		s.requireMadeOnce("job-1")
+		assert.NotEmpty(t, s.get("job-1").PastAttempts)
 	})
 }

@@ -324,6 +324,9 @@ func (l *lane) rollbackIntent(ctx context.Context, intent, rec *jobs.Record, why
 // takeBack rolls back what another lane, or an earlier holder of this one, has prepared: it
 // cannot be sent any more. If Redis may have lost data since then, it may have been sent.
 func (l *lane) takeBack(ctx context.Context, rec *jobs.Record) error {
+	if err := l.assertSameDataset(ctx); err != nil {
+		return err
+	}
 	next := *rec
 	if rec.Dataset != l.dataset {
 		l.log.Warn("job was prepared before redis may have lost data: reconciling", "job_id", rec.ID, "attempt", rec.Attempt)
