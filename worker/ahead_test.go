@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
@@ -354,5 +355,29 @@ func TestPreparedFoundRightAfterRedisLostData(t *testing.T) {
 		s.state("job-1", jobs.StateSubmitting)
 		s.requireMadeOnce("job-1")
 		assert.NotEmpty(t, s.get("job-1").PastAttempts)
+	})
+}
+
+// The lane's new holder has prepared the job anew, with the same reservation: the earlier one,
+// which was suspended meanwhile, does not release it.
+func TestReservationOfTheNewHolderIsKept(t *testing.T) {
+	bubble(t, aheadTasks(), func(t *testing.T, s *stack) {
+		rec := s.prepareOne()
+		reserved := func() (sum int64) {
+			all, err := ledger.New(s.redis).Spending(t.Context(), time.Now(), time.Now())
+			require.NoError(t, err)
+			for _, one := range all {
+				sum += one.ReservedMicroYuan
+			}
+			return sum
+		}
+		before := reserved()
+		anew := *rec
+		anew.Term += 1000
+		require.NoError(t, jobs.NewStore(s.redis).Update(t.Context(), rec, &anew))
+		<-time.After(5 * time.Second)
+		assert.Equal(t, before, reserved())
+		assert.Equal(t, jobs.StatePrepared, s.get("job-1").State)
+		s.requireNextAtOnce()
 	})
 }

@@ -305,10 +305,14 @@ func (l *lane) rollbackIntent(ctx context.Context, intent, rec *jobs.Record, why
 	if intent.State == jobs.StateSubmitting { // the journal has it
 		l.recorder.Journal(journal.KindRefused, intent)
 	}
+	current, err := l.recorder.Store.Get(context.WithoutCancel(ctx), intent.ID)
+	if err == nil && current.Term != intent.Term && current.Account == intent.Account && current.Attempt == intent.Attempt {
+		return jobs.ErrConflict // the lane's new holder has the same reservation
+	}
 	if err := l.recorder.Release(ctx, intent); err != nil {
 		l.log.Warn("reservation not released", "job_id", intent.ID, "err", err)
 	}
-	if l.cancelRequested(ctx, intent) {
+	if err == nil && !current.CancelRequestedAt.IsZero() {
 		if err := l.finishJob(ctx, intent, recorder.Ended(intent, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate)); err != nil {
 			return err
 		}
