@@ -2,7 +2,9 @@ package worker_test
 
 import (
 	"context"
+	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -379,5 +381,46 @@ func TestReservationOfTheNewHolderIsKept(t *testing.T) {
 		assert.Equal(t, before, reserved())
 		assert.Equal(t, jobs.StatePrepared, s.get("job-1").State)
 		s.requireNextAtOnce()
+	})
+}
+
+// failover makes the write of a job's create fail once: Redis has another dataset by then.
+type failover struct {
+	away
+	s    *stack
+	once sync.Once
+}
+
+func (f *failover) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		args := cmd.Args()
+		failed := false
+		if slices.Contains(args, any(string(jobs.StateSubmitting))) && slices.Contains(args, any("job-1")) {
+			f.once.Do(func() {
+				failed = true
+				<-time.After(3 * time.Second)
+				_ = next(ctx, redis.NewStatusCmd(ctx, "set", rediskey.Dataset, "another"))
+			})
+		}
+		if failed {
+			cmd.SetErr(io.EOF)
+			return io.EOF
+		}
+		return next(ctx, cmd)
+	}
+}
+
+// Redis fails over while the create of a prepared job is written down: what it lost may be that
+// another lane has taken the job over and bought it. The other workers replay first.
+func TestRedisFailsOverBeforeAPreparedCreate(t *testing.T) {
+	bubble(t, aheadTasks(), func(t *testing.T, s *stack) {
+		s.share()
+		s.prepareOne()
+		s.queue.Client().AddHook(&failover{s: s})
+		s.requireMadeOnce("running")
+		over := time.Now()
+		s.requireMadeOnce("job-1")
+		assert.Greater(t, s.get("job-1").SubmittedAt.Sub(over), time.Minute)
+		s.requireLedger()
 	})
 }

@@ -3,6 +3,7 @@ package lane
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -158,11 +159,20 @@ func (l *lane) startSending(ctx context.Context, p *prepared) (*jobs.Record, err
 	if at, known := l.cfg.Account.ServiceNow(); known {
 		sending.ServiceAt = at
 	}
-	if err := l.recorder.Update(ctx, p.intent, &sending); err != nil {
-		if isRefused(err) { // it may be written all the same
+	write, tries := rand.Text(), 0
+	err := l.recorder.Retry(ctx, sending.ID, func(ctx context.Context) error {
+		tries++
+		return l.recorder.Store.UpdateOnce(ctx, write, p.intent, &sending)
+	})
+	switch {
+	case isRefused(err): // it may be written all the same
+		return &sending, err
+	case err != nil:
+		return p.intent, err
+	case tries > 1: // Redis was away, and may have lost that another lane has bought the job
+		if err := l.assertSameDataset(ctx); err != nil {
 			return &sending, err
 		}
-		return p.intent, err
 	}
 	if err := l.recorder.Data.Journal.Append(journal.KindIntent, &sending); err != nil {
 		return &sending, &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: journal not writable", cause: err}
