@@ -387,7 +387,7 @@ func TestReservationOfTheNewHolderIsKept(t *testing.T) {
 // failover makes the write of a job's create fail once: Redis has another dataset by then.
 type failover struct {
 	away
-	s    *stack
+	at   jobs.State // when job-1 is written in it
 	once sync.Once
 }
 
@@ -395,7 +395,7 @@ func (f *failover) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		args := cmd.Args()
 		failed := false
-		if slices.Contains(args, any(string(jobs.StateSubmitting))) && slices.Contains(args, any("job-1")) {
+		if slices.Contains(args, any(string(f.at))) && slices.Contains(args, any("job-1")) {
 			f.once.Do(func() {
 				failed = true
 				<-time.After(3 * time.Second)
@@ -416,11 +416,24 @@ func TestRedisFailsOverBeforeAPreparedCreate(t *testing.T) {
 	bubble(t, aheadTasks(), func(t *testing.T, s *stack) {
 		s.share()
 		s.prepareOne()
-		s.queue.Client().AddHook(&failover{s: s})
+		s.queue.Client().AddHook(&failover{at: jobs.StateSubmitting})
 		s.requireMadeOnce("running")
 		over := time.Now()
 		s.requireMadeOnce("job-1")
 		assert.Greater(t, s.get("job-1").SubmittedAt.Sub(over), time.Minute)
+		s.requireLedger()
+	})
+}
+
+// The same while a job is prepared in a slot.
+func TestRedisFailsOverWhileAJobIsPrepared(t *testing.T) {
+	bubble(t, aheadTasks(), func(t *testing.T, s *stack) {
+		s.share()
+		s.queue.Client().AddHook(&failover{at: jobs.StatePrepared})
+		begun := time.Now()
+		s.enqueueMany(1)
+		s.requireMadeOnce("job-1")
+		assert.Greater(t, s.get("job-1").SubmittedAt.Sub(begun), time.Minute)
 		s.requireLedger()
 	})
 }

@@ -101,10 +101,12 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request, 
 	if err := l.reserve(ctx, rec, p.intent, *body.Parameters.N, ahead); err != nil {
 		return nil, err
 	}
-	if err := l.recorder.Update(ctx, rec, p.intent); err != nil {
-		if isRefused(err) {
-			err = l.intentRefused(ctx, p.intent, rec, err)
-		}
+	switch written, err := l.updateInDataset(ctx, rec, p.intent); {
+	case written && err != nil:
+		return nil, l.rollbackIntent(ctx, p.intent, rec, err)
+	case isRefused(err):
+		return nil, l.intentRefused(ctx, p.intent, rec, err)
+	case err != nil:
 		return nil, err
 	}
 	l.cfg.Dataset.WaitDurable(context.WithoutCancel(ctx), rec.ID)
@@ -159,20 +161,12 @@ func (l *lane) startSending(ctx context.Context, p *prepared) (*jobs.Record, err
 	if at, known := l.cfg.Account.ServiceNow(); known {
 		sending.ServiceAt = at
 	}
-	write, tries := rand.Text(), 0
-	err := l.recorder.Retry(ctx, sending.ID, func(ctx context.Context) error {
-		tries++
-		return l.recorder.Store.UpdateOnce(ctx, write, p.intent, &sending)
-	})
+	written, err := l.updateInDataset(ctx, p.intent, &sending)
 	switch {
-	case isRefused(err): // it may be written all the same
+	case written && err != nil, isRefused(err): // a refused one may be written all the same
 		return &sending, err
 	case err != nil:
 		return p.intent, err
-	case tries > 1: // Redis was away, and may have lost that another lane has bought the job
-		if err := l.assertSameDataset(ctx); err != nil {
-			return &sending, err
-		}
 	}
 	if err := l.recorder.Data.Journal.Append(journal.KindIntent, &sending); err != nil {
 		return &sending, &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: journal not writable", cause: err}
@@ -181,6 +175,21 @@ func (l *lane) startSending(ctx context.Context, p *prepared) (*jobs.Record, err
 		return &sending, &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: lease expired"}
 	}
 	return &sending, nil
+}
+
+// updateInDataset writes a record as [recorder.Recorder.Update] does. If Redis was away meanwhile,
+// it may have lost that another lane has bought the job, and has the record as this lane knew
+// it: then updateInDataset fails, although the record is written.
+func (l *lane) updateInDataset(ctx context.Context, old, next *jobs.Record) (written bool, err error) {
+	write, tries := rand.Text(), 0
+	err = l.recorder.Retry(ctx, next.ID, func(ctx context.Context) error {
+		tries++
+		return l.recorder.Store.UpdateOnce(ctx, write, old, next)
+	})
+	if err == nil && tries > 1 {
+		return true, l.assertSameDataset(ctx)
+	}
+	return err == nil, err
 }
 
 // newIntent returns the record of a job that is prepared, with everything that identifies its
