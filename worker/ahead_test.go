@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -435,5 +436,25 @@ func TestRedisFailsOverWhileAJobIsPrepared(t *testing.T) {
 		s.requireMadeOnce("job-1")
 		assert.Greater(t, s.get("job-1").SubmittedAt.Sub(begun), time.Minute)
 		s.requireLedger()
+	})
+}
+
+// Critical jobs go first, but others are not left to the end.
+func TestOthersAreMadeBetweenCriticalJobs(t *testing.T) {
+	bubble(t, aheadTasks(), func(t *testing.T, s *stack) {
+		var critical []string
+		for i := range 40 {
+			id := fmt.Sprintf("critical-%d", i)
+			s.enqueue(jobs.Request{ID: id, Priority: jobs.PriorityCritical, Prompt: "prompt of " + id})
+			critical = append(critical, id)
+		}
+		s.enqueueMany(5)
+		for _, id := range critical {
+			require.Equal(t, jobs.StateSucceeded, s.wait(id).State)
+		}
+		assert.NotZero(t, s.tasksOf("prompt of job-1"))
+		for i := range 5 {
+			s.requireMadeOnce(fmt.Sprintf("job-%d", i+1))
+		}
 	})
 }
