@@ -236,7 +236,7 @@ func TestStopWhileWaiting(t *testing.T) {
 // Servers of the same queue share its messages.
 func TestSharedQueue(t *testing.T) {
 	bubble(t, [][]string{{"a"}, {"a"}, {"a"}}, func(f *fixture) {
-		for _, id := range strings.Split("abcdefghij", "") {
+		for id := range strings.SplitSeq("abcdefghij", "") {
 			f.enqueue("a", id, true)
 		}
 		for range 10 {
