@@ -88,17 +88,17 @@ func TestTakeover(t *testing.T) {
 
 		stop() // no renewal from here on
 		begun = time.Now()
-		over := time.Time{}
+		over := make(chan time.Time, 1)
 		go func() {
 			for held[1].Valid() {
 				<-time.After(10 * time.Millisecond)
 			}
-			over = time.Now()
+			over <- time.Now()
 		}()
 		_, release, err = standby.New("lease-1").Hold(t.Context(), log)
 		require.NoError(t, err)
 		assert.LessOrEqual(t, time.Since(begun), 10*time.Second)
-		assert.GreaterOrEqual(t, time.Since(over), 1900*time.Millisecond)
+		assert.GreaterOrEqual(t, time.Since(<-over), 1900*time.Millisecond)
 		for _, release := range releases[1:] {
 			release()
 		}

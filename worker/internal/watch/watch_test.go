@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -107,6 +108,12 @@ func (c *counter) reset() {
 	c.n = map[string]int{}
 }
 
+func (c *counter) sent() map[string]int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return maps.Clone(c.n)
+}
+
 func (c *counter) setDown(down bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -207,7 +214,7 @@ func TestIdleServers(t *testing.T) {
 	bubble(t, lanes(), func(f *fixture) {
 		f.sent.reset()
 		<-time.After(9 * time.Minute)
-		assert.Equal(f.t, map[string]int{"exists": 540, "zadd": 2 * 12 * 3, "evalsha": 12 * 3}, f.sent.n)
+		assert.Equal(f.t, map[string]int{"exists": 540, "zadd": 2 * 12 * 3, "evalsha": 12 * 3}, f.sent.sent())
 
 		servers, err := asynq.NewInspectorFromRedisClient(f.redis).Servers()
 		require.NoError(f.t, err)
