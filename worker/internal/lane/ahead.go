@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/danqing-queue/danqing/jobs"
-	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 )
 
@@ -331,7 +330,7 @@ func (l *lane) checkNext(ctx context.Context, p *prepared) error {
 
 // checkTurn fails unless a job that was prepared ahead may be sent as the next one.
 func (l *lane) checkTurn(ctx context.Context, p *prepared) error {
-	if now := time.Now(); now.Sub(p.at) > aheadLifetime || p.rec.Overdue(now) || ledger.Day(now) != ledger.Day(p.intent.SubmittedAt) {
+	if now := time.Now(); now.Sub(p.intent.SubmittedAt) > aheadLifetime || p.rec.Overdue(now) {
 		return errNotNext
 	}
 	var checks errgroup.Group

@@ -51,7 +51,6 @@ const (
 type prepared struct {
 	rec, intent *jobs.Record // before, and as prepared
 	body        *dashscope.CreateRequest
-	at          time.Time
 	// creates is the lane's count of creates at that time.
 	creates int
 	// ahead is set if the job has waited for its slot since then.
@@ -94,7 +93,7 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request, 
 		return nil, err
 	}
 	l.refreshClock(ctx)
-	p := &prepared{rec: rec, body: body, at: time.Now(), creates: l.creates, ahead: ahead}
+	p := &prepared{rec: rec, body: body, creates: l.creates, ahead: ahead}
 	if p.intent, err = l.newIntent(ctx, rec, &req); err != nil {
 		return nil, l.redisPause(err)
 	}
@@ -133,10 +132,11 @@ func (l *lane) send(ctx context.Context, p *prepared) error {
 		checks.Go(func() error { return l.checkTurn(ctx, p) })
 	}
 	intent, err := l.startSending(ctx, p)
+	notNow := checks.Wait()
 	if isRefused(err) {
-		return errors.Join(l.intentRefused(ctx, intent, p.rec, err), checks.Wait())
+		return l.intentRefused(ctx, intent, p.rec, err)
 	}
-	if err := cmp.Or(err, checks.Wait()); err != nil {
+	if err := cmp.Or(err, notNow); err != nil {
 		return l.rollbackIntent(ctx, intent, p.rec, err)
 	}
 	l.creates++
