@@ -1,13 +1,13 @@
 package jobs
 
 import (
-	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -35,7 +35,8 @@ type Batch struct {
 
 // Line is one job of a batch.
 type Line struct {
-	// Number is the number of the line, from 1; blank lines count.
+	// Number is the number of the line, from 1; blank lines count. Lines that were made from
+	// one row of a table have the same number.
 	Number int
 	// Raw is the line without blanks between its values.
 	Raw []byte
@@ -57,6 +58,8 @@ type BatchOptions struct {
 	Name string
 	// Model is the model of lines without one; empty is [DefaultModel].
 	Model string
+	// Unit is what the numbers of lines count, for errors; empty is "line". A table has rows.
+	Unit string
 	// Files is set where images become files, which some file systems cannot tell apart by
 	// case: two ids that differ in nothing else are errors then.
 	Files bool
@@ -75,12 +78,18 @@ type BatchOptions struct {
 // LineError is the error of one line of a batch: an [*InvalidError], or the position where
 // the line is not JSON.
 type LineError struct {
-	Number int // of the line, from 1
+	Number int    // of the line, from 1
+	Unit   string // what Number counts, see [BatchOptions]; empty is "line"
 	Err    error
 }
 
 // Error names the line.
-func (e LineError) Error() string { return fmt.Sprintf("line %d: %v", e.Number, e.Err) }
+func (e LineError) Error() string { return fmt.Sprintf("%s: %v", position(e.Unit, e.Number), e.Err) }
+
+// position names a line for people, as in "row 17".
+func position(unit string, number int) string {
+	return cmp.Or(unit, "line") + " " + strconv.Itoa(number)
+}
 
 // Unwrap returns Err.
 func (e LineError) Unwrap() error { return e.Err }
@@ -115,77 +124,6 @@ func (e *BatchError) Unwrap() []error {
 	return list
 }
 
-// ReadBatch reads and checks a file of requests with one JSON object per line (JSON Lines).
-// Blank lines, a byte order mark and CRLF are allowed. Unknown fields are kept for the
-// results. A line may have 1 MiB.
-//
-// It fails with a [*BatchError] that has every wrong line, or with the error of r. A file
-// without requests is an error.
-func ReadBatch(r io.Reader, opts BatchOptions) (*Batch, error) {
-	if opts.Name == "" {
-		return nil, errors.New("read batch: the name is missing")
-	}
-	b := batchReader{
-		opts:    opts,
-		batch:   &Batch{Name: opts.Name},
-		numbers: map[string]seenLine{},
-		equal:   map[string]int{},
-		staged:  map[string]staged{},
-	}
-	in := bufio.NewReaderSize(r, 64<<10)
-	for number := 1; ; number++ {
-		text, err := readLine(in)
-		if number == 1 {
-			text = bytes.TrimPrefix(text, []byte("\ufeff"))
-		}
-		switch {
-		case err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, errLongLine):
-			return nil, fmt.Errorf("read batch: line %d: %w", number, err)
-		case errors.Is(err, errLongLine):
-			b.wrong = append(b.wrong, LineError{number, err})
-		case len(bytes.TrimSpace(text)) > 0:
-			if problem := b.line(number, text); problem != nil {
-				b.wrong = append(b.wrong, LineError{number, problem})
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			break
-		}
-	}
-	switch {
-	case len(b.wrong) > 0:
-		return nil, &BatchError{Lines: b.wrong}
-	case b.valid == 0:
-		return nil, errors.New("read batch: it contains no request")
-	}
-	return b.batch, nil
-}
-
-// errLongLine is the error of a line above the limit.
-var errLongLine = fmt.Errorf("longer than %d bytes; write one JSON object per line", maxLineBytes)
-
-// readLine returns the next line without its end, and io.EOF with the last one. A line that
-// is too long is skipped.
-func readLine(in *bufio.Reader) ([]byte, error) {
-	var line []byte
-	long := false
-	for {
-		part, err := in.ReadSlice('\n')
-		if long = long || len(line)+len(part) > maxLineBytes; !long {
-			line = append(line, part...)
-		}
-		switch {
-		case errors.Is(err, bufio.ErrBufferFull):
-		case long && err == nil:
-			return nil, errLongLine
-		case long && errors.Is(err, io.EOF):
-			return nil, errors.Join(errLongLine, io.EOF)
-		default:
-			return bytes.TrimRight(line, "\r\n"), err
-		}
-	}
-}
-
 // batchReader is the state of one [ReadBatch].
 type batchReader struct {
 	opts    BatchOptions
@@ -209,14 +147,14 @@ type staged struct {
 }
 
 // line adds one line that is not blank.
-func (b *batchReader) line(number int, text []byte) error {
-	raw, err := compact(text)
+func (b *batchReader) line(l SourceLine) error {
+	raw, err := compact(l.Text)
 	if err != nil {
 		return err
 	}
 	var d decoder
 	r := d.request(raw, topNames())
-	problems := d.problems
+	problems := withoutRepeats(l.Problems, d.problems)
 	own := strings.TrimSpace(r.ID)
 	r.ID = ""
 	if r.Model == "" {
@@ -234,11 +172,7 @@ func (b *batchReader) line(number int, text []byte) error {
 	}
 	r.Stage = false
 	r, warnings, more := r.normalize()
-	for _, p := range more {
-		if !slices.ContainsFunc(problems, func(q FieldError) bool { return sameField(p, q) }) {
-			problems = append(problems, p)
-		}
-	}
+	problems = withoutRepeats(problems, more)
 
 	digest := ""
 	if len(problems) == 0 {
@@ -251,7 +185,7 @@ func (b *batchReader) line(number int, text []byte) error {
 	if own != "" {
 		r.ID = BatchID(b.opts.Name, own)
 		r.Batch, r.LineID = b.opts.Name, own
-		if p, twice := b.claim(r.ID, own, seenLine{number: number, digest: digest}); twice {
+		if p, twice := b.claim(r.ID, own, seenLine{number: l.Number, digest: digest}); twice {
 			problems = append(problems, p)
 		}
 	}
@@ -262,7 +196,7 @@ func (b *batchReader) line(number int, text []byte) error {
 		return &InvalidError{Fields: problems}
 	}
 	b.valid++
-	valid := Line{Number: number, Raw: raw, ID: r.ID, Digest: digest, Request: r, Warnings: warnings}
+	valid := Line{Number: l.Number, Raw: raw, ID: r.ID, Digest: digest, Request: r, Warnings: warnings}
 	if b.opts.Each != nil {
 		b.opts.Each(valid)
 		return nil
@@ -284,15 +218,16 @@ func (b *batchReader) claim(id, own string, now seenLine) (FieldError, bool) {
 		return FieldError{}, false
 	}
 	problem := FieldError{Field: "id", Value: show(own), Allowed: "each id once"}
+	at := position(b.opts.Unit, before.number)
 	switch {
 	case before.id != id:
-		problem.Remedy = fmt.Sprintf("the id of line %d differs from it only in case, and their images would be one file on some disks: rename one of them", before.number)
+		problem.Remedy = fmt.Sprintf("the id of %s differs from it only in case, and their images would be one file on some disks: rename one of them", at)
 	case before.digest == "" || now.digest == "":
-		problem.Remedy = fmt.Sprintf("line %d has the same id", before.number)
+		problem.Remedy = fmt.Sprintf("%s has the same id", at)
 	case before.digest == now.digest:
-		problem.Remedy = fmt.Sprintf("line %d has the same id and the same request: delete one, or change its id to make it twice", before.number)
+		problem.Remedy = fmt.Sprintf("%s has the same id and the same request: delete one, or change its id to make it twice", at)
 	default:
-		problem.Remedy = fmt.Sprintf("line %d has the same id and another request", before.number)
+		problem.Remedy = fmt.Sprintf("%s has the same id and another request", at)
 	}
 	return problem, true
 }
@@ -328,6 +263,17 @@ func localPath(ref string) (string, bool) {
 		return "", false
 	}
 	return ref, true
+}
+
+// withoutRepeats appends to problems those of others that are about other fields.
+func withoutRepeats(problems, others []FieldError) []FieldError {
+	list := slices.Clone(problems)
+	for _, p := range others {
+		if !slices.ContainsFunc(list, func(q FieldError) bool { return sameField(p, q) }) {
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 // sameField reports whether two problems are about the same field, anywhere in the body.

@@ -144,22 +144,60 @@ func checkNames(batchFiles []*batchFile, files bool) error {
 
 // openBatch opens a batch file, or standard input for "-". It returns the folder of the file
 // and the name of the batch. command is the command that reads it.
-func (p *program) openBatch(command, file, name string) (in io.ReadCloser, dir, batch string, err error) {
+func (p *program) openBatch(command, file, name string) (in *os.File, dir, batch string, err error) {
 	if file == "-" {
 		if name == "" {
 			return nil, "", "", usageErrorf("as in: danqing "+command+" - --name cats", "standard input has no name: --name is missing")
 		}
-		return io.NopCloser(p.stdin), ".", name, nil
+		in, err := p.spool(p.stdin)
+		return in, ".", name, err
 	}
 	const hint = "name a file of JSON lines, as in prompts.jsonl"
 	opened, err := os.Open(file) //nolint:gosec // the path is from the user
 	if err != nil {
 		return nil, "", "", usageErrorf(hint, "%w", err)
 	}
-	if info, err := opened.Stat(); err == nil && info.IsDir() {
-		return nil, "", "", errors.Join(usageErrorf(hint, "%s is a directory", file), opened.Close())
+	info, err := opened.Stat()
+	switch {
+	case err == nil && info.IsDir():
+		err = usageErrorf(hint, "%s is a directory", file)
+	case err == nil && !info.Mode().IsRegular():
+		in, err := p.spool(opened)
+		return in, filepath.Dir(file), cmp.Or(name, jobs.BatchName(file)), errors.Join(err, opened.Close())
+	}
+	if err != nil {
+		return nil, "", "", errors.Join(err, opened.Close())
 	}
 	return opened, filepath.Dir(file), cmp.Or(name, jobs.BatchName(file)), nil
+}
+
+// spool copies what can be read once, such as standard input, into a file in the program's
+// temporary folder.
+func (p *program) spool(in io.Reader) (*os.File, error) {
+	dir, err := p.makeTempDir()
+	if err != nil {
+		return nil, err
+	}
+	file, err := os.CreateTemp(dir, "input-*")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.Copy(file, in); err != nil {
+		return nil, errors.Join(fmt.Errorf("read the input: %w", err), file.Close())
+	}
+	return file, nil
+}
+
+// makeTempDir returns the program's temporary folder, and makes it the first time.
+func (p *program) makeTempDir() (string, error) {
+	if p.tempDir == "" {
+		dir, err := os.MkdirTemp("", "danqing-*")
+		if err != nil {
+			return "", err
+		}
+		p.tempDir = dir
+	}
+	return p.tempDir, nil
 }
 
 func (p *program) readBatchFile(ctx context.Context, file string, f batchFlags, cfg *config.Config, refs references) (*batchFile, error) {
@@ -198,14 +236,11 @@ type references map[string]*storage.Reference
 // folder.
 func (p *program) stager(ctx context.Context, refs references) func(string) (string, error) {
 	return func(url string) (string, error) {
-		if p.tempDir == "" {
-			dir, err := os.MkdirTemp("", "danqing-*")
-			if err != nil {
-				return "", err
-			}
-			p.tempDir = dir
+		dir, err := p.makeTempDir()
+		if err != nil {
+			return "", err
 		}
-		ref, err := storage.FetchReference(ctx, url, storage.StageOptions{Dir: p.tempDir})
+		ref, err := storage.FetchReference(ctx, url, storage.StageOptions{Dir: dir})
 		if err != nil {
 			return "", err
 		}

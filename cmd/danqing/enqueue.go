@@ -209,7 +209,7 @@ func (e *enqueuer) enqueueLines(ctx context.Context, batchFiles []*batchFile, bu
 			if got.err != nil {
 				if len(lines) > 1 {
 					e.stderrf("%d of %s are queued; the same command again queues the rest", done, count(len(lines), "job"))
-					return fmt.Errorf("line %d: %w", group[i].number, got.err)
+					return fmt.Errorf("%s: %w", group[i].position(), got.err)
 				}
 				return got.err
 			}
@@ -244,7 +244,7 @@ func (e *enqueuer) checkIDs(ctx context.Context, lines []*line) error {
 			case err != nil && group[i].number == 0:
 				return err
 			case err != nil:
-				wrong.Lines = append(wrong.Lines, jobs.LineError{Number: group[i].number, Err: err})
+				wrong.Lines = append(wrong.Lines, jobs.LineError{Number: group[i].number, Unit: group[i].file.unit, Err: err})
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/danqing-queue/danqing/cmd/danqing/input"
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
 )
@@ -43,6 +44,9 @@ type line struct {
 	result  *result
 }
 
+// position names the line for people, as in "row 17".
+func (l *line) position() string { return fmt.Sprintf("%s %d", l.file.unit, l.number) }
+
 // kind is the lines that share a queue: those of one model and one priority, or those that
 // are for later.
 type kind struct {
@@ -57,7 +61,7 @@ type kind struct {
 // singleJob is a file with the one job that is described by flags. Its line has a number, or 0
 // for errors that name none.
 func singleJob(number int, req jobs.Request) *batchFile {
-	s := &batchFile{}
+	s := &batchFile{unit: "line"}
 	s.lines = []*line{{
 		file: s, number: number, raw: []byte("{}"), id: req.ID, lineID: req.LineID, digest: req.Digest(),
 		model: req.Model, images: req.N, deadline: req.Deadline, kind: &kind{}, ref: req.RefImg, request: &req,
@@ -67,7 +71,12 @@ func singleJob(number int, req jobs.Request) *batchFile {
 
 // batchFile is a validated batch file.
 type batchFile struct {
-	name    string
+	name string
+	// unit is what the numbers of its lines count: "line", or "row" of a table.
+	unit string
+	// columns are those of a table, in order; empty for any other file. The values are in
+	// [line.raw], under their names.
+	columns []input.Column
 	lines   []*line
 	results string // path of the results file
 	// options parse a line again.
@@ -82,6 +91,11 @@ func (p *program) readBatch(ctx context.Context, command, file, name string, cfg
 		return nil, err
 	}
 	defer in.Close() //nolint:errcheck // read only
+	info, err := in.Stat()
+	if err != nil {
+		return nil, err
+	}
+	source := input.Open(in, info.Size())
 	staged := map[string]string{}
 	known := func(stage func(string) (string, error)) func(string) (string, error) {
 		return func(from string) (string, error) {
@@ -95,15 +109,15 @@ func (p *program) readBatch(ctx context.Context, command, file, name string, cfg
 			return name, err
 		}
 	}
-	s := &batchFile{name: name}
-	s.options = jobs.BatchOptions{Name: name, Model: cfg.Models[0], Files: localImages, Resolve: known(refs.resolver(dir)), Stage: known(p.stager(ctx, refs))}
+	s := &batchFile{name: name, unit: source.Unit, columns: source.Columns}
+	s.options = jobs.BatchOptions{Name: name, Unit: source.Unit, Model: cfg.Models[0], Files: localImages, Resolve: known(refs.resolver(dir)), Stage: known(p.stager(ctx, refs))}
 	models := map[string]string{} // one string for all lines
 	kinds := map[string]*kind{}
 	var warnings []string
 	options := s.options
 	options.Each = func(l jobs.Line) {
 		for _, w := range l.Warnings {
-			warnings = append(warnings, fmt.Sprintf("warning: %sline %d: %s", warning, l.Number, w))
+			warnings = append(warnings, fmt.Sprintf("warning: %s%s %d: %s", warning, source.Unit, l.Number, w))
 		}
 		model, ok := models[l.Request.Model]
 		if !ok {
@@ -121,7 +135,7 @@ func (p *program) readBatch(ctx context.Context, command, file, name string, cfg
 		}
 		s.lines = append(s.lines, kept)
 	}
-	_, err = jobs.ReadBatch(in, options)
+	_, err = jobs.ReadBatchLines(source.Lines(), options)
 	var wrong *jobs.BatchError
 	if err != nil && !errors.As(err, &wrong) {
 		return nil, usageErrorf("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)
@@ -169,7 +183,7 @@ func requests(lines []*line) ([]jobs.Request, error) {
 		reqs = append(reqs, req)
 	}
 	if _, err := jobs.ReadBatch(&text, options); err != nil {
-		return nil, fmt.Errorf("read lines %d to %d again: %w", lines[0].number, lines[len(lines)-1].number, err)
+		return nil, fmt.Errorf("read %s to %s again: %w", lines[0].position(), lines[len(lines)-1].position(), err)
 	}
 	return reqs, nil
 }

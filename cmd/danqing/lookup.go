@@ -26,7 +26,7 @@ func (r *batchRun) lookUp(ctx context.Context) error {
 		}
 		_, err = r.finished(ctx, known, func(l *line, rec *jobs.Job, conflict error) error {
 			if conflict != nil {
-				wrong.Lines = append(wrong.Lines, jobs.LineError{Number: l.number, Err: conflict})
+				wrong.Lines = append(wrong.Lines, jobs.LineError{Number: l.number, Unit: l.file.unit, Err: conflict})
 			} else {
 				r.settle(l, rec, true)
 			}
@@ -48,7 +48,7 @@ func (r *batchRun) lookUp(ctx context.Context) error {
 				switch {
 				case rec == nil || l.settled:
 				case rec.Digest != l.digest:
-					wrong.Lines = append(wrong.Lines, jobs.LineError{Number: l.number, Err: fmt.Errorf("job %s: %w", rec.ID, jobs.ErrDigestConflict)})
+					wrong.Lines = append(wrong.Lines, jobs.LineError{Number: l.number, Unit: l.file.unit, Err: fmt.Errorf("job %s: %w", rec.ID, jobs.ErrDigestConflict)})
 				case isSettled(rec) && !awaitsBudget(rec) && rec.Code != jobs.CodeMessageLost: // those are enqueued again
 					settled = append(settled, rec)
 				}

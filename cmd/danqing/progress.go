@@ -105,16 +105,16 @@ func (p *progress) close() {
 
 // printJob prints a job that is settled. On a terminal it prints only those that have not
 // succeeded; the status counts the others.
-func (p *progress) printJob(number int, rec *jobs.Job) {
+func (p *progress) printJob(position string, rec *jobs.Job) {
 	cost := ""
 	if rec.CostMicroYuan > 0 {
 		cost = ", " + yuan(rec.CostMicroYuan)
 	}
 	switch {
 	case rec.State != jobs.StateSucceeded:
-		p.printLine(fmt.Sprintf("%s line %d, %s: %s: %s", rec.State, number, rec.ID, rec.Code, rec.Message))
+		p.printLine(fmt.Sprintf("%s %s, %s: %s: %s", rec.State, position, rec.ID, rec.Code, rec.Message))
 	case !p.terminal:
-		p.printLine(fmt.Sprintf("done line %d, %s: %s%s", number, rec.ID, count(len(rec.Images), "image"), cost))
+		p.printLine(fmt.Sprintf("done %s, %s: %s%s", position, rec.ID, count(len(rec.Images), "image"), cost))
 	}
 }
 

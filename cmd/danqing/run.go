@@ -191,10 +191,10 @@ func (r *batchRun) enqueue(ctx context.Context, lines []*line, again bool) error
 		case late != nil:
 			got.job = late
 		case errors.Is(got.err, jobs.ErrDigestConflict):
-			wrong.Lines = append(wrong.Lines, jobs.LineError{Number: lines[i].number, Err: got.err})
+			wrong.Lines = append(wrong.Lines, jobs.LineError{Number: lines[i].number, Unit: lines[i].file.unit, Err: got.err})
 			continue
 		case got.err != nil:
-			return fmt.Errorf("line %d: %w", lines[i].number, got.err)
+			return fmt.Errorf("%s: %w", lines[i].position(), got.err)
 		}
 		if err := r.note(ctx, lines[i], got.job, late != nil && !again); err != nil {
 			return err
@@ -246,7 +246,7 @@ func (r *batchRun) note(ctx context.Context, l *line, rec *jobs.Job, before bool
 	r.printing.Lock()
 	defer r.printing.Unlock()
 	if !awaitsBudget(rec) { // possibly thousands: the summary counts them
-		r.progress.printJob(l.number, rec)
+		r.progress.printJob(l.position(), rec)
 	}
 	if r.json && !before {
 		return r.printResult(ctx, l)
@@ -294,7 +294,7 @@ func (r *batchRun) stage(ctx context.Context) error {
 			staged[l.ref] = true
 			group.Go(func() error {
 				if err := r.runtime.bucket.StageReference(ctx, ref); err != nil {
-					return fmt.Errorf("line %d: stage reference image: %w", l.number, err)
+					return fmt.Errorf("%s: stage reference image: %w", l.position(), err)
 				}
 				return nil
 			})
