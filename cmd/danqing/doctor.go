@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/danqing-queue/danqing/cmd/danqing/terminal"
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/redishealth"
@@ -110,11 +111,11 @@ func (d *doctor) report(f redishealth.Finding) {
 	if d.json {
 		err = printJSON(d.stdout, finding{d.section, f})
 	} else {
-		text := fmt.Sprintf("%-13s  %-7s  %s\n", d.section, f.Severity, f.Text)
+		text := fmt.Sprintf("%-13s  %-7s  %s", d.section, f.Severity, f.Text)
 		if f.Remedy != "" {
-			text += fmt.Sprintf("%24s→ %s\n", "", f.Remedy)
+			text += fmt.Sprintf("\n%24s→ %s", "", f.Remedy)
 		}
-		_, err = fmt.Fprint(d.stdout, text)
+		_, err = fmt.Fprintln(d.stdout, terminal.Wrap(text, terminal.Width(d.stdout), strings.Repeat(" ", 24)))
 	}
 	if d.writeErr == nil {
 		d.writeErr = err

@@ -3,13 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
+	"strconv"
 	"strings"
-	"text/tabwriter"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
+	"github.com/danqing-queue/danqing/cmd/danqing/terminal"
 	"github.com/danqing-queue/danqing/jobs"
 )
 
@@ -111,12 +110,9 @@ func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFil
 	return p.printLanesTable(lanes)
 }
 
-// maxNoteRunes is the maximum length of a note in a table; jobs show prints all of it.
-const maxNoteRunes = 60
-
 func (p *program) printJobsTable(records []*jobs.Job) error {
-	return table(p.stdout, "JOB\tSTATE\tMODEL\tACCOUNT\tCHANGED\tCOST\tNOTE", len(records), func(i int) string {
-		rec := records[i]
+	t := terminal.Table{Heads: []string{"JOB", "STATE", "MODEL", "ACCOUNT", "CHANGED", "COST", "NOTE"}}
+	for _, rec := range records {
 		cost, note := "-", ""
 		if rec.CostMicroYuan > 0 {
 			cost = yuan(rec.CostMicroYuan)
@@ -127,8 +123,9 @@ func (p *program) printJobsTable(records []*jobs.Job) error {
 		case rec.Code != "":
 			note = rec.Code + ": " + rec.Message
 		}
-		return fmt.Sprintf("%s\t%s\t%s\t%s\t%s\t%s\t%s", rec.ID, stateOf(rec), rec.Model, orDash(rec.Account), formatTime(rec.UpdatedAt), cost, shorten(note))
-	})
+		t.Rows = append(t.Rows, []string{rec.ID, stateOf(rec), rec.Model, orDash(rec.Account), formatTime(rec.UpdatedAt), cost, note})
+	}
+	return t.Write(p.stdout)
 }
 
 // imagesNote returns how many images a job has, and how many are missing.
@@ -151,8 +148,8 @@ func (p *program) printLanesTable(lanes []lane) error {
 		_, err := fmt.Fprintln(p.stdout, "no lanes: no worker has used this queue yet")
 		return err
 	}
-	return table(p.stdout, "LANE\tSTATE\tTASKS\tSINCE\tNOTE", len(lanes), func(i int) string {
-		l := lanes[i]
+	t := terminal.Table{Heads: []string{"LANE", "STATE", "TASKS", "SINCE", "NOTE"}}
+	for _, l := range lanes {
 		state, note := string(l.State), l.pauseReason()
 		switch {
 		case !l.Held:
@@ -166,8 +163,9 @@ func (p *program) printLanesTable(lanes []lane) error {
 		if l.Simulated {
 			state += " (simulated)"
 		}
-		return fmt.Sprintf("%s %s\t%s\t%d\t%s\t%s", l.Account, l.Model, state, l.Concurrency, formatTime(l.At), note)
-	})
+		t.Rows = append(t.Rows, []string{l.Account + " " + l.Model, state, strconv.Itoa(l.Concurrency), formatTime(l.At), note})
+	}
+	return t.Write(p.stdout)
 }
 
 // printLanes prints lanes as JSON lines.
@@ -194,27 +192,9 @@ func countsLine(counts map[jobs.State]int64) string {
 	return strings.Join(parts, ", ")
 }
 
-// table prints rows of tab-separated cells under a heading.
-func table(out io.Writer, heads string, rows int, row func(int) string) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, heads) // Flush reports the error
-	for i := range rows {
-		_, _ = fmt.Fprintln(w, strings.TrimRight(strings.ReplaceAll(row(i), "\n", " "), "\t"))
-	}
-	return w.Flush()
-}
-
 func orDash(text string) string {
 	if text == "" {
 		return "-"
 	}
 	return text
-}
-
-// shorten truncates a text to maxNoteRunes.
-func shorten(text string) string {
-	if utf8.RuneCountInString(text) <= maxNoteRunes {
-		return text
-	}
-	return string([]rune(text)[:maxNoteRunes-1]) + "…"
 }

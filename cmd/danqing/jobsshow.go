@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/danqing-queue/danqing/cmd/danqing/terminal"
 	"github.com/danqing-queue/danqing/jobs"
 )
 
@@ -34,7 +35,7 @@ sidecar if DANQING_S3_BUCKET is set.`,
 				if f.json {
 					return printJSON(p.stdout, s)
 				}
-				_, err = fmt.Fprint(p.stdout, s.text())
+				_, err = fmt.Fprint(p.stdout, terminal.Wrap(s.text(), terminal.Width(p.stdout), strings.Repeat(" ", 6)))
 				return err
 			})
 		},

@@ -15,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9/logging"
 	"github.com/spf13/cobra"
 
+	"github.com/danqing-queue/danqing/cmd/danqing/terminal"
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker"
@@ -91,6 +92,7 @@ func (p *program) run(ctx context.Context) int {
 	root.SetErr(p.stderr)
 	root.PersistentFlags().StringVar(&p.configFile, "config", "", "YAML file with several accounts (default: the account of DASHSCOPE_API_KEY)")
 	root.CompletionOptions.HiddenDefaultCmd = true
+	p.fitHelp(root)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageErrorf("see: "+cmd.CommandPath()+" --help", "%w", err)
 	})
@@ -170,7 +172,8 @@ func hint(err error) string {
 
 // stderrf prints a line to standard error.
 func (p *program) stderrf(format string, args ...any) {
-	_, _ = fmt.Fprintf(p.stderr, "danqing: "+format+"\n", args...)
+	text := fmt.Sprintf("danqing: "+format, args...)
+	_, _ = fmt.Fprintln(p.stderr, terminal.Wrap(text, terminal.Width(p.stderr), "  "))
 }
 
 // untilSignal runs work with a context that the first signal cancels, after it has

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/csv"
 	"errors"
@@ -15,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/danqing-queue/danqing/cmd/danqing/terminal"
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/ledger"
@@ -266,17 +266,16 @@ func (p *program) printSpend(r spendReport, spent []ledger.Spend) error {
 		}
 		return nil
 	}
-	rows = append(rows, &spendRow{key: append([]string{"total"}, make([]string, len(r.by)-1)...), sum: total})
-	return table(p.stdout, strings.ToUpper(strings.Join(heads, "\t")), len(rows), func(i int) string {
+	t := terminal.Table{Heads: strings.Split(strings.ToUpper(strings.Join(heads, "\t")), "\t")}
+	for _, row := range rows {
 		var cells []string
-		for _, cell := range rows[i].key {
-			if i < len(rows)-1 {
-				cell = cmp.Or(cell, "-")
-			}
-			cells = append(cells, strings.ReplaceAll(cell, "\t", " "))
+		for _, cell := range row.key {
+			cells = append(cells, orDash(cell))
 		}
-		return strings.Join(append(cells, amountCells(rows[i].sum)...), "\t")
-	})
+		t.Rows = append(t.Rows, append(cells, amountCells(row.sum)...))
+	}
+	t.Rows = append(t.Rows, slices.Concat([]string{"total"}, make([]string, len(r.by)-1), amountCells(total)))
+	return t.Write(p.stdout)
 }
 
 // json returns a row by column names.
