@@ -211,6 +211,12 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
+// PutPage stores a page in HTML, verified like an image, and replaces an existing object. Keys
+// of images never end in .html.
+func (b *Bucket) PutPage(ctx context.Context, key string, html []byte) error {
+	return b.putBytes(ctx, key, html, "text/html; charset=utf-8", nil)
+}
+
 // putBytes stores a small object.
 func (b *Bucket) putBytes(ctx context.Context, key string, content []byte, contentType string, meta map[string]string) error {
 	d := digests{bytes: int64(len(content)), md5: md5.Sum(content), sha256: sha256.Sum256(content)} //nolint:gosec // see the import

@@ -22,6 +22,7 @@ import (
 // batchFlags are the flags of commands that run a worker.
 type batchFlags struct {
 	simulate, json, verbose bool
+	gallery                 bool
 	name, results           string
 	budget                  budgetFlag
 }
@@ -50,6 +51,7 @@ or the configuration, 1 another error, 130 interrupted.`,
 	p.runFlags(cmd, &f)
 	cmd.Flags().StringVar(&f.name, "name", "", "the batch's name, which job IDs begin with (default: the file's name)")
 	cmd.Flags().StringVar(&f.results, "results", "", "where to write the results (default: beside the file)")
+	cmd.Flags().BoolVar(&f.gallery, "gallery", false, "write a page that shows the images side by side, beside the results and in the bucket")
 	cmd.Flags().Var(&f.budget, "budget", budgetUsage)
 	return cmd
 }
@@ -99,6 +101,9 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	if r.prepared {
 		for _, s := range batchFiles {
 			err = errors.Join(err, r.writeResults(s))
+			if f.gallery {
+				err = errors.Join(err, r.writeGallery(context.WithoutCancel(ctx), s))
+			}
 		}
 	}
 	progress.close()

@@ -27,10 +27,11 @@ const (
 // testOnlyPackages.
 func importMap() map[string][]string {
 	return map[string][]string{
-		"cmd/danqing":                        {"cmd/danqing/bench", "cmd/danqing/drill", "cmd/danqing/input", "cmd/danqing/terminal", "config", "jobs", "jobs/compactjson", "jobs/embedded", "jobs/gateway", "jobs/ledger", "jobs/redishealth", "jobs/rediskey", "storage", "storage/atomicfile", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
+		"cmd/danqing":                        {"cmd/danqing/bench", "cmd/danqing/drill", "cmd/danqing/gallery", "cmd/danqing/input", "cmd/danqing/terminal", "config", "jobs", "jobs/compactjson", "jobs/embedded", "jobs/gateway", "jobs/ledger", "jobs/redishealth", "jobs/rediskey", "storage", "storage/atomicfile", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal"},
 		"cmd/danqing/bench":                  {"jobs", "jobs/embedded", "storage", "storage/embedded", "storage/embedded/inprocess", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter", "worker/journal"},
 		"cmd/danqing/drill":                  {"jobs", "jobs/ledger", "storage", "storage/atomicfile", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
 		"cmd/danqing/input":                  {"jobs", "jobs/compactjson", "jobs/gateway"},
+		"cmd/danqing/gallery":                {},
 		"cmd/danqing/terminal":               {},
 		"config":                             {"jobs", "jobs/editdistance", "jobs/ledger", "jobs/webhook", "storage", "worker", "worker/dashscope"},
 		"worker":                             {"jobs", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope", "worker/internal/account", "worker/internal/delivery", "worker/internal/lane", "worker/internal/lease", "worker/internal/loop", "worker/internal/notify", "worker/internal/quarantine", "worker/internal/reconcile", "worker/internal/recorder", "worker/internal/watch", "worker/journal"},

@@ -72,9 +72,9 @@ func (r *batchRun) link(ctx context.Context, image *resultImage) (err error) {
 	return err
 }
 
-// resultLine returns the input line with its result. A job that no lane has taken yet is
-// queued.
-func (r *batchRun) resultLine(ctx context.Context, l *line) ([]byte, error) {
+// result returns a line's result, with links to its images. A job that no lane has taken yet
+// is queued.
+func (r *batchRun) result(ctx context.Context, l *line) (*result, error) {
 	out := result{JobID: l.id, State: jobs.StateQueued}
 	if l.result != nil {
 		out = *l.result
@@ -84,6 +84,15 @@ func (r *batchRun) resultLine(ctx context.Context, l *line) ([]byte, error) {
 		if err := r.link(ctx, &out.Images[i]); err != nil {
 			return nil, fmt.Errorf("result of job %s: %w", l.id, err)
 		}
+	}
+	return &out, nil
+}
+
+// resultLine returns the input line with its result.
+func (r *batchRun) resultLine(ctx context.Context, l *line) ([]byte, error) {
+	out, err := r.result(ctx, l)
+	if err != nil {
+		return nil, err
 	}
 	return jobs.Line{Number: l.number, Raw: l.raw}.Result(out)
 }
