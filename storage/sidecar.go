@@ -55,6 +55,8 @@ type Sidecar struct {
 	Code     string   `json:"code,omitempty"`
 	Message  string   `json:"message,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
+	// PrunedAt is when the images were deleted on request; zero if they were not.
+	PrunedAt time.Time `json:"pruned_at,omitzero"`
 }
 
 // SidecarAttempt is one submission of the job to DashScope: it created one task, or

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"strings"
 
 	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
@@ -137,8 +134,10 @@ func (r *purge) purgeShared(ctx context.Context) error {
 	if err := r.plan(ctx); err != nil {
 		return err
 	}
-	if err := r.confirm(ctx); err != nil {
-		return err
+	if !r.yes {
+		if err := r.confirm(ctx, "delete all of this?"); err != nil {
+			return err
+		}
 	}
 	if r.modes[worker.PlaceRedis] == jobs.ModeSimulated {
 		if err := r.operator.PurgeSimulated(ctx); err != nil {
@@ -176,29 +175,4 @@ func (r *purge) plan(ctx context.Context) error {
 		r.stderrf("%s %s is simulated: its journal, spend log, images and queue are to delete", worker.PlaceDataDir, r.dir)
 	}
 	return nil
-}
-
-// confirm asks the user.
-func (r *purge) confirm(ctx context.Context) error {
-	if r.yes {
-		return nil
-	}
-	r.stderrf("delete all of this? yes or no:")
-	answered := make(chan error, 1)
-	go func() { // it stays until there is input; the program ends before
-		answer, err := bufio.NewReader(r.stdin).ReadString('\n')
-		switch {
-		case strings.TrimSpace(answer) == "yes":
-			err = nil
-		case err == nil, errors.Is(err, io.EOF):
-			err = usageErrorf(`answer "yes", or give --yes`, "nothing was deleted")
-		}
-		answered <- err
-	}()
-	select {
-	case err := <-answered:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

@@ -3,6 +3,8 @@ package recorder
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/compactjson"
@@ -70,6 +72,9 @@ func RecordOf(side *storage.Sidecar) (*jobs.Record, error) {
 		EnqueuedAt: side.CreatedAt, SubmittedAt: side.SubmittedAt, FinishedAt: side.FinishedAt, UpdatedAt: side.FinishedAt,
 		CostMicroYuan: side.CostMicroYuan, Code: side.Code, Message: side.Message, Warnings: side.Warnings,
 	}}
+	if at := side.PrunedAt; !at.IsZero() {
+		rec.Warnings = append(slices.Clip(rec.Warnings), "images deleted by prune on "+at.Format(time.DateOnly))
+	}
 	if len(side.Request) > 0 {
 		rec.Request = &jobs.Request{}
 		if err := json.Unmarshal(side.Request, rec.Request); err != nil {
