@@ -58,6 +58,8 @@ type BatchOptions struct {
 	Name string
 	// Model is the model of lines without one; empty is [DefaultModel].
 	Model string
+	// Priority is the priority of lines without one; empty is [PriorityDefault].
+	Priority string
 	// Unit is what the numbers of lines count, for errors; empty is "line". A table has rows.
 	Unit string
 	// Files is set where images become files, which some file systems cannot tell apart by
@@ -157,9 +159,7 @@ func (b *batchReader) line(l SourceLine) error {
 	problems := withoutRepeats(l.Problems, d.problems)
 	own := strings.TrimSpace(r.ID)
 	r.ID = ""
-	if r.Model == "" {
-		r.Model = b.opts.Model
-	}
+	r.Model, r.Priority = cmp.Or(r.Model, b.opts.Model), cmp.Or(r.Priority, b.opts.Priority)
 	path, local := localPath(r.RefImg)
 	isURL := !local && strings.Contains(r.RefImg, "://")
 	if local && b.opts.Resolve != nil || isURL && r.Stage {

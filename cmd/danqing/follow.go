@@ -35,7 +35,7 @@ func (r *batchRun) enqueueAll(ctx context.Context, kinds []*kind) error {
 		}
 		full := true
 		for _, k := range kinds {
-			if !r.hasRoom(k) {
+			if r.room(k) <= 0 {
 				continue
 			}
 			full = false
@@ -53,7 +53,7 @@ func (r *batchRun) enqueueAll(ctx context.Context, kinds []*kind) error {
 		}
 		if full {
 			select {
-			case <-r.room:
+			case <-r.progressed:
 			case <-ctx.Done():
 			}
 		}
@@ -61,11 +61,46 @@ func (r *batchRun) enqueueAll(ctx context.Context, kinds []*kind) error {
 	return nil
 }
 
-// hasRoom reports whether the next group of a kind may be enqueued.
-func (r *batchRun) hasRoom(k *kind) bool {
+// room returns how many lines of a kind may be enqueued now; it is negative if there are too
+// many. Those for later are all scheduled.
+func (r *batchRun) room(k *kind) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.runtime.remote != nil || k.later || k.open+len(k.waiting[0]) <= queueAhead
+	switch {
+	case k.later:
+		return groupSize
+	case r.runtime.remote != nil:
+		return sharedAhead + sharedPerSlot*r.slots[k.model] - k.open
+	default:
+		return queueAhead - k.open
+	}
+}
+
+// countSlots counts the tasks that lanes of the configured Redis run at once, those of this
+// program included, whether it holds them yet or not.
+func (r *batchRun) countSlots(ctx context.Context) error {
+	if r.runtime.remote == nil {
+		return nil
+	}
+	lanes, err := jobs.NewInspector(r.runtime.redis).Lanes(ctx)
+	if err != nil {
+		return err
+	}
+	slots := map[string]int{}
+	for _, account := range r.runtime.accounts {
+		for _, lane := range account.Lanes {
+			slots[lane.Model] += lane.Concurrency
+		}
+	}
+	for _, lane := range lanes {
+		if lane.Held {
+			slots[lane.Model] += lane.Concurrency
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slots = slots
+	return nil
 }
 
 // watch looks for settled jobs when a job has changed. Every while it reads some of the
@@ -93,7 +128,7 @@ func (r *batchRun) watch(ctx context.Context, changes *jobs.Changes, enqueued <-
 				changed = err != nil
 			}
 		case <-recheck.C:
-			err = r.recheck(ctx)
+			err = errors.Join(r.recheck(ctx), r.countSlots(ctx))
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

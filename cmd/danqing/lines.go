@@ -50,6 +50,7 @@ func (l *line) position() string { return fmt.Sprintf("%s %d", l.file.unit, l.nu
 // kind is the lines that share a queue: those of one model and one priority, or those that
 // are for later.
 type kind struct {
+	model string
 	// waiting are the groups that are not enqueued yet, in order.
 	waiting [][]*line
 	// open is how many enqueued lines are not settled.
@@ -110,7 +111,7 @@ func (p *program) readBatch(ctx context.Context, command, file, name string, cfg
 		}
 	}
 	s := &batchFile{name: name, unit: source.Unit, columns: source.Columns}
-	s.options = jobs.BatchOptions{Name: name, Unit: source.Unit, Model: cfg.Models[0], Files: localImages, Resolve: known(refs.resolver(dir)), Stage: known(p.stager(ctx, refs))}
+	s.options = jobs.BatchOptions{Name: name, Unit: source.Unit, Model: cfg.Models[0], Priority: jobs.PriorityBulk, Files: localImages, Resolve: known(refs.resolver(dir)), Stage: known(p.stager(ctx, refs))}
 	models := map[string]string{} // one string for all lines
 	kinds := map[string]*kind{}
 	var warnings []string
@@ -127,7 +128,7 @@ func (p *program) readBatch(ctx context.Context, command, file, name string, cfg
 		later := !l.Request.NotBefore.IsZero()
 		name := fmt.Sprint(model, l.Request.Priority, later)
 		if kinds[name] == nil {
-			kinds[name] = &kind{later: later}
+			kinds[name] = &kind{model: model, later: later}
 		}
 		kept := &line{file: s, number: l.Number, raw: l.Raw, id: l.ID, lineID: l.Request.LineID, digest: l.Digest, model: model, images: l.Request.N, deadline: l.Request.Deadline, kind: kinds[name]}
 		if refs[l.Request.RefImg] != nil {

@@ -38,8 +38,10 @@ type batchRun struct {
 	// rechecked is the index among the open lines at which recheck continues.
 	rechecked int
 
-	// room gets a value when a line of the queue was settled.
-	room chan struct{}
+	// slots is how many tasks the lanes of each model run at once, on the configured Redis.
+	slots map[string]int
+	// progressed gets a value when a line of the queue was settled.
+	progressed chan struct{}
 	// printing is held while a job is printed.
 	printing sync.Mutex
 }
@@ -53,8 +55,13 @@ const (
 	recheckSize     = 1000
 	statusInterval  = 200 * time.Millisecond
 	// queueAhead is how many lines of a kind are in the embedded queue, which takes 4 KB of
-	// this process's memory for each. A Redis gets all lines: other workers may draw them.
+	// this process's memory for each.
 	queueAhead = 2000
+	// sharedAhead and sharedPerSlot are how many are in a Redis, and how many more for each
+	// task that the lanes of its model run at once. What is drawn next is the oldest job of
+	// all batches: with few of each, they take turns. A lane needs one that waits and one
+	// that it has prepared; the others last until this program has looked again.
+	sharedAhead, sharedPerSlot = 16, 4
 	// enqueueRetry is the wait between two tries to enqueue while Redis is unavailable.
 	enqueueRetry = time.Second
 	// lookOverlap is how much of the time that was looked at before is looked at again: a
@@ -65,7 +72,7 @@ const (
 // do runs the jobs. It returns errPartFailed or errInterrupted if everything else was
 // already printed.
 func (r *batchRun) do(ctx context.Context) error {
-	r.room, r.byID = make(chan struct{}, 1), map[string]*line{}
+	r.progressed, r.byID = make(chan struct{}, 1), map[string]*line{}
 	for _, s := range r.files {
 		for _, l := range s.lines {
 			r.byID[l.id] = l
@@ -96,6 +103,9 @@ func (r *batchRun) work(ctx context.Context) error {
 		return err
 	}
 	if err := r.stage(ctx); err != nil {
+		return err
+	}
+	if err := r.countSlots(ctx); err != nil {
 		return err
 	}
 	kinds := r.kinds()
@@ -162,13 +172,18 @@ func (r *batchRun) kinds() []*kind {
 	return kinds
 }
 
-// enqueueNext enqueues the next group of a kind.
+// enqueueNext enqueues as many of a kind's next group as there is room for.
 func (r *batchRun) enqueueNext(ctx context.Context, k *kind) error {
-	err := r.enqueue(ctx, k.waiting[0], false)
-	if err == nil {
+	group := k.waiting[0]
+	n := min(r.room(k), len(group))
+	if err := r.enqueue(ctx, group[:n], false); err != nil {
+		return err
+	}
+	k.waiting[0] = group[n:]
+	if n == len(group) {
 		k.waiting = k.waiting[1:]
 	}
-	return err
+	return nil
 }
 
 // enqueue enqueues a group of lines. again is set if Redis has lost them: whether a line whose
@@ -272,7 +287,7 @@ func (r *batchRun) settle(l *line, rec *jobs.Job, before bool) bool {
 	if l.enqueued {
 		l.kind.open--
 		select {
-		case r.room <- struct{}{}:
+		case r.progressed <- struct{}{}:
 		default:
 		}
 	}

@@ -11,11 +11,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // simulatedRun returns a run of a batch file with some lines, in a simulated runtime whose
@@ -164,7 +166,7 @@ func TestJobThatEndsWhileItIsQueued(t *testing.T) {
 func TestEmbeddedQueueIsFilledByAndBy(t *testing.T) {
 	t.Parallel()
 	r := simulatedRun(t, manyLines(groupSize+20)+`{"prompt":"another model","model":"qwen-image"}`)
-	r.room = make(chan struct{}, 1)
+	r.progressed = make(chan struct{}, 1)
 	kinds := r.kinds()
 	require.Len(t, kinds, 2)
 	kinds[0].open = queueAhead - groupSize // as if there were more lines before
@@ -188,4 +190,39 @@ func TestEmbeddedQueueIsFilledByAndBy(t *testing.T) {
 	}
 	require.NoError(t, <-done)
 	assert.True(t, queued(lines[groupSize+19])())
+}
+
+// A Redis gets a few lines for each slot, so that batches take turns and a service's job waits
+// for a few at most; one more comes for each that is settled.
+func TestSharedQueueGetsFewLines(t *testing.T) {
+	t.Parallel()
+	r := simulatedRun(t, manyLines(100))
+	r.progressed = make(chan struct{}, 1)
+	r.runtime.remote = &redis.Client{} // another one would be slower, not different
+	require.NoError(t, r.countSlots(t.Context()))
+	assert.Equal(t, map[string]int{"wanx-v1": 1}, r.slots)
+	require.NoError(t, jobs.NewStore(r.runtime.redis).SetLane(t.Context(), jobs.LaneStatus{Account: "other", Model: "wanx-v1", Concurrency: 3}))
+	require.NoError(t, r.countSlots(t.Context()))
+	assert.Equal(t, 1, r.slots["wanx-v1"], "nobody holds the other lane")
+	require.NoError(t, r.runtime.redis.Set(t.Context(), rediskey.Lane("other", "wanx-v1", rediskey.LaneLease), "1", 0).Err())
+	require.NoError(t, r.countSlots(t.Context()))
+	assert.Equal(t, 4, r.slots["wanx-v1"])
+
+	const few = sharedAhead + 4*sharedPerSlot
+	lines := r.files[0].lines
+	enqueued := func() int { return len(r.linesThat(func(l *line) bool { return l.enqueued })) }
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.enqueueAll(ctx, r.kinds()) }()
+	require.Eventually(t, func() bool { return enqueued() == few }, time.Minute, time.Millisecond)
+	for i, l := range lines[:10] {
+		require.True(t, r.settle(l, &jobs.Job{ID: l.id, State: jobs.StateFailed}, false))
+		require.Eventually(t, func() bool { return enqueued() == few+i+1 }, time.Minute, time.Millisecond)
+	}
+	stop()
+	require.NoError(t, <-done)
+	assert.Equal(t, few+10, enqueued())
+	job, err := jobs.NewClient(r.runtime.redis).Get(t.Context(), lines[0].id)
+	require.NoError(t, err)
+	assert.Equal(t, jobs.PriorityBulk, job.Priority)
 }
