@@ -18,7 +18,7 @@ import (
 const DefaultDataDir = "./danqing-data"
 
 // Config is the content of the environment and the accounts file. Load and LoadWithFile
-// return it; they set defaults only for Accounts and DataDir.
+// return it; they set defaults only for Accounts, DataDir and ConfirmAboveMicroYuan.
 type Config struct {
 	// Accounts are the accounts of the file, in its order, or the one that is described
 	// by DASHSCOPE_API_KEY, DASHSCOPE_HTTP_BASE_URL, DASHSCOPE_WORKSPACE, DANQING_MODELS,
@@ -41,6 +41,10 @@ type Config struct {
 	PublicEndpoint string // DANQING_S3_PUBLIC_ENDPOINT
 
 	DataDir string // DANQING_DATA_DIR
+
+	// ConfirmAboveMicroYuan is DANQING_CONFIRM_ABOVE: what a command may spend without a
+	// question, in millionths of a yuan; 10 yuan unless it is set.
+	ConfirmAboveMicroYuan int64
 
 	Serve     Serve
 	Callbacks Callbacks

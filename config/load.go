@@ -70,6 +70,7 @@ func LoadWithFile(path string, getenv func(string) string, environ []string) (*C
 		}
 		l.cfg.SubmitLimit = d
 	}
+	l.confirmAbove()
 	l.checkNames(environ)
 	if len(l.problems) > 0 {
 		return nil, &Error{l.problems}

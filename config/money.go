@@ -21,6 +21,24 @@ func (l *loader) parseYuan(value, name string) int64 {
 	return amount
 }
 
+// defaultConfirmAbove is ConfirmAboveMicroYuan where nothing else is configured: some sixty
+// images.
+const defaultConfirmAbove = 10_000_000
+
+// confirmAbove reads the amount above which commands ask.
+func (l *loader) confirmAbove() {
+	l.cfg.ConfirmAboveMicroYuan = defaultConfirmAbove
+	v, name := l.lookup("DANQING_CONFIRM_ABOVE")
+	if v == "" {
+		return
+	}
+	amount, err := ledger.ParseYuan(v)
+	if err != nil {
+		l.bad(name, "%v; 0 asks whenever something is spent", err)
+	}
+	l.cfg.ConfirmAboveMicroYuan = amount
+}
+
 // envMoney reads the budget and the prices of the account that is configured by the
 // environment.
 func (l *loader) envMoney(a *Account, region string) {

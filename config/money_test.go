@@ -9,6 +9,18 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// A command asks above 10 yuan unless it is told otherwise; 0 is an amount too.
+func TestConfirmAbove(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int64{"": 10_000_000, "0": 0, "0.5": 500_000} {
+		c, err := load(map[string]string{"DANQING_CONFIRM_ABOVE": text})
+		require.NoError(t, err)
+		assert.Equal(t, want, c.ConfirmAboveMicroYuan)
+	}
+	_, err := load(map[string]string{"DANQING_CONFIRM_ABOVE": "never"})
+	require.ErrorContains(t, err, `DANQING_CONFIRM_ABOVE "never": must be an amount of yuan`)
+}
+
 // Budgets and prices are exact, because they are compared with a bill.
 func TestMoney(t *testing.T) {
 	t.Parallel()

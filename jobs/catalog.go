@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/danqing-queue/danqing/jobs/ledger"
 )
@@ -67,6 +68,9 @@ type Model struct {
 	// Concurrency is how many tasks of one main account run at once, and the maximum
 	// concurrency of a lane.
 	Concurrency int
+	// TaskTime is how long a task takes according to the documentation, to plan with until
+	// there are measurements; 0 if no page says so.
+	TaskTime time.Duration
 	// Sources are the pages of the facts, by field.
 	Sources map[string]string
 }

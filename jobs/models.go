@@ -3,6 +3,7 @@ package jobs
 import (
 	"maps"
 	"sync"
+	"time"
 )
 
 // Pages of the facts, below help.aliyun.com/zh/model-studio unless they have a host.
@@ -14,6 +15,10 @@ const (
 	pricePage     = "model-pricing"
 	ratePage      = "rate-limit"
 )
+
+// usualTaskTime is the middle of what the API reference of the V2 models says: usually one to
+// two minutes.
+const usualTaskTime = 90 * time.Second
 
 // Models returns the catalog in the order for people. The caller may change the result.
 func Models() []Model { return newCatalog() }
@@ -30,6 +35,10 @@ func newCatalog() []Model {
 	plus21 := wan("wanx2.1-t2i-plus", prices(200_000, 366_962))
 	turbo21.RegionalNames = map[string]string{RegionSingapore: "wan2.1-t2i-turbo"}
 	plus21.RegionalNames = map[string]string{RegionSingapore: "wan2.1-t2i-plus"}
+	for _, m := range []*Model{&turbo21, &plus21} {
+		m.TaskTime = 11 * time.Second
+		m.Sources["TaskTime"] = referenceV2 + ", samples of January 2025: 10.8 and 11.7 s"
+	}
 	turbo21.Sources["RegionalNames"] = ratePage + ", " + pricePage
 	plus21.Sources["RegionalNames"] = ratePage + ", " + pricePage
 
@@ -88,6 +97,7 @@ func wanxV1() Model {
 		Prices:           prices(160_000, 0),
 		SubmitsPerSecond: 2,
 		Concurrency:      1,
+		TaskTime:         27 * time.Second,
 		Sources: map[string]string{
 			"Name":                 seedPage,
 			"PromptRunes":          seedPage,
@@ -101,6 +111,7 @@ func wanxV1() Model {
 			"Prices":               seedPage + "; " + pricePage + " lists Beijing only",
 			"SubmitsPerSecond":     seedPage + "; " + ratePage + " agrees",
 			"Concurrency":          seedPage + "; " + ratePage + " agrees",
+			"TaskTime":             referenceV1 + ", samples of October and November 2024: 26.6 and 27.0 s",
 		},
 	}
 }
@@ -119,6 +130,7 @@ func wan(name string, prices map[string]int64) Model {
 		Prices:              prices,
 		SubmitsPerSecond:    2,
 		Concurrency:         2,
+		TaskTime:            usualTaskTime,
 		Sources: map[string]string{
 			"Name":                referenceV2,
 			"PromptRunes":         referenceV2,
@@ -131,6 +143,7 @@ func wan(name string, prices map[string]int64) Model {
 			"Prices":              pricePage,
 			"SubmitsPerSecond":    ratePage,
 			"Concurrency":         ratePage,
+			"TaskTime":            referenceV2 + ": usually one to two minutes",
 		},
 	}
 }

@@ -25,15 +25,15 @@ func modelsPage(models []jobs.Model) string {
 
 Prices are in yuan per image; "–" means that the model is not sold there. Only created images are charged.
 
-| model | Beijing | Singapore | ` + "`n`" + ` | tasks at once | submits/s |
-| --- | --- | --- | --- | --- | --- |
+| model | Beijing | Singapore | ` + "`n`" + ` | tasks at once | submits/s | time of a task |
+| --- | --- | --- | --- | --- | --- | --- |
 `)
 	for _, m := range models {
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %d | %v |\n", m.Name, yuanIn(m, jobs.RegionBeijing), yuanIn(m, jobs.RegionSingapore),
-			upTo(m.MaxImages), m.Concurrency, m.SubmitsPerSecond)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %d | %v | %s |\n", m.Name, yuanIn(m, jobs.RegionBeijing), yuanIn(m, jobs.RegionSingapore),
+			upTo(m.MaxImages), m.Concurrency, m.SubmitsPerSecond, taskTime(m))
 	}
 	b.WriteString(`
-*Tasks at once* is what DashScope works on at the same time for one main account. ` + "`DANQING_CONCURRENCY`" + ` can be at most that.
+*Tasks at once* is what DashScope works on at the same time for one main account. ` + "`DANQING_CONCURRENCY`" + ` can be at most that. *Time of a task* is DashScope's own figure, which ` + "`--dry-run`" + ` plans with until there are measurements.
 
 ## Sizes
 
@@ -64,6 +64,13 @@ The service cuts off what is longer; Danqing warns, and sends the text as it is.
 		fmt.Fprintf(&b, "| %s | `%s` | %s |\n", row.fact, strings.Join(row.models, "`, `"), escaped(row.page))
 	}
 	return b.String()
+}
+
+func taskTime(m jobs.Model) string {
+	if m.TaskTime == 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.0f s", m.TaskTime.Seconds())
 }
 
 // sourceRow is a field of [jobs.Model] with its page.

@@ -274,7 +274,10 @@ func testSidecar(t *testing.T, cfg storage.Config) {
 	}
 	for prefix, want := range map[string][]string{"list": {"list-a", "list.a", "list.b"}, "list.": {"list.a", "list.b"}, "list.b": {"list.b"}, "list.c": nil} {
 		var ids []string
-		require.NoError(t, b.SidecarIDs(ctx, prefix, func(id string) { ids = append(ids, id) }))
+		require.NoError(t, b.SidecarIDs(ctx, prefix, func(id string, modified time.Time) {
+			ids = append(ids, id)
+			assert.WithinDuration(t, time.Now(), modified, time.Hour)
+		}))
 		assert.ElementsMatch(t, want, ids, "prefix %q", prefix)
 	}
 }

@@ -32,11 +32,11 @@ func (b *Bucket) RecentSidecars(ctx context.Context, since time.Time, visit func
 	})
 }
 
-// SidecarIDs calls visit with the job ID of every sidecar whose job ID begins with prefix,
-// in no particular order. It lists them, a thousand per request.
-func (b *Bucket) SidecarIDs(ctx context.Context, prefix string, visit func(jobID string)) error {
-	return b.listSidecars(ctx, prefix, func(id string, _ time.Time) error {
-		visit(id)
+// SidecarIDs calls visit with the job ID of every sidecar whose job ID begins with prefix, and
+// when it was written, in no particular order. It lists them, a thousand per request.
+func (b *Bucket) SidecarIDs(ctx context.Context, prefix string, visit func(jobID string, modified time.Time)) error {
+	return b.listSidecars(ctx, prefix, func(id string, modified time.Time) error {
+		visit(id, modified)
 		return nil
 	})
 }

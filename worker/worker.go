@@ -186,7 +186,7 @@ func (w *Worker) Prepare(ctx context.Context) error {
 		return nil
 	}
 	defer context.AfterFunc(ctx, w.Stop)() // ends the repetition of writes, too
-	ctx, release := w.untilStop(ctx)
+	ctx, release := w.UntilStop(ctx)
 	defer release()
 	err := w.prepare(ctx)
 	w.prepared = err == nil
@@ -241,8 +241,9 @@ func (w *Worker) Stop() { w.stop(ErrStopped) }
 // Stopped reports whether [Worker.Stop] was called.
 func (w *Worker) Stopped() bool { return w.stopping.Err() != nil }
 
-// untilStop returns a context that ends with ctx and at [Worker.Stop], with ErrStopped.
-func (w *Worker) untilStop(ctx context.Context) (until context.Context, release func()) {
+// UntilStop returns a context that ends with ctx and at [Worker.Stop], with ErrStopped. The
+// caller must release it.
+func (w *Worker) UntilStop(ctx context.Context) (until context.Context, release func()) {
 	until, cancel := context.WithCancelCause(ctx)
 	unlink := context.AfterFunc(w.stopping, func() { cancel(context.Cause(w.stopping)) })
 	return until, func() { unlink(); cancel(nil) }
@@ -260,7 +261,7 @@ func (w *Worker) Run(ctx context.Context) error {
 		return err
 	}
 	defer context.AfterFunc(ctx, w.Stop)()
-	stopping, release := w.untilStop(ctx)
+	stopping, release := w.UntilStop(ctx)
 	defer release()
 	defer w.watcher.Start(context.WithoutCancel(ctx))() // until the servers have stopped
 	defer w.leases.Start(context.WithoutCancel(ctx))()

@@ -23,6 +23,7 @@ import (
 type batchFlags struct {
 	simulate, json, verbose bool
 	gallery                 bool
+	dryRun, yes             bool
 	name, results           string
 	budget                  budgetFlag
 }
@@ -37,10 +38,13 @@ its own, and writes a results file beside each. Running it again creates nothing
 a line is identified by its own "id", or else by its content, never by its position.
 
 All lines are checked before anything is spent. "-" reads standard input and needs
---name. Exit codes: 0 all created, 3 some failed or are held, 2 a mistake in the file
-or the configuration, 1 another error, 130 interrupted.`,
+--name. On a terminal it asks before it spends more than DANQING_CONFIRM_ABOVE (10 yuan).
+
+Exit codes: 0 all created, 3 some failed or are held, 2 a mistake in the file or the
+configuration, 4 the question was answered with no, 1 another error, 130 interrupted.`,
 		Example: `  danqing batch prompts.jsonl
   danqing batch prompts.jsonl --simulate      # free, with made-up pictures
+  danqing batch prompts.jsonl --dry-run       # what it would make and cost
   danqing batch prompts.jsonl --budget 20     # at most 20 yuan, over all runs of it
   echo '{"prompt": "有一只黑色的小猫"}' | danqing batch - --name cats`,
 		Args: cobra.MinimumNArgs(1),
@@ -60,6 +64,13 @@ func (p *program) runFlags(cmd *cobra.Command, f *batchFlags) {
 	cmd.Flags().BoolVar(&f.simulate, "simulate", false, "use the built-in simulator: no key, no cost, no network, made-up pictures")
 	cmd.Flags().BoolVar(&f.json, "json", false, "print each finished job to standard output as a JSON line")
 	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log each step")
+	planFlags(cmd, &f.dryRun, &f.yes)
+}
+
+// planFlags are the flags of commands that tell what they would spend.
+func planFlags(cmd *cobra.Command, dryRun, yes *bool) {
+	cmd.Flags().BoolVar(dryRun, "dry-run", false, "print what would be made, its cost and time; write and spend nothing")
+	cmd.Flags().BoolVarP(yes, "yes", "y", false, yesUsage)
 }
 
 func (p *program) batch(ctx context.Context, files []string, f batchFlags) error {
@@ -82,9 +93,12 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	if err := checkNames(batchFiles, localImages(cfg, f.simulate)); err != nil {
 		return err
 	}
-	r := &batchRun{program: p, refs: refs, json: f.json, files: batchFiles, budget: f.budget}
+	r := &batchRun{program: p, refs: refs, json: f.json, yes: f.yes, files: batchFiles, budget: f.budget}
 	if err := cfg.EnableModels(modelsOf(batchFiles)); err != nil {
 		return err
+	}
+	if f.dryRun {
+		return inFile(files, r.dryRun(ctx, cfg, f.simulate))
 	}
 	progress := newProgress(p.stderr)
 	defer progress.close()
@@ -93,11 +107,7 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 		return err
 	}
 	r.runtime, r.progress = rt, progress
-	err = r.do(ctx)
-	var wrong *jobs.BatchError
-	if len(files) == 1 && errors.As(err, &wrong) {
-		err = fmt.Errorf("%s: %w", files[0], err)
-	}
+	err = inFile(files, r.do(ctx))
 	if r.prepared {
 		for _, s := range batchFiles {
 			err = errors.Join(err, r.writeResults(s))
@@ -111,6 +121,14 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 		r.printSummary()
 	}
 	return errors.Join(err, rt.Close())
+}
+
+// inFile adds the name of the file to an error about its lines.
+func inFile(files []string, err error) error {
+	if wrong := (*jobs.BatchError)(nil); len(files) == 1 && errors.As(err, &wrong) {
+		return fmt.Errorf("%s: %w", files[0], err)
+	}
+	return err
 }
 
 // modelsOf returns the models of all lines, sorted.

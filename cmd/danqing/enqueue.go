@@ -26,6 +26,7 @@ type enqueueFlags struct {
 	deadline       string
 	followUp       string
 	budget         budgetFlag
+	dryRun, yes    bool
 }
 
 func (p *program) enqueueCommand() *cobra.Command {
@@ -36,7 +37,8 @@ func (p *program) enqueueCommand() *cobra.Command {
 		Long: `Enqueue puts one job, given by flags, or the jobs of JSON Lines files on the queue and
 prints their IDs. It does not wait. It reads files as "danqing batch" does and gives the
 same IDs; running it again queues nothing twice. All lines are checked before any is
-queued. "-" reads standard input and needs --name.
+queued. "-" reads standard input and needs --name. On a terminal it asks before it queues
+what may cost more than DANQING_CONFIRM_ABOVE (10 yuan).
 
 The queue is the Redis at REDIS_URL, or that of the "danqing up" that runs on the
 data directory. No API key is needed.`,
@@ -61,7 +63,7 @@ data directory. No API key is needed.`,
 				return usageErrorf("as in: danqing enqueue prompts.jsonl, or: danqing enqueue --prompt \"a cat\"", "there is nothing to enqueue: neither a file nor --prompt was given")
 			}
 			return p.onQueue(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
-				e := &enqueuer{program: p, jobQueue: q, refs: references{}, json: f.json}
+				e := &enqueuer{program: p, jobQueue: q, refs: references{}, json: f.json, dryRun: f.dryRun, yes: f.yes}
 				if len(files) == 0 {
 					return e.enqueueOne(ctx, cmd, f)
 				}
@@ -85,6 +87,7 @@ data directory. No API key is needed.`,
 	flags.Var(&f.budget, "budget", budgetUsage)
 	flags.BoolVar(&f.simulate, "simulate", false, "use the queue of a simulated instance on this machine")
 	flags.BoolVar(&f.json, "json", false, "print each job's record as a JSON line")
+	planFlags(cmd, &f.dryRun, &f.yes)
 	return cmd
 }
 
@@ -94,6 +97,8 @@ type enqueuer struct {
 	*jobQueue
 	refs references
 	json bool
+	// dryRun prints the plan alone, and yes asks nothing.
+	dryRun, yes bool
 }
 
 // applyDelivery sets the request's times, ID and follow-up from the flags.
@@ -159,13 +164,12 @@ func (e *enqueuer) enqueueOne(ctx context.Context, cmd *cobra.Command, f enqueue
 	if req.ID == "" {
 		req.ID = jobs.NewID()
 	}
-	return e.enqueueLines(ctx, nil, 0, singleJob(0, req).lines)
+	return e.enqueueLines(ctx, []*batchFile{singleJob(0, req)}, 0)
 }
 
 // enqueueFiles reads all files before it enqueues anything.
 func (e *enqueuer) enqueueFiles(ctx context.Context, files []string, f enqueueFlags) error {
 	var batchFiles []*batchFile
-	var lines []*line
 	var wrong []error
 	for _, file := range files {
 		s, err := e.readBatch(ctx, "enqueue", file, f.name, e.cfg, e.localBucket != nil, e.refs, file+": ")
@@ -174,7 +178,6 @@ func (e *enqueuer) enqueueFiles(ctx context.Context, files []string, f enqueueFl
 			continue
 		}
 		batchFiles = append(batchFiles, s)
-		lines = append(lines, s.lines...)
 	}
 	if err := errors.Join(wrong...); err != nil {
 		return err
@@ -182,12 +185,19 @@ func (e *enqueuer) enqueueFiles(ctx context.Context, files []string, f enqueueFl
 	if err := checkNames(batchFiles, e.localBucket != nil); err != nil {
 		return err
 	}
-	return e.enqueueLines(ctx, batchFiles, f.budget, lines)
+	return e.enqueueLines(ctx, batchFiles, f.budget)
 }
 
-// enqueueLines enqueues valid lines, and sets the budgets of their files.
-func (e *enqueuer) enqueueLines(ctx context.Context, batchFiles []*batchFile, budget budgetFlag, lines []*line) error {
+// enqueueLines enqueues the lines of valid files, and sets the files' budgets.
+func (e *enqueuer) enqueueLines(ctx context.Context, batchFiles []*batchFile, budget budgetFlag) error {
+	var lines []*line
+	for _, s := range batchFiles {
+		lines = append(lines, s.lines...)
+	}
 	if err := e.checkIDs(ctx, lines); err != nil {
+		return err
+	}
+	if err := e.announce(ctx, batchFiles, budget); err != nil || e.dryRun {
 		return err
 	}
 	if err := e.stageAll(ctx); err != nil {
@@ -220,6 +230,46 @@ func (e *enqueuer) enqueueLines(ctx context.Context, batchFiles []*batchFile, bu
 		}
 	}
 	return nil
+}
+
+// announce prints what will be made, and asks whether it may be if it is expensive.
+func (e *enqueuer) announce(ctx context.Context, batchFiles []*batchFile, budget budgetFlag) error {
+	from := &paces{cfg: e.cfg, simulated: e.simulated, queue: e.jobs}
+	var err error
+	if from.lanes, err = e.operator.Lanes(ctx); err != nil {
+		return err
+	}
+	source := &dryRunSource{dataDirView: &dataDirView{local: e.localBucket}, redis: e.jobs, listed: map[string]bool{}}
+	if configured, err := e.bucket(ctx); err != nil {
+		return err
+	} else if configured != nil {
+		source.bucket = configured
+	} else if e.localBucket != nil {
+		source.bucket = e.localBucket
+	}
+	r := &batchRun{program: e.program, files: batchFiles, progress: newProgress(e.stderr)}
+	r.index()
+	if err := r.lookUp(ctx, source); err != nil {
+		return err
+	}
+	pl, err := planOf(batchFiles, r.counts(), budget, from.price, func(model string) (pace, error) { return from.of(ctx, model) })
+	if err != nil {
+		return err
+	}
+	pl.simulated = e.simulated
+	switch {
+	case e.dryRun:
+		return e.printDryRun(pl, e.json, source.unchecked)
+	case batchFiles[0].name != "": // one job needs no summary
+		r.progress.printLine(pl.head())
+		if err := pl.writeModels(e.stderr); err != nil {
+			return err
+		}
+	}
+	if pl.simulated {
+		return nil
+	}
+	return e.confirmCost(ctx, e.cfg, pl.atMost, e.yes)
 }
 
 // checkIDs fails, before anything is queued, if an ID belongs to another request, or if the

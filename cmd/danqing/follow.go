@@ -231,7 +231,7 @@ func (r *batchRun) recheck(ctx context.Context) error {
 // requeueLost enqueues a group of lines whose jobs Redis has lost, unless they are finished
 // according to the worker's journal and the bucket.
 func (r *batchRun) requeueLost(ctx context.Context, lines []*line) error {
-	others, err := r.finished(ctx, lines, func(l *line, rec *jobs.Job, err error) error {
+	others, err := r.finished(ctx, workerSource{r.runtime}, lines, func(l *line, rec *jobs.Job, err error) error {
 		if err != nil {
 			return err
 		}

@@ -36,6 +36,9 @@ type line struct {
 	// request is the request of a job that is described by flags, else nil.
 	request *jobs.Request
 
+	// queued is set if the job waits in a queue since an earlier command, and started if a lane
+	// has begun with it: both were decided upon then.
+	queued, started bool
 	// enqueued is set once the job is on the queue.
 	enqueued bool
 	// settled is set when the job has ended or is held. result is its result then; before,

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/danqing-queue/danqing/storage"
@@ -61,6 +62,24 @@ func (f *localBucket) Sidecar(_ context.Context, jobID string) (*storage.Sidecar
 		return nil, storage.ErrNotExist
 	}
 	return &sidecar, nil
+}
+
+// SidecarIDs lists the jobs with a sidecar, like [storage.Bucket.SidecarIDs].
+func (f *localBucket) SidecarIDs(_ context.Context, prefix string, visit func(jobID string, modified time.Time)) error {
+	files, err := os.ReadDir(f.path("_jobs"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	for _, file := range files {
+		id, isSidecar := strings.CutSuffix(file.Name(), ".json")
+		if !isSidecar || !strings.HasPrefix(id, prefix) {
+			continue
+		}
+		if info, err := file.Info(); err == nil { // else it was deleted meanwhile
+			visit(id, info.ModTime())
+		}
+	}
+	return err
 }
 
 // stage stores a reference image atomically, like [storage.Bucket.StageReference].

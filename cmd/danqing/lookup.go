@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -13,18 +14,49 @@ import (
 	"github.com/danqing-queue/danqing/worker"
 )
 
+// jobSource is what tells of jobs of earlier runs.
+type jobSource interface {
+	// SidecarIDs lists the jobs with a sidecar: see [storage.Bucket.SidecarIDs].
+	SidecarIDs(ctx context.Context, prefix string, visit func(jobID string, modified time.Time)) error
+	// Finished reads a job from its sidecar: see [worker.Worker.Finished].
+	Finished(ctx context.Context, jobID, digest string) (*jobs.Record, error)
+	// GetAll returns jobs in the order of their IDs, nil for one that is not known.
+	GetAll(ctx context.Context, ids []string) ([]*jobs.Job, error)
+}
+
+// workerSource tells what a prepared worker finds.
+type workerSource struct{ *runtime }
+
+func (s workerSource) SidecarIDs(ctx context.Context, prefix string, visit func(string, time.Time)) error {
+	return s.bucket.SidecarIDs(ctx, prefix, visit)
+}
+
+func (s workerSource) Finished(ctx context.Context, jobID, digest string) (*jobs.Record, error) {
+	if s.worker.Stopped() {
+		return nil, worker.ErrStopped
+	}
+	return s.worker.Finished(ctx, jobID, digest)
+}
+
+func (s workerSource) GetAll(ctx context.Context, ids []string) ([]*jobs.Job, error) {
+	if s.worker.Stopped() {
+		return nil, worker.ErrStopped
+	}
+	return jobs.NewClient(s.redis).GetAll(ctx, ids)
+}
+
 // lookUp finds the jobs that are settled already, in the bucket or in Redis, and reports IDs
 // that belong to other requests.
-func (r *batchRun) lookUp(ctx context.Context) error {
+func (r *batchRun) lookUp(ctx context.Context, from jobSource) error {
 	wrong := &jobs.BatchError{}
 	var settled []*jobs.Job
 	for _, s := range r.files {
 		before := len(wrong.Lines)
-		known, err := r.sidecars(ctx, s)
+		known, err := r.sidecars(ctx, from, s)
 		if err != nil {
 			return fmt.Errorf("look up what is done already: %w", err)
 		}
-		_, err = r.finished(ctx, known, func(l *line, rec *jobs.Job, conflict error) error {
+		_, err = r.finished(ctx, from, known, func(l *line, rec *jobs.Job, conflict error) error {
 			if conflict != nil {
 				wrong.Lines = append(wrong.Lines, jobs.LineError{Number: l.number, Unit: l.file.unit, Err: conflict})
 			} else {
@@ -36,10 +68,7 @@ func (r *batchRun) lookUp(ctx context.Context) error {
 			return fmt.Errorf("look up what is done already: %w", err)
 		}
 		for lines := range slices.Chunk(s.lines, groupSize) {
-			if r.runtime.worker.Stopped() {
-				return worker.ErrStopped
-			}
-			list, err := jobs.NewClient(r.runtime.redis).GetAll(ctx, ids(lines))
+			list, err := from.GetAll(ctx, ids(lines))
 			if err != nil {
 				return err
 			}
@@ -51,6 +80,9 @@ func (r *batchRun) lookUp(ctx context.Context) error {
 					wrong.Lines = append(wrong.Lines, jobs.LineError{Number: l.number, Unit: l.file.unit, Err: fmt.Errorf("job %s: %w", rec.ID, jobs.ErrDigestConflict)})
 				case isSettled(rec) && !awaitsBudget(rec) && rec.Code != jobs.CodeMessageLost: // those are enqueued again
 					settled = append(settled, rec)
+				case !isSettled(rec):
+					l.queued = rec.State.Waiting()
+					l.started = !l.queued
 				}
 			}
 		}
@@ -68,12 +100,12 @@ func (r *batchRun) lookUp(ctx context.Context) error {
 }
 
 // sidecars returns the lines of a file whose jobs have a sidecar in the bucket.
-func (r *batchRun) sidecars(ctx context.Context, s *batchFile) ([]*line, error) {
+func (r *batchRun) sidecars(ctx context.Context, from jobSource, s *batchFile) ([]*line, error) {
 	if len(s.lines) <= maxLookups {
 		return s.lines, nil // they are read without a list
 	}
 	var known []*line
-	err := r.runtime.bucket.SidecarIDs(ctx, s.idPrefix(), func(id string) {
+	err := from.SidecarIDs(ctx, s.idPrefix(), func(id string, _ time.Time) {
 		if l := r.byID[id]; l != nil {
 			known = append(known, l)
 		}
@@ -84,16 +116,13 @@ func (r *batchRun) sidecars(ctx context.Context, s *batchFile) ([]*line, error) 
 // finished reads the sidecars of lines that may have one. It calls found, one call at a time,
 // with each finished job, or with the error if the ID belongs to another request, and returns
 // the lines that have no sidecar.
-func (r *batchRun) finished(ctx context.Context, lines []*line, found func(*line, *jobs.Job, error) error) (others []*line, err error) {
+func (r *batchRun) finished(ctx context.Context, from jobSource, lines []*line, found func(*line, *jobs.Job, error) error) (others []*line, err error) {
 	var mu sync.Mutex
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(maxLookups)
 	for _, l := range lines {
 		group.Go(func() error {
-			if r.runtime.worker.Stopped() {
-				return worker.ErrStopped
-			}
-			rec, err := jobOf(r.runtime.worker.Finished(ctx, l.id, l.digest))
+			rec, err := jobOf(from.Finished(ctx, l.id, l.digest))
 			mu.Lock()
 			defer mu.Unlock()
 			if rec != nil || errors.Is(err, jobs.ErrDigestConflict) || errors.Is(err, worker.ErrSimulated) {

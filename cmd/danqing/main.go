@@ -29,6 +29,7 @@ const (
 	exitFailed      = 1
 	exitUsage       = 2
 	exitPartFailed  = 3
+	exitDeclined    = 4
 	exitInterrupted = 130
 )
 
@@ -128,6 +129,8 @@ func (p *program) exit(err error) int {
 		return exitPartFailed
 	case errors.Is(err, errInterrupted):
 		return exitInterrupted
+	case errors.Is(err, errDeclined):
+		return exitDeclined
 	}
 	p.stderrf("error: %v", err)
 	if hint := hint(err); hint != "" {

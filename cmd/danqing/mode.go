@@ -54,6 +54,7 @@ func (p *program) checkQueueMode(ctx context.Context, q *jobQueue) (err error) {
 	}
 	mode, err := modeOf(ctx, q.operator, q.configured)
 	q.bucketAgrees.Store(err == nil)
+	q.simulated = q.simulate || mode == jobs.ModeSimulated
 	switch {
 	case err != nil && !errors.Is(err, errBucketMode):
 		return err

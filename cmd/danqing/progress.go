@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/danqing-queue/danqing/cmd/danqing/terminal"
 	"github.com/danqing-queue/danqing/jobs"
 )
 
@@ -44,7 +45,7 @@ func newProgress(out io.Writer) *progress {
 
 // printLine prints a whole line above the status.
 func (p *progress) printLine(text string) {
-	_, _ = fmt.Fprintln(p, "danqing: "+text)
+	_, _ = fmt.Fprintln(p, terminal.Wrap("danqing: "+text, terminal.Width(p.out), "  "))
 }
 
 // Write prints whole lines, such as a log's, above the status.
@@ -107,7 +108,10 @@ func (p *progress) close() {
 // succeeded; the status counts the others.
 func (p *progress) printJob(position string, rec *jobs.Job) {
 	cost := ""
-	if rec.CostMicroYuan > 0 {
+	switch {
+	case rec.Simulated:
+		cost = ", simulated"
+	case rec.CostMicroYuan > 0:
 		cost = ", " + yuan(rec.CostMicroYuan)
 	}
 	switch {

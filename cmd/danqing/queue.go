@@ -25,8 +25,9 @@ type jobQueue struct {
 	rdb      *redis.Client
 	jobs     *jobs.Client
 	operator *jobs.Inspector
-	// simulate is set if the queue of a simulated instance on this machine is used.
-	simulate bool
+	// simulate is set if the queue of a simulated instance on this machine is used, and
+	// simulated if the queue is simulated.
+	simulate, simulated bool
 	// configured is the configured bucket, nil if there is none. It is read by bucket.
 	configured *storage.Bucket
 	// bucketAgrees is set once the bucket's mode is not the other than the queue's.
@@ -136,6 +137,7 @@ func (q *jobQueue) finishedJob(ctx context.Context, id string) (*jobs.Job, error
 type sidecarBucket interface {
 	jobs.Bucket
 	Sidecar(ctx context.Context, jobID string) (*storage.Sidecar, error)
+	SidecarIDs(ctx context.Context, prefix string, visit func(jobID string, modified time.Time)) error
 }
 
 // finishedJob reads a job from its sidecar, with the location of its images. It fails with

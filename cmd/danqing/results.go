@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
-	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
@@ -172,30 +171,6 @@ func checkWritableFolder(path string) error {
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
 
-// printPlan prints what will be made and its maximum cost.
-func (r *batchRun) printPlan() {
-	type kind struct {
-		model  string
-		images int
-	}
-	var maxCost int64
-	prices := map[kind]int64{}
-	for _, l := range r.linesThat(func(l *line) bool { return !l.settled }) {
-		k := kind{l.model, l.images}
-		if _, known := prices[k]; !known {
-			prices[k] = r.runtime.price(l.model, l.images)
-		}
-		maxCost = ledger.Sum(maxCost, prices[k])
-	}
-	c := r.counts()
-	text := fmt.Sprintf("%s: %d finished already, %d to make, %s at most", count(c.total, "job"), c.finishedBefore, c.left, yuan(maxCost))
-	if r.runtime.worker.Simulated() {
-		text += " (simulated: nothing is charged)"
-	}
-	text += "; data in " + r.runtime.dataPath
-	r.progress.printLine(text)
-}
-
 // printSummary prints the outcome of the run.
 func (r *batchRun) printSummary() {
 	c := r.counts()
@@ -211,7 +186,11 @@ func (r *batchRun) printSummary() {
 			text += fmt.Sprintf(", %d %s", part.n, part.what)
 		}
 	}
-	r.stderrf("%s; %s made for %s", text, count(c.images, "new image"), yuan(c.microYuan))
+	cost := " made for " + yuan(c.microYuan)
+	if r.runtime.worker.Simulated() {
+		cost = ", simulated: nothing was charged"
+	}
+	r.stderrf("%s; %s%s", text, count(c.images, "new image"), cost)
 	if r.runtime.localBucket != nil {
 		r.stderrf("images: %s", filepath.Dir(r.runtime.localBucket.Path("x")))
 	}

@@ -21,10 +21,14 @@ type batchRun struct {
 	progress *progress
 	refs     references
 	json     bool
+	// yes is set if nothing is asked.
+	yes bool
 	// files have the lines, and budget is the budget of each.
 	files  []*batchFile
 	budget budgetFlag
 
+	// plan is what the run is about to make.
+	plan *plan
 	// prepared is set when all jobs are valid, so that there are results.
 	prepared bool
 	// byID are the lines by job ID.
@@ -72,13 +76,7 @@ const (
 // do runs the jobs. It returns errPartFailed or errInterrupted if everything else was
 // already printed.
 func (r *batchRun) do(ctx context.Context) error {
-	r.progressed, r.byID = make(chan struct{}, 1), map[string]*line{}
-	for _, s := range r.files {
-		for _, l := range s.lines {
-			r.byID[l.id] = l
-		}
-		r.count.total += len(s.lines)
-	}
+	r.index()
 	err := r.runtime.run(ctx, r.signals, r.progress.printLine, r.work)
 	switch c := r.counts(); {
 	case err == nil && c.left > 0:
@@ -89,14 +87,28 @@ func (r *batchRun) do(ctx context.Context) error {
 	return err
 }
 
+// index fills byID and counts the lines.
+func (r *batchRun) index() {
+	r.progressed, r.byID = make(chan struct{}, 1), map[string]*line{}
+	for _, s := range r.files {
+		for _, l := range s.lines {
+			r.byID[l.id] = l
+		}
+		r.count.total += len(s.lines)
+	}
+}
+
 // work prepares the jobs and runs the worker until all are finished. Nothing is spent before
-// every line is valid; the worker begins when the first jobs are on the queue.
+// every line is valid and the question was answered; the worker begins when the first jobs are on the queue.
 func (r *batchRun) work(ctx context.Context) error {
 	if err := r.runtime.worker.Prepare(ctx); err != nil {
 		return err
 	}
 	r.lookedUntil = time.Now()
-	if err := r.lookUp(ctx); err != nil {
+	if err := r.lookUp(ctx, workerSource{r.runtime}); err != nil {
+		return err
+	}
+	if err := r.announce(ctx); err != nil {
 		return err
 	}
 	if err := setBudgets(ctx, ledger.New(r.runtime.redis), r.files, r.budget); err != nil {
@@ -115,7 +127,6 @@ func (r *batchRun) work(ctx context.Context) error {
 		}
 	}
 	r.prepared = true
-	r.printPlan()
 	if r.counts().left == 0 && !r.runtime.worker.Unfinished(ctx) {
 		return nil
 	}
@@ -139,6 +150,37 @@ func (r *batchRun) work(ctx context.Context) error {
 	}
 	ctx = context.WithoutCancel(ctx)
 	return errors.Join(err, r.look(ctx), r.lookAtActive(ctx))
+}
+
+// announce prints what will be made, and asks whether it may be if it is expensive. Nothing was
+// written for any of the jobs before.
+func (r *batchRun) announce(ctx context.Context) error {
+	from := &paces{cfg: r.runtime.cfg, simulated: r.runtime.worker.Simulated(), own: true}
+	var err error
+	if rdb := r.runtime.remote; rdb != nil {
+		from.queue = jobs.NewClient(rdb)
+		from.lanes, err = jobs.NewInspector(rdb).Lanes(ctx)
+	} else if r.runtime.localBucket != nil && !from.simulated {
+		from.measured, err = measuredTimes(ctx, openLocalBucket(r.runtime.dataPath))
+	}
+	if err != nil {
+		return err
+	}
+	if r.plan, err = planOf(r.files, r.counts(), r.budget, from.price, func(model string) (pace, error) { return from.of(ctx, model) }); err != nil {
+		return err
+	}
+	r.plan.simulated = from.simulated
+	r.progress.printLine(r.plan.head() + "; data in " + r.runtime.dataPath)
+	if err := r.plan.writeModels(r.stderr); err != nil || from.simulated {
+		return err
+	}
+	asking, release := r.runtime.worker.UntilStop(ctx)
+	defer release()
+	if err := r.confirmCost(asking, r.runtime.cfg, r.plan.atMost, r.yes); err != nil {
+		return err
+	}
+	r.progress.startAt = time.Now()
+	return nil
 }
 
 // linesThat returns the lines for which a condition holds.

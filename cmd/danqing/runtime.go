@@ -167,16 +167,8 @@ func (rt *runtime) openAccounts(dial func(context.Context, string, string) (net.
 	return sources, nil
 }
 
-// price returns the maximum cost of n images of a model among the accounts, in millionths of
+// priceOf returns the maximum cost of n images of a model among the accounts, in millionths of
 // a yuan.
-func (rt *runtime) price(name string, n int) int64 {
-	model, err := jobs.LookupModel(name)
-	if err != nil {
-		return 0
-	}
-	return rt.priceOf(model, n)
-}
-
 func (rt *runtime) priceOf(model jobs.Model, n int) int64 { return maxPrice(rt.accounts, model, n) }
 
 // maxPrice returns the maximum cost of n images of a model among accounts.

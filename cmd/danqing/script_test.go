@@ -23,7 +23,7 @@ import (
 // scriptCommands are the additional commands of the scripts.
 func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
-		"waitfor": waitFor, "redis": startRedis, "services": startServices, "hold": holdJob, "expire": expireJobs,
+		"waitfor": waitFor, "redis": startRedis, "services": startServices, "hold": holdJob, "expire": expireJobs, "onterminal": onTerminal,
 	}
 }
 

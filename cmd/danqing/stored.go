@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -67,7 +68,7 @@ func (p *program) openStored(simulate bool) (bucket *storage.Bucket, closer io.C
 // eachStored calls do with the sidecar of every selected job, several at a time.
 func (f storedFlags) eachStored(ctx context.Context, bucket *storage.Bucket, do func(context.Context, *storage.Sidecar) error) error {
 	var ids []string
-	if err := bucket.SidecarIDs(ctx, "", func(id string) { ids = append(ids, id) }); err != nil {
+	if err := bucket.SidecarIDs(ctx, "", func(id string, _ time.Time) { ids = append(ids, id) }); err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)

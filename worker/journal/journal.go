@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
@@ -162,6 +163,11 @@ func load(path string) (*Journal, error) {
 	}
 	return j, nil
 }
+
+// ReadJournal reads the journal of the data directory at path as it is now, empty if there is
+// none. It needs no lock: a process may use the directory. Nothing can be appended, and there
+// is nothing to close.
+func ReadJournal(path string) (*Journal, error) { return load(filepath.Join(path, journalFile)) }
 
 // start begins the journal of a worker, which must be the one in its first line, if it has
 // lines.

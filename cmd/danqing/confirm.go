@@ -1,0 +1,67 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/danqing-queue/danqing/cmd/danqing/terminal"
+	"github.com/danqing-queue/danqing/config"
+)
+
+// errDeclined ends a command whose question was answered with no: nothing was spent.
+var errDeclined = errors.New("declined")
+
+const yesUsage = "do not ask, whatever it costs"
+
+// confirmCost asks on a terminal whether an amount may be spent, if it is above what needs no
+// question. It fails with errDeclined. Without a terminal it asks nothing: whoever starts a
+// command from a program sets a --budget. If standard input is no terminal, such as a file of
+// prompts, the answer is read from the controlling terminal.
+func (p *program) confirmCost(ctx context.Context, cfg *config.Config, atMost int64, yes bool) error {
+	if yes || atMost <= cfg.ConfirmAboveMicroYuan || !terminal.IsTerminal(p.stderr) {
+		return nil
+	}
+	in := p.stdin
+	if !terminal.IsTerminal(in) {
+		tty, err := os.Open("/dev/tty")
+		if err != nil { // nobody is there to answer
+			return nil
+		}
+		defer tty.Close() //nolint:errcheck // read only
+		in = tty
+	}
+	_, _ = fmt.Fprintf(p.stderr, "danqing: spend up to %s? [y/N] ", yuan(atMost))
+	answered := make(chan string, 1)
+	go func() { // it ends with the program if nobody answers
+		line, _ := bufio.NewReader(in).ReadString('\n')
+		answered <- line
+	}()
+	select {
+	case line := <-answered:
+		if !strings.HasSuffix(line, "\n") {
+			_, _ = io.WriteString(p.stderr, "\n")
+		}
+		if !isYes(line) {
+			p.stderrf("nothing was spent")
+			return errDeclined
+		}
+		return nil
+	case <-ctx.Done():
+		_, _ = io.WriteString(p.stderr, "\n")
+		return context.Cause(ctx)
+	}
+}
+
+// isYes reports whether an answer is yes, in English or Chinese.
+func isYes(answer string) bool {
+	switch strings.ToLower(strings.TrimSpace(answer)) {
+	case "y", "yes", "是", "好":
+		return true
+	}
+	return false
+}
