@@ -136,7 +136,7 @@ func TestLoadProblems(t *testing.T) {
 		{"DANQING_S3_BUCKET", "a.b", `"a.b" has a dot`},
 		{"DANQING_S3_BUCKET", "AB", "must be 3 to 63"},
 		{"DANQING_S3_PREFIX", "a/../b", `"a/../b": must be a plain folder`},
-		{"DANQING_S3_KEY_TEMPLATE", "{job_id}", "must hold {job_id} and {n}"},
+		{"DANQING_S3_KEY_TEMPLATE", "{job_id}", "must hold {job_path} or {job_id}, and {n}"},
 		{"DANQING_S3_ADDRESSING", "dns", `"dns": must be "path", "virtual"`},
 		{"DANQING_S3_PUBLIC_URL", "cdn", "must be a URL"},
 		{"DANQING_S3_PUBLIC_ENDPOINT", "https://a/b", "has a path"},

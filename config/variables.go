@@ -35,7 +35,7 @@ func Variables() []VariableGroup {
 			{Name: "REDIS_URL", Meaning: "`redis://[USER:PASSWORD@]HOST:PORT[/DB]`, `rediss://…` for TLS, or `unix://PATH`", Default: "the embedded queue"},
 			{Name: "DANQING_S3_BUCKET", Meaning: "the bucket for images and sidecars; required with `REDIS_URL`", Default: "the embedded bucket"},
 			{Name: "DANQING_S3_PREFIX", Meaning: "a prefix of every key in the bucket"},
-			{Name: "DANQING_S3_KEY_TEMPLATE", Meaning: "the key of an image, from `{job_id}` `{n}` `{batch}` `{id}` `{model}` `{date}` `{ext}` `{source_name}`", Default: "`{job_id}/{job_id}-{n}{ext}`"},
+			{Name: "DANQING_S3_KEY_TEMPLATE", Meaning: "the key of an image, from `{job_path}` `{job_id}` `{n}` `{batch}` `{id}` `{model}` `{date}` `{ext}` `{source_name}`", Default: "`{job_path}-{n}{ext}`"},
 			{Name: "DANQING_S3_ADDRESSING", Meaning: "`path` or `virtual`", Default: "by endpoint"},
 			{Name: "DANQING_S3_PUBLIC_URL", Meaning: "the base of permanent links to a public bucket or CDN"},
 			{Name: "DANQING_S3_PUBLIC_ENDPOINT", Meaning: "the endpoint of presigned links (7 days), if clients reach the bucket by another name"},

@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/danqing-queue/danqing/jobs/compactjson"
+	"github.com/danqing-queue/danqing/jobs/jobid"
 )
 
 // resultKey is the field of a results line that has the result of the job. ReadBatch ignores
@@ -23,9 +24,6 @@ const (
 	maxLineBytes  = 1 << 20 // a prompt of 500 characters is 2 KiB
 	maxShownLines = 50      // lines in a BatchError's text
 )
-
-// lineDigest is how many hex digits of its digest are the id of a line without one.
-const lineDigest = 24
 
 // Batch is a validated file of jobs.
 type Batch struct {
@@ -62,9 +60,12 @@ type BatchOptions struct {
 	Priority string
 	// Unit is what the numbers of lines count, for errors; empty is "line". A table has rows.
 	Unit string
-	// Files is set where images become files, which some file systems cannot tell apart by
-	// case: two ids that differ in nothing else are errors then.
-	Files bool
+	// Normalize, if set, returns the form of a name that all names have which look the same:
+	// Name, and the ids of lines. The command line uses Unicode's NFC.
+	Normalize func(name string) string
+	// Fold, if set, returns the same text for names that some file systems cannot tell apart,
+	// as by case: ids of which it does so are errors then. Set it where images become files.
+	Fold func(name string) string
 	// Resolve stages the file at a path, without the prefix file://, and returns its staged
 	// name. It is called once per path. Nil: paths are errors.
 	Resolve func(path string) (staged string, err error)
@@ -132,7 +133,7 @@ type batchReader struct {
 	batch   *Batch
 	valid   int // lines
 	wrong   []LineError
-	numbers map[string]seenLine // by job ID, in lower case if opts.Files is set
+	numbers map[string]seenLine // by job ID, as opts.Fold returns it
 	equal   map[string]int      // lines without an own id, by digest
 	staged  map[string]staged   // by path
 }
@@ -157,8 +158,8 @@ func (b *batchReader) line(l SourceLine) error {
 	var d decoder
 	r := d.request(raw, topNames())
 	problems := withoutRepeats(l.Problems, d.problems)
-	own := strings.TrimSpace(r.ID)
-	r.ID = ""
+	own := b.opts.Normalize(strings.TrimSpace(r.ID))
+	r.ID, r.RedoOf = "", b.opts.Normalize(r.RedoOf)
 	r.Model, r.Priority = cmp.Or(r.Model, b.opts.Model), cmp.Or(r.Priority, b.opts.Priority)
 	path, local := localPath(r.RefImg)
 	isURL := !local && strings.Contains(r.RefImg, "://")
@@ -179,8 +180,10 @@ func (b *batchReader) line(l SourceLine) error {
 		digest = r.Digest()
 	}
 	if own == "" && digest != "" {
-		b.equal[digest]++
-		own = fmt.Sprintf("%s-%d", digest[:lineDigest], b.equal[digest])
+		own = b.opts.Normalize(jobid.OfText(r.Prompt, digest))
+		if b.equal[digest]++; b.equal[digest] > 1 {
+			own += fmt.Sprintf("-%d", b.equal[digest])
+		}
 	}
 	if own != "" {
 		r.ID = BatchID(b.opts.Name, own)
@@ -208,8 +211,8 @@ func (b *batchReader) line(l SourceLine) error {
 // claim records the job ID of a line. It returns a problem if an earlier line has the ID.
 func (b *batchReader) claim(id, own string, now seenLine) (FieldError, bool) {
 	key := id
-	if b.opts.Files {
-		key = strings.ToLower(id)
+	if b.opts.Fold != nil {
+		key = b.opts.Fold(id)
 	}
 	before, twice := b.numbers[key]
 	if !twice {

@@ -46,7 +46,7 @@ func TestReadBatch(t *testing.T) {
 
 	assert.Equal(t, 4, second.Number)
 	assert.Equal(t, first.Digest, second.Digest, "the same request")
-	assert.Equal(t, "sheet."+second.Digest[:24]+"-1", second.ID)
+	assert.Equal(t, "sheet.猫-"+second.Digest[:12], second.ID)
 }
 
 // A batch file may have columns with the names of ReadBatch's own fields.
@@ -212,24 +212,39 @@ line 5: prompt: missing; allowed: a description of the image
 line 6: id: "c"; allowed: each id once; line 5 has the same id`)
 }
 
-// Where images are files, ids that differ only in case are refused, with both lines.
+// Where images are files, ids that some disks cannot tell apart are refused, with both lines.
 func TestReadBatchIDsThatDifferInCase(t *testing.T) {
 	t.Parallel()
 	const text = `{"id":"A","prompt":"a red cup"}
 {"id":"b","prompt":"a red cup"}
 {"id":"a","prompt":"a blue cup"}`
-	_, err := ReadBatch(strings.NewReader(text), BatchOptions{Name: "cups", Files: true})
+	_, err := ReadBatch(strings.NewReader(text), BatchOptions{Name: "cups", Fold: strings.ToLower})
 	require.EqualError(t, err, `line 3: id: "a"; allowed: each id once; the id of line 1 differs from it only in case, and their images would be one file on some disks: rename one of them`)
 	batch, err := ReadBatch(strings.NewReader(text), BatchOptions{Name: "cups"})
 	require.NoError(t, err)
 	assert.Len(t, batch.Lines, 3)
 }
 
+// Names that look the same are the same, whichever system has written them.
+func TestReadBatchNormalizesNames(t *testing.T) {
+	t.Parallel()
+	compose := strings.NewReplacer("e\u0301", "é").Replace
+	text := "{\"id\":\"cafe\u0301\",\"prompt\":\"a\",\"redo_of\":\"cafe\u0301.1\"}\n{\"prompt\":\"cafe\u0301\"}"
+	batch, err := ReadBatch(strings.NewReader(text), BatchOptions{Name: "cafe\u0301", Normalize: compose})
+	require.NoError(t, err)
+	assert.Equal(t, "café", batch.Name)
+	assert.Equal(t, []string{"café", "café", "café.1"}, []string{batch.Lines[0].Request.Batch, batch.Lines[0].Request.LineID, batch.Lines[0].Request.RedoOf})
+	assert.Equal(t, "café.café", batch.Lines[0].ID)
+	assert.Equal(t, "cafe\u0301", batch.Lines[1].Request.Prompt, "the prompt is sent as it is")
+	_, err = ReadBatch(strings.NewReader(text+"\n{\"id\":\"café\",\"prompt\":\"b\"}"), BatchOptions{Name: "café", Normalize: compose})
+	require.ErrorContains(t, err, "line 1 has the same id and another request")
+}
+
 // An own id that was copied from a generated one is another job.
 func TestReadBatchOwnIDLikeAGeneratedOne(t *testing.T) {
 	t.Parallel()
 	digest := Request{Prompt: "猫"}.Digest()
-	err := readErr(t, `{"prompt":"猫"}`+"\n"+`{"id":"`+digest[:24]+`-1","prompt":"狗"}`)
+	err := readErr(t, `{"prompt":"猫"}`+"\n"+`{"id":"猫-`+digest[:12]+`","prompt":"狗"}`)
 	assert.ErrorContains(t, err, "line 2: id: ")
 	assert.ErrorContains(t, err, "line 1 has the same id and another request")
 }

@@ -36,6 +36,10 @@ func ReadBatchLines(lines iter.Seq2[SourceLine, error], opts BatchOptions) (*Bat
 	if opts.Name == "" {
 		return nil, errors.New("read batch: the name is missing")
 	}
+	if opts.Normalize == nil {
+		opts.Normalize = func(name string) string { return name }
+	}
+	opts.Name = opts.Normalize(opts.Name)
 	b := batchReader{
 		opts:    opts,
 		batch:   &Batch{Name: opts.Name},

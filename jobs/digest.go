@@ -11,18 +11,11 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/danqing-queue/danqing/jobs/rediskey"
+	"github.com/danqing-queue/danqing/jobs/jobid"
 )
-
-// maxIDBytes is the maximum length of a job ID: a key template with it fits into the 1,024
-// bytes of an S3 key, and a file name into 255.
-const maxIDBytes = 128
 
 // stagedPattern matches the name of a staged reference image.
 var stagedPattern = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
-
-// hashedPattern matches the end of an ID to which [BatchID] has appended a hash.
-var hashedPattern = regexp.MustCompile(`-x[0-9a-f]{16}$`)
 
 // Digest identifies the requested images: the SHA-256, in hex, of the canonical request,
 // which has the model and every parameter of the image, but not the ID, labels, priority and
@@ -84,14 +77,17 @@ func (r Request) WithSeed(jobID string) Request {
 	return r
 }
 
-// ValidID fails unless id is a valid job ID: 1 to 128 characters out of A-Z, a-z, 0-9, dot,
-// underscore and hyphen, but neither "." nor "..", which are not file names. The error is a
-// [FieldError].
+// ValidID fails unless id is a valid job ID: 1 to 200 bytes of letters, their marks and digits
+// of any script, underscores and hyphens, with single dots between them, and no device name of
+// Windows before the first dot. The error is a [FieldError].
+//
+// IDs are compared byte by byte, so that texts that look the same may be different IDs: use
+// Unicode's form NFC, as the command line does.
 func ValidID(id string) error {
-	if rediskey.ValidID(id) {
+	if jobid.Valid(id) {
 		return nil
 	}
-	return FieldError{Field: "id", Value: show(id), Allowed: `1 to 128 of A-Z a-z 0-9 . _ -, not "." or ".."`}
+	return FieldError{Field: "id", Value: show(id), Allowed: `1 to 200 bytes of letters and digits of any script, "_", "-", and "." between two others; no device name of Windows, such as CON`}
 }
 
 // NewID returns a random job ID: 26 lower-case letters and digits, at least 128
@@ -125,22 +121,8 @@ func BatchName(file string) string {
 }
 
 // BatchID is the job ID of a line of a batch: the batch's name, a dot and the line's own id.
-// If that is not a valid ID (other characters, too long) or may belong to another pair (the
-// line's id has a dot, or ends like such a hash), other characters become "_" and a short
-// hash of the exact pair is appended. Different pairs have different IDs, except with a
-// probability of 2^-64.
-func BatchID(batch, line string) string {
-	// Without a dot in line, the last dot separates the two.
-	plain := batch + "." + line
-	if batch != "" && line != "" && !strings.Contains(line, ".") &&
-		rediskey.ValidID(plain) && !hashedPattern.MatchString(plain) {
-		return plain
-	}
-	sum := sha256.Sum256(fmt.Appendf(nil, "danqing/batch/1\n%d:%s%d:%s", len(batch), batch, len(line), line))
-	suffix := "-x" + hex.EncodeToString(sum[:8])
-	readable := otherPattern.ReplaceAllString(plain, "_")
-	return readable[:min(len(readable), maxIDBytes-len(suffix))] + suffix
-}
-
-// otherPattern matches the characters that are invalid in an ID.
-var otherPattern = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
+// In a name that cannot be a part of an ID (other characters, too long, a dot in the line's
+// id), other characters become "_", and a short hash of the exact name is appended. Different
+// pairs have different IDs, except with a probability of 2^-48 for two names that are
+// otherwise equal.
+func BatchID(batch, line string) string { return jobid.Of(batch, line) }

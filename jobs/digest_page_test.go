@@ -28,7 +28,7 @@ func TestDigestPage(t *testing.T) {
 	}
 
 	ids := regexp.MustCompile("(?m)^\\| (batch|key) \\| `(.*)`, `(.*)` \\| `(.*)` \\|$").FindAllStringSubmatch(page, -1)
-	require.Len(t, ids, 3)
+	require.Len(t, ids, 4)
 	for _, v := range ids {
 		if v[1] == "batch" {
 			assert.Equal(t, v[4], BatchID(v[2], v[3]))

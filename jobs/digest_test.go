@@ -112,6 +112,8 @@ func TestWithSeedKeepsAGivenSeed(t *testing.T) {
 	assert.Nil(t, plain.Seed, "the receiver is left alone")
 }
 
+// U+1C89 and U+2EBF0 are letters since Unicode 16 and 15.1: if a release of Go makes them
+// letters of IDs, exclude them, so that no ID changes.
 func TestBatchIDVectors(t *testing.T) {
 	t.Parallel()
 	type vector struct{ Batch, Line, ID string }
@@ -125,7 +127,10 @@ func TestBatchIDVectors(t *testing.T) {
 // Different pairs of names have different IDs, even if one was copied from an ID.
 func TestBatchIDsDoNotCollide(t *testing.T) {
 	t.Parallel()
-	parts := []string{"", "a", ".", "..", "a.b", "b", "b.c", "a-b", "-", "红", "蓝", "红.", "a b", "a_b", "_", "A", strings.Repeat("a", 126), strings.Repeat("a", 127), strings.Repeat("a", 300)}
+	parts := []string{
+		"", "a", ".", "..", "a.b", "b", "b.c", "a-b", "-", "红", "蓝", "红.", "a b", "a_b", "_", "A", "nul", "con.a", "é", "e\u0301", "\u0301", "a\u200db",
+		strings.Repeat("a", 79), strings.Repeat("a", 80), strings.Repeat("a", 81), strings.Repeat("a", 119), strings.Repeat("a", 120), strings.Repeat("a", 300),
+	}
 	for _, p := range parts[:12] {
 		for _, q := range parts[:12] {
 			id := BatchID(p, q)
@@ -156,10 +161,13 @@ func TestBatchIDsDoNotCollide(t *testing.T) {
 
 func TestValidID(t *testing.T) {
 	t.Parallel()
-	for _, id := range []string{"a", "A-17_x.y", "...", ".a", strings.Repeat("x", 128), NewID()} {
+	for _, id := range []string{"a", "A-17_x.y", "-", "_.-", "猫", "春季主图.A-017", "한글.สวัสดี", "é.e\u0301", "①", "conx", "a.con", strings.Repeat("x", 200), NewID()} {
 		assert.NoError(t, ValidID(id), "%q", id)
 	}
-	for _, id := range []string{"", ".", "..", "a b", "a/b", "a\\b", "猫", "a\n", "a\x00", strings.Repeat("x", 129)} {
+	for _, id := range []string{
+		"", ".", "..", "...", ".a", "a.", "a..b", "a b", "a/b", "a\\b", "a:b", "~", "a\n", "a\x00", "a\xff", "\ufffd", "猫!", "😀", "\u0301a", "a.\u0301",
+		"a\u202eb", "a\u200db", "\u3164", "a\ufe0f", "con", "NUL.a", "com1", "lpt¹.x", strings.Repeat("x", 201), strings.Repeat("春", 67),
+	} {
 		assert.ErrorAs(t, ValidID(id), new(FieldError), "%q", id)
 	}
 }

@@ -60,15 +60,17 @@ func ExampleReadBatch() {
 	fmt.Println(string(result), err)
 	// Output:
 	// spring.A-17 <auto>
-	// spring.68f989112fcf03a6166431b7-1 <chinese painting>
+	// spring.飞舞着金色的蝴蝶-68f989112fcf <chinese painting>
 	// {"id":"A-17","prompt":"有一只黑色的小猫","shelf":3,"danqing":{"state":"succeeded"}} <nil>
 }
 
 // A pair of names always has the same ID, and no other pair has it.
 func ExampleBatchID() {
 	fmt.Println(jobs.BatchID("spring", "A-17"))
-	fmt.Println(jobs.BatchID("春季", "红-1"))
+	fmt.Println(jobs.BatchID("春季主图", "A-017"))
+	fmt.Println(jobs.BatchID("2026 春季 (1)", "A-017"))
 	// Output:
 	// spring.A-17
-	// _._-1-xdd0921f3ff19a0e0
+	// 春季主图.A-017
+	// 2026_春季_1-x49067d54ff22.A-017
 }

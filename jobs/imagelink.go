@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
+	"net/url"
 	"slices"
 	"strconv"
 	"time"
@@ -63,7 +64,7 @@ func (j *Job) ImagePath(image Image) string {
 	if signature == "" {
 		return ""
 	}
-	return "/images/" + imageName(j.ID, image.N) + linkExt + "?s=" + signature
+	return "/images/" + url.PathEscape(imageName(j.ID, image.N)) + linkExt + "?s=" + signature
 }
 
 // ImageBySignature returns the job's image with a number if the signature is that of

@@ -24,6 +24,9 @@ func TestImagePathIsPermanent(t *testing.T) {
 	got, ok := rec.ImageBySignature(2, signature)
 	require.True(t, ok)
 	assert.Equal(t, image, got)
+
+	rec.ID = "春.1"
+	require.Equal(t, "/images/%E6%98%A5.1-2.png?s=", rec.ImagePath(image)[:len(rec.ImagePath(image))-32])
 }
 
 // A signature is valid for one image of one job. A missing image has none.

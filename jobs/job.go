@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"net/url"
 	"slices"
 	"strconv"
 	"time"
@@ -137,13 +138,14 @@ func (j *Job) Overdue(now time.Time) bool {
 	return j.State.Waiting() && !j.Deadline.IsZero() && !now.Before(j.Deadline)
 }
 
-// EventID identifies the end of a job: its ID, a dot, and the end in Unix milliseconds. A
-// job that is retried ends again, with another event ID. It is "" before the end.
+// EventID identifies the end of a job: its ID, escaped as in a URL because it is sent in a
+// header, a dot, and the end in Unix milliseconds. A job that is retried ends again, with
+// another event ID. It is "" before the end.
 func (j *Job) EventID() string {
 	if !j.State.Final() {
 		return ""
 	}
-	return j.ID + "." + strconv.FormatInt(j.FinishedAt.UnixMilli(), 10)
+	return url.PathEscape(j.ID) + "." + strconv.FormatInt(j.FinishedAt.UnixMilli(), 10)
 }
 
 // copyRequestFields copies the request's fields that a job has too.

@@ -163,6 +163,8 @@ func TestNewEvent(t *testing.T) {
 		"labels":{"sku":"A-17"},"images":[{"n":1,"key":"cat/cat-1.png","bytes":3,"url":"https://images/cat/cat-1.png"},
 		{"n":2,"code":"DataInspectionFailed","message":"no"}],"cost_micro_yuan":160000,"finished_at":"2026-11-28T10:00:00Z"}}`, string(encoded))
 	assert.Equal(t, "cat.1795860000000", rec.EventID())
+	rec.ID = "春.1"
+	assert.Equal(t, "%E6%98%A5.1.1795860000000", rec.EventID(), "it is sent in a header")
 	broken := errors.New("no bucket")
 	_, err = jobs.NewEvent(&rec.Job, func(jobs.Image) (string, time.Time, error) { return "", time.Time{}, broken })
 	require.ErrorIs(t, err, broken)

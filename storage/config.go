@@ -19,7 +19,7 @@ const (
 )
 
 // DefaultKeyTemplate is the key of an image unless Config says otherwise.
-const DefaultKeyTemplate = "{job_id}/{job_id}-{n}{ext}"
+const DefaultKeyTemplate = "{job_path}-{n}{ext}"
 
 // Config says where objects go. Bucket, AccessKeyID and SecretAccessKey are
 // required.
@@ -55,10 +55,12 @@ type Config struct {
 	PublicEndpoint string
 
 	// KeyTemplate is the key of an image below Prefix. "" means
-	// DefaultKeyTemplate. It must contain {job_id} and {n}, and may contain
-	// {batch} {id} {model} {date} {ext} {source_name}. {job_id} must begin a
-	// path segment and may be followed there only by text, {n} and {ext}, and
-	// {n} must stand between text, so that no two images get the same key.
+	// DefaultKeyTemplate. It must contain {job_path} or {job_id}, and {n}, and may
+	// contain {batch} {id} {model} {date} {ext} {source_name}. {job_path} is the
+	// job's ID with its last dot as a slash, so that the images of a batch are in one
+	// folder; that of an ID without a dot is single/ID. {job_path} or {job_id} must
+	// begin a path segment and may be followed there only by text, {n} and {ext},
+	// and {n} must stand between text, so that no two images get the same key.
 	KeyTemplate string
 
 	// HTTPClient sends the requests. nil means one of the SDK's, which waits

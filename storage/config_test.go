@@ -38,15 +38,15 @@ func TestNewErrors(t *testing.T) {
 		"AccessKeyID is empty: set it":              func(c *storage.Config) { c.AccessKeyID = "" },
 		"SecretAccessKey has white space around it": func(c *storage.Config) { c.SecretAccessKey = "s3cr3t\n" },
 		`Addressing "vhost": must be`:               func(c *storage.Config) { c.Addressing = "vhost" },
-		"must hold {job_id} and {n}":                func(c *storage.Config) { c.KeyTemplate = "{job_id}{ext}" },
-		"unknown variable {jobid}: use {job_id}":    func(c *storage.Config) { c.KeyTemplate = "{jobid}-{n}" },
-		"stray brace":                               func(c *storage.Config) { c.KeyTemplate = "{job_id}-{n}}" },
-		"an empty folder":                           func(c *storage.Config) { c.KeyTemplate = "/{job_id}-{n}" },
-		"those folders are reserved":                func(c *storage.Config) { c.KeyTemplate = "_jobs/{job_id}-{n}" },
-		"two jobs could get the same key":           func(c *storage.Config) { c.KeyTemplate = "{id}-{job_id}-{n}" },
-		"{n} must stand between text":               func(c *storage.Config) { c.KeyTemplate = "{job_id}/{source_name}{n}{ext}" },
-		"makes names of up to 256 bytes":            func(c *storage.Config) { c.KeyTemplate = "{job_id}-{n}/{id}{batch}{model}{source_name}" },
-		"makes keys of up to 1":                     func(c *storage.Config) { c.KeyTemplate = strings.Repeat("{id}/", 15) + "{job_id}-{n}" },
+		"must hold {job_path} or {job_id}, and {n}": func(c *storage.Config) { c.KeyTemplate = "{job_id}{ext}" },
+		"unknown variable {jobid}: use {job_path}":  func(c *storage.Config) { c.KeyTemplate = "{jobid}-{n}" },
+		"stray brace":                     func(c *storage.Config) { c.KeyTemplate = "{job_id}-{n}}" },
+		"an empty folder":                 func(c *storage.Config) { c.KeyTemplate = "/{job_id}-{n}" },
+		"those folders are reserved":      func(c *storage.Config) { c.KeyTemplate = "_jobs/{job_id}-{n}" },
+		"two jobs could get the same key": func(c *storage.Config) { c.KeyTemplate = "{id}-{job_id}-{n}" },
+		"{n} must stand between text":     func(c *storage.Config) { c.KeyTemplate = "{job_id}/{source_name}{n}{ext}" },
+		"makes names of up to 256 bytes":  func(c *storage.Config) { c.KeyTemplate = "{job_id}-{n}/{id}{batch}{model}{source_name}" },
+		"makes keys of up to 1":           func(c *storage.Config) { c.KeyTemplate = strings.Repeat("{id}/", 15) + "{job_id}-{n}" },
 	} {
 		cfg := goodConfig()
 		change(&cfg)
@@ -119,10 +119,11 @@ func TestImageKey(t *testing.T) {
 		Date: time.Date(2026, 11, 22, 0, 0, 0, 0, time.UTC), Ext: ".png",
 	}
 	for template, want := range map[string]string{
-		"":                                "p/spring.a-1/spring.a-1-2.png",
+		"":                                "p/spring/a-1-2.png",
+		"{date}/{job_path}/{n}":           "p/2026-11-22/spring/a-1/2",
 		"{job_id}-{n}":                    "p/spring.a-1-2",
 		"{date}/{batch}/{job_id}.{n}.png": "p/2026-11-22/春 天/spring.a-1.2.png",
-		"{job_id}/{n}/{id}-{model}-{source_name}{ext}": "p/spring.a-1/2/.._a-wanx-v1-8d82-1.png",
+		"{job_id}/{n}/{id}-{model}-{source_name}{ext}": "p/spring.a-1/2/_a-wanx-v1-8d82-1.png",
 	} {
 		cfg := goodConfig()
 		cfg.Prefix, cfg.KeyTemplate = "/p/", template
@@ -133,26 +134,42 @@ func TestImageKey(t *testing.T) {
 
 	b := newBucket(t, goodConfig())
 	for id, want := range map[string]string{
-		".": "~./.-1.png", "..": "~../..-1.png", "_jobs": "~_jobs/_jobs-1.png", "a": "a/a-1.png",
+		"a": "single/a-1.png", "_jobs": "single/_jobs-1.png", "_jobs.a": "~_jobs/a-1.png", "Single.a": "~Single/a-1.png",
+		"春季主图.A-017": "春季主图/A-017-1.png", "spring.v2.nul": "spring.v2/nul-1.png", "aux_.a": "aux_/a-1.png",
 	} {
 		key, err := b.ImageKey(storage.KeyVars{JobID: id, N: 1})
 		require.NoError(t, err)
 		assert.Equal(t, want, key)
 	}
-	for _, vars := range []storage.KeyVars{{JobID: "a"}, {JobID: "a", N: -1}, {JobID: "a", N: 100}, {N: 1}, {JobID: "a/b", N: 1}, {JobID: strings.Repeat("a", 129), N: 1}} {
+	for _, vars := range []storage.KeyVars{{JobID: "a"}, {JobID: "a", N: -1}, {JobID: "a", N: 100}, {N: 1}, {JobID: "a/b", N: 1}, {JobID: "..", N: 1}, {JobID: strings.Repeat("a", 201), N: 1}} {
 		_, err := b.ImageKey(vars)
 		assert.Error(t, err, "%+v", vars)
 	}
-	assert.Equal(t, "_held/~../a_b", b.HeldKey("..", "a/b"))
+	assert.Equal(t, "_held/-/a_b", b.HeldKey("..", "a/b"))
+	cfg := goodConfig()
+	cfg.KeyTemplate = "{batch}/{id}/{job_id}-{n}"
+	key, err := newBucket(t, cfg).ImageKey(storage.KeyVars{JobID: "a", N: 1, Batch: "Con.v2", ID: " .\u202e猫\u0000. "})
+	require.NoError(t, err)
+	assert.Equal(t, "~Con.v2/_猫_/a-1", key, "valid on every file system")
+}
+
+// Names of held files are whole: two images of a job with a long ID are two objects.
+func TestHeldKeyOfALongName(t *testing.T) {
+	t.Parallel()
+	b, id := newBucket(t, goodConfig()), strings.Repeat("春", 66)
+	assert.NotEqual(t, b.HeldKey("task", id+".1-1"), b.HeldKey("task", id+".1-2"))
+	assert.Contains(t, b.HeldKey("task", id+".1-2-f41f3fa6"), id+".1-2-f41f3fa6")
 }
 
 // No two images of valid jobs have the same key, and no key is in a reserved folder,
 // for any values of the other variables.
 func FuzzImageKey(f *testing.F) {
 	f.Add("a", "a-1", "b", "../x", uint8(1), uint8(2))
-	f.Add("..", "_jobs", "_jobs", "", uint8(1), uint8(1))
+	f.Add("_jobs.a", "single.a", "_jobs", "", uint8(1), uint8(1))
+	f.Add("a.b-1", "a.b", "春", "nul", uint8(1), uint8(11))
+	f.Add("single", "single.single", "春", "nul", uint8(1), uint8(11))
 	f.Fuzz(func(t *testing.T, jobA, jobB, batch, id string, nA, nB uint8) {
-		for _, template := range []string{"", "{batch}/{job_id}-{n}{ext}", "{id}/{job_id}/{n}", "{job_id}{ext}/{source_name}-{n}{ext}"} {
+		for _, template := range []string{"", "{batch}/{job_path}-{n}{ext}", "{batch}/{job_id}-{n}{ext}", "{id}/{job_id}/{n}", "{job_path}{ext}/{source_name}-{n}{ext}"} {
 			cfg := goodConfig()
 			cfg.KeyTemplate = template
 			b := newBucket(t, cfg)
@@ -161,11 +178,11 @@ func FuzzImageKey(f *testing.F) {
 			if errA != nil || errB != nil {
 				return
 			}
-			if a == other && (jobA != jobB || nA != nB) {
+			if strings.EqualFold(a, other) && (!strings.EqualFold(jobA, jobB) || nA != nB) || a == other && (jobA != jobB || nA != nB) {
 				t.Fatalf("image %d of %q and %d of %q are both %q", nA, jobA, nB, jobB, a)
 			}
 			for segment := range strings.SplitSeq(a, "/") {
-				if segment == "" || segment == "." || segment == ".." || len(segment) > 255 {
+				if strings.Trim(segment, ". ") != segment || segment == "" || len(segment) > 255 {
 					t.Fatalf("key %q", a)
 				}
 			}

@@ -222,13 +222,36 @@ func testKeys(t *testing.T, cfg storage.Config) {
 	b, ctx := newBucket(t, cfg), t.Context()
 	file := verifiedFile(t, pngOf(10, 1))
 	for _, hostile := range []string{"中国画", "a b+c%20d&e=f#g;h,i@j$k!l'm(n)*o~p", "..", `a/../b\c`, "%2e%2e", "\x00\x1f\xff", "é́"} {
-		key, err := b.ImageKey(storage.KeyVars{JobID: "..", N: 1, Batch: hostile, ID: hostile, SourceName: hostile})
+		key, err := b.ImageKey(storage.KeyVars{JobID: "hostile", N: 1, Batch: hostile, ID: hostile, SourceName: hostile})
 		require.NoError(t, err)
-		require.NoError(t, b.PutImage(ctx, key, file, nil), "%q", key)
-		body, _, err := b.Get(ctx, key)
-		require.NoError(t, err)
-		assert.Len(t, readAll(t, body), int(file.Bytes))
+		requireStored(t, b, key, file)
 	}
+	cfg.KeyTemplate = ""
+	b = newBucket(t, cfg)
+	for _, id := range []string{"春季主图.A-017", "한글.カタカナ", "สวัสดี.é-Straße", "_jobs.a", "single.a", "single", "𠮷.①", strings.Repeat("春", 26) + "." + strings.Repeat("x", 119)} {
+		key, err := b.ImageKey(storage.KeyVars{JobID: id, N: 1})
+		require.NoError(t, err)
+		requireStored(t, b, key, file)
+		link, _, err := b.Link(ctx, key)
+		require.NoError(t, err)
+		assert.Equal(t, http.StatusOK, getLink(t, cfg, link, file))
+		requireStored(t, b, b.HeldKey("keys", id+".1-1"), file)
+		require.NoError(t, b.PutSidecar(ctx, &storage.Sidecar{JobID: id}))
+		_, err = b.Sidecar(ctx, id)
+		require.NoError(t, err)
+		var ids []string
+		require.NoError(t, b.SidecarIDs(ctx, id, func(id string, _ time.Time) { ids = append(ids, id) }))
+		assert.Contains(t, ids, id)
+	}
+}
+
+// requireStored stores a file under a key and reads it back.
+func requireStored(t *testing.T, b *storage.Bucket, key string, file *storage.File) {
+	t.Helper()
+	require.NoError(t, b.PutImage(t.Context(), key, file, nil), "%q", key)
+	body, _, err := b.Get(t.Context(), key)
+	require.NoError(t, err)
+	assert.Len(t, readAll(t, body), int(file.Bytes))
 }
 
 // A body that differs from the signed hash is refused and not stored.
@@ -338,21 +361,24 @@ func testLinks(t *testing.T, cfg storage.Config) {
 	link, expiresAt, err := b.Link(ctx, key)
 	require.NoError(t, err)
 	assert.WithinRange(t, expiresAt, time.Now().Add(storage.LinkLifetime-time.Minute), time.Now().Add(storage.LinkLifetime))
-	get := func(link string) int {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, link, http.NoBody)
-		require.NoError(t, err)
-		resp, err := cfg.HTTPClient.Do(req)
-		require.NoError(t, err)
-		defer func() { require.NoError(t, resp.Body.Close()) }()
-		body, err := io.ReadAll(resp.Body)
-		require.NoError(t, err)
-		if resp.StatusCode == http.StatusOK {
-			assert.Len(t, body, int(file.Bytes))
-		}
-		return resp.StatusCode
+	assert.Equal(t, http.StatusOK, getLink(t, cfg, link, file))
+	assert.Equal(t, http.StatusForbidden, getLink(t, cfg, link[:len(link)-4]+"0000", file), "a changed signature")
+}
+
+// getLink requests the link of a file and returns the status.
+func getLink(t *testing.T, cfg storage.Config, link string, file *storage.File) int {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, link, http.NoBody)
+	require.NoError(t, err)
+	resp, err := cfg.HTTPClient.Do(req)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, resp.Body.Close()) }()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	if resp.StatusCode == http.StatusOK {
+		assert.Len(t, body, int(file.Bytes))
 	}
-	assert.Equal(t, http.StatusOK, get(link))
-	assert.Equal(t, http.StatusForbidden, get(link[:len(link)-4]+"0000"), "a changed signature")
+	return resp.StatusCode
 }
 
 // Check distinguishes the mistakes, and names the setting.

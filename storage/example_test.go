@@ -32,17 +32,17 @@ func Example() {
 		log.Fatal(err)
 	}
 	ctx := context.Background()
-	if err := bucket.PutSidecar(ctx, &storage.Sidecar{JobID: "spring-1", State: "failed", Message: "内容不合规"}); err != nil {
+	if err := bucket.PutSidecar(ctx, &storage.Sidecar{JobID: "春季主图.A-017", State: "failed", Message: "内容不合规"}); err != nil {
 		log.Fatal(err)
 	}
-	key, err := bucket.ImageKey(storage.KeyVars{JobID: "spring-1", N: 1})
+	key, err := bucket.ImageKey(storage.KeyVars{JobID: "春季主图.A-017", N: 1})
 	if err != nil {
 		log.Fatal(err)
 	}
 	fmt.Println(key)
-	_, err = os.Stat(server.Path("_jobs/spring-1.json"))
+	_, err = os.Stat(server.Path("_jobs/春季主图.A-017.json"))
 	fmt.Println(err)
 	// Output:
-	// spring-1/spring-1-1.png
+	// 春季主图/A-017-1.png
 	// <nil>
 }

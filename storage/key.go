@@ -9,9 +9,12 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/danqing-queue/danqing/jobs/jobid"
 )
 
 // Folders below the prefix that hold no images. No key template can produce a
@@ -44,7 +47,7 @@ const LinkLifetime = 7 * 24 * time.Hour
 
 // KeyVars are the values for the variables of the key template.
 type KeyVars struct {
-	JobID      string    // required, [A-Za-z0-9._-]{1,128}
+	JobID      string    // required, see jobs.ValidID
 	N          int       // required, 1 to 99
 	Batch      string    // "-" in the key if empty, like ID, Model and SourceName
 	ID         string    // the line's own ID in its batch
@@ -55,8 +58,7 @@ type KeyVars struct {
 }
 
 var (
-	jobIDPattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
-	varPattern   = regexp.MustCompile(`\{[^{}]*\}`)
+	varPattern = regexp.MustCompile(`\{[^{}]*\}`)
 	// numberPattern matches an {n} with no other digits next to it.
 	numberPattern = regexp.MustCompile(`(^|[^}0-9])\{n\}($|\{ext\}|[^{0-9])`)
 	extPattern    = regexp.MustCompile(`^\.[A-Za-z0-9]{1,10}$`)
@@ -71,14 +73,14 @@ func checkTemplate(s, prefix string) error {
 	seen := map[string]bool{}
 	for _, v := range varPattern.FindAllString(s, -1) {
 		switch v {
-		case "{job_id}", "{n}", "{batch}", "{id}", "{model}", "{date}", "{ext}", "{source_name}":
+		case "{job_path}", "{job_id}", "{n}", "{batch}", "{id}", "{model}", "{date}", "{ext}", "{source_name}":
 			seen[v] = true
 		default:
-			return fmt.Errorf("has an unknown variable %s: use {job_id} {n} {batch} {id} {model} {date} {ext} {source_name}", v)
+			return fmt.Errorf("has an unknown variable %s: use {job_path} {job_id} {n} {batch} {id} {model} {date} {ext} {source_name}", v)
 		}
 	}
-	if !seen["{job_id}"] || !seen["{n}"] {
-		return errors.New("must hold {job_id} and {n}, else images would overwrite each other")
+	if !seen["{job_path}"] && !seen["{job_id}"] || !seen["{n}"] {
+		return errors.New("must hold {job_path} or {job_id}, and {n}, else images would overwrite each other")
 	}
 	if rest := varPattern.ReplaceAllString(s, ""); strings.ContainsAny(rest, "{}") || !cleanText(rest) {
 		return errors.New("has a stray brace, backslash or control character: remove it")
@@ -94,12 +96,15 @@ func checkTemplate(s, prefix string) error {
 		case i == 0 && strings.HasPrefix(segment, "_"):
 			return errors.New("begins with _: those folders are reserved, choose another name")
 		}
-		tail, ok := strings.CutPrefix(segment, "{job_id}")
+		tail, ok := strings.CutPrefix(segment, "{job_path}")
+		if !ok {
+			tail, ok = strings.CutPrefix(segment, "{job_id}")
+		}
 		tail = strings.NewReplacer("{n}", "", "{ext}", "").Replace(tail)
 		unique = unique || ok && !strings.Contains(tail, "{")
 	}
 	if !unique {
-		return errors.New("{job_id} must begin a path segment and be followed there only by text, {n} and {ext}, else two jobs could get the same key; write {batch}/{job_id}-{n}{ext}")
+		return errors.New("{job_path} or {job_id} must begin a path segment and be followed there only by text, {n} and {ext}, else two jobs could get the same key; write {date}/{job_path}-{n}{ext}")
 	}
 	return template(s).checkLength(prefix)
 }
@@ -128,20 +133,36 @@ func (t template) key(vars KeyVars) string {
 		name = name[:i]
 	}
 	key := strings.NewReplacer(
-		"{job_id}", vars.JobID, "{n}", strconv.Itoa(vars.N), "{ext}", ext,
+		"{job_path}", jobPath(vars.JobID), "{job_id}", vars.JobID, "{n}", strconv.Itoa(vars.N), "{ext}", ext,
 		"{batch}", keyValue(vars.Batch), "{id}", keyValue(vars.ID), "{model}", keyValue(vars.Model),
 		"{date}", vars.Date.Format(time.DateOnly), "{source_name}", keyValue(name),
 	).Replace(string(t))
 
 	segments := strings.Split(key, "/")
 	for i, s := range segments {
-		// A job ID may equal a reserved folder, or "." or "..". No job ID
-		// contains a tilde, so the key stays unique.
-		if s == "." || s == ".." || i == 0 && strings.HasPrefix(s, "_") {
+		// A job ID may begin like a reserved folder, and another value may be a device.
+		// No ID contains a tilde, so the key stays unique.
+		if i == 0 && strings.HasPrefix(s, "_") || jobid.Device(s) {
 			segments[i] = "~" + s
 		}
 	}
 	return strings.Join(segments, "/")
+}
+
+// singleFolder is the folder of the images of jobs whose ID has no dot.
+const singleFolder = "single"
+
+// jobPath returns the job's ID with its last dot as a slash, and single/ID if it has none.
+// Different IDs have different paths: no ID contains a tilde.
+func jobPath(jobID string) string {
+	folder, name := jobid.Split(jobID)
+	switch {
+	case folder == "":
+		folder = singleFolder
+	case strings.EqualFold(folder, singleFolder): // some disks cannot tell names apart by case
+		folder = "~" + folder
+	}
+	return folder + "/" + name
 }
 
 // checkLength fails if some job could get a key that is too long for S3, or has a
@@ -149,7 +170,8 @@ func (t template) key(vars KeyVars) string {
 // appear only after the image was paid for.
 func (t template) checkLength(prefix string) error {
 	long := strings.Repeat("x", 2*maxVarBytes)
-	key := prefix + t.key(KeyVars{JobID: strings.Repeat("x", 128), N: maxN, Batch: long, ID: long, Model: long, SourceName: long, Ext: ".xxxxxxxxxx"})
+	id := strings.Repeat("x", jobid.MaxBytes) // longer than any folder or name
+	key := prefix + t.key(KeyVars{JobID: id, N: maxN, Batch: long, ID: long, Model: long, SourceName: long, Ext: ".xxxxxxxxxx"})
 	if len(key) > maxKeyBytes {
 		return fmt.Errorf("makes keys of up to %d bytes with the prefix, S3 allows %d: shorten it", len(key), maxKeyBytes)
 	}
@@ -162,18 +184,21 @@ func (t template) checkLength(prefix string) error {
 }
 
 // keyValue turns s into a valid part of one path segment on any file system.
-func keyValue(s string) string {
+func keyValue(s string) string { return cleanName(s, maxVarBytes) }
+
+// cleanName turns s into a valid file name on any file system, or a part of one.
+func cleanName(s string, maxBytes int) string {
 	s = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == utf8.RuneError || strings.ContainsRune(`/\<>:"|?*`, r) {
+		if unicode.In(r, unicode.C) || r == utf8.RuneError || strings.ContainsRune(`/\<>:"|?*`, r) {
 			return '_'
 		}
 		return r
 	}, s)
-	for len(s) > maxVarBytes {
+	for len(s) > maxBytes {
 		_, size := utf8.DecodeLastRuneInString(s)
 		s = s[:len(s)-size]
 	}
-	if s == "" {
+	if s = strings.Trim(s, ". "); s == "" {
 		return "-"
 	}
 	return s
@@ -181,20 +206,14 @@ func keyValue(s string) string {
 
 // HeldKey returns the key under which [Bucket.Hold] stores the file name of a task.
 func (b *Bucket) HeldKey(taskID, name string) string {
-	segment := func(s string) string {
-		if s = keyValue(s); s == "." || s == ".." {
-			return "~" + s
-		}
-		return s
-	}
-	return b.prefix + heldFolder + segment(taskID) + "/" + segment(name)
+	return b.prefix + heldFolder + keyValue(taskID) + "/" + cleanName(name, maxNameBytes)
 }
 
 func (b *Bucket) sidecarKey(jobID string) string { return b.prefix + sidecarFolder + jobID + ".json" }
 
 func checkJobID(id string) error {
-	if !jobIDPattern.MatchString(id) {
-		return fmt.Errorf("job ID %q: must match [A-Za-z0-9._-]{1,128}", id)
+	if !jobid.Valid(id) {
+		return fmt.Errorf("job ID %q: must be 1 to %d bytes of letters and digits, _, - and single dots between them", id, jobid.MaxBytes)
 	}
 	return nil
 }

@@ -10,6 +10,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/danqing-queue/danqing/jobs/jobid"
 )
 
 // purgeConcurrency is how many objects are looked at or deleted concurrently. The value is
@@ -54,7 +56,7 @@ func (b *Bucket) SimulatedKeys(ctx context.Context) (own []string, others int, e
 func (b *Bucket) checkNotPaid(ctx context.Context, key string) error {
 	name, ok := strings.CutPrefix(key, b.prefix+sidecarFolder)
 	id, isSidecar := strings.CutSuffix(name, ".json")
-	if !ok || !isSidecar || !jobIDPattern.MatchString(id) {
+	if !ok || !isSidecar || !jobid.Valid(id) {
 		return nil
 	}
 	sidecar, err := b.Sidecar(ctx, id)

@@ -113,8 +113,10 @@ func (b *Bucket) Sidecar(ctx context.Context, jobID string) (*Sidecar, error) {
 		return nil, err
 	}
 	body, _, err := b.Get(ctx, b.sidecarKey(jobID))
-	if damaged := smithy.APIError(nil); errors.As(err, &damaged) && damaged.ErrorCode() == "BadDigest" { // the embedded bucket
-		return nil, fmt.Errorf("read %s: %w: %s", b.sidecarKey(jobID), ErrUnreadable, damaged.ErrorMessage())
+	// The embedded bucket answers so if the file is damaged, or if it is that of a key which the
+	// disk cannot tell apart.
+	if answer := smithy.APIError(nil); errors.As(err, &answer) && (answer.ErrorCode() == "BadDigest" || answer.ErrorCode() == "InvalidArgument") {
+		return nil, fmt.Errorf("read %s: %w: %s", b.sidecarKey(jobID), ErrUnreadable, answer.ErrorMessage())
 	}
 	if err != nil {
 		return nil, err

@@ -30,9 +30,9 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 func fullSidecar() *storage.Sidecar {
 	at := func(second int) time.Time { return time.Date(2026, 11, 22, 8, 0, second, 5e8, time.UTC) }
 	return &storage.Sidecar{
-		JobID: "spring-1", Digest: strings.Repeat("d", 64), State: "succeeded", Simulated: true, Account: "main", Model: "wanx-v1",
+		JobID: "spring.1", Digest: strings.Repeat("d", 64), State: "succeeded", Simulated: true, Account: "main", Model: "wanx-v1",
 		Request: json.RawMessage(`{"prompt":"近景镜头,18岁的中国女孩 <&>","n":2,"ref_strength":0.0}`),
-		Batch:   "spring", Labels: map[string]string{"系列": "春"}, Priority: "bulk", Seed: 0, RedoOf: "spring-0",
+		Batch:   "spring", Labels: map[string]string{"系列": "春"}, Priority: "bulk", Seed: 0, RedoOf: "spring.0",
 		Attempts: []storage.SidecarAttempt{
 			{Attempt: 1, Term: 3, RequestID: "r-1", SubmittedAt: at(1), EndedAt: at(2), Outcome: "refused", Code: "Throttling", Message: "slow down"},
 			{Attempt: 2, Term: 4, TaskID: "t-2", RequestID: "r-2", SubmittedAt: at(3), EndedAt: at(30), Outcome: "succeeded"},
@@ -40,7 +40,7 @@ func fullSidecar() *storage.Sidecar {
 		CreatedAt: at(0), SubmittedAt: at(3), FinishedAt: at(31), CostMicroYuan: 160_000,
 		Images: []storage.SidecarImage{
 			{
-				N: 1, State: storage.ImageStored, Key: "spring-1/spring-1-1.png", Bytes: 1234, SHA256: strings.Repeat("a", 64), Width: 1024, Height: 1024,
+				N: 1, State: storage.ImageStored, Key: "spring/1-1.png", Bytes: 1234, SHA256: strings.Repeat("a", 64), Width: 1024, Height: 1024,
 				ContentType: "image/png", SourceName: "u-1.png", Seed: 0, ActualPrompt: "改写",
 			},
 			{N: 2, State: storage.ImageFailed, Seed: 1, Code: "DataInspectionFailed", Message: "不当内容"},
@@ -58,7 +58,7 @@ func TestSidecarFormat(t *testing.T) {
 	b := newBucket(t, cfg)
 	want := fullSidecar()
 	require.NoError(t, b.PutSidecar(t.Context(), want))
-	written, err := os.ReadFile(server.Path("_jobs/spring-1.json"))
+	written, err := os.ReadFile(server.Path("_jobs/spring.1.json"))
 	require.NoError(t, err)
 	golden := filepath.Join("testdata", "sidecar.json")
 	if *update {
@@ -69,7 +69,7 @@ func TestSidecarFormat(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, string(recorded), string(written))
 
-	got, err := b.Sidecar(t.Context(), "spring-1")
+	got, err := b.Sidecar(t.Context(), "spring.1")
 	require.NoError(t, err)
 	assert.JSONEq(t, string(want.Request), string(got.Request))
 	got.Request = want.Request
@@ -185,14 +185,28 @@ func TestSidecarDamagedOnTheDisk(t *testing.T) {
 	cfg.Prefix = ""
 	b := newBucket(t, cfg)
 	require.NoError(t, b.PutSidecar(t.Context(), fullSidecar()))
-	file := server.Path("_jobs/spring-1.json")
+	file := server.Path("_jobs/spring.1.json")
 	text, err := os.ReadFile(file)
 	require.NoError(t, err)
 	stat, err := os.Stat(file)
 	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(file, bytes.Replace(text, []byte("spring-1-1.png"), []byte("spring-2-1.png"), 1), 0o600))
+	require.NoError(t, os.WriteFile(file, bytes.Replace(text, []byte("spring/1-1.png"), []byte("spring/2-1.png"), 1), 0o600))
 	require.NoError(t, os.Chtimes(file, stat.ModTime(), stat.ModTime()))
-	_, err = b.Sidecar(t.Context(), "spring-1")
+	_, err = b.Sidecar(t.Context(), "spring.1")
 	require.ErrorIs(t, err, storage.ErrUnreadable)
 	require.ErrorContains(t, err, "damaged on the disk: restore it from a backup")
+}
+
+// A sidecar that the bucket cannot have, because the disk takes its name for another one's, is
+// unreadable: it is not taken for missing, and the bucket is not taken for unavailable.
+func TestSidecarOfAnotherSpelling(t *testing.T) {
+	t.Parallel()
+	cfg := goodConfig()
+	const body = `<?xml version="1.0"?><Error><Code>InvalidArgument</Code><Message>another key differs from it only in case</Message></Error>`
+	cfg.HTTPClient = clientFunc(func(r *http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: http.StatusBadRequest, Request: r, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body))}, nil
+	})
+	_, err := newBucket(t, cfg).Sidecar(t.Context(), "cups.a")
+	require.ErrorIs(t, err, storage.ErrUnreadable)
+	assert.ErrorContains(t, err, "only in case")
 }

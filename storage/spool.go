@@ -15,11 +15,11 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/danqing-queue/danqing/jobs/jobid"
 	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
@@ -95,10 +95,6 @@ const (
 	// damaged, and files that [Spool.Recheck] moved there.
 	recheckFolder = "recheck"
 )
-
-// spoolNamePattern allows no path separators (. and .. are excluded separately), and
-// no name that is too long for a file.
-var spoolNamePattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,200}$`)
 
 // OpenSpool opens the spool in dir, creates the folder if it does not exist, and
 // removes the partial files that a crash left.
@@ -246,8 +242,9 @@ func (s *Spool) FreeBytes() (uint64, error) {
 }
 
 func checkSpoolName(name string) error {
-	if !spoolNamePattern.MatchString(name) || name == "." || name == ".." {
-		return fmt.Errorf("spool file %q: the name must match [A-Za-z0-9._-]{1,200}", name)
+	other := func(r rune) bool { return r != '.' && !jobid.Allowed(r) }
+	if name == "" || name == "." || name == ".." || len(name) > maxNameBytes || strings.ContainsFunc(name, other) {
+		return fmt.Errorf("spool file %q: the name must be 1 to %d bytes of letters, digits and . _ -", name, maxNameBytes)
 	}
 	return nil
 }

@@ -203,7 +203,7 @@ func TestUnverifiedFileIsReplacedOnlyAfterRecheck(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, spool.Remove("a"))
 	assert.NoFileExists(t, failed.Path)
-	require.ErrorContains(t, spool.Recheck("../a"), "must match")
+	require.ErrorContains(t, spool.Recheck("../a"), "the name must be")
 }
 
 // When the disk fails, the image can be fetched to memory, and Fetch works again once

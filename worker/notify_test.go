@@ -80,12 +80,12 @@ func TestCallbackReportsTheEnd(t *testing.T) {
 			assert.Equal(t, rec.CostMicroYuan, d.event.Data.CostMicroYuan)
 			return d.event
 		}
-		s.enqueue(jobs.Request{ID: "good", Prompt: "a cat", Callback: callbackURL, Labels: map[string]string{"sku": "<7>"}, Batch: "spring", LineID: "7"})
-		event := eventOf("good")
+		s.enqueue(jobs.Request{ID: "春季.7", Prompt: "a cat", Callback: callbackURL, Labels: map[string]string{"sku": "<7>"}, Batch: "春季", LineID: "7"})
+		event := eventOf("春季.7")
 		assert.Equal(t, jobs.StateSucceeded, event.Data.State)
 		assert.Equal(t, map[string]string{"sku": "<7>"}, event.Data.Labels)
-		rec := s.get("good")
-		assert.Equal(t, []string{"spring", "7", rec.Bucket}, []string{event.Data.Batch, event.Data.LineID, event.Data.Bucket})
+		rec := s.get("春季.7")
+		assert.Equal(t, []string{"春季", "7", rec.Bucket}, []string{event.Data.Batch, event.Data.LineID, event.Data.Bucket})
 		assert.NotEmpty(t, rec.Bucket)
 		workers, err := jobs.NewInspector(s.redis).Workers(t.Context())
 		require.NoError(t, err)

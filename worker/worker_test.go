@@ -19,7 +19,7 @@ func TestOneJobBecomesAnImageAndASidecar(t *testing.T) {
 		rec := s.wait("cat")
 		require.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
 		sidecar := s.requireStored("cat", 2)
-		assert.Equal(t, "cat/cat-1.png", sidecar.Images[0].Key)
+		assert.Equal(t, "single/cat-1.png", sidecar.Images[0].Key)
 		assert.Equal(t, int64(2*simulator.MicroYuanPerImage), sidecar.CostMicroYuan)
 		assert.Equal(t, map[string]string{"sku": "A-17"}, sidecar.Labels)
 		task := s.sim.Tasks()[0]

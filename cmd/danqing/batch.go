@@ -152,7 +152,7 @@ func checkNames(batchFiles []*batchFile, files bool) error {
 	for _, s := range batchFiles {
 		key := s.name
 		if files {
-			key = strings.ToLower(key)
+			key = foldName(key)
 		}
 		switch before, twice := seen[key]; {
 		case twice && before == s.name:
@@ -173,7 +173,7 @@ func (p *program) openBatch(command, file, name string) (in *os.File, dir, batch
 			return nil, "", "", usageErrorf("as in: danqing "+command+" - --name cats", "standard input has no name: --name is missing")
 		}
 		in, err := p.spool(p.stdin)
-		return in, ".", name, err
+		return in, ".", normalizeName(name), err
 	}
 	const hint = "name a file of JSON lines, as in prompts.jsonl"
 	opened, err := os.Open(file) //nolint:gosec // the path is from the user
@@ -186,12 +186,12 @@ func (p *program) openBatch(command, file, name string) (in *os.File, dir, batch
 		err = usageErrorf(hint, "%s is a directory", file)
 	case err == nil && !info.Mode().IsRegular():
 		in, err := p.spool(opened)
-		return in, filepath.Dir(file), cmp.Or(name, jobs.BatchName(file)), errors.Join(err, opened.Close())
+		return in, filepath.Dir(file), normalizeName(cmp.Or(name, jobs.BatchName(file))), errors.Join(err, opened.Close())
 	}
 	if err != nil {
 		return nil, "", "", errors.Join(err, opened.Close())
 	}
-	return opened, filepath.Dir(file), cmp.Or(name, jobs.BatchName(file)), nil
+	return opened, filepath.Dir(file), normalizeName(cmp.Or(name, jobs.BatchName(file))), nil
 }
 
 // spool copies what can be read once, such as standard input, into a file in the program's

@@ -136,7 +136,7 @@ func TestDrillFails(t *testing.T) {
 			func(t *testing.T, report *drill.Report) {
 				t.Helper()
 				assert.Equal(t, 2, report.ImagesWrong)
-				assert.Contains(t, strings.Join(report.Problems, "\n"), `wrong picture: drill-0/drill-0-1.png shows the request of "drill-1"`)
+				assert.Contains(t, strings.Join(report.Problems, "\n"), `wrong picture: single/drill-0-1.png shows the request of "drill-1"`)
 			},
 		},
 	} {

@@ -59,7 +59,7 @@ func TestRedisFullAtTheReplyOfACreate(t *testing.T) {
 			room("0")
 			require.Equal(t, jobs.StateSucceeded, f.wait("job-1").State)
 			assert.Len(t, f.sim.Tasks(), 2)
-			_, err = os.Stat(f.files.Path("job-1/job-1-1.png"))
+			_, err = os.Stat(f.files.Path("single/job-1-1.png"))
 			require.NoError(t, err)
 		})
 	}

@@ -362,7 +362,7 @@ func (p *canaryStack) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		token := r.Header.Get("X-Amz-Security-Token")
 		_, _ = fmt.Fprintf(w, "<Error><Code>InvalidToken</Code><Message>bad token %s</Message><Token-0>%s</Token-0></Error>", token, token)
 	case strings.HasPrefix(r.URL.Path, "/"+bucket.DefaultBucket):
-		if r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/shop.ok-1.png") {
+		if r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/shop/ok-1.png") {
 			p.once.Do(func() { close(p.storing) })
 			select {
 			case <-p.stored:

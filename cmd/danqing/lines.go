@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -114,7 +115,10 @@ func (p *program) readBatch(ctx context.Context, command, file, name string, cfg
 		}
 	}
 	s := &batchFile{name: name, unit: source.Unit, columns: source.Columns}
-	s.options = jobs.BatchOptions{Name: name, Unit: source.Unit, Model: cfg.Models[0], Priority: jobs.PriorityBulk, Files: localImages, Resolve: known(refs.resolver(dir)), Stage: known(p.stager(ctx, refs))}
+	s.options = jobs.BatchOptions{Name: name, Unit: source.Unit, Model: cfg.Models[0], Priority: jobs.PriorityBulk, Normalize: normalizeName, Resolve: known(refs.resolver(dir)), Stage: known(p.stager(ctx, refs))}
+	if localImages {
+		s.options.Fold = foldName
+	}
 	models := map[string]string{} // one string for all lines
 	kinds := map[string]*kind{}
 	var warnings []string
@@ -202,7 +206,7 @@ func (s *batchFile) idPrefix() string {
 		}
 		prefix = prefix[:n]
 	}
-	return prefix
+	return strings.ToValidUTF8(prefix, "") // a store need not accept half of a character
 }
 
 // ids returns the job IDs of lines.

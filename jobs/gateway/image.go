@@ -3,6 +3,7 @@ package gateway
 import (
 	"errors"
 	"net/http"
+	"net/url"
 	"path"
 	"strconv"
 	"strings"
@@ -81,7 +82,7 @@ func (a *api) findSignedImage(r *http.Request) (*jobs.Job, jobs.Image, error) {
 		return nil, jobs.Image{}, err
 	}
 	image, ok := rec.ImageBySignature(n, r.URL.Query().Get("s"))
-	if _, want, _ := strings.Cut(rec.ImagePath(image), imagesPath); !ok || !strings.HasPrefix(want, r.PathValue("name")+"?") {
+	if _, want, _ := strings.Cut(rec.ImagePath(image), imagesPath); !ok || !strings.HasPrefix(want, url.PathEscape(r.PathValue("name"))+"?") {
 		a.hideDuration(r.Context(), began)
 		return nil, jobs.Image{}, jobs.ErrNotFound
 	}

@@ -61,6 +61,23 @@ func TestImages(t *testing.T) {
 	assert.NotEmpty(t, got.header.Get("Retry-After"))
 }
 
+// The jobs of a batch, with readable IDs, are queried and their images served too.
+func TestImagesOfReadableIDs(t *testing.T) {
+	t.Parallel()
+	s := newService(t, nil)
+	const id = "春季主图.A-017"
+	_, err := jobs.NewClient(s.redis).Enqueue(t.Context(), jobs.Request{ID: id, Prompt: "a cat", Batch: "春季主图", LineID: "A-017"})
+	require.NoError(t, err)
+	rec := s.finish(id)
+	_, want := writePNG(t, id, 1)
+	got := s.request(http.MethodGet, rec.ImagePath(rec.Images[0]), "")
+	assert.Equal(t, http.StatusOK, got.status)
+	assert.Equal(t, string(want), got.body)
+	task := s.request(http.MethodGet, "/api/v1/tasks/"+url.PathEscape(id), "")
+	assert.Equal(t, http.StatusOK, task.status)
+	assert.Contains(t, task.body, rec.ImagePath(rec.Images[0]))
+}
+
 // A link serves the bytes itself, so that programs that follow no redirects get the image:
 // with length, ranges, ETag and conditions.
 func TestImageRanges(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs/compactjson"
+	"github.com/danqing-queue/danqing/jobs/jobid"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
@@ -198,7 +199,7 @@ return {0}
 // may or may not be reserved, and the same call may be repeated.
 func (l *Ledger) Reserve(ctx context.Context, charge Charge, dailyBudgetMicroYuan int64) error {
 	b, err := newBooking(charge)
-	if err == nil && !rediskey.ValidID(charge.JobID) {
+	if err == nil && !jobid.Valid(charge.JobID) {
 		err = errors.New("not a job ID")
 	}
 	if err != nil {

@@ -200,15 +200,8 @@ const (
 	LaneLastTask = "last_task"
 )
 
-var (
-	namePattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
-	idPattern   = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
-)
+var namePattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // ValidName reports whether an account or a producer may have this name: 1 to 64
 // characters of A-Z, a-z, 0-9, dot, underscore and hyphen. Names stand between colons.
 func ValidName(name string) bool { return namePattern.MatchString(name) }
-
-// ValidID reports whether a job may have this ID: 1 to 128 characters of A-Z, a-z, 0-9,
-// dot, underscore and hyphen, but neither "." nor "..", which would be file names.
-func ValidID(id string) bool { return idPattern.MatchString(id) && id != "." && id != ".." }

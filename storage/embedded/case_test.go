@@ -35,7 +35,7 @@ func TestKeysThatDifferInCase(t *testing.T) {
 		require.ErrorContains(t, put(key), "differs from it only in case", key)
 	}
 	for name, want := range map[string]bool{"images/A/A-1.png": false, "images/a/A-1.png": true, "images/A/a-1.png": true, "images/c": false} {
-		other, err := s.otherCase(filepath.FromSlash(name))
+		other, err := s.otherSpelling(filepath.FromSlash(name))
 		require.NoError(t, err)
 		assert.Equal(t, want, other, name)
 	}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/rclone/gofakes3"
+	"golang.org/x/text/unicode/norm"
 )
 
 // hiddenFolder, below Dir, holds metadata, temporary files and the lock. No bucket name
@@ -72,9 +73,10 @@ func (s *store) probeCase() error {
 	return err
 }
 
-// otherCase reports whether the file at name is stored under a name that differs from it in
-// case: it belongs to another key.
-func (s *store) otherCase(name string) (bool, error) {
+// otherSpelling reports whether the file at name, or one of its folders, is stored under a name
+// that the disk cannot tell apart from it, by case or by the composition of its letters: it
+// belongs to another key.
+func (s *store) otherSpelling(name string) (bool, error) {
 	if !s.foldsCase {
 		return false, nil
 	}
@@ -86,10 +88,11 @@ func (s *store) otherCase(name string) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		exact, folded := false, false
+		_, missing := s.root.Lstat(at) // what else the disk takes for the same name
+		base, exact, folded := filepath.Base(at), false, missing == nil
 		for _, e := range entries {
-			exact = exact || e.Name() == filepath.Base(at)
-			folded = folded || strings.EqualFold(e.Name(), filepath.Base(at))
+			exact = exact || e.Name() == base || norm.NFC.String(e.Name()) == base // HFS+ decomposes names
+			folded = folded || strings.EqualFold(e.Name(), base)
 		}
 		if folded && !exact {
 			return true, nil
@@ -164,4 +167,10 @@ func (s *store) createTemp() (*os.File, string, error) {
 	name := filepath.Join(s.tempFolder, s.tempName())
 	f, err := s.root.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o640)
 	return f, name, err
+}
+
+// errOtherSpelling is the error for a key whose file is that of another one: 400. It is no
+// answer that the object does not exist, because it cannot be stored.
+func errOtherSpelling(key string) error {
+	return invalidKey(key, "another key differs from it only in case, which this disk cannot tell apart")
 }

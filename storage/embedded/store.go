@@ -133,12 +133,12 @@ func (s *store) commit(ctx context.Context, key, name, temp string, v version) e
 	s.folders.RLock()
 	defer s.folders.RUnlock()
 
-	other, err := s.otherCase(name)
+	other, err := s.otherSpelling(name)
 	if err != nil {
 		return err
 	}
 	if other {
-		return invalidKey(key, "another key differs from it only in case, which this disk cannot tell apart")
+		return errOtherSpelling(key)
 	}
 	if err := s.makeFolder(filepath.Dir(name), key); err != nil {
 		return err
@@ -222,13 +222,13 @@ func (s *store) openLocked(key, name string) (*os.File, fs.FileInfo, version, er
 	}
 	other := false
 	if err == nil {
-		other, err = s.otherCase(name)
+		other, err = s.otherSpelling(name)
 	}
 	if err != nil {
 		return nil, nil, version{}, err
 	}
 	if other {
-		return nil, nil, version{}, gofakes3.KeyNotFound(key)
+		return nil, nil, version{}, errOtherSpelling(key)
 	}
 	f, err := s.root.Open(name)
 	if isNotExist(err) { // removed by hand concurrently
@@ -317,7 +317,7 @@ func (s *store) DeleteObject(_ context.Context, bucket, key string) (gofakes3.Ob
 	if isNotExist(err) || err == nil && stat.IsDir() {
 		return gofakes3.ObjectDeleteResult{}, nil
 	}
-	if other, err := s.otherCase(name); err != nil || other {
+	if other, err := s.otherSpelling(name); err != nil || other {
 		return gofakes3.ObjectDeleteResult{}, err
 	}
 	if err == nil {

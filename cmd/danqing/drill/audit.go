@@ -115,7 +115,7 @@ func (b *audit) addJob(id string, tasks []simulator.Task, keys map[string][]stri
 		}
 		for n, digest := range imageDigests(task) {
 			names := keys[digest]
-			own := fmt.Sprintf("%s/%s-%d.png", id, id, n)
+			own := fmt.Sprintf("single/%s-%d.png", id, n)
 			switch {
 			case slices.Contains(names, own):
 				b.delivered++
