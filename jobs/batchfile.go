@@ -327,6 +327,59 @@ func invalidUTF8(text []byte) int {
 	return -1
 }
 
+// RedoID is the id of the line that makes a line again for the nth time, from 1.
+func RedoID(id string, n int) string { return fmt.Sprintf("%s-redo-%d", id, n) }
+
+// Redo returns the line's JSON for making its images again, as another job of the batch: with
+// this id, see [RedoID], with the job's ID as redo_of, and without the seed and the result, so
+// that the new job's seed is derived from its own ID. Everything else stays as it is.
+func (l Line) Redo(id string) ([]byte, error) {
+	encoded, err := compactjson.Marshal(struct {
+		ID     string `json:"id"`
+		RedoOf string `json:"redo_of"`
+	}{id, l.ID})
+	if err != nil {
+		return nil, err
+	}
+	rest, err := without(l.Raw, "id", "redo_of", "seed", resultKey)
+	if err != nil {
+		return nil, fmt.Errorf("redo of line %d: %w", l.Number, err)
+	}
+	if len(rest) > len("{}") {
+		encoded = append(encoded[:len(encoded)-1], ',')
+		rest = rest[1:]
+		return append(encoded, rest...), nil
+	}
+	return encoded, nil
+}
+
+// without returns a JSON object without some of its members, also in input and parameters.
+func without(object []byte, names ...string) ([]byte, error) {
+	list, err := members(object)
+	if err != nil {
+		return nil, err
+	}
+	out := []byte{'{'}
+	for _, m := range list {
+		if slices.Contains(names, m.name) {
+			continue
+		}
+		if len(out) > 1 {
+			out = append(out, ',')
+		}
+		if (m.name == "input" || m.name == "parameters") && m.value[0] == '{' {
+			inner, err := without(m.value, names...)
+			if err != nil {
+				return nil, err
+			}
+			out = append(fmt.Appendf(out, "%q:", m.name), inner...)
+			continue
+		}
+		out = append(out, m.both...)
+	}
+	return append(out, '}'), nil
+}
+
 // Result returns the line's JSON with v as its last field, "danqing", in place of an existing
 // one. All other fields keep their order and their bytes, so that a results file can be read
 // as a batch with the same jobs.

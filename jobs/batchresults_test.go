@@ -146,3 +146,30 @@ func FuzzReadBatch(f *testing.F) {
 		}
 	})
 }
+
+// A redo is another job of the same batch with the same request and a seed of its own.
+func TestLineRedo(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		`{"sku":"A","id":"17","prompt":"猫","seed":7,"n":2,"danqing":{"job_id":"x"}}`:          `{"id":"17-redo-1","redo_of":"sheet.17","sku":"A","prompt":"猫","n":2}`,
+		`{"id":"17","redo_of":"sheet.16","prompt":"猫"}`:                                       `{"id":"17-redo-1","redo_of":"sheet.17","prompt":"猫"}`,
+		`{"id":17,"model":"wanx-v1","input":{"prompt":"猫"},"parameters":{"seed":7,"n":2}}`:    `{"id":"17-redo-1","redo_of":"sheet.17","model":"wanx-v1","input":{"prompt":"猫"},"parameters":{"n":2}}`,
+		`{"id":"17","input":{"prompt":"猫","seed":7},"parameters":{"seed":7}, "x":"\u732b<>"}`: `{"id":"17-redo-1","redo_of":"sheet.17","input":{"prompt":"猫"},"parameters":{},"x":"\u732b<>"}`,
+	} {
+		line := read(t, in).Lines[0]
+		redo, err := line.Redo(RedoID(line.Request.LineID, 1))
+		require.NoError(t, err)
+		assert.Equal(t, want, string(redo))
+		again := read(t, string(redo)).Lines[0]
+		assert.Equal(t, "sheet.17-redo-1", again.ID)
+		assert.Equal(t, line.ID, again.Request.RedoOf)
+		assert.Nil(t, again.Request.Seed)
+		assert.Equal(t, line.Request.Prompt, again.Request.Prompt)
+		assert.Equal(t, line.Request.N, again.Request.N)
+		assert.NotEqual(t, line.Request.WithSeed(line.ID).Seed, again.Request.WithSeed(again.ID).Seed)
+	}
+	line := read(t, `{"prompt":"有一只黑色的小猫"}`).Lines[0]
+	redo, err := line.Redo(RedoID(line.Request.LineID, 2))
+	require.NoError(t, err)
+	assert.Equal(t, `{"id":"有一只黑色的小猫-e75ac4d3f6ac-redo-2","redo_of":"sheet.有一只黑色的小猫-e75ac4d3f6ac","prompt":"有一只黑色的小猫"}`, string(redo))
+}

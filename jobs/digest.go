@@ -102,17 +102,21 @@ func IdempotencyID(scope, key string) string {
 	return "key-" + hex.EncodeToString(sum[:16])
 }
 
+// derivedPattern matches the end of the name of a file that was made from a batch file: its
+// results, or lines to make again, which a browser may have numbered.
+var derivedPattern = regexp.MustCompile(`(\.simulated)?(\.results|\.redo([ -]?\(?[0-9]+\)?)?)$`)
+
 // BatchName is the name of the batch in a file: the file's name without folder and extension,
-// and without the ".results" or ".simulated.results" of a results file, which has the same
-// jobs. "-" is "stdin".
+// and without the ".results", ".simulated.results" or ".redo" of a results file or a file of
+// redos, whose jobs belong to the same batch. "-" is "stdin".
 func BatchName(file string) string {
 	if file == "-" {
 		return "stdin"
 	}
 	base := filepath.Base(file)
 	name := strings.TrimSuffix(base, filepath.Ext(base))
-	for strings.HasSuffix(name, ".results") {
-		name = strings.TrimSuffix(strings.TrimSuffix(name, ".results"), ".simulated")
+	for at := derivedPattern.FindStringIndex(name); at != nil; at = derivedPattern.FindStringIndex(name) {
+		name = name[:at[0]]
 	}
 	if name == "" {
 		return base

@@ -51,7 +51,7 @@ func TestRedisCrashAndRestart(t *testing.T) {
 			continue
 		}
 		require.Equal(t, jobs.StateSucceeded, rec.State, "%s: %s", id, rec.Message)
-		_, err := os.Stat(f.files.Path(id + "/" + id + "-1.png"))
+		_, err := os.Stat(f.files.Path("single/" + id + "-1.png"))
 		require.NoError(t, err)
 	}
 	recovered()

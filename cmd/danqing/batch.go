@@ -110,7 +110,7 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	err = inFile(files, r.do(ctx))
 	if r.prepared {
 		for _, s := range batchFiles {
-			err = errors.Join(err, r.writeResults(s))
+			err = errors.Join(err, r.writeResults(context.WithoutCancel(ctx), s))
 			if f.gallery {
 				err = errors.Join(err, r.writeGallery(context.WithoutCancel(ctx), s))
 			}
@@ -232,7 +232,9 @@ func (p *program) readBatchFile(ctx context.Context, file string, f batchFlags, 
 	if s.results == "" {
 		s.results = resultsPath(file, s.name, f.simulate)
 	}
-	return s, checkResults(s.results, file)
+	results, err := newResultsFile(s.results, file)
+	s.outputs = append(s.outputs, results)
+	return s, err
 }
 
 // resultsPath returns the path of the results file, in the folder of the batch file. If the

@@ -87,7 +87,7 @@ func TestFourWorkersWithRandomFaults(t *testing.T) {
 	}
 	for _, id := range ids {
 		assert.Equal(t, 1, charged["prompt of "+id], id)
-		_, err := os.Stat(f.files.Path(id + "/" + id + "-1.png"))
+		_, err := os.Stat(f.files.Path("single/" + id + "-1.png"))
 		require.NoError(t, err)
 	}
 }

@@ -117,7 +117,7 @@ func TestDrillFails(t *testing.T) {
 		"lost": {
 			func(t *testing.T, service, store http.Handler, dir string) (http.Handler, http.Handler) {
 				t.Helper()
-				image := filepath.Join(dir, "bucket", bucket.DefaultBucket, "drill-0", "drill-0-1.png")
+				image := filepath.Join(dir, "bucket", bucket.DefaultBucket, "single", "drill-0-1.png")
 				return service, lose(store, "/_jobs/drill-0.json", image)
 			},
 			func(t *testing.T, report *drill.Report) {
@@ -130,7 +130,7 @@ func TestDrillFails(t *testing.T) {
 		"wrong": {
 			func(t *testing.T, service, store http.Handler, dir string) (http.Handler, http.Handler) {
 				t.Helper()
-				image := filepath.Join(dir, "bucket", bucket.DefaultBucket, "drill-0", "drill-0-1.png")
+				image := filepath.Join(dir, "bucket", bucket.DefaultBucket, "single", "drill-0-1.png")
 				return service, swap(store, image, strings.ReplaceAll(image, "drill-0", "drill-1"))
 			},
 			func(t *testing.T, report *drill.Report) {

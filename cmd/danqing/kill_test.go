@@ -165,6 +165,9 @@ func (w *killStack) killedRun(again bool) error {
 	if code, err := w.batch(context.Background()); err != nil || code > 0 {
 		return fmt.Errorf("first run: exit code %d, %w", code, err)
 	}
+	if err := w.checkGrown(); err != nil {
+		return fmt.Errorf("after the kill: %w", err)
+	}
 	w.mu.Lock()
 	w.killAt = -1 // on a busy machine a run polls less often, and may end before the kill
 	w.mu.Unlock()
@@ -188,6 +191,34 @@ func (w *killStack) killedRun(again bool) error {
 			return errors.New("the third run made a task")
 		}
 		before = len(w.sim.Tasks())
+	}
+	return nil
+}
+
+// checkGrown checks that the results have each line once that was reported as done.
+func (w *killStack) checkGrown() error {
+	text, err := os.ReadFile(filepath.Join(w.dir, "two.results.jsonl"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	succeeded := map[string]int{}
+	for line := range strings.Lines(string(text)) {
+		var got struct {
+			Prompt  string `json:"prompt"`
+			Danqing result `json:"danqing"`
+		}
+		if err := json.Unmarshal([]byte(line), &got); err != nil || !strings.HasSuffix(line, "\n") {
+			return fmt.Errorf("results line %q: %w", line, err)
+		}
+		if succeeded[got.Prompt]++; got.Danqing.State == jobs.StateSucceeded && len(got.Danqing.Images) != 1 {
+			return fmt.Errorf("results line %q", line)
+		}
+	}
+	for i, prompt := range []string{"prompt a", "prompt b"} {
+		done := strings.Count(w.log.String(), fmt.Sprintf("done line %d,", i+1))
+		if succeeded[prompt] > 1 || succeeded[prompt] < done {
+			return fmt.Errorf("%s: %d times in the results, reported %d times", prompt, succeeded[prompt], done)
+		}
 	}
 	return nil
 }

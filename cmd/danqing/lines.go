@@ -84,6 +84,8 @@ type batchFile struct {
 	columns []input.Column
 	lines   []*line
 	results string // path of the results file
+	// outputs are all files of results: that one, and others with the same lines.
+	outputs []*resultsFile
 	// options parse a line again.
 	options jobs.BatchOptions
 }

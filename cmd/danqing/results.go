@@ -1,19 +1,13 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
-	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
 // result is the value of "danqing" in a line of the results.
@@ -87,15 +81,6 @@ func (r *batchRun) result(ctx context.Context, l *line) (*result, error) {
 	return &out, nil
 }
 
-// resultLine returns the input line with its result.
-func (r *batchRun) resultLine(ctx context.Context, l *line) ([]byte, error) {
-	out, err := r.result(ctx, l)
-	if err != nil {
-		return nil, err
-	}
-	return jobs.Line{Number: l.number, Raw: l.raw}.Result(out)
-}
-
 func (r *batchRun) printResult(ctx context.Context, l *line) error {
 	text, err := r.resultLine(ctx, l)
 	if err != nil {
@@ -103,72 +88,6 @@ func (r *batchRun) printResult(ctx context.Context, l *line) error {
 	}
 	_, err = fmt.Fprintf(r.stdout, "%s\n", text)
 	return err
-}
-
-// writeResults writes every line of the batch file with its result, in order, and replaces
-// an earlier results file atomically.
-func (r *batchRun) writeResults(s *batchFile) (err error) {
-	err = atomicfile.Write(s.results, 0o644, func(w io.Writer) error {
-		out := bufio.NewWriter(w)
-		for _, l := range s.lines {
-			text, err := r.resultLine(context.Background(), l)
-			if err != nil {
-				return err
-			}
-			_, _ = out.Write(append(text, '\n')) // Flush reports the error
-		}
-		return out.Flush()
-	})
-	if err != nil {
-		return fmt.Errorf("write results %s: %w", s.results, err)
-	}
-	return nil
-}
-
-// checkResults fails, before anything is spent, if results cannot be written at path, or
-// would replace anything but an older results file.
-func checkResults(path, input string) error {
-	const hint = "name another file with --results"
-	if info, err := os.Stat(path); err == nil {
-		if !info.Mode().IsRegular() {
-			return usageErrorf(hint, "results %s: not a regular file", path)
-		}
-		if in, err := os.Stat(input); err == nil && os.SameFile(in, info) && resultsPath(input, "", false) != path && resultsPath(input, "", true) != path {
-			return usageErrorf(hint, "results %s: that is the batch file itself", path)
-		}
-		if !isResultsFile(path) {
-			return usageErrorf(hint, "results %s: the file exists and is not a results file", path)
-		}
-	}
-	if err := checkWritableFolder(path); err != nil {
-		return usageErrorf(hint, "results: %w", err)
-	}
-	return nil
-}
-
-// isResultsFile reports whether a file is empty or begins with a result line.
-func isResultsFile(path string) bool {
-	file, err := os.Open(path) //nolint:gosec // the user's own file
-	if err != nil {
-		return false
-	}
-	defer file.Close() //nolint:errcheck // read only
-	var first struct {
-		Result *struct {
-			JobID string `json:"job_id"`
-		} `json:"danqing"`
-	}
-	err = json.NewDecoder(io.LimitReader(file, 1<<20)).Decode(&first)
-	return errors.Is(err, io.EOF) || err == nil && first.Result != nil && first.Result.JobID != ""
-}
-
-// checkWritableFolder fails if no file can be created in the folder of path.
-func checkWritableFolder(path string) error {
-	probe, err := os.CreateTemp(filepath.Dir(path), ".danqing-*")
-	if err != nil {
-		return err
-	}
-	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
 
 // printSummary prints the outcome of the run.

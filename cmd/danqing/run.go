@@ -46,7 +46,7 @@ type batchRun struct {
 	slots map[string]int
 	// progressed gets a value when a line of the queue was settled.
 	progressed chan struct{}
-	// printing is held while a job is printed.
+	// printing is held while a job is printed and added to the results.
 	printing sync.Mutex
 }
 
@@ -129,6 +129,9 @@ func (r *batchRun) work(ctx context.Context) error {
 	r.prepared = true
 	if r.counts().left == 0 && !r.runtime.worker.Unfinished(ctx) {
 		return nil
+	}
+	if err := r.growResults(ctx); err != nil {
+		return err
 	}
 	// Subscribe before the worker runs, so that no event is lost.
 	changes, err := jobs.NewClient(r.runtime.redis).Subscribe(ctx)
@@ -302,6 +305,7 @@ func (r *batchRun) note(ctx context.Context, l *line, rec *jobs.Job, before bool
 	}
 	r.printing.Lock()
 	defer r.printing.Unlock()
+	r.addResult(ctx, l)
 	if !awaitsBudget(rec) { // possibly thousands: the summary counts them
 		r.progress.printJob(l.position(), rec)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -91,13 +92,16 @@ func (b *audit) checkContent(byJob map[string][]simulator.Task, keys map[string]
 	}
 	for digest, names := range keys {
 		for _, name := range names {
-			if id, _, _ := strings.Cut(name, "/"); id != "_held" && requestedBy[digest] != id {
+			if !strings.HasPrefix(name, "_held/") && !strings.HasPrefix(name, imageName(requestedBy[digest], "")) {
 				b.wrongContent = append(b.wrongContent, fmt.Sprintf("%s shows the request of %q", name, requestedBy[digest]))
 			}
 		}
 	}
 	slices.Sort(b.wrongContent)
 }
+
+// imageName is the key of an image by the default template, up to a rest.
+func imageName(id, rest string) string { return "single/" + id + "-" + rest }
 
 // addJob adds the charged tasks of a job, in the order of their creation.
 func (b *audit) addJob(id string, tasks []simulator.Task, keys map[string][]string) {
@@ -115,7 +119,7 @@ func (b *audit) addJob(id string, tasks []simulator.Task, keys map[string][]stri
 		}
 		for n, digest := range imageDigests(task) {
 			names := keys[digest]
-			own := fmt.Sprintf("single/%s-%d.png", id, n)
+			own := imageName(id, strconv.Itoa(n)+".png")
 			switch {
 			case slices.Contains(names, own):
 				b.delivered++
