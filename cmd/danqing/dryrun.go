@@ -43,7 +43,7 @@ func (r *batchRun) dryRun(ctx context.Context, cfg *config.Config, simulate bool
 		}
 		r.progress = newProgress(r.stderr)
 		r.index()
-		if err := r.lookUp(ctx, source); err != nil {
+		if err := r.lookUp(ctx, source, from.simulated); err != nil {
 			return err
 		}
 		if r.plan, err = planOf(r.files, r.counts(), r.budget, from.price, func(model string) (pace, error) { return from.of(ctx, model) }); err != nil {

@@ -249,7 +249,7 @@ func (e *enqueuer) announce(ctx context.Context, batchFiles []*batchFile, budget
 	}
 	r := &batchRun{program: e.program, files: batchFiles, progress: newProgress(e.stderr)}
 	r.index()
-	if err := r.lookUp(ctx, source); err != nil {
+	if err := r.lookUp(ctx, source, e.simulated); err != nil {
 		return err
 	}
 	pl, err := planOf(batchFiles, r.counts(), budget, from.price, func(model string) (pace, error) { return from.of(ctx, model) })

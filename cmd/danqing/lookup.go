@@ -46,13 +46,13 @@ func (s workerSource) GetAll(ctx context.Context, ids []string) ([]*jobs.Job, er
 }
 
 // lookUp finds the jobs that are settled already, in the bucket or in Redis, and reports IDs
-// that belong to other requests.
-func (r *batchRun) lookUp(ctx context.Context, from jobSource) error {
+// that belong to other requests. simulated is set if the jobs are.
+func (r *batchRun) lookUp(ctx context.Context, from jobSource, simulated bool) error {
 	wrong := &jobs.BatchError{}
 	var settled []*jobs.Job
 	for _, s := range r.files {
 		before := len(wrong.Lines)
-		known, err := r.sidecars(ctx, from, s)
+		known, err := r.sidecars(ctx, from, s, simulated)
 		if err != nil {
 			return fmt.Errorf("look up what is done already: %w", err)
 		}
@@ -99,14 +99,17 @@ func (r *batchRun) lookUp(ctx context.Context, from jobSource) error {
 	return nil
 }
 
-// sidecars returns the lines of a file whose jobs have a sidecar in the bucket.
-func (r *batchRun) sidecars(ctx context.Context, from jobSource, s *batchFile) ([]*line, error) {
+// sidecars returns the lines of a file whose jobs have a sidecar in the bucket that must be
+// read. Lines are settled whose result an earlier run has written: a large batch that is run
+// again is decided by a list.
+func (r *batchRun) sidecars(ctx context.Context, from jobSource, s *batchFile, simulated bool) ([]*line, error) {
 	if len(s.lines) <= maxLookups {
 		return s.lines, nil // they are read without a list
 	}
 	var known []*line
-	err := from.SidecarIDs(ctx, s.idPrefix(), func(id string, _ time.Time) {
-		if l := r.byID[id]; l != nil {
+	earlier := earlierResults(s.results)
+	err := from.SidecarIDs(ctx, s.idPrefix(), func(id string, modified time.Time) {
+		if l := r.byID[id]; l != nil && !r.settleFromResults(l, earlier[id], modified, simulated) {
 			known = append(known, l)
 		}
 	})

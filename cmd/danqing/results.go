@@ -20,6 +20,9 @@ type result struct {
 	CostYuan  float64       `json:"cost_yuan"`
 	Code      string        `json:"code,omitempty"`
 	Message   string        `json:"message,omitempty"`
+	// FinishedAt and Digest, that of the request, are set if the job has ended.
+	FinishedAt time.Time `json:"finished_at,omitzero"`
+	Digest     string    `json:"digest,omitempty"`
 }
 
 // resultImage is one image, or the reason why it is missing. File is set with the embedded
@@ -44,6 +47,9 @@ func resultOf(rec *jobs.Job) *result {
 	out := &result{
 		JobID: rec.ID, State: rec.State, Simulated: rec.Simulated, TaskID: rec.TaskID,
 		CostYuan: float64(rec.CostMicroYuan) / 1e6, Code: rec.Code, Message: rec.Message,
+	}
+	if rec.State.Final() {
+		out.FinishedAt, out.Digest = rec.FinishedAt, rec.Digest
 	}
 	for _, image := range rec.Images {
 		out.Images = append(out.Images, resultImage{

@@ -105,7 +105,7 @@ func (r *batchRun) work(ctx context.Context) error {
 		return err
 	}
 	r.lookedUntil = time.Now()
-	if err := r.lookUp(ctx, workerSource{r.runtime}); err != nil {
+	if err := r.lookUp(ctx, workerSource{r.runtime}, r.runtime.worker.Simulated()); err != nil {
 		return err
 	}
 	if err := r.announce(ctx); err != nil {
