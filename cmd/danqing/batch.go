@@ -93,7 +93,7 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	if err := checkNames(batchFiles, localImages(cfg, f.simulate)); err != nil {
 		return err
 	}
-	r := &batchRun{program: p, refs: refs, json: f.json, yes: f.yes, files: batchFiles, budget: f.budget}
+	r := &batchRun{program: p, refs: refs, json: f.json, yes: f.yes, gallery: f.gallery, files: batchFiles, budget: f.budget}
 	if err := cfg.EnableModels(modelsOf(batchFiles)); err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	if r.prepared {
 		for _, s := range batchFiles {
 			err = errors.Join(err, r.writeResults(context.WithoutCancel(ctx), s))
-			if f.gallery {
+			if r.gallery {
 				err = errors.Join(err, r.writeGallery(context.WithoutCancel(ctx), s))
 			}
 		}

@@ -34,7 +34,7 @@ type batchGallery struct {
 // writeGallery writes a page with the images of a batch beside its results, and another one
 // into the bucket, beside the images.
 func (r *batchRun) writeGallery(ctx context.Context, s *batchFile) error {
-	g, err := r.gallery(ctx, s)
+	g, err := r.galleryOf(ctx, s)
 	if err != nil {
 		return fmt.Errorf("gallery: %w", err)
 	}
@@ -51,8 +51,8 @@ func (r *batchRun) writeGallery(ctx context.Context, s *batchFile) error {
 	if err := atomicfile.Write(local, 0o644, g.Write); err != nil {
 		return fmt.Errorf("write the gallery %s: %w", local, err)
 	}
-	folder, stored := g.folder()
-	if !stored {
+	folder := s.imageFolder()
+	if folder == "" {
 		return nil
 	}
 	g.setSources(func(image *resultImage) []string {
@@ -65,8 +65,8 @@ func (r *batchRun) writeGallery(ctx context.Context, s *batchFile) error {
 	return r.runtime.bucket.PutPage(ctx, path.Join(folder, filepath.Base(local)), page.Bytes())
 }
 
-// gallery returns a batch's gallery, without the sources of its images.
-func (r *batchRun) gallery(ctx context.Context, s *batchFile) (*batchGallery, error) {
+// galleryOf returns a batch's gallery, without the sources of its images.
+func (r *batchRun) galleryOf(ctx context.Context, s *batchFile) (*batchGallery, error) {
 	g := &batchGallery{Gallery: gallery.Gallery{
 		Title: s.name, Key: s.name, File: s.name, Simulated: r.runtime.worker.Simulated(), Time: time.Now(),
 	}}
@@ -113,18 +113,6 @@ func (g *batchGallery) setSources(of func(*resultImage) []string) {
 			}
 		}
 	}
-}
-
-// folder returns the folder of the first image in the bucket.
-func (g *batchGallery) folder() (folder string, ok bool) {
-	for _, result := range g.results {
-		for _, image := range result.Images {
-			if image.Key != "" {
-				return path.Dir(image.Key), true
-			}
-		}
-	}
-	return "", false
 }
 
 func reason(code, message string) string {

@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
+	"path"
 	"slices"
 	"time"
 
@@ -116,10 +116,34 @@ func (r *batchRun) printSummary() {
 		cost = ", simulated: nothing was charged"
 	}
 	r.stderrf("%s; %s%s", text, count(c.images, "new image"), cost)
-	if r.runtime.localBucket != nil {
-		r.stderrf("images: %s", filepath.Dir(r.runtime.localBucket.Path("x")))
-	}
 	for _, s := range r.files {
+		if folder := s.imageFolder(); folder != "" && r.runtime.localBucket != nil {
+			r.stderrf("images: %s", r.runtime.localBucket.Path(folder))
+		}
 		r.stderrf("results: %s", s.results)
+		if r.gallery {
+			r.stderrf("gallery: %s", galleryPath(s.results))
+		}
 	}
+}
+
+// imageFolder returns the folder of the batch's images in the bucket, or "" if they are in
+// several, or there are none.
+func (s *batchFile) imageFolder() string {
+	folder := ""
+	for _, l := range s.lines {
+		if l.result == nil {
+			continue
+		}
+		for _, image := range l.result.Images {
+			switch dir := path.Dir(image.Key); {
+			case image.Key == "" || dir == folder:
+			case folder != "":
+				return ""
+			default:
+				folder = dir
+			}
+		}
+	}
+	return folder
 }

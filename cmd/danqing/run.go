@@ -23,6 +23,8 @@ type batchRun struct {
 	json     bool
 	// yes is set if nothing is asked.
 	yes bool
+	// gallery is set if a page with the images is written.
+	gallery bool
 	// files have the lines, and budget is the budget of each.
 	files  []*batchFile
 	budget budgetFlag
