@@ -53,11 +53,16 @@ configuration, 4 the question was answered with no, 1 another error, 130 interru
 		},
 	}
 	p.runFlags(cmd, &f)
-	cmd.Flags().StringVar(&f.name, "name", "", "the batch's name, which job IDs begin with (default: the file's name)")
+	p.addBatchFlags(cmd, &f)
 	cmd.Flags().StringVar(&f.results, "results", "", "where to write the results (default: beside the file)")
+	return cmd
+}
+
+// addBatchFlags adds the flags of commands that make lines of a batch file.
+func (p *program) addBatchFlags(cmd *cobra.Command, f *batchFlags) {
+	cmd.Flags().StringVar(&f.name, "name", "", "the batch's name, which job IDs begin with (default: the file's name)")
 	cmd.Flags().BoolVar(&f.gallery, "gallery", false, "write a page that shows the images side by side, beside the results and in the bucket")
 	cmd.Flags().Var(&f.budget, "budget", budgetUsage)
-	return cmd
 }
 
 func (p *program) runFlags(cmd *cobra.Command, f *batchFlags) {
@@ -93,6 +98,11 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	if err := checkNames(batchFiles, localImages(cfg, f.simulate)); err != nil {
 		return err
 	}
+	return p.runBatch(ctx, files, batchFiles, f, cfg, refs)
+}
+
+// runBatch completes valid batch files with a worker of its own, and writes their results.
+func (p *program) runBatch(ctx context.Context, files []string, batchFiles []*batchFile, f batchFlags, cfg *config.Config, refs references) error {
 	r := &batchRun{program: p, refs: refs, json: f.json, yes: f.yes, gallery: f.gallery, files: batchFiles, budget: f.budget}
 	if err := cfg.EnableModels(modelsOf(batchFiles)); err != nil {
 		return err

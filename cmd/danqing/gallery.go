@@ -70,6 +70,10 @@ func (r *batchRun) galleryOf(ctx context.Context, s *batchFile) (*batchGallery, 
 	g := &batchGallery{Gallery: gallery.Gallery{
 		Title: s.name, Key: s.name, File: s.name, Simulated: r.runtime.worker.Simulated(), Time: time.Now(),
 	}}
+	taken := map[string]bool{}
+	if err := r.runtime.bucket.SidecarIDs(ctx, s.idPrefix(), func(id string, _ time.Time) { taken[id] = true }); err != nil {
+		return nil, err
+	}
 	for lines := range slices.Chunk(s.lines, groupSize) {
 		reqs, err := requests(lines)
 		if err != nil {
@@ -80,17 +84,21 @@ func (r *batchRun) galleryOf(ctx context.Context, s *batchFile) (*batchGallery, 
 			if err != nil {
 				return nil, err
 			}
-			g.add(l, reqs[i].Prompt, result)
+			redo, _, err := redoLine(l, func(id string) (bool, error) { return taken[id] || r.byID[id] != nil, nil })
+			if err != nil {
+				return nil, err
+			}
+			g.add(l, reqs[i].Prompt, string(redo), result)
 		}
 	}
 	return g, nil
 }
 
 // add adds a line and its result.
-func (g *batchGallery) add(l *line, prompt string, r *result) {
+func (g *batchGallery) add(l *line, prompt, redo string, r *result) {
 	shown := gallery.Line{
 		JobID: l.id, ID: l.lineID, Prompt: prompt, State: string(r.State), Reason: reason(r.Code, r.Message),
-		CostYuan: r.CostYuan, Raw: string(l.raw),
+		CostYuan: r.CostYuan, Raw: string(l.raw), Redo: redo,
 	}
 	g.CostYuan = math.Round((g.CostYuan+r.CostYuan)*1e6) / 1e6
 	for _, image := range r.Images {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -57,10 +58,93 @@ func uninterruptedRun(t *testing.T) []string {
 	t.Helper()
 	w := newKillStack(t)
 	defer w.close()
-	code, err := w.batch(t.Context())
+	code, err := w.run(t.Context(), "batch", "two.jsonl")
 	require.NoError(t, err)
 	require.Zero(t, code, w.log.String())
 	return w.requests
+}
+
+// A redo is killed at its requests: the same command again finishes it, and buys no second one.
+// Once it has ended, the next one is made.
+func TestKilledRedoContinues(t *testing.T) {
+	t.Parallel()
+	undisturbed := newKillStack(t)
+	defer undisturbed.close()
+	require.NoError(t, undisturbed.killedRedo(-1, ""))
+	first := slices.Index(undisturbed.requests, "redo")
+	requests := undisturbed.requests[first+1:]
+	requests = requests[:slices.Index(requests, "redo")]
+	require.Greater(t, len(requests), 10, "requests of an undisturbed redo")
+	var group errgroup.Group
+	group.SetLimit(8)
+	for nth, route := range requests {
+		if nth%3 > 0 && !strings.Contains(route, "POST") { // each takes four processes
+			continue
+		}
+		phase := []string{"lost", "unanswered", "answered"}[nth/3%3]
+		group.Go(func() error {
+			w := newKillStack(t)
+			defer w.close()
+			if err := w.killedRedo(nth, phase); err != nil {
+				return fmt.Errorf("killed at request %d (%s), %s: %w\n%s", nth, route, phase, err, w.log.String())
+			}
+			return nil
+		})
+	}
+	require.NoError(t, group.Wait())
+}
+
+// killedRedo makes a batch, and a line of it again, which is killed at its nth request, again
+// until it has ended, and once more after that.
+func (w *killStack) killedRedo(nth int, phase string) error {
+	if code, err := w.run(context.Background(), "batch", "two.jsonl"); err != nil || code != exitDone {
+		return fmt.Errorf("batch: exit code %d, %w", code, err)
+	}
+	for redo := 1; redo <= 2; redo++ {
+		w.mu.Lock()
+		w.requests = append(w.requests, "redo")
+		if w.killAt = -1; redo == 1 && nth >= 0 {
+			w.killAt, w.phase = len(w.requests)+nth, phase
+		}
+		w.mu.Unlock()
+		killed, err := w.run(context.Background(), "redo", "two.jsonl", "a")
+		w.mu.Lock()
+		w.killAt = -1
+		w.mu.Unlock()
+		for code := killed; code != exitDone || err != nil; {
+			if code > 0 || err != nil {
+				return fmt.Errorf("redo %d: exit code %d, %w", redo, code, err)
+			}
+			code, err = w.run(context.Background(), "redo", "two.jsonl", "a")
+		}
+		if tasks := w.tasksOf("prompt a"); tasks != 1+redo {
+			return fmt.Errorf("redo %d: %d tasks", redo, tasks)
+		}
+		for _, name := range []string{"a-1.png", fmt.Sprintf("a-redo-%d-1.png", redo)} {
+			if _, err := os.Stat(w.files.Path("two/" + name)); err != nil {
+				return err
+			}
+		}
+		text, err := os.ReadFile(filepath.Join(w.dir, "two.redo.results.jsonl"))
+		if err != nil {
+			return err
+		}
+		if n := strings.Count(string(text), `"state":"succeeded"`); n != redo || strings.Count(string(text), "\n") != redo {
+			return fmt.Errorf("redo %d: the file has\n%s", redo, text)
+		}
+	}
+	return nil
+}
+
+// tasksOf counts the tasks of a prompt.
+func (w *killStack) tasksOf(prompt string) int {
+	tasks := 0
+	for _, task := range w.sim.Tasks() {
+		if task.Request.Input.Prompt == prompt {
+			tasks++
+		}
+	}
+	return tasks
 }
 
 // killStack is a DashScope and a bucket that outlive killed batches.
@@ -130,14 +214,14 @@ func (w *killStack) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// batch runs the program and returns its exit code; -1 if it was killed.
-func (w *killStack) batch(ctx context.Context) (int, error) {
+// run runs a command and returns its exit code; -1 if it was killed.
+func (w *killStack) run(ctx context.Context, args ...string) (int, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return 0, err
 	}
 	cmd := exec.CommandContext(ctx, self)
-	cmd.Args = []string{"danqing", "batch", "two.jsonl"}
+	cmd.Args = append([]string{"danqing"}, args...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = w.dir, &w.log, &w.log
 	cmd.Env = []string{
 		"HOME=" + w.dir, "PATH=" + os.Getenv("PATH"), noExitSleep,
@@ -162,7 +246,7 @@ func (w *killStack) batch(ctx context.Context) (int, error) {
 
 // killedRun checks the run after a killed one, and once more if again is set.
 func (w *killStack) killedRun(again bool) error {
-	if code, err := w.batch(context.Background()); err != nil || code > 0 {
+	if code, err := w.run(context.Background(), "batch", "two.jsonl"); err != nil || code > 0 {
 		return fmt.Errorf("first run: exit code %d, %w", code, err)
 	}
 	if err := w.checkGrown(); err != nil {
@@ -177,7 +261,7 @@ func (w *killStack) killedRun(again bool) error {
 		runs = runs[:1]
 	}
 	for _, run := range runs {
-		code, err := w.batch(context.Background())
+		code, err := w.run(context.Background(), "batch", "two.jsonl")
 		if err != nil {
 			return err
 		}
@@ -245,12 +329,7 @@ func (w *killStack) check() error {
 		if want := []string{"prompt a", "prompt b"}[i]; got.Prompt != want {
 			return fmt.Errorf("line %d is of %q", i+1, got.Prompt)
 		}
-		tasks := 0
-		for _, task := range w.sim.Tasks() {
-			if task.Request.Input.Prompt == got.Prompt {
-				tasks++
-			}
-		}
+		tasks := w.tasksOf(got.Prompt)
 		if got.Danqing.State != jobs.StateSucceeded || tasks != 1 {
 			return fmt.Errorf("%s: %s with %d tasks: %s", got.Prompt, got.Danqing.State, tasks, got.Danqing.Message)
 		}

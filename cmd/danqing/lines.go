@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -86,6 +87,8 @@ type batchFile struct {
 	results string // path of the results file
 	// outputs are all files of results: that one, and others with the same lines.
 	outputs []*resultsFile
+	// begin, if set, is called before the first job is queued.
+	begin func() error
 	// options parse a line again.
 	options jobs.BatchOptions
 }
@@ -97,6 +100,11 @@ func (p *program) readBatch(ctx context.Context, command, file, name string, cfg
 	if err != nil {
 		return nil, err
 	}
+	return p.readOpened(ctx, in, dir, name, cfg, localImages, refs, warning)
+}
+
+// readOpened is readBatch for an open file, which it closes. Paths in it are relative to dir.
+func (p *program) readOpened(ctx context.Context, in *os.File, dir, name string, cfg *config.Config, localImages bool, refs references, warning string) (*batchFile, error) {
 	defer in.Close() //nolint:errcheck // read only
 	info, err := in.Stat()
 	if err != nil {

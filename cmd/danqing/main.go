@@ -98,7 +98,7 @@ func (p *program) run(ctx context.Context) int {
 		return usageErrorf("see: "+cmd.CommandPath()+" --help", "%w", err)
 	})
 	root.AddCommand(
-		p.batchCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.serveCommand(), p.upCommand(), p.jobsCommand(),
+		p.batchCommand(), p.redoCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.serveCommand(), p.upCommand(), p.jobsCommand(),
 		p.spendCommand(), p.doctorCommand(), p.drillCommand(), p.benchCommand(), p.simulatorCommand(), p.purgeCommand(), p.verifyCommand(), p.pruneCommand(), p.versionCommand(),
 	)
 	ran := false

@@ -23,6 +23,10 @@ type resultsFile struct {
 	// isInput is set if the file is the batch file itself. It stays as it is until the end,
 	// because it has the lines that are not settled.
 	isInput bool
+	// head is the text before the lines.
+	head []byte
+	// onlyComplete is set if the file is written only once all jobs have ended.
+	onlyComplete bool
 	// growing is the file while lines are added to it, else nil.
 	growing *os.File
 }
@@ -37,6 +41,7 @@ func (f *resultsFile) text(ctx context.Context, r *batchRun, l *line) ([]byte, e
 func (f *resultsFile) write(ctx context.Context, r *batchRun, lines []*line) error {
 	err := atomicfile.Write(f.path, 0o644, func(w io.Writer) error {
 		out := bufio.NewWriter(w)
+		_, _ = out.Write(f.head)
 		for _, l := range lines {
 			text, err := f.text(ctx, r, l)
 			if err != nil {
@@ -50,6 +55,14 @@ func (f *resultsFile) write(ctx context.Context, r *batchRun, lines []*line) err
 		return fmt.Errorf("write results %s: %w", f.path, err)
 	}
 	return nil
+}
+
+// writeText replaces a file by a text, atomically.
+func writeText(path string, text []byte) error {
+	return atomicfile.Write(path, 0o644, func(w io.Writer) error {
+		_, err := w.Write(text)
+		return err
+	})
 }
 
 // add adds a settled line while the file grows.
@@ -112,7 +125,11 @@ func (r *batchRun) addResult(ctx context.Context, l *line) {
 // the results files atomically.
 func (r *batchRun) writeResults(ctx context.Context, s *batchFile) error {
 	var errs []error
+	c := r.counts()
 	for _, f := range s.outputs {
+		if f.onlyComplete && c.left+c.held+c.awaitingBudget > 0 {
+			continue
+		}
 		errs = append(errs, f.close(), f.write(ctx, r, s.lines))
 	}
 	return errors.Join(errs...)

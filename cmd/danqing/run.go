@@ -113,6 +113,14 @@ func (r *batchRun) work(ctx context.Context) error {
 	if err := r.announce(ctx); err != nil {
 		return err
 	}
+	for _, s := range r.files {
+		if s.begin == nil {
+			continue
+		}
+		if err := s.begin(); err != nil {
+			return err
+		}
+	}
 	if err := setBudgets(ctx, ledger.New(r.runtime.redis), r.files, r.budget); err != nil {
 		return err
 	}
