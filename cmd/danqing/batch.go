@@ -111,7 +111,7 @@ func (p *program) runBatch(ctx context.Context, files []string, batchFiles []*ba
 		return inFile(files, r.dryRun(ctx, cfg, f.simulate))
 	}
 	progress := newProgress(p.stderr)
-	defer progress.close()
+	defer progress.Close()
 	rt, err := openRuntime(cfg, f.simulate, progress.logger(f.verbose))
 	if err != nil {
 		return err
@@ -126,7 +126,7 @@ func (p *program) runBatch(ctx context.Context, files []string, batchFiles []*ba
 			}
 		}
 	}
-	progress.close()
+	progress.Close()
 	if r.prepared {
 		r.printSummary()
 	}

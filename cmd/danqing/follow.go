@@ -122,7 +122,7 @@ func (r *batchRun) watch(ctx context.Context, changes *jobs.Changes, enqueued <-
 		case id := <-changes.IDs():
 			changed = changed || id == "" || r.byID[id] != nil
 		case <-status.C:
-			r.progress.update(r.counts())
+			r.progress.update(r.status(ctx))
 			if changed {
 				err = r.look(ctx)
 				changed = err != nil

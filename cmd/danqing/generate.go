@@ -91,7 +91,7 @@ func (p *program) generate(cmd *cobra.Command, f generateFlags) error {
 		files: []*batchFile{file},
 	}
 	err = r.do(ctx)
-	progress.close()
+	progress.Close()
 	if errors.Is(err, errInterrupted) {
 		p.stderrf("the job is not finished; to fetch its image later: the same command with --id %s", req.ID)
 	}

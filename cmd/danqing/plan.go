@@ -22,8 +22,9 @@ type plan struct {
 	// queued and started are the jobs that wait or are being made since an earlier command.
 	queued, started int
 	models          []*modelPlan // by name
-	// atMost is in millionths of a yuan, within the budgets.
-	atMost int64
+	// atMost is in millionths of a yuan, within the budgets, and whole is the same with the jobs
+	// that are queued or started.
+	atMost, whole int64
 	// took is how long the slowest model takes, 0 if one of them is not known.
 	took time.Duration
 	// simulated is set if nothing is charged: atMost and took are a real run's.
@@ -85,15 +86,15 @@ func planOf(files []*batchFile, c counts, budget budgetFlag, price func(model st
 	pl := &plan{counts: c}
 	models := map[string]*modelPlan{}
 	for _, s := range files {
-		var cost int64
+		var cost, begun int64
 		for _, l := range s.lines {
-			switch {
-			case l.queued:
-				pl.queued++
-			case l.started:
-				pl.started++
+			if l.settled {
+				continue
 			}
-			if l.settled || l.queued || l.started {
+			of := price(l.model, l.images)
+			if l.queued || l.started {
+				pl.add(l)
+				begun = ledger.Sum(begun, of)
 				continue
 			}
 			m := models[l.model]
@@ -102,13 +103,12 @@ func planOf(files []*batchFile, c counts, budget budgetFlag, price func(model st
 				models[l.model] = m
 			}
 			m.jobs, m.images = m.jobs+1, m.images+l.images
-			of := price(l.model, l.images)
 			m.atMost, cost = ledger.Sum(m.atMost, of), ledger.Sum(cost, of)
 		}
 		if budget > 0 {
-			cost = min(cost, int64(budget))
+			cost, begun = min(cost, int64(budget)), min(begun, max(int64(budget)-cost, 0))
 		}
-		pl.atMost = ledger.Sum(pl.atMost, cost)
+		pl.atMost, pl.whole = ledger.Sum(pl.atMost, cost), ledger.Sum(pl.whole, ledger.Sum(cost, begun))
 	}
 	known := true
 	for _, name := range slices.Sorted(maps.Keys(models)) {
@@ -126,6 +126,15 @@ func planOf(files []*batchFile, c counts, budget budgetFlag, price func(model st
 		pl.took = 0
 	}
 	return pl, nil
+}
+
+// add counts a line that an earlier command has begun with.
+func (pl *plan) add(l *line) {
+	if l.queued {
+		pl.queued++
+	} else {
+		pl.started++
+	}
 }
 
 // head is the plan in one sentence.

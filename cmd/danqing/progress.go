@@ -4,12 +4,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"strings"
-	"sync"
 	"time"
-
-	"golang.org/x/term"
 
 	"github.com/danqing-queue/danqing/cmd/danqing/terminal"
 	"github.com/danqing-queue/danqing/jobs"
@@ -24,88 +20,64 @@ type counts struct {
 	microYuan      int64
 }
 
-// progress prints the progress of a run: one changing line on a terminal, a line per job
-// otherwise.
+// progress prints the progress of a run: a bar on a terminal, lines otherwise.
 type progress struct {
-	out      io.Writer
-	terminal bool
-	startAt  time.Time
-
-	mu     sync.Mutex
-	status string
+	*terminal.Progress
+	out io.Writer
+	// live is set if there is a bar.
+	live    bool
+	startAt time.Time
+	// many is set if the run has so many jobs that they are not printed one by one, and
+	// printedAt is when a line stood for them last.
+	many      bool
+	printedAt time.Time
 }
+
+const (
+	// manyJobs is the number of jobs above which a log gets a line each plainInterval, and
+	// not one for each job that has succeeded.
+	manyJobs      = 100
+	plainInterval = 30 * time.Second
+)
 
 func newProgress(out io.Writer) *progress {
-	p := &progress{out: out, startAt: time.Now()}
-	if file, ok := out.(*os.File); ok {
-		p.terminal = term.IsTerminal(int(file.Fd()))
-	}
-	return p
+	now := time.Now()
+	return &progress{Progress: terminal.NewProgress(out), out: out, live: terminal.CanDraw(out), startAt: now, printedAt: now}
 }
 
-// printLine prints a whole line above the status.
+// printLine prints a whole line above the bar.
 func (p *progress) printLine(text string) {
 	_, _ = fmt.Fprintln(p, terminal.Wrap("danqing: "+text, terminal.Width(p.out), "  "))
 }
 
-// Write prints whole lines, such as a log's, above the status.
-func (p *progress) Write(text []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.clear()
-	n, err := p.out.Write(text)
-	p.draw()
-	return n, err
+// begin is called when the jobs begin.
+func (p *progress) begin(jobs int) {
+	p.startAt = time.Now()
+	p.printedAt, p.many = p.startAt, jobs > manyJobs
 }
 
-func (p *progress) clear() {
-	if p.status != "" {
-		_, _ = fmt.Fprint(p.out, "\r\x1b[K")
+// update shows how far the run is.
+func (p *progress) update(s status) {
+	switch {
+	case p.live:
+		p.Show(terminal.State{Done: int64(s.counts.settled()), Total: int64(s.counts.total), Rows: append([]string{s.outcome(), s.speed()}, s.activeRows()...)})
+	case p.many && time.Since(p.printedAt) >= plainInterval:
+		p.printedAt = time.Now()
+		p.printLine(fmt.Sprintf("%d/%d, %s, %s", s.counts.settled(), s.counts.total, s.outcome(), s.speed()))
 	}
 }
 
-func (p *progress) draw() {
-	if p.status != "" {
-		_, _ = fmt.Fprint(p.out, p.status)
+// results returns where JSON lines are printed: above the bar, if standard output is the same
+// terminal.
+func (p *progress) results(stdout io.Writer) io.Writer {
+	if p.live && terminal.IsTerminal(stdout) {
+		return p
 	}
+	return stdout
 }
 
-// update changes the status line.
-func (p *progress) update(c counts) {
-	if !p.terminal {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.clear()
-	p.status = p.fit(c.status(time.Since(p.startAt)))
-	p.draw()
-}
-
-// fit truncates a line to the window's width, because a longer one could not be cleared.
-func (p *progress) fit(line string) string {
-	file, ok := p.out.(*os.File)
-	if !ok {
-		return line
-	}
-	width, _, err := term.GetSize(int(file.Fd()))
-	runes := []rune(line)
-	if err != nil || len(runes) < width {
-		return line
-	}
-	return string(runes[:max(width-1, 0)])
-}
-
-// close clears the status line.
-func (p *progress) close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.clear()
-	p.status = ""
-}
-
-// printJob prints a job that is settled. On a terminal it prints only those that have not
-// succeeded; the status counts the others.
+// printJob prints a job that is settled. With a bar, or with many jobs, it prints only those
+// that have not succeeded.
 func (p *progress) printJob(position string, rec *jobs.Job) {
 	cost := ""
 	switch {
@@ -117,12 +89,12 @@ func (p *progress) printJob(position string, rec *jobs.Job) {
 	switch {
 	case rec.State != jobs.StateSucceeded:
 		p.printLine(fmt.Sprintf("%s %s, %s: %s: %s", rec.State, position, rec.ID, rec.Code, rec.Message))
-	case !p.terminal:
+	case !p.live && !p.many:
 		p.printLine(fmt.Sprintf("done %s, %s: %s%s", position, rec.ID, count(len(rec.Images), "image"), cost))
 	}
 }
 
-// logger logs above the status line.
+// logger logs above the bar.
 func (p *progress) logger(verbose bool) *slog.Logger {
 	level := slog.LevelWarn
 	if verbose {
@@ -131,25 +103,67 @@ func (p *progress) logger(verbose bool) *slog.Logger {
 	return slog.New(slog.NewTextHandler(p, &slog.HandlerOptions{Level: level}))
 }
 
-// status returns the changing line: done, failed, images per minute, time left, yuan.
-func (c counts) status(elapsed time.Duration) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d/%d done", c.done, c.total)
-	if c.failed > 0 {
-		fmt.Fprintf(&b, ", %d failed", c.failed)
+// settled returns how many jobs are finished or held.
+func (c counts) settled() int { return c.done + c.failed + c.held + c.awaitingBudget }
+
+// status is how far a run is.
+type status struct {
+	counts  counts
+	elapsed time.Duration
+	// left is how long the rest takes, 0 if that is not known.
+	left time.Duration
+	// atMost is the most that the run costs, in millionths of a yuan.
+	atMost    int64
+	simulated bool
+	active    []activeJob
+}
+
+// activeJob is a job whose task is being created or runs.
+type activeJob struct {
+	id, model, prompt string
+	took              time.Duration
+}
+
+// outcome says what became of the jobs that are settled.
+func (s status) outcome() string {
+	text := fmt.Sprintf("%d done", s.counts.done)
+	for _, part := range []struct {
+		n    int
+		what string
+	}{{s.counts.failed, "failed"}, {s.counts.held, "held"}, {s.counts.awaitingBudget, "over budget"}} {
+		if part.n > 0 {
+			text += fmt.Sprintf(", %d %s", part.n, part.what)
+		}
 	}
-	if c.held > 0 {
-		fmt.Fprintf(&b, ", %d held", c.held)
+	if s.simulated {
+		return text + "; simulated: nothing is charged"
 	}
-	if c.awaitingBudget > 0 {
-		fmt.Fprintf(&b, ", %d over budget", c.awaitingBudget)
+	return text + fmt.Sprintf("; %s spent, %s at most", yuan(s.counts.microYuan), yuan(max(s.atMost, s.counts.microYuan)))
+}
+
+// speed says how fast it goes, and how long the rest takes.
+func (s status) speed() string {
+	text := "0 images/min"
+	if s.elapsed > 0 {
+		text = fmt.Sprintf("%.1f images/min", float64(s.counts.images)/s.elapsed.Minutes())
 	}
-	if finished := c.done + c.failed + c.held + c.awaitingBudget - c.finishedBefore; finished > 0 && elapsed > 0 {
-		left := elapsed / time.Duration(finished) * time.Duration(c.left)
-		fmt.Fprintf(&b, " · %.1f images/min · %s left", float64(c.images)/elapsed.Minutes(), left.Round(time.Second))
+	if s.left > 0 {
+		text += ", about " + durationText(s.left.Round(time.Second)) + " left"
 	}
-	fmt.Fprintf(&b, " · %s", yuan(c.microYuan))
-	return b.String()
+	return text
+}
+
+// activeRows are what is being painted, one row a job.
+func (s status) activeRows() []string {
+	var rows []string
+	width := 0
+	for _, a := range s.active {
+		width = max(width, terminal.Cells(a.model))
+	}
+	for _, a := range s.active {
+		rows = append(rows, fmt.Sprintf("  %s  %4s  %s: %s", terminal.Pad(a.model, width), durationText(a.took.Truncate(time.Second)), a.id, a.prompt))
+	}
+	return rows
 }
 
 // yuan formats millionths of a yuan, with at least two decimals.

@@ -92,7 +92,7 @@ func (r *batchRun) printResult(ctx context.Context, l *line) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(r.stdout, "%s\n", text)
+	_, err = fmt.Fprintf(r.progress.results(r.stdout), "%s\n", text)
 	return err
 }
 

@@ -39,6 +39,8 @@ type batchRun struct {
 	mu sync.Mutex
 	// count counts the settled lines.
 	count counts
+	// models counts the lines of each model.
+	models map[string]*modelCount
 	// lookedUntil is the time up to which settled jobs were looked for.
 	lookedUntil time.Time
 	// rechecked is the index among the open lines at which recheck continues.
@@ -46,6 +48,8 @@ type batchRun struct {
 
 	// slots is how many tasks the lanes of each model run at once, on the configured Redis.
 	slots map[string]int
+	// active is what is being painted.
+	active activity
 	// progressed gets a value when a line of the queue was settled.
 	progressed chan struct{}
 	// printing is held while a job is printed and added to the results.
@@ -92,9 +96,14 @@ func (r *batchRun) do(ctx context.Context) error {
 // index fills byID and counts the lines.
 func (r *batchRun) index() {
 	r.progressed, r.byID = make(chan struct{}, 1), map[string]*line{}
+	r.models = map[string]*modelCount{}
 	for _, s := range r.files {
 		for _, l := range s.lines {
 			r.byID[l.id] = l
+			if r.models[l.model] == nil {
+				r.models[l.model] = &modelCount{}
+			}
+			r.models[l.model].left++
 		}
 		r.count.total += len(s.lines)
 	}
@@ -137,6 +146,7 @@ func (r *batchRun) work(ctx context.Context) error {
 		}
 	}
 	r.prepared = true
+	r.progress.begin(r.counts().left)
 	if r.counts().left == 0 && !r.runtime.worker.Unfinished(ctx) {
 		return nil
 	}
@@ -192,7 +202,6 @@ func (r *batchRun) announce(ctx context.Context) error {
 	if err := r.confirmCost(asking, r.runtime.cfg, r.plan.atMost, r.yes); err != nil {
 		return err
 	}
-	r.progress.startAt = time.Now()
 	return nil
 }
 
@@ -348,6 +357,12 @@ func (r *batchRun) settle(l *line, rec *jobs.Job, before bool) bool {
 		}
 	}
 	r.count.add(rec, before)
+	if of := r.models[l.model]; of != nil {
+		of.left--
+		if !before {
+			of.settled++
+		}
+	}
 	return true
 }
 

@@ -109,7 +109,7 @@ func (l tableLine) write(b *strings.Builder, row []string) {
 			if n < len(lines) {
 				cell = lines[n]
 			}
-			line += pad(cell, l.widths[i]) + strings.Repeat(" ", gap)
+			line += Pad(cell, l.widths[i]) + strings.Repeat(" ", gap)
 		}
 		if line = strings.TrimRight(line, " "); line != "" {
 			b.WriteString(line)

@@ -49,8 +49,8 @@ func Shorten(text string, width int) string {
 	return cells().Truncate(Clean(text), width, "…")
 }
 
-// pad returns a text with spaces up to a width.
-func pad(text string, width int) string {
+// Pad returns a text with spaces up to a width.
+func Pad(text string, width int) string {
 	return text + strings.Repeat(" ", max(width-Cells(text), 0))
 }
 
