@@ -301,3 +301,27 @@ func TestAllSlotsOfAnAccount(t *testing.T) {
 		s.requireChargedOnce()
 	})
 }
+
+// A slot gets its next task as soon as the task list shows that the one before has succeeded, also if
+// that one's query fails; but no more of them than the lane has slots, as nothing can be stored.
+func TestSlotIsGivenOnByTheList(t *testing.T) {
+	const preview = "wan2.5-t2i-preview"
+	sim := untilFullMinutes()
+	bubbleWith(t, sim, map[string][]worker.Lane{"": {{Model: preview, Concurrency: 5}}}, func(t *testing.T, s *stack) {
+		begun := time.Now()
+		sim.Script(simulator.Fault{Route: simulator.RouteQuery, Times: -1, Status: http.StatusInternalServerError, Match: func(*http.Request) bool {
+			return time.Since(begun) >= time.Minute && time.Since(begun) < 5*time.Minute
+		}})
+		for i := range 15 {
+			s.enqueue(jobs.Request{ID: fmt.Sprintf("job-%d", i), Model: preview, Prompt: fmt.Sprintf("prompt of job-%d", i)})
+		}
+		<-time.After(4 * time.Minute)
+		tasks := tasksByTime(sim)
+		require.Len(t, tasks, 10)
+		assert.Less(t, tasks[9].CreatedAt.Sub(tasks[0].EndedAt), time.Second)
+		for i := range 15 {
+			s.requireMadeOnce(fmt.Sprintf("job-%d", i))
+		}
+		s.requireLedger()
+	})
+}

@@ -142,7 +142,7 @@ type Client struct {
 	// on reused connections, cannot retry one.
 	pooled, oneShot  *http.Client
 	oneShotTransport *http.Transport
-	warm             *warmConnection // of oneShot
+	warm             *warmPool // of oneShot
 }
 
 // New validates cfg and returns a client. It does not connect. The error names every
@@ -165,7 +165,7 @@ func New(cfg Config) (*Client, error) {
 		pooled:           newHTTPClient(pooled),
 		oneShot:          newHTTPClient(oneShot),
 		oneShotTransport: oneShot,
-		warm:             newWarmConnection(oneShot, net.JoinHostPort(base.Hostname(), cmp.Or(base.Port(), portOf(base.Scheme))), base.Scheme == "https"),
+		warm:             newWarmPool(oneShot, net.JoinHostPort(base.Hostname(), cmp.Or(base.Port(), portOf(base.Scheme))), base.Scheme == "https"),
 		authorize: func(r *http.Request) {
 			r.Header.Set("Authorization", "Bearer "+cfg.APIKey)
 			if cfg.Workspace != "" {
@@ -277,7 +277,6 @@ func keyFingerprint(key string) string {
 // CloseIdleConnections closes idle connections.
 func (c *Client) CloseIdleConnections() {
 	c.pooled.CloseIdleConnections()
-	c.warm.put(nil)
 }
 
 // answer is the result of a request.

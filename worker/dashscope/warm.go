@@ -3,8 +3,10 @@ package dashscope
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 )
@@ -15,24 +17,53 @@ const (
 	// longer: Alibaba's after 15 s by default.
 	warmFresh    = 5 * time.Second
 	warmLifetime = 10 * time.Second
+	// warmMost is how many fresh connections there are at most: rarely do more creates follow each
+	// other within the time that it takes to open one.
+	warmMost = 3
+	// warmInterval is how often is looked for connections to replace.
+	warmInterval = time.Second
 )
 
-// warmConnection is a connection to the service that is opened ahead of the request that will
-// use it. Nothing was ever sent on it, so that it is as good as a new one.
-type warmConnection struct {
+// warmPool are connections to the service that are opened ahead of the requests that will use
+// them. Nothing was ever sent on them, so that they are as good as new ones.
+type warmPool struct {
 	addr string // host and port
 	// dial opens a connection, including TLS.
-	dial    func(ctx context.Context, network, addr string) (net.Conn, error)
-	opening sync.Mutex // one at a time
+	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	mu     sync.Mutex
-	conn   net.Conn // nil for none
-	opened time.Time
+	mu      sync.Mutex
+	open    []warmConnection // oldest first
+	opening int
+	// expected is the number of creates that are expected.
+	expected int
 }
 
-// newWarmConnection returns the warm connection of a transport's requests to a host.
-func newWarmConnection(transport *http.Transport, addr string, secure bool) *warmConnection {
-	w := &warmConnection{addr: addr, dial: transport.DialContext}
+type warmConnection struct {
+	net.Conn
+	opened time.Time
+	// ended receives the end of a read: the peer has closed the connection, or the read was
+	// interrupted.
+	ended chan error
+}
+
+func newWarmConnection(conn net.Conn) warmConnection {
+	c := warmConnection{conn, time.Now(), make(chan error, 1)}
+	go func() {
+		_, err := conn.Read(make([]byte, 1)) // what belongs to TLS it keeps to itself
+		c.ended <- err
+	}()
+	return c
+}
+
+// usable interrupts the read, and reports whether the connection is still as it was opened.
+func (c warmConnection) usable() bool {
+	err := c.SetReadDeadline(time.Now())
+	return errors.Is(<-c.ended, os.ErrDeadlineExceeded) && err == nil && c.SetReadDeadline(time.Time{}) == nil
+}
+
+// newWarmPool returns the warm connections of a transport's requests to a host.
+func newWarmPool(transport *http.Transport, addr string, secure bool) *warmPool {
+	w := &warmPool{addr: addr, dial: transport.DialContext}
 	dial := transport.DialContext
 	if !secure {
 		transport.DialContext = w.dialOr(dial)
@@ -68,8 +99,8 @@ func handshake(ctx context.Context, cfg *tls.Config, conn net.Conn, addr string)
 	return nil, err
 }
 
-// dialOr returns a function that returns the warm connection, if there is one, or else dials.
-func (w *warmConnection) dialOr(dial func(context.Context, string, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
+// dialOr returns a function that returns a warm connection, if there is one, or else dials.
+func (w *warmPool) dialOr(dial func(context.Context, string, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		if addr == w.addr {
 			if conn := w.take(); conn != nil {
@@ -80,53 +111,102 @@ func (w *warmConnection) dialOr(dial func(context.Context, string, string) (net.
 	}
 }
 
-// take returns the connection if it can still be used, else nil.
-func (w *warmConnection) take() net.Conn {
+// take returns the oldest connection that can still be used, nil if there is none.
+func (w *warmPool) take() net.Conn {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	conn := w.conn
-	w.conn = nil
-	if conn != nil && (time.Since(w.opened) > warmLifetime || isClosed(conn)) {
-		_ = conn.Close()
-		return nil
+	for len(w.open) > 0 {
+		oldest := w.open[0]
+		w.open = w.open[1:]
+		if time.Since(oldest.opened) <= warmLifetime && oldest.usable() {
+			return oldest.Conn
+		}
+		_ = oldest.Close()
 	}
-	return conn
+	return nil
 }
 
-// put keeps a connection in place of the one before; nil only closes that one.
-func (w *warmConnection) put(conn net.Conn) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.conn != nil {
-		_ = w.conn.Close()
-	}
-	w.conn, w.opened = conn, time.Now()
-}
-
-// fresh reports whether there is a connection that need not be replaced.
-func (w *warmConnection) fresh() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.conn != nil && time.Since(w.opened) < warmFresh
-}
-
-// Warm opens the connection of the next create, unless one was opened within the last 5 s: the
-// create then need not wait for TCP and TLS. A connection is used for 10 s, so call Warm every
-// few seconds while a create is expected. It does nothing if the service is behind a proxy.
-// An error does no harm: the create opens its own connection.
-func (c *Client) Warm(ctx context.Context) {
-	if c.warm.fresh() || !c.warm.opening.TryLock() {
+// fill opens a connection, if there are less fresh ones than creates are expected.
+func (w *warmPool) fill(ctx context.Context) {
+	if !w.begin() {
 		return
 	}
-	defer c.warm.opening.Unlock()
+	ctx, cancel := withTimeout(ctx, 2*dialTimeout)
+	defer cancel()
+	conn, err := w.dial(ctx, "tcp", w.addr)
+	if err != nil {
+		conn = nil
+	}
+	w.end(conn)
+}
+
+// begin reports whether a connection should be opened; the caller must then call end.
+func (w *warmPool) begin() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	fresh := w.opening
+	for _, conn := range w.open {
+		if time.Since(conn.opened) < warmFresh && len(conn.ended) == 0 {
+			fresh++
+		}
+	}
+	if fresh >= w.wanted() {
+		return false
+	}
+	w.opening++
+	return true
+}
+
+// end keeps a connection that was opened, nil for none, in place of the oldest one if there are
+// more than are expected.
+func (w *warmPool) end(conn net.Conn) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.opening--
+	if conn != nil {
+		w.open = append(w.open, newWarmConnection(conn))
+	}
+	w.closeSurplus()
+}
+
+// closeSurplus closes the oldest connections of more than are wanted. w.mu must be held.
+func (w *warmPool) closeSurplus() {
+	for len(w.open) > w.wanted() {
+		_ = w.open[0].Close()
+		w.open = w.open[1:]
+	}
+}
+
+// wanted returns how many connections should be open. w.mu must be held.
+func (w *warmPool) wanted() int { return min(w.expected, warmMost) }
+
+// expect changes the number of creates that are expected.
+func (w *warmPool) expect(change int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.expected += change
+	w.closeSurplus()
+}
+
+// KeepWarm keeps a connection open for a create that may come at any time, so that it need not wait
+// for TCP and TLS, until the context ends: end it after the create. It does nothing if the service
+// is behind a proxy. An error does no harm: the create opens its own connection.
+func (c *Client) KeepWarm(ctx context.Context) {
 	if proxy := c.oneShotTransport.Proxy; proxy != nil {
 		if via, err := proxy(&http.Request{URL: c.BaseURL()}); via != nil || err != nil {
 			return
 		}
 	}
-	ctx, cancel := withTimeout(ctx, 2*dialTimeout)
-	defer cancel()
-	if conn, err := c.warm.dial(ctx, "tcp", c.warm.addr); err == nil {
-		c.warm.put(conn)
+	c.warm.expect(1)
+	defer c.warm.expect(-1)
+	ticker := time.NewTicker(warmInterval)
+	defer ticker.Stop()
+	for {
+		c.warm.fill(ctx)
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
 	}
 }

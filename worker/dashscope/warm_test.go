@@ -1,9 +1,11 @@
 package dashscope
 
 import (
+	"context"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -12,9 +14,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A create uses the connection that Warm has opened, TLS or not, once. A connection that the
+// Creates use the connections that KeepWarm has opened, TLS or not, each once. A connection that the
 // service has closed meanwhile is not used: the create succeeds on another one.
-func TestWarm(t *testing.T) {
+func TestKeepWarm(t *testing.T) {
 	t.Parallel()
 	for name, secure := range map[string]bool{"plain": false, "TLS": true} {
 		t.Run(name, func(t *testing.T) {
@@ -44,24 +46,41 @@ func TestWarm(t *testing.T) {
 			if secure {
 				c.oneShotTransport.TLSClientConfig = srv.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
 			}
-			c.Warm(t.Context())
-			c.Warm(t.Context()) // fresh: nothing more is opened
-			<-accepted
+			c.warm.expect(2 * warmMost)
+			for range 2 * warmMost {
+				c.warm.fill(t.Context())
+			}
+			conns := []net.Conn{<-accepted, <-accepted, <-accepted}
+			require.Equal(t, warmMost, c.warm.kept())
 			_, err = c.Create(t.Context(), CreateRequest{})
 			require.NoError(t, err)
-			assert.EqualValues(t, 1, opened.Load())
 			_, err = c.Create(t.Context(), CreateRequest{})
 			require.NoError(t, err)
-			<-accepted
-			assert.EqualValues(t, 2, opened.Load())
+			assert.EqualValues(t, warmMost, opened.Load())
+			for _, conn := range conns {
+				_ = conn.Close() // with close_notify; the server has closed those that were used
+			}
+			ended := c.warm.open[0].ended
+			require.Eventually(t, func() bool { return len(ended) > 0 }, time.Minute, time.Millisecond)
+			_, err = c.Create(t.Context(), CreateRequest{})
+			require.NoError(t, err)
+			assert.EqualValues(t, warmMost+1, opened.Load())
+			c.warm.expect(-2 * warmMost)
 
-			c.Warm(t.Context())
-			require.NoError(t, (<-accepted).Close())
-			conn := c.warm.conn
-			require.Eventually(t, func() bool { return isClosed(conn) }, time.Minute, time.Millisecond)
-			_, err = c.Create(t.Context(), CreateRequest{})
-			require.NoError(t, err)
-			assert.EqualValues(t, 4, opened.Load())
+			ctx, stop := context.WithCancel(t.Context())
+			var warming sync.WaitGroup
+			warming.Go(func() { c.KeepWarm(ctx) })
+			require.Eventually(t, func() bool { return c.warm.kept() == 1 }, time.Minute, time.Millisecond)
+			stop()
+			warming.Wait()
+			assert.Zero(t, c.warm.kept(), "no create is expected any more")
 		})
 	}
+}
+
+// kept returns the number of open connections.
+func (w *warmPool) kept() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.open)
 }

@@ -113,7 +113,10 @@ func (s *service) record(r *http.Request, sentAt time.Time, a *answer) {
 		return
 	}
 	var got dashscope.TaskResponse
-	if !list {
+	var page dashscope.ListResponse
+	if list {
+		_ = json.Unmarshal(a.body.Bytes(), &page) // an error lists nothing
+	} else {
 		_ = json.Unmarshal(a.body.Bytes(), &got) // an error names no task
 	}
 	s.mu.Lock()
@@ -122,6 +125,11 @@ func (s *service) record(r *http.Request, sentAt time.Time, a *answer) {
 	switch {
 	case list:
 		s.lists = append(s.lists, sentAt)
+		for _, shown := range page.Data {
+			if task := s.tasks[shown.TaskID]; task != nil && ended(shown.Status) && task.noticedAt.IsZero() {
+				task.noticedAt = time.Now()
+			}
+		}
 	case create && got.Output.TaskID != "":
 		s.tasks[got.Output.TaskID] = &traffic{sentAt: sentAt}
 	case task != nil:

@@ -23,7 +23,7 @@ const (
 
 // Looks shares looks at the running tasks of an account: one page of its task list shows the
 // states of all of them at once. How much that list lags behind is not documented, so that it
-// only says when to query a task, and is not used once it was seen to lag.
+// only says when to query a task, and that its slot is free, and is not used once it was seen to lag.
 type Looks struct {
 	mu         sync.Mutex
 	pollers    map[string]*Poller // by task ID
@@ -110,4 +110,12 @@ func (p *Poller) Ended(at time.Time) {
 	if p.running.Sub(at) > listLag {
 		p.looks.distrusted = time.Now().Add(distrusted)
 	}
+}
+
+// Distrust tells that the list showed the task's end and a query does not: the list is not used for
+// an hour.
+func (p *Poller) Distrust() {
+	p.looks.mu.Lock()
+	defer p.looks.mu.Unlock()
+	p.looks.distrusted = time.Now().Add(distrusted)
 }

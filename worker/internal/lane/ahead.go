@@ -77,32 +77,54 @@ func (l *lane) startSession(ctx context.Context) (end func()) {
 	}
 }
 
-// prepareAhead prepares the next job while every slot is taken, so that its create can be sent
-// as soon as a task has ended. The job's message stays in the queue until a lane has a place
-// for it: a lane with a free slot may take the job over at any time.
+// prepareAhead prepares the next jobs while every slot is taken, one for each slot, so that a create
+// can be sent as soon as a task has ended. A job's message stays in the queue until a lane has a
+// place for it: a lane with a free slot may take the job over at any time.
 func (l *lane) prepareAhead(ctx, session context.Context) {
 	ticker := time.NewTicker(aheadInterval)
 	defer ticker.Stop()
-	for failed := false; ; {
+	ended := make(chan aheadResult)
+	waiting, failed := 0, false
+	for session.Err() == nil {
+		more := true
 		select {
 		case <-l.created:
 			failed = false
 		case <-ticker.C:
+		case how := <-ended:
+			waiting--
+			failed = failed || how == aheadFailed
+			more = how != aheadBegun // the next one when its create was sent
 		case <-session.Done():
-			return
 		}
-		for again := !failed && len(l.slots) == cap(l.slots); again; {
-			again, failed = l.runAhead(ctx, session)
+		for more && !failed && waiting < cap(l.slots) && len(l.slots) == cap(l.slots) && session.Err() == nil {
+			var run func() aheadResult
+			if run, more = l.startAhead(ctx, session); run != nil {
+				waiting++
+				go func() { ended <- run() }()
+			}
 		}
+	}
+	for ; waiting > 0; waiting-- {
+		<-ended
 	}
 }
 
-// runAhead prepares the next job until it has its slot. It reports whether it was taken back,
-// so that another can be prepared, and whether it could not be prepared.
-func (l *lane) runAhead(ctx, session context.Context) (takenBack, failed bool) {
+// aheadResult is what became of a preparation.
+type aheadResult int
+
+const (
+	aheadBegun     aheadResult = iota // the job has its slot
+	aheadTakenBack                    // another can be prepared
+	aheadFailed                       // it could not be prepared
+)
+
+// startAhead starts to prepare the next job. more reports whether there was one, or may be another;
+// run, if not nil, waits for the outcome.
+func (l *lane) startAhead(ctx, session context.Context) (run func() aheadResult, more bool) {
 	drawn, m := l.next(session)
 	if drawn == nil && m == nil {
-		return false, false
+		return nil, false
 	}
 	a := &ahead{session: session, begun: make(chan struct{}), over: make(chan struct{})}
 	e := &execution{}
@@ -113,18 +135,24 @@ func (l *lane) runAhead(ctx, session context.Context) (takenBack, failed bool) {
 		if e, started = l.start(ctx, m.JobID, false, 0, func(ctx context.Context, e *execution) error {
 			return l.drive(ctx, e, m.JobID, source{message: m, session: session, ahead: a})
 		}); !started { // its message was drawn just now
-			return true, false
+			return nil, true
 		}
 	}
-	select {
-	case <-a.begun:
-		return false, false
-	case <-a.over:
-		failed = a.failed
-	case <-e.done:
-		failed = a.failed || e.err != nil
-	}
-	return !failed && session.Err() == nil, failed
+	return func() aheadResult {
+		failed := false
+		select {
+		case <-a.begun:
+			return aheadBegun
+		case <-a.over:
+			failed = a.failed
+		case <-e.done:
+			failed = a.failed || e.err != nil
+		}
+		if failed {
+			return aheadFailed
+		}
+		return aheadTakenBack
+	}, true
 }
 
 // next returns what the lane should prepare now, nil and nil for nothing: a critical job, one
@@ -279,6 +307,9 @@ func (l *lane) submitAhead(ctx context.Context, e *execution, rec *jobs.Record, 
 	case err != nil:
 		return err
 	}
+	warm, cool := context.WithCancel(a.session)
+	defer cool()
+	l.group.Go(func() { l.cfg.Account.Client.KeepWarm(warm) })
 	if err := l.awaitSlot(ctx, e, p, a); err != nil {
 		return l.rollbackIntent(ctx, p.intent, p.rec, err)
 	}
@@ -302,11 +333,9 @@ func (l *lane) awaitSlot(ctx context.Context, e *execution, p *prepared, a *ahea
 	}
 }
 
-// watchNext keeps a connection open for a prepared job's create, until ctx ends or another job
-// goes first, and returns why.
+// watchNext waits until another job goes before a prepared one, or ctx ends, and returns why.
 func (l *lane) watchNext(ctx context.Context, p *prepared) error {
 	for {
-		l.cfg.Account.Client.Warm(ctx)
 		if err := loop.Sleep(ctx, aheadInterval); err != nil {
 			return err
 		}

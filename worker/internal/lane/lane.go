@@ -89,10 +89,12 @@ type lane struct {
 	pauses chan *pauseError
 	// created receives a signal after each create that made a task, for prepareAhead.
 	created chan struct{}
-	// submitSem is held while submitting: one create at a time. creates counts them, and is
-	// guarded by it.
+	// recordSem is held while a job is recorded as prepared, and taken before submitSem.
+	recordSem chan struct{}
+	// submitSem is held while submitting: one create at a time. ambiguous counts those whose
+	// outcome was unknown, and is guarded by it.
 	submitSem   chan struct{}
-	creates     int
+	ambiguous   int
 	limiter     *submitLimiter
 	intentIndex reconcile.Intents
 
@@ -138,6 +140,7 @@ func newLane(hard context.Context, cfg Config) *lane {
 		slots:       make(chan struct{}, cfg.Concurrency),
 		pauses:      make(chan *pauseError, 1),
 		created:     make(chan struct{}, 1),
+		recordSem:   make(chan struct{}, 1),
 		submitSem:   make(chan struct{}, 1),
 		executions:  map[string]*execution{},
 	}

@@ -38,8 +38,8 @@ const (
 )
 
 // poll queries the job's task until it has ended. Errors of the service or the network do
-// not end the wait: they do not show the state of the task. When it has succeeded, the next
-// create may be sent at once: what belongs to this task follows it.
+// not end the wait: they do not show the state of the task. When an answer, or the task list, shows
+// that it has succeeded, the next create may be sent at once: what belongs to this task follows it.
 func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 	stopwatch := l.startStopwatch(rec)
 	defer l.tasks.Delete(rec.TaskID) // the record and the journal name it, or the lane ends
@@ -50,10 +50,12 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 	empty, failing := 0, false
 	looks := l.cfg.Account.Looks.Poll(rec.TaskID)
 	defer looks.Done()
+	slot := taskSlot{l: l, e: e, keep: rec.Adopted} // its images may be another job's: reconcile needs the slot
+	defer slot.settled()
 	for interval := schedule.First() - stopwatch.age(); ; {
-		wait := func() error { return loop.Sleep(ctx, interval) }
+		wait := func() (string, error) { return "", loop.Sleep(ctx, interval) }
 		if !failing {
-			wait = func() error {
+			wait = func() (string, error) {
 				return l.awaitQuery(ctx, looks, interval, func() time.Duration {
 					l.markRunning(ctx, rec, &first)
 					stopwatch.querying()
@@ -61,8 +63,12 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 				})
 			}
 		}
-		if err := wait(); err != nil {
+		listed, err := wait()
+		if err != nil {
 			return err
+		}
+		if listed == dashscope.StatusSucceeded && int(l.settling.Load()) < cap(l.slots) { // else queries fail
+			slot.giveOn()
 		}
 		stopwatch.querying()
 		task, err := l.cfg.Account.Client.Query(ctx, rec.TaskID)
@@ -89,11 +95,7 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 				interval = max(interval, errorBackoff.Next())
 				continue
 			}
-			if !rec.Adopted { // else its images may be another job's, and reconcile needs the slot
-				l.settling.Add(1)
-				defer l.settling.Add(-1)
-				l.releaseSlot(e)
-			}
+			slot.giveOn()
 			if at, err := dashscope.ParseTime(task.Output.EndTime); err == nil {
 				looks.Ended(at)
 			}
@@ -117,7 +119,33 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 		default:
 			unknownSince = time.Time{}
 			l.markRunning(ctx, rec, &first)
+			if slot.given {
+				looks.Distrust()
+			}
 		}
+	}
+}
+
+// taskSlot is the slot of a task that is polled.
+type taskSlot struct {
+	l           *lane
+	e           *execution
+	keep, given bool
+}
+
+// giveOn releases the slot of a task that has succeeded, unless it is kept.
+func (s *taskSlot) giveOn() {
+	if !s.keep && !s.given {
+		s.given = true
+		s.l.settling.Add(1)
+		s.l.releaseSlot(s.e)
+	}
+}
+
+// settled records that a task whose slot was given on is booked.
+func (s *taskSlot) settled() {
+	if s.given {
+		s.l.settling.Add(-1)
 	}
 }
 
@@ -125,8 +153,9 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 const unqueriedLongest = 10 * time.Second
 
 // awaitQuery waits until the task should be queried: after the interval, or, if many tasks of
-// the account are polled, when its task list does not show the task running any more.
-func (l *lane) awaitQuery(ctx context.Context, looks *account.Poller, interval time.Duration, running func() (next time.Duration)) error {
+// the account are polled, when its task list does not show the task running any more. It returns
+// what the list shows then, "" if nothing.
+func (l *lane) awaitQuery(ctx context.Context, looks *account.Poller, interval time.Duration, running func() (next time.Duration)) (listed string, err error) {
 	select {
 	case <-looks.Seen: // before the last query
 	default:
@@ -141,16 +170,16 @@ func (l *lane) awaitQuery(ctx context.Context, looks *account.Poller, interval t
 			case status == dashscope.StatusRunning:
 				due, asked = time.Now().Add(running()), false
 			case status != "" || asked:
-				return nil
+				return status, nil
 			}
 		case <-timer.C:
 			if asked || time.Since(begun) > unqueriedLongest || !looks.Share(ctx, l.cfg.Account.Client) {
-				return nil
+				return "", nil
 			}
 			due, asked = time.Now().Add(unqueriedLongest), true // Seen comes first
 		case <-ctx.Done():
 			timer.Stop()
-			return context.Cause(ctx)
+			return "", context.Cause(ctx)
 		}
 	}
 }

@@ -51,8 +51,8 @@ const (
 type prepared struct {
 	rec, intent *jobs.Record // before, and as prepared
 	body        *dashscope.CreateRequest
-	// creates is the lane's count of creates at that time.
-	creates int
+	// ambiguous is the lane's count of ambiguous creates at that time.
+	ambiguous int
 	// ahead is set if the job has waited for its slot since then.
 	ahead bool
 }
@@ -79,22 +79,31 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request, 
 	if err != nil {
 		return nil, err
 	}
-	if err := l.take(ctx, l.submitSem); err != nil {
+	p, err := l.record(ctx, rec, &req, body, ahead)
+	if err == nil {
+		l.cfg.Dataset.WaitDurable(context.WithoutCancel(ctx), rec.ID)
+	}
+	return p, err
+}
+
+// record records a job as prepared, with its money reserved: one job after the other.
+func (l *lane) record(ctx context.Context, rec *jobs.Record, req *jobs.Request, body *dashscope.CreateRequest, ahead bool) (p *prepared, err error) {
+	if err := l.take(ctx, l.recordSem); err != nil {
 		return nil, err
 	}
-	defer func() { <-l.submitSem }()
-	if err := l.awaitQuiet(ctx); err != nil {
+	defer func() { <-l.recordSem }()
+	p = &prepared{rec: rec, body: body, ahead: ahead}
+	if p.ambiguous, err = l.awaitOutcomes(ctx); err != nil {
 		return nil, err
 	}
-	if err := l.holdForSpooled(ctx, rec, &req); err != nil {
+	if err := l.holdForSpooled(ctx, rec, req); err != nil {
 		return nil, err
 	}
-	if err := l.holdForOrphan(ctx, rec, &req); err != nil {
+	if err := l.holdForOrphan(ctx, rec, req); err != nil {
 		return nil, err
 	}
 	l.refreshClock(ctx)
-	p := &prepared{rec: rec, body: body, creates: l.creates, ahead: ahead}
-	if p.intent, err = l.newIntent(ctx, rec, &req); err != nil {
+	if p.intent, err = l.newIntent(ctx, rec, req); err != nil {
 		return nil, l.redisPause(err)
 	}
 	if err := l.reserve(ctx, rec, p.intent, *body.Parameters.N, ahead); err != nil {
@@ -108,8 +117,17 @@ func (l *lane) prepare(ctx context.Context, rec *jobs.Record, req jobs.Request, 
 	case err != nil:
 		return nil, err
 	}
-	l.cfg.Dataset.WaitDurable(context.WithoutCancel(ctx), rec.ID)
 	return p, nil
+}
+
+// awaitOutcomes waits until the outcome of each create that was sent is known, or [lane.awaitQuiet]
+// does not wait for it any more. It returns how many creates were ambiguous until then.
+func (l *lane) awaitOutcomes(ctx context.Context) (ambiguous int, err error) {
+	if err := l.take(ctx, l.submitSem); err != nil {
+		return 0, err
+	}
+	defer func() { <-l.submitSem }()
+	return l.ambiguous, l.awaitQuiet(ctx)
 }
 
 // send sends a prepared job's create once. The record and the journal have that it may be on
@@ -121,7 +139,7 @@ func (l *lane) send(ctx context.Context, p *prepared) error {
 	releaseTurn := sync.OnceFunc(func() { <-l.submitSem })
 	defer releaseTurn()
 	err := loop.Sleep(ctx, l.limiter.delay())
-	if err == nil && l.creates != p.creates { // another create was sent: it may be ambiguous
+	if err == nil && l.ambiguous != p.ambiguous { // it may have to wait for the outcome of another create
 		err = errReread
 	}
 	if err := cmp.Or(err, context.Cause(ctx)); err != nil {
@@ -139,15 +157,21 @@ func (l *lane) send(ctx context.Context, p *prepared) error {
 	if err := cmp.Or(err, notNow); err != nil {
 		return l.rollbackIntent(ctx, intent, p.rec, err)
 	}
-	l.creates++
 	l.limiter.sent()
 	created, err := l.create(ctx, *p.body)
 	l.limiter.done()
-	releaseTurn()
-	if err != nil {
-		return l.createFailed(ctx, p.rec, intent, err)
+	if err == nil {
+		return l.taskCreated(ctx, intent, created)
 	}
-	return l.taskCreated(ctx, intent, created)
+	refusal := refusalOf(err)
+	if refusal.Kind == dashscope.KindThrottled {
+		l.limiter.throttled()
+	}
+	if refusal.Kind == dashscope.KindAmbiguous || refusal.Kind == dashscope.KindTemporary {
+		l.ambiguous++
+	}
+	releaseTurn()
+	return l.createFailed(ctx, p.rec, intent, err, refusal)
 }
 
 // startSending records that a prepared job's create is about to be sent: in the record by
@@ -240,7 +264,8 @@ func (l *lane) create(ctx context.Context, body dashscope.CreateRequest) (*dashs
 }
 
 // taskCreated records the task ID, in the journal first. A reply that names a task of another
-// job or attempt is not believed: the create is ambiguous.
+// job or attempt is not believed: the create is ambiguous. The caller must hold submitSem, so that
+// no other create is sent, or prepared, before the outcome of this one is recorded.
 func (l *lane) taskCreated(ctx context.Context, intent *jobs.Record, created *dashscope.Created) error {
 	if owner, ok := l.recorder.Data.Journal.Owner(created.TaskID); ok && (owner.JobID != intent.ID || owner.Attempt != intent.Attempt) {
 		return l.misattributed(ctx, intent, created, owner.JobID)
@@ -280,8 +305,9 @@ func (l *lane) taskCreated(ctx context.Context, intent *jobs.Record, created *da
 }
 
 // misattributed marks a create as ambiguous whose reply names another job's or attempt's task,
-// as a broken proxy may send it.
+// as a broken proxy may send it. The caller must hold submitSem.
 func (l *lane) misattributed(ctx context.Context, intent *jobs.Record, created *dashscope.Created, owner string) error {
+	l.ambiguous++
 	rejected := *intent
 	rejected.Rejected = append(slices.Clone(intent.Rejected), created.TaskID)
 	reason := fmt.Sprintf("the reply names task %s, which belongs to job %s", created.TaskID, owner)
@@ -289,13 +315,18 @@ func (l *lane) misattributed(ctx context.Context, intent *jobs.Record, created *
 	return err
 }
 
+// refusalOf returns why a create made no task. Without an answer it is ambiguous.
+func refusalOf(err error) *dashscope.Error {
+	var refusal *dashscope.Error
+	if errors.As(err, &refusal) {
+		return refusal
+	}
+	return &dashscope.Error{Kind: dashscope.KindAmbiguous}
+}
+
 // createFailed handles a create without a task: an ambiguous one is reconciled, never sent
 // again blindly; after a definite refusal the intent is rolled back.
-func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err error) error {
-	var refusal *dashscope.Error
-	if !errors.As(err, &refusal) {
-		refusal = &dashscope.Error{Kind: dashscope.KindAmbiguous}
-	}
+func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err error, refusal *dashscope.Error) error {
 	switch refusal.Kind {
 	case dashscope.KindThrottled:
 		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.throttled, minWait: refusal.RetryAfter, message: temporarilyRefused, cause: err})

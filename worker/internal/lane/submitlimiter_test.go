@@ -8,19 +8,38 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// Creates are evenly spaced, also after the window. One that was not sent, because another job
-// goes first, does not delay the next.
-func TestOnlySentCreatesDelayTheNext(t *testing.T) {
+// As many creates as the service allows in a second are sent at once, and the next ones a second after
+// these, also if a reply came late. One that was not sent, because another job goes first, does not
+// delay the next.
+func TestSubmitLimiter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		p := newSubmitLimiter(2, time.Time{})
-		assert.LessOrEqual(t, p.delay(), time.Duration(0))
-		assert.LessOrEqual(t, p.delay(), time.Duration(0), "nothing was sent")
-		for range 3 {
-			<-time.After(max(p.delay(), 0))
+		begun := time.Now()
+		var sent, received []float64
+		create := func() {
+			<-time.After(p.delay())
+			sent = append(sent, time.Since(begun).Seconds())
 			p.sent()
+			<-time.After(100 * time.Millisecond)
+			received = append(received, time.Since(begun).Seconds())
 			p.done()
-			assert.InDelta(t, 0.525, p.delay().Seconds(), 0.001)
 		}
+		for range 6 {
+			assert.LessOrEqual(t, p.delay(), 1050*time.Millisecond)
+			create()
+		}
+		assert.InDeltaSlice(t, []float64{0, 0.1, 1.15, 1.25, 2.3, 2.4}, sent, 0.001)
+		for i := 2; i < len(sent); i++ { // whenever the service has counted the earlier ones
+			assert.Greater(t, sent[i]-received[i-2], 1.0)
+		}
+		p.throttled()
+		for range 3 {
+			create()
+			assert.GreaterOrEqual(t, p.delay().Seconds(), 0.425, "evenly spaced")
+		}
+		<-time.After(spreadTime)
+		create()
+		assert.LessOrEqual(t, p.delay(), time.Duration(0))
 	})
 }
