@@ -102,20 +102,53 @@ type BatchError struct {
 	Lines []LineError // in the order of the file
 }
 
-// Error has one line for each wrong line, 50 at most, and the number of the others.
+// Error has one line for each mistake, 50 at most, and the number of the others. Lines with the
+// same mistake are named together.
 func (e *BatchError) Error() string {
+	var texts []string
+	lines := map[string][]LineError{}
+	for _, l := range e.Lines {
+		text := l.Err.Error()
+		if lines[text] == nil {
+			texts = append(texts, text)
+		}
+		lines[text] = append(lines[text], l)
+	}
 	var b strings.Builder
-	for i, l := range e.Lines {
+	for i, text := range texts {
 		if i == maxShownLines {
-			fmt.Fprintf(&b, "\nand %d more", len(e.Lines)-i)
+			fmt.Fprintf(&b, "\nand %d more", len(texts)-i)
 			break
 		}
 		if i > 0 {
 			b.WriteByte('\n')
 		}
-		b.WriteString(l.Error())
+		b.WriteString(positions(lines[text]) + ": " + text)
 	}
 	return b.String()
+}
+
+// maxShownNumbers is how many lines with the same mistake are named.
+const maxShownNumbers = 5
+
+// positions names lines for people, as in "rows 3, 5 and 290 more".
+func positions(lines []LineError) string {
+	if len(lines) == 1 {
+		return position(lines[0].Unit, lines[0].Number)
+	}
+	text := cmp.Or(lines[0].Unit, "line") + "s"
+	for i, l := range lines {
+		switch {
+		case i == maxShownNumbers && i < len(lines)-1:
+			return text + fmt.Sprintf(" and %d more", len(lines)-i)
+		case i > 0 && i == len(lines)-1:
+			text += " and"
+		case i > 0:
+			text += ","
+		}
+		text += " " + strconv.Itoa(l.Number)
+	}
+	return text
 }
 
 // Unwrap returns the lines, for [errors.As] and [errors.Is].

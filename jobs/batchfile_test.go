@@ -3,6 +3,7 @@ package jobs
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"slices"
@@ -191,11 +192,32 @@ func TestReadBatchSyntaxColumns(t *testing.T) {
 
 func TestBatchErrorIsCapped(t *testing.T) {
 	t.Parallel()
-	err := readErr(t, strings.Repeat("{}\n", 53))
-	lines := strings.Split(err.Error(), "\n")
+	var in strings.Builder
+	for n := range 53 {
+		fmt.Fprintf(&in, "{\"prompt\":\"a\",\"n\":%d}\n", n+5)
+	}
+	lines := strings.Split(readErr(t, in.String()).Error(), "\n")
 	require.Len(t, lines, 51)
-	assert.Contains(t, lines[49], "line 50: prompt: missing")
+	assert.Contains(t, lines[49], "line 50: n: 54")
 	assert.Equal(t, "and 3 more", lines[50])
+}
+
+// The same mistake in many lines is one sentence.
+func TestBatchErrorNamesEqualMistakesTogether(t *testing.T) {
+	t.Parallel()
+	const missing = ": prompt: missing; allowed: a description of the image"
+	require.EqualError(t, readErr(t, strings.Repeat("{}\n", 3)), "lines 1, 2 and 3"+missing)
+	require.EqualError(t, readErr(t, strings.Repeat("{}\n", 6)), "lines 1, 2, 3, 4, 5 and 6"+missing)
+	err := readErr(t, "{}\n{\"prompt\":\"a\",\"n\":9}\n"+strings.Repeat("{}\n", 300))
+	require.EqualError(t, err, "lines 1, 3, 4, 5, 6 and 296 more"+missing+"\nline 2: n: 9; allowed: 1 to 4")
+
+	lines := func(yield func(SourceLine, error) bool) {
+		_ = yield(SourceLine{Number: 4, Text: []byte("{}")}, nil) &&
+			yield(SourceLine{}, LineError{Number: 7, Err: io.ErrUnexpectedEOF}) &&
+			yield(SourceLine{Number: 9, Text: []byte(`{"prompt":"a","n":9}`), Problems: []FieldError{{Field: "n", Value: "9", Allowed: "1"}}}, nil)
+	}
+	_, err = ReadBatchLines(lines, BatchOptions{Name: "sheet", Unit: "row"})
+	require.EqualError(t, err, "row 4"+missing+"\nrow 7: unexpected EOF\nrow 9: n: 9; allowed: 1")
 }
 
 func TestReadBatchDuplicateIDs(t *testing.T) {
@@ -290,7 +312,7 @@ func TestReadBatchResolvesPaths(t *testing.T) {
 		assert.ErrorContains(t, err, "line 1: ref_img: ", ref)
 	}
 	assert.Len(t, staged, 4)
-	assert.ErrorContains(t, readErr(t, in), "line 1: ref_img: \"./house.png\"; allowed: an http or https URL", "without Resolve")
+	assert.ErrorContains(t, readErr(t, in), "lines 1 and 2: ref_img: \"./house.png\"; allowed: an http or https URL", "without Resolve")
 }
 
 // A line with stage has the staged name of its reference. Each URL is staged once.
@@ -323,7 +345,7 @@ func TestReadBatchStages(t *testing.T) {
 	require.ErrorContains(t, err, "line 1: ref_img: ")
 	require.ErrorContains(t, err, "HTTP status 404")
 	assert.NotContains(t, err.Error(), "hush")
-	assert.ErrorContains(t, readErr(t, in), "line 1: ref_img: ", "without Stage")
+	assert.ErrorContains(t, readErr(t, in), "lines 1 and 2: ref_img: ", "without Stage")
 }
 
 func TestReadBatchLongLines(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -81,15 +82,52 @@ func (d *decoder) ignore(name string) {
 	}
 }
 
-// foreignParameters are parameters of other image services, with what to do. A line of a batch
-// that has one expects an effect.
-func foreignParameters() map[string]string {
-	const size, n, none = `use "size", as in "1024*1024"`, `use "n"`, "DashScope has no such parameter: remove it"
-	return map[string]string{
-		"width": size, "height": size, "aspect_ratio": size, "image_size": size, "resolution": size,
-		"num_images": n, "number_of_images": n, "num_images_per_prompt": n, "n_images": n, "batch_size": n,
-		"quality": none, "steps": none, "num_inference_steps": none, "scale": none, "cfg_scale": none, "guidance_scale": none,
-		"sampler": none, "response_format": none, "output_format": none,
+// foreignNames are parameters of other image services, and Chinese names of fields, with what
+// to do. A line of a batch that has one expects an effect.
+var foreignNames = sync.OnceValue(func() map[string]string {
+	names := map[string]string{}
+	for remedy, list := range map[string]string{
+		`use "size", as in "1024*1024"`: "width height aspectratio imagesize resolution ratio 宽 高 宽度 高度 图片宽度 图片高度 宽高 宽高比 长宽比 画幅 尺寸 分辨率",
+		`use "n"`:                       "numimages numberofimages numimagesperprompt nimages batchsize 张数",
+		"DashScope has no such parameter: remove it": "quality steps numinferencesteps inferencesteps samplingsteps scale cfg cfgscale guidance guidancescale sampler scheduler " +
+			"clipskip denoisingstrength responseformat outputformat lora loras 画质 步数 采样步数 迭代步数 采样器 采样方法 引导系数 提示词引导系数 提示词相关性 重绘幅度",
+		`use "prompt"`:          "提示词 正向提示词 正面提示词",
+		`use "negative_prompt"`: "反向提示词 负面提示词 负向提示词",
+		`use "style"`:           "风格",
+		`use "seed"`:            "种子 随机种子",
+		`use "ref_img"`:         "参考图",
+		`use "model"`:           "模型",
+	} {
+		for name := range strings.FieldsSeq(list) {
+			names[name] = remedy
+		}
+	}
+	return names
+})
+
+// foreignRemedy returns what to do about a name of other image services, or "".
+func foreignRemedy(name string) string { return foreignNames()[squashName(name)] }
+
+// ColumnRemedy returns what to do about a column of the producer whose name a batch file cannot
+// have at the top level, because it is a field, a likely misspelling of one, or a parameter of
+// other image services. It is "" for any other name.
+func ColumnRemedy(name string) string {
+	known := topNames()
+	if slices.Contains(known, name) {
+		return "it is the name of a field"
+	}
+	return columnRemedy(name, known)
+}
+
+func columnRemedy(name string, known []string) string {
+	if remedy := foreignRemedy(name); remedy != "" {
+		return remedy
+	}
+	switch similar := suggestion(name, known); similar {
+	case "", "batch", "line_id", "producer", stageName: // set by Danqing only, or a likely column: not suggested
+		return ""
+	default:
+		return fmt.Sprintf("did you mean %q?", similar)
 	}
 }
 
@@ -97,19 +135,20 @@ func foreignParameters() map[string]string {
 // is probably a misspelling or a parameter of another service. In DashScope's objects it is an
 // error.
 func (d *decoder) unknown(prefix string, m member, known []string) {
-	similar := suggestion(m.name, known)
-	foreign := foreignParameters()[strings.ToLower(m.name)]
-	switch {
-	case similar == "batch", similar == "line_id", similar == "producer": // set by Danqing only: not suggested
-	case similar == stageName:
-	case foreign != "" && prefix == "" && d.honors == nil:
-		d.problem(m.name, m.value, "", foreign+" (a column of your own needs another name)")
+	if prefix == "" && d.honors == nil {
+		if remedy := columnRemedy(m.name, known); remedy != "" {
+			d.problem(m.name, m.value, "", remedy+" (a column of your own needs another name)")
+		}
+		return
+	}
+	switch similar := suggestion(m.name, known); {
+	case similar == "batch", similar == "line_id", similar == "producer", similar == stageName:
 	case similar != "" && prefix == "":
 		d.problem(m.name, m.value, "", fmt.Sprintf("did you mean %q? (a column of your own needs another name)", similar))
 	case similar != "":
 		d.problem(prefix+m.name, m.value, "", fmt.Sprintf("did you mean %q?", similar))
 	case prefix != "":
-		d.problem(prefix+m.name, m.value, "here only "+strings.Join(known, ", "), foreign)
+		d.problem(prefix+m.name, m.value, "here only "+strings.Join(known, ", "), foreignRemedy(m.name))
 	case d.honors != nil:
 		d.ignore(m.name)
 	}

@@ -3,6 +3,7 @@ package jobs
 import (
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/danqing-queue/danqing/jobs/editdistance"
 )
@@ -11,16 +12,25 @@ import (
 // "". Case, hyphens and underscores do not count. Short names allow few edits, so that a
 // column "site" is not taken for "size".
 func suggestion(name string, known []string) string {
-	squash := strings.NewReplacer("_", "", "-", "", " ", "").Replace
-	key := squash(strings.ToLower(strings.TrimSpace(name)))
+	key := squashName(name)
 	for _, k := range known {
-		target := squash(k)
+		target := squashName(k)
 		// The length is compared first: a name may be a megabyte long.
 		if limit := maxEdits(key, target); len(key) <= len(target)+limit && editdistance.Between(key, target) <= limit {
 			return k
 		}
 	}
 	return ""
+}
+
+// squashName is a name without case, blanks, hyphens and underscores.
+func squashName(name string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '_' || r == '-' || unicode.IsSpace(r) {
+			return -1
+		}
+		return unicode.ToLower(r)
+	}, name)
 }
 
 // maxEdits is the maximum edit distance of a misspelling from the known name.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/danqing-queue/danqing/cmd/danqing/input"
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
@@ -28,8 +29,16 @@ type batchFlags struct {
 	budget                  budgetFlag
 }
 
+// fileFlags are the flags of the batch command.
+type fileFlags struct {
+	batchFlags
+	requestFlags
+	inputFlags
+	options *input.Options
+}
+
 func (p *program) batchCommand() *cobra.Command {
-	var f batchFlags
+	var f fileFlags
 	cmd := &cobra.Command{
 		Use:   "batch FILE...",
 		Short: "Create the images of prompt files; resume where an earlier run stopped",
@@ -49,13 +58,25 @@ configuration, 4 the question was answered with no, 1 another error, 130 interru
   echo '{"prompt": "有一只黑色的小猫"}' | danqing batch - --name cats`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
+			var err error
+			if f.options, err = f.inputFlags.options(cmd, f.Prompt); err != nil {
+				return err
+			}
 			return p.batch(cmd.Context(), files, f)
 		},
 	}
-	p.runFlags(cmd, &f)
-	p.addBatchFlags(cmd, &f)
+	p.runFlags(cmd, &f.batchFlags)
+	p.addBatchFlags(cmd, &f.batchFlags)
+	f.registerFileFlags(cmd)
 	cmd.Flags().StringVar(&f.results, "results", "", "where to write the results (default: beside the file)")
 	return cmd
+}
+
+// registerFileFlags adds the flags that say how the files are read.
+func (f *fileFlags) registerFileFlags(cmd *cobra.Command) {
+	f.registerShape(cmd)
+	f.inputFlags.register(cmd)
+	cmd.Flags().StringVar(&f.Prompt, "prompt", "", "template of the prompts over the columns of the files, as in 'a {{.animal}} in a {{.scene}}'")
 }
 
 // addBatchFlags adds the flags of commands that make lines of a batch file.
@@ -78,7 +99,7 @@ func planFlags(cmd *cobra.Command, dryRun, yes *bool) {
 	cmd.Flags().BoolVarP(yes, "yes", "y", false, yesUsage)
 }
 
-func (p *program) batch(ctx context.Context, files []string, f batchFlags) error {
+func (p *program) batch(ctx context.Context, files []string, f fileFlags) error {
 	cfg, err := p.config()
 	if err != nil {
 		return err
@@ -98,7 +119,7 @@ func (p *program) batch(ctx context.Context, files []string, f batchFlags) error
 	if err := checkNames(batchFiles, localImages(cfg, f.simulate)); err != nil {
 		return err
 	}
-	return p.runBatch(ctx, files, batchFiles, f, cfg, refs)
+	return p.runBatch(ctx, files, batchFiles, f.batchFlags, cfg, refs)
 }
 
 // runBatch completes valid batch files with a worker of its own, and writes their results.
@@ -233,8 +254,9 @@ func (p *program) makeTempDir() (string, error) {
 	return p.tempDir, nil
 }
 
-func (p *program) readBatchFile(ctx context.Context, file string, f batchFlags, cfg *config.Config, refs references) (*batchFile, error) {
-	s, err := p.readBatch(ctx, "batch", file, f.name, cfg, localImages(cfg, f.simulate), refs, "")
+func (p *program) readBatchFile(ctx context.Context, file string, f fileFlags, cfg *config.Config, refs references) (*batchFile, error) {
+	reader := batchReader{command: "batch", options: f.options, cfg: cfg, localImages: localImages(cfg, f.simulate), refs: refs}
+	s, err := p.readBatch(ctx, reader, file, f.name)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/danqing-queue/danqing/cmd/danqing/input"
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/jobs/ledger"
@@ -18,6 +19,7 @@ import (
 
 type enqueueFlags struct {
 	requestFlags
+	inputFlags
 	simulate, json bool
 	name           string
 	labels         map[string]string
@@ -50,8 +52,11 @@ data directory. No API key is needed.`,
   danqing enqueue --prompt "a cat" --ref-img https://example.com/cat.png --stage --follow-up image:ready@shop
   danqing jobs wait $(danqing enqueue prompts.jsonl)`,
 		RunE: func(cmd *cobra.Command, files []string) error {
-			if given := f.givenFlags(cmd); len(files) > 0 && len(given) > 0 {
+			if given := givenFlags(cmd, strings.Fields("id priority label redo-of key not-before deadline callback follow-up stage")); len(files) > 0 && len(given) > 0 {
 				return usageErrorf("write it into the lines (a key: as the line's id)", "%s is for one job, and files were given", strings.Join(given, ", "))
+			}
+			if given := givenFlags(cmd, inputFlagNames()); len(files) == 0 && len(given) > 0 {
+				return usageErrorf("name a file", "%s is for files, none was given", strings.Join(given, ", "))
 			}
 			if len(files) != 1 && f.name != "" {
 				return usageErrorf("name one file", "--name is for one file, %d were given", len(files))
@@ -67,13 +72,18 @@ data directory. No API key is needed.`,
 				if len(files) == 0 {
 					return e.enqueueOne(ctx, cmd, f)
 				}
-				return e.enqueueFiles(ctx, files, f)
+				options, err := f.options(cmd, f.request.Prompt)
+				if err != nil {
+					return err
+				}
+				return e.enqueueFiles(ctx, files, options, f)
 			})
 		},
 	}
-	f.register(cmd)
+	f.requestFlags.register(cmd)
+	f.inputFlags.register(cmd)
 	flags := cmd.Flags()
-	flags.StringVar(&f.request.Prompt, "prompt", "", "the prompt")
+	flags.StringVar(&f.request.Prompt, "prompt", "", "the prompt; with files a template over their columns, as in 'a {{.animal}}'")
 	flags.StringVar(&f.request.Priority, "priority", "", "critical, default or bulk")
 	flags.StringToStringVar(&f.labels, "label", nil, "a label of your own, name=value; may be given several times")
 	flags.StringVar(&f.request.RedoOf, "redo-of", "", "ID of the job to repeat with another seed")
@@ -168,11 +178,12 @@ func (e *enqueuer) enqueueOne(ctx context.Context, cmd *cobra.Command, f enqueue
 }
 
 // enqueueFiles reads all files before it enqueues anything.
-func (e *enqueuer) enqueueFiles(ctx context.Context, files []string, f enqueueFlags) error {
+func (e *enqueuer) enqueueFiles(ctx context.Context, files []string, options *input.Options, f enqueueFlags) error {
 	var batchFiles []*batchFile
 	var wrong []error
 	for _, file := range files {
-		s, err := e.readBatch(ctx, "enqueue", file, f.name, e.cfg, e.localBucket != nil, e.refs, file+": ")
+		reader := batchReader{command: "enqueue", options: options, cfg: e.cfg, localImages: e.localBucket != nil, refs: e.refs}
+		s, err := e.readBatch(ctx, reader, file, f.name)
 		if err != nil {
 			wrong = append(wrong, fmt.Errorf("%s: %w", file, err))
 			continue

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -93,78 +94,150 @@ type batchFile struct {
 	options jobs.BatchOptions
 }
 
-// readBatch reads and checks a batch file for a command, and prints its warnings, each
-// begun with a text.
-func (p *program) readBatch(ctx context.Context, command, file, name string, cfg *config.Config, localImages bool, refs references, warning string) (*batchFile, error) {
-	in, dir, name, err := p.openBatch(command, file, name)
+// The lines of a large file are in memory until the end: the garbage collector may add half of
+// them, and not as much again, so that 100,000 lines take 170 MB and not 230. It takes a twelfth of a core.
+const (
+	largeFile      = 4 << 20
+	gcPercentLarge = 50
+)
+
+// batchReader is how a command reads files of jobs.
+type batchReader struct {
+	command     string
+	options     *input.Options
+	cfg         *config.Config
+	localImages bool
+	refs        references
+}
+
+// readBatch reads and checks a batch file, and prints how it was read, and its warnings.
+func (p *program) readBatch(ctx context.Context, b batchReader, file, name string) (*batchFile, error) {
+	in, dir, name, err := p.openBatch(b.command, file, name)
 	if err != nil {
 		return nil, err
 	}
-	return p.readOpened(ctx, in, dir, name, cfg, localImages, refs, warning)
+	return p.readOpened(ctx, b, in, file, dir, name)
 }
 
 // readOpened is readBatch for an open file, which it closes. Paths in it are relative to dir.
-func (p *program) readOpened(ctx context.Context, in *os.File, dir, name string, cfg *config.Config, localImages bool, refs references, warning string) (*batchFile, error) {
+func (p *program) readOpened(ctx context.Context, b batchReader, in *os.File, file, dir, name string) (s *batchFile, err error) {
 	defer in.Close() //nolint:errcheck // read only
 	info, err := in.Stat()
 	if err != nil {
 		return nil, err
 	}
-	source := input.Open(in, info.Size())
-	staged := map[string]string{}
-	known := func(stage func(string) (string, error)) func(string) (string, error) {
-		return func(from string) (string, error) {
-			if name, ok := staged[from]; ok { // the file may have changed since
-				return name, nil
-			}
-			name, err := stage(from)
-			if err == nil {
-				staged[from] = name
-			}
-			return name, err
-		}
+	if info.Size() > largeFile {
+		debug.SetGCPercent(gcPercentLarge)
 	}
-	s := &batchFile{name: name, unit: source.Unit, columns: source.Columns}
-	s.options = jobs.BatchOptions{Name: name, Unit: source.Unit, Model: cfg.Models[0], Priority: jobs.PriorityBulk, Normalize: normalizeName, Resolve: known(refs.resolver(dir)), Stage: known(p.stager(ctx, refs))}
-	if localImages {
+	options := beside(b.options, dir)
+	source, err := input.Open(in, info.Size(), file, options)
+	if err != nil {
+		return nil, inputError(err)
+	}
+	defer func() { err = errors.Join(err, source.Close()) }()
+	s = &batchFile{name: name, unit: source.Unit, columns: source.Columns}
+	s.options = jobs.BatchOptions{
+		Name: name, Unit: source.Unit, Model: b.cfg.Models[0], Priority: jobs.PriorityBulk, Normalize: normalizeName,
+		Resolve: stagedOnce(b.refs.resolver(dir)), Stage: stagedOnce(p.stager(ctx, b.refs)),
+	}
+	if b.localImages {
 		s.options.Fold = foldName
 	}
-	models := map[string]string{} // one string for all lines
-	kinds := map[string]*kind{}
 	var warnings []string
-	options := s.options
-	options.Each = func(l jobs.Line) {
+	collect := lineCollector{file: s, refs: b.refs, models: map[string]string{}, kinds: map[string]*kind{}}
+	reading := s.options
+	reading.Each = func(l jobs.Line) {
 		for _, w := range l.Warnings {
-			warnings = append(warnings, fmt.Sprintf("warning: %s%s %d: %s", warning, source.Unit, l.Number, w))
+			warnings = append(warnings, fmt.Sprintf("%s %d: %s", source.Unit, l.Number, w))
 		}
-		model, ok := models[l.Request.Model]
-		if !ok {
-			model = l.Request.Model
-			models[model] = model
-		}
-		later := !l.Request.NotBefore.IsZero()
-		name := fmt.Sprint(model, l.Request.Priority, later)
-		if kinds[name] == nil {
-			kinds[name] = &kind{model: model, later: later}
-		}
-		kept := &line{file: s, number: l.Number, raw: l.Raw, id: l.ID, lineID: l.Request.LineID, digest: l.Digest, model: model, images: l.Request.N, deadline: l.Request.Deadline, kind: kinds[name]}
-		if refs[l.Request.RefImg] != nil {
-			kept.ref = l.Request.RefImg
-		}
-		s.lines = append(s.lines, kept)
+		collect.add(l)
 	}
-	_, err = jobs.ReadBatchLines(source.Lines(), options)
-	var wrong *jobs.BatchError
-	if err != nil && !errors.As(err, &wrong) {
-		return nil, usageErrorf("give one JSON object a line, as in {\"prompt\": \"a cat\"}", "%w", err)
+	_, err = jobs.ReadBatchLines(source.Lines(), reading)
+	if err == nil && len(options.Vary) > 0 {
+		err = collect.repeated()
 	}
 	if err != nil {
-		return nil, err
+		return nil, batchError(s, err, source.Headers)
 	}
-	for _, w := range warnings {
-		p.stderrf("%s", w)
+	for _, note := range source.Notes {
+		p.stderrf("%s: %s", file, note)
+	}
+	for _, warning := range append(source.Warnings(), warnings...) {
+		p.stderrf("warning: %s: %s", file, warning)
 	}
 	return s, nil
+}
+
+// batchError is the error of reading a batch file, in the words of its format.
+func batchError(s *batchFile, err error, headers map[string]string) error {
+	var wrong *jobs.BatchError
+	switch {
+	case errors.As(err, new(*input.Error)):
+		return inputError(err)
+	case !errors.As(err, &wrong):
+		return usageErrorf("give it a line, as in {\"prompt\": \"a cat\"}, or a table with a column prompt (提示词)", "%w", err)
+	case isNoJSON(s, wrong):
+		return usageErrorf(`write one JSON object a line, as in {"prompt": "a cat"}; for a prompt a line: --format text; for a table: --format csv`, "no line of it is JSON: %w", wrong.Lines[0])
+	}
+	withHeaders(wrong, headers)
+	return wrong
+}
+
+// stagedOnce remembers what was staged: a file may have changed since.
+func stagedOnce(stage func(string) (string, error)) func(string) (string, error) {
+	staged := map[string]string{}
+	return func(from string) (string, error) {
+		if name, ok := staged[from]; ok {
+			return name, nil
+		}
+		name, err := stage(from)
+		if err == nil {
+			staged[from] = name
+		}
+		return name, err
+	}
+}
+
+// lineCollector makes the lines of a batch file.
+type lineCollector struct {
+	file   *batchFile
+	refs   references
+	models map[string]string // one string for all lines
+	kinds  map[string]*kind
+}
+
+func (c *lineCollector) add(l jobs.Line) {
+	model, ok := c.models[l.Request.Model]
+	if !ok {
+		model = l.Request.Model
+		c.models[model] = model
+	}
+	later := !l.Request.NotBefore.IsZero()
+	name := fmt.Sprint(model, l.Request.Priority, later)
+	if c.kinds[name] == nil {
+		c.kinds[name] = &kind{model: model, later: later}
+	}
+	kept := &line{file: c.file, number: l.Number, raw: l.Raw, id: l.ID, lineID: l.Request.LineID, digest: l.Digest, model: model, images: l.Request.N, deadline: l.Request.Deadline, kind: c.kinds[name]}
+	if c.refs[l.Request.RefImg] != nil {
+		kept.ref = l.Request.RefImg
+	}
+	c.file.lines = append(c.file.lines, kept)
+}
+
+// repeated fails if variations of a line are the same request, as those of two names of a
+// style are: it would be bought twice.
+func (c *lineCollector) repeated() error {
+	seen := map[string]bool{}
+	for i, l := range c.file.lines {
+		if i > 0 && l.number != c.file.lines[i-1].number {
+			clear(seen)
+		}
+		if seen[l.digest] {
+			return usageErrorf("leave one of the values out", "%s: two values of --vary ask for the same image", l.position())
+		}
+		seen[l.digest] = true
+	}
+	return nil
 }
 
 // groups splits lines into groups of one file, of at most groupSize.

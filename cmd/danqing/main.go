@@ -160,7 +160,7 @@ func hint(err error) string {
 	case errors.Is(err, jobs.ErrDigestConflict):
 		return "nothing was spent; an id stands for one request: give the changed line a new id, or restore its old text"
 	case errors.As(err, &wrongBatch):
-		return `nothing was queued or spent; correct the lines, each a JSON object as in {"prompt": "a cat"}, and run the same command again`
+		return "nothing was queued or spent; correct the file, and run the same command again"
 	case errors.Is(err, jobs.ErrNotFound):
 		return "danqing jobs list shows the jobs of this queue; they leave it a week after their end, and are then found in their bucket alone: DANQING_S3_BUCKET"
 	case errors.Is(err, journal.ErrDataDirInUse):

@@ -15,13 +15,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/danqing-queue/danqing/cmd/danqing/input"
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
 )
 
 func (p *program) redoCommand() *cobra.Command {
-	var f batchFlags
+	var f fileFlags
 	cmd := &cobra.Command{
 		Use:   "redo FILE ID...",
 		Short: "Make new images of some lines of a batch file, beside the old ones",
@@ -37,11 +38,16 @@ makes the next one.`,
   danqing redo prompts.jsonl 有一只黑色的小猫-e75ac4d3f6ac`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			var err error
+			if f.options, err = f.inputFlags.options(cmd, f.Prompt); err != nil {
+				return err
+			}
 			return p.redo(cmd.Context(), args[0], args[1:], f)
 		},
 	}
-	p.runFlags(cmd, &f)
-	p.addBatchFlags(cmd, &f)
+	p.runFlags(cmd, &f.batchFlags)
+	p.addBatchFlags(cmd, &f.batchFlags)
+	f.registerFileFlags(cmd)
 	return cmd
 }
 
@@ -60,7 +66,7 @@ type redoRound struct {
 	again map[string]bool
 }
 
-func (p *program) redo(ctx context.Context, file string, names []string, f batchFlags) error {
+func (p *program) redo(ctx context.Context, file string, names []string, f fileFlags) error {
 	cfg, err := p.config()
 	if err != nil {
 		return err
@@ -69,7 +75,8 @@ func (p *program) redo(ctx context.Context, file string, names []string, f batch
 		return usageErrorf("save it in a file first", "redo needs a batch file, not standard input")
 	}
 	refs := references{}
-	original, err := p.readBatch(ctx, "redo", file, f.name, cfg, localImages(cfg, f.simulate), refs, "")
+	reader := batchReader{command: "redo", options: f.options, cfg: cfg, localImages: localImages(cfg, f.simulate), refs: refs}
+	original, err := p.readBatch(ctx, reader, file, f.name)
 	if err != nil {
 		return inFile([]string{file}, err)
 	}
@@ -96,11 +103,11 @@ func (p *program) redo(ctx context.Context, file string, names []string, f batch
 			return err
 		}
 	}
-	s, err := p.readRoundLines(ctx, round, filepath.Dir(file), original, cfg, refs)
+	s, err := p.readRoundLines(ctx, reader, round, filepath.Dir(file), original)
 	if err != nil {
 		return fmt.Errorf("%s: %w", round.path, err)
 	}
-	return p.runBatch(ctx, []string{round.path}, []*batchFile{s}, f, cfg, refs)
+	return p.runBatch(ctx, []string{round.path}, []*batchFile{s}, f.batchFlags, cfg, refs)
 }
 
 // redoPath is the path of the redos of a batch file.
@@ -228,13 +235,16 @@ func redoLine(l *line, taken func(jobID string) (bool, error)) (text []byte, job
 }
 
 // readRoundLines returns the open lines as a batch file, which has the name of the original.
-func (p *program) readRoundLines(ctx context.Context, round *redoRound, dir string, original *batchFile, cfg *config.Config, refs references) (*batchFile, error) {
+func (p *program) readRoundLines(ctx context.Context, reader batchReader, round *redoRound, dir string, original *batchFile) (*batchFile, error) {
 	text := append(bytes.Join(round.open, []byte("\n")), '\n')
 	in, err := p.spool(bytes.NewReader(text))
 	if err != nil {
 		return nil, err
 	}
-	s, err := p.readOpened(ctx, in, dir, original.name, cfg, original.options.Fold != nil, refs, "")
+	if reader.options, err = (input.Flags{}).Parse(); err != nil { // the lines have everything
+		return nil, err
+	}
+	s, err := p.readOpened(ctx, reader, in, round.path, dir, original.name)
 	if err != nil {
 		return nil, err
 	}

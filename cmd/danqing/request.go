@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/danqing-queue/danqing/jobs"
 )
@@ -18,8 +19,19 @@ type requestFlags struct {
 }
 
 func (f *requestFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.request.ID, "id", "", "job ID (default: a random one)")
+	f.registerShape(cmd)
+}
+
+// registerShape adds the flags of what shapes the image, without its prompt.
+func (f *requestFlags) registerShape(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.request.ID, "id", "", "job ID (default: a random one)")
+	flags.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "ref" {
+			name = "ref-img"
+		}
+		return pflag.NormalizedName(name)
+	})
 	flags.StringVar(&f.request.Model, "model", "", "model (default: the first of DANQING_MODELS, or wanx-v1)")
 	flags.StringVar(&f.request.NegativePrompt, "negative-prompt", "", "what to avoid")
 	flags.StringVar(&f.request.Style, "style", "", "style, such as watercolor or 水彩 (default: the model decides)")
@@ -33,11 +45,15 @@ func (f *requestFlags) register(cmd *cobra.Command) {
 	flags.BoolVar(&f.watermark, "watermark", false, "add the service's watermark at the bottom right, if the model supports it")
 }
 
-// givenFlags returns the flags of a job that are on the command line.
-func (*requestFlags) givenFlags(cmd *cobra.Command) []string {
-	const all = "prompt id model negative-prompt style size n seed ref-img ref-strength ref-mode prompt-extend watermark priority label redo-of key not-before deadline callback follow-up stage"
+// shapeFlagNames are the flags of registerShape.
+func shapeFlagNames() []string {
+	return strings.Fields("model negative-prompt style size n seed ref-img ref-strength ref-mode prompt-extend watermark")
+}
+
+// givenFlags returns those flags that are on the command line.
+func givenFlags(cmd *cobra.Command, all []string) []string {
 	var names []string
-	for name := range strings.FieldsSeq(all) {
+	for _, name := range all {
 		if cmd.Flags().Changed(name) {
 			names = append(names, "--"+name)
 		}

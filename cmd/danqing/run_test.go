@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/danqing-queue/danqing/cmd/danqing/input"
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
@@ -33,7 +34,10 @@ func simulatedRun(t *testing.T, lines string) *batchRun {
 	require.NoError(t, rt.worker.Prepare(t.Context()))
 	p := &program{stdin: strings.NewReader(lines), stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}}
 	refs := references{}
-	s, err := p.readBatch(t.Context(), "batch", "-", "many", cfg, true, refs, "")
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(p.tempDir)) })
+	options, err := input.Flags{}.Parse()
+	require.NoError(t, err)
+	s, err := p.readBatch(t.Context(), batchReader{command: "batch", options: options, cfg: cfg, localImages: true, refs: refs}, "-", "many")
 	require.NoError(t, err)
 	s.results = filepath.Join(t.TempDir(), "many.results.jsonl")
 	r := &batchRun{program: p, runtime: rt, progress: newProgress(p.stderr), refs: refs, files: []*batchFile{s}, byID: map[string]*line{}}

@@ -46,8 +46,24 @@ type generation struct {
 	ignored []string // the fields that change nothing
 }
 
-// parseGeneration parses a request.
+// ParseOpenAI parses the body of a request for images of OpenAI's API, for other ways to send
+// one. The result is not normalized. ignored are the names of the fields that change nothing,
+// except those that say how an answer is sent.
+func ParseOpenAI(body []byte) (req jobs.Request, ignored []string, err error) {
+	g, err := parseFields(body)
+	return g.request, g.ignored, err
+}
+
+// parseGeneration parses a request for a model that exists.
 func parseGeneration(body []byte) (generation, error) {
+	g, err := parseFields(body)
+	if err == nil && g.request.Model != "" {
+		_, err = findModel(g.request.Model)
+	}
+	return g, err
+}
+
+func parseFields(body []byte) (generation, error) {
 	var g generation
 	fields := map[string]json.RawMessage{}
 	if err := json.Unmarshal(body, &fields); err != nil {
@@ -104,9 +120,7 @@ func parseGeneration(body []byte) (generation, error) {
 		return g, fmt.Errorf("read request: %w", err)
 	}
 	var more []string
-	if g.request, more, err = jobs.ParseServiceRequest(rest); err == nil && g.request.Model != "" {
-		_, err = findModel(g.request.Model)
-	}
+	g.request, more, err = jobs.ParseServiceRequest(rest)
 	g.ignored = append(g.ignored, more...)
 	return g, err
 }
