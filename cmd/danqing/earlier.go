@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"iter"
 	"os"
 	"time"
 
@@ -14,24 +15,35 @@ import (
 // retried.
 const sidecarDelay = 5 * time.Minute
 
+// resultLines returns the lines of a results file with their results. A file that is missing
+// or damaged has none from there on; a line that is no result is left out.
+func resultLines(path string) iter.Seq2[[]byte, *result] {
+	return func(yield func([]byte, *result) bool) {
+		file, err := os.Open(path) //nolint:gosec // the user's own file
+		if err != nil {
+			return
+		}
+		defer file.Close() //nolint:errcheck // read only
+		lines := bufio.NewScanner(file)
+		lines.Buffer(nil, 4<<20)
+		for lines.Scan() {
+			var line struct {
+				Result *result `json:"danqing"`
+			}
+			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Result != nil && !yield(lines.Bytes(), line.Result) {
+				return
+			}
+		}
+	}
+}
+
 // earlierResults returns the results of the jobs that have ended according to the results file
-// of an earlier run, by job ID. A file that is missing or damaged has none, and neither has a
-// line that is no result.
+// of an earlier run, by job ID.
 func earlierResults(path string) map[string]*result {
 	earlier := map[string]*result{}
-	file, err := os.Open(path) //nolint:gosec // the user's own file
-	if err != nil {
-		return earlier
-	}
-	defer file.Close() //nolint:errcheck // read only
-	lines := bufio.NewScanner(file)
-	lines.Buffer(nil, 4<<20)
-	for lines.Scan() {
-		var line struct {
-			Result *result `json:"danqing"`
-		}
-		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Result != nil && line.Result.State.Final() {
-			earlier[line.Result.JobID] = line.Result
+	for _, result := range resultLines(path) {
+		if result.State.Final() {
+			earlier[result.JobID] = result
 		}
 	}
 	return earlier

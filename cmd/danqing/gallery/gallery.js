@@ -45,7 +45,7 @@
   const cells = [];
   for (const line of data.lines) {
     const asWritten = (_, value, at) => typeof value === "number" && at ? at.source : value; // large numbers too, where the browser can
-    const own = Object.entries(JSON.parse(line.raw, asWritten)).filter(([name]) => name !== "prompt" && name !== "id");
+    const own = Object.entries(JSON.parse(line.raw, asWritten)).filter(([name]) => !["prompt", "id", "danqing"].includes(name));
     const shared = { line, parameters: own.map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)]) };
     shared.words = [line.prompt, line.id, line.job, line.reason || "", ...shared.parameters.flat()].join("\n").toLowerCase();
     const images = line.images && line.images.length ? line.images : [null];
