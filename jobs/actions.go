@@ -286,7 +286,7 @@ func (s *Store) restart(ctx context.Context, old, rec *Record) (*Record, error) 
 	}
 	next.SubmittedAt, next.RunningAt, next.GeneratedAt, next.FinishedAt = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 	next.ClearIntent()
-	next.RetriedAt = time.Now().UTC()
+	next.RetriedAt, next.BuyAgainAt = time.Now().UTC(), time.Time{}
 	if !next.RetriedAt.After(rec.FinishedAt) { // the clock that wrote FinishedAt is ahead
 		next.RetriedAt = rec.FinishedAt.Add(time.Millisecond)
 	}

@@ -71,6 +71,10 @@ type Job struct {
 	// a hold; zero if none did.
 	RetriedAt  time.Time `json:"retried_at,omitzero"`
 	ResolvedAt time.Time `json:"resolved_at,omitzero"`
+	// BuyAgainAt is when an operator decided, without a queue, that a held job is to be bought
+	// again; zero if none did. It stays held until it is enqueued again, as by the next run of
+	// its batch.
+	BuyAgainAt time.Time `json:"buy_again_at,omitzero"`
 
 	EnqueuedAt time.Time `json:"enqueued_at"`
 	// StartedAt is when a task of the job was first seen RUNNING or to have ended, or the job

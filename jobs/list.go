@@ -77,7 +77,7 @@ func (s *Store) List(ctx context.Context, filter ListFilter) (records []*Record,
 		}
 		for i, rec := range found {
 			after = entries[i]
-			if rec == nil || !filter.matches(rec) {
+			if rec == nil || !filter.Matches(&rec.Job) {
 				continue
 			}
 			if len(records) == limit {
@@ -91,20 +91,28 @@ func (s *Store) List(ctx context.Context, filter ListFilter) (records []*Record,
 	}
 }
 
-func (f *ListFilter) matches(rec *Record) bool {
-	labels, batch := rec.Labels, rec.Batch
-	if rec.Request != nil { // a recovered job may have them only here
-		labels, batch = rec.Request.Labels, rec.Request.Batch
+// Matches reports whether a job is among those of the filter, whose Limit and Cursor do not
+// matter.
+func (f *ListFilter) Matches(job *Job) bool {
+	labels, batch := job.Labels, job.Batch
+	if job.Request != nil { // a recovered job may have them only here
+		labels, batch = job.Request.Labels, job.Request.Batch
+	}
+	switch {
+	case len(f.States) > 0 && !slices.Contains(f.States, job.State),
+		!f.UpdatedBefore.IsZero() && !job.UpdatedAt.Before(f.UpdatedBefore),
+		job.UpdatedAt.Before(f.UpdatedAfter):
+		return false
 	}
 	for name, value := range f.Labels {
 		if got, ok := labels[name]; !ok || got != value {
 			return false
 		}
 	}
-	if f.Producer != "" && f.Producer != rec.Producer {
+	if f.Producer != "" && f.Producer != job.Producer {
 		return false
 	}
-	return (f.Model == "" || f.Model == rec.Model) && (f.Account == "" || f.Account == rec.Account) && (f.Batch == "" || f.Batch == batch)
+	return (f.Model == "" || f.Model == job.Model) && (f.Account == "" || f.Account == job.Account) && (f.Batch == "" || f.Batch == batch)
 }
 
 // entry is one job in the index of one state.

@@ -104,7 +104,7 @@ func (s *Store) abandon(ctx context.Context, rec *Record) (*Record, error) {
 		return rec, err
 	}
 	next.End(StateFailed, CodeAbandoned, fmt.Sprintf("given up on request; it was held: %s: %s", rec.Code, rec.Message), time.Now().UTC())
-	next.ResolvedAt, next.Results = next.FinishedAt, nil // signed links are not needed any more
+	next.ResolvedAt, next.BuyAgainAt, next.Results = next.FinishedAt, time.Time{}, nil // signed links are not needed any more
 	if err := s.releaseReservation(ctx, rec); err != nil {
 		return rec, err
 	}
@@ -140,7 +140,7 @@ func (s *Store) adopt(ctx context.Context, rec *Record, task string) (*Record, e
 		next.Request = &req
 	}
 	next.State, next.Code, next.Message, next.ResolvedAt = StateGenerating, "", "", time.Now().UTC()
-	next.Candidates, next.Rejected, next.AmbiguousAt = nil, nil, time.Time{}
+	next.Candidates, next.Rejected, next.AmbiguousAt, next.BuyAgainAt = nil, nil, time.Time{}, time.Time{}
 	if next.SubmittedAt.IsZero() {
 		next.SubmittedAt = next.ResolvedAt
 	}

@@ -196,7 +196,7 @@ func (r *recovery) quarantineSuperseded(ctx context.Context, known, journaled *j
 // tasks of held jobs, to a Redis that may have lost them.
 func (r *recovery) republishIntents(ctx context.Context) error {
 	entries := r.recorder.Data.Journal.Resubmitted()
-	for _, e := range r.recorder.Data.Journal.OpenJobs() {
+	for _, e := range append(r.recorder.Data.Journal.OpenJobs(), r.recorder.Data.Journal.BoughtAgain()...) {
 		ambiguous := len(e.Record.Candidates) > 0 || e.Record.Code == jobs.CodeSubmitAmbiguous
 		if e.Kind == journal.KindHeld && ambiguous && time.Since(e.At) < journal.TaskRetention {
 			entries = append(entries, e)

@@ -51,11 +51,10 @@ func setBudgets(ctx context.Context, book *ledger.Ledger, files []*batchFile, bu
 	return nil
 }
 
-// enqueueWithinBudget enqueues a request. If it is held because it exceeded an earlier run's
-// budget, it is queued again: nothing was bought.
+// enqueueWithinBudget enqueues a request. If its job is held and madeAgain, it is queued again.
 func enqueueWithinBudget(ctx context.Context, rdb redis.UniversalClient, req jobs.Request) (*jobs.Job, error) {
 	rec, err := jobs.NewClient(rdb).Enqueue(ctx, req)
-	if err != nil || !awaitsBudget(rec) {
+	if err != nil || !madeAgain(rec) {
 		return rec, err
 	}
 	again, err := jobs.NewInspector(rdb).Resolve(ctx, rec.ID, jobs.Resolution{BuyAgain: true})
@@ -63,6 +62,12 @@ func enqueueWithinBudget(ctx context.Context, rdb redis.UniversalClient, req job
 		return again, nil
 	}
 	return again, err
+}
+
+// madeAgain reports whether a held job is queued again when it is enqueued: nothing was bought
+// because of its batch's budget, or an operator has decided to buy it again.
+func madeAgain(rec *jobs.Job) bool {
+	return awaitsBudget(rec) || rec.State == jobs.StateHeld && !rec.BuyAgainAt.IsZero()
 }
 
 // awaitsBudget reports whether a job is held because it exceeds its batch's budget.

@@ -16,6 +16,7 @@ import (
 // dataDirView is what a data directory and its bucket tell of jobs, without a worker and
 // without a lock: nothing is written.
 type dataDirView struct {
+	cfg  *config.Config
 	path string
 	// mode is "" if no worker has used the directory.
 	mode    jobs.Mode
@@ -27,7 +28,7 @@ type dataDirView struct {
 
 // openView opens the data directory of real or simulated runs.
 func openView(cfg *config.Config, simulate bool) (*dataDirView, error) {
-	v := &dataDirView{path: cfg.DataDir}
+	v := &dataDirView{cfg: cfg, path: cfg.DataDir}
 	if simulate {
 		v.path = simulatedDir(cfg.DataDir)
 		if err := cfg.CheckSimulate(); err != nil {

@@ -116,7 +116,10 @@ one decision:
                  both are paid for
   --give-up      end the job as failed, or with the images that it has
 
-What is under _held/ in the bucket stays there in any case.`,
+What is under _held/ in the bucket stays there in any case.
+
+What a "danqing batch" without Redis holds is decided when it has ended. The next run on the
+data directory fetches a task that was adopted; the next run of the file buys again.`,
 		Example: `  danqing jobs resolve shop.cat --adopt 86ecf553-d340-4e21-af6e-a0c6a421c010
   danqing jobs resolve shop.cat --buy-again`,
 		Args: cobra.MinimumNArgs(1),
@@ -133,8 +136,13 @@ What is under _held/ in the bucket stays there in any case.`,
 			if decision.Adopt != "" && len(ids) > 1 {
 				return usageErrorf("name one job", "a task belongs to one job, and %d were named", len(ids))
 			}
-			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Job, error) {
-				return q.operator.Resolve(ctx, id, decision)
+			if err := validIDs(ids); err != nil {
+				return err
+			}
+			return p.onJobs(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
+				return p.eachOf(ids, f.json, func(id string) (*jobs.Job, error) { return q.operator.Resolve(ctx, id, decision) })
+			}, func(ctx context.Context, v *dataDirView) error {
+				return p.resolveInFiles(ctx, v, f.simulate, f.json, ids, decision)
 			})
 		},
 	}
@@ -151,18 +159,23 @@ func (p *program) eachJob(ctx context.Context, f *jobsFlags, ids []string, act f
 		return err
 	}
 	return p.onQueue(ctx, f.simulate, func(ctx context.Context, q *jobQueue) error {
-		var wrong []error
-		for _, id := range ids {
-			rec, err := act(ctx, q, id)
-			if err == nil {
-				err = p.printJob(rec, f.json)
-			}
-			if err != nil {
-				wrong = append(wrong, err)
-			}
-		}
-		return errors.Join(wrong...)
+		return p.eachOf(ids, f.json, func(id string) (*jobs.Job, error) { return act(ctx, q, id) })
 	})
+}
+
+// eachOf is eachJob on a queue.
+func (p *program) eachOf(ids []string, asJSON bool, act func(id string) (*jobs.Job, error)) error {
+	var wrong []error
+	for _, id := range ids {
+		rec, err := act(id)
+		if err == nil {
+			err = p.printJob(rec, asJSON)
+		}
+		if err != nil {
+			wrong = append(wrong, err)
+		}
+	}
+	return errors.Join(wrong...)
 }
 
 func validIDs(ids []string) error {

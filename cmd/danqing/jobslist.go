@@ -22,6 +22,9 @@ func (p *program) jobsListCommand(f *jobsFlags) *cobra.Command {
 state, and the lanes. Jobs leave Redis a week after their end; their sidecars stay in
 the bucket.
 
+Without REDIS_URL and without a "danqing up" on the data directory it prints what the
+files of "danqing batch" and "danqing generate" tell, and which command goes on with them.
+
 With --json it prints only the jobs.`,
 		Example: `  danqing jobs list
   danqing jobs list --state held --state failed --label sku=A-17
@@ -38,8 +41,10 @@ With --json it prints only the jobs.`,
 			if filter.Limit <= 0 {
 				return usageErrorf("give a number from 1", "--limit %d", filter.Limit)
 			}
-			return p.onQueue(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
+			return p.onJobs(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
 				return p.jobsList(ctx, q, filter, f.json)
+			}, func(ctx context.Context, v *dataDirView) error {
+				return p.jobsOfFiles(ctx, v, filter, f.json)
 			})
 		},
 	}
@@ -76,15 +81,7 @@ func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFil
 		return err
 	}
 	if asJSON {
-		for _, rec := range records {
-			if err := printJSON(p.stdout, redactRecord(rec)); err != nil {
-				return err
-			}
-		}
-		if cursor != "" {
-			p.stderrf("there are more: raise --limit")
-		}
-		return nil
+		return p.printJobs(records, cursor != "")
 	}
 	counts, err := q.jobs.Counts(ctx)
 	if err != nil {
@@ -95,13 +92,8 @@ func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFil
 		return err
 	}
 	if len(records) > 0 {
-		if err := p.printJobsTable(records); err != nil {
+		if err := p.printJobsTable(records, cursor != ""); err != nil {
 			return err
-		}
-		if cursor != "" {
-			if _, err := fmt.Fprintf(p.stdout, "… and more: raise --limit\n"); err != nil {
-				return err
-			}
 		}
 	}
 	if _, err := fmt.Fprintf(p.stdout, "%s\n", countsLine(counts)); err != nil {
@@ -110,7 +102,20 @@ func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFil
 	return p.printLanesTable(lanes)
 }
 
-func (p *program) printJobsTable(records []*jobs.Job) error {
+// printJobs prints jobs as JSON lines. more is set if there are others.
+func (p *program) printJobs(records []*jobs.Job, more bool) error {
+	for _, rec := range records {
+		if err := printJSON(p.stdout, redactRecord(rec)); err != nil {
+			return err
+		}
+	}
+	if more {
+		p.stderrf("there are more: raise --limit")
+	}
+	return nil
+}
+
+func (p *program) printJobsTable(records []*jobs.Job, more bool) error {
 	t := terminal.Table{Heads: []string{"JOB", "STATE", "MODEL", "ACCOUNT", "CHANGED", "COST", "NOTE"}}
 	for _, rec := range records {
 		cost, note := "-", ""
@@ -122,10 +127,19 @@ func (p *program) printJobsTable(records []*jobs.Job) error {
 			note = imagesNote(rec)
 		case rec.Code != "":
 			note = rec.Code + ": " + rec.Message
+		default:
+			note = rec.Message
+		}
+		if !rec.BuyAgainAt.IsZero() {
+			note = "to be bought again; " + note
 		}
 		t.Rows = append(t.Rows, []string{rec.ID, stateOf(rec), rec.Model, orDash(rec.Account), formatTime(rec.UpdatedAt), cost, note})
 	}
-	return t.Write(p.stdout)
+	err := t.Write(p.stdout)
+	if err == nil && more {
+		_, err = fmt.Fprintf(p.stdout, "… and more: raise --limit\n")
+	}
+	return err
 }
 
 // imagesNote returns how many images a job has, and how many are missing.

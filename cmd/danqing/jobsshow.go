@@ -27,8 +27,7 @@ sidecar if DANQING_S3_BUCKET is set.`,
 		Example: `  danqing jobs show shop.cat`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return p.onQueue(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
-				s, err := q.report(ctx, args[0])
+			show := func(s *jobReport, err error) error {
 				if err != nil {
 					return err
 				}
@@ -37,6 +36,11 @@ sidecar if DANQING_S3_BUCKET is set.`,
 				}
 				_, err = fmt.Fprint(p.stdout, terminal.Wrap(s.text(), terminal.Width(p.stdout), strings.Repeat(" ", 6)))
 				return err
+			}
+			return p.onJobs(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
+				return show(q.report(ctx, args[0]))
+			}, func(ctx context.Context, v *dataDirView) error {
+				return show(v.reportOfFiles(ctx, args[0]))
 			})
 		},
 	}
@@ -50,6 +54,8 @@ type jobReport struct {
 	Waits []string `json:"waits,omitempty"`
 	// Links are the images with their links or files.
 	Links []resultImage `json:"links,omitempty"`
+	// GoOn is the command that continues the job, if no worker does.
+	GoOn string `json:"go_on,omitempty"`
 	// Notifications are those of its producer.
 	Notifications []jobs.Notification `json:"notifications,omitempty"`
 }
@@ -222,8 +228,13 @@ func (s *jobReport) text() string {
 	if s.State == jobs.StateSucceeded && len(s.Missing()) > 0 {
 		fmt.Fprintf(&b, "  to buy the missing images: danqing jobs retry %s\n", s.ID)
 	}
-	if s.State == jobs.StateHeld {
+	if !s.BuyAgainAt.IsZero() {
+		fmt.Fprintf(&b, "  decided: to be bought again\n")
+	} else if s.State == jobs.StateHeld {
 		fmt.Fprintf(&b, "  to decide: danqing jobs resolve %s --help\n", s.ID)
+	}
+	if s.GoOn != "" {
+		fmt.Fprintf(&b, "  to go on: %s\n", s.GoOn)
 	}
 	return b.String()
 }

@@ -321,7 +321,7 @@ func enqueueGroup(ctx context.Context, rdb redis.UniversalClient, lines []*line)
 	queued, err := jobs.NewClient(rdb).EnqueueAll(ctx, reqs)
 	for i, req := range reqs {
 		list[i].request = req
-		if err == nil && !awaitsBudget(queued[i]) {
+		if err == nil && !madeAgain(queued[i]) {
 			list[i].job = queued[i]
 			continue
 		}

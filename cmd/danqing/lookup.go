@@ -78,7 +78,7 @@ func (r *batchRun) lookUp(ctx context.Context, from jobSource, simulated bool) e
 				case rec == nil || l.settled:
 				case rec.Digest != l.digest:
 					wrong.Lines = append(wrong.Lines, jobs.LineError{Number: l.number, Unit: l.file.unit, Err: fmt.Errorf("job %s: %w", rec.ID, jobs.ErrDigestConflict)})
-				case isSettled(rec) && !awaitsBudget(rec) && rec.Code != jobs.CodeMessageLost: // those are enqueued again
+				case isSettled(rec) && !madeAgain(rec) && rec.Code != jobs.CodeMessageLost: // those are enqueued again
 					settled = append(settled, rec)
 				case !isSettled(rec):
 					l.queued = rec.State.Waiting()

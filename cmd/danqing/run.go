@@ -130,6 +130,11 @@ func (r *batchRun) work(ctx context.Context) error {
 			return err
 		}
 	}
+	if r.runtime.remote == nil { // else the queue tells of its jobs
+		if err := noteBatches(r.runtime.dataPath, r.files, r.args); err != nil {
+			return err
+		}
+	}
 	if err := setBudgets(ctx, ledger.New(r.runtime.redis), r.files, r.budget); err != nil {
 		return err
 	}

@@ -119,6 +119,10 @@ type Journal struct {
 	owned       map[string]Entry
 	resubmitted map[string]Entry
 	keys        map[string]string
+	// buyAgain are the entries of the held jobs that are to be bought again: see
+	// [jobs.Job.BuyAgainAt]. If the later attempt ends without a task, such an entry is the
+	// job's last one again. Each of the jobs is open.
+	buyAgain map[string]Entry
 	// compactAt is the size in bytes at which the file is compacted, and compacting is set
 	// while it is, in the background.
 	compactAt  int64
@@ -138,6 +142,7 @@ func load(path string) (*Journal, error) {
 	j := &Journal{
 		file: appendFile{path: path, name: "journal", sync: true},
 		open: map[string]Entry{}, owned: map[string]Entry{}, resubmitted: map[string]Entry{}, keys: map[string]string{},
+		buyAgain: map[string]Entry{},
 	}
 	file, err := os.Open(path) //nolint:gosec // in the data directory
 	if errors.Is(err, os.ErrNotExist) {
@@ -226,18 +231,38 @@ func (j *Journal) note(e Entry) {
 	case kindOwned:
 	case KindNotCreated:
 		j.resubmitted[attemptOf(e)] = e
+		j.endAttempt(e)
+	case KindRefused, KindAttemptOver:
+		j.endAttempt(e)
+	case KindFinished:
 		delete(j.open, e.JobID)
-	case KindRefused, KindAttemptOver, KindFinished:
-		delete(j.open, e.JobID)
+		delete(j.buyAgain, e.JobID)
 	case KindIntent, KindAmbiguous, KindTask, KindResults, KindHeld:
 		last, ok := j.open[e.JobID]
 		if ok && last.Attempt == e.Attempt && last.task() != "" && e.task() == "" && !e.isCandidate(last.task()) {
 			return // a known task is never replaced by an ambiguous create
 		}
 		j.open[e.JobID] = e
+		switch held, ok := j.buyAgain[e.JobID]; {
+		case e.Kind == KindHeld && e.Record != nil && !e.Record.BuyAgainAt.IsZero():
+			j.buyAgain[e.JobID] = e
+		case ok && (e.Kind == KindHeld || e.Attempt <= held.Attempt): // decided otherwise
+			delete(j.buyAgain, e.JobID)
+		}
 	default:
 		// An entry of a newer version: keep the job's last known entry.
 	}
+}
+
+// endAttempt closes a job whose attempt has ended without a task, unless it was held before and
+// is to be bought again.
+func (j *Journal) endAttempt(e Entry) {
+	if held, ok := j.buyAgain[e.JobID]; ok && e.Attempt > held.Attempt {
+		j.open[e.JobID] = held
+		return
+	}
+	delete(j.open, e.JobID)
+	delete(j.buyAgain, e.JobID)
 }
 
 // compact rewrites the file without obsolete entries. Entries may be appended meanwhile: they
@@ -289,6 +314,11 @@ func (j *Journal) kept() (closed, open []Entry) {
 	}
 	for _, e := range j.resubmitted {
 		closed = append(closed, e)
+	}
+	for _, e := range j.buyAgain {
+		if j.open[e.JobID].Attempt != e.Attempt {
+			closed = append(closed, e)
+		}
 	}
 	for _, e := range j.owned {
 		if last := j.open[e.JobID]; last.task() != e.TaskID {
@@ -423,6 +453,20 @@ func (j *Journal) OpenJob(jobID string) (Entry, bool) {
 	defer j.mu.Unlock()
 	e, ok := j.open[jobID]
 	return e, ok
+}
+
+// BoughtAgain returns the last entry before the present attempt of each open job that was held
+// and is bought again.
+func (j *Journal) BoughtAgain() []Entry {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var entries []Entry
+	for _, e := range j.buyAgain {
+		if j.open[e.JobID].Attempt != e.Attempt {
+			entries = append(entries, e)
+		}
+	}
+	return entries
 }
 
 // KeyIDs returns the api_key_ids of all known keys by the keys' fingerprints.

@@ -274,3 +274,52 @@ func TestJournalSurvivesAFailedRewrite(t *testing.T) {
 	require.NoError(t, j.Close())
 	assert.Equal(t, []string{"a task", "b task", "c task"}, openJobs(openJournal(t, path)))
 }
+
+// A held job that is to be bought again stays so if the later attempt ends without a task, and
+// over restarts and compactions; another decision, or the job's end, closes it.
+func TestJournalKeepsWhatIsToBeBoughtAgain(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "journal.jsonl")
+	j := openJournal(t, path)
+	held := journaled("a")
+	held.State, held.TaskID = jobs.StateHeld, "task-a"
+	require.NoError(t, j.Append(KindHeld, held))
+	decided := *held
+	decided.BuyAgainAt = time.Now().UTC()
+	require.NoError(t, j.Append(KindHeld, &decided))
+	again := journaled("a")
+	again.Attempt = 2
+	is := func(kind Kind, attempt int) {
+		t.Helper()
+		for range 2 {
+			e, ok := j.OpenJob("a")
+			require.True(t, ok)
+			assert.Equal(t, kind, e.Kind)
+			assert.Equal(t, attempt, e.Attempt)
+			require.NoError(t, j.compact())
+			require.NoError(t, j.Close())
+			j = openJournal(t, path)
+		}
+	}
+	is(KindHeld, 1)
+	for _, end := range []Kind{KindRefused, KindAttemptOver, KindNotCreated} {
+		require.NoError(t, j.Append(KindIntent, again))
+		is(KindIntent, 2)
+		require.Len(t, j.BoughtAgain(), 1)
+		assert.Equal(t, 1, j.BoughtAgain()[0].Attempt)
+		require.NoError(t, j.Append(end, again))
+		is(KindHeld, 1)
+		assert.Empty(t, j.BoughtAgain())
+	}
+	require.NoError(t, j.Append(KindIntent, again))
+	require.NoError(t, j.Append(KindFinished, again))
+	require.NoError(t, j.compact())
+	require.NoError(t, j.Close())
+	j = openJournal(t, path)
+	assert.Empty(t, j.OpenJobs())
+
+	require.NoError(t, j.Append(KindHeld, &decided))
+	require.NoError(t, j.Append(KindTask, held)) // a task is adopted instead
+	require.NoError(t, j.Append(KindAttemptOver, held))
+	assert.Empty(t, j.OpenJobs())
+}
