@@ -32,7 +32,7 @@ import (
 // synctest bubble, in simulated time. The simulator and the bucket outlive workers, as
 // DashScope and S3 do; the queue and the worker can be killed and restarted.
 type stack struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string
 	sim    *simulator.Simulator
 	files  *bucket.Server
@@ -47,8 +47,9 @@ type stack struct {
 	budget int64            // of each account for a day, in micro-yuan
 	prices map[string]int64 // per image, if not the catalog's
 
-	away  atomic.Bool // the bucket refuses every connection
-	hangs atomic.Bool // the bucket does not answer when something is written
+	bucketTrip time.Duration // of each request to the bucket
+	away       atomic.Bool   // the bucket refuses every connection
+	hangs      atomic.Bool   // the bucket does not answer when something is written
 	// dial, unless nil, dials DashScope instead of the simulator's dialer.
 	dial func(context.Context, string, string) (net.Conn, error)
 
@@ -97,24 +98,24 @@ func bubbleWith(t *testing.T, sim *simulator.Simulator, accounts map[string][]wo
 
 // memoryDir is a folder in memory where the system has one: thousands of syncs
 // to a disk take minutes.
-func memoryDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "danqing-test-*") //nolint:usetesting // t.TempDir has no directory argument
+func memoryDir(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "danqing-test-*") //nolint:usetesting // tb.TempDir has no directory argument
 	if err != nil {
-		return t.TempDir()
+		return tb.TempDir()
 	}
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	tb.Cleanup(func() { require.NoError(tb, os.RemoveAll(dir)) })
 	return dir
 }
 
-func newStack(t *testing.T, dir string, sim *simulator.Simulator) *stack {
-	t.Helper()
+func newStack(tb testing.TB, dir string, sim *simulator.Simulator) *stack {
+	tb.Helper()
 	if sim.Render == nil {
 		sim.Render = tinyPNG
 	}
 	files, err := bucket.Open(bucket.Config{Dir: filepath.Join(dir, "bucket")})
-	require.NoError(t, err)
-	s := &stack{t: t, dir: dir, sim: sim, files: files, queueInterval: 5 * time.Second}
+	require.NoError(tb, err)
+	s := &stack{t: tb, dir: dir, sim: sim, files: files, queueInterval: 5 * time.Second}
 	s.openBucket()
 	return s
 }
@@ -127,6 +128,7 @@ func (s *stack) openBucket() {
 	s.bucket, err = storage.New(storage.Config{
 		Bucket: bucket.DefaultBucket, Endpoint: "http://bucket.embedded", AccessKeyID: id, SecretAccessKey: secret,
 		HTTPClient: clientFunc(func(r *http.Request) (*http.Response, error) {
+			<-time.After(s.bucketTrip)
 			if s.away.Load() {
 				return nil, errAway
 			}
@@ -405,7 +407,7 @@ func unlessRaced[T any](whole, raced T) T {
 // startedOnce checks in every test that a job whose task was seen running is never written
 // as one that waits for it, unless Redis has lost all its data.
 type startedOnce struct {
-	t *testing.T
+	t testing.TB
 	// started are the jobs by ID, since the last loss. Writes in progress then keep theirs.
 	started atomic.Pointer[sync.Map]
 }

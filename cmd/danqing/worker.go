@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"sync"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/danqing-queue/danqing/worker"
 )
 
 func (p *program) workerCommand() *cobra.Command {
@@ -34,16 +36,24 @@ func (p *program) worker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var examining sync.WaitGroup
-	examining.Go(func() { logRedisHealth(ctx, rt.redis, log) })
-	err = rt.bucket.Check(ctx)
-	examining.Wait()
-	if err != nil {
-		return errors.Join(err, rt.Close())
-	}
-	err = rt.run(ctx, p.signals, func(text string) { log.Info("shutting down", "reply", text) }, rt.worker.Run)
+	err = rt.run(ctx, p.signals, func(text string) { log.Info("shutting down", "reply", text) }, rt.checkAndWork)
 	if errors.Is(err, errInterrupted) {
 		err = nil // a worker runs until it is stopped
 	}
 	return errors.Join(err, rt.Close())
+}
+
+// checkAndWork checks Redis and the bucket while the worker is prepared, and then runs it.
+func (rt *runtime) checkAndWork(ctx context.Context) error {
+	checks, checking := errgroup.WithContext(ctx)
+	checks.Go(func() error { logRedisHealth(checking, rt.redis, rt.log); return nil })
+	checks.Go(func() error { return rt.bucket.Check(checking) })
+	checks.Go(func() error { return rt.worker.Prepare(checking) })
+	switch err := checks.Wait(); {
+	case errors.Is(err, worker.ErrStopped):
+		return nil
+	case err != nil:
+		return err
+	}
+	return rt.worker.Run(ctx)
 }

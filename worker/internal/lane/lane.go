@@ -126,6 +126,8 @@ type lane struct {
 type waits struct{ unreachable, throttled, account loop.Backoff }
 
 const (
+	// firstWarm is for how long a term that begins keeps a connection open for its first create.
+	firstWarm = 5 * time.Second
 	// shutdownTimeout is how long asynq waits for parked handlers before it requeues their
 	// messages at the head of the queue.
 	shutdownTimeout = 100 * time.Millisecond
@@ -191,6 +193,11 @@ func (l *lane) runTerm(ctx context.Context) error {
 	}
 	defer release()
 	defer l.cfg.Account.HoldLane(l.cfg.AccountLanes)()
+	go func() { // for a job that waits already
+		warm, cool := context.WithTimeout(ctx, firstWarm)
+		defer cool()
+		l.cfg.Account.Client.KeepWarm(warm)
+	}()
 	if err := l.takeTerm(ctx); err != nil {
 		return err
 	}
