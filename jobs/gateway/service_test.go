@@ -40,7 +40,7 @@ const (
 // service is a gateway with its API, with an in-process queue and bucket. Requests to it
 // need no network, so that it can run in a synctest bubble.
 type service struct {
-	t       *testing.T
+	t       testing.TB
 	redis   redis.UniversalClient
 	jobs    *jobs.Client
 	bucket  *storage.Bucket
@@ -89,20 +89,20 @@ func newService(t *testing.T, change func(*gateway.API)) *service {
 	return newServiceOn(t, q.Client(), change)
 }
 
-func newServiceOn(t *testing.T, rdb redis.UniversalClient, change func(*gateway.API)) *service {
-	t.Helper()
-	files, err := bucket.Open(bucket.Config{Dir: t.TempDir()})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, files.Close()) })
+func newServiceOn(tb testing.TB, rdb redis.UniversalClient, change func(*gateway.API)) *service {
+	tb.Helper()
+	files, err := bucket.Open(bucket.Config{Dir: tb.TempDir()})
+	require.NoError(tb, err)
+	tb.Cleanup(func() { require.NoError(tb, files.Close()) })
 	id, secret := files.Credentials()
 	images, err := storage.New(storage.Config{
 		Bucket: bucket.DefaultBucket, Endpoint: "http://bucket.embedded", AccessKeyID: id, SecretAccessKey: secret, HTTPClient: files.HTTPClient(),
 	})
-	require.NoError(t, err)
-	s := &service{t: t, redis: rdb, jobs: jobs.NewClient(rdb), bucket: images, outage: &outage{}, sidecars: map[string]*jobs.Job{}}
+	require.NoError(tb, err)
+	s := &service{t: tb, redis: rdb, jobs: jobs.NewClient(rdb), bucket: images, outage: &outage{}, sidecars: map[string]*jobs.Job{}}
 	rdb.AddHook(s.outage)
 	api := &gateway.API{
-		Bucket: images, TempDir: t.TempDir(),
+		Bucket: images, TempDir: tb.TempDir(),
 		LoadSidecar: func(_ context.Context, id string) (*jobs.Job, error) {
 			if rec := s.sidecars[id]; rec != nil {
 				return rec, nil
@@ -115,8 +115,8 @@ func newServiceOn(t *testing.T, rdb redis.UniversalClient, change func(*gateway.
 		change(api)
 	}
 	s.gateway, err = gateway.New(gateway.Config{Redis: rdb, API: api})
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, s.gateway.Close()) })
+	require.NoError(tb, err)
+	tb.Cleanup(func() { require.NoError(tb, s.gateway.Close()) })
 	return s
 }
 
@@ -259,15 +259,15 @@ func (s *service) store(rec *jobs.Job, n int) jobs.Image {
 }
 
 // writePNG writes a PNG that differs for each name and number.
-func writePNG(t *testing.T, name string, n int) (path string, content []byte) {
-	t.Helper()
+func writePNG(tb testing.TB, name string, n int) (path string, content []byte) {
+	tb.Helper()
 	const side = 256
 	paper := image.NewNRGBA(image.Rect(0, 0, side, side))
 	copy(paper.Pix, fmt.Sprint(name, n))
 	var encoded bytes.Buffer
-	require.NoError(t, png.Encode(&encoded, paper))
-	path = filepath.Join(t.TempDir(), "picture.png")
-	require.NoError(t, os.WriteFile(path, encoded.Bytes(), 0o600))
+	require.NoError(tb, png.Encode(&encoded, paper))
+	path = filepath.Join(tb.TempDir(), "picture.png")
+	require.NoError(tb, os.WriteFile(path, encoded.Bytes(), 0o600))
 	return path, encoded.Bytes()
 }
 

@@ -81,18 +81,18 @@ func TestUploadEndless(t *testing.T) {
 type part struct{ name, value string }
 
 // form returns an upload form like the SDKs', with the file last.
-func form(t *testing.T, parts []part, content []byte) (body []byte, contentType string) {
-	t.Helper()
+func form(tb testing.TB, parts []part, content []byte) (body []byte, contentType string) {
+	tb.Helper()
 	var b bytes.Buffer
 	w := multipart.NewWriter(&b)
 	for _, p := range parts {
-		require.NoError(t, w.WriteField(p.name, p.value))
+		require.NoError(tb, w.WriteField(p.name, p.value))
 	}
 	file, err := w.CreateFormFile("file", "girl.png")
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	_, err = file.Write(content)
-	require.NoError(t, err)
-	require.NoError(t, w.Close())
+	require.NoError(tb, err)
+	require.NoError(tb, w.Close())
 	return b.Bytes(), w.FormDataContentType()
 }
 
