@@ -95,7 +95,7 @@ func (d *danqing) fill(ctx context.Context, at *stage, store *jobs.Store, client
 			return err
 		}
 		kind := jobs.TaskKind{Model: lane.model, Size: model.Sizes.Default, N: 1}
-		earlier := newDurations(at.workload, ^uint64(i))
+		earlier := newDurations(at.earlier, ^uint64(i))
 		for range knownDurations {
 			if err := store.RecordDuration(ctx, kind, max(earlier.next()-roundTrip, time.Millisecond)); err != nil {
 				return err

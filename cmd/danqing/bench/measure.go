@@ -60,7 +60,7 @@ func (s *service) measure(at *stage) sums {
 	for _, lane := range at.lanes {
 		for _, account := range at.accounts {
 			tasks := byLane[[2]string{account, lane.model}]
-			all.addLane(tasks, s.tasks, lane.slots)
+			all.addLane(tasks, s.tasks, lane.slots, at.skip)
 			for _, task := range tasks {
 				if !task.EndedAt.IsZero() {
 					ended++
@@ -81,8 +81,9 @@ func (s *service) measure(at *stage) sums {
 }
 
 // addLane adds the tasks of a lane. The task that ends as the k-th leaves its slot to the one
-// that is created as the k-th after those that the slots began with.
-func (s *sums) addLane(tasks []simulator.Task, traffic map[string]*traffic, slots int) {
+// that is created as the k-th after those that the slots began with. The cycles of the first ones are
+// skipped.
+func (s *sums) addLane(tasks []simulator.Task, traffic map[string]*traffic, slots, skip int) {
 	var creates, sent, noticed []time.Time
 	var ended []simulator.Task
 	for _, task := range tasks {
@@ -103,6 +104,9 @@ func (s *sums) addLane(tasks []simulator.Task, traffic map[string]*traffic, slot
 	for k, task := range ended {
 		if k+slots >= len(creates) {
 			break
+		}
+		if k < skip {
+			continue
 		}
 		s.cycles++
 		s.idle += max(creates[k+slots].Sub(task.EndedAt), 0)

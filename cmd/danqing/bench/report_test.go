@@ -39,7 +39,7 @@ func TestMeasureFollowsSlots(t *testing.T) {
 		task("a", 0, 1000, 1050), task("b", 100, 1100, 1250), // two slots
 		task("c", 1080, 2080, 2100), // after a
 		task("d", 1300, 0, 0),       // after b
-	}, seen, 2)
+	}, seen, 2, 0)
 	assert.Equal(t, sums{
 		cycles: 2, noticed: 3, gaps: 2, queries: 6, idle: 280 * time.Millisecond,
 		noticeIn: 220 * time.Millisecond, createIn: (20 + 40) * time.Millisecond,

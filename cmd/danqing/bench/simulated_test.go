@@ -3,6 +3,7 @@ package bench
 import (
 	"flag"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"testing"
 	"testing/synctest"
@@ -85,5 +86,34 @@ func TestSlotsAreBusy(t *testing.T) {
 			assert.Greater(t, row.Busy, 0.979)
 			assert.Less(t, row.Queries, 25.0)
 		}
+	}
+}
+
+// All tasks suddenly take twice or half as long: after five of them the real worker keeps its slot as
+// busy, within half a percent, as one that has known only such tasks. A short run is less exact.
+func TestLearnsAChangeOfLevel(t *testing.T) {
+	t.Parallel()
+	usual := workloads(1)[0]
+	for name, factor := range map[string]float64{"twice": 2, "half": 0.5} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			level := Workload{Name: name + " as long", takes: func(rng *rand.Rand) float64 { return factor * usual.takes(rng) }}
+			tasks, accounts, exact := 16.0, 1, 0.02
+			if *simulated > 0 {
+				tasks, accounts, exact = 26, accountsOfFew, 0.005
+			}
+			busy := map[string]float64{}
+			for _, earlier := range []Workload{level, usual} {
+				at := newStage(level, 1, time.Duration(tasks*factor*8*float64(time.Second)), memoryDir(t), 0)
+				at.accounts, at.earlier, at.skip = at.accounts[:accounts], earlier, 5
+				for _, row := range measureStage(t, at, false) {
+					if row.Client == clientDanqing {
+						busy[earlier.Name] = row.Busy
+						t.Logf("%s, after %s: %.2f %% busy, %d tasks, %.0f queries each", level.Name, earlier.Name, 100*row.Busy, row.Cycles, row.Queries)
+					}
+				}
+			}
+			assert.Greater(t, busy[usual.Name], busy[level.Name]-exact)
+		})
 	}
 }

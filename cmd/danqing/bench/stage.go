@@ -27,6 +27,10 @@ type stage struct {
 	accounts []string
 	lanes    []slots
 	stream   uint64 // of the durations
+	// earlier is the kind of the tasks whose durations the worker knows at the start, and skip how
+	// many tasks of an account are not measured.
+	earlier  Workload
+	skip     int
 	duration time.Duration
 	dir      string
 }
@@ -39,7 +43,7 @@ type slots struct {
 
 // newStage returns a stage. Accounts of few slots are as many as have together six or more.
 func newStage(w Workload, count int, duration time.Duration, dir string, stream uint64) *stage {
-	s := &stage{workload: w, slots: count, duration: duration, dir: filepath.Join(dir, fmt.Sprint("stage-", stream)), stream: stream, lanes: lanesOf(count)}
+	s := &stage{workload: w, earlier: w, slots: count, duration: duration, dir: filepath.Join(dir, fmt.Sprint("stage-", stream)), stream: stream, lanes: lanesOf(count)}
 	accounts := max(accountsOfFew/count, 1)
 	if w.bigPictures {
 		accounts = min(accounts, accountsOfBig)
