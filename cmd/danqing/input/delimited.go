@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"strings"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -21,17 +22,12 @@ type row struct {
 	// wide are the columns whose cell is merged with one at its side, and broken are those
 	// with a formula whose value is not in the file.
 	wide, broken []int
+	// below are the columns whose text is that of a merged cell of a row above.
+	below []int
 }
 
 // empty reports whether no cell has a text.
-func (r row) empty() bool {
-	for _, cell := range r.cells {
-		if strings.TrimSpace(cell) != "" {
-			return false
-		}
-	}
-	return true
-}
+func (r row) empty() bool { return !slices.ContainsFunc(r.cells, isText) }
 
 // maxCellBytes limits a cell, like the line of JSON that it becomes a part of.
 const maxCellBytes = 1 << 20

@@ -55,7 +55,7 @@ func (o *Options) lines(r record) []jobs.SourceLine {
 			}
 		}
 		if id := idText(made.get("id")); id != "" && len(choice) > 0 {
-			made = made.set("id", quote(id+"-"+strings.Join(shortNames(choice), "-")))
+			made = made.set("id", quote(id+"-"+strings.Join(o.idNames(choice), "-")))
 		}
 		line.Text = made.text()
 		list = append(list, line)
@@ -114,6 +114,21 @@ func showJSON(value json.RawMessage) string {
 		return showText(s)
 	}
 	return showText(string(value))
+}
+
+// idNames are the names of a choice for an id, in the order of the variations' names: the order
+// of the flags must not change an id, for which the job would be bought again.
+func (o *Options) idNames(choice []string) []string {
+	order := make([]int, len(o.Vary))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return strings.Compare(o.Vary[a].Name, o.Vary[b].Name) })
+	values := make([]string, len(order))
+	for i, at := range order {
+		values[i] = choice[at]
+	}
+	return shortNames(values)
 }
 
 // maxShortName is how many characters of a value are in an id.

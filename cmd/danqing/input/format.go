@@ -161,6 +161,11 @@ func (p *plainFile) table(must bool) (*Source, error) {
 			continue
 		}
 		best, comma, wrong = h, separator, err
+		for _, r := range first {
+			if r.number == h.number {
+				h.width = len(r.cells)
+			}
+		}
 	}
 	switch {
 	case wrong != nil:
@@ -217,7 +222,7 @@ func (p *plainFile) withoutHeader(must bool) (*Source, error) {
 	case must && width(first) != 1:
 		return nil, p.options.errNoHeader(first)
 	case must:
-		return p.options.openTable(&header{columns: []headerColumn{{Column: Column{Header: "prompt", Name: "prompt"}, field: "prompt"}}}, rows(p.open(), ',')), nil
+		return p.options.openTable(&header{width: 1, columns: []headerColumn{{Column: Column{Header: "prompt", Name: "prompt"}, field: "prompt"}}}, rows(p.open(), ',')), nil
 	case slices.Contains([]string{"", ".txt", ".text", ".prompts"}, p.extension):
 		return p.texts(), nil
 	case slices.Contains([]string{".json", ".jsonl", ".ndjson"}, p.extension):

@@ -14,7 +14,10 @@ const headerRows = 20
 
 // header is the row of a table that names its columns.
 type header struct {
-	number  int // of its row
+	number int // of its row
+	// width is how many cells a row can have at most, or 0 for any number. In a table of text a
+	// comma without quotation marks ends a prompt: it is seen by the cell that is too many.
+	width   int
 	columns []headerColumn
 }
 

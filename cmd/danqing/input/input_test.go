@@ -175,7 +175,7 @@ func TestFormats(t *testing.T) {
 		{"a.csv", "prompt,negative prompt,n,seed,ref_strength,ref_img\na 5\" cat,text,２,\"1,234\",60%,a.png\n", "2 {\"prompt\":\"a 5\\\" cat\",\"negative_prompt\":\"text\",\"n\":2,\"seed\":1234,\"ref_strength\":0.6,\"ref_img\":\"a.png\"}\n"},
 		{"a.csv", "提示词（必填）,数量(张)\n猫,3张\n狗,2.0\n", "2 {\"prompt\":\"猫\",\"n\":3}\n3 {\"prompt\":\"狗\",\"n\":2}\n"},
 		{"a.csv", "提示词,描述,序号\n猫,黑猫,1\n", "2 {\"prompt\":\"猫\",\"描述\":\"黑猫\",\"序号\":\"1\"}\n"},
-		{"a.csv", "提示词,备注,备注\n猫,a,b,c\n", "2 {\"prompt\":\"猫\",\"备注\":\"a\",\"备注 (own)\":\"b\",\"column D\":\"c\"}\n"},
+		{"a.csv", "提示词,备注,备注,\n猫,a,b,c\n", "2 {\"prompt\":\"猫\",\"备注\":\"a\",\"备注 (own)\":\"b\",\"column D\":\"c\"}\n"},
 		{"a.csv", "春季主图,,\n,,\n文案,画风,\nprompt,style,\n猫,水彩,x\n", "5 {\"prompt\":\"猫\",\"style\":\"水彩\",\"column C\":\"x\"}\n"},
 	} {
 		assert.Equal(t, c.want, readFile(t, c.name, c.content, Flags{}).raw(t), "%s: %s", c.name, c.content)
@@ -216,6 +216,10 @@ func TestRefusals(t *testing.T) {
 		{"a.json", "[{\"prompt\":\"猫\"}] x", "line 1: not JSON"},
 		{"a.json", "[{\"prompt\":\"猫\"},[1],{\"prompt\":\"\"}]", "item 2: request: [1]; allowed: a JSON object"},
 		{"a.jsonl", "{\"prompt\":\"猫\"}\n{\"prompt\":\n", "line 2: column 10: not a JSON object"},
+		{"a.csv", "编号,提示词\n1,a cat, black\n", "row 2: cells: 3; allowed: 2, as the header has; put quotation marks around a text with a separator in it"},
+		{"a.csv", "id,prompt\n1, \"a cat, black\"\n", "row 2: cells: 3"},
+		{"a.csv", strings.Repeat("a cat\n", 30) + "a cat, black\n", "row 31: cells: 2; allowed: 1"},
+		{"a.txt", "prompt\tsize\na cat\t1024*1024\ta\n", "row 2: cells: 3"},
 		{"a.csv", "", "it contains no request"},
 		{"a.csv", "prompt,size\n", "it contains no request"},
 	} {

@@ -53,12 +53,18 @@ func TestVary(t *testing.T) {
 	t.Parallel()
 	flags := Flags{Vary: []string{"style=水彩,素描", "尺寸=1024*1024,720*1280"}}
 	got := readFile(t, "a.csv", "编号,prompt\nA-017,猫\n", flags)
-	assert.Equal(t, `2 {"id":"A-017-水彩-1024x1024","prompt":"猫","style":"水彩","size":"1024*1024"}
-2 {"id":"A-017-水彩-720x1280","prompt":"猫","style":"水彩","size":"720*1280"}
-2 {"id":"A-017-素描-1024x1024","prompt":"猫","style":"素描","size":"1024*1024"}
-2 {"id":"A-017-素描-720x1280","prompt":"猫","style":"素描","size":"720*1280"}
+	assert.Equal(t, `2 {"id":"A-017-1024x1024-水彩","prompt":"猫","style":"水彩","size":"1024*1024"}
+2 {"id":"A-017-720x1280-水彩","prompt":"猫","style":"水彩","size":"720*1280"}
+2 {"id":"A-017-1024x1024-素描","prompt":"猫","style":"素描","size":"1024*1024"}
+2 {"id":"A-017-720x1280-素描","prompt":"猫","style":"素描","size":"720*1280"}
 `, got.raw(t))
 	assert.Equal(t, []Column{{"编号", "id"}, {"prompt", "prompt"}, {"style", "style"}, {"size", "size"}}, got.Columns)
+
+	// The order of the flags changes no id.
+	swapped := readFile(t, "a.csv", "编号,prompt\nA-017,猫\n", Flags{Vary: []string{flags.Vary[1], flags.Vary[0]}})
+	for _, l := range swapped.lines {
+		assert.Contains(t, got.raw(t), `"id":"`+l.Request.LineID+`"`)
+	}
 
 	// Without an id the content is the name, whatever the order of the values.
 	ids := func(flags Flags) map[string]string {
@@ -73,10 +79,10 @@ func TestVary(t *testing.T) {
 	assert.Equal(t, first, second)
 
 	words := readFile(t, "a.csv", "id,animal\n7,cat\n", Flags{Prompt: "a {{.animal}} in {{.scene}}", Vary: []string{`scene="a lake, at night",a street`, "n=1,2"}})
-	assert.Equal(t, `2 {"id":"7-a-lake-at-night-1","animal":"cat","scene":"a lake, at night","n":1,"prompt":"a cat in a lake, at night"}
-2 {"id":"7-a-lake-at-night-2","animal":"cat","scene":"a lake, at night","n":2,"prompt":"a cat in a lake, at night"}
-2 {"id":"7-a-street-1","animal":"cat","scene":"a street","n":1,"prompt":"a cat in a street"}
-2 {"id":"7-a-street-2","animal":"cat","scene":"a street","n":2,"prompt":"a cat in a street"}
+	assert.Equal(t, `2 {"id":"7-1-a-lake-at-night","animal":"cat","scene":"a lake, at night","n":1,"prompt":"a cat in a lake, at night"}
+2 {"id":"7-2-a-lake-at-night","animal":"cat","scene":"a lake, at night","n":2,"prompt":"a cat in a lake, at night"}
+2 {"id":"7-1-a-street","animal":"cat","scene":"a street","n":1,"prompt":"a cat in a street"}
+2 {"id":"7-2-a-street","animal":"cat","scene":"a street","n":2,"prompt":"a cat in a street"}
 `, words.raw(t))
 	long := strings.Repeat("很", 40)
 	assert.Equal(t, []string{strings.Repeat("很", 17) + "-052512", "x-y"}, shortNames([]string{long, " x /y "}))

@@ -157,7 +157,8 @@ func readSheet(book *excelize.File, name string) (*sheet, error) {
 }
 
 // rows reads the rows of the sheet as a person sees them: numbers and dates in their format,
-// formulas as their values. A cell that is merged over several rows is in each of them.
+// formulas as their values. A cell that is merged over several rows is in each of them that has
+// a cell of its own: else a tall cell would be several jobs.
 func (w *sheet) rows(yield func(row, error) bool) {
 	list, err := w.book.Rows(w.name)
 	if err != nil {
@@ -179,8 +180,9 @@ func (w *sheet) rows(yield func(row, error) bool) {
 			open, merged = append(open, merged[0]), merged[1:]
 		}
 		open = slices.DeleteFunc(open, func(m mergedCells) bool { return m.bottom < number })
+		own := !r.empty()
 		for _, m := range open {
-			r.merge(m, above)
+			r.merge(m, above, own)
 		}
 		w.findBroken(&r)
 		if !yield(r, nil) {
@@ -193,15 +195,17 @@ func (w *sheet) rows(yield func(row, error) bool) {
 }
 
 // merge gives a row the text of a cell that is merged with it. above has the texts of merged
-// cells by their column.
-func (r *row) merge(m mergedCells, above map[int]string) {
+// cells by their column; own is set if the row has a cell of its own.
+func (r *row) merge(m mergedCells, above map[int]string, own bool) {
 	if m.right > m.left {
 		for column := m.left; column <= m.right; column++ {
 			r.wide = append(r.wide, column)
 		}
 	}
 	switch {
+	case r.number > m.top && !own:
 	case r.number > m.top:
+		r.below = append(r.below, m.left)
 		for len(r.cells) <= m.left {
 			r.cells = append(r.cells, "")
 		}

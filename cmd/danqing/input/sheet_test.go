@@ -48,6 +48,24 @@ func TestSheet(t *testing.T) {
 	assert.Empty(t, all.Warnings())
 }
 
+// A tall cell is one prompt: the rows below it are jobs only if they have something of their own.
+func TestMergedPrompts(t *testing.T) {
+	t.Parallel()
+	rows := [][]any{{"提示词", "尺寸", "备注"}, {"猫", "1024*1024"}, {nil, "720*1280"}, {nil}, {"狗"}, {nil}}
+	tall := func(f *excelize.File) {
+		require.NoError(t, f.MergeCell("Sheet1", "A2", "A4"))
+		require.NoError(t, f.MergeCell("Sheet1", "A5", "A6"))
+		require.NoError(t, f.SetRowHeight("Sheet1", 6, 30))
+	}
+	assert.Equal(t, `2 {"prompt":"猫","size":"1024*1024"}
+3 {"prompt":"猫","size":"720*1280"}
+5 {"prompt":"狗"}
+`, readFile(t, "a.xlsx", workbook(t, rows, tall), Flags{}).raw(t))
+
+	rows[5] = []any{nil, nil, "白色更好"}
+	assert.Contains(t, readFile(t, "a.xlsx", workbook(t, rows, tall), Flags{}).refusal(t), "row 6: prompt: merged with the row above; the same would be made twice: unmerge the cell, or leave this row empty")
+}
+
 func TestSheetErrors(t *testing.T) {
 	t.Parallel()
 	merged := workbook(t, [][]any{{"提示词", "尺寸", "备注"}, {"猫", "1024*1024"}, {"春季系列"}, {"狗"}}, func(f *excelize.File) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -108,9 +109,37 @@ func (o *Options) rowRecord(h *header, r row) record {
 			rec.columns[c.Header] = cell
 		}
 		o.addCell(&rec, c, r, cell)
+		if h.width > 0 && i == h.width && slices.ContainsFunc(r.cells[i:], isText) {
+			rec.problems = append(rec.problems, jobs.FieldError{
+				Field: "cells", Value: strconv.Itoa(len(r.cells)), Allowed: fmt.Sprintf("%d, as the header has", h.width),
+				Remedy: `put quotation marks around a text with a separator in it, as in "a cat, black"`,
+			})
+		}
+	}
+	if o.template == nil && r.repeatsAbove(h) {
+		rec.problems = append(rec.problems, jobs.FieldError{
+			Field: "prompt", Value: "merged with the row above", Remedy: "the same would be made twice: unmerge the cell, or leave this row empty",
+		})
 	}
 	return rec
 }
+
+// repeatsAbove reports whether the row's prompt is that of a merged cell above, and none of its
+// fields is its own.
+func (r row) repeatsAbove(h *header) bool {
+	merged := false
+	for _, c := range h.columns {
+		below := slices.Contains(r.below, c.index)
+		merged = merged || below && c.field == "prompt"
+		if c.field != "" && !below && c.index < len(r.cells) && isText(r.cells[c.index]) {
+			return false
+		}
+	}
+	return merged
+}
+
+// isText reports whether a cell is not blank.
+func isText(cell string) bool { return strings.TrimSpace(cell) != "" }
 
 // addCell adds the value of a cell to a record.
 func (o *Options) addCell(rec *record, c headerColumn, r row, cell string) {
