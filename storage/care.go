@@ -74,9 +74,13 @@ func (b *Bucket) verifyImage(ctx context.Context, image SidecarImage) (*ImagePro
 }
 
 // PruneImages deletes the images of a finished job and then records in its sidecar that it did
-// so. The sidecar stays, so that the job counts as finished and is not bought again. It may be
-// repeated after an error.
+// so. The sidecar stays, so that the job counts as finished and is not bought again. It does
+// nothing if the job has ended again since s was read. It may be repeated after an error.
 func (b *Bucket) PruneImages(ctx context.Context, s *Sidecar, now time.Time) error {
+	current, err := b.Sidecar(ctx, s.JobID)
+	if err != nil || !current.FinishedAt.Equal(s.FinishedAt) {
+		return err
+	}
 	for _, image := range s.Images {
 		if image.State != ImageStored {
 			continue

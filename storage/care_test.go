@@ -107,6 +107,16 @@ func TestPruneImages(t *testing.T) {
 	assert.Zero(t, intact)
 	assert.Empty(t, problems)
 
+	again := *s // a retry has ended since s was read
+	again.FinishedAt = at
+	require.NoError(t, b.PutSidecar(t.Context(), &again))
+	require.NoError(t, b.PruneImages(t.Context(), s, at))
+	kept, err = b.Sidecar(t.Context(), s.JobID)
+	require.NoError(t, err)
+	assert.Zero(t, kept.PrunedAt)
+
 	cfg.Prefix = "other/"
-	require.ErrorContains(t, newBucket(t, cfg).PruneImages(t.Context(), s, at), "is not below the prefix")
+	other := newBucket(t, cfg)
+	require.NoError(t, other.PutSidecar(t.Context(), s))
+	require.ErrorContains(t, other.PruneImages(t.Context(), s, at), "is not below the prefix")
 }

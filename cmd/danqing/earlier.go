@@ -5,14 +5,15 @@ import (
 	"encoding/json"
 	"iter"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
 )
 
 // sidecarDelay is how long after a job's end its sidecar may be written, so that the result of
-// an earlier run is still that of the sidecar. A later sidecar is read: the job may have been
-// retried.
+// an earlier run is still that of the sidecar. A later sidecar is read: the images may have been
+// pruned.
 const sidecarDelay = 5 * time.Minute
 
 // resultLines returns the lines of a results file with their results. A file that is missing
@@ -37,12 +38,13 @@ func resultLines(path string) iter.Seq2[[]byte, *result] {
 	}
 }
 
-// earlierResults returns the results of the jobs that have ended according to the results file
-// of an earlier run, by job ID.
+// earlierResults returns the results of the jobs that have all their images according to the
+// results file of an earlier run, by job ID. The others can be retried at any time.
 func earlierResults(path string) map[string]*result {
 	earlier := map[string]*result{}
 	for _, result := range resultLines(path) {
-		if result.State.Final() {
+		missing := slices.ContainsFunc(result.Images, func(image resultImage) bool { return image.Key == "" })
+		if result.State == jobs.StateSucceeded && !missing {
 			earlier[result.JobID] = result
 		}
 	}

@@ -50,13 +50,17 @@ func TestFinishedBatchIsDecidedByAList(t *testing.T) {
 		modified time.Duration // after the jobs' end
 		read     int
 	}{
-		"same":                {func(line string) string { return line }, time.Minute, 0},
-		"retried since":       {func(line string) string { return line }, time.Hour, 20},
-		"no results":          {func(string) string { return "" }, time.Minute, 20},
-		"torn":                {func(line string) string { return line[:len(line)/2] }, time.Minute, 20},
-		"another request":     {func(line string) string { return strings.Replace(line, `"digest":"`, `"digest":"0`, 1) }, time.Minute, 20},
-		"simulated":           {func(line string) string { return strings.Replace(line, `"simulated":true`, `"simulated":false`, 1) }, time.Minute, 20},
-		"not finished then":   {func(line string) string { return strings.Replace(line, `"succeeded"`, `"generating"`, 1) }, time.Minute, 20},
+		"same":              {func(line string) string { return line }, time.Minute, 0},
+		"written since":     {func(line string) string { return line }, time.Hour, 20},
+		"no results":        {func(string) string { return "" }, time.Minute, 20},
+		"torn":              {func(line string) string { return line[:len(line)/2] }, time.Minute, 20},
+		"another request":   {func(line string) string { return strings.Replace(line, `"digest":"`, `"digest":"0`, 1) }, time.Minute, 20},
+		"simulated":         {func(line string) string { return strings.Replace(line, `"simulated":true`, `"simulated":false`, 1) }, time.Minute, 20},
+		"not finished then": {func(line string) string { return strings.Replace(line, `"succeeded"`, `"generating"`, 1) }, time.Minute, 20},
+		"failed, retried":   {func(line string) string { return strings.Replace(line, `"succeeded"`, `"failed"`, 1) }, time.Minute, 20},
+		"in part, retried": {func(line string) string {
+			return strings.Replace(line, `"cost_yuan"`, `"images":[{"n":1,"key":"a.png"},{"n":2,"code":"x"}],"cost_yuan"`, 1)
+		}, time.Minute, 20},
 		"other jobs' results": {func(line string) string { return strings.ReplaceAll(line, "many.", "few.") }, time.Minute, 20},
 	} {
 		t.Run(name, func(t *testing.T) {
