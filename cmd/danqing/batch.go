@@ -265,6 +265,9 @@ func (p *program) readBatchFile(ctx context.Context, file string, f fileFlags, c
 		s.results = resultsPath(file, s.name, f.simulate)
 	}
 	results, err := newResultsFile(s.results, file)
+	if err == nil && !results.isInput && filepath.Clean(s.results) == redoPath(file, f.simulate) {
+		results.head = otherRedos(s)
+	}
 	s.outputs = append(s.outputs, results)
 	return s, err
 }

@@ -116,6 +116,22 @@ func redoPath(file string, simulate bool) string {
 	return resultsPath(base+".jsonl", "", simulate)
 }
 
+// otherRedos returns the lines of other redos in the results file of lines that a gallery has
+// exported: that file is the one of the redo command too, which goes on with those that have not
+// ended.
+func otherRedos(s *batchFile) (head []byte) {
+	own := map[string]bool{}
+	for _, l := range s.lines {
+		own[l.id] = true
+	}
+	for text, result := range resultLines(s.results) {
+		if !own[result.JobID] {
+			head = append(append(head, text...), '\n')
+		}
+	}
+	return head
+}
+
 // pick returns the lines with these ids, or these jobs.
 func (s *batchFile) pick(names []string) ([]*line, error) {
 	byName := map[string]*line{}
