@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,10 @@ type startedBatch struct {
 	Jobs    int       `json:"jobs"`    // of the file
 	At      time.Time `json:"at"`
 }
+
+// redosOf is added to the name of a batch for its last run with redos alone, whose command does
+// not continue the batch.
+const redosOf = ".redo"
 
 // readBatches returns the batches of a data directory by name, none if they cannot be read.
 func readBatches(dir string) map[string]startedBatch {
@@ -51,7 +56,11 @@ func noteBatches(dir string, files []*batchFile, command []string) error {
 		}
 		results, pathErr := filepath.Abs(s.results)
 		err = errors.Join(err, pathErr)
-		batches[s.name] = startedBatch{Command: command, Dir: here, Results: results, Jobs: len(s.lines), At: time.Now().UTC()}
+		name := s.name
+		if !slices.ContainsFunc(s.lines, func(l *line) bool { return !redoPattern.MatchString(l.lineID) }) {
+			name += redosOf
+		}
+		batches[name] = startedBatch{Command: command, Dir: here, Results: results, Jobs: len(s.lines), At: time.Now().UTC()}
 	}
 	text, encodeErr := json.MarshalIndent(batches, "", "  ")
 	if err := errors.Join(err, encodeErr); err != nil {

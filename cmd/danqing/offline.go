@@ -191,7 +191,7 @@ func (v *dataDirView) notBegun(finished map[string]bool, open map[string]*jobs.J
 				continue
 			}
 			if id := line.Result.JobID; !finished[id] && open[id] == nil {
-				job := &jobs.Job{ID: id, State: line.Result.State, Model: cmp.Or(line.Model, v.cfg.Models[0]), Batch: name, EnqueuedAt: batch.At, UpdatedAt: batch.At}
+				job := &jobs.Job{ID: id, State: line.Result.State, Model: cmp.Or(line.Model, v.cfg.Models[0]), Batch: strings.TrimSuffix(name, redosOf), EnqueuedAt: batch.At, UpdatedAt: batch.At}
 				if !job.State.Waiting() && job.State != jobs.StateHeld {
 					job.State = jobs.StateQueued
 				}
@@ -213,7 +213,11 @@ const maxResultLine = 2 << 20
 // goOn returns what continues a job that is not finished, "" for one that is.
 func (v *dataDirView) goOn(job *jobs.Job, batches map[string]startedBatch) string {
 	name := batchOf(job)
-	switch batch, known := batches[name]; {
+	batch, known := batches[name+redosOf]
+	if !known || !redoPattern.MatchString(job.ID) {
+		batch, known = batches[name]
+	}
+	switch {
 	case job.State.Final():
 		return ""
 	case job.State == jobs.StateHeld && job.BuyAgainAt.IsZero() && job.Code != jobs.CodeBudgetExceeded:
@@ -257,9 +261,12 @@ func (p *program) jobsOfFiles(ctx context.Context, v *dataDirView, filter jobs.L
 	text := line + "\n"
 	batches := readBatches(v.path)
 	for _, name := range slices.Sorted(maps.Keys(batches)) {
+		if strings.HasSuffix(name, redosOf) { // its jobs are among those of the batch
+			continue
+		}
 		done := 0
 		for _, id := range l.finished {
-			if strings.HasPrefix(id, name+".") {
+			if strings.HasPrefix(id, name+".") && !redoPattern.MatchString(id) {
 				done++
 			}
 		}
@@ -268,7 +275,7 @@ func (p *program) jobsOfFiles(ctx context.Context, v *dataDirView, filter jobs.L
 		}
 	}
 	for _, job := range l.jobs {
-		if next := v.goOn(job, batches); next != "" && batchOf(job) == "" {
+		if next := v.goOn(job, batches); next != "" && (batchOf(job) == "" || redoPattern.MatchString(job.ID)) {
 			text += fmt.Sprintf("job %s: to go on: %s\n", job.ID, next)
 		}
 	}

@@ -177,6 +177,17 @@ func TestListOfAnInterruptedBatch(t *testing.T) {
 	assert.Regexp(t, `shop\.dog +queued +wanx-v1 .* not submitted yet\n1 finished, 1 queued\n`, list)
 	assert.Contains(t, list, "batch shop: 1 of 2 finished; to go on: danqing batch "+s.file+" --simulate\n")
 	assert.Contains(t, s.prints(exitDone, "jobs", "show", "shop.dog", "--simulate"), "to go on: danqing batch")
+
+	// A redo has a command of its own, which would make the next one for the batch's jobs.
+	s.prints(exitDone, "redo", s.file, "茶杯", "--simulate")
+	assert.Contains(t, s.prints(exitDone, "jobs", "show", "shop.dog", "--simulate"), "to go on: danqing batch")
+	redos := filepath.Join(s.dir, "shop.redo.simulated.results.jsonl")
+	text, err = os.ReadFile(redos)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(redos, []byte(strings.NewReplacer("redo-1", "redo-2", "succeeded", "queued").Replace(string(text))), 0o600))
+	list = s.prints(exitDone, "jobs", "list", "--simulate", "--batch", "shop")
+	assert.Contains(t, list, "batch shop: 1 of 2 finished; to go on: danqing batch "+s.file+" --simulate\n")
+	assert.Contains(t, list, "job shop.茶杯-redo-2: to go on: danqing redo "+s.file+" 茶杯 --simulate\n")
 	assert.Contains(t, s.prints(exitFailed, "jobs", "show", "shop.hen", "--simulate"), "no such job")
 	assert.Contains(t, s.prints(exitUsage, "jobs", "list"), "REDIS_URL is not set")
 	assert.Equal(t, `cd '/a b' && danqing batch 'it'\''s.jsonl' --name 春季`, startedBatch{Command: []string{"batch", "it's.jsonl", "--name", "春季"}, Dir: "/a b"}.goOn())
