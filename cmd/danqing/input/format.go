@@ -170,6 +170,8 @@ func (p *plainFile) table(must bool) (*Source, error) {
 	switch {
 	case wrong != nil:
 		return nil, wrong
+	case best != nil && !must && comma != '\t' && p.options.isDoubtful(best):
+		return nil, errorf("say --format csv, or --format text", "it has two readings: a table with the header in row %d, or a text with a prompt a line", best.number)
 	case best != nil:
 		return p.options.openTable(best, rows(p.open(), comma)), nil
 	}
@@ -186,6 +188,19 @@ func isTable(h *header, first []row) bool {
 		}
 	}
 	return known > 1 || len(h.columns) == 1 || width(first) == len(h.columns)
+}
+
+// isDoubtful reports whether a header with several columns may be a prompt: of what it names, one
+// thing alone is known, by a word that is in prompts too, as in "a poster, text".
+func (o *Options) isDoubtful(h *header) bool {
+	known, weak := 0, false
+	for _, c := range h.columns {
+		if c.field != "" {
+			known++
+			weak = weak || o.fieldOf(c.Header).weak
+		}
+	}
+	return len(h.columns) > 1 && known == 1 && weak
 }
 
 // width is how many cells all rows have that are not empty, or 0 if they differ.

@@ -220,6 +220,7 @@ func TestRefusals(t *testing.T) {
 		{"a.csv", "id,prompt\n1, \"a cat, black\"\n", "row 2: cells: 3"},
 		{"a.csv", strings.Repeat("a cat\n", 30) + "a cat, black\n", "row 31: cells: 2; allowed: 1"},
 		{"a.txt", "prompt\tsize\na cat\t1024*1024\ta\n", "row 2: cells: 3"},
+		{"a.txt", "cat, photo\nposter, text\nbook, cover\n", "it has two readings: a table with the header in row 2, or a text with a prompt a line → say --format csv, or --format text"},
 		{"a.csv", "", "it contains no request"},
 		{"a.csv", "prompt,size\n", "it contains no request"},
 	} {
