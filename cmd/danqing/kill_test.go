@@ -28,6 +28,7 @@ import (
 
 // A batch is killed by kill -9 at each of its requests to DashScope or to the bucket, before
 // or after the answer: the next run completes every line once, and no task is created twice.
+// Every other batch makes its lines from a row of a table, with a template and variations.
 func TestKilledBatchContinues(t *testing.T) {
 	t.Parallel()
 	requests := uninterruptedRun(t)
@@ -43,6 +44,9 @@ func TestKilledBatchContinues(t *testing.T) {
 				w := newKillStack(t)
 				defer w.close()
 				w.killAt, w.phase = nth, phase
+				if (nth/3+nth+i)%2 == 1 {
+					w.args = []string{"batch", "two.csv", "--prompt", "prompt {{.letter}}", "--vary", "letter=a,b"}
+				}
 				if err := w.killedRun(i == nth%3); err != nil {
 					return fmt.Errorf("killed at request %d (%s), %s: %w\n%s", nth, route, phase, err, w.log.String())
 				}
@@ -150,6 +154,7 @@ func (w *killStack) tasksOf(prompt string) int {
 // killStack is a DashScope and a bucket that outlive killed batches.
 type killStack struct {
 	dir    string
+	args   []string // of the batch command
 	sim    *simulator.Simulator
 	files  *bucket.Server
 	server *httptest.Server // DashScope under /api, the bucket under the rest
@@ -166,7 +171,7 @@ func newKillStack(t *testing.T) *killStack {
 	t.Helper()
 	files, err := bucket.Open(bucket.Config{Dir: filepath.Join(t.TempDir(), "s3"), AccessKeyID: "AKIATEST", SecretAccessKey: "secret"})
 	require.NoError(t, err)
-	w := &killStack{dir: t.TempDir(), files: files, killAt: -1}
+	w := &killStack{dir: t.TempDir(), args: []string{"batch", "two.jsonl"}, files: files, killAt: -1}
 	w.sim = &simulator.Simulator{
 		TaskTime: simulator.Between(30*time.Millisecond, 60*time.Millisecond),
 		Render: func(p painter.Picture) []byte {
@@ -177,6 +182,7 @@ func newKillStack(t *testing.T) *killStack {
 	w.server = httptest.NewServer(w)
 	lines := `{"id":"a","prompt":"prompt a"}` + "\n" + `{"prompt":"prompt b"}` + "\n"
 	require.NoError(t, os.WriteFile(filepath.Join(w.dir, "two.jsonl"), []byte(lines), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(w.dir, "two.csv"), []byte("编号,备注\nA-17,a row\n"), 0o600))
 	return w
 }
 
@@ -246,7 +252,7 @@ func (w *killStack) run(ctx context.Context, args ...string) (int, error) {
 
 // killedRun checks the run after a killed one, and once more if again is set.
 func (w *killStack) killedRun(again bool) error {
-	if code, err := w.run(context.Background(), "batch", "two.jsonl"); err != nil || code > 0 {
+	if code, err := w.run(context.Background(), w.args...); err != nil || code > 0 {
 		return fmt.Errorf("first run: exit code %d, %w", code, err)
 	}
 	if err := w.checkGrown(); err != nil {
@@ -261,7 +267,7 @@ func (w *killStack) killedRun(again bool) error {
 		runs = runs[:1]
 	}
 	for _, run := range runs {
-		code, err := w.run(context.Background(), "batch", "two.jsonl")
+		code, err := w.run(context.Background(), w.args...)
 		if err != nil {
 			return err
 		}
@@ -299,7 +305,7 @@ func (w *killStack) checkGrown() error {
 		}
 	}
 	for i, prompt := range []string{"prompt a", "prompt b"} {
-		done := strings.Count(w.log.String(), fmt.Sprintf("done line %d,", i+1))
+		done := strings.Count(w.log.String(), fmt.Sprintf("done line %d,", i+1)) + strings.Count(w.log.String(), "done row 2, two.A-17-"+prompt[len("prompt "):])
 		if succeeded[prompt] > 1 || succeeded[prompt] < done {
 			return fmt.Errorf("%s: %d times in the results, reported %d times", prompt, succeeded[prompt], done)
 		}

@@ -1,6 +1,9 @@
 package input
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Error is a mistake in a file or in how it is to be read.
 type Error struct {
@@ -9,7 +12,7 @@ type Error struct {
 	Hint string
 }
 
-func (e *Error) Error() string { return e.Err.Error() }
+func (e *Error) Error() string { return strings.ToValidUTF8(e.Err.Error(), "\ufffd") }
 
 // Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }

@@ -192,6 +192,11 @@ func showCell(text string) string {
 	return text
 }
 
+// isBroken reports whether the value of a field is not in the file.
+func (h *header) isBroken(r row) bool {
+	return slices.ContainsFunc(h.columns, func(c headerColumn) bool { return c.field != "" && slices.Contains(r.broken, c.index) })
+}
+
 // isRepeated reports whether a row names the fields of its columns, as a second header in
 // another language does, or one at the top of each page.
 func (o *Options) isRepeated(h *header, cells []string) bool {

@@ -68,7 +68,7 @@ func (b batch) refusal(t *testing.T) string {
 }
 
 // workbook makes an .xlsx file. change may change it before it is written.
-func workbook(t *testing.T, rows [][]any, change func(*excelize.File)) string {
+func workbook(t testing.TB, rows [][]any, change func(*excelize.File)) string {
 	t.Helper()
 	book := excelize.NewFile()
 	for i, cells := range rows {

@@ -25,7 +25,7 @@ func (o *Options) openZip(file io.ReaderAt, size int64) (*Source, error) {
 	}
 	switch {
 	case has("xl/workbook.xml"):
-		return o.openWorkbook(file, size)
+		return o.openWorkbook(archive, io.NewSectionReader(file, 0, size))
 	case has("xl/workbook.bin"):
 		return refuse("a binary Excel file (.xlsb)", "open it in Excel, and save it as .xlsx")
 	case has("word/document.xml"):
@@ -40,15 +40,21 @@ func (o *Options) openZip(file io.ReaderAt, size int64) (*Source, error) {
 	return refuse("a zip archive", "unpack it, and name the file in it")
 }
 
+// spreadsheet is an .xlsx file.
+type spreadsheet struct {
+	archive *zip.Reader
+	book    *excelize.File
+}
+
 // openWorkbook opens a sheet of an .xlsx file.
-func (o *Options) openWorkbook(file io.ReaderAt, size int64) (*Source, error) {
-	book, err := excelize.OpenReader(io.NewSectionReader(file, 0, size), excelize.Options{
+func (o *Options) openWorkbook(archive *zip.Reader, file io.Reader) (*Source, error) {
+	book, err := excelize.OpenReader(file, excelize.Options{
 		CultureInfo: excelize.CultureNameZhCN, ShortDatePattern: "yyyy-mm-dd", LongDatePattern: "yyyy-mm-dd", LongTimePattern: "hh:mm:ss",
 	})
 	if err != nil {
 		return nil, errorf("open it in Excel or WPS, and save it again as .xlsx", "the .xlsx file cannot be read: %w", err)
 	}
-	s, err := o.openSheet(book)
+	s, err := o.openSheet(&spreadsheet{archive, book})
 	if err != nil {
 		return nil, errors.Join(err, book.Close())
 	}
@@ -57,7 +63,8 @@ func (o *Options) openWorkbook(file io.ReaderAt, size int64) (*Source, error) {
 }
 
 // openSheet opens the sheet that the options name, or the first visible one.
-func (o *Options) openSheet(book *excelize.File) (*Source, error) {
+func (o *Options) openSheet(file *spreadsheet) (*Source, error) {
+	book := file.book
 	var visible []string
 	for _, name := range book.GetSheetList() {
 		if shown, err := book.GetSheetVisible(name); err == nil && shown {
@@ -77,7 +84,7 @@ func (o *Options) openSheet(book *excelize.File) (*Source, error) {
 	default:
 		name = visible[0]
 	}
-	w, err := readSheet(book, name)
+	w, err := file.sheet(name)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +97,7 @@ func (o *Options) openSheet(book *excelize.File) (*Source, error) {
 		return nil, err
 	}
 	if h == nil {
-		if h, err = o.singleColumn(first, visible, book, name); err != nil {
+		if h, err = o.singleColumn(first, visible, file, name); err != nil {
 			return nil, err
 		}
 	}
@@ -102,14 +109,14 @@ func (o *Options) openSheet(book *excelize.File) (*Source, error) {
 }
 
 // singleColumn is the header of a sheet without one: all rows of a single column are prompts.
-func (o *Options) singleColumn(first []row, visible []string, book *excelize.File, name string) (*header, error) {
+func (o *Options) singleColumn(first []row, visible []string, file *spreadsheet, name string) (*header, error) {
 	wide := slices.ContainsFunc(first, func(r row) bool { return len(r.cells) > 1 })
 	filled := slices.ContainsFunc(first, func(r row) bool { return !r.empty() })
 	for _, other := range visible {
 		if other == name || o.Sheet != "" {
 			continue
 		}
-		w, err := readSheet(book, other)
+		w, err := file.sheet(other)
 		if err != nil {
 			continue
 		}
@@ -128,32 +135,19 @@ func (o *Options) singleColumn(first []row, visible []string, book *excelize.Fil
 	return &header{columns: []headerColumn{{Column: Column{Header: "prompt", Name: "prompt"}, field: "prompt"}}}, nil
 }
 
-// sheet is a sheet of a workbook with what its rows do not tell.
+// sheet is a sheet of a workbook.
 type sheet struct {
-	book   *excelize.File
-	name   string
-	merged []mergedCells
-	width  int // of the widest row until now: rows end with their last text
+	sheetExtras
+	book *excelize.File
+	name string
 }
 
-// mergedCells is a range of cells that are shown as one, with indices from 0 and rows from 1.
-type mergedCells struct{ left, right, top, bottom int }
-
-func readSheet(book *excelize.File, name string) (*sheet, error) {
-	w := &sheet{book: book, name: name}
-	merged, err := book.GetMergeCells(name, true)
+func (w *spreadsheet) sheet(name string) (*sheet, error) {
+	extras, err := scanSheet(w.archive, name)
 	if err != nil {
 		return nil, errorf("open it in Excel or WPS, and save it again as .xlsx", "the sheet %s cannot be read: %w", name, err)
 	}
-	for _, m := range merged {
-		left, top, err1 := excelize.CellNameToCoordinates(m.GetStartAxis())
-		right, bottom, err2 := excelize.CellNameToCoordinates(m.GetEndAxis())
-		if err1 == nil && err2 == nil {
-			w.merged = append(w.merged, mergedCells{left - 1, right - 1, top, bottom})
-		}
-	}
-	slices.SortFunc(w.merged, func(a, b mergedCells) int { return a.top - b.top })
-	return w, nil
+	return &sheet{extras, w.book, name}, nil
 }
 
 // rows reads the rows of the sheet as a person sees them: numbers and dates in their format,
@@ -184,7 +178,7 @@ func (w *sheet) rows(yield func(row, error) bool) {
 		for _, m := range open {
 			r.merge(m, above, own)
 		}
-		w.findBroken(&r)
+		r.broken = w.broken[number]
 		if !yield(r, nil) {
 			return
 		}
@@ -214,23 +208,5 @@ func (r *row) merge(m mergedCells, above map[int]string, own bool) {
 		above[m.left] = r.cells[m.left]
 	default:
 		above[m.left] = ""
-	}
-}
-
-// findBroken notes the formulas whose value is not in the file, as programs other than Excel
-// and WPS write them.
-func (w *sheet) findBroken(r *row) {
-	w.width = max(w.width, len(r.cells))
-	for i := range w.width {
-		if i < len(r.cells) && r.cells[i] != "" {
-			continue
-		}
-		name, err := excelize.CoordinatesToCellName(i+1, r.number)
-		if err != nil {
-			continue
-		}
-		if formula, err := w.book.GetCellFormula(w.name, name); err == nil && formula != "" {
-			r.broken = append(r.broken, i)
-		}
 	}
 }

@@ -23,8 +23,10 @@ func TestSheet(t *testing.T) {
 		{8, "狗", nil, 1.0, nil, 20, nil},
 		{9, "藏", "素描", 1},
 		{10, "鸟", "素描", 1},
+		{11, "鱼", "素描", 1},
 	}, func(f *excelize.File) {
 		require.NoError(t, f.MergeCell("Sheet1", "A1", "G1"))
+		require.NoError(t, f.MergeCell("Sheet1", "C8", "C20"))
 		require.NoError(t, f.MergeCell("Sheet1", "C4", "C5"))
 		require.NoError(t, f.SetRowVisible("Sheet1", 6, false))
 		price, err := f.NewStyle(&excelize.Style{CustomNumFmt: new("¥#,##0.00")})
@@ -40,6 +42,7 @@ func TestSheet(t *testing.T) {
 	assert.Equal(t, `4 {"id":"007","prompt":"猫","style":"水彩","n":2,"日期":"2026-03-01","价格":"¥19.90"}
 5 {"id":"8","prompt":"狗","style":"水彩","n":1,"价格":"¥20.00"}
 7 {"id":"10","prompt":"鸟","style":"素描","n":1}
+8 {"id":"11","prompt":"鱼","style":"素描","n":1}
 `, got.raw(t))
 	assert.Equal(t, []string{"the header is row 3; 编号 → id, 提示词 → prompt, 风格 → style, 张数 → n; kept for the results: 日期, 价格, 合计"}, got.Notes)
 	assert.Equal(t, []string{"1 hidden rows are left out; --hidden-rows takes them too"}, got.Warnings())
@@ -77,6 +80,11 @@ func TestSheetErrors(t *testing.T) {
 		require.NoError(t, f.SetCellFormula("Sheet1", "B2", `"720"&"*"&"1280"`))
 	})
 	assert.Contains(t, readFile(t, "a.xlsx", formula, Flags{}).refusal(t), "row 2: size: a formula; its value is not in the file: open it in Excel or WPS, and save it again")
+
+	alone := workbook(t, [][]any{{"提示词"}, {"猫"}}, func(f *excelize.File) {
+		require.NoError(t, f.SetCellFormula("Sheet1", "A3", `A2&"狗"`))
+	})
+	assert.Contains(t, readFile(t, "a.xlsx", alone, Flags{}).refusal(t), "row 3: prompt: a formula")
 
 	picture := workbook(t, [][]any{{"提示词", "参考图"}, {"猫", `=DISPIMG("ID_1",1)`}}, nil)
 	assert.Contains(t, readFile(t, "a.xlsx", picture, Flags{}).refusal(t), "this is a picture in the cell")

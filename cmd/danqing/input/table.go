@@ -69,7 +69,7 @@ func (o *Options) tableLines(s *Source, h *header, all iter.Seq2[row, error]) it
 				yield(jobs.SourceLine{}, err)
 				return
 			}
-			if r.number <= h.number || r.empty() || o.isRepeated(h, r.cells) {
+			if r.number <= h.number || r.empty() && !h.isBroken(r) || o.isRepeated(h, r.cells) {
 				continue
 			}
 			if r.hidden && !o.HiddenRows {
