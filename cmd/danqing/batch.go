@@ -42,19 +42,26 @@ func (p *program) batchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "batch FILE...",
 		Short: "Create the images of prompt files; resume where an earlier run stopped",
-		Long: `Batch creates the images that the lines of JSON Lines files describe, with a worker of
-its own, and writes a results file beside each. Running it again creates nothing twice:
-a line is identified by its own "id", or else by its content, never by its position.
+		Long: `Batch creates the images that tables (.xlsx, .csv, .tsv), texts with a prompt a line, or
+files of JSON lines describe, with a worker of its own, and writes a results file beside
+each. Running it again creates nothing twice: a line is identified by its own "id" (编号),
+or else by its content, never by its position.
+
+The format and encoding of a file are found from its content. --prompt makes the prompts
+from the columns of the files, --vary makes each line with each of several values, and
+flags such as --style are for the lines that do not say otherwise.
 
 All lines are checked before anything is spent. "-" reads standard input and needs
 --name. On a terminal it asks before it spends more than DANQING_CONFIRM_ABOVE (10 yuan).
 
 Exit codes: 0 all created, 3 some failed or are held, 2 a mistake in the file or the
 configuration, 4 the question was answered with no, 1 another error, 130 interrupted.`,
-		Example: `  danqing batch prompts.jsonl
+		Example: `  danqing batch prompts.xlsx
   danqing batch prompts.jsonl --simulate      # free, with made-up pictures
   danqing batch prompts.jsonl --dry-run       # what it would make and cost
   danqing batch prompts.jsonl --budget 20     # at most 20 yuan, over all runs of it
+  danqing batch goods.csv --map 卖点=prompt --style 水彩
+  danqing batch animals.csv --prompt 'a {{.animal}} by {{.painter}}' --vary size=1024*1024,720*1280
   echo '{"prompt": "有一只黑色的小猫"}' | danqing batch - --name cats`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
@@ -206,7 +213,7 @@ func (p *program) openBatch(command, file, name string) (in *os.File, dir, batch
 		in, err := p.spool(p.stdin)
 		return in, ".", normalizeName(name), err
 	}
-	const hint = "name a file of JSON lines, as in prompts.jsonl"
+	const hint = "name a table (.xlsx, .csv), a text or a file of JSON lines, as in prompts.xlsx"
 	opened, err := os.Open(file) //nolint:gosec // the path is from the user
 	if err != nil {
 		return nil, "", "", usageErrorf(hint, "%w", err)

@@ -36,16 +36,16 @@ func (p *program) enqueueCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "enqueue [FILE...]",
 		Short: "Put jobs on the queue",
-		Long: `Enqueue puts one job, given by flags, or the jobs of JSON Lines files on the queue and
-prints their IDs. It does not wait. It reads files as "danqing batch" does and gives the
-same IDs; running it again queues nothing twice. All lines are checked before any is
+		Long: `Enqueue puts one job, given by flags, or the jobs of files on the queue and prints their
+IDs. It does not wait. It reads files as "danqing batch" does, with the same flags, and
+gives the same IDs; running it again queues nothing twice. All lines are checked before any is
 queued. "-" reads standard input and needs --name. On a terminal it asks before it queues
 what may cost more than DANQING_CONFIRM_ABOVE (10 yuan).
 
 The queue is the Redis at REDIS_URL, or that of the "danqing up" that runs on the
 data directory. No API key is needed.`,
 		Example: `  danqing enqueue --prompt "有一只黑色的小猫" --label sku=A-17
-  danqing enqueue prompts.jsonl more.jsonl
+  danqing enqueue prompts.xlsx more.jsonl
   danqing enqueue prompts.jsonl --budget 20
   danqing enqueue --prompt "a cat" --key "order 17" --callback https://shop.example.com/hook
   danqing enqueue --prompt "a cat" --not-before 2h --deadline 2026-12-24T18:00:00+08:00

@@ -60,30 +60,30 @@ func FuzzSheet(f *testing.F) {
 	})
 }
 
-func unzip(t testing.TB, content string) map[string]string {
-	t.Helper()
+func unzip(tb testing.TB, content string) map[string]string {
+	tb.Helper()
 	archive, err := zip.NewReader(strings.NewReader(content), int64(len(content)))
-	require.NoError(t, err)
+	require.NoError(tb, err)
 	files := map[string]string{}
 	for _, file := range archive.File {
 		text, err := fs.ReadFile(archive, file.Name)
-		require.NoError(t, err)
+		require.NoError(tb, err)
 		files[file.Name] = string(text)
 	}
 	return files
 }
 
-func zipped(t testing.TB, files map[string]string) string {
-	t.Helper()
+func zipped(tb testing.TB, files map[string]string) string {
+	tb.Helper()
 	var out strings.Builder
 	archive := zip.NewWriter(&out)
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		w, err := archive.CreateHeader(&zip.FileHeader{Name: name})
-		require.NoError(t, err)
+		require.NoError(tb, err)
 		_, err = io.WriteString(w, files[name])
-		require.NoError(t, err)
+		require.NoError(tb, err)
 	}
-	require.NoError(t, archive.Close())
+	require.NoError(tb, archive.Close())
 	return out.String()
 }
 

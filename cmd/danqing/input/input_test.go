@@ -68,18 +68,18 @@ func (b batch) refusal(t *testing.T) string {
 }
 
 // workbook makes an .xlsx file. change may change it before it is written.
-func workbook(t testing.TB, rows [][]any, change func(*excelize.File)) string {
-	t.Helper()
+func workbook(tb testing.TB, rows [][]any, change func(*excelize.File)) string {
+	tb.Helper()
 	book := excelize.NewFile()
 	for i, cells := range rows {
-		require.NoError(t, book.SetSheetRow("Sheet1", fmt.Sprintf("A%d", i+1), &cells))
+		require.NoError(tb, book.SetSheetRow("Sheet1", fmt.Sprintf("A%d", i+1), &cells))
 	}
 	if change != nil {
 		change(book)
 	}
 	var out bytes.Buffer
-	require.NoError(t, book.Write(&out))
-	require.NoError(t, book.Close())
+	require.NoError(tb, book.Write(&out))
+	require.NoError(tb, book.Close())
 	return out.String()
 }
 
