@@ -386,6 +386,15 @@ func (l Line) Redo(id string) ([]byte, error) {
 	return encoded, nil
 }
 
+// Without returns the line's JSON without some of its fields.
+func (l Line) Without(names ...string) ([]byte, error) {
+	text, err := without(l.Raw, names...)
+	if err != nil {
+		return nil, fmt.Errorf("line %d: %w", l.Number, err)
+	}
+	return text, nil
+}
+
 // without returns a JSON object without some of its members, also in input and parameters.
 func without(object []byte, names ...string) ([]byte, error) {
 	list, err := members(object)

@@ -101,7 +101,7 @@ func TestNoSecretLeaks(t *testing.T) {
 	assert.False(t, linkSignature.MatchString(p.addRedis(t, "in the end", p.redis, refImgField, callback)), "links are gone with the last image")
 	p.addFiles(t, journal, []*regexp.Regexp{refImgField, callback, linkField})
 
-	p.run(exitPartFailed, key, "batch", "--verbose", "--json", "shop.jsonl", "--name", "again")
+	p.run(exitPartFailed, key, "batch", "--verbose", "--json", "--gallery", "shop.jsonl", "--name", "again")
 	p.addLinks(t, journal)
 	p.refuse("API key")
 	assert.Contains(t, p.run(exitFailed, key, "worker"), "**redacted**", "what the service said of the key")
@@ -184,7 +184,7 @@ func (p *canaryStack) showJobs(ids ...string) {
 // sidecars.
 func (p *canaryStack) addObjects(ids ...string) {
 	p.t.Helper()
-	p.addFiles(p.t, p.store, []*regexp.Regexp{refImgField})
+	p.addFiles(p.t, p.store, []*regexp.Regexp{refImgField, linkToken}) // the gallery has links
 	for _, id := range ids {
 		require.Contains(p.t, p.seen, "file "+p.files.Path("_jobs/"+id+".json"))
 	}

@@ -121,6 +121,11 @@ func (r *batchRun) galleryOf(ctx context.Context, s *batchFile) (*batchGallery, 
 		Title: s.name, Key: s.name, File: s.name, Simulated: r.runtime.worker.Simulated(), Time: time.Now(),
 	}}
 	for _, l := range redosBesideOriginals(lines) {
+		public := *l.line // the page may be seen by many, and the URL of a callback be a credential
+		if public.raw, err = (jobs.Line{Number: l.number, Raw: l.raw}).Without("callback"); err != nil {
+			return nil, err
+		}
+		l.line = &public
 		redo, _, err := redoLine(l.line, func(id string) (bool, error) { return taken[id] || shown[id], nil })
 		if err != nil {
 			return nil, err
