@@ -160,6 +160,7 @@ func (s *screen) Flush(lines int) error {
 	text := s.String()
 	rows := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	s.drawn = nil
+	lines = max(lines, 0) // mpb counts less than none in a window without a height
 	for _, row := range rows[max(len(rows)-lines, 0):] {
 		s.drawn = append(s.drawn, Cells(row))
 	}
