@@ -23,7 +23,7 @@ import (
 // batchFlags are the flags of commands that run a worker.
 type batchFlags struct {
 	simulate, json, verbose bool
-	gallery                 bool
+	gallery, csv            bool
 	dryRun, yes             bool
 	name, results           string
 	budget                  budgetFlag
@@ -75,6 +75,7 @@ configuration, 4 the question was answered with no, 1 another error, 130 interru
 	p.runFlags(cmd, &f.batchFlags)
 	p.addBatchFlags(cmd, &f.batchFlags)
 	f.registerFileFlags(cmd)
+	cmd.Flags().BoolVar(&f.csv, "csv", false, "write the results as a table for Excel too (default: if the file is a table)")
 	cmd.Flags().StringVar(&f.results, "results", "", "where to write the results (default: beside the file)")
 	return cmd
 }
@@ -272,11 +273,21 @@ func (p *program) readBatchFile(ctx context.Context, file string, f fileFlags, c
 		s.results = resultsPath(file, s.name, f.simulate)
 	}
 	results, err := newResultsFile(s.results, file)
+	if err != nil {
+		return nil, err
+	}
 	if err == nil && !results.isInput && filepath.Clean(s.results) == redoPath(file, f.simulate) {
 		results.head = otherRedos(s)
 	}
 	s.outputs = append(s.outputs, results)
-	return s, err
+	if f.csv || len(s.columns) > 0 {
+		table, err := newResultsTable(csvPath(s.results), file, s)
+		if err != nil {
+			return nil, err
+		}
+		s.outputs = append(s.outputs, table)
+	}
+	return s, nil
 }
 
 // resultsPath returns the path of the results file, in the folder of the batch file. If the

@@ -120,7 +120,9 @@ func (r *batchRun) printSummary() {
 		if folder := s.imageFolder(); folder != "" && r.runtime.localBucket != nil {
 			r.stderrf("images: %s", r.runtime.localBucket.Path(folder))
 		}
-		r.stderrf("results: %s", s.results)
+		for _, f := range s.outputs {
+			r.stderrf("results: %s", f.path)
+		}
 		if r.gallery {
 			r.stderrf("gallery: %s", galleryPath(s.results))
 		}

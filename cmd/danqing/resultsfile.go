@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/danqing-queue/danqing/cmd/danqing/input"
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
@@ -20,6 +21,8 @@ import (
 // end it has all lines, in the order of the batch file.
 type resultsFile struct {
 	path string
+	// columns are those of the batch file in a table; nil for JSON Lines.
+	columns []input.Column
 	// isInput is set if the file is the batch file itself. It stays as it is until the end,
 	// because it has the lines that are not settled.
 	isInput bool
@@ -33,6 +36,13 @@ type resultsFile struct {
 
 // text returns a line with its result, as it is in the file.
 func (f *resultsFile) text(ctx context.Context, r *batchRun, l *line) ([]byte, error) {
+	if f.columns != nil {
+		result, err := r.result(ctx, l)
+		if err != nil {
+			return nil, err
+		}
+		return tableRow(f.columns, l, result)
+	}
 	text, err := r.resultLine(ctx, l)
 	return append(text, '\n'), err
 }
@@ -138,27 +148,36 @@ func (r *batchRun) writeResults(ctx context.Context, s *batchFile) error {
 // newResultsFile returns the results file at path of a batch file. It fails, before anything
 // is spent, if results cannot be written there, or would replace anything but an older results
 // file.
-func newResultsFile(path, input string) (*resultsFile, error) {
+func newResultsFile(path, file string) (*resultsFile, error) {
+	if isSameFile(path, file) && resultsPath(file, "", false) != path && resultsPath(file, "", true) != path {
+		return nil, usageErrorf("name another file with --results", "results %s: that is the batch file itself", path)
+	}
+	return checkOutput(path, file, isResultsFile)
+}
+
+// isSameFile reports whether two paths lead to one file.
+func isSameFile(a, b string) bool {
+	infoA, errA := os.Stat(a)
+	infoB, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
+}
+
+// checkOutput fails if results of a batch file cannot be written at path, or would replace a
+// file that is none of results.
+func checkOutput(path, file string, isResults func(path string) bool) (*resultsFile, error) {
 	const hint = "name another file with --results"
-	f := &resultsFile{path: path}
 	if info, err := os.Stat(path); err == nil {
-		if !info.Mode().IsRegular() {
+		switch {
+		case !info.Mode().IsRegular():
 			return nil, usageErrorf(hint, "results %s: not a regular file", path)
-		}
-		if in, err := os.Stat(input); err == nil && os.SameFile(in, info) {
-			f.isInput = true
-			if resultsPath(input, "", false) != path && resultsPath(input, "", true) != path {
-				return nil, usageErrorf(hint, "results %s: that is the batch file itself", path)
-			}
-		}
-		if !isResultsFile(path) {
+		case !isResults(path):
 			return nil, usageErrorf(hint, "results %s: the file exists and is not a results file", path)
 		}
 	}
 	if err := checkWritableFolder(path); err != nil {
 		return nil, usageErrorf(hint, "results: %w", err)
 	}
-	return f, nil
+	return &resultsFile{path: path, isInput: isSameFile(path, file)}, nil
 }
 
 // isResultsFile reports whether a file is empty or begins with a result line, which a power

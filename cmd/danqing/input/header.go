@@ -19,6 +19,8 @@ type header struct {
 	// comma without quotation marks ends a prompt: it is seen by the cell that is too many.
 	width   int
 	columns []headerColumn
+	// results is set for a table of results, whose cells are escaped.
+	results bool
 }
 
 // headerColumn is a column with a header.
@@ -28,6 +30,8 @@ type headerColumn struct {
 	// field is the field that the column has, "" for a column of the producer. meaning is the
 	// field that its header names.
 	field, meaning string
+	// result is set for a column of results, which is ignored.
+	result bool
 }
 
 // ignored is the field of --map COLUMN=- for a column that is the producer's.
@@ -123,6 +127,11 @@ func (o *Options) columns(h *header, cells []string) error {
 	names := map[string]bool{}
 	for i, cell := range cells {
 		text := cleanHeader(cell)
+		if strings.HasPrefix(text, ResultPrefix) {
+			h.results = true
+			h.columns = append(h.columns, headerColumn{Column: Column{Header: text}, index: i, result: true})
+			continue
+		}
 		field := meanings[i].field
 		mapped := field == ignored
 		if mapped || meanings[i].weak && strong[field] || field == "prompt" && o.template != nil {

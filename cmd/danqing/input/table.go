@@ -16,7 +16,9 @@ func (o *Options) openTable(h *header, all iter.Seq2[row, error]) *Source {
 	s := &Source{Unit: "row"}
 	s.lines = o.tableLines(s, h, all)
 	for _, c := range h.columns {
-		s.Columns = append(s.Columns, c.Column)
+		if !c.result {
+			s.Columns = append(s.Columns, c.Column)
+		}
 	}
 	add := func(name string) {
 		if !slices.ContainsFunc(s.Columns, func(c Column) bool { return c.Name == name }) {
@@ -36,6 +38,7 @@ func (o *Options) openTable(h *header, all iter.Seq2[row, error]) *Source {
 	var read, kept []string
 	for _, c := range h.columns {
 		switch {
+		case c.result:
 		case c.field != "":
 			s.Headers[c.field] = c.Header
 			if headerKey(c.Header) != headerKey(c.field) {
@@ -101,6 +104,12 @@ func (o *Options) rowRecord(h *header, r row) record {
 		cell := ""
 		if i < len(r.cells) {
 			cell = cleanCell(r.cells[i])
+		}
+		if c.result {
+			continue
+		}
+		if h.results {
+			cell = unescapeCell(cell)
 		}
 		if o.template != nil {
 			if _, taken := rec.columns[c.meaning]; !taken {
