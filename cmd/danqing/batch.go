@@ -25,7 +25,7 @@ type batchFlags struct {
 	simulate, json, verbose bool
 	gallery, csv            bool
 	dryRun, yes             bool
-	name, results           string
+	name, results, download string
 	budget                  budgetFlag
 }
 
@@ -91,6 +91,7 @@ func (f *fileFlags) registerFileFlags(cmd *cobra.Command) {
 func (p *program) addBatchFlags(cmd *cobra.Command, f *batchFlags) {
 	cmd.Flags().StringVar(&f.name, "name", "", "the batch's name, which job IDs begin with (default: the file's name)")
 	cmd.Flags().BoolVar(&f.gallery, "gallery", false, "write a page that shows the images side by side, beside the results and in the bucket")
+	cmd.Flags().StringVar(&f.download, "download", "", "copy the images from the bucket into this folder, under readable names")
 	cmd.Flags().Var(&f.budget, "budget", budgetUsage)
 }
 
@@ -124,7 +125,7 @@ func (p *program) batch(ctx context.Context, files []string, f fileFlags) error 
 		}
 		batchFiles = append(batchFiles, s)
 	}
-	if err := checkNames(batchFiles, localImages(cfg, f.simulate)); err != nil {
+	if err := checkNames(batchFiles, f.makesFiles(cfg)); err != nil {
 		return err
 	}
 	return p.runBatch(ctx, files, batchFiles, f.batchFlags, cfg, refs)
@@ -146,6 +147,11 @@ func (p *program) runBatch(ctx context.Context, files []string, batchFiles []*ba
 		return err
 	}
 	r.runtime, r.progress = rt, progress
+	if f.download != "" {
+		if r.downloads, err = newDownloads(f.download, cfg.Prefix, rt.bucket, progress.printLine); err != nil {
+			return errors.Join(err, rt.Close())
+		}
+	}
 	err = inFile(files, r.do(ctx))
 	if r.prepared {
 		for _, s := range batchFiles {
@@ -181,8 +187,11 @@ func modelsOf(files []*batchFile) []string {
 	return slices.Sorted(maps.Keys(models))
 }
 
-// localImages reports whether a run's images are files, in the embedded bucket.
-func localImages(cfg *config.Config, simulate bool) bool { return simulate || cfg.Bucket == "" }
+// makesFiles reports whether a run's images become files: in the embedded bucket, or by
+// --download.
+func (f *batchFlags) makesFiles(cfg *config.Config) bool {
+	return f.simulate || cfg.Bucket == "" || f.download != ""
+}
 
 // checkNames refuses two files with the same batch name, which would share job IDs, or, where
 // images are files, with names that differ only in case.
@@ -263,7 +272,7 @@ func (p *program) makeTempDir() (string, error) {
 }
 
 func (p *program) readBatchFile(ctx context.Context, file string, f fileFlags, cfg *config.Config, refs references) (*batchFile, error) {
-	reader := batchReader{command: "batch", options: f.options, cfg: cfg, localImages: localImages(cfg, f.simulate), refs: refs}
+	reader := batchReader{command: "batch", options: f.options, cfg: cfg, localImages: f.makesFiles(cfg), refs: refs}
 	s, err := p.readBatch(ctx, reader, file, f.name)
 	if err != nil {
 		return nil, err

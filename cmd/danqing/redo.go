@@ -75,7 +75,7 @@ func (p *program) redo(ctx context.Context, file string, names []string, f fileF
 		return usageErrorf("save it in a file first", "redo needs a batch file, not standard input")
 	}
 	refs := references{}
-	reader := batchReader{command: "redo", options: f.options, cfg: cfg, localImages: localImages(cfg, f.simulate), refs: refs}
+	reader := batchReader{command: "redo", options: f.options, cfg: cfg, localImages: f.makesFiles(cfg), refs: refs}
 	original, err := p.readBatch(ctx, reader, file, f.name)
 	if err != nil {
 		return inFile([]string{file}, err)

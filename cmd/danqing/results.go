@@ -68,6 +68,7 @@ func (r *batchRun) link(ctx context.Context, image *resultImage) (err error) {
 	default:
 		image.URL, image.URLExpiresAt, err = r.runtime.bucket.Link(ctx, image.Key)
 	}
+	r.downloads.link(image)
 	return err
 }
 
@@ -122,6 +123,9 @@ func (r *batchRun) printSummary() {
 		}
 		for _, f := range s.outputs {
 			r.stderrf("results: %s", f.path)
+		}
+		if r.downloads != nil {
+			r.stderrf("downloaded: %s", r.downloads.dir)
 		}
 		if r.gallery {
 			r.stderrf("gallery: %s", galleryPath(s.results))

@@ -52,6 +52,8 @@ type batchRun struct {
 	active activity
 	// progressed gets a value when a line of the queue was settled.
 	progressed chan struct{}
+	// downloads are of the images, nil without --download.
+	downloads *downloads
 	// printing is held while a job is printed and added to the results.
 	printing sync.Mutex
 }
@@ -83,7 +85,7 @@ const (
 // already printed.
 func (r *batchRun) do(ctx context.Context) error {
 	r.index()
-	err := r.runtime.run(ctx, r.signals, r.progress.printLine, r.work)
+	err := r.runtime.run(ctx, r.signals, r.progress.printLine, r.workAndDownload)
 	switch c := r.counts(); {
 	case err == nil && c.left > 0:
 		return fmt.Errorf("the worker ended with %s unfinished: run the same command again", count(c.left, "job"))
@@ -107,6 +109,11 @@ func (r *batchRun) index() {
 		}
 		r.count.total += len(s.lines)
 	}
+}
+
+// workAndDownload completes the jobs, and waits for the downloads of their images.
+func (r *batchRun) workAndDownload(ctx context.Context) error {
+	return errors.Join(r.work(ctx), r.downloads.wait())
 }
 
 // work prepares the jobs and runs the worker until all are finished. Nothing is spent before
@@ -151,6 +158,7 @@ func (r *batchRun) work(ctx context.Context) error {
 		}
 	}
 	r.prepared = true
+	r.downloads.add(ctx, r.linesThat(func(l *line) bool { return l.settled })...)
 	r.progress.begin(r.counts().left)
 	if r.counts().left == 0 && !r.runtime.worker.Unfinished(ctx) {
 		return nil
@@ -330,6 +338,9 @@ func (r *batchRun) note(ctx context.Context, l *line, rec *jobs.Job, before bool
 	r.printing.Lock()
 	defer r.printing.Unlock()
 	r.addResult(ctx, l)
+	if r.prepared { // else with those that were settled before
+		r.downloads.add(ctx, l)
+	}
 	if !awaitsBudget(rec) { // possibly thousands: the summary counts them
 		r.progress.printJob(l.position(), rec)
 	}
