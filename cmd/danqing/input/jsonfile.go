@@ -75,6 +75,8 @@ func (j *jsonReader) lines(l jobs.SourceLine) []jobs.SourceLine {
 		r.columns = r.object.values()
 		if inner, err := parseObject(r.object.get("input")); err == nil && r.columns["prompt"] == "" {
 			r.columns["prompt"] = inner.values()["prompt"]
+			inner = slices.DeleteFunc(inner, func(m member) bool { return m.name == "prompt" }) // the template's replaces it
+			r.object = r.object.set("input", inner.text())
 		}
 	}
 	return j.options.lines(r)

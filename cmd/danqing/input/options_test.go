@@ -23,6 +23,8 @@ func TestPromptTemplate(t *testing.T) {
 	assert.Equal(t, "1 {\"animal\":\"cat\",\"n\":2,\"prompt\":\"2 cats\"}\n", json.raw(t))
 	own := readFile(t, "a.csv", "提示词,尺寸\n猫,720*1280\n", Flags{Prompt: "{{.提示词}}、{{.prompt}}、{{.size}}"})
 	assert.Equal(t, "2 {\"提示词 (own)\":\"猫\",\"size\":\"720*1280\",\"prompt\":\"猫、猫、720*1280\"}\n", own.raw(t))
+	body := readFile(t, "a.jsonl", `{"input":{"prompt":"猫","negative_prompt":"x"}}`, Flags{Prompt: "{{.prompt}}，水彩"})
+	assert.Equal(t, "1 {\"input\":{\"negative_prompt\":\"x\"},\"prompt\":\"猫，水彩\"}\n", body.raw(t))
 	text := readFile(t, "a.txt", "猫\n狗\n", Flags{Prompt: "{{.prompt}}，水彩"})
 	assert.Equal(t, "1 {\"prompt\":\"猫，水彩\"}\n2 {\"prompt\":\"狗，水彩\"}\n", text.raw(t))
 	same := readFile(t, "a.csv", "参考图,编号\na.png,1\n", Flags{Prompt: "水彩"})
