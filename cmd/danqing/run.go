@@ -122,6 +122,9 @@ func (r *batchRun) work(ctx context.Context) error {
 	if err := r.runtime.worker.Prepare(ctx); err != nil {
 		return err
 	}
+	if err := r.checkFolders(); err != nil {
+		return err
+	}
 	r.lookedUntil = time.Now()
 	if err := r.lookUp(ctx, workerSource{r.runtime}, r.runtime.worker.Simulated()); err != nil {
 		return err
