@@ -86,6 +86,12 @@ func TestSheetErrors(t *testing.T) {
 	})
 	assert.Contains(t, readFile(t, "a.xlsx", alone, Flags{}).refusal(t), "row 3: prompt: a formula")
 
+	book := unzip(t, workbook(t, nil, nil)) // as openpyxl writes it, and as Excel writes an empty text
+	book["xl/worksheets/sheet1.xml"] = `<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>` +
+		`<row r="1"><c r="A1" t="str"><v>prompt</v></c><c r="B1" t="str"><v>style</v></c><c r="C1" t="str"><v>n</v></c></row>` +
+		`<row r="2"><c r="A2" t="str"><v>cat</v></c><c r="B2" t="str"><f>""</f><v></v></c><c r="C2"><f>1+1</f><v /></c></row></sheetData></worksheet>`
+	assert.Equal(t, "row 2: n: a formula; its value is not in the file: open it in Excel or WPS, and save it again", readFile(t, "a.xlsx", zipped(t, book), Flags{}).refusal(t))
+
 	picture := workbook(t, [][]any{{"提示词", "参考图"}, {"猫", `=DISPIMG("ID_1",1)`}}, nil)
 	assert.Contains(t, readFile(t, "a.xlsx", picture, Flags{}).refusal(t), "this is a picture in the cell")
 }

@@ -45,7 +45,7 @@ func scanSheet(archive *zip.Reader, name string) (sheetExtras, error) {
 func (e *sheetExtras) scan(dec *xml.Decoder) error {
 	dec.Strict = false
 	row, column := 0, -1
-	formula, value := false, false
+	formula, value, isText, within := false, false, false, false
 	for {
 		token, err := dec.Token()
 		if errors.Is(err, io.EOF) {
@@ -67,14 +67,17 @@ func (e *sheetExtras) scan(dec *xml.Decoder) error {
 				if at, _, err := excelize.CellNameToCoordinates(attribute(element.Attr, "r")); err == nil {
 					column = at - 1
 				}
-				formula, value = false, false
+				formula, value, within = false, false, false
+				isText = attribute(element.Attr, "t") == "str"
 			case "f":
 				formula = true
-			case "v", "is":
-				value = true
+			case "v", "is": // openpyxl writes an empty value, Excel only that of an empty text
+				within, value = true, value || isText
 			case "mergeCell":
 				e.addMerged(attribute(element.Attr, "ref"))
 			}
+		case xml.CharData:
+			value = value || within && len(element) > 0
 		case xml.EndElement:
 			if element.Name.Local == "c" && formula && !value {
 				e.broken[row] = append(e.broken[row], column)
