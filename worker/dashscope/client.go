@@ -35,6 +35,8 @@ const (
 	// cancel (manage-asynchronous-tasks page); it leaves the rest to other programs on
 	// the account.
 	defaultQueriesPerSecond = 10
+	// queryBurst is how many of them may follow each other at once, such as those of a start.
+	queryBurst = 3
 	// dialTimeout is shorter than a create's timeout: a host that drops packets then
 	// leads to a certain refusal instead of using up the whole timeout.
 	dialTimeout = 10 * time.Second
@@ -159,7 +161,7 @@ func New(cfg Config) (*Client, error) {
 	c := &Client{
 		base:             base,
 		userAgent:        cmp.Or(cfg.UserAgent, "danqing"),
-		limiter:          rate.NewLimiter(rate.Limit(cmp.Or(cfg.QueriesPerSecond, defaultQueriesPerSecond)), 1),
+		limiter:          rate.NewLimiter(rate.Limit(cmp.Or(cfg.QueriesPerSecond, defaultQueriesPerSecond)), queryBurst),
 		queriesPerSecond: cmp.Or(cfg.QueriesPerSecond, defaultQueriesPerSecond),
 		log:              cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)),
 		pooled:           newHTTPClient(pooled),

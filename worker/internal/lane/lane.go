@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/hibiken/asynq"
-	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
@@ -126,8 +125,6 @@ type lane struct {
 type waits struct{ unreachable, throttled, account loop.Backoff }
 
 const (
-	// firstWarm is for how long a term that begins keeps a connection open for its first create.
-	firstWarm = 5 * time.Second
 	// shutdownTimeout is how long asynq waits for parked handlers before it requeues their
 	// messages at the head of the queue.
 	shutdownTimeout = 100 * time.Millisecond
@@ -193,15 +190,14 @@ func (l *lane) runTerm(ctx context.Context) error {
 	}
 	defer release()
 	defer l.cfg.Account.HoldLane(l.cfg.AccountLanes)()
-	go func() { // for a job that waits already
-		warm, cool := context.WithTimeout(ctx, firstWarm)
-		defer cool()
-		l.cfg.Account.Client.KeepWarm(warm)
-	}()
+	go l.keepFirstWarm(ctx)
 	if err := l.takeTerm(ctx); err != nil {
 		return err
 	}
 	if err := l.awaitKeyAccepted(ctx); err != nil {
+		return err
+	}
+	if err := l.letOthersStart(ctx); err != nil {
 		return err
 	}
 	if err := l.initialSnapshot(ctx); err != nil {
@@ -388,12 +384,11 @@ func (l *lane) take(ctx context.Context, places chan<- struct{}) error {
 	}
 }
 
-// lastSubmit returns when an earlier holder of the lane may have sent its last create: when
-// its last task was created, or else now.
+// lastSubmit returns when an earlier holder of the lane has created its last task, zero if in the
+// last day none was. A create that made none may exceed the rate limit, which costs nothing.
 func (l *lane) lastSubmit(ctx context.Context) (time.Time, error) {
-	now := time.Now()
 	made, err := l.lastCreated(ctx)
-	if made.ID == "" || made.At.After(now) {
+	if now := time.Now(); made.At.After(now) {
 		return now, err
 	}
 	return made.At, err
@@ -406,15 +401,12 @@ func (l *lane) takeTerm(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
-	last, err := l.recorder.Redis.SetArgs(ctx, l.key(rediskey.LaneTerm), term, redis.SetArgs{Get: true}).Result()
-	if err != nil && !errors.Is(err, redis.Nil) {
+	if err := l.recorder.Redis.Set(ctx, l.key(rediskey.LaneTerm), term, 0).Err(); err != nil {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
-	used := time.Time{}
-	if last != "" {
-		if used, err = l.lastSubmit(ctx); err != nil {
-			return fmt.Errorf("take term of lane: %w", err)
-		}
+	used, err := l.lastSubmit(ctx)
+	if err != nil {
+		return fmt.Errorf("take term of lane: %w", err)
 	}
 	l.term, l.limiter = term, newSubmitLimiter(l.cfg.SubmitsPerSecond, used)
 	return nil
