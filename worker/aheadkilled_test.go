@@ -2,6 +2,7 @@ package worker_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"slices"
 	"sync"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
@@ -63,6 +65,29 @@ func TestKilledWhilePreparing(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A create of which the outcome is unknown delays what was prepared for another slot as well: the
+// task that appears must be known to be its own.
+func TestLostReplyWhileAnotherJobIsPrepared(t *testing.T) {
+	const flash = "wan2.2-t2i-flash"
+	sim := untilFullMinutes()
+	bubbleWith(t, sim, map[string][]worker.Lane{"": {{Model: flash, Concurrency: 2}}}, func(t *testing.T, s *stack) {
+		for i := range 4 {
+			s.enqueue(jobs.Request{ID: fmt.Sprintf("job-%d", i), Model: flash, Prompt: fmt.Sprintf("prompt of job-%d", i)})
+		}
+		for i, state := range []jobs.State{jobs.StateGenerating, jobs.StateGenerating, jobs.StatePrepared, jobs.StatePrepared} {
+			s.state(fmt.Sprintf("job-%d", i), state)
+		}
+		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
+		for i := range 4 {
+			s.requireMadeOnce(fmt.Sprintf("job-%d", i))
+		}
+		tasks := tasksByTime(sim)
+		require.Len(t, tasks, 4)
+		assert.GreaterOrEqual(t, tasks[3].CreatedAt.Sub(tasks[2].CreatedAt), 33*time.Second)
+		s.requireLedger()
+	})
 }
 
 // failover makes the write of a job's create fail once: Redis has another dataset by then.
