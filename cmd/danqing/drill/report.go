@@ -273,7 +273,7 @@ func (r *Report) Print(to io.Writer) error {
 		line("    %s", text)
 	}
 	// Most of it is the submit rate limit: a real task takes half a minute.
-	line("  slot idle             %.0f %% of the time with work (a task takes %s to %s here, and creates are half a second apart)",
+	line("  slot idle             %.0f %% of the time with work (a task takes %s to %s here, and DashScope allows two creates a second)",
 		100*r.SlotIdle, taskShortest, taskLongest)
 	line("  ledger                %s yuan", yuan(r.LedgerMicroYuan))
 	line("Verdict")
