@@ -22,6 +22,8 @@ type listedJobs struct {
 	ids      []string
 	modified time.Time
 	read     atomic.Int64
+	// current are jobs in Redis.
+	current map[string]*jobs.Job
 }
 
 func (s *listedJobs) SidecarIDs(_ context.Context, _ string, visit func(string, time.Time)) error {
@@ -37,7 +39,11 @@ func (s *listedJobs) Finished(_ context.Context, id, digest string) (*jobs.Recor
 }
 
 func (s *listedJobs) GetAll(_ context.Context, ids []string) ([]*jobs.Job, error) {
-	return make([]*jobs.Job, len(ids)), nil
+	list := make([]*jobs.Job, len(ids))
+	for i, id := range ids {
+		list[i] = s.current[id]
+	}
+	return list, nil
 }
 
 // A finished batch that is run again is decided by the list of its sidecars and its results:
@@ -87,4 +93,25 @@ func TestFinishedBatchIsDecidedByAList(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A failed job that was retried, and waits or runs, is not taken as failed by its sidecar.
+func TestRetriedJobIsNotFinished(t *testing.T) {
+	t.Parallel()
+	r := simulatedRun(t, manyLines(3))
+	lines := r.files[0].lines
+	retried := func(l *line, state jobs.State, at time.Time) *jobs.Job {
+		return &jobs.Job{ID: l.id, Digest: l.digest, State: state, RetriedAt: at}
+	}
+	from := &listedJobs{current: map[string]*jobs.Job{
+		lines[0].id: retried(lines[0], jobs.StateQueued, time.Now()),
+		lines[1].id: retried(lines[1], jobs.StateFailed, time.Now()),
+		lines[2].id: retried(lines[2], jobs.StateStoring, time.Time{}), // its end is not recorded yet
+	}}
+	require.NoError(t, r.lookUp(t.Context(), from, true))
+	assert.False(t, lines[0].settled)
+	assert.True(t, lines[0].queued)
+	assert.True(t, lines[1].settled)
+	assert.True(t, lines[2].settled)
+	assert.Equal(t, 1, r.counts().left)
 }

@@ -56,14 +56,21 @@ func (r *batchRun) lookUp(ctx context.Context, from jobSource, simulated bool) e
 		if err != nil {
 			return fmt.Errorf("look up what is done already: %w", err)
 		}
+		var incomplete []*jobs.Job
 		_, err = r.finished(ctx, from, known, func(l *line, rec *jobs.Job, conflict error) error {
-			if conflict != nil {
+			switch {
+			case conflict != nil:
 				wrong.Lines = append(wrong.Lines, jobs.LineError{Number: l.number, Unit: l.file.unit, Err: conflict})
-			} else {
+			case len(rec.Missing()) > 0:
+				incomplete = append(incomplete, rec)
+			default:
 				r.settle(l, rec, true)
 			}
 			return nil
 		})
+		if err == nil {
+			err = r.settleUnlessRetried(ctx, from, incomplete)
+		}
 		if err != nil {
 			return fmt.Errorf("look up what is done already: %w", err)
 		}
@@ -94,6 +101,27 @@ func (r *batchRun) lookUp(ctx context.Context, from jobSource, simulated bool) e
 	for _, rec := range settled {
 		if err := r.note(ctx, r.byID[rec.ID], rec, true); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// settleUnlessRetried settles the lines of jobs that have ended without all of their images,
+// but for those that an operator has retried since and that are not settled again.
+func (r *batchRun) settleUnlessRetried(ctx context.Context, from jobSource, ended []*jobs.Job) error {
+	for part := range slices.Chunk(ended, groupSize) {
+		var list []string
+		for _, rec := range part {
+			list = append(list, rec.ID)
+		}
+		current, err := from.GetAll(ctx, list)
+		if err != nil {
+			return err
+		}
+		for i, rec := range part {
+			if now := current[i]; now == nil || now.Digest != rec.Digest || now.RetriedAt.IsZero() || isSettled(now) {
+				r.settle(r.byID[rec.ID], rec, true)
+			}
 		}
 	}
 	return nil

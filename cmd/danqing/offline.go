@@ -258,7 +258,8 @@ func (p *program) jobsOfFiles(ctx context.Context, v *dataDirView, filter jobs.L
 			line += ", " + countsLine(l.counts)
 		}
 	}
-	text := line + "\n"
+	var text strings.Builder
+	text.WriteString(line + "\n")
 	batches := readBatches(v.path)
 	for _, name := range slices.Sorted(maps.Keys(batches)) {
 		if strings.HasSuffix(name, redosOf) { // its jobs are among those of the batch
@@ -271,15 +272,15 @@ func (p *program) jobsOfFiles(ctx context.Context, v *dataDirView, filter jobs.L
 			}
 		}
 		if batch := batches[name]; done < batch.Jobs && (filter.Batch == "" || filter.Batch == name) {
-			text += fmt.Sprintf("batch %s: %d of %d finished; to go on: %s\n", name, done, batch.Jobs, batch.goOn())
+			text.WriteString(fmt.Sprintf("batch %s: %d of %d finished; to go on: %s\n", name, done, batch.Jobs, batch.goOn()))
 		}
 	}
 	for _, job := range l.jobs {
 		if next := v.goOn(job, batches); next != "" && (batchOf(job) == "" || redoPattern.MatchString(job.ID)) {
-			text += fmt.Sprintf("job %s: to go on: %s\n", job.ID, next)
+			text.WriteString(fmt.Sprintf("job %s: to go on: %s\n", job.ID, next))
 		}
 	}
-	_, err = fmt.Fprint(p.stdout, terminal.Wrap(text, terminal.Width(p.stdout), "  "))
+	_, err = fmt.Fprint(p.stdout, terminal.Wrap(text.String(), terminal.Width(p.stdout), "  "))
 	return err
 }
 

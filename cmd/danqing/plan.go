@@ -140,7 +140,8 @@ func (pl *plan) add(l *line) {
 // head is the plan in one sentence.
 func (pl *plan) head() string {
 	c := pl.counts
-	text := fmt.Sprintf("%s: %d finished already", count(c.total, "job"), c.finishedBefore)
+	var text strings.Builder
+	text.WriteString(fmt.Sprintf("%s: %d finished already", count(c.total, "job"), c.finishedBefore))
 	var parts []string
 	for _, part := range []struct {
 		n    int
@@ -151,17 +152,17 @@ func (pl *plan) head() string {
 		}
 	}
 	if len(parts) > 0 {
-		text += " (" + strings.Join(parts, ", ") + ")"
+		text.WriteString(" (" + strings.Join(parts, ", ") + ")")
 	}
 	for _, part := range []struct {
 		n    int
 		what string
 	}{{pl.started, "being made"}, {pl.queued, "queued already"}} {
 		if part.n > 0 {
-			text += fmt.Sprintf(", %d %s", part.n, part.what)
+			text.WriteString(fmt.Sprintf(", %d %s", part.n, part.what))
 		}
 	}
-	text += fmt.Sprintf(", %d to make", pl.toMake())
+	text.WriteString(fmt.Sprintf(", %d to make", pl.toMake()))
 	cost := yuan(pl.atMost) + " at most"
 	if pl.took > 0 {
 		cost += ", about " + durationText(pl.took)
@@ -169,11 +170,11 @@ func (pl *plan) head() string {
 	switch {
 	case pl.toMake() == 0:
 	case pl.simulated:
-		text += "; simulated: nothing is charged (a real run: " + cost + ")"
+		text.WriteString("; simulated: nothing is charged (a real run: " + cost + ")")
 	default:
-		text += ", " + cost
+		text.WriteString(", " + cost)
 	}
-	return text
+	return text.String()
 }
 
 // writeModels writes a table of the models.

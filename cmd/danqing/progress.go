@@ -126,19 +126,20 @@ type activeJob struct {
 
 // outcome says what became of the jobs that are settled.
 func (s status) outcome() string {
-	text := fmt.Sprintf("%d done", s.counts.done)
+	var text strings.Builder
+	text.WriteString(fmt.Sprintf("%d done", s.counts.done))
 	for _, part := range []struct {
 		n    int
 		what string
 	}{{s.counts.failed, "failed"}, {s.counts.held, "held"}, {s.counts.awaitingBudget, "over budget"}} {
 		if part.n > 0 {
-			text += fmt.Sprintf(", %d %s", part.n, part.what)
+			text.WriteString(fmt.Sprintf(", %d %s", part.n, part.what))
 		}
 	}
 	if s.simulated {
-		return text + "; simulated: nothing is charged"
+		return text.String() + "; simulated: nothing is charged"
 	}
-	return text + fmt.Sprintf("; %s spent, %s at most", yuan(s.counts.microYuan), yuan(max(s.atMost, s.counts.microYuan)))
+	return text.String() + fmt.Sprintf("; %s spent, %s at most", yuan(s.counts.microYuan), yuan(max(s.atMost, s.counts.microYuan)))
 }
 
 // speed says how fast it goes, and how long the rest takes.
