@@ -272,12 +272,12 @@ func (p *program) jobsOfFiles(ctx context.Context, v *dataDirView, filter jobs.L
 			}
 		}
 		if batch := batches[name]; done < batch.Jobs && (filter.Batch == "" || filter.Batch == name) {
-			text.WriteString(fmt.Sprintf("batch %s: %d of %d finished; to go on: %s\n", name, done, batch.Jobs, batch.goOn()))
+			fmt.Fprintf(&text, "batch %s: %d of %d finished; to go on: %s\n", name, done, batch.Jobs, batch.goOn())
 		}
 	}
 	for _, job := range l.jobs {
 		if next := v.goOn(job, batches); next != "" && (batchOf(job) == "" || redoPattern.MatchString(job.ID)) {
-			text.WriteString(fmt.Sprintf("job %s: to go on: %s\n", job.ID, next))
+			fmt.Fprintf(&text, "job %s: to go on: %s\n", job.ID, next)
 		}
 	}
 	_, err = fmt.Fprint(p.stdout, terminal.Wrap(text.String(), terminal.Width(p.stdout), "  "))

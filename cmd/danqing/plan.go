@@ -141,7 +141,7 @@ func (pl *plan) add(l *line) {
 func (pl *plan) head() string {
 	c := pl.counts
 	var text strings.Builder
-	text.WriteString(fmt.Sprintf("%s: %d finished already", count(c.total, "job"), c.finishedBefore))
+	fmt.Fprintf(&text, "%s: %d finished already", count(c.total, "job"), c.finishedBefore)
 	var parts []string
 	for _, part := range []struct {
 		n    int
@@ -159,10 +159,10 @@ func (pl *plan) head() string {
 		what string
 	}{{pl.started, "being made"}, {pl.queued, "queued already"}} {
 		if part.n > 0 {
-			text.WriteString(fmt.Sprintf(", %d %s", part.n, part.what))
+			fmt.Fprintf(&text, ", %d %s", part.n, part.what)
 		}
 	}
-	text.WriteString(fmt.Sprintf(", %d to make", pl.toMake()))
+	fmt.Fprintf(&text, ", %d to make", pl.toMake())
 	cost := yuan(pl.atMost) + " at most"
 	if pl.took > 0 {
 		cost += ", about " + durationText(pl.took)

@@ -127,13 +127,13 @@ type activeJob struct {
 // outcome says what became of the jobs that are settled.
 func (s status) outcome() string {
 	var text strings.Builder
-	text.WriteString(fmt.Sprintf("%d done", s.counts.done))
+	fmt.Fprintf(&text, "%d done", s.counts.done)
 	for _, part := range []struct {
 		n    int
 		what string
 	}{{s.counts.failed, "failed"}, {s.counts.held, "held"}, {s.counts.awaitingBudget, "over budget"}} {
 		if part.n > 0 {
-			text.WriteString(fmt.Sprintf(", %d %s", part.n, part.what))
+			fmt.Fprintf(&text, ", %d %s", part.n, part.what)
 		}
 	}
 	if s.simulated {
