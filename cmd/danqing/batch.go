@@ -118,12 +118,17 @@ func (p *program) batch(ctx context.Context, files []string, f fileFlags) error 
 	}
 	refs := references{}
 	var batchFiles []*batchFile
+	var wrong []error
 	for _, file := range files {
 		s, err := p.readBatchFile(ctx, file, f, cfg, refs)
 		if err != nil {
-			return fmt.Errorf("%s: %w", file, err)
+			wrong = append(wrong, fmt.Errorf("%s: %w", file, err))
+			continue
 		}
 		batchFiles = append(batchFiles, s)
+	}
+	if err := errors.Join(wrong...); err != nil {
+		return err
 	}
 	if err := checkNames(batchFiles, f.makesFiles(cfg)); err != nil {
 		return err

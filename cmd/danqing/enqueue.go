@@ -251,12 +251,17 @@ func (e *enqueuer) announce(ctx context.Context, batchFiles []*batchFile, budget
 		return err
 	}
 	source := &dryRunSource{dataDirView: &dataDirView{local: e.localBucket}, redis: e.jobs, listed: map[string]bool{}}
-	if configured, err := e.bucket(ctx); err != nil {
-		return err
-	} else if configured != nil {
+	configured, err := e.bucket(ctx)
+	switch {
+	case errors.Is(err, errBucketMode): // it does not answer, and is not needed
+		err = source.skip("what is finished already", err)
+	case configured != nil:
 		source.bucket = configured
-	} else if e.localBucket != nil {
+	case e.localBucket != nil:
 		source.bucket = e.localBucket
+	}
+	if err != nil {
+		return err
 	}
 	r := &batchRun{program: e.program, files: batchFiles, progress: newProgress(e.stderr)}
 	r.index()
