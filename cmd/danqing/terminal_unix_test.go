@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -16,7 +17,7 @@ import (
 
 // onTerminal runs a program with standard error on a terminal, and answers its question. Usage:
 // onterminal ANSWER FILE PROGRAM ARGUMENT..., where FILE is standard input, "tty" for the
-// terminal. What the program prints on the terminal, and its exit code, are the output.
+// terminal, and ^C is the key. What the program prints on the terminal, and its exit code, are the output.
 func onTerminal(ts *testscript.TestScript, neg bool, args []string) {
 	master, tty, err := pty.Open()
 	ts.Check(err)
@@ -43,7 +44,7 @@ func onTerminal(ts *testscript.TestScript, neg bool, args []string) {
 		screen.Write(buf[:n])
 		if !answered && strings.Contains(screen.String(), "[y/N] ") {
 			answered = true
-			_, err := io.WriteString(master, args[0]+"\n")
+			_, err := io.WriteString(master, strings.ReplaceAll(args[0], "^C", "\x03")+"\n")
 			ts.Check(err)
 		}
 		if err != nil { // the program has ended
@@ -62,6 +63,6 @@ func onTerminal(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	_, err = io.WriteString(ts.Stdout(), strings.ReplaceAll(screen.String(), "\r\n", "\n"))
 	ts.Check(err)
-	_, err = io.WriteString(ts.Stderr(), "exit "+string(rune('0'+code%10))+"\n")
+	_, err = fmt.Fprintf(ts.Stderr(), "exit %d\n", code)
 	ts.Check(err)
 }
