@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/creack/pty"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -37,6 +38,7 @@ func onTerminal(ts *testscript.TestScript, neg bool, args []string) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 2}
 	ts.Check(cmd.Start())
 	ts.Check(tty.Close())
+	defer time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() }).Stop()
 	var screen strings.Builder
 	buf := make([]byte, 4096)
 	for answered := false; ; {
@@ -44,7 +46,11 @@ func onTerminal(ts *testscript.TestScript, neg bool, args []string) {
 		screen.Write(buf[:n])
 		if !answered && strings.Contains(screen.String(), "[y/N] ") {
 			answered = true
-			_, err := io.WriteString(master, strings.ReplaceAll(args[0], "^C", "\x03")+"\n")
+			keys := args[0] + "\n"
+			if args[0] == "^C" {
+				keys = "\x03"
+			}
+			_, err := io.WriteString(master, keys)
 			ts.Check(err)
 		}
 		if err != nil { // the program has ended

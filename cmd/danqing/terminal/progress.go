@@ -45,8 +45,8 @@ const (
 // be closed.
 func NewProgress(out io.Writer) *Progress { return &Progress{out: out} }
 
-// CanDraw reports whether out is a terminal on which the cursor can be moved.
-func CanDraw(out io.Writer) bool { return IsTerminal(out) && os.Getenv("TERM") != "dumb" }
+// CanDraw reports whether out is a terminal on which the cursor can be moved, and that has a size.
+func CanDraw(out io.Writer) bool { return Width(out) > 0 && os.Getenv("TERM") != "dumb" }
 
 // Show draws a state. It does nothing unless out can draw.
 func (p *Progress) Show(state State) {
@@ -143,19 +143,26 @@ type screen struct {
 // IsTerminal implements [mpb.ConsoleWriter].
 func (*screen) IsTerminal() bool { return true }
 
+// leastWidth and leastHeight are the smallest window that is drawn for: in none at all mpb would
+// never end.
+const leastWidth, leastHeight = 10, 4
+
 // GetTermSize implements [mpb.ConsoleWriter].
-func (s *screen) GetTermSize() (width, height int, err error) { return term.GetSize(int(s.out.Fd())) }
+func (s *screen) GetTermSize() (width, height int, err error) {
+	width, height, err = term.GetSize(int(s.out.Fd()))
+	return max(width, leastWidth), max(height, leastHeight), err
+}
 
 // Flush writes what is in the buffer, of which the last lines are the rows of the bar, in place
 // of the rows before. A narrower window has broken those into more lines.
 func (s *screen) Flush(lines int) error {
-	width, _, err := s.GetTermSize()
-	if err != nil {
-		return err
-	}
+	width := Width(s.out)
 	up := 0
 	for _, cells := range s.drawn {
-		up += max(1, (cells+width-1)/max(width, 1))
+		up++
+		if width > 0 {
+			up += max(cells-1, 0) / width
+		}
 	}
 	text := s.String()
 	rows := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
@@ -171,6 +178,6 @@ func (s *screen) Flush(lines int) error {
 	if up > 0 { // the terminal may have shown a key meanwhile, such as ^C
 		text = fmt.Sprintf("\r\x1b[%dA\x1b[J%s", up, text)
 	}
-	_, err = s.out.WriteString(text)
+	_, err := s.out.WriteString(text)
 	return err
 }
