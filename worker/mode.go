@@ -5,11 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/internal/loop"
 )
 
 // The places that have one [jobs.Mode] for good.
@@ -98,15 +101,30 @@ func (w *Worker) modes(ctx context.Context) placeModes {
 	return placeModes{[]jobs.Mode{redis, jobs.Mode(bucket), w.cfg.DataDir.Mode()}, bucketErr, err}
 }
 
+// throttledPause is the wait before a service that throttles is asked again. Its limits are for
+// a second.
+const throttledPause = time.Second
+
+func isThrottled(err error) bool {
+	refusal := (*dashscope.Error)(nil)
+	return errors.As(err, &refusal) && refusal.Kind == dashscope.KindThrottled
+}
+
 // CheckMode fails with a [*ModeError] if Redis, the bucket's prefix, the data directory and
 // the accounts' services are not all real or all simulated, and with [ErrGateway] or
-// [ErrMixed]. A service that does not answer within ten seconds is not compared;
-// [Worker.Prepare] compares it. CheckMode writes and spends nothing.
+// [ErrMixed]. A service that does not answer within ten seconds, or throttles for as long, is
+// not compared; [Worker.Prepare] compares it. CheckMode writes and spends nothing.
 func (w *Worker) CheckMode(ctx context.Context) error {
 	probing, cancel := context.WithTimeout(ctx, modeTimeout)
 	defer cancel()
-	if _, err := w.accounts.ProbeOnce(probing); err != nil {
-		return err
+	for {
+		errs, err := w.accounts.ProbeOnce(probing)
+		if err != nil {
+			return err
+		}
+		if w.accounts.Mode() != "" || !slices.ContainsFunc(errs, isThrottled) || loop.Sleep(probing, throttledPause) != nil {
+			break
+		}
 	}
 	found := w.modes(ctx)
 	if err := errors.Join(found.err, found.bucketErr); err != nil {

@@ -112,6 +112,21 @@ func TestModesAreComparedWithoutAService(t *testing.T) {
 	require.NoError(t, data.Close())
 }
 
+// A service that throttles at first is compared all the same.
+func TestModesAreComparedAfterThrottling(t *testing.T) {
+	t.Parallel()
+	used, s := newModeStack(t, jobs.ModeSimulated), newModeStack(t, jobs.ModeReal)
+	_, err := used.prepared()
+	require.NoError(t, err)
+	s.bucket = used.bucket
+	s.sim.Script(simulator.Fault{Route: simulator.RouteList, Status: http.StatusTooManyRequests, Code: "Throttling", Times: 1})
+	w, data := s.newWorker("data")
+	var wrong *worker.ModeError
+	require.ErrorAs(t, w.CheckMode(t.Context()), &wrong)
+	assert.Equal(t, worker.ConfiguredService, wrong.With)
+	require.NoError(t, data.Close())
+}
+
 // Accounts of which one is simulated and another is real are refused.
 func TestMixedAccountsAreRefused(t *testing.T) {
 	t.Parallel()
