@@ -36,24 +36,34 @@ func (p *program) confirmCost(ctx context.Context, cfg *config.Config, atMost in
 		in = tty
 	}
 	_, _ = fmt.Fprintf(p.stderr, "danqing: spend up to %s? [y/N] ", yuan(atMost))
+	line, err := readAnswer(ctx, in)
+	if err != nil {
+		_, _ = io.WriteString(p.stderr, "\n")
+		return err
+	}
+	if !strings.HasSuffix(line, "\n") {
+		_, _ = io.WriteString(p.stderr, "\n")
+	}
+	if !isYes(line) {
+		p.stderrf("nothing was spent")
+		return errDeclined
+	}
+	return nil
+}
+
+// readAnswer reads a line, without its end if there is no more input. It fails with the cause
+// of ctx.
+func readAnswer(ctx context.Context, in io.Reader) (string, error) {
 	answered := make(chan string, 1)
 	go func() { // it ends with the program if nobody answers
-		line, _ := bufio.NewReader(in).ReadString('\n')
+		line, _ := bufio.NewReader(in).ReadString('\n') // what there is counts
 		answered <- line
 	}()
 	select {
 	case line := <-answered:
-		if !strings.HasSuffix(line, "\n") {
-			_, _ = io.WriteString(p.stderr, "\n")
-		}
-		if !isYes(line) {
-			p.stderrf("nothing was spent")
-			return errDeclined
-		}
-		return nil
+		return line, nil
 	case <-ctx.Done():
-		_, _ = io.WriteString(p.stderr, "\n")
-		return context.Cause(ctx)
+		return "", context.Cause(ctx)
 	}
 }
 
@@ -64,4 +74,14 @@ func isYes(answer string) bool {
 		return true
 	}
 	return false
+}
+
+// confirmDeletion asks a question, and fails unless the answer is yes.
+func (p *program) confirmDeletion(ctx context.Context, question string) error {
+	p.stderrf("%s yes or no:", question)
+	line, err := readAnswer(ctx, p.stdin)
+	if err == nil && strings.TrimSpace(line) != "yes" {
+		err = usageErrorf(`answer "yes", or give --yes`, "nothing was deleted")
+	}
+	return err
 }

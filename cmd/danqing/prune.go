@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"sync"
@@ -92,6 +90,9 @@ func (p *program) prune(ctx context.Context, f pruneFlags) (err error) {
 			old = append(old, sidecar)
 		}
 		return nil
+	}, func(jobID string, err error) error {
+		p.stderrf("warning: job %s is left out: %v", jobID, err)
+		return nil
 	})
 	if err != nil {
 		return err
@@ -102,7 +103,7 @@ func (p *program) prune(ctx context.Context, f pruneFlags) (err error) {
 		return nil
 	}
 	if !f.yes {
-		if err := p.confirm(ctx, "delete these images for good?"); err != nil {
+		if err := p.confirmDeletion(ctx, "delete these images for good?"); err != nil {
 			return err
 		}
 	}
@@ -113,26 +114,4 @@ func (p *program) prune(ctx context.Context, f pruneFlags) (err error) {
 	}
 	p.stderrf("deleted; the records of the jobs stay, so that none is bought again")
 	return nil
-}
-
-// confirm asks the user a question, and fails unless the answer is yes.
-func (p *program) confirm(ctx context.Context, question string) error {
-	p.stderrf("%s yes or no:", question)
-	answered := make(chan error, 1)
-	go func() { // it stays until there is input; the program ends before
-		answer, err := bufio.NewReader(p.stdin).ReadString('\n')
-		switch {
-		case strings.TrimSpace(answer) == "yes":
-			err = nil
-		case err == nil, errors.Is(err, io.EOF):
-			err = usageErrorf(`answer "yes", or give --yes`, "nothing was deleted")
-		}
-		answered <- err
-	}()
-	select {
-	case err := <-answered:
-		return err
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

@@ -135,7 +135,7 @@ func (r *purge) purgeShared(ctx context.Context) error {
 		return err
 	}
 	if !r.yes {
-		if err := r.confirm(ctx, "delete all of this?"); err != nil {
+		if err := r.confirmDeletion(ctx, "delete all of this?"); err != nil {
 			return err
 		}
 	}

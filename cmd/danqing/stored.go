@@ -65,8 +65,9 @@ func (p *program) openStored(simulate bool) (bucket *storage.Bucket, closer io.C
 	return rt.bucket, rt, err
 }
 
-// eachStored calls do with the sidecar of every selected job, several at a time.
-func (f storedFlags) eachStored(ctx context.Context, bucket *storage.Bucket, do func(context.Context, *storage.Sidecar) error) error {
+// eachStored calls do with the sidecar of every selected job, several at a time, and damaged
+// with the ID of every job whose sidecar cannot be read, of whatever batch it is.
+func (f storedFlags) eachStored(ctx context.Context, bucket *storage.Bucket, do func(context.Context, *storage.Sidecar) error, damaged func(jobID string, err error) error) error {
 	var ids []string
 	if err := bucket.SidecarIDs(ctx, "", func(id string, _ time.Time) { ids = append(ids, id) }); err != nil {
 		return err
@@ -79,6 +80,8 @@ func (f storedFlags) eachStored(ctx context.Context, bucket *storage.Bucket, do 
 			switch {
 			case errors.Is(err, storage.ErrNotExist), err == nil && f.batch != "" && sidecar.Batch != f.batch:
 				return nil
+			case errors.Is(err, storage.ErrUnreadable):
+				return damaged(id, err)
 			case err != nil:
 				return err
 			}

@@ -18,7 +18,8 @@ func (p *program) verifyCommand() *cobra.Command {
 		Short: "Read all stored images and say which are missing or changed",
 		Long: `Verify reads the images of finished jobs in the bucket and compares them with the sizes
 and SHA-256 digests that were recorded when they were stored. It prints a line for each
-image that is missing or changed, and changes nothing.
+image that is missing or changed, and for each record that is damaged, and changes
+nothing.
 
 The embedded bucket is used by one process at a time: stop the worker first. Exit codes:
 0 all images are intact, 3 some are not.`,
@@ -35,8 +36,8 @@ The embedded bucket is used by one process at a time: stop the worker first. Exi
 
 // verification counts what verify has found.
 type verification struct {
-	mu                                      sync.Mutex
-	jobs, intact, missing, changed, deleted int
+	mu                                               sync.Mutex
+	jobs, intact, missing, changed, deleted, damaged int
 }
 
 func (p *program) verify(ctx context.Context, f storedFlags) (err error) {
@@ -71,6 +72,12 @@ func (p *program) verify(ctx context.Context, f storedFlags) (err error) {
 			}
 		}
 		return nil
+	}, func(jobID string, err error) error {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		v.damaged++
+		_, printErr := fmt.Fprintf(p.stdout, "damaged\t%s\t\t%v\n", jobID, err)
+		return printErr
 	})
 	if err != nil {
 		return err
@@ -82,8 +89,11 @@ func (p *program) verify(ctx context.Context, f storedFlags) (err error) {
 	if v.deleted > 0 {
 		text += fmt.Sprintf("; the images of %s were deleted by prune", count(v.deleted, "job"))
 	}
+	if v.damaged > 0 {
+		text += fmt.Sprintf("; %s cannot be read", count(v.damaged, "record"))
+	}
 	p.stderrf("%s", text)
-	if v.missing+v.changed > 0 {
+	if v.missing+v.changed+v.damaged > 0 {
 		return errPartFailed
 	}
 	return nil
