@@ -29,8 +29,10 @@ func TestInstance(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, at, got)
 
-	// The process was killed, and the file is stale.
+	// The process was killed, and the file is stale. No other program takes this port.
 	require.NoError(t, listener.Close())
+	at.RedisURL = "redis://127.0.0.1:1/0"
+	require.NoError(t, writeInstance(dir, at))
 	_, err = readInstance(t.Context(), dir)
 	require.ErrorIs(t, err, errNoInstance)
 
