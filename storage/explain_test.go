@@ -144,9 +144,7 @@ func TestCheckExplainsNoAnswer(t *testing.T) {
 	secure.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	secure.StartTLS()
 	t.Cleanup(secure.Close)
-	closed, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, closed.Close())
+	const closed = "http://127.0.0.1:1" // a port that was free before may be taken by another test
 	alert := listen(t, "\x15\x03\x01\x00\x02\x02\x46") // OpenSSL's response to plain HTTP
 	named := func(server *httptest.Server, host string) string {
 		u, err := url.Parse(server.URL)
@@ -159,7 +157,7 @@ func TestCheckExplainsNoAnswer(t *testing.T) {
 		client               storage.HTTPClient // nil is the default
 		want                 string
 	}{
-		"nothing there":         {"http://" + closed.Addr().String(), "", nil, "nothing listens at http://" + closed.Addr().String() + ": start the store, or correct AWS_ENDPOINT_URL_S3"},
+		"nothing there":         {closed, "", nil, "nothing listens at " + closed + ": start the store, or correct AWS_ENDPOINT_URL_S3"},
 		"no TLS":                {strings.Replace(plain.URL, "http:", "https:", 1), "", nil, "does not speak TLS: begin AWS_ENDPOINT_URL_S3 with http://"},
 		"TLS":                   {strings.Replace(secure.URL, "https:", "http:", 1), "", nil, `answers with HTTP status 400 and "nothing", as no S3 store does: correct AWS_ENDPOINT_URL_S3, to https:// if it speaks TLS`},
 		"TLS that sends alerts": {"http://" + alert, "", nil, "http://" + alert + " speaks TLS: begin AWS_ENDPOINT_URL_S3 with https://"},

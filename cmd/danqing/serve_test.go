@@ -55,12 +55,9 @@ func newServeStack(t *testing.T) *serveStack {
 	t.Helper()
 	socket := redistest.Start(t).Socket
 	store := embeddedStore(t)
-	free, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a free port
-	require.NoError(t, err)
-	require.NoError(t, free.Close())
 	rdb := redis.NewClient(&redis.Options{Network: "unix", Addr: socket, PoolSize: 50})
 	t.Cleanup(func() { require.NoError(t, rdb.Close()) })
-	return &serveStack{t: t, address: free.Addr().String(), rdb: rdb, jobs: jobs.NewClient(rdb), env: []string{
+	return &serveStack{t: t, address: net.JoinHostPort("127.0.0.1", freePorts(t)["8765"]), rdb: rdb, jobs: jobs.NewClient(rdb), env: []string{
 		"HOME=" + t.TempDir(), "PATH=" + os.Getenv("PATH"), noExitSleep, "REDIS_URL=unix://" + socket,
 		"AWS_ENDPOINT_URL_S3=" + store.Endpoint, "AWS_REGION=" + storagetest.Region, "DANQING_S3_BUCKET=" + storagetest.Bucket,
 		"AWS_ACCESS_KEY_ID=" + storagetest.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + storagetest.SecretAccessKey,
