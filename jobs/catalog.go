@@ -84,7 +84,20 @@ type Style struct {
 
 // LookupModel returns the model with exactly this name; "" is [DefaultModel]. The error is a
 // [FieldError] that lists the models.
-func LookupModel(name string) (Model, error) { return lookupModel(name, Models()) }
+func LookupModel(name string) (Model, error) {
+	m, err := lookupModel(name, catalog())
+	return m.clone(), err
+}
+
+// clone returns a copy that shares nothing with m.
+func (m Model) clone() Model {
+	m.RegionalNames, m.Prices, m.Sources = maps.Clone(m.RegionalNames), maps.Clone(m.Prices), maps.Clone(m.Sources)
+	m.Styles, m.RefModes, m.Sizes.List = slices.Clone(m.Styles), slices.Clone(m.RefModes), slices.Clone(m.Sizes.List)
+	for i, style := range m.Styles {
+		m.Styles[i].Names = slices.Clone(style.Names)
+	}
+	return m
+}
 
 func lookupModel(name string, all []Model) (Model, error) {
 	if name == "" {

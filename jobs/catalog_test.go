@@ -74,8 +74,25 @@ func TestLookupModel(t *testing.T) {
 // Callers may change the catalog that they get.
 func TestModelsAreCopies(t *testing.T) {
 	t.Parallel()
-	Models()[0].Styles[0].Value = "broken"
-	assert.Equal(t, "<auto>", Models()[0].Styles[0].Value)
+	whole := Models()
+	for i, m := range Models() {
+		copied, err := LookupModel(m.Name)
+		require.NoError(t, err)
+		assert.Equal(t, m, copied)
+		for _, change := range []Model{m, copied} {
+			clear(change.Sources)
+			clear(change.Prices)
+			clear(change.RegionalNames)
+			for i := range change.Styles {
+				change.Styles[i].Names[0], change.Styles[i] = "broken", Style{}
+			}
+			clear(change.RefModes)
+			clear(change.Sizes.List)
+		}
+		again, err := LookupModel(m.Name)
+		require.NoError(t, err)
+		assert.Equal(t, whole[i], again)
+	}
 }
 
 // The rules of the text-to-image V2 and qwen-image API references.

@@ -42,15 +42,18 @@ const recheckWorkers = time.Second
 // no worker has run yet.
 func (a *api) workedModels(ctx context.Context, maxAge time.Duration) []jobs.Model {
 	workers := a.workers.get(ctx, a.operator, maxAge)
-	return slices.DeleteFunc(jobs.Models(), func(m jobs.Model) bool {
-		return len(workers) > 0 && !slices.ContainsFunc(workers, func(w jobs.WorkerStatus) bool { return slices.Contains(w.Models, m.Name) })
-	})
+	return slices.DeleteFunc(jobs.Models(), func(m jobs.Model) bool { return !workOn(workers, m.Name) })
+}
+
+// workOn reports whether one of the workers works on a model, or none has run yet.
+func workOn(workers []jobs.WorkerStatus, model string) bool {
+	return len(workers) == 0 || slices.ContainsFunc(workers, func(w jobs.WorkerStatus) bool { return slices.Contains(w.Models, model) })
 }
 
 // isWorked reports whether a worker works on a model.
 func (a *api) isWorked(ctx context.Context, model string) bool {
 	for _, maxAge := range []time.Duration{slotCacheLifetime, recheckWorkers} {
-		if slices.ContainsFunc(a.workedModels(ctx, maxAge), func(m jobs.Model) bool { return m.Name == model }) {
+		if workOn(a.workers.get(ctx, a.operator, maxAge), model) {
 			return true
 		}
 	}
