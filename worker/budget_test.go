@@ -62,6 +62,12 @@ func TestRule1DailyBudget(t *testing.T) {
 		<-time.After(15*time.Hour + 40*time.Minute) // it is 23:40 in China
 		s.start()
 		ids := s.enqueueMany(8)
+		<-time.After(10 * time.Minute)
+		lanes, err := jobs.NewInspector(s.redis).Lanes(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, jobs.LanePaused, lanes[0].State)
+		assert.Equal(t, jobs.PauseBudget, lanes[0].Reason)
+		assert.Equal(t, "2000-01-02T00:00:00+08:00", lanes[0].Until.In(ledger.Zone()).Format(time.RFC3339), "a new day's budget")
 		for _, id := range ids {
 			s.requireMadeOnce(id)
 		}

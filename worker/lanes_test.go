@@ -40,7 +40,17 @@ func (s *stack) enqueueModels(n int) []string {
 	return ids
 }
 
-// Two accounts with two models each are four lanes, and all are busy.
+// usageOf returns for how long a lane's slots were busy, and idle while jobs waited.
+func usageOf(lane jobs.LaneStatus) (busy, idle time.Duration) {
+	for _, hour := range lane.Hours {
+		busy += time.Duration(hour.BusySeconds * float64(time.Second))
+		idle += time.Duration(hour.IdleSeconds * float64(time.Second))
+	}
+	return busy, idle
+}
+
+// Two accounts with two models each are four lanes, and all are busy. Their hours tell it as the
+// simulator measures it.
 func TestFourLanes(t *testing.T) {
 	sim := twoKeys()
 	bubbleWith(t, sim, twoAccounts(), func(t *testing.T, s *stack) {
@@ -58,6 +68,15 @@ func TestFourLanes(t *testing.T) {
 		assert.Zero(t, stats.Throttled)
 		s.requireChargedOnce()
 		assert.Len(t, sim.Tasks(), total)
+		<-time.After(time.Minute)
+		lanes, err := jobs.NewInspector(s.redis).Lanes(t.Context())
+		require.NoError(t, err)
+		for i, lane := range lanes { // both are in the order of account and model
+			busy, idle := usageOf(lane)
+			assert.InDelta(t, 1, busy.Seconds()/stats.Lanes[i].Busy.Seconds(), 0.05)
+			assert.Less(t, idle, time.Minute, "while jobs waited")
+			assert.Empty(t, lane.Running)
+		}
 	})
 }
 
@@ -133,6 +152,7 @@ func TestPausedAccount(t *testing.T) {
 		s.enqueue(jobs.Request{ID: "late", Prompt: "late"})
 		<-time.After(10 * time.Minute)
 		assert.Zero(t, s.tasksOf("late"))
+		paused := time.Duration(0)
 		lanes, err := client.Lanes(t.Context())
 		require.NoError(t, err)
 		said := 0
@@ -140,8 +160,13 @@ func TestPausedAccount(t *testing.T) {
 			if lane.State == jobs.LanePaused {
 				said++
 				assert.Contains(t, lane.Message, "paused by an operator")
+				assert.Equal(t, jobs.PauseOperator, lane.Reason)
+				if _, idle := usageOf(lane); lane.Account == "east" {
+					paused += idle
+				}
 			}
 		}
+		assert.InDelta(t, 10*time.Minute, paused, float64(20*time.Second), "the slot was idle while the job waited")
 		assert.NotZero(t, said)
 		require.NoError(t, client.ResumeAccount(t.Context(), "west"))
 		rec := s.wait("late")

@@ -3,8 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -157,12 +157,15 @@ func imagesNote(rec *jobs.Job) string {
 	return note
 }
 
+// busyHours is of how many hours, beside the current one, the table of lanes shows the busy share.
+const busyHours = 1
+
 func (p *program) printLanesTable(lanes []lane) error {
 	if len(lanes) == 0 {
 		_, err := fmt.Fprintln(p.stdout, "no lanes: no worker has used this queue yet")
 		return err
 	}
-	t := terminal.Table{Heads: []string{"LANE", "STATE", "TASKS", "SINCE", "NOTE"}}
+	t := terminal.Table{Heads: []string{"LANE", "STATE", "TASKS", "BUSY", "SINCE", "NOTE"}}
 	for _, l := range lanes {
 		state, note := string(l.State), l.pauseReason()
 		switch {
@@ -177,7 +180,7 @@ func (p *program) printLanesTable(lanes []lane) error {
 		if l.Simulated {
 			state += " (simulated)"
 		}
-		t.Rows = append(t.Rows, []string{l.Account + " " + l.Model, state, strconv.Itoa(l.Concurrency), formatTime(l.At), note})
+		t.Rows = append(t.Rows, []string{l.Account + " " + l.Model, state, fmt.Sprintf("%d of %d", l.Busy(), l.Concurrency), fmt.Sprintf("%.0f %%", 100*l.BusyShare(time.Now().Add(-busyHours*time.Hour))), formatTime(l.At), note})
 	}
 	return t.Write(p.stdout)
 }

@@ -252,8 +252,11 @@ func (l lane) pauseReason() string {
 	case l.Paused != nil:
 		return fmt.Sprintf("paused by an operator since %s: %s", formatTime(l.Paused.At), cmp.Or(l.Paused.Reason, "no reason was given"))
 	case l.State == jobs.LanePaused:
-		why := cmp.Or(l.Message, l.Code, "no reason was given")
-		if !l.RetryAt.IsZero() {
+		why := cmp.Or(l.Message, string(l.Reason), "no reason was given")
+		switch {
+		case !l.Until.IsZero():
+			why += "; until " + formatTime(l.Until)
+		case !l.RetryAt.IsZero():
 			why += "; next try at " + formatTime(l.RetryAt)
 		}
 		return why

@@ -198,6 +198,11 @@ const (
 	// LaneLastTask is the lane's last created task as JSON. Lifetime: as long as
 	// DashScope has the task, 24 hours.
 	LaneLastTask = "last_task"
+	// LaneUsage is a hash HOUR:busy and HOUR:idle → milliseconds, by the hours since 1970, of the
+	// last 24 hours: how long the lane's slots had a task, and how long they had none while jobs
+	// waited. Lifetime: none; older hours are removed by the next write. Reader:
+	// jobs.Inspector.Lanes.
+	LaneUsage = "usage"
 )
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)

@@ -314,7 +314,7 @@ func (l *lane) submitAhead(ctx context.Context, e *execution, rec *jobs.Record, 
 		return l.rollbackIntent(ctx, p.intent, p.rec, err)
 	}
 	close(a.begun)
-	return l.send(ctx, p)
+	return l.send(ctx, e, p)
 }
 
 // awaitSlot waits for a slot for a prepared job. It fails with [errNotNext] as soon as another

@@ -45,11 +45,11 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindTerminal:
 		return nil, l.fail(ctx, rec, refused.Code, withHint("the reference image was rejected", refused.Message))
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindAccount:
-		return nil, &pauseError{backoff: &l.waits.account, minWait: refused.RetryAfter, message: accountPaused, cause: err}
+		return nil, &pauseError{backoff: &l.waits.account, minWait: refused.RetryAfter, reason: jobs.PauseAccount, message: accountPaused, cause: err}
 	case refused != nil && refused.Status != 0 && refused.Kind != dashscope.KindThrottled:
 		return nil, l.referenceRejected(ctx, rec, err)
 	default:
-		return nil, &pauseError{backoff: &l.waits.unreachable, message: referenceNotUploaded, cause: err}
+		return nil, &pauseError{backoff: &l.waits.unreachable, reason: jobs.PauseService, message: referenceNotUploaded, cause: err}
 	}
 }
 

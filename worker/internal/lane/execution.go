@@ -17,9 +17,11 @@ import (
 // its slot, and a redelivery of the message attaches to it.
 type execution struct {
 	// handlers is the number of handlers that wait for the result. slotReleased is set
-	// while the execution has no slot. Both are guarded by the lane's mu.
+	// while the execution has no slot, and working while its slot has a task. All are guarded
+	// by the lane's mu.
 	handlers     int
 	slotReleased bool
+	working      bool
 	// parked is closed when the result may take minutes without a slot. Handlers stop
 	// waiting then.
 	parked chan struct{}
@@ -33,8 +35,10 @@ type execution struct {
 type pauseError struct {
 	backoff *loop.Backoff
 	minWait time.Duration
+	reason  jobs.PauseReason
 	message string // a constant, for the log
 	cause   error
+	until   time.Time // when the cause ends by itself, if that is known
 	// recheck, unless nil, is called after the wait and fails while the cause persists.
 	recheck func(context.Context) error
 }
@@ -50,7 +54,7 @@ func (t *pauseError) Unwrap() error { return t.cause }
 
 // redisPause pauses the lane because of a Redis error.
 func (l *lane) redisPause(err error) *pauseError {
-	return &pauseError{backoff: &l.waits.unreachable, message: loop.RedisUnavailable, cause: err}
+	return &pauseError{backoff: &l.waits.unreachable, reason: jobs.PauseRedis, message: loop.RedisUnavailable, cause: err}
 }
 
 // detach ends a handler's wait, before or after the result.
@@ -104,6 +108,7 @@ func (l *lane) start(ctx context.Context, id string, inSlot bool, handlers int, 
 		l.mu.Lock()
 		delete(l.executions, id)
 		unattended, slotReleased := e.handlers == 0, e.slotReleased
+		l.endWorking(e)
 		close(e.done)
 		l.mu.Unlock()
 		if !slotReleased {
@@ -135,6 +140,7 @@ func (l *lane) releaseSlot(e *execution) {
 	defer l.mu.Unlock()
 	if !e.slotReleased {
 		e.slotReleased = true
+		l.endWorking(e)
 		<-l.slots
 	}
 }

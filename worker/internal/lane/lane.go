@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -119,6 +120,7 @@ type lane struct {
 	settling atomic.Int32
 
 	waits waits
+	usage *usage
 }
 
 // waits are the lane's backoffs by kind of failure. Each grows while the failure lasts.
@@ -142,6 +144,7 @@ func newLane(hard context.Context, cfg Config) *lane {
 		recordSem:   make(chan struct{}, 1),
 		submitSem:   make(chan struct{}, 1),
 		executions:  map[string]*execution{},
+		usage:       newUsage(cfg.Concurrency),
 	}
 	l.waits.unreachable = loop.Backoff{First: time.Second, Most: time.Minute}
 	// Throttling usually clears within a minute (rate-limit page).
@@ -194,6 +197,7 @@ func (l *lane) runTerm(ctx context.Context) error {
 	if err := l.takeTerm(ctx); err != nil {
 		return err
 	}
+	defer loop.Every(ctx, usageInterval, l.recordUsage)()
 	if err := l.awaitKeyAccepted(ctx); err != nil {
 		return err
 	}
@@ -286,7 +290,7 @@ func (l *lane) awaitKeyAccepted(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		if err := l.pause(ctx, &pauseError{backoff: &l.waits.account, message: accountPaused, cause: err}); err != nil {
+		if err := l.pause(ctx, &pauseError{backoff: &l.waits.account, reason: jobs.PauseAccount, message: accountPaused, cause: err}); err != nil {
 			return err
 		}
 	}
@@ -312,7 +316,7 @@ func (l *lane) serve(ctx context.Context) error {
 			return fmt.Errorf("start lane: %w", err)
 		}
 		l.log.Info("lane opened", "term", l.term, "simulated", l.recorder.Simulated())
-		l.publishStatus(ctx, jobs.LaneOpen, "", time.Time{})
+		l.publishStatus(ctx, jobs.LaneStatus{State: jobs.LaneOpen})
 		var pause *pauseError
 		select {
 		case pause = <-l.pauses:
@@ -352,7 +356,9 @@ func (l *lane) asynqConfig() asynq.Config {
 func (l *lane) pause(ctx context.Context, t *pauseError) error {
 	d := max(t.backoff.Next(), t.minWait)
 	l.log.Warn(t.message, "err", t.cause, "wait", d, "hint", hint(t.cause)) //nolint:sloglint // every pauseError has a constant message
-	l.publishStatus(ctx, jobs.LanePaused, withHint(t.Error(), hint(t.cause)), time.Now().Add(d))
+	l.publishStatus(ctx, jobs.LaneStatus{
+		State: jobs.LanePaused, Reason: t.reason, Message: withHint(t.Error(), hint(t.cause)), RetryAt: time.Now().Add(d), Until: t.until,
+	})
 	for {
 		if err := loop.Sleep(ctx, d); err != nil || t.recheck == nil || t.recheck(ctx) == nil {
 			return err
@@ -360,12 +366,13 @@ func (l *lane) pause(ctx context.Context, t *pauseError) error {
 	}
 }
 
-// publishStatus publishes the lane's status for operators.
-func (l *lane) publishStatus(ctx context.Context, state jobs.LaneState, message string, retryAt time.Time) {
-	status := jobs.LaneStatus{
-		Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, Term: l.term, Concurrency: l.cfg.Concurrency, Simulated: l.recorder.Simulated(),
-		State: state, Message: message, At: time.Now().UTC(), RetryAt: retryAt,
-	}
+// publishStatus publishes the lane's status for operators: the fields that it does not set are
+// those of the lane.
+func (l *lane) publishStatus(ctx context.Context, status jobs.LaneStatus) {
+	l.usage.setReason(status.Reason)
+	status.Account, status.Model, status.Term, status.Concurrency = l.cfg.Account.Name, l.cfg.Model.Name, l.term, l.cfg.Concurrency
+	status.Simulated, status.At = l.recorder.Simulated(), time.Now().UTC()
+	status.Host, _ = os.Hostname()
 	if err := l.recorder.Store.SetLane(ctx, status); err != nil {
 		l.log.Warn("lane status not published", "err", err)
 	}

@@ -39,7 +39,8 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 	wait := max(lease.TTL, l.timing().Late)
 	const waiting = "data may have been lost: waiting for other workers to replay and for delayed creates"
 	l.log.Warn(waiting, "wait", wait)
-	l.publishStatus(ctx, jobs.LanePaused, waiting, time.Now().Add(wait))
+	until := time.Now().Add(wait)
+	l.publishStatus(ctx, jobs.LaneStatus{State: jobs.LanePaused, Reason: jobs.PauseDataLoss, Message: waiting, RetryAt: until, Until: until})
 	if err := loop.Sleep(ctx, wait); err != nil {
 		return err
 	}
@@ -166,7 +167,7 @@ func (l *lane) holdForSpooled(ctx context.Context, rec *jobs.Record, req *jobs.R
 	}
 	files, err := l.recorder.Spool.Names()
 	if err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: data directory full or missing", cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, reason: jobs.PauseDisk, message: "submissions paused: data directory full or missing", cause: err}
 	}
 	for _, file := range files {
 		id, attempt := recorder.SpooledAttempt(file)

@@ -41,6 +41,7 @@ const (
 // not end the wait: they do not show the state of the task. When an answer, or the task list, shows
 // that it has succeeded, the next create may be sent at once: what belongs to this task follows it.
 func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
+	l.setWorking(e)
 	stopwatch := l.startStopwatch(rec)
 	defer l.tasks.Delete(rec.TaskID) // the record and the journal name it, or the lane ends
 	schedule := l.pollSchedule(ctx, rec)
@@ -83,7 +84,7 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 			continue
 		}
 		if failing {
-			l.publishStatus(ctx, jobs.LaneOpen, "", time.Time{})
+			l.publishStatus(ctx, jobs.LaneStatus{State: jobs.LaneOpen})
 		}
 		failing = false
 		errorBackoff.Reset()
@@ -187,7 +188,9 @@ func (l *lane) awaitQuery(ctx context.Context, looks *account.Poller, interval t
 // queryFailed logs a failed query and publishes it in the lane's status.
 func (l *lane) queryFailed(ctx context.Context, rec *jobs.Record, err error, wait time.Duration) {
 	l.log.Warn("task query failed, retrying", "job_id", rec.ID, "task_id", rec.TaskID, "err", err, "wait", wait, "hint", hint(err))
-	l.publishStatus(ctx, jobs.LaneOpen, "task of job "+rec.ID+" cannot be queried: "+withHint(err.Error(), hint(err)), time.Now().Add(wait))
+	l.publishStatus(ctx, jobs.LaneStatus{
+		State: jobs.LaneOpen, Message: "task of job " + rec.ID + " cannot be queried: " + withHint(err.Error(), hint(err)), RetryAt: time.Now().Add(wait),
+	})
 }
 
 // runningWrite is the write of the time at which a task was first seen running.
@@ -364,9 +367,9 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 	reason := fmt.Errorf("task %s: %s: %s", rec.TaskID, code, withHint(message, remedy))
 	switch kind {
 	case dashscope.KindAccount:
-		return &pauseError{backoff: &l.waits.account, message: accountPaused, cause: reason}
+		return &pauseError{backoff: &l.waits.account, reason: jobs.PauseAccount, message: accountPaused, cause: reason}
 	case dashscope.KindThrottled:
-		return &pauseError{backoff: &l.waits.throttled, message: temporarilyRefused, cause: reason}
+		return &pauseError{backoff: &l.waits.throttled, reason: jobs.PauseThrottled, message: temporarilyRefused, cause: reason}
 	default:
 		return &jobError{retryIn: retryFirst << (attemptsThisRound(rec) - 1), message: reason.Error()}
 	}

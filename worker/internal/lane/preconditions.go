@@ -57,7 +57,7 @@ func (l *lane) checkPreconditions(ctx context.Context, rec *jobs.Record) error {
 	case errors.Is(err, storage.ErrUnreadable):
 		return l.endRecord(ctx, rec, jobs.StateFailed, jobs.CodeSidecarUnreadable, err.Error())
 	case err != nil:
-		return &pauseError{backoff: &l.waits.unreachable, message: bucketUnavailable, cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, reason: jobs.PauseBucket, message: bucketUnavailable, cause: err}
 	case finished != nil && !recorder.RetriedSince(rec, finished):
 		if err := l.recorder.AdoptFinished(ctx, rec, finished); err != nil {
 			return err
@@ -71,7 +71,7 @@ func (l *lane) checkPreconditions(ctx context.Context, rec *jobs.Record) error {
 func (l *lane) checkRoom(ctx context.Context) error {
 	if limit := l.cfg.StoreBacklogLimit; l.cfg.Recovery.StoreBacklog(ctx, limit) > limit {
 		return &pauseError{
-			backoff: &l.waits.unreachable, message: "submissions paused: finished images cannot be stored",
+			backoff: &l.waits.unreachable, reason: jobs.PauseBucket, message: "submissions paused: finished images cannot be stored",
 			cause: fmt.Errorf("more than %d jobs have images waiting to be stored", limit),
 		}
 	}
@@ -83,7 +83,7 @@ func (l *lane) checkRoom(ctx context.Context) error {
 		err = fmt.Errorf("%d MiB free, %d MiB required: free some space", free>>20, diskReserve>>20)
 	}
 	if err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: data directory full or missing", cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, reason: jobs.PauseDisk, message: "submissions paused: data directory full or missing", cause: err}
 	}
 	return nil
 }
@@ -98,7 +98,7 @@ func (l *lane) checkLane(ctx context.Context) error {
 		return err
 	}
 	if _, disabled := l.cfg.Account.Usable(); disabled != nil {
-		return &pauseError{backoff: &l.waits.account, message: accountPaused, cause: disabled}
+		return &pauseError{backoff: &l.waits.account, reason: jobs.PauseAccount, message: accountPaused, cause: disabled}
 	}
 	return nil
 }
@@ -114,7 +114,7 @@ func (l *lane) checkAccountPause(ctx context.Context) error {
 	}
 	return &pauseError{
 		backoff: &loop.Backoff{First: accountPausePoll, Most: accountPausePoll}, recheck: l.checkAccountPause,
-		message: "lane paused by an operator", cause: errors.New(cmp.Or(pause.Reason, "no reason given")),
+		reason: jobs.PauseOperator, message: "lane paused by an operator", cause: errors.New(cmp.Or(pause.Reason, "no reason given")),
 	}
 }
 
@@ -136,7 +136,7 @@ func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int
 	case !errors.As(err, &full):
 		return l.redisPause(err)
 	case full.Batch == "", ahead: // what is reserved may become free until a slot is
-		return &pauseError{backoff: &loop.Backoff{First: budgetPollInterval, Most: budgetPollInterval}, message: budgetSpent, cause: err}
+		return &pauseError{backoff: &loop.Backoff{First: budgetPollInterval, Most: budgetPollInterval}, reason: jobs.PauseBudget, message: budgetSpent, cause: err, until: full.Until}
 	}
 	next := recorder.Held(rec, jobs.CodeBudgetExceeded, "nothing was bought: "+full.Error()+"; run the batch again with a larger --budget")
 	next.Request = intent.Request

@@ -57,6 +57,7 @@ func (l *lane) markAmbiguous(ctx context.Context, rec *jobs.Record, reason, requ
 // may be the job's is pending or running, or may still be created by a delayed request;
 // afterwards other jobs may use the slot. It returns when the record has left the state.
 func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (err error) {
+	l.setWorking(e)
 	if rec.AmbiguousAt.IsZero() {
 		if rec, err = l.markAmbiguous(ctx, rec, reconcile.WorkerCrashed, "", true); err != nil {
 			return err
@@ -202,6 +203,9 @@ func (l *lane) awaitQuiet(ctx context.Context) error {
 			quiet = max(quiet, l.quietIn(l.intentOf(rec)))
 		}
 		switch {
+		case quiet > 0 && !waited:
+			l.usage.change(func() { l.usage.quiet++ })
+			defer l.usage.change(func() { l.usage.quiet-- })
 		case quiet > 0:
 		case waited:
 			return errReread
@@ -297,7 +301,7 @@ func (l *lane) resubmit(ctx context.Context, rec *jobs.Record) error {
 		err = l.recorder.Release(ctx, rec)
 	}
 	if err != nil {
-		return &pauseError{backoff: &l.waits.unreachable, message: "intent not rolled back", cause: err}
+		return &pauseError{backoff: &l.waits.unreachable, reason: jobs.PauseRedis, message: "intent not rolled back", cause: err}
 	}
 	l.log.Warn("reconciled: no task created, resubmitting", "job_id", rec.ID, "attempt", rec.Attempt)
 	next := *rec

@@ -34,7 +34,7 @@ func (l *lane) referenceRejected(ctx context.Context, rec *jobs.Record, why erro
 			"nothing was bought: try the image in DashScope's console, or another one, under a new ID"))
 	case deferred:
 	case time.Since(since) < referenceBlockTime:
-		return &pauseError{backoff: &l.waits.unreachable, message: referenceNotUploaded, cause: why}
+		return &pauseError{backoff: &l.waits.unreachable, reason: jobs.PauseService, message: referenceNotUploaded, cause: why}
 	default:
 		next := *rec
 		next.State, next.Code = jobs.StateRetrying, jobs.CodeReferenceRejected

@@ -72,7 +72,7 @@ func (l *lane) intentRefused(ctx context.Context, intent, rec *jobs.Record, caus
 		}
 		return cause
 	}
-	pause := &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: redis refuses records", cause: shared}
+	pause := &pauseError{backoff: &l.waits.unreachable, reason: jobs.PauseRedis, message: "submissions paused: redis refuses records", cause: shared}
 	if err := l.rollbackIntent(ctx, intent, rec, pause); !errors.As(err, new(*pauseError)) {
 		l.log.Debug("intent not rolled back", "job_id", intent.ID, "err", err)
 	}

@@ -66,7 +66,7 @@ func (l *lane) submitInSlot(ctx context.Context, e *execution, rec *jobs.Record,
 	if err != nil {
 		return err
 	}
-	return l.send(ctx, p)
+	return l.send(ctx, e, p)
 }
 
 // prepare does everything for a create that can be done before a slot is free. The order of
@@ -132,7 +132,7 @@ func (l *lane) awaitOutcomes(ctx context.Context) (ambiguous int, err error) {
 
 // send sends a prepared job's create once. The record and the journal have that it may be on
 // its way before it is.
-func (l *lane) send(ctx context.Context, p *prepared) error {
+func (l *lane) send(ctx context.Context, e *execution, p *prepared) error {
 	if err := l.take(ctx, l.submitSem); err != nil {
 		return l.rollbackIntent(ctx, p.intent, p.rec, err)
 	}
@@ -157,6 +157,7 @@ func (l *lane) send(ctx context.Context, p *prepared) error {
 	if err := cmp.Or(err, notNow); err != nil {
 		return l.rollbackIntent(ctx, intent, p.rec, err)
 	}
+	l.setWorking(e)
 	l.limiter.sent()
 	created, err := l.create(ctx, *p.body)
 	l.limiter.done()
@@ -193,10 +194,10 @@ func (l *lane) startSending(ctx context.Context, p *prepared) (*jobs.Record, err
 		return p.intent, err
 	}
 	if err := l.recorder.Data.Journal.Append(journal.KindIntent, &sending); err != nil {
-		return &sending, &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: journal not writable", cause: err}
+		return &sending, &pauseError{backoff: &l.waits.unreachable, reason: jobs.PauseDisk, message: "submissions paused: journal not writable", cause: err}
 	}
 	if !l.lease.Valid() {
-		return &sending, &pauseError{backoff: &l.waits.unreachable, message: "submissions paused: lease expired"}
+		return &sending, &pauseError{backoff: &l.waits.unreachable, reason: jobs.PauseRedis, message: "submissions paused: lease expired"}
 	}
 	return &sending, nil
 }
@@ -329,11 +330,11 @@ func refusalOf(err error) *dashscope.Error {
 func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err error, refusal *dashscope.Error) error {
 	switch refusal.Kind {
 	case dashscope.KindThrottled:
-		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.throttled, minWait: refusal.RetryAfter, message: temporarilyRefused, cause: err})
+		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.throttled, minWait: refusal.RetryAfter, reason: jobs.PauseThrottled, message: temporarilyRefused, cause: err})
 	case dashscope.KindRefused:
-		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, minWait: refusal.RetryAfter, message: temporarilyRefused, cause: err})
+		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, minWait: refusal.RetryAfter, reason: jobs.PauseService, message: temporarilyRefused, cause: err})
 	case dashscope.KindAccount:
-		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.account, minWait: refusal.RetryAfter, message: accountPaused, cause: err})
+		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.account, minWait: refusal.RetryAfter, reason: jobs.PauseAccount, message: accountPaused, cause: err})
 	case dashscope.KindTerminal:
 		if err := l.recorder.Release(ctx, intent); err != nil {
 			l.log.Warn("reservation not released", "job_id", intent.ID, "err", err)

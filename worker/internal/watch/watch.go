@@ -144,6 +144,19 @@ func (w *Watcher) wakeAll() {
 	}
 }
 
+// MayHaveMessages reports whether one of the queues may have a message that no server has tried to
+// take. It is true for a queue that no server has asked for yet.
+func (w *Watcher) MayHaveMessages(queues map[string]int) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for queue := range queues {
+		if ready, watched := w.queues[asynqPending(queue)]; ready || !watched {
+			return true
+		}
+	}
+	return false
+}
+
 // anyReady reports whether one of the queues may have a message.
 func (w *Watcher) anyReady(pending map[string]bool) bool {
 	w.mu.Lock()
