@@ -42,6 +42,8 @@ type Config struct {
 
 	DataDir string // DANQING_DATA_DIR
 
+	Operator string // DANQING_OPERATOR; "" means the user of the machine
+
 	// ConfirmAboveMicroYuan is DANQING_CONFIRM_ABOVE: what a command may spend without a
 	// question, in millionths of a yuan; 10 yuan unless it is set.
 	ConfirmAboveMicroYuan int64

@@ -70,6 +70,7 @@ func LoadWithFile(path string, getenv func(string) string, environ []string) (*C
 		}
 		l.cfg.SubmitLimit = d
 	}
+	l.cfg.Operator, _ = l.lookup("DANQING_OPERATOR")
 	l.confirmAbove()
 	l.checkNames(environ)
 	if len(l.problems) > 0 {

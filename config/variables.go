@@ -45,6 +45,7 @@ func Variables() []VariableGroup {
 			{Name: "AWS_REGION", Fallback: "AWS_DEFAULT_REGION", Meaning: "the bucket's region"},
 			{Name: "AWS_ENDPOINT_URL_S3", Fallback: "AWS_ENDPOINT_URL", Meaning: "the bucket's endpoint", Default: "AWS"},
 			{Name: "DANQING_DATA_DIR", Meaning: "journal, spool, embedded queue and bucket; one process at a time; **keep it**", Default: "`" + DefaultDataDir + "`"},
+			{Name: "DANQING_OPERATOR", Meaning: "who decides with `danqing jobs retry`, `cancel`, `resolve`, `pause` and `resume`, kept with the decision", Default: "the user who called `sudo`, else the user of the machine"},
 			{Name: "DANQING_SUBMIT_LIMIT", Meaning: "how long after a create was sent DashScope may still create its task; less than the default is used with the simulator only", Default: "`330s`"},
 		}},
 		{"The HTTP API (`serve` and `up`)", []Variable{

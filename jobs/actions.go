@@ -11,6 +11,7 @@ import (
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
@@ -41,7 +42,11 @@ func (s *Store) requestOf(job *Job) (Request, error) {
 }
 
 // cancel is [Client.Cancel].
-func (s *Store) cancel(ctx context.Context, id string) (*Record, error) {
+func (s *Store) cancel(ctx context.Context, id string, by Decider) (*Record, error) {
+	made, err := by.decision(ActionCancel)
+	if err != nil {
+		return nil, fmt.Errorf("cancel %s: %w", id, err)
+	}
 	for {
 		rec, err := s.Get(ctx, id)
 		if err != nil {
@@ -49,9 +54,9 @@ func (s *Store) cancel(ctx context.Context, id string) (*Record, error) {
 		}
 		switch rec.State {
 		case StateScheduled, StateQueued, StatePrepared, StateRetrying:
-			rec, err = s.cancelWaiting(ctx, rec)
+			rec, err = s.cancelWaiting(ctx, rec, &made)
 		case StateSubmitting, StateGenerating:
-			err = s.requestCancel(ctx, rec)
+			err = s.requestCancel(ctx, rec, made)
 		case StateCanceled:
 			// An earlier call may have been interrupted.
 			err = s.finishEnded(ctx, rec)
@@ -82,7 +87,7 @@ func (s *Store) cancelUnsubmitted(ctx context.Context, id string) (*Record, erro
 		case !rec.State.Waiting() || rec.CostMicroYuan > 0:
 			return rec, fmt.Errorf("cancel %s: %w: it was submitted", id, ErrInvalidState)
 		}
-		rec, err = s.endWaiting(ctx, rec, StateCanceled, CodeCanceled, UnwantedMessage)
+		rec, err = s.endWaiting(ctx, rec, nil, StateCanceled, CodeCanceled, UnwantedMessage)
 		if !errors.Is(err, ErrConflict) {
 			return rec, err
 		}
@@ -92,12 +97,13 @@ func (s *Store) cancelUnsubmitted(ctx context.Context, id string) (*Record, erro
 // UnwantedMessage is the message of a job that [Client.CancelUnsubmitted] has canceled.
 const UnwantedMessage = "canceled while it waited, because nobody waited for it any more; it cost nothing"
 
-func (s *Store) cancelWaiting(ctx context.Context, rec *Record) (*Record, error) {
+// cancelWaiting cancels a waiting job, which a person has decided if made is not nil.
+func (s *Store) cancelWaiting(ctx context.Context, rec *Record, made *Decision) (*Record, error) {
 	message := "canceled on request while it waited; it cost nothing"
 	if rec.CostMicroYuan > 0 {
 		message = "canceled on request while it waited for a retry"
 	}
-	return s.endWaiting(ctx, rec, StateCanceled, CodeCanceled, message)
+	return s.endWaiting(ctx, rec, made, StateCanceled, CodeCanceled, message)
 }
 
 // DeadlineMessage is the message beside [CodeDeadlineExceeded].
@@ -106,7 +112,7 @@ const DeadlineMessage = "it was not submitted before its deadline; nothing was b
 // Expire ends a waiting job that is [Job.Overdue], and returns its record. It fails with
 // [ErrConflict] if the job is no longer waiting, or with Redis's own error.
 func (s *Store) Expire(ctx context.Context, rec *Record) (*Record, error) {
-	return s.endWaiting(ctx, rec, StateFailed, CodeDeadlineExceeded, DeadlineMessage)
+	return s.endWaiting(ctx, rec, nil, StateFailed, CodeDeadlineExceeded, DeadlineMessage)
 }
 
 // expireBatch is how many jobs ExpireOverdue ends at most in one call.
@@ -139,9 +145,13 @@ func (s *Store) ExpireOverdue(ctx context.Context) error {
 	return errors.Join(failed...)
 }
 
-// endWaiting ends a waiting job and deletes its message.
-func (s *Store) endWaiting(ctx context.Context, rec *Record, state State, code, message string) (*Record, error) {
+// endWaiting ends a waiting job and deletes its message. made is the decision of a person, nil
+// if none decided it.
+func (s *Store) endWaiting(ctx context.Context, rec *Record, made *Decision, state State, code, message string) (*Record, error) {
 	next := *rec
+	if made != nil {
+		next.Decide(*made)
+	}
 	// The message is deleted, and the sidecar needs the request.
 	switch req, err := s.requestOf(&rec.Job); {
 	case err == nil:
@@ -156,7 +166,7 @@ func (s *Store) endWaiting(ctx context.Context, rec *Record, state State, code, 
 	return &next, s.finishEnded(ctx, &next)
 }
 
-// cancelScript writes the time of a cancel request beside the record, if its state,
+// cancelScript writes a cancel request beside the record, if its state,
 // attempt and term are what the caller read, and publishes it. It does not touch the
 // fields that the compare-and-set of another process checks.
 var cancelScript = redis.NewScript(`
@@ -169,20 +179,24 @@ redis.call('PUBLISH', ARGV[5], ARGV[6])
 return 1
 `)
 
-func (s *Store) requestCancel(ctx context.Context, rec *Record) error {
+func (s *Store) requestCancel(ctx context.Context, rec *Record, made Decision) error {
 	if !rec.CancelRequestedAt.IsZero() {
 		return nil
 	}
-	at := time.Now().UTC()
+	encoded, err := compactjson.Marshal(made)
+	if err != nil {
+		return fmt.Errorf("cancel %s: %w", rec.ID, err)
+	}
 	done, err := cancelScript.Run(ctx, s.redis, []string{rediskey.Record(rec.ID)},
-		string(rec.State), rec.Attempt, rec.Term, at.Format(time.RFC3339Nano), rediskey.Events, rec.ID).Int()
+		string(rec.State), rec.Attempt, rec.Term, encoded, rediskey.Events, rec.ID).Int()
 	if err != nil {
 		return fmt.Errorf("cancel %s: %w", rec.ID, err)
 	}
 	if done == 0 {
 		return fmt.Errorf("cancel %s: %w", rec.ID, ErrConflict)
 	}
-	rec.CancelRequestedAt = at
+	rec.CancelRequestedAt = made.At
+	rec.Decide(made)
 	return nil
 }
 
@@ -213,7 +227,11 @@ func (s *Store) finishEnded(ctx context.Context, rec *Record) error {
 }
 
 // Retry is [Inspector.Retry], with the whole record.
-func (s *Store) Retry(ctx context.Context, id string) (*Record, error) {
+func (s *Store) Retry(ctx context.Context, id string, by Decider) (*Record, error) {
+	made, err := by.decision(ActionRetry)
+	if err != nil {
+		return nil, fmt.Errorf("retry %s: %w", id, err)
+	}
 	for {
 		rec, err := s.Get(ctx, id)
 		if err != nil {
@@ -221,7 +239,7 @@ func (s *Store) Retry(ctx context.Context, id string) (*Record, error) {
 		}
 		switch {
 		case rec.retriable():
-			rec, err = s.restart(ctx, rec, rec)
+			rec, err = s.restart(ctx, rec, rec, made)
 		case rec.State.Waiting() && !rec.RetriedAt.IsZero():
 			// An earlier call may have been interrupted between the record and the message.
 			err = s.enqueueMessage(ctx, rec)
@@ -245,9 +263,13 @@ func retryRefused(rec *Record) error {
 }
 
 // retryRecord is [Inspector.RetryJob].
-func (s *Store) retryRecord(ctx context.Context, rec *Record) (*Record, error) {
+func (s *Store) retryRecord(ctx context.Context, rec *Record, by Decider) (*Record, error) {
+	made, err := by.decision(ActionRetry)
+	if err != nil {
+		return nil, fmt.Errorf("retry %s: %w", rec.ID, err)
+	}
 	for {
-		known, err := s.Retry(ctx, rec.ID)
+		known, err := s.Retry(ctx, rec.ID, by)
 		if !errors.Is(err, ErrNotFound) {
 			return known, err
 		}
@@ -260,7 +282,7 @@ func (s *Store) retryRecord(ctx context.Context, rec *Record) (*Record, error) {
 		if req := rec.OriginalRequest(); req.Digest() != rec.Digest {
 			return nil, fmt.Errorf("retry %s: %w (the request in its sidecar has another digest)", rec.ID, ErrDigestConflict)
 		}
-		known, err = s.restart(ctx, nil, rec)
+		known, err = s.restart(ctx, nil, rec, made)
 		if !errors.Is(err, ErrConflict) {
 			return known, err
 		}
@@ -269,12 +291,13 @@ func (s *Store) retryRecord(ctx context.Context, rec *Record) (*Record, error) {
 
 // restart queues an ended or held job again, in place of old. Images that are in the
 // bucket stay there, and in the record.
-func (s *Store) restart(ctx context.Context, old, rec *Record) (*Record, error) {
+func (s *Store) restart(ctx context.Context, old, rec *Record, made Decision) (*Record, error) {
 	req, err := s.requestOf(&rec.Job)
 	if err != nil {
 		return rec, err
 	}
 	next := *rec
+	next.Decide(made)
 	next.archiveAttempt()
 	// An operator retries a job to have it at once.
 	req.NotBefore, req.Deadline = time.Time{}, time.Time{}

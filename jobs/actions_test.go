@@ -309,7 +309,7 @@ func TestRetry(t *testing.T) {
 		}}, got.PastAttempts)
 		want := &jobs.Record{Job: jobs.Job{
 			ID: "cat", State: jobs.StateQueued, Digest: enqueued.Digest, Model: "wanx-v1", Priority: "default", Attempt: 1, Term: 7, Account: "main",
-			Request: got.Request, PastAttempts: got.PastAttempts, CostMicroYuan: 160_000,
+			Request: got.Request, PastAttempts: got.PastAttempts, CostMicroYuan: 160_000, Decisions: got.Decisions,
 			Labels: enqueued.Labels, Batch: "shop", RetriedAt: got.RetriedAt, EnqueuedAt: enqueued.EnqueuedAt, UpdatedAt: got.UpdatedAt,
 		}}
 		assert.Equal(t, want, got, "nothing else of the old attempt is left")

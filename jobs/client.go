@@ -117,9 +117,9 @@ func (c *Client) Subscribe(ctx context.Context) (*Changes, error) {
 //
 // It fails with [ErrNotFound]; with [ErrFinished] beside the job if it has succeeded or
 // failed; with [ErrInvalidState] beside the job if it is held or its images are being
-// stored; or with Redis's own error. It may be repeated.
-func (c *Client) Cancel(ctx context.Context, id string) (*Job, error) {
-	return jobOf(c.store.cancel(ctx, id))
+// stored; with a [FieldError] if by is invalid; or with Redis's own error. It may be repeated.
+func (c *Client) Cancel(ctx context.Context, id string, by Decider) (*Job, error) {
+	return jobOf(c.store.cancel(ctx, id, by))
 }
 
 // CancelUnsubmitted cancels a job that waits and has cost nothing, like [Client.Cancel]. It

@@ -122,7 +122,7 @@ func ExampleClient_Wait() {
 		fmt.Println(err)
 		return
 	}
-	go client.Cancel(ctx, job.ID) //nolint:errcheck // stands for another process
+	go client.Cancel(ctx, job.ID, jobs.Decider{}) //nolint:errcheck // stands for another process
 	job, err = client.Wait(ctx, job.ID)
 	if err != nil {
 		fmt.Println(err)
@@ -146,7 +146,7 @@ func ExampleClient_Cancel() {
 		fmt.Println(err)
 		return
 	}
-	job, err := client.Cancel(ctx, "cat")
+	job, err := client.Cancel(ctx, "cat", jobs.Decider{})
 	switch {
 	case errors.Is(err, jobs.ErrFinished), errors.Is(err, jobs.ErrInvalidState):
 		fmt.Println("too late:", job.State)

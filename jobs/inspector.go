@@ -6,8 +6,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Inspector is for operators: it retries jobs, resolves held ones, and pauses accounts. It is
-// safe for concurrent use. A [Client] lists and cancels jobs.
+// Inspector is for operators: it retries jobs, resolves held ones, and pauses accounts and
+// models. It is safe for concurrent use. A [Client] lists and cancels jobs. Who decided, when
+// and why is kept: see [Job.Decisions] and [Inspector.PauseHistory].
 type Inspector struct{ store *Store }
 
 // NewInspector returns an inspector on a Redis connection, which the caller closes. It sends
@@ -23,27 +24,27 @@ func NewInspector(rdb redis.UniversalClient) *Inspector { return &Inspector{stor
 // missing one on. If none can be created, the job succeeds with the images that it has.
 //
 // It fails with [ErrNotFound] (see [Inspector.RetryJob]), [ErrRequestLost],
-// [ErrInvalidState] if the job has not ended, [ErrFinished] if it has all its images, or
-// Redis's own error. It may be repeated while the job waits.
-func (i *Inspector) Retry(ctx context.Context, id string) (*Job, error) {
-	return jobOf(i.store.Retry(ctx, id))
+// [ErrInvalidState] if the job has not ended, [ErrFinished] if it has all its images, a
+// [FieldError] if by is invalid, or Redis's own error. It may be repeated while the job waits.
+func (i *Inspector) Retry(ctx context.Context, id string, by Decider) (*Job, error) {
+	return jobOf(i.store.Retry(ctx, id, by))
 }
 
 // RetryJob is [Inspector.Retry] for a job that may have left Redis: job is read from its
 // sidecar, with the request. If Redis has the job, its record there decides. It fails with
 // [ErrDigestConflict] if the request does not match the digest, or as Retry does.
-func (i *Inspector) RetryJob(ctx context.Context, job *Job) (*Job, error) {
-	return jobOf(i.store.retryRecord(ctx, &Record{Job: *job}))
+func (i *Inspector) RetryJob(ctx context.Context, job *Job, by Decider) (*Job, error) {
+	return jobOf(i.store.retryRecord(ctx, &Record{Job: *job}, by))
 }
 
 // Resolve ends a hold as an operator decided, and returns the job.
 //
-// It fails with a [FieldError] unless exactly one thing was decided, with [ErrNotFound], with
+// It fails with a [FieldError] unless exactly one thing was decided and by is valid, with [ErrNotFound], with
 // [ErrInvalidState] beside the job if it is not held, with a [*TaskOwnedError] if the task to
 // adopt is another job's, or with Redis's own error. The same decision may be repeated: it is
 // acted on once.
-func (i *Inspector) Resolve(ctx context.Context, id string, decision Resolution) (*Job, error) {
-	return jobOf(i.store.resolve(ctx, id, decision))
+func (i *Inspector) Resolve(ctx context.Context, id string, decision Resolution, by Decider) (*Job, error) {
+	return jobOf(i.store.resolve(ctx, id, decision, by))
 }
 
 // RequeueOrphan gives a waiting job a message if it has none, or cancels it if its message
@@ -56,11 +57,6 @@ func (i *Inspector) RequeueOrphan(ctx context.Context, id string) (*Job, error) 
 		return nil, err
 	}
 	return jobOf(i.store.RequeueOrphan(ctx, rec))
-}
-
-// AccountPause returns an account's pause, nil if it has none.
-func (i *Inspector) AccountPause(ctx context.Context, account string) (*Pause, error) {
-	return i.store.AccountPause(ctx, account)
 }
 
 // TaskOwners returns the owners of those tasks that have one: see [Store.TaskOwners].

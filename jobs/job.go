@@ -76,6 +76,10 @@ type Job struct {
 	// its batch.
 	BuyAgainAt time.Time `json:"buy_again_at,omitzero"`
 
+	// Decisions are what people decided about the job, the last 20 in the order in which they
+	// were made.
+	Decisions []Decision `json:"decisions,omitempty"`
+
 	EnqueuedAt time.Time `json:"enqueued_at"`
 	// StartedAt is when a task of the job was first seen RUNNING or to have ended, or the job
 	// was held; zero before. Unlike RunningAt it is kept when the job is tried again.

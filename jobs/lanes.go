@@ -74,6 +74,9 @@ type LaneStatus struct {
 	// Held reports whether a worker holds the lane's lease. A lane that is not held does
 	// nothing; its State is out of date.
 	Held bool `json:"held"`
+	// Pause is an operator's pause of the account or of the model, nil if there is none. A lane
+	// that has nothing to do may be open in spite of it.
+	Pause *Pause `json:"pause,omitempty"`
 	// Holder is the ID of the worker that holds the lease.
 	Holder string `json:"holder,omitempty"`
 	// Running are the IDs of the jobs that have a task at the service, or whose create is on
@@ -121,7 +124,7 @@ func (s *Store) SetLane(ctx context.Context, lane LaneStatus) error {
 	if err := ValidAccount(lane.Account); err != nil {
 		return fmt.Errorf("publish lane: %w", err)
 	}
-	lane.Held, lane.Holder, lane.Running, lane.Hours = false, "", nil, nil
+	lane.Held, lane.Pause, lane.Holder, lane.Running, lane.Hours = false, nil, "", nil, nil
 	encoded, err := compactjson.Marshal(lane)
 	if err == nil {
 		err = s.redis.HSet(ctx, rediskey.Lanes, lane.Account+":"+lane.Model, encoded).Err()
@@ -150,6 +153,11 @@ func (i *Inspector) Lanes(ctx context.Context) ([]LaneStatus, error) {
 	slices.SortFunc(lanes, func(a, b LaneStatus) int {
 		return cmp.Or(cmp.Compare(a.Account, b.Account), cmp.Compare(a.Model, b.Model))
 	})
+	for n, lane := range lanes {
+		if lanes[n].Pause, err = i.store.LanePause(ctx, lane.Account, lane.Model); err != nil {
+			return nil, err
+		}
+	}
 	return lanes, i.readLanes(ctx, lanes)
 }
 
@@ -164,7 +172,7 @@ end
 return lanes
 `)
 
-// readLanes sets what the lanes' status does not have. It reads all by two commands.
+// readLanes sets the holders, the jobs and the hours of lanes. It reads all by two commands.
 func (i *Inspector) readLanes(ctx context.Context, lanes []LaneStatus) error {
 	if len(lanes) == 0 {
 		return nil
@@ -273,54 +281,4 @@ func decodeHours(pairs []string, now time.Time) ([]LaneHour, error) {
 		hours = append(hours, *byStart[hour])
 	}
 	return hours, nil
-}
-
-// Pause is an operator's pause of an account.
-type Pause struct {
-	Account string    `json:"account"`
-	Reason  string    `json:"reason,omitempty"`
-	At      time.Time `json:"at"`
-}
-
-// PauseAccount stops the submits of all lanes of an account until
-// [Inspector.ResumeAccount]. Running tasks are finished, and their images stored. A
-// paused account gets the new reason. It fails with a [FieldError] if the name is
-// invalid, or with Redis's own error.
-func (i *Inspector) PauseAccount(ctx context.Context, account, reason string) error {
-	if err := ValidAccount(account); err != nil {
-		return fmt.Errorf("pause account: %w", err)
-	}
-	encoded, err := compactjson.Marshal(Pause{Account: account, Reason: reason, At: time.Now().UTC()})
-	if err == nil {
-		err = i.store.redis.HSet(ctx, rediskey.PausedAccounts, account, encoded).Err()
-	}
-	if err != nil {
-		return fmt.Errorf("pause account %s: %w", account, err)
-	}
-	return nil
-}
-
-// ResumeAccount removes an account's pause, if it has one.
-func (i *Inspector) ResumeAccount(ctx context.Context, account string) error {
-	if err := i.store.redis.HDel(ctx, rediskey.PausedAccounts, account).Err(); err != nil {
-		return fmt.Errorf("resume account %s: %w", account, err)
-	}
-	return nil
-}
-
-// AccountPause returns an account's pause, nil if it has none. A lane calls it before
-// each submit, and must not submit if it fails.
-func (s *Store) AccountPause(ctx context.Context, account string) (*Pause, error) {
-	encoded, err := s.redis.HGet(ctx, rediskey.PausedAccounts, account).Bytes()
-	if errors.Is(err, redis.Nil) {
-		return nil, nil //nolint:nilnil // "not paused" is an answer, not a failure
-	}
-	var pause Pause
-	if err == nil {
-		err = json.Unmarshal(encoded, &pause)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read pause of account %s: %w", account, err)
-	}
-	return &pause, nil
 }

@@ -87,31 +87,6 @@ func TestLaneUsage(t *testing.T) {
 	})
 }
 
-func TestPauseAccount(t *testing.T) {
-	t.Parallel()
-	onBoth(t, func(t *testing.T, client *testClient, _ redis.UniversalClient) {
-		t.Helper()
-		pause, err := client.AccountPause(t.Context(), "main")
-		require.NoError(t, err)
-		assert.Nil(t, pause)
-		before := time.Now()
-		require.NoError(t, client.PauseAccount(t.Context(), "main", "the price went up"))
-		pause, err = client.AccountPause(t.Context(), "main")
-		require.NoError(t, err)
-		assert.Equal(t, "the price went up", pause.Reason)
-		assert.WithinRange(t, pause.At, before, time.Now())
-		pause, err = client.AccountPause(t.Context(), "extra")
-		require.NoError(t, err)
-		assert.Nil(t, pause, "another account")
-		require.NoError(t, client.ResumeAccount(t.Context(), "main"))
-		pause, err = client.AccountPause(t.Context(), "main")
-		require.NoError(t, err)
-		assert.Nil(t, pause)
-		require.NoError(t, client.ResumeAccount(t.Context(), "main"))
-		require.ErrorContains(t, client.PauseAccount(t.Context(), "a:b", ""), `account: "a:b"`)
-	})
-}
-
 // asynq's client registers a queue only once, so that after a loss of data its tools would not
 // show it.
 func TestRegisterQueues(t *testing.T) {

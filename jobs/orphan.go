@@ -65,7 +65,7 @@ func (s *Store) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error)
 	case err != nil:
 		return nil, err
 	case archived && rec.storedImages() > 0:
-		return s.cancelWaiting(ctx, rec) // it succeeds with the images that it has
+		return s.cancelWaiting(ctx, rec, nil) // it succeeds with the images that it has
 	case archived:
 		next.Code, next.Message = CodeArchived, "its message was archived in the queue before anything was bought: run it there, or retry the job"
 		next.Request = &req

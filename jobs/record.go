@@ -214,7 +214,10 @@ func decodeRecord(id string, fields []string) (*Record, error) {
 		errs[3] = json.Unmarshal([]byte(encoded), &rec)
 	}
 	if cancel != "" {
-		rec.CancelRequestedAt, errs[4] = time.Parse(time.RFC3339Nano, cancel)
+		var made Decision
+		errs[4] = json.Unmarshal([]byte(cancel), &made)
+		rec.CancelRequestedAt = made.At
+		rec.Decide(made)
 	}
 	switch {
 	case rec.ID != id:

@@ -62,22 +62,22 @@ func (c *testClient) Wait(ctx context.Context, id string) (*jobs.Record, error) 
 }
 
 func (c *testClient) Cancel(ctx context.Context, id string) (*jobs.Record, error) {
-	job, err := c.Client.Cancel(ctx, id)
+	job, err := c.Client.Cancel(ctx, id, jobs.Decider{})
 	return c.record(ctx, job, err)
 }
 
 func (c *testClient) Retry(ctx context.Context, id string) (*jobs.Record, error) {
-	job, err := c.Inspector.Retry(ctx, id)
+	job, err := c.Inspector.Retry(ctx, id, jobs.Decider{})
 	return c.record(ctx, job, err)
 }
 
 func (c *testClient) RetryRecord(ctx context.Context, rec *jobs.Record) (*jobs.Record, error) {
-	job, err := c.RetryJob(ctx, &rec.Job)
+	job, err := c.RetryJob(ctx, &rec.Job, jobs.Decider{})
 	return c.record(ctx, job, err)
 }
 
 func (c *testClient) Resolve(ctx context.Context, id string, decision jobs.Resolution) (*jobs.Record, error) {
-	job, err := c.Inspector.Resolve(ctx, id, decision)
+	job, err := c.Inspector.Resolve(ctx, id, decision, jobs.Decider{})
 	return c.record(ctx, job, err)
 }
 

@@ -42,13 +42,34 @@ func (r Resolution) validate() error {
 	return nil
 }
 
+// action returns the decision's [Decision.Action].
+func (r Resolution) action() string {
+	switch {
+	case r.Adopt != "":
+		return ActionAdopt
+	case r.BuyAgain:
+		return ActionBuyAgain
+	}
+	return ActionGiveUp
+}
+
+// Decide returns the decision that somebody makes now. It fails with a [FieldError] unless
+// exactly one thing was decided, and the decider is valid.
+func (r Resolution) Decide(by Decider) (Decision, error) {
+	if err := r.validate(); err != nil {
+		return Decision{}, err
+	}
+	return by.decision(r.action())
+}
+
 // taskPattern matches DashScope's task IDs, which are UUIDs (create's reference). Polling
 // anything else would occupy a slot for nothing.
 var taskPattern = regexp.MustCompile(`(?i)^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 // resolve is [Inspector.Resolve].
-func (s *Store) resolve(ctx context.Context, id string, decision Resolution) (*Record, error) {
-	if err := decision.validate(); err != nil {
+func (s *Store) resolve(ctx context.Context, id string, decision Resolution, by Decider) (*Record, error) {
+	made, err := decision.Decide(by)
+	if err != nil {
 		return nil, fmt.Errorf("resolve %s: %w", id, err)
 	}
 	for {
@@ -62,13 +83,13 @@ func (s *Store) resolve(ctx context.Context, id string, decision Resolution) (*R
 		case rec.State != StateHeld:
 			err = fmt.Errorf("resolve %s: %w: it is not held (%s)", id, ErrInvalidState, rec.State)
 		case decision.GiveUp:
-			rec, err = s.abandon(ctx, rec)
+			rec, err = s.abandon(ctx, rec, made)
 		case decision.BuyAgain:
 			next := *rec
 			next.ResolvedAt = time.Now().UTC()
-			rec, err = s.restart(ctx, rec, &next)
+			rec, err = s.restart(ctx, rec, &next, made)
 		default:
-			rec, err = s.adopt(ctx, rec, decision.Adopt)
+			rec, err = s.adopt(ctx, rec, decision.Adopt, made)
 		}
 		if !errors.Is(err, ErrConflict) {
 			return rec, err
@@ -96,8 +117,9 @@ func (s *Store) alreadyResolved(ctx context.Context, rec *Record, decision Resol
 	return false, nil
 }
 
-func (s *Store) abandon(ctx context.Context, rec *Record) (*Record, error) {
+func (s *Store) abandon(ctx context.Context, rec *Record, made Decision) (*Record, error) {
 	next := *rec
+	next.Decide(made)
 	if req, err := s.requestOf(&rec.Job); err == nil && rec.Request == nil {
 		next.Request = &req
 	} else if err != nil && !errors.Is(err, ErrRequestLost) {
@@ -114,7 +136,7 @@ func (s *Store) abandon(ctx context.Context, rec *Record) (*Record, error) {
 	return &next, s.finishEnded(ctx, &next)
 }
 
-func (s *Store) adopt(ctx context.Context, rec *Record, task string) (*Record, error) {
+func (s *Store) adopt(ctx context.Context, rec *Record, task string, made Decision) (*Record, error) {
 	if rec.Account == "" {
 		return rec, fmt.Errorf("adopt task %s for %s: %w: it was never submitted, so the task's account is unknown", task, rec.ID, ErrInvalidState)
 	}
@@ -126,6 +148,7 @@ func (s *Store) adopt(ctx context.Context, rec *Record, task string) (*Record, e
 		return rec, fmt.Errorf("adopt task %s for %s: %w", task, rec.ID, err)
 	}
 	next := *rec
+	next.Decide(made)
 	if rec.TaskID != "" && rec.TaskID != task {
 		if err := s.releaseReservation(ctx, rec); err != nil {
 			return rec, err

@@ -41,6 +41,7 @@ func TestResolveByAdopting(t *testing.T) {
 		want := *held
 		want.State, want.TaskID, want.Code, want.Message = jobs.StateGenerating, testTask, "", ""
 		want.CancelRequestedAt, want.ResolvedAt, want.UpdatedAt = time.Time{}, got.ResolvedAt, got.UpdatedAt
+		want.Decisions = got.Decisions
 		assert.Equal(t, &want, got)
 		assert.WithinRange(t, got.ResolvedAt, held.UpdatedAt, got.UpdatedAt)
 		assert.Equal(t, map[string]asynq.TaskState{"cat": asynq.TaskStatePending}, messages(t, rdb, testQueue))

@@ -55,6 +55,8 @@ type Sidecar struct {
 	Code     string   `json:"code,omitempty"`
 	Message  string   `json:"message,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
+	// Decisions are what people decided about the job.
+	Decisions []SidecarDecision `json:"decisions,omitempty"`
 	// PrunedAt is when the images were deleted on request; zero if they were not.
 	PrunedAt time.Time `json:"pruned_at,omitzero"`
 }
@@ -72,6 +74,14 @@ type SidecarAttempt struct {
 	Images      int       `json:"images,omitempty"`  // how many images it made; only of attempts before the last
 	Code        string    `json:"code,omitempty"`    // DashScope's
 	Message     string    `json:"message,omitempty"`
+}
+
+// SidecarDecision is what a person decided about the job.
+type SidecarDecision struct {
+	Action string    `json:"action"`        // retry, cancel, adopt, buy-again or give-up
+	By     string    `json:"by,omitempty"`  // a user or the name of a token
+	Why    string    `json:"why,omitempty"` // the reason that was given
+	At     time.Time `json:"at"`
 }
 
 // SidecarImage is one image, or the reason why it is missing.

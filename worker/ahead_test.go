@@ -178,7 +178,7 @@ func TestCriticalJobGoesBeforeThePreparedOne(t *testing.T) {
 func TestCancelOfAPreparedJob(t *testing.T) {
 	bubble(t, aheadTasks(), func(t *testing.T, s *stack) {
 		s.prepareOne()
-		_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1")
+		_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1", jobs.Decider{})
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateCanceled, s.get("job-1").State)
 		s.requireMadeOnce("running")
@@ -194,12 +194,27 @@ func TestPreparedJobIsTakenBack(t *testing.T) {
 	for name, end := range map[string]func(*stack){
 		"paused": func(s *stack) {
 			client := jobs.NewInspector(s.redis)
-			require.NoError(s.t, client.PauseAccount(s.t.Context(), "default", "test"))
+			require.NoError(s.t, client.PauseAccount(s.t.Context(), "default", jobs.Decider{Why: "test"}))
 			s.state("job-1", jobs.StateQueued)
 			s.requireMadeOnce("running")
 			<-time.After(time.Minute)
 			assert.Zero(s.t, s.tasksOf("prompt of job-1"))
-			require.NoError(s.t, client.ResumeAccount(s.t.Context(), "default"))
+			require.NoError(s.t, client.ResumeAccount(s.t.Context(), "default", jobs.Decider{}))
+		},
+		"model paused": func(s *stack) {
+			client := jobs.NewInspector(s.redis)
+			require.NoError(s.t, client.PauseModel(s.t.Context(), "wanx-v1", jobs.Decider{By: "li", Why: "test"}))
+			s.state("job-1", jobs.StateQueued)
+			s.requireMadeOnce("running")
+			s.enqueue(jobs.Request{ID: "urgent", Prompt: "prompt of urgent", Priority: jobs.PriorityCritical})
+			<-time.After(time.Minute)
+			assert.Zero(s.t, s.tasksOf("prompt of job-1"))
+			assert.Zero(s.t, s.tasksOf("prompt of urgent"))
+			lanes, err := client.Lanes(s.t.Context())
+			require.NoError(s.t, err)
+			assert.Equal(s.t, "test", lanes[0].Pause.Why)
+			require.NoError(s.t, client.ResumeModel(s.t.Context(), "wanx-v1", jobs.Decider{}))
+			s.requireMadeOnce("urgent")
 		},
 		"stopped": func(s *stack) {
 			s.worker.Stop()

@@ -23,7 +23,7 @@ import (
 func (s *stack) endAtOnce(id, host string) {
 	s.t.Helper()
 	s.enqueue(jobs.Request{ID: id, Prompt: "a cat", NotBefore: time.Now().Add(time.Hour), Callback: "http://" + host + "/done?token=hush"})
-	_, err := jobs.NewClient(s.redis).Cancel(s.t.Context(), id)
+	_, err := jobs.NewClient(s.redis).Cancel(s.t.Context(), id, jobs.Decider{})
 	require.NoError(s.t, err)
 }
 

@@ -35,7 +35,7 @@ func TestRule1BatchBudget(t *testing.T) {
 
 		require.NoError(t, ledger.New(s.redis).SetBatchBudget(t.Context(), "shop", 6*simulator.MicroYuanPerImage))
 		for _, id := range ids[1:] {
-			_, err := client.Resolve(t.Context(), id, jobs.Resolution{BuyAgain: true})
+			_, err := client.Resolve(t.Context(), id, jobs.Resolution{BuyAgain: true}, jobs.Decider{})
 			require.NoError(t, err)
 			s.requireMade(id, 2)
 		}

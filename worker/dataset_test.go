@@ -104,7 +104,7 @@ func TestRule14RedisEmptiedAndTheJournalLost(t *testing.T) {
 		// An operator looks at the image, and adopts its task.
 		for _, id := range ids {
 			if rec := s.get(id); rec.State == jobs.StateHeld && s.tasksOf("prompt of "+id) == 1 {
-				_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), id, jobs.Resolution{Adopt: rec.Candidates[0]})
+				_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), id, jobs.Resolution{Adopt: rec.Candidates[0]}, jobs.Decider{})
 				require.NoError(t, err)
 				s.requireMadeOnce(id)
 			}

@@ -17,6 +17,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	queue "github.com/danqing-queue/danqing/jobs/embedded"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
+	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
@@ -36,10 +37,10 @@ func TestCanceledAndRetriedBeforeItsTurn(t *testing.T) {
 		s.state("job-1", jobs.StateSubmitting)
 		s.enqueue(jobs.Request{ID: "job-2", Prompt: "prompt of job-2", Model: flash})
 		<-time.After(10 * time.Second)
-		_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-2")
+		_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-2", jobs.Decider{})
 		require.NoError(t, err)
 		<-time.After(10 * time.Second)
-		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "job-2")
+		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "job-2", jobs.Decider{})
 		require.NoError(t, err)
 		<-time.After(5 * time.Minute)
 		s.requireMadeOnce("job-2")
@@ -53,7 +54,7 @@ func TestCanceledWhileAnIntentIsRolledBack(t *testing.T) {
 		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusTooManyRequests, Code: "Throttling"})
 		s.enqueueMany(1)
 		s.queue.Client().AddHook(&beforeWrite{state: "queued", do: func() {
-			_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1")
+			_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1", jobs.Decider{By: "li", Why: "not needed"})
 			assert.NoError(t, err)
 		}})
 		assert.Equal(t, jobs.StateCanceled, s.wait("job-1").State)
@@ -61,6 +62,8 @@ func TestCanceledWhileAnIntentIsRolledBack(t *testing.T) {
 		sidecar, err := s.bucket.Sidecar(t.Context(), "job-1")
 		require.NoError(t, err)
 		assert.Equal(t, "canceled", sidecar.State)
+		require.Len(t, sidecar.Decisions, 1)
+		assert.Equal(t, storage.SidecarDecision{Action: "cancel", By: "li", Why: "not needed", At: sidecar.Decisions[0].At}, sidecar.Decisions[0])
 	})
 }
 
@@ -95,7 +98,7 @@ func TestRetriedByAClockThatIsAhead(t *testing.T) {
 		s.enqueueMany(1)
 		require.Equal(t, jobs.StateFailed, s.wait("job-1").State)
 		<-time.After(time.Minute)
-		rec, err := jobs.NewStore(s.redis).Retry(t.Context(), "job-1")
+		rec, err := jobs.NewStore(s.redis).Retry(t.Context(), "job-1", jobs.Decider{})
 		require.NoError(t, err)
 		earlier := *rec
 		earlier.RetriedAt = earlier.RetriedAt.Add(10 * time.Minute)
@@ -225,7 +228,7 @@ func TestBuyAgainAfterAPartialStore(t *testing.T) {
 		held := s.wait("job-1")
 		require.Equal(t, jobs.StateHeld, held.State)
 		<-time.After(time.Minute)
-		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true})
+		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true}, jobs.Decider{})
 		require.NoError(t, err)
 		rec := s.wait("job-1")
 		assert.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
@@ -336,7 +339,7 @@ func TestAdoptedTaskDrawnByAnotherAccount(t *testing.T) {
 				break
 			}
 		}
-		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: task})
+		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: task}, jobs.Decider{})
 		require.NoError(t, err)
 		<-time.After(20 * time.Minute)
 		s.requireMadeOnce("job-1")

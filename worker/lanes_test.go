@@ -142,13 +142,13 @@ func TestPausedAccount(t *testing.T) {
 	sim := twoKeys()
 	bubbleWith(t, sim, twoAccounts(), func(t *testing.T, s *stack) {
 		client := jobs.NewInspector(s.redis)
-		require.NoError(t, client.PauseAccount(t.Context(), "west", "the invoice"))
+		require.NoError(t, client.PauseAccount(t.Context(), "west", jobs.Decider{Why: "the invoice"}))
 		for _, id := range s.enqueueModels(6) {
 			rec := s.wait(id)
 			require.Equal(t, jobs.StateSucceeded, rec.State)
 			assert.Equal(t, "east", rec.Account)
 		}
-		require.NoError(t, client.PauseAccount(t.Context(), "east", ""))
+		require.NoError(t, client.PauseAccount(t.Context(), "east", jobs.Decider{}))
 		s.enqueue(jobs.Request{ID: "late", Prompt: "late"})
 		<-time.After(10 * time.Minute)
 		assert.Zero(t, s.tasksOf("late"))
@@ -168,7 +168,7 @@ func TestPausedAccount(t *testing.T) {
 		}
 		assert.InDelta(t, 10*time.Minute, paused, float64(20*time.Second), "the slot was idle while the job waited")
 		assert.NotZero(t, said)
-		require.NoError(t, client.ResumeAccount(t.Context(), "west"))
+		require.NoError(t, client.ResumeAccount(t.Context(), "west", jobs.Decider{}))
 		rec := s.wait("late")
 		assert.Equal(t, jobs.StateSucceeded, rec.State)
 		assert.Equal(t, "west", rec.Account)

@@ -110,7 +110,7 @@ func TestCallbackReportsTheEnd(t *testing.T) {
 		assert.Equal(t, "DataInspectionFailed", event.Data.Images[1].Code)
 
 		s.enqueue(jobs.Request{ID: "gone", Prompt: "no cat", Callback: callbackURL, NotBefore: time.Now().Add(time.Hour)})
-		_, err = jobs.NewClient(s.redis).Cancel(t.Context(), "gone")
+		_, err = jobs.NewClient(s.redis).Cancel(t.Context(), "gone", jobs.Decider{})
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateCanceled, eventOf("gone").Data.State)
 		assert.Len(t, r.deliveries(4), 4, "each once")
@@ -393,7 +393,7 @@ func TestRetriedJobSendsAnotherEvent(t *testing.T) {
 		s.wait("job-1")
 		got := r.deliveries(4) // the next attempt follows in five minutes
 		first := got[0].id
-		_, err := jobs.NewInspector(s.redis).Retry(t.Context(), "job-1")
+		_, err := jobs.NewInspector(s.redis).Retry(t.Context(), "job-1", jobs.Decider{})
 		require.NoError(t, err)
 		r.answers(nil)
 		require.Equal(t, jobs.StateFailed, s.wait("job-1").State)

@@ -25,7 +25,7 @@ func TestCallbacksAreSharedFairly(t *testing.T) {
 		client := jobs.NewClient(s.redis)
 		end := func(id, producer, callback string) {
 			s.enqueue(jobs.Request{ID: id, Prompt: "no cat", Producer: producer, Callback: callback, NotBefore: time.Now().Add(time.Hour)})
-			_, err := client.Cancel(t.Context(), id)
+			_, err := client.Cancel(t.Context(), id, jobs.Decider{})
 			require.NoError(t, err)
 		}
 		const hostile = 48

@@ -34,7 +34,7 @@ type Offline struct {
 //     enqueued again: only the run of its own file spends money on it.
 //
 // It fails as [jobs.Inspector.Resolve] does, or with the bucket's or the journal's own error.
-func (o *Offline) Resolve(ctx context.Context, id string, decision jobs.Resolution) (*jobs.Job, error) {
+func (o *Offline) Resolve(ctx context.Context, id string, decision jobs.Resolution, by jobs.Decider) (*jobs.Job, error) {
 	if err := o.Bucket.Bind(ctx, string(o.DataDir.Mode())); err != nil {
 		return nil, err
 	}
@@ -43,15 +43,20 @@ func (o *Offline) Resolve(ctx context.Context, id string, decision jobs.Resoluti
 		return nil, err
 	}
 	if decision == (jobs.Resolution{BuyAgain: true}) {
+		made, err := decision.Decide(by)
+		if err != nil {
+			return nil, fmt.Errorf("resolve %s: %w", id, err)
+		}
 		next := *held
-		next.BuyAgainAt = time.Now().UTC()
+		next.Decide(made)
+		next.BuyAgainAt = made.At
 		return &next.Job, o.DataDir.Journal.Append(journal.KindHeld, &next)
 	}
 	store := jobs.NewStore(o.Redis)
 	if err := o.load(ctx, store, held); err != nil {
 		return nil, err
 	}
-	if job, err := jobs.NewInspector(o.Redis).Resolve(ctx, id, decision); err != nil {
+	if job, err := jobs.NewInspector(o.Redis).Resolve(ctx, id, decision, by); err != nil {
 		return job, err
 	}
 	next, err := store.Get(ctx, id)

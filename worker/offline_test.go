@@ -12,6 +12,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	queue "github.com/danqing-queue/danqing/jobs/embedded"
+	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/journal"
@@ -47,10 +48,22 @@ func resolveOffline(t *testing.T, s *stack, id string, decision jobs.Resolution)
 	require.NoError(t, err)
 	memory := queue.Open()
 	s.openBucket() // as a new process does
-	job, err := (&worker.Offline{DataDir: data, Bucket: s.bucket, Redis: memory.Client()}).Resolve(t.Context(), id, decision)
+	job, err := (&worker.Offline{DataDir: data, Bucket: s.bucket, Redis: memory.Client()}).Resolve(t.Context(), id, decision, jobs.Decider{By: "li", Why: "between two runs"})
 	require.NoError(t, data.Close())
 	require.NoError(t, memory.Close())
 	return job, err
+}
+
+// requireDecided checks that the record and the sidecar keep who decided between two runs.
+func requireDecided(t *testing.T, s *stack, rec *jobs.Record, action string) {
+	t.Helper()
+	require.NotEmpty(t, rec.Decisions)
+	made := rec.Decisions[0]
+	assert.Equal(t, jobs.Decision{Action: action, By: "li", Why: "between two runs", At: made.At}, made)
+	side, err := s.bucket.Sidecar(t.Context(), rec.ID)
+	require.NoError(t, err)
+	require.NotEmpty(t, side.Decisions)
+	assert.Equal(t, storage.SidecarDecision(made), side.Decisions[0])
 }
 
 // A task that is adopted between two runs is fetched by the next one, whatever it is asked for.
@@ -79,6 +92,7 @@ func TestOfflineAdopt(t *testing.T) {
 		rec := s.wait("job-1")
 		assert.Equal(t, jobs.StateSucceeded, rec.State)
 		assert.Equal(t, task, rec.TaskID)
+		requireDecided(t, s, rec, jobs.ActionAdopt)
 		assert.Equal(t, 1, s.tasksOf("prompt of job-1"))
 	})
 }
@@ -99,6 +113,7 @@ func TestOfflineGiveUp(t *testing.T) {
 		rec := s.wait("job-1")
 		assert.Equal(t, jobs.StateFailed, rec.State)
 		assert.Equal(t, jobs.CodeAbandoned, rec.Code)
+		requireDecided(t, s, rec, jobs.ActionGiveUp)
 		assert.Equal(t, 1, s.tasksOf("prompt of job-1"))
 	})
 }
@@ -120,7 +135,7 @@ func TestOfflineBuyAgain(t *testing.T) {
 		again := func() {
 			t.Helper()
 			s.enqueueMany(1)
-			_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true})
+			_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true}, jobs.Decider{})
 			require.NoError(t, err)
 		}
 		s.start()

@@ -65,7 +65,7 @@ func (s *stack) requireRecorded(images int) *jobs.Record {
 // retry retries job-1.
 func (s *stack) retry() {
 	s.t.Helper()
-	_, err := jobs.NewInspector(s.redis).Retry(s.t.Context(), "job-1")
+	_, err := jobs.NewInspector(s.redis).Retry(s.t.Context(), "job-1", jobs.Decider{})
 	require.NoError(s.t, err)
 }
 
@@ -113,7 +113,7 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 		}
 		assert.Equal(t, 2, sidecar.Attempts[0].Images)
 
-		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "job-1")
+		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "job-1", jobs.Decider{})
 		require.ErrorIs(t, err, jobs.ErrFinished)
 		require.ErrorContains(t, err, "it has all its images")
 	})
@@ -158,9 +158,9 @@ func TestRule13RetryThatIsCanceled(t *testing.T) {
 	for name, end := range map[string]func(*testing.T, *stack){
 		"while it waits": func(t *testing.T, s *stack) {
 			t.Helper()
-			require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", ""))
+			require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", jobs.Decider{}))
 			s.retry()
-			_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1")
+			_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1", jobs.Decider{})
 			require.NoError(t, err)
 		},
 		"after a refusal": func(t *testing.T, s *stack) {
@@ -168,7 +168,7 @@ func TestRule13RetryThatIsCanceled(t *testing.T) {
 			s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusTooManyRequests, Code: "Throttling", Delay: time.Second})
 			s.retry()
 			s.state("job-1", jobs.StateSubmitting)
-			_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1")
+			_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1", jobs.Decider{})
 			require.NoError(t, err)
 		},
 		"while it is held": func(t *testing.T, s *stack) {
@@ -177,7 +177,7 @@ func TestRule13RetryThatIsCanceled(t *testing.T) {
 			s.retry()
 			require.Equal(t, jobs.StateHeld, s.wait("job-1").State)
 			for range 2 {
-				rec, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{GiveUp: true})
+				rec, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{GiveUp: true}, jobs.Decider{})
 				require.NoError(t, err)
 				assert.Contains(t, rec.Images[1].Message, "given up on request; it was held: NoImages")
 			}
@@ -231,7 +231,7 @@ func TestRule13RetryFromTheSidecar(t *testing.T) {
 	sim := partial()
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		before := s.madeInPart()
-		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", ""))
+		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", jobs.Decider{}))
 		s.retry()
 		s.stop()
 		s.start()
@@ -246,7 +246,7 @@ func TestRule13RetryFromTheSidecar(t *testing.T) {
 		require.NoError(t, err)
 		read, err := worker.RecordOf(sidecar)
 		require.NoError(t, err)
-		_, err = jobs.NewInspector(s.redis).RetryJob(t.Context(), &read.Job)
+		_, err = jobs.NewInspector(s.redis).RetryJob(t.Context(), &read.Job, jobs.Decider{})
 		require.NoError(t, err)
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
 		assert.Equal(t, before.Images[0], s.requireRecorded(4).Images[0])
@@ -275,7 +275,7 @@ func TestRule12OtherImagesAreStored(t *testing.T) {
 			require.NoError(t, err, key)
 		}
 		good.Store(true)
-		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
+		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID}, jobs.Decider{})
 		require.NoError(t, err)
 		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
 		s.requireStored("job-1", 3)
@@ -338,7 +338,7 @@ func TestRule12UnverifiedImageOutlivesItsLink(t *testing.T) {
 			assert.EqualValues(t, 6, info.Bytes)
 		}
 		// The link has expired, so that an adoption finds no image; the job stays held.
-		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
+		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID}, jobs.Decider{})
 		require.NoError(t, err)
 		<-time.After(time.Minute)
 		assert.Equal(t, jobs.StateHeld, s.wait("job-1").State)

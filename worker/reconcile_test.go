@@ -429,10 +429,10 @@ func TestRule8TaskThatTwoMayHaveMade(t *testing.T) {
 		s.requireMadeOnce("job-4")
 
 		// An operator looks at the image.
-		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-2", jobs.Resolution{Adopt: s.get("job-2").Candidates[0]})
+		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-2", jobs.Resolution{Adopt: s.get("job-2").Candidates[0]}, jobs.Decider{})
 		require.NoError(t, err)
 		s.requireMadeOnce("job-2")
-		_, err = jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true})
+		_, err = jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true}, jobs.Decider{})
 		require.NoError(t, err)
 		s.requireMadeOnce("job-1")
 		s.requireLedger()

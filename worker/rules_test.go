@@ -136,7 +136,7 @@ func TestRule16CancelRacesTheSubmit(t *testing.T) {
 				s.enqueueMany(2)
 				s.state("job-1", jobs.StateSubmitting)
 				<-time.After(time.Second)
-				_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1")
+				_, err := jobs.NewClient(s.redis).Cancel(t.Context(), "job-1", jobs.Decider{})
 				require.NoError(t, err)
 				rec := s.wait("job-1")
 				s.requireMadeOnce("job-2")

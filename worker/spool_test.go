@@ -175,7 +175,7 @@ func TestRule11SpoolOwnerDoesNotReturn(t *testing.T) {
 		assert.NotContains(t, rec.Message, "Signature")
 
 		// An operator adopts too early: the job waits for the spool's owner again.
-		_, err = jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID})
+		_, err = jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{Adopt: rec.TaskID}, jobs.Decider{})
 		require.NoError(t, err)
 		<-time.After(time.Hour)
 		rec, err = jobs.NewStore(s.redis).Get(t.Context(), "job-1")

@@ -185,7 +185,7 @@ func TestReservationOfAHeldJobIsReleased(t *testing.T) {
 				s.stop()
 				<-time.After(3 * 24 * time.Hour)
 				s.start()
-				_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", decision)
+				_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", decision, jobs.Decider{})
 				require.NoError(t, err)
 				<-time.After(10 * time.Minute)
 				all, err := ledger.New(s.redis).Spending(t.Context(), time.Time{}, time.Time{})

@@ -151,13 +151,13 @@ func TestHandOver(t *testing.T) {
 		s.queueInterval = 200 * time.Millisecond // the worker's own
 		s.start()
 		// No job is in flight, so that the next submit is visible.
-		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", ""))
+		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", jobs.Decider{}))
 		s.enqueueMany(2)
 		<-time.After(30 * time.Second)
 		s.cutOff("data-2")
 		<-time.After(10 * time.Second)
 		require.Empty(t, sim.Tasks())
-		require.NoError(t, jobs.NewInspector(s.redis).ResumeAccount(t.Context(), "default"))
+		require.NoError(t, jobs.NewInspector(s.redis).ResumeAccount(t.Context(), "default", jobs.Decider{}))
 		s.worker.Stop()
 		stopped := time.Now()
 		require.NoError(t, <-s.ended)
@@ -198,12 +198,12 @@ func TestStopWhileTheEndOfAnOverdueJobHangs(t *testing.T) {
 		s.stop()
 		s.queueInterval = 200 * time.Millisecond // the worker's own
 		s.start()
-		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", ""))
+		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", jobs.Decider{}))
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Deadline: time.Now().Add(30 * time.Second)})
 		require.NoError(t, s.redis.Del(t.Context(), "danqing:deadlines").Err()) // so that the lane ends it
 		<-time.After(40 * time.Second)
 		s.hangs.Store(true)
-		require.NoError(t, jobs.NewInspector(s.redis).ResumeAccount(t.Context(), "default"))
+		require.NoError(t, jobs.NewInspector(s.redis).ResumeAccount(t.Context(), "default", jobs.Decider{}))
 		<-time.After(10 * time.Second)
 		require.False(t, s.get("job-1").State.Final())
 		stopped := time.Now()

@@ -33,14 +33,14 @@ func TestNotBefore(t *testing.T) {
 // A job whose NotBefore has passed while no lane was available is queued.
 func TestNotBeforeIsReached(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
-		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", "for now"))
+		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", jobs.Decider{Why: "for now"}))
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", NotBefore: time.Now().Add(7 * time.Minute)})
 		<-time.After(6 * time.Minute)
 		require.Equal(t, jobs.StateScheduled, s.get("job-1").State)
 		s.state("job-1", jobs.StateQueued)
 		<-time.After(10 * time.Minute)
 		require.Equal(t, jobs.StateQueued, s.get("job-1").State)
-		require.NoError(t, jobs.NewInspector(s.redis).ResumeAccount(t.Context(), "default"))
+		require.NoError(t, jobs.NewInspector(s.redis).ResumeAccount(t.Context(), "default", jobs.Decider{}))
 		s.requireMadeOnce("job-1")
 	})
 }
@@ -66,7 +66,7 @@ func TestDeadlineMissedInTheQueue(t *testing.T) {
 		assert.Equal(t, "failed", side.State)
 		s.requireMadeOnce("early")
 
-		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "late")
+		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "late", jobs.Decider{})
 		require.NoError(t, err)
 		s.requireMadeOnce("late")
 	})
@@ -75,7 +75,7 @@ func TestDeadlineMissedInTheQueue(t *testing.T) {
 // A job that no lane draws is ended within seconds of its deadline too.
 func TestDeadlineMissedWithoutALane(t *testing.T) {
 	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
-		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", "for now"))
+		require.NoError(t, jobs.NewInspector(s.redis).PauseAccount(t.Context(), "default", jobs.Decider{Why: "for now"}))
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", Deadline: time.Now().Add(2 * time.Minute)})
 		rec := s.wait("job-1")
 		require.Equal(t, jobs.StateFailed, rec.State)
@@ -84,8 +84,8 @@ func TestDeadlineMissedWithoutALane(t *testing.T) {
 		<-time.After(2 * time.Minute)
 		_, err := s.bucket.Sidecar(t.Context(), "job-1")
 		require.NoError(t, err)
-		require.NoError(t, jobs.NewInspector(s.redis).ResumeAccount(t.Context(), "default"))
-		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "job-1")
+		require.NoError(t, jobs.NewInspector(s.redis).ResumeAccount(t.Context(), "default", jobs.Decider{}))
+		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "job-1", jobs.Decider{})
 		require.NoError(t, err)
 		s.requireMadeOnce("job-1")
 	})

@@ -7,6 +7,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/spf13/pflag"
 
+	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/ledger"
 )
@@ -52,12 +53,12 @@ func setBudgets(ctx context.Context, book *ledger.Ledger, files []*batchFile, bu
 }
 
 // enqueueWithinBudget enqueues a request. If its job is held and madeAgain, it is queued again.
-func enqueueWithinBudget(ctx context.Context, rdb redis.UniversalClient, req jobs.Request) (*jobs.Job, error) {
+func (p *program) enqueueWithinBudget(ctx context.Context, cfg *config.Config, rdb redis.UniversalClient, req jobs.Request) (*jobs.Job, error) {
 	rec, err := jobs.NewClient(rdb).Enqueue(ctx, req)
 	if err != nil || !madeAgain(rec) {
 		return rec, err
 	}
-	again, err := jobs.NewInspector(rdb).Resolve(ctx, rec.ID, jobs.Resolution{BuyAgain: true})
+	again, err := jobs.NewInspector(rdb).Resolve(ctx, rec.ID, jobs.Resolution{BuyAgain: true}, jobs.Decider{By: p.userName(cfg), Why: "its batch was run again"})
 	if errors.Is(err, jobs.ErrInvalidState) { // done by another process
 		return again, nil
 	}

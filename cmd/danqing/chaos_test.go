@@ -64,7 +64,7 @@ func TestFourWorkersWithRandomFaults(t *testing.T) {
 			} else {
 				bought++
 			}
-			_, err := jobs.NewInspector(f.rdb).Resolve(t.Context(), id, decision)
+			_, err := jobs.NewInspector(f.rdb).Resolve(t.Context(), id, decision, jobs.Decider{})
 			require.NoError(t, err)
 			rec, err = f.client.Wait(t.Context(), id)
 			require.NoError(t, err)

@@ -222,7 +222,7 @@ func (e *enqueuer) enqueueLines(ctx context.Context, batchFiles []*batchFile, bu
 	}
 	done := 0
 	for _, group := range groups(lines) {
-		list, err := enqueueGroup(ctx, e.rdb, group)
+		list, err := e.enqueueGroup(ctx, e.cfg, e.rdb, group)
 		if err != nil {
 			return err
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -40,7 +39,8 @@ func (p *program) jobsCommand() *cobra.Command {
 }
 
 func (p *program) jobsCancelCommand(f *jobsFlags) *cobra.Command {
-	return &cobra.Command{
+	var by jobs.Decider
+	cmd := &cobra.Command{
 		Use:   "cancel JOB...",
 		Short: "Cancel jobs that cost nothing yet",
 		Long: `Cancel cancels jobs. One that waits is canceled at once. A task at DashScope is canceled
@@ -50,15 +50,18 @@ kept.`,
   danqing jobs list --batch shop --state queued --json | jq -r .id | xargs danqing jobs cancel`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Job, error) {
-				return q.jobs.Cancel(ctx, id)
+			return p.eachJob(cmd.Context(), f, ids, by, func(ctx context.Context, q *jobQueue, id string, by jobs.Decider) (*jobs.Job, error) {
+				return q.jobs.Cancel(ctx, id, by)
 			})
 		},
 	}
+	addDecider(cmd, &by)
+	return cmd
 }
 
 func (p *program) jobsRetryCommand(f *jobsFlags) *cobra.Command {
-	return &cobra.Command{
+	var by jobs.Decider
+	cmd := &cobra.Command{
 		Use:   "retry JOB...",
 		Short: "Queue jobs again that failed or lack images",
 		Long: `Retry queues jobs that failed or were canceled again, unchanged. A failed task cost
@@ -70,15 +73,17 @@ again: for another image of the same request enqueue a new job with --redo-of.`,
 		Example: `  danqing jobs retry shop.cat`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Job, error) {
+			return p.eachJob(cmd.Context(), f, ids, by, func(ctx context.Context, q *jobQueue, id string, by jobs.Decider) (*jobs.Job, error) {
 				rec, err := q.get(ctx, id)
 				if err != nil {
 					return nil, err
 				}
-				return q.operator.RetryJob(ctx, rec)
+				return q.operator.RetryJob(ctx, rec, by)
 			})
 		},
 	}
+	addDecider(cmd, &by)
+	return cmd
 }
 
 func (p *program) jobsNotifyCommand(f *jobsFlags) *cobra.Command {
@@ -91,7 +96,7 @@ jobs show" and the queue danqing:notify in the web UI show the outcome.`,
 		Example: `  danqing jobs notify shop.cat`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
-			return p.eachJob(cmd.Context(), f, ids, func(ctx context.Context, q *jobQueue, id string) (*jobs.Job, error) {
+			return p.eachJob(cmd.Context(), f, ids, jobs.Decider{}, func(ctx context.Context, q *jobQueue, id string, _ jobs.Decider) (*jobs.Job, error) {
 				if _, err := q.operator.NotifyAgain(ctx, id); err != nil {
 					return nil, err
 				}
@@ -103,6 +108,7 @@ jobs show" and the queue danqing:notify in the web UI show the outcome.`,
 
 func (p *program) jobsResolveCommand(f *jobsFlags) *cobra.Command {
 	var decision jobs.Resolution
+	var by jobs.Decider
 	cmd := &cobra.Command{
 		Use:   "resolve JOB...",
 		Short: "Decide about held jobs",
@@ -140,26 +146,39 @@ data directory fetches a task that was adopted; the next run of the file buys ag
 				return err
 			}
 			return p.onJobs(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
-				return p.eachOf(ids, f.json, func(id string) (*jobs.Job, error) { return q.operator.Resolve(ctx, id, decision) })
+				by, err := p.decider(q.cfg, by)
+				if err != nil {
+					return err
+				}
+				return p.eachOf(ids, f.json, func(id string) (*jobs.Job, error) { return q.operator.Resolve(ctx, id, decision, by) })
 			}, func(ctx context.Context, v *dataDirView) error {
-				return p.resolveInFiles(ctx, v, f.simulate, f.json, ids, decision)
+				by, err := p.decider(v.cfg, by)
+				if err != nil {
+					return err
+				}
+				return p.resolveInFiles(ctx, v, f.simulate, f.json, ids, decision, by)
 			})
 		},
 	}
 	cmd.Flags().StringVar(&decision.Adopt, "adopt", "", "ID of the task that is the job's")
 	cmd.Flags().BoolVar(&decision.BuyAgain, "buy-again", false, "create it again, although it may have been paid for")
 	cmd.Flags().BoolVar(&decision.GiveUp, "give-up", false, "end the job as failed")
+	addDecider(cmd, &by)
 	return cmd
 }
 
 // eachJob calls act for each job and prints the result. After an error it continues with
 // the other jobs.
-func (p *program) eachJob(ctx context.Context, f *jobsFlags, ids []string, act func(context.Context, *jobQueue, string) (*jobs.Job, error)) error {
+func (p *program) eachJob(ctx context.Context, f *jobsFlags, ids []string, by jobs.Decider, act func(context.Context, *jobQueue, string, jobs.Decider) (*jobs.Job, error)) error {
 	if err := validIDs(ids); err != nil {
 		return err
 	}
 	return p.onQueue(ctx, f.simulate, func(ctx context.Context, q *jobQueue) error {
-		return p.eachOf(ids, f.json, func(id string) (*jobs.Job, error) { return act(ctx, q, id) })
+		by, err := p.decider(q.cfg, by)
+		if err != nil {
+			return err
+		}
+		return p.eachOf(ids, f.json, func(id string) (*jobs.Job, error) { return act(ctx, q, id, by) })
 	})
 }
 
@@ -309,74 +328,4 @@ func (w *waiter) check(ctx context.Context, id string) error {
 		w.stderrf("%s: %s: %s: %s", id, rec.State, rec.Code, rec.Message)
 	}
 	return w.printJob(rec, w.json)
-}
-
-func (p *program) jobsPauseCommand(f *jobsFlags) *cobra.Command {
-	var account, reason string
-	cmd := &cobra.Command{
-		Use:   "pause --account NAME",
-		Short: "Stop an account's submits",
-		Long: `Pause stops the submits of all lanes of an account until "danqing jobs resume". Running
-tasks are finished and stored. Other accounts go on.`,
-		Example: `  danqing jobs pause --account main --reason "the budget is spent"`,
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return p.onAccount(cmd.Context(), f, account, func(ctx context.Context, q *jobQueue) error {
-				return q.operator.PauseAccount(ctx, account, reason)
-			})
-		},
-	}
-	cmd.Flags().StringVar(&account, "account", "", "the account's name; the one of the environment is called default")
-	cmd.Flags().StringVar(&reason, "reason", "", "the reason, shown with the lanes")
-	return cmd
-}
-
-func (p *program) jobsResumeCommand(f *jobsFlags) *cobra.Command {
-	var account string
-	cmd := &cobra.Command{
-		Use:     "resume --account NAME",
-		Short:   "Resume an account's submits",
-		Long:    `Resume ends an account's pause; its lanes continue within seconds.`,
-		Example: `  danqing jobs resume --account main`,
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return p.onAccount(cmd.Context(), f, account, func(ctx context.Context, q *jobQueue) error {
-				return q.operator.ResumeAccount(ctx, account)
-			})
-		},
-	}
-	cmd.Flags().StringVar(&account, "account", "", "the account's name; the one of the environment is called default")
-	return cmd
-}
-
-// onAccount calls act for an account, and prints its lanes.
-func (p *program) onAccount(ctx context.Context, f *jobsFlags, account string, act func(context.Context, *jobQueue) error) error {
-	if err := jobs.ValidAccount(account); err != nil {
-		return usageErrorf("name it as in: --account default", "%w", err)
-	}
-	return p.onQueue(ctx, f.simulate, func(ctx context.Context, q *jobQueue) error {
-		all, err := q.lanes(ctx)
-		if err != nil {
-			return err
-		}
-		ofAccount := func(l lane) bool { return l.Account == account }
-		if len(all) > 0 && !slices.ContainsFunc(all, ofAccount) {
-			return usageErrorf("danqing jobs list shows the accounts", "unknown account %q on this queue: nothing was changed", account)
-		}
-		if err := act(ctx, q); err != nil {
-			return err
-		}
-		if all, err = q.lanes(ctx); err != nil {
-			return err
-		}
-		lanes := slices.DeleteFunc(all, func(l lane) bool { return !ofAccount(l) })
-		if len(lanes) == 0 {
-			p.stderrf("warning: unknown account %q on this queue", account)
-			return nil
-		}
-		if f.json {
-			return p.printLanes(lanes)
-		}
-		return p.printLanesTable(lanes)
-	})
 }

@@ -177,6 +177,9 @@ func (p *program) printLanesTable(lanes []lane) error {
 		if note == "" { // as of a task that cannot be queried
 			note = l.Message
 		}
+		if note == "" && l.Resumed != nil {
+			note = "resumed " + byWhomAndWhy(l.Resumed.Decision) + " at " + formatTime(l.Resumed.At)
+		}
 		if l.Simulated {
 			state += " (simulated)"
 		}

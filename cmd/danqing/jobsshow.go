@@ -302,13 +302,12 @@ func (s *jobReport) timeline() []event {
 		add(s.SubmittedAt, "attempt %d: submitted in term %d, %s", s.Attempt, s.Term, taskText(s.TaskID))
 		add(s.GeneratedAt, "attempt %d: task ended", s.Attempt)
 	}
-	add(s.CancelRequestedAt, "cancel requested")
-	add(s.ResolvedAt, "hold resolved")
-	again := "retry requested"
-	if missing := s.Missing(); !s.State.Final() && s.Request != nil && len(missing) < s.Request.N {
-		again = fmt.Sprintf("retry requested for what is missing: %s", count(len(missing), "image"))
+	for _, d := range s.Decisions {
+		add(d.At, "decided: %s %s", d.Action, byWhomAndWhy(d))
 	}
-	add(s.RetriedAt, "%s", again)
+	if missing := s.Missing(); !s.State.Final() && s.Request != nil && len(missing) < s.Request.N {
+		add(s.RetriedAt, "queued again for what is missing: %s", count(len(missing), "image"))
+	}
 	why := strings.Trim(s.Code+": "+s.Message, ": ")
 	if s.Code == jobs.CodeCanceled {
 		why = s.Message
@@ -321,6 +320,15 @@ func (s *jobReport) timeline() []event {
 	}
 	slices.SortStableFunc(list, func(a, b event) int { return a.at.Compare(b.at) })
 	return list
+}
+
+// byWhomAndWhy returns who made a decision, and why, as far as that is known.
+func byWhomAndWhy(d jobs.Decision) string {
+	text := "by " + cmp.Or(d.By, "somebody")
+	if d.Why != "" {
+		text += ": " + d.Why
+	}
+	return text
 }
 
 func taskText(id string) string {

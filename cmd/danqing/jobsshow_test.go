@@ -26,7 +26,7 @@ func TestJobReport(t *testing.T) {
 	rec.State, rec.RetriedAt = jobs.StateQueued, time.Now()
 	text := (&jobReport{Job: rec}).text()
 	assert.Contains(t, text, "attempt 1: ended: 1 image in the bucket\n")
-	assert.Contains(t, text, "retry requested for what is missing: 1 image\n")
+	assert.Contains(t, text, "queued again for what is missing: 1 image\n")
 	assert.NotContains(t, text, "to buy")
 
 	rec.State, rec.Images[1] = jobs.StateSucceeded, jobs.Image{N: 2, Key: "k2"}

@@ -311,7 +311,7 @@ type enqueued struct {
 
 // enqueueGroup enqueues a group of lines. Jobs that are held because they exceeded an earlier
 // run's budget are queued again: nothing was bought.
-func enqueueGroup(ctx context.Context, rdb redis.UniversalClient, lines []*line) ([]enqueued, error) {
+func (p *program) enqueueGroup(ctx context.Context, cfg *config.Config, rdb redis.UniversalClient, lines []*line) ([]enqueued, error) {
 	reqs, err := requests(lines)
 	if err != nil {
 		return nil, err
@@ -327,7 +327,7 @@ func enqueueGroup(ctx context.Context, rdb redis.UniversalClient, lines []*line)
 			continue
 		}
 		group.Go(func() error { // each with its own error
-			list[i].job, list[i].err = enqueueWithinBudget(ctx, rdb, req)
+			list[i].job, list[i].err = p.enqueueWithinBudget(ctx, cfg, rdb, req)
 			return nil
 		})
 	}

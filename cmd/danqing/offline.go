@@ -323,7 +323,7 @@ func (v *dataDirView) reportOfFiles(ctx context.Context, id string) (*jobReport,
 }
 
 // resolveInFiles decides about held jobs of a data directory that no process uses.
-func (p *program) resolveInFiles(ctx context.Context, v *dataDirView, simulate, asJSON bool, ids []string, decision jobs.Resolution) (err error) {
+func (p *program) resolveInFiles(ctx context.Context, v *dataDirView, simulate, asJSON bool, ids []string, decision jobs.Resolution, by jobs.Decider) (err error) {
 	dir, err := journal.OpenDataDir(v.path)
 	if err != nil {
 		return err
@@ -338,7 +338,7 @@ func (p *program) resolveInFiles(ctx context.Context, v *dataDirView, simulate, 
 	}
 	offline := &worker.Offline{DataDir: dir, Bucket: rt.bucket, Redis: memory.Client()}
 	return p.eachOf(ids, asJSON, func(id string) (*jobs.Job, error) {
-		job, err := offline.Resolve(ctx, id, decision)
+		job, err := offline.Resolve(ctx, id, decision, by)
 		if err == nil {
 			if next := v.goOn(job, readBatches(v.path)); next != "" {
 				p.stderrf("%s: it takes effect with: %s", id, next)

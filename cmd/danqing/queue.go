@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -223,8 +224,8 @@ func (q *jobQueue) imageLocation(ctx context.Context, from *storage.Bucket, imag
 // lane is the status of a lane for operators.
 type lane struct {
 	jobs.LaneStatus
-	// Paused is the pause of its account by an operator, nil if there is none.
-	Paused *jobs.Pause `json:"paused,omitempty"`
+	// Resumed is the end of its last pause, nil if there was none.
+	Resumed *jobs.Pause `json:"resumed,omitempty"`
 }
 
 // lanes returns all lanes that a worker ever opened, by account and model.
@@ -233,13 +234,17 @@ func (q *jobQueue) lanes(ctx context.Context) ([]lane, error) {
 	if err != nil {
 		return nil, err
 	}
-	var lanes []lane
-	for _, status := range statuses {
-		pause, err := q.operator.AccountPause(ctx, status.Account)
-		if err != nil {
-			return nil, err
+	history, err := q.operator.PauseHistory(ctx)
+	if err != nil {
+		return nil, err
+	}
+	lanes := make([]lane, len(statuses))
+	for i, status := range statuses {
+		lanes[i].LaneStatus = status
+		at := slices.IndexFunc(history, func(p jobs.Pause) bool { return p.Account == status.Account || p.Model == status.Model })
+		if at >= 0 && status.Pause == nil && history[at].Action == jobs.ActionResume {
+			lanes[i].Resumed = &history[at]
 		}
-		lanes = append(lanes, lane{status, pause})
 	}
 	return lanes, nil
 }
@@ -249,8 +254,12 @@ func (l lane) pauseReason() string {
 	switch {
 	case !l.Held:
 		return "no worker"
-	case l.Paused != nil:
-		return fmt.Sprintf("paused by an operator since %s: %s", formatTime(l.Paused.At), cmp.Or(l.Paused.Reason, "no reason was given"))
+	case l.Pause != nil:
+		what := "account " + l.Pause.Account
+		if l.Pause.Model != "" {
+			what = "model " + l.Pause.Model
+		}
+		return fmt.Sprintf("%s paused by %s since %s: %s", what, cmp.Or(l.Pause.By, "an operator"), formatTime(l.Pause.At), cmp.Or(l.Pause.Why, "no reason was given"))
 	case l.State == jobs.LanePaused:
 		why := cmp.Or(l.Message, string(l.Reason), "no reason was given")
 		switch {

@@ -273,7 +273,7 @@ func (r *batchRun) enqueue(ctx context.Context, lines []*line, again bool) error
 		return worker.ErrStopped
 	}
 	began := time.Now()
-	list, err := enqueueGroup(ctx, r.runtime.redis, lines)
+	list, err := r.enqueueGroup(ctx, r.runtime.cfg, r.runtime.redis, lines)
 	if err != nil {
 		return err
 	}

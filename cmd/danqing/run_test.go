@@ -149,7 +149,7 @@ func TestJobThatEndsWhileItIsQueued(t *testing.T) {
 	ctx := t.Context()
 	r.lookedUntil = time.Now()
 	r.enqueueEverything(ctx, t)
-	_, err := jobs.NewClient(r.runtime.redis).Cancel(ctx, "many.2")
+	_, err := jobs.NewClient(r.runtime.redis).Cancel(ctx, "many.2", jobs.Decider{})
 	require.NoError(t, err)
 	r.files[0].lines[1].enqueued = false // as before its group was done
 	require.NoError(t, r.look(ctx))

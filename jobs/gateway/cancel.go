@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
@@ -40,7 +41,7 @@ func (a *api) cancel(w http.ResponseWriter, r *request) (any, error) {
 		return nil, tooLate
 	}
 	ctx := context.WithoutCancel(r.Context()) // several steps: complete them
-	rec, err = a.jobs.Cancel(ctx, id)
+	rec, err = a.jobs.Cancel(ctx, id, jobs.Decider{By: cmp.Or(r.caller.Name, "HTTP API")})
 	switch {
 	case errors.Is(err, jobs.ErrFinished), errors.Is(err, jobs.ErrInvalidState), errors.Is(err, jobs.ErrNotFound):
 		return nil, tooLate

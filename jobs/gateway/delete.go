@@ -62,7 +62,7 @@ func (g *Gateway) listers() map[string]lister {
 // lane cancels the task if that is still possible, and otherwise stores the images. If the
 // job is finished, held or unknown, only the message is deleted.
 func (g *Gateway) deleteMessage(ctx context.Context, queue, id string) error {
-	_, err := g.jobs.Cancel(ctx, id)
+	_, err := g.jobs.Cancel(ctx, id, jobs.Decider{By: jobs.ByWebUI})
 	if !errors.Is(err, jobs.ErrNotFound) && !errors.Is(err, jobs.ErrFinished) && !errors.Is(err, jobs.ErrInvalidState) {
 		return err
 	}

@@ -206,7 +206,7 @@ func TestDisconnectCancels(t *testing.T) {
 				assert.Equal(t, id, s.generateImages(t.Context(), retry, "X-Stainless-Retry-Count", "1").header.Get("X-Danqing-Job"))
 			})
 			synctest.Wait()
-			_, err := s.jobs.Cancel(t.Context(), id)
+			_, err := s.jobs.Cancel(t.Context(), id, jobs.Decider{})
 			require.NoError(t, err)
 			synctest.Wait()
 		})

@@ -77,7 +77,7 @@ func TestTaskResponses(t *testing.T) {
 		failed := response()["output"].(map[string]any)
 		assert.Equal(t, []any{"FAILED", "InvalidParameter", "bad size"}, []any{failed["task_status"], failed["code"], failed["message"]})
 		id = s.create(oneCat)
-		_, err = s.jobs.Cancel(t.Context(), id)
+		_, err = s.jobs.Cancel(t.Context(), id, jobs.Decider{})
 		require.NoError(t, err)
 		assert.Equal(t, "CANCELED", response()["output"].(map[string]any)["task_status"])
 
@@ -289,7 +289,7 @@ func TestManyLongPolls(t *testing.T) {
 		}
 		synctest.Wait()
 		before := s.outage.calls.Load()
-		_, err := s.jobs.Cancel(t.Context(), ids[3])
+		_, err := s.jobs.Cancel(t.Context(), ids[3], jobs.Decider{})
 		require.NoError(t, err)
 		synctest.Wait()
 		mu.Lock()

@@ -37,15 +37,20 @@ const (
 	// Readers: jobs.Inspector.Workers, the gateway.
 	Workers = "danqing:workers"
 	// PausedAccounts is a hash ACCOUNT → pause as JSON. Lifetime: until the account is
-	// resumed. Writer: jobs.Inspector.PauseAccount. Readers: lanes before each submit.
+	// resumed. Writer: jobs.Inspector.PauseAccount. Readers: lanes before each submit. A
+	// model's pause is the value of asynq's own keys that pause its queues.
 	PausedAccounts = "danqing:accounts:paused"
+	// Pauses is a list of the last pauses and resumes of accounts and models as JSON, newest
+	// first. Lifetime: none; it has 100 entries at most. Writer: jobs.Inspector, in the same
+	// transaction. Reader: jobs.Inspector.PauseHistory.
+	Pauses = "danqing:pauses"
 	// KeyIDs is a hash of an API key's fingerprint → the api_key_id under which
 	// DashScope lists its tasks. Lifetime: none. Writer and reader: lanes.
 	KeyIDs = "danqing:keys"
 )
 
 // Record is a hash with one job: state, attempt, term and write for the compare-and-set;
-// digest, queue (MODEL:PRIORITY) and enqueued (a time); cancel, the time of a cancel request;
+// digest, queue (MODEL:PRIORITY) and enqueued (a time); cancel, the decision to cancel it as JSON;
 // and record, the rest as JSON, if there is any. While the job waits for its first submit, its
 // message alone has the request. Lifetime: none until the job has ended, then seven days.
 // Writer and readers: package jobs.

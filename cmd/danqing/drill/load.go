@@ -293,7 +293,7 @@ func (l *load) cancelOne(ctx context.Context) {
 	if chosen == nil {
 		return
 	}
-	if _, err := client.Cancel(ctx, chosen.request.ID); err == nil {
+	if _, err := client.Cancel(ctx, chosen.request.ID, jobs.Decider{By: "drill"}); err == nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		chosen.canceled = true

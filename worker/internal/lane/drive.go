@@ -166,7 +166,7 @@ func (l *lane) load(ctx context.Context, id string, m *jobs.GenerateMessage) (*j
 func (l *lane) replayOutcome(ctx context.Context, rec *jobs.Record) error {
 	info, err := asynq.NewInspectorFromRedisClient(l.recorder.Redis).GetTaskInfo(jobs.Queue(rec.Model, rec.Priority), rec.ID)
 	if err == nil && (rec.Code == jobs.CodeArchived || strings.HasPrefix(info.LastErr, rec.Code+": ")) {
-		if _, err = l.recorder.Store.Retry(ctx, rec.ID); err == nil {
+		if _, err = l.recorder.Store.Retry(ctx, rec.ID, jobs.Decider{By: jobs.ByWebUI, Why: "its message was run from the archive"}); err == nil {
 			return errReread
 		}
 	}
@@ -201,10 +201,15 @@ func (l *lane) recreateRecord(ctx context.Context, m jobs.GenerateMessage) (*job
 	return rec, l.recorder.Update(ctx, nil, rec)
 }
 
-// cancelRequested reports whether cancellation of the job was requested.
+// cancelRequested reports whether cancellation of the job was requested. It adds that decision
+// to the record.
 func (l *lane) cancelRequested(ctx context.Context, rec *jobs.Record) bool {
 	current, err := l.recorder.Store.Get(context.WithoutCancel(ctx), rec.ID)
-	return err == nil && !current.CancelRequestedAt.IsZero()
+	if err != nil || current.CancelRequestedAt.IsZero() {
+		return false
+	}
+	rec.Decisions = current.Decisions
+	return true
 }
 
 // hint returns what an operator can do about an error of the service, "" if unknown.

@@ -358,7 +358,7 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 	next.State, next.TaskID, next.RunningAt, next.PastAttempts = jobs.StateRetrying, "", time.Time{}, append(rec.PastAttempts, past)
 	next.Code, next.Message = code, message
 	l.recorder.Journal(journal.KindAttemptOver, rec)
-	if l.cancelRequested(ctx, rec) {
+	if l.cancelRequested(ctx, &next) {
 		return l.finishJob(ctx, rec, recorder.Ended(&next, jobs.StateCanceled, jobs.CodeCanceled, "canceled on request after its task failed; no cost"))
 	}
 	if err := l.recorder.Transition(ctx, rec, &next); err != nil {

@@ -42,7 +42,7 @@ func (l *lane) checkedBody(ctx context.Context, rec *jobs.Record, req jobs.Reque
 }
 
 // checkPreconditions fails unless the job may be submitted now: Redis has its data, the
-// account is not paused, the job is not finished, the bucket is available, and the disk has
+// account and the model are not paused, the job is not finished, the bucket is available, and the disk has
 // room. If the job is finished already, it ends the record and fails with
 // errReread.
 func (l *lane) checkPreconditions(ctx context.Context, rec *jobs.Record) error {
@@ -88,12 +88,12 @@ func (l *lane) checkRoom(ctx context.Context) error {
 	return nil
 }
 
-// checkLane fails unless the lane may submit now: Redis has its data, and the account is usable
-// and not paused.
+// checkLane fails unless the lane may submit now: Redis has its data, the account is usable, and
+// no operator has paused the account or the model.
 func (l *lane) checkLane(ctx context.Context) error {
 	var checks errgroup.Group
 	checks.Go(func() error { return l.assertSameDataset(ctx) })
-	checks.Go(func() error { return l.checkAccountPause(ctx) })
+	checks.Go(func() error { return l.checkPause(ctx) })
 	if err := checks.Wait(); err != nil {
 		return err
 	}
@@ -103,9 +103,9 @@ func (l *lane) checkLane(ctx context.Context) error {
 	return nil
 }
 
-// checkAccountPause fails while an operator has paused the account.
-func (l *lane) checkAccountPause(ctx context.Context) error {
-	pause, err := l.recorder.Store.AccountPause(ctx, l.cfg.Account.Name)
+// checkPause fails while an operator has paused the account or the model.
+func (l *lane) checkPause(ctx context.Context) error {
+	pause, err := l.recorder.Store.LanePause(ctx, l.cfg.Account.Name, l.cfg.Model.Name)
 	switch {
 	case err != nil:
 		return l.redisPause(err)
@@ -113,8 +113,8 @@ func (l *lane) checkAccountPause(ctx context.Context) error {
 		return nil
 	}
 	return &pauseError{
-		backoff: &loop.Backoff{First: accountPausePoll, Most: accountPausePoll}, recheck: l.checkAccountPause,
-		reason: jobs.PauseOperator, message: "lane paused by an operator", cause: errors.New(cmp.Or(pause.Reason, "no reason given")),
+		backoff: &loop.Backoff{First: operatorPausePoll, Most: operatorPausePoll}, recheck: l.checkPause,
+		reason: jobs.PauseOperator, message: "lane paused by an operator", cause: errors.New(cmp.Or(pause.By, "unknown") + ": " + cmp.Or(pause.Why, "no reason given")),
 	}
 }
 

@@ -311,7 +311,7 @@ func (l *lane) resubmit(ctx context.Context, rec *jobs.Record) error {
 	})
 	next.ClearIntent()
 	next.Code, next.Message, next.SettledIntent = "", "", settled
-	if l.cancelRequested(ctx, rec) {
+	if l.cancelRequested(ctx, &next) {
 		return l.finishJob(ctx, rec, recorder.Ended(&next, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate))
 	}
 	next.State = jobs.StateQueued

@@ -31,8 +31,9 @@ const (
 	// in progress need room.
 	diskReserve = 256 << 20
 
-	// accountPausePoll is how often a lane checks whether its account's pause is finished.
-	accountPausePoll = 2 * time.Second
+	// operatorPausePoll is how often a lane checks whether the pause of its account or its model
+	// is finished.
+	operatorPausePoll = 2 * time.Second
 
 	// budgetPollInterval is how often a lane checks whether its account's daily budget has
 	// room again: a new day begins, the budget is raised, or a reservation is released.
@@ -364,6 +365,7 @@ func (l *lane) rollbackIntent(ctx context.Context, intent, rec *jobs.Record, why
 		l.log.Warn("reservation not released", "job_id", intent.ID, "err", err)
 	}
 	if err == nil && !current.CancelRequestedAt.IsZero() {
+		intent.Decisions = current.Decisions
 		if err := l.finishJob(ctx, intent, recorder.Ended(intent, jobs.StateCanceled, jobs.CodeCanceled, canceledBeforeCreate)); err != nil {
 			return err
 		}

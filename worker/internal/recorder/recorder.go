@@ -201,6 +201,9 @@ func (r *Recorder) AdoptFinished(ctx context.Context, rec, finished *jobs.Record
 	r.Journal(journal.KindFinished, finished)
 	finished.EnqueuedAt, finished.Priority = rec.EnqueuedAt, rec.Priority
 	finished.Producer, finished.PriceMicroYuan, finished.Callback, finished.FollowUp = rec.Producer, rec.PriceMicroYuan, rec.Callback, rec.FollowUp
+	if len(rec.Decisions) > len(finished.Decisions) {
+		finished.Decisions = rec.Decisions
+	}
 	finished.SetLocation(ctx, r.Bucket, r.ServeURL)
 	return r.Transition(ctx, rec, finished)
 }

@@ -32,6 +32,9 @@ func SidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 			side.Seed = *req.Seed
 		}
 	}
+	for _, d := range rec.Decisions {
+		side.Decisions = append(side.Decisions, storage.SidecarDecision(d))
+	}
 	for _, a := range rec.PastAttempts {
 		outcome := jobs.StateFailed
 		if a.Images > 0 {
@@ -81,6 +84,9 @@ func RecordOf(side *storage.Sidecar) (*jobs.Record, error) {
 			return nil, fmt.Errorf("sidecar of %s: request: %w: %w", side.JobID, storage.ErrUnreadable, err)
 		}
 		rec.Producer, rec.NotBefore, rec.Deadline, rec.FollowUp = rec.Request.Producer, rec.Request.NotBefore, rec.Request.Deadline, rec.Request.FollowUp
+	}
+	for _, d := range side.Decisions {
+		rec.Decisions = append(rec.Decisions, jobs.Decision(d))
 	}
 	for i, a := range side.Attempts {
 		rec.Attempt, rec.Term = a.Attempt, a.Term
