@@ -3,6 +3,7 @@ package config
 import (
 	"net/url"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -36,10 +37,17 @@ type Serve struct {
 	KeepAlive time.Duration
 	// CORSOrigins are DANQING_CORS_ORIGINS: the origins whose pages may use the API.
 	CORSOrigins []string
-	// UIPassword is DANQING_UI_PASSWORD, what the web UI asks for, and UIWrite is
-	// DANQING_UI_WRITE: whether it may change something then.
-	UIPassword Secret
-	UIWrite    bool
+	// Operators are DANQING_OPERATOR_TOKENS: who may see everything, in the web UI. Without
+	// any it asks for nothing, and is for this machine only.
+	Operators []Operator
+	// UIWrite is DANQING_UI_WRITE: whether operators who log in may change something.
+	UIWrite bool
+}
+
+// Operator is the credential of one operator.
+type Operator struct {
+	Name   string // stands beside the operator's decisions
+	Secret Secret
 }
 
 // Token is the credential of one producer.
@@ -104,12 +112,12 @@ func (l *loader) serve() {
 
 // ui reads the settings of the web UI.
 func (l *loader) ui(s *Serve) {
-	if v, name := l.lookup("DANQING_UI_PASSWORD"); v != "" {
-		if len(v) < minTokenBytes {
-			l.bad(name, "must have %d characters or more, such as openssl rand -hex 24 prints", minTokenBytes)
+	list, name := l.lookup("DANQING_OPERATOR_TOKENS")
+	l.namedTokens(list, name, func(holder, secret, at string) {
+		if l.checkToken(holder, secret, at) {
+			s.Operators = append(s.Operators, Operator{holder, NewSecret(secret)})
 		}
-		s.UIPassword = NewSecret(v)
-	}
+	})
 	if v, name := l.lookup("DANQING_UI_WRITE"); v != "" {
 		var err error
 		if s.UIWrite, err = strconv.ParseBool(v); err != nil {
@@ -155,6 +163,18 @@ func (l *loader) browsers(s *Serve) {
 // readTokens reads the tokens from the environment and the file. No problem contains one.
 func (l *loader) readTokens(defaults Token) {
 	list, name := l.lookup("DANQING_SERVE_TOKENS")
+	l.namedTokens(list, name, func(producer, secret, at string) {
+		t := defaults
+		t.Name = producer
+		l.addToken(t, secret, at)
+	})
+	if path, at := l.lookup("DANQING_SERVE_TOKENS_FILE"); path != "" {
+		l.readTokensFile(path, at, defaults)
+	}
+}
+
+// namedTokens calls add with each NAME:TOKEN of a list, and where it stands.
+func (l *loader) namedTokens(list, name string, add func(holder, secret, at string)) {
 	for i, entry := range strings.Split(list, ",") {
 		if strings.TrimSpace(entry) == "" {
 			continue
@@ -163,37 +183,41 @@ func (l *loader) readTokens(defaults Token) {
 		if i > 0 || strings.Contains(list, ",") {
 			at = name + " (entry " + strconv.Itoa(i+1) + ")"
 		}
-		t := defaults
-		secret, found := "", false
-		t.Name, secret, found = strings.Cut(strings.TrimSpace(entry), ":")
+		holder, secret, found := strings.Cut(strings.TrimSpace(entry), ":")
 		if !found {
 			l.bad(at, "must be NAME:TOKEN,NAME:TOKEN")
 			continue
 		}
-		l.addToken(t, secret, at)
-	}
-	if path, at := l.lookup("DANQING_SERVE_TOKENS_FILE"); path != "" {
-		l.readTokensFile(path, at, defaults)
+		add(holder, strings.TrimSpace(secret), at)
 	}
 }
 
-// addToken adds a token, or reports its problems.
-func (l *loader) addToken(t Token, secret, at string) {
-	secret = strings.TrimSpace(secret)
-	t.Secret = NewSecret(secret)
+// checkToken reports the problems of a token, and whether there are none.
+func (l *loader) checkToken(holder, secret, at string) bool {
 	bad := len(l.problems)
-	if jobs.ValidAccount(t.Name) != nil {
+	if jobs.ValidAccount(holder) != nil {
 		l.bad(at, "has an invalid name: must be 1 to 64 letters, digits, dots, hyphens and underscores") // not shown: it may be the token itself
 	}
 	if len(secret) < minTokenBytes || strings.ContainsFunc(secret, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 		l.bad(at, "must have a token of %d characters or more, ASCII without blanks, such as openssl rand -hex 24 prints", minTokenBytes)
 	}
-	for _, other := range l.cfg.Serve.Tokens {
-		if other.Name == t.Name || other.Secret.Reveal() == secret {
-			l.bad(at, "repeats a name or a token: each must be unique in DANQING_SERVE_TOKENS and the file together")
+	others := slices.Clone(l.cfg.Serve.Operators)
+	for _, t := range l.cfg.Serve.Tokens {
+		others = append(others, Operator{t.Name, t.Secret})
+	}
+	for _, other := range others {
+		if other.Name == holder || other.Secret.Reveal() == secret {
+			l.bad(at, "repeats a name or a token: each must be unique in DANQING_SERVE_TOKENS, its file and DANQING_OPERATOR_TOKENS together")
 		}
 	}
-	if bad == len(l.problems) {
+	return bad == len(l.problems)
+}
+
+// addToken adds a producer's token, or reports its problems.
+func (l *loader) addToken(t Token, secret, at string) {
+	secret = strings.TrimSpace(secret)
+	if l.checkToken(t.Name, secret, at) {
+		t.Secret = NewSecret(secret)
 		l.cfg.Serve.Tokens = append(l.cfg.Serve.Tokens, t)
 	}
 }

@@ -237,7 +237,10 @@ func (s *Store) Retry(ctx context.Context, id string, by Decider) (*Record, erro
 		if err != nil {
 			return nil, err
 		}
+		unseen := by.checkSeen(&rec.Job)
 		switch {
+		case rec.retriable() && unseen != nil:
+			err = fmt.Errorf("retry %s: %w", id, unseen)
 		case rec.retriable():
 			rec, err = s.restart(ctx, rec, rec, made)
 		case rec.State.Waiting() && !rec.RetriedAt.IsZero():

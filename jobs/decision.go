@@ -33,6 +33,18 @@ type Decision struct {
 type Decider struct {
 	By  string // the name of a user or a token, at most 100 characters
 	Why string // one line for people, at most 500 characters
+	// Seen is the [Job.UpdatedAt] that the decision is about, zero for any. A job that has
+	// changed since is neither resolved nor retried: [ErrInvalidState]. So a decision that is
+	// sent twice is not made about a later hold.
+	Seen time.Time
+}
+
+// checkSeen fails if the job has changed since it was seen.
+func (d Decider) checkSeen(job *Job) error {
+	if d.Seen.IsZero() || d.Seen.Equal(job.UpdatedAt) {
+		return nil
+	}
+	return fmt.Errorf("%w: it has changed at %s, since it was seen: look at it again", ErrInvalidState, job.UpdatedAt.Format(time.RFC3339))
 }
 
 const (

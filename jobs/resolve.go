@@ -77,11 +77,14 @@ func (s *Store) resolve(ctx context.Context, id string, decision Resolution, by 
 		if err != nil {
 			return nil, err
 		}
+		unseen := by.checkSeen(&rec.Job)
 		switch done, repairErr := s.alreadyResolved(ctx, rec, decision); {
 		case done:
 			err = repairErr
 		case rec.State != StateHeld:
 			err = fmt.Errorf("resolve %s: %w: it is not held (%s)", id, ErrInvalidState, rec.State)
+		case unseen != nil:
+			err = fmt.Errorf("resolve %s: %w", id, unseen)
 		case decision.GiveUp:
 			rec, err = s.abandon(ctx, rec, made)
 		case decision.BuyAgain:

@@ -12,6 +12,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/danqing-queue/danqing/jobs/jobid"
@@ -206,7 +207,28 @@ func cleanName(s string, maxBytes int) string {
 
 // HeldKey returns the key under which [Bucket.Hold] stores the file name of a task.
 func (b *Bucket) HeldKey(taskID, name string) string {
-	return b.prefix + heldFolder + keyValue(taskID) + "/" + cleanName(name, maxNameBytes)
+	return b.heldFolder(taskID) + cleanName(name, maxNameBytes)
+}
+
+func (b *Bucket) heldFolder(taskID string) string {
+	return b.prefix + heldFolder + keyValue(taskID) + "/"
+}
+
+// maxHeldKeys is more than the images of any task.
+const maxHeldKeys = 32
+
+// HeldKeys returns the keys of what [Bucket.Hold] and [Bucket.Quarantine] have stored of a task,
+// in order; at most 32. It fails if the bucket does not answer.
+func (b *Bucket) HeldKeys(ctx context.Context, taskID string) ([]string, error) {
+	page, err := b.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &b.name, Prefix: aws.String(b.heldFolder(taskID)), MaxKeys: aws.Int32(maxHeldKeys)})
+	if err != nil {
+		return nil, fmt.Errorf("list the images held of task %s: %w", taskID, b.explain(err))
+	}
+	var keys []string
+	for _, object := range page.Contents {
+		keys = append(keys, aws.ToString(object.Key))
+	}
+	return keys, nil
 }
 
 func (b *Bucket) sidecarKey(jobID string) string { return b.prefix + sidecarFolder + jobID + ".json" }

@@ -29,24 +29,29 @@ import (
 
 const queue = "danqing:wanx-v1:default"
 
-// program is a running `danqing up --simulate`.
+// program is a running `danqing up`.
 type program struct {
 	binary, dir string
+	flags       []string // of all commands
+	env         []string
 	url         string // of its HTTP server
 }
 
-// startProgram builds Danqing, starts it in a folder of its own and waits until
-// it serves.
-func startProgram(t *testing.T) *program {
+// startProgram builds Danqing, starts it in a folder of its own and waits until it serves. With
+// no environment it is simulated.
+func startProgram(t *testing.T, env ...string) *program {
 	t.Helper()
-	p := &program{dir: t.TempDir()}
+	p := &program{dir: t.TempDir(), env: env}
+	if env == nil {
+		p.flags = []string{"--simulate"}
+	}
 	p.binary = filepath.Join(p.dir, "danqing")
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", p.binary, "./cmd/danqing")
 	build.Dir = "../.."
 	out, err := build.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 
-	up := p.command(t, "up", "--simulate", "--listen", "127.0.0.1:0")
+	up := p.command(t, append([]string{"up", "--listen", "127.0.0.1:0"}, p.flags...)...)
 	stderr, err := up.StderrPipe()
 	require.NoError(t, err)
 	require.NoError(t, up.Start())
@@ -56,7 +61,7 @@ func startProgram(t *testing.T) *program {
 		for lines := bufio.NewScanner(stderr); lines.Scan(); {
 			t.Log(lines.Text())
 			if _, at, ok := strings.Cut(lines.Text(), "web UI:"); ok {
-				served <- strings.TrimSuffix(strings.TrimSpace(at), "/ui/")
+				served <- strings.TrimSuffix(strings.TrimSpace(at), "/")
 			}
 		}
 	}()
@@ -79,6 +84,7 @@ func (p *program) command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), p.binary, args...)
 	cmd.Dir, cmd.Env = p.dir, []string{"HOME=" + p.dir, "PATH=" + os.Getenv("PATH"), "DANQING_S3_KEY_TEMPLATE=秋天/{job_id}-{n}{ext}", "DANQING_MODELS=wanx-v1"}
+	cmd.Env = append(cmd.Env, p.env...)
 	return cmd
 }
 
@@ -86,7 +92,7 @@ func (p *program) command(t *testing.T, args ...string) *exec.Cmd {
 // what it prints.
 func (p *program) run(t *testing.T, args ...string) string {
 	t.Helper()
-	cmd := p.command(t, append(args, "--simulate")...)
+	cmd := p.command(t, append(args, p.flags...)...)
 	out, err := cmd.Output()
 	require.NoError(t, err, "danqing %s: %s", strings.Join(args, " "), out)
 	return string(out)
@@ -94,8 +100,12 @@ func (p *program) run(t *testing.T, args ...string) string {
 
 // job is what `danqing jobs show --json` prints of one.
 type job struct {
-	State  string `json:"state"`
-	TaskID string `json:"task_id"`
+	State      string   `json:"state"`
+	TaskID     string   `json:"task_id"`
+	Candidates []string `json:"candidates"`
+	Decisions  []struct {
+		Action, By, Why string
+	} `json:"decisions"`
 }
 
 func (p *program) job(t *testing.T, id string) (j job) {

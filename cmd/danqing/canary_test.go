@@ -72,9 +72,9 @@ func TestNoSecretLeaks(t *testing.T) {
 	key := []string{"DASHSCOPE_API_KEY=" + p.secrets["API key"]}
 	data := filepath.Join(p.dir, "danqing-data")
 	journal := filepath.Join(data, "journal.jsonl")
-	p.run(exitDone, nil, "jobs", "pause", "--account", "default", "--reason", "for now")
+	p.run(exitDone, nil, "jobs", "pause", "--account", "default", "--why", "for now")
 	up := p.start(key, "up", "--listen", "127.0.0.1:0")
-	base := p.waitOutput(up, `web UI:  (\S+)/ui/`)
+	base := p.waitOutput(up, `web UI:  (\S+)/`)
 	p.enqueueJobs()
 	p.invalidLines()
 	signature := p.secrets["signature of ref_img"]

@@ -60,7 +60,8 @@ func importMap() map[string][]string {
 		"jobs/rediskey":                      {},
 		"jobs/redistest":                     {"jobs/embedded"},
 		"jobs/webhook":                       {},
-		"jobs/gateway":                       {"jobs", "jobs/compactjson", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope"},
+		"jobs/gateway":                       {"jobs", "jobs/compactjson", "jobs/gateway/dashboard", "jobs/ledger", "jobs/rediskey", "storage", "worker/dashscope"},
+		"jobs/gateway/dashboard":             {"jobs", "jobs/jobid", "jobs/ledger"},
 		"storage":                            {"jobs/jobid", "storage/atomicfile"},
 		"storage/atomicfile":                 {},
 		"storage/embedded":                   {"storage/embedded/inprocess"},
@@ -76,7 +77,7 @@ func testOnlyPackages() []string {
 
 // extraTestImports are packages that only the tests of a package may import.
 func extraTestImports() map[string][]string {
-	return map[string][]string{"jobs/embedded": {module + "/jobs", "github.com/hibiken/asynq"}}
+	return map[string][]string{"jobs/embedded": {module + "/jobs", "github.com/hibiken/asynq"}, "jobs/gateway/dashboard": {"github.com/hibiken/asynq"}}
 }
 
 // allowedImporters are the only packages that may import a module. One that ends in a slash

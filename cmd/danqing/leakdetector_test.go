@@ -201,6 +201,13 @@ func (w *leakDetector) addUI(t *testing.T, when, base string) string {
 		w.add("web UI "+when+" "+path, text, refImgField, callback)
 		return body
 	}
+	for _, path := range []string{"/", "/jobs", "/jobs?state=failed", "/jobs?state=held"} { // of our own page nothing is allowed
+		page := get(path)
+		w.add("page "+when+" "+path, page)
+		for _, job := range jobLink.FindAllSubmatch(page, -1) {
+			w.add("page "+when+" "+string(job[1]), get(string(job[1])))
+		}
+	}
 	for _, path := range []string{"/healthz", "/ui/", "/ui/api/queue_stats", "/ui/api/servers", "/ui/api/scheduler_entries", "/ui/api/redis_info", "/ui/api/metrics", "/ui/api/none"} {
 		get(path)
 	}
@@ -222,6 +229,9 @@ func (w *leakDetector) addUI(t *testing.T, when, base string) string {
 	}
 	return all.String()
 }
+
+// jobLink matches the links to jobs in the page for operators.
+var jobLink = regexp.MustCompile(`href="(/jobs/[^"?]+)"`)
 
 // linkSignature matches the signatures of DashScope's links to results.
 var linkSignature = regexp.MustCompile(`(?:&|\\u0026)Signature=([^&"\\]+)`)

@@ -36,25 +36,12 @@ const (
 	defaultMaxQueued = 100_000
 )
 
-type serveFlags struct {
-	listen string
-	ui     bool
-}
+type serveFlags struct{ listen string }
 
-// addUIFlag adds the flag --ui of serve and up.
-func addUIFlag(cmd *cobra.Command, ui *bool) {
-	cmd.Flags().BoolVar(ui, "ui", false, "serve the web UI beside tokens too; it asks for DANQING_UI_PASSWORD then (default: only without tokens)")
-}
-
-// uiEnabled reports whether the web UI is served. Beside tokens, whose owners see their own
-// jobs only, it must have a password: a proxy may forward their requests to the loopback
-// address.
-func uiEnabled(cfg *config.Config, asked bool) (bool, error) {
-	tokens := len(cfg.Serve.Tokens) > 0
-	if asked && tokens && !cfg.Serve.UIPassword.IsSet() {
-		return false, usageErrorf("set it to a password of 16 characters or more: beside tokens the web UI asks for it", "--ui is set, and DANQING_UI_PASSWORD is not")
-	}
-	return asked || !tokens, nil
+// uiEnabled reports whether the web UI is served: to operators who log in, or, without tokens of
+// anybody, on this machine.
+func uiEnabled(cfg *config.Config) bool {
+	return len(cfg.Serve.Operators) > 0 || len(cfg.Serve.Tokens) == 0
 }
 
 func (p *program) serveCommand() *cobra.Command {
@@ -68,24 +55,20 @@ DASHSCOPE_HTTP_BASE_URL to http://HOST:PORT/api/v1, and give them a token of
 DANQING_SERVE_TOKENS in place of the key. Tools for OpenAI's images API use
 http://HOST:PORT/v1.
 
-On loopback no tokens are needed; without tokens asynq's web UI is at /ui/, beside tokens
-with --ui and DANQING_UI_PASSWORD. No DashScope key is needed.`,
+On loopback no tokens are needed. A page for operators is at /: with
+DANQING_OPERATOR_TOKENS they log in, without any tokens it is for this machine only. No
+DashScope key is needed.`,
 		Example: `  REDIS_URL=redis://127.0.0.1:6379/0 DANQING_S3_BUCKET=images danqing serve
   DANQING_SERVE_TOKENS=shop:$(openssl rand -hex 24) danqing serve --listen 0.0.0.0:8765`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.serve(cmd.Context(), f) },
 	}
 	cmd.Flags().StringVar(&f.listen, "listen", "", listenUsage)
-	addUIFlag(cmd, &f.ui)
 	return cmd
 }
 
 func (p *program) serve(ctx context.Context, f serveFlags) error {
 	cfg, err := p.config()
-	if err != nil {
-		return err
-	}
-	ui, err := uiEnabled(cfg, f.ui)
 	if err != nil {
 		return err
 	}
@@ -124,7 +107,7 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 		return err
 	}
 	if err := server.open(cfg, serverConfig{
-		redis: rdb, bucket: bucket, price: func(model jobs.Model, n int) int64 { return maxPrice(cfg.Accounts, model, n) }, depth: cmp.Or(cfg.Serve.MaxQueued, defaultMaxQueued), ui: ui, log: log,
+		redis: rdb, bucket: bucket, price: func(model jobs.Model, n int) int64 { return maxPrice(cfg.Accounts, model, n) }, depth: cmp.Or(cfg.Serve.MaxQueued, defaultMaxQueued), log: log,
 	}); err != nil {
 		return err
 	}
@@ -146,7 +129,6 @@ type serverConfig struct {
 	price  func(jobs.Model, int) int64
 	depth  int
 	temp   string // folder for uploads; "" is the system's
-	ui     bool
 	log    *slog.Logger
 }
 
@@ -162,9 +144,9 @@ type httpServer struct {
 // listen listens on the flag's address, or else the configured one. It serves nothing yet.
 func listen(ctx context.Context, cfg *config.Config, flag string) (*httpServer, error) {
 	address := cmp.Or(flag, cfg.Serve.Listen, defaultListen)
-	listener, local, err := gateway.Listen(ctx, address, len(cfg.Serve.Tokens) > 0)
+	listener, local, err := gateway.Listen(ctx, address, len(cfg.Serve.Tokens)+len(cfg.Serve.Operators) > 0)
 	if err != nil {
-		return nil, usageErrorf("choose another address by --listen, as in --listen 127.0.0.1:0; to serve other machines set DANQING_SERVE_TOKENS", "%w", err)
+		return nil, usageErrorf("choose another address by --listen, as in --listen 127.0.0.1:0; to serve other machines set DANQING_SERVE_TOKENS for the API, or DANQING_OPERATOR_TOKENS for the web UI", "%w", err)
 	}
 	return &httpServer{listener: listener, local: local}, nil
 }
@@ -178,7 +160,7 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 	}
 	api := &gateway.API{
 		Bucket: s.bucket, RedirectImages: cfg.Serve.RedirectImages && !s.local, Price: s.price, Depth: s.depth, TempDir: s.temp,
-		DefaultN: cfg.Serve.DefaultN, BaseURL: cfg.Serve.URL, KeepAlive: cfg.Serve.KeepAlive, CORSOrigins: cfg.Serve.CORSOrigins,
+		RequireToken: !h.local, DefaultN: cfg.Serve.DefaultN, BaseURL: cfg.Serve.URL, KeepAlive: cfg.Serve.KeepAlive, CORSOrigins: cfg.Serve.CORSOrigins,
 		LoadSidecar: func(ctx context.Context, id string) (*jobs.Job, error) {
 			return loadSidecar(ctx, s.bucket, cfg.Serve.URL, id)
 		},
@@ -186,12 +168,16 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 	for _, t := range cfg.Serve.Tokens {
 		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan, MaxRequests: t.MaxRequests, MaxUploads: t.MaxUploads})
 	}
-	password := cfg.Serve.UIPassword
-	h.ui = s.ui && (h.local || password.IsSet())
+	h.ui = uiEnabled(cfg)
+	ui := gateway.Config{Redis: s.redis, API: api, UI: h.ui, UIReadOnly: len(cfg.Serve.Operators) > 0 && !cfg.Serve.UIWrite, Budgets: map[string]int64{}, Logger: s.log}
+	for _, o := range cfg.Serve.Operators {
+		ui.Operators = append(ui.Operators, gateway.Operator{Name: o.Name, Secret: o.Secret.Reveal()})
+	}
+	for _, a := range cfg.Accounts {
+		ui.Budgets[a.Name] = a.DailyBudgetMicroYuan
+	}
 	var err error
-	h.gateway, err = gateway.New(gateway.Config{
-		Redis: s.redis, API: api, UI: h.ui, UIPassword: password.Reveal(), UIReadOnly: password.IsSet() && !cfg.Serve.UIWrite, Logger: s.log,
-	})
+	h.gateway, err = gateway.New(ui)
 	if err != nil {
 		return errors.Join(err, h.listener.Close())
 	}
@@ -252,6 +238,6 @@ func (h *httpServer) baseURL() string {
 func (h *httpServer) announce(p *program) {
 	p.stderrf("API:     DASHSCOPE_HTTP_BASE_URL=%s/api/v1   (OpenAI's images: %s/v1)", h.baseURL(), h.baseURL())
 	if h.ui {
-		p.stderrf("web UI:  %s/ui/", h.baseURL())
+		p.stderrf("web UI:  %s/", h.baseURL())
 	}
 }

@@ -16,7 +16,6 @@ import (
 type upFlags struct {
 	simulate bool
 	listen   string
-	ui       bool
 }
 
 func (p *program) upCommand() *cobra.Command {
@@ -25,7 +24,7 @@ func (p *program) upCommand() *cobra.Command {
 		Use:   "up",
 		Short: "Run everything in one process: queue, bucket, worker, API, web UI",
 		Long: `Up runs everything in one process, on one machine: a durable queue, a bucket, a worker,
-the API of "danqing serve", and asynq's web UI. A configured REDIS_URL or
+the API of "danqing serve", and a web page for operators. A configured REDIS_URL or
 DANQING_S3_BUCKET replaces the embedded part. Other commands on the machine find it by
 the data directory.`,
 		Example: `  danqing up
@@ -35,7 +34,6 @@ the data directory.`,
 	}
 	cmd.Flags().BoolVar(&f.simulate, "simulate", false, "no key, no cost: a simulated DashScope, with all its data in a folder of its own")
 	cmd.Flags().StringVar(&f.listen, "listen", "", listenUsage)
-	addUIFlag(cmd, &f.ui)
 	return cmd
 }
 
@@ -45,10 +43,6 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 		return err
 	}
 	if err := cfg.EnableModels(nil); err != nil {
-		return err
-	}
-	ui, err := uiEnabled(cfg, f.ui)
-	if err != nil {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(p.stderr, nil))
@@ -64,13 +58,13 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 	if err != nil {
 		return errors.Join(err, rt.Close(), server.listener.Close())
 	}
-	return errors.Join(p.serveAndWork(ctx, rt, f, ui, server), rt.Close())
+	return errors.Join(p.serveAndWork(ctx, rt, f, server), rt.Close())
 }
 
 // serveAndWork serves HTTP and runs the worker until a signal.
-func (p *program) serveAndWork(ctx context.Context, rt *runtime, f upFlags, ui bool, server *httpServer) error {
+func (p *program) serveAndWork(ctx context.Context, rt *runtime, f upFlags, server *httpServer) error {
 	if err := server.open(rt.cfg, serverConfig{
-		redis: rt.redis, bucket: rt.bucket, local: rt.localBucket != nil, price: rt.priceOf, depth: rt.maxQueued(), temp: filepath.Join(rt.dataPath, uploadFolder), ui: ui, log: rt.log,
+		redis: rt.redis, bucket: rt.bucket, local: rt.localBucket != nil, price: rt.priceOf, depth: rt.maxQueued(), temp: filepath.Join(rt.dataPath, uploadFolder), log: rt.log,
 	}); err != nil {
 		return err
 	}

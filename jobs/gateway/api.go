@@ -70,10 +70,7 @@ func newAPI(g *Gateway, cfg API) (*api, error) {
 }
 
 // close answers requests in a long poll, and waits for the API's goroutines.
-func (a *api) close() error {
-	a.hub.close()
-	return nil
-}
+func (a *api) close() { a.hub.close() }
 
 // handle adds the API's routes.
 func (a *api) handle(mux *http.ServeMux) {
@@ -98,9 +95,12 @@ func (a *api) handle(mux *http.ServeMux) {
 	mux.Handle(imagesPath, a.cors(a.protectImages(images)))
 }
 
+// open reports whether the API asks for no token.
+func (a *api) open() bool { return len(a.tokens) == 0 && !a.cfg.RequireToken }
+
 // protect refuses cross-origin requests to an API without tokens.
 func (a *api) protect(next http.Handler) http.Handler {
-	if len(a.tokens) > 0 {
+	if !a.open() {
 		return next
 	}
 	return secureHeaders("default-src 'none'", localOnly(trusting(a.cfg.CORSOrigins, next)))
@@ -109,7 +109,7 @@ func (a *api) protect(next http.Handler) http.Handler {
 // protectImages allows other pages to show images, but without tokens only under
 // loopback names.
 func (a *api) protectImages(next http.Handler) http.Handler {
-	if len(a.tokens) > 0 {
+	if !a.open() {
 		return next
 	}
 	return localOnly(next)
@@ -127,7 +127,7 @@ func (c caller) canSee(rec *jobs.Job) bool { return c.all || rec.Producer == c.N
 
 // authenticate returns the caller of a request. It takes the same time for every token.
 func (a *api) authenticate(r *http.Request) (caller, error) {
-	if len(a.tokens) == 0 {
+	if a.open() {
 		return caller{all: true}, nil
 	}
 	scheme, secret, _ := strings.Cut(r.Header.Get("Authorization"), " ")
@@ -412,7 +412,7 @@ const notFoundStep = 200 * time.Millisecond
 // follows from the token's name and its Idempotency-Key: how long an answer takes must not
 // tell another token whether the job exists.
 func (a *api) hideDuration(ctx context.Context, began time.Time) {
-	if len(a.tokens) == 0 {
+	if a.open() {
 		return
 	}
 	timer := time.NewTimer(notFoundStep - time.Since(began)%notFoundStep)

@@ -1,12 +1,13 @@
 // Package gateway is the HTTP server for jobs: DashScope's API for programs written for
-// it, OpenAI's images API, the images themselves, asynq's web UI under /ui, and
-// /healthz.
+// it, OpenAI's images API, the images themselves, a page for operators at /, asynq's web UI
+// under /ui, and /healthz.
 //
-// The web UI shows every job and can cancel it. Without a password it is for this machine
-// only: requests with another host name (protection against DNS rebinding) and requests
-// through a proxy are refused. The same holds for the API while it has no tokens. Both
-// refuse cross-origin requests that change something. An address other than the loopback
-// requires tokens, see [Listen].
+// The page and the web UI show every job and can cancel it. They are for the operators that
+// log in, see [Config]. Without operators they are for this machine only: requests with
+// another host name (protection against DNS rebinding) and requests through a proxy are
+// refused. The same holds for the API while it has no tokens. All refuse cross-origin
+// requests that change something. An address other than the loopback requires tokens, see
+// [Listen].
 package gateway
 
 import (
@@ -24,6 +25,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/gateway/dashboard"
 	"github.com/danqing-queue/danqing/storage"
 )
 
@@ -34,13 +36,16 @@ type Config struct {
 	Redis redis.UniversalClient
 	// API configures the APIs and the images; nil disables them.
 	API *API
-	// UI enables asynq's web UI: with a password, else under loopback names only.
+	// UI enables the page for operators and asynq's web UI: for Operators, else under loopback
+	// names only.
 	UI bool
-	// UIPassword is what the web UI asks for, by HTTP basic authentication with any user
-	// name; "" means that it asks for nothing.
-	UIPassword string
+	// Operators may log in to the web UI. Without any it asks for nothing.
+	Operators []Operator
 	// UIReadOnly refuses everything in the web UI that changes something.
 	UIReadOnly bool
+	// Budgets are the daily budgets of accounts, in millionths of a yuan, for the web UI; 0 or
+	// none means no limit.
+	Budgets map[string]int64
 	// Logger receives warnings; nil discards them.
 	Logger *slog.Logger
 }
@@ -56,8 +61,9 @@ type API struct {
 	// with [jobs.ErrNotFound]. Required.
 	LoadSidecar func(ctx context.Context, id string) (*jobs.Job, error)
 	// Tokens are the accepted tokens. Without any, every request under a loopback name
-	// is accepted, and sees all jobs.
-	Tokens []Token
+	// is accepted, and sees all jobs, unless RequireToken is set: then none is.
+	Tokens       []Token
+	RequireToken bool
 	// DefaultN is the number of images of a request without n, limited by what its
 	// model allows. 0 means 4, as at DashScope.
 	DefaultN int
@@ -117,7 +123,8 @@ type Gateway struct {
 	inspector *asynq.Inspector
 	log       *slog.Logger
 	handler   http.Handler
-	api       *api // nil if disabled
+	api       *api                 // nil if disabled
+	dashboard *dashboard.Dashboard // nil if disabled
 }
 
 // New returns a gateway, which the caller must Close. It opens no connection.
@@ -135,11 +142,6 @@ func New(cfg Config) (*Gateway, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", g.health)
 	mux.HandleFunc("/", noSuchPath)
-	if cfg.UI {
-		if err := g.handleUI(mux, cfg); err != nil {
-			return nil, err
-		}
-	}
 	if cfg.API != nil {
 		var err error
 		if g.api, err = newAPI(g, *cfg.API); err != nil {
@@ -147,39 +149,59 @@ func New(cfg Config) (*Gateway, error) {
 		}
 		g.api.handle(mux)
 	}
+	if cfg.UI {
+		if err := g.handleUI(mux, cfg); err != nil {
+			return nil, errors.Join(err, g.Close())
+		}
+	}
 	g.handler = mux
 	return g, nil
 }
 
 // noSuchPath answers a request for a path of none of the APIs.
 func noSuchPath(w http.ResponseWriter, _ *http.Request) {
-	const paths = "/api/v1/… (DashScope's API), /v1/images/generations and /v1/models (OpenAI's), /images/…, /ui/ and /healthz"
+	const paths = "/api/v1/… (DashScope's API), /v1/images/generations and /v1/models (OpenAI's), /images/…, /, /ui/ and /healthz"
 	writeAnswer(w, http.StatusNotFound, encodeDashScopeError(uuid.NewString(), newAPIError(http.StatusNotFound, codeNotFound, "this path does not exist; there are "+paths, 0)))
 }
 
-// handleUI adds asynq's web UI.
+// handleUI adds the page for operators and asynq's web UI, behind the login.
 func (g *Gateway) handleUI(mux *http.ServeMux, cfg Config) error {
 	ui, err := newUI(context.Background(), g.redis, cfg.UIReadOnly)
 	if err != nil {
 		return err
 	}
-	routes := http.NewServeMux()
+	page := dashboard.Config{Redis: g.redis, Operator: operatorOf, ReadOnly: cfg.UIReadOnly, HasLogin: len(cfg.Operators) > 0, Budgets: cfg.Budgets, Logger: g.log}
+	if g.api != nil {
+		page.Store = dashboardStore{g.api}
+	}
+	if g.dashboard, err = dashboard.New(page); err != nil {
+		return err
+	}
+	secure := g.api != nil && strings.HasPrefix(g.api.cfg.BaseURL, "https://")
+	operators, err := newLogin(cfg.Operators, secure, g.dashboard)
+	if err != nil {
+		return err
+	}
+	protect := func(next http.Handler) http.Handler {
+		if cfg.UIReadOnly {
+			next = readOnly(next)
+		}
+		return operators.protect(next)
+	}
 	pages := g.cancelArchived(ui)
-	routes.Handle(uiPath+"/", pages)
-	routes.Handle("GET /{$}", http.RedirectHandler(uiPath+"/", http.StatusFound))
-	g.handleDeletes(routes, pages)
-	guarded := sameOrigin(routes)
-	if cfg.UIReadOnly {
-		guarded = readOnly(guarded)
+	asynqRoutes := http.NewServeMux()
+	asynqRoutes.Handle(uiPath+"/", pages)
+	g.handleDeletes(asynqRoutes, pages)
+	mux.Handle(uiPath+"/", secureHeaders(ui.contentSecurityPolicy(), sameOrigin(protect(asynqRoutes))))
+
+	routes := http.NewServeMux()
+	operators.handle(routes)
+	routes.Handle("GET /assets/", g.dashboard.Assets())
+	routes.Handle("/", protect(g.dashboard))
+	guarded := secureHeaders(dashboard.ContentSecurityPolicy, sameOrigin(http.MaxBytesHandler(routes, maxUIFormBytes)))
+	for _, path := range []string{"/{$}", "/jobs", "/jobs/", "/pauses", "/events", "/assets/", dashboard.LoginPage, "/logout"} {
+		mux.Handle(path, guarded)
 	}
-	if cfg.UIPassword != "" {
-		guarded = askPassword(cfg.UIPassword, guarded)
-	} else {
-		guarded = localOnly(directOnly(guarded))
-	}
-	guarded = secureHeaders(ui.contentSecurityPolicy(), guarded)
-	mux.Handle(uiPath+"/", guarded)
-	mux.Handle("GET /{$}", guarded)
 	return nil
 }
 
@@ -200,8 +222,11 @@ const maxHostBytes = 255 + len(":65535")
 
 // Close stops the gateway's goroutines. Requests in a long poll are answered.
 func (g *Gateway) Close() error {
+	if g.dashboard != nil {
+		g.dashboard.Close()
+	}
 	if g.api != nil {
-		return g.api.close()
+		g.api.close()
 	}
 	return nil
 }

@@ -2,8 +2,6 @@ package gateway
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"fmt"
 	"net"
 	"net/http"
@@ -17,7 +15,7 @@ import (
 // quarter of the process's file descriptors; give the server [ConnContext] too. It fails if the
 // host is not a loopback one (localhost, 127.0.0.0/8, [::1]) and there are no tokens, or
 // if the port is in use. local reports whether the host is a loopback one: only then may
-// the web UI be served without a password.
+// the web UI be served without a login, and the API without tokens.
 func Listen(ctx context.Context, address string, tokens bool) (listener net.Listener, local bool, err error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
@@ -70,7 +68,7 @@ func localOnly(next http.Handler) http.Handler {
 			host = r.Host // without a port
 		}
 		if !loopback(host) || forwarded(r) {
-			http.Error(w, "only requests to a loopback address such as http://127.0.0.1 are accepted, without a proxy: anything else needs DANQING_SERVE_TOKENS", http.StatusMisdirectedRequest)
+			http.Error(w, "only requests to a loopback address such as http://127.0.0.1 are accepted, without a proxy: anything else needs DANQING_SERVE_TOKENS for the API, and DANQING_OPERATOR_TOKENS for the web UI", http.StatusMisdirectedRequest)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -101,23 +99,7 @@ func forwarded(r *http.Request) bool {
 func directOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !r.ProtoAtLeast(1, 1) {
-			http.Error(w, "the web UI is not served through a proxy, unless it asks for a password: set DANQING_UI_PASSWORD", http.StatusMisdirectedRequest)
-			return
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-// askPassword asks for a password by HTTP basic authentication. It takes the same time for
-// every password.
-func askPassword(password string, next http.Handler) http.Handler {
-	want := sha256.Sum256([]byte(password))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, given, _ := r.BasicAuth()
-		sum := sha256.Sum256([]byte(given))
-		if subtle.ConstantTimeCompare(sum[:], want[:]) != 1 {
-			w.Header().Set("WWW-Authenticate", `Basic realm="danqing", charset="UTF-8"`)
-			http.Error(w, "the password is that of DANQING_UI_PASSWORD, with any user name", http.StatusUnauthorized)
+			http.Error(w, "the web UI is not served through a proxy, unless operators log in: set DANQING_OPERATOR_TOKENS", http.StatusMisdirectedRequest)
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -64,8 +64,9 @@ func TestUIPageAtEveryPath(t *testing.T) {
 		assert.Equal(t, "text/html; charset=utf-8", kind, path)
 		assert.Equal(t, page, text, path)
 	}
-	status, _, _ := w.request(t, http.MethodGet, "/", "")
-	assert.Equal(t, http.StatusFound, status)
+	status, _, text := w.request(t, http.MethodGet, "/", "")
+	assert.Equal(t, http.StatusOK, status)
+	assert.Contains(t, text, `href="/ui/"`)
 }
 
 // asynqmon answers unknown routes with its page and 200.
@@ -99,7 +100,7 @@ func TestSecurityHeaders(t *testing.T) {
 	assert.Equal(t, "same-origin", resp.Header.Get("Cross-Origin-Resource-Policy"))
 }
 
-// Without a password the web UI answers nothing that came through a proxy: neither what says
+// Without operators the web UI answers nothing that came through a proxy: neither what says
 // so, nor what nginx sends by default, HTTP/1.0 with the host of its configuration, nor a
 // browser's request to another host.
 func TestUIThroughAProxy(t *testing.T) {
@@ -123,39 +124,11 @@ func TestUIThroughAProxy(t *testing.T) {
 	} {
 		assert.Equal(t, http.StatusMisdirectedRequest, pause(1, headers...), headers)
 	}
-	assert.Equal(t, http.StatusNoContent, pause(1, "Sec-Fetch-Site", "same-origin", "Origin", "http://127.0.0.1:8765", "Referer", "http://127.0.0.1:8765/ui/"))
-}
-
-// With a password the web UI asks for it, also where everything came through a proxy, and
-// changes nothing if it is read-only.
-func TestUIAsksForThePassword(t *testing.T) {
-	t.Parallel()
-	for _, isReadOnly := range []bool{false, true} {
-		g, err := gateway.New(gateway.Config{UI: true, UIPassword: "correct horse battery", UIReadOnly: isReadOnly, Redis: embeddedRedis(t)})
-		require.NoError(t, err)
-		call := func(method, path, password string, headers ...string) *httptest.ResponseRecorder {
-			r := httptest.NewRequestWithContext(t.Context(), method, "https://danqing.example/ui/"+path, nil)
-			if password != "" {
-				r.SetBasicAuth("ann", password)
-			}
-			for i := 0; i < len(headers); i += 2 {
-				r.Header.Set(headers[i], headers[i+1])
-			}
-			w := httptest.NewRecorder()
-			g.ServeHTTP(w, r)
-			return w
-		}
-		for _, wrong := range []string{"", "wrong", "correct horse batter", "correct horse battery "} {
-			for _, path := range []string{"", "api/queues", "static/js/main.5adda2da.chunk.js"} {
-				w := call(http.MethodGet, path, wrong)
-				assert.Equal(t, http.StatusUnauthorized, w.Code, path)
-				assert.Contains(t, w.Header().Get("WWW-Authenticate"), "Basic")
-			}
-			assert.Equal(t, http.StatusUnauthorized, call(http.MethodPost, "api/queues/mail:pause", wrong).Code)
-		}
-		assert.Equal(t, http.StatusOK, call(http.MethodGet, "api/queues", "correct horse battery", "X-Forwarded-For", "192.0.2.1").Code)
-		want := map[bool]int{false: http.StatusNoContent, true: http.StatusForbidden}[isReadOnly]
-		assert.Equal(t, want, call(http.MethodPost, "api/queues/mail:pause", "correct horse battery").Code)
-		assert.Equal(t, http.StatusForbidden, call(http.MethodPost, "api/queues/mail:pause", "correct horse battery", "Sec-Fetch-Site", "cross-site").Code)
+	for _, path := range []string{"/", "/jobs", "/events", "/ui/"} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "http://rebound.example"+path, nil)
+		w := httptest.NewRecorder()
+		g.ServeHTTP(w, r)
+		assert.Equal(t, http.StatusMisdirectedRequest, w.Code, path)
 	}
+	assert.Equal(t, http.StatusNoContent, pause(1, "Sec-Fetch-Site", "same-origin", "Origin", "http://127.0.0.1:8765", "Referer", "http://127.0.0.1:8765/ui/"))
 }
