@@ -198,7 +198,7 @@ func (g *Gateway) handleUI(mux *http.ServeMux, cfg Config) error {
 	operators.handle(routes)
 	routes.Handle("GET /assets/", g.dashboard.Assets())
 	routes.Handle("/", protect(g.dashboard))
-	guarded := secureHeaders(dashboard.ContentSecurityPolicy, sameOrigin(http.MaxBytesHandler(routes, maxUIFormBytes)))
+	guarded := secureHeaders(dashboard.ContentSecurityPolicy, sameOrigin(http.MaxBytesHandler(dashboard.SwitchLanguage(routes), maxUIFormBytes)))
 	for _, path := range []string{"/{$}", "/jobs", "/jobs/", "/pauses", "/events", "/assets/", dashboard.LoginPage, "/logout"} {
 		mux.Handle(path, guarded)
 	}

@@ -130,6 +130,9 @@ func TestLoginLeadsBack(t *testing.T) {
 	assert.Contains(t, w.Body.String(), "这不是操作员的令牌")
 	assert.NotContains(t, w.Body.String(), "wrong-0123456789")
 	assert.Empty(t, w.Header().Get("Set-Cookie"))
+	// The language can be chosen before.
+	w = s.call(t, http.MethodGet, "/login?next=%2Fjobs&lang=zh", nil)
+	assert.Equal(t, "/login?next=%2Fjobs", w.Header().Get("Location"))
 	// Whoever is logged in already goes on at once.
 	w = s.call(t, http.MethodGet, "/login?next=/jobs", nil, "Cookie", "danqing_session="+s.logIn(t, annToken).Value)
 	assert.Equal(t, "/jobs", w.Header().Get("Location"))

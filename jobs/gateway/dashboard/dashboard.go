@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"strings"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -71,6 +72,7 @@ type Dashboard struct {
 	templates map[string]*template.Template // by language
 	routes    *http.ServeMux
 	state     stateCache
+	kept      *lru.Cache[string, keptImages] // by task
 	watchers  watchers
 }
 
@@ -90,6 +92,10 @@ func New(cfg Config) (*Dashboard, error) {
 		d.log = slog.New(slog.DiscardHandler)
 	}
 	d.watchers.init()
+	var err error
+	if d.kept, err = lru.New[string, keptImages](keptTasks); err != nil {
+		return nil, fmt.Errorf("dashboard: %w", err)
+	}
 	for _, language := range languages() {
 		parsed, err := template.New("").Funcs(functions(language)).ParseFS(files, "templates/*.html")
 		if err != nil {
@@ -110,13 +116,7 @@ func New(cfg Config) (*Dashboard, error) {
 }
 
 // ServeHTTP answers an operator's request.
-func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if language := r.URL.Query().Get("lang"); messageOf(language, "overview") != "" {
-		setLanguage(w, r, language)
-		return
-	}
-	d.routes.ServeHTTP(w, r)
-}
+func (d *Dashboard) ServeHTTP(w http.ResponseWriter, r *http.Request) { d.routes.ServeHTTP(w, r) }
 
 // Assets serves the style sheet and the script, which anybody may see.
 func (d *Dashboard) Assets() http.Handler {

@@ -83,7 +83,7 @@ func (d *desk) call(t *testing.T, method, path string, form url.Values, headers 
 		r.Header.Set(headers[i], headers[i+1])
 	}
 	w := httptest.NewRecorder()
-	d.ServeHTTP(w, r)
+	dashboard.SwitchLanguage(d).ServeHTTP(w, r)
 	return w
 }
 

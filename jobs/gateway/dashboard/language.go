@@ -42,7 +42,18 @@ func languageOf(r *http.Request) string {
 	return english
 }
 
-// setLanguage keeps the chosen language, and shows the page again.
+// SwitchLanguage keeps the language that a page's link names, and shows the page again. Other
+// requests are for next.
+func SwitchLanguage(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if language := r.URL.Query().Get("lang"); r.Method == http.MethodGet && messageOf(language, "overview") != "" {
+			setLanguage(w, r, language)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 func setLanguage(w http.ResponseWriter, r *http.Request, language string) {
 	http.SetCookie(w, &http.Cookie{ //nolint:gosec // no secret
 		Name: languageCookie, Value: language, Path: "/", MaxAge: int(languageLifetime / time.Second), HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: r.TLS != nil,

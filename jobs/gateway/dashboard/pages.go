@@ -227,11 +227,11 @@ func (d *Dashboard) heldImage(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		d.fail(w, r, err)
 		return
-	case d.cfg.Store == nil, task != job.TaskID && !slices.Contains(job.Candidates, task):
+	case task != job.TaskID && !slices.Contains(job.Candidates, task):
 		http.NotFound(w, r)
 		return
 	}
-	images, err := d.cfg.Store.HeldImages(r.Context(), task)
+	images, err := d.heldImages(r.Context(), task)
 	d.serveImage(w, r, job, images, err)
 }
 

@@ -222,17 +222,38 @@ func (d *Dashboard) heldJob(ctx context.Context, job *jobs.Job) *held {
 		tasks = append([]string{job.TaskID}, tasks...)
 	}
 	for _, task := range tasks {
-		c := candidate{Task: task, Own: task == job.TaskID}
-		if d.cfg.Store != nil {
-			images, err := d.cfg.Store.HeldImages(ctx, task)
-			if err != nil {
-				d.log.Warn("images of a held job not listed", "job_id", job.ID, "task_id", task, "err", err)
-			}
-			c.Images = images
+		images, err := d.heldImages(ctx, task)
+		if err != nil {
+			d.log.Warn("images of a held job not listed", "job_id", job.ID, "task_id", task, "err", err)
 		}
-		h.Candidates = append(h.Candidates, c)
+		h.Candidates = append(h.Candidates, candidate{Task: task, Own: task == job.TaskID, Images: images})
 	}
 	return h
+}
+
+// keptLifetime and keptTasks are for how long, and of how many tasks, the images that the bucket
+// keeps are not listed again: each list is a request that is paid for.
+const (
+	keptLifetime = 30 * time.Second
+	keptTasks    = 512
+)
+
+// keptImages are the images that the bucket had of a task.
+type keptImages struct {
+	images []jobs.Image
+	at     time.Time
+}
+
+// heldImages returns the images that the bucket keeps of a task.
+func (d *Dashboard) heldImages(ctx context.Context, task string) ([]jobs.Image, error) {
+	if kept, ok := d.kept.Get(task); d.cfg.Store == nil || ok && time.Since(kept.at) < keptLifetime {
+		return kept.images, nil
+	}
+	images, err := d.cfg.Store.HeldImages(ctx, task)
+	if err == nil && len(images) > 0 { // those that are not there yet are expected soon
+		d.kept.Add(task, keptImages{images, time.Now()})
+	}
+	return images, err
 }
 
 // price is what the images that a job lacks cost at most, in millionths of a yuan; 0 if that is
