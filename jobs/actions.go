@@ -239,9 +239,9 @@ func (s *Store) Retry(ctx context.Context, id string, by Decider) (*Record, erro
 		}
 		unseen := by.checkSeen(&rec.Job)
 		switch {
-		case rec.retriable() && unseen != nil:
+		case rec.Retriable() && unseen != nil:
 			err = fmt.Errorf("retry %s: %w", id, unseen)
-		case rec.retriable():
+		case rec.Retriable():
 			rec, err = s.restart(ctx, rec, rec, made)
 		case rec.State.Waiting() && !rec.RetriedAt.IsZero():
 			// An earlier call may have been interrupted between the record and the message.
@@ -277,7 +277,7 @@ func (s *Store) retryRecord(ctx context.Context, rec *Record, by Decider) (*Reco
 			return known, err
 		}
 		switch {
-		case !rec.retriable():
+		case !rec.Retriable():
 			return rec, retryRefused(rec)
 		case rec.Request == nil:
 			return nil, fmt.Errorf("job %s: %w: enqueue it again", rec.ID, ErrRequestLost)

@@ -167,8 +167,8 @@ func (j *Job) isPastAttempt(attempt int) bool {
 	return attempt == 0 || slices.ContainsFunc(j.PastAttempts, func(a Attempt) bool { return a.Attempt == attempt })
 }
 
-// retriable reports whether the job has ended and lacks images.
-func (j *Job) retriable() bool {
+// Retriable reports whether the job has ended and lacks images: see [Inspector.Retry].
+func (j *Job) Retriable() bool {
 	if j.State == StateSucceeded {
 		return j.storedImages() > 0 && len(j.Missing()) > 0
 	}

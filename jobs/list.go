@@ -36,6 +36,8 @@ type ListFilter struct {
 	Batch   string
 	// Producer is the name of the gateway's token that enqueued the job.
 	Producer string
+	// Code is the reason for which a job has failed, is held or waits longer.
+	Code string
 	// Labels are names and values that a job must all have.
 	Labels map[string]string
 	// UpdatedBefore selects jobs whose last change was before this time; zero selects all.
@@ -109,7 +111,7 @@ func (f *ListFilter) Matches(job *Job) bool {
 			return false
 		}
 	}
-	if f.Producer != "" && f.Producer != job.Producer {
+	if f.Producer != "" && f.Producer != job.Producer || f.Code != "" && f.Code != job.Code {
 		return false
 	}
 	return (f.Model == "" || f.Model == job.Model) && (f.Account == "" || f.Account == job.Account) && (f.Batch == "" || f.Batch == batch)

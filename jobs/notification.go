@@ -253,6 +253,8 @@ type Notification struct {
 	Tries     int       `json:"tries,omitempty"`
 	LastError string    `json:"last_error,omitempty"`
 	NextAt    time.Time `json:"next_at,omitzero"`
+	// DoneAt is when it was delivered; zero if it was not.
+	DoneAt time.Time `json:"done_at,omitzero"`
 }
 
 // Notifications returns the state of the notifications of an ended job, nil if it has not
@@ -267,7 +269,7 @@ func (i *Inspector) Notifications(_ context.Context, job *Job) ([]Notification, 
 		info, err := asynq.NewInspectorFromRedisClient(i.store.redis).GetTaskInfo(QueueNotify, job.NotificationID(kind))
 		switch {
 		case err == nil:
-			n.State, n.Tries, n.LastError = info.State.String(), info.Retried, info.LastErr
+			n.State, n.Tries, n.LastError, n.DoneAt = info.State.String(), info.Retried, info.LastErr, info.CompletedAt
 			if info.State == asynq.TaskStateRetry {
 				n.NextAt = info.NextProcessAt
 			}

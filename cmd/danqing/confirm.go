@@ -20,12 +20,19 @@ const yesUsage = "do not ask, whatever it costs"
 
 // confirmCost asks on a terminal whether an amount may be spent, if it is above what needs no
 // question. It fails with errDeclined. Without a terminal it asks nothing: whoever starts a
-// command from a program sets a --budget. If standard input is no terminal, such as a file of
-// prompts, the answer is read from the controlling terminal.
+// command from a program sets a --budget.
 func (p *program) confirmCost(ctx context.Context, cfg *config.Config, atMost int64, yes bool) error {
 	if yes || atMost <= cfg.ConfirmAboveMicroYuan || !terminal.IsTerminal(p.stderr) {
 		return nil
 	}
+	return p.ask(ctx, fmt.Sprintf("spend up to %s?", yuan(atMost)), "nothing was spent")
+}
+
+// ask asks a question on a terminal. It fails with errDeclined unless the answer is yes, and says
+// what did not happen then. If standard input is no terminal, such as a file of prompts, the
+// answer is read from the controlling terminal; without one nobody is there to answer, and
+// nothing is asked.
+func (p *program) ask(ctx context.Context, question, declined string) error {
 	in := p.stdin
 	if !terminal.IsTerminal(in) {
 		tty, err := os.Open("/dev/tty")
@@ -35,7 +42,7 @@ func (p *program) confirmCost(ctx context.Context, cfg *config.Config, atMost in
 		defer tty.Close() //nolint:errcheck // read only
 		in = tty
 	}
-	_, _ = fmt.Fprintf(p.stderr, "danqing: spend up to %s? [y/N] ", yuan(atMost))
+	_, _ = io.WriteString(p.stderr, terminal.Wrap("danqing: "+question+" [y/N] ", terminal.Width(p.stderr), "  "))
 	line, err := readAnswer(ctx, in)
 	if err != nil {
 		_, _ = io.WriteString(p.stderr, "\n")
@@ -45,7 +52,7 @@ func (p *program) confirmCost(ctx context.Context, cfg *config.Config, atMost in
 		_, _ = io.WriteString(p.stderr, "\n")
 	}
 	if !isYes(line) {
-		p.stderrf("nothing was spent")
+		p.stderrf("%s", declined)
 		return errDeclined
 	}
 	return nil

@@ -13,8 +13,7 @@ import (
 )
 
 func (p *program) jobsListCommand(f *jobsFlags) *cobra.Command {
-	var filter jobs.ListFilter
-	var states []string
+	var filter jobFilter
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List jobs, the last changed first",
@@ -31,31 +30,21 @@ With --json it prints only the jobs.`,
   danqing jobs list --batch shop --limit 10000 --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var err error
-			if filter.States, err = parseStates(states); err != nil {
+			if err := filter.resolve(time.Now()); err != nil {
 				return err
-			}
-			if _, err := jobs.LookupModel(filter.Model); filter.Model != "" && err != nil {
-				return usageErrorf("--model takes a name of the catalog", "%w", err)
 			}
 			if filter.Limit <= 0 {
 				return usageErrorf("give a number from 1", "--limit %d", filter.Limit)
 			}
 			return p.onJobs(cmd.Context(), f.simulate, func(ctx context.Context, q *jobQueue) error {
-				return p.jobsList(ctx, q, filter, f.json)
+				return p.jobsList(ctx, q, filter.ListFilter, f.json)
 			}, func(ctx context.Context, v *dataDirView) error {
-				return p.jobsOfFiles(ctx, v, filter, f.json)
+				return p.jobsOfFiles(ctx, v, filter.ListFilter, f.json)
 			})
 		},
 	}
-	flags := cmd.Flags()
-	flags.StringSliceVar(&states, "state", nil, "only jobs in this state; may be given several times")
-	flags.StringVar(&filter.Model, "model", "", "only jobs of this model")
-	flags.StringVar(&filter.Account, "account", "", "only jobs that this account has submitted")
-	flags.StringToStringVar(&filter.Labels, "label", nil, "only jobs with this label, name=value; may be given several times")
-	flags.StringVar(&filter.Batch, "batch", "", "only jobs of the batch of this name")
-	flags.StringVar(&filter.Producer, "producer", "", "only jobs of this token")
-	flags.IntVar(&filter.Limit, "limit", 50, "the largest number of jobs")
+	filter.add(cmd)
+	cmd.Flags().IntVar(&filter.Limit, "limit", 50, "the largest number of jobs")
 	return cmd
 }
 

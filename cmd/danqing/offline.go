@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -323,7 +325,16 @@ func (v *dataDirView) reportOfFiles(ctx context.Context, id string) (*jobReport,
 }
 
 // resolveInFiles decides about held jobs of a data directory that no process uses.
-func (p *program) resolveInFiles(ctx context.Context, v *dataDirView, simulate, asJSON bool, ids []string, decision jobs.Resolution, by jobs.Decider) (err error) {
+func (p *program) resolveInFiles(ctx context.Context, v *dataDirView, f *jobsFlags, b *bulkFlags, action bulkAction, ids []string, decision jobs.Resolution) (err error) {
+	by, err := p.decider(v.cfg, b.by)
+	if err != nil {
+		return err
+	}
+	if len(ids) == 0 || b.dryRun {
+		if ids, err = p.chooseInFiles(ctx, v, f, b, action, ids); ids == nil || err != nil {
+			return err
+		}
+	}
 	dir, err := journal.OpenDataDir(v.path)
 	if err != nil {
 		return err
@@ -333,11 +344,11 @@ func (p *program) resolveInFiles(ctx context.Context, v *dataDirView, simulate, 
 	memory := queue.Open()
 	rt.closers = append(rt.closers, memory)
 	defer func() { err = errors.Join(err, rt.Close()) }()
-	if err := rt.openBucket(dir, simulate); err != nil {
+	if err := rt.openBucket(dir, f.simulate); err != nil {
 		return err
 	}
 	offline := &worker.Offline{DataDir: dir, Bucket: rt.bucket, Redis: memory.Client()}
-	return p.eachOf(ids, asJSON, func(id string) (*jobs.Job, error) {
+	resolve := func(ctx context.Context, id string) (*jobs.Job, error) {
 		job, err := offline.Resolve(ctx, id, decision, by)
 		if err == nil {
 			if next := v.goOn(job, readBatches(v.path)); next != "" {
@@ -345,5 +356,33 @@ func (p *program) resolveInFiles(ctx context.Context, v *dataDirView, simulate, 
 			}
 		}
 		return job, err
-	})
+	}
+	if b.isSet() {
+		return p.actOn(ctx, ids, 1, action.verb, f.json, resolve)
+	}
+	return p.eachOf(ids, f.json, func(id string) (*jobs.Job, error) { return resolve(ctx, id) })
+}
+
+// chooseInFiles returns the held jobs of a data directory that are selected, or the named ones;
+// nil if nothing is to be done.
+func (p *program) chooseInFiles(ctx context.Context, v *dataDirView, f *jobsFlags, b *bulkFlags, action bulkAction, ids []string) ([]string, error) {
+	filter := b.ListFilter
+	filter.Limit = math.MaxInt
+	held, err := v.list(ctx, filter)
+	if err != nil {
+		return nil, err
+	}
+	c, now := &chosen{images: map[string]int{}, simulated: f.simulate}, time.Now()
+	for _, job := range held.jobs {
+		if len(ids) > 0 && !slices.Contains(ids, job.ID) {
+			continue
+		}
+		if err := c.add(ctx, nil, action, job, (&paces{cfg: v.cfg}).price, now); err != nil {
+			return nil, err
+		}
+	}
+	if run, err := p.confirmBulk(ctx, c, f, b, action); !run || err != nil {
+		return nil, err
+	}
+	return c.ids, nil
 }

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/config"
+	"github.com/danqing-queue/danqing/jobs"
+	queue "github.com/danqing-queue/danqing/jobs/embedded"
+)
+
+// A command on many jobs that is interrupted and run again acts on each job once; jobs that fail
+// do not stop the others.
+func TestBulkIsInterruptedAndRunAgain(t *testing.T) {
+	t.Parallel()
+	server := queue.Open()
+	defer server.Close() //nolint:errcheck // in memory
+	q := &jobQueue{cfg: &config.Config{}, jobs: jobs.NewClient(server.Client()), operator: jobs.NewInspector(server.Client())}
+	const all = 2 * selectPage
+	var reqs []jobs.Request
+	for i := range all + 1 {
+		reqs = append(reqs, jobs.Request{ID: fmt.Sprintf("job-%d", i), Prompt: "a cat", N: 2, Batch: "many"})
+	}
+	_, err := q.jobs.EnqueueAll(t.Context(), reqs)
+	require.NoError(t, err)
+	var stdout, stderr bytes.Buffer
+	p := &program{stdout: &stdout, stderr: &stderr}
+	b := &bulkFlags{jobFilter: jobFilter{ListFilter: jobs.ListFilter{Batch: "many", States: waitingStates()}}}
+	action := bulkAction{verb: "cancel", doneLately: decidedLately(jobs.ActionCancel)}
+
+	ctx, interrupt := context.WithCancelCause(t.Context())
+	calls := map[string]*atomic.Int64{}
+	for _, req := range reqs {
+		calls[req.ID] = &atomic.Int64{}
+	}
+	broken := errors.New("it is broken")
+	var acted atomic.Int64
+	act := func(ctx context.Context, id string) (*jobs.Job, error) {
+		calls[id].Add(1)
+		if acted.Add(1) == 40 {
+			interrupt(errInterrupted)
+		}
+		if id == "job-3" {
+			return nil, broken
+		}
+		return q.jobs.Cancel(ctx, id, jobs.Decider{By: "li"})
+	}
+	c, err := b.choose(t.Context(), q, action)
+	require.NoError(t, err)
+	require.Len(t, c.ids, all+1)
+	require.ErrorIs(t, p.actOn(ctx, c.ids, bulkConcurrency, "cancel", false, act), errInterrupted)
+	done := int(acted.Load())
+	assert.Less(t, done, 40+bulkConcurrency)
+	assert.Contains(t, stderr.String(), fmt.Sprintf("interrupted: %d jobs not reached", all+1-done))
+
+	again, err := b.choose(t.Context(), q, action)
+	require.NoError(t, err)
+	stdout.Reset()
+	require.ErrorContains(t, p.actOn(t.Context(), again.ids, bulkConcurrency, "cancel", true, act), "1 job could not be canceled")
+	assert.Equal(t, len(again.ids), strings.Count(stdout.String(), "\n"))
+	assert.Contains(t, stdout.String(), `{"id":"job-3","error":"it is broken"}`)
+	for id, n := range calls {
+		if id != "job-3" {
+			assert.EqualValues(t, 1, n.Load(), id)
+		}
+	}
+	left, err := b.choose(t.Context(), q, action)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"job-3"}, left.ids)
+}
