@@ -112,6 +112,7 @@ func (s *Simulator) newTask(c caller, m model, req dashscope.CreateRequest, requ
 	} else {
 		t.Duration = defaultTaskTime(rng, m, req)
 	}
+	s.trouble(t)
 	return t
 }
 

@@ -61,7 +61,7 @@
 // Messages are worded as on the pages, if quoted there.
 //
 // Other failures are scripted: see [Fault] and the Outcome field of
-// [Simulator].
+// [Simulator]. Those of [Troubles] can be had by name, and by words in a prompt.
 //
 // # What is not modeled
 //

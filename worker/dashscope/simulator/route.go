@@ -91,6 +91,9 @@ func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	fault := s.matchFault(route, r)
 	rewind()
 	if fault == nil {
+		fault = s.promptedFault(route, r)
+	}
+	if fault == nil {
 		s.work(w, r)
 		return
 	}

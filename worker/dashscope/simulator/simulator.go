@@ -94,6 +94,8 @@ type Simulator struct {
 	revoked  map[string]bool // API keys
 	faults   []*scripted
 	faultRNG *randv2.Rand
+	troubles []troubleShare
+	prompted map[string]int // how often a prompt was given its trouble
 	journal  *os.File
 	counts   counts
 }
