@@ -49,6 +49,7 @@ type Config struct {
 	ConfirmAboveMicroYuan int64
 
 	Serve     Serve
+	Metrics   Metrics
 	Callbacks Callbacks
 
 	// SubmitLimit is DANQING_SUBMIT_LIMIT: how long after a create was sent the service

@@ -58,6 +58,7 @@ func LoadWithFile(path string, getenv func(string) string, environ []string) (*C
 	l.redis()
 	l.storage()
 	l.serve()
+	l.metrics()
 	l.callbacks()
 	if l.cfg.DataDir, _ = l.lookup("DANQING_DATA_DIR"); l.cfg.DataDir == "" {
 		l.cfg.DataDir = DefaultDataDir

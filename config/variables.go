@@ -48,6 +48,10 @@ func Variables() []VariableGroup {
 			{Name: "DANQING_OPERATOR", Meaning: "who decides with `danqing jobs retry`, `cancel`, `resolve`, `pause` and `resume`, kept with the decision", Default: "the user who called `sudo`, else the user of the machine"},
 			{Name: "DANQING_SUBMIT_LIMIT", Meaning: "how long after a create was sent DashScope may still create its task; less than the default is used with the simulator only", Default: "`330s`"},
 		}},
+		{"Metrics and health (`worker`, `serve` and `up`)", []Variable{
+			{Name: "DANQING_METRICS_LISTEN", Meaning: "the address of `/metrics`, `/healthz` and `/readyz`, as in `127.0.0.1:9464`; beyond loopback `DANQING_METRICS_TOKEN` is required", Default: "none"},
+			{Name: "DANQING_METRICS_TOKEN", Meaning: "what readers of `/metrics` send as a bearer token, 16 characters or more"},
+		}},
 		{"The HTTP API (`serve` and `up`)", []Variable{
 			{Name: "DANQING_LISTEN", Meaning: "the address to listen on", Default: "`127.0.0.1:8765`"},
 			{Name: "DANQING_SERVE_TOKENS", Meaning: "`NAME:TOKEN,NAME:TOKEN`, 16 characters or more each", Default: "none: loopback only"},

@@ -67,6 +67,9 @@ type LaneStatus struct {
 	Simulated   bool        `json:"simulated,omitempty"`
 	At          time.Time   `json:"at"`                // when it was reported
 	RetryAt     time.Time   `json:"retry_at,omitzero"` // when a paused lane tries again
+	// DailyBudgetMicroYuan is the budget of the lane's account for a day, in millionths of a
+	// yuan; 0 means no limit.
+	DailyBudgetMicroYuan int64 `json:"daily_budget_micro_yuan,omitempty"`
 	// Until is when what has paused the lane ends by itself, as a new day's budget begins;
 	// zero if that is not known.
 	Until time.Time `json:"until,omitzero"`

@@ -107,6 +107,24 @@ func retryPolicy(o *retry.StandardOptions) {
 	})}, o.Retryables...)
 }
 
+// observedClient tells how each request went.
+type observedClient struct {
+	HTTPClient
+
+	observe func(method string, status int, took time.Duration)
+}
+
+// Do sends a request.
+func (c observedClient) Do(r *http.Request) (*http.Response, error) {
+	begun, status := time.Now(), 0
+	answer, err := c.HTTPClient.Do(r)
+	if err == nil {
+		status = answer.StatusCode
+	}
+	c.observe(r.Method, status, time.Since(begun))
+	return answer, err
+}
+
 // defaultHTTPClient allows many parallel uploads, and times out when a server has
 // received the whole request and sends no header for a minute. It has no read
 // timeout, which would run while the body is still being written.

@@ -9,6 +9,7 @@ import (
 	"path"
 	"regexp"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -68,6 +69,9 @@ type Config struct {
 	// authorities; on Linux the environment variable SSL_CERT_FILE replaces
 	// them by a PEM file (crypto/x509). AWS_CA_BUNDLE is not read.
 	HTTPClient HTTPClient
+	// Observe is called after each request, with 0 as the status if no answer came. nil means
+	// that nobody observes.
+	Observe func(method string, status int, took time.Duration)
 	// Logger receives warnings. nil discards them.
 	Logger *slog.Logger
 }
@@ -160,6 +164,9 @@ func (c Config) withDefaults() (_ Config, refused FieldErrors) {
 	}
 	if c.HTTPClient == nil {
 		c.HTTPClient = defaultHTTPClient()
+	}
+	if c.Observe != nil {
+		c.HTTPClient = observedClient{c.HTTPClient, c.Observe}
 	}
 	c.Logger = cmp.Or(c.Logger, slog.New(slog.DiscardHandler))
 	return c, refused

@@ -114,6 +114,7 @@ func (w *Worker) newLane(a *account.Account, model jobs.Model) lane.Config {
 		StoreBacklogLimit: storeBacklog * w.cfg.StoreConcurrency, SubmitLimit: w.submitLimit,
 		Probe:              func(ctx context.Context) error { return w.accounts.Probe(ctx, a) },
 		ReferenceRefusedAt: &w.referenceRefusedAt,
+		Report:             func(status jobs.LaneStatus) { w.laneStates.Store([2]string{a.Name, model.Name}, status) },
 	}
 }
 

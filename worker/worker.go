@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -29,6 +30,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/internal/recorder"
 	"github.com/danqing-queue/danqing/worker/internal/watch"
 	"github.com/danqing-queue/danqing/worker/journal"
+	"github.com/danqing-queue/danqing/worker/metrics"
 )
 
 // Config configures a worker. The fields of the first group are required.
@@ -71,6 +73,11 @@ type Config struct {
 	// LocalBucket is set when the bucket is reachable from this process only. Event links
 	// are then made from ServeURL alone.
 	LocalBucket bool
+	// WaitForKey makes [Worker.Prepare] wait while every key is refused, which it otherwise
+	// fails with.
+	WaitForKey bool
+	// Metrics counts what the worker does; nil counts nothing that can be read.
+	Metrics *metrics.Metrics
 	// Logger receives the log; nil discards it.
 	Logger *slog.Logger
 }
@@ -104,6 +111,10 @@ type Worker struct {
 	notify   *notify.Server
 	lanes    []lane.Config
 	prepared bool
+	// ready is set once Prepare has returned, and laneStates has the status of each lane that
+	// this worker holds, by account and model.
+	ready      atomic.Bool
+	laneStates sync.Map
 	claimed  bool // see claimModes
 	// referenceRefusedAt is lane.Config.ReferenceRefusedAt of all lanes.
 	referenceRefusedAt sync.Map
@@ -124,16 +135,19 @@ func New(cfg Config) (*Worker, error) {
 	cfg.StoreConcurrency = cmp.Or(cfg.StoreConcurrency, defaultStoreConcurrency)
 	cfg.QueueInterval = cmp.Or(cfg.QueueInterval, defaultQueueInterval)
 	cfg.Logger = cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))
+	if cfg.Metrics == nil {
+		cfg.Metrics = metrics.New("")
+	}
 	if cfg.DialCallback == nil {
 		cfg.DialCallback = storage.PublicDialer(cfg.CallbackAllow)
 	}
-	w := &Worker{cfg: cfg, log: cfg.Logger, accounts: &account.Set{Log: cfg.Logger}, watcher: watch.New(cfg.Redis, cfg.QueueInterval)}
+	w := &Worker{cfg: cfg, log: cfg.Logger, accounts: &account.Set{Log: cfg.Logger, WaitForKey: cfg.WaitForKey}, watcher: watch.New(cfg.Redis, cfg.QueueInterval)}
 	w.leases = lease.NewLeases(cfg.Redis, cfg.DataDir.WorkerID)
 	w.stopping, w.stop = context.WithCancelCause(context.Background())
 	store := jobs.NewStore(cfg.Redis)
 	w.recorder = &recorder.Recorder{
 		Redis: cfg.Redis, Store: store, Ledger: ledger.New(cfg.Redis), Data: cfg.DataDir, Bucket: cfg.Bucket, Spool: cfg.Spool,
-		Log: cfg.Logger, ServeURL: cfg.ServeURL, Stopping: w.stopping, Simulated: w.Simulated,
+		Log: cfg.Logger, ServeURL: cfg.ServeURL, Metrics: cfg.Metrics, Stopping: w.stopping, Simulated: w.Simulated,
 	}
 	w.recovery = &recovery{
 		recorder: w.recorder, accounts: w.accounts,
@@ -149,7 +163,7 @@ func New(cfg Config) (*Worker, error) {
 	var err error
 	if w.notify, err = notify.New(notify.Config{
 		Redis: cfg.Redis, Store: store, Bucket: cfg.Bucket, ServeURL: cfg.ServeURL, LocalBucket: cfg.LocalBucket, Secrets: cfg.CallbackSecrets, Dial: cfg.DialCallback,
-		Watcher: w.watcher, Log: cfg.Logger,
+		Watcher: w.watcher, Metrics: cfg.Metrics, Log: cfg.Logger,
 	}); err != nil {
 		return nil, err
 	}
@@ -190,6 +204,7 @@ func (w *Worker) Prepare(ctx context.Context) error {
 	defer release()
 	err := w.prepare(ctx)
 	w.prepared = err == nil
+	w.ready.Store(err == nil)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

@@ -99,7 +99,7 @@ func (p *program) run(ctx context.Context) int {
 	})
 	root.AddCommand(
 		p.batchCommand(), p.redoCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.serveCommand(), p.upCommand(), p.jobsCommand(),
-		p.spendCommand(), p.doctorCommand(), p.drillCommand(), p.benchCommand(), p.simulatorCommand(), p.purgeCommand(), p.verifyCommand(), p.pruneCommand(), p.versionCommand(),
+		p.spendCommand(), p.doctorCommand(), p.drillCommand(), p.benchCommand(), p.simulatorCommand(), p.purgeCommand(), p.verifyCommand(), p.pruneCommand(), p.healthCommand(), p.versionCommand(),
 	)
 	ran := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { ran = true }

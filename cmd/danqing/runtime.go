@@ -24,6 +24,7 @@ import (
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/journal"
+	"github.com/danqing-queue/danqing/worker/metrics"
 )
 
 // runtime is a worker with its dependencies: the configured ones, or embedded ones.
@@ -41,8 +42,11 @@ type runtime struct {
 	durable bool
 	// serveURL is the URL at which this process serves images, "" if it does not.
 	serveURL string
+	// waitForKey makes a worker wait whose keys are all refused, instead of ending.
+	waitForKey bool
 	// accounts are the configured accounts with their clients.
 	accounts []worker.Account
+	metrics  *metrics.Metrics
 	queue    *queue.Queue
 	// remote is the configured Redis, nil if the queue is embedded.
 	remote  *redis.Client
@@ -77,6 +81,7 @@ func openRuntime(cfg *config.Config, simulate bool, log *slog.Logger) (*runtime,
 
 func (rt *runtime) open(simulate bool) error {
 	var err error
+	rt.metrics = newMetrics()
 	if rt.dataPath, err = rt.dataDir(simulate); err != nil {
 		return err
 	}
@@ -101,6 +106,8 @@ func (rt *runtime) open(simulate bool) error {
 	if rt.redis, err = rt.openQueue(simulate); err != nil {
 		return err
 	}
+	rt.redis.AddHook(rt.metrics.RedisHook())
+	rt.metrics.WatchQueue(rt.redis)
 	spool, err := storage.OpenSpool(dir.SpoolPath(), storage.SpoolConfig{
 		Sources: sources, DialContext: dial, Logger: rt.log,
 	})
@@ -118,7 +125,7 @@ func (rt *runtime) open(simulate bool) error {
 	rt.worker, err = worker.New(worker.Config{
 		Redis: rt.redis, Bucket: rt.bucket, Spool: spool, DataDir: dir, Logger: rt.log, Accounts: rt.accounts,
 		SubmitLimit: rt.cfg.SubmitLimit, ExclusiveQueue: rt.exclusiveQueue(simulate),
-		CallbackSecrets: secrets, CallbackAllow: allow, ServeURL: cmp.Or(rt.cfg.Serve.URL, rt.serveURL), LocalBucket: rt.localBucket != nil,
+		CallbackSecrets: secrets, CallbackAllow: allow, ServeURL: cmp.Or(rt.cfg.Serve.URL, rt.serveURL), LocalBucket: rt.localBucket != nil, Metrics: rt.metrics, WaitForKey: rt.waitForKey,
 	})
 	return err
 }
@@ -149,6 +156,7 @@ func (rt *runtime) openAccounts(dial func(context.Context, string, string) (net.
 		if dial != nil {
 			remote = dashscope.Config{BaseURL: simulatedBase, APIKey: simulatedKey(a), DialContext: dial}
 		}
+		remote.Observe = func(op string, status int, took time.Duration) { rt.metrics.Request(a.Name, op, status, took) }
 		remote.Logger, remote.UserAgent = rt.log.With("account", a.Name), "danqing/"+version()
 		client, err := dashscope.New(remote)
 		if err != nil {
@@ -200,7 +208,9 @@ func (rt *runtime) openBucket(dir *journal.DataDir, simulate bool) (err error) {
 		return usageErrorf("set it to a bucket that all workers reach: a folder of one process is not reachable by the others", "REDIS_URL is set and DANQING_S3_BUCKET is not")
 	}
 	if !simulate && rt.cfg.Bucket != "" {
-		rt.bucket, err = storage.New(rt.cfg.Storage())
+		settings := rt.cfg.Storage()
+		settings.Observe = rt.metrics.BucketRequest
+		rt.bucket, err = storage.New(settings)
 		return err
 	}
 	rt.localBucket, err = bucket.Open(bucket.Config{Dir: dir.BucketPath(), Logger: rt.log})
@@ -211,7 +221,7 @@ func (rt *runtime) openBucket(dir *journal.DataDir, simulate bool) (err error) {
 	id, secret := rt.localBucket.Credentials()
 	settings := storage.Config{
 		KeyTemplate: rt.cfg.KeyTemplate, Bucket: bucket.DefaultBucket, Endpoint: "http://bucket.embedded",
-		AccessKeyID: id, SecretAccessKey: secret, HTTPClient: rt.localBucket.HTTPClient(),
+		AccessKeyID: id, SecretAccessKey: secret, HTTPClient: rt.localBucket.HTTPClient(), Observe: rt.metrics.BucketRequest,
 	}
 	rt.bucket, err = storage.New(settings)
 	return err

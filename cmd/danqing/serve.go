@@ -79,7 +79,10 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 		return usageErrorf("set it to the workers' bucket: links to images lead there", "DANQING_S3_BUCKET is not set")
 	}
 	log := slog.New(slog.NewTextHandler(p.stderr, nil))
-	bucket, err := storage.New(cfg.Storage())
+	observed := newMetrics()
+	settings := cfg.Storage()
+	settings.Observe = observed.BucketRequest
+	bucket, err := storage.New(settings)
 	if err != nil {
 		return err
 	}
@@ -92,6 +95,8 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 	}
 	rdb := redis.NewClient(options)
 	defer rdb.Close() //nolint:errcheck // the process ends
+	rdb.AddHook(observed.RedisHook())
+	observed.WatchQueue(rdb)
 	if err := errors.Join(ping(ctx, rdb), bucket.Check(ctx)); err != nil {
 		return err
 	}
@@ -102,15 +107,26 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 		p.stderrf(simulatedNotice)
 	}
 	logRedisHealth(ctx, rdb, log)
+	ready := func(ctx context.Context) error {
+		if err := ping(ctx, rdb); err != nil {
+			return err
+		}
+		return bucket.Check(ctx)
+	}
 	server, err := listen(ctx, cfg, f.listen)
 	if err != nil {
 		return err
 	}
 	if err := server.open(cfg, serverConfig{
-		redis: rdb, bucket: bucket, price: func(model jobs.Model, n int) int64 { return maxPrice(cfg.Accounts, model, n) }, depth: cmp.Or(cfg.Serve.MaxQueued, defaultMaxQueued), log: log,
+		redis: rdb, bucket: bucket, ready: ready, price: func(model jobs.Model, n int) int64 { return maxPrice(cfg.Accounts, model, n) }, depth: cmp.Or(cfg.Serve.MaxQueued, defaultMaxQueued), log: log,
 	}); err != nil {
 		return err
 	}
+	monitor, err := openMonitor(ctx, cfg, observed, log, ready)
+	if err != nil {
+		return errors.Join(err, server.listener.Close())
+	}
+	defer monitor.Close() //nolint:errcheck // the process ends
 	stopped := make(chan struct{})
 	served := server.serve(func() { close(stopped) })
 	server.announce(p)
@@ -125,7 +141,8 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 type serverConfig struct {
 	redis  redis.UniversalClient
 	bucket *storage.Bucket
-	local  bool // the bucket is embedded: clients cannot reach it
+	ready  func(context.Context) error // for /readyz
+	local  bool                        // the bucket is embedded: clients cannot reach it
 	price  func(jobs.Model, int) int64
 	depth  int
 	temp   string // folder for uploads; "" is the system's
@@ -169,7 +186,7 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 		api.Tokens = append(api.Tokens, gateway.Token{Name: t.Name, Secret: t.Secret.Reveal(), MaxWaiting: t.MaxQueued, DailyBudgetMicroYuan: t.DailyBudgetMicroYuan, MaxRequests: t.MaxRequests, MaxUploads: t.MaxUploads})
 	}
 	h.ui = uiEnabled(cfg)
-	ui := gateway.Config{Redis: s.redis, API: api, UI: h.ui, UIReadOnly: len(cfg.Serve.Operators) > 0 && !cfg.Serve.UIWrite, Budgets: map[string]int64{}, Logger: s.log}
+	ui := gateway.Config{Redis: s.redis, Ready: s.ready, API: api, UI: h.ui, UIReadOnly: len(cfg.Serve.Operators) > 0 && !cfg.Serve.UIWrite, Budgets: map[string]int64{}, Logger: s.log}
 	for _, o := range cfg.Serve.Operators {
 		ui.Operators = append(ui.Operators, gateway.Operator{Name: o.Name, Secret: o.Secret.Reveal()})
 	}

@@ -64,12 +64,17 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 // serveAndWork serves HTTP and runs the worker until a signal.
 func (p *program) serveAndWork(ctx context.Context, rt *runtime, f upFlags, server *httpServer) error {
 	if err := server.open(rt.cfg, serverConfig{
-		redis: rt.redis, bucket: rt.bucket, local: rt.localBucket != nil, price: rt.priceOf, depth: rt.maxQueued(), temp: filepath.Join(rt.dataPath, uploadFolder), log: rt.log,
+		redis: rt.redis, bucket: rt.bucket, ready: rt.ready, local: rt.localBucket != nil, price: rt.priceOf, depth: rt.maxQueued(), temp: filepath.Join(rt.dataPath, uploadFolder), log: rt.log,
 	}); err != nil {
 		return err
 	}
+	monitor, err := openMonitor(ctx, rt.cfg, rt.metrics, rt.log, rt.ready)
+	if err != nil {
+		return errors.Join(err, server.listener.Close())
+	}
+	defer monitor.Close()                  //nolint:errcheck // the process ends
 	served := server.serve(rt.worker.Stop) // if the server fails, the worker stops too
-	err := p.announce(rt, f, server)
+	err = p.announce(rt, f, server)
 	if err == nil {
 		logRedisHealth(ctx, rt.redis, rt.log)
 		err = rt.run(ctx, p.signals, func(text string) { rt.log.Info("shutting down", "reply", text) }, rt.worker.Run)

@@ -32,15 +32,19 @@ func (p *program) worker(ctx context.Context) error {
 		return usageErrorf("set it, as in redis://127.0.0.1:6379/0; for a file of prompts without Redis use: danqing batch", "REDIS_URL is not set")
 	}
 	log := slog.New(slog.NewTextHandler(p.stderr, nil))
-	rt, err := openRuntime(cfg, false, log)
+	rt := &runtime{cfg: cfg, log: log, waitForKey: true}
+	if err := rt.open(false); err != nil {
+		return errors.Join(err, rt.Close())
+	}
+	monitor, err := openMonitor(ctx, cfg, rt.metrics, log, rt.ready)
 	if err != nil {
-		return err
+		return errors.Join(err, rt.Close())
 	}
 	err = rt.run(ctx, p.signals, func(text string) { log.Info("shutting down", "reply", text) }, rt.checkAndWork)
 	if errors.Is(err, errInterrupted) {
 		err = nil // a worker runs until it is stopped
 	}
-	return errors.Join(err, rt.Close())
+	return errors.Join(err, monitor.Close(), rt.Close())
 }
 
 // checkAndWork checks Redis and the bucket while the worker is prepared, and then runs it.

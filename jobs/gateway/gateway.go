@@ -1,6 +1,6 @@
 // Package gateway is the HTTP server for jobs: DashScope's API for programs written for
 // it, OpenAI's images API, the images themselves, a page for operators at /, asynq's web UI
-// under /ui, and /healthz.
+// under /ui, /healthz and /readyz.
 //
 // The page and the web UI show every job and can cancel it. They are for the operators that
 // log in, see [Config]. Without operators they are for this machine only: requests with
@@ -46,6 +46,9 @@ type Config struct {
 	// Budgets are the daily budgets of accounts, in millionths of a yuan, for the web UI; 0 or
 	// none means no limit.
 	Budgets map[string]int64
+	// Ready fails, with a text that anybody may read, unless the process can do its work; nil
+	// means that it can if Redis answers. /readyz answers with it.
+	Ready func(context.Context) error
 	// Logger receives warnings; nil discards them.
 	Logger *slog.Logger
 }
@@ -140,7 +143,10 @@ func New(cfg Config) (*Gateway, error) {
 		g.log = slog.New(slog.DiscardHandler)
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", g.health)
+	if cfg.Ready == nil {
+		cfg.Ready = g.pingRedis
+	}
+	HandleHealth(mux, cfg.Ready)
 	mux.HandleFunc("/", noSuchPath)
 	if cfg.API != nil {
 		var err error
@@ -160,7 +166,7 @@ func New(cfg Config) (*Gateway, error) {
 
 // noSuchPath answers a request for a path of none of the APIs.
 func noSuchPath(w http.ResponseWriter, _ *http.Request) {
-	const paths = "/api/v1/… (DashScope's API), /v1/images/generations and /v1/models (OpenAI's), /images/…, /, /ui/ and /healthz"
+	const paths = "/api/v1/… (DashScope's API), /v1/images/generations and /v1/models (OpenAI's), /images/…, /, /ui/, /healthz and /readyz"
 	writeAnswer(w, http.StatusNotFound, encodeDashScopeError(uuid.NewString(), newAPIError(http.StatusNotFound, codeNotFound, "this path does not exist; there are "+paths, 0)))
 }
 
@@ -256,18 +262,30 @@ func (cfg *API) validate() error {
 	return nil
 }
 
-// healthTimeout is how long Redis may take to answer before it counts as down. The
-// value is our choice, below the 5 s that probes commonly wait.
-const healthTimeout = 3 * time.Second
+// readyTimeout is how long the checks of /readyz may take. The value is our choice, as long as
+// probes commonly wait.
+const readyTimeout = 5 * time.Second
 
-// health answers 200 if Redis responds, else 503.
-func (g *Gateway) health(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), healthTimeout)
-	defer cancel()
+// HandleHealth adds /healthz, which answers while the process does, and /readyz, which answers
+// 503 with the reason if ready fails. Its error must not contain a secret.
+func HandleHealth(mux *http.ServeMux, ready func(context.Context) error) {
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("ok\n")) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
+		defer cancel()
+		if err := ready(ctx); err != nil {
+			http.Error(w, "not ready: "+strings.ReplaceAll(err.Error(), "\n", "; "), http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ready\n"))
+	})
+}
+
+// pingRedis fails unless Redis answers.
+func (g *Gateway) pingRedis(ctx context.Context) error {
 	if err := g.redis.Ping(ctx).Err(); err != nil {
 		g.log.Warn("redis unavailable", "err", err)
-		http.Error(w, "redis is unavailable", http.StatusServiceUnavailable)
-		return
+		return errors.New("redis is unavailable")
 	}
-	_, _ = w.Write([]byte("ok\n"))
+	return nil
 }

@@ -114,13 +114,15 @@ func TestHealth(t *testing.T) {
 	t.Parallel()
 	rdb := redis.NewClient(&redis.Options{Network: "unix", Addr: filepath.Join(t.TempDir(), "nobody"), MaxRetries: -1})
 	t.Cleanup(func() { assert.NoError(t, rdb.Close()) })
-	status, _, body := newTestGateway(t, rdb).request(t, http.MethodGet, "/healthz", "")
+	status, _, body := newTestGateway(t, rdb).request(t, http.MethodGet, "/readyz", "")
 	assert.Equal(t, http.StatusServiceUnavailable, status)
-	assert.Equal(t, "redis is unavailable\n", body)
+	assert.Equal(t, "not ready: redis is unavailable\n", body)
+	status, _, _ = newTestGateway(t, rdb).request(t, http.MethodGet, "/healthz", "")
+	assert.Equal(t, http.StatusOK, status, "the process is alive")
 
-	status, _, body = newTestGateway(t, embeddedRedis(t)).request(t, http.MethodGet, "/healthz", "")
+	status, _, body = newTestGateway(t, embeddedRedis(t)).request(t, http.MethodGet, "/readyz", "")
 	assert.Equal(t, http.StatusOK, status)
-	assert.Equal(t, "ok\n", body)
+	assert.Equal(t, "ready\n", body)
 }
 
 func TestNewNeedsRedis(t *testing.T) {

@@ -241,19 +241,20 @@ local function free(fields, batch)
 end
 `
 
-// settleScript books tasks of one day and one batch. Five arguments for each follow the
+// settleScript books tasks of one day and one batch, and returns how many were not booked before. Five arguments for each follow the
 // seventh: its reservation, the amount, the images, and the fields of their sums.
 var settleScript = redis.NewScript(enterDayLua + releaseLua + `
 local tasks = (#ARGV - 7) / 5
 local batch, reservations = KEYS[3 + tasks], {}
 for i = 1, tasks do reservations[i] = ARGV[5 * i + 3] end
 free(reservations, batch)
-local spent, sums = 0, {}
+local spent, booked, sums = 0, 0, {}
 for i = 1, tasks do
   local at, task = 5 * i + 2, KEYS[2 + i]
   local new = redis.call('HSETNX', task, 'spent', ARGV[5])
   redis.call('EXPIRE', task, ARGV[6])
   if new == 1 then
+    booked = booked + 1
     spent = spent + tonumber(ARGV[at + 2])
     sums[ARGV[at + 4]] = (sums[ARGV[at + 4]] or 0) + tonumber(ARGV[at + 2])
     sums[ARGV[at + 5]] = (sums[ARGV[at + 5]] or 0) + tonumber(ARGV[at + 3])
@@ -268,7 +269,7 @@ if batch then
   redis.call('EXPIRE', batch, ARGV[7])
 end
 if began == 0 then enter() end
-return tasks
+return booked
 `)
 
 // Settle releases the attempt's reservation, if it has one, and books what its task cost,
@@ -280,7 +281,8 @@ return tasks
 // Redis keeps for [rediskey.TaskLifetime] that a task was booked: it must not be settled
 // later.
 func (l *Ledger) Settle(ctx context.Context, charge Charge, taskID string) error {
-	return l.SettleAll(ctx, []Settlement{{charge, taskID}})
+	_, err := l.SettleAll(ctx, []Settlement{{charge, taskID}})
+	return err
 }
 
 // Settlement is the cost of a task.
@@ -293,9 +295,9 @@ type Settlement struct {
 // milliseconds.
 const settlementsPerCall = 200
 
-// SettleAll is [Ledger.Settle] for many tasks. After an error some of them may be
-// booked.
-func (l *Ledger) SettleAll(ctx context.Context, settled []Settlement) error {
+// SettleAll is [Ledger.Settle] for many tasks, and returns how many of them were not booked
+// before. After an error some of them may be booked.
+func (l *Ledger) SettleAll(ctx context.Context, settled []Settlement) (booked int, err error) {
 	type target struct{ account, day, batch string }
 	var targets []target
 	bookings := map[target][]booking{}
@@ -305,7 +307,7 @@ func (l *Ledger) SettleAll(ctx context.Context, settled []Settlement) error {
 			err = errors.New("its task is missing")
 		}
 		if err != nil {
-			return fmt.Errorf("book the cost of task %s: %w", s.TaskID, err)
+			return 0, fmt.Errorf("book the cost of task %s: %w", s.TaskID, err)
 		}
 		b.task = s.TaskID
 		to := target{b.Account, b.day, b.Batch}
@@ -316,23 +318,25 @@ func (l *Ledger) SettleAll(ctx context.Context, settled []Settlement) error {
 	}
 	for _, to := range targets {
 		for some := range slices.Chunk(bookings[to], settlementsPerCall) {
-			if err := l.settleGroup(ctx, some); err != nil {
-				return fmt.Errorf("book the cost of task %s: %w", some[0].task, err)
+			n, err := l.settleGroup(ctx, some)
+			if err != nil {
+				return booked, fmt.Errorf("book the cost of task %s: %w", some[0].task, err)
 			}
+			booked += n
 		}
 	}
-	return nil
+	return booked, nil
 }
 
-// settleGroup books tasks of one account, day and batch.
-func (l *Ledger) settleGroup(ctx context.Context, bookings []booking) error {
+// settleGroup books tasks of one account, day and batch, and returns how many were not booked.
+func (l *Ledger) settleGroup(ctx context.Context, bookings []booking) (int, error) {
 	args := append(bookings[0].entryArgs(), bookings[0].day, int(rediskey.TaskLifetime.Seconds()), int(Lifetime.Seconds()))
 	var tasks []string
 	for _, b := range bookings {
 		tasks = append(tasks, rediskey.Task(b.task))
 		args = append(args, b.field(), b.MicroYuan, b.Images, spentField+b.group, imagesField+b.group)
 	}
-	return settleScript.Run(ctx, l.redis, bookings[0].keys(tasks...), args...).Err()
+	return settleScript.Run(ctx, l.redis, bookings[0].keys(tasks...), args...).Int()
 }
 
 var releaseScript = redis.NewScript(releaseLua + `

@@ -74,6 +74,9 @@ type Config struct {
 	// QueriesPerSecond limits queries, lists and cancels together, evenly spaced; 0
 	// means 10, half of an account's limit.
 	QueriesPerSecond float64
+	// Observe is called after each request, with 0 as the status if no answer came; op is
+	// create, query, cancel, list or upload. nil means that nobody observes.
+	Observe func(op string, status int, took time.Duration) `json:"-"`
 	// Logger receives a debug line per call; nil logs nothing.
 	Logger *slog.Logger `json:"-"`
 }
@@ -138,6 +141,7 @@ type Client struct {
 	limiter        *rate.Limiter
 	// queriesPerSecond is the limit of the whole budget.
 	queriesPerSecond float64
+	observe          func(op string, status int, took time.Duration)
 	log              *slog.Logger
 	// pooled keeps connections open. oneShot opens one per request: a stale connection
 	// can then never make a create ambiguous, and net/http, which retries requests only
@@ -163,6 +167,7 @@ func New(cfg Config) (*Client, error) {
 		userAgent:        cmp.Or(cfg.UserAgent, "danqing"),
 		limiter:          rate.NewLimiter(rate.Limit(cmp.Or(cfg.QueriesPerSecond, defaultQueriesPerSecond)), queryBurst),
 		queriesPerSecond: cmp.Or(cfg.QueriesPerSecond, defaultQueriesPerSecond),
+		observe:          cfg.Observe,
 		log:              cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler)),
 		pooled:           newHTTPClient(pooled),
 		oneShot:          newHTTPClient(oneShot),
@@ -320,6 +325,9 @@ func (c *Client) request(ctx context.Context, method, path string, query url.Val
 func (c *Client) exchange(hc *http.Client, op string, r *http.Request) (a answer) {
 	ctx, started := r.Context(), time.Now()
 	defer func() {
+		if c.observe != nil {
+			c.observe(op, a.status, time.Since(started))
+		}
 		c.log.LogAttrs(ctx, slog.LevelDebug, "dashscope call", slog.String("op", op),
 			slog.Int("status", a.status), slog.Duration("duration", time.Since(started)), slog.Bool("err", a.err != nil))
 	}()

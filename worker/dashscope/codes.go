@@ -155,3 +155,18 @@ func Hint(code, message string) string {
 	c, _ := findCode(code, message)
 	return c.hint
 }
+
+// CodeName returns a code as it is documented, "" if it is unknown.
+func CodeName(name string) string {
+	for n := normalCode(name); n != ""; n = n[:max(strings.LastIndexByte(n, '.'), 0)] {
+		for _, c := range codes() {
+			if normalCode(c.name) == n {
+				return c.name
+			}
+		}
+	}
+	return ""
+}
+
+// IsModeration reports whether a code means that moderation refused a prompt or an image.
+func IsModeration(code string) bool { return Hint(code, "") == hintModerate }

@@ -243,7 +243,8 @@ func TestImportSpendCutShort(t *testing.T) {
 	require.NoError(t, w.dir.Spend.read(func(line spendLine) {
 		switch day := ledger.Day(line.SubmittedAt); {
 		case day >= began.FirstDay && line.JobID < "3":
-			require.NoError(t, w.ledger.SettleAll(t.Context(), []ledger.Settlement{line.settled()}))
+			_, err := w.ledger.SettleAll(t.Context(), []ledger.Settlement{line.settled()})
+			require.NoError(t, err)
 		case day < began.FirstDay:
 			older.add(line)
 		}

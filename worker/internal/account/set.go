@@ -29,9 +29,13 @@ var (
 type Set struct {
 	All []*Account
 	Log *slog.Logger
+	// WaitForKey makes [Set.ProbeAll] go on while every key is refused.
+	WaitForKey bool
 
-	mu   sync.Mutex
-	mode jobs.Mode // of the services, "" until one has answered a probe
+	mu sync.Mutex
+	// waiting is why no account is usable yet.
+	waiting error
+	mode    jobs.Mode // of the services, "" until one has answered a probe
 }
 
 // Named returns the account with a name, or nil.
@@ -53,6 +57,19 @@ func (s *Set) Mode() jobs.Mode {
 
 // Simulated reports whether the services are simulators, once one has answered a probe.
 func (s *Set) Simulated() bool { return s.Mode() == jobs.ModeSimulated }
+
+// Waiting returns why [Set.ProbeAll] still waits, nil if it does not.
+func (s *Set) Waiting() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waiting
+}
+
+func (s *Set) setWaiting(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting = why
+}
 
 // isOf reports whether a service's mode is that of the other accounts' services.
 func (s *Set) isOf(mode jobs.Mode) bool {
@@ -107,6 +124,7 @@ func (s *Set) ProbeOnce(ctx context.Context) ([]error, error) {
 // ProbeAll probes every account, until at least one is usable. It fails if none can become
 // usable, or with the cause of ctx.
 func (s *Set) ProbeAll(ctx context.Context) error {
+	defer s.setWaiting(nil)
 	for retry := (&loop.Backoff{First: time.Second, Most: time.Minute}); ; {
 		errs, err := s.ProbeOnce(ctx)
 		if err != nil {
@@ -125,7 +143,8 @@ func (s *Set) ProbeAll(ctx context.Context) error {
 			return s.checkDistinct()
 		}
 		err = errors.Join(errs...)
-		if refused == len(s.All) {
+		s.setWaiting(err)
+		if refused == len(s.All) && !s.WaitForKey {
 			return err
 		}
 		wait := retry.Next()

@@ -71,6 +71,8 @@ type Config struct {
 	// ReferenceRefusedAt maps a job ID to the time.Time at which its reference image was
 	// first refused with an error that may be temporary.
 	ReferenceRefusedAt *sync.Map
+	// Report is called with each status of the lane: a zero one while it waits for the lease.
+	Report func(jobs.LaneStatus)
 }
 
 // lane is one term of a lane.
@@ -170,6 +172,7 @@ func Run(ctx, hard context.Context, cfg Config) error {
 			return nil //nolint:nilerr // the worker stops
 		case errors.Is(err, lease.ErrLost):
 			l.log.Warn("lease lost", "term", l.term)
+			l.recorder.Metrics.LeaseLost(cfg.Account.Name, cfg.Model.Name)
 		default:
 			l.log.Warn("lane failed, retrying", "term", l.term, "err", err)
 		}
@@ -187,6 +190,7 @@ func stopped(err error) bool {
 // runTerm waits for the lease, resumes jobs in flight and draws work. It fails with
 // [loop.ErrStopped] when the worker stops and with [lease.ErrLost] when the lease is lost.
 func (l *lane) runTerm(ctx context.Context) error {
+	l.cfg.Report(jobs.LaneStatus{})
 	ctx, release, err := l.lease.Hold(ctx, l.log)
 	if err != nil {
 		return err
@@ -371,8 +375,10 @@ func (l *lane) pause(ctx context.Context, t *pauseError) error {
 func (l *lane) publishStatus(ctx context.Context, status jobs.LaneStatus) {
 	l.usage.setReason(status.Reason)
 	status.Account, status.Model, status.Term, status.Concurrency = l.cfg.Account.Name, l.cfg.Model.Name, l.term, l.cfg.Concurrency
+	status.DailyBudgetMicroYuan = l.cfg.Account.DailyBudgetMicroYuan
 	status.Simulated, status.At = l.recorder.Simulated(), time.Now().UTC()
 	status.Host, _ = os.Hostname()
+	l.cfg.Report(status)
 	if err := l.recorder.Store.SetLane(ctx, status); err != nil {
 		l.log.Warn("lane status not published", "err", err)
 	}
@@ -415,6 +421,7 @@ func (l *lane) takeTerm(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
+	l.recorder.Metrics.TermBegun(l.cfg.Account.Name, l.cfg.Model.Name)
 	l.term, l.limiter = term, newSubmitLimiter(l.cfg.SubmitsPerSecond, used)
 	return nil
 }

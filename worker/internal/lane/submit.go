@@ -163,9 +163,11 @@ func (l *lane) send(ctx context.Context, e *execution, p *prepared) error {
 	created, err := l.create(ctx, *p.body)
 	l.limiter.done()
 	if err == nil {
+		l.recorder.Metrics.Created(l.cfg.Account.Name, l.cfg.Model.Name)
 		return l.taskCreated(ctx, intent, created)
 	}
 	refusal := refusalOf(err)
+	l.recorder.Metrics.NotCreated(l.cfg.Account.Name, l.cfg.Model.Name, refusal)
 	if refusal.Kind == dashscope.KindThrottled {
 		l.limiter.throttled()
 	}

@@ -93,6 +93,7 @@ func (l *lane) endWorking(e *execution) {
 // recordUsage adds what was measured to the current hour of the lane.
 func (l *lane) recordUsage(ctx context.Context) {
 	busy, byReason := l.usage.take(l.hasWork(ctx))
+	l.recorder.Metrics.Used(l.cfg.Account.Name, l.cfg.Model.Name, busy, byReason)
 	idle := time.Duration(0)
 	for _, passed := range byReason {
 		idle += passed

@@ -19,6 +19,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs/compactjson"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 	"github.com/danqing-queue/danqing/worker/internal/watch"
+	"github.com/danqing-queue/danqing/worker/metrics"
 )
 
 // Store is what the server needs of the queue.
@@ -44,6 +45,7 @@ type Config struct {
 	// Dial dials callback connections.
 	Dial    func(ctx context.Context, network, address string) (net.Conn, error)
 	Watcher *watch.Watcher
+	Metrics *metrics.Metrics
 	Log     *slog.Logger
 }
 
@@ -189,11 +191,13 @@ func (n *Server) handle(ctx context.Context, message *asynq.Task) error {
 	switch {
 	case errors.Is(err, jobs.ErrNotFound), errors.Is(err, jobs.ErrCorrupt):
 		log.Warn("notification dropped: job gone", "err", err)
+		n.cfg.Metrics.Notified(m.Kind, "dropped")
 		return nil
 	case err != nil:
 		return err
 	case rec.EventID() != m.EventID:
 		log.Info("notification dropped: job retried since", "state", string(rec.State))
+		n.cfg.Metrics.Notified(m.Kind, "dropped")
 		return nil
 	}
 	err = n.deliver(ctx, rec, m)
@@ -203,6 +207,7 @@ func (n *Server) handle(ctx context.Context, message *asynq.Task) error {
 		return err
 	case err == nil:
 		log.Info("notification delivered", "state", string(rec.State))
+		n.cfg.Metrics.Notified(m.Kind, "delivered")
 		return nil
 	case ctx.Err() != nil: // requeued by asynq, or its lease expired
 		return context.Cause(ctx)
@@ -214,8 +219,10 @@ func (n *Server) handle(ctx context.Context, message *asynq.Task) error {
 	failed.schedule(m.JobID, tried)
 	if failed.final {
 		log.Error("notification failed", "err", failed, "attempt", tried+1)
+		n.cfg.Metrics.Notified(m.Kind, "abandoned")
 	} else {
 		log.Warn("notification failed, retrying", "err", failed, "attempt", tried+1, "wait", failed.wait)
+		n.cfg.Metrics.Notified(m.Kind, "failed")
 	}
 	return failed
 }

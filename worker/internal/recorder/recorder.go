@@ -25,6 +25,7 @@ import (
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 	"github.com/danqing-queue/danqing/worker/journal"
+	"github.com/danqing-queue/danqing/worker/metrics"
 )
 
 // Recorder writes the steps of a worker's jobs. All fields but ServeURL are required.
@@ -40,6 +41,7 @@ type Recorder struct {
 	ServeURL string
 	// Stopping ends when the worker stops: writes are not repeated any more.
 	Stopping context.Context //nolint:containedctx // the worker's, not a call's
+	Metrics  *metrics.Metrics
 	// Simulated reports whether the services are simulators.
 	Simulated func() bool
 }
@@ -49,7 +51,11 @@ type Recorder struct {
 // cancellation of ctx, for the same reason.
 func (r *Recorder) Update(ctx context.Context, old, next *jobs.Record) error {
 	write := rand.Text()
-	return r.Retry(ctx, next.ID, func(ctx context.Context) error { return r.Store.UpdateOnce(ctx, write, old, next) })
+	err := r.Retry(ctx, next.ID, func(ctx context.Context) error { return r.Store.UpdateOnce(ctx, write, old, next) })
+	if err == nil && old != nil {
+		r.Metrics.Transition(old, next)
+	}
+	return err
 }
 
 // Retry repeats do while Redis is unavailable, until the worker stops. do gets a context

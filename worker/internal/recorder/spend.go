@@ -40,7 +40,10 @@ func (r *Recorder) Settle(ctx context.Context, rec *jobs.Record, taskID string, 
 		// Redis.
 		r.Log.Error("spend log not written", "job_id", rec.ID, "task_id", taskID, "err", err)
 	}
-	err := r.Ledger.Settle(context.WithoutCancel(ctx), ChargeOf(rec, images, microYuan), taskID)
+	booked, err := r.Ledger.SettleAll(context.WithoutCancel(ctx), []ledger.Settlement{{Charge: ChargeOf(rec, images, microYuan), TaskID: taskID}})
+	if booked > 0 {
+		r.Metrics.Booked(rec.Account, rec.Model, images, microYuan)
+	}
 	if loop.IsRefused(err) {
 		r.Log.Error("cost not booked in the ledger", "job_id", rec.ID, "task_id", taskID, "err", err)
 		return nil

@@ -1,0 +1,164 @@
+package metrics_test
+
+import (
+	"flag"
+	"fmt"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"log/slog"
+
+	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/redistest"
+	"github.com/danqing-queue/danqing/worker/dashscope"
+	"github.com/danqing-queue/danqing/worker/metrics"
+)
+
+var update = flag.Bool("update", false, "rewrite the table of metrics")
+
+const page = "../../cmd/danqing/docs/metrics.md"
+
+// The page's table has every metric, with its labels and its help.
+func TestMetricsPage(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile(page)
+	require.NoError(t, err)
+	const begin, end = "<!-- Made by go test ./worker/metrics -run Page -update. -->\n\n", "\n<!-- end -->"
+	head, rest, found := strings.Cut(string(text), begin)
+	require.True(t, found)
+	_, tail, found := strings.Cut(rest, end)
+	require.True(t, found)
+	want := head + begin + table(t) + end + tail
+	if *update {
+		require.NoError(t, os.WriteFile(page, []byte(want), 0o644)) //nolint:gosec // a page of the repository
+	}
+	assert.Equal(t, want, string(text), "%s is out of date: go test ./worker/metrics -run Page -update", page)
+}
+
+var descPattern = regexp.MustCompile(`fqName: "(danqing_[a-z_]+)", help: "(.*)", constLabels: \{(.*)\}, variableLabels: \{(.*)\}`)
+
+func table(t *testing.T) string {
+	t.Helper()
+	m := metrics.New("test")
+	m.WatchQueue(redistest.Embedded(t))
+	descs := make(chan *prometheus.Desc, 1000)
+	m.Registry().Describe(descs)
+	close(descs)
+	var rows []string
+	for desc := range descs {
+		if parts := descPattern.FindStringSubmatch(desc.String()); parts != nil {
+			labels := parts[4]
+			if constant, _, has := strings.Cut(parts[3], "="); has {
+				labels = constant
+			}
+			rows = append(rows, fmt.Sprintf("| `%s` | %s | %s |\n", parts[1], strings.ReplaceAll(labels, ",", ", "), parts[2]))
+		}
+	}
+	require.Greater(t, len(rows), 30)
+	slices.Sort(rows)
+	return "| metric | labels | meaning |\n| --- | --- | --- |\n" + strings.Join(rows, "")
+}
+
+// What is exposed follows Prometheus's conventions, with series of every metric, and without Redis
+// the counters remain.
+func TestExposition(t *testing.T) {
+	t.Parallel()
+	rdb := redistest.Embedded(t)
+	m := metrics.New("test")
+	m.WatchQueue(rdb)
+	fill(t, m, rdb)
+	problems, err := testutil.GatherAndLint(m.Registry())
+	require.NoError(t, err)
+	assert.Empty(t, problems)
+	text := scrape(m)
+	for _, line := range []string{
+		`danqing_redis_up 1`, `danqing_jobs{state="queued"} 1`, `danqing_jobs_held{code="SubmitAmbiguous"} 1`, `danqing_jobs_held{code="other"} 1`,
+		`danqing_queue_depth{model="wanx-v1",priority="default"} 3`, `danqing_lane_paused{account="east",model="wanx-v1",reason="budget"} 1`,
+		`danqing_lane_slots{account="east",model="wanx-v1"} 2`, `danqing_budget_yuan{account="east"} 10`, `danqing_unstored_images 2`,
+	} {
+		assert.Contains(t, text, line+"\n")
+	}
+	assert.NotContains(t, text, "secret")
+
+	gone := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", MaxRetries: -1})
+	t.Cleanup(func() { assert.NoError(t, gone.Close()) })
+	without := metrics.New("test")
+	without.WatchQueue(gone)
+	without.Created("east", "wanx-v1")
+	text = scrape(without)
+	assert.Contains(t, text, "danqing_redis_up 0\n")
+	assert.Contains(t, text, `danqing_creates_total{account="east",model="wanx-v1",outcome="created"} 1`)
+}
+
+func scrape(m *metrics.Metrics) string {
+	answer := httptest.NewRecorder()
+	m.Handler(slog.New(slog.DiscardHandler)).ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+	return answer.Body.String()
+}
+
+// fill counts something of everything.
+func fill(t *testing.T, m *metrics.Metrics, rdb redis.UniversalClient) {
+	t.Helper()
+	client, store := jobs.NewClient(rdb), jobs.NewStore(rdb)
+	require.NoError(t, store.SetLane(t.Context(), jobs.LaneStatus{
+		Account: "east", Model: "wanx-v1", Concurrency: 2, State: jobs.LanePaused, Reason: jobs.PauseBudget, DailyBudgetMicroYuan: 10_000_000,
+	}))
+	require.NoError(t, rdb.Set(t.Context(), "danqing:lane:east:wanx-v1:lease", "w", time.Minute).Err())
+	for id, change := range map[string]func(*jobs.Record){
+		"a": nil,
+		"b": func(r *jobs.Record) { r.State, r.Code = jobs.StateHeld, jobs.CodeSubmitAmbiguous },
+		"c": func(r *jobs.Record) { r.State, r.Code = jobs.StateHeld, "secret" },
+		"d": func(r *jobs.Record) {
+			r.State, r.TaskImages, r.GeneratedAt = jobs.StateStoring, 2, time.Now().Add(-time.Hour)
+		},
+	} {
+		_, err := client.Enqueue(t.Context(), jobs.Request{ID: id, Prompt: "secret", Batch: "secret", Labels: map[string]string{"secret": "secret"}})
+		require.NoError(t, err)
+		if change == nil {
+			continue
+		}
+		rec, err := store.Get(t.Context(), id)
+		require.NoError(t, err)
+		next := *rec
+		change(&next)
+		require.NoError(t, store.Update(t.Context(), rec, &next))
+		require.NoError(t, rdb.LRem(t.Context(), "asynq:{danqing:wanx-v1:default}:pending", 0, map[string]string{"d": "d"}[id]).Err())
+	}
+	m.Request("east", "query", 200, time.Second)
+	m.Created("east", "wanx-v1")
+	m.NotCreated("east", "wanx-v1", &dashscope.Error{Kind: dashscope.KindThrottled, Code: "Throttling.secret"})
+	m.Booked("east", "wanx-v1", 1, 160_000)
+	m.Used("east", "wanx-v1", time.Second, map[jobs.PauseReason]time.Duration{"": time.Second})
+	m.TermBegun("east", "wanx-v1")
+	m.LeaseLost("east", "wanx-v1")
+	m.Notified("secret", "delivered")
+	m.BucketRequest("PUT", 503, time.Second)
+}
+
+// The labels of codes are bounded: those of Danqing, those that the service documents, and other.
+func TestCodes(t *testing.T) {
+	t.Parallel()
+	m := metrics.New("test")
+	for _, code := range []string{"Throttling.RateQuota", "never seen", "IPInfringementSuspect", jobs.CodeDeadlineExceeded} {
+		held := &jobs.Record{Job: jobs.Job{Model: "wanx-v1", State: jobs.StateQueued}}
+		failed := *held
+		failed.State, failed.Code = jobs.StateFailed, code
+		m.Transition(held, &failed)
+	}
+	text := scrape(m)
+	for _, code := range []string{"Throttling", "other", "IPInfringementSuspect", "DeadlineExceeded"} {
+		assert.Contains(t, text, `danqing_job_failures_total{code="`+code+`",model="wanx-v1"} 1`)
+	}
+	assert.Contains(t, text, `danqing_moderation_refusals_total{model="wanx-v1",stage="input"} 1`)
+}
