@@ -71,7 +71,7 @@ type Config struct {
 	HTTPClient HTTPClient
 	// Observe is called after each request, with 0 as the status if no answer came. nil means
 	// that nobody observes.
-	Observe func(method string, status int, took time.Duration)
+	Observe func(method string, status int, took time.Duration) `json:"-"`
 	// Logger receives warnings. nil discards them.
 	Logger *slog.Logger
 }

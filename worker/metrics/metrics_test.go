@@ -1,8 +1,10 @@
 package metrics_test
 
 import (
+	"context"
 	"flag"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"regexp"
@@ -41,7 +43,7 @@ func TestMetricsPage(t *testing.T) {
 	require.True(t, found)
 	want := head + begin + table(t) + end + tail
 	if *update {
-		require.NoError(t, os.WriteFile(page, []byte(want), 0o644)) //nolint:gosec // a page of the repository
+		require.NoError(t, os.WriteFile(page, []byte(want), 0o644))
 	}
 	assert.Equal(t, want, string(text), "%s is out of date: go test ./worker/metrics -run Page -update", page)
 }
@@ -103,7 +105,7 @@ func TestExposition(t *testing.T) {
 
 func scrape(m *metrics.Metrics) string {
 	answer := httptest.NewRecorder()
-	m.Handler(slog.New(slog.DiscardHandler)).ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
+	m.Handler(slog.New(slog.DiscardHandler)).ServeHTTP(answer, httptest.NewRequestWithContext(context.Background(), http.MethodGet, "/metrics", http.NoBody))
 	return answer.Body.String()
 }
 
