@@ -115,7 +115,7 @@ type Worker struct {
 	// this worker holds, by account and model.
 	ready      atomic.Bool
 	laneStates sync.Map
-	claimed  bool // see claimModes
+	claimed    bool // see claimModes
 	// referenceRefusedAt is lane.Config.ReferenceRefusedAt of all lanes.
 	referenceRefusedAt sync.Map
 
