@@ -200,27 +200,14 @@ func (s *Store) requestCancel(ctx context.Context, rec *Record, made Decision) e
 	return nil
 }
 
-// maxDeleteTries limits the retries of a deletion whose message changes its state at the
-// same time. One retry is enough, since a handler returns once.
-const maxDeleteTries = 3
-
 // finishEnded completes the end of a job by an operator: it deletes the message in the
-// lane's queue, and enqueues the one for which a worker writes the sidecar.
+// lane's queue, unless that lies in the archive with the reason, and enqueues the one for which
+// a worker writes the sidecar.
 func (s *Store) finishEnded(ctx context.Context, rec *Record) error {
-	queue := Queue(rec.Model, rec.Priority)
-	inspector := asynq.NewInspectorFromRedisClient(s.redis)
-	for tries := 0; ; tries++ {
-		err := inspector.DeleteTask(queue, rec.ID)
-		if err == nil || errors.Is(err, asynq.ErrTaskNotFound) || errors.Is(err, asynq.ErrQueueNotFound) {
-			break
-		}
-		// A lane that has just taken the message reads the record. A lane that has just
-		// returned leaves the message to be deleted.
-		if info, infoErr := inspector.GetTaskInfo(queue, rec.ID); infoErr != nil || info.State == asynq.TaskStateActive {
-			break
-		}
-		if tries == maxDeleteTries {
-			return fmt.Errorf("delete message of %s: %w", rec.ID, err)
+	if !rec.messageArchived() {
+		// A lane that has just taken the message reads the record.
+		if _, err := s.drop(ctx, Queue(rec.Model, rec.Priority), rec.ID, true); err != nil {
+			return err
 		}
 	}
 	return s.EnqueueStore(ctx, rec)

@@ -264,9 +264,10 @@ func TestRetryBeforeTheHandlerReturns(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, client *testClient, rdb redis.UniversalClient) {
 		t.Helper()
-		rec := submitted(t, client, enqueue(t, client, "cat"), jobs.StateFailed)
+		waiting := enqueue(t, client, "cat")
 		taken, finish := startLane(t, rdb, fmt.Errorf("no cats: %w", asynq.SkipRetry))
 		require.Equal(t, "cat", <-taken)
+		rec := submitted(t, client, waiting, jobs.StateFailed)
 		retried := make(chan error, 1)
 		changes, err := client.Subscribe(t.Context())
 		require.NoError(t, err)
@@ -295,7 +296,6 @@ func TestRetry(t *testing.T) {
 			next.FinishedAt, next.CostMicroYuan = time.Now().UTC(), 160_000
 			next.Results, next.Images = []jobs.Result{{N: 1, Code: "x"}}, []jobs.Image{{N: 1, Code: "x"}}
 		})
-		require.NoError(t, asynq.NewInspectorFromRedisClient(rdb).ArchiveTask(testQueue, "cat"))
 
 		got, err := client.Retry(t.Context(), "cat")
 		require.NoError(t, err)
@@ -335,7 +335,6 @@ func TestRetryFromTheArchivedMessage(t *testing.T) {
 		rec := enqueue(t, client, "cat")
 		move(t, client, rec, func(next *jobs.Record) { next.State, next.Code = jobs.StateFailed, "JobIDTaken" })
 		inspector := asynq.NewInspectorFromRedisClient(rdb)
-		require.NoError(t, inspector.ArchiveTask(testQueue, "cat"))
 		got, err := client.Retry(t.Context(), "cat")
 		require.NoError(t, err)
 		assert.Empty(t, got.PastAttempts, "there was none")

@@ -34,6 +34,14 @@ func asynqPending(queue string) string { return asynqKey(queue, "pending") }
 // Unix seconds (base.ScheduledKey).
 func asynqScheduled(queue string) string { return asynqKey(queue, "scheduled") }
 
+// asynqRetry is a sorted set of the IDs of a queue's messages that are tried again, by that time
+// in Unix seconds (base.RetryKey).
+func asynqRetry(queue string) string { return asynqKey(queue, "retry") }
+
+// asynqCompleted is a sorted set of the IDs of a queue's completed messages, by the time of
+// their deletion in Unix seconds (base.CompletedKey).
+func asynqCompleted(queue string) string { return asynqKey(queue, "completed") }
+
 // asynqPaused exists while a queue is paused in the web UI (base.PausedKey).
 func asynqPaused(queue string) string { return asynqKey(queue, "paused") }
 
@@ -44,8 +52,8 @@ func asynqActive(queue string) string { return asynqKey(queue, "active") }
 // (base.LeaseKey).
 func asynqLeases(queue string) string { return asynqKey(queue, "lease") }
 
-// asynqArchived is a sorted set of the IDs of a queue's archived messages
-// (base.ArchivedKey).
+// asynqArchived is a sorted set of the IDs of a queue's archived messages, by the time at which
+// they were archived in Unix seconds (base.ArchivedKey).
 func asynqArchived(queue string) string { return asynqKey(queue, "archived") }
 
 // encodeMessage encodes a message as asynq does (base.EncodeMessage): in the wire format of
@@ -82,15 +90,4 @@ return states
 var publishScript = redis.NewScript(`
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 return redis.call('HSET', KEYS[1], 'result', ARGV[1])
-`)
-
-// requeueScript puts an active message back at the head of its queue, as asynq does
-// itself at a shutdown (rdb.requeueCmd). Its keys are the active list, the leases, the
-// pending list and the message.
-var requeueScript = redis.NewScript(`
-if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then return 0 end
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('RPUSH', KEYS[3], ARGV[1])
-redis.call('HSET', KEYS[4], 'state', 'pending')
-return 1
 `)

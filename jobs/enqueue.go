@@ -273,14 +273,11 @@ func (s *Store) enqueue(ctx context.Context, kind, queue, id string, payload any
 	}
 	_, err = s.asynq.EnqueueContext(ctx, message)
 	if errors.Is(err, asynq.ErrTaskIDConflict) {
-		// The job waits, so a message with its ID that has ended blocks the new one.
-		inspector := asynq.NewInspectorFromRedisClient(s.redis)
-		info, infoErr := inspector.GetTaskInfo(queue, id)
-		if infoErr != nil || info.State != asynq.TaskStateArchived && info.State != asynq.TaskStateCompleted {
-			return nil //nolint:nilerr // it has a message, or had one a moment ago
-		}
-		if err := inspector.DeleteTask(queue, id); err != nil {
-			return fmt.Errorf("enqueue %s in %s: a finished message blocks the ID: %w", id, queue, err)
+		// The job waits, so a message with its ID that has ended, or that asynq has left behind,
+		// blocks the new one.
+		dropped, dropErr := s.drop(ctx, queue, id, false)
+		if dropErr != nil || !dropped {
+			return dropErr
 		}
 		_, err = s.asynq.EnqueueContext(ctx, message)
 	}

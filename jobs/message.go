@@ -172,7 +172,7 @@ func (s *Store) RequeueAtHead(ctx context.Context, rec *Record) (bool, error) {
 		return false, nil //nolint:nilerr // the caller ensures that there is a message
 	}
 	keys := []string{asynqActive(queue), asynqLeases(queue), asynqPending(queue), asynqMessage(queue, rec.ID)}
-	if err := requeueScript.Run(ctx, s.redis, keys, rec.ID).Err(); err != nil {
+	if err := requeueScript.Run(ctx, s.redis, keys, rec.ID, rec.EnqueuedAt.UnixNano()).Err(); err != nil {
 		return false, fmt.Errorf("requeue message of %s: %w", rec.ID, err)
 	}
 	return true, nil
@@ -186,20 +186,4 @@ func (s *Store) ArchivedMessages(ctx context.Context, queue string) (int64, erro
 		return 0, fmt.Errorf("count archive of %s: %w", queue, err)
 	}
 	return n, nil
-}
-
-// RegisterQueues makes the queues of these models visible to asynq's tools and web UI,
-// even when they are empty. asynq's client registers a queue only once, so the queue is
-// hidden after Redis has lost its data: call it at the start and after an outage.
-func (s *Store) RegisterQueues(ctx context.Context, models []string) error {
-	names := []any{QueueStore, QueueNotify}
-	for _, model := range models {
-		for queue := range LaneQueues(model) {
-			names = append(names, queue)
-		}
-	}
-	if err := s.redis.SAdd(ctx, asynqQueues, names...).Err(); err != nil {
-		return fmt.Errorf("register queues: %w", err)
-	}
-	return nil
 }

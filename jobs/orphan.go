@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/hibiken/asynq"
+	"github.com/redis/go-redis/v9"
 )
 
 // WithoutMessage returns those of the waiting records that no message in the queue will
@@ -28,11 +29,27 @@ func (s *Store) WithoutMessage(ctx context.Context, records []*Record) ([]*Recor
 		return nil, fmt.Errorf("read messages: %w", err)
 	}
 	for i, state := range states {
-		if !messageWaits(state) {
+		waits := messageWaits(state)
+		if state == "active" {
+			if waits, err = s.isActive(ctx, waiting[i]); err != nil {
+				return nil, err
+			}
+		}
+		if !waits {
 			orphans = append(orphans, waiting[i])
 		}
 	}
 	return orphans, nil
+}
+
+// isActive reports whether a job's message is in asynq's list of active ones. After an error in
+// the middle of a command asynq leaves one with that state in no list, for ever.
+func (s *Store) isActive(ctx context.Context, rec *Record) (bool, error) {
+	err := s.redis.LPos(ctx, asynqActive(Queue(rec.Model, rec.Priority)), rec.ID, redis.LPosArgs{}).Err()
+	if err != nil && !errors.Is(err, redis.Nil) {
+		return false, fmt.Errorf("read active messages: %w", err)
+	}
+	return err == nil, nil
 }
 
 // RequeueOrphan gives a waiting job a message if it has none. If its message was
@@ -53,7 +70,13 @@ func (s *Store) RequeueOrphan(ctx context.Context, rec *Record) (*Record, error)
 	if err != nil && !gone {
 		return nil, err
 	}
-	if !gone && info.State != asynq.TaskStateArchived && info.State != asynq.TaskStateCompleted {
+	waits := !gone && info.State != asynq.TaskStateArchived && info.State != asynq.TaskStateCompleted
+	if waits && info.State == asynq.TaskStateActive {
+		if waits, err = s.isActive(ctx, rec); err != nil {
+			return nil, err
+		}
+	}
+	if waits {
 		return nil, nil //nolint:nilnil // nothing to repair
 	}
 	archived := !gone && info.State == asynq.TaskStateArchived && !archivedBeforeRetry(rec, info)

@@ -65,6 +65,9 @@ func (i *Inspector) PauseModel(ctx context.Context, model string, by Decider) er
 		for _, key := range pausedKeys(model) {
 			tx.Set(ctx, key, encoded, 0)
 		}
+		for queue := range LaneQueues(model) {
+			tx.SAdd(ctx, asynqQueues, queue)
+		}
 	})
 }
 

@@ -78,7 +78,7 @@ func TestExpire(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, jobs.StateFailed, rec.State)
 		assert.Equal(t, jobs.CodeDeadlineExceeded, rec.Code)
-		assert.Empty(t, messages(t, rdb, testQueue))
+		assert.Equal(t, map[string]asynq.TaskState{"cat": asynq.TaskStateArchived}, messages(t, rdb, testQueue))
 		assert.Len(t, messages(t, rdb, jobs.QueueStore), 1)
 
 		rec, err = client.Retry(t.Context(), "cat")

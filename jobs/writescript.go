@@ -20,6 +20,8 @@ import (
 //
 // An intent that the write settles without a task goes to the lane's index of intents.
 //
+// The message of a job that is held or has failed goes to asynq's archive, with the reason.
+//
 // It also updates the producer's limits: its numbers of waiting and of scheduled jobs, and the
 // cost on the day when the job was enqueued; and the index of its jobs. A new job beyond the
 // limits is refused. A job that has ended becomes due for its notifications.
@@ -33,6 +35,7 @@ var writeScript = redis.NewScript(fmt.Sprintf(`
 local events, lifetime, taskLifetime, producerLifetime = '%s', '%d', '%d', %d
 local call, find = redis.call, string.find
 local now, k, a = ARGV[1], 0, 1
+%s
 local function since(seconds) return string.format('%%.0f', now - 1000 * seconds) end
 local answers, announced = {}, {}
 
@@ -48,7 +51,8 @@ while k < #KEYS do
   end
   local to = from
   local old, oldAttempt, oldTerm, attempt, term, writeID, task, waiting, day, later, all, waits, counts, enqueued, intents, intent, deadlines, deadline, due, queues, queue, at
-  local maxDepth, maxWaiting, maxScheduled, maxDay, scheduled, queued, retrying
+  local maxDepth, maxWaiting, maxScheduled, maxDay, scheduled, queued, retrying, reason, endedAt
+  local archiving = {}
   if parts ~= 'm' then
     local function key(part)
       if find(parts, part, 1, true) then k = k + 1; return KEYS[k] end
@@ -63,6 +67,8 @@ while k < #KEYS do
     queues, queue, at = key('q'), arg('q'), arg('s')
     scheduled, queued, retrying = key('l'), key('l'), key('l')
     maxDepth, maxWaiting, maxScheduled, maxDay = arg('l'), arg('l'), arg('l'), arg('l')
+    for i = 1, 6 do archiving[i] = key('x') end
+    reason, endedAt = arg('x'), arg('x')
   end
 
   repeat
@@ -116,6 +122,7 @@ while k < #KEYS do
       if deadline == '0' then call('ZREM', deadlines, id) elseif deadline then call('ZADD', deadlines, deadline, id) end
       if due then call('ZADD', due, now, id) end
       if from ~= to then call('ZREM', from, id) end
+      if reason then archive(archiving, id, reason, endedAt) end
       if find(parts, 'e', 1, true) then
         call('EXPIRE', own, lifetime)
         call('ZREMRANGEBYSCORE', to, '-inf', since(lifetime))
@@ -141,7 +148,7 @@ while k < #KEYS do
   answers[#answers + 1] = answer
 end
 return answers
-`, rediskey.Events, int(RecordLifetime.Seconds()), int(rediskey.TaskLifetime.Seconds()), int(rediskey.ProducerJobsLifetime.Seconds()), luaStoredFields))
+`, rediskey.Events, int(RecordLifetime.Seconds()), int(rediskey.TaskLifetime.Seconds()), int(rediskey.ProducerJobsLifetime.Seconds()), luaArchive, luaStoredFields))
 
 // usualKeys and usualArgs are as many as the write of a new job has.
 const (
@@ -224,6 +231,7 @@ func (w write) append(to *scriptCall, encoded string) {
 	limits := to.limits
 	part("l", limits != Limits{}, []string{indexKey(StateScheduled), indexKey(StateQueued), indexKey(StateRetrying)},
 		limits.Depth, limits.Waiting, limits.Scheduled, limits.DayMicroYuan)
+	part("x", next.messageArchived(), archiveKeys(next), messageReason(next), next.UpdatedAt.Unix())
 	part("c", w.clearCancel, nil)
 	part("e", next.State.Final(), nil)
 	to.args[first] = letters

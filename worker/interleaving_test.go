@@ -282,9 +282,9 @@ func TestReplayOfAJournalAWeekOld(t *testing.T) {
 	})
 }
 
-// A job run from the archive, after the worker that failed it had a clock ahead, does
+// A job that is retried, after the worker that failed it had a clock ahead, does
 // not occupy the slot forever.
-func TestRunFromTheArchiveWithSkew(t *testing.T) {
+func TestRetryWithSkew(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		sim.Script(simulator.Fault{Route: simulator.RouteCreate, Status: http.StatusBadRequest, Code: "DataInspectionFailed", Message: "no"})
@@ -295,7 +295,8 @@ func TestRunFromTheArchiveWithSkew(t *testing.T) {
 		sidecar.FinishedAt = sidecar.FinishedAt.Add(15 * time.Minute)
 		require.NoError(t, s.bucket.PutSidecar(t.Context(), sidecar))
 		<-time.After(time.Minute)
-		require.NoError(t, asynq.NewInspectorFromRedisClient(s.redis).RunTask(laneQueue, "job-1"))
+		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "job-1", jobs.Decider{})
+		require.NoError(t, err)
 		<-time.After(10 * time.Second)
 		s.enqueue(jobs.Request{ID: "job-2", Prompt: "prompt of job-2"})
 		begin := time.Now()

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -25,10 +24,6 @@ const (
 	// requeueAge excludes records whose message may still be on its way.
 	requeueAge  = 2 * time.Minute
 	requeuePage = 200
-	// archiveSize is how many messages remain in a queue's archive; asynq's own
-	// trimming fails permanently once it must delete some 8,000 at a time.
-	archiveSize = 1000
-	archivePage = 100
 )
 
 // janitor does the maintenance of the queue.
@@ -74,53 +69,13 @@ func (j *janitor) runMaintenance(ctx context.Context) error {
 	if err := j.releaseLeakedReservations(ctx); err != nil {
 		return err
 	}
+	if err := j.repairMessages(ctx, time.UnixMilli(last)); err != nil {
+		return err
+	}
 	if err := j.trimArchives(ctx); err != nil {
 		return err
 	}
 	return j.expireReferences(ctx)
-}
-
-// trimArchives bounds the archives of Danqing's queues.
-func (j *janitor) trimArchives(ctx context.Context) error {
-	queues := []string{jobs.QueueStore, jobs.QueueNotify}
-	for _, model := range j.models {
-		for queue := range jobs.LaneQueues(model) {
-			queues = append(queues, queue)
-		}
-	}
-	inspector := asynq.NewInspectorFromRedisClient(j.recorder.Redis)
-	for _, queue := range queues {
-		for {
-			archived, err := j.recorder.Store.ArchivedMessages(ctx, queue)
-			if err != nil {
-				return err
-			}
-			if archived == 0 {
-				break
-			}
-			// Oldest first, contrary to asynq's documentation.
-			page, err := inspector.ListArchivedTasks(queue, asynq.PageSize(archivePage))
-			if err != nil {
-				return fmt.Errorf("list archive of %s: %w", queue, err)
-			}
-			deleted := int64(0)
-			for _, message := range page {
-				// A message that an operator has archived did not fail and has no date.
-				young := message.LastFailedAt.IsZero() || time.Since(message.LastFailedAt) < jobs.RecordLifetime
-				if archived-deleted <= archiveSize && young {
-					break
-				}
-				if err := inspector.DeleteTask(queue, message.ID); err != nil && !errors.Is(err, asynq.ErrTaskNotFound) {
-					return fmt.Errorf("delete %s from archive of %s: %w", message.ID, queue, err)
-				}
-				deleted++
-			}
-			if deleted < archivePage {
-				break
-			}
-		}
-	}
-	return nil
 }
 
 // requeueOrphans ensures that each job that waits for a lane, or for the bucket, has a

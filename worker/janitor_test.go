@@ -58,8 +58,8 @@ func TestArchivedMessage(t *testing.T) {
 	})
 }
 
-// A failed job is in the archive with a reason; run from there by an operator, it is
-// submitted again, and its sidecar records the success.
+// A failed job is in the archive with a reason, and stays there if it is run: only an operator's
+// command submits it again. Its sidecar records the success.
 func TestFailedJobRunFromTheArchive(t *testing.T) {
 	sim := &simulator.Simulator{}
 	bubble(t, sim, func(t *testing.T, s *stack) {
@@ -73,7 +73,11 @@ func TestFailedJobRunFromTheArchive(t *testing.T) {
 		require.Equal(t, asynq.TaskStateArchived, info.State)
 		assert.Contains(t, info.LastErr, "DataInspectionFailed: no")
 		require.NoError(t, inspector.RunTask(laneQueue, "job-1"))
-		s.made("job-1")
+		<-time.After(time.Hour)
+		s.requireArchived("job-1", "DataInspectionFailed: no")
+		require.Equal(t, jobs.StateFailed, s.wait("job-1").State)
+		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "job-1", jobs.Decider{})
+		require.NoError(t, err)
 		s.requireMadeOnce("job-1")
 	})
 }

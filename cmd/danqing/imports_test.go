@@ -78,7 +78,11 @@ func testOnlyPackages() []string {
 
 // extraTestImports are packages that only the tests of a package may import.
 func extraTestImports() map[string][]string {
-	return map[string][]string{"jobs/embedded": {module + "/jobs", "github.com/hibiken/asynq"}, "jobs/gateway/dashboard": {"github.com/hibiken/asynq"}}
+	return map[string][]string{
+		"jobs/embedded":          {module + "/jobs", "github.com/hibiken/asynq"},
+		"jobs/gateway/dashboard": {"github.com/hibiken/asynq"},
+		"worker":                 {"github.com/hibiken/asynqmon"},
+	}
 }
 
 // allowedImporters are the only packages that may import a module. One that ends in a slash

@@ -117,7 +117,9 @@ func TestDeletingMessageKeepsOtherStates(t *testing.T) {
 		id := string(state)
 		w.enqueue(t, id)
 		w.setState(t, id, state)
-		w.moveMessages(t, "archived", id)
+		if state == jobs.StateStoring { // the others are there already
+			w.moveMessages(t, "archived", id)
+		}
 		before, err := w.jobs.Get(t.Context(), id)
 		require.NoError(t, err)
 		status, _, body := w.request(t, http.MethodDelete, "/ui/api/queues/"+queue+"/archived_tasks/"+id, "")

@@ -3,9 +3,6 @@ package lane
 import (
 	"context"
 	"errors"
-	"strings"
-
-	"github.com/hibiken/asynq"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
@@ -72,7 +69,7 @@ func (l *lane) drive(ctx context.Context, e *execution, id string, from source) 
 			rec = nil
 		}
 		if isRefused(err) {
-			if err = l.refused(ctx, id, rec, err); !mustReread(err) && from.message == nil {
+			if err = l.refused(ctx, id, rec, from.message, err); !mustReread(err) && from.message == nil {
 				return nil // the log and the journal have the reason
 			}
 		}
@@ -106,20 +103,38 @@ func mustRepeat(rec *jobs.Record, err error) bool {
 	return err != nil && !stopped(err) && !paused
 }
 
-// leave ends the lane's work on a job: it enqueues the store message, repeats the error of a
-// job that has ended, or marks the job as in flight in the lane that it belongs to.
+// leave ends the lane's work on a job: it enqueues the store message, repeats why a job is held
+// or has failed, or marks the job as in flight in the lane that it belongs to.
 func (l *lane) leave(ctx context.Context, rec *jobs.Record, from source) error {
 	switch {
 	case rec.State == jobs.StateStoring:
 		return l.recorder.Store.EnqueueStore(ctx, rec)
 	case from.message == nil:
 		return nil
-	case rec.State == jobs.StateFailed, rec.State == jobs.StateCanceled:
-		return l.replayOutcome(ctx, rec)
+	case rec.State == jobs.StateHeld && from.ahead != nil: // its message was not drawn, and is in the archive
+		return nil
+	case rec.State == jobs.StateHeld, rec.State == jobs.StateFailed:
+		return overError(rec)
+	case rec.State == jobs.StateCanceled && rec.Code == jobs.CodeArchived && rec.CostMicroYuan == 0:
+		return l.runFromArchive(ctx, rec)
 	case l.foreign(rec) && (rec.State == jobs.StateSubmitting || rec.State == jobs.StateGenerating):
 		return l.recorder.MarkInFlight(ctx, rec.Account, rec.Model, rec.ID)
 	}
 	return nil
+}
+
+// runFromArchive queues a waiting job again that was canceled because somebody archived its
+// message in asynq's web UI, and has run it from there now. Nothing was bought for it. errReread
+// asks for the record.
+func (l *lane) runFromArchive(ctx context.Context, rec *jobs.Record) error {
+	_, err := l.recorder.Store.Retry(ctx, rec.ID, jobs.Decider{By: jobs.ByWebUI, Why: "its message was run from the archive"})
+	switch {
+	case err == nil:
+		return errReread
+	case errors.Is(err, jobs.ErrRequestLost), errors.Is(err, jobs.ErrFinished), errors.Is(err, jobs.ErrInvalidState), errors.Is(err, jobs.ErrNotFound):
+		return nil
+	}
+	return l.redisPause(err)
 }
 
 // load reads a job's record, and creates it from the message m if there is none. m is nil
@@ -158,26 +173,6 @@ func (l *lane) load(ctx context.Context, id string, m *jobs.GenerateMessage) (*j
 			return nil, err
 		}
 	}
-}
-
-// replayOutcome answers a late redelivery of the message of a job that ended without an
-// image: it returns the same error again. If an operator ran the message from asynq's
-// archive to retry the job, the job is queued again, and errReread asks for the record.
-func (l *lane) replayOutcome(ctx context.Context, rec *jobs.Record) error {
-	info, err := asynq.NewInspectorFromRedisClient(l.recorder.Redis).GetTaskInfo(jobs.Queue(rec.Model, rec.Priority), rec.ID)
-	if err == nil && (rec.Code == jobs.CodeArchived || strings.HasPrefix(info.LastErr, rec.Code+": ")) {
-		if _, err = l.recorder.Store.Retry(ctx, rec.ID, jobs.Decider{By: jobs.ByWebUI, Why: "its message was run from the archive"}); err == nil {
-			return errReread
-		}
-	}
-	// If the record names another queue, the message was not run from this queue's archive.
-	if err != nil && !errors.Is(err, asynq.ErrTaskNotFound) && !errors.Is(err, asynq.ErrQueueNotFound) {
-		return l.redisPause(err)
-	}
-	if rec.State == jobs.StateFailed {
-		return failedError(rec)
-	}
-	return nil
 }
 
 // readRecord reads a job's record and updates it from the worker's own journal, since Redis

@@ -46,13 +46,11 @@ func (l *lane) endRecord(ctx context.Context, rec *jobs.Record, state jobs.State
 // outcome returns the error of the message of a job that has ended, unless that failed.
 func outcome(rec *jobs.Record, err error) error {
 	if err == nil && rec.State == jobs.StateFailed {
-		return failedError(rec)
+		return overError(rec)
 	}
 	return err
 }
 
-// failedError returns the error of a failed job. asynq archives the message with this
-// text.
-func failedError(rec *jobs.Record) error {
-	return &jobError{message: rec.Code + ": " + rec.Message}
-}
+// overError returns the error of a job that is held or has failed. asynq archives the message
+// with this text, also if it was run from the archive.
+func overError(rec *jobs.Record) error { return &jobError{message: rec.MessageError()} }

@@ -19,6 +19,8 @@ type jobError struct {
 	// retryIn is when the job is retried; 0 means never.
 	retryIn time.Duration
 	message string
+	// attempt is set if an attempt of the job has failed: the web UI counts it.
+	attempt bool
 }
 
 func (e *jobError) Error() string { return e.message }
@@ -26,6 +28,13 @@ func (e *jobError) Error() string { return e.message }
 // heldRetry is when the message of a held job (ambiguous create) is delivered again.
 // It only ensures that a worker is active for the job.
 const heldRetry = 30 * time.Second
+
+// isFailedAttempt reports whether asynq counts an error as a failure of the message. Nothing else
+// that a lane returns is one.
+func isFailedAttempt(err error) bool {
+	var outcome *jobError
+	return errors.As(err, &outcome) && outcome.attempt
+}
 
 func laneRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
 	var outcome *jobError

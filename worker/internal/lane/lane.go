@@ -347,11 +347,11 @@ func (l *lane) serve(ctx context.Context) error {
 	}
 }
 
-// asynqConfig configures a session's server. Nothing that a lane returns counts as a failure.
+// asynqConfig configures a session's server.
 func (l *lane) asynqConfig() asynq.Config {
 	return asynq.Config{
 		Concurrency: l.cfg.Concurrency, Queues: jobs.LaneQueues(l.cfg.Model.Name), ShutdownTimeout: shutdownTimeout,
-		IsFailure: func(error) bool { return false }, RetryDelayFunc: laneRetryDelay,
+		IsFailure: isFailedAttempt, RetryDelayFunc: laneRetryDelay,
 	}
 }
 

@@ -371,7 +371,7 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 	case dashscope.KindThrottled:
 		return &pauseError{backoff: &l.waits.throttled, reason: jobs.PauseThrottled, message: temporarilyRefused, cause: reason}
 	default:
-		return &jobError{retryIn: retryFirst << (attemptsThisRound(rec) - 1), message: reason.Error()}
+		return &jobError{retryIn: retryFirst << (attemptsThisRound(rec) - 1), message: reason.Error(), attempt: true}
 	}
 }
 

@@ -22,7 +22,7 @@ func isRefused(err error) bool {
 // fail for ever: the job is held, with the images of its task quarantined. In both cases refused
 // fails with errReread. If Redis refuses the hold too, the journal has it, and the error
 // archives the job's message.
-func (l *lane) refused(ctx context.Context, id string, rec *jobs.Record, cause error) error {
+func (l *lane) refused(ctx context.Context, id string, rec *jobs.Record, message *jobs.GenerateMessage, cause error) error {
 	ctx = context.WithoutCancel(ctx)
 	known, err := l.recorder.Store.Get(ctx, id)
 	if err != nil {
@@ -44,6 +44,9 @@ func (l *lane) refused(ctx context.Context, id string, rec *jobs.Record, cause e
 		return verdict
 	}
 	next := recorder.Held(last, jobs.CodeRecordRefused, "redis refuses what must be recorded of the job: "+cause.Error())
+	if next.Request == nil && message != nil { // the message may be deleted
+		next.Request = &message.Request
+	}
 	if next.TaskID != "" {
 		task := quarantine.Task{JobID: id, Attempt: next.Attempt, Account: next.Account, Model: next.Model, TaskID: next.TaskID}
 		if err := l.recorder.Retry(ctx, id, func(ctx context.Context) error { return l.cfg.Quarantine.Add(ctx, task) }); err != nil {

@@ -3,12 +3,15 @@ package watch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 )
 
 // The keys and scripts of asynq that are recognized here were read from its sources, of the
@@ -102,6 +105,8 @@ func (c *client) EvalSha(ctx context.Context, sha1 string, keys []string, args .
 			c.watcher.wake(keys[1])
 		}
 		return moved
+	case len(keys) == 4 && len(args) == 1 && isScript(keys[:3], "active", "lease", "pending"): // requeueCmd
+		return c.requeue(ctx, keys, args[0])
 	case isScript(keys, "lease"): // listLeaseExpiredCmd
 		if !c.watcher.MayExist(keys[0]) {
 			return answer(ctx, []any{}, nil)
@@ -159,6 +164,25 @@ func (c *client) dequeue(ctx context.Context, pending string, run func() *redis.
 		}
 	}
 	return answer(ctx, nil, errRoundOver)
+}
+
+// requeueScript is asynq's requeueCmd, which puts a message back at the head of its queue at a
+// shutdown, but keeps since when it waits: without that a lane that pauses has a latency of 0 in
+// the web UI.
+var requeueScript = redis.NewScript(`
+if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then return redis.error_reply('NOT FOUND') end
+if redis.call('ZREM', KEYS[2], ARGV[1]) == 0 then return redis.error_reply('NOT FOUND') end
+redis.call('RPUSH', KEYS[3], ARGV[1])
+redis.call('HSET', KEYS[4], 'state', 'pending', 'pending_since', ARGV[2])
+return redis.status_reply('OK')
+`)
+
+func (c *client) requeue(ctx context.Context, keys []string, id any) *redis.Cmd {
+	since, err := c.UniversalClient.HGet(ctx, rediskey.Record(fmt.Sprint(id)), "enqueued").Time()
+	if err != nil { // the message is not a job's
+		since = time.Now()
+	}
+	return requeueScript.Run(ctx, c.UniversalClient, keys, id, since.UnixNano())
 }
 
 // ZAdd keeps a server's entry in asynq's set of servers until writeState writes it.
