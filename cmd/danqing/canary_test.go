@@ -104,7 +104,9 @@ func TestNoSecretLeaks(t *testing.T) {
 	p.run(exitPartFailed, key, "batch", "--verbose", "--json", "--gallery", "shop.jsonl", "--name", "again")
 	p.addLinks(t, journal)
 	p.refuse("API key")
-	assert.Contains(t, p.run(exitFailed, key, "worker"), "**redacted**", "what the service said of the key")
+	refused := p.start(key, "worker") // it waits until its key is accepted
+	p.waitOutput(refused, `(\*\*redacted\*\*)`)
+	p.stop(refused)
 	text, err := os.ReadFile(journal)
 	require.NoError(t, err)
 	assert.False(t, linkSignature.Match(text), "a start drops what is over")
