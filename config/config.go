@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/danqing-queue/danqing/storage"
 )
 
@@ -25,7 +23,10 @@ type Config struct {
 	// DANQING_CONCURRENCY, DANQING_DAILY_BUDGET and DANQING_PRICES. There is at least one.
 	Accounts []Account
 
-	RedisURL Secret // REDIS_URL, which may contain a password; not set means the embedded queue
+	RedisURL Secret // REDIS_URL, which may contain passwords; not set means the embedded queue
+	// redisCertificates are the files of DANQING_REDIS_CA, DANQING_REDIS_CERT and
+	// DANQING_REDIS_KEY.
+	redisCertificates struct{ authorities, certificate, key string }
 
 	AccessKeyID     string // AWS_ACCESS_KEY_ID
 	SecretAccessKey Secret // AWS_SECRET_ACCESS_KEY
@@ -98,18 +99,6 @@ func (c *Config) Storage() storage.Config {
 	s.AccessKeyID, s.SecretAccessKey, s.SessionToken = c.AccessKeyID, c.SecretAccessKey.Reveal(), c.SessionToken.Reveal()
 	s.PublicURL, s.PublicEndpoint = c.PublicURL, c.PublicEndpoint
 	return s
-}
-
-// Redis returns the options of REDIS_URL, including the user name, which asynq's parser
-// drops. It fails without a REDIS_URL, so check RedisURL first.
-func (c *Config) Redis() (*redis.Options, error) {
-	text := c.RedisURL.Reveal()
-	o, err := redis.ParseURL(text)
-	// A password with an @ or a # would be taken for a part of the host, and shown.
-	if err != nil || strings.Count(text, "@") > 1 || strings.Contains(text, "#") { // not wrapped: its text may contain the password
-		return nil, &Error{[]Problem{{"REDIS_URL", "must be redis://[USER:PASSWORD@]HOST:PORT[/DB], rediss://… for TLS, or unix://PATH; percent-encode special characters of the password, such as # as %23 and @ as %40"}}}
-	}
-	return o, nil
 }
 
 // CheckReal fails if the settings for a real run, which spends money, are incomplete.

@@ -82,8 +82,9 @@ func TestLoadEverything(t *testing.T) {
 		Addressing: "virtual", PublicURL: "https://cdn.example.com/x", PublicEndpoint: "https://oss-cn-beijing.aliyuncs.com",
 	}, s)
 
-	r, err := c.Redis()
+	at, err := c.Redis()
 	require.NoError(t, err)
+	r := at.Server
 	assert.Equal(t, "redis.example.com:6380", r.Addr)
 	assert.Equal(t, "danqing", r.Username)
 	assert.Equal(t, "hush2", r.Password)
@@ -114,8 +115,9 @@ func TestFallbacksAndWhiteSpace(t *testing.T) {
 	env = map[string]string{"REDIS_URL": "unix://user:hush2@/run/redis.sock?db=2"}
 	c, err = load(env)
 	require.NoError(t, err)
-	r, err := c.Redis()
+	at, err := c.Redis()
 	require.NoError(t, err)
+	r := at.Server
 	assert.Equal(t, []any{"unix", "/run/redis.sock", "user", "hush2", 2}, []any{r.Network, r.Addr, r.Username, r.Password, r.DB})
 }
 

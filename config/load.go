@@ -37,8 +37,8 @@ func (l *loader) lookup(names ...string) (value, name string) {
 // environ, like os.Environ, is checked for unknown DANQING_ variables: misspelled names
 // are errors, others warnings; nil skips the check.
 //
-// It fails with an [*Error] that contains every problem. It opens no connection and reads
-// no file. The AWS variables are used only if DANQING_S3_BUCKET is set; no profile or
+// It fails with an [*Error] that contains every problem. It opens no connection, and reads
+// no file but the certificates for Redis. The AWS variables are used only if DANQING_S3_BUCKET is set; no profile or
 // metadata service is used.
 func Load(getenv func(string) string, environ []string) (*Config, error) {
 	return LoadWithFile("", getenv, environ)
@@ -85,6 +85,10 @@ func LoadWithFile(path string, getenv func(string) string, environ []string) (*C
 
 func (l *loader) redis() {
 	v, _ := l.lookup("REDIS_URL")
+	files := &l.cfg.redisCertificates
+	for variable, file := range map[string]*string{"DANQING_REDIS_CA": &files.authorities, "DANQING_REDIS_CERT": &files.certificate, "DANQING_REDIS_KEY": &files.key} {
+		*file, _ = l.lookup(variable)
+	}
 	if l.cfg.RedisURL = NewSecret(v); v == "" {
 		return
 	}

@@ -32,7 +32,10 @@ func Variables() []VariableGroup {
 			{Name: "DANQING_PRICES", Meaning: "yuan per image by your contract, as in `wanx-v1=0.12,qwen-image=0.2`", Default: "the catalog's"},
 		}},
 		{"Queue, bucket and disk", []Variable{
-			{Name: "REDIS_URL", Meaning: "`redis://[USER:PASSWORD@]HOST:PORT[/DB]`, `rediss://…` for TLS, or `unix://PATH`", Default: "the embedded queue"},
+			{Name: "REDIS_URL", Meaning: "`redis://[USER:PASSWORD@]HOST:PORT[/DB]`, `rediss://…` for TLS, `unix://PATH`, or `redis-sentinel://[USER:PASSWORD@]HOST:PORT,HOST:PORT[/DB]?master=NAME`: see [Sentinel](redis.md#sentinel)", Default: "the embedded queue"},
+			{Name: "DANQING_REDIS_CA", Meaning: "a PEM file of the authorities that have signed the certificates of Redis and its Sentinels, for `rediss://` and `rediss-sentinel://`", Default: "the system's"},
+			{Name: "DANQING_REDIS_CERT", Meaning: "a PEM file of this client's certificate, for a Redis with `tls-auth-clients`"},
+			{Name: "DANQING_REDIS_KEY", Meaning: "a PEM file of that certificate's key"},
 			{Name: "DANQING_S3_BUCKET", Meaning: "the bucket for images and sidecars; required with `REDIS_URL`", Default: "the embedded bucket"},
 			{Name: "DANQING_S3_PREFIX", Meaning: "a prefix of every key in the bucket"},
 			{Name: "DANQING_S3_KEY_TEMPLATE", Meaning: "the key of an image, from `{job_path}` `{job_id}` `{n}` `{batch}` `{id}` `{model}` `{date}` `{ext}` `{source_name}`", Default: "`{job_path}-{n}{ext}`"},

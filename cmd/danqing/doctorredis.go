@@ -13,6 +13,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
@@ -35,23 +36,21 @@ const (
 // checkRedis checks the queue's Redis and returns its client, or nil if it cannot be
 // reached. The caller must close it.
 func (d *doctor) checkRedis(ctx context.Context) *redis.Client {
-	options, err := d.redisOptions(ctx)
+	at, err := d.redisAt(ctx)
 	if err != nil {
 		d.bad("correct REDIS_URL; or if no danqing runs in the data directory, delete its "+instanceFile, "%v", err)
 		return nil
 	}
-	if options == nil {
+	if at == nil {
 		d.note("for a queue that others can use set REDIS_URL, or start danqing up", "no Redis is configured and no danqing up runs here: batch and generate use their own queue")
 		return nil
 	}
-	// The user waits: one attempt, and an answer within seconds.
-	options.MaxRetries, options.DialerRetries, options.ContextTimeoutEnabled = -1, 1, true
-	options.DialTimeout = redisCheckTimeout
-	rdb := redis.NewClient(options)
+	at.FailFast(redisCheckTimeout)
+	rdb := at.Client(0)
 	pinging, cancel := context.WithTimeout(ctx, redisCheckTimeout)
 	defer cancel()
-	if err := rdb.Ping(pinging).Err(); err != nil {
-		text, remedy := explainRedisError(options.Addr, err)
+	if err := redishealth.Check(pinging, rdb); err != nil {
+		text, remedy := explainRedisError(at.Address, err)
 		d.bad(remedy, "%s", text)
 		if err := rdb.Close(); err != nil {
 			d.writeErr = err
@@ -61,14 +60,14 @@ func (d *doctor) checkRedis(ctx context.Context) *redis.Client {
 	d.jobs = jobs.NewInspector(rdb)
 	mode, err := d.jobs.Mode(ctx)
 	d.reportMode(worker.PlaceRedis, mode, err)
-	d.checkRedisLatency(ctx, rdb)
+	d.checkRedisLatency(ctx, rdb, at.Address)
 	d.checkRedisDurability(ctx, rdb)
 	d.checkLanes(ctx, rdb)
 	return rdb
 }
 
-// redisOptions returns the options for the queue's Redis, or nil if there is none.
-func (d *doctor) redisOptions(ctx context.Context) (*redis.Options, error) {
+// redisAt returns how the queue's Redis is reached, or nil if there is none.
+func (d *doctor) redisAt(ctx context.Context) (*config.Redis, error) {
 	if d.cfg.RedisURL.IsSet() {
 		return d.cfg.Redis()
 	}
@@ -79,7 +78,7 @@ func (d *doctor) redisOptions(ctx context.Context) (*redis.Options, error) {
 	if err != nil {
 		return nil, err
 	}
-	return at.redisOptions(d.cfg.DataDir)
+	return at.redis(d.cfg.DataDir)
 }
 
 // explainRedisError returns in one sentence why Redis cannot be reached, and what to do.
@@ -87,6 +86,12 @@ func explainRedisError(addr string, err error) (text, remedy string) {
 	var unknown *net.DNSError
 	var late net.Error
 	reply := err.Error()
+	if unfit, ok := errors.AsType[*redishealth.UnsupportedError](err); ok {
+		return addr + ": " + unfit.Text, unfit.Remedy
+	}
+	if strings.HasPrefix(reply, "redis: all sentinels") {
+		return explainSentinelError(addr, reply)
+	}
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "nothing listens at " + addr, "start Redis there, or correct REDIS_URL"
@@ -94,25 +99,45 @@ func explainRedisError(addr string, err error) (text, remedy string) {
 		return "there is no socket " + addr, "start Redis with: unixsocket " + addr + "; or correct REDIS_URL"
 	case errors.As(err, &unknown) && unknown.IsNotFound:
 		return fmt.Sprintf("there is no host %q", unknown.Name), "correct REDIS_URL"
-	case strings.HasPrefix(reply, "NOAUTH"), strings.HasPrefix(reply, "WRONGPASS"), strings.Contains(reply, "AUTH"):
-		return "the Redis at " + addr + " refuses the user or the password: " + reply, "correct REDIS_URL, as in redis://USER:PASSWORD@HOST:PORT/0"
+	case strings.HasPrefix(reply, "NOAUTH"), strings.Contains(reply, "WRONGPASS"), strings.Contains(reply, "AUTH"):
+		remedy = "correct REDIS_URL, as in redis://USER:PASSWORD@HOST:PORT/0"
+		if strings.HasSuffix(addr, ":26379") {
+			remedy += "; a Sentinel, whose port this mostly is, wants redis-sentinel://"
+		}
+		return "the Redis at " + addr + " refuses the user or the password: " + reply, remedy
 	case strings.HasPrefix(reply, "LOADING"):
 		return "the Redis at " + addr + " is still reading its data from disk", "wait until it has"
 	case strings.Contains(reply, "tls:"), strings.Contains(reply, "x509:"):
-		return "no TLS with " + addr + ": " + reply, "set REDIS_URL to redis:// if it speaks no TLS, or get a certificate that this machine trusts"
+		return "no TLS with " + addr + ": " + reply, "set REDIS_URL to redis:// if it speaks no TLS, or DANQING_REDIS_CA to the authority that signed its certificate"
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &late) && late.Timeout():
 		return fmt.Sprintf("%s does not answer within %v", addr, redisCheckTimeout), "look at the network between, or correct REDIS_URL"
 	}
 	return addr + " does not answer as a Redis: " + reply, "correct REDIS_URL; begin it with rediss:// if it speaks TLS"
 }
 
+// explainSentinelError returns in one sentence why no Sentinel names the primary, and what
+// to do.
+func explainSentinelError(addr, reply string) (text, remedy string) {
+	_, reason, _ := strings.Cut(reply, "unreachable: ")
+	reason = strings.ReplaceAll(reason, "\n", "; ")
+	switch {
+	case strings.Contains(reason, redis.Nil.Error()):
+		return "no Sentinel knows the name in: " + addr, "correct master= in REDIS_URL: redis-cli -p 26379 SENTINEL MASTERS lists the names"
+	case strings.Contains(reason, "NOAUTH"), strings.Contains(reason, "WRONGPASS"), strings.Contains(reason, "AUTH"):
+		return "the Sentinels refuse the user or the password: " + addr + ": " + reason, "correct sentinel_username and sentinel_password in REDIS_URL, which are the Sentinels' own"
+	case strings.Contains(strings.ToLower(reason), "unknown command"):
+		return "these are no Sentinels: " + addr + ": " + reason, "correct the addresses in REDIS_URL: the port of a Sentinel is mostly 26379; or write redis:// for a Redis without"
+	}
+	return "no Sentinel answers: " + addr + ": " + reason, "start one, or correct the addresses in REDIS_URL"
+}
+
 // checkRedisLatency times a few calls and compares the clocks.
-func (d *doctor) checkRedisLatency(ctx context.Context, rdb *redis.Client) {
+func (d *doctor) checkRedisLatency(ctx context.Context, rdb *redis.Client, address string) {
 	took := make([]time.Duration, pings)
 	for i := range took {
 		started := time.Now()
 		if err := rdb.Ping(ctx).Err(); err != nil {
-			text, remedy := explainRedisError(rdb.Options().Addr, err)
+			text, remedy := explainRedisError(address, err)
 			d.bad(remedy, "%s", text)
 			return
 		}
@@ -121,9 +146,9 @@ func (d *doctor) checkRedisLatency(ctx context.Context, rdb *redis.Client) {
 	slices.Sort(took)
 	switch median := took[pings/2]; {
 	case median > maxRedisLatency:
-		d.warn("put the workers near it", "%s takes %d ms to answer, about ten times per image", rdb.Options().Addr, median.Milliseconds())
+		d.warn("put the workers near it", "%s takes %d ms to answer, about ten times per image", address, median.Milliseconds())
 	default:
-		d.ok("%s answers in %.1f ms", rdb.Options().Addr, float64(median.Microseconds())/1000)
+		d.ok("%s answers in %.1f ms", address, float64(median.Microseconds())/1000)
 	}
 	started := time.Now()
 	at, err := rdb.Time(ctx).Result()
@@ -151,7 +176,15 @@ func (d *doctor) checkClock(whose string, at, asked time.Time) {
 // checkRedisDurability checks Redis's persistence settings, and that it accepts writes.
 func (d *doctor) checkRedisDurability(ctx context.Context, rdb *redis.Client) {
 	if err := rdb.Set(ctx, rediskey.DoctorProbe, 1, doctorLifetime).Err(); err != nil {
-		d.bad("check for a full memory with noeviction, a replica, or a user without +@all ~danqing:* ~asynq:* &danqing:*", "Redis takes no writes: %v", err)
+		d.bad("see what it answers: a full memory wants a higher maxmemory, a replica its primary's address, a user the rights below", "Redis takes no writes: %v", err)
+	}
+	rights, err := redishealth.Rights(ctx, rdb)
+	if err != nil {
+		d.bad("look at the network between", "%v", err)
+		return
+	}
+	for _, f := range rights {
+		d.report(f)
 	}
 	durability, err := redishealth.Probe(ctx, rdb)
 	if err != nil {

@@ -23,13 +23,13 @@ func (r *batchRun) dryRun(ctx context.Context, cfg *config.Config, simulate bool
 		from := &paces{cfg: cfg, own: true}
 		source := &dryRunSource{dataDirView: view, listed: map[string]bool{}}
 		if cfg.RedisURL.IsSet() {
-			options, err := cfg.Redis()
+			at, err := cfg.Redis()
 			if err != nil {
 				return err
 			}
-			rdb := redis.NewClient(options)
+			rdb := at.Client(0)
 			defer rdb.Close() //nolint:errcheck // read only
-			if err := source.connect(ctx, rdb, from); err != nil {
+			if err := source.connect(ctx, rdb, at.Address, from); err != nil {
 				return err
 			}
 		}
@@ -79,8 +79,8 @@ func (p *program) printDryRun(pl *plan, asJSON bool, unchecked []string) error {
 }
 
 // connect adds what Redis tells to a dry run.
-func (s *dryRunSource) connect(ctx context.Context, rdb *redis.Client, from *paces) error {
-	err := ping(ctx, rdb)
+func (s *dryRunSource) connect(ctx context.Context, rdb *redis.Client, address string, from *paces) error {
+	err := ping(ctx, rdb, address)
 	if err == nil {
 		from.lanes, err = jobs.NewInspector(rdb).Lanes(ctx)
 	}

@@ -13,8 +13,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
+	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/storage/atomicfile"
 )
 
@@ -54,13 +53,13 @@ func writeInstance(dir string, at instance) (err error) {
 	return nil
 }
 
-// redisOptions returns the options for the Redis of the instance on dir.
-func (i instance) redisOptions(dir string) (*redis.Options, error) {
-	options, err := redis.ParseURL(i.RedisURL)
+// redis returns how the Redis of the instance on dir is reached.
+func (i instance) redis(dir string) (*config.Redis, error) {
+	at, err := config.ParseRedisURL(i.RedisURL)
 	if err != nil { // not wrapped: its text may contain the password
 		return nil, fmt.Errorf("read %s: redis_url is no URL of a Redis", filepath.Join(dir, instanceFile))
 	}
-	return options, nil
+	return at, nil
 }
 
 // removeInstance removes the file, if there is one.

@@ -7,9 +7,11 @@ import (
 	"net"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/danqing-queue/danqing/jobs/redishealth"
 )
 
-// unreachableError means that Redis does not respond.
+// unreachableError means that Redis does not respond, or is none that can hold the jobs.
 type unreachableError struct {
 	// text is the cause in one sentence, and hint what to do, both as in doctor.
 	text, hint string
@@ -19,13 +21,14 @@ type unreachableError struct {
 func (e *unreachableError) Error() string { return "redis: " + e.text }
 func (e *unreachableError) Unwrap() error { return e.err }
 
-// ping fails with an [*unreachableError] if Redis does not respond.
-func ping(ctx context.Context, rdb *redis.Client) error {
-	err := rdb.Ping(ctx).Err()
+// ping fails with an [*unreachableError] if Redis does not respond, or is none that can hold
+// the jobs. address is its name in messages.
+func ping(ctx context.Context, rdb *redis.Client, address string) error {
+	err := redishealth.Check(ctx, rdb)
 	if err == nil {
 		return nil
 	}
-	text, hint := explainRedisError(rdb.Options().Addr, err)
+	text, hint := explainRedisError(address, err)
 	return &unreachableError{text: text, hint: hint, err: err}
 }
 

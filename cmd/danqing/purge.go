@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -66,13 +65,13 @@ func (p *program) purge(ctx context.Context, f purgeFlags) (err error) {
 		r.dir = simulatedDir(r.dir)
 	}
 	if cfg.RedisURL.IsSet() {
-		options, err := cfg.Redis()
+		at, err := cfg.Redis()
 		if err != nil {
 			return err
 		}
-		rdb := redis.NewClient(options)
+		rdb := at.Client(0)
 		defer func() { err = errors.Join(err, rdb.Close()) }()
-		if err := ping(ctx, rdb); err != nil {
+		if err := ping(ctx, rdb, at.Address); err != nil {
 			return err
 		}
 		r.operator = jobs.NewInspector(rdb)

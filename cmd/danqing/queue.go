@@ -57,13 +57,13 @@ func (p *program) openQueue(ctx context.Context, simulate bool) (*jobQueue, erro
 		return nil, err
 	}
 	q := &jobQueue{cfg: cfg, simulate: simulate}
-	options, err := q.locate(ctx)
+	at, err := q.locate(ctx)
 	if err != nil {
 		return nil, err
 	}
-	q.rdb = redis.NewClient(options)
+	q.rdb = at.Client(0)
 	q.jobs, q.operator = jobs.NewClient(q.rdb), jobs.NewInspector(q.rdb)
-	if err := ping(ctx, q.rdb); err != nil {
+	if err := ping(ctx, q.rdb, at.Address); err != nil {
 		return nil, errors.Join(err, q.rdb.Close())
 	}
 	if err := p.checkQueueMode(ctx, q); err != nil {
@@ -72,8 +72,8 @@ func (p *program) openQueue(ctx context.Context, simulate bool) (*jobQueue, erro
 	return q, nil
 }
 
-// locate returns the options for the queue's Redis.
-func (q *jobQueue) locate(ctx context.Context) (*redis.Options, error) {
+// locate returns how the queue's Redis is reached.
+func (q *jobQueue) locate(ctx context.Context) (*config.Redis, error) {
 	dir := q.cfg.DataDir
 	if q.simulate {
 		dir = simulatedDir(dir)
@@ -98,7 +98,7 @@ func (q *jobQueue) locate(ctx context.Context) (*redis.Options, error) {
 		return nil, err
 	}
 	q.localBucket = openLocalBucket(dir)
-	return at.redisOptions(dir)
+	return at.redis(dir)
 }
 
 // simulatedDir is the data directory of simulated runs, which real runs never read.

@@ -22,7 +22,11 @@ func logRedisHealth(ctx context.Context, rdb redis.UniversalClient, log *slog.Lo
 		log.Warn("redis durability unknown", "err", err)
 		return
 	}
-	for _, f := range d.Findings() {
+	rights, err := redishealth.Rights(ctx, rdb)
+	if err != nil {
+		log.Warn("redis rights unknown", "err", err)
+	}
+	for _, f := range append(rights, d.Findings()...) {
 		level := slog.LevelWarn
 		if f.Severity == redishealth.SeverityNote {
 			level = slog.LevelInfo

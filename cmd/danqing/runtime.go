@@ -48,8 +48,10 @@ type runtime struct {
 	accounts []worker.Account
 	metrics  *metrics.Metrics
 	queue    *queue.Queue
-	// remote is the configured Redis, nil if the queue is embedded.
+	// remote is the configured Redis, nil if the queue is embedded. address is its name in
+	// messages.
 	remote  *redis.Client
+	address string
 	closers []io.Closer
 }
 
@@ -248,14 +250,11 @@ func (rt *runtime) exclusiveQueue(simulate bool) bool { return simulate || !rt.c
 
 func (rt *runtime) openQueue(simulate bool) (redis.UniversalClient, error) {
 	if !simulate && rt.cfg.RedisURL.IsSet() {
-		options, err := rt.cfg.Redis()
+		at, err := rt.cfg.Redis()
 		if err != nil {
 			return nil, err
 		}
-		if options.PoolSize == 0 { // not set in the URL
-			options.PoolSize = basePoolSize + poolSizePerLane*laneCount(rt.cfg)
-		}
-		rt.remote = redis.NewClient(options)
+		rt.remote, rt.address = at.Client(basePoolSize+poolSizePerLane*laneCount(rt.cfg)), at.Address
 		rt.closers = append(rt.closers, rt.remote)
 		return rt.remote, nil
 	}
@@ -277,7 +276,7 @@ func (rt *runtime) openQueue(simulate bool) (redis.UniversalClient, error) {
 // the accounts' services are not all real or all simulated.
 func (rt *runtime) check(ctx context.Context) error {
 	if rt.remote != nil {
-		if err := ping(ctx, rt.remote); err != nil {
+		if err := ping(ctx, rt.remote, rt.address); err != nil {
 			return err
 		}
 	}
@@ -305,7 +304,7 @@ func (rt *runtime) run(ctx context.Context, signals <-chan os.Signal, say func(s
 	ended := make(chan error, 1)
 	go func() {
 		if rt.remote != nil { // for a clear error before anything uses it
-			if err := ping(ctx, rt.remote); err != nil {
+			if err := ping(ctx, rt.remote, rt.address); err != nil {
 				ended <- err
 				return
 			}

@@ -86,18 +86,15 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 	if err != nil {
 		return err
 	}
-	options, err := cfg.Redis()
+	at, err := cfg.Redis()
 	if err != nil {
 		return err
 	}
-	if options.PoolSize == 0 {
-		options.PoolSize = basePoolSize
-	}
-	rdb := redis.NewClient(options)
+	rdb := at.Client(basePoolSize)
 	defer rdb.Close() //nolint:errcheck // the process ends
 	rdb.AddHook(observed.RedisHook())
 	observed.WatchQueue(rdb)
-	if err := errors.Join(ping(ctx, rdb), bucket.Check(ctx)); err != nil {
+	if err := errors.Join(ping(ctx, rdb, at.Address), bucket.Check(ctx)); err != nil {
 		return err
 	}
 	switch mode, err := modeOf(ctx, jobs.NewInspector(rdb), bucket); {

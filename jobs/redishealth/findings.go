@@ -59,10 +59,6 @@ func state(d Durability) (found []Finding) {
 			fmt.Sprintf("Redis is %s, and jobs can be neither archived nor deleted on one older than 6.2", d.Version),
 			"upgrade it to 6.2 or newer, best 7.2"})
 	}
-	if d.Cluster {
-		found = append(found, Finding{SeverityError,
-			"this Redis is a node of a cluster, which cannot run a script on keys of several slots", "set REDIS_URL to a Redis with cluster-enabled no"})
-	}
 	if d.Replica {
 		found = append(found, Finding{SeverityError,
 			"this Redis is a replica, which takes no jobs", "set REDIS_URL to its primary"})
@@ -113,6 +109,11 @@ func persistence(d Durability) (found []Finding) {
 			"Redis syncs every second, so that a power cut loses up to a second of what it has acknowledged; the workers' journals still record what was paid for",
 			"set in redis.conf: appendfsync always; or upgrade to Redis 7.2, where workers wait for the disk before they buy"})
 	}
+	if d.RefusesWaitAOF != "" && d.AOF {
+		found = append(found, Finding{SeverityWarning,
+			"Redis does not say when a write is on its disk: WAITAOF: " + d.RefusesWaitAOF,
+			"set appendfsync always, and let its user call WAITAOF; where the service has no such command, keep a replica"})
+	}
 	if d.AOF && d.NoFsyncOnRewrite && d.Fsync != "no" {
 		found = append(found, Finding{SeverityWarning,
 			"Redis syncs nothing while it rewrites its append-only file, so that a power cut then loses half a minute of jobs",
@@ -123,7 +124,7 @@ func persistence(d Durability) (found []Finding) {
 
 // memory finds what Redis does when it is full.
 func memory(d Durability) (found []Finding) {
-	const remedy = "set in redis.conf: maxmemory-policy noeviction; and now: redis-cli CONFIG SET maxmemory-policy noeviction"
+	const remedy = "set in redis.conf: maxmemory-policy noeviction; and now: redis-cli CONFIG SET maxmemory-policy noeviction; of a managed Redis in its console, as some answer OK to CONFIG SET and change nothing"
 	evicts := d.EvictionPolicy != "" && d.EvictionPolicy != "noeviction"
 	switch {
 	case evicts && d.EvictedKeys > 0:
@@ -153,6 +154,11 @@ func memory(d Durability) (found []Finding) {
 
 // copies finds the risk of losing the machine.
 func copies(d Durability) []Finding {
+	if d.Replicas > 0 && d.RefusesWait != "" {
+		return []Finding{{SeverityWarning,
+			"Redis does not say when its replicas have a write: WAIT: " + d.RefusesWait,
+			"let its user call WAIT; where the service has no such command, a failover may lose what was written in the last second"}}
+	}
 	if d.Replicas > 0 || d.Replica {
 		return nil
 	}

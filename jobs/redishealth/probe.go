@@ -24,8 +24,6 @@ type Durability struct {
 	// RunID changes with each start of the server. ReplicationID changes when its data
 	// may have another history: at a start, and at a replica's promotion.
 	RunID, ReplicationID string
-	// Cluster is set for a node of a cluster.
-	Cluster bool
 	// Replica is set for a replica, which accepts no writes.
 	Replica bool
 	// Loading is set while Redis reads its data from disk and refuses commands.
@@ -48,6 +46,11 @@ type Durability struct {
 	// Replicas counts the replicas that have all of its data.
 	Replicas int
 
+	// RefusesWait and RefusesWaitAOF are the answers of a server that refuses to say when
+	// a write is at its replicas, or on its disk; "" if it does not refuse. Before 7.2 no
+	// Redis says the latter, and it is not asked.
+	RefusesWait, RefusesWaitAOF string
+
 	// EvictionPolicy is what happens at MaxMemoryBytes; 0 means no limit.
 	EvictionPolicy string
 	MaxMemoryBytes int64
@@ -68,6 +71,11 @@ func Probe(ctx context.Context, rdb redis.UniversalClient) (Durability, error) {
 		return d, nil
 	}
 	pipe := rdb.Pipeline()
+	wait := pipe.Do(ctx, "wait", 0, 0) // for nothing
+	var waitAOF *redis.Cmd
+	if !d.olderThan(7, 2) {
+		waitAOF = pipe.Do(ctx, "waitaof", 0, 0, 0)
+	}
 	settings := map[string]*redis.MapStringStringCmd{}
 	for _, name := range []string{"appendfsync", "no-appendfsync-on-rewrite", "save"} {
 		settings[name] = pipe.ConfigGet(ctx, name)
@@ -76,10 +84,21 @@ func Probe(ctx context.Context, rdb redis.UniversalClient) (Durability, error) {
 	if _, err := pipe.Exec(ctx); err != nil && !isReply(err) {
 		return Durability{}, fmt.Errorf("read Redis's settings: %w", err)
 	}
+	d.RefusesWait = refused(wait)
+	d.RefusesWaitAOF = refused(waitAOF)
 	d.Fsync = settings["appendfsync"].Val()["appendfsync"]
 	d.NoFsyncOnRewrite = settings["no-appendfsync-on-rewrite"].Val()["no-appendfsync-on-rewrite"] == "yes"
 	d.Snapshots = settings["save"].Val()["save"]
 	return d, nil
+}
+
+// refused returns the server's answer to a command that it refused, "" if it did not, or was
+// not asked.
+func refused(cmd *redis.Cmd) string {
+	if cmd == nil || cmd.Err() == nil {
+		return ""
+	}
+	return cmd.Err().Error()
 }
 
 // isReply reports whether an error is Redis's reply, not the lack of one.
@@ -109,13 +128,17 @@ func readInfo(ctx context.Context, rdb redis.UniversalClient) (info, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read INFO of Redis: %w", err)
 	}
+	return parseInfo(text), nil
+}
+
+func parseInfo(text string) info {
 	fields := info{}
 	for line := range strings.Lines(text) {
 		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
 			fields[name] = value
 		}
 	}
-	return fields, nil
+	return fields
 }
 
 // number returns a field, 0 if it is not a number.
@@ -133,7 +156,7 @@ func (i info) failed(name string) bool { return i[name] != "" && i[name] != "ok"
 func (i info) durability() Durability {
 	d := Durability{
 		Version: i["redis_version"], RunID: i["run_id"], ReplicationID: i["master_replid"],
-		Cluster: i["redis_mode"] == "cluster", Replica: i["role"] == "slave", Loading: i.number("loading") != 0,
+		Replica: i["role"] == "slave", Loading: i.number("loading") != 0,
 		AOF: i.number("aof_enabled") != 0, AOFFailing: i.failed("aof_last_write_status"), SnapshotFailing: i.failed("rdb_last_bgsave_status"),
 		EvictionPolicy: i["maxmemory_policy"], MaxMemoryBytes: i.number("maxmemory"), UsedBytes: i.number("used_memory"),
 		EvictedKeys: i.number("evicted_keys"),
@@ -176,8 +199,11 @@ var ErrNotAcknowledged = errors.New("no acknowledgement in time")
 // waitsForDisk reports whether Redis can say when a write is on its disk: WAITAOF exists
 // since 7.2, and waits forever where nothing is synced.
 func (d Durability) waitsForDisk() bool {
-	return d.Version != "" && d.AOF && d.Fsync != "no" && !d.olderThan(7, 2)
+	return d.Version != "" && d.AOF && d.Fsync != "no" && !d.olderThan(7, 2) && d.RefusesWaitAOF == ""
 }
+
+// waitsForReplicas reports whether Redis has replicas and says when a write is there.
+func (d Durability) waitsForReplicas() bool { return d.Replicas > 0 && d.RefusesWait == "" }
 
 // WaitDurable waits until everything that was written before the call, by any connection,
 // is as durable as this Redis can confirm: on its own disk, if it has an AOF and is 7.2
@@ -187,7 +213,7 @@ func (d Durability) waitsForDisk() bool {
 // and two for the replicas, or with Redis's own error. The caller decides whether to go
 // on.
 func WaitDurable(ctx context.Context, rdb redis.UniversalClient, d Durability) error {
-	if !d.waitsForDisk() && d.Replicas == 0 {
+	if !d.waitsForDisk() && !d.waitsForReplicas() {
 		return nil
 	}
 	// Redis counts one offset for all writes, so that a later one's covers those
@@ -207,7 +233,7 @@ func WaitDurable(ctx context.Context, rdb redis.UniversalClient, d Durability) e
 				return fmt.Errorf("%w: not on its disk within %v", ErrNotAcknowledged, durableTimeout)
 			}
 		}
-		if d.Replicas == 0 {
+		if !d.waitsForReplicas() {
 			return nil
 		}
 		// Not WAITAOF's own count of replicas: one without AOF never counts there,

@@ -19,9 +19,10 @@ import (
 // fakeRedis answers INFO with a text, and commands that write or wait.
 type fakeRedis struct {
 	info    string
-	kept    []int64 // the answer to WAITAOF
-	copies  int64   // the answer to WAIT
-	refused error   // the answer to CONFIG
+	kept    []int64        // the answer to WAITAOF
+	copies  int64          // the answer to WAIT
+	refused error          // the answer to CONFIG
+	answers map[string]any // the answers to other commands by name, errors or values
 
 	mu   sync.Mutex
 	sent []string
@@ -36,7 +37,14 @@ func (p *fakeRedis) DialHook(redis.DialHook) redis.DialHook {
 func (p *fakeRedis) answer(cmd redis.Cmder) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if err, ok := p.answers[cmd.Name()].(error); ok {
+		cmd.SetErr(err)
+		return err
+	}
 	switch cmd := cmd.(type) {
+	case *redis.Cmd:
+		cmd.SetVal(p.answers[cmd.Name()])
+		return nil
 	case *redis.StringCmd:
 		cmd.SetVal(p.info)
 	case *redis.MapStringStringCmd:
@@ -136,13 +144,29 @@ func TestWaitDurableWithoutFsync(t *testing.T) {
 	assert.Empty(t, p.sent)
 }
 
+// What a server refuses to say is not waited for, and is a finding.
+func TestWaitRefused(t *testing.T) {
+	t.Parallel()
+	unknown := replyError("ERR unknown command 'WAIT'")
+	p := &fakeRedis{
+		info:    infoOf("7.4.0", "aof_enabled:1", "connected_slaves:1", "slave0:ip=10.0.0.2,port=6379,state=online,offset=14,lag=0"),
+		answers: map[string]any{"wait": unknown, "waitaof": replyError("ERR WAITAOF is not supported")},
+	}
+	d, err := redishealth.Probe(t.Context(), p.client(t))
+	require.NoError(t, err)
+	require.NoError(t, redishealth.WaitDurable(t.Context(), p.client(t), d))
+	assert.Empty(t, p.sent)
+	assert.Contains(t, texts(d.Findings()), "warning: Redis does not say when a write is on its disk: WAITAOF: ERR WAITAOF is not supported: set appendfsync always")
+	assert.Contains(t, texts(d.Findings()), "warning: Redis does not say when its replicas have a write: WAIT: ERR unknown command 'WAIT': let its user call WAIT")
+}
+
 // A managed Redis refuses CONFIG: only the facts in INFO are known.
 func TestDurabilityWithoutConfig(t *testing.T) {
 	t.Parallel()
-	p := &fakeRedis{info: infoOf("7.0.15", "redis_mode:cluster", "aof_enabled:1"), refused: replyError("NOPERM this user has no permissions to run the 'config|get' command")}
+	p := &fakeRedis{info: infoOf("7.0.15", "aof_enabled:1"), refused: replyError("NOPERM this user has no permissions to run the 'config|get' command")}
 	d, err := redishealth.Probe(t.Context(), p.client(t))
 	require.NoError(t, err)
-	assert.Equal(t, redishealth.Durability{Version: "7.0.15", RunID: "run", ReplicationID: "history", Cluster: true, AOF: true}, d)
+	assert.Equal(t, redishealth.Durability{Version: "7.0.15", RunID: "run", ReplicationID: "history", AOF: true}, d)
 	assert.Contains(t, texts(d.Findings()), "does not report how often it syncs")
 
 	p.refused = net.ErrClosed // no answer is not a refusal
@@ -201,7 +225,6 @@ func TestFindings(t *testing.T) {
 	}{
 		"old":                {func(d *redishealth.Durability) { d.Version = "6.0.16" }, "error: Redis is 6.0.16|upgrade it to 6.2"},
 		"old by a lot":       {func(d *redishealth.Durability) { d.Version = "5" }, "error: Redis is 5|upgrade it to 6.2"},
-		"cluster":            {func(d *redishealth.Durability) { d.Cluster = true }, "error: this Redis is a node of a cluster|cluster-enabled no"},
 		"replica":            {func(d *redishealth.Durability) { d.Replica = true }, "error: this Redis is a replica|set REDIS_URL to its primary"},
 		"loading":            {func(d *redishealth.Durability) { d.Loading = true }, "warning: Redis is still reading|loading:0"},
 		"disk full":          {func(d *redishealth.Durability) { d.AOFFailing = true }, "error: Redis could not write its append-only file|free its disk"},
