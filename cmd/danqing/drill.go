@@ -13,10 +13,10 @@ import (
 )
 
 type drillFlags struct {
-	short, server, list, json bool
-	seed                      uint64
-	faults, jobs              int
-	points                    []string
+	short, server, sentinel, list, json bool
+	seed                                uint64
+	faults, jobs                        int
+	points                              []string
 }
 
 // errDrillFailed ends a drill that has found a fault and printed it.
@@ -34,7 +34,8 @@ compares what DashScope has charged with what lies in the bucket. It costs nothi
 
 Without REDIS_URL the queue is that of "danqing up", which is killed with it; with
 REDIS_URL, an empty database, two workers share it; with --redis-server the drill
-starts a Redis of its own and kills that too. It exits with 1 unless every image was
+starts a Redis of its own and kills that too; with --sentinel it starts a primary, a
+replica and Sentinels, and makes them fail over. It exits with 1 unless every image was
 charged exactly once, none is lost and no job is stuck.`,
 		Example: `  danqing drill --short
   danqing drill --redis-server --seed 42
@@ -46,6 +47,7 @@ charged exactly once, none is lost and no job is stuck.`,
 	flags := cmd.Flags()
 	flags.BoolVar(&f.short, "short", false, "some 25 faults, within two minutes")
 	flags.BoolVar(&f.server, "redis-server", false, "start a redis-server from the PATH for the drill")
+	flags.BoolVar(&f.sentinel, "sentinel", false, "start a primary, a replica and Sentinels for the drill, and fail over")
 	flags.Uint64Var(&f.seed, "seed", 0, "repeat the faults of an earlier drill (default: random)")
 	flags.IntVar(&f.faults, "faults", 0, "number of faults (default 500)")
 	flags.IntVar(&f.jobs, "jobs", 0, "smallest number of jobs (default 1000)")
@@ -61,6 +63,8 @@ func (p *program) drill(ctx context.Context, f drillFlags) error {
 		Queue: drill.QueueEmbedded, RedisURL: p.getenv("REDIS_URL"), Instance: findInstance,
 	}
 	switch {
+	case f.sentinel:
+		cfg.Queue = drill.QueueSentinel
 	case f.server:
 		cfg.Queue = drill.QueueServer
 	case cfg.RedisURL != "":

@@ -80,6 +80,17 @@ func TestDrill(t *testing.T) {
 	}
 }
 
+// A failover under load loses nothing that was paid for, and buys nothing twice.
+func TestDrillFailsOver(t *testing.T) {
+	t.Parallel()
+	redistest.Binary(t)
+	report := drilled(t, drill.Config{Queue: drill.QueueSentinel, Points: []string{"failover-kill"}, Faults: 1, Jobs: 12})
+	assert.True(t, report.Passed, report.Problems)
+	assert.InDelta(t, 1, report.ChargesPerImage, 0)
+	assert.Equal(t, 1, report.Faults)
+	assert.Equal(t, report.ImagesCharged, report.ImagesDelivered+report.ImagesAside)
+}
+
 // On a given Redis the drill accepts only an empty database, and leaves it empty.
 func TestDrillLeavesRedisEmpty(t *testing.T) {
 	t.Parallel()

@@ -39,6 +39,9 @@ const (
 	// QueueServer is a redis-server that the drill starts, with two workers. The drill
 	// also kills it and restarts it from its append-only file.
 	QueueServer Queue = "redis-server"
+	// QueueSentinel is a primary and a replica with Sentinels that the drill starts, with two
+	// workers. The drill also makes them fail over.
+	QueueSentinel Queue = "redis-sentinel"
 )
 
 // Config configures a drill. Program and Instance are required.
@@ -118,9 +121,11 @@ type drill struct {
 	store   http.Handler
 	workers []*process
 	server  *server // of QueueServer
-	redis   *upstream
-	queue   *queue
-	load    *load
+	// replicated is that of QueueSentinel.
+	replicated *replicated
+	redis      *upstream
+	queue      *queue
+	load       *load
 
 	thawing  sync.WaitGroup // of frozen workers
 	injector injector

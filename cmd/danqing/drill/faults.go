@@ -286,6 +286,10 @@ func (d *drill) inject(ctx context.Context, p point) error {
 		if err := d.server.restart(ctx, d.randomDuration(0, 2*time.Second)); err != nil && ctx.Err() == nil {
 			return fmt.Errorf("restart redis-server: %w", err)
 		}
+	case failoverPlanned, failoverKill, failoverFreeze:
+		if err := d.replicated.failover(ctx, p.action); err != nil && ctx.Err() == nil {
+			return err
+		}
 	default: // the actions on a wire
 	}
 	return nil

@@ -211,6 +211,9 @@ func (l *load) refresh(ctx context.Context, client *jobs.Client, j *job) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	j.lost = isNotFound(err)
+	if j.lost && l.Queue == QueueSentinel { // the failover has lost it: as a producer would
+		j.lost, j.queued, j.record = false, false, nil
+	}
 	if j.lost {
 		return nil
 	}

@@ -55,7 +55,12 @@ const (
 	redisOutage   action = "redis-away"
 	redisSlow     action = "redis-slow"
 	redisRestart  action = "redis-restart" // kill -9, from its append-only file
-	listLags      action = "list-lags"     // the list lacks the latest tasks
+	// A replica becomes the primary: by command, after a kill -9, and after a freeze, from
+	// which the old primary wakes as one.
+	failoverPlanned action = "failover"
+	failoverKill    action = "failover-kill"
+	failoverFreeze  action = "failover-freeze"
+	listLags        action = "list-lags" // the list lacks the latest tasks
 
 	killAll        action = "kill-all"        // all workers at once
 	journalTorn    action = "journal-torn"    // kill, and leave half a line at the end of the journal
@@ -91,7 +96,7 @@ func planned() []string {
 		"kill&bucket-away&redis-restart", "kill-all&redis-restart", "kill-all&bucket-away", "kill&service-away&bucket-away",
 		"create.reset-done&kill", "create.late&redis-away", "create.late&kill-all", "create.slow-reset&redis-cut",
 		"create.lag-kill&list.502", "create.full&query.reset-done", "query.absurd&redis-cut", "create.absurd&kill",
-		"image-put.kill-done&service-away", "journal-torn&bucket-away", "create.late&journal-lost", "journal-lost&bucket-away",
+		"create.late&failover-kill", "failover-freeze&kill", "image-put.kill-done&service-away", "journal-torn&bucket-away", "create.late&journal-lost", "journal-lost&bucket-away",
 	}
 }
 
@@ -159,11 +164,20 @@ func points(queue Queue) []point {
 	if canFreeze {
 		alone = append(alone, freezeShort)
 	}
-	if queue != QueueEmbedded {
+	if queue == QueueRedis || queue == QueueServer {
 		for _, command := range redisCommands() {
 			add("redis."+command, killBefore, killDone, killAfter, resetBefore, resetDone, delayed)
 		}
-		alone = append(alone, killLong, killAll, redisCut, redisOutage, redisSlow)
+		alone = append(alone, redisCut, redisOutage, redisSlow)
+	}
+	if queue == QueueSentinel { // workers reach each server themselves
+		alone = append(alone, failoverPlanned, failoverKill)
+		if canFreeze {
+			alone = append(alone, failoverFreeze)
+		}
+	}
+	if queue != QueueEmbedded {
+		alone = append(alone, killLong, killAll)
 		if canFreeze {
 			alone = append(alone, freezeLong)
 		}

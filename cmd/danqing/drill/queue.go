@@ -28,7 +28,7 @@ var (
 // proxies.
 type queue struct {
 	drill   *drill
-	options *redis.Options // nil on the embedded queue
+	options *redis.Options // of what is behind the proxies
 
 	mu  sync.Mutex
 	url string // of the embedded queue that rdb is connected to
@@ -49,6 +49,13 @@ func (d *drill) openQueue(ctx context.Context, closing func(func() error)) (err 
 		}
 		closing(d.server.close)
 		at = "unix://" + d.server.socket
+	case QueueSentinel:
+		if d.replicated, err = openReplicated(ctx); err != nil {
+			return err
+		}
+		closing(d.replicated.close)
+		d.queue.rdb = redis.NewFailoverClient(d.replicated.options())
+		return nil
 	case QueueRedis:
 	}
 	if d.queue.options, err = redis.ParseURL(at); err != nil { // its text may contain the password
@@ -90,7 +97,7 @@ func (q *queue) client(ctx context.Context) (*jobs.Client, error) {
 func (q *queue) connection(ctx context.Context) (*redis.Client, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.options != nil {
+	if q.drill.Queue != QueueEmbedded {
 		return q.rdb, nil
 	}
 	m := q.drill.workers[0]

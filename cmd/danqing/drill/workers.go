@@ -39,7 +39,7 @@ type process struct {
 	dir     string
 	command []string
 	environ []string
-	proxy   *proxy // nil on the embedded queue
+	proxy   *proxy // nil on the embedded queue and with Sentinels
 
 	mu           sync.Mutex
 	osProcess    *os.Process // nil while no process runs
@@ -75,7 +75,12 @@ func (d *drill) startWorkers(ctx context.Context, closing func(func() error)) er
 			"AWS_ACCESS_KEY_ID=" + accessKeyID, "AWS_SECRET_ACCESS_KEY=" + secretAccessKey, "AWS_REGION=us-east-1",
 			"AWS_ENDPOINT_URL_S3=" + base, "DANQING_S3_BUCKET=" + bucket.DefaultBucket,
 		}
-		if d.Queue != QueueEmbedded {
+		switch d.Queue {
+		case QueueEmbedded:
+		case QueueSentinel:
+			m.command = []string{"danqing", "worker"}
+			m.environ = append(m.environ, "REDIS_URL="+d.replicated.url())
+		case QueueRedis, QueueServer:
 			if m.proxy, err = d.openProxy(ctx, m); err != nil {
 				return err
 			}
