@@ -111,6 +111,11 @@ func TestNoSecretLeaks(t *testing.T) {
 	require.NoError(t, err)
 	assert.False(t, linkSignature.Match(text), "a start drops what is over")
 
+	// Worker, producers, API and web UI had no more rights than doctor says.
+	denied, err := p.redis.Do(t.Context(), "ACL", "LOG").Slice()
+	require.NoError(t, err)
+	assert.Empty(t, denied)
+
 	stopMonitor()
 	p.addObjects("shop.ok", "shop.bad", "shop.lost", "shop.gone", "again.ok", "again.bad", "again.gone")
 	p.addFiles(t, p.dir, []*regexp.Regexp{refImgField, callback, linkToken})

@@ -39,7 +39,9 @@ type doctorStack struct {
 	sim *simulator.Simulator
 	// dashscope modifies the answers of the service.
 	dashscope func(http.ResponseWriter, *http.Request, http.Handler)
-	rdb       *redis.Client
+	// bucket modifies the answers of the bucket.
+	bucket func(http.ResponseWriter, *http.Request, http.Handler)
+	rdb    *redis.Client
 }
 
 const (
@@ -55,7 +57,13 @@ func newDoctorStack(t *testing.T) *doctorStack {
 	}}}
 	files, err := bucket.Open(bucket.Config{Dir: filepath.Join(t.TempDir(), "s3"), AccessKeyID: "AKIATEST", SecretAccessKey: s3Secret})
 	require.NoError(t, err)
-	store := httptest.NewServer(files)
+	store := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p.bucket != nil {
+			p.bucket(w, r, files)
+			return
+		}
+		files.ServeHTTP(w, r)
+	}))
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p.dashscope != nil {
 			p.dashscope(w, r, p.sim)

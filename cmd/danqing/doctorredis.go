@@ -110,7 +110,7 @@ func explainRedisError(addr string, err error) (text, remedy string) {
 	case strings.Contains(reply, "tls:"), strings.Contains(reply, "x509:"):
 		return "no TLS with " + addr + ": " + reply, "set REDIS_URL to redis:// if it speaks no TLS, or DANQING_REDIS_CA to the authority that signed its certificate"
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &late) && late.Timeout():
-		return fmt.Sprintf("%s does not answer within %v", addr, redisCheckTimeout), "look at the network between, or correct REDIS_URL"
+		return fmt.Sprintf("%s does not answer within %v", addr, redisCheckTimeout), "look at the network between, or correct REDIS_URL: a Redis without TLS does not answer rediss://, write redis://"
 	}
 	return addr + " does not answer as a Redis: " + reply, "correct REDIS_URL; begin it with rediss:// if it speaks TLS"
 }

@@ -29,6 +29,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/danqing-queue/danqing/jobs/redishealth"
 	"github.com/danqing-queue/danqing/jobs/redistest"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
@@ -284,7 +285,11 @@ func newCanaryStack(t *testing.T) *canaryStack {
 		"callback secret": base64.StdEncoding.EncodeToString([]byte(newSecret(true))), "token of callback": newSecret(true),
 	}
 	p.redis = redis.NewClient(&redis.Options{Network: "unix", Addr: p.socket})
-	require.NoError(t, p.redis.Do(t.Context(), "ACL", "SETUSER", "danqing", "on", ">"+p.secrets["Redis password"], "~*", "&*", "+@all").Err())
+	var rule []any
+	for word := range strings.FieldsSeq(redishealth.ACLRule("danqing")) {
+		rule = append(rule, strings.Replace(word, "PASSWORD", p.secrets["Redis password"], 1))
+	}
+	require.NoError(t, p.redis.Do(t.Context(), rule...).Err())
 	p.sim = &simulator.Simulator{
 		TaskTime: simulator.Between(20*time.Millisecond, 40*time.Millisecond), SubmitsPerSecond: -1,
 		Keys: map[string]simulator.Key{p.secrets["API key"]: {Account: "first"}, p.secrets["second API key"]: {Account: "second"}},

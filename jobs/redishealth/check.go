@@ -50,6 +50,9 @@ func Check(ctx context.Context, rdb redis.UniversalClient) error {
 	if script.Val() != nil || script.Err() != nil { // otherwise there is no connection
 		err = script.Err()
 	}
+	if err != nil && strings.HasPrefix(err.Error(), "redis: all sentinels") { // their answer, not its
+		return err
+	}
 	server := parseInfo(reported.Val())
 	noSelect := err != nil && strings.Contains(strings.ToLower(err.Error()), "unknown command 'select'")
 	switch mode := server["redis_mode"]; {
@@ -93,13 +96,15 @@ func explainScript(server info, err error) error {
 		return slices.ContainsFunc(parts, func(part string) bool { return strings.Contains(text, part) })
 	}
 	switch {
+	case has("wrongpass", "noauth", "without any password configured", "loading"): // the server, not the script
+		return err
 	case has("noperm", "acl failure", "can't run this command", "can't access"):
 		return explainDenied(err, "EVAL")
 	case server["dragonfly_version"] != "", has("undeclared key"):
 		return &UnsupportedError{"this Dragonfly refuses keys that a script has not declared: " + err.Error(), dragonflyFlag, err}
 	case has("crossslot", "moved", "same slot", "redis cluster", "cluster mode", "non local key"):
 		return &UnsupportedError{"this is a Redis Cluster or the proxy of one, which runs no script on keys of several slots: " + err.Error(), instead, err}
-	case has("unknown command", "not support", "unsupported", "disabled", "not allowed"):
+	case has("unknown command", "not support", "unsupported", "not allowed"):
 		return &UnsupportedError{"this server runs no scripts (EVAL): " + err.Error(), instead, err}
 	case has("keys array", "bad lua script"):
 		return &UnsupportedError{"this server refuses keys that a script has not declared: " + err.Error(), instead, err}

@@ -93,12 +93,17 @@ func TestCheckUnsupported(t *testing.T) {
 		p := &fakeRedis{answers: map[string]any{"info": net.ErrClosed, "eval": net.ErrClosed}}
 		require.ErrorIs(t, redishealth.Check(t.Context(), p.client(t)), net.ErrClosed)
 	})
-	t.Run("an other error", func(t *testing.T) {
-		t.Parallel()
-		loading := replyError("LOADING Redis is loading the dataset in memory")
-		p := &fakeRedis{answers: map[string]any{"info": loading, "eval": loading}}
-		require.ErrorIs(t, redishealth.Check(t.Context(), p.client(t)), loading)
-	})
+	for _, text := range []string{
+		"LOADING Redis is loading the dataset in memory", "NOAUTH Authentication required.", "WRONGPASS invalid username-password pair or user is disabled.",
+		"ERR AUTH <password> called without any password configured for the default user. Are you sure your configuration is correct?",
+		"redis: all sentinels specified in configuration are unreachable: ERR unknown command 'sentinel'",
+	} {
+		t.Run(text, func(t *testing.T) {
+			t.Parallel()
+			p := &fakeRedis{answers: map[string]any{"info": replyError(text), "eval": replyError(text)}}
+			require.ErrorIs(t, redishealth.Check(t.Context(), p.client(t)), replyError(text))
+		})
+	}
 }
 
 // A redis-server in cluster mode is named as one.

@@ -41,19 +41,54 @@ func Embedded(tb testing.TB) redis.UniversalClient {
 // may not accept connections yet. It ends with the test.
 func Listen(tb testing.TB, args ...string) (port string, process *os.Process) {
 	tb.Helper()
+	port = freePort(tb)
+	return port, run(tb, append([]string{"--port", port}, serverArgs(tb, args)...))
+}
+
+// ListenTLS is [Listen] with TLS. The arguments name the certificates.
+func ListenTLS(tb testing.TB, args ...string) (port string, process *os.Process) {
+	tb.Helper()
+	port = freePort(tb)
+	return port, run(tb, append([]string{"--port", "0", "--tls-port", port}, serverArgs(tb, args)...))
+}
+
+// Sentinel starts a Sentinel that monitors the primary on a port of 127.0.0.1 under a name.
+// It may not accept connections yet. It ends with the test.
+func Sentinel(tb testing.TB, name, primaryPort string) (port string) {
+	tb.Helper()
+	port = freePort(tb)
+	file := filepath.Join(tb.TempDir(), "sentinel.conf")
+	text := "bind 127.0.0.1\nport " + port + "\nsentinel monitor " + name + " 127.0.0.1 " + primaryPort + " 1\n"
+	require.NoError(tb, os.WriteFile(file, []byte(text), 0o600))
+	run(tb, []string{file, "--sentinel"})
+	return port
+}
+
+func freePort(tb testing.TB) string {
+	tb.Helper()
 	free, err := (&net.ListenConfig{}).Listen(tb.Context(), "tcp", "127.0.0.1:0")
 	require.NoError(tb, err)
-	_, port, err = net.SplitHostPort(free.Addr().String())
+	_, port, err := net.SplitHostPort(free.Addr().String())
 	require.NoError(tb, err)
 	require.NoError(tb, free.Close())
-	args = append([]string{"--bind", "127.0.0.1", "--port", port, "--dir", tb.TempDir(), "--save", "", "--repl-diskless-sync-delay", "0"}, args...)
+	return port
+}
+
+func serverArgs(tb testing.TB, more []string) []string {
+	tb.Helper()
+	return append([]string{"--bind", "127.0.0.1", "--dir", tb.TempDir(), "--save", "", "--repl-diskless-sync-delay", "0"}, more...)
+}
+
+// run runs a redis-server until the test ends.
+func run(tb testing.TB, args []string) *os.Process {
+	tb.Helper()
 	server := exec.CommandContext(context.WithoutCancel(tb.Context()), Binary(tb), args...) //nolint:gosec // a test's own server
 	require.NoError(tb, server.Start())
 	tb.Cleanup(func() {
 		require.NoError(tb, server.Process.Kill())
 		_ = server.Wait() // killed
 	})
-	return port, server.Process
+	return server.Process
 }
 
 // Binary finds redis-server, or skips the test; where CI is set to true, it fails it.
