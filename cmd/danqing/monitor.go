@@ -86,7 +86,7 @@ func guardMetrics(token string, next http.Handler) http.Handler {
 // ready fails unless the worker can work: Redis and the bucket answer, and a lane may start jobs.
 func (rt *runtime) ready(ctx context.Context) error {
 	if rt.remote != nil {
-		if err := ping(ctx, rt.remote); err != nil {
+		if err := ping(ctx, rt.remote, rt.address); err != nil {
 			return err
 		}
 	}

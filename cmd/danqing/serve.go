@@ -105,7 +105,7 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 	}
 	logRedisHealth(ctx, rdb, log)
 	ready := func(ctx context.Context) error {
-		if err := ping(ctx, rdb); err != nil {
+		if err := ping(ctx, rdb, at.Address); err != nil {
 			return err
 		}
 		return bucket.Check(ctx)
