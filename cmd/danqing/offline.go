@@ -339,7 +339,7 @@ func (p *program) resolveInFiles(ctx context.Context, v *dataDirView, f *jobsFla
 	if err != nil {
 		return err
 	}
-	rt := &runtime{cfg: v.cfg, log: slog.New(slog.DiscardHandler), dataPath: v.path}
+	rt := &runtime{cfg: v.cfg, log: slog.New(slog.DiscardHandler), metrics: newMetrics(), dataPath: v.path}
 	rt.closers = append(rt.closers, dir)
 	memory := queue.Open()
 	rt.closers = append(rt.closers, memory)

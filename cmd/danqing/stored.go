@@ -36,7 +36,7 @@ func (p *program) openStored(simulate bool) (bucket *storage.Bucket, closer io.C
 	if err != nil {
 		return nil, nil, err
 	}
-	rt := &runtime{cfg: cfg, log: slog.New(slog.DiscardHandler)}
+	rt := &runtime{cfg: cfg, log: slog.New(slog.DiscardHandler), metrics: newMetrics()}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, rt.Close())
