@@ -91,10 +91,8 @@ func parseSentinelURL(text string) (*Redis, error) {
 	if master == "" {
 		return nil, errors.New("lacks ?master=NAME, the name that the Sentinels have for the primary: " + sentinelForm)
 	}
-	for _, unknown := range []string{"addr", "master_name", "username", "password", "replica_only", "route_by_latency", "route_by_latency_tolerance", "route_randomly", "use_disconnected_replicas"} {
-		if q.Has(unknown) {
-			return nil, errRedisURL
-		}
+	if slices.ContainsFunc([]string{"addr", "master_name", "username", "password", "replica_only", "route_by_latency", "route_by_latency_tolerance", "route_randomly", "use_disconnected_replicas"}, q.Has) {
+		return nil, errRedisURL
 	}
 	password, _ := u.User.Password()
 	// go-redis's form: the user and the password are the Sentinels'.

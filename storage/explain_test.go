@@ -144,7 +144,7 @@ func TestCheckExplainsNoAnswer(t *testing.T) {
 	secure.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	secure.StartTLS()
 	t.Cleanup(secure.Close)
-	const closed = "http://127.0.0.1:1" // a port that was free before may be taken by another test
+	const closed = "http://127.0.0.1:1"                // a port that was free before may be taken by another test
 	alert := listen(t, "\x15\x03\x01\x00\x02\x02\x46") // OpenSSL's response to plain HTTP
 	named := func(server *httptest.Server, host string) string {
 		u, err := url.Parse(server.URL)

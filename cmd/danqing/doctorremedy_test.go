@@ -8,6 +8,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -256,9 +257,7 @@ func otherFaults() map[string]planted {
 func TestDoctorRemedies(t *testing.T) {
 	t.Parallel()
 	all := redisFaults()
-	for name, fault := range otherFaults() {
-		all[name] = fault
-	}
+	maps.Copy(all, otherFaults())
 	for name, fault := range all {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -230,15 +230,16 @@ func (f *bulkFlags) named(ctx context.Context, q *jobQueue, action bulkAction, i
 // what describes what is about to be done, as in "retry 3 jobs, 4 images of wanx-v1, for 0.64
 // yuan at most".
 func (c *chosen) what(verb string) string {
-	text := fmt.Sprintf("%s %s", verb, count(len(c.ids), "job"))
+	var text strings.Builder
+	text.WriteString(fmt.Sprintf("%s %s", verb, count(len(c.ids), "job")))
 	for _, model := range slices.Sorted(maps.Keys(c.images)) {
-		text += fmt.Sprintf(", %s of %s", count(c.images[model], "image"), model)
+		text.WriteString(fmt.Sprintf(", %s of %s", count(c.images[model], "image"), model))
 	}
 	switch {
 	case c.atMost > 0 && c.simulated:
-		return text + ", simulated: nothing is charged (real ones: " + yuan(c.atMost) + " at most)"
+		return text.String() + ", simulated: nothing is charged (real ones: " + yuan(c.atMost) + " at most)"
 	case c.atMost > 0:
-		return text + ", for " + yuan(c.atMost) + " at most"
+		return text.String() + ", for " + yuan(c.atMost) + " at most"
 	}
-	return text + ", which costs nothing"
+	return text.String() + ", which costs nothing"
 }

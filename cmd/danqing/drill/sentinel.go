@@ -246,14 +246,12 @@ func (r *replicated) failover(ctx context.Context, how action) error {
 		now := r.primary(ctx)
 		return now != nil && now != old && r.rdb.Set(ctx, "drill:failover", 1, time.Minute).Err() == nil
 	})
-	switch how {
-	case failoverFreeze:
+	if how == failoverFreeze {
 		_ = thaw(old.cmd.Process)
-	case failoverKill:
-		if err == nil {
-			_, port, _ := net.SplitHostPort(r.primaryAddress(ctx))
-			err = r.start(ctx, old, func() []string { return serverArgs(old, "--replicaof", "127.0.0.1", port) })
-		}
+	}
+	if how == failoverKill && err == nil {
+		_, port, _ := net.SplitHostPort(r.primaryAddress(ctx))
+		err = r.start(ctx, old, func() []string { return serverArgs(old, "--replicaof", "127.0.0.1", port) })
 	}
 	return err
 }

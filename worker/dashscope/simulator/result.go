@@ -61,7 +61,7 @@ func (s *Simulator) serveResult(w http.ResponseWriter, r *http.Request, requestI
 		return
 	}
 	name := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
-	base, number, _ := cutLast(strings.TrimSuffix(name, ".png"), "-")
+	base, number := cutLast(strings.TrimSuffix(name, ".png"), "-")
 	index, _ := strconv.Atoi(number)
 	index--
 	s.mu.Lock()
@@ -174,11 +174,10 @@ func truncateRunes(text string, n int) string {
 	return text
 }
 
-// cutLast splits around the last separator.
-func cutLast(text, sep string) (before, after string, found bool) {
-	i := strings.LastIndex(text, sep)
-	if i < 0 {
-		return text, "", false
+// cutLast splits around the last separator; after is "" if there is none.
+func cutLast(text, sep string) (before, after string) {
+	if i := strings.LastIndex(text, sep); i >= 0 {
+		return text[:i], text[i+len(sep):]
 	}
-	return text[:i], text[i+len(sep):], true
+	return text, ""
 }

@@ -141,7 +141,7 @@ func (s *Simulator) promptedFault(route Route, r *http.Request) *Fault {
 // promptOf returns the prompt of a create, or of the task of a result. s.mu must be held.
 func (s *Simulator) promptOf(route Route, r *http.Request) string {
 	if route == RouteResult {
-		name, _, _ := cutLast(path.Base(r.URL.Path), "-")
+		name, _ := cutLast(path.Base(r.URL.Path), "-")
 		if t := s.byResult[name]; t != nil {
 			return t.Request.Input.Prompt
 		}
