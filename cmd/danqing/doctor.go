@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 
 	"github.com/danqing-queue/danqing/cmd/danqing/terminal"
@@ -27,22 +29,27 @@ const (
 	sectionDashScope = "dashscope"
 )
 
+var sections = []string{sectionConfig, sectionRedis, sectionBucket, sectionDashScope}
+
 func (p *program) doctorCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "doctor",
+		Use:   "doctor [SECTION...]",
 		Short: "Check configuration, Redis, bucket and DashScope, and say what to do",
 		Long: `Doctor checks everything that a worker depends on: the configuration, the data
 directory, Redis, the bucket, and DashScope with each account's key. It spends
 nothing; in the bucket it writes one object under PREFIX/_doctor/ and deletes it.
+With sections (configuration, redis, bucket, dashscope) it checks only these.
 
 It exits with 1 if it finds an error: something that breaks a promise or stops jobs.
 With --json each finding is a line of JSON.`,
 		Example: `  danqing doctor
   danqing doctor --config accounts.yaml
+  danqing doctor configuration redis
   danqing doctor --json | jq 'select(.severity == "error")'`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return p.doctor(cmd.Context(), asJSON) },
+		Args:      cobra.OnlyValidArgs,
+		ValidArgs: sections,
+		RunE:      func(cmd *cobra.Command, args []string) error { return p.doctor(cmd.Context(), args, asJSON) },
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON lines")
 	return cmd
@@ -58,6 +65,7 @@ type finding struct {
 type doctor struct {
 	*program
 	cfg  *config.Config
+	only []string // sections to check; empty: all
 	json bool
 
 	section  string // the current one
@@ -69,12 +77,12 @@ type doctor struct {
 	modes map[string]jobs.Mode
 }
 
-func (p *program) doctor(ctx context.Context, asJSON bool) error {
+func (p *program) doctor(ctx context.Context, only []string, asJSON bool) error {
 	cfg, err := config.LoadWithFile(p.configFile, p.getenv, p.environ)
 	if err != nil {
 		return err
 	}
-	d := &doctor{program: p, cfg: cfg, json: asJSON, modes: map[string]jobs.Mode{}}
+	d := &doctor{program: p, cfg: cfg, only: only, json: asJSON, modes: map[string]jobs.Mode{}}
 	err = p.untilSignal(ctx, nil, d.run)
 	switch {
 	case errors.Is(err, errInterrupted):
@@ -87,18 +95,32 @@ func (p *program) doctor(ctx context.Context, asJSON bool) error {
 	return nil
 }
 
-// run runs all checks. Problems are findings; the error is one of doctor itself.
+// run runs the checks. Problems are findings; the error is one of doctor itself.
 func (d *doctor) run(ctx context.Context) error {
-	d.checkConfig()
-	d.checkDataDir(ctx)
-	d.section = sectionRedis
-	rdb := d.checkRedis(ctx)
-	d.checkBucket(ctx)
-	d.checkAccounts(ctx)
+	if d.begin(sectionConfig) {
+		d.checkConfig()
+		d.checkDataDir(ctx)
+	}
+	var rdb *redis.Client
+	if d.begin(sectionRedis) {
+		rdb = d.checkRedis(ctx)
+	}
+	if d.begin(sectionBucket) {
+		d.checkBucket(ctx)
+	}
+	if d.begin(sectionDashScope) {
+		d.checkAccounts(ctx)
+	}
 	if rdb == nil {
 		return nil
 	}
 	return rdb.Close()
+}
+
+// begin begins a section, and reports whether it is to be checked.
+func (d *doctor) begin(section string) bool {
+	d.section = section
+	return len(d.only) == 0 || slices.Contains(d.only, section)
 }
 
 // report prints a finding of the current section.
@@ -140,7 +162,6 @@ func (d *doctor) bad(remedy, format string, args ...any) {
 
 // checkBucket runs the bucket's self-test.
 func (d *doctor) checkBucket(ctx context.Context) {
-	d.section = sectionBucket
 	switch {
 	case d.cfg.Bucket == "" && d.cfg.RedisURL.IsSet():
 		d.bad("set DANQING_S3_BUCKET to a bucket that all workers reach", "REDIS_URL is set and DANQING_S3_BUCKET is not, so that no worker starts")

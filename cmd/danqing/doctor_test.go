@@ -452,3 +452,22 @@ func TestDoctorInterrupted(t *testing.T) {
 	run := &program{args: []string{"doctor"}, environ: environ, signals: signals, stdout: io.Discard, stderr: io.Discard}
 	assert.Equal(t, exitInterrupted, run.run(context.Background()))
 }
+
+// With sections doctor checks only these: what is wrong elsewhere does not count.
+func TestDoctorSections(t *testing.T) {
+	t.Parallel()
+	p := newDoctorStack(t)
+	p.env["REDIS_URL"], p.env["AWS_SECRET_ACCESS_KEY"] = "redis://127.0.0.1:1", "hush-wrong"
+	for _, only := range [][]string{{"configuration"}, {"configuration", "dashscope"}} {
+		code, found, stderr := p.doctor(only...)
+		assert.Zero(t, code, "%s%s", stderr, lines(found))
+		for _, f := range found {
+			assert.Contains(t, only, f.Section)
+		}
+	}
+	code, _, _ := p.doctor("redis")
+	assert.Equal(t, exitFailed, code)
+	code, _, stderr := p.doctor("disk")
+	assert.Equal(t, exitUsage, code)
+	assert.Contains(t, stderr, `"disk"`)
+}

@@ -36,7 +36,6 @@ type probeResult struct {
 
 // checkAccounts queries DashScope with each account's key.
 func (d *doctor) checkAccounts(ctx context.Context) {
-	d.section = sectionDashScope
 	var all []probeResult
 	for _, a := range d.cfg.Accounts {
 		if !a.APIKey.IsSet() {

@@ -18,7 +18,6 @@ import (
 
 // checkConfig reports the configuration, without secrets.
 func (d *doctor) checkConfig() {
-	d.section = sectionConfig
 	for _, a := range d.cfg.Accounts {
 		set := "a key"
 		if !a.APIKey.IsSet() {
