@@ -5,6 +5,8 @@ package compose
 
 import (
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,7 +42,7 @@ func TestOneAccount(t *testing.T) {
 	t.Parallel()
 	p, err := load(t, read(t), types.Mapping{"DASHSCOPE_API_KEY": "sk-1", "DANQING_MODELS": "wanx-v1,qwen-image"})
 	require.NoError(t, err)
-	assert.ElementsMatch(t, []string{"redis", "s3", "bucket", "worker", "web"}, p.ServiceNames())
+	assert.ElementsMatch(t, []string{"redis", "s3", "bucket", "image", "configuration", "worker", "serve"}, p.ServiceNames())
 	worker := p.Services["worker"]
 	assert.Equal(t, types.ShellCommand{"worker"}, worker.Command)
 	assert.Equal(t, "sk-1", *worker.Environment["DASHSCOPE_API_KEY"])
@@ -50,7 +52,7 @@ func TestOneAccount(t *testing.T) {
 
 func TestAccountsFile(t *testing.T) {
 	t.Parallel()
-	p, err := load(t, read(t), types.Mapping{"DASHSCOPE_API_KEY": "", "DANQING_ACCOUNTS": "/etc/danqing"}, "standby")
+	p, err := load(t, read(t), types.Mapping{"DANQING_ACCOUNTS": "/etc/danqing"}, "standby")
 	require.NoError(t, err)
 	for _, name := range []string{"worker", "standby"} {
 		service := p.Services[name]
@@ -61,15 +63,60 @@ func TestAccountsFile(t *testing.T) {
 		}
 		assert.Equal(t, map[string]string{"/data": name, "/run/secrets/danqing": "/etc/danqing"}, mounts)
 		assert.Equal(t, p.Services["worker"].Environment, service.Environment)
-		assert.Equal(t, p.Services["worker"].Build, service.Build)
 	}
 }
 
-// Without a key docker compose says what is missing before it starts anything.
-func TestKeyIsNeeded(t *testing.T) {
+// Without a key everything can be read, stopped and simulated. Only workers do not start:
+// the service configuration says what is missing and ends.
+func TestWithoutAKey(t *testing.T) {
 	t.Parallel()
-	_, err := load(t, read(t), nil)
-	assert.ErrorContains(t, err, "DASHSCOPE_API_KEY is missing a value: set it to the key")
+	p, err := load(t, read(t), nil, "*")
+	require.NoError(t, err)
+	for name, service := range p.Services {
+		_, has := service.Environment["DASHSCOPE_API_KEY"]
+		assert.Equal(t, slices.Contains([]string{"configuration", "worker", "standby"}, name), has, name)
+	}
+	for _, name := range []string{"worker", "standby"} {
+		assert.Equal(t, types.ServiceConditionCompletedSuccessfully, p.Services[name].DependsOn["configuration"].Condition)
+	}
+	assert.Equal(t, types.ShellCommand{"doctor", "configuration"}, p.Services["configuration"].Command)
+	assert.Equal(t, "no", p.Services["configuration"].Restart)
+	for _, name := range []string{"serve", "simulate"} {
+		assert.NotContains(t, p.Services[name].DependsOn, "configuration")
+	}
+}
+
+// The image is built once, and every other image is pinned by its digest. No service has
+// rights that it does not need.
+func TestServicesAreHardened(t *testing.T) {
+	t.Parallel()
+	p, err := load(t, read(t), nil, "*")
+	require.NoError(t, err)
+	pinned := regexp.MustCompile(`:[^@ ]+@sha256:[0-9a-f]{64}$`)
+	for name, service := range p.Services {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if service.Image == "danqing:local" {
+				assert.Equal(t, name == "image", service.Build != nil, "one service builds it")
+			} else {
+				assert.Regexp(t, pinned, service.Image)
+			}
+			assert.True(t, service.ReadOnly)
+			assert.Equal(t, []string{"ALL"}, service.CapDrop)
+			assert.Equal(t, []string{"no-new-privileges:true"}, service.SecurityOpt)
+			assert.NotEmpty(t, service.Logging.Options["max-size"])
+			assert.NotEmpty(t, service.Logging.Options["max-file"])
+			if service.Restart != "no" {
+				assert.NotNil(t, service.HealthCheck)
+			}
+			for _, port := range service.Ports {
+				assert.Equal(t, "127.0.0.1", port.HostIP)
+			}
+		})
+	}
+	for _, from := range regexp.MustCompile(`(?m)^FROM (\S+)`).FindAllStringSubmatch(p.Services["image"].Build.DockerfileInline, -1) {
+		assert.Regexp(t, pinned, from[1])
+	}
 }
 
 // The loader finds a wrong key, a wrong value and each kind of broken reference:
@@ -79,16 +126,16 @@ func TestLoaderRefuses(t *testing.T) {
 	text := read(t)
 	for _, c := range []struct{ old, new, want string }{
 		{"restart: unless-stopped", "restrat: unless-stopped", "restrat"},
-		{"init: true", "init: [true]", "init"},
+		{"  init: true", "  init: [true]", "init"},
 		{"stop_grace_period: 1m", "stop_grace_period: soon", "soon"},
 		{"[redis:/data]", "[rdis:/data]", "undefined volume rdis"},
 		{"      redis: {condition", "      rdis: {condition", `undefined service "rdis"`},
 		{"service_healthy", "service_helthy", "condition"},
 		{"127.0.0.1:6379:6379", "127.0.0.1:6379:port", "port"},
 		{"<<: *worker", "<<: *wrker", "wrker"},
-		{"init: true", "networks: [outside]", "undefined network outside"},
-		{"init: true", "secrets: [accounts]", "undefined secret accounts"},
-		{"    image: redis:7.2-alpine\n", "", "neither an image nor a build context"},
+		{"stop_grace_period: 10s", "networks: [outside]", "undefined network outside"},
+		{"stop_grace_period: 10s", "secrets: [accounts]", "undefined secret accounts"},
+		{"    image: redis:7.2.16-alpine3.21@sha256:ccd6aa8d45ff3f033d6fa15b8cc1a50579f65c89f38cf9bb607a954c4f2128ed\n", "", "neither an image nor a build context"},
 	} {
 		require.Contains(t, text, c.old)
 		_, err := load(t, strings.ReplaceAll(text, c.old, c.new), types.Mapping{"DASHSCOPE_API_KEY": "sk-1"}, "*")
