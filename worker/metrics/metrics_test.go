@@ -48,7 +48,7 @@ func TestMetricsPage(t *testing.T) {
 	assert.Equal(t, want, string(text), "%s is out of date: go test ./worker/metrics -run Page -update", page)
 }
 
-var descPattern = regexp.MustCompile(`fqName: "(danqing_[a-z_]+)", help: "(.*)", constLabels: \{(.*)\}, variableLabels: \{(.*)\}`)
+var descPattern = regexp.MustCompile(`fqName: "(danqing_[a-z_]+)", help: "([^"]*)",.* constLabels: \{([^}]*)\}, variableLabels: \{([^}]*)\}`)
 
 func table(t *testing.T) string {
 	t.Helper()
