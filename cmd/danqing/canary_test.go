@@ -255,7 +255,7 @@ func TestConfigErrorsContainNoSecret(t *testing.T) {
 		{exitUsage, []string{"DASHSCOPE_API_KEY=" + wrong + " x"}, "worker", "DASHSCOPE_API_KEY contains a space"},
 		{exitUsage, []string{key, "DASHSCOPE_HTTP_BASE_URL=https://u:" + wrong + "@127.0.0.1/api/v1"}, "worker", "must have no user"},
 		{exitUsage, []string{key, "DASHSCOPE_HTTP_BASE_URL=https://127.0.0.1/api/v1?token=" + wrong}, "worker", "must have no user"},
-		{exitFailed, []string{"DASHSCOPE_API_KEY=" + wrong}, "worker", "DASHSCOPE_API_KEY"},
+		{exitFailed, []string{"DASHSCOPE_API_KEY=" + wrong}, "up --listen 127.0.0.1:0", "DASHSCOPE_API_KEY"},
 		{exitFailed, []string{key, "AWS_SECRET_ACCESS_KEY=" + wrong}, "worker", "correct AWS_SECRET_ACCESS_KEY"},
 		{exitFailed, []string{key, "AWS_ENDPOINT_URL_S3=http://127.0.0.1:1"}, "worker", "127.0.0.1:1"},
 		{exitUsage, []string{key, "AWS_ENDPOINT_URL_S3=http://u:" + wrong + "@127.0.0.1:1"}, "worker", "must not hold credentials"},
