@@ -86,7 +86,7 @@ func TestExposition(t *testing.T) {
 	text := scrape(m)
 	for _, line := range []string{
 		`danqing_redis_up 1`, `danqing_jobs{state="queued"} 1`, `danqing_jobs_held{code="SubmitAmbiguous"} 1`, `danqing_jobs_held{code="other"} 1`,
-		`danqing_queue_depth{model="wanx-v1",priority="default"} 3`, `danqing_lane_paused{account="east",model="wanx-v1",reason="budget"} 1`,
+		`danqing_queue_depth{model="wanx-v1",priority="default"} 1`, `danqing_lane_paused{account="east",model="wanx-v1",reason="budget"} 1`,
 		`danqing_lane_slots{account="east",model="wanx-v1"} 2`, `danqing_budget_yuan{account="east"} 10`, `danqing_unstored_images 2`,
 	} {
 		assert.Contains(t, text, line+"\n")
