@@ -231,9 +231,9 @@ func (f *bulkFlags) named(ctx context.Context, q *jobQueue, action bulkAction, i
 // yuan at most".
 func (c *chosen) what(verb string) string {
 	var text strings.Builder
-	text.WriteString(fmt.Sprintf("%s %s", verb, count(len(c.ids), "job")))
+	fmt.Fprintf(&text, "%s %s", verb, count(len(c.ids), "job"))
 	for _, model := range slices.Sorted(maps.Keys(c.images)) {
-		text.WriteString(fmt.Sprintf(", %s of %s", count(c.images[model], "image"), model))
+		fmt.Fprintf(&text, ", %s of %s", count(c.images[model], "image"), model)
 	}
 	switch {
 	case c.atMost > 0 && c.simulated:
