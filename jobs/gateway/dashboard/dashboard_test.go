@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -378,20 +379,20 @@ func TestSearch(t *testing.T) {
 }
 
 // counter counts commands to Redis.
-type counter struct{ calls int }
+type counter struct{ calls atomic.Int64 }
 
 func (c *counter) DialHook(next redis.DialHook) redis.DialHook { return next }
 
 func (c *counter) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
-		c.calls++
+		c.calls.Add(1)
 		return next(ctx, cmd)
 	}
 }
 
 func (c *counter) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
-		c.calls += len(cmds)
+		c.calls.Add(int64(len(cmds)))
 		return next(ctx, cmds)
 	}
 }
@@ -413,9 +414,9 @@ func TestEvents(t *testing.T) {
 			streams = append(streams, s)
 		}
 		<-time.After(3 * time.Second)
-		count.calls = 0
+		count.calls.Store(0)
 		<-time.After(20 * time.Second)
-		assert.InDelta(t, 10*35, count.calls, 10*25, "ten reads for fifty pages")
+		assert.InDelta(t, 10*35, count.calls.Load(), 10*25, "ten reads for fifty pages")
 		_, err := jobs.NewClient(d.redis).Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat"})
 		require.NoError(t, err)
 		<-time.After(3 * time.Second)
@@ -426,9 +427,9 @@ func TestEvents(t *testing.T) {
 		}
 		leave()
 		<-time.After(time.Second)
-		count.calls = 0
+		count.calls.Store(0)
 		<-time.After(time.Hour)
-		assert.Zero(t, count.calls)
+		assert.Zero(t, count.calls.Load())
 		// A closed dashboard opens no stream.
 		d.Close()
 		assert.Equal(t, http.StatusServiceUnavailable, d.call(t, http.MethodGet, "/events", nil).Code)
