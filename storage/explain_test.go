@@ -34,6 +34,7 @@ func refusal(code, message string) string {
 // answering gives every request the same answer.
 func answering(status int, header http.Header, body string) storage.HTTPClient {
 	return clientFunc(func(r *http.Request) (*http.Response, error) {
+		header := header.Clone() // the SDK writes to it
 		if header == nil {
 			header = http.Header{"Content-Type": {"application/xml"}}
 		}

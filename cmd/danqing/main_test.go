@@ -3,6 +3,8 @@ package main
 import (
 	"flag"
 	"os"
+	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,14 +37,26 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// waitFor waits until a file exists, for example one that a background program creates.
+// waitFor waits until a file exists that a background program creates, or until it has a
+// match for a regular expression.
 func waitFor(ts *testscript.TestScript, _ bool, args []string) {
+	appeared := func() bool {
+		_, err := os.Stat(ts.MkAbs(args[0]))
+		return err == nil
+	}
+	if len(args) > 1 {
+		pattern := regexp.MustCompile(args[1])
+		appeared = func() bool {
+			content, err := os.ReadFile(ts.MkAbs(args[0]))
+			return err == nil && pattern.Match(content)
+		}
+	}
 	for deadline := time.Now().Add(3 * time.Minute); ; {
-		if _, err := os.Stat(ts.MkAbs(args[0])); err == nil {
+		if appeared() {
 			return
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("%s did not appear", args[0])
+			ts.Fatalf("%s did not appear", strings.Join(args, " with "))
 		}
 		<-time.After(10 * time.Millisecond)
 	}
