@@ -83,12 +83,18 @@ func (p *program) confirmBulk(ctx context.Context, c *chosen, f *jobsFlags, b *b
 		return false, nil
 	case b.yes, !selected && c.atMost == 0:
 		return true, nil
-	case terminal.IsTerminal(p.stderr):
-		return true, p.ask(ctx, c.what(action.verb)+"?", "nothing was changed")
-	case selected:
-		return false, usageErrorf("to see what it would do: --dry-run; to do it: --yes", "would %s: there is no terminal to ask on", c.what(action.verb))
 	}
-	return true, nil
+	err := errNobody
+	if terminal.IsTerminal(p.stderr) {
+		err = p.ask(ctx, c.what(action.verb)+"?", "nothing was changed")
+	}
+	switch {
+	case errors.Is(err, errNobody) && selected:
+		return false, usageErrorf("to see what it would do: --dry-run; to do it: --yes", "would %s: %w", c.what(action.verb), err)
+	case errors.Is(err, errNobody):
+		return true, nil
+	}
+	return true, err
 }
 
 // actOn acts on jobs, some at once, and prints a table, or JSON lines as they are done. When

@@ -25,19 +25,26 @@ func (p *program) confirmCost(ctx context.Context, cfg *config.Config, atMost in
 	if yes || atMost <= cfg.ConfirmAboveMicroYuan || !terminal.IsTerminal(p.stderr) {
 		return nil
 	}
-	return p.ask(ctx, fmt.Sprintf("spend up to %s?", yuan(atMost)), "nothing was spent")
+	err := p.ask(ctx, fmt.Sprintf("spend up to %s?", yuan(atMost)), "nothing was spent")
+	if errors.Is(err, errNobody) {
+		return nil
+	}
+	return err
 }
+
+// errNobody means that there is no terminal to read an answer from.
+var errNobody = errors.New("there is no terminal to ask on")
 
 // ask asks a question on a terminal. It fails with errDeclined unless the answer is yes, and says
 // what did not happen then. If standard input is no terminal, such as a file of prompts, the
-// answer is read from the controlling terminal; without one nobody is there to answer, and
-// nothing is asked.
+// answer is read from the controlling terminal; without one it asks nothing and fails with
+// errNobody.
 func (p *program) ask(ctx context.Context, question, declined string) error {
 	in := p.stdin
 	if !terminal.IsTerminal(in) {
 		tty, err := os.Open("/dev/tty")
-		if err != nil { // nobody is there to answer
-			return nil
+		if err != nil {
+			return errNobody
 		}
 		defer tty.Close() //nolint:errcheck // read only
 		in = tty
