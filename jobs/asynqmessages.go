@@ -196,9 +196,9 @@ return used
 `)
 
 // RegisterQueues makes the queues of these models visible to asynq's tools and web UI, if they
-// have messages or are paused. A process registers a queue only with its first message, so that the queue is
-// hidden once Redis has lost its data, or somebody has deleted the empty queue: call it at the
-// start, after an outage and now and then. It fails with Redis's own error.
+// have messages or are paused. A process registers a queue only with its first message, so that
+// the queue is hidden once Redis has lost its data, or somebody has deleted the empty queue: call
+// it at the start, after an outage and now and then. It fails with Redis's own error.
 func (s *Store) RegisterQueues(ctx context.Context, models []string) error {
 	queues := []string{QueueStore, QueueNotify}
 	for _, model := range models {

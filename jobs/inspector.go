@@ -39,10 +39,10 @@ func (i *Inspector) RetryJob(ctx context.Context, job *Job, by Decider) (*Job, e
 
 // Resolve ends a hold as an operator decided, and returns the job.
 //
-// It fails with a [FieldError] unless exactly one thing was decided and by is valid, with [ErrNotFound], with
-// [ErrInvalidState] beside the job if it is not held, with a [*TaskOwnedError] if the task to
-// adopt is another job's, or with Redis's own error. The same decision may be repeated: it is
-// acted on once.
+// It fails with a [FieldError] unless exactly one thing was decided and by is valid, with
+// [ErrNotFound], with [ErrInvalidState] beside the job if it is not held, with a
+// [*TaskOwnedError] if the task to adopt is another job's, or with Redis's own error. The same
+// decision may be repeated: it is acted on once.
 func (i *Inspector) Resolve(ctx context.Context, id string, decision Resolution, by Decider) (*Job, error) {
 	return jobOf(i.store.resolve(ctx, id, decision, by))
 }

@@ -115,13 +115,8 @@ func (s *Store) pause(ctx context.Context, p Pause, action string, by Decider, w
 }
 
 // LanePause returns the pause of a lane, by an operator: that of its account, else that of its
-// model; nil if it has none. It fails with Redis's own error.
-func (i *Inspector) LanePause(ctx context.Context, account, model string) (*Pause, error) {
-	return i.store.LanePause(ctx, account, model)
-}
-
-// LanePause is [Inspector.LanePause]. A lane calls it before each submit, and must not submit
-// if it fails.
+// model; nil if it has none. It fails with Redis's own error. A lane calls it before each
+// submit, and must not submit if it fails.
 func (s *Store) LanePause(ctx context.Context, account, model string) (*Pause, error) {
 	var ofAccount *redis.StringCmd
 	var ofQueues *redis.SliceCmd

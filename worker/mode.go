@@ -178,7 +178,7 @@ func (w *Worker) claimModes(ctx context.Context, found placeModes) error {
 		return w.compareModes([]jobs.Mode{"", jobs.Mode(wrong.Mode)})
 	}
 	w.claimed = err == nil
-	if !w.claimed && !w.prepared {
+	if !w.claimed && !w.prepared.Load() {
 		w.log.Warn("bucket unavailable, retrying", "err", cmp.Or(found.bucketErr, err))
 	}
 	mode, err := w.cfg.DataDir.ClaimMode(w.accounts.Mode())

@@ -12,7 +12,7 @@ import (
 // waits until another worker gives it up. A lane that an operator has paused, whose budget is
 // spent or that the service throttles counts as one that may: it goes on by itself.
 func (w *Worker) Ready() error {
-	if !w.ready.Load() {
+	if !w.prepared.Load() {
 		if err := w.accounts.Waiting(); err != nil {
 			return fmt.Errorf("no account is usable: %w", err)
 		}

@@ -110,10 +110,8 @@ type Worker struct {
 	store    *delivery.Server
 	notify   *notify.Server
 	lanes    []lane.Config
-	prepared bool
-	// ready is set once Prepare has returned, and laneStates has the status of each lane that
-	// this worker holds, by account and model.
-	ready      atomic.Bool
+	prepared atomic.Bool // Prepare has returned without an error
+	// laneStates has the status of each lane that this worker holds, by account and model.
 	laneStates sync.Map
 	claimed    bool // see claimModes
 	// referenceRefusedAt is lane.Config.ReferenceRefusedAt of all lanes.
@@ -196,15 +194,14 @@ func (w *Worker) Unfinished(ctx context.Context) bool {
 // [ErrSameAccount] or [ErrStopped]. An account that is not usable yet does not delay the others. If ctx ends
 // first, the worker is stopped. [Worker.Run] calls Prepare if the caller did not.
 func (w *Worker) Prepare(ctx context.Context) error {
-	if w.prepared {
+	if w.prepared.Load() {
 		return nil
 	}
 	defer context.AfterFunc(ctx, w.Stop)() // ends the repetition of writes, too
 	ctx, release := w.UntilStop(ctx)
 	defer release()
 	err := w.prepare(ctx)
-	w.prepared = err == nil
-	w.ready.Store(err == nil)
+	w.prepared.Store(err == nil)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}

@@ -51,12 +51,7 @@ A model's pause is that of its queues in asynq's web UI, which can end it too.`,
   danqing jobs pause --model wanx-v1 --why "the pictures look wrong since noon"`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return p.onLanes(cmd.Context(), f, &what, func(ctx context.Context, q *jobQueue, by jobs.Decider) error {
-				if what.model != "" {
-					return q.operator.PauseModel(ctx, what.model, by)
-				}
-				return q.operator.PauseAccount(ctx, what.account, by)
-			})
+			return p.onLanes(cmd.Context(), f, &what, (*jobs.Inspector).PauseAccount, (*jobs.Inspector).PauseModel)
 		},
 	}
 	what.add(cmd)
@@ -73,20 +68,18 @@ func (p *program) jobsResumeCommand(f *jobsFlags) *cobra.Command {
   danqing jobs resume --model wanx-v1 --why "the new prompts are fine"`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return p.onLanes(cmd.Context(), f, &what, func(ctx context.Context, q *jobQueue, by jobs.Decider) error {
-				if what.model != "" {
-					return q.operator.ResumeModel(ctx, what.model, by)
-				}
-				return q.operator.ResumeAccount(ctx, what.account, by)
-			})
+			return p.onLanes(cmd.Context(), f, &what, (*jobs.Inspector).ResumeAccount, (*jobs.Inspector).ResumeModel)
 		},
 	}
 	what.add(cmd)
 	return cmd
 }
 
-// onLanes calls act for an account or a model, and prints its lanes.
-func (p *program) onLanes(ctx context.Context, f *jobsFlags, what *pauseFlags, act func(context.Context, *jobQueue, jobs.Decider) error) error {
+// laneAction pauses or resumes the account, or the model, of a name.
+type laneAction func(i *jobs.Inspector, ctx context.Context, name string, by jobs.Decider) error
+
+// onLanes calls one of two functions, for an account or for a model, and prints its lanes.
+func (p *program) onLanes(ctx context.Context, f *jobsFlags, what *pauseFlags, account, model laneAction) error {
 	if err := what.validate(); err != nil {
 		return err
 	}
@@ -103,7 +96,11 @@ func (p *program) onLanes(ctx context.Context, f *jobsFlags, what *pauseFlags, a
 		if what.account != "" && len(all) > 0 && !slices.ContainsFunc(all, meant) {
 			return usageErrorf("danqing jobs list shows the accounts", "unknown account %q on this queue: nothing was changed", what.account)
 		}
-		if err := act(ctx, q, by); err != nil {
+		act, name := account, what.account
+		if what.model != "" {
+			act, name = model, what.model
+		}
+		if err := act(q.operator, ctx, name, by); err != nil {
 			return err
 		}
 		if all, err = q.lanes(ctx); err != nil {

@@ -7,9 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
-	"strings"
 
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs/gateway"
@@ -60,26 +58,21 @@ func (o *monitor) Close() error {
 	return err
 }
 
-// guardMetrics asks for a token, if there is one. Without one it answers under the names of this
-// machine only, so that no web page reads the metrics under a name of its own.
+// guardMetrics asks for a token, if there is one. Without one it answers this machine only, so
+// that no web page reads the metrics under a name of its own.
 func guardMetrics(token string, next http.Handler) http.Handler {
+	if token == "" {
+		return gateway.LocalOnly("DANQING_METRICS_TOKEN", next)
+	}
 	want := sha256.Sum256([]byte("Bearer " + token))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		given := sha256.Sum256([]byte(r.Header.Get("Authorization")))
-		host, _, err := net.SplitHostPort(r.Host)
-		if err != nil {
-			host = r.Host
-		}
-		ip := net.ParseIP(strings.Trim(host, "[]"))
-		switch {
-		case token != "" && subtle.ConstantTimeCompare(want[:], given[:]) != 1:
+		if subtle.ConstantTimeCompare(want[:], given[:]) != 1 {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			http.Error(w, "send the token of DANQING_METRICS_TOKEN as a bearer token", http.StatusUnauthorized)
-		case token == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()):
-			http.Error(w, "without DANQING_METRICS_TOKEN the metrics are for this machine: use 127.0.0.1", http.StatusMisdirectedRequest)
-		default:
-			next.ServeHTTP(w, r)
+			return
 		}
+		next.ServeHTTP(w, r)
 	})
 }
 

@@ -59,16 +59,22 @@ func sameOrigin(next http.Handler) http.Handler {
 	return http.NewCrossOriginProtection().Handler(next)
 }
 
-// localOnly refuses requests whose host is not a loopback name, as a protection against
-// DNS rebinding, and requests through a proxy, which may be reachable by others.
+// localOnly is [LocalOnly] for the API and the web UI.
 func localOnly(next http.Handler) http.Handler {
+	return LocalOnly("DANQING_SERVE_TOKENS for the API, and DANQING_OPERATOR_TOKENS for the web UI", next)
+}
+
+// LocalOnly refuses requests whose host is not a loopback name, as a protection against DNS
+// rebinding, and requests through a proxy, which may be reachable by others. It says that they
+// need what is named.
+func LocalOnly(needed string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host, _, err := net.SplitHostPort(r.Host)
 		if err != nil {
 			host = r.Host // without a port
 		}
 		if !loopback(host) || forwarded(r) {
-			http.Error(w, "only requests to a loopback address such as http://127.0.0.1 are accepted, without a proxy: anything else needs DANQING_SERVE_TOKENS for the API, and DANQING_OPERATOR_TOKENS for the web UI", http.StatusMisdirectedRequest)
+			http.Error(w, "only requests to a loopback address such as http://127.0.0.1 are accepted, without a proxy: anything else needs "+needed, http.StatusMisdirectedRequest)
 			return
 		}
 		next.ServeHTTP(w, r)

@@ -241,8 +241,9 @@ local function free(fields, batch)
 end
 `
 
-// settleScript books tasks of one day and one batch, and returns how many were not booked before. Five arguments for each follow the
-// seventh: its reservation, the amount, the images, and the fields of their sums.
+// settleScript books tasks of one day and one batch, and returns how many were not booked
+// before. Five arguments for each follow the seventh: its reservation, the amount, the images,
+// and the fields of their sums.
 var settleScript = redis.NewScript(enterDayLua + releaseLua + `
 local tasks = (#ARGV - 7) / 5
 local batch, reservations = KEYS[3 + tasks], {}
@@ -272,19 +273,6 @@ if began == 0 then enter() end
 return booked
 `)
 
-// Settle releases the attempt's reservation, if it has one, and books what its task cost,
-// even if that is more than was reserved. A task is booked once, also if several workers
-// repeat the call. The charge must have the account, day, job, attempt, model, batch and
-// labels of the reservation. It fails with Redis's own error; the same call must then be
-// repeated.
-//
-// Redis keeps for [rediskey.TaskLifetime] that a task was booked: it must not be settled
-// later.
-func (l *Ledger) Settle(ctx context.Context, charge Charge, taskID string) error {
-	_, err := l.SettleAll(ctx, []Settlement{{charge, taskID}})
-	return err
-}
-
 // Settlement is the cost of a task.
 type Settlement struct {
 	Charge
@@ -295,9 +283,15 @@ type Settlement struct {
 // milliseconds.
 const settlementsPerCall = 200
 
-// SettleAll is [Ledger.Settle] for many tasks, and returns how many of them were not booked
-// before. After an error some of them may be booked.
-func (l *Ledger) SettleAll(ctx context.Context, settled []Settlement) (booked int, err error) {
+// Settle releases the reservations of attempts, if they have one, and books what their tasks
+// cost, even if that is more than was reserved. It returns how many tasks were not booked before:
+// each is booked once, also if several workers repeat the call. A charge must have the account,
+// day, job, attempt, model, batch and labels of the reservation. Settle fails with Redis's own
+// error, after which some of the tasks may be booked; the same call must then be repeated.
+//
+// Redis keeps for [rediskey.TaskLifetime] that a task was booked: it must not be settled
+// later.
+func (l *Ledger) Settle(ctx context.Context, settled ...Settlement) (booked int, err error) {
 	type target struct{ account, day, batch string }
 	var targets []target
 	bookings := map[target][]booking{}

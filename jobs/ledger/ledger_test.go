@@ -74,7 +74,7 @@ func TestLedgerCountsOnce(t *testing.T) {
 		// Three of the four images were created.
 		c.Images, c.MicroYuan = 3, 480_000
 		for range 3 {
-			require.NoError(t, book.Settle(ctx, c, "task-1"))
+			require.NoError(t, settle(ctx, book, c, "task-1"))
 			require.NoError(t, book.Release(ctx, c))
 		}
 		want.ReservedMicroYuan, want.SpentMicroYuan, want.Images = 0, 480_000, 3
@@ -85,7 +85,7 @@ func TestLedgerCountsOnce(t *testing.T) {
 
 		// Another worker that finds the same task books it under no other name.
 		c.JobID, c.At = "dog", noon.AddDate(0, 0, 1)
-		require.NoError(t, book.Settle(ctx, c, "task-1"))
+		require.NoError(t, settle(ctx, book, c, "task-1"))
 		assert.Equal(t, []ledger.Spend{want}, spending(t, book))
 		booked, err := rdb.HGet(ctx, "danqing:task:task-1", "spent").Result()
 		require.NoError(t, err)
@@ -93,9 +93,15 @@ func TestLedgerCountsOnce(t *testing.T) {
 	})
 }
 
+// settle books the cost of one task.
+func settle(ctx context.Context, book *ledger.Ledger, charge ledger.Charge, taskID string) error {
+	_, err := book.Settle(ctx, ledger.Settlement{Charge: charge, TaskID: taskID})
+	return err
+}
+
 // Many tasks settled at once have the same sums as one by one, with and without
 // reservations, booked before or not.
-func TestSettleAll(t *testing.T) {
+func TestSettleMany(t *testing.T) {
 	t.Parallel()
 	redistest.Both(t, func(t *testing.T, rdb redis.UniversalClient) {
 		t.Helper()
@@ -112,12 +118,12 @@ func TestSettleAll(t *testing.T) {
 				require.NoError(t, book.Reserve(t.Context(), c, 0))
 			}
 			if i%7 == 0 {
-				require.NoError(t, book.Settle(t.Context(), c, c.JobID))
+				require.NoError(t, settle(t.Context(), book, c, c.JobID))
 			}
 			all = append(all, ledger.Settlement{Charge: c, TaskID: c.JobID})
 		}
 		for _, unbooked := range []int{tasks - 65, 0} { // every seventh is booked already
-			booked, err := book.SettleAll(t.Context(), all)
+			booked, err := book.Settle(t.Context(), all...)
 			require.NoError(t, err)
 			assert.Equal(t, unbooked, booked)
 			var sum, reserved int64
@@ -130,7 +136,7 @@ func TestSettleAll(t *testing.T) {
 			assert.Equal(t, map[string]string{"spent": fmt.Sprint(tasks*(tasks-1)/2 - 5*89*90/2), "reserved": "0"}, sums(t, rdb, batchKey))
 		}
 		all = append(all, ledger.Settlement{Charge: charge("x")})
-		_, err := book.SettleAll(t.Context(), all)
+		_, err := book.Settle(t.Context(), all...)
 		require.ErrorContains(t, err, "task is missing")
 	})
 }
@@ -203,11 +209,11 @@ func TestSettleExceedsReservation(t *testing.T) {
 		t.Helper()
 		book := ledger.New(rdb)
 		orphan := ledger.Charge{Account: "main", At: noon, Model: "wanx-v1", MicroYuan: 320_000, Images: 2}
-		require.NoError(t, book.Settle(t.Context(), orphan, "orphan"))
+		require.NoError(t, settle(t.Context(), book, orphan, "orphan"))
 		c := charge("cat")
 		require.NoError(t, book.Reserve(t.Context(), c, 480_000))
 		c.MicroYuan = 400_000
-		require.NoError(t, book.Settle(t.Context(), c, "task"))
+		require.NoError(t, settle(t.Context(), book, c, "task"))
 		assert.Equal(t, map[string]string{"spent": "720000", "reserved": "0"}, sums(t, rdb, dayKey))
 
 		var full *ledger.BudgetError
@@ -243,7 +249,7 @@ func TestBudgetsHoldAgainstManyWorkers(t *testing.T) {
 						switch err := book.Reserve(t.Context(), c, dayRoom*160_000+1); {
 						case err == nil:
 							reserved++
-							if err := book.Settle(t.Context(), c, "task "+c.JobID); err != nil {
+							if err := settle(t.Context(), book, c, "task "+c.JobID); err != nil {
 								return err
 							}
 						case !errors.As(err, &full):
@@ -274,7 +280,7 @@ func TestBudgetError(t *testing.T) {
 	ctx := t.Context()
 	require.NoError(t, book.SetBatchBudget(ctx, "shop", 500_000))
 	require.NoError(t, book.Reserve(ctx, charge("cat"), 0))
-	require.NoError(t, book.Settle(ctx, charge("cat"), "task"))
+	require.NoError(t, settle(ctx, book, charge("cat"), "task"))
 	require.NoError(t, book.Reserve(ctx, charge("dog"), 0))
 
 	var full *ledger.BudgetError
@@ -310,7 +316,7 @@ func TestLedgerDays(t *testing.T) {
 	for i, at := range []time.Time{midnight.Add(-time.Nanosecond), midnight, midnight.AddDate(0, 0, 1)} {
 		c := charge(fmt.Sprint("cat", i))
 		c.At = at
-		require.NoError(t, book.Settle(t.Context(), c, c.JobID))
+		require.NoError(t, settle(t.Context(), book, c, c.JobID))
 	}
 	days := func(from, to time.Time) []string {
 		spent, err := book.Spending(t.Context(), from, to)
@@ -335,8 +341,8 @@ func TestLedgerExpires(t *testing.T) {
 	now := time.Now()
 	old, today := charge("old"), charge("new")
 	old.At, today.At = now.Add(-ledger.Lifetime-48*time.Hour), now
-	require.NoError(t, book.Settle(ctx, old, "old"))
-	require.NoError(t, book.Settle(ctx, today, "new"))
+	require.NoError(t, settle(ctx, book, old, "old"))
+	require.NoError(t, settle(ctx, book, today, "new"))
 	require.NoError(t, book.Reserve(ctx, today, 0))
 	days, err := rdb.ZRange(ctx, "danqing:ledger", 0, -1).Result()
 	require.NoError(t, err)
@@ -366,11 +372,11 @@ func TestLedgerInvalid(t *testing.T) {
 		change(&c)
 		require.Error(t, book.Reserve(ctx, c, 0), name)
 		if c.JobID != "" {
-			require.ErrorContains(t, book.Settle(ctx, c, "task"), name)
+			require.ErrorContains(t, settle(ctx, book, c, "task"), name)
 			require.ErrorContains(t, book.Release(ctx, c), name)
 		}
 	}
-	require.ErrorContains(t, book.Settle(ctx, charge("cat"), ""), "task is missing")
+	require.ErrorContains(t, settle(ctx, book, charge("cat"), ""), "task is missing")
 	require.Error(t, book.SetBatchBudget(ctx, "", 1))
 	require.Error(t, book.SetBatchBudget(ctx, "shop", -1))
 	keys, err := rdb.Keys(ctx, "*").Result()
@@ -400,7 +406,7 @@ func TestLedgerSums(t *testing.T) {
 				}
 			case 1:
 				task := fmt.Sprint(random.IntN(1000))
-				require.NoError(t, book.Settle(t.Context(), c, task))
+				require.NoError(t, settle(t.Context(), book, c, task))
 				delete(reserved, name)
 				if _, booked := spent[task]; !booked {
 					spent[task] = c.MicroYuan
@@ -438,14 +444,14 @@ func TestLedgerLifetime(t *testing.T) {
 	book := ledger.New(queue.Client())
 	require.NoError(t, book.Reserve(t.Context(), charge("cat"), 0))
 	require.NoError(t, book.Reserve(t.Context(), charge("dog"), 0))
-	require.NoError(t, book.Settle(t.Context(), charge("dog"), "task"))
+	require.NoError(t, settle(t.Context(), book, charge("dog"), "task"))
 	before := spending(t, book)
 	require.NoError(t, queue.Close())
 
 	queue, err = embedded.OpenDir(embedded.Config{Dir: dir})
 	require.NoError(t, err)
 	book = ledger.New(queue.Client())
-	require.NoError(t, book.Settle(t.Context(), charge("dog"), "task"))
+	require.NoError(t, settle(t.Context(), book, charge("dog"), "task"))
 	require.Len(t, before, 1)
 	assert.Equal(t, before, spending(t, book))
 	require.NoError(t, queue.Close())

@@ -281,7 +281,7 @@ func (s spendSums) list() []ledger.Spend {
 // Ledger is the part of a ledger that [SpendLog.ImportInto] uses.
 type Ledger interface {
 	BeginImport(ctx context.Context, workerID, since string) (ledger.Import, error)
-	SettleAll(ctx context.Context, settled []ledger.Settlement) (booked int, err error)
+	Settle(ctx context.Context, settled ...ledger.Settlement) (booked int, err error)
 	ImportSums(ctx context.Context, workerID string, sums []ledger.Spend) error
 	EndImport(ctx context.Context, workerID string, began ledger.Import) error
 }
@@ -314,7 +314,7 @@ func (l *SpendLog) ImportInto(ctx context.Context, book Ledger, workerID string)
 	if err != nil {
 		return err
 	}
-	if _, err := book.SettleAll(ctx, recent); err != nil {
+	if _, err := book.Settle(ctx, recent...); err != nil {
 		return err
 	}
 	if began.Done {

@@ -77,7 +77,9 @@ func newBookkeeper(t *testing.T, path string) *bookkeeper {
 
 // recordSpend books a task as the worker does.
 func (w *bookkeeper) recordSpend(ctx context.Context, charge ledger.Charge, taskID string) error {
-	return errors.Join(w.dir.Spend.Append(charge, taskID), w.ledger.Settle(ctx, charge, taskID))
+	err := w.dir.Spend.Append(charge, taskID)
+	_, booking := w.ledger.Settle(ctx, ledger.Settlement{Charge: charge, TaskID: taskID})
+	return errors.Join(err, booking)
 }
 
 func (w *bookkeeper) importSpend(ctx context.Context) error {
@@ -243,7 +245,7 @@ func TestImportSpendCutShort(t *testing.T) {
 	require.NoError(t, w.dir.Spend.read(func(line spendLine) {
 		switch day := ledger.Day(line.SubmittedAt); {
 		case day >= began.FirstDay && line.JobID < "3":
-			_, err := w.ledger.SettleAll(t.Context(), []ledger.Settlement{line.settled()})
+			_, err := w.ledger.Settle(t.Context(), line.settled())
 			require.NoError(t, err)
 		case day < began.FirstDay:
 			older.add(line)

@@ -87,6 +87,7 @@ func TestExposition(t *testing.T) {
 	for _, line := range []string{
 		`danqing_redis_up 1`, `danqing_jobs{state="queued"} 1`, `danqing_jobs_held{code="SubmitAmbiguous"} 1`, `danqing_jobs_held{code="other"} 1`,
 		`danqing_queue_depth{model="wanx-v1",priority="default"} 1`, `danqing_lane_paused{account="east",model="wanx-v1",reason="budget"} 1`,
+		`danqing_lane_paused{account="east",model="qwen-image",reason="operator"} 1`,
 		`danqing_lane_slots{account="east",model="wanx-v1"} 2`, `danqing_budget_yuan{account="east"} 10`, `danqing_unstored_images 2`,
 	} {
 		assert.Contains(t, text, line+"\n")
@@ -117,6 +118,9 @@ func fill(t *testing.T, m *metrics.Metrics, rdb redis.UniversalClient) {
 		Account: "east", Model: "wanx-v1", Concurrency: 2, State: jobs.LanePaused, Reason: jobs.PauseBudget, DailyBudgetMicroYuan: 10_000_000,
 	}))
 	require.NoError(t, rdb.Set(t.Context(), "danqing:lane:east:wanx-v1:lease", "w", time.Minute).Err())
+	require.NoError(t, store.SetLane(t.Context(), jobs.LaneStatus{Account: "east", Model: "qwen-image", Concurrency: 2, State: jobs.LaneOpen}))
+	require.NoError(t, rdb.Set(t.Context(), "danqing:lane:east:qwen-image:lease", "w", time.Minute).Err())
+	require.NoError(t, jobs.NewInspector(rdb).PauseModel(t.Context(), "qwen-image", jobs.Decider{By: "secret", Why: "secret"}))
 	for id, change := range map[string]func(*jobs.Record){
 		"a": nil,
 		"b": func(r *jobs.Record) { r.State, r.Code = jobs.StateHeld, jobs.CodeSubmitAmbiguous },

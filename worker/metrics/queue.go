@@ -123,7 +123,11 @@ func (q *queue) readLanes(ctx context.Context, gauge gaugeFunc) error {
 		budgets[lane.Account] = max(budgets[lane.Account], lane.DailyBudgetMicroYuan)
 		gauge(q.slots, float64(lane.Concurrency), lane.Account, lane.Model)
 		gauge(q.busy, float64(lane.Busy()), lane.Account, lane.Model)
-		gauge(q.paused, boolValue(lane.State == jobs.LanePaused), lane.Account, lane.Model, string(lane.Reason))
+		reason := lane.Reason
+		if lane.Pause != nil { // the lane may have nothing to do, and not know
+			reason = jobs.PauseOperator
+		}
+		gauge(q.paused, boolValue(reason != ""), lane.Account, lane.Model, string(reason))
 	}
 	totals, err := q.ledger.Totals(ctx, accounts, time.Now())
 	if err != nil {

@@ -39,17 +39,12 @@ func (d *Dashboard) ask(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, "/jobs/"+url.PathEscape(r.PathValue("id")), http.StatusSeeOther)
 		return
 	}
-	job, err := d.job(r.Context(), r.PathValue("id"))
+	s, err := d.report(r.Context(), r.PathValue("id"))
 	if err != nil {
 		d.fail(w, r, err)
 		return
 	}
-	s, err := d.report(r.Context(), d.withRequest(r.Context(), job))
-	if err != nil {
-		d.fail(w, r, err)
-		return
-	}
-	q := question{report: s, Action: action, Task: task, Seen: job.UpdatedAt}
+	q := question{report: s, Action: action, Task: task, Seen: s.UpdatedAt}
 	if s.Held != nil {
 		for _, c := range s.Held.Candidates {
 			if c.Task == task {
@@ -57,7 +52,7 @@ func (d *Dashboard) ask(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	d.write(w, r, http.StatusOK, "decide.html", page{Title: job.ID, Body: q})
+	d.write(w, r, http.StatusOK, "decide.html", page{Title: s.ID, Body: q})
 }
 
 // decide makes a decision about a job, and shows the job. A form that is sent twice decides

@@ -158,9 +158,6 @@ type report struct {
 	Done     string // the decision that was just made
 }
 
-// Retriable reports whether images can be bought that the ended job lacks.
-func (s *report) Retriable() bool { return s.State.Final() && len(s.Missing) > 0 }
-
 // Cancelable reports whether a cancel may save something.
 func (s *report) Cancelable() bool {
 	return s.State.Waiting() || s.CancelRequestedAt.IsZero() && (s.State == jobs.StateSubmitting || s.State == jobs.StateGenerating)
@@ -170,12 +167,7 @@ func (s *report) Cancelable() bool {
 func (s *report) LabelList() []string { return labelsOf(s.Job) }
 
 func (d *Dashboard) story(w http.ResponseWriter, r *http.Request) {
-	job, err := d.job(r.Context(), r.PathValue("id"))
-	if err != nil {
-		d.fail(w, r, err)
-		return
-	}
-	s, err := d.report(r.Context(), d.withRequest(r.Context(), job))
+	s, err := d.report(r.Context(), r.PathValue("id"))
 	if err != nil {
 		d.fail(w, r, err)
 		return
@@ -183,10 +175,16 @@ func (d *Dashboard) story(w http.ResponseWriter, r *http.Request) {
 	if done := r.URL.Query().Get("done"); slices.Contains(actions(), done) {
 		s.Done = done
 	}
-	d.write(w, r, http.StatusOK, "job.html", page{Title: job.ID, Live: true, Body: s})
+	d.write(w, r, http.StatusOK, "job.html", page{Title: s.ID, Live: true, Body: s})
 }
 
-func (d *Dashboard) report(ctx context.Context, job *jobs.Job) (*report, error) {
+// report returns what is known of a job.
+func (d *Dashboard) report(ctx context.Context, id string) (*report, error) {
+	job, err := d.job(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	job = d.withRequest(ctx, job)
 	s := &report{Job: job, Timeline: timeline(job), Missing: job.Missing(), Price: d.price(job)}
 	if job.State == jobs.StateHeld {
 		s.Held = d.heldJob(ctx, job)

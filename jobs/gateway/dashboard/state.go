@@ -54,8 +54,7 @@ func (s *state) MoreHeld() int64 { return max(s.Counts[jobs.StateHeld]-int64(len
 type lane struct {
 	jobs.LaneStatus
 	Hours   []hour
-	Waiting int64       // jobs of its model that wait, for any account
-	Paused  *jobs.Pause // by an operator
+	Waiting int64 // jobs of its model that wait, for any account
 }
 
 // account is what an account spent today.
@@ -144,9 +143,6 @@ func (d *Dashboard) readLanes(ctx context.Context, s *state) error {
 		}
 		for _, n := range backlog.Pending {
 			l.Waiting += n
-		}
-		if l.Paused, err = d.inspector.LanePause(ctx, l.Account, l.Model); err != nil {
-			return err
 		}
 		s.Lanes = append(s.Lanes, l)
 	}

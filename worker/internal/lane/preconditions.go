@@ -42,9 +42,8 @@ func (l *lane) checkedBody(ctx context.Context, rec *jobs.Record, req jobs.Reque
 }
 
 // checkPreconditions fails unless the job may be submitted now: Redis has its data, the
-// account and the model are not paused, the job is not finished, the bucket is available, and the disk has
-// room. If the job is finished already, it ends the record and fails with
-// errReread.
+// account and the model are not paused, the job is not finished, the bucket is available, and
+// the disk has room. If the job is finished already, it ends the record and fails with errReread.
 func (l *lane) checkPreconditions(ctx context.Context, rec *jobs.Record) error {
 	if err := l.checkLane(ctx); err != nil {
 		return err

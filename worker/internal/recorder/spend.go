@@ -40,7 +40,7 @@ func (r *Recorder) Settle(ctx context.Context, rec *jobs.Record, taskID string, 
 		// Redis.
 		r.Log.Error("spend log not written", "job_id", rec.ID, "task_id", taskID, "err", err)
 	}
-	booked, err := r.Ledger.SettleAll(context.WithoutCancel(ctx), []ledger.Settlement{{Charge: ChargeOf(rec, images, microYuan), TaskID: taskID}})
+	booked, err := r.Ledger.Settle(context.WithoutCancel(ctx), ledger.Settlement{Charge: ChargeOf(rec, images, microYuan), TaskID: taskID})
 	if booked > 0 {
 		r.Metrics.Booked(rec.Account, rec.Model, images, microYuan)
 	}
