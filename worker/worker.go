@@ -340,7 +340,11 @@ func RecordOf(side *storage.Sidecar) (*jobs.Record, error) { return recorder.Rec
 
 // expireOverdue ends the jobs whose deadline has passed, whether or not a lane is open.
 func (w *Worker) expireOverdue(ctx context.Context) {
-	if err := w.recorder.Store.ExpireOverdue(ctx); err != nil && ctx.Err() == nil {
+	switch err := w.recorder.Store.ExpireOverdue(ctx); {
+	case err == nil || ctx.Err() != nil:
+	case loop.IsTransient(err):
+		loop.WarnRedis(w.log, err)
+	default:
 		w.log.Warn("overdue jobs not ended, retrying", "err", err)
 	}
 }
@@ -353,7 +357,11 @@ func (w *Worker) announce(ctx context.Context) {
 			status.Models = append(status.Models, l.Model.Name)
 		}
 	}
-	if err := w.recorder.Store.AnnounceWorker(ctx, w.cfg.DataDir.WorkerID, status); err != nil && ctx.Err() == nil {
+	switch err := w.recorder.Store.AnnounceWorker(ctx, w.cfg.DataDir.WorkerID, status); {
+	case err == nil || ctx.Err() != nil:
+	case loop.IsTransient(err):
+		loop.WarnRedis(w.log, err)
+	default:
 		w.log.Warn("worker not announced, retrying", "err", err)
 	}
 }

@@ -23,6 +23,7 @@ import (
 // batchFlags are the flags of commands that run a worker.
 type batchFlags struct {
 	simulate, json, verbose bool
+	fail                    []string
 	gallery, csv            bool
 	dryRun, yes             bool
 	name, results, download string
@@ -97,6 +98,7 @@ func (p *program) addBatchFlags(cmd *cobra.Command, f *batchFlags) {
 
 func (p *program) runFlags(cmd *cobra.Command, f *batchFlags) {
 	cmd.Flags().BoolVar(&f.simulate, "simulate", false, "use the built-in simulator: no key, no cost, no network, made-up pictures")
+	addFail(cmd, &f.fail)
 	cmd.Flags().BoolVar(&f.json, "json", false, "print each finished job to standard output as a JSON line")
 	cmd.Flags().BoolVarP(&f.verbose, "verbose", "v", false, "log each step")
 	planFlags(cmd, &f.dryRun, &f.yes)
@@ -138,6 +140,9 @@ func (p *program) batch(ctx context.Context, files []string, f fileFlags) error 
 
 // runBatch completes valid batch files with a worker of its own, and writes their results.
 func (p *program) runBatch(ctx context.Context, files []string, batchFiles []*batchFile, f batchFlags, cfg *config.Config, refs references) error {
+	if err := checkFail(f.fail, f.simulate); err != nil {
+		return err
+	}
 	r := &batchRun{program: p, refs: refs, json: f.json, yes: f.yes, gallery: f.gallery, files: batchFiles, budget: f.budget}
 	if err := cfg.EnableModels(modelsOf(batchFiles)); err != nil {
 		return err
@@ -147,7 +152,7 @@ func (p *program) runBatch(ctx context.Context, files []string, batchFiles []*ba
 	}
 	progress := newProgress(p.stderr)
 	defer progress.Close()
-	rt, err := openRuntime(cfg, f.simulate, progress.logger(f.verbose))
+	rt, err := openRuntime(cfg, f.simulate, f.fail, progress.logger(f.verbose))
 	if err != nil {
 		return err
 	}

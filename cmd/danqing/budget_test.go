@@ -17,7 +17,7 @@ func TestBudgetOfLostBatch(t *testing.T) {
 	env := map[string]string{"DANQING_DATA_DIR": t.TempDir()}
 	cfg, err := config.Load(func(name string) string { return env[name] }, nil)
 	require.NoError(t, err)
-	e, err := openRuntime(cfg, true, slog.New(slog.DiscardHandler))
+	e, err := openRuntime(cfg, true, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	require.NoError(t, e.worker.Prepare(t.Context()))
 	req, _, err := jobs.Request{ID: "shop.cat", Batch: "shop", Prompt: "a cat"}.Normalize()

@@ -95,7 +95,7 @@ func TestNoSecretLeaks(t *testing.T) {
 	close(p.stored)
 	p.actOnJobs()
 	p.run(exitDone, nil, "jobs", "notify", "shop.ok", "shop.bad", "--json")
-	p.waitOutput(up, `(notification failed, retrying).*the response is not valid HTTP`)
+	p.waitOutput(up, `(callback failed).*the response is not valid HTTP`)
 	p.addUI(t, "in the end", base)
 	p.stop(up)
 	assert.False(t, linkSignature.MatchString(p.addRedis(t, "in the end", p.redis, refImgField, callback)), "links are gone with the last image")

@@ -76,13 +76,16 @@ func (p *program) generate(cmd *cobra.Command, f generateFlags) error {
 	if err := checkWritableFolder(files[0]); err != nil {
 		return usageErrorf("name a file in a folder that is there and can be written to", "-o %s: %w", files[0], err)
 	}
+	if err := checkFail(f.fail, f.simulate); err != nil {
+		return err
+	}
 	file := singleJob(1, req)
 	if f.dryRun {
 		r := &batchRun{program: p, json: f.json, files: []*batchFile{file}}
 		return r.dryRun(ctx, cfg, f.simulate)
 	}
 	progress := newProgress(p.stderr)
-	rt, err := openRuntime(cfg, f.simulate, progress.logger(f.verbose))
+	rt, err := openRuntime(cfg, f.simulate, f.fail, progress.logger(f.verbose))
 	if err != nil {
 		return err
 	}

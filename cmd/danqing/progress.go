@@ -100,7 +100,7 @@ func (p *progress) logger(verbose bool) *slog.Logger {
 	if verbose {
 		level = slog.LevelInfo
 	}
-	return slog.New(slog.NewTextHandler(p, &slog.HandlerOptions{Level: level}))
+	return slog.New(slog.NewTextHandler(p, &slog.HandlerOptions{Level: level, ReplaceAttr: roundedText}))
 }
 
 // settled returns how many jobs are finished or held.

@@ -28,7 +28,7 @@ func simulatedRun(t *testing.T, lines string) *batchRun {
 	env := map[string]string{"DANQING_DATA_DIR": t.TempDir()}
 	cfg, err := config.Load(func(name string) string { return env[name] }, nil)
 	require.NoError(t, err)
-	rt, err := openRuntime(cfg, true, slog.New(slog.DiscardHandler))
+	rt, err := openRuntime(cfg, true, nil, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, rt.Close()) })
 	require.NoError(t, rt.worker.Prepare(t.Context()))

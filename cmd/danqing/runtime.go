@@ -40,6 +40,8 @@ type runtime struct {
 	// durable selects the durable embedded queue, which is queue then, nil if a Redis is
 	// configured.
 	durable bool
+	// fail is the trouble that the embedded simulator makes, see makeTrouble.
+	fail []string
 	// serveURL is the URL at which this process serves images, "" if it does not.
 	serveURL string
 	// waitForKey makes a worker wait whose keys are all refused, instead of ending.
@@ -73,8 +75,8 @@ const (
 
 // openRuntime opens a worker for the configured accounts, with its dependencies. The caller
 // must Close it.
-func openRuntime(cfg *config.Config, simulate bool, log *slog.Logger) (*runtime, error) {
-	rt := &runtime{cfg: cfg, log: log}
+func openRuntime(cfg *config.Config, simulate bool, fail []string, log *slog.Logger) (*runtime, error) {
+	rt := &runtime{cfg: cfg, log: log, fail: fail}
 	if err := rt.open(simulate); err != nil {
 		return nil, errors.Join(err, rt.Close())
 	}
@@ -140,6 +142,9 @@ func (rt *runtime) simulator(dir string) (dial func(context.Context, string, str
 	}
 	for _, a := range rt.cfg.Accounts {
 		sim.Keys[simulatedKey(a)] = simulator.Key{Account: a.Name}
+	}
+	if err := makeTrouble(sim, rt.fail); err != nil {
+		return nil, err
 	}
 	if err := sim.Load(); err != nil {
 		return nil, fmt.Errorf("simulator: %w", err)

@@ -36,7 +36,10 @@ const (
 	defaultMaxQueued = 100_000
 )
 
-type serveFlags struct{ listen string }
+type serveFlags struct {
+	listen string
+	log    logFlags
+}
 
 // uiEnabled reports whether the web UI is served: to operators who log in, or, without tokens of
 // anybody, on this machine.
@@ -64,6 +67,7 @@ DashScope key is needed.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.serve(cmd.Context(), f) },
 	}
 	cmd.Flags().StringVar(&f.listen, "listen", "", listenUsage)
+	f.log.add(cmd)
 	return cmd
 }
 
@@ -78,7 +82,10 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 	if cfg.Bucket == "" {
 		return usageErrorf("set it to the workers' bucket: links to images lead there", "DANQING_S3_BUCKET is not set")
 	}
-	log := slog.New(slog.NewTextHandler(p.stderr, nil))
+	log, outages, err := f.log.logger(p.stderr)
+	if err != nil {
+		return err
+	}
 	observed := newMetrics()
 	settings := cfg.Storage()
 	settings.Observe = observed.BucketRequest
@@ -103,6 +110,7 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 	case mode == jobs.ModeSimulated:
 		p.stderrf(simulatedNotice)
 	}
+	defer outages.watch(ctx, outageChecks(rdb, bucket))()
 	logRedisHealth(ctx, rdb, log)
 	ready := func(ctx context.Context) error {
 		if err := ping(ctx, rdb, at.Address); err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"time"
@@ -17,6 +16,8 @@ import (
 type simulatorFlags struct {
 	listen, stateDir  string
 	shortest, longest time.Duration
+	fail              []string
+	log               logFlags
 }
 
 func (p *program) simulatorCommand() *cobra.Command {
@@ -25,8 +26,14 @@ func (p *program) simulatorCommand() *cobra.Command {
 		Use:   "simulator",
 		Short: "Serve a simulated DashScope that costs nothing",
 		Long: `Simulator serves DashScope's image API with its limits and errors. Every answer has the
-header X-Danqing-Simulated. It accepts any key.`,
+header X-Danqing-Simulated. It accepts any key.
+
+To rehearse a bad day, --fail makes trouble for all requests, or for a share of them, and
+the words [fail:NAME] in a prompt make it for that job alone:
+
+` + troubleHelp(),
 		Example: `  danqing simulator &
+  danqing simulator --fail review=0.1 --fail slow
   DASHSCOPE_HTTP_BASE_URL=http://127.0.0.1:8766/api/v1 DASHSCOPE_API_KEY=sk-any danqing batch prompts.jsonl`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.simulator(cmd.Context(), f) },
@@ -35,16 +42,25 @@ header X-Danqing-Simulated. It accepts any key.`,
 	cmd.Flags().StringVar(&f.stateDir, "state-dir", "", "folder that keeps tasks over restarts (default: memory)")
 	cmd.Flags().DurationVar(&f.shortest, "shortest", 0, "duration of the shortest task (default: as measured, about 27s)")
 	cmd.Flags().DurationVar(&f.longest, "longest", 0, "duration of the longest task")
+	addFail(cmd, &f.fail)
+	f.log.add(cmd)
 	return cmd
 }
 
 func (p *program) simulator(ctx context.Context, f simulatorFlags) error {
-	sim := &simulator.Simulator{StateDir: f.stateDir, Logger: slog.New(slog.NewTextHandler(p.stderr, nil))}
+	log, _, err := f.log.logger(p.stderr)
+	if err != nil {
+		return err
+	}
+	sim := &simulator.Simulator{StateDir: f.stateDir, Logger: log}
 	switch {
 	case f.shortest < 0 || f.longest < 0 || f.longest > 0 && f.longest < f.shortest:
 		return usageErrorf("as in: --shortest 1s --longest 12s", "--shortest %s --longest %s: not a range", f.shortest, f.longest)
 	case f.longest > 0 || f.shortest > 0:
 		sim.TaskTime = simulator.Between(f.shortest, max(f.shortest, f.longest))
+	}
+	if err := makeTrouble(sim, f.fail); err != nil {
+		return err
 	}
 	if err := sim.Load(); err != nil {
 		return err

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -15,7 +14,9 @@ import (
 
 type upFlags struct {
 	simulate bool
+	fail     []string
 	listen   string
+	log      logFlags
 }
 
 func (p *program) upCommand() *cobra.Command {
@@ -34,6 +35,8 @@ the data directory.`,
 	}
 	cmd.Flags().BoolVar(&f.simulate, "simulate", false, "no key, no cost: a simulated DashScope, with all its data in a folder of its own")
 	cmd.Flags().StringVar(&f.listen, "listen", "", listenUsage)
+	addFail(cmd, &f.fail)
+	f.log.add(cmd)
 	return cmd
 }
 
@@ -45,12 +48,18 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 	if err := cfg.EnableModels(nil); err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(p.stderr, nil))
+	if err := checkFail(f.fail, f.simulate); err != nil {
+		return err
+	}
+	log, outages, err := f.log.logger(p.stderr)
+	if err != nil {
+		return err
+	}
 	server, err := listen(ctx, cfg, f.listen)
 	if err != nil {
 		return err
 	}
-	rt := &runtime{cfg: cfg, log: log, durable: true, serveURL: server.baseURL()}
+	rt := &runtime{cfg: cfg, log: log, fail: f.fail, durable: true, serveURL: server.baseURL()}
 	err = rt.open(f.simulate)
 	if err == nil {
 		err = rt.check(ctx) // before the API accepts anything
@@ -58,7 +67,10 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 	if err != nil {
 		return errors.Join(err, rt.Close(), server.listener.Close())
 	}
-	return errors.Join(p.serveAndWork(ctx, rt, f, server), rt.Close())
+	stop := outages.watch(ctx, rt.outageChecks())
+	err = p.serveAndWork(ctx, rt, f, server)
+	stop()
+	return errors.Join(err, rt.Close())
 }
 
 // serveAndWork serves HTTP and runs the worker until a signal.

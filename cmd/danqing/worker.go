@@ -3,27 +3,31 @@ package main
 import (
 	"context"
 	"errors"
-	"log/slog"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker"
 )
 
 func (p *program) workerCommand() *cobra.Command {
-	return &cobra.Command{
+	var f logFlags
+	cmd := &cobra.Command{
 		Use:   "worker",
 		Short: "Process the jobs of a Redis queue",
 		Long: `Worker processes the jobs in the Redis at REDIS_URL until it is stopped. One worker at a
 time holds the lane of an account's model; others stand by.`,
 		Example: `  REDIS_URL=redis://127.0.0.1:6379/0 DANQING_S3_BUCKET=images danqing worker`,
 		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return p.worker(cmd.Context()) },
+		RunE:    func(cmd *cobra.Command, _ []string) error { return p.worker(cmd.Context(), f) },
 	}
+	f.add(cmd)
+	return cmd
 }
 
-func (p *program) worker(ctx context.Context) error {
+func (p *program) worker(ctx context.Context, f logFlags) error {
 	cfg, err := p.config()
 	if err != nil {
 		return err
@@ -31,7 +35,10 @@ func (p *program) worker(ctx context.Context) error {
 	if !cfg.RedisURL.IsSet() {
 		return usageErrorf("set it, as in redis://127.0.0.1:6379/0; for a file of prompts without Redis use: danqing batch", "REDIS_URL is not set")
 	}
-	log := slog.New(slog.NewTextHandler(p.stderr, nil))
+	log, outages, err := f.logger(p.stderr)
+	if err != nil {
+		return err
+	}
 	rt := &runtime{cfg: cfg, log: log, waitForKey: true}
 	if err := rt.open(false); err != nil {
 		return errors.Join(err, rt.Close())
@@ -40,6 +47,7 @@ func (p *program) worker(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, rt.Close())
 	}
+	defer outages.watch(ctx, rt.outageChecks())()
 	err = rt.run(ctx, p.signals, func(text string) { log.Info("shutting down", "reply", text) }, rt.checkAndWork)
 	if errors.Is(err, errInterrupted) {
 		err = nil // a worker runs until it is stopped
@@ -60,4 +68,16 @@ func (rt *runtime) checkAndWork(ctx context.Context) error {
 		return err
 	}
 	return rt.worker.Run(ctx)
+}
+
+// outageChecks are how to ask the services that may go away.
+func (rt *runtime) outageChecks() map[string]func(context.Context) error {
+	return outageChecks(rt.redis, rt.bucket)
+}
+
+func outageChecks(rdb redis.UniversalClient, bucket *storage.Bucket) map[string]func(context.Context) error {
+	return map[string]func(context.Context) error{
+		redisAway:  func(ctx context.Context) error { return rdb.Ping(ctx).Err() },
+		bucketAway: bucket.Check,
+	}
 }

@@ -66,7 +66,7 @@ func (h *hub) run() {
 		changes, err := h.jobs.Subscribe(h.done)
 		if err != nil {
 			if h.done.Err() == nil {
-				h.log.Warn("event subscription failed, retrying", "err", err, "wait", resubscribeDelay)
+				h.log.Warn("redis unavailable", "err", err, "wait", resubscribeDelay)
 			}
 			select {
 			case <-time.After(resubscribeDelay):

@@ -118,7 +118,9 @@ func (s *Server) handle(ctx context.Context, message *asynq.Task) error {
 		return fmt.Errorf("%s: redis refuses the record of the job, whose images are in the bucket: %w: %w", jobs.CodeRecordRefused, err, asynq.SkipRetry)
 	}
 	if err != nil && ctx.Err() == nil {
-		s.log.Warn("image not stored, retrying", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
+		if tried, _ := asynq.GetRetryCount(ctx); tried == 0 { // a job has one line, and another when it is stored
+			s.log.Warn("image not stored, retrying", "job_id", rec.ID, "task_id", rec.TaskID, "err", err)
+		}
 		s.publishReason(ctx, rec, err)
 	}
 	return err

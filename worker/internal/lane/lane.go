@@ -123,6 +123,14 @@ type lane struct {
 
 	waits waits
 	usage *usage
+	// paused is the pause that was logged last, nil once a task has been created since.
+	paused atomic.Pointer[loggedPause]
+}
+
+// loggedPause is a pause of which the log has a line. text is its reason and remedy.
+type loggedPause struct {
+	text string
+	at   time.Time
 }
 
 // waits are the lane's backoffs by kind of failure. Each grows while the failure lasts.
@@ -319,7 +327,9 @@ func (l *lane) serve(ctx context.Context) error {
 			endSession()
 			return fmt.Errorf("start lane: %w", err)
 		}
-		l.log.Info("lane opened", "term", l.term, "simulated", l.recorder.Simulated())
+		if l.paused.Load() == nil { // else it is a try
+			l.log.Info("lane opened", "term", l.term, "simulated", l.recorder.Simulated())
+		}
 		l.publishStatus(ctx, jobs.LaneStatus{State: jobs.LaneOpen})
 		var pause *pauseError
 		select {
@@ -355,11 +365,15 @@ func (l *lane) asynqConfig() asynq.Config {
 	}
 }
 
-// pause pauses the lane for the time of t. It logs the reason and publishes it in the lane's
-// status.
+// pause pauses the lane for the time of t. It logs the reason, once until a task is created, and
+// publishes it in the lane's status.
 func (l *lane) pause(ctx context.Context, t *pauseError) error {
 	d := max(t.backoff.Next(), t.minWait)
-	l.log.Warn(t.message, "err", t.cause, "wait", d, "hint", hint(t.cause)) //nolint:sloglint // every pauseError has a constant message
+	text := t.message + hint(t.cause)
+	if last := l.paused.Load(); last == nil || last.text != text {
+		l.log.Warn(t.message, "err", t.cause, "wait", d, "hint", hint(t.cause)) //nolint:sloglint // every pauseError has a constant message
+		l.paused.Store(&loggedPause{text: text, at: time.Now()})
+	}
 	l.publishStatus(ctx, jobs.LaneStatus{
 		State: jobs.LanePaused, Reason: t.reason, Message: withHint(t.Error(), hint(t.cause)), RetryAt: time.Now().Add(d), Until: t.until,
 	})

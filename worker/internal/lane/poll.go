@@ -79,11 +79,12 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 		}
 		if err != nil {
 			interval = max(interval, errorBackoff.Next())
-			l.queryFailed(ctx, rec, err, interval)
+			l.queryFailed(ctx, rec, err, interval, !failing)
 			failing = true
 			continue
 		}
 		if failing {
+			l.log.Info("task query answered again", "job_id", rec.ID, "task_id", rec.TaskID)
 			l.publishStatus(ctx, jobs.LaneStatus{State: jobs.LaneOpen})
 		}
 		failing = false
@@ -185,9 +186,11 @@ func (l *lane) awaitQuery(ctx context.Context, looks *account.Poller, interval t
 	}
 }
 
-// queryFailed logs a failed query and publishes it in the lane's status.
-func (l *lane) queryFailed(ctx context.Context, rec *jobs.Record, err error, wait time.Duration) {
-	l.log.Warn("task query failed, retrying", "job_id", rec.ID, "task_id", rec.TaskID, "err", err, "wait", wait, "hint", hint(err))
+// queryFailed logs the first of some failed queries, and publishes each in the lane's status.
+func (l *lane) queryFailed(ctx context.Context, rec *jobs.Record, err error, wait time.Duration, first bool) {
+	if first {
+		l.log.Warn("task query failed, retrying", "job_id", rec.ID, "task_id", rec.TaskID, "err", err, "wait", wait, "hint", hint(err))
+	}
 	l.publishStatus(ctx, jobs.LaneStatus{
 		State: jobs.LaneOpen, Message: "task of job " + rec.ID + " cannot be queried: " + withHint(err.Error(), hint(err)), RetryAt: time.Now().Add(wait),
 	})
@@ -303,7 +306,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	if err := l.recorder.Store.RecordDuration(ctx, l.taskKind(rec), took); err != nil {
 		l.log.Debug("duration not recorded", "job_id", rec.ID, "err", err)
 	}
-	l.log.Info("task succeeded", "job_id", next.ID, "task_id", next.TaskID, "duration", time.Since(rec.SubmittedAt), "images", made)
+	l.log.Info("task succeeded", "job_id", next.ID, "task_id", next.TaskID, "duration", time.Since(rec.SubmittedAt), "images", made, "cost_yuan", ledger.FormatYuan(next.TaskMicroYuan))
 	if err := l.recorder.Transition(ctx, rec, &next); err != nil {
 		return err
 	}

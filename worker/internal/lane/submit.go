@@ -294,6 +294,9 @@ func (l *lane) taskCreated(ctx context.Context, intent *jobs.Record, created *da
 	l.waits.unreachable.Reset()
 	l.waits.throttled.Reset()
 	l.waits.account.Reset()
+	if last := l.paused.Swap(nil); last != nil {
+		l.log.Info("lane working again", "duration", time.Since(last.at))
+	}
 	l.log.Info("task submitted", "job_id", next.ID, "task_id", next.TaskID, "attempt", next.Attempt, "request_id", created.RequestID)
 	l.setLastCreated(ctx, next.TaskID)
 	select {

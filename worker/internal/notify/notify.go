@@ -135,7 +135,11 @@ func (n *Server) Start(ctx context.Context) error {
 	failing := false
 	n.stopDue = loop.Every(ctx, notificationInterval, func(ctx context.Context) {
 		err := n.cfg.Store.EnqueueDueNotifications(ctx)
-		if err != nil && !failing && ctx.Err() == nil {
+		switch {
+		case err == nil || ctx.Err() != nil:
+		case loop.IsTransient(err):
+			loop.WarnRedis(n.log, err)
+		case !failing:
 			n.log.Warn("due notifications not enqueued, retrying", "err", err)
 		}
 		failing = err != nil
@@ -201,27 +205,28 @@ func (n *Server) handle(ctx context.Context, message *asynq.Task) error {
 		return nil
 	}
 	err = n.deliver(ctx, rec, m)
+	failedMessage := string(m.Kind) + " failed" // a callback or a follow_up; ERROR: it is given up
 	var failed *deliveryError
 	switch {
 	case errors.As(err, new(*notYetError)):
 		return err
 	case err == nil:
-		log.Info("notification delivered", "state", string(rec.State))
+		log.Info(string(m.Kind)+" delivered", "state", string(rec.State)) //nolint:sloglint // a constant for each kind
 		n.cfg.Metrics.Notified(m.Kind, "delivered")
 		return nil
 	case ctx.Err() != nil: // requeued by asynq, or its lease expired
 		return context.Cause(ctx)
 	case !errors.As(err, &failed):
-		log.Warn("notification failed, retrying", "err", err, "wait", loop.RedisRetry)
+		log.Warn(failedMessage, "err", err, "wait", loop.RedisRetry) //nolint:sloglint // a constant for each kind
 		return err
 	}
 	tried, _ := asynq.GetRetryCount(ctx)
 	failed.schedule(m.JobID, tried)
 	if failed.final {
-		log.Error("notification failed", "err", failed, "attempt", tried+1)
+		log.Error(failedMessage, "err", failed, "attempt", tried+1) //nolint:sloglint // a constant for each kind
 		n.cfg.Metrics.Notified(m.Kind, "abandoned")
 	} else {
-		log.Warn("notification failed, retrying", "err", failed, "attempt", tried+1, "wait", failed.wait)
+		log.Warn(failedMessage, "err", failed, "attempt", tried+1, "wait", failed.wait) //nolint:sloglint // a constant for each kind
 		n.cfg.Metrics.Notified(m.Kind, "failed")
 	}
 	return failed

@@ -2,6 +2,7 @@ package watch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -76,30 +77,34 @@ func Drain(ctx context.Context, rdb redis.UniversalClient, queue string) {
 	}
 }
 
-// asynqLog sends asynq's log lines to slog. During a Redis outage they repeat, so only
-// some of them are kept.
+// asynqLog translates asynq's log lines. During a Redis outage they repeat, so only some of
+// them are kept.
 type asynqLog struct {
 	log       *slog.Logger
 	sometimes *rate.Sometimes
 }
 
-func (a asynqLog) line(level slog.Level, args []any) {
-	a.sometimes.Do(func() { a.log.Log(context.Background(), level, "asynq", "err", fmt.Sprint(args...)) })
-}
+func (a asynqLog) Debug(...any) {}
+func (a asynqLog) Info(...any)  {}
 
-func (a asynqLog) Debug(...any)     {}
-func (a asynqLog) Info(...any)      {}
-func (a asynqLog) Warn(args ...any) { a.line(slog.LevelInfo, args) }
+// Warn is called for what asynq repairs by itself.
+func (a asynqLog) Warn(args ...any) { a.log.Debug("queue server", "err", fmt.Sprint(args...)) }
 
-// Error leaves out the ends of rounds, which are no failures.
+// Error is called when Redis does not answer, or a handler has panicked. It leaves out the ends
+// of rounds, which are no failures.
 func (a asynqLog) Error(args ...any) {
-	if !strings.Contains(fmt.Sprint(args...), errRoundOver.Error()) {
-		a.line(slog.LevelError, args)
+	switch text := fmt.Sprint(args...); {
+	case strings.Contains(text, errRoundOver.Error()):
+	case strings.HasPrefix(text, "recovering from panic"):
+		a.log.Error("handler panicked", "err", text)
+	default:
+		text = text[max(strings.Index(text, "redis "), 0):] // after the loop of asynq and its code
+		a.sometimes.Do(func() { loop.WarnRedis(a.log, errors.New(text)) })
 	}
 }
 
 // Fatal is called by asynq only when its state is unrecoverable.
 func (a asynqLog) Fatal(args ...any) {
-	a.line(slog.LevelError, args)
+	a.log.Error("queue server failed", "err", fmt.Sprint(args...))
 	os.Exit(1) //nolint:forbidigo // asynq requires it
 }

@@ -1,6 +1,7 @@
 package watch_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -33,6 +34,8 @@ type fixture struct {
 	// handled receives the ID of each message.
 	handled chan string
 	sent    *counter
+	log     *slog.Logger // of the servers, into logged, which is complete once they are shut down
+	logged  bytes.Buffer
 }
 
 // bubble runs a test with servers for these queues each, after their first round.
@@ -42,6 +45,7 @@ func bubble(t *testing.T, servers [][]string, test func(*fixture)) {
 	synctest.Test(t, func(t *testing.T) {
 		q := queue.Open()
 		f := &fixture{t: t, redis: q.Client(), handled: make(chan string, 100), sent: &counter{}}
+		f.log = slog.New(slog.NewTextHandler(&f.logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		f.watcher = watch.New(f.redis, interval)
 		f.client = asynq.NewClientFromRedisClient(f.redis)
 		f.redis.AddHook(f.sent)
@@ -65,7 +69,7 @@ func (f *fixture) start(queues []string) {
 	for _, q := range queues {
 		cfg.Queues[q] = 1
 	}
-	server := f.watcher.NewServer(slog.New(slog.DiscardHandler), cfg)
+	server := f.watcher.NewServer(f.log, cfg)
 	require.NoError(f.t, server.Start(asynq.HandlerFunc(func(ctx context.Context, message *asynq.Task) error {
 		id, _ := asynq.GetTaskID(ctx)
 		f.handled <- id
@@ -252,7 +256,8 @@ func TestSharedQueue(t *testing.T) {
 	})
 }
 
-// After an outage of Redis, and with a lost subscription, messages are found by asking.
+// After an outage of Redis, and with a lost subscription, messages are found by asking. The log
+// has lines of one kind, and none of asynq's own.
 func TestOutage(t *testing.T) {
 	bubble(t, lanes(), func(f *fixture) {
 		f.sent.setDown(true)
@@ -260,5 +265,13 @@ func TestOutage(t *testing.T) {
 		f.sent.setDown(false)
 		f.enqueue("a:default", "after", false)
 		f.requireHandled("after", 2*time.Second)
+		for _, s := range f.servers {
+			s.Shutdown()
+		}
+		f.servers = nil
+		assert.NotEmpty(f.t, f.logged.String())
+		for line := range strings.Lines(f.logged.String()) {
+			assert.Regexp(f.t, `level=WARN msg="redis unavailable" err="redis (eval|command) error: .*"\n$`, line)
+		}
 	})
 }
