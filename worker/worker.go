@@ -57,6 +57,10 @@ type Config struct {
 	// ExclusiveQueue is set when no other worker uses this Redis. It may start empty; the
 	// journal is then the only record of spending.
 	ExclusiveQueue bool
+	// Failover is set when a replica may take the place of Redis, as with Sentinels. A lane
+	// then works while a replica acknowledges its lease, which an old primary that was cut off
+	// no longer has: without that, two workers might buy the same job.
+	Failover bool
 	// CallbackSecrets sign callbacks. Each must be accepted by [webhook.ValidSecret]. With
 	// several secrets, as during a rotation, a callback carries one signature per secret.
 	// Without a secret, callbacks are not sent and are logged as failed.
@@ -140,7 +144,7 @@ func New(cfg Config) (*Worker, error) {
 		cfg.DialCallback = storage.PublicDialer(cfg.CallbackAllow)
 	}
 	w := &Worker{cfg: cfg, log: cfg.Logger, accounts: &account.Set{Log: cfg.Logger, WaitForKey: cfg.WaitForKey}, watcher: watch.New(cfg.Redis, cfg.QueueInterval)}
-	w.leases = lease.NewLeases(cfg.Redis, cfg.DataDir.WorkerID)
+	w.leases = lease.NewLeases(cfg.Redis, cfg.DataDir.WorkerID, cfg.Failover)
 	w.stopping, w.stop = context.WithCancelCause(context.Background())
 	store := jobs.NewStore(cfg.Redis)
 	w.recorder = &recorder.Recorder{

@@ -199,6 +199,9 @@ func (d *doctor) checkRedisDurability(ctx context.Context, rdb *redis.Client) {
 	for _, f := range found {
 		d.report(f)
 	}
+	if at, err := d.cfg.Redis(); err == nil && at.Sentinel != nil && durability.Replicas == 0 {
+		d.bad("start a replica of it, best two", "the primary of the Sentinels has no replica: workers hold no lane, as after another failover two might buy the same")
+	}
 	d.ok("Redis %s, AOF %t, fsync %q, %s, maxmemory-policy %q", durability.Version, durability.AOF, durability.Fsync, count(durability.Replicas, "replica"), durability.EvictionPolicy)
 	started := time.Now()
 	if err := redishealth.WaitDurable(ctx, rdb, durability); err != nil {

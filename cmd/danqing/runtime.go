@@ -51,10 +51,11 @@ type runtime struct {
 	metrics  *metrics.Metrics
 	queue    *queue.Queue
 	// remote is the configured Redis, nil if the queue is embedded. address is its name in
-	// messages.
-	remote  *redis.Client
-	address string
-	closers []io.Closer
+	// messages. failover is set if Sentinels name it.
+	remote   *redis.Client
+	address  string
+	failover bool
+	closers  []io.Closer
 }
 
 // Folders of a data directory beside those of package journal.
@@ -128,7 +129,7 @@ func (rt *runtime) open(simulate bool) error {
 	}
 	rt.worker, err = worker.New(worker.Config{
 		Redis: rt.redis, Bucket: rt.bucket, Spool: spool, DataDir: dir, Logger: rt.log, Accounts: rt.accounts,
-		SubmitLimit: rt.cfg.SubmitLimit, ExclusiveQueue: rt.exclusiveQueue(simulate),
+		SubmitLimit: rt.cfg.SubmitLimit, ExclusiveQueue: rt.exclusiveQueue(simulate), Failover: rt.failover,
 		CallbackSecrets: secrets, CallbackAllow: allow, ServeURL: cmp.Or(rt.cfg.Serve.URL, rt.serveURL), LocalBucket: rt.localBucket != nil, Metrics: rt.metrics, WaitForKey: rt.waitForKey,
 	})
 	return err
@@ -260,6 +261,7 @@ func (rt *runtime) openQueue(simulate bool) (redis.UniversalClient, error) {
 			return nil, err
 		}
 		rt.remote, rt.address = at.Client(basePoolSize+poolSizePerLane*laneCount(rt.cfg)), at.Address
+		rt.failover = at.Sentinel != nil
 		rt.closers = append(rt.closers, rt.remote)
 		return rt.remote, nil
 	}

@@ -35,6 +35,8 @@ const (
 	leaseMargin = 2 * time.Second
 	// standbyRetryMax is the longest wait of a standby after an error.
 	standbyRetryMax = 5 * time.Second
+	// replicaTimeout is how long a replica may take to acknowledge leases.
+	replicaTimeout = time.Second
 )
 
 // acquireScript acquires free leases, and renews the holder's own, also after a restart. It
@@ -58,6 +60,9 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) 
 return 0
 `)
 
+// errNoReplica means that no replica has the leases that were just acquired.
+var errNoReplica = errors.New("no replica of Redis acknowledges the lease, so that after a failover another worker may buy the same: start a replica")
+
 // ErrLost is the cause of a context that ends because the lease is lost.
 var ErrLost = errors.New("lease lost")
 
@@ -65,14 +70,19 @@ var ErrLost = errors.New("lease lost")
 type Leases struct {
 	redis    redis.UniversalClient
 	workerID string
+	// failover is set if a replica may take Redis's place. A lease then counts once a replica
+	// has it: a primary that was cut off has none, and its holder stops before the lease ends
+	// in the new primary.
+	failover bool
 
 	mu   sync.Mutex
 	held map[*Lease]bool
 }
 
-// NewLeases returns the leases of a worker, which holds none.
-func NewLeases(rdb redis.UniversalClient, workerID string) *Leases {
-	return &Leases{redis: rdb, workerID: workerID, held: map[*Lease]bool{}}
+// NewLeases returns the leases of a worker, which holds none. failover is set if a replica may
+// take Redis's place, as with Sentinels; nothing is held then while Redis has no replica.
+func NewLeases(rdb redis.UniversalClient, workerID string, failover bool) *Leases {
+	return &Leases{redis: rdb, workerID: workerID, failover: failover, held: map[*Lease]bool{}}
 }
 
 // Start renews the leases until ctx ends or stop is called, which must be after the last one was
@@ -131,7 +141,7 @@ func (s *Leases) acquire(ctx context.Context, leases ...*Lease) ([]bool, error) 
 		keys[i] = l.key
 	}
 	sent := time.Now()
-	held, err := acquireScript.Run(ctx, s.redis, keys, s.workerID, TTL.Milliseconds()).BoolSlice()
+	held, err := s.runAcquire(ctx, keys)
 	if err != nil {
 		return nil, fmt.Errorf("acquire lease %s: %w", keys[0], err)
 	}
@@ -141,6 +151,25 @@ func (s *Leases) acquire(ctx context.Context, leases ...*Lease) ([]bool, error) 
 		}
 	}
 	return held, nil
+}
+
+// runAcquire runs acquireScript and, if Redis may fail over, waits until a replica has the leases.
+func (s *Leases) runAcquire(ctx context.Context, keys []string) (held []bool, err error) {
+	if !s.failover {
+		return acquireScript.Run(ctx, s.redis, keys, s.workerID, TTL.Milliseconds()).BoolSlice()
+	}
+	// WAIT counts what its own connection has written. Watch keeps one.
+	err = s.redis.Watch(ctx, func(tx *redis.Tx) (err error) {
+		if held, err = acquireScript.Run(ctx, tx, keys, s.workerID, TTL.Milliseconds()).BoolSlice(); err != nil {
+			return err
+		}
+		replicas, err := tx.Wait(ctx, 1, replicaTimeout).Result()
+		if err == nil && replicas < 1 {
+			err = errNoReplica
+		}
+		return err
+	})
+	return held, err
 }
 
 // Lease gives one worker exclusive use of a lane. Only its holder submits. A Lease is held

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,7 +40,7 @@ func TestLeaseWithASlowRedis(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		server := queue.Open()
-		leases := lease.NewLeases(server.Client(), "worker-1")
+		leases := lease.NewLeases(server.Client(), "worker-1", false)
 		stop := leases.Start(t.Context())
 		l := leases.New("lease")
 		held, release, err := l.Hold(t.Context(), slog.New(slog.DiscardHandler))
@@ -57,6 +58,67 @@ func TestLeaseWithASlowRedis(t *testing.T) {
 	})
 }
 
+// replicas answers WAIT with a number of replicas, and counts the questions.
+type replicas struct{ number, asked atomic.Int64 }
+
+func (*replicas) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (r *replicas) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if wait, ok := cmd.(*redis.IntCmd); ok && cmd.Name() == "wait" {
+			r.asked.Add(1)
+			wait.SetVal(r.number.Load())
+			return nil
+		}
+		return next(ctx, cmd)
+	}
+}
+
+func (*replicas) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// Where Redis may fail over, a lease counts while a replica has it: the holder at a primary that
+// was cut off stops two seconds before the lease ends in the new one.
+func TestLeaseNeedsAReplica(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		server := queue.Open()
+		hook := &replicas{}
+		server.Client().(*redis.Client).AddHook(hook)
+		log := slog.New(slog.DiscardHandler)
+		leases := lease.NewLeases(server.Client(), "worker-1", true)
+		stop := leases.Start(t.Context())
+		l := leases.New("lease")
+		waiting, cancel := context.WithTimeout(t.Context(), time.Minute)
+		_, _, err := l.Hold(waiting, log)
+		require.ErrorIs(t, err, context.DeadlineExceeded, "Redis has no replica")
+		cancel()
+
+		hook.number.Store(1)
+		held, release, err := l.Hold(t.Context(), log)
+		require.NoError(t, err)
+		<-time.After(time.Hour)
+		assert.True(t, l.Valid())
+		require.NoError(t, context.Cause(held))
+		hook.number.Store(0)
+		cut := time.Now()
+		<-held.Done()
+		require.ErrorIs(t, context.Cause(held), lease.ErrLost)
+		assert.False(t, l.Valid())
+		assert.LessOrEqual(t, time.Since(cut), lease.TTL)
+		release()
+		stop()
+
+		hook.asked.Store(0)
+		_, release, err = lease.NewLeases(server.Client(), "worker-1", false).New("lease").Hold(t.Context(), log)
+		require.NoError(t, err)
+		release()
+		assert.Zero(t, hook.asked.Load(), "one server alone")
+		require.NoError(t, server.Close())
+	})
+}
+
 // All leases of a worker are renewed by one command. When the worker is cut off, they are over by
 // its own clock two seconds before another can have them, which is within 10 s. A released one is
 // free at once, whatever is on its way.
@@ -67,7 +129,7 @@ func TestTakeover(t *testing.T) {
 		server, err := queue.OpenDir(queue.Config{Dir: dir})
 		require.NoError(t, err)
 		log := slog.New(slog.DiscardHandler)
-		holder, standby := lease.NewLeases(server.Client(), "worker-1"), lease.NewLeases(server.Client(), "worker-2")
+		holder, standby := lease.NewLeases(server.Client(), "worker-1", false), lease.NewLeases(server.Client(), "worker-2", false)
 		cutOff, stop := context.WithCancel(t.Context())
 		stopHolder, stopStandby := holder.Start(cutOff), standby.Start(t.Context())
 		var held []*lease.Lease
@@ -117,12 +179,12 @@ func TestLeaseIsOverAfterASuspension(t *testing.T) {
 		server, err := queue.OpenDir(queue.Config{Dir: t.TempDir()})
 		require.NoError(t, err)
 		log := slog.New(slog.DiscardHandler)
-		suspended := lease.NewLeases(server.Client(), "worker-1")
+		suspended := lease.NewLeases(server.Client(), "worker-1", false)
 		l := suspended.New("lease")
 		held, release, err := l.Hold(t.Context(), log)
 		require.NoError(t, err)
 		<-time.After(lease.TTL) // it renews nothing
-		_, releaseOther, err := lease.NewLeases(server.Client(), "worker-2").New("lease").Hold(t.Context(), log)
+		_, releaseOther, err := lease.NewLeases(server.Client(), "worker-2", false).New("lease").Hold(t.Context(), log)
 		require.NoError(t, err)
 		releaseOther()
 		stop := suspended.Start(t.Context())
