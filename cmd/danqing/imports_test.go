@@ -47,6 +47,7 @@ func importMap() map[string][]string {
 		"worker/internal/watch":              {"jobs/rediskey", "worker/internal/loop"},
 		"worker/internal/pollschedule":       {},
 		"worker/metrics":                     {"jobs", "jobs/ledger", "worker/dashscope"},
+		"worker/metrics/metricstest":         {},
 		"worker/journal":                     {"jobs", "jobs/compactjson", "jobs/ledger", "storage/atomicfile"},
 		"worker/dashscope":                   {},
 		"worker/dashscope/simulator":         {"jobs", "jobs/compactjson", "storage/embedded/inprocess", "worker/dashscope", "worker/dashscope/simulator/painter"}, // the honored parameters, the wire structs, the images
@@ -73,7 +74,7 @@ func importMap() map[string][]string {
 
 // testOnlyPackages may be imported by every test.
 func testOnlyPackages() []string {
-	return []string{"jobs/embedded", "jobs/redistest", "storage/embedded", "storage/storagetest", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"}
+	return []string{"jobs/embedded", "jobs/redistest", "storage/embedded", "storage/storagetest", "worker/dashscope/simulator", "worker/dashscope/simulator/painter", "worker/metrics/metricstest"}
 }
 
 // extraTestImports are packages that only the tests of a package may import.

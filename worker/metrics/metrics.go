@@ -67,6 +67,11 @@ func New(version string) *Metrics {
 	m.redisErrors = counter("danqing_redis_errors_total", "Redis commands that failed: without an answer (kind connection), or with an error (kind reply).", "kind")
 	m.bucketErrors = counter("danqing_bucket_errors_total", "Requests to the bucket that failed: without an answer (status none), or by HTTP status.", "method", "status")
 	m.bucketRequests = histogram("danqing_bucket_request_seconds", "Requests to the bucket.", []float64{0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}, "method")
+	for _, kind := range []jobs.NotificationKind{jobs.NotificationCallback, jobs.NotificationFollowUp} {
+		for _, result := range []string{"delivered", "failed", "abandoned", "dropped"} {
+			m.notifications.WithLabelValues(string(kind), result) // see TermBegun
+		}
+	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "danqing_build_info", Help: "The program's version; the value is 1.", ConstLabels: prometheus.Labels{"version": version}})
 	info.Set(1)
 	m.registry.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -123,11 +128,19 @@ func (m *Metrics) Used(account, model string, busy time.Duration, idle map[jobs.
 	}
 }
 
-// TermBegun counts that this process took over a lane.
+// TermBegun counts that this process took over a lane. The lane's counters begin at 0 with it:
+// Prometheus sees no increase in a series that begins with its first event.
 func (m *Metrics) TermBegun(account, model string) {
 	m.terms.WithLabelValues(account, model).Inc()
-	m.busy.WithLabelValues(account, model) // it begins at 0
+	m.leasesLost.WithLabelValues(account, model)
+	m.busy.WithLabelValues(account, model)
 	m.idle.WithLabelValues(account, model, "none")
+	for _, outcome := range []string{"created", "throttled", "ambiguous"} {
+		m.creates.WithLabelValues(account, model, outcome)
+	}
+	for _, outcome := range []string{"open", "adopted", "not_created", "held"} {
+		m.ambiguous.WithLabelValues(account, model, outcome)
+	}
 }
 
 // LeaseLost counts a lost lease.

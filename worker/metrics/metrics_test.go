@@ -25,6 +25,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs/redistest"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/metrics"
+	"github.com/danqing-queue/danqing/worker/metrics/metricstest"
 )
 
 var update = flag.Bool("update", false, "rewrite the table of metrics")
@@ -93,6 +94,7 @@ func TestExposition(t *testing.T) {
 		assert.Contains(t, text, line+"\n")
 	}
 	assert.NotContains(t, text, "secret")
+	metricstest.Promtool(t, text, "check", "metrics")
 
 	gone := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", MaxRetries: -1})
 	t.Cleanup(func() { assert.NoError(t, gone.Close()) })
