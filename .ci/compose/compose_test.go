@@ -5,6 +5,7 @@ package compose
 
 import (
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -83,6 +84,43 @@ func TestWithoutAKey(t *testing.T) {
 	assert.Equal(t, "no", p.Services["configuration"].Restart)
 	for _, name := range []string{"serve", "simulate"} {
 		assert.NotContains(t, p.Services[name].DependsOn, "configuration")
+	}
+}
+
+// The profile monitoring scrapes the services that have metrics, with their token, and every file
+// that it mounts is there. Metrics are not published.
+func TestMonitoring(t *testing.T) {
+	t.Parallel()
+	p, err := load(t, read(t), types.Mapping{"DANQING_METRICS_TOKEN": "a token of their own"}, "monitoring", "standby")
+	require.NoError(t, err)
+	require.Contains(t, p.ServiceNames(), "grafana")
+	config, err := os.ReadFile("../../cmd/danqing/monitoring/prometheus.yml")
+	require.NoError(t, err)
+	for _, name := range []string{"worker", "serve", "standby", "prometheus"} {
+		service := p.Services[name]
+		assert.Equal(t, "a token of their own", *service.Environment["DANQING_METRICS_TOKEN"], name)
+		for _, port := range service.Ports {
+			assert.NotEqual(t, uint32(9464), port.Target, name)
+		}
+		if name != "prometheus" {
+			assert.Equal(t, "0.0.0.0:9464", *service.Environment["DANQING_METRICS_LISTEN"], name)
+			assert.Regexp(t, `[\["]`+name+`[:\]]`, string(config), name)
+		}
+	}
+	assert.Contains(t, p.Services["prometheus"].Command[0], ">/tmp/token\n")
+	assert.Contains(t, string(config), "credentials_file: /tmp/token}")
+	assert.Contains(t, string(config), "rule_files: [/etc/prometheus/danqing/alerts.yml]")
+	for _, name := range []string{"prometheus", "grafana"} {
+		for _, volume := range p.Services[name].Volumes {
+			if volume.Type == types.VolumeTypeBind {
+				file := volume.Source
+				if volume.Target == "/etc/prometheus/danqing" {
+					file = filepath.Join(file, "alerts.yml")
+				}
+				assert.FileExists(t, file)
+				assert.True(t, volume.ReadOnly, volume.Source)
+			}
+		}
 	}
 }
 
