@@ -152,9 +152,11 @@ func TestServicesAreHardened(t *testing.T) {
 			}
 		})
 	}
-	for _, from := range regexp.MustCompile(`(?m)^FROM (\S+)`).FindAllStringSubmatch(p.Services["image"].Build.DockerfileInline, -1) {
+	dockerfile := p.Services["image"].Build.DockerfileInline
+	for _, from := range regexp.MustCompile(`(?m)^FROM (\S+)`).FindAllStringSubmatch(dockerfile, -1) {
 		assert.Regexp(t, pinned, from[1])
 	}
+	assert.Contains(t, dockerfile, `-X main.builtFrom=$(git rev-parse --verify HEAD)`, "danqing --version names the commit")
 }
 
 // The loader finds a wrong key, a wrong value and each kind of broken reference:

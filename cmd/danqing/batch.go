@@ -42,7 +42,7 @@ func (p *program) batchCommand() *cobra.Command {
 	var f fileFlags
 	cmd := &cobra.Command{
 		Use:   "batch FILE...",
-		Short: "Create the images of prompt files; resume where an earlier run stopped",
+		Short: "Create the images of prompt files; resume where a run stopped",
 		Long: `Batch creates the images that tables (.xlsx, .csv, .tsv), texts with a prompt a line, or
 files of JSON lines describe, with a worker of its own, and writes a results file beside
 each. Running it again creates nothing twice: a line is identified by its own "id" (编号),

@@ -128,12 +128,12 @@ func TestComposeMountsAccounts(t *testing.T) {
 	assert.Regexp(t, "^/run/secrets/", path[1])
 }
 
-// The build context of the image contains only the source.
+// The build context of the image contains only the source, and which commit it is.
 func TestDockerBuildContext(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(filepath.Join(root, ".dockerignore"))
 	require.NoError(t, err)
-	want := []string{"*", "!go.mod", "!go.sum"}
+	want := []string{"*", "!go.mod", "!go.sum", "!.git/HEAD", "!.git/packed-refs", "!.git/refs/heads"}
 	for pkg := range importMap() {
 		folder, _, _ := strings.Cut(pkg, "/")
 		if !slices.Contains(want, "!"+folder) {

@@ -35,7 +35,7 @@ func (p *program) doctorCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "doctor [SECTION...]",
-		Short: "Check configuration, Redis, bucket and DashScope, and say what to do",
+		Short: "Check configuration, Redis, bucket and DashScope",
 		Long: `Doctor checks everything that a worker depends on: the configuration, the data
 directory, Redis, the bucket, and DashScope with each account's key. It spends
 nothing; in the bucket it writes one object under PREFIX/_doctor/ and deletes it.

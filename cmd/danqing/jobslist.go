@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/danqing-queue/danqing/cmd/danqing/terminal"
 	"github.com/danqing-queue/danqing/jobs"
@@ -81,6 +83,9 @@ func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFil
 		return err
 	}
 	if len(records) > 0 {
+		if err := q.addRequests(ctx, records); err != nil {
+			return err
+		}
 		if err := p.printJobsTable(records, cursor != ""); err != nil {
 			return err
 		}
@@ -89,6 +94,27 @@ func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFil
 		return err
 	}
 	return p.printLanesTable(lanes)
+}
+
+// addRequests gives waiting jobs their requests, which their messages have.
+func (q *jobQueue) addRequests(ctx context.Context, records []*jobs.Job) error {
+	var group errgroup.Group
+	group.SetLimit(maxLookups)
+	for _, rec := range records {
+		if rec.Request != nil {
+			continue
+		}
+		group.Go(func() error {
+			req, err := q.jobs.RequestOf(ctx, rec)
+			if err == nil {
+				rec.Request = &req
+			} else if errors.Is(err, jobs.ErrRequestLost) {
+				err = nil
+			}
+			return err
+		})
+	}
+	return group.Wait()
 }
 
 // printJobs prints jobs as JSON lines. more is set if there are others.
@@ -104,10 +130,17 @@ func (p *program) printJobs(records []*jobs.Job, more bool) error {
 	return nil
 }
 
+// promptCells is how much of a prompt a list shows.
+const promptCells = 30
+
 func (p *program) printJobsTable(records []*jobs.Job, more bool) error {
-	t := terminal.Table{Heads: []string{"JOB", "STATE", "MODEL", "ACCOUNT", "CHANGED", "COST", "NOTE"}}
+	t := terminal.Table{Heads: []string{"JOB", "STATE", "MODEL", "ACCOUNT", "CHANGED", "PROMPT", "COST", "NOTE"}, Right: []int{6}}
+	now := time.Now()
 	for _, rec := range records {
-		cost, note := "-", ""
+		cost, note, prompt := "-", "", "-"
+		if rec.Request != nil {
+			prompt = terminal.Shorten(rec.Request.Prompt, promptCells)
+		}
 		if rec.CostMicroYuan > 0 {
 			cost = yuan(rec.CostMicroYuan)
 		}
@@ -122,7 +155,7 @@ func (p *program) printJobsTable(records []*jobs.Job, more bool) error {
 		if !rec.BuyAgainAt.IsZero() {
 			note = "to be bought again; " + note
 		}
-		t.Rows = append(t.Rows, []string{rec.ID, stateOf(rec), rec.Model, orDash(rec.Account), formatTime(rec.UpdatedAt), cost, note})
+		t.Rows = append(t.Rows, []string{rec.ID, stateOf(rec), rec.Model, orDash(rec.Account), ageText(rec.UpdatedAt, now), prompt, cost, note})
 	}
 	err := t.Write(p.stdout)
 	if err == nil && more {
@@ -154,7 +187,7 @@ func (p *program) printLanesTable(lanes []lane) error {
 		_, err := fmt.Fprintln(p.stdout, "no lanes: no worker has used this queue yet")
 		return err
 	}
-	t := terminal.Table{Heads: []string{"LANE", "STATE", "TASKS", "BUSY", "SINCE", "NOTE"}}
+	t := terminal.Table{Heads: []string{"LANE", "STATE", "TASKS", "BUSY", "SINCE", "NOTE"}, Right: []int{3}}
 	for _, l := range lanes {
 		state, note := string(l.State), l.pauseReason()
 		switch {
@@ -172,7 +205,7 @@ func (p *program) printLanesTable(lanes []lane) error {
 		if l.Simulated {
 			state += " (simulated)"
 		}
-		t.Rows = append(t.Rows, []string{l.Account + " " + l.Model, state, fmt.Sprintf("%d of %d", l.Busy(), l.Concurrency), fmt.Sprintf("%.0f %%", 100*l.BusyShare(time.Now().Add(-busyHours*time.Hour))), formatTime(l.At), note})
+		t.Rows = append(t.Rows, []string{l.Account + " " + l.Model, state, fmt.Sprintf("%d of %d", l.Busy(), l.Concurrency), fmt.Sprintf("%.0f %%", 100*l.BusyShare(time.Now().Add(-busyHours*time.Hour))), ageText(l.At, time.Now()), note})
 	}
 	return t.Write(p.stdout)
 }

@@ -78,10 +78,11 @@ func usageErrorf(hint, format string, args ...any) error {
 	return &usageError{err: fmt.Errorf(format, args...), hint: hint}
 }
 
-func (p *program) run(ctx context.Context) int {
+// command returns the command line.
+func (p *program) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "danqing",
-		Short: "Durable job queue for image generation with DashScope (通义万相, Qwen-Image)",
+		Short: "Durable job queue for image generation with DashScope",
 		Long: `Danqing (丹青) is a durable job queue for image generation with Alibaba DashScope
 (通义万相, Qwen-Image). No image is paid for twice, and none that was paid for is lost.`,
 		SilenceErrors: true,
@@ -92,16 +93,19 @@ func (p *program) run(ctx context.Context) int {
 	root.SetOut(p.stdout)
 	root.SetErr(p.stderr)
 	root.PersistentFlags().StringVar(&p.configFile, "config", "", "YAML file with several accounts (default: the account of DASHSCOPE_API_KEY)")
-	root.CompletionOptions.HiddenDefaultCmd = true
 	p.fitHelp(root)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageErrorf("see: "+cmd.CommandPath()+" --help", "%w", err)
 	})
-	root.AddCommand(
-		p.batchCommand(), p.redoCommand(), p.generateCommand(), p.enqueueCommand(), p.workerCommand(), p.serveCommand(), p.upCommand(), p.jobsCommand(),
-		p.spendCommand(), p.doctorCommand(), p.drillCommand(), p.benchCommand(), p.simulatorCommand(), p.purgeCommand(), p.verifyCommand(), p.pruneCommand(), p.healthCommand(), p.versionCommand(),
-	)
-	ran := false
+	root.Version = versionText()
+	root.SetVersionTemplate("{{.Version}}\n")
+	p.addCommands(root)
+	p.addCompletions(root)
+	return root
+}
+
+func (p *program) run(ctx context.Context) int {
+	root, ran := p.command(), false
 	root.PersistentPreRun = func(*cobra.Command, []string) { ran = true }
 	cmd, err := root.ExecuteContextC(ctx)
 	if p.tempDir != "" {

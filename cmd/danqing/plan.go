@@ -182,7 +182,7 @@ func (pl *plan) writeModels(out io.Writer) error {
 	if len(pl.models) == 0 {
 		return nil
 	}
-	t := terminal.Table{Heads: []string{"MODEL", "JOBS", "IMAGES", "EACH", "AT MOST", "TIME"}}
+	t := terminal.Table{Heads: []string{"MODEL", "JOBS", "IMAGES", "EACH", "AT MOST", "TIME"}, Right: []int{1, 2, 3, 4}}
 	for _, m := range pl.models {
 		t.Rows = append(t.Rows, []string{m.model, strconv.Itoa(m.jobs), strconv.Itoa(m.images), yuan(m.each), yuan(m.atMost), m.pace.text(m.jobs)})
 	}

@@ -24,7 +24,7 @@ func (p *program) pruneCommand() *cobra.Command {
 	var f pruneFlags
 	cmd := &cobra.Command{
 		Use:   "prune --older-than AGE",
-		Short: "Delete old images; their jobs stay finished and are not bought again",
+		Short: "Delete old images; their jobs are not bought again",
 		Long: `Prune deletes the images of jobs that ended at least AGE ago, such as 90d or 36h. The
 records of the jobs stay in the bucket: the same batch does not buy them again. Deleted
 images cannot be brought back.

@@ -19,7 +19,7 @@ func (p *program) purgeCommand() *cobra.Command {
 	var f purgeFlags
 	cmd := &cobra.Command{
 		Use:   "purge",
-		Short: "Delete all simulated jobs and images, so that their places can become real",
+		Short: "Delete all simulated jobs and images, for real ones in their place",
 		Long: `Purge deletes the jobs and images of the simulator from the configured Redis database,
 bucket prefix and data directory. It deletes what Danqing has stored there, and nothing
 else. A place with real jobs is never touched.

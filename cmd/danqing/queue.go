@@ -56,6 +56,10 @@ func (p *program) openQueue(ctx context.Context, simulate bool) (*jobQueue, erro
 	if err != nil {
 		return nil, err
 	}
+	return p.openConfiguredQueue(ctx, cfg, simulate)
+}
+
+func (p *program) openConfiguredQueue(ctx context.Context, cfg *config.Config, simulate bool) (*jobQueue, error) {
 	q := &jobQueue{cfg: cfg, simulate: simulate}
 	at, err := q.locate(ctx)
 	if err != nil {
@@ -295,5 +299,19 @@ func (q *jobQueue) whyIdle(lanes []lane, model string) string {
 	return fmt.Sprintf("no worker for %s: its jobs wait; start one: DANQING_MODELS=%s danqing worker", model, model)
 }
 
-// formatTime formats a time in the local time zone.
-func formatTime(at time.Time) string { return at.Local().Format("2006-01-02 15:04:05") }
+// formatTime formats a time in the local time zone, with the zone.
+func formatTime(at time.Time) string { return at.Local().Format("2006-01-02 15:04:05 -07:00") }
+
+// ageText returns how long ago a time was, as in "3 min ago".
+func ageText(at, now time.Time) string {
+	switch d := max(now.Sub(at), 0); { // the clock of another machine may be ahead
+	case d < time.Minute:
+		return fmt.Sprintf("%d s ago", d/time.Second)
+	case d < time.Hour:
+		return fmt.Sprintf("%d min ago", d/time.Minute)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h ago", d/time.Hour)
+	default:
+		return fmt.Sprintf("%d days ago", d/(24*time.Hour))
+	}
+}

@@ -241,9 +241,9 @@ func columnValue(s ledger.Spend, name string) string {
 	return s.Labels[strings.TrimPrefix(name, labelPrefix)]
 }
 
-// amountCells returns the cells that follow the keys.
-func amountCells(sum ledger.Spend) []string {
-	return []string{ledger.FormatYuan(sum.SpentMicroYuan), ledger.FormatYuan(sum.ReservedMicroYuan), fmt.Sprint(sum.Images)}
+// amountCells returns the cells that follow the keys. format is that of millionths of a yuan.
+func amountCells(sum ledger.Spend, format func(int64) string) []string {
+	return []string{format(sum.SpentMicroYuan), format(sum.ReservedMicroYuan), fmt.Sprint(sum.Images)}
 }
 
 func (p *program) printSpend(r spendReport, spent []ledger.Spend) error {
@@ -254,7 +254,7 @@ func (p *program) printSpend(r spendReport, spent []ledger.Spend) error {
 		out := csv.NewWriter(p.stdout)
 		_ = out.Write(heads) // Flush reports the error
 		for _, row := range rows {
-			_ = out.Write(append(row.key, amountCells(row.sum)...))
+			_ = out.Write(append(row.key, amountCells(row.sum, ledger.FormatYuan)...))
 		}
 		out.Flush()
 		return out.Error()
@@ -266,15 +266,16 @@ func (p *program) printSpend(r spendReport, spent []ledger.Spend) error {
 		}
 		return nil
 	}
-	t := terminal.Table{Heads: strings.Split(strings.ToUpper(strings.Join(heads, "\t")), "\t")}
+	n := len(r.by)
+	t := terminal.Table{Heads: strings.Split(strings.ToUpper(strings.Join(heads, "\t")), "\t"), Right: []int{n, n + 1, n + 2}}
 	for _, row := range rows {
 		var cells []string
 		for _, cell := range row.key {
 			cells = append(cells, orDash(cell))
 		}
-		t.Rows = append(t.Rows, append(cells, amountCells(row.sum)...))
+		t.Rows = append(t.Rows, append(cells, amountCells(row.sum, yuan)...))
 	}
-	t.Rows = append(t.Rows, slices.Concat([]string{"total"}, make([]string, len(r.by)-1), amountCells(total)))
+	t.Rows = append(t.Rows, slices.Concat([]string{"total"}, make([]string, n-1), amountCells(total, yuan)))
 	return t.Write(p.stdout)
 }
 

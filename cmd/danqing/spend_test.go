@@ -49,7 +49,7 @@ func TestSpendRows(t *testing.T) {
 		rows, total := spendReport{by: tc.by}.rows(spent)
 		var got [][]string
 		for _, row := range rows {
-			got = append(got, append(row.key, amountCells(row.sum)...))
+			got = append(got, append(row.key, amountCells(row.sum, ledger.FormatYuan)...))
 		}
 		assert.Equal(t, tc.want, got, "%v", tc.by)
 		assert.Equal(t, ledger.Spend{SpentMicroYuan: 410_001, ReservedMicroYuan: 7, Images: 7}, total)

@@ -2,6 +2,7 @@ package terminal
 
 import (
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -9,6 +10,8 @@ import (
 type Table struct {
 	Heads []string
 	Rows  [][]string
+	// Right are the columns whose cells stand at the right, as numbers do, counted from 0.
+	Right []int
 }
 
 const (
@@ -38,6 +41,9 @@ func (t *Table) text(width int) string {
 		rows = append(rows, clean)
 	}
 	lines := layout(columnWidths(rows), width)
+	for i := range lines {
+		lines[i].right = t.Right
+	}
 	var b strings.Builder
 	for _, row := range rows {
 		for _, line := range lines {
@@ -62,6 +68,7 @@ func columnWidths(rows [][]string) []int {
 type tableLine struct {
 	indent, first int
 	widths        []int // of the columns from first on
+	right         []int // see Table.Right
 }
 
 // layout distributes columns over lines of at most width cells, 0 for one line.
@@ -108,6 +115,9 @@ func (l tableLine) write(b *strings.Builder, row []string) {
 			cell := ""
 			if n < len(lines) {
 				cell = lines[n]
+			}
+			if slices.Contains(l.right, l.first+i) {
+				cell = strings.Repeat(" ", max(l.widths[i]-Cells(cell), 0)) + cell
 			}
 			line += Pad(cell, l.widths[i]) + strings.Repeat(" ", gap)
 		}

@@ -88,8 +88,10 @@ dog             queued
 	} {
 		assert.Equal(t, strings.TrimPrefix(c.want, "\n"), table.text(c.width), c.name)
 	}
+	right := Table{Heads: []string{"账户", "SPENT", "NOTE"}, Rows: [][]string{{"默认", "0.16 yuan", "a"}, {"b", "12.50 yuan", "b"}}, Right: []int{1}}
+	assert.Equal(t, "账户       SPENT  NOTE\n默认   0.16 yuan  a\nb     12.50 yuan  b\n", right.text(80))
 	for width := 1; width < 120; width++ {
-		for line := range strings.Lines(table.text(width)) {
+		for line := range strings.Lines(table.text(width) + right.text(width)) {
 			assert.LessOrEqual(t, Cells(strings.TrimRight(line, "\n")), max(width, 4), "%d: %s", width, line)
 		}
 	}
