@@ -25,7 +25,11 @@ func (s *stack) monitored() *recording {
 	s.stop()
 	r := &recording{targets: []*target{{instance: "worker:9464"}, {instance: "serve:9464"}}}
 	s.shared = true
+	configure := s.configure
 	s.configure = func(cfg *worker.Config) {
+		if configure != nil {
+			configure(cfg)
+		}
 		r.ofWorker = metrics.New("test")
 		cfg.Metrics = r.ofWorker
 	}

@@ -205,3 +205,12 @@ func descriptions(t *testing.T) map[string]string {
 	require.Len(t, byName, 11)
 	return byName
 }
+
+// value is that of a series of the stack's worker at the last scrape, "" if there is none.
+func (r *recording) value(name, labels string) string {
+	values := r.series[name+`{instance="worker:9464",job="danqing",`+labels+"}"]
+	if len(values) == 0 {
+		return ""
+	}
+	return values[len(values)-1]
+}

@@ -22,6 +22,7 @@ import (
 	"log/slog"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/embedded"
 	"github.com/danqing-queue/danqing/jobs/redistest"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/metrics"
@@ -169,4 +170,48 @@ func TestCodes(t *testing.T) {
 		assert.Contains(t, text, `danqing_job_failures_total{code="`+code+`",model="wanx-v1"} 1`)
 	}
 	assert.Contains(t, text, `danqing_moderation_refusals_total{model="wanx-v1",stage="input"} 1`)
+}
+
+// Redis commands that fail are counted by whether there was an answer; what was canceled, a missing
+// key and a script that must be loaded are no errors.
+func TestRedisErrors(t *testing.T) {
+	t.Parallel()
+	m, queue := metrics.New("test"), embedded.Open()
+	rdb := queue.Client()
+	rdb.AddHook(m.RedisHook())
+	ctx, cancel := context.WithCancel(t.Context())
+	require.ErrorIs(t, rdb.Get(ctx, "none").Err(), redis.Nil)
+	require.NoError(t, rdb.Set(ctx, "text", "a", 0).Err())
+	require.Error(t, rdb.EvalSha(ctx, strings.Repeat("0", 40), nil).Err())
+	assert.NotContains(t, scrape(m), "danqing_redis_errors_total{")
+	require.Error(t, rdb.LPush(ctx, "text", "b").Err())
+	assert.Contains(t, scrape(m), `danqing_redis_errors_total{kind="reply"} 1`)
+	_, err := rdb.Pipelined(ctx, func(p redis.Pipeliner) error { return p.LPush(ctx, "text", "b").Err() })
+	require.Error(t, err)
+	assert.Contains(t, scrape(m), `danqing_redis_errors_total{kind="reply"} 2`)
+	cancel()
+	require.ErrorIs(t, rdb.Get(ctx, "text").Err(), context.Canceled)
+	assert.NotContains(t, scrape(m), `kind="connection"`)
+	require.NoError(t, queue.Close())
+	require.Error(t, rdb.Get(t.Context(), "text").Err())
+	assert.Contains(t, scrape(m), `danqing_redis_errors_total{kind="connection"} 1`)
+}
+
+// Requests to the bucket that fail are counted by status; that an object does not exist, or does
+// already, is no error.
+func TestBucketErrors(t *testing.T) {
+	t.Parallel()
+	m := metrics.New("test")
+	for _, status := range []int{http.StatusOK, http.StatusNotFound, http.StatusPreconditionFailed} {
+		m.BucketRequest(http.MethodPut, status, time.Second)
+	}
+	assert.NotContains(t, scrape(m), "danqing_bucket_errors_total{")
+	for _, status := range []int{0, http.StatusForbidden, http.StatusServiceUnavailable, 999} {
+		m.BucketRequest(http.MethodPut, status, time.Second)
+	}
+	text := scrape(m)
+	for _, status := range []string{"none", "403", "503", "other"} {
+		assert.Contains(t, text, `danqing_bucket_errors_total{method="PUT",status="`+status+`"} 1`)
+	}
+	assert.Contains(t, text, `danqing_bucket_request_seconds_count{method="PUT"} 7`)
 }
