@@ -27,7 +27,7 @@ func (p *program) addCompletions(cmd *cobra.Command) {
 			_ = cmd.RegisterFlagCompletionFunc(flag.Name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // a parent may have it
 		}
 	})
-	for _, field := range strings.Fields(cmd.Use) {
+	for field := range strings.FieldsSeq(cmd.Use) {
 		if strings.HasPrefix(strings.TrimPrefix(field, "{"), "JOB") {
 			cmd.ValidArgsFunction = p.completeJobs
 		}
