@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker"
 )
 
 // DefaultDataDir is the folder for the journal, the spool, and the embedded queue and
@@ -52,6 +53,9 @@ type Config struct {
 	Serve     Serve
 	Metrics   Metrics
 	Callbacks Callbacks
+
+	// Alerts are the receivers of DANQING_ALERT_URL.
+	Alerts []*worker.AlertReceiver
 
 	// SubmitLimit is DANQING_SUBMIT_LIMIT: how long after a create was sent the service
 	// may still create its task; 0 is 330 s: the service's own 300 s and a margin.

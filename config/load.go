@@ -60,6 +60,7 @@ func LoadWithFile(path string, getenv func(string) string, environ []string) (*C
 	l.serve()
 	l.metrics()
 	l.callbacks()
+	l.alerts()
 	if l.cfg.DataDir, _ = l.lookup("DANQING_DATA_DIR"); l.cfg.DataDir == "" {
 		l.cfg.DataDir = DefaultDataDir
 	}

@@ -76,6 +76,10 @@ func Variables() []VariableGroup {
 			{Name: "DANQING_CALLBACK_SECRET", Meaning: "the signing secret, `whsec_…`; several separated by commas while you rotate them"},
 			{Name: "DANQING_CALLBACK_ALLOW", Meaning: "addresses and networks that may be called back although they are not public, as in `10.0.0.0/8`"},
 		}},
+		{"Alerts (`worker`, `serve` and `up`)", []Variable{
+			{Name: "DANQING_ALERT_URL", Meaning: "where [alerts](alerts.md) are sent: robots of 飞书, 钉钉 and 企业微信, Slack, programs of yours; several separated by commas. The URLs are secrets", Default: "none"},
+			{Name: "DANQING_ALERT_LANGUAGE", Meaning: "the language of alerts, `en` or `zh`", Default: "`zh` for 飞书, 钉钉 and 企业微信, else `en`"},
+		}},
 		{"Read by Go's standard library", []Variable{
 			{Name: "SSL_CERT_FILE", Meaning: "a PEM file of certificate authorities, for a bucket or proxy with a private one (Linux)", Default: "the system's"},
 			{Name: "HTTPS_PROXY", Meaning: "the proxy for DashScope, its images and the bucket; `HTTP_PROXY` and `NO_PROXY` apply too"},

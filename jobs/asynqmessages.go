@@ -200,7 +200,7 @@ return used
 // the queue is hidden once Redis has lost its data, or somebody has deleted the empty queue: call
 // it at the start, after an outage and now and then. It fails with Redis's own error.
 func (s *Store) RegisterQueues(ctx context.Context, models []string) error {
-	queues := []string{QueueStore, QueueNotify}
+	queues := []string{QueueStore, QueueNotify, QueueAlert}
 	for _, model := range models {
 		for queue := range LaneQueues(model) {
 			queues = append(queues, queue)

@@ -18,9 +18,9 @@ const (
 	archivePage = 100
 )
 
-// queues are those of the worker's models, the store and the notifications.
+// queues are those of the worker's models, the store, the notifications and the alerts.
 func (j *janitor) queues() []string {
-	queues := []string{jobs.QueueStore, jobs.QueueNotify}
+	queues := []string{jobs.QueueStore, jobs.QueueNotify, jobs.QueueAlert}
 	for _, model := range j.models {
 		for queue := range jobs.LaneQueues(model) {
 			queues = append(queues, queue)

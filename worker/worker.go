@@ -67,6 +67,10 @@ type Config struct {
 	CallbackSecrets []string
 	// CallbackAllow lists non-public addresses that callbacks may be sent to.
 	CallbackAllow []netip.Prefix
+	// Alerts are where alerts are sent; none sends none.
+	Alerts []*AlertReceiver
+	// DialAlert dials their connections. nil is the network, by a proxy if one is configured.
+	DialAlert func(ctx context.Context, network, address string) (net.Conn, error)
 	// DialCallback dials callback connections. nil is [storage.PublicDialer] with
 	// CallbackAllow.
 	DialCallback func(ctx context.Context, network, address string) (net.Conn, error)
@@ -165,6 +169,7 @@ func New(cfg Config) (*Worker, error) {
 	var err error
 	if w.notify, err = notify.New(notify.Config{
 		Redis: cfg.Redis, Store: store, Bucket: cfg.Bucket, ServeURL: cfg.ServeURL, LocalBucket: cfg.LocalBucket, Secrets: cfg.CallbackSecrets, Dial: cfg.DialCallback,
+		Receivers: cfg.Alerts, DialAlert: cfg.DialAlert,
 		Watcher: w.watcher, Metrics: cfg.Metrics, Log: cfg.Logger,
 	}); err != nil {
 		return nil, err
@@ -299,6 +304,7 @@ func (w *Worker) Run(ctx context.Context) error {
 	defer loop.Every(stopping, lease.DatasetInterval, w.watchDataset())()
 	defer loop.Every(stopping, deadlineInterval, w.expireOverdue)()
 	defer loop.Every(stopping, announceInterval, w.announce)()
+	defer startAlertRounds(stopping, w.cfg.Redis, w.cfg.Alerts, w.log)()
 	if err := w.runLanes(stopping, ctx); err != nil {
 		return err
 	}

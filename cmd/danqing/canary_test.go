@@ -95,6 +95,7 @@ func TestNoSecretLeaks(t *testing.T) {
 	close(p.stored)
 	p.actOnJobs()
 	p.run(exitDone, nil, "jobs", "notify", "shop.ok", "shop.bad", "--json")
+	p.run(exitFailed, nil, "alert", "test")
 	p.waitOutput(up, `(callback failed).*the response is not valid HTTP`)
 	p.addUI(t, "in the end", base)
 	p.stop(up)

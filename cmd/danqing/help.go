@@ -21,7 +21,7 @@ func (p *program) addCommands(root *cobra.Command) {
 	}{
 		{"make", "Make images:", []*cobra.Command{p.generateCommand(), p.batchCommand(), p.redoCommand(), p.modelsCommand()}},
 		{"run", "Run a queue:", []*cobra.Command{p.upCommand(), p.workerCommand(), p.serveCommand()}},
-		{"manage", "Use and manage a queue:", []*cobra.Command{p.enqueueCommand(), p.jobsCommand(), p.spendCommand(), p.doctorCommand(), p.healthCommand()}},
+		{"manage", "Use and manage a queue:", []*cobra.Command{p.enqueueCommand(), p.jobsCommand(), p.spendCommand(), p.doctorCommand(), p.healthCommand(), p.alertCommand()}},
 		{"keep", "Look after stored images:", []*cobra.Command{p.verifyCommand(), p.pruneCommand(), p.purgeCommand()}},
 		{"try", "Try and test:", []*cobra.Command{p.simulatorCommand(), p.drillCommand(), p.benchCommand()}},
 		{"about", "About the program:", []*cobra.Command{p.versionCommand()}},

@@ -283,6 +283,7 @@ func newCanaryStack(t *testing.T) *canaryStack {
 		"API key": newSecret(false), "second API key": newSecret(false), "Redis password": newSecret(false), "S3 secret": newSecret(false),
 		"S3 session token": newSecret(false), "signature of ref_img": newSecret(true), "wrong secret": newSecret(true),
 		"callback secret": base64.StdEncoding.EncodeToString([]byte(newSecret(true))), "token of callback": newSecret(true),
+		"token of robot": newSecret(true), "secret of robot": newSecret(true),
 	}
 	p.redis = redis.NewClient(&redis.Options{Network: "unix", Addr: p.socket})
 	var rule []any
@@ -320,6 +321,7 @@ func newCanaryStack(t *testing.T) *canaryStack {
 		"AWS_ENDPOINT_URL_S3=" + p.server.URL, "AWS_REGION=us-east-1", "AWS_ACCESS_KEY_ID=AKIATEST",
 		"AWS_SECRET_ACCESS_KEY=" + p.secrets["S3 secret"], "AWS_SESSION_TOKEN=" + p.secrets["S3 session token"],
 		"DANQING_CALLBACK_SECRET=whsec_" + p.secrets["callback secret"], "DANQING_CALLBACK_ALLOW=127.0.0.1",
+		"DANQING_ALERT_URL=dingtalk+" + p.server.URL + "/robot?access_token=" + p.secrets["token of robot"] + "#" + p.secrets["secret of robot"],
 	}
 	return p
 }
@@ -346,7 +348,7 @@ func (p *canaryStack) refuse(secret string) {
 }
 
 // ServeHTTP answers like DashScope and the bucket. For a refused key, a create that becomes
-// ambiguous, the first request of each link, a callback, and an unknown session token, it
+// ambiguous, the first request of each link, a callback, an alert, and an unknown session token, it
 // repeats the request in its error.
 func (p *canaryStack) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
@@ -370,7 +372,7 @@ func (p *canaryStack) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			p.sim.ServeHTTP(httptest.NewRecorder(), again)
 		}
 		p.writeGarbage(w, key+r.RequestURI)
-	case link, r.URL.Path == "/hook":
+	case link, r.URL.Path == "/hook", r.URL.Path == "/robot":
 		p.writeGarbage(w, key+r.RequestURI)
 	case strings.HasPrefix(r.URL.Path, "/foreign"):
 		w.WriteHeader(http.StatusBadRequest)

@@ -127,10 +127,15 @@ func (rt *runtime) open(simulate bool) error {
 	if simulate {
 		allow = append(allow, netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"))
 	}
+	var alerts []*worker.AlertReceiver
+	if rt.remote != nil || rt.durable { // a queue in memory would forget what was told
+		alerts = rt.cfg.Alerts
+	}
 	rt.worker, err = worker.New(worker.Config{
 		Redis: rt.redis, Bucket: rt.bucket, Spool: spool, DataDir: dir, Logger: rt.log, Accounts: rt.accounts,
 		SubmitLimit: rt.cfg.SubmitLimit, ExclusiveQueue: rt.exclusiveQueue(simulate), Failover: rt.failover,
 		CallbackSecrets: secrets, CallbackAllow: allow, ServeURL: cmp.Or(rt.cfg.Serve.URL, rt.serveURL), LocalBucket: rt.localBucket != nil, Metrics: rt.metrics, WaitForKey: rt.waitForKey,
+		Alerts: alerts,
 	})
 	return err
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/gateway"
 	"github.com/danqing-queue/danqing/storage"
+	"github.com/danqing-queue/danqing/worker"
 )
 
 const (
@@ -132,6 +133,11 @@ func (p *program) serve(ctx context.Context, f serveFlags) error {
 		return errors.Join(err, server.listener.Close())
 	}
 	defer monitor.Close() //nolint:errcheck // the process ends
+	stopAlerts, err := worker.StartAlerts(ctx, worker.AlertConfig{Redis: rdb, Receivers: cfg.Alerts, Metrics: observed, Log: log})
+	if err != nil {
+		return errors.Join(err, server.listener.Close())
+	}
+	defer stopAlerts()
 	stopped := make(chan struct{})
 	served := server.serve(func() { close(stopped) })
 	server.announce(p)

@@ -8,6 +8,7 @@ package metrics
 import (
 	"log/slog"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -63,7 +64,7 @@ func New(version string) *Metrics {
 	m.idle = counter("danqing_lane_idle_seconds_total", "Time for which slots of a lane of this process had no task while jobs waited, summed over its slots. Reason none: nothing excuses it.", "account", "model", "reason")
 	m.terms = counter("danqing_lane_terms_total", "Times that this process took over a lane.", "account", "model")
 	m.leasesLost = counter("danqing_lane_leases_lost_total", "Times that this process lost the lease of a lane.", "account", "model")
-	m.notifications = counter("danqing_notifications_total", "Attempts of callbacks and follow-ups, by result: delivered, failed (tried again), abandoned, dropped.", "kind", "result")
+	m.notifications = counter("danqing_notifications_total", "Attempts of callbacks, follow-ups and alerts, by result: delivered, failed (tried again), abandoned, dropped.", "kind", "result")
 	m.redisErrors = counter("danqing_redis_errors_total", "Redis commands that failed: without an answer (kind connection), or with an error (kind reply).", "kind")
 	m.bucketErrors = counter("danqing_bucket_errors_total", "Requests to the bucket that failed: without an answer (status none), or by HTTP status.", "method", "status")
 	m.bucketRequests = histogram("danqing_bucket_request_seconds", "Requests to the bucket.", []float64{0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}, "method")
@@ -151,7 +152,7 @@ func (m *Metrics) LeaseLost(account, model string) {
 // Notified counts an attempt of a notification.
 func (m *Metrics) Notified(kind jobs.NotificationKind, result string) {
 	label := string(kind)
-	if kind != jobs.NotificationCallback && kind != jobs.NotificationFollowUp { // of another version
+	if !slices.Contains([]string{string(jobs.NotificationCallback), string(jobs.NotificationFollowUp), "alert"}, label) { // of another version
 		label = other
 	}
 	m.notifications.WithLabelValues(label, result).Inc()

@@ -1,4 +1,5 @@
-// Package notify notifies producers that their jobs have ended, by callbacks and follow-ups.
+// Package notify notifies producers that their jobs have ended, by callbacks and follow-ups, and
+// sends alerts to people.
 package notify
 
 import (
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"strings"
 	"time"
@@ -42,6 +44,11 @@ type Config struct {
 	LocalBucket bool
 	// Secrets sign callbacks. Without one, callbacks fail.
 	Secrets []string
+	// Receivers are where alerts are sent. DialAlert dials their connections; nil is the network.
+	Receivers []*Receiver
+	DialAlert func(ctx context.Context, network, address string) (net.Conn, error)
+	// AlertsOnly leaves callbacks and follow-ups to other processes. Store and Bucket may be nil.
+	AlertsOnly bool
 	// Dial dials callback connections.
 	Dial    func(ctx context.Context, network, address string) (net.Conn, error)
 	Watcher *watch.Watcher
@@ -49,16 +56,17 @@ type Config struct {
 	Log     *slog.Logger
 }
 
-// Server notifies producers that their jobs have ended, many at once: each at least once,
-// with the same event ID on every attempt.
+// Server notifies producers that their jobs have ended, and sends alerts, many at once: each at least
+// once, with the same event ID on every attempt.
 type Server struct {
-	cfg       Config
-	log       *slog.Logger
-	server    *watch.Server
-	callbacks *callbacks
-	turns     turns
-	producers *asynq.Client // queues follow-ups
-	stopDue   func()
+	cfg         Config
+	log         *slog.Logger
+	server      *watch.Server
+	callbacks   *callbacks
+	alertClient *http.Client
+	turns       turns
+	producers   *asynq.Client // queues follow-ups
+	stopDue     func()
 }
 
 const (
@@ -117,20 +125,27 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, log: cfg.Log, callbacks: c, producers: asynq.NewClientFromRedisClient(cfg.Redis)}, nil
+	return &Server{cfg: cfg, log: cfg.Log, callbacks: c, alertClient: newAlertClient(cfg.DialAlert), producers: asynq.NewClientFromRedisClient(cfg.Redis), stopDue: func() {}}, nil
 }
 
 // Start starts the server. Until ctx ends it also enqueues the notifications that
 // crashed processes did not enqueue. The caller must call Shutdown.
 func (n *Server) Start(ctx context.Context) error {
+	queues := map[string]int{jobs.QueueAlert: 1}
+	if !n.cfg.AlertsOnly {
+		queues[jobs.QueueNotify] = 1
+	}
 	n.server = n.cfg.Watcher.NewServer(n.log, asynq.Config{
-		Concurrency: notifyConcurrency, Queues: map[string]int{jobs.QueueNotify: 1}, ShutdownTimeout: notifyShutdownTimeout,
+		Concurrency: notifyConcurrency, Queues: queues, ShutdownTimeout: notifyShutdownTimeout,
 		// Crashes, shutdowns and Redis outages do not count as attempts.
 		IsFailure:      func(err error) bool { return errors.As(err, new(*deliveryError)) },
 		RetryDelayFunc: notificationRetryDelay,
 	})
 	if err := n.server.Start(asynq.HandlerFunc(n.handle)); err != nil {
 		return fmt.Errorf("start notify: %w", err)
+	}
+	if n.cfg.AlertsOnly {
+		return nil
 	}
 	failing := false
 	n.stopDue = loop.Every(ctx, notificationInterval, func(ctx context.Context) {
@@ -182,6 +197,9 @@ func notificationRetryDelay(_ int, err error, _ *asynq.Task) time.Duration {
 
 // handle adapts the notify stage to asynq.
 func (n *Server) handle(ctx context.Context, message *asynq.Task) error {
+	if message.Type() == jobs.TypeAlert {
+		return n.handleAlert(ctx, message)
+	}
 	var m jobs.NotifyMessage
 	err := json.Unmarshal(message.Payload(), &m)
 	if err == nil {
@@ -204,15 +222,20 @@ func (n *Server) handle(ctx context.Context, message *asynq.Task) error {
 		n.cfg.Metrics.Notified(m.Kind, "dropped")
 		return nil
 	}
-	err = n.deliver(ctx, rec, m)
-	failedMessage := string(m.Kind) + " failed" // a callback or a follow_up; ERROR: it is given up
+	return n.attempted(ctx, log.With("state", string(rec.State)), m.Kind, n.deliver(ctx, rec, m), "danqing jobs notify "+m.JobID+" sends it again")
+}
+
+// attempted logs and counts an attempt of a notification that ended with err, and returns what asynq
+// is told. again is what to do after the last one.
+func (n *Server) attempted(ctx context.Context, log *slog.Logger, kind jobs.NotificationKind, err error, again string) error {
+	failedMessage := string(kind) + " failed" // a callback, a follow_up or an alert; ERROR: it is given up
 	var failed *deliveryError
 	switch {
 	case errors.As(err, new(*notYetError)):
 		return err
 	case err == nil:
-		log.Info(string(m.Kind)+" delivered", "state", string(rec.State)) //nolint:sloglint // a constant for each kind
-		n.cfg.Metrics.Notified(m.Kind, "delivered")
+		log.Info(string(kind) + " delivered") //nolint:sloglint // a constant for each kind
+		n.cfg.Metrics.Notified(kind, "delivered")
 		return nil
 	case ctx.Err() != nil: // requeued by asynq, or its lease expired
 		return context.Cause(ctx)
@@ -221,21 +244,20 @@ func (n *Server) handle(ctx context.Context, message *asynq.Task) error {
 		return err
 	}
 	tried, _ := asynq.GetRetryCount(ctx)
-	failed.schedule(m.JobID, tried)
+	failed.schedule(again, tried)
 	if failed.final {
 		log.Error(failedMessage, "err", failed, "attempt", tried+1) //nolint:sloglint // a constant for each kind
-		n.cfg.Metrics.Notified(m.Kind, "abandoned")
+		n.cfg.Metrics.Notified(kind, "abandoned")
 	} else {
 		log.Warn(failedMessage, "err", failed, "attempt", tried+1, "wait", failed.wait) //nolint:sloglint // a constant for each kind
-		n.cfg.Metrics.Notified(m.Kind, "failed")
+		n.cfg.Metrics.Notified(kind, "failed")
 	}
 	return failed
 }
 
 // schedule sets the delay before the next attempt, after tried earlier attempts, or
-// makes the error final.
-func (e *deliveryError) schedule(jobID string, tried int) {
-	again := "danqing jobs notify " + jobID + " sends it again"
+// makes the error final. again is what to do then.
+func (e *deliveryError) schedule(again string, tried int) {
 	waits := notificationDelays()
 	switch {
 	case e.final:
