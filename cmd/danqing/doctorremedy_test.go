@@ -69,6 +69,27 @@ func (p *doctorStack) listen(args ...string) (port string) {
 	return port
 }
 
+// replica starts a replica of the one on a port, and waits until it has all data.
+func (p *doctorStack) replica(port string) {
+	p.t.Helper()
+	redistest.Listen(p.t, "--appendonly", "yes", "--replicaof", "127.0.0.1 "+port)
+	primary := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + port})
+	defer primary.Close() //nolint:errcheck // the server ends too
+	require.Eventually(p.t, func() bool {
+		text, err := primary.Info(p.t.Context(), "replication").Result()
+		return err == nil && strings.Contains(text, "state=online")
+	}, 30*time.Second, 10*time.Millisecond)
+}
+
+// sentinel starts a primary, which Sentinels know as pictures, and one of them.
+func (p *doctorStack) sentinel() (primary, sentinel string) {
+	p.t.Helper()
+	primary = p.listen()
+	sentinel = redistest.Sentinel(p.t, "pictures", primary)
+	p.await(sentinel)
+	return primary, sentinel
+}
+
 // await waits until something accepts connections on a port.
 func (p *doctorStack) await(port string) {
 	p.t.Helper()
@@ -149,20 +170,26 @@ func redisFaults() map[string]planted {
 		}, "redis error: this Redis is a replica", "set REDIS_URL to its primary", func(p *doctorStack, _ string) { p.env["REDIS_URL"] = p.env["PRIMARY"] }},
 		"a cluster": {func(p *doctorStack) { p.listen("--cluster-enabled", "yes") }, "redis error: 127.0.0.1:", "use one primary with replicas", restore("REDIS_URL")},
 		"a Sentinel's port": {func(p *doctorStack) {
-			p.env["SENTINEL"] = redistest.Sentinel(p.t, "pictures", p.listen())
-			p.await(p.env["SENTINEL"])
+			primary, sentinel := p.sentinel()
+			p.replica(primary)
+			p.env["SENTINEL"] = sentinel
 			p.env["REDIS_URL"] = "redis://127.0.0.1:" + p.env["SENTINEL"]
 		}, "redis error: 127.0.0.1:", "redis-sentinel://HOST:PORT,HOST:PORT?master=pictures", func(p *doctorStack, remedy string) {
 			form := regexp.MustCompile(`redis-sentinel://[^ ,]+,[^ ,]+=pictures`).FindString(remedy)
 			p.env["REDIS_URL"] = strings.Replace(form, "HOST:PORT,HOST:PORT", "127.0.0.1:"+p.env["SENTINEL"], 1)
 		}},
 		"a name that no Sentinel has": {func(p *doctorStack) {
-			sentinel := redistest.Sentinel(p.t, "pictures", p.listen())
-			p.await(sentinel)
+			primary, sentinel := p.sentinel()
+			p.replica(primary)
 			p.env["REDIS_URL"] = "redis-sentinel://127.0.0.1:" + sentinel + "?master=other"
 		}, "redis error: no Sentinel knows the name", "correct master=", func(p *doctorStack, _ string) {
 			p.env["REDIS_URL"] = strings.Replace(p.env["REDIS_URL"], "other", "pictures", 1)
 		}},
+		"Sentinels without a replica": {func(p *doctorStack) {
+			primary, sentinel := p.sentinel()
+			p.env["PRIMARY"] = primary
+			p.env["REDIS_URL"] = "redis-sentinel://127.0.0.1:" + sentinel + "?master=pictures"
+		}, "redis error: the primary of the Sentinels has no replica", "start a replica", func(p *doctorStack, _ string) { p.replica(p.env["PRIMARY"]) }},
 		"no Sentinel": {func(p *doctorStack) {
 			p.env["REDIS_URL"] = "redis-sentinel://" + nowhere + "?master=pictures&sentinel_password=hush"
 		}, "redis error: no Sentinel answers", "start one", restore("REDIS_URL")},
