@@ -142,6 +142,15 @@ func (m *Metrics) TermBegun(account, model string) {
 	for _, outcome := range []string{"open", "adopted", "not_created", "held"} {
 		m.ambiguous.WithLabelValues(account, model, outcome)
 	}
+	for _, outcome := range []string{"succeeded", "failed", "canceled", "unknown"} {
+		m.tasks.WithLabelValues(account, model, outcome)
+	}
+	for _, of := range []*prometheus.CounterVec{m.paidImages, m.cost, m.storedImages, m.storedBytes} {
+		of.WithLabelValues(account, model)
+	}
+	for _, state := range []jobs.State{jobs.StateSucceeded, jobs.StateFailed, jobs.StateCanceled, jobs.StateHeld} {
+		m.ended.WithLabelValues(model, string(state))
+	}
 }
 
 // LeaseLost counts a lost lease.
