@@ -196,7 +196,7 @@ func TestAlertsFire(t *testing.T) {
 				r.ofWorker.Notified(jobs.NotificationCallback, "abandoned")
 				r.watch(t, 10*time.Minute)
 			},
-			want: firing{"DanqingNotificationAbandoned": {{map[string]string{"severity": "warning", "kind": "callback"}, "a receiver has not taken a callback, which is not sent again"}}},
+			want: firing{"DanqingNotificationAbandoned": {{map[string]string{"severity": "warning", "kind": "callback"}, "given up, as the receiver does not take it: callback"}}},
 		},
 		"throttled": {
 			trouble: func(t *testing.T, s *stack, r *recording) {

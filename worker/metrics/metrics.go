@@ -68,9 +68,9 @@ func New(version string) *Metrics {
 	m.redisErrors = counter("danqing_redis_errors_total", "Redis commands that failed: without an answer (kind connection), or with an error (kind reply).", "kind")
 	m.bucketErrors = counter("danqing_bucket_errors_total", "Requests to the bucket that failed: without an answer (status none), or by HTTP status.", "method", "status")
 	m.bucketRequests = histogram("danqing_bucket_request_seconds", "Requests to the bucket.", []float64{0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60}, "method")
-	for _, kind := range []jobs.NotificationKind{jobs.NotificationCallback, jobs.NotificationFollowUp} {
+	for _, kind := range notificationKinds() {
 		for _, result := range []string{"delivered", "failed", "abandoned", "dropped"} {
-			m.notifications.WithLabelValues(string(kind), result) // see TermBegun
+			m.notifications.WithLabelValues(kind, result) // see TermBegun
 		}
 	}
 	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "danqing_build_info", Help: "The program's version; the value is 1.", ConstLabels: prometheus.Labels{"version": version}})
@@ -161,10 +161,14 @@ func (m *Metrics) LeaseLost(account, model string) {
 // Notified counts an attempt of a notification.
 func (m *Metrics) Notified(kind jobs.NotificationKind, result string) {
 	label := string(kind)
-	if !slices.Contains([]string{string(jobs.NotificationCallback), string(jobs.NotificationFollowUp), "alert"}, label) { // of another version
+	if !slices.Contains(notificationKinds(), label) { // of another version
 		label = other
 	}
 	m.notifications.WithLabelValues(label, result).Inc()
+}
+
+func notificationKinds() []string {
+	return []string{string(jobs.NotificationCallback), string(jobs.NotificationFollowUp), "alert"}
 }
 
 // BucketRequest counts a request to the bucket. status is 0 without an answer. That an object does
