@@ -199,11 +199,15 @@ func stopped(err error) bool {
 // [loop.ErrStopped] when the worker stops and with [lease.ErrLost] when the lease is lost.
 func (l *lane) runTerm(ctx context.Context) error {
 	l.cfg.Report(jobs.LaneStatus{})
-	ctx, release, err := l.lease.Hold(ctx, l.log)
+	ctx, release, err := l.lease.Hold(ctx, l.log, func(err error) {
+		l.publishStatus(ctx, jobs.LaneStatus{State: jobs.LanePaused, Reason: jobs.PauseRedis, Message: err.Error()})
+	})
 	if err != nil {
 		return err
 	}
 	defer release()
+	l.cfg.Report(jobs.LaneStatus{})
+	l.usage.setReason(idleStarting)
 	defer l.cfg.Account.HoldLane(l.cfg.AccountLanes)()
 	go l.keepFirstWarm(ctx)
 	if err := l.takeTerm(ctx); err != nil {

@@ -164,7 +164,7 @@ func (s *Leases) runAcquire(ctx context.Context, keys []string) (held []bool, er
 			return err
 		}
 		replicas, err := tx.Wait(ctx, 1, replicaTimeout).Result()
-		if err == nil && replicas < 1 {
+		if err == nil && replicas < 1 && slices.Contains(held, true) {
 			err = errNoReplica
 		}
 		return err
@@ -189,9 +189,11 @@ type Lease struct {
 func (s *Leases) New(key string) *Lease { return &Lease{leases: s, key: key} }
 
 // Hold waits for the lease, which is renewed until release is called. The returned context ends
-// with ctx, or with [ErrLost] when the lease is lost. Hold fails with the cause of ctx.
-func (l *Lease) Hold(ctx context.Context, log *slog.Logger) (held context.Context, release func(), err error) {
-	if err := l.await(ctx, log); err != nil {
+// with ctx, or with [ErrLost] when the lease is lost. Hold fails with the cause of ctx. It calls
+// noReplica whenever Redis has given the lease to this worker, which has to wait for a replica: for
+// others the lease is held.
+func (l *Lease) Hold(ctx context.Context, log *slog.Logger, noReplica func(error)) (held context.Context, release func(), err error) {
+	if err := l.await(ctx, log, noReplica); err != nil {
 		return nil, nil, err
 	}
 	held, l.end = context.WithCancelCause(ctx)
@@ -220,7 +222,7 @@ func (l *Lease) Hold(ctx context.Context, log *slog.Logger) (held context.Contex
 }
 
 // await waits for the lease.
-func (l *Lease) await(ctx context.Context, log *slog.Logger) error {
+func (l *Lease) await(ctx context.Context, log *slog.Logger, noReplica func(error)) error {
 	retry := loop.Backoff{First: Poll, Most: standbyRetryMax}
 	for waiting := false; ; waiting = true {
 		held, err := l.leases.acquire(ctx, l)
@@ -232,6 +234,9 @@ func (l *Lease) await(ctx context.Context, log *slog.Logger) error {
 		case err != nil && ctx.Err() == nil:
 			wait = retry.Next()
 			loop.WarnRedis(log, err, "wait", wait)
+			if errors.Is(err, errNoReplica) {
+				noReplica(err)
+			}
 		case !waiting && err == nil:
 			log.Info("standby: lease held elsewhere")
 		}

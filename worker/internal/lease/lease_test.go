@@ -34,6 +34,9 @@ func (slow) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPip
 	return next
 }
 
+// noReplica is for a test in which no holder waits for a replica.
+func noReplica(err error) { panic(err) }
+
 // A lease is renewed at an interval from request to request: a Redis that takes almost five
 // seconds for each answer does not lose it.
 func TestLeaseWithASlowRedis(t *testing.T) {
@@ -43,7 +46,7 @@ func TestLeaseWithASlowRedis(t *testing.T) {
 		leases := lease.NewLeases(server.Client(), "worker-1", false)
 		stop := leases.Start(t.Context())
 		l := leases.New("lease")
-		held, release, err := l.Hold(t.Context(), slog.New(slog.DiscardHandler))
+		held, release, err := l.Hold(t.Context(), slog.New(slog.DiscardHandler), noReplica)
 		require.NoError(t, err)
 		<-time.After(3 * time.Second) // Redis has the scripts
 		server.Client().(*redis.Client).AddHook(slow(5*time.Second - time.Millisecond))
@@ -90,13 +93,21 @@ func TestLeaseNeedsAReplica(t *testing.T) {
 		leases := lease.NewLeases(server.Client(), "worker-1", true)
 		stop := leases.Start(t.Context())
 		l := leases.New("lease")
+		told := 0
 		waiting, cancel := context.WithTimeout(t.Context(), time.Minute)
-		_, _, err := l.Hold(waiting, log)
+		require.NoError(t, server.Client().Set(t.Context(), "lease", "worker-2", 0).Err())
+		_, _, err := l.Hold(waiting, log, noReplica)
+		require.ErrorIs(t, err, context.DeadlineExceeded, "another worker has the lease")
+		cancel()
+		require.NoError(t, server.Client().Del(t.Context(), "lease").Err())
+		waiting, cancel = context.WithTimeout(t.Context(), time.Minute)
+		_, _, err = l.Hold(waiting, log, func(error) { told++ })
 		require.ErrorIs(t, err, context.DeadlineExceeded, "Redis has no replica")
+		assert.Greater(t, told, 10)
 		cancel()
 
 		hook.number.Store(1)
-		held, release, err := l.Hold(t.Context(), log)
+		held, release, err := l.Hold(t.Context(), log, noReplica)
 		require.NoError(t, err)
 		<-time.After(time.Hour)
 		assert.True(t, l.Valid())
@@ -111,7 +122,7 @@ func TestLeaseNeedsAReplica(t *testing.T) {
 		stop()
 
 		hook.asked.Store(0)
-		_, release, err = lease.NewLeases(server.Client(), "worker-1", false).New("lease").Hold(t.Context(), log)
+		_, release, err = lease.NewLeases(server.Client(), "worker-1", false).New("lease").Hold(t.Context(), log, noReplica)
 		require.NoError(t, err)
 		release()
 		assert.Zero(t, hook.asked.Load(), "one server alone")
@@ -136,14 +147,14 @@ func TestTakeover(t *testing.T) {
 		var releases []func()
 		for i := range 9 {
 			l := holder.New(fmt.Sprint("lease-", i))
-			_, release, err := l.Hold(t.Context(), log)
+			_, release, err := l.Hold(t.Context(), log, noReplica)
 			require.NoError(t, err)
 			held, releases = append(held, l), append(releases, release)
 		}
 		<-time.After(5*time.Minute + time.Second)
 		releases[0]()
 		begun := time.Now()
-		_, release, err := standby.New("lease-0").Hold(t.Context(), log)
+		_, release, err := standby.New("lease-0").Hold(t.Context(), log, noReplica)
 		require.NoError(t, err)
 		assert.Zero(t, time.Since(begun))
 		release()
@@ -157,7 +168,7 @@ func TestTakeover(t *testing.T) {
 			}
 			over <- time.Now()
 		}()
-		_, release, err = standby.New("lease-1").Hold(t.Context(), log)
+		_, release, err = standby.New("lease-1").Hold(t.Context(), log, noReplica)
 		require.NoError(t, err)
 		assert.LessOrEqual(t, time.Since(begun), 10*time.Second)
 		assert.GreaterOrEqual(t, time.Since(<-over), 1900*time.Millisecond)
@@ -181,10 +192,10 @@ func TestLeaseIsOverAfterASuspension(t *testing.T) {
 		log := slog.New(slog.DiscardHandler)
 		suspended := lease.NewLeases(server.Client(), "worker-1", false)
 		l := suspended.New("lease")
-		held, release, err := l.Hold(t.Context(), log)
+		held, release, err := l.Hold(t.Context(), log, noReplica)
 		require.NoError(t, err)
 		<-time.After(lease.TTL) // it renews nothing
-		_, releaseOther, err := lease.NewLeases(server.Client(), "worker-2", false).New("lease").Hold(t.Context(), log)
+		_, releaseOther, err := lease.NewLeases(server.Client(), "worker-2", false).New("lease").Hold(t.Context(), log, noReplica)
 		require.NoError(t, err)
 		releaseOther()
 		stop := suspended.Start(t.Context())
