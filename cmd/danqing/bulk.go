@@ -42,7 +42,11 @@ func (p *program) bulkOn(ctx context.Context, q *jobQueue, f *jobsFlags, b *bulk
 	if !run || err != nil {
 		return err
 	}
-	act := func(ctx context.Context, id string) (*jobs.Job, error) { return action.act(ctx, q, id, by) }
+	act := func(ctx context.Context, id string) (*jobs.Job, error) {
+		about := by
+		about.Seen = c.seen[id]
+		return action.act(ctx, q, id, about)
+	}
 	if len(ids) > 0 {
 		return p.eachOf(ids, f.json, func(id string) (*jobs.Job, error) { return act(ctx, id) })
 	}

@@ -76,3 +76,51 @@ func TestBulkIsInterruptedAndRunAgain(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, []string{"job-3"}, left.ids)
 }
+
+// Before a question is answered somebody else may decide: a decision about many jobs is not made about
+// a later hold, which may have images that were paid for. What was retried since can be canceled again.
+func TestBulkBesideOtherDecisions(t *testing.T) {
+	t.Parallel()
+	server := queue.Open()
+	defer server.Close() //nolint:errcheck // in memory
+	q := &jobQueue{cfg: &config.Config{Operator: "li"}, jobs: jobs.NewClient(server.Client()), operator: jobs.NewInspector(server.Client())}
+	store := jobs.NewStore(server.Client())
+	hold := func(code string) {
+		rec, err := store.Get(t.Context(), "cat")
+		require.NoError(t, err)
+		next := *rec
+		next.State, next.Code, next.Message = jobs.StateHeld, code, "decide"
+		require.NoError(t, store.Update(t.Context(), rec, &next))
+	}
+	_, err := q.jobs.Enqueue(t.Context(), jobs.Request{ID: "cat", Prompt: "a cat"})
+	require.NoError(t, err)
+	cancel := bulkAction{verb: "cancel", doneLately: decidedLately(jobs.ActionCancel)}
+	b := &bulkFlags{jobFilter: jobFilter{ListFilter: jobs.ListFilter{States: jobs.States()}, states: []string{"any"}}, yes: true}
+	_, err = q.jobs.Cancel(t.Context(), "cat", jobs.Decider{By: "li"})
+	require.NoError(t, err)
+	c, err := b.choose(t.Context(), q, cancel)
+	require.NoError(t, err)
+	assert.Empty(t, c.ids)
+	_, err = q.operator.Retry(t.Context(), "cat", jobs.Decider{By: "wang"})
+	require.NoError(t, err)
+	c, err = b.choose(t.Context(), q, cancel)
+	require.NoError(t, err)
+	assert.Equal(t, []string{"cat"}, c.ids)
+
+	hold(jobs.CodeSubmitAmbiguous)
+	action := resolveAction(jobs.Resolution{GiveUp: true})
+	resolve := action.act
+	action.act = func(ctx context.Context, q *jobQueue, id string, by jobs.Decider) (*jobs.Job, error) {
+		_, err := q.operator.Resolve(ctx, id, jobs.Resolution{BuyAgain: true}, jobs.Decider{By: "wang"})
+		require.NoError(t, err)
+		hold(jobs.CodeImageUnverified)
+		return resolve(ctx, q, id, by)
+	}
+	var stdout, stderr bytes.Buffer
+	p := &program{stdout: &stdout, stderr: &stderr}
+	require.ErrorContains(t, p.bulkOn(t.Context(), q, &jobsFlags{}, b, action, nil), "1 job could not be resolved")
+	assert.Contains(t, stdout.String(), "it has changed at")
+	job, err := q.jobs.Get(t.Context(), "cat")
+	require.NoError(t, err)
+	assert.Equal(t, jobs.StateHeld, job.State)
+}

@@ -372,7 +372,7 @@ func (p *program) chooseInFiles(ctx context.Context, v *dataDirView, f *jobsFlag
 	if err != nil {
 		return nil, err
 	}
-	c, now := &chosen{images: map[string]int{}, simulated: f.simulate}, time.Now()
+	c, now := &chosen{seen: map[string]time.Time{}, images: map[string]int{}, simulated: f.simulate}, time.Now()
 	for _, job := range held.jobs {
 		if len(ids) > 0 && !slices.Contains(ids, job.ID) {
 			continue

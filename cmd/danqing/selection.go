@@ -79,12 +79,15 @@ type bulkAction struct {
 	act func(ctx context.Context, q *jobQueue, id string, by jobs.Decider) (*jobs.Job, error)
 }
 
-// decidedLately is a doneLately of decisions.
+// decidedLately is a doneLately of decisions: the last one of the job counts. What was canceled and
+// then retried may be canceled again.
 func decidedLately(actions ...string) func(context.Context, *jobQueue, *jobs.Job, time.Time) (bool, error) {
 	return func(_ context.Context, _ *jobQueue, job *jobs.Job, since time.Time) (bool, error) {
-		return slices.ContainsFunc(job.Decisions, func(d jobs.Decision) bool {
-			return slices.Contains(actions, d.Action) && d.At.After(since)
-		}), nil
+		if len(job.Decisions) == 0 {
+			return false, nil
+		}
+		last := job.Decisions[len(job.Decisions)-1]
+		return slices.Contains(actions, last.Action) && last.At.After(since), nil
 	}
 }
 
@@ -145,6 +148,8 @@ func pastOf(verb string) string {
 // chosen are the jobs that a command acts on.
 type chosen struct {
 	ids []string
+	// seen is when each had last changed: somebody else may decide before the question is answered.
+	seen map[string]time.Time
 	// images are how many may be bought, by model, and atMost what they may cost, in millionths
 	// of a yuan.
 	images map[string]int
@@ -168,11 +173,13 @@ func (c *chosen) add(ctx context.Context, q *jobQueue, action bulkAction, job *j
 		return nil
 	}
 	c.ids = append(c.ids, job.ID)
-	c.addPrice(action, job, price)
+	c.see(action, job, price)
 	return nil
 }
 
-func (c *chosen) addPrice(action bulkAction, job *jobs.Job, price func(string, int) int64) {
+// see adds what acting on a job may cost, and which of its changes that is about.
+func (c *chosen) see(action bulkAction, job *jobs.Job, price func(string, int) int64) {
+	c.seen[job.ID] = job.UpdatedAt
 	if action.images == nil {
 		return
 	}
@@ -185,7 +192,7 @@ func (c *chosen) addPrice(action bulkAction, job *jobs.Job, price func(string, i
 // choose reads the jobs of the filter, a page at a time.
 func (f *bulkFlags) choose(ctx context.Context, q *jobQueue, action bulkAction) (*chosen, error) {
 	now := time.Now()
-	c := &chosen{images: map[string]int{}, simulated: q.simulated}
+	c := &chosen{seen: map[string]time.Time{}, images: map[string]int{}, simulated: q.simulated}
 	filter, seen := f.ListFilter, map[string]bool{}
 	filter.Limit = selectPage
 	price := (&paces{cfg: q.cfg}).price
@@ -213,7 +220,7 @@ func (f *bulkFlags) choose(ctx context.Context, q *jobQueue, action bulkAction) 
 // named are the jobs that were named. Those that cannot be read have no price; acting on them
 // says why.
 func (f *bulkFlags) named(ctx context.Context, q *jobQueue, action bulkAction, ids []string) (*chosen, error) {
-	c := &chosen{ids: ids, images: map[string]int{}, simulated: q.simulated}
+	c := &chosen{ids: ids, seen: map[string]time.Time{}, images: map[string]int{}, simulated: q.simulated}
 	for _, id := range ids {
 		job, err := q.get(ctx, id)
 		switch {
@@ -221,7 +228,7 @@ func (f *bulkFlags) named(ctx context.Context, q *jobQueue, action bulkAction, i
 		case err != nil:
 			return nil, err
 		case slices.Contains(action.states, job.State) && (action.can == nil || action.can(job)):
-			c.addPrice(action, job, (&paces{cfg: q.cfg}).price)
+			c.see(action, job, (&paces{cfg: q.cfg}).price)
 		}
 	}
 	return c, nil
