@@ -89,13 +89,14 @@ func gather(t *testing.T, registry *prometheus.Registry, labels string, now map[
 			continue
 		}
 		for _, metric := range family.GetMetric() {
-			all := labels
+			var all strings.Builder
+			all.WriteString(labels)
 			for _, label := range metric.GetLabel() {
 				if label.GetValue() != "" { // to Prometheus there is none
-					all += fmt.Sprintf(",%s=%q", label.GetName(), label.GetValue())
+					fmt.Fprintf(&all, ",%s=%q", label.GetName(), label.GetValue())
 				}
 			}
-			series := family.GetName() + "{" + all + "}"
+			series := family.GetName() + "{" + all.String() + "}"
 			switch {
 			case metric.GetCounter() != nil:
 				now[series] = metric.GetCounter().GetValue()
