@@ -13,6 +13,8 @@ func (p *program) alertCommand() *cobra.Command {
 		Use: "alert", Short: "Try where alerts are sent",
 		Long: `A worker, "serve" and "up" send alerts to the receivers in DANQING_ALERT_URL: of held jobs,
 paused lanes, spent budgets and the like.`,
+		Args: cobra.NoArgs,
+		RunE: missingCommand,
 	}
 	alert.AddCommand(&cobra.Command{
 		Use: "test", Short: "Send a test alert to each receiver, and say what came back",

@@ -30,6 +30,9 @@ func TestHelpFits(t *testing.T) {
 		for line := range strings.Lines(text + flags) {
 			assert.LessOrEqual(t, terminal.Cells(strings.TrimSpace(line)), helpWidth, "%s: %s", cmd.CommandPath(), line)
 		}
+		for line := range strings.Lines(cmd.Long) { // an indented line is part of a table, which wrapping breaks
+			assert.True(t, !strings.HasPrefix(line, " ") || terminal.Cells(strings.TrimRight(line, "\n")) <= helpWidth, "%s: %s", cmd.CommandPath(), line)
+		}
 		for _, sub := range cmd.Commands() {
 			assert.True(t, cmd != root || sub.GroupID != "", sub.Name())
 			visit(sub)

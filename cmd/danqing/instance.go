@@ -23,6 +23,8 @@ type instance struct {
 	PID      int    `json:"pid"`
 	HTTP     string `json:"http"`      // base URL without a path, as in http://127.0.0.1:8765
 	RedisURL string `json:"redis_url"` // with the password: the file is readable by its owner only
+	// Models are those that its worker has lanes for, or will have in a moment.
+	Models []string `json:"models"`
 }
 
 // errNoInstance means that no instance runs on the data directory. There may be a stale

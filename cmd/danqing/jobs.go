@@ -24,9 +24,7 @@ func (p *program) jobsCommand() *cobra.Command {
 		Example: `  danqing jobs list --state held
   danqing jobs show shop.cat`,
 		Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			return usageErrorf("see: danqing jobs --help", "jobs: the command is missing")
-		},
+		RunE: missingCommand,
 	}
 	cmd.PersistentFlags().BoolVar(&f.simulate, "simulate", false, "use the queue of a simulated instance on this machine")
 	cmd.PersistentFlags().BoolVar(&f.json, "json", false, "print JSON lines")

@@ -135,10 +135,10 @@ func (p *program) jobsResolveCommand(f *jobsFlags) *cobra.Command {
 show" says why a job is held; the Model Studio console lists the account's tasks. Give
 one decision:
 
-  --adopt TASK   the task is this job's: fetch its images. With the job's own task:
-                 fetch and store them again
-  --buy-again    create what is not in the bucket again. If there was a task after all,
-                 both are paid for
+  --adopt TASK   the task is this job's: fetch its images. With the job's own
+                 task: fetch and store them again
+  --buy-again    create what is not in the bucket again. If there was a task
+                 after all, both are paid for
   --give-up      end the job as failed, or with the images that it has
 
 What is under _held/ in the bucket stays there in any case.

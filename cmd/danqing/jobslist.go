@@ -90,7 +90,11 @@ func (p *program) jobsList(ctx context.Context, q *jobQueue, filter jobs.ListFil
 			return err
 		}
 	}
-	if _, err := fmt.Fprintf(p.stdout, "%s\n", countsLine(counts)); err != nil {
+	line := countsLine(counts)
+	if len(records) == 0 && line != noJobs {
+		p.stderrf("none of these jobs matches the flags:")
+	}
+	if _, err := fmt.Fprintln(p.stdout, line); err != nil {
 		return err
 	}
 	return p.printLanesTable(lanes)
@@ -220,6 +224,9 @@ func (p *program) printLanes(lanes []lane) error {
 	return nil
 }
 
+// noJobs is the line of a queue without jobs.
+const noJobs = "no jobs"
+
 // countsLine returns the number of jobs in each state that has any.
 func countsLine(counts map[jobs.State]int64) string {
 	var parts []string
@@ -229,7 +236,7 @@ func countsLine(counts map[jobs.State]int64) string {
 		}
 	}
 	if len(parts) == 0 {
-		return "no jobs"
+		return noJobs
 	}
 	return strings.Join(parts, ", ")
 }

@@ -31,6 +31,9 @@ func (f *pauseFlags) validate() error {
 		}
 		return nil
 	}
+	if f.account == "" {
+		return usageErrorf("as in: --account default, or --model wanx-v1", "neither --account nor --model is given")
+	}
 	if err := jobs.ValidAccount(f.account); err != nil {
 		return usageErrorf("name what is meant, as in: --account default, or --model wanx-v1", "%w", err)
 	}

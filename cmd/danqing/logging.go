@@ -12,23 +12,26 @@ import (
 
 // logFlags are those of the commands that run until they are stopped.
 type logFlags struct {
-	format string
-	level  slog.Level
+	format, level string
 }
 
 func (f *logFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.format, "log-format", "text", "`format` of the log: text (key=value) or json")
-	cmd.Flags().TextVar(&f.level, "log-level", slog.LevelInfo, "least important `level` that is logged: debug, info, warn or error")
+	cmd.Flags().StringVar(&f.level, "log-level", "info", "least important `level` that is logged: debug, info, warn or error")
 }
 
 // logger returns a logger of the flags, and what knows when a service is back.
 func (f *logFlags) logger(out io.Writer) (*slog.Logger, *outages, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(f.level)); err != nil {
+		return nil, nil, usageErrorf("one of: debug info warn error", "--log-level %q: no such level", f.level)
+	}
 	var handler slog.Handler
 	switch f.format {
 	case "text":
-		handler = slog.NewTextHandler(out, &slog.HandlerOptions{Level: f.level, ReplaceAttr: roundedText})
+		handler = slog.NewTextHandler(out, &slog.HandlerOptions{Level: level, ReplaceAttr: roundedText})
 	case "json":
-		handler = slog.NewJSONHandler(out, &slog.HandlerOptions{Level: f.level, ReplaceAttr: roundedSeconds})
+		handler = slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level, ReplaceAttr: roundedSeconds})
 	default:
 		return nil, nil, usageErrorf("one of: text json", "--log-format %q: no such format", f.format)
 	}

@@ -95,7 +95,7 @@ func (p *program) command() *cobra.Command {
 	root.PersistentFlags().StringVar(&p.configFile, "config", "", "YAML file with several accounts (default: the account of DASHSCOPE_API_KEY)")
 	p.fitHelp(root)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageErrorf("see: "+cmd.CommandPath()+" --help", "%w", err)
+		return usageErrorf(flagHint(cmd, err), "%w", err)
 	})
 	root.Version = versionText()
 	root.SetVersionTemplate("{{.Version}}\n")
@@ -114,7 +114,7 @@ func (p *program) run(ctx context.Context) int {
 	var wrong *usageError
 	if err != nil && !ran && !errors.As(err, &wrong) {
 		// An error of Cobra: an unknown command, or a wrong number of arguments.
-		err = usageErrorf("see: "+cmd.CommandPath()+" --help", "%w", err)
+		err = usageErrorf(argsHint(cmd), "%w", err)
 	}
 	return p.exit(err)
 }

@@ -36,6 +36,9 @@ type jobQueue struct {
 	// localBucket is the embedded bucket of a running instance on this machine, nil if
 	// the queue is not an instance's, or the instance has another bucket.
 	localBucket *localBucket
+	// starting are the models of a running instance on this machine, whose lanes open within
+	// seconds of its start.
+	starting []string
 }
 
 // onQueue calls work with the queue at REDIS_URL, or else with that of the instance that
@@ -101,7 +104,7 @@ func (q *jobQueue) locate(ctx context.Context) (*config.Redis, error) {
 	if err != nil {
 		return nil, err
 	}
-	q.localBucket = openLocalBucket(dir)
+	q.localBucket, q.starting = openLocalBucket(dir), at.Models
 	return at.redis(dir)
 }
 
@@ -293,6 +296,8 @@ func (q *jobQueue) whyIdle(lanes []lane, model string) string {
 	switch {
 	case len(paused) > 0:
 		return strings.Join(paused, "; ")
+	case slices.Contains(q.starting, model):
+		return ""
 	case !q.cfg.RedisURL.IsSet(): // an instance's queue, which has only one worker
 		return fmt.Sprintf("danqing up has no lane for %s: its jobs wait; add the model to its DANQING_MODELS", model)
 	}

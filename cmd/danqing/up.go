@@ -25,9 +25,9 @@ func (p *program) upCommand() *cobra.Command {
 		Use:   "up",
 		Short: "Run everything in one process: queue, bucket, worker, API, web UI",
 		Long: `Up runs everything in one process, on one machine: a durable queue, a bucket, a worker,
-the API of "danqing serve", and a web page for operators. A configured REDIS_URL or
-DANQING_S3_BUCKET replaces the embedded part. Other commands on the machine find it by
-the data directory.`,
+the API of "danqing serve", and a web page for operators. A configured
+DANQING_S3_BUCKET replaces the embedded bucket, and a REDIS_URL beside it the embedded
+queue. Other commands on the machine find it by the data directory.`,
 		Example: `  danqing up
   danqing up --simulate --listen 127.0.0.1:9000`,
 		Args: cobra.NoArgs,
@@ -111,6 +111,17 @@ func (rt *runtime) maxQueued() int {
 	return cmp.Or(rt.cfg.Serve.MaxQueued, defaultMaxQueued)
 }
 
+// models returns the models of all lanes.
+func (rt *runtime) models() []string {
+	var models []string
+	for _, a := range rt.cfg.Accounts {
+		for _, l := range a.Lanes {
+			models = append(models, l.Model)
+		}
+	}
+	return models
+}
+
 // announce prints the addresses, and writes the instance file for other commands.
 func (p *program) announce(rt *runtime, f upFlags, server *httpServer) error {
 	base, simulate := server.baseURL(), ""
@@ -118,7 +129,7 @@ func (p *program) announce(rt *runtime, f upFlags, server *httpServer) error {
 		simulate = " --simulate"
 	}
 	if rt.queue != nil { // other commands have the URL of a configured Redis
-		if err := writeInstance(rt.dataPath, instance{PID: os.Getpid(), HTTP: base, RedisURL: rt.queue.URL()}); err != nil {
+		if err := writeInstance(rt.dataPath, instance{PID: os.Getpid(), HTTP: base, RedisURL: rt.queue.URL(), Models: rt.models()}); err != nil {
 			return err
 		}
 	}
