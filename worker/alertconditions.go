@@ -122,7 +122,7 @@ func addLanes(c *conditions, lanes []jobs.LaneStatus) {
 		case !lane.Held, lane.State == jobs.LaneOpen && time.Since(lane.At) < openAfter:
 			c.hold[name] = condition{mayBeOver: true}
 		case lane.State == jobs.LanePaused && worth:
-			c.add(pausedAfter, jobs.AlertPaused, subject, "", lane.Message)
+			c.add(pausedAfter, jobs.AlertPaused, subject, "", strings.TrimPrefix(lane.Message, "lane paused: "))
 		case lane.State == jobs.LaneOpen:
 			c.over[name] = jobs.Alert{Event: jobs.AlertResumed, Subject: subject}
 		}

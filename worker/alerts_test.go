@@ -257,7 +257,7 @@ func TestAlertOfAPausedLane(t *testing.T) {
 	alertBubble(t, func(t *testing.T, s *alertStack) {
 		defer s.process()()
 		open := jobs.LaneStatus{State: jobs.LaneOpen}
-		paused := jobs.LaneStatus{State: jobs.LanePaused, Reason: jobs.PauseAccount, Message: "Arrearage: pay"}
+		paused := jobs.LaneStatus{State: jobs.LanePaused, Reason: jobs.PauseAccount, Message: "lane paused: Arrearage: pay"}
 		s.lane(open)
 		assert.Empty(t, s.after(5*time.Minute))
 		s.lane(paused)

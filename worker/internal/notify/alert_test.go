@@ -182,7 +182,7 @@ func TestParseReceiver(t *testing.T) {
 		"https://\x7fhush":              "must be an https or http URL",
 		"hush+https://x.com":            "none of feishu+",
 		"https://x.com/hush":            "end it with #whsec_",
-		"https://x.com/#whsec_hush":     "end it with #whsec_",
+		"https://x.com/#whsec_hush":     "what follows # is no secret",
 		"https://hooks.slack.com/#hush": "slack has no signatures",
 		"wecom+https://x.com/#hush":     "wecom has no signatures",
 	} {

@@ -95,7 +95,9 @@ func ParseReceiver(text, language string) (*Receiver, error) {
 		}
 	}
 	switch signed := link.Fragment != ""; {
-	case chosen.format == formatGeneric && webhook.ValidSecret(link.Fragment) != nil:
+	case chosen.format == formatGeneric && signed && webhook.ValidSecret(link.Fragment) != nil:
+		return nil, errors.New("what follows # is no secret that can sign its alerts: make one of 24 to 64 bytes, as in #whsec_$(openssl rand -base64 32)")
+	case chosen.format == formatGeneric && !signed:
 		return nil, errors.New("it is none of the chat services, and needs a secret to sign its alerts: end it with #whsec_… (whsec_$(openssl rand -base64 32)), or begin it with feishu+, lark+, dingtalk+, wecom+ or slack+")
 	case signed && (chosen.format == formatWeCom || chosen.format == formatSlack):
 		return nil, fmt.Errorf("%s has no signatures: remove # and what follows", chosen.format)
