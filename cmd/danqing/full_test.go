@@ -55,7 +55,7 @@ func TestRedisFullAtTheReplyOfACreate(t *testing.T) {
 			require.NoError(t, f.members[0].Process.Kill())
 			_ = f.members[0].Wait()
 			f.start(0)
-			f.logged(0, "write danqing:dataset: OOM", 2)
+			f.logged(0, "write danqing:dataset: OOM", 1)
 			room("0")
 			require.Equal(t, jobs.StateSucceeded, f.wait("job-1").State)
 			assert.Len(t, f.sim.Tasks(), 2)

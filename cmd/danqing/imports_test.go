@@ -27,7 +27,7 @@ const (
 // testOnlyPackages.
 func importMap() map[string][]string {
 	return map[string][]string{
-		"cmd/danqing":                        {"cmd/danqing/bench", "cmd/danqing/drill", "cmd/danqing/gallery", "cmd/danqing/input", "cmd/danqing/terminal", "config", "jobs", "jobs/compactjson", "jobs/embedded", "jobs/gateway", "jobs/jobid", "jobs/ledger", "jobs/redishealth", "jobs/rediskey", "storage", "storage/atomicfile", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal", "worker/metrics"},
+		"cmd/danqing":                        {"cmd/danqing/bench", "cmd/danqing/drill", "cmd/danqing/gallery", "cmd/danqing/input", "cmd/danqing/terminal", "config", "jobs", "jobs/compactjson", "jobs/editdistance", "jobs/embedded", "jobs/gateway", "jobs/jobid", "jobs/ledger", "jobs/redishealth", "jobs/rediskey", "storage", "storage/atomicfile", "storage/embedded", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/journal", "worker/metrics"},
 		"cmd/danqing/bench":                  {"jobs", "jobs/embedded", "storage", "storage/embedded", "storage/embedded/inprocess", "worker", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter", "worker/journal"},
 		"cmd/danqing/drill":                  {"jobs", "jobs/ledger", "storage", "storage/atomicfile", "storage/embedded", "worker/dashscope", "worker/dashscope/simulator", "worker/dashscope/simulator/painter"},
 		"cmd/danqing/input":                  {"jobs", "jobs/compactjson", "jobs/gateway"},
