@@ -193,15 +193,24 @@ func (l *lane) drain() {
 			return
 		}
 	}
-	ended := make(chan struct{})
-	go func() {
-		l.group.Wait()
-		close(ended)
-	}()
-	select {
-	case <-ended:
-	case <-l.hard.Done():
+	for e := l.someExecution(); e != nil; e = l.someExecution() {
+		select {
+		case <-e.done:
+		case <-l.hard.Done():
+			return
+		}
 	}
+}
+
+// someExecution returns an execution that is in progress, nil if there is none. A message that was
+// drawn just before the end may still start one, which the group must not be waiting for.
+func (l *lane) someExecution() *execution {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.executions {
+		return e
+	}
+	return nil
 }
 
 // withInFlightMark runs work under an in-flight mark in Redis. After a crash the mark names
