@@ -150,12 +150,12 @@ func TestSuccessWithoutImagesIsHeld(t *testing.T) {
 // What DashScope reports beyond the request is neither booked nor stored. The record says so,
 // and the images asked for are delivered.
 func TestAnswerBeyondTheRequest(t *testing.T) {
-	many := strings.Repeat(`{"url":"URL"},`, 4999) + `{"url":"URL"}`
+	many := strings.Repeat(`{"url":"URL"},`, 3999) + `{"url":"URL"}`
 	for name, body := range map[string]string{
 		"charge":   `"results":[{"url":"URL"}]},"usage":{"image_count":1099511627776}}`,
 		"overflow": `"results":[{"url":"URL"}]},"usage":{"image_count":9223372036854775807}}`,
 		"second":   `"results":[{"code":"InternalError"},{"url":"URL"}]},"usage":{"image_count":1}}`,
-		"results":  `"results":[` + many + `]},"usage":{"image_count":5000}}`,
+		"results":  `"results":[` + many + `]},"usage":{"image_count":4000}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			sim := &simulator.Simulator{}
