@@ -109,9 +109,7 @@ func startAlertRounds(ctx context.Context, rdb redis.UniversalClient, receivers 
 		r.receivers = append(r.receivers, receiver.ID)
 	}
 	return loop.Every(ctx, alertTick, func(ctx context.Context) {
-		if err := r.run(ctx); err != nil && ctx.Err() == nil {
-			loop.WarnRedis(log, err)
-		}
+		loop.WarnFailed(ctx, log, r.run(ctx), "alerts not looked for, retrying")
 	})
 }
 

@@ -350,13 +350,7 @@ func RecordOf(side *storage.Sidecar) (*jobs.Record, error) { return recorder.Rec
 
 // expireOverdue ends the jobs whose deadline has passed, whether or not a lane is open.
 func (w *Worker) expireOverdue(ctx context.Context) {
-	switch err := w.recorder.Store.ExpireOverdue(ctx); {
-	case err == nil || ctx.Err() != nil:
-	case loop.IsTransient(err):
-		loop.WarnRedis(w.log, err)
-	default:
-		w.log.Warn("overdue jobs not ended, retrying", "err", err)
-	}
+	loop.WarnFailed(ctx, w.log, w.recorder.Store.ExpireOverdue(ctx), "overdue jobs not ended, retrying")
 }
 
 // announce tells those who accept jobs what this worker works on.
@@ -367,13 +361,8 @@ func (w *Worker) announce(ctx context.Context) {
 			status.Models = append(status.Models, l.Model.Name)
 		}
 	}
-	switch err := w.recorder.Store.AnnounceWorker(ctx, w.cfg.DataDir.WorkerID, status); {
-	case err == nil || ctx.Err() != nil:
-	case loop.IsTransient(err):
-		loop.WarnRedis(w.log, err)
-	default:
-		w.log.Warn("worker not announced, retrying", "err", err)
-	}
+	err := w.recorder.Store.AnnounceWorker(ctx, w.cfg.DataDir.WorkerID, status)
+	loop.WarnFailed(ctx, w.log, err, "worker not announced, retrying")
 }
 
 // watchDataset returns what replays to Redis if it may have lost data. The first time it does

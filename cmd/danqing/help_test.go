@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"io"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -49,5 +52,22 @@ func TestAgeText(t *testing.T) {
 		time.Hour: "1 h ago", 47 * time.Hour: "47 h ago", 48 * time.Hour: "2 days ago",
 	} {
 		assert.Equal(t, want, ageText(now.Add(-ago), now), ago)
+	}
+}
+
+// The commands that alert rules name exist.
+func TestAlertRulesNameCommands(t *testing.T) {
+	t.Parallel()
+	rules, err := os.ReadFile("monitoring/alerts.yml")
+	require.NoError(t, err)
+	named := regexp.MustCompile(`"danqing ([a-z ]+)`).FindAllStringSubmatch(string(rules), -1)
+	require.NotEmpty(t, named)
+	p := &program{stdout: io.Discard, stderr: io.Discard}
+	for _, name := range named {
+		cmd, rest, err := p.command().Find(strings.Fields(name[1]))
+		if assert.NoError(t, err, name[1]) {
+			assert.Empty(t, rest, name[1])
+			assert.True(t, cmd.Runnable() && cmd.HasParent(), name[1])
+		}
 	}
 }

@@ -67,7 +67,7 @@ func (p *program) up(ctx context.Context, f upFlags) error {
 	if err != nil {
 		return errors.Join(err, rt.Close(), server.listener.Close())
 	}
-	stop := outages.watch(ctx, rt.outageChecks())
+	stop := outages.watch(ctx, outageChecks(rt.redis, rt.bucket))
 	err = p.serveAndWork(ctx, rt, f, server)
 	stop()
 	return errors.Join(err, rt.Close())

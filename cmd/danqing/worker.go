@@ -47,7 +47,7 @@ func (p *program) worker(ctx context.Context, f logFlags) error {
 	if err != nil {
 		return errors.Join(err, rt.Close())
 	}
-	defer outages.watch(ctx, rt.outageChecks())()
+	defer outages.watch(ctx, outageChecks(rt.redis, rt.bucket))()
 	err = rt.run(ctx, p.signals, func(text string) { log.Info("shutting down", "reply", text) }, rt.checkAndWork)
 	if errors.Is(err, errInterrupted) {
 		err = nil // a worker runs until it is stopped
@@ -71,10 +71,6 @@ func (rt *runtime) checkAndWork(ctx context.Context) error {
 }
 
 // outageChecks are how to ask the services that may go away.
-func (rt *runtime) outageChecks() map[string]func(context.Context) error {
-	return outageChecks(rt.redis, rt.bucket)
-}
-
 func outageChecks(rdb redis.UniversalClient, bucket *storage.Bucket) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
 		redisAway:  func(ctx context.Context) error { return rdb.Ping(ctx).Err() },

@@ -25,6 +25,18 @@ func WarnRedis(log *slog.Logger, err error, attributes ...any) {
 	log.With(attributes...).Warn(RedisUnavailable, "err", err)
 }
 
+// WarnFailed logs with a message that periodic work failed, unless ctx has ended; an error of
+// Redis that may be temporary has the line of [WarnRedis].
+func WarnFailed(ctx context.Context, log *slog.Logger, err error, message string) {
+	switch {
+	case err == nil || ctx.Err() != nil:
+	case IsTransient(err):
+		WarnRedis(log, err)
+	default:
+		log.Warn(message, "err", err) //nolint:sloglint // every caller has a constant message
+	}
+}
+
 // RetryRedis repeats do while it fails with an error that may be temporary, or because Redis
 // denies the user the command, until stopping ends; then it fails with its cause. Any other
 // error is returned at once. do gets ctx.
