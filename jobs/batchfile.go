@@ -194,16 +194,19 @@ func (b *batchReader) line(l SourceLine) error {
 	own := b.opts.Normalize(strings.TrimSpace(r.ID))
 	r.ID, r.RedoOf = "", b.opts.Normalize(r.RedoOf)
 	r.Model, r.Priority = cmp.Or(r.Model, b.opts.Model), cmp.Or(r.Priority, b.opts.Priority)
-	path, local := localPath(r.RefImg)
-	isURL := !local && strings.Contains(r.RefImg, "://")
-	if local && b.opts.Resolve != nil || isURL && r.Stage {
-		name, err := b.stagedName(path, r.RefImg, local)
-		if err != nil {
-			problems = append(problems, FieldError{Field: "ref_img", Value: showURL(r.RefImg), Err: err})
-			name = StagedPrefix + strings.Repeat("0", 64) // the other fields about it are still checked
+	r, missing := r.WithReferences(func(_, name string) (string, error) {
+		path, local := localPath(name)
+		isURL := !local && strings.Contains(name, "://")
+		if local && b.opts.Resolve != nil || isURL && r.Stage {
+			staged, err := b.stagedName(path, name, local)
+			if err != nil {
+				staged = StagedPrefix + strings.Repeat("0", 64) // the other fields about it are still checked
+			}
+			return staged, err
 		}
-		r.RefImg = name
-	}
+		return name, nil
+	})
+	problems = append(problems, missing...)
 	r.Stage = false
 	r, warnings, more := r.normalize()
 	problems = withoutRepeats(problems, more)

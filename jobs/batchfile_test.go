@@ -92,11 +92,11 @@ func TestReadBatchByModel(t *testing.T) {
 
 	err := readErr(t, `{"model":"qwen-image","prompt":"猫","n":2,"size":"1024*1024"}
 {"prompt":"猫","parameters":{"watermark":false}}
-{"model":"wan2.6-t2i","prompt":"猫"}
+{"model":"z-image-turbo","prompt":"猫"}
 `)
 	assert.EqualError(t, err, `line 1: size: "1024*1024"; allowed: 1664*928, 1472*1104, 1328*1328, 1104*1472, 928*1664 | n: 2; allowed: 1; qwen-image creates one image per request: use another job for another image
 line 2: watermark: false; allowed: none: wanx-v1 has no watermark; remove it
-line 3: model: "wan2.6-t2i"; allowed: `+modelsAllowed)
+line 3: model: "z-image-turbo"; allowed: models with asynchronous tasks; z-image-turbo answers with the image itself: if that reply is lost, so is the image, which is paid for, and nothing can find it; use wan2.6-t2i`)
 }
 
 // ids maps each line's raw JSON to the job IDs of these lines, in order.
@@ -166,7 +166,7 @@ line 4: column 15: not a JSON object: invalid character '}' looking for beginnin
 line 5: column 1: not a JSON object: invalid character 'p' looking for beginning of value
 line 6: promt: "猫"; did you mean "prompt"? (a column of your own needs another name) | prompt: missing; allowed: a description of the image
 line 7: column 13: not UTF-8; save the file as UTF-8 (it may be GBK or UTF-16)
-line 8: parameters.n: 0; allowed: 1 to 4; leave it out for the default | seed: -1; allowed: 0 to 2147483647`)
+line 8: parameters.n: 0; allowed: 1 to 12; leave it out for the default | seed: -1; allowed: 0 to 2147483647`)
 	var batch *BatchError
 	require.ErrorAs(t, err, &batch)
 	assert.Len(t, batch.Lines, 6)

@@ -24,6 +24,19 @@ const (
 	RegionBeijing = "cn-beijing"
 	// RegionSingapore is behind dashscope-intl.aliyuncs.com.
 	RegionSingapore = "ap-southeast-1"
+	// RegionVirginia is behind dashscope-us.aliyuncs.com.
+	RegionVirginia = "us-east-1"
+)
+
+// Protocol is the shape of a model's requests and results at the service. Its values are those
+// of dashscope.Protocol.
+type Protocol string
+
+// The protocols.
+const (
+	ProtocolText2Image      Protocol = "text2image"
+	ProtocolImage2Image     Protocol = "image2image"
+	ProtocolImageGeneration Protocol = "image-generation"
 )
 
 // Model is one entry of the catalog: the parameters, prices and limits of a model. Sources has
@@ -34,25 +47,39 @@ type Model struct {
 	Name string
 	// RegionalNames are other spellings, by region. See [Model.NameIn].
 	RegionalNames map[string]string
+	// Protocol is the shape of its requests and results.
+	Protocol Protocol
 	// PromptRunes and NegativePromptRunes are how many characters (runes) the service reads
 	// according to the most cautious page; it drops the rest silently. A longer text gets a
-	// warning, and is sent whole.
+	// warning, and is sent whole. 0 means that no limit is known.
 	PromptRunes, NegativePromptRunes int
+	// NoNegativePrompt is set if the model has no negative_prompt.
+	NoNegativePrompt bool
 	// PromptRunesElsewhere is the figure of another page or revision; 0 for none.
 	PromptRunesElsewhere int
 	// Styles are the values of style, the default first. Empty: the model has
 	// no style.
 	Styles []Style
-	// Sizes are the sizes that the model allows.
-	Sizes Sizes
-	// MaxImages is the largest n; the smallest is 1.
-	MaxImages int
+	// Sizes are the sizes that the model allows. EditSizes replace them for a request with
+	// reference images or of a group, unless they are zero.
+	Sizes, EditSizes Sizes
+	// MaxImages is the largest n; the smallest is 1. MaxGroup is that of a request with
+	// enable_sequential; 0 if the model has no such groups.
+	MaxImages, MaxGroup int
+	// ServiceImages is the n of the service for a request without one. Danqing always sends n.
+	ServiceImages int
 	// MaxSeed is the largest seed that any image of a request may have; the
 	// smallest is 0. The n images of a request take seed, seed+1, … seed+n-1.
 	MaxSeed int64
 	// RefModes are the values of ref_mode, the default first. Empty: the model
-	// takes no reference image.
+	// takes no image as ref_img.
 	RefModes []string
+	// Inputs are the reference images of a model that edits.
+	Inputs Inputs
+	// Functions are the values of function. Empty: the model has no functions.
+	Functions []Function
+	// Options are the parameters that only some models have.
+	Options []Option
 	// PromptExtend is whether the model has prompt_extend: a language model
 	// rewrites the prompt first, which takes 3 to 4 s. Its default is true.
 	PromptExtend bool
@@ -73,6 +100,30 @@ type Model struct {
 	TaskTime time.Duration
 	// Sources are the pages of the facts, by field.
 	Sources map[string]string
+	// Confidence is how well a fact is known, by field: "B" two reports agree, "C" one report.
+	// A fact without an entry is from an official page or SDK. None was tried.
+	Confidence map[string]string
+	// Unknown are the questions that no page answers, for people.
+	Unknown []string
+}
+
+// Inputs are the limits of reference images.
+type Inputs struct {
+	// Min and Max are how many a request has; a Max of 0 means that the model takes none.
+	Min, Max int
+	// MinSide and MaxSide are in pixels, MaxBytes limits the file.
+	MinSide, MaxSide int
+	MaxBytes         int64
+}
+
+// Function is what a model does with its reference image.
+type Function struct {
+	// Name is the value of function.
+	Name string
+	// Mask is whether it needs a mask. The other functions take none.
+	Mask bool
+	// Options are the parameters that only some functions have.
+	Options []Option
 }
 
 // Style is one value of style in the service's spelling, with its other names. Names match
@@ -93,10 +144,24 @@ func LookupModel(name string) (Model, error) {
 func (m Model) clone() Model {
 	m.RegionalNames, m.Prices, m.Sources = maps.Clone(m.RegionalNames), maps.Clone(m.Prices), maps.Clone(m.Sources)
 	m.Styles, m.RefModes, m.Sizes.List = slices.Clone(m.Styles), slices.Clone(m.RefModes), slices.Clone(m.Sizes.List)
+	m.EditSizes.List, m.Sizes.Keywords, m.EditSizes.Keywords = slices.Clone(m.EditSizes.List), slices.Clone(m.Sizes.Keywords), slices.Clone(m.EditSizes.Keywords)
+	m.Confidence, m.Unknown = maps.Clone(m.Confidence), slices.Clone(m.Unknown)
 	for i, style := range m.Styles {
 		m.Styles[i].Names = slices.Clone(style.Names)
 	}
+	m.Options, m.Functions = cloneOptions(m.Options), slices.Clone(m.Functions)
+	for i, f := range m.Functions {
+		m.Functions[i].Options = cloneOptions(f.Options)
+	}
 	return m
+}
+
+func cloneOptions(options []Option) []Option {
+	options = slices.Clone(options)
+	for i, o := range options {
+		options[i].Values, options[i].TextOnly = slices.Clone(o.Values), slices.Clone(o.TextOnly)
+	}
+	return options
 }
 
 func lookupModel(name string, all []Model) (Model, error) {
@@ -109,6 +174,9 @@ func lookupModel(name string, all []Model) (Model, error) {
 	names := make([]string, len(all))
 	for i, m := range all {
 		names[i] = m.Name
+	}
+	if e, synchronous := synchronousModel(name); synchronous {
+		return Model{}, e
 	}
 	e := FieldError{Field: "model", Value: show(name), Allowed: strings.Join(names, ", ")}
 	if own := modelName(name); own != name {
@@ -201,16 +269,59 @@ func (m Model) CheckRegion(region string) error {
 // the model's images. The service ignores every other name.
 func (m Model) Honors(name string) bool {
 	switch name {
+	case "negative_prompt":
+		return !m.NoNegativePrompt
+	case "size":
+		return !m.Sizes.none()
 	case "style":
 		return len(m.Styles) > 0
-	case "ref_img", "ref_image", "sketch_image_url", "ref_strength", "ref_mode":
+	case "ref_img", "ref_image", "ref_images", "images":
+		return len(m.RefModes) > 0 || m.Inputs.Max > 0
+	case "base_image_url":
+		return m.Inputs.Max > 0
+	case "function":
+		return len(m.Functions) > 0
+	case "mask_image_url":
+		return slices.ContainsFunc(m.Functions, func(f Function) bool { return f.Mask })
+	case "sketch_image_url", "ref_strength", "ref_mode":
 		return len(m.RefModes) > 0
 	case "prompt_extend":
 		return m.PromptExtend
 	case "watermark":
 		return m.Watermark
 	}
+	if isOption(name) {
+		return m.hasOption(name)
+	}
 	return slices.Contains(shapingNames(), name)
+}
+
+// ImagesAtMost is the largest n of any request.
+func (m Model) ImagesAtMost() int { return max(m.MaxImages, m.MaxGroup) }
+
+// sizesOf returns the sizes that the model allows for a request.
+func (m Model) sizesOf(r Request) Sizes {
+	if edits := len(r.RefImages) > 0 || r.isGroup(); edits && !m.EditSizes.none() {
+		return m.EditSizes
+	}
+	return m.Sizes
+}
+
+// imagesOf returns the largest n of a request.
+func (m Model) imagesOf(r Request) int {
+	if r.isGroup() {
+		return m.MaxGroup
+	}
+	return m.MaxImages
+}
+
+// function returns the function of a request; ok is false if the model has none of this name.
+func (m Model) function(name string) (f Function, ok bool) {
+	i := slices.IndexFunc(m.Functions, func(f Function) bool { return f.Name == name })
+	if i < 0 {
+		return Function{}, false
+	}
+	return m.Functions[i], true
 }
 
 // style returns the service's spelling of a style. For an unknown style it returns s and

@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -15,13 +16,17 @@ func TestModelFactsHaveSources(t *testing.T) {
 		v := reflect.ValueOf(m)
 		facts := map[string]bool{}
 		for i := range v.NumField() {
-			if name := v.Type().Field(i).Name; name != "Sources" && !v.Field(i).IsZero() {
+			if name := v.Type().Field(i).Name; !slices.Contains([]string{"Sources", "Confidence", "Unknown"}, name) && !v.Field(i).IsZero() {
 				facts[name] = true
 				assert.NotEmpty(t, m.Sources[name], "%s: %s has no source", m.Name, name)
 			}
 		}
 		for name := range m.Sources {
 			assert.True(t, facts[name], "%s: a source for %q, which is no fact", m.Name, name)
+		}
+		for name, confidence := range m.Confidence {
+			assert.True(t, facts[name], "%s: a confidence of %q, which is no fact", m.Name, name)
+			assert.Contains(t, []string{"B", "C"}, confidence, "%s: %s", m.Name, name)
 		}
 	}
 }
@@ -30,7 +35,14 @@ func TestModelFactsHaveSources(t *testing.T) {
 func TestModelDefaultsAreAllowed(t *testing.T) {
 	t.Parallel()
 	for _, m := range Models() {
-		r, warnings, err := Request{Model: m.Name, Prompt: "a"}.Normalize()
+		in := Request{Model: m.Name, Prompt: "a"}
+		for range m.Inputs.Min {
+			in.RefImages = append(in.RefImages, "https://example.com/a.png")
+		}
+		if len(m.Functions) > 0 {
+			in.Function = m.Functions[0].Name
+		}
+		r, warnings, err := in.Normalize()
 		require.NoError(t, err)
 		assert.Empty(t, warnings)
 		assert.True(t, m.Sizes.Allows(r.Size))
@@ -52,7 +64,7 @@ func TestStyleNamesAreUnambiguous(t *testing.T) {
 	}
 }
 
-const modelsAllowed = "wanx-v1, wanx2.0-t2i-turbo, wanx2.1-t2i-turbo, wanx2.1-t2i-plus, wan2.2-t2i-flash, wan2.2-t2i-plus, wan2.5-t2i-preview, qwen-image, qwen-image-plus"
+const modelsAllowed = "wanx-v1, wanx2.0-t2i-turbo, wanx2.1-t2i-turbo, wanx2.1-t2i-plus, wan2.2-t2i-flash, wan2.2-t2i-plus, wan2.5-t2i-preview, qwen-image, qwen-image-plus, wan2.6-t2i, wan2.6-image, wan2.7-image, wan2.7-image-pro, wan2.5-i2i-preview, wanx2.1-imageedit"
 
 func TestLookupModel(t *testing.T) {
 	t.Parallel()

@@ -13,7 +13,8 @@ const (
 	// CodeSubmitAmbiguous means that the reply to a create was lost, and the account's
 	// task list does not settle which task is the job's: another program uses the same
 	// key, several replies were lost at about the same time, three of the job's were
-	// lost in a row, or the key has never created a task. While the job is submitting,
+	// lost in a row, the key has never created a task, or the list is not known to show
+	// the model's tasks. While the job is submitting,
 	// the list is still being searched.
 	//
 	// Cost: unknown; one task at most.

@@ -68,7 +68,7 @@ func (d *decoder) collect(prefix string, object []byte, known []string) {
 				d.problem(path, m.value, "an object, as in DashScope's own body", "")
 				continue
 			}
-			d.collect(path+".", m.value, shapingNames())
+			d.collect(path+".", m.value, serviceNames())
 		default:
 			d.add(path, m)
 		}
@@ -266,9 +266,9 @@ func (d *decoder) integer(name string) *int64 {
 	return &v
 }
 
-// images reads the number of images. 0 means absent in a [Request], so an explicit 0 is refused
+// count reads the number of images. 0 means absent in a [Request], so an explicit 0 is refused
 // here.
-func (d *decoder) images(name string) int {
+func (d *decoder) count(name string) int {
 	v := d.integer(name)
 	if v == nil {
 		return 0
@@ -284,7 +284,7 @@ func (d *decoder) images(name string) int {
 func mostImages() int {
 	most := 0
 	for _, m := range Models() {
-		most = max(most, m.MaxImages)
+		most = max(most, m.ImagesAtMost())
 	}
 	return most
 }
@@ -305,6 +305,35 @@ func (d *decoder) reference() string {
 		return image
 	}
 	return sketch
+}
+
+// images reads the reference images of a model that edits, by the names that differ between its
+// protocols. They name the same images, so that only one may be given.
+func (d *decoder) images() []string {
+	first := ""
+	var images []string
+	for _, name := range []string{"ref_images", "images", "base_image_url"} {
+		g, ok := d.given[name]
+		if !ok {
+			continue
+		}
+		if first != "" {
+			d.problem(g.path, g.value, "one of "+first+" and "+name, "both are the reference images")
+			continue
+		}
+		first = name
+		var one string
+		switch {
+		case json.Unmarshal(g.value, &one) == nil: // a table has no lists
+			images = []string{one}
+		case name == "base_image_url":
+			d.problem(g.path, g.value, "text in quotes", "")
+		case json.Unmarshal(g.value, &images) != nil:
+			d.problem(g.path, g.value, `a list of texts, as in ["a.png", "b.png"]`, "")
+			images = nil
+		}
+	}
+	return images
 }
 
 func (d *decoder) labels() map[string]string {

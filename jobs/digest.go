@@ -59,6 +59,14 @@ func (r Request) digestBytes() []byte {
 	if r.Watermark != nil {
 		add("watermark", strconv.FormatBool(*r.Watermark))
 	}
+	for _, image := range r.RefImages {
+		add("ref_images", image)
+	}
+	add("mask_image_url", r.MaskImageURL)
+	add("function", r.Function)
+	for _, field := range optionFields() {
+		add(field.name, field.get(&r))
+	}
 	return b
 }
 

@@ -188,7 +188,8 @@ func (s *Store) check(ctx context.Context, reqs []Request) (checked []checkedReq
 	now := time.Now()
 	for i, req := range reqs {
 		req, warnings, problems := req.normalize()
-		if req.Stage && req.RefImg != "" && !stagedPattern.MatchString(req.RefImg) {
+		toStage := func(name string) bool { return !stagedPattern.MatchString(name) }
+		if req.Stage && slices.ContainsFunc(req.References(), toStage) {
 			problems = append(problems, FieldError{
 				Field: stageName, Value: "true", Allowed: "where the bucket is at hand: danqing enqueue, batch or serve",
 				Remedy: `copy the image there yourself and name it "sha256:" and its hash, or leave "stage" out`,

@@ -55,10 +55,10 @@ func newCatalog() []Model {
 	preview25.Sizes = Sizes{Default: "1280*1280", MinPixels: 1280 * 1280, MaxPixels: 1440 * 1440, MaxRatio: 4}
 	preview25.SubmitsPerSecond, preview25.Concurrency = 5, 5
 
-	return []Model{
+	return append([]Model{
 		wanxV1(), turbo20, turbo21, plus21, flash22, plus22, preview25,
 		qwen("qwen-image", prices(250_000, 256_873)), qwen("qwen-image-plus", prices(200_000, 220_177)),
-	}
+	}, laterModels()...)
 }
 
 // prices are in micro-yuan an image in Beijing and in Singapore, which the price
@@ -72,6 +72,8 @@ func prices(beijing, singapore int64) map[string]int64 {
 func wanxV1() Model {
 	return Model{
 		Name:                 "wanx-v1",
+		Protocol:             ProtocolText2Image,
+		ServiceImages:        4,
 		PromptRunes:          500,
 		PromptRunesElsewhere: 800,
 		NegativePromptRunes:  500,
@@ -100,6 +102,8 @@ func wanxV1() Model {
 		TaskTime:         27 * time.Second,
 		Sources: map[string]string{
 			"Name":                 seedPage,
+			"Protocol":             seedPage,
+			"ServiceImages":        referenceV1,
 			"PromptRunes":          seedPage,
 			"PromptRunesElsewhere": referenceV1,
 			"NegativePromptRunes":  seedPage + "; the API reference agrees",
@@ -121,6 +125,8 @@ func wanxV1() Model {
 func wan(name string, prices map[string]int64) Model {
 	return Model{
 		Name:                name,
+		Protocol:            ProtocolText2Image,
+		ServiceImages:       4,
 		NegativePromptRunes: 500,
 		Sizes:               Sizes{Default: "1024*1024", MinSide: 512, MaxSide: 1440},
 		MaxImages:           4,
@@ -133,6 +139,8 @@ func wan(name string, prices map[string]int64) Model {
 		TaskTime:            usualTaskTime,
 		Sources: map[string]string{
 			"Name":                referenceV2,
+			"Protocol":            referenceV2,
+			"ServiceImages":       referenceV2,
 			"PromptRunes":         referenceV2,
 			"NegativePromptRunes": referenceV2,
 			"Sizes":               referenceV2,
@@ -152,6 +160,8 @@ func wan(name string, prices map[string]int64) Model {
 func qwen(name string, prices map[string]int64) Model {
 	return Model{
 		Name:                name,
+		Protocol:            ProtocolText2Image,
+		ServiceImages:       1,
 		PromptRunes:         800,
 		NegativePromptRunes: 500,
 		Sizes: Sizes{
@@ -167,6 +177,8 @@ func qwen(name string, prices map[string]int64) Model {
 		Concurrency:      2,
 		Sources: map[string]string{
 			"Name":                referenceQwen + " (asynchronous calls)",
+			"Protocol":            referenceQwen + " (asynchronous calls)",
+			"ServiceImages":       referenceQwen,
 			"PromptRunes":         referenceQwen,
 			"NegativePromptRunes": referenceQwen,
 			"Sizes":               referenceQwen + "; older revisions default to 1328*1328, which is why a size is always sent",

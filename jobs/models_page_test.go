@@ -1,6 +1,7 @@
 package jobs_test
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -23,17 +24,29 @@ func modelsPage(models []jobs.Model) string {
 
 <!-- Made from the catalog, jobs/models.go, by go test ./jobs -update. -->
 
-Prices are in yuan per image; "–" means that the model is not sold there. Only created images are charged.
+Prices are in yuan per image; "–" means that the model is not sold there, or that its price there is not known. Only created
+images are charged. Nothing here was tried with the service itself: see [sources](#sources) and
+[what is not known](#what-is-not-known).
 
-| model | Beijing | Singapore | ` + "`n`" + ` | tasks at once | submits/s | time of a task |
-| --- | --- | --- | --- | --- | --- | --- |
+| model | path | Beijing | Singapore | ` + "`n`" + ` | tasks at once | submits/s | time of a task |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 `)
 	for _, m := range models {
-		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %d | %v | %s |\n", m.Name, yuanIn(m, jobs.RegionBeijing), yuanIn(m, jobs.RegionSingapore),
-			upTo(m.MaxImages), m.Concurrency, m.SubmitsPerSecond, taskTime(m))
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %d | %v | %s |\n", m.Name, m.Protocol, yuanIn(m, jobs.RegionBeijing), yuanIn(m, jobs.RegionSingapore),
+			images(m), m.Concurrency, m.SubmitsPerSecond, taskTime(m))
 	}
 	b.WriteString(`
-*Tasks at once* is what DashScope works on at the same time for one main account. ` + "`DANQING_CONCURRENCY`" + ` can be at most that. *Time of a task* is DashScope's own figure, which ` + "`--dry-run`" + ` plans with until there are measurements.
+*Tasks at once* is what DashScope works on at the same time for one main account. ` + "`DANQING_CONCURRENCY`" + ` can be at most that. *Time of a task* is DashScope's own figure, which ` + "`--dry-run`" + ` plans with until there are measurements. *Path* is DashScope's: text2image/image-synthesis, image2image/image-synthesis or image-generation/generation. A lost create of a path other than text2image is [held](../../cmd/danqing/docs/held.md#submitambiguous) until the account's task list has shown a task of the model.
+`)
+	for _, m := range models {
+		for _, region := range slices.Sorted(maps.Keys(m.Prices)) {
+			if region != jobs.RegionBeijing && region != jobs.RegionSingapore {
+				fmt.Fprintf(&b, "\n`%s` is also sold in %s, for %s.\n", m.Name, region, yuanIn(m, region))
+			}
+		}
+	}
+	b.WriteString(`
+Models without asynchronous tasks are refused: ` + "`qwen-image-2.0`, `qwen-image-max`, `qwen-image-edit`, `z-image-turbo`" + ` and their kin answer with the image itself. If that reply is lost, the image is lost too, and is paid for. The error names a model to use instead.
 
 ## Sizes
 
@@ -41,29 +54,93 @@ Prices are in yuan per image; "–" means that the model is not sold there. Only
 | --- | --- | --- |
 `)
 	for _, m := range models {
-		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", m.Name, escaped(m.Sizes.Default), escaped(allowed(m.Sizes)))
+		fmt.Fprintf(&b, "| `%s` | %s | %s |\n", m.Name, escaped(cmp.Or(m.Sizes.Default, "–")), escaped(allowed(m.Sizes)))
+		if m.EditSizes.Default != "" {
+			fmt.Fprintf(&b, "| – with reference images, or in a group | %s | %s |\n", escaped(m.EditSizes.Default), escaped(allowed(m.EditSizes)))
+		}
 	}
 	b.WriteString(`
 ## Texts and options
 
 The service cuts off what is longer; Danqing warns, and sends the text as it is.
 
-| model | prompt, characters | negative prompt | ` + "`style` | `ref_img` | `prompt_extend` | `watermark`" + ` |
+| model | prompt, characters | negative prompt | ` + "`style` | reference images | `prompt_extend` | `watermark`" + ` |
 | --- | --- | --- | --- | --- | --- | --- |
 `)
 	for _, m := range models {
-		fmt.Fprintf(&b, "| `%s` | %s | %d | %s | %s | %s | %s |\n", m.Name, promptRunes(m), m.NegativePromptRunes,
-			yes(len(m.Styles) > 0), yes(len(m.RefModes) > 0), yes(m.PromptExtend), yes(m.Watermark))
+		negative := strconv.Itoa(m.NegativePromptRunes)
+		if m.NoNegativePrompt {
+			negative = "–"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s |\n", m.Name, promptRunes(m), negative,
+			yes(len(m.Styles) > 0), inputs(m), yes(m.PromptExtend), yes(m.Watermark))
 	}
 	b.WriteString("\n`prompt_extend` is true unless it is given, `watermark` is false.\n")
 	for _, m := range models {
 		b.WriteString(modelOptions(m))
 	}
-	b.WriteString("\n## Sources\n\n| fact | models | page |\n| --- | --- | --- |\n")
+	b.WriteString(optionsTable(models))
+	b.WriteString("\n## What is not known\n\nOf all models: how soon the task list shows a task, how many tasks may wait, and when a model is retired.\n\n| model | question |\n| --- | --- |\n")
+	for _, m := range models {
+		for _, question := range m.Unknown {
+			fmt.Fprintf(&b, "| `%s` | %s |\n", m.Name, question)
+		}
+	}
+	b.WriteString("\n## Sources\n\nConfidence: A an official page or SDK, B two reports that agree, C one report.\n\n| fact | models | page | confidence |\n| --- | --- | --- | --- |\n")
 	for _, row := range sourceRows(models) {
-		fmt.Fprintf(&b, "| %s | `%s` | %s |\n", row.fact, strings.Join(row.models, "`, `"), escaped(row.page))
+		fmt.Fprintf(&b, "| %s | `%s` | %s | %s |\n", row.fact, strings.Join(row.models, "`, `"), escaped(row.page), row.confidence)
 	}
 	return b.String()
+}
+
+// optionsTable lists the parameters that only some models or functions have.
+func optionsTable(models []jobs.Model) string {
+	var b strings.Builder
+	b.WriteString("\n## Options\n\nReference images are `ref_images`, a list, or `ref_img` for a single one. A mask is `mask_image_url`, for the functions that need one.\n\n| model | `function` | parameters |\n| --- | --- | --- |\n")
+	list := func(options []jobs.Option) string {
+		texts := make([]string, len(options))
+		for i, o := range options {
+			texts[i] = "`" + o.Name + "`: " + o.Allowed()
+			if o.Default != "" {
+				texts[i] += " (" + o.Default + ")"
+			}
+		}
+		return cmp.Or(strings.Join(texts, "; "), "–")
+	}
+	for _, m := range models {
+		if len(m.Options) > 0 {
+			fmt.Fprintf(&b, "| `%s` | – | %s |\n", m.Name, list(m.Options))
+		}
+		for _, f := range m.Functions {
+			mask := ""
+			if f.Mask {
+				mask = ", with a mask"
+			}
+			fmt.Fprintf(&b, "| `%s` | `%s`%s | %s |\n", m.Name, f.Name, mask, list(f.Options))
+		}
+	}
+	b.WriteString("\nDefaults are in parentheses; a parameter without one is sent only if it is given.\n")
+	return b.String()
+}
+
+func inputs(m jobs.Model) string {
+	i := m.Inputs
+	switch {
+	case len(m.RefModes) > 0:
+		return "one, `ref_img`"
+	case i.Max == 0:
+		return "–"
+	case i.Min == i.Max:
+		return strconv.Itoa(i.Max) + fmt.Sprintf(", sides of %d to %d pixels, at most %d MB", i.MinSide, i.MaxSide, i.MaxBytes>>20)
+	}
+	return fmt.Sprintf("%d–%d, sides of %d to %d pixels, at most %d MB", i.Min, i.Max, i.MinSide, i.MaxSide, i.MaxBytes>>20)
+}
+
+func images(m jobs.Model) string {
+	if m.MaxGroup > 0 {
+		return upTo(m.MaxImages) + fmt.Sprintf(", in a group 1–%d", m.MaxGroup)
+	}
+	return upTo(m.MaxImages)
 }
 
 func taskTime(m jobs.Model) string {
@@ -75,19 +152,19 @@ func taskTime(m jobs.Model) string {
 
 // sourceRow is a field of [jobs.Model] with its page.
 type sourceRow struct {
-	fact, page string
-	models     []string
+	fact, page, confidence string
+	models                 []string
 }
 
 // sourceRows has a row for all models whose fact is from the same page.
 func sourceRows(models []jobs.Model) []*sourceRow {
 	var rows []*sourceRow
-	known := map[[2]string]*sourceRow{}
+	known := map[[3]string]*sourceRow{}
 	for _, m := range models {
 		for _, fact := range slices.Sorted(maps.Keys(m.Sources)) {
-			key := [2]string{fact, m.Sources[fact]}
+			key := [3]string{fact, m.Sources[fact], cmp.Or(m.Confidence[fact], "A")}
 			if known[key] == nil {
-				known[key] = &sourceRow{fact: fact, page: m.Sources[fact]}
+				known[key] = &sourceRow{fact: fact, page: m.Sources[fact], confidence: key[2]}
 				rows = append(rows, known[key])
 			}
 			known[key].models = append(known[key].models, m.Name)
@@ -131,7 +208,10 @@ func allowed(s jobs.Sizes) string {
 	if len(s.List) > 0 {
 		return strings.Join(s.List, ", ")
 	}
-	var rules []string
+	if s.Default == "" {
+		return "none: the image has the size that the model gives it"
+	}
+	rules := slices.Clone(s.Keywords)
 	if s.MaxSide > 0 {
 		rules = append(rules, fmt.Sprintf("sides of %d to %d pixels", s.MinSide, s.MaxSide))
 	}

@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -31,7 +32,7 @@ func TestModelFigures(t *testing.T) {
 		"qwen-image":         {800, 1, 2, 2, 250_000, 256_873, "qwen-image"},
 		"qwen-image-plus":    {800, 1, 2, 2, 200_000, 220_177, "qwen-image-plus"},
 	}
-	models := Models()
+	models := textModels()
 	require.Len(t, models, len(want))
 	for _, m := range models {
 		got := figures{m.PromptRunes, m.MaxImages, m.Concurrency, m.SubmitsPerSecond, -1, -1, ""}
@@ -60,8 +61,8 @@ func TestModelInRegion(t *testing.T) {
 	m, err := LookupModel("wanx-v1")
 	require.NoError(t, err)
 	require.NoError(t, m.CheckRegion(RegionBeijing))
-	assert.EqualError(t, m.CheckRegion(RegionSingapore), `model: "wanx-v1"; allowed: in ap-southeast-1 only wanx2.1-t2i-turbo, wanx2.1-t2i-plus, wan2.2-t2i-flash, wan2.2-t2i-plus, wan2.5-t2i-preview, qwen-image, qwen-image-plus; wanx-v1 is offered in cn-beijing: set DASHSCOPE_HTTP_BASE_URL to a host there`)
-	assert.EqualError(t, m.CheckRegion("us-east-1"), `model: "wanx-v1"; allowed: none: no model is known to be offered in us-east-1; wanx-v1 is offered in cn-beijing: set DASHSCOPE_HTTP_BASE_URL to a host there`)
+	assert.EqualError(t, m.CheckRegion(RegionSingapore), `model: "wanx-v1"; allowed: in ap-southeast-1 only wanx2.1-t2i-turbo, wanx2.1-t2i-plus, wan2.2-t2i-flash, wan2.2-t2i-plus, wan2.5-t2i-preview, qwen-image, qwen-image-plus, wan2.6-t2i, wan2.6-image, wan2.7-image, wan2.7-image-pro, wan2.5-i2i-preview; wanx-v1 is offered in cn-beijing: set DASHSCOPE_HTTP_BASE_URL to a host there`)
+	assert.EqualError(t, m.CheckRegion("us-east-1"), `model: "wanx-v1"; allowed: in us-east-1 only wan2.6-t2i; wanx-v1 is offered in cn-beijing: set DASHSCOPE_HTTP_BASE_URL to a host there`)
 	name, sold := m.NameIn(RegionSingapore)
 	assert.False(t, sold)
 	assert.Empty(t, name)
@@ -135,17 +136,22 @@ func TestModelBounds(t *testing.T) {
 	}
 }
 
+// textModels are the models of the path text2image.
+func textModels() []Model {
+	return slices.DeleteFunc(Models(), func(m Model) bool { return m.Protocol != ProtocolText2Image })
+}
+
 // Parameters that only wanx-v1 has are errors for other models.
 func TestModelsWithoutStylesAndReferences(t *testing.T) {
 	t.Parallel()
-	for _, m := range Models()[1:] {
+	for _, m := range textModels()[1:] {
 		_, _, err := Request{
 			Model: m.Name, Prompt: "猫", Style: "<anime>",
 			RefImg: "https://example.com/a.png?Signature=hunter2", RefStrength: new(0.5), RefMode: "repaint",
 		}.Normalize()
 		none := "none: " + m.Name + " takes no reference image"
 		assert.EqualError(t, err, `style: "<anime>"; allowed: none: `+m.Name+` has no style`+
-			` | ref_img: "https://example.com/a.png?…"; allowed: `+none+`; leave it out, or name a model that takes one: wanx-v1`+
+			` | ref_img: "https://example.com/a.png?…"; allowed: `+none+`; leave it out, or name a model that takes one: wanx-v1, wan2.6-image, wan2.7-image, wan2.7-image-pro, wan2.5-i2i-preview, wanx2.1-imageedit`+
 			` | ref_strength: 0.5; allowed: `+none+` | ref_mode: "repaint"; allowed: `+none)
 	}
 }
@@ -163,7 +169,7 @@ func TestOneImageModels(t *testing.T) {
 // changes them.
 func TestNormalizeWritesDefaultsOut(t *testing.T) {
 	t.Parallel()
-	for _, m := range Models()[1:] {
+	for _, m := range textModels()[1:] {
 		r, _, err := Request{Model: m.Name, Prompt: "猫"}.Normalize()
 		require.NoError(t, err)
 		assert.Equal(t, Request{
@@ -181,7 +187,7 @@ func TestNormalizeWritesDefaultsOut(t *testing.T) {
 
 func TestModelsWarnOfLongPrompts(t *testing.T) {
 	t.Parallel()
-	for _, m := range Models() {
+	for _, m := range textModels() {
 		just := strings.Repeat("猫", m.PromptRunes)
 		_, warnings, err := Request{Model: m.Name, Prompt: just, NegativePrompt: strings.Repeat("雾", 500)}.Normalize()
 		require.NoError(t, err)
@@ -215,7 +221,8 @@ func TestSizeRemedyIsAllowed(t *testing.T) {
 			nw, nh, _ := parseSize(near)
 			ratio := float64(w) / float64(h)
 			if m.Sizes.MaxRatio > 0 {
-				ratio = min(max(ratio, 0.25), 4)
+				most := float64(m.Sizes.MaxRatio)
+				ratio = min(max(ratio, 1/most), most)
 			}
 			require.InEpsilon(t, ratio, float64(nw)/float64(nh), 0.005, "%s: %s for %s", m.Name, near, size)
 		}

@@ -58,10 +58,15 @@ func (i *Inspector) ResumeAccount(ctx context.Context, account string, by Decide
 // It pauses the model's queues: asynq's own tools show that, and can resume them. It fails
 // with a [FieldError] if the model is unknown or by is invalid, or with Redis's own error.
 func (i *Inspector) PauseModel(ctx context.Context, model string, by Decider) error {
+	return i.store.PauseModel(ctx, model, by)
+}
+
+// PauseModel is [Inspector.PauseModel].
+func (s *Store) PauseModel(ctx context.Context, model string, by Decider) error {
 	if _, err := LookupModel(model); err != nil {
 		return fmt.Errorf("pause model: %w", err)
 	}
-	return i.store.pause(ctx, Pause{Model: model}, ActionPause, by, func(tx redis.Pipeliner, encoded []byte) {
+	return s.pause(ctx, Pause{Model: model}, ActionPause, by, func(tx redis.Pipeliner, encoded []byte) {
 		for _, key := range pausedKeys(model) {
 			tx.Set(ctx, key, encoded, 0)
 		}

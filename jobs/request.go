@@ -51,6 +51,36 @@ type Request struct {
 	// Watermark puts the service's mark at the bottom right; for models that
 	// have it. Nil is false, which [Request.Normalize] sets.
 	Watermark *bool `json:"watermark,omitempty"`
+	// RefImages are the reference images of a model that edits, each as RefImg, in the order in
+	// which the prompt may count them. A single one may be RefImg as well.
+	RefImages []string `json:"ref_images,omitempty"`
+	// MaskImageURL is the mask of a function that needs one, as RefImg: white where the image
+	// is to be edited, black elsewhere.
+	MaskImageURL string `json:"mask_image_url,omitempty"`
+	// Function is what a model with functions does with the image, see [Model.Functions].
+	Function string `json:"function,omitempty"`
+	// The following are for the models and functions whose [Option] they are. Nil and "" are
+	// the option's default, which [Request.Normalize] sets.
+
+	// PromptExtendMode is how the prompt is rewritten.
+	PromptExtendMode string `json:"prompt_extend_mode,omitempty"`
+	// EnableThinking (Qwen-Image) and ThinkingMode (Wan) let the model think first.
+	EnableThinking *bool `json:"enable_thinking,omitempty"`
+	ThinkingMode   *bool `json:"thinking_mode,omitempty"`
+	// EnableSequential asks for a group of at most N images that belong together.
+	EnableSequential *bool `json:"enable_sequential,omitempty"`
+	// Strength is how much is changed.
+	Strength *float64 `json:"strength,omitempty"`
+	// UpscaleFactor is by how much the image is enlarged.
+	UpscaleFactor *float64 `json:"upscale_factor,omitempty"`
+	// TopScale, BottomScale, LeftScale and RightScale are by how much the image is expanded to
+	// each side, as a multiple of the image.
+	TopScale    *float64 `json:"top_scale,omitempty"`
+	BottomScale *float64 `json:"bottom_scale,omitempty"`
+	LeftScale   *float64 `json:"left_scale,omitempty"`
+	RightScale  *float64 `json:"right_scale,omitempty"`
+	// IsSketch is whether the image is a sketch already.
+	IsSketch *bool `json:"is_sketch,omitempty"`
 	// Priority is "critical", "default" or "bulk"; empty is "default".
 	Priority string `json:"priority,omitempty"`
 	// Labels are the producer's own: at most 16, names of 1 to 64 characters,
@@ -105,12 +135,20 @@ var _ json.Unmarshaler = (*Request)(nil)
 // shapingNames are the fields in input and parameters of DashScope's body, in the order of
 // [Request].
 func shapingNames() []string {
-	return []string{
+	names := []string{
 		"prompt", "negative_prompt", "style", "size", "n", "seed",
 		"ref_img", "ref_image", "sketch_image_url", "ref_strength", "ref_mode",
-		"prompt_extend", "watermark",
+		"prompt_extend", "watermark", "ref_images", "mask_image_url", "function",
 	}
+	for _, field := range optionFields() {
+		names = append(names, field.name)
+	}
+	return names
 }
+
+// serviceNames are the names in input and parameters of DashScope's body. Those that are only
+// there are likely columns of a producer at the top level.
+func serviceNames() []string { return append(shapingNames(), "images", "base_image_url") }
 
 // topNames are the names that a producer may write at the top level.
 func topNames() []string {
@@ -129,7 +167,8 @@ func messageNames() []string { return append(topNames(), "batch", "line_id", "pr
 // ({"model", "input": {…}, "parameters": {…}}), or a mix. The reference image is read from
 // ref_img, ref_image (the curl samples of the API reference) and sketch_image_url (its Python
 // samples); ref_img wins, as in DashScope, and different values of the other two are an
-// error. A null counts as absent. An ID may be a whole number.
+// error. The images of a model that edits are read from ref_images, or from images
+// or base_image_url in input. A null counts as absent. An ID may be a whole number.
 //
 // The error is an [*InvalidError] with every wrong type, duplicate name, unknown name in
 // input or parameters, and unknown name that is probably a misspelling of a known one. Other
@@ -152,7 +191,7 @@ func ParseRequest(data []byte) (Request, error) { return readRequest(data, topNa
 // body, without "input." and "parameters.". At the top level, where Danqing's own fields are,
 // a misspelling is still an error.
 func ParseServiceRequest(data []byte) (r Request, ignored []string, err error) {
-	d := &decoder{honors: func(name string) bool { return slices.Contains(shapingNames(), name) }}
+	d := &decoder{honors: func(name string) bool { return slices.Contains(serviceNames(), name) }}
 	var head struct {
 		Model string `json:"model"`
 	}
@@ -233,14 +272,14 @@ func (d *decoder) request(data []byte, names []string) Request {
 		d.problem("request", data[i:i+6], "whole characters", "this is half of one: a text was cut within an emoji")
 	}
 	d.collect("", data, names)
-	return Request{
+	r := Request{
 		ID:             d.id(),
 		Model:          d.text("model"),
 		Prompt:         d.text("prompt"),
 		NegativePrompt: d.text("negative_prompt"),
 		Style:          d.text("style"),
 		Size:           d.text("size"),
-		N:              d.images("n"),
+		N:              d.count("n"),
 		Seed:           d.integer("seed"),
 		RefImg:         d.reference(),
 		RefStrength:    d.number("ref_strength"),
@@ -258,7 +297,21 @@ func (d *decoder) request(data []byte, names []string) Request {
 		Producer:       d.text("producer"),
 		Batch:          d.text("batch"),
 		LineID:         d.text("line_id"),
+		RefImages:      d.images(),
+		MaskImageURL:   d.text("mask_image_url"),
+		Function:       d.text("function"),
 	}
+	for _, field := range optionFields() {
+		switch {
+		case field.text != nil:
+			*field.text(&r) = d.text(field.name)
+		case field.flag != nil:
+			*field.flag(&r) = d.flag(field.name)
+		default:
+			*field.number(&r) = d.number(field.name)
+		}
+	}
+	return r
 }
 
 // loneSurrogate returns where valid JSON escapes half of a UTF-16 pair, or -1.

@@ -18,9 +18,13 @@ func TestRequestUnmarshal(t *testing.T) {
 		want Request
 	}{
 		"flat": {
-			`{"id":"a","model":"wanx-v1","prompt":"p","negative_prompt":"q","style":"<anime>","size":"1024*1024","n":2,"seed":7,"ref_img":"u","ref_strength":0.5,"ref_mode":"refonly","prompt_extend":false,"watermark":true,"priority":"bulk","labels":{"sku":"A-17"},"redo_of":"b","not_before":"2026-11-28T18:00:00+08:00","deadline":"2026-11-28T11:00:00Z","callback":"https://e","follow_up":{"type":"t","queue":"q"},"stage":true,"producer":"e","batch":"c","line_id":"d"}`,
-			Request{"a", "wanx-v1", "p", "q", "<anime>", "1024*1024", 2, new(int64(7)), "u", new(0.5), "refonly", new(false), new(true), "bulk", map[string]string{"sku": "A-17"}, "b",
-				time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC), time.Date(2026, 11, 28, 11, 0, 0, 0, time.UTC), "https://e", &FollowUp{"t", "q"}, true, "e", "c", "d"},
+			`{"id":"a","model":"wanx-v1","prompt":"p","negative_prompt":"q","style":"<anime>","size":"1024*1024","n":2,"seed":7,"ref_img":"u","ref_strength":0.5,"ref_mode":"refonly","prompt_extend":false,"watermark":true,"priority":"bulk","labels":{"sku":"A-17"},"redo_of":"b","not_before":"2026-11-28T18:00:00+08:00","deadline":"2026-11-28T11:00:00Z","callback":"https://e","follow_up":{"type":"t","queue":"q"},"stage":true,"producer":"e","batch":"c","line_id":"d","ref_images":["v","w"],"mask_image_url":"m","function":"expand","prompt_extend_mode":"direct","enable_thinking":true,"thinking_mode":false,"enable_sequential":true,"strength":0.25,"upscale_factor":2,"top_scale":1.1,"bottom_scale":1.2,"left_scale":1.3,"right_scale":1.4,"is_sketch":true}`,
+			Request{
+				"a", "wanx-v1", "p", "q", "<anime>", "1024*1024", 2, new(int64(7)), "u", new(0.5), "refonly", new(false), new(true),
+				[]string{"v", "w"}, "m", "expand", "direct", new(true), new(false), new(true), new(0.25), new(2.0), new(1.1), new(1.2), new(1.3), new(1.4), new(true),
+				"bulk", map[string]string{"sku": "A-17"}, "b",
+				time.Date(2026, 11, 28, 10, 0, 0, 0, time.UTC), time.Date(2026, 11, 28, 11, 0, 0, 0, time.UTC), "https://e", &FollowUp{"t", "q"}, true, "e", "c", "d",
+			},
 		},
 		"DashScope's own body": {
 			`{"model":"wanx-v1","input":{"prompt":"p","ref_image":"u"},"parameters":{"style":"<auto>","n":1,"ref_strength":0.0}}`,
@@ -100,8 +104,8 @@ func TestRequestUnmarshalErrors(t *testing.T) {
 	for name, c := range map[string]struct{ in, want string }{
 		"text for a number":      {`{"prompt":"p","n":"2"}`, `n: "2"; allowed: a whole number without quotes`},
 		"half an image":          {`{"prompt":"p","n":2.5}`, `n: 2.5; allowed: a whole number without quotes`},
-		"no image":               {`{"prompt":"p","n":0}`, `n: 0; allowed: 1 to 4; leave it out for the default`},
-		"far too many images":    {`{"prompt":"p","n":4294967297}`, `n: 4294967297; allowed: 1 to 4; leave it out for the default`},
+		"no image":               {`{"prompt":"p","n":0}`, `n: 0; allowed: 1 to 12; leave it out for the default`},
+		"far too many images":    {`{"prompt":"p","n":4294967297}`, `n: 4294967297; allowed: 1 to 12; leave it out for the default`},
 		"seed out of range":      {`{"prompt":"p","seed":1e300}`, `seed: 1e300; allowed: a whole number without quotes`},
 		"beyond float64":         {`{"prompt":"p","ref_strength":1e400}`, `ref_strength: 1e400; allowed: a number without quotes`},
 		"number for a text":      {`{"prompt":12}`, `prompt: 12; allowed: text in quotes`},
@@ -124,7 +128,7 @@ func TestRequestUnmarshalErrors(t *testing.T) {
 		"misspelled":             {`{"promt":"p"}`, `promt: "p"; did you mean "prompt"? (a column of your own needs another name)`},
 		"misspelled capitals":    {`{"prompt":"p","NegativePrompt":"q"}`, `NegativePrompt: "q"; did you mean "negative_prompt"? (a column of your own needs another name)`},
 		"misspelled parameter":   {`{"prompt":"p","parameters":{"stlye":"a"}}`, `parameters.stlye: "a"; did you mean "style"?`}, //nolint:misspell // tests misspellings
-		"unknown parameter":      {`{"prompt":"p","parameters":{"quality":"hd"}}`, `parameters.quality: "hd"; allowed: here only prompt, negative_prompt, style, size, n, seed, ref_img, ref_image, sketch_image_url, ref_strength, ref_mode, prompt_extend, watermark; DashScope has no such parameter: remove it`},
+		"unknown parameter":      {`{"prompt":"p","parameters":{"quality":"hd"}}`, `parameters.quality: "hd"; allowed: here only prompt, negative_prompt, style, size, n, seed, ref_img, ref_image, sketch_image_url, ref_strength, ref_mode, prompt_extend, watermark, ref_images, mask_image_url, function, prompt_extend_mode, enable_thinking, thinking_mode, enable_sequential, strength, upscale_factor, top_scale, bottom_scale, left_scale, right_scale, is_sketch, images, base_image_url; DashScope has no such parameter: remove it`},
 		"width":                  {`{"prompt":"p","width":720}`, `width: 720; use "size", as in "1024*1024" (a column of your own needs another name)`},
 		"another service's":      {`{"prompt":"p","num_images":4,"Quality":"hd"}`, `num_images: 4; use "n" (a column of your own needs another name) | Quality: "hd"; DashScope has no such parameter: remove it (a column of your own needs another name)`},
 		"no zone":                {`{"prompt":"p","not_before":"2026-11-28 18:30:00"}`, `not_before: "2026-11-28 18:30:00"; allowed: a time with its zone in quotes, as in 2026-11-28T18:30:00+08:00`},

@@ -21,7 +21,12 @@ type Sizes struct {
 	MinPixels, MaxPixels int
 	// MaxRatio limits the longer side divided by the shorter.
 	MaxRatio int
+	// Keywords are sizes by name, as in 2K, which are allowed beside the others.
+	Keywords []string
 }
+
+// none reports whether the model has no size.
+func (s Sizes) none() bool { return s.Default == "" }
 
 // sizePattern matches 1024*1024 and its common spellings.
 var sizePattern = regexp.MustCompile(`^\s*([0-9]{1,6})\s*[*xX×＊ｘ✕]\s*([0-9]{1,6})\s*$`)
@@ -37,17 +42,26 @@ func parseSize(s string) (width, height int, ok bool) {
 	return width, height, true
 }
 
-// canonicalSize returns a size in the service's spelling, and any other text unchanged.
-func canonicalSize(s string) string {
-	width, height, ok := parseSize(s)
+// canonical returns a size in the service's spelling, and any other text unchanged.
+func (s Sizes) canonical(size string) string {
+	width, height, ok := parseSize(size)
 	if !ok {
-		return s
+		if i := slices.IndexFunc(s.Keywords, func(k string) bool { return strings.EqualFold(k, size) }); i >= 0 {
+			return s.Keywords[i]
+		}
+		return size
 	}
 	return strconv.Itoa(width) + "*" + strconv.Itoa(height)
 }
 
 // Allows reports whether a size, spelled as in 1024*1024, is allowed.
 func (s Sizes) Allows(size string) bool {
+	if s.none() {
+		return size == ""
+	}
+	if slices.Contains(s.Keywords, size) {
+		return true
+	}
 	if len(s.List) > 0 {
 		return slices.Contains(s.List, size)
 	}
@@ -77,7 +91,7 @@ func (s Sizes) exceeded(w, h int) string {
 func (s Sizes) remedy(size string) string {
 	w, h, ok := parseSize(size)
 	switch {
-	case len(s.List) > 0:
+	case len(s.List) > 0, s.none():
 		return ""
 	case !ok:
 		return "write it as " + s.Default
@@ -126,7 +140,10 @@ func (s Sizes) String() string {
 	if len(s.List) > 0 {
 		return strings.Join(s.List, ", ")
 	}
-	rules := []string{"width*height"}
+	if s.none() {
+		return "none"
+	}
+	rules := append(slices.Clone(s.Keywords), "width*height")
 	if s.MaxSide > 0 {
 		rules = append(rules, fmt.Sprintf("each side %d to %d", s.MinSide, s.MaxSide))
 	}

@@ -115,6 +115,8 @@ func (r Request) normalize() (Request, []string, []FieldError) {
 	c.texts(r, m)
 	c.parameters(r, m)
 	c.reference(r, m)
+	c.functions(r, m)
+	c.options(r, m)
 	return r, c.warnings, c.problems
 }
 
@@ -207,11 +209,13 @@ func (r Request) canonical() Request {
 		return r
 	}
 	r.Style, _ = m.style(r.Style)
+	r.setReferences(m)
+	sizes := m.sizesOf(r)
 	if r.Size == "" {
-		r.Size = m.Sizes.Default
+		r.Size = sizes.Default
 	}
-	if r.Size != m.Sizes.Default {
-		r.Size = canonicalSize(r.Size)
+	if r.Size != sizes.Default {
+		r.Size = sizes.canonical(r.Size)
 	}
 	if r.RefImg != "" && r.RefMode == "" && len(m.RefModes) > 0 {
 		r.RefMode = m.RefModes[0]
@@ -222,6 +226,7 @@ func (r Request) canonical() Request {
 	if m.Watermark && r.Watermark == nil {
 		r.Watermark = new(false)
 	}
+	r.setOptions(m)
 	return r
 }
 
@@ -263,6 +268,9 @@ func (c *checks) texts(r Request, m Model) {
 		c.require(false, "prompt", value, "a description of the image", "")
 	}
 	c.text("negative_prompt", r.NegativePrompt, m.NegativePromptRunes, 0)
+	if m.NoNegativePrompt {
+		c.requireText(r.NegativePrompt == "", "negative_prompt", r.NegativePrompt, "none: "+m.Name+" has no negative_prompt", "say in the prompt what to avoid")
+	}
 }
 
 // text checks a prompt. A limit of 0 means none.
@@ -293,16 +301,19 @@ func (c *checks) parameters(r Request, m Model) {
 	}
 	c.flag("prompt_extend", r.PromptExtend, m)
 	c.flag("watermark", r.Watermark, m)
-	if !m.Sizes.Allows(r.Size) {
-		c.require(false, "size", show(r.Size), m.Sizes.String(), m.Sizes.remedy(r.Size))
+	if sizes := m.sizesOf(r); sizes.none() {
+		c.requireText(r.Size == "", "size", r.Size, "none: the image has the size that "+m.Name+" gives it", "remove it")
+	} else if !sizes.Allows(r.Size) {
+		c.require(false, "size", show(r.Size), sizes.String(), sizes.remedy(r.Size))
 	}
-	inRange := r.N >= 1 && r.N <= m.MaxImages
+	most := m.imagesOf(r)
+	inRange := r.N >= 1 && r.N <= most
 	switch {
-	case inRange:
-	case m.MaxImages == 1:
+	case inRange, most == 0: // no groups: the option is refused
+	case most == 1:
 		c.require(false, "n", strconv.Itoa(r.N), "1", m.Name+" creates one image per request: use another job for another image")
 	default:
-		c.require(false, "n", strconv.Itoa(r.N), fmt.Sprintf("1 to %d", m.MaxImages), "")
+		c.require(false, "n", strconv.Itoa(r.N), fmt.Sprintf("1 to %d", most), "")
 	}
 	if r.Seed == nil {
 		return
@@ -326,7 +337,14 @@ func (c *checks) flag(field string, value *bool, m Model) {
 }
 
 func (c *checks) reference(r Request, m Model) {
-	if !m.Honors("ref_img") {
+	switch {
+	case m.Inputs.Max > 0:
+		c.inputs(r, m)
+		return
+	case len(r.RefImages) > 0: // more than one
+		c.require(false, "ref_images", strconv.Itoa(len(r.RefImages))+" images", "at most one: "+m.Name+" takes no more", "name a model that takes several: "+strings.Join(editingModels(), ", "))
+		return
+	case !m.Honors("ref_img"):
 		c.noReference(r, m)
 		return
 	}
@@ -340,14 +358,9 @@ func (c *checks) reference(r Request, m Model) {
 		c.requireText(slices.Contains(m.RefModes, r.RefMode), "ref_mode", r.RefMode, strings.Join(m.RefModes, ", "), "")
 		c.requireText(r.RefImg != "", "ref_mode", r.RefMode, "only with a reference image", "give ref_img, or remove this")
 	}
-	if r.RefImg == "" {
-		return
+	if r.RefImg != "" {
+		c.image("ref_img", r.RefImg)
 	}
-	if stagedPattern.MatchString(r.RefImg) {
-		return
-	}
-	allowed, remedy := checkURL(r.RefImg)
-	c.require(allowed == "", "ref_img", showURL(r.RefImg), allowed, remedy)
 }
 
 // noReference refuses the fields of a reference for a model that takes none.
@@ -366,7 +379,18 @@ func (c *checks) noReference(r Request, m Model) {
 func referenceModels() []string {
 	var names []string
 	for _, m := range catalog() {
-		if len(m.RefModes) > 0 {
+		if len(m.RefModes) > 0 || m.Inputs.Max > 0 {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+// editingModels returns the names of the models that take several reference images.
+func editingModels() []string {
+	var names []string
+	for _, m := range catalog() {
+		if m.Inputs.Max > 1 {
 			names = append(names, m.Name)
 		}
 	}

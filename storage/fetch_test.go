@@ -302,6 +302,7 @@ func TestFetchTrustedHosts(t *testing.T) {
 	for url, want := range map[string]error{
 		"https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.png":     errTrusted,
 		"https://dashscope-result-bj.oss-cn-beijing.aliyuncs.com:443/a.png": errTrusted,
+		"https://dashscope-a717.oss-accelerate.aliyuncs.com/1d/8c/a_0.png":  errTrusted, // Qwen-Image 3.0, not in the documented list
 		"https://DASHSCOPE-RESULT-BJ.OSS-CN-BEIJING.ALIYUNCS.COM/a.png":     errTrusted,
 		"http://dashscope-result-bj.oss-cn-beijing.aliyuncs.com/a.png":      errUntrusted,
 		"https://aliyuncs.com/a.png":                                        errUntrusted,

@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -48,8 +49,10 @@ func TestEveryModelFromQueueToBucket(t *testing.T) {
 		s.stop()
 		s.accounts = map[string][]worker.Lane{"": everyModel()}
 		s.start()
+		reference := s.stage()
 		for _, m := range jobs.Models() {
-			req := jobs.Request{ID: m.Name, Model: m.Name, Prompt: "猫在" + m.Name, NegativePrompt: "雾", N: m.MaxImages}
+			req := requestOf(m, reference)
+			req.ID, req.N = m.Name, m.MaxImages
 			if m.Watermark {
 				req.Watermark = new(true)
 			}
@@ -63,8 +66,8 @@ func TestEveryModelFromQueueToBucket(t *testing.T) {
 			assert.Equal(t, m.Cost(m.MaxImages), sidecar.CostMicroYuan, m.Name)
 			charged[m.Name] = sidecar.CostMicroYuan
 			for _, image := range sidecar.Images {
-				assert.Equal(t, m.Sizes.Default, fmt.Sprintf("%d*%d", image.Width, image.Height), m.Name)
-				assert.Equal(t, m.PromptExtend, image.ActualPrompt != "", "%s: actual_prompt %q", m.Name, image.ActualPrompt)
+				assert.Equal(t, cmp.Or(requestOf(m, "").Size, "1024*1024"), fmt.Sprintf("%d*%d", image.Width, image.Height), m.Name)
+				assert.Equal(t, m.PromptExtend && m.Protocol == jobs.ProtocolText2Image, image.ActualPrompt != "", "%s: actual_prompt %q", m.Name, image.ActualPrompt)
 			}
 			var asked jobs.Request
 			require.NoError(t, json.Unmarshal(sidecar.Request, &asked))
@@ -74,12 +77,40 @@ func TestEveryModelFromQueueToBucket(t *testing.T) {
 		for _, task := range sim.Tasks() {
 			p := task.Request.Parameters
 			assert.Equal(t, charged[task.Request.Model], task.ChargedMicroYuan)
-			assert.Equal(t, task.Request.Model != "wanx-v1", p.PromptExtend != nil && *p.PromptExtend && *p.Watermark)
+			m, err := jobs.LookupModel(task.Request.Model)
+			require.NoError(t, err)
+			assert.Equal(t, dashscope.Protocol(m.Protocol), task.Request.Protocol)
+			assert.Equal(t, m.PromptExtend, p.PromptExtend != nil && *p.PromptExtend && *p.Watermark)
 			assert.Equal(t, task.Request.Model == "wanx-v1", p.Style == "<auto>")
-			assert.Equal(t, "雾", task.Request.Input.NegativePrompt)
+			assert.Equal(t, !m.NoNegativePrompt, task.Request.Input.NegativePrompt == "雾")
+			assert.Equal(t, m.ImagesAtMost() > 0, p.N != nil, "n is always sent")
+			assert.Equal(t, m.Sizes.Default != "", p.Size != "", "size is always sent")
+			for _, name := range task.Request.Input.References() {
+				assert.Contains(t, name, "oss://")
+			}
+			assert.Len(t, task.Request.Input.References(), m.Inputs.Min)
 		}
 		assert.Zero(t, sim.Stats().Throttled)
 	})
+}
+
+// requestOf returns a request that a model takes, of a small image, with its negative prompt and as
+// many reference images as it needs.
+func requestOf(m jobs.Model, reference string) jobs.Request {
+	req := jobs.Request{Model: m.Name, Prompt: "猫在" + m.Name, NegativePrompt: "雾", Size: m.Sizes.Default}
+	if m.NoNegativePrompt {
+		req.NegativePrompt = ""
+	}
+	if len(m.Sizes.Keywords) > 0 {
+		req.Size = "768*768"
+	}
+	for range m.Inputs.Min {
+		req.RefImages = append(req.RefImages, reference)
+	}
+	if len(m.Functions) > 0 {
+		req.Function = m.Functions[0].Name
+	}
+	return req
 }
 
 // inRegion returns a client of a simulator in a region.
@@ -99,7 +130,8 @@ func body(t *testing.T, req jobs.Request, region string) dashscope.CreateRequest
 	name, sold := m.NameIn(region)
 	require.True(t, sold)
 	return dashscope.CreateRequest{
-		Model: name, Input: dashscope.Input{Prompt: req.Prompt},
+		Protocol: dashscope.Protocol(m.Protocol),
+		Model:    name, Input: dashscope.Input{Prompt: req.Prompt, Images: req.RefImages, Function: req.Function},
 		Parameters: dashscope.Parameters{Size: req.Size, N: &req.N, PromptExtend: req.PromptExtend, Watermark: req.Watermark},
 	}
 }
@@ -141,9 +173,12 @@ func agree(t *testing.T, m jobs.Model, region string) {
 		require.Error(t, err)
 		return
 	}
-	req, _, err := jobs.Request{Model: m.Name, Prompt: "猫", N: m.MaxImages}.Normalize()
+	req := requestOf(m, "https://example.com/a.png")
+	req.N = m.MaxImages
+	req, _, err := req.Normalize()
 	require.NoError(t, err)
-	for range 2 {
+	rounds := 1 + max(1, m.Concurrency/int(m.SubmitsPerSecond)) // so that every slot is taken
+	for range rounds {
 		// The catalog's number of creates within a second is accepted, and no more.
 		for range int(m.SubmitsPerSecond) {
 			_, err := client.Create(t.Context(), body(t, req, region))
@@ -155,12 +190,12 @@ func agree(t *testing.T, m jobs.Model, region string) {
 	}
 	<-time.After(time.Hour)
 	stats := sim.Stats()
-	assert.Equal(t, 2, stats.Throttled)
+	assert.Equal(t, rounds, stats.Throttled)
 	assert.Equal(t, m.Concurrency, stats.Lanes[0].MaxRunning)
-	assert.Equal(t, 2*int64(m.SubmitsPerSecond)*price, stats.ChargedMicroYuan)
+	assert.Equal(t, int64(rounds)*int64(m.SubmitsPerSecond)*price, stats.ChargedMicroYuan)
 
 	more := body(t, req, region)
-	more.Parameters.N = new(m.MaxImages + 1)
+	more.Parameters.N = new(m.ImagesAtMost() + 1)
 	_, err = client.Create(t.Context(), more)
 	require.Error(t, err, "one image too many")
 }
@@ -170,6 +205,9 @@ func agree(t *testing.T, m jobs.Model, region string) {
 func TestCatalogAndSimulatorAgreeOnSizes(t *testing.T) {
 	t.Parallel()
 	for _, m := range soldIn(jobs.RegionBeijing) {
+		if m.Sizes.Default == "" {
+			continue
+		}
 		t.Run(m.Name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
@@ -179,13 +217,16 @@ func TestCatalogAndSimulatorAgreeOnSizes(t *testing.T) {
 				defer client.CloseIdleConnections()
 				rng := rand.New(rand.NewPCG(3, 4))
 				sizes := []string{m.Sizes.Default, "1440*1440", "1441*1440", "768*2700", "769*2700", "640*2560", "640*2561", "512*512", "511*512", "1280*1280", "1279*1280"}
-				sizes = append(sizes, m.Sizes.List...)
+				sizes = append(append(sizes, m.Sizes.List...), m.Sizes.Keywords...)
+				sizes = append(sizes, "2048*2049", "4096*4097")
 				for range 200 {
 					sizes = append(sizes, strconv.Itoa(400+rng.IntN(1300))+"*"+strconv.Itoa(400+rng.IntN(2400)))
 				}
 				took := map[bool]int{}
 				for _, size := range sizes {
-					req, _, err := jobs.Request{Model: m.Name, Prompt: "猫", Size: size}.Normalize()
+					req := requestOf(m, "https://example.com/a.png")
+					req.Size = size
+					req, _, err := req.Normalize()
 					took[err == nil]++
 					wire := body(t, req, jobs.RegionBeijing)
 					created, createErr := client.Create(t.Context(), wire)

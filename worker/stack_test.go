@@ -1,6 +1,7 @@
 package worker_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -40,6 +41,8 @@ type stack struct {
 
 	queueInterval time.Duration // longer than the worker's default: simulated hours pass
 
+	// model is that of jobs that name none, wanx-v1 if empty.
+	model string
 	// accounts are the configured ones; their keys are "sk-test" and the name. Nil
 	// is one with a lane for wanx-v1.
 	accounts map[string][]worker.Lane
@@ -277,6 +280,10 @@ func (s *stack) close() {
 
 func (s *stack) enqueue(req jobs.Request) *jobs.Job {
 	s.t.Helper()
+	req.Model = cmp.Or(req.Model, s.model)
+	if m, err := jobs.LookupModel(req.Model); err == nil && m.Inputs.Min > 0 && len(req.References()) == 0 {
+		req.RefImages = []string{"https://example.com/input.png"}
+	}
 	rec, err := jobs.NewClient(s.redis).Enqueue(s.t.Context(), req)
 	require.NoError(s.t, err)
 	return rec

@@ -162,10 +162,14 @@ func (e *enqueuer) enqueueOne(ctx context.Context, cmd *cobra.Command, f enqueue
 	if err != nil {
 		return err
 	}
-	if req.Stage && strings.Contains(req.RefImg, "://") {
-		if req.RefImg, err = e.stager(ctx, e.refs)(req.RefImg); err != nil {
-			return usageErrorf("name an image that is there for everybody, or leave --stage out", "%w", err)
+	req, problems := req.WithReferences(func(_, name string) (string, error) {
+		if req.Stage && strings.Contains(name, "://") {
+			return e.stager(ctx, e.refs)(name)
 		}
+		return name, nil
+	})
+	for _, p := range problems {
+		return usageErrorf("name an image that is there for everybody, or leave --stage out", "%w", p.Err)
 	}
 	req.Stage = false
 	for _, w := range warnings {

@@ -34,8 +34,8 @@ type line struct {
 	images             int // that were asked for
 	deadline           time.Time
 	kind               *kind
-	// ref is the staged name of a local reference image, "" if the line has none.
-	ref string
+	// refs are the staged names of local reference images.
+	refs []string
 	// request is the request of a job that is described by flags, else nil.
 	request *jobs.Request
 
@@ -71,7 +71,7 @@ func singleJob(number int, req jobs.Request) *batchFile {
 	s := &batchFile{unit: "line"}
 	s.lines = []*line{{
 		file: s, number: number, raw: []byte("{}"), id: req.ID, lineID: req.LineID, digest: req.Digest(),
-		model: req.Model, images: req.N, deadline: req.Deadline, kind: &kind{}, ref: req.RefImg, request: &req,
+		model: req.Model, images: req.N, deadline: req.Deadline, kind: &kind{}, refs: req.References(), request: &req,
 	}}
 	return s
 }
@@ -216,8 +216,10 @@ func (c *lineCollector) add(l jobs.Line) {
 		c.kinds[name] = &kind{model: model, later: later}
 	}
 	kept := &line{file: c.file, number: l.Number, raw: l.Raw, id: l.ID, lineID: l.Request.LineID, digest: l.Digest, model: model, images: l.Request.N, deadline: l.Request.Deadline, kind: c.kinds[name]}
-	if c.refs[l.Request.RefImg] != nil {
-		kept.ref = l.Request.RefImg
+	for _, name := range l.Request.References() {
+		if c.refs[name] != nil {
+			kept.refs = append(kept.refs, name)
+		}
 	}
 	c.file.lines = append(c.file.lines, kept)
 	if len(c.file.lines) == largeFileLines {

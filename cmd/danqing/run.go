@@ -392,17 +392,19 @@ func (r *batchRun) stage(ctx context.Context) error {
 	group.SetLimit(maxLookups)
 	for _, s := range r.files {
 		for _, l := range s.lines {
-			ref := r.refs[l.ref]
-			if l.settled || ref == nil || staged[l.ref] {
-				continue
-			}
-			staged[l.ref] = true
-			group.Go(func() error {
-				if err := r.runtime.bucket.StageReference(ctx, ref); err != nil {
-					return fmt.Errorf("%s: stage reference image: %w", l.position(), err)
+			for _, name := range l.refs {
+				ref := r.refs[name]
+				if l.settled || ref == nil || staged[name] {
+					continue
 				}
-				return nil
-			})
+				staged[name] = true
+				group.Go(func() error {
+					if err := r.runtime.bucket.StageReference(ctx, ref); err != nil {
+						return fmt.Errorf("%s: stage reference image: %w", l.position(), err)
+					}
+					return nil
+				})
+			}
 		}
 	}
 	return group.Wait()

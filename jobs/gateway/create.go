@@ -215,12 +215,14 @@ func parseLabels(text string) (map[string]string, error) {
 // accept validates a request, stages its reference image if requested, and enqueues it.
 // It returns the new or existing job, and warnings.
 func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job, []string, error) {
-	if ref := strings.TrimSpace(req.RefImg); strings.HasPrefix(ref, ossScheme) {
-		staged, err := a.resolveUpload(ctx, c, ref)
-		if err != nil {
-			return nil, nil, err
+	req, err := mapReferences(req, func(name string) (string, error) {
+		if name = strings.TrimSpace(name); strings.HasPrefix(name, ossScheme) {
+			return a.resolveUpload(ctx, c, name)
 		}
-		req.RefImg = staged
+		return name, nil
+	})
+	if err != nil {
+		return nil, nil, err
 	}
 	if req.Stage && req.ID != "" {
 		a.reuseStaged(ctx, &req)
@@ -241,18 +243,36 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job
 			return existing, warnings, err
 		}
 	}
-	switch hash, staged := strings.CutPrefix(req.RefImg, jobs.StagedPrefix); {
-	case staged:
-		err = a.checkStaged(ctx, c, hash)
-	case req.Stage && req.RefImg != "":
-		req.RefImg, err = a.stage(ctx, c, req.RefImg)
-	}
+	req, err = mapReferences(req, func(name string) (string, error) {
+		if hash, staged := strings.CutPrefix(name, jobs.StagedPrefix); staged {
+			return name, a.checkStaged(ctx, c, hash)
+		}
+		if req.Stage {
+			return a.stage(ctx, c, name)
+		}
+		return name, nil
+	})
 	if err != nil {
 		return nil, warnings, err
 	}
 	req.Stage = false
 	rec, err := a.enqueue(ctx, c, req)
 	return rec, warnings, err
+}
+
+// mapReferences replaces the reference images of a request, each once. It fails with the first
+// error.
+func mapReferences(req jobs.Request, replace func(name string) (string, error)) (jobs.Request, error) {
+	replaced := map[string]string{}
+	for _, name := range req.References() {
+		other, err := replace(name)
+		if err != nil {
+			return req, err
+		}
+		replaced[name] = other
+	}
+	req, _ = req.WithReferences(func(_, name string) (string, error) { return replaced[name], nil })
+	return req, nil
 }
 
 // maxNotBefore is how far ahead a job may be scheduled: it occupies its place in the queue
@@ -279,8 +299,8 @@ func (a *api) reuseStaged(ctx context.Context, req *jobs.Request) {
 	if err != nil {
 		return // a new job
 	}
-	if existing, err := a.jobs.RequestOf(ctx, rec); err == nil && existing.RefImg != "" {
-		req.RefImg, req.Stage = existing.RefImg, false
+	if existing, err := a.jobs.RequestOf(ctx, rec); err == nil && len(existing.References()) > 0 {
+		req.RefImg, req.RefImages, req.MaskImageURL, req.Stage = existing.RefImg, existing.RefImages, existing.MaskImageURL, false
 	}
 }
 
@@ -353,9 +373,11 @@ func (a *api) enqueue(ctx context.Context, c caller, req jobs.Request) (*jobs.Jo
 
 // enqueueWithReference enqueues a job that uses its staged reference image, if it has one.
 func (a *api) enqueueWithReference(ctx context.Context, c caller, req jobs.Request, limits jobs.Limits) (*jobs.Job, error) {
-	if hash, staged := strings.CutPrefix(req.RefImg, jobs.StagedPrefix); staged {
-		if err := a.keepReference(ctx, c, hash, req.ID); err != nil {
-			return nil, err
+	for _, name := range req.References() {
+		if hash, staged := strings.CutPrefix(name, jobs.StagedPrefix); staged {
+			if err := a.keepReference(ctx, c, hash, req.ID); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return a.jobs.EnqueueWithin(ctx, req, limits)

@@ -205,6 +205,10 @@ const (
 	// LaneVerifiedDataset is the dataset that the lane was last verified against.
 	// Lifetime: none.
 	LaneVerifiedDataset = "verified_dataset"
+	// LaneListed is when the account's task list was first seen to show a task of the model, in
+	// RFC 3339. Only then a lost create of a model whose path is not text2image is reconciled.
+	// Lifetime: none.
+	LaneListed = "listed"
 	// LaneLastTask is the lane's last created task as JSON. Lifetime: as long as
 	// DashScope has the task, 24 hours.
 	LaneLastTask = "last_task"

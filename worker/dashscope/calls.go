@@ -36,20 +36,20 @@ type Created struct {
 // ctx while the request is out is ambiguous too: a graceful shutdown should let it
 // finish.
 func (c *Client) Create(ctx context.Context, req CreateRequest) (*Created, error) {
-	body, err := encode(req)
+	body, err := req.Encode()
 	if err != nil {
 		return nil, invalid(opCreate, err)
 	}
 	ctx, cancel := withTimeout(ctx, c.timeouts.create)
 	defer cancel()
-	r, err := c.request(ctx, http.MethodPost, PathText2Image, nil, bytes.NewReader(body))
+	r, err := c.request(ctx, http.MethodPost, req.Protocol.Path(), nil, bytes.NewReader(body))
 	if err != nil {
 		return nil, invalid(opCreate, err)
 	}
 	r.GetBody = nil // without it net/http cannot send the body again
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set(HeaderAsync, "enable")
-	for _, ref := range []string{req.Input.RefImg, req.Input.RefImage, req.Input.SketchImageURL} {
+	for _, ref := range req.Input.References() {
 		if strings.HasPrefix(ref, "oss://") {
 			r.Header.Set(HeaderOSSResolve, "enable")
 		}
@@ -126,6 +126,7 @@ func (c *Client) Query(ctx context.Context, taskID string) (*Task, error) {
 		t.Output.TaskID = taskID
 	}
 	out := &t.Output
+	out.flattenChoices()
 	out.TaskStatus, out.Code, out.Message, t.RequestID = c.text(out.TaskStatus), c.text(out.Code), c.text(out.Message), c.text(t.RequestID)
 	for i, r := range out.Results {
 		out.Results[i].Code, out.Results[i].Message = c.text(r.Code), c.text(r.Message)

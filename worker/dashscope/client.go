@@ -44,6 +44,10 @@ const (
 	maxBodyBytes = 1 << 20
 )
 
+// tokenPlanPrefix begins the keys of Token Plans. Besides what their terms say, an exhausted one
+// asks to wait for up to 21 days (reports of users).
+const tokenPlanPrefix = "sk-sp-"
+
 // Config configures a [Client]. The zero value of every field but APIKey means
 // its default.
 type Config struct {
@@ -116,8 +120,11 @@ func (c Config) Validate() (refused FieldErrors) {
 	if _, err := parseBaseURL(c.BaseURL); err != nil {
 		bad("BaseURL", err.Error())
 	}
-	if c.APIKey == "" {
+	switch {
+	case c.APIKey == "":
 		bad("APIKey", "required")
+	case strings.HasPrefix(c.APIKey, tokenPlanPrefix):
+		bad("APIKey", "is a key of a Token Plan ("+tokenPlanPrefix+"…): its terms forbid automated use, and it may be banned; create an ordinary API key (sk-…) in the Model Studio console")
 	}
 	for _, f := range [][2]string{{"APIKey", c.APIKey}, {"Workspace", c.Workspace}} {
 		if !isHeaderValue(f[1]) {

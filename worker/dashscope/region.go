@@ -12,6 +12,8 @@ const (
 	RegionSingapore = "ap-southeast-1"
 	RegionVirginia  = "us-east-1"
 	RegionHongKong  = "cn-hongkong"
+	RegionFrankfurt = "eu-central-1"
+	RegionTokyo     = "ap-northeast-1"
 )
 
 // RegionOf returns the region of a base URL, which determines the available models,

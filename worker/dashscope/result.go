@@ -16,16 +16,19 @@ func (task *Task) IsInconclusive() bool {
 			return false
 		}
 	}
-	charged := task.Usage != nil && task.Usage.ImageCount > 0
+	charged := task.Usage != nil && max(task.Usage.ImageCount, task.Usage.OutputImageCount) > 0
 	return charged || len(task.Output.Results) == 0 || slices.ContainsFunc(task.Output.Results, func(r Result) bool { return r.Code == "" })
 }
 
 // ChargedImages returns the number of images that the task was charged for.
 func (task *Task) ChargedImages() int {
-	if task.Usage != nil && task.Usage.ImageCount > 0 {
-		return task.Usage.ImageCount
-	}
 	n := 0
+	if task.Usage != nil {
+		n = max(task.Usage.ImageCount, task.Usage.OutputImageCount)
+	}
+	if n > 0 {
+		return n
+	}
 	for _, r := range task.Output.Results {
 		if r.URL != "" {
 			n++

@@ -1,6 +1,9 @@
 package dashscope
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Paths of the service below the base URL, which ends in /api/v1. Each is answered with
 // and without a trailing slash (the Model Studio pages and the two official SDKs
@@ -47,8 +50,11 @@ const (
 // result URL is valid (text-to-image API reference).
 const TaskLifetime = 24 * time.Hour
 
-// CreateRequest is the body of a create.
+// CreateRequest is a create. As JSON it is the body of [ProtocolText2Image] and
+// [ProtocolImage2Image]; [CreateRequest.Encode] and [DecodeCreate] have those of all protocols.
 type CreateRequest struct {
+	// Protocol is the model's; "" means [ProtocolText2Image].
+	Protocol   Protocol   `json:"-"`
 	Model      string     `json:"model"`
 	Input      Input      `json:"input"`
 	Parameters Parameters `json:"parameters"`
@@ -58,12 +64,26 @@ type CreateRequest struct {
 // name. The documentation's curl examples spell it ref_image, the parameter table and
 // both SDKs ref_img, which is the field that is sent. Old samples use SketchImageURL
 // for a local file; if several are set, ref_img wins.
+//
+// Images are the reference images of a model that takes several. A model with functions takes
+// BaseImageURL instead, and MaskImageURL for those that need a mask.
 type Input struct {
 	Prompt         string `json:"prompt"`
 	NegativePrompt string `json:"negative_prompt,omitempty"`
 	RefImg         string `json:"ref_img,omitempty"`
 	RefImage       string `json:"ref_image,omitempty"`
 	SketchImageURL string `json:"sketch_image_url,omitempty"`
+
+	Images       []string `json:"images,omitempty"`
+	Function     string   `json:"function,omitempty"`
+	BaseImageURL string   `json:"base_image_url,omitempty"`
+	MaskImageURL string   `json:"mask_image_url,omitempty"`
+}
+
+// References returns the names of all images of the input.
+func (in Input) References() []string {
+	names := slices.Concat([]string{in.RefImg, in.RefImage, in.SketchImageURL, in.BaseImageURL}, in.Images, []string{in.MaskImageURL})
+	return slices.DeleteFunc(names, func(name string) bool { return name == "" })
 }
 
 // Parameters are the options of an image; each model supports some of them
@@ -79,6 +99,18 @@ type Parameters struct {
 	RefMode      string   `json:"ref_mode,omitempty"`
 	PromptExtend *bool    `json:"prompt_extend,omitempty"`
 	Watermark    *bool    `json:"watermark,omitempty"`
+
+	PromptExtendMode string   `json:"prompt_extend_mode,omitempty"`
+	EnableThinking   *bool    `json:"enable_thinking,omitempty"`
+	ThinkingMode     *bool    `json:"thinking_mode,omitempty"`
+	EnableSequential *bool    `json:"enable_sequential,omitempty"`
+	Strength         *float64 `json:"strength,omitempty"`
+	UpscaleFactor    *float64 `json:"upscale_factor,omitempty"`
+	TopScale         *float64 `json:"top_scale,omitempty"`
+	BottomScale      *float64 `json:"bottom_scale,omitempty"`
+	LeftScale        *float64 `json:"left_scale,omitempty"`
+	RightScale       *float64 `json:"right_scale,omitempty"`
+	IsSketch         *bool    `json:"is_sketch,omitempty"`
 }
 
 // TaskResponse answers a create and a query.
@@ -90,7 +122,8 @@ type TaskResponse struct {
 
 // TaskOutput is a task as returned by a query. Only TaskID and TaskStatus are always
 // present. Code and Message are set on FAILED tasks; the HTTP status of such an answer
-// is 200. Times are "2006-01-02 15:04:05.000" in UTC+8.
+// is 200. Times are "2006-01-02 15:04:05.000" in UTC+8. The images of
+// [ProtocolImageGeneration] are in Choices; [Client.Query] returns them as Results.
 type TaskOutput struct {
 	TaskID        string       `json:"task_id"`
 	TaskStatus    string       `json:"task_status"`
@@ -98,6 +131,8 @@ type TaskOutput struct {
 	ScheduledTime string       `json:"scheduled_time,omitempty"`
 	EndTime       string       `json:"end_time,omitempty"`
 	Results       []Result     `json:"results,omitempty"`
+	Finished      bool         `json:"finished,omitempty"`
+	Choices       []Choice     `json:"choices,omitempty"`
 	TaskMetrics   *TaskMetrics `json:"task_metrics,omitempty"`
 	Code          string       `json:"code,omitempty"`
 	Message       string       `json:"message,omitempty"`
@@ -120,9 +155,13 @@ type TaskMetrics struct {
 	Failed    int `json:"FAILED"`    //nolint:tagliatelle // DashScope's spelling
 }
 
-// Usage is what is charged for: successful images only.
+// Usage is what is charged for: successful images only. Qwen-Image 3.0 counts them as
+// OutputImageCount, and says of which price they are and how many input images were charged.
 type Usage struct {
-	ImageCount int `json:"image_count"`
+	ImageCount       int    `json:"image_count"`
+	OutputImageCount int    `json:"output_image_count,omitempty"`
+	OutputImageType  string `json:"output_image_type,omitempty"`
+	InputImageCount  int    `json:"input_image_count,omitempty"`
 }
 
 // ListResponse answers a list. It has no output object.

@@ -186,7 +186,10 @@ func shownRequest(req *jobs.Request) [][2]string {
 	if req.Seed != nil {
 		add("seed", strconv.FormatInt(*req.Seed, 10))
 	}
-	add("ref_img", withoutQuery(req.RefImg))
+	for _, name := range req.References() {
+		add("ref_img", withoutQuery(name))
+	}
+	add("function", req.Function)
 	return list
 }
 

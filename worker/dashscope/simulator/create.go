@@ -1,14 +1,15 @@
 package simulator
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"math"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
 )
@@ -26,8 +27,8 @@ func (s *Simulator) create(r *http.Request, c caller, requestID string) (any, er
 	if err != nil {
 		return nil, err
 	}
-	var req dashscope.CreateRequest
-	if err := json.Unmarshal(body, &req); err != nil {
+	req, err := dashscope.DecodeCreate(protocolOf(r), body)
+	if err != nil {
 		return nil, &apiError{http.StatusBadRequest, "InvalidParameter", "Required body invalid, please check the request body format."}
 	}
 	m, err := s.checkCreate(r, req)
@@ -65,13 +66,17 @@ func (s *Simulator) checkCreate(r *http.Request, req dashscope.CreateRequest) (m
 		return m, &apiError{http.StatusBadRequest, "BadRequest.EmptyModel", "Required parameter \"model\" missing from request."}
 	case !known:
 		return m, unknownModel(req.Model)
+	case m.protocol() != req.Protocol:
+		return m, wrongPath()
 	case strings.TrimSpace(req.Input.Prompt) == "":
 		return bad("Required parameter \"prompt\" missing or invalid, please check the request parameters.")
 	case n != nil && *n != 1 && m.maxImages == 1:
 		return bad("num_images_per_prompt must be 1")
 	case n != nil && (*n < 1 || *n > m.maxImages):
 		return bad(fmt.Sprintf("num_images_per_prompt must be 1 to %d", m.maxImages))
-	case strings.HasPrefix(reference(req.Input), "oss://") && r.Header.Get(dashscope.HeaderOSSResolve) != "enable":
+	case m.later != nil && (len(inputs(req.Input)) < m.later.Inputs.Min || len(inputs(req.Input)) > m.later.Inputs.Max):
+		return bad(fmt.Sprintf("the number of images must be %d to %d", m.later.Inputs.Min, m.later.Inputs.Max))
+	case slices.ContainsFunc(req.Input.References(), func(name string) bool { return strings.HasPrefix(name, "oss://") }) && r.Header.Get(dashscope.HeaderOSSResolve) != "enable":
 		return bad("The provided URL does not appear to be valid. Ensure it is correctly formatted.")
 	default:
 		return m, nil
@@ -87,6 +92,14 @@ func reference(in dashscope.Input) string {
 		}
 	}
 	return ""
+}
+
+// inputs returns the names of the images that a model edits.
+func inputs(in dashscope.Input) []string {
+	if in.BaseImageURL != "" {
+		return []string{in.BaseImageURL}
+	}
+	return in.Images
 }
 
 // newTask creates a task and fixes everything about it. s.mu must be held.
@@ -130,6 +143,9 @@ func (s *Simulator) checkTask(c caller, m model, req dashscope.CreateRequest, no
 	if m.honors("style") && p.Style != "" && !painter.HasStyle(p.Style) {
 		return bad("The style is not match the allowed styles.")
 	}
+	if m.later != nil {
+		return s.checkInputs(c, m, req, now)
+	}
 	if !m.honors("ref_img") {
 		return Failure{}
 	}
@@ -139,12 +155,25 @@ func (s *Simulator) checkTask(c caller, m model, req dashscope.CreateRequest, no
 	if p.RefMode != "" && p.RefMode != painter.RefRepaint && p.RefMode != painter.RefOnly {
 		return bad("The ref_mode must be one of ['repaint', 'refonly'].")
 	}
-	return s.checkReference(c, req, now)
+	return s.checkReference(c, req.Model, reference(req.Input), now)
+}
+
+// checkInputs validates the images and the function of a model that edits.
+func (s *Simulator) checkInputs(c caller, m model, req dashscope.CreateRequest, now time.Time) Failure {
+	named := func(f jobs.Function) bool { return f.Name == req.Input.Function }
+	if len(m.later.Functions) > 0 && !slices.ContainsFunc(m.later.Functions, named) {
+		return Failure{"InvalidParameter", "The function is not supported."}
+	}
+	for _, name := range req.Input.References() {
+		if failure := s.checkReference(c, req.Model, name, now); failure.Code != "" {
+			return failure
+		}
+	}
+	return Failure{}
 }
 
 // checkReference returns the failure of a task whose reference image is unavailable.
-func (s *Simulator) checkReference(c caller, req dashscope.CreateRequest, now time.Time) Failure {
-	name := reference(req.Input)
+func (s *Simulator) checkReference(c caller, model, name string, now time.Time) Failure {
 	invalid := Failure{"InvalidURL", "The request URL is invalid, please make sure the url is correct and is an image."}
 	if name == "" {
 		return Failure{}
@@ -162,7 +191,7 @@ func (s *Simulator) checkReference(c caller, req dashscope.CreateRequest, now ti
 		return Failure{}
 	}
 	up := s.uploads[key]
-	if up == nil || !up.belongs(c.account, req.Model) || now.Sub(up.CreatedAt) >= uploadLifetime {
+	if up == nil || !up.belongs(c.account, model) || now.Sub(up.CreatedAt) >= uploadLifetime {
 		return invalid
 	}
 	return up.Failure
@@ -171,6 +200,7 @@ func (s *Simulator) checkReference(c caller, req dashscope.CreateRequest, now ti
 // addTask queues a recorded task. s.mu must be held.
 func (s *Simulator) addTask(t *task) {
 	t.model, _ = s.lookupModel(t.Request.Model) // the model existed when the task was created
+	t.Request.Protocol = t.model.protocol()
 	key := laneKey{t.Account, t.Request.Model}
 	if s.lanes[key] == nil {
 		s.lanes[key] = &lane{}

@@ -39,12 +39,51 @@ type model struct {
 	submits, concurrency int
 	// seconds is the median time of a task without prompt_extend.
 	seconds float64
+	// later are the facts of a model of another path, from the catalog; nil for the others.
+	later *jobs.Model
+}
+
+// protocol is the shape of the model's creates and answers.
+func (m model) protocol() dashscope.Protocol {
+	if m.later == nil {
+		return dashscope.ProtocolText2Image
+	}
+	return dashscope.Protocol(m.later.Protocol)
+}
+
+// defaultImages is the n of a create without one.
+func (m model) defaultImages() int {
+	if m.later == nil {
+		return m.maxImages
+	}
+	return m.later.ServiceImages
+}
+
+// laterModels returns the models of a region's other paths, as the catalog has them.
+func laterModels(region string) []model {
+	var list []model
+	for _, m := range jobs.Models() {
+		name, sold := m.NameIn(cmp.Or(region, jobs.RegionBeijing))
+		if !sold || m.Protocol == jobs.ProtocolText2Image {
+			continue
+		}
+		price, _ := m.CostIn(cmp.Or(region, jobs.RegionBeijing), 1)
+		s := sizes{
+			fallback: cmp.Or(m.Sizes.Default, "1024*1024"), list: m.Sizes.List, keywords: m.Sizes.Keywords, minSide: m.Sizes.MinSide, maxSide: m.Sizes.MaxSide,
+			minPixels: m.Sizes.MinPixels, maxPixels: m.Sizes.MaxPixels, ratio: m.Sizes.MaxRatio,
+		}
+		list = append(list, model{
+			name: name, promptRunes: cmp.Or(m.PromptRunes, math.MaxInt32), sizes: s, maxImages: m.ImagesAtMost(), watermark: "AI生成", microYuan: price,
+			submits: max(int(m.SubmitsPerSecond), 1), concurrency: m.Concurrency, seconds: cmp.Or(m.TaskTime, 20*time.Second).Seconds(), later: &m,
+		})
+	}
+	return list
 }
 
 // sizes is a list of sizes, or bounds if the list is empty.
 type sizes struct {
 	fallback                                      string
-	list                                          []string
+	list, keywords                                []string
 	minSide, maxSide, minPixels, maxPixels, ratio int
 }
 
@@ -53,6 +92,10 @@ type sizes struct {
 func (s sizes) parse(text string) (width, height int, ok bool) {
 	if text == "" {
 		text = s.fallback
+	}
+	if slices.Contains(s.keywords, text) {
+		side := int(text[0]-'0') * 1024 // 1K, 2K or 4K
+		return side, side, true
 	}
 	w, h, _ := strings.Cut(text, "*")
 	width, err := strconv.Atoi(w)
@@ -84,7 +127,7 @@ func (s sizes) message() string {
 
 // lookupModel finds a model of the simulator's region by its spelling there.
 func (s *Simulator) lookupModel(name string) (model, bool) {
-	for _, m := range models(s.Region) {
+	for _, m := range append(models(s.Region), laterModels(s.Region)...) {
 		if m.name == name {
 			m.honors = honors(s.Region, name)
 			return m, true
@@ -114,25 +157,25 @@ func models(region string) []model {
 	case "", dashscope.RegionBeijing:
 		v1 := sizes{fallback: "1024*1024", list: []string{"1024*1024", "720*1280", "768*1152", "1280*720"}}
 		return []model{
-			{"wanx-v1", 800, v1, 4, nil, "", MicroYuanPerImage, 2, 1, 26.8},
-			{"wanx2.0-t2i-turbo", 800, square, 4, nil, ai, 40_000, 2, 2, turbo},
-			{"wanx2.1-t2i-turbo", 500, square, 4, nil, ai, 140_000, 2, 2, turbo},
-			{"wanx2.1-t2i-plus", 500, square, 4, nil, ai, 200_000, 2, 2, plus},
-			{"wan2.2-t2i-flash", 500, square, 4, nil, ai, 140_000, 2, 2, turbo},
-			{"wan2.2-t2i-plus", 500, square, 4, nil, ai, 200_000, 2, 2, plus},
-			{"wan2.5-t2i-preview", 2000, pixels, 4, nil, ai, 200_000, 5, 5, preview},
-			{"qwen-image", 800, qwen, 1, nil, qwenMark, 250_000, 2, 2, plus},
-			{"qwen-image-plus", 800, qwen, 1, nil, qwenMark, 200_000, 2, 2, plus},
+			{"wanx-v1", 800, v1, 4, nil, "", MicroYuanPerImage, 2, 1, 26.8, nil},
+			{"wanx2.0-t2i-turbo", 800, square, 4, nil, ai, 40_000, 2, 2, turbo, nil},
+			{"wanx2.1-t2i-turbo", 500, square, 4, nil, ai, 140_000, 2, 2, turbo, nil},
+			{"wanx2.1-t2i-plus", 500, square, 4, nil, ai, 200_000, 2, 2, plus, nil},
+			{"wan2.2-t2i-flash", 500, square, 4, nil, ai, 140_000, 2, 2, turbo, nil},
+			{"wan2.2-t2i-plus", 500, square, 4, nil, ai, 200_000, 2, 2, plus, nil},
+			{"wan2.5-t2i-preview", 2000, pixels, 4, nil, ai, 200_000, 5, 5, preview, nil},
+			{"qwen-image", 800, qwen, 1, nil, qwenMark, 250_000, 2, 2, plus, nil},
+			{"qwen-image-plus", 800, qwen, 1, nil, qwenMark, 200_000, 2, 2, plus, nil},
 		}
 	case dashscope.RegionSingapore:
 		return []model{
-			{"wan2.1-t2i-turbo", 500, square, 4, nil, ai, 183_481, 2, 2, turbo},
-			{"wan2.1-t2i-plus", 500, square, 4, nil, ai, 366_962, 2, 2, plus},
-			{"wan2.2-t2i-flash", 500, square, 4, nil, ai, 183_481, 2, 2, turbo},
-			{"wan2.2-t2i-plus", 500, square, 4, nil, ai, 366_962, 2, 2, plus},
-			{"wan2.5-t2i-preview", 2000, pixels, 4, nil, ai, 220_177, 5, 5, preview},
-			{"qwen-image", 800, qwen, 1, nil, qwenMark, 256_873, 2, 2, plus},
-			{"qwen-image-plus", 800, qwen, 1, nil, qwenMark, 220_177, 2, 2, plus},
+			{"wan2.1-t2i-turbo", 500, square, 4, nil, ai, 183_481, 2, 2, turbo, nil},
+			{"wan2.1-t2i-plus", 500, square, 4, nil, ai, 366_962, 2, 2, plus, nil},
+			{"wan2.2-t2i-flash", 500, square, 4, nil, ai, 183_481, 2, 2, turbo, nil},
+			{"wan2.2-t2i-plus", 500, square, 4, nil, ai, 366_962, 2, 2, plus, nil},
+			{"wan2.5-t2i-preview", 2000, pixels, 4, nil, ai, 220_177, 5, 5, preview, nil},
+			{"qwen-image", 800, qwen, 1, nil, qwenMark, 256_873, 2, 2, plus, nil},
+			{"qwen-image-plus", 800, qwen, 1, nil, qwenMark, 220_177, 2, 2, plus, nil},
 		}
 	default:
 		return nil
@@ -142,12 +185,16 @@ func models(region string) []model {
 // unknownModel returns the error for a model that is at another endpoint, or does not
 // exist (error-code page).
 func unknownModel(name string) *apiError {
-	message := "Model not exist."
 	otherEndpoints := []string{"wan2.6", "wan2.7", "wan3.0", "qwen-image-max", "qwen-image-2.0", "qwen-image-edit", "z-image"}
 	if slices.ContainsFunc(otherEndpoints, func(family string) bool { return strings.HasPrefix(name, family) }) {
-		message = "url error, please check url!"
+		return wrongPath()
 	}
-	return &apiError{http.StatusBadRequest, "InvalidParameter", message}
+	return &apiError{http.StatusBadRequest, "InvalidParameter", "Model not exist."}
+}
+
+// wrongPath returns the error of a create at another model's path (error-code page).
+func wrongPath() *apiError {
+	return &apiError{http.StatusBadRequest, "InvalidParameter", "url error, please check url!"}
 }
 
 // defaultTaskTime is log-normal around the model's median; the spread is assumed. With

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/danqing-queue/danqing/worker/dashscope"
@@ -42,6 +43,7 @@ func (s *Simulator) query(r *http.Request, c caller, requestID, taskID string) (
 	}
 	if t := s.find(c.account, taskID, now); t != nil {
 		s.describe(&out, r, t, now)
+		out = out.InProtocol(t.model.protocol())
 	}
 	return out, nil
 }
@@ -65,6 +67,9 @@ func (s *Simulator) describe(out *dashscope.TaskResponse, r *http.Request, t *ta
 		out.Usage = &dashscope.Usage{ImageCount: t.goodImages()}
 	}
 	o.SubmitTime, o.TaskMetrics = formatTime(t.CreatedAt), &metrics
+	if t.model.protocol() == dashscope.ProtocolImageGeneration {
+		o.TaskMetrics = nil // not in the reported answers
+	}
 	if t.started(now) {
 		o.ScheduledTime = formatTime(t.start)
 	}
@@ -81,7 +86,7 @@ func (s *Simulator) results(r *http.Request, t *task) []dashscope.Result {
 			continue
 		}
 		out[i].URL = s.resultURL(r, t, i)
-		if t.model.honors("prompt_extend") {
+		if t.model.honors("prompt_extend") && t.model.protocol() == dashscope.ProtocolText2Image {
 			out[i].OrigPrompt, out[i].ActualPrompt = t.Request.Input.Prompt, t.actualPrompt()
 		}
 	}
@@ -125,7 +130,7 @@ func (s *Simulator) list(r *http.Request, c caller, requestID string) (any, erro
 	var fit []dashscope.TaskInfo
 	for _, t := range slices.Backward(s.tasks) {
 		age := now.Sub(t.CreatedAt)
-		if t.Account == c.account && age >= s.ListLag && age < dashscope.TaskLifetime && q.wants(t, now) {
+		if t.Account == c.account && age >= s.ListLag && age < dashscope.TaskLifetime && !slices.Contains(s.Unlisted, t.model.protocol()) && q.wants(t, now) {
 			fit = append(fit, s.listed(t, now))
 		}
 	}
@@ -143,7 +148,7 @@ func (s *Simulator) listed(t *task, now time.Time) dashscope.TaskInfo {
 		TaskID: t.ID, Status: t.status(now), ModelName: t.Request.Model, Region: s.region(),
 		APIKeyID: t.KeyID, RequestID: t.RequestID, GmtCreate: t.CreatedAt.UnixMilli(),
 		CallerUID: digits("account", t.Account, 16), CallerParentID: digits("account", t.Account, 16),
-		UserAPIUniqueKey: "apikey:v1:aigc:text2image:image-synthesis:" + t.Request.Model,
+		UserAPIUniqueKey: "apikey:v1:aigc:" + strings.ReplaceAll(strings.TrimPrefix(t.model.protocol().Path(), "/services/aigc/"), "/", ":") + ":" + t.Request.Model,
 	}
 	if t.started(now) {
 		info.StartTime = t.start.UnixMilli()

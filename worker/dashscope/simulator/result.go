@@ -116,12 +116,23 @@ func checkSigned(r *http.Request, now time.Time) *ossError {
 // uploaded returns the uploaded reference image of a task, nil if there is none. s.mu
 // must be held.
 func (s *Simulator) uploaded(in dashscope.Input) *image.RGBA {
-	key, _ := strings.CutPrefix(reference(in), "oss://")
+	key, _ := strings.CutPrefix(cmp.Or(reference(in), firstInput(in)), "oss://")
 	if up := s.uploads[key]; up != nil {
 		return up.picture
 	}
 	return nil
 }
+
+// firstInput returns the name of the first image that a model edits, empty if there is none.
+func firstInput(in dashscope.Input) string {
+	if images := inputs(in); len(images) > 0 {
+		return images[0]
+	}
+	return ""
+}
+
+// editStrength is how much of the image that a model edits is kept.
+const editStrength = 0.8
 
 // picture returns the contents of an image. A reference that was not uploaded is at a
 // URL, which is never downloaded.
@@ -146,6 +157,9 @@ func picture(t *task, index int, uploaded *image.RGBA) painter.Picture {
 		pic.RefStrength = *p.RefStrength
 	}
 	name := reference(in)
+	if t.model.later != nil {
+		name, pic.RefStrength = firstInput(in), editStrength
+	}
 	switch {
 	case uploaded != nil:
 		pic.Ref = uploaded

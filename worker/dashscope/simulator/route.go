@@ -52,7 +52,7 @@ func routeOf(r *http.Request) (route Route, taskID string) {
 		return RouteUpload, ""
 	case strings.HasPrefix(path, resultPath) && (r.Method == http.MethodGet || r.Method == http.MethodHead):
 		return RouteResult, ""
-	case path == basePath+dashscope.PathText2Image && r.Method == http.MethodPost:
+	case protocolOf(r) != "" && r.Method == http.MethodPost:
 		return RouteCreate, ""
 	case path == basePath+dashscope.PathTasks && r.Method == http.MethodGet:
 		return RouteList, ""
@@ -65,6 +65,17 @@ func routeOf(r *http.Request) (route Route, taskID string) {
 	default:
 		return RouteOther, ""
 	}
+}
+
+// protocolOf returns the protocol of a create by its path, "" of any other request.
+func protocolOf(r *http.Request) dashscope.Protocol {
+	path := strings.TrimSuffix(r.URL.Path, "/")
+	for _, p := range dashscope.Protocols() {
+		if path == basePath+p.Path() {
+			return p
+		}
+	}
+	return ""
 }
 
 // ServeHTTP serves one request. Every answer carries [dashscope.HeaderSimulated].

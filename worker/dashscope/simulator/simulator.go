@@ -63,6 +63,9 @@ type Simulator struct {
 	Seed uint64
 	// ListLag is how long after its creation a task appears in the list.
 	ListLag time.Duration
+	// Unlisted are the protocols whose tasks the list never shows. Whether the service's list
+	// shows those of other paths than text2image is not known.
+	Unlisted []dashscope.Protocol
 	// ResultLifetime is how long after the end of its task a result URL is valid. 0
 	// means 24 h.
 	ResultLifetime time.Duration

@@ -56,7 +56,7 @@ type task struct {
 // Qwen-Image (API references).
 func (t *task) n() int {
 	if t.Request.Parameters.N == nil {
-		return t.model.maxImages
+		return t.model.defaultImages()
 	}
 	return *t.Request.Parameters.N
 }

@@ -2,7 +2,6 @@ package simulator
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math"
@@ -152,10 +151,10 @@ func (s *Simulator) promptOf(route Route, r *http.Request) string {
 	}
 	body, err := io.ReadAll(r.Body)
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	var req dashscope.CreateRequest
-	if err != nil || json.Unmarshal(body, &req) != nil {
+	if err != nil {
 		return ""
 	}
+	req, _ := dashscope.DecodeCreate(protocolOf(r), body)
 	return req.Input.Prompt
 }
 

@@ -118,6 +118,11 @@ type lane struct {
 	dataset string
 	orphans []string
 
+	// listed is set once the task list is known to show the model's tasks. checkingList is set
+	// while it is read for that, listCheckedAt is when it was last.
+	listed, checkingList atomic.Bool
+	listCheckedAt        atomic.Pointer[time.Time]
+
 	// settling is the number of tasks that have ended and are not booked yet.
 	settling atomic.Int32
 
@@ -249,7 +254,7 @@ func (l *lane) quarantineRunner() *quarantine.Runner {
 	return &quarantine.Runner{
 		List: l.cfg.Quarantine, Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, Service: l.cfg.Account.Client,
 		Cost:      func(images int) int64 { return l.cfg.Account.Cost(l.cfg.Model, images) },
-		MaxImages: l.cfg.Model.MaxImages,
+		MaxImages: l.cfg.Model.ImagesAtMost(),
 		Recorder:  l.recorder, Watcher: l.cfg.Watcher, Log: l.log,
 	}
 }

@@ -47,6 +47,11 @@ func (l *lane) checkDataLoss(ctx context.Context) error {
 	if l.baseline, err = l.takeSnapshot(ctx); err != nil {
 		return err
 	}
+	if !l.baseline.Listed {
+		if err := l.pauseUnproven(ctx); err != nil {
+			return err
+		}
+	}
 	orphans, err := l.findOrphans(ctx)
 	if err != nil {
 		return err

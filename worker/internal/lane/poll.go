@@ -98,6 +98,7 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 				continue
 			}
 			slot.giveOn()
+			l.checkList(ctx)
 			if at, err := dashscope.ParseTime(task.Output.EndTime); err == nil {
 				looks.Ended(at)
 			}
@@ -265,7 +266,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	missing := rec.Missing()
 	most := len(missing)
 	if !rec.ResolvedAt.IsZero() { // the operator may have adopted a task with more images
-		most = max(most, l.cfg.Model.MaxImages)
+		most = max(most, l.cfg.Model.ImagesAtMost())
 	}
 	results := renumber(readResults(task, len(missing), most), missing)
 	made := 0
@@ -283,7 +284,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	if made == 0 {
 		return l.taskFailed(ctx, rec, first.Code, first.Message)
 	}
-	if rec.Adopted && !(&reconcile.Output{Task: task}).Matches(len(missing), rec.Request.Prompt) {
+	if rec.Adopted && !(&reconcile.Output{Task: task}).Fits(reconcile.IntentOf(rec)) {
 		return l.rejectAdopted(ctx, rec)
 	}
 	made = min(task.ChargedImages(), most)

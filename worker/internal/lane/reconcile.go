@@ -330,6 +330,8 @@ func (l *lane) holdAmbiguous(ctx context.Context, rec *jobs.Record, candidates [
 	reason := fmt.Sprintf("create outcome unknown: the task may be one of %d unowned tasks on the account's list, whose images are quarantined under _held/ in the bucket", len(candidates))
 	switch {
 	case len(candidates) > 0:
+	case !l.listed.Load() && l.cfg.Model.Protocol != jobs.ProtocolText2Image:
+		reason = "create outcome unknown: the account's task list has not shown a task of " + l.cfg.Model.Name + " yet, so that it does not tell whether one was created; look in DashScope's console before buying again"
 	case lostCreates(rec) >= maxLostCreates-1:
 		reason = fmt.Sprintf("%d creates were lost without a task on the account's list: check in the console that it is the right account before buying again", maxLostCreates)
 	default:

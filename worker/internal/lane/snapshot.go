@@ -74,6 +74,9 @@ func (l *lane) takeSnapshot(ctx context.Context) (*reconcile.Snapshot, error) {
 	if snapshot.Unowned, snapshot.Quarantined, err = l.withoutOwner(ctx, tasks); err != nil {
 		return nil, err
 	}
+	if err := l.proveList(ctx, snapshot); err != nil {
+		return nil, err
+	}
 	l.updateBaseline(ctx, snapshot)
 	return snapshot, nil
 }

@@ -27,6 +27,9 @@ const (
 // was not on the list before, no other job's intent may have created it, and no task of the
 // key is unexplained, as another program's would be. A task that another open intent may
 // have created is contested until that intent is settled.
+//
+// Unless the list is known to show the model's tasks, it proves nothing: the intent is held, but
+// for a task with the create's request ID.
 func Decide(intent Intent, s *Snapshot, keyID string, t Timing, now time.Time) (Decision, []dashscope.TaskInfo) {
 	var mine, contested, near []dashscope.TaskInfo
 	foreign, waiting := false, now.Sub(intent.From) < t.Limit || now.Sub(intent.Until) < t.Settled
@@ -69,6 +72,10 @@ func Decide(intent Intent, s *Snapshot, keyID string, t Timing, now time.Time) (
 	switch certain := keyID != "" && intent.ListWasClear && !foreign && len(mine) == 1; {
 	case now.Sub(intent.From) > MaxIntentAge:
 		return Hold, candidates
+	case !s.Listed && waiting:
+		return Undecided, candidates
+	case !s.Listed:
+		return Hold, slices.Concat(candidates, near)
 	case certain && now.Sub(intent.Until) >= t.Settled:
 		return Adopt, mine
 	case waiting, certain:

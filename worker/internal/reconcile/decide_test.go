@@ -48,6 +48,7 @@ func TestRules5To8Decide(t *testing.T) {
 		outputs    map[string]*Output
 		kept       string
 		noKey      bool
+		unproven   bool // the list has not shown a task of the model
 		now        int
 		want       Decision
 		candidates []string
@@ -103,6 +104,14 @@ func TestRules5To8Decide(t *testing.T) {
 		"both may have made it, and it matches neither":                        {me: me, others: []Intent{other}, unowned: []dashscope.TaskInfo{task("a", 120)}, outputs: map[string]*Output{"a": made(4, "")}, now: 410, want: Hold, candidates: []string{"a"}},
 		"likelier, but the sizes will decide":                                  {me: tall, others: []Intent{me}, unowned: []dashscope.TaskInfo{task("a", 84)}, now: 120, want: Undecided, candidates: []string{"a"}},
 
+		// The list is not known to show the model's tasks.
+		"unproven, nothing yet":                   {me: me, unproven: true, now: 329, want: Undecided},
+		"unproven, nothing after the limit":       {me: me, unproven: true, now: 330, want: Hold},
+		"unproven, one":                           {me: me, unproven: true, unowned: []dashscope.TaskInfo{task("a", 1)}, now: 40, want: Undecided, candidates: []string{"a"}},
+		"unproven, one, at the limit":             {me: me, unproven: true, unowned: []dashscope.TaskInfo{task("a", 1)}, now: 330, want: Hold, candidates: []string{"a"}},
+		"unproven, one named by the answer":       {me: named, unproven: true, unowned: []dashscope.TaskInfo{task("b", 1)}, now: 3, want: Adopt, candidates: []string{"b"}},
+		"unproven, another's adoption is running": {me: me, unproven: true, unverified: []dashscope.TaskInfo{task("a", 84)}, now: 400, want: Hold},
+
 		// A settled intent.
 		"the other was resubmitted, long ago":         {me: me, others: []Intent{resubmitted(old)}, unowned: []dashscope.TaskInfo{task("a", 40)}, now: 50, want: Adopt, candidates: []string{"a"}},
 		"the other was resubmitted, within its limit": {me: other, others: []Intent{resubmitted(me)}, unowned: []dashscope.TaskInfo{task("a", 120)}, now: 410, want: Hold, candidates: []string{"a"}},
@@ -118,7 +127,7 @@ func TestRules5To8Decide(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			snapshot := &Snapshot{
-				Unowned: c.unowned, Unverified: c.unverified, Outputs: c.outputs,
+				Listed: !c.unproven, Unowned: c.unowned, Unverified: c.unverified, Outputs: c.outputs,
 				Intents: append([]Intent{c.me}, c.others...), Quarantined: map[string]bool{c.kept: true},
 			}
 			key := "own"

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -71,6 +72,8 @@ type Intent struct {
 	// LateTaskFound is set once the task of a resubmitted intent was found: it created no
 	// other.
 	LateTaskFound bool `json:"late_task_found,omitempty"`
+	// Group is set if the request is for a group of at most Images images.
+	Group bool `json:"group,omitempty"`
 	// Images, Size and Prompt are from the request and distinguish its task from others.
 	// Images is 0 if the request is unknown; Size is also "" with a reference image, when
 	// the model may choose another size.
@@ -96,8 +99,9 @@ func IntentOf(rec *jobs.Record) Intent {
 	}
 	if rec.Request != nil {
 		i.Images, i.Size, i.Prompt = len(rec.Missing()), rec.Request.Size, rec.Request.Prompt
-		if rec.Request.RefImg != "" {
-			i.Size = "" // the image may have another size
+		i.Group = rec.Request.EnableSequential != nil && *rec.Request.EnableSequential
+		if len(rec.Request.References()) > 0 || !strings.Contains(i.Size, "*") {
+			i.Size = "" // the image may have another size, or its size is a name
 		}
 	}
 	return i

@@ -21,15 +21,15 @@ func (c *Output) images() int {
 	return len(c.Task.Output.Results)
 }
 
-// Matches reports whether the task's output fits a request: the number of images, and the
-// prompt where the model repeats it.
-func (c *Output) Matches(images int, prompt string) bool {
+// Fits reports whether the task's output fits an intent's request: the number of images, and the
+// prompt where the model repeats it. A group may have fewer images.
+func (c *Output) Fits(i Intent) bool {
 	for _, r := range c.Task.Output.Results {
-		if r.OrigPrompt != "" && !samePrompt(r.OrigPrompt, prompt) {
+		if r.OrigPrompt != "" && !samePrompt(r.OrigPrompt, i.Prompt) {
 			return false
 		}
 	}
-	return c.images() == images
+	return c.images() == i.Images || i.Group && c.images() < i.Images
 }
 
 // narrow returns the intents whose requests match the output; all of them if c is nil or
@@ -39,7 +39,7 @@ func (c *Output) narrow(intents []Intent) []Intent {
 	if c == nil {
 		return intents
 	}
-	fitting := slices.DeleteFunc(slices.Clone(intents), func(i Intent) bool { return i.Images > 0 && !c.Matches(i.Images, i.Prompt) })
+	fitting := slices.DeleteFunc(slices.Clone(intents), func(i Intent) bool { return i.Images > 0 && !c.Fits(i) })
 	if len(fitting) == 0 {
 		return intents // wrong output, or another creator: an operator must decide
 	}

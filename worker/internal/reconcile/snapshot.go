@@ -10,6 +10,8 @@ import (
 // Snapshot is the account's task list, its owners and the lane's intents at one moment.
 type Snapshot struct {
 	TakenAt time.Time
+	// Listed is set if the list is known to show the tasks of the lane's model.
+	Listed bool
 	// All are the tasks of the last 24 hours by ID; Unowned are those that no record and no
 	// journal owns, newest first.
 	All     map[string]dashscope.TaskInfo
