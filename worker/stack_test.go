@@ -283,6 +283,9 @@ func (s *stack) enqueue(req jobs.Request) *jobs.Job {
 	req.Model = cmp.Or(req.Model, s.model)
 	if m, err := jobs.LookupModel(req.Model); err == nil && m.Inputs.Min > 0 && len(req.References()) == 0 {
 		req.RefImages = []string{"https://example.com/input.png"}
+		if len(m.Functions) > 0 {
+			req.Function = m.Functions[0].Name
+		}
 	}
 	rec, err := jobs.NewClient(s.redis).Enqueue(s.t.Context(), req)
 	require.NoError(s.t, err)
