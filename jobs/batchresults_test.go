@@ -97,7 +97,7 @@ func TestExampleFile(t *testing.T) {
 func TestExampleFilesOfAllModels(t *testing.T) {
 	t.Parallel()
 	used := map[string]bool{}
-	for _, file := range []string{"wanx-v1.jsonl", "wanx2.jsonl", "wan2.2.jsonl", "wan2.5.jsonl", "qwen-image.jsonl", "wan2.6.jsonl", "wan2.7.jsonl", "image-edit.jsonl"} {
+	for _, file := range []string{"wanx-v1.jsonl", "wanx2.jsonl", "wan2.2.jsonl", "wan2.5.jsonl", "qwen-image.jsonl", "wan2.6.jsonl", "wan2.7.jsonl", "image-edit.jsonl", "qwen-image-3.0.jsonl"} {
 		for _, l := range readExample(t, file).Lines {
 			used[l.Request.Model] = true
 			assert.Empty(t, l.Warnings, l.ID)

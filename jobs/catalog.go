@@ -7,8 +7,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/danqing-queue/danqing/jobs/ledger"
 )
 
 // DefaultModel is the model of a request without one.
@@ -86,12 +84,19 @@ type Model struct {
 	// Watermark is whether the model has watermark, at the bottom right of the
 	// image. Its default is false.
 	Watermark bool
-	// Prices are in micro-yuan an image, by region. The model exists in these
+	// Prices are in micro-yuan an image, by region. The model is offered in these
 	// regions and no other. Only created images are charged.
 	Prices map[string]int64
+	// LargePrices are those of an image with more than LargePixels pixels, if that is not 0.
+	LargePrices map[string]int64
+	LargePixels int
+	// InputPrices are in micro-yuan for each reference image, by region; nil if these are free.
+	InputPrices map[string]int64
 	// SubmitsPerSecond is how many creates per second the service accepts from one main
 	// account.
 	SubmitsPerSecond float64
+	// SubmitsPerMinute is how many it accepts per minute; 0 for no other limit.
+	SubmitsPerMinute int
 	// Concurrency is how many tasks of one main account run at once, and the maximum
 	// concurrency of a lane.
 	Concurrency int
@@ -145,6 +150,7 @@ func (m Model) clone() Model {
 	m.RegionalNames, m.Prices, m.Sources = maps.Clone(m.RegionalNames), maps.Clone(m.Prices), maps.Clone(m.Sources)
 	m.Styles, m.RefModes, m.Sizes.List = slices.Clone(m.Styles), slices.Clone(m.RefModes), slices.Clone(m.Sizes.List)
 	m.EditSizes.List, m.Sizes.Keywords, m.EditSizes.Keywords = slices.Clone(m.EditSizes.List), slices.Clone(m.Sizes.Keywords), slices.Clone(m.EditSizes.Keywords)
+	m.LargePrices, m.InputPrices = maps.Clone(m.LargePrices), maps.Clone(m.InputPrices)
 	m.Confidence, m.Unknown = maps.Clone(m.Confidence), slices.Clone(m.Unknown)
 	for i, style := range m.Styles {
 		m.Styles[i].Names = slices.Clone(style.Names)
@@ -206,29 +212,6 @@ var regionalNames = sync.OnceValue(func() map[string]string {
 	}
 	return names
 })
-
-// Cost is the price of some images in Beijing in micro-yuan (1 yuan is 1,000,000), without
-// free quotas.
-func (m Model) Cost(images int) int64 {
-	return ledger.Times(m.Prices[RegionBeijing], images)
-}
-
-// CostIn is the price of some images in a region in micro-yuan (1 yuan is 1,000,000), without
-// free quotas. sold is false, and the price 0, if the region does not have the model.
-func (m Model) CostIn(region string, images int) (microYuan int64, sold bool) {
-	price, sold := m.Prices[region]
-	return ledger.Times(price, images), sold
-}
-
-// ContractCost is CostIn with the prices of a contract: micro-yuan per image, by the model's
-// name.
-func (m Model) ContractCost(prices map[string]int64, region string, images int) (microYuan int64, sold bool) {
-	microYuan, sold = m.CostIn(region, images)
-	if price, ok := prices[m.Name]; ok && sold {
-		microYuan = ledger.Times(price, images)
-	}
-	return microYuan, sold
-}
 
 // NameIn is the model's name in requests and lists of a region. sold is false if the region
 // does not have the model.

@@ -64,7 +64,7 @@ func TestStyleNamesAreUnambiguous(t *testing.T) {
 	}
 }
 
-const modelsAllowed = "wanx-v1, wanx2.0-t2i-turbo, wanx2.1-t2i-turbo, wanx2.1-t2i-plus, wan2.2-t2i-flash, wan2.2-t2i-plus, wan2.5-t2i-preview, qwen-image, qwen-image-plus, wan2.6-t2i, wan2.6-image, wan2.7-image, wan2.7-image-pro, wan2.5-i2i-preview, wanx2.1-imageedit"
+const modelsAllowed = "wanx-v1, wanx2.0-t2i-turbo, wanx2.1-t2i-turbo, wanx2.1-t2i-plus, wan2.2-t2i-flash, wan2.2-t2i-plus, wan2.5-t2i-preview, qwen-image, qwen-image-plus, wan2.6-t2i, wan2.6-image, wan2.7-image, wan2.7-image-pro, wan2.5-i2i-preview, wanx2.1-imageedit, qwen-image-3.0, qwen-image-3.0-pro"
 
 func TestLookupModel(t *testing.T) {
 	t.Parallel()

@@ -8,11 +8,12 @@ import (
 
 // Pages of the facts about the models after wan2.5, as those above.
 const (
-	pythonSDK     = "dashscope-sdk-python 1.26.2, aigc/image_generation.py"
-	javaSDK       = "dashscope-sdk-java 2.22.29, ImageGenerationParam"
-	referenceEdit = "wanx2.1 API reference, wanx-image-edit-api-reference"
-	copies        = "copies of the API reference by other services"
-	reports       = "reports of users with a key of their own"
+	pythonSDK      = "dashscope-sdk-python 1.26.2, aigc/image_generation.py"
+	javaSDK        = "dashscope-sdk-java 2.22.29, ImageGenerationParam"
+	referenceQwen3 = "Qwen-Image 3.0 API reference, qwen-image-generation-and-editing-api-reference; " + copies
+	referenceEdit  = "wanx2.1 API reference, wanx-image-edit-api-reference"
+	copies         = "copies of the API reference by other services"
+	reports        = "reports of users with a key of their own"
 )
 
 // listUnknown is the question that decides how a lost create of these models ends.
@@ -23,7 +24,7 @@ func laterModels() []Model {
 	return []Model{
 		wan26Text(), wan26Image(),
 		wan27("wan2.7-image", prices(200_000, 220_177)), wan27Pro(),
-		wan25Edit(), wanx21Edit(),
+		wan25Edit(), wanx21Edit(), qwen3("qwen-image-3.0", 180_000, 20), qwen3Pro(),
 	}
 }
 
@@ -138,5 +139,50 @@ func wanx21Edit() Model {
 	}, map[string]string{"Functions": "C"})
 	m.SubmitsPerSecond, m.Concurrency = 2, 2
 	delete(m.Sources, "Sizes")
+	return m
+}
+
+// qwen3 returns the common fields of the two models of Qwen-Image 3.0.
+func qwen3(name string, beijing int64, perMinute int) Model {
+	m := later(Model{
+		Name: name, Protocol: ProtocolImageGeneration,
+		Sizes:     Sizes{Default: "1024*1024", MinPixels: 512 * 512, MaxPixels: 2048 * 2048, MaxRatio: 8},
+		Inputs:    Inputs{Max: 3},
+		MaxImages: 6, ServiceImages: 1, PromptExtend: true, SubmitsPerMinute: perMinute, TaskTime: 65 * time.Second,
+		Prices: prices(beijing, 0), InputPrices: prices(20_000, 0),
+		Options: []Option{
+			{Name: "prompt_extend_mode", Default: "direct", Values: []string{"direct", "agent"}, TextOnly: []string{"agent"}, With: "prompt_extend"},
+			{Name: "enable_thinking", Default: "true", With: "prompt_extend"},
+		},
+		Unknown: []string{
+			"its prices in Singapore, Frankfurt and Tokyo, where it is offered too",
+			"how many of its tasks run at once: Danqing sends one after the other",
+			"the longest prompt (about 4500 tokens) and negative prompt",
+			"whether a failed task is free, as with the older models",
+			"whether a reference image is charged once, or for each image: the dearer is reserved",
+			"whether an edited image has the size that was asked for: a user's test says 2048*2048, whatever was asked",
+		},
+	}, referenceQwen3, map[string]string{
+		"PromptExtend": referenceQwen3, "Options": referenceQwen3, "Inputs": referenceQwen3,
+		"Sizes":  referenceQwen3 + "; without one it takes 2048*2048, which costs double with qwen-image-3.0-pro",
+		"Name":   referenceQwen3,
+		"Prices": reports, "InputPrices": reports,
+		"SubmitsPerMinute": reports,
+		"SubmitsPerSecond": "Danqing's choice: only the limit per minute is known",
+		"Concurrency":      "Danqing's choice: not known",
+		"TaskTime":         reports + ": 61 to 72 s with thinking, 17.6 s without",
+	}, nil)
+	delete(m.Sources, "PromptRunes")
+	delete(m.Confidence, "PromptRunes")
+	m.SubmitsPerSecond, m.Concurrency = 1, 1
+	return m
+}
+
+func qwen3Pro() Model {
+	m := qwen3("qwen-image-3.0-pro", 250_000, 5)
+	m.LargePixels, m.LargePrices = 2_250_000, prices(500_000, 0)
+	for _, fact := range []string{"LargePixels", "LargePrices"} {
+		m.Sources[fact], m.Confidence[fact] = reports, "B"
+	}
 	return m
 }

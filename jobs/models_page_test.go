@@ -45,6 +45,15 @@ images are charged. Nothing here was tried with the service itself: see [sources
 			}
 		}
 	}
+	for _, m := range models {
+		if m.SubmitsPerMinute > 0 {
+			fmt.Fprintf(&b, "\n`%s` accepts %d creates a minute", m.Name, m.SubmitsPerMinute)
+			if m.LargePixels > 0 {
+				fmt.Fprintf(&b, "; an image of more than %d pixels costs %s", m.LargePixels, yuan(m.LargePrices[jobs.RegionBeijing]))
+			}
+			fmt.Fprintf(&b, "; a reference image costs %s more. What a task was charged for is booked as its answer says; until then the dearest possible is reserved.\n", yuan(m.InputPrices[jobs.RegionBeijing]))
+		}
+	}
 	b.WriteString(`
 Models without asynchronous tasks are refused: ` + "`qwen-image-2.0`, `qwen-image-max`, `qwen-image-edit`, `z-image-turbo`" + ` and their kin answer with the image itself. If that reply is lost, the image is lost too, and is paid for. The error names a model to use instead.
 
@@ -69,8 +78,11 @@ The service cuts off what is longer; Danqing warns, and sends the text as it is.
 `)
 	for _, m := range models {
 		negative := strconv.Itoa(m.NegativePromptRunes)
-		if m.NoNegativePrompt {
+		switch {
+		case m.NoNegativePrompt:
 			negative = "–"
+		case m.NegativePromptRunes == 0:
+			negative = "not known"
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s | %s | %s | %s |\n", m.Name, promptRunes(m), negative,
 			yes(len(m.Styles) > 0), inputs(m), yes(m.PromptExtend), yes(m.Watermark))
@@ -130,6 +142,8 @@ func inputs(m jobs.Model) string {
 		return "one, `ref_img`"
 	case i.Max == 0:
 		return "–"
+	case i.MaxSide == 0:
+		return fmt.Sprintf("%d–%d", i.Min, i.Max)
 	case i.Min == i.Max:
 		return strconv.Itoa(i.Max) + fmt.Sprintf(", sides of %d to %d pixels, at most %d MB", i.MinSide, i.MaxSide, i.MaxBytes>>20)
 	}
@@ -193,10 +207,14 @@ func modelOptions(m jobs.Model) string {
 }
 
 func yuanIn(m jobs.Model, region string) string {
-	price, sold := m.CostIn(region, 1)
+	price, sold := m.Prices[region]
 	if !sold {
 		return "–"
 	}
+	return yuan(price)
+}
+
+func yuan(price int64) string {
 	whole, fraction := price/1_000_000, strconv.Itoa(int(1_000_000 + price%1_000_000))[1:]
 	for len(fraction) > 2 && strings.HasSuffix(fraction, "0") {
 		fraction = strings.TrimSuffix(fraction, "0")
@@ -225,6 +243,9 @@ func allowed(s jobs.Sizes) string {
 }
 
 func promptRunes(m jobs.Model) string {
+	if m.PromptRunes == 0 {
+		return "not known"
+	}
 	if m.PromptRunesElsewhere == 0 {
 		return strconv.Itoa(m.PromptRunes)
 	}

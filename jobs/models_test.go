@@ -151,7 +151,7 @@ func TestModelsWithoutStylesAndReferences(t *testing.T) {
 		}.Normalize()
 		none := "none: " + m.Name + " takes no reference image"
 		assert.EqualError(t, err, `style: "<anime>"; allowed: none: `+m.Name+` has no style`+
-			` | ref_img: "https://example.com/a.png?…"; allowed: `+none+`; leave it out, or name a model that takes one: wanx-v1, wan2.6-image, wan2.7-image, wan2.7-image-pro, wan2.5-i2i-preview, wanx2.1-imageedit`+
+			` | ref_img: "https://example.com/a.png?…"; allowed: `+none+`; leave it out, or name a model that takes one: wanx-v1, wan2.6-image, wan2.7-image, wan2.7-image-pro, wan2.5-i2i-preview, wanx2.1-imageedit, qwen-image-3.0, qwen-image-3.0-pro`+
 			` | ref_strength: 0.5; allowed: `+none+` | ref_mode: "repaint"; allowed: `+none)
 	}
 }

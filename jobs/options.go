@@ -293,11 +293,11 @@ func (c *checks) image(field, name string) {
 func synchronousModel(name string) (FieldError, bool) {
 	for _, family := range []struct{ prefix, nearest string }{
 		{"qwen-image-plus-2026-01-09", "qwen-image-plus"},
-		{"qwen-image-2.0-pro", "wan2.7-image-pro"},
-		{"qwen-image-2.0", "wan2.7-image"},
-		{"qwen-image-max", "wan2.7-image-pro"},
-		{"qwen-image-edit-max", "wan2.7-image-pro"},
-		{"qwen-image-edit", "wan2.7-image"},
+		{"qwen-image-2.0-pro", "qwen-image-3.0-pro"},
+		{"qwen-image-2.0", "qwen-image-3.0"},
+		{"qwen-image-max", "qwen-image-3.0-pro"},
+		{"qwen-image-edit-max", "qwen-image-3.0-pro"},
+		{"qwen-image-edit", "qwen-image-3.0"},
 		{"z-image-turbo", "wan2.6-t2i"},
 	} {
 		if name != family.prefix && !strings.HasPrefix(name, family.prefix+"-") {

@@ -63,16 +63,18 @@ func TestEveryModelFromQueueToBucket(t *testing.T) {
 			rec := s.wait(m.Name)
 			require.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
 			sidecar := s.requireStored(m.Name, m.MaxImages)
-			assert.Equal(t, m.Cost(m.MaxImages), sidecar.CostMicroYuan, m.Name)
+			asked := requestOf(m, reference)
+			want, _ := m.CostOf(nil, jobs.RegionBeijing, m.Most(&asked, m.MaxImages))
+			assert.Equal(t, want, sidecar.CostMicroYuan, m.Name)
 			charged[m.Name] = sidecar.CostMicroYuan
 			for _, image := range sidecar.Images {
 				assert.Equal(t, cmp.Or(requestOf(m, "").Size, "1024*1024"), fmt.Sprintf("%d*%d", image.Width, image.Height), m.Name)
 				assert.Equal(t, m.PromptExtend && m.Protocol == jobs.ProtocolText2Image, image.ActualPrompt != "", "%s: actual_prompt %q", m.Name, image.ActualPrompt)
 			}
-			var asked jobs.Request
-			require.NoError(t, json.Unmarshal(sidecar.Request, &asked))
-			assert.Equal(t, m.PromptExtend, asked.PromptExtend != nil && *asked.PromptExtend, "the service's default, written out")
-			assert.Equal(t, m.Watermark, asked.Watermark != nil && *asked.Watermark)
+			var stored jobs.Request
+			require.NoError(t, json.Unmarshal(sidecar.Request, &stored))
+			assert.Equal(t, m.PromptExtend, stored.PromptExtend != nil && *stored.PromptExtend, "the service's default, written out")
+			assert.Equal(t, m.Watermark, stored.Watermark != nil && *stored.Watermark)
 		}
 		for _, task := range sim.Tasks() {
 			p := task.Request.Parameters
@@ -167,7 +169,8 @@ func agree(t *testing.T, m jobs.Model, region string) {
 	defer func() { assert.NoError(t, sim.Close()) }()
 	client := inRegion(t, sim, region)
 	defer client.CloseIdleConnections()
-	price, sold := m.CostIn(region, m.MaxImages)
+	asked := requestOf(m, "https://example.com/a.png")
+	price, sold := m.CostOf(nil, region, m.Most(&asked, m.MaxImages))
 	if !sold {
 		_, err := client.Create(t.Context(), dashscope.CreateRequest{Model: m.Name, Input: dashscope.Input{Prompt: "猫"}})
 		require.Error(t, err)

@@ -37,6 +37,30 @@ func (task *Task) ChargedImages() int {
 	return n
 }
 
+// The prices of images that [Usage.OutputImageType] tells apart (reports of users with a key).
+const (
+	SmallImageType = "qima_output_1k"
+	LargeImageType = "qima_output_2k"
+)
+
+// Large reports whether the images were charged as large ones. known is false if the usage does
+// not say so, or is nil.
+func (u *Usage) Large() (large, known bool) {
+	if u == nil {
+		return false, false
+	}
+	return u.OutputImageType == LargeImageType, u.OutputImageType == LargeImageType || u.OutputImageType == SmallImageType
+}
+
+// Inputs returns how many input images were charged. known is false if the usage does not say so, or
+// is nil.
+func (u *Usage) Inputs() (images int, known bool) {
+	if u == nil || u.OutputImageType == "" && u.InputImageCount == 0 {
+		return 0, false
+	}
+	return max(u.InputImageCount, 0), true
+}
+
 // SecureURL rewrites an http URL of Aliyun's object store to https. The signature of the
 // URL does not cover the scheme.
 func SecureURL(raw string) string {

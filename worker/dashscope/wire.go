@@ -158,7 +158,7 @@ type TaskMetrics struct {
 // Usage is what is charged for: successful images only. Qwen-Image 3.0 counts them as
 // OutputImageCount, and says of which price they are and how many input images were charged.
 type Usage struct {
-	ImageCount       int    `json:"image_count"`
+	ImageCount       int    `json:"image_count,omitempty"`
 	OutputImageCount int    `json:"output_image_count,omitempty"`
 	OutputImageType  string `json:"output_image_type,omitempty"`
 	InputImageCount  int    `json:"input_image_count,omitempty"`

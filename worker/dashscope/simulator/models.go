@@ -40,7 +40,8 @@ type model struct {
 	// seconds is the median time of a task without prompt_extend.
 	seconds float64
 	// later are the facts of a model of another path, from the catalog; nil for the others.
-	later *jobs.Model
+	later  *jobs.Model
+	region string // of later
 }
 
 // protocol is the shape of the model's creates and answers.
@@ -74,7 +75,7 @@ func laterModels(region string) []model {
 		}
 		list = append(list, model{
 			name: name, promptRunes: cmp.Or(m.PromptRunes, math.MaxInt32), sizes: s, maxImages: m.ImagesAtMost(), watermark: "AI生成", microYuan: price,
-			submits: max(int(m.SubmitsPerSecond), 1), concurrency: m.Concurrency, seconds: cmp.Or(m.TaskTime, 20*time.Second).Seconds(), later: &m,
+			submits: max(int(m.SubmitsPerSecond), 1), concurrency: m.Concurrency, seconds: cmp.Or(m.TaskTime, 20*time.Second).Seconds(), later: &m, region: cmp.Or(region, jobs.RegionBeijing),
 		})
 	}
 	return list
@@ -157,25 +158,25 @@ func models(region string) []model {
 	case "", dashscope.RegionBeijing:
 		v1 := sizes{fallback: "1024*1024", list: []string{"1024*1024", "720*1280", "768*1152", "1280*720"}}
 		return []model{
-			{"wanx-v1", 800, v1, 4, nil, "", MicroYuanPerImage, 2, 1, 26.8, nil},
-			{"wanx2.0-t2i-turbo", 800, square, 4, nil, ai, 40_000, 2, 2, turbo, nil},
-			{"wanx2.1-t2i-turbo", 500, square, 4, nil, ai, 140_000, 2, 2, turbo, nil},
-			{"wanx2.1-t2i-plus", 500, square, 4, nil, ai, 200_000, 2, 2, plus, nil},
-			{"wan2.2-t2i-flash", 500, square, 4, nil, ai, 140_000, 2, 2, turbo, nil},
-			{"wan2.2-t2i-plus", 500, square, 4, nil, ai, 200_000, 2, 2, plus, nil},
-			{"wan2.5-t2i-preview", 2000, pixels, 4, nil, ai, 200_000, 5, 5, preview, nil},
-			{"qwen-image", 800, qwen, 1, nil, qwenMark, 250_000, 2, 2, plus, nil},
-			{"qwen-image-plus", 800, qwen, 1, nil, qwenMark, 200_000, 2, 2, plus, nil},
+			{"wanx-v1", 800, v1, 4, nil, "", MicroYuanPerImage, 2, 1, 26.8, nil, ""},
+			{"wanx2.0-t2i-turbo", 800, square, 4, nil, ai, 40_000, 2, 2, turbo, nil, ""},
+			{"wanx2.1-t2i-turbo", 500, square, 4, nil, ai, 140_000, 2, 2, turbo, nil, ""},
+			{"wanx2.1-t2i-plus", 500, square, 4, nil, ai, 200_000, 2, 2, plus, nil, ""},
+			{"wan2.2-t2i-flash", 500, square, 4, nil, ai, 140_000, 2, 2, turbo, nil, ""},
+			{"wan2.2-t2i-plus", 500, square, 4, nil, ai, 200_000, 2, 2, plus, nil, ""},
+			{"wan2.5-t2i-preview", 2000, pixels, 4, nil, ai, 200_000, 5, 5, preview, nil, ""},
+			{"qwen-image", 800, qwen, 1, nil, qwenMark, 250_000, 2, 2, plus, nil, ""},
+			{"qwen-image-plus", 800, qwen, 1, nil, qwenMark, 200_000, 2, 2, plus, nil, ""},
 		}
 	case dashscope.RegionSingapore:
 		return []model{
-			{"wan2.1-t2i-turbo", 500, square, 4, nil, ai, 183_481, 2, 2, turbo, nil},
-			{"wan2.1-t2i-plus", 500, square, 4, nil, ai, 366_962, 2, 2, plus, nil},
-			{"wan2.2-t2i-flash", 500, square, 4, nil, ai, 183_481, 2, 2, turbo, nil},
-			{"wan2.2-t2i-plus", 500, square, 4, nil, ai, 366_962, 2, 2, plus, nil},
-			{"wan2.5-t2i-preview", 2000, pixels, 4, nil, ai, 220_177, 5, 5, preview, nil},
-			{"qwen-image", 800, qwen, 1, nil, qwenMark, 256_873, 2, 2, plus, nil},
-			{"qwen-image-plus", 800, qwen, 1, nil, qwenMark, 220_177, 2, 2, plus, nil},
+			{"wan2.1-t2i-turbo", 500, square, 4, nil, ai, 183_481, 2, 2, turbo, nil, ""},
+			{"wan2.1-t2i-plus", 500, square, 4, nil, ai, 366_962, 2, 2, plus, nil, ""},
+			{"wan2.2-t2i-flash", 500, square, 4, nil, ai, 183_481, 2, 2, turbo, nil, ""},
+			{"wan2.2-t2i-plus", 500, square, 4, nil, ai, 366_962, 2, 2, plus, nil, ""},
+			{"wan2.5-t2i-preview", 2000, pixels, 4, nil, ai, 220_177, 5, 5, preview, nil, ""},
+			{"qwen-image", 800, qwen, 1, nil, qwenMark, 256_873, 2, 2, plus, nil, ""},
+			{"qwen-image-plus", 800, qwen, 1, nil, qwenMark, 220_177, 2, 2, plus, nil, ""},
 		}
 	default:
 		return nil

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
@@ -64,7 +65,7 @@ func (s *Simulator) describe(out *dashscope.TaskResponse, r *http.Request, t *ta
 	case dashscope.StatusSucceeded:
 		metrics.Succeeded, metrics.Failed = t.goodImages(), t.n()-t.goodImages()
 		o.EndTime, o.Results = formatTime(t.end), s.results(r, t)
-		out.Usage = &dashscope.Usage{ImageCount: t.goodImages()}
+		out.Usage = t.usage()
 	}
 	o.SubmitTime, o.TaskMetrics = formatTime(t.CreatedAt), &metrics
 	if t.model.protocol() == dashscope.ProtocolImageGeneration {
@@ -73,6 +74,43 @@ func (s *Simulator) describe(out *dashscope.TaskResponse, r *http.Request, t *ta
 	if t.started(now) {
 		o.ScheduledTime = formatTime(t.start)
 	}
+}
+
+// usage is what a succeeded task is charged for. Qwen-Image 3.0 says of which price its images are.
+func (t *task) usage() *dashscope.Usage {
+	if t.model.later == nil || t.model.later.InputPrices == nil {
+		return &dashscope.Usage{ImageCount: t.goodImages()}
+	}
+	u := &dashscope.Usage{OutputImageCount: t.goodImages(), OutputImageType: dashscope.SmallImageType, InputImageCount: len(inputs(t.Request.Input))}
+	if w, h := t.size(); w*h > largePixels {
+		u.OutputImageType = dashscope.LargeImageType
+	}
+	return u
+}
+
+// largePixels is the size from which Qwen-Image 3.0 counts an image as large.
+const largePixels = 2_250_000
+
+// size is that of the task's images. Qwen-Image 3.0 edits at its largest size, whatever is asked.
+func (t *task) size() (width, height int) {
+	if t.model.later != nil && t.model.later.InputPrices != nil && len(inputs(t.Request.Input)) > 0 {
+		return 2048, 2048
+	}
+	width, height, _ = t.model.sizes.parse(t.Request.Parameters.Size)
+	return width, height
+}
+
+// charged is the price of the task's images.
+func (t *task) charged(images int) int64 {
+	if t.model.later == nil || images == 0 {
+		return int64(images) * t.model.microYuan
+	}
+	p := jobs.Purchase{Images: images, Inputs: len(inputs(t.Request.Input))}
+	if w, h := t.size(); t.model.later.LargePixels > 0 && w*h > largePixels {
+		p.LargeImages = images
+	}
+	cost, _ := t.model.later.CostOf(nil, t.model.region, p)
+	return cost
 }
 
 // results lists a succeeded task's images. The results of wanx-v1 have only the URL,

@@ -138,7 +138,7 @@ const editStrength = 0.8
 // URL, which is never downloaded.
 func picture(t *task, index int, uploaded *image.RGBA) painter.Picture {
 	in, p := t.Request.Input, t.Request.Parameters
-	width, height, _ := t.model.sizes.parse(p.Size)
+	width, height := t.size()
 	pic := painter.Picture{
 		Model: t.Request.Model, Prompt: truncateRunes(in.Prompt, t.model.promptRunes), NegativePrompt: truncateRunes(in.NegativePrompt, maxNegativePrompt),
 		ActualPrompt: t.actualPrompt(), Width: width, Height: height, Seed: t.Seed + int64(index), Index: index, N: t.n(),

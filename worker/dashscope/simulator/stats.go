@@ -79,7 +79,7 @@ func (s *Simulator) Stats() Stats {
 		out.Tasks[t.status(now)]++
 		images := t.images(now)
 		out.Images += images
-		out.ChargedMicroYuan += int64(images) * t.model.microYuan
+		out.ChargedMicroYuan += t.charged(images)
 	}
 	for key, l := range s.lanes {
 		out.Lanes = append(out.Lanes, l.stats(key, len(l.free), now))

@@ -126,7 +126,7 @@ func (t *task) snapshot(now time.Time) Task {
 	out := Task{
 		ID: t.ID, RequestID: t.RequestID, Account: t.Account, APIKeyID: t.KeyID,
 		Request: t.Request, Status: t.status(now), N: t.n(), CreatedAt: t.CreatedAt,
-		Images: images, ChargedMicroYuan: int64(images) * t.model.microYuan,
+		Images: images, ChargedMicroYuan: t.charged(images),
 	}
 	for i := range t.n() {
 		out.Seeds = append(out.Seeds, t.Seed+int64(i))

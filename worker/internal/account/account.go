@@ -39,10 +39,10 @@ type Account struct {
 	disabledReason error
 }
 
-// Cost returns the price of a number of images on the account, in micro-yuan; 0 if its
-// region does not have the model.
-func (a *Account) Cost(model jobs.Model, images int) int64 {
-	cost, _ := model.ContractCost(a.PricesMicroYuan, a.Client.Region(), images)
+// Cost returns the price of a purchase on the account, in micro-yuan; 0 if its region does not
+// have the model.
+func (a *Account) Cost(model jobs.Model, p jobs.Purchase) int64 {
+	cost, _ := model.CostOf(a.PricesMicroYuan, a.Client.Region(), p)
 	return cost
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
+	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/internal/account"
 	"github.com/danqing-queue/danqing/worker/internal/lease"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
@@ -253,7 +254,9 @@ func (l *lane) longestPoll() time.Duration {
 func (l *lane) quarantineRunner() *quarantine.Runner {
 	return &quarantine.Runner{
 		List: l.cfg.Quarantine, Account: l.cfg.Account.Name, Model: l.cfg.Model.Name, Service: l.cfg.Account.Client,
-		Cost:      func(images int) int64 { return l.cfg.Account.Cost(l.cfg.Model, images) },
+		Cost: func(rec *jobs.Record, task *dashscope.Task, images int) int64 {
+			return l.cfg.Account.Cost(l.cfg.Model, purchase(l.cfg.Model, rec.Request, task, images))
+		},
 		MaxImages: l.cfg.Model.ImagesAtMost(),
 		Recorder:  l.recorder, Watcher: l.cfg.Watcher, Log: l.log,
 	}
@@ -445,6 +448,6 @@ func (l *lane) takeTerm(ctx context.Context) error {
 		return fmt.Errorf("take term of lane: %w", err)
 	}
 	l.recorder.Metrics.TermBegun(l.cfg.Account.Name, l.cfg.Model.Name)
-	l.term, l.limiter = term, newSubmitLimiter(l.cfg.SubmitsPerSecond, used)
+	l.term, l.limiter = term, newSubmitLimiter(l.cfg.SubmitsPerSecond, l.cfg.Model.SubmitsPerMinute, used)
 	return nil
 }

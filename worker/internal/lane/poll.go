@@ -296,7 +296,7 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	}
 	next.State, next.Results, next.GeneratedAt = jobs.StateStoring, results, time.Now().UTC()
 	next.Simulated = task.Simulated // first known here for an adopted task
-	next.TaskImages, next.TaskMicroYuan = made, l.cfg.Account.Cost(l.cfg.Model, made)
+	next.TaskImages, next.TaskMicroYuan = made, l.cfg.Account.Cost(l.cfg.Model, purchase(l.cfg.Model, rec.Request, task, made))
 	next.CostMicroYuan = ledger.Sum(rec.CostMicroYuan, next.TaskMicroYuan)
 	l.recorder.Journal(journal.KindResults, &next)
 	if err := l.recorder.Retry(ctx, rec.ID, func(ctx context.Context) error {

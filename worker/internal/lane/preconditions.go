@@ -120,7 +120,7 @@ func (l *lane) checkPause(ctx context.Context) error {
 // reserve reserves the money for an attempt. It fails with a [*pauseError]; if the
 // batch's budget has no room, it holds the job without buying anything.
 func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int, ahead bool) error {
-	charge := recorder.ChargeOf(intent, images, l.cfg.Account.Cost(l.cfg.Model, images))
+	charge := recorder.ChargeOf(intent, images, l.cfg.Account.Cost(l.cfg.Model, l.cfg.Model.Most(intent.Request, images)))
 	err := l.recorder.Ledger.Reserve(context.WithoutCancel(ctx), charge, l.cfg.Account.DailyBudgetMicroYuan)
 	var full *ledger.BudgetError
 	for errors.As(err, &full) && l.settling.Load() > 0 { // a task may have cost less than was reserved

@@ -2,7 +2,24 @@ package lane
 
 import (
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/worker/dashscope"
 )
+
+// purchase returns what a task was charged for: what its usage says, and the dearest possible
+// where it says nothing. req is nil if the request is not known.
+func purchase(m jobs.Model, req *jobs.Request, task *dashscope.Task, images int) jobs.Purchase {
+	p := m.Most(req, images)
+	if large, known := task.Usage.Large(); known && m.LargePixels > 0 {
+		p.LargeImages = 0
+		if large {
+			p.LargeImages = images
+		}
+	}
+	if inputs, known := task.Usage.Inputs(); known && m.InputPrices != nil {
+		p.Inputs = min(inputs, m.Inputs.Max*m.ImagesAtMost()) // not what a broken answer says
+	}
+	return p
+}
 
 // imagesToBuy returns the number of images to request, and the seed of the first: the
 // images that the job lacks, from the seed of the first of them on. The record must

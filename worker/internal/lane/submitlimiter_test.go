@@ -14,7 +14,7 @@ import (
 func TestSubmitLimiter(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		p := newSubmitLimiter(2, time.Time{})
+		p := newSubmitLimiter(2, 0, time.Time{})
 		begun := time.Now()
 		var sent, received []float64
 		create := func() {
@@ -41,5 +41,24 @@ func TestSubmitLimiter(t *testing.T) {
 		<-time.After(spreadTime)
 		create()
 		assert.LessOrEqual(t, p.delay(), time.Duration(0))
+	})
+}
+
+// A limit per minute holds beside that per second.
+func TestSubmitLimiterPerMinute(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newSubmitLimiter(1, 5, time.Time{})
+		begun := time.Now()
+		var sent []float64
+		for range 12 {
+			<-time.After(p.delay())
+			sent = append(sent, time.Since(begun).Seconds())
+			p.sent()
+			p.done()
+		}
+		assert.InDeltaSlice(t, []float64{0, 1.05, 2.1, 3.15, 4.2, 63, 64.05, 65.1, 66.15, 67.2, 126, 127.05}, sent, 0.001)
+		p.throttled()
+		assert.GreaterOrEqual(t, p.delay().Seconds(), 12.0, "evenly spaced")
 	})
 }

@@ -28,7 +28,8 @@ type Runner struct {
 	List           *List
 	Account, Model string
 	Service        Service
-	Cost           func(images int) (microYuan int64)
+	// Cost is the price of a task of a job; the record's request may be nil.
+	Cost func(rec *jobs.Record, task *dashscope.Task, images int) (microYuan int64)
 	// MaxImages is the most images that a request for the model may ask for.
 	MaxImages int
 	Recorder  *recorder.Recorder
@@ -185,7 +186,7 @@ func (q *Runner) storeImages(ctx context.Context, entry Task, task *dashscope.Ta
 		return err
 	}
 	charged := min(task.ChargedImages(), q.MaxImages)
-	if err := q.Recorder.Settle(ctx, rec, entry.TaskID, charged, q.Cost(charged)); err != nil {
+	if err := q.Recorder.Settle(ctx, rec, entry.TaskID, charged, q.Cost(rec, task, charged)); err != nil {
 		loop.WarnRedis(q.Log, err, "task_id", entry.TaskID)
 		return err
 	}
