@@ -65,10 +65,6 @@ func (d *doctor) checkAccounts(ctx context.Context) {
 
 // checkAccount checks one account and reports whether its service accepts the key.
 func (d *doctor) checkAccount(ctx context.Context, a config.Account) (probeResult, bool) {
-	if strings.HasPrefix(a.APIKey.Reveal(), "sk-sp-") {
-		d.bad("set a pay-as-you-go key from the Model Studio (百炼) console, which begins with sk- alone", "account %s: the key is one of a Token Plan (sk-sp-…), whose terms forbid automatic use", a.Name)
-		return probeResult{}, false
-	}
 	cfg := a.DashScope()
 	cfg.QueryTimeout, cfg.UserAgent = accountTimeout, "danqing/"+version()
 	client, err := dashscope.New(cfg)

@@ -260,7 +260,7 @@ func otherFaults() map[string]planted {
 
 		"no key":           {func(p *doctorStack) { delete(p.env, "DASHSCOPE_API_KEY") }, "configuration error: DASHSCOPE_API_KEY is not set", "set it to your key", restore("DASHSCOPE_API_KEY")},
 		"wrong key":        {set("DASHSCOPE_API_KEY", "sk-hush-of-another-region"), "dashscope error: account default: dashscope list: HTTP 401", "match DASHSCOPE_HTTP_BASE_URL", restore("DASHSCOPE_API_KEY")},
-		"a Token Plan":     {set("DASHSCOPE_API_KEY", "sk-sp-hush"), "dashscope error: account default: the key is one of a Token Plan", "pay-as-you-go key", restore("DASHSCOPE_API_KEY")},
+		"a Token Plan":     {set("DASHSCOPE_API_KEY", "sk-sp-hush"), "", "create a pay-as-you-go key", restore("DASHSCOPE_API_KEY")},
 		"no service":       {set("DASHSCOPE_HTTP_BASE_URL", "http://"+nowhere+"/api/v1"), "dashscope error: account default: dashscope list: dial tcp", "DASHSCOPE_HTTP_BASE_URL", restore("DASHSCOPE_HTTP_BASE_URL")},
 		"clock":            {func(p *doctorStack) { p.dateAhead(150 * time.Second) }, "dashscope warning: this machine's clock is 2m", "NTP", restore()},
 		"another's budget": {set("DANQING_MODELS", "qwen-image"), "dashscope note: account default: qwen-image, 1 of 2 tasks at once", "DANQING_CONCURRENCY=2", func(p *doctorStack, _ string) { p.env["DANQING_CONCURRENCY"] = "2" }},

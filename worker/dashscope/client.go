@@ -124,7 +124,7 @@ func (c Config) Validate() (refused FieldErrors) {
 	case c.APIKey == "":
 		bad("APIKey", "required")
 	case strings.HasPrefix(c.APIKey, tokenPlanPrefix):
-		bad("APIKey", "is a key of a Token Plan ("+tokenPlanPrefix+"…): its terms forbid automated use, and it may be banned; create an ordinary API key (sk-…) in the Model Studio console")
+		bad("APIKey", "is a key of a Token Plan ("+tokenPlanPrefix+"…): its terms forbid automated use, and it may be banned; create a pay-as-you-go key in the Model Studio (百炼) console, which begins with sk- alone")
 	}
 	for _, f := range [][2]string{{"APIKey", c.APIKey}, {"Workspace", c.Workspace}} {
 		if !isHeaderValue(f[1]) {
