@@ -33,7 +33,7 @@ func TestEditsBuildOnTheirInput(t *testing.T) {
 			require.Equal(t, http.StatusOK, r.status, "body %s", r.body)
 			p := decode[dashscope.PolicyResponse](t, r).Data
 			require.Equal(t, http.StatusOK, c.upload(t, p, "red.png", pngOf(t, plain(640, 640, color.RGBA{R: 255, A: 255})), nil).status)
-			body := []byte(fmt.Sprintf(create.body, "oss://"+p.UploadDir+"/red.png"))
+			body := fmt.Appendf(nil, create.body, "oss://"+p.UploadDir+"/red.png")
 			refused(t, c.call(t, http.MethodPost, dashscope.PathText2Image, body, asyncHeader()), http.StatusBadRequest, "InvalidParameter")
 			r = c.call(t, http.MethodPost, create.protocol.Path(), body, asyncHeader())
 			require.Equal(t, http.StatusOK, r.status, "body %s", r.body)
