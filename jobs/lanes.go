@@ -47,6 +47,7 @@ const (
 	PauseBudget    PauseReason = "budget"    // the account's daily budget is spent
 	PauseDataLoss  PauseReason = "data_loss" // Redis may have lost data: what was paid for is looked up
 	PauseDisk      PauseReason = "disk"      // the data directory is full or not writable
+	PauseModel     PauseReason = "model"     // the service has retired the model, or does not offer it to the account
 	PauseOperator  PauseReason = "operator"  // an operator has paused it
 	PauseRedis     PauseReason = "redis"     // Redis does not answer, or refuses records
 	PauseService   PauseReason = "service"   // the service cannot be reached, or refuses for the moment

@@ -9,7 +9,8 @@ const (
 	hintAccount  = "check the API key, the account's balance and whether the model is activated for it in the Model Studio (百炼) console"
 	hintTerminal = "change the request: the service rejects it in its present form"
 	hintKey      = "check DASHSCOPE_API_KEY: a key works in its own region only, so it must also match DASHSCOPE_HTTP_BASE_URL"
-	hintActivate = "activate the model in the Model Studio (百炼) console, and give the key's workspace the right to call it"
+	hintActivate = "activate the model in the Model Studio (百炼) console, and give the key's workspace the right to call it; a retired model is refused so too: danqing models --check"
+	hintModel    = "the service has retired the model, or does not offer it to this account in this region: danqing models --check asks it; cancel the model's jobs or enqueue them with another model"
 	hintFree     = "the free quota is used up: switch off \"free quota only\" for the model in the console, or wait for new quota"
 	hintPay      = "top up the Alibaba Cloud account; after payment it takes some minutes until the service answers again"
 	hintField    = "correct the field named in the message"
@@ -44,6 +45,7 @@ func codes() []code { return slices.Concat(requestCodes(), accountCodes(), servi
 func requestCodes() []code {
 	return []code{
 		{"InvalidParameter", "timed out", KindRetry, hintImage, srcErr},
+		{"InvalidParameter", messageNoModel, KindModel, hintModel, srcErr},
 		{"InvalidParameter", "", KindTerminal, hintField, srcErr + ", " + srcV1Page},
 		{"InvalidSchema", "", KindTerminal, hintField, srcErr},
 		{"BadRequest.InputDownloadFailed", "", KindTerminal, hintImage, srcErr},
@@ -68,6 +70,9 @@ func requestCodes() []code {
 
 func accountCodes() []code {
 	return []code{
+		{"AccessDenied", messageNoModel, KindModel, hintModel, srcErr},
+		{"NotFound", messageNoModel, KindModel, hintModel, srcErr},
+		{"NotFoundError", messageNoModel, KindModel, hintModel, srcJava},
 		{"Arrearage", "", KindAccount, hintPay, srcErr},
 		{"CommodityNotPurchased", "", KindAccount, hintActivate, srcErr},
 		{"PrepaidBillOverdue", "", KindAccount, hintPay, srcErr},
@@ -78,11 +83,11 @@ func accountCodes() []code {
 		{"NOT AUTHORIZED", "", KindAccount, "check the workspace ID, and that the key may use that workspace", srcErr},
 		{"AccessDenied", "", KindAccount, hintActivate, srcErr},
 		{"PermissionDeniedError", "", KindAccount, hintActivate, srcJava},
-		{"Model.AccessDenied", "", KindAccount, hintActivate, srcErr},
+		{"Model.AccessDenied", "", KindModel, hintActivate, srcErr},
 		{"Workspace.AccessDenied", "", KindAccount, hintActivate, srcErr},
-		{"Endpoint.AccessDenied", "", KindAccount, "the model may have been retired: look it up in the console", srcErr},
+		{"Endpoint.AccessDenied", "", KindModel, hintModel, srcErr},
 		{"AllocationQuota.FreeTierOnly", "", KindAccount, hintFree, srcErr},
-		{"ModelNotFound", "", KindAccount, "check the model's name and the region of DASHSCOPE_HTTP_BASE_URL: not every model exists in every region", srcErr},
+		{"ModelNotFound", "", KindModel, hintModel, srcErr},
 		{"WorkSpaceNotFound", "", KindAccount, "check the workspace ID", srcErr},
 		{"NotFound", "", KindAccount, "check DASHSCOPE_HTTP_BASE_URL", srcErr},
 		{"NotFoundError", "", KindAccount, "check DASHSCOPE_HTTP_BASE_URL and the model's name", srcJava},
@@ -115,6 +120,9 @@ func serviceCodes() []code {
 	}
 }
 
+// messageNoModel is in the message for a model that is unknown, or retired (error-code page).
+const messageNoModel = "model not exist"
+
 // normalCode makes the spellings of a code equal: InvalidApiKey, invalid_api_key.
 func normalCode(name string) string {
 	return strings.NewReplacer("_", "", " ", "").Replace(strings.ToLower(name))
@@ -140,7 +148,7 @@ func isCapacityCode(name string) bool {
 }
 
 // ClassifyTask classifies the code of a FAILED task or of a result without a URL:
-// [KindTerminal], [KindAccount], [KindThrottled] or [KindRetry]. The task is finished
+// [KindTerminal], [KindAccount], [KindModel], [KindThrottled] or [KindRetry]. The task is finished
 // and cost nothing, so a retry is a new attempt. An unknown code is KindRetry.
 func ClassifyTask(code, message string) Kind {
 	if c, ok := findCode(code, message); ok {

@@ -17,6 +17,7 @@ func TestCodes(t *testing.T) {
 	const (
 		R, T, A, X = KindRetry, KindThrottled, KindAccount, KindTerminal
 		amb, ref   = KindAmbiguous, KindRefused
+		M          = KindModel
 		tmp        = KindTemporary
 	)
 	for _, tc := range []struct {
@@ -25,7 +26,7 @@ func TestCodes(t *testing.T) {
 		create, query, task Kind
 	}{
 		{400, "InvalidParameter", "size must be in …", X, tmp, X},
-		{400, "InvalidParameter", "Model not exist.", X, tmp, X},
+		{400, "InvalidParameter", "Model not exist.", M, tmp, M},
 		{400, "InvalidParameter", "Download the media resource timed out during the data inspection process.", R, tmp, R},
 		{400, "InvalidParameter", "Failed to download multimodal content", X, tmp, X},
 		{400, "InvalidParameter.DataInspection", "Unable to download the media resource", X, tmp, X},
@@ -60,14 +61,16 @@ func TestCodes(t *testing.T) {
 		{403, "AccessDenied", "current user api does not support synchronous calls", A, A, A},
 		{403, "access_denied", "", A, A, A},
 		{403, "AccessDenied.Unpurchased", "", A, A, A},
-		{403, "Model.AccessDenied", "", A, A, A},
+		{403, "access_denied", "Model not exist.", M, tmp, M},
+		{403, "Model.AccessDenied", "", M, tmp, M},
 		{403, "Workspace.AccessDenied", "", A, A, A},
-		{403, "Endpoint.AccessDenied", "", A, A, A},
+		{403, "Endpoint.AccessDenied", "", M, tmp, M},
 		{403, "AllocationQuota.FreeTierOnly", "", A, A, A},
 		{403, "PermissionDeniedError", "", A, A, A},
 		{403, "SomethingNew", "", A, A, R},
-		{404, "ModelNotFound", "", A, tmp, A},
-		{404, "model_not_found", "", A, tmp, A},
+		{404, "ModelNotFound", "", M, tmp, M},
+		{404, "model_not_found", "", M, tmp, M},
+		{404, "NotFound", "Model not exist", M, tmp, M},
 		{404, "WorkSpaceNotFound", "", A, tmp, A},
 		{404, "NotFound", "", A, tmp, A},
 		{404, "NotFoundError", "", A, tmp, A},
@@ -124,8 +127,8 @@ func TestCodesAreWellFormed(t *testing.T) {
 	t.Parallel()
 	for _, c := range codes() {
 		assert.NotEmpty(t, c.source, c.name)
-		assert.Contains(t, []Kind{KindTerminal, KindAccount, KindThrottled, KindRetry}, c.kind, c.name)
-		if c.kind == KindAccount || c.kind == KindTerminal {
+		assert.Contains(t, []Kind{KindTerminal, KindAccount, KindModel, KindThrottled, KindRetry}, c.kind, c.name)
+		if c.kind == KindAccount || c.kind == KindModel || c.kind == KindTerminal {
 			assert.NotEmpty(t, c.hint, c.name)
 		}
 		found, ok := findCode(c.name, c.message)

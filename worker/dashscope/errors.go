@@ -26,9 +26,13 @@ const (
 	// down, by Error.RetryAfter if set; no attempt is used up. Throttling usually ends
 	// within a minute (rate-limit page).
 	KindThrottled Kind = "throttled"
-	// KindAccount means that certainly no task was created, and every call of this account and
-	// model will fail until an operator acts: key, arrears, entitlement, quota.
+	// KindAccount means that certainly no task was created, and every call of this account
+	// will fail until an operator acts: key, arrears, entitlement, quota.
 	KindAccount Kind = "account"
+	// KindModel means that certainly no task was created, and every call of this account for
+	// this model will fail: the service has retired the model, or does not offer it to the
+	// account. Other models are not affected.
+	KindModel Kind = "model"
 	// KindAmbiguous means, for a create only: a task may exist and may be paid for. The caller
 	// must look for the task before it creates again.
 	KindAmbiguous Kind = "ambiguous"
@@ -104,6 +108,8 @@ func (e *Error) Hint() string {
 	switch e.Kind {
 	case KindAccount:
 		return hintAccount
+	case KindModel:
+		return hintModel
 	case KindTerminal:
 		return hintTerminal
 	case KindAmbiguous:
@@ -175,8 +181,8 @@ func createKind(e *Error, connected bool) Kind {
 func rejectedKind(e *Error) Kind {
 	c, known := findCode(e.Code, e.Message)
 	switch {
-	case known && c.kind == KindAccount:
-		return KindAccount
+	case known && (c.kind == KindAccount || c.kind == KindModel):
+		return c.kind
 	case e.Status == http.StatusTooManyRequests:
 		return KindThrottled
 	case known:
@@ -199,7 +205,7 @@ func otherKind(e *Error) Kind {
 		return KindTemporary
 	case k == KindAccount, k == KindThrottled:
 		return k
-	case k == KindTerminal && (e.Op == opCancel || e.Op == opUpload):
+	case (k == KindTerminal || k == KindModel) && (e.Op == opCancel || e.Op == opUpload):
 		return k
 	}
 	return KindTemporary

@@ -45,7 +45,7 @@ func New(version string) *Metrics {
 		m.registry.MustRegister(h)
 		return h
 	}
-	m.creates = counter("danqing_creates_total", "Creates of tasks, by outcome: created, throttled, refused, account, terminal, retry, ambiguous.", "account", "model", "outcome")
+	m.creates = counter("danqing_creates_total", "Creates of tasks, by outcome: created, throttled, refused, account, model, terminal, retry, ambiguous.", "account", "model", "outcome")
 	m.throttled = counter("danqing_throttled_total", "Creates that the service refused because of its rate limits, by its code.", "account", "model", "code")
 	m.ambiguous = counter("danqing_ambiguous_creates_total", "Creates whose outcome is unknown (outcome open), and how they were settled: adopted, not_created, held.", "account", "model", "outcome")
 	m.tasks = counter("danqing_tasks_total", "Tasks that have ended, by outcome: succeeded, failed, canceled, unknown.", "account", "model", "outcome")

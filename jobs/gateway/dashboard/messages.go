@@ -85,6 +85,7 @@ var messages = sync.OnceValue(func() map[string][2]string {
 		"reason_budget":    {"the daily budget is spent", "今日预算已用完"},
 		"reason_data_loss": {"looking for what was paid for before Redis lost data", "Redis 丢失数据，正在查找已付费的内容"},
 		"reason_disk":      {"the data directory is full or not writable", "数据目录已满或不可写"},
+		"reason_model":     {"DashScope does not offer the model any more", "DashScope 已不再提供该模型"},
 		"reason_operator":  {"paused by an operator", "被操作员暂停"},
 		"reason_redis":     {"Redis does not answer", "Redis 没有响应"},
 		"reason_service":   {"DashScope cannot be reached or refuses", "无法访问 DashScope 或被其拒绝"},

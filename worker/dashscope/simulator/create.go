@@ -66,6 +66,8 @@ func (s *Simulator) checkCreate(r *http.Request, req dashscope.CreateRequest) (m
 		return m, &apiError{http.StatusBadRequest, "BadRequest.EmptyModel", "Required parameter \"model\" missing from request."}
 	case !known:
 		return m, unknownModel(req.Model)
+	case s.isRetired(req.Model):
+		return m, retiredModel()
 	case m.protocol() != req.Protocol:
 		return m, wrongPath()
 	case strings.TrimSpace(req.Input.Prompt) == "":

@@ -193,6 +193,34 @@ func unknownModel(name string) *apiError {
 	return &apiError{http.StatusBadRequest, "InvalidParameter", "Model not exist."}
 }
 
+// Retire makes the service refuse creates and uploads of a model, by its spelling in the region,
+// from a time on. Its tasks are finished. Before that the list of models announces it.
+func (s *Simulator) Retire(model string, at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.retired == nil {
+		s.retired = map[string]time.Time{}
+	}
+	s.retired[model] = at
+}
+
+// retiresAt returns when a model is retired, zero if that is not announced.
+func (s *Simulator) retiresAt(model string) time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.retired[model]
+}
+
+// isRetired reports whether a model is retired.
+func (s *Simulator) isRetired(model string) bool {
+	at := s.retiresAt(model)
+	return !at.IsZero() && !wallClock().Before(at)
+}
+
+// retiredModel returns the error for a model that is retired (rate-limit page: 403 access_denied
+// or 404).
+func retiredModel() *apiError { return &apiError{http.StatusNotFound, "ModelNotFound", "Model not exist."} }
+
 // wrongPath returns the error of a create at another model's path (error-code page).
 func wrongPath() *apiError {
 	return &apiError{http.StatusBadRequest, "InvalidParameter", "url error, please check url!"}

@@ -50,6 +50,7 @@ func Troubles() []Trouble {
 		refusal("503", "the service is overloaded", http.StatusServiceUnavailable, "ModelUnavailable", "Model is unavailable, please try again later."),
 		refusal("arrears", "the account is in arrears", http.StatusBadRequest, "Arrearage", "Access denied, please make sure your account is in good standing."),
 		refusal("quota", "the free quota is used up", http.StatusForbidden, "AllocationQuota.FreeTierOnly", "The free tier of the model has been exhausted."),
+		refusal("retired", "the model is retired", http.StatusNotFound, "ModelNotFound", "Model not exist."),
 		{Name: "lost", Meaning: "the connection breaks before the answer to a create: its task exists", times: 1, fault: Fault{Route: RouteCreate, Reset: ResetAfter}},
 		{Name: "review", Meaning: "the moderation refuses the image", outcome: failure(inspection, "Output data may contain inappropriate content.")},
 		{Name: "error", Meaning: "the task fails with an internal error", outcome: failure("InternalError", "An internal error has occurred, please try again later or contact service support.")},

@@ -59,7 +59,7 @@ func TestTroubles(t *testing.T) {
 	t.Parallel()
 	want := map[string]string{
 		"401": "401 InvalidApiKey", "429": "429 Throttling.RateQuota", "503": "503 ModelUnavailable", "arrears": "400 Arrearage",
-		"quota": "403 AllocationQuota.FreeTierOnly", "lost": "lost", "review": "task DataInspectionFailed", "error": "task InternalError",
+		"quota": "403 AllocationQuota.FreeTierOnly", "retired": "404 ModelNotFound", "lost": "lost", "review": "task DataInspectionFailed", "error": "task InternalError",
 		"partial": "image DataInspectionFailed", "slow": "slow", "broken": "cut off", "expired": "image 403",
 	}
 	require.Len(t, simulator.Troubles(), len(want))
@@ -84,7 +84,7 @@ func TestTroubles(t *testing.T) {
 		assert.Empty(c.t, trouble(c, sim, "a cat [fail:arrears]"))
 		assert.Empty(c.t, trouble(c, sim, "a cat [fail:nothing]"))
 	})
-	require.ErrorContains(t, sim.Trouble("rain", 1), `trouble "rain": allowed: 401, 429, 503, arrears, quota, lost, review, error, partial, slow, broken, expired`)
+	require.ErrorContains(t, sim.Trouble("rain", 1), `trouble "rain": allowed: 401, 429, 503, arrears, quota, retired, lost, review, error, partial, slow, broken, expired`)
 	for _, share := range []float64{0, -1, 1.1} {
 		require.ErrorContains(t, sim.Trouble("slow", share), "above 0, at most 1")
 	}

@@ -79,6 +79,8 @@ func (s *Simulator) policy(r *http.Request, c caller, requestID string) (any, er
 		return nil, &apiError{http.StatusBadRequest, "InvalidParameter", "Required parameter \"model\" missing or invalid, please check the request parameters."}
 	case !known:
 		return nil, &apiError{http.StatusNotFound, "ModelNotFound", "Model can not be found."}
+	case s.isRetired(model):
+		return nil, retiredModel()
 	}
 	now := wallClock()
 	s.mu.Lock()

@@ -21,6 +21,9 @@ type Account struct {
 	// PricesMicroYuan are contract prices per image in micro-yuan, by model.
 	PricesMicroYuan map[string]int64
 
+	// created is the time.Time at which this worker last created a task on the account, by model.
+	created sync.Map
+
 	// Looks are shared by the account's lanes.
 	Looks Looks
 
@@ -68,6 +71,23 @@ func (a *Account) Usable() (bool, error) {
 	defer a.mu.Unlock()
 	return a.verified, a.disabledReason
 }
+
+// SetCreated records that a task of a model was created on the account.
+func (a *Account) SetCreated(model string) { a.created.Store(model, time.Now()) }
+
+// OtherModelWorks reports whether a task of another model was created on the account lately.
+func (a *Account) OtherModelWorks(model string) bool {
+	works := false
+	a.created.Range(func(other, at any) bool {
+		works = other != model && time.Since(at.(time.Time)) < worksFor
+		return !works
+	})
+	return works
+}
+
+// worksFor is how long a created task shows that the service accepts the account: the longest
+// wait of a lane whose account has a problem.
+const worksFor = 10 * time.Minute
 
 func (a *Account) disable(why error) {
 	a.mu.Lock()

@@ -75,8 +75,8 @@ func (l *lane) referenceFailed(ctx context.Context, rec *jobs.Record, name strin
 		return l.fail(ctx, rec, jobs.CodeReferenceMissing, "the staged reference image "+name+" is missing from the bucket: stage it again and enqueue the job under a new ID")
 	case errors.As(err, &refused) && refused.Kind == dashscope.KindTerminal:
 		return l.fail(ctx, rec, refused.Code, withHint("the reference image was rejected", refused.Message))
-	case errors.As(err, &refused) && refused.Kind == dashscope.KindAccount:
-		return &pauseError{backoff: &l.waits.account, minWait: refused.RetryAfter, reason: jobs.PauseAccount, message: accountPaused, cause: err}
+	case errors.As(err, &refused) && (refused.Kind == dashscope.KindAccount || refused.Kind == dashscope.KindModel):
+		return l.refusedPause(refused.Kind, refused.Code, refused.RetryAfter, err)
 	case refused != nil && refused.Status != 0 && refused.Kind != dashscope.KindThrottled:
 		return l.referenceRejected(ctx, rec, err)
 	}

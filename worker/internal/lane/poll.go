@@ -370,8 +370,8 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 	}
 	reason := fmt.Errorf("task %s: %s: %s", rec.TaskID, code, withHint(message, remedy))
 	switch kind {
-	case dashscope.KindAccount:
-		return &pauseError{backoff: &l.waits.account, reason: jobs.PauseAccount, message: accountPaused, cause: reason}
+	case dashscope.KindAccount, dashscope.KindModel:
+		return l.refusedPause(kind, code, 0, reason)
 	case dashscope.KindThrottled:
 		return &pauseError{backoff: &l.waits.throttled, reason: jobs.PauseThrottled, message: temporarilyRefused, cause: reason}
 	default:

@@ -44,6 +44,7 @@ const (
 
 	budgetSpent          = "the daily budget is spent: nothing is submitted"
 	accountPaused        = "lane paused: the account needs attention"
+	modelPaused          = "lane paused: the service does not offer the model"
 	temporarilyRefused   = "dashscope temporarily refused the request"
 	canceledBeforeCreate = "canceled on request before a task was created; no cost"
 )
@@ -294,6 +295,7 @@ func (l *lane) taskCreated(ctx context.Context, intent *jobs.Record, created *da
 	l.waits.unreachable.Reset()
 	l.waits.throttled.Reset()
 	l.waits.account.Reset()
+	l.cfg.Account.SetCreated(l.cfg.Model.Name)
 	if last := l.paused.Swap(nil); last != nil {
 		l.log.Info("lane working again", "duration", time.Since(last.at))
 	}
@@ -339,8 +341,8 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.throttled, minWait: refusal.RetryAfter, reason: jobs.PauseThrottled, message: temporarilyRefused, cause: err})
 	case dashscope.KindRefused:
 		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.unreachable, minWait: refusal.RetryAfter, reason: jobs.PauseService, message: temporarilyRefused, cause: err})
-	case dashscope.KindAccount:
-		return l.rollbackIntent(ctx, intent, rec, &pauseError{backoff: &l.waits.account, minWait: refusal.RetryAfter, reason: jobs.PauseAccount, message: accountPaused, cause: err})
+	case dashscope.KindAccount, dashscope.KindModel:
+		return l.rollbackIntent(ctx, intent, rec, l.refusedPause(refusal.Kind, refusal.Code, refusal.RetryAfter, err))
 	case dashscope.KindTerminal:
 		if err := l.recorder.Release(ctx, intent); err != nil {
 			l.log.Warn("reservation not released", "job_id", intent.ID, "err", err)
@@ -354,6 +356,16 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 	// drive reads the record again and calls reconcile.
 	_, err = l.markAmbiguous(ctx, intent, err.Error(), refusal.RequestID, errors.Is(err, context.Canceled))
 	return err
+}
+
+// refusedPause is the pause of a lane whose account or model the service refuses. 403 AccessDenied
+// may mean either: it is the model's while another model of the account works.
+func (l *lane) refusedPause(kind dashscope.Kind, code string, minWait time.Duration, cause error) *pauseError {
+	p := &pauseError{backoff: &l.waits.account, minWait: minWait, reason: jobs.PauseAccount, message: accountPaused, cause: cause}
+	if kind == dashscope.KindModel || dashscope.CodeName(code) == "AccessDenied" && l.cfg.Account.OtherModelWorks(l.cfg.Model.Name) {
+		p.reason, p.message = jobs.PauseModel, modelPaused
+	}
+	return p
 }
 
 // rollbackIntent undoes an intent that certainly created no task, and returns why. The job
