@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/cmd/danqing/drill"
+	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/redistest"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
@@ -89,6 +90,31 @@ func TestDrillFailsOver(t *testing.T) {
 	assert.InDelta(t, 1, report.ChargesPerImage, 0)
 	assert.Equal(t, 1, report.Faults)
 	assert.Equal(t, report.ImagesCharged, report.ImagesDelivered+report.ImagesAside)
+}
+
+// A create of the newer protocol whose reply is lost, while the list does not show its task, ends
+// held: it is charged once, and counted.
+func TestDrillUnlisted(t *testing.T) {
+	t.Parallel()
+	cfg := drill.Config{Points: []string{"stop"}, Faults: 1, Jobs: 12, Unlisted: true}
+	cfg.WrapHandlers = func(service, store http.Handler) (http.Handler, http.Handler) { return loseReply(service), store }
+	report := drilled(t, cfg)
+	assert.True(t, report.Passed, report.Problems)
+	assert.Equal(t, map[string]int{jobs.CodeSubmitAmbiguous: 1}, report.Held)
+	assert.Positive(t, report.ImagesUnlisted)
+	assert.Equal(t, report.ImagesCharged, report.ImagesDelivered+report.ImagesUnlisted)
+}
+
+// loseReply loses the reply of one create of the newer protocol, after the warm-up.
+func loseReply(service http.Handler) http.Handler {
+	var created atomic.Int32
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, dashscope.ProtocolImageGeneration.Path()) && created.Add(1) == 2 {
+			service.ServeHTTP(httptest.NewRecorder(), r)
+			panic(http.ErrAbortHandler)
+		}
+		service.ServeHTTP(rw, r)
+	})
 }
 
 // On a given Redis the drill accepts only an empty database, and leaves it empty.
@@ -189,7 +215,7 @@ func createTwice(service http.Handler) http.Handler {
 // ended then: the store does not serve an image that does not match its checksum.
 func swap(store http.Handler, a, b string) http.Handler {
 	var done atomic.Bool
-	warmUp := regexp.MustCompile(`/_jobs/drill-[0-2]\.json$`)
+	warmUp := regexp.MustCompile(`/_jobs/drill-[0-3]\.json$`)
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/_jobs/") && !warmUp.MatchString(r.URL.Path) && !done.Load() {
 			first, errA := os.ReadFile(a)

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/danqing-queue/danqing/jobs"
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
@@ -32,6 +33,10 @@ type audit struct {
 	// lost lists charged images that are nowhere in the bucket, paidTwice jobs charged
 	// for more than one task, storedTwice images stored under two keys.
 	lost, paidTwice, storedTwice []string
+	// unlisted counts the images of tasks that no reply and no list has named, whose jobs are
+	// held; unlistedMicroYuan is their cost.
+	unlisted          int
+	unlistedMicroYuan int64
 	// unknown lists charged tasks that belong to no job, wrongContent images under a
 	// job's key that show another job's request.
 	unknown, wrongContent []string
@@ -64,7 +69,7 @@ func (d *drill) audit() (*audit, error) {
 	b.checkContent(byJob, keys)
 	for _, j := range d.load.all() {
 		id := j.request.ID
-		b.addJob(id, byJob[id], keys)
+		b.addJob(id, byJob[id], keys, d.mayBeUnlisted(j))
 		delete(byJob, id)
 	}
 	for id, tasks := range byJob {
@@ -103,8 +108,14 @@ func (b *audit) checkContent(byJob map[string][]simulator.Task, keys map[string]
 // imageName is the key of an image by the default template, up to a rest.
 func imageName(id, rest string) string { return "single/" + id + "-" + rest }
 
+// mayBeUnlisted reports whether a job is held because the outcome of its create is unknown and its
+// model's tasks are in no list.
+func (d *drill) mayBeUnlisted(j job) bool {
+	return d.Unlisted && j.request.Model == editModel && j.state() == jobs.StateHeld && j.record.Code == jobs.CodeSubmitAmbiguous
+}
+
 // addJob adds the charged tasks of a job, in the order of their creation.
-func (b *audit) addJob(id string, tasks []simulator.Task, keys map[string][]string) {
+func (b *audit) addJob(id string, tasks []simulator.Task, keys map[string][]string, unlisted bool) {
 	if len(tasks) > 1 {
 		names := make([]string, len(tasks))
 		for i, task := range tasks {
@@ -116,6 +127,11 @@ func (b *audit) addJob(id string, tasks []simulator.Task, keys map[string][]stri
 		b.charged += task.Images
 		if i == 0 {
 			b.wanted += task.Images
+		}
+		if unlisted {
+			b.unlisted += task.Images
+			b.unlistedMicroYuan += task.ChargedMicroYuan
+			continue
 		}
 		for n, digest := range imageDigests(task) {
 			names := keys[digest]
@@ -144,7 +160,11 @@ func imageDigests(task simulator.Task) map[int]string {
 		sum := sha256.Sum256(render(painter.Picture{
 			Model: task.Request.Model, Prompt: task.Request.Input.Prompt, Seed: task.Seeds[i], Index: i,
 		}))
-		all[i+1] = hex.EncodeToString(sum[:])
+		number := i + 1
+		if task.Request.Protocol == dashscope.ProtocolImageGeneration { // its answers have no place for a failed image
+			number = len(all) + 1
+		}
+		all[number] = hex.EncodeToString(sum[:])
 	}
 	return all
 }

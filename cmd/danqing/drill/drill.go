@@ -23,6 +23,7 @@ import (
 	"time"
 
 	bucket "github.com/danqing-queue/danqing/storage/embedded"
+	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 )
 
@@ -62,6 +63,10 @@ type Config struct {
 	Short bool
 	// Points are the names of the points to hit; nil means all. See [Points].
 	Points []string
+	// Unlisted hides the tasks of the last model from the account's task list. Whether the
+	// service's list has them is not documented: a create of that model whose reply is lost
+	// must end held then, for a person.
+	Unlisted bool
 	// Dir holds all files. If "", the drill creates a temporary directory and removes
 	// it unless a problem was found.
 	Dir string
@@ -258,14 +263,22 @@ func (d *drill) progress(format string, args ...any) {
 }
 
 // models are served by every worker, one task at a time each. wanx-v1 reports little
-// about its tasks, the second model repeats their prompts.
-func models() []string { return []string{"wanx-v1", "wan2.2-t2i-flash", "wan2.5-t2i-preview"} }
+// about its tasks, the second model repeats their prompts, the last has the newer protocol.
+func models() []string {
+	return []string{"wanx-v1", "wan2.2-t2i-flash", "wan2.5-t2i-preview", editModel}
+}
+
+// editModel is the model of [dashscope.ProtocolImageGeneration], which edits images too.
+const editModel = "wan2.7-image"
 
 // openService opens what outlives every worker: DashScope and the bucket.
 func (d *drill) openService(ctx context.Context, closing func(func() error)) (err error) {
 	d.sim = &simulator.Simulator{
 		TaskTime: taskTime, Concurrency: 1, ListLag: listLag,
 		Seed: d.Seed, Render: render, Outcome: newOutcomes(!d.Short).next,
+	}
+	if d.Unlisted {
+		d.sim.Unlisted = []dashscope.Protocol{dashscope.ProtocolImageGeneration}
 	}
 	closing(d.sim.Close)
 	d.files, err = bucket.Open(bucket.Config{Dir: filepath.Join(d.Dir, "bucket"), AccessKeyID: accessKeyID, SecretAccessKey: secretAccessKey})

@@ -219,7 +219,7 @@ func (d *drill) provoke(ctx context.Context, p point, before int) {
 // createForeignTask creates a task as another program on the account does, with its own
 // key.
 func (d *drill) createForeignTask(ctx context.Context) {
-	body := `{"model":"` + foreignModel() + `","input":{"prompt":"` + foreignPrompt + `"},"parameters":{"n":1}}`
+	body := `{"model":"` + foreignModel + `","input":{"prompt":"` + foreignPrompt + `"},"parameters":{"n":1}}`
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "/api/v1"+dashscope.PathText2Image, strings.NewReader(body))
 	if err != nil {
 		return // unreachable: the URL is well-formed

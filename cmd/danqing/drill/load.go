@@ -241,6 +241,9 @@ func (l *load) nextJob(model string) *job {
 	if i%5 == 3 {
 		req.N = 2
 	}
+	if model == editModel && i%2 == 1 {
+		req.RefImages = []string{l.reference}
+	}
 	if model == models()[0] && !first && (l.referenceWanted || i%4 == 1) {
 		req.RefImg = l.reference
 		if l.referenceWanted {
@@ -288,7 +291,7 @@ func (l *load) cancelOne(ctx context.Context) {
 	l.mu.Lock()
 	var chosen *job
 	for _, j := range l.jobs {
-		if j.request.Model == foreignModel() && j.state() == jobs.StateGenerating && !j.canceled {
+		if j.request.Model == foreignModel && j.state() == jobs.StateGenerating && !j.canceled {
 			chosen = j
 		}
 	}

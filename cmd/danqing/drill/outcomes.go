@@ -50,8 +50,8 @@ func (f *outcomes) next(req dashscope.CreateRequest) simulator.Outcome {
 // foreignPrompt is the prompt of another program's tasks, foreignTime their duration.
 const foreignPrompt, foreignTime = "of another program", 1500 * time.Millisecond
 
-// foreignModel is the model with the most creates a second.
-func foreignModel() string { return models()[len(models())-1] }
+// foreignModel is the older model with the most creates a second.
+const foreignModel = "wan2.5-t2i-preview"
 
 // taskTime returns how long a task takes.
 func taskTime(rng *rand.Rand, req dashscope.CreateRequest) time.Duration {

@@ -58,6 +58,9 @@ type Report struct {
 	ImagesTwice     int `json:"images_twice"`
 	// ImagesWrong counts the images under a job's key that show another job's request.
 	ImagesWrong int `json:"images_wrong"`
+	// ImagesUnlisted counts the images of tasks that no reply and no list has named. Their jobs
+	// are held: they are in the console only. 0 unless tasks are hidden from the list.
+	ImagesUnlisted int `json:"images_unlisted"`
 	// LedgerMicroYuan is the spending in the ledger.
 	LedgerMicroYuan int64 `json:"ledger_micro_yuan"`
 
@@ -97,7 +100,7 @@ func (d *drill) report(ctx context.Context) *Report {
 	if all := d.sim.Stats().ChargedMicroYuan; all != b.microYuan+b.foreignMicroYuan {
 		r.problem("the service charged %s yuan, of which %s belong to no task", yuan(all), yuan(all-b.microYuan-b.foreignMicroYuan))
 	}
-	d.checkLedger(ctx, r)
+	d.checkLedger(ctx, r, b.unlistedMicroYuan)
 	r.Passed = len(r.Problems) == 0
 	return r
 }
@@ -142,7 +145,7 @@ func (d *drill) addJob(r *Report, j job) {
 	case j.state() == jobs.StateHeld:
 		r.Held[j.record.Code]++
 		r.HeldJobs = append(r.HeldJobs, fmt.Sprintf("%s %s: %s", id, j.record.Code, j.record.Message))
-		if j.record.Code == jobs.CodeSubmitAmbiguous {
+		if j.record.Code == jobs.CodeSubmitAmbiguous && !d.mayBeUnlisted(j) {
 			r.problem("%s is held, although no other program uses the workers' key and the task list is conclusive", id)
 		}
 	case !j.state().Final():
@@ -170,7 +173,7 @@ func (d *drill) addJob(r *Report, j job) {
 func (r *Report) addAudit(b *audit) {
 	r.Tasks, r.ImagesCharged, r.ImagesWanted, r.ChargedMicroYuan = b.tasks, b.charged, b.wanted, b.microYuan
 	r.ImagesDelivered, r.ImagesAside, r.ImagesLost, r.ImagesTwice = b.delivered, b.held, len(b.lost), len(b.storedTwice)
-	r.ImagesWrong = len(b.wrongContent)
+	r.ImagesWrong, r.ImagesUnlisted = len(b.wrongContent), b.unlisted
 	if b.wanted > 0 {
 		r.ChargesPerImage = float64(b.charged) / float64(b.wanted)
 	} else {
@@ -193,8 +196,9 @@ func (r *Report) addAudit(b *audit) {
 	}
 }
 
-// checkLedger compares the ledger with the service. They must agree to the micro-yuan.
-func (d *drill) checkLedger(ctx context.Context, r *Report) {
+// checkLedger compares the ledger with the service. They must agree to the micro-yuan, but for
+// what unlisted tasks cost: that is still reserved for their jobs.
+func (d *drill) checkLedger(ctx context.Context, r *Report, unlisted int64) {
 	rdb, err := d.queue.connection(ctx)
 	var spending []ledger.Spend
 	if err == nil {
@@ -222,7 +226,10 @@ func (d *drill) checkLedger(ctx context.Context, r *Report) {
 			r.problem("the ledger differs by %+d micro-yuan at %s", more, id)
 		}
 	}
-	if r.LedgerMicroYuan != r.ChargedMicroYuan {
+	if reserved < unlisted {
+		r.problem("the ledger reserves %s yuan, less than the %s that tasks of held jobs cost", yuan(reserved), yuan(unlisted))
+	}
+	if r.LedgerMicroYuan != r.ChargedMicroYuan-unlisted {
 		r.problem("the ledger says %s yuan were spent, the service charged %s", yuan(r.LedgerMicroYuan), yuan(r.ChargedMicroYuan))
 	}
 	if reserved != 0 && len(r.HeldJobs) == 0 && r.Stuck == 0 {
@@ -268,6 +275,9 @@ func (r *Report) Print(to io.Writer) error {
 	line("  images lost           %d", r.ImagesLost)
 	line("  wrong pictures        %d", r.ImagesWrong)
 	line("  images stored twice   %d", r.ImagesTwice)
+	if r.ImagesUnlisted > 0 {
+		line("  images unlisted       %d of held jobs: no reply and no list has named their tasks", r.ImagesUnlisted)
+	}
 	line("  longest recovery      %.1f s from a worker's end to the next request for its model", r.LongestRecovery)
 	for _, text := range r.LongRecoveries {
 		line("    %s", text)

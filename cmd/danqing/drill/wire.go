@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -179,7 +180,7 @@ func routeOf(r *http.Request) string {
 	}
 	path := strings.TrimSuffix(r.URL.Path, "/")
 	switch {
-	case strings.HasSuffix(path, dashscope.PathText2Image):
+	case isCreate(path):
 		return routeCreate
 	case strings.HasSuffix(path, dashscope.PathTasks):
 		return routeList
@@ -195,6 +196,11 @@ func routeOf(r *http.Request) string {
 		return routeResult
 	}
 	return noRoute
+}
+
+// isCreate reports whether a path is that of a protocol's creates.
+func isCreate(path string) bool {
+	return slices.ContainsFunc(dashscope.Protocols(), func(p dashscope.Protocol) bool { return strings.HasSuffix(path, p.Path()) })
 }
 
 // bucketKey returns the key of a path ("" for the bucket itself), and whether the path
