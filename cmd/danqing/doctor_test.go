@@ -156,6 +156,7 @@ func TestDoctorFindsNothing(t *testing.T) {
 	}
 	requireFinding(t, found, "dashscope note: account default: the simulator answers at http://127.0.0.1", "")
 	requireFinding(t, found, "dashscope ok: account default: wanx-v1, 1 of 1 tasks at once, prompts of up to 500 characters, 0.16 yuan an image", "")
+	requireFinding(t, found, "dashscope ok: account default: the service offers wanx-v1: 0.16 yuan an image, 1 task at once, 100 may wait, 2 a second", "")
 	requireFinding(t, found, "dashscope ok: account default: 0 tasks in 24 hours, none of others", "")
 	assert.NoDirExists(t, p.env["DANQING_DATA_DIR"])
 }
@@ -228,6 +229,20 @@ func serviceFaults() map[string]fault {
 				next.ServeHTTP(w, r)
 			}
 		}, "dashscope warning: account default: its tasks cannot be listed: dashscope list: HTTP 502", ""},
+		"a list that it may not read": {func(p *doctorStack) {
+			p.sim.Script(simulator.Fault{Route: simulator.RouteModels, Times: -1, Status: http.StatusForbidden, Code: "AccessDenied", Message: "no"})
+		}, "dashscope note: account default: the service does not tell which models it offers: dashscope models: HTTP 403: AccessDenied", "console"},
+		"limits that it may not read": {func(p *doctorStack) {
+			p.sim.Script(simulator.Fault{Route: simulator.RouteLimits, Times: -1, Status: http.StatusNotFound, Code: "NotFound", Message: "no"})
+		}, "dashscope note: account default: the service does not tell the account's limits: dashscope limits: HTTP 404", "console"},
+		"a list without an end": {func(p *doctorStack) {
+			p.offers(`{"output":{"total":9999,"models":[{"model":"qwen-image"}]}}`)
+		}, "dashscope note: account default: the service does not tell which models it offers: dashscope models: HTTP 200: page 2 has nothing new", ""},
+		"a list of other models": {func(p *doctorStack) {
+			p.offers(`{"output":{"total":1,"models":[{"model":"qwen-max"}]}}`)
+		}, "dashscope note: account default: the service's list of 1 model has none of the catalog", ""},
+		"more tasks at once":       {func(p *doctorStack) { p.sim.Concurrency = 4 }, "dashscope note: account default: wanx-v1: the service runs 4 tasks at once, the catalog says 1", ""},
+		"a lower rate":             {func(p *doctorStack) { p.sim.SubmitsPerSecond = 1 }, "dashscope warning: account default: wanx-v1: the service accepts 1 a second, and Danqing sends up to 2 a second", "submits_per_second"},
 		"fewer tasks than allowed": {func(p *doctorStack) { p.env["DANQING_MODELS"] = "qwen-image" }, "dashscope note: account default: qwen-image, 1 of 2 tasks at once", "DANQING_CONCURRENCY=2"},
 		"a queue that is no queue": {func(p *doctorStack) {
 			require.NoError(p.t, p.rdb.HSet(p.t.Context(), "danqing:lanes", "default:wanx-v1", "{").Err())

@@ -98,8 +98,13 @@ func (d *doctor) checkAccount(ctx context.Context, a config.Account) (probeResul
 	}
 	d.ok("account %s: %s accepts the key, %d ms", a.Name, client.BaseURL(), took.Milliseconds())
 	d.checkClock(m.kind, endpoint.Date, asked)
+	told := askModels(ctx, a, client)
+	for _, sentence := range told.untold {
+		d.note("compare prices, limits and retirement dates in the console", "account %s: %s", a.Name, sentence)
+	}
 	for _, l := range a.Lanes {
 		d.checkLane(a, l)
+		d.checkModel(told, l)
 	}
 	d.checkTasks(ctx, a, client)
 	return m, true
@@ -122,6 +127,22 @@ func (d *doctor) checkLane(a config.Account, l config.Lane) {
 		return
 	}
 	d.ok("%s", text)
+}
+
+// checkModel reports what the service says of a lane's model.
+func (d *doctor) checkModel(told *answers, l config.Lane) {
+	m, err := jobs.LookupModel(l.Model)
+	if err != nil {
+		return // checkLane says so
+	}
+	a := told.of(m, time.Now())
+	if text := a.text(); text != "" {
+		d.ok("account %s: the service offers %s: %s", told.account.Name, m.Name, text)
+	}
+	for _, f := range a.Findings {
+		f.Text = "account " + told.account.Name + ": " + f.Text
+		d.report(f)
+	}
 }
 
 // checkTasks checks whether other programs use the account or the key.

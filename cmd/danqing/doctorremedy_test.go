@@ -24,6 +24,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs/redistest"
+	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
@@ -39,6 +40,23 @@ type planted struct {
 // set returns what sets a variable.
 func set(name, value string) func(*doctorStack) {
 	return func(p *doctorStack) { p.env[name] = value }
+}
+
+// cureBy is a cure that sets a variable.
+func cureBy(name, value string) func(*doctorStack, string) {
+	return func(p *doctorStack, _ string) { p.env[name] = value }
+}
+
+// offers makes the service answer with a list of models.
+func (p *doctorStack) offers(body string) {
+	p.dashscope = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+		if r.URL.Path != "/api/v1"+dashscope.PathModels {
+			next.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set(dashscope.HeaderSimulated, "true")
+		_, _ = fmt.Fprint(w, body) // the test looks what doctor makes of it
+	}
 }
 
 // restore is a cure: the variable is corrected, or the setting that a service had.
@@ -264,6 +282,18 @@ func otherFaults() map[string]planted {
 		"no service":       {set("DASHSCOPE_HTTP_BASE_URL", "http://"+nowhere+"/api/v1"), "dashscope error: account default: dashscope list: dial tcp", "DASHSCOPE_HTTP_BASE_URL", restore("DASHSCOPE_HTTP_BASE_URL")},
 		"clock":            {func(p *doctorStack) { p.dateAhead(150 * time.Second) }, "dashscope warning: this machine's clock is 2m", "NTP", restore()},
 		"another's budget": {set("DANQING_MODELS", "qwen-image"), "dashscope note: account default: qwen-image, 1 of 2 tasks at once", "DANQING_CONCURRENCY=2", func(p *doctorStack, _ string) { p.env["DANQING_CONCURRENCY"] = "2" }},
+
+		"a retirement":    {func(p *doctorStack) { p.sim.Retire("wanx-v1", time.Now().Add(30*24*time.Hour+time.Hour)) }, "dashscope warning: account default: wanx-v1 will be retired on 20", "with another model", cureBy("DANQING_MODELS", "wanx2.0-t2i-turbo")},
+		"a retired model": {func(p *doctorStack) { p.sim.Retire("wanx-v1", time.Now().Add(-time.Hour)) }, "dashscope warning: account default: wanx-v1 was retired on 20", "danqing jobs cancel --model wanx-v1", cureBy("DANQING_MODELS", "wanx2.0-t2i-turbo")},
+		"a model that is not offered": {func(p *doctorStack) {
+			p.offers(`{"output":{"total":1,"models":[{"model":"qwen-image"}]}}`)
+		}, "dashscope warning: account default: wanx-v1 is not among the models", "leave it out of DANQING_MODELS", cureBy("DANQING_MODELS", "qwen-image")},
+		"another price": {func(p *doctorStack) {
+			p.offers(`{"output":{"total":1,"models":[{"model":"wanx-v1","prices":[{"prices":[{"type":"image_number","price":"0.18"}]}]}]}}`)
+		}, "dashscope warning: account default: wanx-v1: the service says 0.18 yuan an image, the catalog 0.16 yuan", "set DANQING_PRICES", cureBy("DANQING_PRICES", "wanx-v1=0.18")},
+		"fewer tasks at once": {func(p *doctorStack) {
+			p.env["DANQING_MODELS"], p.env["DANQING_CONCURRENCY"], p.sim.Concurrency = "qwen-image", "2", 1
+		}, "dashscope warning: account default: qwen-image: the service runs 1 task at once, and 2 are configured", "DANQING_CONCURRENCY=1", cureBy("DANQING_CONCURRENCY", "1")},
 
 		"unknown model": {set("DANQING_MODELS", "wanx-v9"), "", "allowed: wanx-v1", restore("DANQING_MODELS")},
 		"misspelled":    {set("DANQING_S3_BUKET", "x"), "", "write DANQING_S3_BUCKET", func(p *doctorStack, _ string) { delete(p.env, "DANQING_S3_BUKET") }},

@@ -18,21 +18,33 @@ import (
 
 func (p *program) modelsCommand() *cobra.Command {
 	var f jobsFlags
+	var check bool
 	cmd := &cobra.Command{
 		Use:   "models",
 		Short: "Show the models: prices, sizes, limits, and which are worked on",
 		Long: `Models shows the models of the catalog with the price of an image by your configuration,
 N, the most images of a job, how many tasks DashScope works on at once, and how long one
 takes. WORKED are the accounts whose lane a worker of the queue holds; without a queue,
-those that are configured. More about each model, with sources, is in jobs/docs/models.md.`,
+those that are configured. More about each model, with sources, is in jobs/docs/models.md.
+
+With --check it asks DashScope, with each account's key, for its list of models and the
+account's limits, and compares them with the catalog and the configuration: retirement
+within 60 days, prices, tasks at once, rates. It costs nothing. What the service does not
+tell a key is said, and is no error.`,
 		Example: `  danqing models
+  danqing models --check
   danqing models --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return p.untilSignal(cmd.Context(), nil, func(ctx context.Context) error { return p.models(ctx, f) })
+			show := p.models
+			if check {
+				show = p.checkModels
+			}
+			return p.untilSignal(cmd.Context(), nil, func(ctx context.Context) error { return show(ctx, f) })
 		},
 	}
-	cmd.Flags().BoolVar(&f.simulate, "simulate", false, "use the queue of a simulated instance on this machine")
+	cmd.Flags().BoolVar(&check, "check", false, "compare with what DashScope says of its models and the account's limits")
+	cmd.Flags().BoolVar(&f.simulate, "simulate", false, "use the queue of a simulated instance on this machine; with --check ask the simulator")
 	cmd.Flags().BoolVar(&f.json, "json", false, "print JSON lines")
 	return cmd
 }
@@ -85,7 +97,7 @@ func (p *program) models(ctx context.Context, f jobsFlags) error {
 		if info.Paused {
 			by += " (paused)"
 		}
-		t.Rows = append(t.Rows, []string{m.Name, yuan(info.Price), fmt.Sprint(m.MaxImages), fmt.Sprint(m.Concurrency), took, by, info.Sizes})
+		t.Rows = append(t.Rows, []string{m.Name, yuan(info.Price), fmt.Sprint(m.MaxImages), fmt.Sprint(m.Concurrency), took, by, shortSizes(m.Sizes)})
 	}
 	if f.json {
 		return nil
@@ -124,8 +136,27 @@ func (p *program) workedModels(ctx context.Context, cfg *config.Config, simulate
 	return worked, paused, err
 }
 
+// shortSizes describes the sizes that a model allows in a few words, the default first.
+func shortSizes(s jobs.Sizes) string {
+	megapixels := func(n int) string { return fmt.Sprintf("%.1f", float64(n)/1e6) }
+	switch {
+	case s.Default == "":
+		return "as the reference image"
+	case len(s.List) > 1:
+		return fmt.Sprintf("%s, %s", s.Default, count(len(s.List)-1, "other"))
+	case s.MaxSide > 0:
+		return fmt.Sprintf("%s, sides %d–%d", s.Default, s.MinSide, s.MaxSide)
+	case s.MaxPixels > 0:
+		return fmt.Sprintf("%s, %s–%s MP", s.Default, megapixels(s.MinPixels), megapixels(s.MaxPixels))
+	}
+	return s.Default
+}
+
 // sizesText describes the sizes that a model allows, the default first.
 func sizesText(s jobs.Sizes) string {
+	if s.Default == "" {
+		return ""
+	}
 	if len(s.List) > 0 {
 		sizes := slices.DeleteFunc(slices.Clone(s.List), func(size string) bool { return size == s.Default })
 		return strings.Join(append([]string{s.Default}, sizes...), " ")

@@ -79,7 +79,7 @@ type Config struct {
 	// means 10, half of an account's limit.
 	QueriesPerSecond float64
 	// Observe is called after each request, with 0 as the status if no answer came; op is
-	// create, query, cancel, list or upload. nil means that nobody observes.
+	// create, query, cancel, list, upload, models or limits. nil means that nobody observes.
 	Observe func(op string, status int, took time.Duration) `json:"-"`
 	// Logger receives a debug line per call; nil logs nothing.
 	Logger *slog.Logger `json:"-"`

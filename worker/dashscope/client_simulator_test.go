@@ -246,3 +246,35 @@ func typed(t *testing.T, err error, want dashscope.Kind) *dashscope.Error {
 	require.Equal(t, want, e.Kind, "%v", err)
 	return e
 }
+
+// The simulator tells what the catalog says, page by page, and when a model is retired.
+func TestSimulatedOffers(t *testing.T) {
+	sim := &simulator.Simulator{Region: dashscope.RegionSingapore}
+	bubble(t, sim, func(b bubbled) {
+		t, c := b.T, b.Client
+		at := time.Now().Add(24 * time.Hour).Truncate(time.Second)
+		sim.Retire("qwen-image", at)
+		offers, err := c.Offers(t.Context())
+		require.NoError(t, err)
+		limits, err := c.Limits(t.Context())
+		require.NoError(t, err)
+		assert.Contains(t, offers, "wan2.1-t2i-turbo", "in the region's spelling")
+		assert.NotContains(t, offers, "wanx-v1")
+		assert.WithinDuration(t, at, offers["qwen-image"].RetiresAt, 0)
+		assert.Equal(t, []dashscope.OfferPrice{{Micro: 220_177, Unit: "image_number per image image_number"}}, offers["wan2.6-t2i"].PricesMicroYuan)
+		assert.Equal(t, dashscope.Limit{Model: "wan2.6-t2i", Concurrency: 5, Queue: 100, Requests: 1, Period: time.Second}, limits["wan2.6-t2i"])
+		assert.Len(t, limits, len(offers))
+
+		_, err = c.Create(t.Context(), request("still there"))
+		require.Error(t, err, "wanx-v1 is not sold here")
+		req := request("a cat")
+		req.Model = "qwen-image"
+		_, err = c.Create(t.Context(), req)
+		require.NoError(t, err)
+		<-time.After(24 * time.Hour)
+		_, err = c.Create(t.Context(), req)
+		var refused *dashscope.Error
+		require.ErrorAs(t, err, &refused)
+		assert.Equal(t, dashscope.KindModel, refused.Kind)
+	})
+}

@@ -55,6 +55,8 @@ const (
 	opCancel = "cancel"
 	opList   = "list"
 	opUpload = "upload"
+	opModels = "models"
+	opLimits = "limits"
 )
 
 // ErrNotPending means that a task could not be canceled because it is not PENDING (HTTP
@@ -64,7 +66,7 @@ var ErrNotPending = errors.New("task is not pending")
 // Error is the error of every call. Its text contains neither the key nor the query of
 // a URL, which may be a signature.
 type Error struct {
-	Op         string        // create, query, cancel, list or upload
+	Op         string        // create, query, cancel, list, upload, models or limits
 	Kind       Kind          // what to do
 	Status     int           // HTTP status; 0 if no answer came
 	Code       string        // the service's code; "" if the answer has none

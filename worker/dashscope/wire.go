@@ -12,6 +12,11 @@ const (
 	PathText2Image = "/services/aigc/text2image/image-synthesis"
 	PathTasks      = "/tasks"
 	PathUploads    = "/uploads"
+	// PathModels is on the list-models page. PathLimits is on the Chinese list-quotas page,
+	// PathQuotas on the international one, for the same answer.
+	PathModels = "/models"
+	PathLimits = "/models/limits"
+	PathQuotas = "/quotas"
 )
 
 // Request and response headers.
@@ -189,6 +194,68 @@ type TaskInfo struct {
 	StartTime        int64  `json:"start_time,omitempty"`
 	EndTime          int64  `json:"end_time,omitempty"`
 	UserAPIUniqueKey string `json:"user_api_unique_key,omitempty"`
+}
+
+// ModelsResponse answers a list of models (list-models page). Its other fields are not read.
+type ModelsResponse struct {
+	RequestID string `json:"request_id,omitempty"`
+	Output    struct {
+		Total  int            `json:"total"`
+		Models []OfferedModel `json:"models"`
+	} `json:"output"`
+}
+
+// OfferedModel is one model of the list.
+type OfferedModel struct {
+	Model  string       `json:"model"`
+	Prices []PriceRange `json:"prices,omitempty"`
+	// InferenceOfflineInfo is absent or null unless the model's retirement is announced.
+	InferenceOfflineInfo *OfflineInfo `json:"inference_offline_info,omitempty"`
+}
+
+// PriceRange is the prices of one range of use. Their units are not documented for images.
+type PriceRange struct {
+	RangeName string         `json:"range_name"`
+	Prices    []OfferedPrice `json:"prices"`
+}
+
+// OfferedPrice is one price, a decimal number as text.
+type OfferedPrice struct {
+	Type      string `json:"type"`
+	Price     string `json:"price"`
+	PriceUnit string `json:"price_unit"`
+	PriceName string `json:"price_name,omitempty"`
+}
+
+// OfflineInfo announces the retirement of a model: "2006-01-02 15:04:05", assumed to be UTC+8 as
+// the times of tasks.
+type OfflineInfo struct {
+	OfflineTime string `json:"offline_time"`
+}
+
+// LimitsResponse answers a request for the account's limits (list-quotas page).
+type LimitsResponse struct {
+	RequestID string `json:"request_id,omitempty"`
+	Output    struct {
+		Total  int          `json:"total"`
+		Quotas []ModelQuota `json:"quotas"`
+	} `json:"output"`
+}
+
+// ModelQuota is the limits of one model: those of the account, and of the workspace if it has its
+// own.
+type ModelQuota struct {
+	Model          string      `json:"model"`
+	ModelLimit     *QuotaLimit `json:"model_limit"`
+	WorkspaceLimit *QuotaLimit `json:"workspace_limit"`
+}
+
+// QuotaLimit is one set of limits. A field that is null or absent is no limit.
+type QuotaLimit struct {
+	RequestLimit              *float64 `json:"request_limit"`
+	RequestLimitPeriod        *float64 `json:"request_limit_period"` // seconds
+	AsyncUserQueueLimit       *float64 `json:"async_user_queue_limit"`
+	AsyncUserConcurrencyLimit *float64 `json:"async_user_concurrency_limit"`
 }
 
 // PolicyResponse answers a request for an upload credential.

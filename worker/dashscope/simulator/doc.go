@@ -56,6 +56,10 @@
 //     result after 3 h is FAILED with InternalError.Timeout (error-code).
 //   - Costs (model-pricing): created images, and nothing else, at the price of the
 //     model in the region, exact to the micro-yuan.
+//   - Models and limits (list-models, list-quotas): the region's models with their
+//     prices, the account's limits, and the retirement that Simulator.Retire
+//     announces. The unit of an image's price and how many tasks may wait (100) are
+//     assumed. A retired model is refused with 404 (rate-limit).
 //   - Keys: 401 InvalidApiKey for a key that is not in Simulator.Keys or was revoked.
 //
 // Messages are worded as on the pages, if quoted there.

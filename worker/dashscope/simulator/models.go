@@ -128,7 +128,7 @@ func (s sizes) message() string {
 
 // lookupModel finds a model of the simulator's region by its spelling there.
 func (s *Simulator) lookupModel(name string) (model, bool) {
-	for _, m := range append(models(s.Region), laterModels(s.Region)...) {
+	for _, m := range s.regionModels() {
 		if m.name == name {
 			m.honors = honors(s.Region, name)
 			return m, true
@@ -136,6 +136,9 @@ func (s *Simulator) lookupModel(name string) (model, bool) {
 	}
 	return model{}, false
 }
+
+// regionModels are all models of the simulator's region.
+func (s *Simulator) regionModels() []model { return append(models(s.Region), laterModels(s.Region)...) }
 
 // honors returns the rule of the catalog for a model, by its spelling in the region.
 func honors(region, name string) func(parameter string) bool {
@@ -219,7 +222,9 @@ func (s *Simulator) isRetired(model string) bool {
 
 // retiredModel returns the error for a model that is retired (rate-limit page: 403 access_denied
 // or 404).
-func retiredModel() *apiError { return &apiError{http.StatusNotFound, "ModelNotFound", "Model not exist."} }
+func retiredModel() *apiError {
+	return &apiError{http.StatusNotFound, "ModelNotFound", "Model not exist."}
+}
 
 // wrongPath returns the error of a create at another model's path (error-code page).
 func wrongPath() *apiError {

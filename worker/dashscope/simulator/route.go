@@ -36,6 +36,8 @@ const (
 	RoutePolicy Route = "policy"
 	RouteUpload Route = "upload"
 	RouteResult Route = "result"
+	RouteModels Route = "models"
+	RouteLimits Route = "limits"
 	RouteOther  Route = "other"
 )
 
@@ -56,6 +58,10 @@ func routeOf(r *http.Request) (route Route, taskID string) {
 		return RouteCreate, ""
 	case path == basePath+dashscope.PathTasks && r.Method == http.MethodGet:
 		return RouteList, ""
+	case path == basePath+dashscope.PathModels && r.Method == http.MethodGet:
+		return RouteModels, ""
+	case (path == basePath+dashscope.PathLimits || path == basePath+dashscope.PathQuotas) && r.Method == http.MethodGet:
+		return RouteLimits, ""
 	case path == basePath+dashscope.PathUploads && r.Method == http.MethodGet:
 		return RoutePolicy, ""
 	case ofTask && r.Method == http.MethodGet && !strings.Contains(rest, "/"):
@@ -122,7 +128,7 @@ func (s *Simulator) work(w http.ResponseWriter, r *http.Request) {
 	case RouteResult:
 		s.serveResult(w, r, requestID)
 		return
-	case RouteAny, RouteOther, RouteCreate, RouteQuery, RouteCancel, RouteList, RoutePolicy:
+	case RouteAny, RouteOther, RouteCreate, RouteQuery, RouteCancel, RouteList, RoutePolicy, RouteModels, RouteLimits:
 	}
 	answer, err := s.answer(route, taskID, requestID, r)
 	if err != nil {
@@ -146,6 +152,10 @@ func (s *Simulator) answer(route Route, taskID, requestID string, r *http.Reques
 		return s.list(r, c, requestID)
 	case RoutePolicy:
 		return s.policy(r, c, requestID)
+	case RouteModels:
+		return s.offers(r, requestID)
+	case RouteLimits:
+		return s.limits(r, requestID)
 	case RouteQuery:
 		return s.query(r, c, requestID, taskID)
 	case RouteCancel:

@@ -94,7 +94,7 @@ type Simulator struct {
 	lanes    map[laneKey]*lane
 	uploads  map[string]*upload // by object key
 	windows  map[windowKey]*window
-	revoked  map[string]bool // API keys
+	revoked  map[string]bool      // API keys
 	retired  map[string]time.Time // models by their spelling, and when
 	faults   []*scripted
 	faultRNG *randv2.Rand

@@ -185,7 +185,7 @@ func TestUnknownRoutes(t *testing.T) {
 	t.Parallel()
 	sim := &simulator.Simulator{}
 	c := overTCP(t, sim)
-	refused(t, c.get(t, "/models"), http.StatusNotFound, "NotFound")
+	refused(t, c.get(t, "/images"), http.StatusNotFound, "NotFound")
 	refused(t, c.get(t, dashscope.PathText2Image), http.StatusNotFound, "NotFound")
 	refused(t, c.call(t, http.MethodDelete, dashscope.PathTasks+"/1", nil, nil), http.StatusNotFound, "NotFound")
 	assert.Equal(t, 3, sim.Stats().Requests[simulator.RouteOther])
