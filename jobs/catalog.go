@@ -193,6 +193,12 @@ func lookupModel(name string, all []Model) (Model, error) {
 	return Model{}, e
 }
 
+// ModelNamed returns the model with this name or regional name; "" is [DefaultModel].
+func ModelNamed(name string) (m Model, known bool) {
+	m, err := LookupModel(modelName(name))
+	return m, err == nil
+}
+
 // modelName returns the catalog's name for a regional name of a model, and any other name
 // unchanged.
 func modelName(name string) string {

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,48 @@ const (
 	minReferenceSide  = 256
 	maxReferenceSide  = 4096
 )
+
+// ReferenceLimits are what a model allows of a reference image. A zero field is as for wanx-v1:
+// sides of 256 to 4096 pixels, 10 MiB.
+type ReferenceLimits struct {
+	MinSide, MaxSide int   // pixels
+	MaxBytes         int64 // of the file
+}
+
+// WithDefaults returns the limits with all fields set.
+func (l ReferenceLimits) WithDefaults() ReferenceLimits {
+	return ReferenceLimits{cmp.Or(l.MinSide, minReferenceSide), cmp.Or(l.MaxSide, maxReferenceSide), cmp.Or(l.MaxBytes, maxReferenceBytes)}
+}
+
+// Check checks an image of this many bytes by its header, which it reads. The error says what is
+// wrong and what is allowed, without a name.
+func (l ReferenceLimits) Check(header io.Reader, bytes int64) error {
+	_, _, err := l.check(header, bytes)
+	return err
+}
+
+func (l ReferenceLimits) check(header io.Reader, bytes int64) (dims image.Config, contentType string, err error) {
+	if l = l.WithDefaults(); bytes > l.MaxBytes {
+		return dims, "", l.tooLarge(bytes)
+	}
+	dims, format, err := image.DecodeConfig(header)
+	// Another package may have registered further formats, such as GIF.
+	contentType = "image/" + format
+	if errors.Is(err, image.ErrFormat) || err == nil && Extension(contentType) == "" {
+		return dims, "", errors.New("not an image in an accepted format, allowed are JPEG, PNG, BMP, TIFF and WEBP")
+	}
+	if err != nil {
+		return dims, "", fmt.Errorf("broken: %w", err)
+	}
+	if min(dims.Width, dims.Height) < l.MinSide || max(dims.Width, dims.Height) > l.MaxSide {
+		return dims, "", fmt.Errorf("is %d×%d, allowed are %[3]d×%[3]d to %[4]d×%[4]d", dims.Width, dims.Height, l.MinSide, l.MaxSide)
+	}
+	return dims, contentType, nil
+}
+
+func (l ReferenceLimits) tooLarge(bytes int64) error {
+	return fmt.Errorf("has %d bytes, at most %d (%d MiB) are allowed", bytes, l.MaxBytes, l.MaxBytes>>20)
+}
 
 // referenceExtensions maps the content types that DashScope accepts for a reference
 // image to the file name extensions that its upload requires.
@@ -51,11 +94,14 @@ type Reference struct {
 }
 
 // InspectReference checks whether DashScope accepts the file at path as a
-// reference image: JPEG, PNG, BMP, TIFF or WEBP by its content (the file name
-// does not matter), at most 10 MiB, 256×256 to 4096×4096 pixels. It decodes only
-// the image's header, and reads the file once for its hash. The error says what is
-// wrong and what is allowed.
-func InspectReference(path string) (*Reference, error) {
+// reference image of wanx-v1, see [ReferenceLimits.Inspect].
+func InspectReference(path string) (*Reference, error) { return ReferenceLimits{}.Inspect(path) }
+
+// Inspect checks whether DashScope accepts the file at path as a reference image:
+// JPEG, PNG, BMP, TIFF or WEBP by its content (the file name does not matter), within
+// the limits. It decodes only the image's header, and reads the file once for its
+// hash. The error says what is wrong and what is allowed.
+func (l ReferenceLimits) Inspect(path string) (*Reference, error) {
 	if stat, err := os.Stat(path); err == nil && !stat.Mode().IsRegular() { // opening a pipe could wait for ever
 		return nil, fmt.Errorf("reference image %s: not a regular file", path)
 	}
@@ -67,7 +113,7 @@ func InspectReference(path string) (*Reference, error) {
 		return nil, fmt.Errorf("reference image: %w", err)
 	}
 	defer f.Close() //nolint:errcheck // read only
-	ref, err := inspect(f)
+	ref, err := l.inspect(f)
 	if err != nil {
 		return nil, fmt.Errorf("reference image %s: %w", path, err)
 	}
@@ -75,25 +121,14 @@ func InspectReference(path string) (*Reference, error) {
 }
 
 // inspect checks an open file. Its errors do not contain the file name.
-func inspect(f *os.File) (*Reference, error) {
+func (l ReferenceLimits) inspect(f *os.File) (*Reference, error) {
 	stat, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	if stat.Size() > maxReferenceBytes {
-		return nil, fmt.Errorf("has %d bytes, at most %d (10 MiB) are allowed", stat.Size(), maxReferenceBytes)
-	}
-	dims, format, err := image.DecodeConfig(f)
-	// Another package may have registered further formats, such as GIF.
-	contentType := "image/" + format
-	if errors.Is(err, image.ErrFormat) || err == nil && Extension(contentType) == "" {
-		return nil, errors.New("not an image in an accepted format, allowed are JPEG, PNG, BMP, TIFF and WEBP")
-	}
+	dims, contentType, err := l.check(f, stat.Size())
 	if err != nil {
-		return nil, fmt.Errorf("broken: %w", err)
-	}
-	if min(dims.Width, dims.Height) < minReferenceSide || max(dims.Width, dims.Height) > maxReferenceSide {
-		return nil, fmt.Errorf("is %d×%d, allowed are 256×256 to 4096×4096", dims.Width, dims.Height)
+		return nil, err
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return nil, err

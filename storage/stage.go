@@ -23,6 +23,8 @@ type StageOptions struct {
 	Dir string
 	// Dial connects to the image's host. nil is [PublicDialer] without exceptions.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Limits are those of the model.
+	Limits ReferenceLimits
 }
 
 // StageError is the reason why a reference image could not be staged. Its text
@@ -47,8 +49,7 @@ func (e *StageError) Error() string {
 func (e *StageError) Unwrap() error { return e.Err }
 
 // FetchReference downloads the reference image at a URL into a new file, at the returned
-// Path: JPEG, PNG, BMP, TIFF or WEBP, at most 10 MiB, 256×256 to 4096×4096 pixels. The
-// caller must remove it. It connects to public addresses only, follows up to three
+// Path: JPEG, PNG, BMP, TIFF or WEBP, within the limits. The caller must remove it. It connects to public addresses only, follows up to three
 // redirects, and times out after one minute.
 //
 // It fails with a [*StageError] if the image or its host is at fault, and otherwise
@@ -81,7 +82,7 @@ func FetchReference(ctx context.Context, rawURL string, from StageOptions) (ref 
 	if _, err := file.Seek(0, io.SeekStart); err != nil {
 		return nil, fmt.Errorf("stage reference image: %w", err)
 	}
-	if ref, err = inspect(file); err != nil {
+	if ref, err = from.Limits.inspect(file); err != nil {
 		return nil, &StageError{Host: u.Host, Err: err}
 	}
 	return ref, nil
@@ -117,14 +118,15 @@ func fetchReference(ctx context.Context, from StageOptions, u *url.URL, file io.
 		return newStageError(ctx, u, err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // read only
+	limits := from.Limits.WithDefaults()
 	switch status := resp.StatusCode; {
 	case status != http.StatusOK:
 		later := status >= 500 || status == http.StatusTooManyRequests || status == http.StatusRequestTimeout
 		return &StageError{Host: u.Host, Temporary: later, Err: fmt.Errorf("HTTP status %d", status)}
-	case resp.ContentLength > maxReferenceBytes:
-		return &StageError{Host: u.Host, Err: fmt.Errorf("has %d bytes, at most %d (10 MiB) are allowed", resp.ContentLength, maxReferenceBytes)}
+	case resp.ContentLength > limits.MaxBytes:
+		return &StageError{Host: u.Host, Err: limits.tooLarge(resp.ContentLength)}
 	}
-	if _, err := io.Copy(diskWriter{file}, io.LimitReader(resp.Body, maxReferenceBytes+1)); err != nil {
+	if _, err := io.Copy(diskWriter{file}, io.LimitReader(resp.Body, limits.MaxBytes+1)); err != nil {
 		if disk := (*diskError)(nil); errors.As(err, &disk) {
 			return fmt.Errorf("stage reference image: %w: %w", ErrDisk, err)
 		}

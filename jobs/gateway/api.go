@@ -75,11 +75,10 @@ func (a *api) close() { a.hub.close() }
 // handle adds the API's routes.
 func (a *api) handle(mux *http.ServeMux) {
 	routes := http.NewServeMux()
-	const services = "/api/v1/services/aigc/"
-	a.route(routes, encodeDashScopeError, services+"text2image/image-synthesis", methods{http.MethodPost: a.create})
-	for _, other := range []string{"image2image/image-synthesis", "image-generation/generation", "multimodal-generation/generation"} {
-		a.route(routes, encodeDashScopeError, services+other, methods{http.MethodPost: a.unsupportedEndpoint})
+	for _, p := range dashscope.Protocols() {
+		a.route(routes, encodeDashScopeError, servicesPath+p.Path(), methods{http.MethodPost: a.create(p)})
 	}
+	a.route(routes, encodeDashScopeError, servicesPath+"/services/aigc/multimodal-generation/generation", methods{http.MethodPost: a.synchronousEndpoint})
 	a.route(routes, encodeDashScopeError, "/api/v1/tasks", methods{http.MethodGet: a.list})
 	a.route(routes, encodeDashScopeError, "/api/v1/tasks/{id}", methods{http.MethodGet: a.task})
 	a.route(routes, encodeDashScopeError, "/api/v1/tasks/{id}/cancel", methods{http.MethodPost: a.cancel})
@@ -186,6 +185,7 @@ func toAPIError(err error) *apiError {
 	var invalid *jobs.InvalidError
 	var limit *jobs.LimitError
 	var large *http.MaxBytesError
+	var busy *referenceUnavailableError
 	switch {
 	case errors.As(err, &apiErr):
 		return apiErr
@@ -195,6 +195,8 @@ func toAPIError(err error) *apiError {
 			e.param = invalid.Fields[0].Field
 		}
 		return e
+	case errors.As(err, &busy):
+		return newAPIError(http.StatusServiceUnavailable, codeUnavailable, busy.Error()+": nothing was queued; retry later", unavailableRetryAfter)
 	case errors.Is(err, jobs.ErrDigestConflict):
 		return newAPIError(http.StatusUnprocessableEntity, codeKeyReused, "this Idempotency-Key was used for a different request: nothing was queued; use another key", 0)
 	case errors.As(err, &limit) && limit.Kind == jobs.LimitDay:

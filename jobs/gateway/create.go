@@ -17,7 +17,6 @@ import (
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/ledger"
-	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
 
@@ -37,10 +36,10 @@ const (
 const headerPrefix = "X-Danqing-"
 
 const (
-	// maxCreateBytes limits the body of a create. The longest prompts have 2,500
-	// characters, or 15 KB with \u escapes. The request is kept in Redis while the job
-	// waits.
-	maxCreateBytes = 64 << 10
+	// maxCreateBytes limits the body of a create. The longest prompts have 5,000
+	// characters, or 60 KB with \u escapes of pairs, and the most reference images are 9,
+	// with URLs of some 2 KB. The request is kept in Redis while the job waits.
+	maxCreateBytes = 96 << 10
 	// maxKeyRunes limits an idempotency key. The value is our choice, and common.
 	maxKeyRunes = 255
 	// enqueueTimeout is how long a create waits for an unavailable Redis. The SDKs do
@@ -48,35 +47,41 @@ const (
 	enqueueTimeout = 20 * time.Second
 )
 
-// create enqueues a job for a request in the format of DashScope's create.
-func (a *api) create(w http.ResponseWriter, r *request) (any, error) {
-	if !strings.EqualFold(r.Header.Get(dashscope.HeaderAsync), "enable") {
-		return nil, newAPIError(http.StatusForbidden, codeDenied, "current user api does not support synchronous calls: send X-DashScope-Async: enable", 0)
-	}
-	body, err := readBody(w, r.Request, maxCreateBytes)
-	if err != nil {
-		return nil, err
-	}
-	req, ignored, err := parseCreate(body)
-	if err != nil {
-		return nil, err
-	}
-	setIgnored(w.Header(), ignored)
-	if err := applyHeaders(&req, r.Header, r.caller); err != nil {
-		return nil, err
-	}
-	if req.N == 0 {
-		req.N = a.cfg.DefaultN
-		if model, err := jobs.LookupModel(req.Model); err == nil {
-			req.N = min(req.N, model.MaxImages)
+// create returns the endpoint that enqueues a job for a request in the format of DashScope's
+// create of a protocol.
+func (a *api) create(p dashscope.Protocol) endpoint {
+	return func(w http.ResponseWriter, r *request) (any, error) {
+		if !strings.EqualFold(r.Header.Get(dashscope.HeaderAsync), "enable") {
+			return nil, newAPIError(http.StatusForbidden, codeDenied, "current user api does not support synchronous calls: send X-DashScope-Async: enable", 0)
 		}
+		body, err := readBody(w, r.Request, maxCreateBytes)
+		if large := (*http.MaxBytesError)(nil); errors.As(err, &large) {
+			return nil, newAPIError(http.StatusRequestEntityTooLarge, codeTooLarge, fmt.Sprintf("the body has more than %d bytes: name images by URLs, or upload them first, as the SDKs do with local files", large.Limit), 0)
+		}
+		if err != nil {
+			return nil, err
+		}
+		c, err := parseCreate(p, body)
+		if err != nil {
+			return nil, err
+		}
+		setIgnored(w.Header(), c.ignored)
+		if err := applyHeaders(&c.request, r.Header, r.caller); err != nil {
+			return nil, err
+		}
+		if c.request.N == 0 {
+			c.request.N = a.cfg.DefaultN
+			if model, known := jobs.ModelNamed(c.request.Model); known {
+				c.request.N = min(c.request.N, model.ServiceImages)
+			}
+		}
+		rec, warnings, err := a.accept(r.Context(), r.caller, c.request)
+		if err != nil {
+			return nil, c.names.rename(err)
+		}
+		a.setHeaders(r.Context(), w.Header(), rec, c.request, warnings)
+		return &dashscope.TaskResponse{RequestID: r.id, Output: dashscope.TaskOutput{TaskID: rec.ID, TaskStatus: status(rec, time.Now())}}, nil
 	}
-	rec, warnings, err := a.accept(r.Context(), r.caller, req)
-	if err != nil {
-		return nil, err
-	}
-	a.setHeaders(r.Context(), w.Header(), rec, req, warnings)
-	return &dashscope.TaskResponse{RequestID: r.id, Output: dashscope.TaskOutput{TaskID: rec.ID, TaskStatus: status(rec, time.Now())}}, nil
 }
 
 // setIgnored names the parameters that the model does not honor, percent-encoded, in a header.
@@ -90,30 +95,70 @@ func setIgnored(header http.Header, names []string) {
 	}
 }
 
-// parseCreate parses the body of a create. It returns the parameters that are ignored.
-func parseCreate(body []byte) (jobs.Request, []string, error) {
+// serviceRequest is a request in DashScope's format.
+type serviceRequest struct {
+	request jobs.Request
+	names   fieldNames
+	ignored []string // the parameters that change nothing
+}
+
+// servicesPath is where DashScope's services are.
+const servicesPath = "/api/v1"
+
+// parseCreate parses the body of a create of a protocol.
+func parseCreate(p dashscope.Protocol, body []byte) (c serviceRequest, err error) {
 	if !json.Valid(body) {
 		err := json.Unmarshal(body, new(any)) // for the position
-		return jobs.Request{}, nil, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is not valid JSON: %v", err), 0)
+		return c, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is not valid JSON: %v", err), 0)
 	}
-	req, ignored, err := jobs.ParseServiceRequest(body)
-	if err != nil {
-		return req, nil, err
+	b := readServiceBody(body)
+	if m, known := jobs.ModelNamed(b.model()); known && b.model() != "" && dashscope.Protocol(m.Protocol) != p {
+		return c, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("url error, please check url! model: %q: send it to %s", b.model(), pathOf(m)), 0)
 	}
+	c.names = serviceNames(p, b.input, b.parameters)
 	wrong := &jobs.InvalidError{}
+	if p == dashscope.ProtocolImageGeneration && utf8.Valid(body) && b.top["input"] != nil {
+		body, c.names, c.ignored, wrong.Fields = b.flatten()
+	}
+	malformed := len(wrong.Fields) > 0
+	var ignored []string
+	c.request, ignored, err = jobs.ParseServiceRequest(body)
+	c.ignored = append(c.ignored, ignored...)
+	if invalid := (*jobs.InvalidError)(nil); errors.As(err, &invalid) {
+		wrong.Fields = append(wrong.Fields, invalid.Fields...)
+	} else if err != nil {
+		return c, err
+	}
 	check := func(is bool, field, value, remedy string) {
 		if is {
 			wrong.Fields = append(wrong.Fields, jobs.FieldError{Field: field, Value: value, Remedy: remedy})
 		}
 	}
-	check(req.Model == "", "model", "missing", "name one, as in \"wanx-v1\"")
-	check(req.ID != "", "id", "is given", "the gateway generates it: use the header "+headerKey)
-	check(req.FollowUp != nil, "follow_up", "is given", "it is for services with access to the queue's Redis: use the header "+headerCallback)
-	if len(wrong.Fields) > 0 {
-		return req, nil, wrong
+	if err == nil {
+		check(c.request.Model == "", "model", "missing", "name one, as in \"wanx-v1\"")
+		check(c.request.ID != "", "id", "is given", "the gateway generates it: use the header "+headerKey)
+		check(c.request.FollowUp != nil, "follow_up", "is given", "it is for services with access to the queue's Redis: use the header "+headerCallback)
 	}
-	return req, ignored, nil
+	if malformed && err == nil { // the other fields too
+		wrong.Fields = append(wrong.Fields, valueErrors(c.request)...)
+	}
+	if len(wrong.Fields) > 0 {
+		return c, c.names.rename(wrong)
+	}
+	return c, nil
 }
+
+// valueErrors returns the wrong values of a request whose message could not be read.
+func valueErrors(req jobs.Request) []jobs.FieldError {
+	var invalid *jobs.InvalidError
+	if _, _, err := req.Normalize(); !errors.As(err, &invalid) {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(invalid.Fields), func(f jobs.FieldError) bool { return f.Field == "ref_images" || f.Field == "prompt" })
+}
+
+// pathOf returns the path of a model's creates.
+func pathOf(m jobs.Model) string { return servicesPath + dashscope.Protocol(m.Protocol).Path() }
 
 // applyHeaders sets the request's fields that are given by headers.
 func applyHeaders(req *jobs.Request, header http.Header, c caller) error {
@@ -212,12 +257,15 @@ func parseLabels(text string) (map[string]string, error) {
 	return labels, nil
 }
 
-// accept validates a request, stages its reference image if requested, and enqueues it.
+// accept validates a request, stages its reference images if requested, and enqueues it.
 // It returns the new or existing job, and warnings.
 func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job, []string, error) {
 	req, err := mapReferences(req, func(name string) (string, error) {
 		if name = strings.TrimSpace(name); strings.HasPrefix(name, ossScheme) {
 			return a.resolveUpload(ctx, c, name)
+		}
+		if strings.HasPrefix(name, dataScheme) {
+			return "", &unfitError{"is not a URL of a file: upload the file to this server first, as the SDKs do with a local path"}
 		}
 		return name, nil
 	})
@@ -243,12 +291,13 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job
 			return existing, warnings, err
 		}
 	}
+	limits := referenceLimits(req.Model)
 	req, err = mapReferences(req, func(name string) (string, error) {
 		if hash, staged := strings.CutPrefix(name, jobs.StagedPrefix); staged {
-			return name, a.checkStaged(ctx, c, hash)
+			return name, a.checkStaged(ctx, c, hash, limits)
 		}
 		if req.Stage {
-			return a.stage(ctx, c, name)
+			return a.stage(ctx, c, name, limits)
 		}
 		return name, nil
 	})
@@ -258,21 +307,6 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job
 	req.Stage = false
 	rec, err := a.enqueue(ctx, c, req)
 	return rec, warnings, err
-}
-
-// mapReferences replaces the reference images of a request, each once. It fails with the first
-// error.
-func mapReferences(req jobs.Request, replace func(name string) (string, error)) (jobs.Request, error) {
-	replaced := map[string]string{}
-	for _, name := range req.References() {
-		other, err := replace(name)
-		if err != nil {
-			return req, err
-		}
-		replaced[name] = other
-	}
-	req, _ = req.WithReferences(func(_, name string) (string, error) { return replaced[name], nil })
-	return req, nil
 }
 
 // maxNotBefore is how far ahead a job may be scheduled: it occupies its place in the queue
@@ -302,26 +336,6 @@ func (a *api) reuseStaged(ctx context.Context, req *jobs.Request) {
 	if existing, err := a.jobs.RequestOf(ctx, rec); err == nil && len(existing.References()) > 0 {
 		req.RefImg, req.RefImages, req.MaskImageURL, req.Stage = existing.RefImg, existing.RefImages, existing.MaskImageURL, false
 	}
-}
-
-// checkStaged fails unless the caller has staged a reference image with this hash. Without
-// tokens the operator's are the caller's own.
-func (a *api) checkStaged(ctx context.Context, c caller, hash string) error {
-	owners := []string{storage.Owner(c.Name)}
-	if c.all {
-		owners = append(owners, "")
-	}
-	if err := a.keepReference(ctx, c, hash, ""); err != nil { // before it is looked up
-		return err
-	}
-	body, _, err := a.cfg.Bucket.OpenReference(ctx, hash, owners...)
-	if err == nil {
-		return body.Close()
-	}
-	if errors.Is(err, storage.ErrNotExist) {
-		return &jobs.InvalidError{Fields: []jobs.FieldError{{Field: "ref_img", Value: "staged image does not exist", Remedy: "upload it first"}}}
-	}
-	return err
 }
 
 // jobFromSidecar returns the job of an idempotency key that is no longer in Redis, from
@@ -392,12 +406,17 @@ func (a *api) price(req jobs.Request) int64 {
 	return a.cfg.Price(model, max(req.N, 1))
 }
 
-// unsupportedEndpoint refuses requests to DashScope's other image endpoints.
-func (a *api) unsupportedEndpoint(_ http.ResponseWriter, r *request) (any, error) {
+// synchronousEndpoint refuses requests to DashScope's endpoint for synchronous calls.
+func (a *api) synchronousEndpoint(_ http.ResponseWriter, r *request) (any, error) {
 	_, _ = io.CopyN(io.Discard, r.Body, maxIgnoredBytes) // most clients read the answer only after they sent the body
-	var names []string
+	paths := map[string][]string{}
 	for _, m := range jobs.Models() {
-		names = append(names, m.Name)
+		paths[pathOf(m)] = append(paths[pathOf(m)], m.Name)
 	}
-	return nil, newAPIError(http.StatusBadRequest, codeParameter, "url error, please check url! Danqing supports only text2image/image-synthesis, with the models "+strings.Join(names, ", "), 0)
+	var texts []string
+	for _, p := range dashscope.Protocols() {
+		path := servicesPath + p.Path()
+		texts = append(texts, path+" ("+strings.Join(paths[path], ", ")+")")
+	}
+	return nil, newAPIError(http.StatusBadRequest, codeParameter, "url error, please check url! Danqing has asynchronous calls only, as of the SDKs' async_call: send X-DashScope-Async: enable to "+strings.Join(texts, ", "), 0)
 }

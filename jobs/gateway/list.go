@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -167,7 +168,7 @@ func matching(records []*jobs.Job, query listQuery) (found []dashscope.TaskInfo)
 		found = append(found, dashscope.TaskInfo{
 			TaskID: rec.ID, Status: is, ModelName: rec.Model, APIKeyID: rec.Producer,
 			GmtCreate: milliseconds(rec.EnqueuedAt), StartTime: milliseconds(rec.SubmittedAt), EndTime: milliseconds(rec.FinishedAt),
-			UserAPIUniqueKey: "apikey:v1:aigc:text2image:image-synthesis:" + rec.Model,
+			UserAPIUniqueKey: "apikey:v1:aigc:" + strings.ReplaceAll(strings.TrimPrefix(protocolOf(rec).Path(), "/services/aigc/"), "/", ":") + ":" + rec.Model,
 		})
 	}
 	return found

@@ -3,6 +3,7 @@ package gateway
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/jobs/ledger"
 	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/storage"
@@ -103,4 +105,86 @@ func (a *api) storeReference(ctx context.Context, c caller, ref *storage.Referen
 		return err
 	}
 	return a.countUploadBytes(ctx, c, ref)
+}
+
+// referenceLimits returns what a model allows of a reference image.
+func referenceLimits(model string) storage.ReferenceLimits {
+	m, _ := jobs.ModelNamed(model)
+	return storage.ReferenceLimits{MinSide: m.Inputs.MinSide, MaxSide: m.Inputs.MaxSide, MaxBytes: m.Inputs.MaxBytes}
+}
+
+// unfitError is what is wrong with a reference image, for the client.
+type unfitError struct{ text string }
+
+func (e *unfitError) Error() string { return e.text }
+
+// referenceUnavailableError means that a reference image cannot be staged at present.
+type referenceUnavailableError struct {
+	field string
+	err   error
+}
+
+func (e *referenceUnavailableError) Error() string { return e.field + ": " + e.err.Error() }
+func (e *referenceUnavailableError) Unwrap() error { return e.err }
+
+// mapReferences replaces the reference images of a request, each once. It fails with an
+// [*jobs.InvalidError] that has all that are unfit, or with the first other error.
+func mapReferences(req jobs.Request, replace func(name string) (string, error)) (jobs.Request, error) {
+	type outcome struct {
+		name string
+		err  error
+	}
+	replaced := map[string]outcome{}
+	var failed error
+	req, problems := req.WithReferences(func(field, name string) (string, error) {
+		if failed != nil {
+			return name, failed
+		}
+		now, known := replaced[name]
+		if !known {
+			now.name, now.err = replace(name)
+			replaced[name] = now
+		}
+		var unfit *unfitError
+		var source *storage.StageError
+		switch {
+		case now.err == nil, errors.As(now.err, &unfit):
+		case errors.As(now.err, &source) && source.Temporary:
+			failed = &referenceUnavailableError{field, now.err}
+		default:
+			failed = now.err
+		}
+		return now.name, now.err
+	})
+	switch {
+	case failed != nil:
+		return req, failed
+	case len(problems) > 0:
+		return req, &jobs.InvalidError{Fields: problems}
+	}
+	return req, nil
+}
+
+// checkStaged fails unless the caller has staged a reference image with this hash, and it is
+// within the limits. Without tokens the operator's are the caller's own.
+func (a *api) checkStaged(ctx context.Context, c caller, hash string, limits storage.ReferenceLimits) error {
+	owners := []string{storage.Owner(c.Name)}
+	if c.all {
+		owners = append(owners, "")
+	}
+	if err := a.keepReference(ctx, c, hash, ""); err != nil { // before it is looked up
+		return err
+	}
+	body, info, err := a.cfg.Bucket.OpenReference(ctx, hash, owners...)
+	if errors.Is(err, storage.ErrNotExist) {
+		return &unfitError{"staged image does not exist: upload it first"}
+	}
+	if err != nil {
+		return err
+	}
+	err = limits.Check(body, info.Bytes)
+	if closeErr := body.Close(); err == nil {
+		return closeErr
+	}
+	return &unfitError{err.Error()}
 }

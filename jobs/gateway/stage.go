@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -12,7 +11,7 @@ import (
 )
 
 // stage copies a reference image into the bucket and returns its staged name.
-func (a *api) stage(ctx context.Context, c caller, rawURL string) (string, error) {
+func (a *api) stage(ctx context.Context, c caller, rawURL string, limits storage.ReferenceLimits) (string, error) {
 	if err := a.countUpload(ctx, c); err != nil {
 		return "", err
 	}
@@ -21,7 +20,9 @@ func (a *api) stage(ctx context.Context, c caller, rawURL string) (string, error
 		return "", err
 	}
 	defer release()
-	ref, err := storage.FetchReference(ctx, rawURL, a.cfg.Staging)
+	from := a.cfg.Staging
+	from.Limits = limits
+	ref, err := storage.FetchReference(ctx, rawURL, from)
 	if err == nil {
 		defer os.Remove(ref.Path) //nolint:errcheck // a temporary file
 		err = a.storeReference(ctx, c, ref)
@@ -30,10 +31,10 @@ func (a *api) stage(ctx context.Context, c caller, rawURL string) (string, error
 	switch {
 	case err == nil:
 		return jobs.StagedPrefix + ref.SHA256, nil
-	case errors.As(err, &unfit) && unfit.Temporary:
-		return "", newAPIError(http.StatusServiceUnavailable, codeUnavailable, "ref_img: "+unfit.Error()+": nothing was queued; retry later", unavailableRetryAfter)
+	case errors.As(err, &unfit) && !unfit.Temporary:
+		return "", &unfitError{unfit.Error() + ": nothing was queued"}
 	case errors.As(err, &unfit):
-		return "", newAPIError(http.StatusBadRequest, codeParameter, "ref_img: "+unfit.Error()+": nothing was queued", 0)
+		return "", err
 	}
 	return "", fmt.Errorf("stage reference image: %w", err)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"slices"
@@ -85,7 +86,7 @@ func (a *api) taskResponse(r *request, rec *jobs.Job) (*dashscope.TaskResponse, 
 		}
 		metrics.Total, out.TaskMetrics = max(metrics.Total, len(rec.Images)), metrics
 		metrics.Failed = metrics.Total - metrics.Succeeded
-		task.Usage = &dashscope.Usage{ImageCount: metrics.Succeeded}
+		task.Usage = usage(rec, metrics.Succeeded)
 	case dashscope.StatusFailed:
 		metrics.Failed = metrics.Total
 		out.Code, out.Message = rec.Code, rec.Message
@@ -93,7 +94,38 @@ func (a *api) taskResponse(r *request, rec *jobs.Job) (*dashscope.TaskResponse, 
 			out.Code, out.Message = codeHeld, "the job is held for a decision ("+rec.Code+"): contact the operator of this Danqing server"
 		}
 	}
-	return task, nil
+	answer := task.InProtocol(protocolOf(rec))
+	return &answer, nil
+}
+
+// protocolOf returns the protocol in which a job is answered.
+func protocolOf(rec *jobs.Job) dashscope.Protocol {
+	m, err := jobs.LookupModel(rec.Model)
+	if err != nil {
+		return dashscope.ProtocolText2Image // of a model that is no longer offered
+	}
+	return dashscope.Protocol(m.Protocol)
+}
+
+// usage returns what DashScope says that it charges for: Qwen-Image 3.0 by size and with its
+// reference images, see [dashscope.Usage].
+func usage(rec *jobs.Job, images int) *dashscope.Usage {
+	m, err := jobs.LookupModel(rec.Model)
+	first := slices.IndexFunc(rec.Images, func(image jobs.Image) bool { return image.Key != "" })
+	switch {
+	case err != nil || first < 0 || m.Protocol != jobs.ProtocolImageGeneration:
+		return &dashscope.Usage{ImageCount: images}
+	case m.InputPrices == nil:
+		return &dashscope.Usage{ImageCount: images, Size: fmt.Sprintf("%d*%d", rec.Images[first].Width, rec.Images[first].Height)}
+	}
+	u := &dashscope.Usage{OutputImageCount: images, OutputImageType: dashscope.SmallImageType}
+	if rec.Images[first].Width*rec.Images[first].Height > dashscope.LargePixels {
+		u.OutputImageType = dashscope.LargeImageType
+	}
+	if rec.Request != nil {
+		u.InputImageCount = len(rec.Request.RefImages)
+	}
+	return u
 }
 
 func (a *api) result(r *http.Request, rec *jobs.Job, image jobs.Image) (dashscope.Result, error) {

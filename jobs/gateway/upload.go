@@ -29,11 +29,10 @@ const (
 	// formPath is the path for upload forms, in place of DashScope's temporary store. It is
 	// followed by the signed policy: the form has it too, but is not read without it.
 	formPath = "/api/v1/uploads/form/"
-	// policyLifetime and uploadMegabytes are DashScope's (the page on temporary file
-	// URLs; 10 MB is the limit of a reference image).
-	policyLifetime   = 300 * time.Second
-	uploadMegabytes  = 10
-	maxFormBytes     = uploadMegabytes<<20 + 256<<10
+	// policyLifetime is DashScope's (the page on temporary file URLs).
+	policyLifetime = 300 * time.Second
+	// maxFormExtra is what a form may have beside its file.
+	maxFormExtra     = 256 << 10
 	maxFieldBytes    = 8 << 10
 	maxFormFields    = 32
 	maxFileNameBytes = 255
@@ -45,6 +44,7 @@ const (
 	// uploadLifetime is how long an oss:// name is valid, as at DashScope.
 	uploadLifetime = 48 * time.Hour
 	ossScheme      = "oss://"
+	dataScheme     = "data:" // of a URL that has the file itself
 )
 
 // uploadPolicy is the content of an upload's signed policy.
@@ -90,7 +90,7 @@ func (a *api) getPolicy(_ http.ResponseWriter, r *request) (any, error) {
 	signature := a.policySignature(r.caller.Secret, encodedPolicy)
 	return dashscope.PolicyResponse{RequestID: r.id, Data: dashscope.Policy{
 		Policy: encodedPolicy, Signature: signature, UploadDir: policy.Dir, UploadHost: a.baseURL(r.Request) + formPath + encodedPolicy + "." + signature,
-		ExpireInSeconds: int(policyLifetime.Seconds()), MaxFileSizeMB: uploadMegabytes, CapacityLimitMB: 999999999,
+		ExpireInSeconds: int(policyLifetime.Seconds()), MaxFileSizeMB: int(referenceLimits(model.Name).WithDefaults().MaxBytes >> 20), CapacityLimitMB: 999999999,
 		OSSAccessKeyID: "danqing", XOSSObjectACL: "private", XOSSForbidOverwrite: "true",
 	}}, nil
 }
@@ -117,6 +117,7 @@ func (a *api) upload(w http.ResponseWriter, r *request) (any, error) {
 	defer release()
 	control := http.NewResponseController(w)
 	body := &deadlineReader{ReadCloser: r.Body, control: control, end: time.Now().Add(uploadTimeout), left: maxBytesBeforeFile}
+	maxFormBytes := referenceLimits(policy.Model).WithDefaults().MaxBytes + maxFormExtra
 	r.Body = http.MaxBytesReader(w, body, maxFormBytes)
 	form, err := r.MultipartReader()
 	if err != nil {
@@ -190,7 +191,7 @@ func (a *api) storeUpload(ctx context.Context, c caller, policy uploadPolicy, fi
 	if !ok || !isFileName(name) {
 		return newAPIError(http.StatusForbidden, codeDenied, "Invalid according to Policy: the key must be upload_dir, a slash and a file name", 0)
 	}
-	ref, err := a.stageFile(ctx, c, content)
+	ref, err := a.stageFile(ctx, c, content, referenceLimits(policy.Model))
 	if err != nil {
 		return err
 	}
@@ -239,13 +240,13 @@ func (a *api) verifyPolicy(signed string) (policy uploadPolicy, owner caller, er
 }
 
 // stageFile copies an uploaded file into the bucket, by way of a temporary file.
-func (a *api) stageFile(ctx context.Context, c caller, content io.Reader) (*storage.Reference, error) {
+func (a *api) stageFile(ctx context.Context, c caller, content io.Reader, limits storage.ReferenceLimits) (*storage.Reference, error) {
 	file, err := os.CreateTemp(a.cfg.TempDir, "danqing-upload-*")
 	if err != nil {
 		return nil, fmt.Errorf("receive upload: %w", err)
 	}
 	defer os.Remove(file.Name()) //nolint:errcheck // a temporary file
-	_, err = io.Copy(file, io.LimitReader(content, uploadMegabytes<<20+1))
+	_, err = io.Copy(file, io.LimitReader(content, limits.WithDefaults().MaxBytes+1))
 	if closeErr := file.Close(); err == nil {
 		err = closeErr
 	}
@@ -255,7 +256,7 @@ func (a *api) stageFile(ctx context.Context, c caller, content io.Reader) (*stor
 	if err != nil {
 		return nil, formError(err)
 	}
-	ref, err := storage.InspectReference(file.Name())
+	ref, err := limits.Inspect(file.Name())
 	if err != nil {
 		return nil, newAPIError(http.StatusBadRequest, codeParameter, strings.ReplaceAll(err.Error(), " "+file.Name(), ""), 0)
 	}
@@ -264,8 +265,7 @@ func (a *api) stageFile(ctx context.Context, c caller, content io.Reader) (*stor
 
 // resolveUpload returns the staged name of a file that the caller has uploaded.
 func (a *api) resolveUpload(ctx context.Context, c caller, name string) (string, error) {
-	const remedy = "unknown or expired: upload the file to this server first, as the SDKs do with a local path"
-	unknown := &jobs.InvalidError{Fields: []jobs.FieldError{{Field: "ref_img", Value: "oss://…", Remedy: remedy}}}
+	unknown := &unfitError{"unknown or expired: upload the file to this server first, as the SDKs do with a local path"}
 	encoded, err := a.redis.Get(ctx, rediskey.Upload(strings.TrimPrefix(name, ossScheme))).Result()
 	if errors.Is(err, redis.Nil) {
 		return "", unknown

@@ -43,6 +43,9 @@ const (
 	LargeImageType = "qima_output_2k"
 )
 
+// LargePixels is the most that an image of [SmallImageType] has (the same reports).
+const LargePixels = 2_250_000
+
 // Large reports whether the images were charged as large ones. known is false if the usage does
 // not say so, or is nil.
 func (u *Usage) Large() (large, known bool) {

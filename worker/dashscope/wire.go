@@ -167,6 +167,9 @@ type Usage struct {
 	OutputImageCount int    `json:"output_image_count,omitempty"`
 	OutputImageType  string `json:"output_image_type,omitempty"`
 	InputImageCount  int    `json:"input_image_count,omitempty"`
+	// Size is that of the images of [ProtocolImageGeneration], as in "1024*1024". It is not read,
+	// and may have any type, so that an answer of another shape hides no image.
+	Size any `json:"size,omitempty"`
 }
 
 // ListResponse answers a list. It has no output object.

@@ -1,6 +1,7 @@
 package simulator
 
 import (
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -79,17 +80,19 @@ func (s *Simulator) describe(out *dashscope.TaskResponse, r *http.Request, t *ta
 // usage is what a succeeded task is charged for. Qwen-Image 3.0 says of which price its images are.
 func (t *task) usage() *dashscope.Usage {
 	if t.model.later == nil || t.model.later.InputPrices == nil {
-		return &dashscope.Usage{ImageCount: t.goodImages()}
+		u := &dashscope.Usage{ImageCount: t.goodImages()}
+		if t.model.protocol() == dashscope.ProtocolImageGeneration {
+			w, h := t.size()
+			u.Size = fmt.Sprintf("%d*%d", w, h)
+		}
+		return u
 	}
 	u := &dashscope.Usage{OutputImageCount: t.goodImages(), OutputImageType: dashscope.SmallImageType, InputImageCount: len(inputs(t.Request.Input))}
-	if w, h := t.size(); w*h > largePixels {
+	if w, h := t.size(); w*h > dashscope.LargePixels {
 		u.OutputImageType = dashscope.LargeImageType
 	}
 	return u
 }
-
-// largePixels is the size from which Qwen-Image 3.0 counts an image as large.
-const largePixels = 2_250_000
 
 // size is that of the task's images. Qwen-Image 3.0 edits at its largest size, whatever is asked.
 func (t *task) size() (width, height int) {
@@ -106,7 +109,7 @@ func (t *task) charged(images int) int64 {
 		return int64(images) * t.model.microYuan
 	}
 	p := jobs.Purchase{Images: images, Inputs: len(inputs(t.Request.Input))}
-	if w, h := t.size(); t.model.later.LargePixels > 0 && w*h > largePixels {
+	if w, h := t.size(); t.model.later.LargePixels > 0 && w*h > dashscope.LargePixels {
 		p.LargeImages = images
 	}
 	cost, _ := t.model.later.CostOf(nil, t.model.region, p)
