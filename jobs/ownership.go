@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -108,4 +109,25 @@ func (s *Store) KeyID(ctx context.Context, fingerprint string) (string, error) {
 		return "", fmt.Errorf("read api_key_id: %w", err)
 	}
 	return keyID, nil
+}
+
+// TasksListed reports whether the account's task list is known to show tasks of a model: see
+// [Store.SetTasksListed]. It fails with Redis's own error.
+func (s *Store) TasksListed(ctx context.Context, account, model string) (bool, error) {
+	n, err := s.redis.Exists(ctx, rediskey.Lane(account, model, rediskey.LaneListed)).Result()
+	if err != nil {
+		return false, fmt.Errorf("read whether tasks of %s are listed: %w", model, err)
+	}
+	return n > 0, nil
+}
+
+// SetTasksListed records that the account's task list has shown a task of a model whose ID came
+// with the reply to a create. Lost creates of the model are reconciled from then on, so that the
+// caller must have read the list by the model's name and seen such a task.
+func (s *Store) SetTasksListed(ctx context.Context, account, model string) error {
+	err := s.redis.Set(ctx, rediskey.Lane(account, model, rediskey.LaneListed), time.Now().UTC().Format(time.RFC3339), 0).Err()
+	if err != nil {
+		return fmt.Errorf("record that tasks of %s are listed: %w", model, err)
+	}
+	return nil
 }

@@ -73,6 +73,8 @@ type doctor struct {
 	writeErr error // the first error of printing
 	// jobs is the queue, nil if Redis cannot be reached.
 	jobs *jobs.Inspector
+	// redis is the queue's, nil with jobs.
+	redis *redis.Client
 	// modes are the modes of the places that have one.
 	modes map[string]jobs.Mode
 }

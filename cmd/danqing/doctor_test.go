@@ -315,7 +315,9 @@ func (p *doctorStack) submit(key, model string) string {
 	client, err := dashscope.New(dashscope.Config{BaseURL: p.env["DASHSCOPE_HTTP_BASE_URL"], APIKey: key})
 	require.NoError(p.t, err)
 	one := 1
-	created, err := client.Create(p.t.Context(), dashscope.CreateRequest{Model: model, Input: dashscope.Input{Prompt: "cat"}, Parameters: dashscope.Parameters{N: &one}})
+	known, err := jobs.LookupModel(model)
+	require.NoError(p.t, err)
+	created, err := client.Create(p.t.Context(), dashscope.CreateRequest{Protocol: dashscope.Protocol(known.Protocol), Model: model, Input: dashscope.Input{Prompt: "cat"}, Parameters: dashscope.Parameters{N: &one}})
 	require.NoError(p.t, err)
 	return created.TaskID
 }
@@ -362,6 +364,45 @@ func TestDoctorForeignTasks(t *testing.T) {
 	delete(p.env, "REDIS_URL")
 	_, found, _ = p.doctor()
 	requireFinding(t, found, "dashscope note: account default: 3 tasks in 24 hours; without a queue their owners are unknown", "REDIS_URL")
+}
+
+// Doctor finds out whether the task list shows tasks of a newer model, by a task of this queue
+// alone, and tells the lane.
+func TestDoctorListedTasks(t *testing.T) {
+	t.Parallel()
+	const model, unknown = "wan2.6-t2i", "dashscope note: account default: it is not known whether the task list shows tasks of wan2.6-t2i"
+	for name, unlisted := range map[string][]dashscope.Protocol{"shown": nil, "not shown": {dashscope.ProtocolImageGeneration}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newDoctorStack(t)
+			p.sim.Unlisted, p.sim.SubmitsPerSecond = unlisted, -1
+			p.env["DANQING_MODELS"] = model
+			listed := func() bool {
+				is, err := jobs.NewStore(p.rdb).TasksListed(t.Context(), "default", model)
+				require.NoError(t, err)
+				return is
+			}
+			p.submit(otherKey, model) // not of this queue
+			_, found, _ := p.doctor()
+			requireFinding(t, found, unknown, "run doctor again")
+			assert.False(t, listed())
+
+			task := p.submit(ourKey, model)
+			last := fmt.Sprintf(`{"id":%q,"at":%q}`, task, time.Now().Add(-time.Hour).Format(time.RFC3339))
+			require.NoError(t, p.rdb.Set(t.Context(), rediskey.Lane("default", model, rediskey.LaneLastTask), last, 0).Err())
+			code, found, _ := p.doctor()
+			assert.Equal(t, exitDone, code)
+			assert.Equal(t, unlisted == nil, listed())
+			if unlisted != nil {
+				requireFinding(t, found, "dashscope note: account default: the task list does not show task "+task+" of wan2.6-t2i, created ", "console")
+				assert.Contains(t, lines(found), "a lost create of this model ends held")
+				return
+			}
+			requireFinding(t, found, "dashscope ok: account default: the task list shows task "+task+" of wan2.6-t2i: lost creates are reconciled from now on", "")
+			_, found, _ = p.doctor()
+			requireFinding(t, found, "dashscope ok: account default: the task list shows tasks of wan2.6-t2i: lost creates are reconciled", "")
+		})
+	}
 }
 
 // Two keys of one main account are not two accounts, and real accounts cannot be mixed with

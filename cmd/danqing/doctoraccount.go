@@ -105,6 +105,7 @@ func (d *doctor) checkAccount(ctx context.Context, a config.Account) (probeResul
 	for _, l := range a.Lanes {
 		d.checkLane(a, l)
 		d.checkModel(told, l)
+		d.checkListed(ctx, a, l, client)
 	}
 	d.checkTasks(ctx, a, client)
 	return m, true
@@ -147,7 +148,7 @@ func (d *doctor) checkModel(told *answers, l config.Lane) {
 
 // checkTasks checks whether other programs use the account or the key.
 func (d *doctor) checkTasks(ctx context.Context, a config.Account, client *dashscope.Client) {
-	listed, at, err := listTasks(ctx, client)
+	listed, at, err := listTasks(ctx, client, "")
 	if err != nil {
 		d.warn("ask again later", "account %s: its tasks cannot be listed: %v", a.Name, err)
 		return
@@ -227,11 +228,11 @@ func countByModel(n map[string]int) string {
 }
 
 // listTasks returns the account's tasks of the last 24 hours, up to a limit, and the
-// service's time.
-func listTasks(ctx context.Context, client *dashscope.Client) (tasks []dashscope.TaskInfo, at time.Time, err error) {
+// service's time. model selects those of a model, by its name in the region; "" selects all.
+func listTasks(ctx context.Context, client *dashscope.Client, model string) (tasks []dashscope.TaskInfo, at time.Time, err error) {
 	seen := map[string]bool{}
 	for n := 1; n <= listPages; n++ {
-		page, err := client.List(ctx, dashscope.ListFilter{PageNo: n, PageSize: listPage})
+		page, err := client.List(ctx, dashscope.ListFilter{Model: model, PageNo: n, PageSize: listPage})
 		if err != nil {
 			return nil, time.Time{}, err
 		}

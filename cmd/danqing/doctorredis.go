@@ -57,7 +57,7 @@ func (d *doctor) checkRedis(ctx context.Context) *redis.Client {
 		}
 		return nil
 	}
-	d.jobs = jobs.NewInspector(rdb)
+	d.jobs, d.redis = jobs.NewInspector(rdb), rdb
 	mode, err := d.jobs.Mode(ctx)
 	d.reportMode(worker.PlaceRedis, mode, err)
 	d.checkRedisLatency(ctx, rdb, at.Address)

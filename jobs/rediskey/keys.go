@@ -207,7 +207,7 @@ const (
 	LaneVerifiedDataset = "verified_dataset"
 	// LaneListed is when the account's task list was first seen to show a task of the model, in
 	// RFC 3339. Only then a lost create of a model whose path is not text2image is reconciled.
-	// Lifetime: none.
+	// Writers: also danqing doctor. Lifetime: none.
 	LaneListed = "listed"
 	// LaneLastTask is the lane's last created task as JSON. Lifetime: as long as
 	// DashScope has the task, 24 hours.

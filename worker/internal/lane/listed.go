@@ -2,13 +2,9 @@ package lane
 
 import (
 	"context"
-	"errors"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/danqing-queue/danqing/jobs"
-	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/internal/loop"
 	"github.com/danqing-queue/danqing/worker/internal/reconcile"
 )
@@ -25,14 +21,11 @@ func (l *lane) listProven(ctx context.Context) (bool, error) {
 	if l.cfg.Model.Protocol == jobs.ProtocolText2Image || l.listed.Load() {
 		return true, nil
 	}
-	err := l.recorder.Redis.Get(ctx, l.key(rediskey.LaneListed)).Err()
-	if errors.Is(err, redis.Nil) {
-		return false, nil
-	}
-	if err == nil {
+	listed, err := l.recorder.Store.TasksListed(ctx, l.cfg.Account.Name, l.cfg.Model.Name)
+	if listed {
 		l.listed.Store(true)
 	}
-	return err == nil, err
+	return listed, err
 }
 
 // proveList records that the list shows the lane's tasks, if the snapshot has one with a known
@@ -53,7 +46,7 @@ func (l *lane) proveList(ctx context.Context, snapshot *reconcile.Snapshot) erro
 		if unowned[id] || task.ModelName != name {
 			continue
 		}
-		if err := l.recorder.Redis.Set(ctx, l.key(rediskey.LaneListed), time.Now().UTC().Format(time.RFC3339), 0).Err(); err != nil {
+		if err := l.recorder.Store.SetTasksListed(ctx, l.cfg.Account.Name, l.cfg.Model.Name); err != nil {
 			return err
 		}
 		l.log.Info("task list shows the model's tasks: lost creates are reconciled", "task_id", id)
