@@ -82,7 +82,7 @@ func (f optionField) get(r *Request) string {
 	return ""
 }
 
-// set sets the field to a default of the catalog.
+// set sets the field to a valid text.
 func (f optionField) set(r *Request, value string) {
 	switch {
 	case f.text != nil:
@@ -90,9 +90,38 @@ func (f optionField) set(r *Request, value string) {
 	case f.flag != nil:
 		*f.flag(r) = new(value == "true")
 	default:
-		number, _ := strconv.ParseFloat(value, 64) // the catalog's are valid
+		number, _ := strconv.ParseFloat(value, 64) // the caller has checked it
 		*f.number(r) = &number
 	}
+}
+
+// OptionNames are the names of the parameters that only some models have.
+func OptionNames() []string {
+	var names []string
+	for _, field := range optionFields() {
+		names = append(names, field.name)
+	}
+	return names
+}
+
+// SetOption sets one of [OptionNames] from its text, as in "strength" and "0.7". Whether the model
+// has it, and within which limits, [Request.Normalize] checks. The error is a [FieldError].
+func (r *Request) SetOption(name, value string) error {
+	i := slices.Index(OptionNames(), name)
+	if i < 0 {
+		return FieldError{Field: name, Value: show(value), Allowed: strings.Join(OptionNames(), ", ")}
+	}
+	field := optionFields()[i]
+	switch {
+	case field.flag != nil && value != "true" && value != "false":
+		return FieldError{Field: name, Value: show(value), Allowed: "true, false"}
+	case field.number != nil:
+		if _, err := strconv.ParseFloat(value, 64); err != nil {
+			return FieldError{Field: name, Value: show(value), Allowed: "a number"}
+		}
+	}
+	field.set(r, value)
+	return nil
 }
 
 // hasOption reports whether the model or one of its functions has an option.

@@ -140,10 +140,7 @@ func shapingNames() []string {
 		"ref_img", "ref_image", "sketch_image_url", "ref_strength", "ref_mode",
 		"prompt_extend", "watermark", "ref_images", "mask_image_url", "function",
 	}
-	for _, field := range optionFields() {
-		names = append(names, field.name)
-	}
-	return names
+	return append(names, OptionNames()...)
 }
 
 // serviceNames are the names in input and parameters of DashScope's body. Those that are only

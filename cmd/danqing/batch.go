@@ -67,7 +67,7 @@ configuration, 4 the question was answered with no, 1 another error, 130 interru
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, files []string) error {
 			var err error
-			if f.options, err = f.inputFlags.options(cmd, f.Prompt); err != nil {
+			if f.options, err = f.inputFlags.options(cmd, &f.requestFlags, f.Prompt); err != nil {
 				return err
 			}
 			return p.batch(cmd.Context(), files, f)

@@ -44,6 +44,8 @@ func flagValues(name string) []cobra.Completion {
 		return modelNames()
 	case "style":
 		return styleNames()
+	case "function":
+		return functionNames()
 	case "state":
 		var names []string
 		for _, state := range jobs.States() {

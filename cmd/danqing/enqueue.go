@@ -72,7 +72,7 @@ data directory. No API key is needed.`,
 				if len(files) == 0 {
 					return e.enqueueOne(ctx, cmd, f)
 				}
-				options, err := f.options(cmd, f.request.Prompt)
+				options, err := f.options(cmd, &f.requestFlags, f.request.Prompt)
 				if err != nil {
 					return err
 				}

@@ -34,13 +34,12 @@ func inputFlagNames() []string {
 }
 
 // options checks the flags of a command.
-func (f *inputFlags) options(cmd *cobra.Command, prompt string) (*input.Options, error) {
-	f.Prompt, f.Defaults = prompt, map[string]string{}
-	for _, name := range shapeFlagNames() {
-		if flag := cmd.Flags().Lookup(name); flag.Changed {
-			f.Defaults[strings.ReplaceAll(name, "-", "_")] = flag.Value.String()
-		}
+func (f *inputFlags) options(cmd *cobra.Command, shape *requestFlags, prompt string) (*input.Options, error) {
+	var err error
+	if f.Defaults, err = shape.shape(cmd); err != nil {
+		return nil, err
 	}
+	f.Prompt = prompt
 	o, err := f.Parse()
 	return o, inputError(err)
 }
@@ -57,7 +56,6 @@ func inputError(err error) error {
 // beside returns options for a file in a folder: the paths of reference images in flags are
 // relative to the current folder, and those in lines to the file's.
 func beside(o *input.Options, dir string) *input.Options {
-	moved := *o
 	relative := func(path string) string {
 		if dir == "." || filepath.IsAbs(path) || strings.Contains(path, "://") || strings.HasPrefix(path, "data:") || strings.HasPrefix(path, jobs.StagedPrefix) {
 			return path
@@ -75,21 +73,7 @@ func beside(o *input.Options, dir string) *input.Options {
 		}
 		return to
 	}
-	moved.Defaults, moved.Vary = slices.Clone(o.Defaults), slices.Clone(o.Vary)
-	for i, d := range moved.Defaults {
-		if d.Field == "ref_img" {
-			moved.Defaults[i] = d.WithText(relative(d.Text()))
-		}
-	}
-	for i, v := range moved.Vary {
-		if v.Name == "ref_img" {
-			moved.Vary[i].Values = slices.Clone(v.Values)
-			for n, value := range v.Values {
-				moved.Vary[i].Values[n] = relative(value)
-			}
-		}
-	}
-	return &moved
+	return o.WithReferences(relative)
 }
 
 // withHeaders names the columns of a table in the errors of its rows.

@@ -195,3 +195,14 @@ func styleNames() []string {
 	}
 	return slices.Sorted(maps.Keys(names))
 }
+
+// functionNames are the functions of all models.
+func functionNames() []string {
+	names := map[string]bool{}
+	for _, m := range jobs.Models() {
+		for _, f := range m.Functions {
+			names[f.Name] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
+}

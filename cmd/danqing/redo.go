@@ -39,7 +39,7 @@ makes the next one.`,
 		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var err error
-			if f.options, err = f.inputFlags.options(cmd, f.Prompt); err != nil {
+			if f.options, err = f.inputFlags.options(cmd, &f.requestFlags, f.Prompt); err != nil {
 				return err
 			}
 			return p.redo(cmd.Context(), args[0], args[1:], f)

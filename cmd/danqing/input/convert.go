@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/text/unicode/norm"
+
+	"github.com/danqing-queue/danqing/jobs/compactjson"
 )
 
 // scalarFields are the fields that a cell or a flag can have, with how their text becomes
@@ -17,7 +19,11 @@ func scalarFields() map[string]func(string) (json.RawMessage, string) {
 		"id": plain, "model": narrow, "style": narrow, "size": size, "ref_mode": narrow, "priority": narrow,
 		"n": integer, "seed": integer, "ref_strength": decimal,
 		"prompt_extend": boolean, "watermark": boolean, "stage": boolean,
-		"prompt": plain, "negative_prompt": plain, "ref_img": plain, "ref_image": plain, "sketch_image_url": plain,
+		"prompt": plain, "negative_prompt": plain, "ref_img": reference, "ref_image": reference, "sketch_image_url": reference,
+		"ref_images": references, "mask_image_url": reference, "function": narrow,
+		"prompt_extend_mode": narrow, "enable_thinking": boolean, "thinking_mode": boolean, "enable_sequential": boolean, "is_sketch": boolean,
+		"strength": decimal, "upscale_factor": decimal,
+		"top_scale": decimal, "bottom_scale": decimal, "left_scale": decimal, "right_scale": decimal,
 		"redo_of": plain, "not_before": plain, "deadline": plain, "callback": plain,
 	}
 }
@@ -35,6 +41,31 @@ func convert(field, text string) (value json.RawMessage, allowed string) {
 }
 
 func plain(s string) (json.RawMessage, string) { return quote(s), "" }
+
+func reference(s string) (json.RawMessage, string) {
+	if strings.Contains(s, "\n") {
+		return nil, "one image; several are for a column ref_images"
+	}
+	return quote(s), ""
+}
+
+// references reads names of images, one a line or with | between them, or as a JSON list. A URL
+// may have commas and semicolons.
+func references(s string) (json.RawMessage, string) {
+	var names []string
+	if json.Unmarshal([]byte(s), &names) != nil {
+		for name := range strings.FieldsFuncSeq(s, func(r rune) bool { return r == '\n' || r == '|' || r == '｜' }) {
+			if name = strings.TrimSpace(name); name != "" {
+				names = append(names, name)
+			}
+		}
+	}
+	text, err := compactjson.Marshal(names)
+	if err != nil || len(names) == 0 {
+		return nil, "names of images, one a line or with | between them"
+	}
+	return text, ""
+}
 
 // narrow reads text whose full-width letters and digits mean the same.
 func narrow(s string) (json.RawMessage, string) { return quote(fold(s)), "" }

@@ -30,11 +30,16 @@ func aliases() map[string]alias {
 		"n":               "数量 张数 图片数量 图片张数 生成数量 生成张数 出图数量 出图张数",
 		"seed":            "种子 随机种子 种子值",
 		"ref_img":         "refimage referenceimage reference 参考图 参考图片 参考图像 参考图地址 参考图链接 垫图",
+		"ref_images":      "refimgs referenceimages references 多张参考图 参考图列表 待编辑图片",
+		"mask_image_url":  "maskimage 蒙版 蒙版图 遮罩图",
+		"function":        "编辑功能 编辑方式",
 		"ref_mode":        "参考模式 参考方式",
 		"ref_strength":    "参考强度 参考程度",
 		"prompt_extend":   "提示词改写 智能改写 提示词扩写",
 		"watermark":       "水印 加水印",
 		"ref_image":       "", "sketch_image_url": "", "priority": "", "redo_of": "", "not_before": "", "deadline": "", "callback": "", "stage": "",
+		"prompt_extend_mode": "", "enable_thinking": "", "thinking_mode": "", "enable_sequential": "", "is_sketch": "", "strength": "",
+		"upscale_factor": "", "top_scale": "", "bottom_scale": "", "left_scale": "", "right_scale": "",
 	} {
 		list[headerKey(field)] = alias{field: field}
 		for header := range strings.FieldsSeq(headers) {

@@ -86,8 +86,8 @@ func (o object) set(name string, value json.RawMessage) object {
 // spellings that [jobs.Request.UnmarshalJSON] reads.
 func (o object) asks(field string) bool {
 	names := []string{field}
-	if field == "ref_img" {
-		names = append(names, "ref_image", "sketch_image_url")
+	if all := referenceNames(); slices.Contains(all, field) {
+		names = all
 	}
 	places := []object{o}
 	for _, name := range []string{"input", "parameters"} {
@@ -103,6 +103,11 @@ func (o object) asks(field string) bool {
 		}
 	}
 	return false
+}
+
+// referenceNames are the spellings of the reference images.
+func referenceNames() []string {
+	return []string{"ref_img", "ref_image", "sketch_image_url", "ref_images", "images", "base_image_url"}
 }
 
 // quote encodes a text as JSON.

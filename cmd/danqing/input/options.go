@@ -49,17 +49,39 @@ type Default struct {
 	Value json.RawMessage
 }
 
-// Text is the value if it is a text, else "".
-func (d Default) Text() string {
-	var s string
-	if json.Unmarshal(d.Value, &s) != nil {
-		return ""
-	}
-	return s
-}
+// referenceFields are the fields with names of images.
+func referenceFields() []string { return []string{"ref_img", "ref_images", "mask_image_url"} }
 
-// WithText returns the default with a text as its value.
-func (d Default) WithText(s string) Default { return Default{d.Field, quote(s)} }
+// WithReferences returns the options with other names for the images in their defaults and
+// variations.
+func (o *Options) WithReferences(replace func(name string) string) *Options {
+	changed := *o
+	changed.Defaults, changed.Vary = slices.Clone(o.Defaults), slices.Clone(o.Vary)
+	all := func(text string) string {
+		value, _ := references(text) // Parse has checked it
+		var names []string
+		_ = json.Unmarshal(value, &names) // the same
+		for i, name := range names {
+			names[i] = replace(name)
+		}
+		return strings.Join(names, "\n")
+	}
+	for i, d := range changed.Defaults {
+		if slices.Contains(referenceFields(), d.Field) {
+			changed.Defaults[i].Value, _ = convert(d.Field, all(idText(d.Value)))
+		}
+	}
+	for i, v := range changed.Vary {
+		if !slices.Contains(referenceFields(), v.Name) {
+			continue
+		}
+		changed.Vary[i].Values = slices.Clone(v.Values)
+		for n, value := range v.Values {
+			changed.Vary[i].Values[n] = all(value)
+		}
+	}
+	return &changed
+}
 
 // Flags are options as a person writes them.
 type Flags struct {

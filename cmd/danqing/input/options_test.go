@@ -1,11 +1,16 @@
 package input
 
 import (
+	"encoding/json"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/danqing-queue/danqing/jobs"
 )
 
 const animals = "编号,动物,画家,主色 调,备注\nA-1,猫,梵高,蓝,x\nA-2,狗,莫奈,,y\n"
@@ -129,6 +134,53 @@ func TestDefaults(t *testing.T) {
 	assert.Contains(t, readFile(t, "a.txt", "猫\n狗", Flags{Defaults: map[string]string{"size": "1*1"}}).refusal(t), "lines 1 and 2: size: \"1*1\"")
 }
 
+// A table has the fields of models that edit. Several images are in one cell, one a line or with |
+// between them, and as a list where a results table is read again.
+func TestEditColumns(t *testing.T) {
+	t.Parallel()
+	const model = "wan2.7-image"
+	got := readFile(t, "a.csv", "提示词,多张参考图,thinking_mode\n猫,\"a.png\nb.png\",是\n狗,\"https://example.com/a,b;c.png | d.png\",否\n鸟,\"[\"\"a.png\"\",\"\"b.png\"\"]\",\n", Flags{Defaults: map[string]string{"model": model}})
+	assert.Equal(t, `2 {"prompt":"猫","ref_images":["a.png","b.png"],"thinking_mode":true,"model":"wan2.7-image"}
+3 {"prompt":"狗","ref_images":["https://example.com/a,b;c.png","d.png"],"thinking_mode":false,"model":"wan2.7-image"}
+4 {"prompt":"鸟","ref_images":["a.png","b.png"],"model":"wan2.7-image"}
+`, got.raw(t))
+	assert.Contains(t, readFile(t, "a.csv", "prompt,参考图\n猫,\"a.png\nb.png\"\n", Flags{}).refusal(t), "several are for a column ref_images")
+	assert.Contains(t, readFile(t, "a.csv", "prompt,ref_images\n猫,|\n", Flags{}).refusal(t), "one a line or with | between them")
+
+	got = readFile(t, "a.csv", "prompt,编辑方式,蒙版,参考图,strength\n改,description_edit_with_mask,m.png,a.png,\n画,description_edit,,a.png,70%\n", Flags{Defaults: map[string]string{"model": "wanx2.1-imageedit"}})
+	assert.Equal(t, `2 {"prompt":"改","function":"description_edit_with_mask","mask_image_url":"m.png","ref_img":"a.png","model":"wanx2.1-imageedit"}
+3 {"prompt":"画","function":"description_edit","ref_img":"a.png","strength":0.7,"model":"wanx2.1-imageedit"}
+`, got.raw(t))
+
+	// Images of flags are for the lines that name none, in any spelling.
+	flags := Flags{Defaults: map[string]string{"model": model, "ref_images": "a.png\nb.png"}}
+	got = readFile(t, "a.jsonl", `{"prompt":"猫"}
+{"prompt":"狗","ref_img":"c.png"}
+{"prompt":"鸟","input":{"images":["d.png"]}}`, flags)
+	assert.Equal(t, `1 {"prompt":"猫","model":"wan2.7-image","ref_images":["a.png","b.png"]}
+2 {"prompt":"狗","ref_img":"c.png","model":"wan2.7-image"}
+3 {"prompt":"鸟","input":{"images":["d.png"]},"model":"wan2.7-image"}
+`, got.raw(t))
+	o, err := Flags{Defaults: map[string]string{"ref_images": "a.png|b.png", "mask_image_url": "m.png"}, Vary: []string{"ref_img=c.png,d.png"}}.Parse()
+	require.NoError(t, err)
+	moved := o.WithReferences(func(name string) string { return "../" + name })
+	assert.Equal(t, []Default{{"mask_image_url", json.RawMessage(`"../m.png"`)}, {"ref_images", json.RawMessage(`["../a.png","../b.png"]`)}}, moved.Defaults)
+	assert.Equal(t, []Variation{{"ref_img", []string{"../c.png", "../d.png"}}}, moved.Vary)
+}
+
+// Each field of a request can be a column, but for those that are no single value.
+func TestEveryFieldCanBeAColumn(t *testing.T) {
+	t.Parallel()
+	fields := scalarFields()
+	for i := range reflect.TypeFor[jobs.Request]().NumField() {
+		name, _, _ := strings.Cut(reflect.TypeFor[jobs.Request]().Field(i).Tag.Get("json"), ",")
+		if !slices.Contains([]string{"labels", "follow_up", "producer", "batch", "line_id"}, name) {
+			assert.Contains(t, fields, name)
+			assert.Equal(t, name, fieldNamed(name, aliases()).field)
+		}
+	}
+}
+
 func TestMap(t *testing.T) {
 	t.Parallel()
 	const goods = "名称,卖点,宽,数量\n茶杯,白瓷茶杯,30,50\n"
@@ -151,7 +203,7 @@ func TestMap(t *testing.T) {
 		want  string
 	}{
 		{[]string{"卖点"}, "--map 卖点: it is not COLUMN=FIELD"},
-		{[]string{"卖点=promt"}, "there is no field \"promt\" → the fields are: callback, "},
+		{[]string{"卖点=promt"}, "there is no field \"promt\" → the fields are: bottom_scale, callback, "},
 		{[]string{"卖点=prompt", "名称=prompt"}, "--map gives two columns the field prompt: 卖点 and 名称"},
 		{[]string{"卖点=prompt", "卖点=style"}, "--map names the column 卖点 twice"},
 		{[]string{"卖点=prompt", "宽=-", "高=-"}, "--map 高=-: row 1 has no column 高 → the columns are: 名称, 卖点, 宽, 数量"},
