@@ -93,6 +93,25 @@ func TestLostCreateOfAListedModel(t *testing.T) {
 	}
 }
 
+// An answer of image-generation has no place for an image that failed: a task with fewer images than
+// its create asked for is adopted all the same.
+func TestPartialTaskOfAListedModelIsAdopted(t *testing.T) {
+	sim := &simulator.Simulator{Outcome: outcomes(simulator.Outcome{}, simulator.Outcome{Images: map[int]simulator.Failure{1: blocked}})}
+	withModel(t, sim, "wan2.7-image", func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "first", Prompt: "prompt of first"})
+		s.requireMadeOnce("first")
+		s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
+		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 2})
+		rec := s.wait("job-1")
+		require.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
+		assert.True(t, rec.Adopted)
+		s.requireStored("job-1", 1)
+		assert.Equal(t, []int{2}, rec.Missing())
+		assert.Equal(t, 1, s.tasksOf("prompt of job-1"))
+		s.requireLedger()
+	})
+}
+
 // That the list shows the model's tasks is known over a restart, also if it has none now.
 func TestListedModelIsRemembered(t *testing.T) {
 	withModel(t, &simulator.Simulator{}, "wan2.6-t2i", func(t *testing.T, s *stack) {

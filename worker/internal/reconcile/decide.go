@@ -48,6 +48,9 @@ func Decide(intent Intent, s *Snapshot, keyID string, t Timing, now time.Time) (
 			// No other intent explains the task: its output may be this job's after all.
 			contested = append(contested, task)
 		case !slices.ContainsFunc(creators, own):
+		case len(rivals) == 0 && s.Quarantined[task.TaskID]:
+			contested = append(contested, task) // kept for another job, which had rejected it
+			continue
 		case len(rivals) == 0:
 			mine = append(mine, task)
 			continue

@@ -28,6 +28,8 @@ func TestRules5To8Decide(t *testing.T) {
 	two, tall := other, other
 	two.Images, tall.Size = 2, "720*1280"
 	old := create("old", -400, -398)
+	refuser := create("other", -101, -99)
+	refuser.Rejected = []string{"a"}
 	resubmitted := func(i Intent) Intent { i.Resubmitted = true; return i }
 	cut := func(i Intent) Intent { i.CutShort = true; return i }
 	held := func(i Intent) Intent { i.Held = true; return i }
@@ -113,16 +115,17 @@ func TestRules5To8Decide(t *testing.T) {
 		"unproven, another's adoption is running": {me: me, unproven: true, unverified: []dashscope.TaskInfo{task("a", 84)}, now: 400, want: Hold},
 
 		// A settled intent.
-		"the other was resubmitted, long ago":         {me: me, others: []Intent{resubmitted(old)}, unowned: []dashscope.TaskInfo{task("a", 40)}, now: 50, want: Adopt, candidates: []string{"a"}},
-		"the other was resubmitted, within its limit": {me: other, others: []Intent{resubmitted(me)}, unowned: []dashscope.TaskInfo{task("a", 120)}, now: 410, want: Hold, candidates: []string{"a"}},
-		"an earlier attempt of the same job":          {me: create("me", 340, 342), others: []Intent{resubmitted(create("me", 0, 2))}, unowned: []dashscope.TaskInfo{task("a", 341)}, now: 380, want: Adopt, candidates: []string{"a"}},
-		"the other is held":                           {me: other, others: []Intent{held(me)}, unowned: []dashscope.TaskInfo{task("a", 120)}, now: 410, want: Hold, candidates: []string{"a"}},
-		"the other is held for this very task":        {me: other, others: []Intent{held(old)}, unowned: []dashscope.TaskInfo{task("a", 120)}, kept: "a", now: 410, want: Hold, candidates: []string{"a"}},
-		"the other is held, beyond its limit":         {me: other, others: []Intent{held(old)}, unowned: []dashscope.TaskInfo{task("a", 120)}, now: 130, want: Adopt, candidates: []string{"a"}},
-		"another job has adopted what may be mine":    {me: me, unverified: []dashscope.TaskInfo{task("a", 84)}, now: 400, want: Undecided},
-		"rejected, and the other's":                   {me: rejecting, others: []Intent{other}, unowned: []dashscope.TaskInfo{task("a", 84)}, now: 330, want: NotCreated},
-		"rejected, and of no other":                   {me: rejecting, unowned: []dashscope.TaskInfo{task("a", 1)}, now: 330, want: Hold, candidates: []string{"a"}},
-		"rejected, and one more":                      {me: rejecting, others: []Intent{resubmitted(old)}, unowned: []dashscope.TaskInfo{task("a", 1), task("b", 1)}, now: 100, want: Adopt, candidates: []string{"b"}},
+		"the other was resubmitted, long ago":           {me: me, others: []Intent{resubmitted(old)}, unowned: []dashscope.TaskInfo{task("a", 40)}, now: 50, want: Adopt, candidates: []string{"a"}},
+		"the other was resubmitted, within its limit":   {me: other, others: []Intent{resubmitted(me)}, unowned: []dashscope.TaskInfo{task("a", 120)}, now: 410, want: Hold, candidates: []string{"a"}},
+		"an earlier attempt of the same job":            {me: create("me", 340, 342), others: []Intent{resubmitted(create("me", 0, 2))}, unowned: []dashscope.TaskInfo{task("a", 341)}, now: 380, want: Adopt, candidates: []string{"a"}},
+		"the other is held":                             {me: other, others: []Intent{held(me)}, unowned: []dashscope.TaskInfo{task("a", 120)}, now: 410, want: Hold, candidates: []string{"a"}},
+		"the other is held for this very task":          {me: other, others: []Intent{held(old)}, unowned: []dashscope.TaskInfo{task("a", 120)}, kept: "a", now: 410, want: Hold, candidates: []string{"a"}},
+		"the other is held, beyond its limit":           {me: other, others: []Intent{held(old)}, unowned: []dashscope.TaskInfo{task("a", 120)}, now: 130, want: Adopt, candidates: []string{"a"}},
+		"the other had rejected it, and is held for it": {me: clockless, others: []Intent{held(refuser)}, unowned: []dashscope.TaskInfo{task("a", -100)}, kept: "a", now: 330, want: Hold, candidates: []string{"a"}},
+		"another job has adopted what may be mine":      {me: me, unverified: []dashscope.TaskInfo{task("a", 84)}, now: 400, want: Undecided},
+		"rejected, and the other's":                     {me: rejecting, others: []Intent{other}, unowned: []dashscope.TaskInfo{task("a", 84)}, now: 330, want: NotCreated},
+		"rejected, and of no other":                     {me: rejecting, unowned: []dashscope.TaskInfo{task("a", 1)}, now: 330, want: Hold, candidates: []string{"a"}},
+		"rejected, and one more":                        {me: rejecting, others: []Intent{resubmitted(old)}, unowned: []dashscope.TaskInfo{task("a", 1), task("b", 1)}, now: 100, want: Adopt, candidates: []string{"b"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

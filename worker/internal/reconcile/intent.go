@@ -72,8 +72,9 @@ type Intent struct {
 	// LateTaskFound is set once the task of a resubmitted intent was found: it created no
 	// other.
 	LateTaskFound bool `json:"late_task_found,omitempty"`
-	// Group is set if the request is for a group of at most Images images.
-	Group bool `json:"group,omitempty"`
+	// Fewer is set if the answer may have fewer than Images images: a group has at most so many,
+	// and answers of image-generation have no place for an image that failed.
+	Fewer bool `json:"fewer,omitempty"`
 	// Images, Size and Prompt are from the request and distinguish its task from others.
 	// Images is 0 if the request is unknown; Size is also "" with a reference image, when
 	// the model may choose another size.
@@ -99,7 +100,8 @@ func IntentOf(rec *jobs.Record) Intent {
 	}
 	if rec.Request != nil {
 		i.Images, i.Size, i.Prompt = len(rec.Missing()), rec.Request.Size, rec.Request.Prompt
-		i.Group = rec.Request.EnableSequential != nil && *rec.Request.EnableSequential
+		model, err := jobs.LookupModel(rec.Model)
+		i.Fewer = err == nil && model.Protocol == jobs.ProtocolImageGeneration
 		if len(rec.Request.References()) > 0 || !strings.Contains(i.Size, "*") {
 			i.Size = "" // the image may have another size, or its size is a name
 		}

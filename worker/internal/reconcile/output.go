@@ -22,14 +22,14 @@ func (c *Output) images() int {
 }
 
 // Fits reports whether the task's output fits an intent's request: the number of images, and the
-// prompt where the model repeats it. A group may have fewer images.
+// prompt where the model repeats it.
 func (c *Output) Fits(i Intent) bool {
 	for _, r := range c.Task.Output.Results {
 		if r.OrigPrompt != "" && !samePrompt(r.OrigPrompt, i.Prompt) {
 			return false
 		}
 	}
-	return c.images() == i.Images || i.Group && c.images() < i.Images
+	return c.images() == i.Images || i.Fewer && c.images() < i.Images
 }
 
 // narrow returns the intents whose requests match the output; all of them if c is nil or
