@@ -46,7 +46,7 @@ func TestEdits(t *testing.T) {
 	assert.Equal(t, "red", colorOf(t, filepath.Join(bucket, "edits", "roof-1.png")))
 
 	for text, args := range map[string][]string{
-		`--option stregth=1: there is no parameter "stregth"`:   {"--option", "stregth=1"},
+		`--option strenth=1: there is no parameter "strenth"`:   {"--option", "strenth=1"},
 		`--option strength: it is not NAME=VALUE`:               {"--option", "strength"},
 		`--option names strength twice`:                         {"--option", "strength=1", "--option", "strength=0"},
 		`strength: "much"; allowed: a number`:                   {"--option", "strength=much"},
@@ -62,7 +62,7 @@ func plainPicture(t *testing.T, path string, c color.Color) {
 	t.Helper()
 	picture := image.NewRGBA(image.Rect(0, 0, 640, 640))
 	draw.Draw(picture, picture.Bounds(), image.NewUniform(c), image.Point{}, draw.Src)
-	file, err := os.Create(path) //nolint:gosec // the test's own folder
+	file, err := os.Create(path)
 	require.NoError(t, err)
 	require.NoError(t, png.Encode(file, picture))
 	require.NoError(t, file.Close())
@@ -71,7 +71,7 @@ func plainPicture(t *testing.T, path string, c color.Color) {
 // colorOf returns which of red and blue a picture is at its left edge.
 func colorOf(t *testing.T, path string) string {
 	t.Helper()
-	file, err := os.Open(path) //nolint:gosec // the test's own folder
+	file, err := os.Open(path)
 	require.NoError(t, err)
 	defer file.Close() //nolint:errcheck // read only
 	picture, err := png.Decode(file)
