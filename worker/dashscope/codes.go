@@ -176,5 +176,9 @@ func CodeName(name string) string {
 	return ""
 }
 
+// IsAccessDenied reports whether a code is AccessDenied, which does not tell what was denied: the
+// account, or one model.
+func IsAccessDenied(code string) bool { return CodeName(code) == "AccessDenied" }
+
 // IsModeration reports whether a code means that moderation refused a prompt or an image.
 func IsModeration(code string) bool { return Hint(code, "") == hintModerate }

@@ -362,7 +362,7 @@ func (l *lane) createFailed(ctx context.Context, rec, intent *jobs.Record, err e
 // may mean either: it is the model's while another model of the account works.
 func (l *lane) refusedPause(kind dashscope.Kind, code string, minWait time.Duration, cause error) *pauseError {
 	p := &pauseError{backoff: &l.waits.account, minWait: minWait, reason: jobs.PauseAccount, message: accountPaused, cause: cause}
-	if kind == dashscope.KindModel || dashscope.CodeName(code) == "AccessDenied" && l.cfg.Account.OtherModelWorks(l.cfg.Model.Name) {
+	if kind == dashscope.KindModel || dashscope.IsAccessDenied(code) && l.cfg.Account.OtherModelWorks(l.cfg.Model.Name) {
 		p.reason, p.message = jobs.PauseModel, modelPaused
 	}
 	return p
