@@ -302,12 +302,23 @@ func (c *checks) functions(r Request, m Model) {
 	case r.MaskImageURL == "":
 		c.require(!f.Mask, "mask_image_url", "missing", "an image of the base image's size, white where it is to be edited, black elsewhere", "")
 	case !m.Honors("mask_image_url"):
-		c.require(false, "mask_image_url", showURL(r.MaskImageURL), "none: "+m.Name+" takes no mask", "remove it")
+		c.require(false, "mask_image_url", showURL(r.MaskImageURL), "none: "+m.Name+" takes no mask", "remove it, or name a model that takes one: "+strings.Join(maskModels(), ", "))
 	case known && !f.Mask:
 		c.require(false, "mask_image_url", showURL(r.MaskImageURL), "none: "+f.Name+" takes no mask", "remove it")
 	default:
 		c.image("mask_image_url", r.MaskImageURL)
 	}
+}
+
+// maskModels returns the names of the models that take a mask.
+func maskModels() []string {
+	var names []string
+	for _, m := range catalog() {
+		if m.Honors("mask_image_url") {
+			names = append(names, m.Name)
+		}
+	}
+	return names
 }
 
 // image checks the name of a reference image.

@@ -280,16 +280,16 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job
 	if err == nil {
 		err = checkHorizon(req, time.Now())
 	}
-	if err == nil {
-		err = a.checkWorkers(ctx, req)
-	}
 	if err != nil {
 		return nil, warnings, err
 	}
-	if req.ID != "" { // its reference image may have expired
+	if req.ID != "" { // its reference image may have expired, and its model may no longer be worked on
 		if existing, err := a.jobFromSidecar(ctx, req); existing != nil || err != nil {
 			return existing, warnings, err
 		}
+	}
+	if err := a.checkWorkers(ctx, req); err != nil {
+		return nil, warnings, err
 	}
 	limits := referenceLimits(req.Model)
 	req, err = mapReferences(req, func(name string) (string, error) {

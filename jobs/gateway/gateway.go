@@ -166,7 +166,7 @@ func New(cfg Config) (*Gateway, error) {
 
 // noSuchPath answers a request for a path of none of the APIs.
 func noSuchPath(w http.ResponseWriter, _ *http.Request) {
-	const paths = "/api/v1/… (DashScope's API), /v1/images/generations and /v1/models (OpenAI's), /images/…, /, /ui/, /healthz and /readyz"
+	const paths = "/api/v1/… (DashScope's API), /v1/images/generations, /v1/images/edits, /v1/images/variations and /v1/models (OpenAI's), /images/…, /, /ui/, /healthz and /readyz"
 	writeAnswer(w, http.StatusNotFound, encodeDashScopeError(uuid.NewString(), newAPIError(http.StatusNotFound, codeNotFound, "this path does not exist; there are "+paths, 0)))
 }
 

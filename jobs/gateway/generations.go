@@ -30,6 +30,11 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.serveImages(w, r, asked)
+}
+
+// serveImages answers a request of OpenAI's API with images.
+func (a *api) serveImages(w http.ResponseWriter, r *request, asked generation) (any, error) {
 	setIgnored(w.Header(), asked.ignored)
 	if err := applyHeaders(&asked.request, r.Header, r.caller); err != nil {
 		return nil, err
@@ -39,12 +44,12 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 		out.every = eventInterval
 	}
 	for tries := 1; ; tries++ {
-		again, err := a.generate(out, r, asked, body)
+		again, err := a.generate(out, r, asked)
 		if err == nil && again && tries < maxClaims {
 			continue
 		}
 		if err != nil {
-			err = out.writeError(r, err)
+			err = out.writeError(r, asked.names.rename(err))
 		}
 		return nil, err // nil: already answered
 	}
@@ -52,16 +57,19 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 
 // generate starts or joins a job, and answers with its images. again is set if it has joined a
 // job that was canceled because nobody waited for it.
-func (a *api) generate(out *heldAnswer, r *request, asked generation, body []byte) (again bool, err error) {
+func (a *api) generate(out *heldAnswer, r *request, asked generation) (again bool, err error) {
 	c := claim{job: asked.request.ID}
 	if c.job == "" {
-		if c, err = a.waiters.claim(r.Context(), r, body); err != nil {
+		if c, err = a.waiters.claim(r.Context(), r, asked.identity); err != nil {
 			return false, err
 		}
 	}
 	over := false // no later request may join the job
 	defer func() { a.leave(r, asked, c, over) }()
 	asked.request.ID = c.job
+	if asked.chooseModel && !c.isNew {
+		a.keepModel(r.Context(), &asked.request)
+	}
 	rec, _, err := a.accept(r.Context(), r.caller, asked.request)
 	if err != nil {
 		over = c.isNew && toAPIError(err).status < http.StatusInternalServerError // certainly not queued
@@ -119,7 +127,7 @@ func (a *api) answer(out *heldAnswer, r *request, asked generation, rec *jobs.Jo
 	}
 	var err error
 	if asked.stream {
-		err = a.streamImages(out, r, rec)
+		err = a.streamImages(out, r, asked, rec)
 	} else {
 		err = a.sendImages(out.writer(), r, rec, asked.encoded)
 	}

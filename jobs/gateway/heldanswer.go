@@ -105,7 +105,7 @@ func (h *heldAnswer) writeError(r *request, err error) error {
 }
 
 // streamImages sends an event for each image.
-func (a *api) streamImages(out *heldAnswer, r *request, rec *jobs.Job) error {
+func (a *api) streamImages(out *heldAnswer, r *request, asked generation, rec *jobs.Job) error {
 	for _, image := range rec.Images {
 		if image.Key == "" {
 			continue
@@ -115,9 +115,8 @@ func (a *api) streamImages(out *heldAnswer, r *request, rec *jobs.Job) error {
 			return err
 		}
 		_ = http.NewResponseController(out.w).SetWriteDeadline(time.Now().Add(writeTimeout)) // unsupported in tests
-		const kind = "image_generation.completed"
 		before := fmt.Sprintf("event: %s\ndata: {\"type\":%q,\"created_at\":%d,\"size\":\"%dx%d\",\"quality\":\"auto\",\"background\":\"opaque\",\"output_format\":\"png\",\"b64_json\":\"",
-			kind, kind, rec.FinishedAt.Unix(), image.Width, image.Height)
+			asked.event, asked.event, rec.FinishedAt.Unix(), image.Width, image.Height)
 		err = writeBase64(out.w, before, body)
 		_ = body.Close() // read only
 		if err != nil {

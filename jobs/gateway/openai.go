@@ -19,20 +19,35 @@ const (
 
 // openAIFields are the fields of a request: OpenAI's, the models', and Danqing's.
 func openAIFields() []string {
-	return append(ignoredOpenAIFields(),
+	fields := append(ignoredOpenAIFields(),
 		"model", "prompt", "n", "size", "response_format", "output_format", "stream", "style",
 		"negative_prompt", "seed", "ref_img", "ref_strength", "ref_mode", "prompt_extend", "watermark",
+		"ref_images", "mask_image_url", "function",
 		"priority", "labels", "callback", "not_before", "deadline", "stage")
+	for _, m := range jobs.Models() {
+		options := m.Options
+		for _, f := range m.Functions {
+			options = append(options, f.Options...)
+		}
+		for _, o := range options {
+			if !slices.Contains(fields, o.Name) {
+				fields = append(fields, o.Name)
+			}
+		}
+	}
+	return fields
 }
 
 // ignoredOpenAIFields are OpenAI's fields that no DashScope model has. They are accepted
 // and ignored, since tools send them by default.
 func ignoredOpenAIFields() []string {
-	return []string{"user", "quality", "background", "moderation", "output_compression", "partial_images"}
+	return []string{"user", "quality", "background", "moderation", "output_compression", "partial_images", "input_fidelity"}
 }
 
 func (a *api) handleOpenAI(mux *http.ServeMux) {
 	a.route(mux, encodeOpenAIError, "/v1/images/generations", methods{http.MethodPost: a.generations})
+	a.route(mux, encodeOpenAIError, "/v1/images/edits", methods{http.MethodPost: a.edits})
+	a.route(mux, encodeOpenAIError, "/v1/images/variations", methods{http.MethodPost: a.variations})
 	a.route(mux, encodeOpenAIError, "/v1/models", methods{http.MethodGet: a.models})
 	a.route(mux, encodeOpenAIError, "/v1/models/{id}", methods{http.MethodGet: a.model})
 	a.route(mux, encodeOpenAIError, "/v1/", nil)
@@ -44,31 +59,43 @@ type generation struct {
 	encoded bool     // the images are wanted in base64
 	stream  bool     // as server-sent events
 	ignored []string // the fields that change nothing
+	event   string   // the event of an image, with stream
+	// identity tells the request from others: its body, or what stands for it.
+	identity []byte
+	names    fieldNames
+	// chooseModel is set if the client named no model, and the gateway chose one.
+	chooseModel bool
 }
 
 // ParseOpenAI parses the body of a request for images of OpenAI's API, for other ways to send
 // one. The result is not normalized. ignored are the names of the fields that change nothing,
 // except those that say how an answer is sent.
 func ParseOpenAI(body []byte) (req jobs.Request, ignored []string, err error) {
-	g, err := parseFields(body)
+	g, err := parseBody(body)
 	return g.request, g.ignored, err
 }
 
 // parseGeneration parses a request for a model that exists.
 func parseGeneration(body []byte) (generation, error) {
-	g, err := parseFields(body)
+	g, err := parseBody(body)
 	if err == nil && g.request.Model != "" {
 		_, err = findModel(g.request.Model)
 	}
 	return g, err
 }
 
-func parseFields(body []byte) (generation, error) {
-	var g generation
+func parseBody(body []byte) (generation, error) {
 	fields := map[string]json.RawMessage{}
 	if err := json.Unmarshal(body, &fields); err != nil {
-		return g, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is not a JSON object: %v", err), 0)
+		return generation{}, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is not a JSON object: %v", err), 0)
 	}
+	g, err := parseFields(fields)
+	g.identity, g.event = body, "image_generation.completed"
+	return g, err
+}
+
+func parseFields(fields map[string]json.RawMessage) (generation, error) {
+	var g generation
 	for name := range fields {
 		if !slices.Contains(openAIFields(), name) {
 			shown := name[:min(len(name), 64)]

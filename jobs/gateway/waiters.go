@@ -82,14 +82,15 @@ redis.call('EXPIRE', KEYS[1], ARGV[6])
 return {id, new}
 `)
 
-// claim returns the job of a request. The caller must call leave.
-func (w *waiters) claim(ctx context.Context, r *request, body []byte) (claim, error) {
+// claim returns the job of a request, which identity tells from others of its caller. The caller
+// must call leave.
+func (w *waiters) claim(ctx context.Context, r *request, identity []byte) (claim, error) {
 	sum := sha256.New()
 	_, _ = fmt.Fprintf(sum, "%q", r.caller.Name) // hashes do not fail
 	for _, name := range requestHeaders() {
 		_, _ = fmt.Fprintf(sum, "%q", r.Header.Get(name))
 	}
-	_, _ = sum.Write(body)
+	_, _ = sum.Write(identity)
 	c := claim{key: rediskey.Dedupe(hex.EncodeToString(sum.Sum(nil))), waiter: uuid.NewString()}
 	answer, err := claimScript.Run(ctx, w.redis, []string{c.key, rediskey.WaitingGateways},
 		jobs.NewID(), c.waiter, w.process, isRetry(r), presenceLifetime.Milliseconds(), int(dedupeLifetime.Seconds())).Slice()
