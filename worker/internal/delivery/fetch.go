@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -148,14 +149,16 @@ func (s *Server) retryOrHold(rec *jobs.Record, result jobs.Result, got fetched, 
 	return image, nil
 }
 
-// publishReason records why the images are not in the bucket, if the cause may last.
+// publishReason records why the images are not in the bucket, unless the record says so.
 func (s *Server) publishReason(ctx context.Context, rec *jobs.Record, err error) {
-	var elsewhere *spoolElsewhereError
-	if !errors.As(err, &elsewhere) || rec.Code == jobs.CodeSpoolUnavailable {
+	next := *rec
+	next.Code, next.Message = "", strings.ReplaceAll(err.Error(), "\n", "; ")
+	if elsewhere := (*spoolElsewhereError)(nil); errors.As(err, &elsewhere) {
+		next.Code, next.Message = jobs.CodeSpoolUnavailable, elsewhere.Error()
+	}
+	if next.Code == rec.Code && (next.Code != "" || next.Message == rec.Message) {
 		return
 	}
-	next := *rec
-	next.Code, next.Message = jobs.CodeSpoolUnavailable, elsewhere.Error()
 	if err := s.recorder.Transition(ctx, rec, &next); err != nil {
 		s.log.Warn("record not written", "job_id", rec.ID, "err", err)
 	}
