@@ -51,8 +51,8 @@ const (
 	// Do: --adopt with the job's own task asks DashScope again; otherwise --buy-again
 	// or --give-up.
 	CodeNoImages = "NoImages"
-	// CodeImageUnverified means that an image is not a whole PNG, or its link leads to
-	// a host that is not trusted, or it could not be fetched or stored for a week
+	// CodeImageUnverified means that an image is not a whole PNG, JPEG or WebP, or its link
+	// leads to a host that is not trusted, or it could not be fetched or stored for a week
 	// after its link expired. The bytes that came are under _held/ in the bucket; the
 	// job's other images are stored.
 	//

@@ -49,12 +49,11 @@ const (
 	linkPurpose = "danqing/link/1\n"
 	// linkDigits is how many hex digits of the signature a link has: 128 bits.
 	linkDigits = 32
-	linkExt    = ".png"
 )
 
 // ImagePath is the path at which danqing serve serves an image of the job, permanently:
-// /images/JOB_ID-N.png?s=SIGNATURE, below the server's base URL. It is "" for an image
-// that is not in the bucket or whose hash is not known.
+// /images/JOB_ID-N.png?s=SIGNATURE, below the server's base URL, with the extension of the
+// image's format. It is "" for an image that is not in the bucket or whose hash is not known.
 //
 // The signature is an HMAC with the image's own SHA-256 as the key. Only a program that has
 // the image can compute it, and it gains nothing. So there is no secret to lose, leak or
@@ -64,7 +63,7 @@ func (j *Job) ImagePath(image Image) string {
 	if signature == "" {
 		return ""
 	}
-	return "/images/" + url.PathEscape(imageName(j.ID, image.N)) + linkExt + "?s=" + signature
+	return "/images/" + url.PathEscape(imageName(j.ID, image.N)) + image.Extension() + "?s=" + signature
 }
 
 // ImageBySignature returns the job's image with a number if the signature is that of

@@ -25,7 +25,10 @@ func TestImagePathIsPermanent(t *testing.T) {
 	require.True(t, ok)
 	assert.Equal(t, image, got)
 
-	rec.ID = "春.1"
+	image.ContentType = "image/jpeg"
+	require.Equal(t, strings.Replace(path, ".png", ".jpg", 1), rec.ImagePath(image), "the format is not signed")
+
+	rec.ID, image.ContentType = "春.1", "image/png"
 	require.Equal(t, "/images/%E6%98%A5.1-2.png?s=", rec.ImagePath(image)[:len(rec.ImagePath(image))-32])
 }
 

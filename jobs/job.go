@@ -4,6 +4,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -120,8 +121,8 @@ type Image struct {
 	SHA256      string `json:"sha256,omitempty"` // in hex
 	Width       int    `json:"width,omitempty"`  // in pixels
 	Height      int    `json:"height,omitempty"`
-	ContentType string `json:"content_type,omitempty"`
-	SourceName  string `json:"source_name,omitempty"` // DashScope's file name
+	ContentType string `json:"content_type,omitempty"` // image/png, image/jpeg or image/webp
+	SourceName  string `json:"source_name,omitempty"`  // DashScope's file name
 	// ActualPrompt is the prompt as the model rewrote it; "" if it did not.
 	ActualPrompt string `json:"actual_prompt,omitempty"`
 	// Seed is set if the image has another seed than the request gives to its number; see
@@ -129,6 +130,23 @@ type Image struct {
 	Seed    *int64 `json:"seed,omitempty"`
 	Code    string `json:"code,omitempty"`
 	Message string `json:"message,omitempty"`
+}
+
+// Format returns the format of a stored image: png, jpeg or webp.
+func (i Image) Format() string {
+	switch i.ContentType {
+	case "image/jpeg", "image/webp":
+		return strings.TrimPrefix(i.ContentType, "image/")
+	}
+	return "png"
+}
+
+// Extension returns the file name extension of the image's format, with its dot.
+func (i Image) Extension() string {
+	if format := i.Format(); format != "jpeg" {
+		return "." + format
+	}
+	return ".jpg"
 }
 
 // OriginalRequest returns the request as it was enqueued: without the seed, if that was

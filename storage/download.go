@@ -102,7 +102,14 @@ func (d *download) saveResult(ctx context.Context, resp *http.Response, half *pa
 		folder = recheckFolder
 	}
 	path := filepath.Join(d.spool.dir, folder, d.name)
-	if err := d.spool.folders[folder].Commit(half.file, d.name); err != nil {
+	var err error
+	if folder == verifiedFolder {
+		err = d.spool.keepDigest(d.name, sums)
+	}
+	if err == nil {
+		err = d.spool.folders[folder].Commit(half.file, d.name)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("spool: %w: %w", ErrDisk, err)
 	}
 	if problem != nil {
@@ -185,5 +192,6 @@ func (s *Spool) checkContent(sums *sums) error {
 	if sums.bytes > s.maxBytes {
 		return fmt.Errorf("it has %d bytes, the limit is %d", sums.bytes, s.maxBytes)
 	}
-	return sums.png.err()
+	_, err := sums.image.result()
+	return err
 }

@@ -35,7 +35,7 @@ const (
 	// 410). Query the task for a new one.
 	FetchGone
 	// FetchUnverified means that the download was complete, as far as can be
-	// determined, but is not a valid PNG, or comes from an untrusted host. The
+	// determined, but is not a whole PNG, JPEG or WebP, or comes from an untrusted host. The
 	// file is kept at Path for an operator. Path is "" if the file was too
 	// large to be kept.
 	FetchUnverified
@@ -192,7 +192,8 @@ func (s *Spool) unverifiedError(name string, u *url.URL, trusted bool) error {
 }
 
 // reuse returns the verified file of that name, or nil if there is none. A file that
-// fails the verification now is removed.
+// fails the verification now is downloaded again, and stays as a fallback in case the URL
+// is dead.
 func (s *Spool) reuse(name, source string) (*File, error) {
 	path := filepath.Join(s.dir, verifiedFolder, name)
 	f, err := os.Open(path) //nolint:gosec // the name is checked
@@ -207,11 +208,43 @@ func (s *Spool) reuse(name, source string) (*File, error) {
 	if _, err := io.Copy(sums, f); err != nil {
 		return nil, fmt.Errorf("spool: %w: %w", ErrDisk, err)
 	}
-	if err := sums.png.err(); err != nil {
+	_, err = sums.image.result()
+	if err == nil {
+		err = s.compareDigest(name, sums)
+	}
+	if err != nil {
 		s.log.Warn("spool file damaged, downloading it again", "path", path, "err", err)
-		return nil, os.Remove(path)
+		return nil, os.Rename(path, filepath.Join(s.dir, recheckFolder, name))
 	}
 	return sums.file(path, source), nil
+}
+
+// keepDigest makes the SHA-256 of a verified file durable, before the file is. A PNG needs
+// none: each of its chunks has a checksum.
+func (s *Spool) keepDigest(name string, sums *sums) error {
+	if sums.image.png.whole {
+		return nil
+	}
+	f, err := os.CreateTemp(filepath.Join(s.dir, incomingFolder), "*")
+	if err != nil {
+		return err
+	}
+	if _, err := f.WriteString(sums.file("", "").SHA256); err != nil {
+		return errors.Join(err, f.Close())
+	}
+	return s.folders[digestFolder].Commit(f, name)
+}
+
+// compareDigest compares a verified file with what keepDigest has kept.
+func (s *Spool) compareDigest(name string, sums *sums) error {
+	if sums.image.png.whole {
+		return nil
+	}
+	kept, err := os.ReadFile(filepath.Join(s.dir, digestFolder, name)) //nolint:gosec // the name is checked
+	if err == nil && string(kept) != sums.file("", "").SHA256 {
+		err = errors.New("its SHA-256 has changed")
+	}
+	return err
 }
 
 func statusKind(status int) FetchKind {
@@ -225,12 +258,12 @@ func statusKind(status int) FetchKind {
 	return FetchTemporary
 }
 
-// sums is a writer that hashes an image and checks its PNG structure.
+// sums is a writer that hashes an image and checks that it is whole.
 type sums struct {
 	bytes       int64
 	md5, sha256 hash.Hash
 	crc64       hash.Hash64 // nil if the source sends no CRC-64
-	png         pngWalk
+	image       imageWalk
 }
 
 // crc64Header is the digest that OSS sends with every object: CRC-64/ECMA, in
@@ -252,7 +285,7 @@ func (s *sums) Write(p []byte) (int, error) {
 	if s.crc64 != nil {
 		_, _ = s.crc64.Write(p)
 	}
-	return s.png.Write(p)
+	return s.image.Write(p)
 }
 
 // compare checks the digests that the source sent.
@@ -268,12 +301,13 @@ func (s *sums) compare(source http.Header) error {
 
 // file describes the verified file at path.
 func (s *sums) file(path, source string) *File {
+	image := s.image.format.common()
 	d := digests{bytes: s.bytes}
 	s.md5.Sum(d.md5[:0])
 	s.sha256.Sum(d.sha256[:0])
 	return &File{
 		Path: path, Bytes: d.bytes, SHA256: d.sha256Hex(), MD5: hex.EncodeToString(d.md5[:]),
-		Width: s.png.width, Height: s.png.height, ContentType: "image/png", SourceName: source,
+		Width: image.width, Height: image.height, ContentType: image.contentType, SourceName: source,
 		digests: d,
 	}
 }

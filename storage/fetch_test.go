@@ -171,11 +171,11 @@ func TestFetchErrors(t *testing.T) {
 		},
 		"cut unnoticed": {
 			answer: raw(http10 + string(content[:3000])),
-			kind:   storage.FetchTemporary, status: 200, kept: content[:3000], text: "before its IEND",
+			kind:   storage.FetchTemporary, status: 200, kept: content[:3000], text: "before its last part",
 		},
 		"cut at the source": {
 			answer: serve(content[:3000]),
-			kind:   storage.FetchUnverified, status: 200, kept: content[:3000], text: "before its IEND",
+			kind:   storage.FetchUnverified, status: 200, kept: content[:3000], text: "before its last part",
 		},
 		"nothing": {answer: serve(nil), kind: storage.FetchUnverified, status: 200, kept: []byte{}},
 		"bit flip": {

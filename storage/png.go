@@ -7,91 +7,62 @@ import (
 	"hash/crc32"
 )
 
-// errTruncated means that a PNG ends before its last chunk.
-var errTruncated = errors.New("the PNG ends before its IEND chunk")
-
 const pngSignature = "\x89PNG\r\n\x1a\n"
 
 // maxPNGLength bounds chunk lengths and sides: the specification's 2^31 - 1.
 const maxPNGLength = 1<<31 - 1
 
-// pngWalk is a writer that checks a PNG's structure: signature, IHDR first, the
-// CRC of every chunk, image data, IEND and nothing after it. It does not inflate,
-// buffers at most 33 bytes, and accepts writes of any size. After the last write,
-// err returns the result. A success means that the file arrived as it was written,
-// not that its pixels are correct.
+// pngWalk checks a PNG's structure: signature, IHDR first, the CRC of every chunk, image
+// data, IEND and nothing after it. It does not inflate.
 type pngWalk struct {
-	width, height int
+	walk
 
 	part    pngPart
-	have    []byte // bytes so far of the fixed-size part being read
 	kind    string // type of the current chunk
 	left    int64  // remaining bytes of its data
 	crc     uint32 // of type and data so far
 	hasData bool   // an IDAT was seen
-	broken  error
 }
 
 type pngPart int
 
 const (
-	partSignature pngPart = iota
-	partHeader
-	partData
-	partCRC
-	partEnd
+	pngStart pngPart = iota
+	pngHeader
+	pngData
+	pngCRC
+	pngEnd
 )
 
-// Write never fails, because invalid files are kept too. See err.
-func (w *pngWalk) Write(p []byte) (int, error) {
-	n := len(p)
-	for len(p) > 0 && w.broken == nil {
-		p = p[w.take(p):]
-	}
-	return n, nil
-}
-
-// take consumes bytes of the current part and returns how many.
 func (w *pngWalk) take(p []byte) int {
 	switch w.part {
-	case partData:
+	case pngData:
 		if w.kind == "IHDR" {
 			return w.fill(p, 13, w.ihdr)
 		}
 		n := int(min(int64(len(p)), w.left))
 		w.crc = crc32.Update(w.crc, crc32.IEEETable, p[:n])
 		if w.left -= int64(n); w.left == 0 {
-			w.part = partCRC
+			w.part = pngCRC
 		}
 		return n
-	case partSignature:
+	case pngStart:
 		return w.fill(p, len(pngSignature), w.signature)
-	case partHeader:
+	case pngHeader:
 		return w.fill(p, 8, w.header)
-	case partCRC:
+	case pngCRC:
 		return w.fill(p, 4, w.checksum)
-	case partEnd:
+	case pngEnd:
 	}
 	w.broken = errors.New("bytes after the IEND chunk")
 	return len(p)
 }
 
-// fill collects size bytes and then calls done with them.
-func (w *pngWalk) fill(p []byte, size int, done func([]byte) error) int {
-	n := min(len(p), size-len(w.have))
-	w.have = append(w.have, p[:n]...)
-	if len(w.have) == size {
-		w.broken = done(w.have)
-		w.have = w.have[:0]
-	}
-	return n
-}
-
 func (w *pngWalk) signature(b []byte) error {
 	if string(b) != pngSignature {
-		return errors.New("not a PNG")
+		return errUnknownFormat
 	}
-	w.part = partHeader
+	w.part = pngHeader
 	return nil
 }
 
@@ -113,9 +84,9 @@ func (w *pngWalk) header(b []byte) error {
 		}
 	}
 	w.hasData = w.hasData || w.kind == "IDAT" && w.left > 0
-	w.part = partData
+	w.part = pngData
 	if w.left == 0 {
-		w.part = partCRC
+		w.part = pngCRC
 	}
 	return nil
 }
@@ -127,7 +98,7 @@ func (w *pngWalk) ihdr(b []byte) error {
 	}
 	w.width, w.height = int(width), int(height)
 	w.crc = crc32.Update(w.crc, crc32.IEEETable, b)
-	w.part = partCRC
+	w.part = pngCRC
 	return nil
 }
 
@@ -135,18 +106,9 @@ func (w *pngWalk) checksum(b []byte) error {
 	if binary.BigEndian.Uint32(b) != w.crc {
 		return fmt.Errorf("the PNG's %s chunk has a wrong checksum", w.kind)
 	}
-	w.part = partHeader
+	w.part = pngHeader
 	if w.kind == "IEND" {
-		w.part = partEnd
+		w.part, w.whole = pngEnd, true
 	}
 	return nil
-}
-
-// err returns nil after a complete PNG, errTruncated after an incomplete one, and
-// otherwise what is wrong.
-func (w *pngWalk) err() error {
-	if w.broken == nil && w.part != partEnd {
-		return errTruncated
-	}
-	return w.broken
 }

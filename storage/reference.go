@@ -72,11 +72,11 @@ func (l ReferenceLimits) tooLarge(bytes int64) error {
 // referenceExtensions maps the content types that DashScope accepts for a reference
 // image to the file name extensions that its upload requires.
 func referenceExtensions() map[string]string {
-	return map[string]string{"image/jpeg": ".jpg", "image/png": ".png", "image/bmp": ".bmp", "image/tiff": ".tiff", "image/webp": ".webp"}
+	return map[string]string{jpegType: ".jpg", pngType: ".png", "image/bmp": ".bmp", "image/tiff": ".tiff", webpType: ".webp"}
 }
 
-// Extension returns the file name extension for a reference image's content type,
-// with its dot, or "" for any other content type.
+// Extension returns the file name extension for the content type of a verified or a
+// reference image, with its dot, or "" for any other content type.
 func Extension(contentType string) string { return referenceExtensions()[contentType] }
 
 var sha256Pattern = regexp.MustCompile(`^[0-9a-f]{64}$`)

@@ -94,6 +94,8 @@ const (
 	// recheckFolder holds files that are downloaded again: transfers that were
 	// damaged, and files that [Spool.Recheck] moved there.
 	recheckFolder = "recheck"
+	// digestFolder holds the SHA-256 of those verified files that have no checksums in them.
+	digestFolder = "sha256"
 )
 
 // OpenSpool opens the spool in dir, creates the folder if it does not exist, and
@@ -136,7 +138,7 @@ func OpenSpool(dir string, cfg SpoolConfig) (*Spool, error) {
 	if err := os.RemoveAll(filepath.Join(dir, incomingFolder)); err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
-	for _, folder := range []string{incomingFolder, verifiedFolder, unverifiedFolder, recheckFolder} {
+	for _, folder := range []string{incomingFolder, verifiedFolder, unverifiedFolder, recheckFolder, digestFolder} {
 		s.folders[folder] = &atomicfile.Dir{Path: filepath.Join(dir, folder)}
 		if err := os.MkdirAll(filepath.Join(dir, folder), 0o750); err != nil {
 			return nil, fmt.Errorf("spool: %w", err)
@@ -170,7 +172,7 @@ type File struct {
 	SHA256, MD5 string // hex
 	Width       int    // pixels
 	Height      int
-	ContentType string
+	ContentType string // image/png, image/jpeg or image/webp, by its bytes
 	SourceName  string // file name in the source's URL
 
 	digests digests
@@ -208,7 +210,7 @@ func (s *Spool) Remove(name string) error {
 		return err
 	}
 	var errs []error
-	for _, folder := range []string{verifiedFolder, unverifiedFolder, recheckFolder} {
+	for _, folder := range []string{verifiedFolder, unverifiedFolder, recheckFolder, digestFolder} {
 		if err := os.Remove(filepath.Join(s.dir, folder, name)); !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -53,6 +54,7 @@ type stack struct {
 	bucketTrip time.Duration // of each request to the bucket
 	away       atomic.Bool   // the bucket refuses every connection
 	hangs      atomic.Bool   // the bucket does not answer when something is written
+	noSidecar  atomic.Bool   // the bucket refuses sidecars
 	// dial, unless nil, dials DashScope instead of the simulator's dialer.
 	dial func(context.Context, string, string) (net.Conn, error)
 
@@ -132,7 +134,7 @@ func (s *stack) openBucket() {
 		Bucket: bucket.DefaultBucket, Endpoint: "http://bucket.embedded", AccessKeyID: id, SecretAccessKey: secret,
 		HTTPClient: clientFunc(func(r *http.Request) (*http.Response, error) {
 			<-time.After(s.bucketTrip)
-			if s.away.Load() {
+			if s.away.Load() || s.noSidecar.Load() && r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/_jobs/") {
 				return nil, errAway
 			}
 			if s.hangs.Load() && r.Method == http.MethodPut {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -39,7 +40,7 @@ created once.`,
 	}
 	p.runFlags(cmd, &f.batchFlags)
 	f.register(cmd)
-	cmd.Flags().StringVarP(&f.output, "output", "o", "", "file to save the image as; with several, -1, -2 … goes before its extension (default: the job's ID)")
+	cmd.Flags().StringVarP(&f.output, "output", "o", "", "file to save the image as; with several, -1, -2 … goes before its extension (default: the job's ID, with the extension of the image's format)")
 	return cmd
 }
 
@@ -69,8 +70,11 @@ func (p *program) generate(cmd *cobra.Command, f generateFlags) error {
 	}
 	files := outputFiles(f.output, req)
 	for _, file := range files {
-		if _, err := os.Lstat(file); err == nil {
-			return usageErrorf("choose another name with -o, or move it away", "%s is there already", file)
+		// Which format a model makes is not known before.
+		for _, name := range []string{file, imageFile(f.output, file, ".jpg"), imageFile(f.output, file, ".webp")} {
+			if _, err := os.Lstat(name); err == nil {
+				return usageErrorf("choose another name with -o, or move it away", "%s is there already", name)
+			}
 		}
 	}
 	if err := checkWritableFolder(files[0]); err != nil {
@@ -99,15 +103,18 @@ func (p *program) generate(cmd *cobra.Command, f generateFlags) error {
 		p.stderrf("the job is not finished; to fetch its image later: the same command with --id %s", req.ID)
 	}
 	if got := r.files[0].lines[0].result; got != nil {
-		err = errors.Join(err, p.save(ctx, rt, got, files))
+		err = errors.Join(err, p.save(ctx, rt, got, f.output, files))
 	}
 	return errors.Join(err, rt.Close())
 }
 
+// defaultExt is the extension of PNG, the format of all documented examples but one.
+const defaultExt = ".png"
+
 // outputFiles returns the file name of each image.
 func outputFiles(output string, req jobs.Request) []string {
 	if output == "" {
-		output = req.ID + ".png"
+		output = req.ID + defaultExt
 	}
 	if req.N == 1 {
 		return []string{output}
@@ -120,14 +127,28 @@ func outputFiles(output string, req jobs.Request) []string {
 	return files
 }
 
+// imageFile returns the file of an image whose format has an extension: a name that was given
+// stays as it is.
+func imageFile(output, file, ext string) string {
+	if output != "" {
+		return file
+	}
+	return strings.TrimSuffix(file, defaultExt) + ext
+}
+
 // save copies the images from the bucket to files.
-func (p *program) save(ctx context.Context, rt *runtime, got *result, files []string) error {
+func (p *program) save(ctx context.Context, rt *runtime, got *result, output string, files []string) error {
 	for _, image := range got.Images {
 		if image.Key == "" {
 			p.stderrf("image %d: %s: %s", image.N, image.Code, image.Message)
 			continue
 		}
-		file := files[image.N-1]
+		stored := jobs.Image{ContentType: image.ContentType}
+		file := imageFile(output, files[image.N-1], stored.Extension())
+		given := strings.ReplaceAll(strings.ToLower(filepath.Ext(file)), ".jpeg", ".jpg")
+		if slices.Contains([]string{".png", ".jpg", ".webp"}, given) && given != stored.Extension() {
+			p.stderrf("warning: %s is a %s file in spite of its name", file, strings.ToUpper(stored.Format()))
+		}
 		if err := saveObject(ctx, rt, image.Key, file); err != nil {
 			return fmt.Errorf("save image %d: %w; it is in the bucket under %s", image.N, err, image.Key)
 		}

@@ -176,6 +176,9 @@ func newKillStack(t *testing.T) *killStack {
 		TaskTime: simulator.Between(30*time.Millisecond, 60*time.Millisecond),
 		Render: func(p painter.Picture) []byte {
 			p.Width, p.Height = 8, 8
+			if p.Prompt == "prompt b" {
+				return painter.PaintJPEG(p)
+			}
 			return painter.Paint(p)
 		},
 	}
@@ -339,8 +342,11 @@ func (w *killStack) check() error {
 		if got.Danqing.State != jobs.StateSucceeded || tasks != 1 {
 			return fmt.Errorf("%s: %s with %d tasks: %s", got.Prompt, got.Danqing.State, tasks, got.Danqing.Message)
 		}
-		if _, err := os.Stat(w.files.Path(got.Danqing.Images[0].Key)); err != nil {
-			return err
+		ext := []string{".png", ".jpg"}[i]
+		base, isFormat := strings.CutSuffix(w.files.Path(got.Danqing.Images[0].Key), ext)
+		stored, err := filepath.Glob(base + ".*")
+		if !isFormat || err != nil || len(stored) != 1 {
+			return fmt.Errorf("%s is stored as %q, %w", got.Danqing.Images[0].Key, stored, err)
 		}
 	}
 	return nil

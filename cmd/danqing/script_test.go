@@ -41,7 +41,7 @@ func startRedis(ts *testscript.TestScript, _ bool, _ []string) {
 }
 
 // startServices starts and configures a bucket and a DashScope. A task whose prompt contains
-// "fails once" fails the first time. GENUINE is the same service without the simulator's mark.
+// "fails once" fails the first time, "a photo" is a JPEG. GENUINE is the same service without the simulator's mark.
 func startServices(ts *testscript.TestScript, _ bool, _ []string) {
 	files, err := bucket.Open(bucket.Config{Dir: ts.MkAbs("s3"), AccessKeyID: "AKIATEST", SecretAccessKey: "s3cr3t"})
 	ts.Check(err)
@@ -51,6 +51,9 @@ func startServices(ts *testscript.TestScript, _ bool, _ []string) {
 		TaskTime: simulator.Between(30*time.Millisecond, 60*time.Millisecond),
 		Render: func(p painter.Picture) []byte {
 			p.Width, p.Height = 8, 8
+			if p.Prompt == "a photo" {
+				return painter.PaintJPEG(p)
+			}
 			return painter.Paint(p)
 		},
 		Outcome: func(req dashscope.CreateRequest) simulator.Outcome {

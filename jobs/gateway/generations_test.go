@@ -239,7 +239,7 @@ func TestDisconnectCancels(t *testing.T) {
 func TestStream(t *testing.T) {
 	runInBubble(t, nil, func(t *testing.T, s *service) {
 		body := strings.Replace(openAICat, "{", `{"stream":true,"partial_images":2,`, 1)
-		time.AfterFunc(40*time.Second, func() { s.finish(s.onlyJob()) })
+		time.AfterFunc(40*time.Second, func() { s.finish(s.onlyJob(), "image/png", "image/jpeg") })
 		got := s.generateImages(t.Context(), body)
 		assert.Equal(t, http.StatusOK, got.status)
 		assert.Equal(t, "text/event-stream; charset=utf-8", got.header.Get("Content-Type"))
@@ -262,7 +262,7 @@ func TestStream(t *testing.T) {
 			require.NoError(t, err)
 			_, want := writePNG(t, s.onlyJob(), images)
 			assert.Equal(t, want, content)
-			assert.Equal(t, []string{"image_generation.completed", "256x256", "auto", "opaque", "png"}, []string{completed.Type, completed.Size, completed.Quality, completed.Background, completed.OutputFormat})
+			assert.Equal(t, []string{"image_generation.completed", "256x256", "auto", "opaque", []string{"png", "jpeg"}[images-1]}, []string{completed.Type, completed.Size, completed.Quality, completed.Background, completed.OutputFormat})
 			assert.Equal(t, time.Now().Unix(), completed.CreatedAt)
 		}
 		assert.Equal(t, 2, images)

@@ -115,8 +115,8 @@ func (a *api) streamImages(out *heldAnswer, r *request, asked generation, rec *j
 			return err
 		}
 		_ = http.NewResponseController(out.w).SetWriteDeadline(time.Now().Add(writeTimeout)) // unsupported in tests
-		before := fmt.Sprintf("event: %s\ndata: {\"type\":%q,\"created_at\":%d,\"size\":\"%dx%d\",\"quality\":\"auto\",\"background\":\"opaque\",\"output_format\":\"png\",\"b64_json\":\"",
-			asked.event, asked.event, rec.FinishedAt.Unix(), image.Width, image.Height)
+		before := fmt.Sprintf("event: %s\ndata: {\"type\":%q,\"created_at\":%d,\"size\":\"%dx%d\",\"quality\":\"auto\",\"background\":\"opaque\",\"output_format\":%q,\"b64_json\":\"",
+			asked.event, asked.event, rec.FinishedAt.Unix(), image.Width, image.Height, image.Format())
 		err = writeBase64(out.w, before, body)
 		_ = body.Close() // read only
 		if err != nil {

@@ -61,6 +61,25 @@ func TestImages(t *testing.T) {
 	assert.NotEmpty(t, got.header.Get("Retry-After"))
 }
 
+// A link ends in the extension of the image's format and serves it as that; the other
+// extensions name no image.
+func TestImageFormats(t *testing.T) {
+	t.Parallel()
+	s := newService(t, nil)
+	for contentType, ext := range map[string]string{"image/jpeg": ".jpg", "image/webp": ".webp"} {
+		rec := s.finish(s.create(oneCat), contentType)
+		path := rec.ImagePath(rec.Images[0])
+		assert.Contains(t, path, "-1"+ext+"?s=")
+		assert.Contains(t, s.query(rec.ID).Output.Results[0].URL, path)
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			got := s.request(method, path, "")
+			assert.Equal(t, http.StatusOK, got.status)
+			assert.Equal(t, contentType, got.header.Get("Content-Type"))
+		}
+		assert.Equal(t, http.StatusNotFound, s.request(http.MethodGet, strings.Replace(path, ext+"?", ".png?", 1), "").status)
+	}
+}
+
 // The jobs of a batch, with readable IDs, are queried and their images served too.
 func TestImagesOfReadableIDs(t *testing.T) {
 	t.Parallel()

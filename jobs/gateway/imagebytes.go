@@ -34,7 +34,7 @@ func (a *api) sendImage(w http.ResponseWriter, r *http.Request, rec *jobs.Job, i
 	defer cancel()
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(limit)) // unsupported in tests
 	header := w.Header()
-	header.Set("Content-Type", "image/png") // no other type is ever stored
+	header.Set("Content-Type", "image/"+image.Format()) // by its bytes, when it was verified
 	if image.SHA256 != "" {
 		header.Set("ETag", strconv.Quote(image.SHA256))
 	}

@@ -237,13 +237,17 @@ func (s *service) generate(id string) {
 	})
 }
 
-// finish stores all images of a job, and ends it as succeeded.
-func (s *service) finish(id string) *jobs.Job {
+// finish stores all images of a job, and ends it as succeeded. An image without a content type
+// is a PNG.
+func (s *service) finish(id string, contentTypes ...string) *jobs.Job {
 	s.t.Helper()
 	return s.update(id, func(rec *jobs.Record) {
 		rec.State, rec.FinishedAt, rec.CostMicroYuan = jobs.StateSucceeded, time.Now().UTC(), 160_000*int64(rec.Request.N)
 		for n := 1; n <= rec.Request.N; n++ {
 			rec.Images = append(rec.Images, s.store(&rec.Job, n))
+		}
+		for i, contentType := range contentTypes {
+			rec.Images[i].ContentType = contentType
 		}
 	})
 }

@@ -73,7 +73,9 @@ type Simulator struct {
 	// the process, as DashScope's do. Empty means memory only. Only one Simulator at a
 	// time may use a directory.
 	StateDir string
-	// Render paints a result. nil means [painter.Paint].
+	// Render paints a result. nil means [painter.Paint]; [painter.PaintJPEG] and
+	// [painter.PaintWebP] make other formats. Its URL and its Content-Type are those of a PNG
+	// whatever it is.
 	Render func(painter.Picture) []byte
 	// Outcome returns the outcome of a task that the service accepted. nil means that
 	// every image succeeds. It is called once, when the task is created.

@@ -24,13 +24,15 @@ func (s *Server) storeImage(ctx context.Context, rec *jobs.Record, result jobs.R
 	if result.URL == "" {
 		return jobs.Image{N: result.N, Code: result.Code, Message: result.Message}, nil
 	}
-	// All images are PNG (text-to-image API reference); other content is never stored
-	// under this key.
-	key, err := s.imageKey(rec, result)
+	keys, err := s.imageKeys(rec, result, got.file)
 	if err != nil {
 		taken = err.Error()
 	}
-	if taken == "" {
+	var occupied []string
+	for _, key := range keys {
+		if taken != "" {
+			break
+		}
 		image, task, err := s.statImage(ctx, result.N, key)
 		switch {
 		case err != nil || task == rec.TaskID:
@@ -40,7 +42,7 @@ func (s *Server) storeImage(ctx context.Context, rec *jobs.Record, result jobs.R
 			// Nothing is overwritten.
 			return image, s.quarantineDuplicate(ctx, rec, result, got)
 		default:
-			taken = "another object exists under its key " + key
+			occupied = append(occupied, key)
 		}
 	}
 	if got.err != nil && !errors.Is(got.err, storage.ErrDisk) {
@@ -52,13 +54,23 @@ func (s *Server) storeImage(ctx context.Context, rec *jobs.Record, result jobs.R
 			return jobs.Image{}, err
 		}
 		defer s.memoryFetch.Release(1)
-		file, err := s.spool.FetchToMemory(ctx, result.URL)
-		if err != nil || taken != "" {
+		if got.file, err = s.spool.FetchToMemory(ctx, result.URL); err != nil {
 			return s.retryOrHold(rec, result, got, got.err)
 		}
-		got.file = file
 	}
-	if taken != "" {
+	key := ""
+	if taken == "" {
+		if key, err = s.imageKey(rec, result, got.file.ContentType); err != nil {
+			return jobs.Image{}, err
+		}
+	}
+	if slices.Contains(occupied, key) {
+		taken = "another object exists under its key " + key
+	}
+	switch {
+	case taken != "" && got.err != nil: // nothing on the disk to keep
+		return s.retryOrHold(rec, result, got, got.err)
+	case taken != "":
 		return s.quarantine(ctx, rec, result, got.file.Path, taken)
 	}
 	return s.put(ctx, rec, result, key, got.file)
@@ -162,13 +174,35 @@ func (s *Server) quarantineDuplicate(ctx context.Context, rec *jobs.Record, resu
 	return got.err
 }
 
-func (s *Server) imageKey(rec *jobs.Record, result jobs.Result) (string, error) {
+// imageKeys returns the keys under which the image may be in the bucket. The extension tells
+// the format, which is known once the image is fetched: file is nil before. The same task
+// gives the same bytes and so the same key; an earlier attempt may have another extension.
+func (s *Server) imageKeys(rec *jobs.Record, result jobs.Result, file *storage.File) ([]string, error) {
+	types := storage.ImageTypes()
+	if file != nil && len(rec.PastAttempts) == 0 {
+		types = []string{file.ContentType}
+	}
+	var keys []string
+	for _, contentType := range types {
+		key, err := s.imageKey(rec, result, contentType)
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(keys, key) { // a template without {ext} makes one
+			keys = append(keys, key)
+		}
+	}
+	return keys, nil
+}
+
+// imageKey returns the key of an image of a content type.
+func (s *Server) imageKey(rec *jobs.Record, result jobs.Result, contentType string) (string, error) {
 	name := ""
 	if u, err := url.Parse(result.URL); err == nil {
 		name = path.Base(u.Path)
 	}
 	return s.bucket.ImageKey(storage.KeyVars{
-		JobID: rec.ID, N: result.N, Ext: ".png", Batch: rec.Request.Batch, ID: rec.Request.LineID, Model: rec.Model,
+		JobID: rec.ID, N: result.N, Ext: storage.Extension(contentType), Batch: rec.Request.Batch, ID: rec.Request.LineID, Model: rec.Model,
 		Date: rec.EnqueuedAt, SourceName: name,
 	})
 }

@@ -207,13 +207,13 @@ func (q *Runner) storeImages(ctx context.Context, entry Task, task *dashscope.Ta
 }
 
 func (q *Runner) storeImage(ctx context.Context, entry Task, n int, link string) error {
-	name := entry.TaskID + "-" + strconv.Itoa(n) + ".png"
+	name := entry.TaskID + "-" + strconv.Itoa(n)
 	file, err := q.Recorder.Spool.Fetch(ctx, name, link)
-	path := ""
+	path, ext := "", ""
 	var failed *storage.FetchError
 	switch {
 	case err == nil:
-		path = file.Path
+		path, ext = file.Path, storage.Extension(file.ContentType)
 	case errors.As(err, &failed) && failed.Path != "":
 		path = failed.Path // stored unverified
 	case errors.As(err, &failed) && failed.Kind == storage.FetchForbidden:
@@ -224,7 +224,7 @@ func (q *Runner) storeImage(ctx context.Context, entry Task, n int, link string)
 	default:
 		return err
 	}
-	if err := q.Recorder.Bucket.Hold(ctx, entry.TaskID, name, path); err != nil {
+	if err := q.Recorder.Bucket.Hold(ctx, entry.TaskID, name+ext, path); err != nil {
 		return err
 	}
 	return q.Recorder.Spool.Remove(name)

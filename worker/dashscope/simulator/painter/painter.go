@@ -50,6 +50,14 @@ type Picture struct {
 // content and RefOnly uses its colors, weighted by RefStrength. Equal pictures give
 // equal bytes.
 func Paint(p Picture) []byte {
+	var out bytes.Buffer
+	encoder := png.Encoder{CompressionLevel: png.BestSpeed}
+	_ = encoder.Encode(&out, paint(p)) // only a wrong size can fail
+	return out.Bytes()
+}
+
+// paint renders a picture.
+func paint(p Picture) *image.Paletted {
 	style := p.style()
 	c := newCanvas(max((p.Width+1)/2, minCanvasSide), max((p.Height+1)/2, minCanvasSide))
 	words := []string{p.Model, p.Prompt, p.NegativePrompt, style.name, fmt.Sprint(p.Seed)}
@@ -70,10 +78,7 @@ func Paint(p Picture) []byte {
 	img.Stride, img.Rect = p.Width, image.Rect(0, 0, p.Width, p.Height)
 	img.Pix = c.upscale(p.Width, p.Height)
 	drawText(img, p)
-	var out bytes.Buffer
-	encoder := png.Encoder{CompressionLevel: png.BestSpeed}
-	_ = encoder.Encode(&out, img) // only a wrong size can fail
-	return out.Bytes()
+	return img
 }
 
 // Placeholder returns the image that replaces a reference of which only the URL is
