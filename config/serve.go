@@ -3,6 +3,7 @@ package config
 import (
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,9 @@ type Serve struct {
 	KeepAlive time.Duration
 	// CORSOrigins are DANQING_CORS_ORIGINS: the origins whose pages may use the API.
 	CORSOrigins []string
+	// Aliases are DANQING_MODEL_ALIASES: names of models for OpenAI's API, and the catalog's names
+	// that they stand for.
+	Aliases map[string]string
 	// Operators are DANQING_OPERATOR_TOKENS: who may see everything, in the web UI. Without
 	// any it asks for nothing, and is for this machine only.
 	Operators []Operator
@@ -87,6 +91,7 @@ func (l *loader) serve() {
 	s.MaxQueued = l.parseCount("jobs")(l.lookup("DANQING_SERVE_MAX_QUEUED"))
 	l.ui(s)
 	l.browsers(s)
+	l.aliases(s)
 	if v, name := l.lookup("DANQING_GATEWAY_DEFAULT_N"); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < 1 || n > 4 {
@@ -159,6 +164,41 @@ func (l *loader) browsers(s *Serve) {
 		s.CORSOrigins = append(s.CORSOrigins, origin)
 	}
 }
+
+// aliases reads the other names of models.
+func (l *loader) aliases(s *Serve) {
+	list, name := l.lookup("DANQING_MODEL_ALIASES")
+	for entry := range strings.SplitSeq(list, ",") {
+		if entry = strings.TrimSpace(entry); entry == "" {
+			continue
+		}
+		alias, model, found := strings.Cut(entry, "=")
+		alias, model = strings.TrimSpace(alias), strings.TrimSpace(model)
+		if !found || !aliasPattern.MatchString(alias) {
+			l.bad(name, "%q: must be NAME=MODEL,NAME=MODEL, as in gpt-image-1=wan2.7-image, with names of 1 to 64 letters, digits and . _ - : /", entry)
+			continue
+		}
+		_, err := jobs.LookupModel(model)
+		_, own := jobs.ModelNamed(alias)
+		_, twice := s.Aliases[alias]
+		switch {
+		case err != nil || model == "":
+			l.bad(name, "%q: %q is not a model of the catalog: danqing models lists them", entry, model)
+		case own:
+			l.bad(name, "%q: %s is the name of a model: choose another", entry, alias)
+		case twice:
+			l.bad(name, "%q: %s has two models: remove one", entry, alias)
+		default:
+			if s.Aliases == nil {
+				s.Aliases = map[string]string{}
+			}
+			s.Aliases[alias] = model
+		}
+	}
+}
+
+// aliasPattern matches the names that an alias may have: those of other services' models.
+var aliasPattern = regexp.MustCompile(`^[A-Za-z0-9._:/-]{1,64}$`)
 
 // readTokens reads the tokens from the environment and the file. No problem contains one.
 func (l *loader) readTokens(defaults Token) {

@@ -69,6 +69,7 @@ func Variables() []VariableGroup {
 			{Name: "DANQING_UI_WRITE", Meaning: "`true`: operators who log in may decide, pause and cancel in the web UI", Default: "`false`"},
 			{Name: "DANQING_CORS_ORIGINS", Meaning: "origins whose pages may use the API in browsers, as in `https://studio.example.com,http://localhost:5173`"},
 			{Name: "DANQING_KEEPALIVE_WHITESPACE", Meaning: "how often a request of OpenAI's API that waits gets white space, as in `15s`, against proxies that cut silent connections; errors then have the status 200", Default: "never"},
+			{Name: "DANQING_MODEL_ALIASES", Meaning: "other names of models for [OpenAI's API](http-api.md#aliases), as in `gpt-image-1=wan2.7-image,dall-e-3=wanx-v1`", Default: "none"},
 			{Name: "DANQING_IMAGE_LINKS", Meaning: "`serve`: links to images send the bytes; `redirect`: they lead to presigned links of the bucket, which clients must reach (not the embedded one)", Default: "`serve`"},
 			{Name: "DANQING_GATEWAY_DEFAULT_N", Meaning: "images of a DashScope request without `n`, 1 to 4", Default: "`4`, as DashScope; `1` for Qwen-Image"},
 		}},

@@ -188,7 +188,7 @@ func (h *httpServer) open(cfg *config.Config, s serverConfig) error {
 	}
 	api := &gateway.API{
 		Bucket: s.bucket, RedirectImages: cfg.Serve.RedirectImages && !s.local, Price: s.price, Depth: s.depth, TempDir: s.temp,
-		RequireToken: !h.local, DefaultN: cfg.Serve.DefaultN, BaseURL: cfg.Serve.URL, KeepAlive: cfg.Serve.KeepAlive, CORSOrigins: cfg.Serve.CORSOrigins,
+		RequireToken: !h.local, DefaultN: cfg.Serve.DefaultN, BaseURL: cfg.Serve.URL, KeepAlive: cfg.Serve.KeepAlive, CORSOrigins: cfg.Serve.CORSOrigins, Aliases: cfg.Serve.Aliases,
 		LoadSidecar: func(ctx context.Context, id string) (*jobs.Job, error) {
 			return loadSidecar(ctx, s.bucket, cfg.Serve.URL, id)
 		},

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
@@ -69,7 +70,7 @@ func (a *api) readEdit(w http.ResponseWriter, r *request, prompt string) (asked 
 	if err != nil {
 		return asked, err
 	}
-	asked, err = parseFields(in.fields)
+	asked, err = parseFields(in.fields, a.cfg.Aliases)
 	asked.identity, asked.names, asked.event, asked.chooseModel = identity, in.names(), "image_edit.completed", chosen
 	if err != nil {
 		return asked, err
@@ -104,7 +105,7 @@ func (in *editInput) setPrompt(prompt string) error {
 func (a *api) setEditModel(ctx context.Context, in *editInput) (chosen bool, err error) {
 	if value, given := in.fields["model"]; given && !slices.Contains([]string{"null", `""`}, string(value)) {
 		var named string
-		if json.Unmarshal(value, &named) == nil { // else it is refused as no text
+		if json.Unmarshal(value, &named) == nil && a.cfg.Aliases[strings.TrimSpace(named)] == "" { // else it is refused as no text
 			_, err = findModel(named)
 		}
 		return false, err
@@ -152,8 +153,8 @@ func (a *api) editingModel(ctx context.Context, images int, mask bool) string {
 	return cmp.Or(best, jobs.DefaultModel)
 }
 
-// keepModel gives a repeated request the model of the existing job, if the gateway chose it: the
-// models that are worked on may have changed.
+// keepModel gives a repeated request the model of the existing job, if the gateway chose it, or it
+// has an alias: the models that are worked on, or the alias, may have changed.
 func (a *api) keepModel(ctx context.Context, req *jobs.Request) {
 	rec, err := a.jobs.Get(ctx, req.ID)
 	if errors.Is(err, jobs.ErrNotFound) {

@@ -93,6 +93,9 @@ type API struct {
 	// CORSOrigins are the origins whose pages may use the APIs, as in
 	// https://studio.example.com.
 	CORSOrigins []string
+	// Aliases are other names of models for OpenAI's API, and the catalog's names that they stand
+	// for.
+	Aliases map[string]string
 }
 
 // Token is the credential of one producer.
@@ -257,6 +260,11 @@ func (cfg *API) validate() error {
 			cfg.Tokens[i].MaxWaiting = (cfg.Depth + len(cfg.Tokens) - 1) / len(cfg.Tokens)
 		}
 		names[t.Name], secrets[t.Secret] = true, true
+	}
+	for alias, name := range cfg.Aliases {
+		if _, err := jobs.LookupModel(name); err != nil {
+			return fmt.Errorf("gateway: alias %s: %w", alias, err)
+		}
 	}
 	cfg.BaseURL = strings.TrimRight(cfg.BaseURL, "/")
 	return nil

@@ -26,7 +26,7 @@ func (a *api) generations(w http.ResponseWriter, r *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	asked, err := parseGeneration(body)
+	asked, err := parseGeneration(body, a.cfg.Aliases)
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +67,7 @@ func (a *api) generate(out *heldAnswer, r *request, asked generation) (again boo
 	over := false // no later request may join the job
 	defer func() { a.leave(r, asked, c, over) }()
 	asked.request.ID = c.job
-	if asked.chooseModel && !c.isNew {
+	if !c.isNew && (asked.chooseModel || asked.alias != "" && c.key != "") {
 		a.keepModel(r.Context(), &asked.request)
 	}
 	rec, _, err := a.accept(r.Context(), r.caller, asked.request)
@@ -129,7 +129,7 @@ func (a *api) answer(out *heldAnswer, r *request, asked generation, rec *jobs.Jo
 	if asked.stream {
 		err = a.streamImages(out, r, asked, rec)
 	} else {
-		err = a.sendImages(out.writer(), r, rec, asked.encoded)
+		err = a.sendImages(out.writer(), r, asked, rec)
 	}
 	if errors.Is(err, storage.ErrNotExist) { // permanent: a retry would fail as well
 		a.log.Warn("image missing from the bucket", "job_id", rec.ID, "err", err)

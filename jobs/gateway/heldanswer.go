@@ -106,6 +106,10 @@ func (h *heldAnswer) writeError(r *request, err error) error {
 
 // streamImages sends an event for each image.
 func (a *api) streamImages(out *heldAnswer, r *request, asked generation, rec *jobs.Job) error {
+	usage := ""
+	if isGPTImage(asked.alias) {
+		usage = gptImageUsage + ","
+	}
 	for _, image := range rec.Images {
 		if image.Key == "" {
 			continue
@@ -115,8 +119,8 @@ func (a *api) streamImages(out *heldAnswer, r *request, asked generation, rec *j
 			return err
 		}
 		_ = http.NewResponseController(out.w).SetWriteDeadline(time.Now().Add(writeTimeout)) // unsupported in tests
-		before := fmt.Sprintf("event: %s\ndata: {\"type\":%q,\"created_at\":%d,\"size\":\"%dx%d\",\"quality\":\"auto\",\"background\":\"opaque\",\"output_format\":%q,\"b64_json\":\"",
-			asked.event, asked.event, rec.FinishedAt.Unix(), image.Width, image.Height, image.Format())
+		before := fmt.Sprintf("event: %s\ndata: {\"type\":%q,\"created_at\":%d,\"size\":\"%dx%d\",\"quality\":\"auto\",\"background\":\"opaque\",\"output_format\":%q,%s\"b64_json\":\"",
+			asked.event, asked.event, rec.FinishedAt.Unix(), image.Width, image.Height, image.Format(), usage)
 		err = writeBase64(out.w, before, body)
 		_ = body.Close() // read only
 		if err != nil {

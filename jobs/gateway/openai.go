@@ -3,6 +3,7 @@ package gateway
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -60,6 +61,7 @@ type generation struct {
 	stream  bool     // as server-sent events
 	ignored []string // the fields that change nothing
 	event   string   // the event of an image, with stream
+	alias   string   // the client's name of the model, if it is an alias
 	// identity tells the request from others: its body, or what stands for it.
 	identity []byte
 	names    fieldNames
@@ -71,31 +73,53 @@ type generation struct {
 // one. The result is not normalized. ignored are the names of the fields that change nothing,
 // except those that say how an answer is sent.
 func ParseOpenAI(body []byte) (req jobs.Request, ignored []string, err error) {
-	g, err := parseBody(body)
+	g, err := parseBody(body, nil)
 	return g.request, g.ignored, err
 }
 
 // parseGeneration parses a request for a model that exists.
-func parseGeneration(body []byte) (generation, error) {
-	g, err := parseBody(body)
+func parseGeneration(body []byte, aliases map[string]string) (generation, error) {
+	g, err := parseBody(body, aliases)
 	if err == nil && g.request.Model != "" {
 		_, err = findModel(g.request.Model)
 	}
 	return g, err
 }
 
-func parseBody(body []byte) (generation, error) {
+func parseBody(body []byte, aliases map[string]string) (generation, error) {
 	fields := map[string]json.RawMessage{}
 	if err := json.Unmarshal(body, &fields); err != nil {
 		return generation{}, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is not a JSON object: %v", err), 0)
 	}
-	g, err := parseFields(fields)
+	g, err := parseFields(fields, aliases)
 	g.identity, g.event = body, "image_generation.completed"
 	return g, err
 }
 
-func parseFields(fields map[string]json.RawMessage) (generation, error) {
+// resolveModel replaces an alias in the fields of a request, and returns it; "" if the model has
+// another name.
+func resolveModel(fields map[string]json.RawMessage, aliases map[string]string) (alias string) {
+	if json.Unmarshal(fields["model"], &alias) != nil {
+		return ""
+	}
+	alias = strings.TrimSpace(alias)
+	name, known := aliases[alias]
+	if !known {
+		return ""
+	}
+	fields["model"], _ = json.Marshal(name) // a string
+	return alias
+}
+
+// isGPTImage reports whether a model's name is of OpenAI's GPT image models, whose clients expect
+// images in base64, and how they were made.
+func isGPTImage(name string) bool {
+	return strings.HasPrefix(name, "gpt-image-") || strings.HasPrefix(name, "chatgpt-image-")
+}
+
+func parseFields(fields map[string]json.RawMessage, aliases map[string]string) (generation, error) {
 	var g generation
+	g.alias = resolveModel(fields, aliases)
 	for name := range fields {
 		if !slices.Contains(openAIFields(), name) {
 			shown := name[:min(len(name), 64)]
@@ -113,6 +137,9 @@ func parseFields(fields map[string]json.RawMessage) (generation, error) {
 	case "b64_json":
 		g.encoded = true
 	case "", "url":
+		if g.encoded = isGPTImage(g.alias); g.encoded && format != "" {
+			g.ignored = append(g.ignored, "response_format")
+		}
 	default:
 		return g, invalidField("response_format", format, "url, b64_json")
 	}
@@ -160,28 +187,40 @@ type openAIModel struct {
 	OwnedBy string `json:"owned_by"`
 }
 
-func newOpenAIModel(m jobs.Model) openAIModel { return openAIModel{m.Name, "model", 0, "alibaba"} }
+func newOpenAIModel(name string) openAIModel { return openAIModel{name, "model", 0, "alibaba"} }
 
 func (a *api) models(_ http.ResponseWriter, r *request) (any, error) {
 	list := struct {
 		Object string        `json:"object"`
 		Data   []openAIModel `json:"data"`
 	}{Object: "list", Data: []openAIModel{}}
+	worked := map[string]bool{}
 	for _, m := range a.workedModels(r.Context(), recheckWorkers) {
-		list.Data = append(list.Data, newOpenAIModel(m))
+		worked[m.Name] = true
+		list.Data = append(list.Data, newOpenAIModel(m.Name))
+	}
+	for _, alias := range slices.Sorted(maps.Keys(a.cfg.Aliases)) {
+		if worked[a.cfg.Aliases[alias]] {
+			list.Data = append(list.Data, newOpenAIModel(alias))
+		}
 	}
 	return list, nil
 }
 
 func (a *api) model(_ http.ResponseWriter, r *request) (any, error) {
-	m, err := findModel(r.PathValue("id"))
+	asked := r.PathValue("id")
+	name, known := a.cfg.Aliases[asked]
+	if !known {
+		name = asked
+	}
+	m, err := findModel(name)
 	if err == nil && !a.isWorked(r.Context(), m.Name) {
 		err = a.modelNotWorked(r.Context(), m.Name)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return newOpenAIModel(m), nil
+	return newOpenAIModel(asked), nil
 }
 
 // findModel is [jobs.LookupModel] with OpenAI's error.
@@ -190,7 +229,7 @@ func findModel(name string) (jobs.Model, error) {
 	if err == nil {
 		return m, nil
 	}
-	e := newAPIError(http.StatusNotFound, codeNoModel, err.Error(), 0)
+	e := newAPIError(http.StatusNotFound, codeNoModel, err.Error()+"; or the operator gives a model this name by DANQING_MODEL_ALIASES", 0)
 	e.param = "model"
 	return m, e
 }

@@ -24,7 +24,7 @@ func jobError(rec *jobs.Job) *apiError {
 
 // sendImages answers with a job's images: links, or the bytes in base64, which are streamed
 // from the bucket.
-func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Job, encoded bool) error {
+func (a *api) sendImages(w http.ResponseWriter, r *request, asked generation, rec *jobs.Job) error {
 	type datum struct {
 		URL           string `json:"url,omitempty"`
 		RevisedPrompt string `json:"revised_prompt,omitempty"`
@@ -36,7 +36,7 @@ func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Job, encod
 			continue
 		}
 		d := datum{RevisedPrompt: image.ActualPrompt}
-		if !encoded {
+		if !asked.encoded {
 			var err error
 			if d.URL, err = a.imageURL(r.Request, rec, image); err != nil {
 				return err
@@ -48,7 +48,7 @@ func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Job, encod
 		Created int64   `json:"created"`
 		Data    []datum `json:"data"`
 	}{rec.FinishedAt.Unix(), data}
-	if !encoded {
+	if !asked.encoded {
 		writeAnswer(w, http.StatusOK, answer)
 		return nil
 	}
@@ -56,14 +56,28 @@ func (a *api) sendImages(w http.ResponseWriter, r *request, rec *jobs.Job, encod
 	for i, d := range data {
 		prompts[i] = d.RevisedPrompt
 	}
-	return a.sendBase64Images(w, r, rec, images, prompts)
+	end := "]}\n"
+	if isGPTImage(asked.alias) && len(images) > 0 {
+		end = "]," + gptImageFields(images[0]) + "}\n"
+	}
+	return a.sendBase64Images(w, r, rec, images, prompts, end)
 }
 
-// sendBase64Images answers with images in base64. It sets the Content-Length, so that the
+// gptImageUsage is the usage in an answer of OpenAI's GPT image models. DashScope charges for
+// images: there are no tokens. Clients read the fields all the same.
+const gptImageUsage = `"usage":{"input_tokens":0,"input_tokens_details":{"image_tokens":0,"text_tokens":0},"output_tokens":0,"output_tokens_details":{"image_tokens":0,"text_tokens":0},"total_tokens":0}`
+
+// gptImageFields are the fields that an answer of OpenAI's GPT image models has beside the images
+// (ImagesResponse of its API reference). The quality is the highest of its three: the models have
+// but one.
+func gptImageFields(image jobs.Image) string {
+	return fmt.Sprintf(`"background":"opaque","output_format":%q,"quality":"high","size":"%dx%d",%s`, image.Format(), image.Width, image.Height, gptImageUsage)
+}
+
+// sendBase64Images answers with images in base64, and end after them. It sets the Content-Length, so that the
 // client has the complete answer with its last byte, and not only after the handler has
 // returned: by then the dedupe key is released.
-func (a *api) sendBase64Images(w http.ResponseWriter, r *request, rec *jobs.Job, images []jobs.Image, prompts []string) error {
-	const end = "]}\n"
+func (a *api) sendBase64Images(w http.ResponseWriter, r *request, rec *jobs.Job, images []jobs.Image, prompts []string, end string) error {
 	var bodies []io.ReadCloser
 	defer func() {
 		for _, body := range bodies {
