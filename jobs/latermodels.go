@@ -134,7 +134,7 @@ func wanx21Edit() Model {
 			{Name: "control_cartoon_feature"},
 		},
 	}, referenceEdit, map[string]string{
-		"NoNegativePrompt": referenceEdit, "Inputs": referenceEdit, "Functions": referenceEdit + "; the ranges of their parameters: reports of users",
+		"NoNegativePrompt": referenceEdit, "Inputs": referenceEdit, "Functions": referenceEdit + "; the range of the scales: a user's program; those of strength and upscale_factor: Danqing's choice",
 		"TaskTime": referenceEdit + ": 5 to 15 s",
 	}, map[string]string{"Functions": "C"})
 	m.SubmitsPerSecond, m.Concurrency = 2, 2
