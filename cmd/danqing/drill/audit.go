@@ -33,10 +33,11 @@ type audit struct {
 	// lost lists charged images that are nowhere in the bucket, paidTwice jobs charged
 	// for more than one task, storedTwice images stored under two keys.
 	lost, paidTwice, storedTwice []string
-	// unlisted counts the images of tasks that no reply and no list has named, whose jobs are
-	// held; unlistedMicroYuan is their cost.
-	unlisted          int
-	unlistedMicroYuan int64
+	// unlisted counts the images of tasks that no reply and no list has named; unlistedMicroYuan is
+	// their cost, and heldMicroYuan what of it is of held jobs.
+	unlisted                         int
+	unlistedJobs                     map[string]bool
+	unlistedMicroYuan, heldMicroYuan int64
 	// unknown lists charged tasks that belong to no job, wrongContent images under a
 	// job's key that show another job's request.
 	unknown, wrongContent []string
@@ -44,7 +45,7 @@ type audit struct {
 
 // audit reads the service and the bucket as they are now.
 func (d *drill) audit() (*audit, error) {
-	b := &audit{}
+	b := &audit{unlistedJobs: map[string]bool{}}
 	keys, err := d.inBucket()
 	if err != nil {
 		return nil, err
@@ -69,7 +70,7 @@ func (d *drill) audit() (*audit, error) {
 	b.checkContent(byJob, keys)
 	for _, j := range d.load.all() {
 		id := j.request.ID
-		b.addJob(id, byJob[id], keys, d.mayBeUnlisted(j))
+		b.addJob(j, byJob[id], keys, d.mayBeUnlisted(j))
 		delete(byJob, id)
 	}
 	for id, tasks := range byJob {
@@ -109,13 +110,15 @@ func (b *audit) checkContent(byJob map[string][]simulator.Task, keys map[string]
 func imageName(id, rest string) string { return "single/" + id + "-" + rest }
 
 // mayBeUnlisted reports whether a job is held because the outcome of its create is unknown and its
-// model's tasks are in no list.
+// model's tasks are in no list, or was canceled because the console shows its task.
 func (d *drill) mayBeUnlisted(j job) bool {
-	return d.Unlisted && j.request.Model == editModel && j.state() == jobs.StateHeld && j.record.Code == jobs.CodeSubmitAmbiguous
+	held := j.state() == jobs.StateHeld && j.record.Code == jobs.CodeSubmitAmbiguous
+	return d.Unlisted && j.request.Model == editModel && (held || j.paid && j.state() == jobs.StateCanceled)
 }
 
 // addJob adds the charged tasks of a job, in the order of their creation.
-func (b *audit) addJob(id string, tasks []simulator.Task, keys map[string][]string, unlisted bool) {
+func (b *audit) addJob(j job, tasks []simulator.Task, keys map[string][]string, unlisted bool) {
+	id := j.request.ID
 	if len(tasks) > 1 {
 		names := make([]string, len(tasks))
 		for i, task := range tasks {
@@ -131,6 +134,10 @@ func (b *audit) addJob(id string, tasks []simulator.Task, keys map[string][]stri
 		if unlisted {
 			b.unlisted += task.Images
 			b.unlistedMicroYuan += task.ChargedMicroYuan
+			b.unlistedJobs[id] = true
+			if j.state() == jobs.StateHeld {
+				b.heldMicroYuan += task.ChargedMicroYuan
+			}
 			continue
 		}
 		for n, digest := range imageDigests(task) {

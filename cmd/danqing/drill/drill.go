@@ -268,6 +268,9 @@ func models() []string {
 	return []string{"wanx-v1", "wan2.2-t2i-flash", "wan2.5-t2i-preview", editModel}
 }
 
+// account is the account of all workers.
+const account = "default"
+
 // editModel is the model of [dashscope.ProtocolImageGeneration], which edits images too.
 const editModel = "wan2.7-image"
 

@@ -54,8 +54,9 @@ type job struct {
 	queued  bool      // acknowledged by the queue
 	record  *jobs.Job // as last read, nil before
 	lost    bool      // not in the queue, although it was acknowledged
-	// canceled is set once the drill has requested cancellation.
-	canceled bool
+	// canceled is set once the drill has requested cancellation, paid if it did so because the
+	// console shows a task of the job.
+	canceled, paid bool
 }
 
 func (j *job) state() jobs.State {
@@ -185,6 +186,9 @@ func (l *load) poll(ctx context.Context) {
 			open[j.request.Model]++
 		}
 	}
+	if l.Unlisted {
+		l.operate(ctx)
+	}
 	for _, model := range models() {
 		for open[model] < l.depth() || model == models()[0] && l.needsReference() {
 			j := l.nextJob(model)
@@ -303,6 +307,37 @@ func (l *load) cancelOne(ctx context.Context) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		chosen.canceled = true
+	}
+}
+
+// operate does what a person does whose model was paused because data was lost and the list does not
+// show its tasks: it cancels the waiting jobs whose tasks the console shows, and resumes the model.
+func (l *load) operate(ctx context.Context) {
+	rdb, err := l.queue.connection(ctx)
+	if err != nil {
+		return
+	}
+	if pause, err := jobs.NewStore(rdb).LanePause(ctx, account, editModel); err != nil || pause == nil {
+		return
+	}
+	paid := map[string]bool{}
+	for _, task := range l.sim.Tasks() {
+		paid[task.Request.Input.Prompt] = paid[task.Request.Input.Prompt] || task.Images > 0
+	}
+	operator := jobs.NewInspector(rdb)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, j := range l.jobs {
+		if j.request.Model != editModel || !paid[j.request.Prompt] || !j.state().Waiting() {
+			continue
+		}
+		if _, err := jobs.NewClient(rdb).Cancel(ctx, j.request.ID, jobs.Decider{By: "drill", Why: "the console shows its task"}); err != nil {
+			return // the next poll goes on
+		}
+		j.canceled, j.paid = true, true
+	}
+	if err := operator.ResumeModel(ctx, editModel, jobs.Decider{By: "drill"}); err != nil {
+		l.log.Warn("model not resumed", "err", err)
 	}
 }
 

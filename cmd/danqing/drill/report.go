@@ -58,8 +58,9 @@ type Report struct {
 	ImagesTwice     int `json:"images_twice"`
 	// ImagesWrong counts the images under a job's key that show another job's request.
 	ImagesWrong int `json:"images_wrong"`
-	// ImagesUnlisted counts the images of tasks that no reply and no list has named. Their jobs
-	// are held: they are in the console only. 0 unless tasks are hidden from the list.
+	// ImagesUnlisted counts the images of tasks that no reply and no list has named, and that are
+	// in the console only. Their jobs are held, or, if data was lost, the drill has canceled them
+	// as a person would. 0 unless tasks are hidden from the list.
 	ImagesUnlisted int `json:"images_unlisted"`
 	// LedgerMicroYuan is the spending in the ledger.
 	LedgerMicroYuan int64 `json:"ledger_micro_yuan"`
@@ -100,7 +101,7 @@ func (d *drill) report(ctx context.Context) *Report {
 	if all := d.sim.Stats().ChargedMicroYuan; all != b.microYuan+b.foreignMicroYuan {
 		r.problem("the service charged %s yuan, of which %s belong to no task", yuan(all), yuan(all-b.microYuan-b.foreignMicroYuan))
 	}
-	d.checkLedger(ctx, r, b.unlistedMicroYuan)
+	d.checkLedger(ctx, r, b)
 	r.Passed = len(r.Problems) == 0
 	return r
 }
@@ -197,8 +198,8 @@ func (r *Report) addAudit(b *audit) {
 }
 
 // checkLedger compares the ledger with the service. They must agree to the micro-yuan, but for
-// what unlisted tasks cost: that is still reserved for their jobs.
-func (d *drill) checkLedger(ctx context.Context, r *Report, unlisted int64) {
+// what unlisted tasks cost: that is still reserved for held jobs.
+func (d *drill) checkLedger(ctx context.Context, r *Report, b *audit) {
 	rdb, err := d.queue.connection(ctx)
 	var spending []ledger.Spend
 	if err == nil {
@@ -222,14 +223,14 @@ func (d *drill) checkLedger(ctx context.Context, r *Report, unlisted int64) {
 		// A task that several held jobs may have created has no known owner; it is
 		// booked on one of them.
 		held := slices.ContainsFunc(r.HeldJobs, func(job string) bool { return strings.HasPrefix(job, id+" ") })
-		if more := byJob[id]; more != 0 && !held {
+		if more := byJob[id]; more != 0 && !held && !b.unlistedJobs[id] {
 			r.problem("the ledger differs by %+d micro-yuan at %s", more, id)
 		}
 	}
-	if reserved < unlisted {
-		r.problem("the ledger reserves %s yuan, less than the %s that tasks of held jobs cost", yuan(reserved), yuan(unlisted))
+	if reserved < b.heldMicroYuan {
+		r.problem("the ledger reserves %s yuan, less than the %s that tasks of held jobs cost", yuan(reserved), yuan(b.heldMicroYuan))
 	}
-	if r.LedgerMicroYuan != r.ChargedMicroYuan-unlisted {
+	if r.LedgerMicroYuan != r.ChargedMicroYuan-b.unlistedMicroYuan {
 		r.problem("the ledger says %s yuan were spent, the service charged %s", yuan(r.LedgerMicroYuan), yuan(r.ChargedMicroYuan))
 	}
 	if reserved != 0 && len(r.HeldJobs) == 0 && r.Stuck == 0 {
@@ -276,7 +277,7 @@ func (r *Report) Print(to io.Writer) error {
 	line("  wrong pictures        %d", r.ImagesWrong)
 	line("  images stored twice   %d", r.ImagesTwice)
 	if r.ImagesUnlisted > 0 {
-		line("  images unlisted       %d of held jobs: no reply and no list has named their tasks", r.ImagesUnlisted)
+		line("  images unlisted       %d: no reply and no list has named their tasks; their jobs are held, or were canceled after data loss", r.ImagesUnlisted)
 	}
 	line("  longest recovery      %.1f s from a worker's end to the next request for its model", r.LongestRecovery)
 	for _, text := range r.LongRecoveries {
