@@ -82,6 +82,9 @@ type Record struct {
 	// CutShort is set if the create's reply was not awaited to the end: the worker crashed,
 	// stopped or lost the lane. DashScope may still be processing the request.
 	CutShort bool `json:"cut_short,omitempty"`
+	// SentLater is set if the create was prepared at SubmittedAt, and is not known to have been
+	// sent: if it was, then at any time until AmbiguousAt.
+	SentLater bool `json:"sent_later,omitempty"`
 	// Dataset is the ID of the Redis dataset in which a job was prepared. If Redis may have
 	// lost data since then, the create may have been sent.
 	Dataset string `json:"dataset,omitempty"`
@@ -114,7 +117,7 @@ func NewRecord(req Request, warnings []string) *Record {
 // ClearIntent resets the fields about the create of the current attempt.
 func (r *Record) ClearIntent() {
 	r.ServiceAt, r.AmbiguousAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
-	r.Candidates, r.Rejected, r.Adopted, r.RequestID, r.CutShort, r.Dataset = nil, nil, false, "", false, ""
+	r.Candidates, r.Rejected, r.Adopted, r.RequestID, r.CutShort, r.SentLater, r.Dataset = nil, nil, false, "", false, false, ""
 }
 
 // Result is what DashScope reported for one image: a URL that is valid until ExpiresAt,

@@ -108,7 +108,7 @@ func (l *lane) reconcile(ctx context.Context, e *execution, rec *jobs.Record) (e
 			wait = pace.Next()
 		}
 		// At the limit many intents can be decided: poll then.
-		if left := l.untilService(intent.From.Add(t.Limit)); left > 0 {
+		if left := l.untilService(intent.LimitOver(t)); left > 0 {
 			wait = min(wait, left)
 		}
 	}
@@ -123,7 +123,7 @@ func (l *lane) intentOf(rec *jobs.Record) reconcile.Intent {
 	if i.Until.IsZero() {
 		i.Until = now
 	}
-	if last := i.From.Add(l.cfg.SubmitLimit()); i.Until.After(last) {
+	if last := i.From.Add(l.cfg.SubmitLimit()); i.Until.After(last) && !i.SentLater {
 		i.Until = last
 	}
 	i.ClockUnknown = i.ClockUnknown || !known

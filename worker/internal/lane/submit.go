@@ -404,7 +404,7 @@ func (l *lane) takeBack(ctx context.Context, rec *jobs.Record) error {
 	next := *rec
 	if rec.Dataset != l.dataset {
 		l.log.Warn("job was prepared before redis may have lost data: reconciling", "job_id", rec.ID, "attempt", rec.Attempt)
-		next.State, next.ServiceAt = jobs.StateSubmitting, time.Time{} // it was prepared then, and sent later
+		next.State, next.SentLater = jobs.StateSubmitting, true
 		return cmp.Or(l.recorder.Transition(ctx, rec, &next), errReread)
 	}
 	next.ClearIntent()

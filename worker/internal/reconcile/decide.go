@@ -32,7 +32,7 @@ const (
 // for a task with the create's request ID.
 func Decide(intent Intent, s *Snapshot, keyID string, t Timing, now time.Time) (Decision, []dashscope.TaskInfo) {
 	var mine, contested, near []dashscope.TaskInfo
-	foreign, waiting := false, now.Sub(intent.From) < t.Limit || now.Sub(intent.Until) < t.Settled
+	foreign, kept, waiting := false, false, now.Before(intent.LimitOver(t)) || now.Sub(intent.Until) < t.Settled
 	for _, task := range s.Unowned {
 		if intent.RequestID != "" && task.RequestID == intent.RequestID {
 			return Adopt, []dashscope.TaskInfo{task}
@@ -48,11 +48,9 @@ func Decide(intent Intent, s *Snapshot, keyID string, t Timing, now time.Time) (
 			// No other intent explains the task: its output may be this job's after all.
 			contested = append(contested, task)
 		case !slices.ContainsFunc(creators, own):
-		case len(rivals) == 0 && s.Quarantined[task.TaskID]:
-			contested = append(contested, task) // kept for another job, which had rejected it
-			continue
 		case len(rivals) == 0:
 			mine = append(mine, task)
+			kept = kept || s.Quarantined[task.TaskID] // for a job that had rejected it
 			continue
 		case task.Status == dashscope.StatusFailed, task.Status == dashscope.StatusCanceled:
 			continue // it was not charged
@@ -60,7 +58,7 @@ func Decide(intent Intent, s *Snapshot, keyID string, t Timing, now time.Time) (
 			contested = append(contested, task)
 			// Once the task has ended, its output may identify its creator.
 			waiting = waiting || task.Status == dashscope.StatusPending || task.Status == dashscope.StatusRunning
-			waiting = waiting || slices.ContainsFunc(rivals, func(i Intent) bool { return i.Open() && now.Sub(i.From) < t.Limit })
+			waiting = waiting || slices.ContainsFunc(rivals, func(i Intent) bool { return i.Open() && now.Before(i.LimitOver(t)) })
 			continue
 		}
 		explained := slices.ContainsFunc(s.Intents, func(i Intent) bool { return i.CouldHaveCreated(task, t.Limit) })
@@ -72,7 +70,7 @@ func Decide(intent Intent, s *Snapshot, keyID string, t Timing, now time.Time) (
 		}
 	}
 	candidates := slices.Concat(mine, contested)
-	switch certain := keyID != "" && intent.ListWasClear && !foreign && len(mine) == 1; {
+	switch certain := keyID != "" && intent.ListWasClear && !foreign && !kept && len(mine) == 1; {
 	case now.Sub(intent.From) > MaxIntentAge:
 		return Hold, candidates
 	case !s.Listed && waiting:

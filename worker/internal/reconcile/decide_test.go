@@ -32,6 +32,7 @@ func TestRules5To8Decide(t *testing.T) {
 	refuser.Rejected = []string{"a"}
 	resubmitted := func(i Intent) Intent { i.Resubmitted = true; return i }
 	cut := func(i Intent) Intent { i.CutShort = true; return i }
+	sometime := func(i Intent) Intent { i.SentLater, i.CutShort = true, true; return i }
 	held := func(i Intent) Intent { i.Held = true; return i }
 	ended := func(status string, t dashscope.TaskInfo) dashscope.TaskInfo { t.Status = status; return t }
 	made := func(images int, size string, prompts ...string) *Output {
@@ -82,6 +83,13 @@ func TestRules5To8Decide(t *testing.T) {
 		"made before it was sent, the clock is unknown": {me: clockless, unowned: []dashscope.TaskInfo{task("a", -599)}, now: 330, want: Adopt, candidates: []string{"a"}},
 		"older than 23 hours":                           {me: me, now: 23*3600 + 1, want: Hold},
 		"older than 23 hours, with a task":              {me: me, unowned: []dashscope.TaskInfo{task("a", 1)}, now: 23*3600 + 1, want: Hold, candidates: []string{"a"}},
+
+		// Prepared, and sent at an unknown time before it was found, or not at all.
+		"sent sometime, nothing yet":         {me: sometime(create("me", 0, 200)), now: 529, want: Undecided},
+		"sent sometime, nothing":             {me: sometime(create("me", 0, 200)), now: 530, want: NotCreated},
+		"sent sometime, one":                 {me: sometime(create("me", 0, 200)), unowned: []dashscope.TaskInfo{task("a", 150)}, now: 240, want: Adopt, candidates: []string{"a"}},
+		"the other was sent sometime":        {me: me, others: []Intent{sometime(create("other", -400, -50))}, unowned: []dashscope.TaskInfo{task("a", 1)}, now: 340, want: Hold, candidates: []string{"a"}},
+		"the other was sent sometime before": {me: me, others: []Intent{resubmitted(sometime(create("other", -400, -340)))}, unowned: []dashscope.TaskInfo{task("a", 1)}, now: 40, want: Adopt, candidates: []string{"a"}},
 
 		// Another ambiguous create.
 		"before the other was sent":                     {me: me, others: []Intent{other}, unowned: []dashscope.TaskInfo{task("a", 30)}, now: 100, want: Adopt, candidates: []string{"a"}},

@@ -66,6 +66,8 @@ type Intent struct {
 	// CutShort is set if the create's reply was not awaited to the end: the service may
 	// still be processing it.
 	CutShort bool `json:"cut_short,omitempty"`
+	// SentLater is set if the create may have been sent at any time between From and Until.
+	SentLater bool `json:"sent_later,omitempty"`
 	// Resubmitted is set once the job was submitted again, Held once the job is held.
 	Resubmitted bool `json:"resubmitted,omitempty"`
 	Held        bool `json:"held,omitempty"`
@@ -93,7 +95,7 @@ func IntentOf(rec *jobs.Record) Intent {
 	i := Intent{
 		JobID: rec.ID, Attempt: rec.Attempt, From: rec.ServiceAt, Until: rec.AmbiguousAt,
 		KeyFingerprint: rec.KeyFingerprint, ListWasClear: !rec.ListedAt.IsZero(), RequestID: rec.RequestID, Rejected: rec.Rejected,
-		CutShort: rec.CutShort,
+		CutShort: rec.CutShort, SentLater: rec.SentLater,
 	}
 	if i.From.IsZero() {
 		i.From, i.ClockUnknown = rec.SubmittedAt, true
@@ -134,10 +136,21 @@ func (i Intent) CouldHaveCreated(task dashscope.TaskInfo, limit time.Duration) b
 	return i.createdWithin(task, limit+clockMargin)
 }
 
+// sentBy is the latest time at which the create can have been sent.
+func (i Intent) sentBy() time.Time {
+	if i.SentLater {
+		return i.Until
+	}
+	return i.From
+}
+
+// LimitOver returns when no task of the intent can be created any more.
+func (i Intent) LimitOver(t Timing) time.Time { return i.sentBy().Add(t.Limit) }
+
 // createdWithin reports whether the task was created after the intent and within d of it.
 func (i Intent) createdWithin(task dashscope.TaskInfo, d time.Duration) bool {
 	made := time.UnixMilli(task.GmtCreate)
-	return !made.Before(i.From.Add(-i.slack())) && !made.After(i.From.Add(d+i.slack())) && !slices.Contains(i.Rejected, task.TaskID)
+	return !made.Before(i.From.Add(-i.slack())) && !made.After(i.sentBy().Add(d+i.slack())) && !slices.Contains(i.Rejected, task.TaskID)
 }
 
 // justBefore reports whether the task was created so shortly before the intent that clock
@@ -154,7 +167,7 @@ func (i Intent) QuietAt(t Timing) time.Time { return i.expectedUntil(t).Add(2 * 
 // reply was not awaited has the whole limit.
 func (i Intent) expectedUntil(t Timing) time.Time {
 	last := i.Until.Add(t.Late)
-	if limit := i.From.Add(t.Limit); i.CutShort && limit.After(last) {
+	if limit := i.LimitOver(t); i.CutShort && limit.After(last) {
 		return limit
 	}
 	return last
@@ -164,5 +177,5 @@ func (i Intent) expectedUntil(t Timing) time.Time {
 // likely i's: it was created soon after i, and so long after other's connection ended that
 // a late arrival of other is implausible.
 func (i Intent) likelierCreatorThan(other Intent, task dashscope.TaskInfo, t Timing) bool {
-	return i.createdWithin(task, t.Prompt) && time.UnixMilli(task.GmtCreate).After(other.expectedUntil(t).Add(other.slack()))
+	return !i.SentLater && i.createdWithin(task, t.Prompt) && time.UnixMilli(task.GmtCreate).After(other.expectedUntil(t).Add(other.slack()))
 }
