@@ -122,7 +122,10 @@ type Image struct {
 	Width       int    `json:"width,omitempty"`  // in pixels
 	Height      int    `json:"height,omitempty"`
 	ContentType string `json:"content_type,omitempty"` // image/png, image/jpeg or image/webp
-	SourceName  string `json:"source_name,omitempty"`  // DashScope's file name
+	// AILabel tells whether the image bears the implicit label of AI content that GB
+	// 45438-2025 asks for: "present" or "absent"; "" if nobody has looked.
+	AILabel    string `json:"ai_label,omitempty"`
+	SourceName string `json:"source_name,omitempty"` // DashScope's file name
 	// ActualPrompt is the prompt as the model rewrote it; "" if it did not.
 	ActualPrompt string `json:"actual_prompt,omitempty"`
 	// Seed is set if the image has another seed than the request gives to its number; see

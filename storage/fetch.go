@@ -305,9 +305,13 @@ func (s *sums) file(path, source string) *File {
 	d := digests{bytes: s.bytes}
 	s.md5.Sum(d.md5[:0])
 	s.sha256.Sum(d.sha256[:0])
+	label := AILabelAbsent
+	if image.label.found {
+		label = AILabelPresent
+	}
 	return &File{
 		Path: path, Bytes: d.bytes, SHA256: d.sha256Hex(), MD5: hex.EncodeToString(d.md5[:]),
-		Width: image.width, Height: image.height, ContentType: image.contentType, SourceName: source,
+		Width: image.width, Height: image.height, ContentType: image.contentType, AILabel: label, SourceName: source,
 		digests: d,
 	}
 }

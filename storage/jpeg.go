@@ -22,6 +22,7 @@ const (
 	jpegDQT  = 0xDB
 	jpegDRI  = 0xDD
 	jpegAPP0 = 0xE0
+	jpegAPP1 = 0xE1
 	jpegAPPF = 0xEF
 	jpegCOM  = 0xFE
 )
@@ -153,6 +154,9 @@ func (w *jpegWalk) length(b []byte) error {
 	if !valid {
 		return fmt.Errorf("the JPEG's segment FF%02X has a wrong length", w.marker)
 	}
+	if w.marker == jpegAPP1 && w.left > 0 {
+		w.label.begin(labelXMP, jpegXMPHeader)
+	}
 	w.part = jpegContent
 	if w.left == 0 {
 		w.part = jpegMarker
@@ -171,7 +175,9 @@ func (w *jpegWalk) content(p []byte) int {
 		return w.fill(p, w.left, w.interval)
 	}
 	n := min(len(p), w.left)
+	w.label.add(p[:n])
 	if w.left -= n; w.left == 0 {
+		w.label.end()
 		w.part = jpegMarker
 	}
 	return n

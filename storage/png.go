@@ -42,6 +42,7 @@ func (w *pngWalk) take(p []byte) int {
 		}
 		n := int(min(int64(len(p)), w.left))
 		w.crc = crc32.Update(w.crc, crc32.IEEETable, p[:n])
+		w.label.add(p[:n])
 		if w.left -= int64(n); w.left == 0 {
 			w.part = pngCRC
 		}
@@ -83,6 +84,12 @@ func (w *pngWalk) header(b []byte) error {
 			return fmt.Errorf("a PNG chunk has the type %q", w.kind)
 		}
 	}
+	switch w.kind {
+	case "tEXt":
+		w.label.begin(labelJSON, aigcKeyword)
+	case "iTXt":
+		w.label.begin(labelITXt, pngXMPKeyword)
+	}
 	w.hasData = w.hasData || w.kind == "IDAT" && w.left > 0
 	w.part = pngData
 	if w.left == 0 {
@@ -106,6 +113,7 @@ func (w *pngWalk) checksum(b []byte) error {
 	if binary.BigEndian.Uint32(b) != w.crc {
 		return fmt.Errorf("the PNG's %s chunk has a wrong checksum", w.kind)
 	}
+	w.label.end()
 	w.part = pngHeader
 	if w.kind == "IEND" {
 		w.part, w.whole = pngEnd, true

@@ -94,6 +94,7 @@ type SidecarImage struct {
 	Width        int    `json:"width,omitempty"`  // pixels
 	Height       int    `json:"height,omitempty"`
 	ContentType  string `json:"content_type,omitempty"`
+	AILabel      string `json:"ai_label,omitempty"`    // AILabelPresent or AILabelAbsent; "" if nobody has looked
 	SourceName   string `json:"source_name,omitempty"` // file name at DashScope
 	Seed         int64  `json:"seed"`
 	ActualPrompt string `json:"actual_prompt,omitempty"` // as rewritten by the model

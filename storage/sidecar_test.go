@@ -41,7 +41,7 @@ func fullSidecar() *storage.Sidecar {
 		Images: []storage.SidecarImage{
 			{
 				N: 1, State: storage.ImageStored, Key: "spring/1-1.png", Bytes: 1234, SHA256: strings.Repeat("a", 64), Width: 1024, Height: 1024,
-				ContentType: "image/png", SourceName: "u-1.png", Seed: 0, ActualPrompt: "改写",
+				ContentType: "image/png", AILabel: storage.AILabelPresent, SourceName: "u-1.png", Seed: 0, ActualPrompt: "改写",
 			},
 			{N: 2, State: storage.ImageFailed, Seed: 1, Code: "DataInspectionFailed", Message: "不当内容"},
 		},

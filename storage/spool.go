@@ -173,6 +173,7 @@ type File struct {
 	Width       int    // pixels
 	Height      int
 	ContentType string // image/png, image/jpeg or image/webp, by its bytes
+	AILabel     string // AILabelPresent or AILabelAbsent
 	SourceName  string // file name in the source's URL
 
 	digests digests

@@ -47,6 +47,7 @@ func (w *webpWalk) take(p []byte) int {
 	switch w.part {
 	case webpData:
 		n := int(min(int64(len(p)), w.left))
+		w.label.add(p[:n])
 		if w.left -= int64(n); w.left == 0 {
 			w.endData()
 		}
@@ -115,7 +116,9 @@ func (w *webpWalk) chunk(b []byte) error {
 	case isImage || w.kind == "VP8X":
 		w.part = webpHead
 	case w.left > 0:
-		w.part = webpData
+		if w.part = webpData; w.kind == "XMP " {
+			w.label.begin(labelXMP, "")
+		}
 	default:
 		w.endChunk()
 	}
@@ -164,6 +167,7 @@ func (w *webpWalk) image(width, height int, header int64) error {
 
 // endData continues behind a chunk's data.
 func (w *webpWalk) endData() {
+	w.label.end()
 	if w.size%2 == 1 {
 		w.part = webpPad
 		return

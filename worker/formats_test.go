@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,39 @@ func tinyJPEG(p painter.Picture) []byte {
 func tinyWebP(p painter.Picture) []byte {
 	p.Width, p.Height = 8, 8
 	return painter.PaintWebP(p)
+}
+
+// labeledJPEG is tinyJPEG with an AI label in the first image of a task.
+func labeledJPEG(p painter.Picture) []byte {
+	content := tinyJPEG(p)
+	if p.Index > 0 {
+		return content
+	}
+	xmp := "http://ns.adobe.com/xap/1.0/\x00" + `<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description ` +
+		`xmlns:TC260="http://www.tc260.org.cn/ns/AIGC/1.0/"><TC260:AIGC>{"Label":"1"}</TC260:AIGC></rdf:Description></rdf:RDF>`
+	app1 := append([]byte{0xFF, 0xE1, byte((len(xmp) + 2) >> 8), byte(len(xmp) + 2)}, xmp...)
+	return slices.Insert(content, 2, app1...)
+}
+
+// Images are stored byte for byte, and their sidecar tells which of them bear an AI label.
+func TestAILabelIsKeptAndRecorded(t *testing.T) {
+	sim := &simulator.Simulator{Render: labeledJPEG}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 2})
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		task := sim.Tasks()[0]
+		for i, image := range s.requireStored("job-1", 2).Images {
+			made := labeledJPEG(painter.Picture{Model: "wanx-v1", Prompt: "prompt of job-1", Style: "<auto>", Seed: task.Seeds[i], Index: i, N: 2})
+			body, _, err := s.bucket.Get(t.Context(), image.Key)
+			require.NoError(t, err)
+			stored, err := io.ReadAll(body)
+			require.NoError(t, err)
+			require.NoError(t, body.Close())
+			assert.Equal(t, made, stored)
+			assert.Equal(t, []string{"present", "absent"}[i], image.AILabel)
+		}
+		s.requireRecorded(2)
+	})
 }
 
 // The format of an image is found in its bytes: its URL and its Content-Type say PNG. Each is
@@ -69,7 +103,7 @@ func TestFormatIsFoundInTheBytes(t *testing.T) {
 // A worker stops after the images are in the bucket and before the sidecar is, and loses its
 // spool; then the links expire. The images are found, whatever their format is.
 func TestImagesAreFoundWithoutSpoolAndLink(t *testing.T) {
-	sim := &simulator.Simulator{ResultLifetime: time.Hour, Render: tinyJPEG}
+	sim := &simulator.Simulator{ResultLifetime: time.Hour, Render: labeledJPEG}
 	bubble(t, sim, func(t *testing.T, s *stack) {
 		s.noSidecar.Store(true)
 		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 2})
@@ -85,7 +119,9 @@ func TestImagesAreFoundWithoutSpoolAndLink(t *testing.T) {
 			assert.Equal(t, "image/jpeg", image.ContentType)
 			assert.Equal(t, ".jpg", filepath.Ext(image.Key))
 			assert.Equal(t, 8, image.Width)
+			assert.Equal(t, []string{"present", "absent"}[image.N-1], image.AILabel)
 		}
+		assert.Equal(t, "present", s.requireRecorded(2).Images[0].AILabel)
 		assert.Len(t, sim.Tasks(), 1)
 	})
 }

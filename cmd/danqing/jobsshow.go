@@ -270,6 +270,9 @@ func imageText(image resultImage) string {
 		return fmt.Sprintf("image %d: none: %s: %s", image.N, image.Code, image.Message)
 	}
 	text := fmt.Sprintf("image %d: %s, %d×%d, %d bytes", image.N, image.Key, image.Width, image.Height, image.Bytes)
+	if image.AILabel != "" {
+		text += ", AI label " + image.AILabel
+	}
 	if where := cmp.Or(image.URL, image.File); where != "" {
 		text += "\n    " + where
 	}

@@ -212,7 +212,7 @@ func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Job, error) {
 func (q *jobQueue) imageLocation(ctx context.Context, from *storage.Bucket, image jobs.Image) (resultImage, error) {
 	shown := resultImage{
 		N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
-		ContentType: image.ContentType, Code: image.Code, Message: image.Message,
+		ContentType: image.ContentType, AILabel: image.AILabel, Code: image.Code, Message: image.Message,
 	}
 	if image.Key == "" {
 		return shown, nil

@@ -38,6 +38,7 @@ type resultImage struct {
 	Width        int       `json:"width,omitempty"`
 	Height       int       `json:"height,omitempty"`
 	ContentType  string    `json:"content_type,omitempty"`
+	AILabel      string    `json:"ai_label,omitempty"`
 	Seed         int64     `json:"seed"`
 	Code         string    `json:"code,omitempty"`
 	Message      string    `json:"message,omitempty"`
@@ -55,7 +56,7 @@ func resultOf(rec *jobs.Job) *result {
 	for _, image := range rec.Images {
 		out.Images = append(out.Images, resultImage{
 			N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
-			ContentType: image.ContentType, Seed: rec.ImageSeed(image), Code: image.Code, Message: image.Message,
+			ContentType: image.ContentType, AILabel: image.AILabel, Seed: rec.ImageSeed(image), Code: image.Code, Message: image.Message,
 		})
 	}
 	return out

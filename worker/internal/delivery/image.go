@@ -80,13 +80,14 @@ func (s *Server) storeImage(ctx context.Context, rec *jobs.Record, result jobs.R
 func (s *Server) put(ctx context.Context, rec *jobs.Record, result jobs.Result, key string, file *storage.File) (jobs.Image, error) {
 	meta := map[string]string{
 		metaTask: rec.TaskID, metaWidth: strconv.Itoa(file.Width), metaHeight: strconv.Itoa(file.Height), metaSource: file.SourceName,
+		metaAILabel: file.AILabel,
 	}
 	if err := s.bucket.PutImage(ctx, key, file, meta); err != nil {
 		return jobs.Image{}, err
 	}
 	return jobs.Image{
 		N: result.N, Key: key, Bytes: file.Bytes, SHA256: file.SHA256, Width: file.Width, Height: file.Height,
-		ContentType: file.ContentType, SourceName: file.SourceName,
+		ContentType: file.ContentType, AILabel: file.AILabel, SourceName: file.SourceName,
 	}, nil
 }
 
@@ -134,6 +135,8 @@ const (
 	metaWidth  = "width"
 	metaHeight = "height"
 	metaSource = "source-name"
+	// metaAILabel is present or absent.
+	metaAILabel = "ai-label"
 )
 
 // statImage returns the image under a key as described by its metadata, and the task
@@ -151,7 +154,7 @@ func (s *Server) statImage(ctx context.Context, n int, key string) (image jobs.I
 	height, _ := strconv.Atoi(info.Metadata[metaHeight])
 	return jobs.Image{
 		N: n, Key: key, Bytes: info.Bytes, SHA256: info.SHA256, Width: width, Height: height,
-		ContentType: info.ContentType, SourceName: info.Metadata[metaSource],
+		ContentType: info.ContentType, AILabel: info.Metadata[metaAILabel], SourceName: info.Metadata[metaSource],
 	}, cmp.Or(info.Metadata[metaTask], "unknown"), nil
 }
 

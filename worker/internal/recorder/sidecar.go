@@ -58,7 +58,7 @@ func SidecarOf(rec *jobs.Record) (*storage.Sidecar, error) {
 		}
 		side.Images = append(side.Images, storage.SidecarImage{
 			N: image.N, State: state, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256,
-			Width: image.Width, Height: image.Height, ContentType: image.ContentType, SourceName: image.SourceName,
+			Width: image.Width, Height: image.Height, ContentType: image.ContentType, AILabel: image.AILabel, SourceName: image.SourceName,
 			Seed: rec.ImageSeed(image), ActualPrompt: image.ActualPrompt, Code: image.Code, Message: image.Message,
 		})
 	}
@@ -102,7 +102,7 @@ func RecordOf(side *storage.Sidecar) (*jobs.Record, error) {
 	for _, image := range side.Images {
 		read := jobs.Image{
 			N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
-			ContentType: image.ContentType, SourceName: image.SourceName, ActualPrompt: image.ActualPrompt,
+			ContentType: image.ContentType, AILabel: image.AILabel, SourceName: image.SourceName, ActualPrompt: image.ActualPrompt,
 			Code: image.Code, Message: image.Message,
 		}
 		if image.Seed != rec.ImageSeed(read) && image.Key != "" {
