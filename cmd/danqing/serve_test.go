@@ -124,7 +124,13 @@ const synthesis = "/services/aigc/text2image/image-synthesis"
 // submitAndWait submits a request, waits and returns the task, like the SDK's call.
 func (s *serveStack) submitAndWait(body string, headers ...string) dashscope.TaskOutput {
 	s.t.Helper()
-	status, answer, err := s.request(http.MethodPost, synthesis, body, headers...)
+	return s.createAndWait(synthesis, body, headers...)
+}
+
+// createAndWait is submitAndWait at another path.
+func (s *serveStack) createAndWait(path, body string, headers ...string) dashscope.TaskOutput {
+	s.t.Helper()
+	status, answer, err := s.request(http.MethodPost, path, body, headers...)
 	require.NoError(s.t, err)
 	require.Equal(s.t, http.StatusOK, status, string(answer))
 	var task dashscope.TaskResponse
@@ -171,9 +177,12 @@ func save(t *testing.T, dir string, results []dashscope.Result) {
 }
 
 // uploadFile uploads a local file like the SDKs.
-func (s *serveStack) uploadFile(file string) string {
+func (s *serveStack) uploadFile(file string) string { return s.uploadFor("wanx-v1", file) }
+
+// uploadFor uploads a local file for a model.
+func (s *serveStack) uploadFor(model, file string) string {
 	s.t.Helper()
-	status, answer, err := s.request(http.MethodGet, "/uploads?action=getPolicy&model=wanx-v1", "")
+	status, answer, err := s.request(http.MethodGet, "/uploads?action=getPolicy&model="+model, "")
 	require.NoError(s.t, err)
 	require.Equal(s.t, http.StatusOK, status, string(answer))
 	var policy dashscope.PolicyResponse
@@ -232,7 +241,8 @@ func (s *serveStack) equalRequests() {
 }
 
 // A program written for DashScope runs against Danqing with a worker and a real Redis: each
-// request is made once, its links lead to complete images, and callbacks are sent.
+// request is made once, its links lead to complete images, and callbacks are sent. Edited images
+// show what they were made from.
 func TestServe(t *testing.T) {
 	t.Parallel()
 	s := newServeStack(t)
@@ -249,7 +259,7 @@ func TestServe(t *testing.T) {
 	s.serve()
 	s.program([]string{
 		"DASHSCOPE_API_KEY=sk-serve", "DASHSCOPE_HTTP_BASE_URL=" + service.URL + "/api/v1", "DANQING_CALLBACK_SECRET=" + callbackSecret,
-		"DANQING_CALLBACK_ALLOW=127.0.0.1", "DANQING_SERVE_URL=http://" + s.address,
+		"DANQING_CALLBACK_ALLOW=127.0.0.1", "DANQING_SERVE_URL=http://" + s.address, "DANQING_MODELS=wanx-v1,wan2.7-image,wan2.5-i2i-preview,wanx2.1-imageedit",
 	}, "worker")
 
 	dir := t.TempDir()
@@ -291,6 +301,8 @@ func TestServe(t *testing.T) {
 	assert.Len(t, sim.Tasks(), 6, "each was bought once")
 	s.equalRequests()
 	assert.Len(t, sim.Tasks(), 9, "an image for each of the equal requests")
+	s.edits()
+	assert.Len(t, sim.Tasks(), 13, "each edit was bought once")
 
 	// A worker refuses a Danqing server in place of DashScope.
 	wrong, log := s.program([]string{"DASHSCOPE_API_KEY=" + serveToken, "DASHSCOPE_HTTP_BASE_URL=http://" + s.address + "/api/v1"}, "worker")

@@ -63,3 +63,34 @@ func FuzzCreate(f *testing.F) {
 		assert.Equal(t, queued[0].ID, s.query(created.Output.TaskID).Output.TaskID)
 	})
 }
+
+// Every body with messages or images is a valid job or a client error.
+func FuzzEdit(f *testing.F) {
+	for _, body := range []string{
+		`{"model":"wan2.7-image","input":{"messages":[{"role":"user","content":[{"text":"a"},{"image":"https://e.com/a.png"}]}]},"parameters":{"n":1}}`,
+		`{"model":"wan2.7-image","input":{"messages":[{"content":[null,{},{"text":null,"image":"oss://x"},{"text":"\ud800"}]}]}}`,
+		`{"model":"qwen-image-3.0","input":null,"prompt":"a"}`, `{"model":"wan2.6-t2i","input":{"messages":7,"input":[]},"parameters":[]}`,
+		`{"model":"wanx2.1-imageedit","input":{"prompt":"a","function":"expand","base_image_url":["x"],"images":"y"},"parameters":{"top_scale":1e999}}`,
+		`{"prompt":"a","images":[{"image_url":"data:image/png;base64,AAAA"}],"mask":{"image_url":"data:,"}}`, `{"images":[null],"mask":null,"n":"1"}`, "null", "[]", "",
+	} {
+		for path := range 3 {
+			f.Add(body, path)
+		}
+	}
+	f.Fuzz(func(t *testing.T, body string, path int) {
+		s := newService(t, func(api *gateway.API) { api.OpenAIWait = time.Nanosecond })
+		paths := []string{generationPath, editPath, "/v1/images/edits"}
+		got := s.submitTo(paths[(path%3+3)%3], body)
+		require.True(t, json.Valid([]byte(got.body)), got.body)
+		require.LessOrEqual(t, len(got.body), 16<<10)
+		require.Contains(t, []int{200, 400, 404, 413, 504}, got.status, got.body)
+		queued, _, err := s.jobs.List(t.Context(), jobs.ListFilter{})
+		require.NoError(t, err)
+		for _, rec := range queued {
+			req, err := s.jobs.RequestOf(t.Context(), rec)
+			require.NoError(t, err)
+			_, _, err = req.Normalize()
+			require.NoError(t, err, "a worker can read it")
+		}
+	})
+}
