@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator/painter"
@@ -159,4 +160,29 @@ func TestImageOfAnEarlierAttemptInAnotherFormat(t *testing.T) {
 		require.NoError(t, err)
 		assert.Len(t, held, 1)
 	})
+}
+
+// An image of a task without an owner is kept under the extension of its format, and without one
+// if it has none.
+func TestHeldImagesHaveTheExtensionOfTheirFormat(t *testing.T) {
+	for ext, render := range map[string]func(painter.Picture) []byte{
+		".jpg": tinyJPEG, "": func(painter.Picture) []byte { return []byte("GIF89a") },
+	} {
+		t.Run("extension "+ext, func(t *testing.T) {
+			bubble(t, &simulator.Simulator{Render: render}, func(t *testing.T, s *stack) {
+				s.foreignTask()
+				task := s.sim.Tasks()[0].ID
+				key := rediskey.Lane("default", jobs.DefaultModel, rediskey.LaneQuarantine)
+				require.NoError(t, s.redis.HSet(t.Context(), key, task, `{"job_id":"job-0","attempt":1,"account":"default","model":"wanx-v1","task_id":"`+task+`"}`).Err())
+				<-time.After(time.Hour)
+				held, err := s.bucket.HeldKeys(t.Context(), task)
+				require.NoError(t, err)
+				require.NotEmpty(t, held)
+				assert.Equal(t, s.bucket.HeldKey(task, task+"-1"+ext), held[0])
+				spooled, err := filepath.Glob(filepath.Join(s.dir, "data", "spool", "*", task+"*"))
+				require.NoError(t, err)
+				assert.Empty(t, spooled)
+			})
+		})
+	}
 }
