@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -12,11 +13,11 @@ import (
 
 // riff returns a RIFF file of these chunks.
 func riff(chunks ...string) string {
-	all := ""
+	var all strings.Builder
 	for _, c := range chunks {
-		all += c
+		all.WriteString(c)
 	}
-	return "RIFF" + string(binary.LittleEndian.AppendUint32(nil, uint32(4+len(all)))) + "WEBP" + all
+	return "RIFF" + string(binary.LittleEndian.AppendUint32(nil, uint32(4+len(all.String())))) + "WEBP" + all.String()
 }
 
 // riffChunk returns a chunk with its padding.

@@ -193,12 +193,13 @@ func TestErrorsInEachProtocol(t *testing.T) {
 // The longest prompt, escaped, and the most reference images fit into a body.
 func TestLargestCreate(t *testing.T) {
 	runInBubble(t, nil, func(t *testing.T, s *service) {
-		body := `{"model":"wan2.7-image","input":{"messages":[{"role":"user","content":[{"text":"` + strings.Repeat(`\ud83d\udc31`, 5000) + `"}`
+		var body strings.Builder
+		body.WriteString(`{"model":"wan2.7-image","input":{"messages":[{"role":"user","content":[{"text":"` + strings.Repeat(`\ud83d\udc31`, 5000) + `"}`)
 		link := `,{"image":"https://e.com/` + strings.Repeat("a", 2000)
 		for i := range 9 {
-			body += link + string(rune('0'+i)) + `"}`
+			body.WriteString(link + string(rune('0'+i)) + `"}`)
 		}
-		assert.Len(t, s.createdRequest(s.submitTo(generationPath, body+`]}]},"parameters":{"n":1}}`)).RefImages, 9)
+		assert.Len(t, s.createdRequest(s.submitTo(generationPath, body.String()+`]}]},"parameters":{"n":1}}`)).RefImages, 9)
 	})
 }
 
@@ -220,12 +221,13 @@ func TestUploadsOfOneRequest(t *testing.T) {
 	body := func() string {
 		p := s.policyFor("wan2.7-image", shop...)
 		assert.Equal(t, 20, p.MaxFileSizeMB)
-		content := `{"text":"merge"}`
+		var content strings.Builder
+		content.WriteString(`{"text":"merge"}`)
 		for i, name := range []string{"a.png", "b.png"} {
 			require.Equal(t, http.StatusOK, s.sendForm(p, formParts(p, p.UploadDir+"/"+name), solidPNG(t, 240+i)).status)
-			content += `,{"image":"oss://` + p.UploadDir + "/" + name + `"}`
+			content.WriteString(`,{"image":"oss://` + p.UploadDir + "/" + name + `"}`)
 		}
-		return `{"model":"wan2.7-image","input":{"messages":[{"role":"user","content":[` + content + `]}]},"parameters":{"n":1}}`
+		return `{"model":"wan2.7-image","input":{"messages":[{"role":"user","content":[` + content.String() + `]}]},"parameters":{"n":1}}`
 	}
 	key := append([]string{"Idempotency-Key", "order 17", "X-DashScope-OssResourceResolve", "enable"}, shop...)
 	first := body()
