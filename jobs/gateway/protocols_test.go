@@ -42,7 +42,7 @@ func (s *service) createdRequest(got answer) jobs.Request {
 }
 
 // The bodies of dashscope-sdk-python 1.26.2 (ImageGeneration.async_call, ImageSynthesis.async_call)
-// become jobs of their models. Without n there are as many images as the gateway's default, but no
+// and dashscope-sdk-java (ImageGenerationParam) become jobs of their models. Without n there are as many images as the gateway's default, but no
 // more than DashScope would make.
 func TestCreateInEachProtocol(t *testing.T) {
 	runInBubble(t, nil, func(t *testing.T, s *service) {
@@ -61,6 +61,12 @@ func TestCreateInEachProtocol(t *testing.T) {
 				`{"model": "wan2.6-t2i", "parameters": {"negative_prompt": "x", "prompt_extend": true, "watermark": false, "is_async": true}, "input": {"messages": [{"role": "user", "content": [{"text": "cat", "type": "text"}]}]}}`,
 				"is_async",
 				jobs.Request{Model: "wan2.6-t2i", Prompt: "cat", NegativePrompt: "x", Size: "1280*1280", N: 4, PromptExtend: new(true), Watermark: new(false)},
+			},
+			"Java": {
+				generationPath,
+				`{"model":"wan2.6-image","input":{"messages":[{"role":"user","content":[{"text":"cat"},{"image":"https://e.com/a.png"}]}]},"parameters":{"seed":7,"negative_prompt":"x","size":"1280*1280","n":1,"enable_interleave":false,"stream":false}}`,
+				"enable_interleave, stream",
+				jobs.Request{Model: "wan2.6-image", Prompt: "cat", NegativePrompt: "x", Size: "1280*1280", N: 1, Seed: new(int64(7)), RefImages: []string{"https://e.com/a.png"}, PromptExtend: new(true), Watermark: new(false)},
 			},
 			"Qwen-Image": {
 				generationPath + "/",
