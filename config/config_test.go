@@ -38,7 +38,8 @@ func allVariables() map[string]string {
 		"DANQING_S3_ADDRESSING": "virtual", "DANQING_S3_PUBLIC_URL": "https://cdn.example.com/x",
 		"DANQING_S3_PUBLIC_ENDPOINT": "https://oss-cn-beijing.aliyuncs.com",
 		"DANQING_DATA_DIR":           "/var/lib/danqing/", "DANQING_MODELS": " wan2.2-t2i-flash, qwen-image,wan2.2-t2i-flash ", "DANQING_CONCURRENCY": "2",
-		"DANQING_DAILY_BUDGET": "12.5", "DANQING_PRICES": "qwen-image=0.2",
+		"DANQING_MODEL_CATALOG": "testdata/catalog.json",
+		"DANQING_DAILY_BUDGET":  "12.5", "DANQING_PRICES": "qwen-image=0.2",
 		"DANQING_ALERT_URL": "https://oapi.dingtalk.com/robot/send?access_token=hush5#hush6", "DANQING_ALERT_LANGUAGE": "en",
 		"DANQING_LISTEN": "127.0.0.1:1", "DANQING_SERVICE_HOST": "10.0.0.1", "DANQING_PORT_8765_TCP_ADDR": "10.0.0.1", "DANQING_SERVICE_PORT_HTTP": "1",
 	}

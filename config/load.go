@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/danqing-queue/danqing/jobs"
 )
 
 // loader reads the configuration and collects the problems.
@@ -38,7 +40,8 @@ func (l *loader) lookup(names ...string) (value, name string) {
 // are errors, others warnings; nil skips the check.
 //
 // It fails with an [*Error] that contains every problem. It opens no connection, and reads
-// no file but the certificates for Redis. The AWS variables are used only if DANQING_S3_BUCKET is set; no profile or
+// no file but the certificates for Redis and the overlay of the catalog of models, which it
+// makes the process use. The AWS variables are used only if DANQING_S3_BUCKET is set; no profile or
 // metadata service is used.
 func Load(getenv func(string) string, environ []string) (*Config, error) {
 	return LoadWithFile("", getenv, environ)
@@ -50,6 +53,7 @@ func Load(getenv func(string) string, environ []string) (*Config, error) {
 // exception is a DASHSCOPE_API_KEY that the file refers to.
 func LoadWithFile(path string, getenv func(string) string, environ []string) (*Config, error) {
 	l := &loader{get: getenv, file: path}
+	l.catalog()
 	if path == "" {
 		l.envAccount()
 	} else {
@@ -82,6 +86,26 @@ func LoadWithFile(path string, getenv func(string) string, environ []string) (*C
 		l.cfg.Models = append(l.cfg.Models, lane.Model)
 	}
 	return &l.cfg, nil
+}
+
+// catalog makes the process use an overlay of the catalog of models.
+func (l *loader) catalog() {
+	if file, name := l.lookup("DANQING_MODEL_CATALOG"); file != "" {
+		if err := jobs.LoadCatalog(file); err != nil {
+			l.bad(name, "%v", err)
+		}
+	}
+}
+
+// LoadCatalog makes the process use the overlay of the catalog of models that
+// DANQING_MODEL_CATALOG names, as [Load] does, for programs that need no other setting. It fails
+// with an [*Error].
+func LoadCatalog(getenv func(string) string) error {
+	l := &loader{get: getenv}
+	if l.catalog(); len(l.problems) > 0 {
+		return &Error{l.problems}
+	}
+	return nil
 }
 
 func (l *loader) redis() {

@@ -29,6 +29,7 @@ func Variables() []VariableGroup {
 			{Name: "DANQING_CONCURRENCY", Meaning: "tasks at once of each lane, at most what DashScope allows for the model", Default: "`1`"},
 			{Name: "DANQING_DAILY_BUDGET", Meaning: "yuan that the account may spend a day (UTC+8)", Default: "no limit"},
 			{Name: "DANQING_CONFIRM_ABOVE", Meaning: "yuan above which `batch`, `generate` and `enqueue` ask on a terminal before they begin, unless `--yes` is given; `0`: whenever it costs something", Default: "`10`"},
+			{Name: "DANQING_MODEL_CATALOG", Meaning: "a JSON file that adds models or corrects figures of the [catalog](catalog.md), for all processes of a queue", Default: "the built-in catalog"},
 			{Name: "DANQING_PRICES", Meaning: "yuan per image by your contract, as in `wanx-v1=0.12,qwen-image=0.2`", Default: "the catalog's"},
 		}},
 		{"Queue, bucket and disk", []Variable{

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -38,104 +37,111 @@ const (
 )
 
 // Model is one entry of the catalog: the parameters, prices and limits of a model. Sources has
-// the page of each fact.
+// the page of each fact. The names in JSON are those of an overlay, see [LoadCatalog].
 type Model struct {
 	// Name is the model's name at the service in Beijing. Requests, queues, records and
 	// sidecars use it for all regions.
-	Name string
+	Name string `json:"-"`
 	// RegionalNames are other spellings, by region. See [Model.NameIn].
-	RegionalNames map[string]string
+	RegionalNames map[string]string `json:"regional_names"`
 	// Protocol is the shape of its requests and results.
-	Protocol Protocol
+	Protocol Protocol `json:"protocol"`
 	// PromptRunes and NegativePromptRunes are how many characters (runes) the service reads
 	// according to the most cautious page; it drops the rest silently. A longer text gets a
 	// warning, and is sent whole. 0 means that no limit is known.
-	PromptRunes, NegativePromptRunes int
+	PromptRunes         int `json:"prompt_runes"`
+	NegativePromptRunes int `json:"negative_prompt_runes"`
 	// NoNegativePrompt is set if the model has no negative_prompt.
-	NoNegativePrompt bool
+	NoNegativePrompt bool `json:"no_negative_prompt"`
 	// PromptRunesElsewhere is the figure of another page or revision; 0 for none.
-	PromptRunesElsewhere int
+	PromptRunesElsewhere int `json:"prompt_runes_elsewhere"`
 	// Styles are the values of style, the default first. Empty: the model has
 	// no style.
-	Styles []Style
+	Styles []Style `json:"styles"`
 	// Sizes are the sizes that the model allows. EditSizes replace them for a request with
 	// reference images or of a group, unless they are zero.
-	Sizes, EditSizes Sizes
+	Sizes     Sizes `json:"sizes"`
+	EditSizes Sizes `json:"edit_sizes"`
 	// MaxImages is the largest n; the smallest is 1. MaxGroup is that of a request with
 	// enable_sequential; 0 if the model has no such groups.
-	MaxImages, MaxGroup int
+	MaxImages int `json:"max_images"`
+	MaxGroup  int `json:"max_group"`
 	// ServiceImages is the n of the service for a request without one. Danqing always sends n.
-	ServiceImages int
+	ServiceImages int `json:"service_images"`
 	// MaxSeed is the largest seed that any image of a request may have; the
 	// smallest is 0. The n images of a request take seed, seed+1, … seed+n-1.
-	MaxSeed int64
+	MaxSeed int64 `json:"max_seed"`
 	// RefModes are the values of ref_mode, the default first. Empty: the model
 	// takes no image as ref_img.
-	RefModes []string
+	RefModes []string `json:"ref_modes"`
 	// Inputs are the reference images of a model that edits.
-	Inputs Inputs
+	Inputs Inputs `json:"inputs"`
 	// Functions are the values of function. Empty: the model has no functions.
-	Functions []Function
+	Functions []Function `json:"functions"`
 	// Options are the parameters that only some models have.
-	Options []Option
+	Options []Option `json:"options"`
 	// PromptExtend is whether the model has prompt_extend: a language model
 	// rewrites the prompt first, which takes 3 to 4 s. Its default is true.
-	PromptExtend bool
+	PromptExtend bool `json:"prompt_extend"`
 	// Watermark is whether the model has watermark, at the bottom right of the
 	// image. Its default is false.
-	Watermark bool
+	Watermark bool `json:"watermark"`
 	// Prices are in micro-yuan an image, by region. The model is offered in these
 	// regions and no other. Only created images are charged.
-	Prices map[string]int64
+	Prices map[string]int64 `json:"-"`
 	// LargePrices are those of an image with more than LargePixels pixels, if that is not 0.
-	LargePrices map[string]int64
-	LargePixels int
+	LargePrices map[string]int64 `json:"-"`
+	LargePixels int              `json:"large_pixels"`
 	// InputPrices are in micro-yuan for each reference image, by region; nil if these are free.
-	InputPrices map[string]int64
+	InputPrices map[string]int64 `json:"-"`
 	// SubmitsPerSecond is how many creates per second the service accepts from one main
 	// account.
-	SubmitsPerSecond float64
+	SubmitsPerSecond float64 `json:"submits_per_second"`
 	// SubmitsPerMinute is how many it accepts per minute; 0 for no other limit.
-	SubmitsPerMinute int
+	SubmitsPerMinute int `json:"submits_per_minute"`
 	// Concurrency is how many tasks of one main account run at once, and the maximum
 	// concurrency of a lane.
-	Concurrency int
+	Concurrency int `json:"concurrency"`
 	// TaskTime is how long a task takes according to the documentation, to plan with until
 	// there are measurements; 0 if no page says so.
-	TaskTime time.Duration
+	TaskTime time.Duration `json:"-"`
 	// Sources are the pages of the facts, by field.
-	Sources map[string]string
+	Sources map[string]string `json:"-"`
 	// Confidence is how well a fact is known, by field: "B" two reports agree, "C" one report.
 	// A fact without an entry is from an official page or SDK. None was tried.
-	Confidence map[string]string
+	Confidence map[string]string `json:"-"`
 	// Unknown are the questions that no page answers, for people.
-	Unknown []string
+	Unknown []string `json:"unknown"`
+	// Overlaid is set if an overlay has added or corrected the model, see [LoadCatalog].
+	Overlaid bool `json:"-"`
 }
 
 // Inputs are the limits of reference images.
 type Inputs struct {
 	// Min and Max are how many a request has; a Max of 0 means that the model takes none.
-	Min, Max int
+	Min int `json:"min"`
+	Max int `json:"max"`
 	// MinSide and MaxSide are in pixels, MaxBytes limits the file.
-	MinSide, MaxSide int
-	MaxBytes         int64
+	MinSide  int   `json:"min_side"`
+	MaxSide  int   `json:"max_side"`
+	MaxBytes int64 `json:"max_bytes"`
 }
 
 // Function is what a model does with its reference image.
 type Function struct {
 	// Name is the value of function.
-	Name string
+	Name string `json:"name"`
 	// Mask is whether it needs a mask. The other functions take none.
-	Mask bool
+	Mask bool `json:"mask"`
 	// Options are the parameters that only some functions have.
-	Options []Option
+	Options []Option `json:"options"`
 }
 
 // Style is one value of style in the service's spelling, with its other names. Names match
 // regardless of case, spaces and angle brackets.
 type Style struct {
-	Value string
-	Names []string
+	Value string   `json:"value"`
+	Names []string `json:"names"`
 }
 
 // LookupModel returns the model with exactly this name; "" is [DefaultModel]. The error is a
@@ -202,22 +208,11 @@ func ModelNamed(name string) (m Model, known bool) {
 // modelName returns the catalog's name for a regional name of a model, and any other name
 // unchanged.
 func modelName(name string) string {
-	if own, ok := regionalNames()[name]; ok {
+	if own, ok := catalogInUse().regional[name]; ok {
 		return own
 	}
 	return name
 }
-
-// regionalNames are the catalog's names of the models with other names in a region, by these.
-var regionalNames = sync.OnceValue(func() map[string]string {
-	names := map[string]string{}
-	for _, m := range catalog() {
-		for _, regional := range m.RegionalNames {
-			names[regional] = m.Name
-		}
-	}
-	return names
-})
 
 // NameIn is the model's name in requests and lists of a region. sold is false if the region
 // does not have the model.
@@ -325,27 +320,11 @@ func (m Model) style(given string) (string, bool) {
 	if slices.ContainsFunc(m.Styles, func(s Style) bool { return s.Value == given }) {
 		return given, true
 	}
-	if value, ok := styleNames()[m.Name][styleKey(given)]; ok {
+	if value, ok := catalogInUse().styles[m.Name][styleKey(given)]; ok {
 		return value, true
 	}
 	return given, false
 }
-
-// styleNames are the service's spellings of the styles of each model, by the keys of their
-// values and names.
-var styleNames = sync.OnceValue(func() map[string]map[string]string {
-	models := map[string]map[string]string{}
-	for _, m := range catalog() {
-		names := map[string]string{}
-		for _, s := range m.Styles {
-			for _, name := range append([]string{s.Value}, s.Names...) {
-				names[styleKey(name)] = s.Value
-			}
-		}
-		models[m.Name] = names
-	}
-	return models
-})
 
 // styleKey is a style's name without case, spaces, hyphens and angle brackets, which a Chinese
 // keyboard types wide.

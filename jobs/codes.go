@@ -104,6 +104,13 @@ const (
 	//
 	// Do: choose a model of that region, or an account of another region.
 	CodeModelNotInRegion = "ModelNotInRegion"
+	// CodeRequestRefused means that the request is not valid for the worker that drew it,
+	// whose catalog of models is not that of the producer.
+	//
+	// Cost: nothing.
+	//
+	// Do: give all processes the same DANQING_MODEL_CATALOG, then danqing jobs retry.
+	CodeRequestRefused = "RequestRefused"
 	// CodeReferenceMissing means that the staged reference image is not in the bucket.
 	//
 	// Cost: nothing.

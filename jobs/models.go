@@ -2,7 +2,7 @@ package jobs
 
 import (
 	"maps"
-	"sync"
+	"slices"
 	"time"
 )
 
@@ -21,10 +21,16 @@ const (
 const usualTaskTime = 90 * time.Second
 
 // Models returns the catalog in the order for people. The caller may change the result.
-func Models() []Model { return newCatalog() }
+func Models() []Model {
+	models := slices.Clone(catalog())
+	for i, m := range models {
+		models[i] = m.clone()
+	}
+	return models
+}
 
 // catalog returns the catalog that is used for every request. Nothing may change it.
-var catalog = sync.OnceValue(newCatalog)
+func catalog() []Model { return catalogInUse().models }
 
 func newCatalog() []Model {
 	const v2cut = "; the revision of December 2025 says 800"

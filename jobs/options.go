@@ -12,17 +12,19 @@ import (
 // Option is a parameter that only some models, or functions, have.
 type Option struct {
 	// Name is the field of [Request] and DashScope's parameter.
-	Name string
+	Name string `json:"name"`
 	// Default is the value of a request without one, as text; "" sends nothing.
-	Default string
+	Default string `json:"default"`
 	// Min and Max limit a number; Whole numbers have no fraction.
-	Min, Max float64
-	Whole    bool
+	Min   float64 `json:"min"`
+	Max   float64 `json:"max"`
+	Whole bool    `json:"whole"`
 	// Values are the allowed texts. TextOnly are those of them that are refused with reference
 	// images.
-	Values, TextOnly []string
+	Values   []string `json:"values"`
+	TextOnly []string `json:"text_only"`
 	// With is the name of a switch that must be on, unless it is "".
-	With string
+	With string `json:"with"`
 }
 
 // Allowed describes the values for people.

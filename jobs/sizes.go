@@ -12,17 +12,19 @@ import (
 // Sizes are the sizes that a model allows: a list, or limits. A limit of zero means none.
 type Sizes struct {
 	// Default is the size of a request without one, as in 1024*1024.
-	Default string
+	Default string `json:"default"`
 	// List has all sizes; if it is not empty, the limits are not used.
-	List []string
+	List []string `json:"list"`
 	// MinSide and MaxSide limit width and height, in pixels.
-	MinSide, MaxSide int
+	MinSide int `json:"min_side"`
+	MaxSide int `json:"max_side"`
 	// MinPixels and MaxPixels limit width times height.
-	MinPixels, MaxPixels int
+	MinPixels int `json:"min_pixels"`
+	MaxPixels int `json:"max_pixels"`
 	// MaxRatio limits the longer side divided by the shorter.
-	MaxRatio int
+	MaxRatio int `json:"max_ratio"`
 	// Keywords are sizes by name, as in 2K, which are allowed beside the others.
-	Keywords []string
+	Keywords []string `json:"keywords"`
 }
 
 // none reports whether the model has no size.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/danqing-queue/danqing/jobs"
@@ -71,6 +72,7 @@ func (w *Worker) addDrainLanes(ctx context.Context) error {
 			w.log.Error("paid job on an account that is not configured: configure it", "job_id", e.JobID, "task_id", e.Record.TaskID, "account", e.Record.Account)
 		}
 	}
+	w.reportUnknownModels(ctx)
 	var missing []lane.Config
 	var keys []string // two of each
 	for _, a := range w.accounts.All {
@@ -100,6 +102,32 @@ func (w *Worker) addDrainLanes(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// reportUnknownModels logs tasks whose model the catalog does not have: only a worker with the
+// overlay of the one that created them resumes them.
+func (w *Worker) reportUnknownModels(ctx context.Context) {
+	lanes, err := jobs.NewInspector(w.cfg.Redis).Lanes(ctx)
+	if err != nil {
+		w.log.Warn("lanes of unknown models not looked up", "err", err)
+	}
+	unknown := map[string]bool{}
+	for _, l := range lanes {
+		if _, err := jobs.LookupModel(l.Model); err != nil && len(l.Running) > 0 && !l.Held {
+			unknown[l.Model] = true
+		}
+	}
+	for _, e := range w.cfg.DataDir.Journal.OpenJobs() {
+		if e.Record == nil {
+			continue
+		}
+		if _, err := jobs.LookupModel(e.Record.Model); err != nil {
+			unknown[e.Record.Model] = true
+		}
+	}
+	for _, model := range slices.Sorted(maps.Keys(unknown)) {
+		w.log.Error("paid jobs of a model that is not in the catalog: set DANQING_MODEL_CATALOG to the file that they were enqueued with, within 24 hours", "model", model)
+	}
 }
 
 func (w *Worker) hasLane(a *account.Account, model jobs.Model) bool {

@@ -3,6 +3,7 @@ package worker_test
 import (
 	"bytes"
 	"io"
+	"log/slog"
 	"net/http"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 	"github.com/danqing-queue/danqing/worker/dashscope/simulator"
@@ -113,4 +115,30 @@ func createOf(model string) func(*http.Request) bool {
 		create, decodeErr := dashscope.DecodeCreate(dashscope.ProtocolText2Image, body)
 		return err == nil && decodeErr == nil && create.Model == model
 	}
+}
+
+// A task of a model that only another worker's catalog has is left to that worker, with a line in
+// the log; nothing else is disturbed.
+func TestTaskOfAnUnknownModelIsLogged(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		store := jobs.NewStore(s.redis)
+		require.NoError(t, store.SetLane(t.Context(), jobs.LaneStatus{Account: "default", Model: "new-image", Concurrency: 1, State: jobs.LaneOpen}))
+		rec := &jobs.Record{Job: jobs.Job{ID: "job-new", State: jobs.StateGenerating, Model: "new-image", Account: "default", TaskID: "task-new", Attempt: 1}}
+		require.NoError(t, store.Update(t.Context(), nil, rec))
+		require.NoError(t, s.redis.HSet(t.Context(), rediskey.Lane("default", "new-image", rediskey.LaneInFlight), rec.ID, "1").Err())
+		s.worker.Stop()
+		require.NoError(t, <-s.ended)
+		s.ended <- nil
+		var log logText
+		s.configure = func(cfg *worker.Config) { cfg.Logger = slog.New(slog.NewTextHandler(&log, nil)) }
+		b := s.secondWorker()
+		ended := make(chan error, 1)
+		go func() { ended <- b.Run(t.Context()) }()
+		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1"})
+		s.requireMadeOnce("job-1")
+		b.Stop()
+		require.NoError(t, <-ended)
+		assert.Regexp(t, `msg="paid jobs of a model that is not in the catalog: set DANQING_MODEL_CATALOG .*" model=new-image`, log.text.String())
+		assert.Equal(t, jobs.StateGenerating, s.get("job-new").State)
+	})
 }

@@ -366,6 +366,27 @@ func TestDoctorForeignTasks(t *testing.T) {
 	requireFinding(t, found, "dashscope note: account default: 3 tasks in 24 hours; without a queue their owners are unknown", "REDIS_URL")
 }
 
+// A task of a model that only another process's catalog has is found, with what to do.
+func TestDoctorFindsUnknownModels(t *testing.T) {
+	t.Parallel()
+	p := newDoctorStack(t)
+	store, ctx := jobs.NewStore(p.rdb), t.Context()
+	for _, model := range []string{"new-image", "wanx-v1", "idle-image"} {
+		require.NoError(t, store.SetLane(ctx, jobs.LaneStatus{Account: "default", Model: model, Concurrency: 1, State: jobs.LaneOpen}))
+		if model == "idle-image" {
+			continue
+		}
+		rec := &jobs.Record{Job: jobs.Job{ID: "job-" + model, State: jobs.StateGenerating, Model: model, Account: "default", TaskID: "task-" + model, Attempt: 1}}
+		require.NoError(t, store.Update(ctx, nil, rec))
+		require.NoError(t, p.rdb.HSet(ctx, rediskey.Lane("default", model, rediskey.LaneInFlight), rec.ID, "1").Err())
+	}
+	code, found, _ := p.doctor()
+	assert.Equal(t, exitFailed, code)
+	requireFinding(t, found, "redis error: lane new-image of account default: no worker, 1 task at DashScope, and the model is not in the catalog", "set DANQING_MODEL_CATALOG")
+	requireFinding(t, found, "redis note: lane wanx-v1 of account default: no worker", "start a worker")
+	requireFinding(t, found, "redis note: lane idle-image of account default: no worker", "start a worker")
+}
+
 // Doctor finds out whether the task list shows tasks of a newer model, by a task of this queue
 // alone, and tells the lane.
 func TestDoctorListedTasks(t *testing.T) {

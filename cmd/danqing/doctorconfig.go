@@ -11,6 +11,7 @@ import (
 
 	"github.com/gofrs/flock"
 
+	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/storage"
 	"github.com/danqing-queue/danqing/worker"
 	"github.com/danqing-queue/danqing/worker/journal"
@@ -32,6 +33,15 @@ func (d *doctor) checkConfig() {
 			budget = ", at most " + yuan(a.DailyBudgetMicroYuan) + " a day"
 		}
 		d.ok("account %s: %s, lanes %s%s", a.Name, set, strings.Join(lanes, ", "), budget)
+	}
+	var overlaid []string
+	for _, m := range jobs.Models() {
+		if m.Overlaid {
+			overlaid = append(overlaid, m.Name)
+		}
+	}
+	if len(overlaid) > 0 {
+		d.ok("the catalog of models has an overlay (DANQING_MODEL_CATALOG) with %s", strings.Join(overlaid, ", "))
 	}
 	if d.cfg.CheckReal() != nil {
 		d.bad("set it to your key from the Model Studio (百炼) console, or try it without: danqing up --simulate", "DASHSCOPE_API_KEY is not set, so no image can be created")

@@ -211,6 +211,12 @@ func (d *doctor) checkRedisDurability(ctx context.Context, rdb *redis.Client) {
 	d.ok("writes are as durable as they can be after %d ms", time.Since(started).Milliseconds())
 }
 
+// isKnown reports whether a model is in the catalog.
+func isKnown(model string) bool {
+	_, err := jobs.LookupModel(model)
+	return err == nil
+}
+
 // checkLanes reports the lanes on this Redis and their workers.
 func (d *doctor) checkLanes(ctx context.Context, rdb *redis.Client) {
 	lanes, err := d.jobs.Lanes(ctx)
@@ -226,6 +232,9 @@ func (d *doctor) checkLanes(ctx context.Context, rdb *redis.Client) {
 		name := fmt.Sprintf("lane %s of account %s", lane.Model, lane.Account)
 		holder, err := rdb.Get(ctx, rediskey.Lane(lane.Account, lane.Model, rediskey.LaneLease)).Result()
 		switch {
+		case !isKnown(lane.Model) && !lane.Held && len(lane.Running) > 0:
+			d.bad("set DANQING_MODEL_CATALOG to the file that its jobs were enqueued with, for a worker with that account: DashScope keeps their images for 24 hours", "%s: no worker, %s at DashScope, and the model is not in the catalog", name, count(len(lane.Running), "task"))
+			continue
 		case errors.Is(err, redis.Nil) || !lane.Held:
 			d.note("start a worker with that account and model if its jobs wait", "%s: no worker", name)
 			continue

@@ -105,6 +105,9 @@ func (p *program) command() *cobra.Command {
 }
 
 func (p *program) run(ctx context.Context) int {
+	if err := config.LoadCatalog(p.getenv); err != nil { // before a flag offers models
+		return p.exit(err)
+	}
 	root, ran := p.command(), false
 	root.PersistentPreRun = func(*cobra.Command, []string) { ran = true }
 	cmd, err := root.ExecuteContextC(ctx)

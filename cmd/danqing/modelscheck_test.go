@@ -88,7 +88,7 @@ func TestModelsCheckShowsFindings(t *testing.T) {
 	}
 	require.NoError(t, p.printAnswers(told, false))
 	table, findings, _ := strings.Cut(out.String(), "\nwarning")
-	for _, line := range strings.Split(table, "\n") {
+	for line := range strings.SplitSeq(table, "\n") {
 		assert.LessOrEqual(t, len(line), 80, line)
 	}
 	assert.Regexp(t, `\nwanx-v1 +- +- +- +- +20\d\d-\d\d-\d\d +-\n`, table)

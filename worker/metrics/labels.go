@@ -24,7 +24,7 @@ func codeLabel(code string) string {
 func ownCodes() []string {
 	return []string{
 		jobs.CodeSubmitAmbiguous, jobs.CodeOrphanedTask, jobs.CodeBudgetExceeded, jobs.CodeTaskUnknown, jobs.CodeNoImages, jobs.CodeImageUnverified,
-		jobs.CodeSpoolUnavailable, jobs.CodeRecordRefused, jobs.CodeAbandoned, jobs.CodeDeadlineExceeded, jobs.CodeModelNotInRegion, jobs.CodeReferenceMissing,
+		jobs.CodeSpoolUnavailable, jobs.CodeRecordRefused, jobs.CodeAbandoned, jobs.CodeDeadlineExceeded, jobs.CodeModelNotInRegion, jobs.CodeRequestRefused, jobs.CodeReferenceMissing,
 		jobs.CodeReferenceRejected, jobs.CodeJobIDTaken, jobs.CodeSidecarUnreadable, jobs.CodeRecordCorrupt, jobs.CodeArchived, jobs.CodeMessageLost,
 		jobs.CodeImageMissing, jobs.CodeResultExpired,
 	}

@@ -60,12 +60,13 @@ func (m model) defaultImages() int {
 	return m.later.ServiceImages
 }
 
-// laterModels returns the models of a region's other paths, as the catalog has them.
+// laterModels returns the models of a region's other paths, and those of an overlay, as the catalog
+// has them.
 func laterModels(region string) []model {
 	var list []model
 	for _, m := range jobs.Models() {
 		name, sold := m.NameIn(cmp.Or(region, jobs.RegionBeijing))
-		if !sold || m.Protocol == jobs.ProtocolText2Image {
+		if !sold || m.Protocol == jobs.ProtocolText2Image && !m.Overlaid {
 			continue
 		}
 		price, _ := m.CostIn(cmp.Or(region, jobs.RegionBeijing), 1)
@@ -138,7 +139,13 @@ func (s *Simulator) lookupModel(name string) (model, bool) {
 }
 
 // regionModels are all models of the simulator's region.
-func (s *Simulator) regionModels() []model { return append(models(s.Region), laterModels(s.Region)...) }
+func (s *Simulator) regionModels() []model {
+	later := laterModels(s.Region)
+	own := slices.DeleteFunc(models(s.Region), func(m model) bool {
+		return slices.ContainsFunc(later, func(o model) bool { return o.name == m.name })
+	})
+	return append(own, later...)
+}
 
 // honors returns the rule of the catalog for a model, by its spelling in the region.
 func honors(region, name string) func(parameter string) bool {

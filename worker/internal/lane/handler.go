@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -57,6 +58,7 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 		err = fmt.Errorf("the payload has model %q in the queue of %q", m.Request.Model, l.cfg.Model.Name)
 	}
 	if err != nil {
+		l.refuseRequest(ctx, m, err)
 		return fmt.Errorf("%w: enqueue with the jobs package: %w", err, asynq.SkipRetry)
 	}
 	l.mu.Lock()
@@ -88,6 +90,24 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 		return fmt.Errorf("%w: %w", e.err, asynq.SkipRetry)
 	default:
 		return e.err
+	}
+}
+
+// refuseRequest fails a waiting job whose request this worker refuses: its producer has another
+// catalog of models. Nothing was bought. A message that is not its job's own is left alone.
+func (l *lane) refuseRequest(ctx context.Context, m jobs.GenerateMessage, cause error) {
+	if m.JobID == "" || m.Digest == "" || jobs.ValidID(m.JobID) != nil {
+		return
+	}
+	rec, err := l.recorder.Store.Get(ctx, m.JobID)
+	waits := err == nil && (rec.State == jobs.StateQueued || rec.State == jobs.StateRetrying)
+	if !waits || !strings.HasPrefix(rec.Digest, m.Digest) || rec.Model != l.cfg.Model.Name {
+		return
+	}
+	withRequest := *rec
+	withRequest.Request = &m.Request
+	if err := l.fail(ctx, &withRequest, jobs.CodeRequestRefused, "the worker's catalog of models refuses the request: "+cause.Error()+"; nothing was bought: give producers and workers the same DANQING_MODEL_CATALOG, then retry it"); err != nil && !errors.As(err, new(*jobError)) {
+		l.log.Warn("refused request not recorded", "job_id", m.JobID, "err", err)
 	}
 }
 
