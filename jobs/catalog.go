@@ -285,7 +285,7 @@ func (m Model) ImagesAtMost() int { return max(m.MaxImages, m.MaxGroup) }
 
 // sizesOf returns the sizes that the model allows for a request.
 func (m Model) sizesOf(r Request) Sizes {
-	if edits := len(r.RefImages) > 0 || r.isGroup(); edits && !m.EditSizes.none() {
+	if edits := len(r.RefImages) > 0 || r.IsGroup(); edits && !m.EditSizes.none() {
 		return m.EditSizes
 	}
 	return m.Sizes
@@ -293,7 +293,7 @@ func (m Model) sizesOf(r Request) Sizes {
 
 // imagesOf returns the largest n of a request.
 func (m Model) imagesOf(r Request) int {
-	if r.isGroup() {
+	if r.IsGroup() {
 		return m.MaxGroup
 	}
 	return m.MaxImages

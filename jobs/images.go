@@ -7,10 +7,11 @@ import (
 
 // Missing returns the numbers of the requested images that are not in the bucket, in
 // order: all at first, none once the job has succeeded completely. A lane buys these. For a
-// job without its request, the images that it lists count as requested.
+// job without its request, and for a group that has images, the images that it lists count as
+// requested.
 func (j *Job) Missing() []int {
 	n := 1
-	if j.Request != nil {
+	if j.Request != nil && (!j.Request.IsGroup() || j.storedImages() == 0) {
 		n = max(n, j.Request.N)
 	} else {
 		for _, image := range j.Images {

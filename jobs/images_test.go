@@ -73,6 +73,8 @@ func TestMissingImages(t *testing.T) {
 		"whole":                {jobs.Record{Job: jobs.Job{Request: &jobs.Request{N: 1}, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}}, nil},
 		"without its request":  {jobs.Record{Job: jobs.Job{Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}}}}, []int{2}},
 		"n of 0 stands for 1":  {jobs.Record{Job: jobs.Job{Request: &jobs.Request{}}}, []int{1}},
+		"a group":              {jobs.Record{Job: jobs.Job{Request: &jobs.Request{N: 4, EnableSequential: new(true)}, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 2}, {N: 3, Key: "k"}}}}, []int{2}},
+		"a group without any":  {jobs.Record{Job: jobs.Job{Request: &jobs.Request{N: 2, EnableSequential: new(true)}, Images: []jobs.Image{{N: 1}}}}, []int{1, 2}},
 		"twice the same image": {jobs.Record{Job: jobs.Job{Request: &jobs.Request{N: 2}, Images: []jobs.Image{{N: 1, Key: "k"}, {N: 1, Key: "k"}}}}, []int{2}},
 	} {
 		assert.Equal(t, c.want, c.rec.Missing(), name)

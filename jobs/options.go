@@ -202,8 +202,9 @@ func (m Model) functionsWith(option string) []string {
 	return names
 }
 
-// isGroup reports whether the request asks for a group of images that belong together.
-func (r Request) isGroup() bool { return r.EnableSequential != nil && *r.EnableSequential }
+// IsGroup reports whether the request asks for a group of images that belong together: at most
+// N, as many as the model makes of it.
+func (r Request) IsGroup() bool { return r.EnableSequential != nil && *r.EnableSequential }
 
 // References returns the names of all reference images and of the mask, each once, in their
 // order.

@@ -84,7 +84,7 @@ func (a *api) taskResponse(r *request, rec *jobs.Job) (*dashscope.TaskResponse, 
 				metrics.Succeeded++
 			}
 		}
-		metrics.Total, out.TaskMetrics = max(metrics.Total, len(rec.Images)), metrics
+		metrics.Total, out.TaskMetrics = max(metrics.Succeeded+len(rec.Missing()), len(rec.Images)), metrics
 		metrics.Failed = metrics.Total - metrics.Succeeded
 		task.Usage = usage(rec, metrics.Succeeded)
 	case dashscope.StatusFailed:

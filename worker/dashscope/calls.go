@@ -115,7 +115,9 @@ func (c *Client) Query(ctx context.Context, taskID string) (*Task, error) {
 		return nil, err
 	}
 	t := &Task{Simulated: a.simulated(), Date: a.date()}
-	if json.Unmarshal(a.body, &t.TaskResponse) != nil || t.Output.TaskStatus == "" {
+	// A field of another type than documented is left out: it must not hide an image.
+	err = json.Unmarshal(a.body, &t.TaskResponse)
+	if _, odd := errors.AsType[*json.UnmarshalTypeError](err); err != nil && !odd || t.Output.TaskStatus == "" {
 		return nil, c.fault(opQuery, a)
 	}
 	if t.Output.TaskID != taskID {

@@ -197,6 +197,18 @@ func TestQueryFaults(t *testing.T) {
 	assert.Zero(t, m.dials)
 }
 
+// A field of another type than documented hides neither the images nor what was charged.
+func TestQueryWithOddTypes(t *testing.T) {
+	t.Parallel()
+	for _, odd := range []string{`"usage":{"image_count":2,"output_image_type":[1]}`, `"usage":{"image_count":99999999999999999999}`, `"request_id":7`, `"usage":[]`} {
+		c, _ := connect(t, reply(200, `{`+odd+`,"output":{"task_id":"t1","task_status":"SUCCEEDED","end_time":0,"finished":"yes","choices":[{"finish_reason":{},"message":{"content":[{"image":"u"},{"image":"v","text":{}}]}}]}}`), Config{})
+		got, err := c.Query(t.Context(), "t1")
+		require.NoError(t, err, odd)
+		assert.Equal(t, []Result{{URL: "u"}, {URL: "v"}}, got.Output.Results, odd)
+		assert.Equal(t, 2, got.ChargedImages(), odd)
+	}
+}
+
 // A compatible server may omit the ID in its answer (both SDKs accept that).
 func TestQueryFillsInTheID(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Protocol is the shape of a model's creates and results, and their path. The zero value means
@@ -61,7 +62,7 @@ type Part struct {
 }
 
 // UnmarshalJSON reads the parts that are as documented, and skips all others: a part that is
-// none must not hide an image.
+// none, or a text of another shape beside an image, must not hide an image.
 func (c *Content) UnmarshalJSON(data []byte) error {
 	var parts []json.RawMessage
 	*c = nil
@@ -70,7 +71,7 @@ func (c *Content) UnmarshalJSON(data []byte) error {
 	}
 	for _, raw := range parts {
 		var part Part
-		if json.Unmarshal(raw, &part) == nil {
+		if err := json.Unmarshal(raw, &part); err == nil || part.Image != "" {
 			*c = append(*c, part)
 		}
 	}
@@ -136,11 +137,13 @@ func DecodeCreate(p Protocol, data []byte) (r CreateRequest, err error) {
 	return r, nil
 }
 
-// flattenChoices moves the images of Choices to Results, in their order.
+// flattenChoices moves the images of Choices to Results, in their order, each once: a repeated one
+// must not take the place of another.
 func (o *TaskOutput) flattenChoices() {
 	for _, choice := range o.Choices {
 		for _, part := range choice.Message.Content {
-			if part.Image != "" {
+			known := slices.ContainsFunc(o.Results, func(r Result) bool { return r.URL == part.Image })
+			if part.Image != "" && !known {
 				o.Results = append(o.Results, Result{URL: part.Image})
 			}
 		}
@@ -160,7 +163,7 @@ func (r TaskResponse) InProtocol(p Protocol) TaskResponse {
 			parts = append(parts, Part{Image: result.URL, Type: "image"})
 		}
 	}
-	r.Output.Finished, r.Output.Results = true, nil
+	r.Output.Finished, r.Output.Results = new(true), nil
 	r.Output.Choices = []Choice{{FinishReason: "stop", Message: Message{Role: "assistant", Content: parts}}}
 	return r
 }

@@ -68,6 +68,7 @@ func TestChoicesAreResults(t *testing.T) {
 		"one choice":    `[{"finish_reason":"stop","message":{"role":"assistant","content":[{"image":"u","type":"image"},{"image":"v","type":"image"}]}}]`,
 		"two choices":   `[{"message":{"content":[{"image":"u"}]}},{"message":{"content":[{"image":"v"}]}}]`,
 		"with a text":   `[{"message":{"content":[{"text":"t","type":"text"},{"image":"u"},{"image":"v"}]}}]`,
+		"repeated":      `[{"message":{"content":[{"image":"u"},{"image":"u"}]}},{"message":{"content":[{"image":"v"}]}}]`,
 		"with oddities": `[{"message":{"content":"text"}},{"message":{"content":[{"image":"u"},7,{"image":{}},{"image":"v"}]}}]`,
 	} {
 		var task Task
@@ -80,6 +81,25 @@ func TestChoicesAreResults(t *testing.T) {
 	qwen := Task{TaskResponse: TaskResponse{Usage: &Usage{OutputImageCount: 3}}}
 	assert.Equal(t, 3, qwen.ChargedImages())
 	assert.True(t, qwen.IsInconclusive(), "charged, and no image")
+}
+
+// A succeeded task with fewer images than it was charged for, or one that is not finished, may name
+// the others later; one whose other images have failed does not.
+func TestTaskMayNameMore(t *testing.T) {
+	t.Parallel()
+	one := []Result{{URL: "u"}}
+	for name, c := range map[string]struct {
+		task TaskResponse
+		want bool
+	}{
+		"all":          {TaskResponse{Output: TaskOutput{Results: []Result{{URL: "u"}, {URL: "v"}}, Finished: new(false)}, Usage: &Usage{ImageCount: 4}}, false},
+		"charged":      {TaskResponse{Output: TaskOutput{Results: one, Finished: new(true)}, Usage: &Usage{ImageCount: 2}}, true},
+		"not finished": {TaskResponse{Output: TaskOutput{Results: one, Finished: new(false)}}, true},
+		"failed":       {TaskResponse{Output: TaskOutput{Results: append(one, Result{Code: "c"})}, Usage: &Usage{ImageCount: 1}}, false},
+		"no usage":     {TaskResponse{Output: TaskOutput{Results: one}}, false},
+	} {
+		assert.Equal(t, c.want, (&Task{TaskResponse: c.task}).MayNameMore(2), name)
+	}
 }
 
 // A server answers in the protocol's shape, without the images that failed.

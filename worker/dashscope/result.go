@@ -20,6 +20,19 @@ func (task *Task) IsInconclusive() bool {
 	return charged || len(task.Output.Results) == 0 || slices.ContainsFunc(task.Output.Results, func(r Result) bool { return r.Code == "" })
 }
 
+// MayNameMore reports whether a succeeded task of n images may name more of them later: it was
+// charged for more than it names, or says that it is not finished.
+func (task *Task) MayNameMore(n int) bool {
+	named := 0
+	for _, r := range task.Output.Results {
+		if r.URL != "" {
+			named++
+		}
+	}
+	unfinished := task.Output.Finished != nil && !*task.Output.Finished
+	return named < n && (unfinished || named < task.ChargedImages())
+}
+
 // ChargedImages returns the number of images that the task was charged for.
 func (task *Task) ChargedImages() int {
 	n := 0

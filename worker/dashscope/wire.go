@@ -136,7 +136,7 @@ type TaskOutput struct {
 	ScheduledTime string       `json:"scheduled_time,omitempty"`
 	EndTime       string       `json:"end_time,omitempty"`
 	Results       []Result     `json:"results,omitempty"`
-	Finished      bool         `json:"finished,omitempty"`
+	Finished      *bool        `json:"finished,omitempty"`
 	Choices       []Choice     `json:"choices,omitempty"`
 	TaskMetrics   *TaskMetrics `json:"task_metrics,omitempty"`
 	Code          string       `json:"code,omitempty"`

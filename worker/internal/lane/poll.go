@@ -33,7 +33,8 @@ const (
 	// decides: the service limits a create to 300 s.
 	unknownGrace = 300 * time.Second
 	// emptyAnswers is how often a succeeded task that names neither an image nor a reason
-	// is queried before the job is held for an operator.
+	// is queried before the job is held for an operator, and one that may name more images
+	// before those are stored that it names.
 	emptyAnswers = 6
 )
 
@@ -93,11 +94,11 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 		l.discoverKeyID(ctx, rec)
 		switch task.Output.TaskStatus {
 		case dashscope.StatusSucceeded:
-			if empty++; task.IsInconclusive() && empty < emptyAnswers {
+			slot.giveOn()
+			if empty++; empty < emptyAnswers && (task.IsInconclusive() || task.MayNameMore(len(rec.Missing()))) {
 				interval = max(interval, errorBackoff.Next())
 				continue
 			}
-			slot.giveOn()
 			l.checkList(ctx)
 			if at, err := dashscope.ParseTime(task.Output.EndTime); err == nil {
 				looks.Ended(at)
@@ -268,7 +269,11 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	if !rec.ResolvedAt.IsZero() { // the operator may have adopted a task with more images
 		most = max(most, l.cfg.Model.ImagesAtMost())
 	}
-	results := renumber(readResults(task, len(missing), most), missing)
+	least := len(missing)
+	if rec.Request != nil && rec.Request.IsGroup() { // it has as many images as the model makes of it
+		least = min(task.ChargedImages(), most)
+	}
+	results := renumber(readResults(task, least, most), missing)
 	made := 0
 	var first jobs.Result
 	for _, r := range results {
@@ -287,13 +292,9 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 	if rec.Adopted && !(&reconcile.Output{Task: task}).Fits(reconcile.IntentOf(rec)) {
 		return l.rejectAdopted(ctx, rec)
 	}
-	made = min(task.ChargedImages(), most)
 	next := *rec
-	if reported := max(task.ChargedImages(), len(task.Output.Results)); reported > most {
-		warning := fmt.Sprintf("DashScope reported %d images for a request of %d: no more than those are stored and booked", reported, most)
-		l.log.Error("answer exceeds the request", "job_id", rec.ID, "task_id", rec.TaskID, "images", reported, "err", warning)
-		next.Warnings = append(slices.Clone(rec.Warnings), warning)
-	}
+	next.Warnings = l.checkAnswer(rec, task, made, most)
+	made = min(task.ChargedImages(), most)
 	next.State, next.Results, next.GeneratedAt = jobs.StateStoring, results, time.Now().UTC()
 	next.Simulated = task.Simulated // first known here for an adopted task
 	next.TaskImages, next.TaskMicroYuan = made, l.cfg.Account.Cost(l.cfg.Model, purchase(l.cfg.Model, rec.Request, task, made))
@@ -315,6 +316,23 @@ func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashsc
 		return err
 	}
 	return errLeft
+}
+
+// checkAnswer returns the job's warnings, with those about an answer that names some images for a
+// request of at most so many.
+func (l *lane) checkAnswer(rec *jobs.Record, task *dashscope.Task, named, most int) []string {
+	warnings := slices.Clip(rec.Warnings)
+	if reported := max(task.ChargedImages(), len(task.Output.Results)); reported > most {
+		warning := fmt.Sprintf("DashScope reported %d images for a request of %d: no more than those are stored and booked", reported, most)
+		l.log.Error("answer exceeds the request", "job_id", rec.ID, "task_id", rec.TaskID, "images", reported, "err", warning)
+		warnings = append(warnings, warning)
+	}
+	if charged := min(task.ChargedImages(), most); charged > named {
+		warning := fmt.Sprintf("DashScope charged %d images and names %d: look for the others in its console before buying them again", charged, named)
+		l.log.Error("answer lacks images", "job_id", rec.ID, "task_id", rec.TaskID, "images", named, "err", warning)
+		warnings = append(warnings, warning)
+	}
+	return warnings
 }
 
 // readResults returns the images of a task, numbered in the order of the request: at least n,

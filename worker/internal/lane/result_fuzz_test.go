@@ -55,6 +55,22 @@ func FuzzResults(f *testing.F) {
 	})
 }
 
+// Images that are bought again get the numbers of those that the job lacks, also if a group has
+// fewer of them: an image that exists keeps its number.
+func TestRenumber(t *testing.T) {
+	t.Parallel()
+	numbers := func(made int, missing ...int) (n []int) {
+		task := dashscope.Task{TaskResponse: dashscope.TaskResponse{Output: dashscope.TaskOutput{Results: make([]dashscope.Result, made)}}}
+		for _, r := range renumber(readResults(&task, 0, 6), missing) {
+			n = append(n, r.N)
+		}
+		return n
+	}
+	require.Equal(t, []int{2, 4}, numbers(2, 2, 4))
+	require.Equal(t, []int{2}, numbers(1, 2, 4))
+	require.Equal(t, []int{1, 2, 3}, numbers(3, 2, 4), "an adopted task made more")
+}
+
 // requireSameLink fails if a signed part of a link was changed, or any part of a link
 // that is not Aliyun's.
 func requireSameLink(t *testing.T, given, made string) {

@@ -37,10 +37,10 @@ func imagesToBuy(rec *jobs.Record, req jobs.Request) (n int, seed *int64) {
 }
 
 // renumber gives the results of a task the numbers of the images that the job lacked.
-// If the task has another number of results, as an adopted task may, its numbers are
-// kept: existing images stay.
+// If the task has more results, as an adopted task may, its numbers are kept: existing
+// images stay.
 func renumber(results []jobs.Result, missing []int) []jobs.Result {
-	if len(results) == len(missing) {
+	if len(results) <= len(missing) {
 		for i := range results {
 			results[i].N = missing[i]
 		}
