@@ -123,7 +123,7 @@ func usage(rec *jobs.Job, images int) *dashscope.Usage {
 		u.OutputImageType = dashscope.LargeImageType
 	}
 	if rec.Request != nil {
-		u.InputImageCount = len(rec.Request.RefImages)
+		u.InputImageCount = new(len(rec.Request.RefImages))
 	}
 	return u
 }

@@ -71,10 +71,10 @@ func (u *Usage) Large() (large, known bool) {
 // Inputs returns how many input images were charged. known is false if the usage does not say so, or
 // is nil.
 func (u *Usage) Inputs() (images int, known bool) {
-	if u == nil || u.OutputImageType == "" && u.InputImageCount == 0 {
+	if u == nil || u.InputImageCount == nil {
 		return 0, false
 	}
-	return max(u.InputImageCount, 0), true
+	return max(*u.InputImageCount, 0), true
 }
 
 // SecureURL rewrites an http URL of Aliyun's object store to https. The signature of the

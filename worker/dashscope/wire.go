@@ -166,7 +166,7 @@ type Usage struct {
 	ImageCount       int    `json:"image_count,omitempty"`
 	OutputImageCount int    `json:"output_image_count,omitempty"`
 	OutputImageType  string `json:"output_image_type,omitempty"`
-	InputImageCount  int    `json:"input_image_count,omitempty"`
+	InputImageCount  *int   `json:"input_image_count,omitempty"` // nil if it is not said
 	// Size is that of the images of [ProtocolImageGeneration], as in "1024*1024". It is not read,
 	// and may have any type, so that an answer of another shape hides no image.
 	Size any `json:"size,omitempty"`

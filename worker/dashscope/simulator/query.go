@@ -87,7 +87,7 @@ func (t *task) usage() *dashscope.Usage {
 		}
 		return u
 	}
-	u := &dashscope.Usage{OutputImageCount: t.goodImages(), OutputImageType: dashscope.SmallImageType, InputImageCount: len(inputs(t.Request.Input))}
+	u := &dashscope.Usage{OutputImageCount: t.goodImages(), OutputImageType: dashscope.SmallImageType, InputImageCount: new(len(inputs(t.Request.Input)))}
 	if w, h := t.size(); w*h > dashscope.LargePixels {
 		u.OutputImageType = dashscope.LargeImageType
 	}
