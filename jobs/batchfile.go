@@ -66,12 +66,13 @@ type BatchOptions struct {
 	// Fold, if set, returns the same text for names that some file systems cannot tell apart,
 	// as by case: ids of which it does so are errors then. Set it where images become files.
 	Fold func(name string) string
-	// Resolve stages the file at a path, without the prefix file://, and returns its staged
-	// name. It is called once per path. Nil: paths are errors.
-	Resolve func(path string) (staged string, err error)
-	// Stage stages the image at the URL of a line with stage, and returns its staged name.
-	// It is called once per URL. Nil: such lines are errors.
-	Stage func(url string) (staged string, err error)
+	// Resolve stages the file at a path, without the prefix file://, for a model, as the line
+	// names it, and returns its staged name. It is called once per model and path. Nil: paths are
+	// errors.
+	Resolve func(model, path string) (staged string, err error)
+	// Stage stages the image at the URL of a line with stage, likewise. Nil: such lines are
+	// errors.
+	Stage func(model, url string) (staged string, err error)
 	// Each, if set, is called with each valid line, in order, in place of collecting
 	// [Batch.Lines]: a large file then needs little memory. Later lines may be wrong, so
 	// that nothing may be queued before [ReadBatch] has returned.
@@ -166,9 +167,9 @@ type batchReader struct {
 	batch   *Batch
 	valid   int // lines
 	wrong   []LineError
-	numbers map[string]seenLine // by job ID, as opts.Fold returns it
-	equal   map[string]int      // lines without an own id, by digest
-	staged  map[string]staged   // by path
+	numbers map[string]seenLine  // by job ID, as opts.Fold returns it
+	equal   map[string]int       // lines without an own id, by digest
+	staged  map[[2]string]staged // by model and path
 }
 
 type seenLine struct {
@@ -198,7 +199,7 @@ func (b *batchReader) line(l SourceLine) error {
 		path, local := localPath(name)
 		isURL := !local && strings.Contains(name, "://")
 		if local && b.opts.Resolve != nil || isURL && r.Stage {
-			staged, err := b.stagedName(path, name, local)
+			staged, err := b.stagedName(r.Model, path, name, local)
 			if err != nil {
 				staged = StagedPrefix + strings.Repeat("0", 64) // the other fields about it are still checked
 			}
@@ -271,8 +272,8 @@ func (b *batchReader) claim(id, own string, now seenLine) (FieldError, bool) {
 	return problem, true
 }
 
-// stagedName stages the image at a path or URL, and returns its name.
-func (b *batchReader) stagedName(path, ref string, local bool) (string, error) {
+// stagedName stages the image at a path or URL for a model, and returns its name.
+func (b *batchReader) stagedName(model, path, ref string, local bool) (string, error) {
 	from, stage := path, b.opts.Resolve
 	if !local {
 		if allowed, _ := checkURL(ref); allowed != "" {
@@ -283,10 +284,11 @@ func (b *batchReader) stagedName(path, ref string, local bool) (string, error) {
 	if stage == nil {
 		return "", errors.New("staging is not available here: remove \"stage\"")
 	}
-	s, known := b.staged[from]
+	key := [2]string{model, from}
+	s, known := b.staged[key]
 	if !known {
-		s.name, s.err = stage(from)
-		b.staged[from] = s
+		s.name, s.err = stage(model, from)
+		b.staged[key] = s
 	}
 	return s.name, s.err
 }

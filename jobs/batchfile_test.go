@@ -280,7 +280,7 @@ func TestReadBatchResolvesPaths(t *testing.T) {
 	t.Parallel()
 	name := "sha256:" + strings.Repeat("0a", 32)
 	var staged []string
-	opts := BatchOptions{Name: "sheet", Resolve: func(path string) (string, error) {
+	opts := BatchOptions{Name: "sheet", Resolve: func(_, path string) (string, error) {
 		staged = append(staged, path)
 		if path == "gone.png" {
 			return "", &fs.PathError{Op: "open", Path: path, Err: fs.ErrNotExist}
@@ -320,7 +320,7 @@ func TestReadBatchStages(t *testing.T) {
 	t.Parallel()
 	name := "sha256:" + strings.Repeat("0a", 32)
 	var staged []string
-	opts := BatchOptions{Name: "sheet", Stage: func(url string) (string, error) {
+	opts := BatchOptions{Name: "sheet", Stage: func(_, url string) (string, error) {
 		staged = append(staged, url)
 		if strings.Contains(url, "gone") {
 			return "", errors.New("HTTP status 404")

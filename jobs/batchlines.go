@@ -45,7 +45,7 @@ func ReadBatchLines(lines iter.Seq2[SourceLine, error], opts BatchOptions) (*Bat
 		batch:   &Batch{Name: opts.Name},
 		numbers: map[string]seenLine{},
 		equal:   map[string]int{},
-		staged:  map[string]staged{},
+		staged:  map[[2]string]staged{},
 	}
 	for l, err := range lines {
 		var wrong LineError

@@ -52,7 +52,7 @@ func TestResultsAreABatch(t *testing.T) {
 }
 
 func exampleOptions(file string) BatchOptions {
-	return BatchOptions{Name: BatchName(file), Resolve: func(path string) (string, error) {
+	return BatchOptions{Name: BatchName(file), Resolve: func(_, path string) (string, error) {
 		if path != "./house.png" {
 			return "", fmt.Errorf("%s is not in the example", path)
 		}

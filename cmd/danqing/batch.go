@@ -17,6 +17,7 @@ import (
 	"github.com/danqing-queue/danqing/cmd/danqing/input"
 	"github.com/danqing-queue/danqing/config"
 	"github.com/danqing-queue/danqing/jobs"
+	"github.com/danqing-queue/danqing/jobs/gateway"
 	"github.com/danqing-queue/danqing/storage"
 )
 
@@ -331,13 +332,13 @@ type references map[string]*storage.Reference
 
 // stager returns a function that downloads a reference image into the program's temporary
 // folder.
-func (p *program) stager(ctx context.Context, refs references) func(string) (string, error) {
-	return func(url string) (string, error) {
+func (p *program) stager(ctx context.Context, refs references) func(model, url string) (string, error) {
+	return func(model, url string) (string, error) {
 		dir, err := p.makeTempDir()
 		if err != nil {
 			return "", err
 		}
-		ref, err := storage.FetchReference(ctx, url, storage.StageOptions{Dir: dir})
+		ref, err := storage.FetchReference(ctx, url, storage.StageOptions{Dir: dir, Limits: gateway.ReferenceLimits(model)})
 		if err != nil {
 			return "", err
 		}
@@ -347,13 +348,14 @@ func (p *program) stager(ctx context.Context, refs references) func(string) (str
 	}
 }
 
-// resolver returns a function that inspects a reference image, with paths relative to dir.
-func (r references) resolver(dir string) func(string) (string, error) {
-	return func(path string) (string, error) {
+// resolver returns a function that inspects a reference image for a model, with paths relative to
+// dir.
+func (r references) resolver(dir string) func(model, path string) (string, error) {
+	return func(model, path string) (string, error) {
 		if !filepath.IsAbs(path) {
 			path = filepath.Join(dir, path)
 		}
-		ref, err := storage.InspectReference(path)
+		ref, err := gateway.ReferenceLimits(model).Inspect(path)
 		if err != nil {
 			return "", err
 		}

@@ -45,6 +45,13 @@ func TestEdits(t *testing.T) {
 	assert.Equal(t, "blue", colorOf(t, filepath.Join(bucket, "edits", "book-1.png")))
 	assert.Equal(t, "red", colorOf(t, filepath.Join(bucket, "edits", "roof-1.png")))
 
+	// What is no image for the model is named before anything is spent.
+	plainPictureOf(t, filepath.Join(dir, "small.png"), 300, color.RGBA{R: 255, A: 255})
+	assert.Contains(t, run(exitUsage, "generate", "x", "--simulate", "--model", "wanx2.1-imageedit", "--function", "colorization", "--ref-img", "small.png"), "is 300×300, allowed are 512×512 to 4096×4096")
+	run(exitDone, "generate", "x", "--simulate", "--model", "wan2.7-image", "--ref-img", "small.png", "--dry-run")
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "small.csv"), []byte("提示词,模型,参考图,编辑方式\nx,wanx2.1-imageedit,small.png,colorization\n"), 0o600))
+	assert.Contains(t, run(exitUsage, "batch", "small.csv", "--simulate"), "is 300×300, allowed are 512×512 to 4096×4096")
+
 	for text, args := range map[string][]string{
 		`--option strenth=1: there is no parameter "strenth"`:   {"--option", "strenth=1"},
 		`--option strength: it is not NAME=VALUE`:               {"--option", "strength"},
@@ -60,7 +67,12 @@ func TestEdits(t *testing.T) {
 
 func plainPicture(t *testing.T, path string, c color.Color) {
 	t.Helper()
-	picture := image.NewRGBA(image.Rect(0, 0, 640, 640))
+	plainPictureOf(t, path, 640, c)
+}
+
+func plainPictureOf(t *testing.T, path string, side int, c color.Color) {
+	t.Helper()
+	picture := image.NewRGBA(image.Rect(0, 0, side, side))
 	draw.Draw(picture, picture.Bounds(), image.NewUniform(c), image.Point{}, draw.Src)
 	file, err := os.Create(path)
 	require.NoError(t, err)

@@ -164,7 +164,7 @@ func (e *enqueuer) enqueueOne(ctx context.Context, cmd *cobra.Command, f enqueue
 	}
 	req, problems := req.WithReferences(func(_, name string) (string, error) {
 		if req.Stage && strings.Contains(name, "://") {
-			return e.stager(ctx, e.refs)(name)
+			return e.stager(ctx, e.refs)(req.Model, name)
 		}
 		return name, nil
 	})

@@ -182,15 +182,15 @@ func batchError(s *batchFile, err error, headers map[string]string) error {
 }
 
 // stagedOnce remembers what was staged: a file may have changed since.
-func stagedOnce(stage func(string) (string, error)) func(string) (string, error) {
-	staged := map[string]string{}
-	return func(from string) (string, error) {
-		if name, ok := staged[from]; ok {
+func stagedOnce(stage func(model, from string) (string, error)) func(model, from string) (string, error) {
+	staged := map[[2]string]string{}
+	return func(model, from string) (string, error) {
+		if name, ok := staged[[2]string{model, from}]; ok {
 			return name, nil
 		}
-		name, err := stage(from)
+		name, err := stage(model, from)
 		if err == nil {
-			staged[from] = name
+			staged[[2]string{model, from}] = name
 		}
 		return name, err
 	}

@@ -149,7 +149,7 @@ func (f *requestFlags) read(cmd *cobra.Command, defaultModel string, refs refere
 		if strings.Contains(name, "://") || strings.HasPrefix(name, jobs.StagedPrefix) {
 			return name, nil
 		}
-		return refs.resolver(".")(name)
+		return refs.resolver(".")(req.Model, name)
 	})
 	for _, problem := range problems {
 		return req, usageErrorf("name a URL or a file that DashScope takes", "%w", problem.Err)

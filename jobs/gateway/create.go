@@ -291,7 +291,7 @@ func (a *api) accept(ctx context.Context, c caller, req jobs.Request) (*jobs.Job
 	if err := a.checkWorkers(ctx, req); err != nil {
 		return nil, warnings, err
 	}
-	limits := referenceLimits(req.Model)
+	limits := ReferenceLimits(req.Model)
 	req, err = mapReferences(req, func(name string) (string, error) {
 		if hash, staged := strings.CutPrefix(name, jobs.StagedPrefix); staged {
 			return name, a.checkStaged(ctx, c, hash, limits)

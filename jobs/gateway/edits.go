@@ -173,7 +173,7 @@ func (in *editInput) check(req jobs.Request) error {
 	if invalid := (*jobs.InvalidError)(nil); errors.As(err, &invalid) {
 		wrong = slices.Clone(invalid.Fields)
 	}
-	limits := referenceLimits(normalized.Model)
+	limits := ReferenceLimits(normalized.Model)
 	for i, image := range in.images {
 		wrong = append(wrong, image.inspect(fmt.Sprintf("ref_images %d", i+1), limits)...)
 	}

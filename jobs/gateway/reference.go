@@ -107,8 +107,8 @@ func (a *api) storeReference(ctx context.Context, c caller, ref *storage.Referen
 	return a.countUploadBytes(ctx, c, ref)
 }
 
-// referenceLimits returns what a model allows of a reference image.
-func referenceLimits(model string) storage.ReferenceLimits {
+// ReferenceLimits returns what a model allows of a reference image.
+func ReferenceLimits(model string) storage.ReferenceLimits {
 	m, _ := jobs.ModelNamed(model)
 	return storage.ReferenceLimits{MinSide: m.Inputs.MinSide, MaxSide: m.Inputs.MaxSide, MaxBytes: m.Inputs.MaxBytes}
 }

@@ -90,7 +90,7 @@ func (a *api) getPolicy(_ http.ResponseWriter, r *request) (any, error) {
 	signature := a.policySignature(r.caller.Secret, encodedPolicy)
 	return dashscope.PolicyResponse{RequestID: r.id, Data: dashscope.Policy{
 		Policy: encodedPolicy, Signature: signature, UploadDir: policy.Dir, UploadHost: a.baseURL(r.Request) + formPath + encodedPolicy + "." + signature,
-		ExpireInSeconds: int(policyLifetime.Seconds()), MaxFileSizeMB: int(referenceLimits(model.Name).WithDefaults().MaxBytes >> 20), CapacityLimitMB: 999999999,
+		ExpireInSeconds: int(policyLifetime.Seconds()), MaxFileSizeMB: int(ReferenceLimits(model.Name).WithDefaults().MaxBytes >> 20), CapacityLimitMB: 999999999,
 		OSSAccessKeyID: "danqing", XOSSObjectACL: "private", XOSSForbidOverwrite: "true",
 	}}, nil
 }
@@ -117,7 +117,7 @@ func (a *api) upload(w http.ResponseWriter, r *request) (any, error) {
 	defer release()
 	control := http.NewResponseController(w)
 	body := &deadlineReader{ReadCloser: r.Body, control: control, end: time.Now().Add(uploadTimeout), left: maxBytesBeforeFile}
-	maxFormBytes := referenceLimits(policy.Model).WithDefaults().MaxBytes + maxFormExtra
+	maxFormBytes := ReferenceLimits(policy.Model).WithDefaults().MaxBytes + maxFormExtra
 	r.Body = http.MaxBytesReader(w, body, maxFormBytes)
 	form, err := r.MultipartReader()
 	if err != nil {
@@ -191,7 +191,7 @@ func (a *api) storeUpload(ctx context.Context, c caller, policy uploadPolicy, fi
 	if !ok || !isFileName(name) {
 		return newAPIError(http.StatusForbidden, codeDenied, "Invalid according to Policy: the key must be upload_dir, a slash and a file name", 0)
 	}
-	ref, err := a.stageFile(ctx, c, content, referenceLimits(policy.Model))
+	ref, err := a.stageFile(ctx, c, content, ReferenceLimits(policy.Model))
 	if err != nil {
 		return err
 	}

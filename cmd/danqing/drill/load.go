@@ -437,7 +437,7 @@ func (d *drill) stageReference(ctx context.Context) error {
 	if err := os.WriteFile(path, referencePicture(), 0o600); err != nil {
 		return fmt.Errorf("drill: %w", err)
 	}
-	ref, err := storage.InspectReference(path)
+	ref, err := storage.ReferenceLimits{}.Inspect(path)
 	if err != nil {
 		return err
 	}

@@ -36,7 +36,7 @@ func readFile(t *testing.T, name, content string, flags Flags) batch {
 		return batch{err: err}
 	}
 	defer func() { require.NoError(t, s.Close()) }()
-	b, err := jobs.ReadBatchLines(s.Lines(), jobs.BatchOptions{Name: "sheet", Unit: s.Unit, Resolve: func(path string) (string, error) {
+	b, err := jobs.ReadBatchLines(s.Lines(), jobs.BatchOptions{Name: "sheet", Unit: s.Unit, Resolve: func(_, path string) (string, error) {
 		return jobs.StagedPrefix + fmt.Sprintf("%064x", len(path)), nil
 	}})
 	if err != nil {
