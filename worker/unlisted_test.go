@@ -61,7 +61,10 @@ func TestLostCreateOfAnUnlistedModelIsHeld(t *testing.T) {
 // shows its task, which an operator can adopt. What is lost later is reconciled.
 func TestFirstCreateOfANewModelIsHeld(t *testing.T) {
 	withModel(t, &simulator.Simulator{}, "wan2.7-image", func(t *testing.T, s *stack) {
-		s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
+		s.sim.Script(
+			simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter},
+			simulator.Fault{Route: simulator.RouteQuery, Times: 2, Body: `{"output":{"task_status":"SUCCEEDED","finished":true,"choices":[]},"usage":{"image_count":1}}`}, // the image comes later
+		)
 		s.enqueueMany(1)
 		rec := s.wait("job-1")
 		require.Equal(t, jobs.StateHeld, rec.State)

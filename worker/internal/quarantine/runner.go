@@ -55,6 +55,8 @@ const (
 	storeRetry = time.Second
 	// pollLongest is the longest poll interval of a task.
 	pollLongest = 10 * time.Second
+	// incompleteAnswers is how often a succeeded task that may name more images is queried.
+	incompleteAnswers = 6
 	// Interval is how often a runner checks for new tasks.
 	Interval = 5 * time.Second
 )
@@ -146,7 +148,7 @@ func (q *Runner) process(ctx context.Context, entry Task) error {
 	if err := q.List.Add(ctx, entry); err != nil {
 		return err
 	}
-	pace := loop.Backoff{First: time.Second, Most: pollLongest}
+	pace, incomplete := loop.Backoff{First: time.Second, Most: pollLongest}, 0
 	for {
 		task, err := q.Service.Query(ctx, entry.TaskID)
 		status := ""
@@ -155,7 +157,10 @@ func (q *Runner) process(ctx context.Context, entry Task) error {
 		}
 		switch status {
 		case dashscope.StatusSucceeded:
-			return q.storeImages(ctx, entry, task)
+			incomplete++
+			if incomplete == incompleteAnswers || !task.IsInconclusive() && !task.MayNameMore(q.MaxImages) {
+				return q.storeImages(ctx, entry, task)
+			}
 		case dashscope.StatusFailed, dashscope.StatusCanceled, dashscope.StatusUnknown:
 			q.Log.Info("quarantine: task has no image", "job_id", entry.JobID, "task_id", entry.TaskID, "status", status)
 			return nil
