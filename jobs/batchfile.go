@@ -195,6 +195,7 @@ func (b *batchReader) line(l SourceLine) error {
 	own := b.opts.Normalize(strings.TrimSpace(r.ID))
 	r.ID, r.RedoOf = "", b.opts.Normalize(r.RedoOf)
 	r.Model, r.Priority = cmp.Or(r.Model, b.opts.Model), cmp.Or(r.Priority, b.opts.Priority)
+	given := r
 	r, missing := r.WithReferences(func(_, name string) (string, error) {
 		path, local := localPath(name)
 		isURL := !local && strings.Contains(name, "://")
@@ -209,7 +210,9 @@ func (b *batchReader) line(l SourceLine) error {
 	})
 	problems = append(problems, missing...)
 	r.Stage = false
+	replaced := r
 	r, warnings, more := r.normalize()
+	NameGiven(more, given, replaced)
 	problems = withoutRepeats(problems, more)
 
 	digest := ""
@@ -351,18 +354,6 @@ func compact(text []byte) ([]byte, error) {
 		return nil, err
 	}
 	return b.Bytes(), nil
-}
-
-// invalidUTF8 returns the offset of the first byte that is not UTF-8, or -1.
-func invalidUTF8(text []byte) int {
-	for i := 0; i < len(text); {
-		r, size := utf8.DecodeRune(text[i:])
-		if r == utf8.RuneError && size == 1 {
-			return i
-		}
-		i += size
-	}
-	return -1
 }
 
 // RedoID is the id of the line that makes a line again for the nth time, from 1.

@@ -307,11 +307,14 @@ func TestReadBatchResolvesPaths(t *testing.T) {
 	assert.EqualError(t, err, `line 1: ref_img: "gone.png": open gone.png: file does not exist | ref_strength: 2; allowed: 0.0 to 1.0`,
 		"not that there is no reference image")
 
+	_, err = ReadBatch(strings.NewReader(`{"prompt":"a","model":"wan2.7-image","ref_img":"./house.png","mask_image_url":"mask.png"}`), opts)
+	assert.ErrorContains(t, err, `mask_image_url: "mask.png"; allowed: none: wan2.7-image takes no mask`, "not its staged name")
+
 	for _, ref := range []string{"oss://a/b", "data:image/png;base64,AA", "sha256:12", "file://"} {
 		_, err = ReadBatch(strings.NewReader(`{"prompt":"a","ref_img":"`+ref+`"}`), opts)
 		assert.ErrorContains(t, err, "line 1: ref_img: ", ref)
 	}
-	assert.Len(t, staged, 4)
+	assert.Len(t, staged, 6)
 	assert.ErrorContains(t, readErr(t, in), "lines 1 and 2: ref_img: \"./house.png\"; allowed: an http or https URL", "without Resolve")
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"unicode/utf8"
 )
 
 // SourceLine is a line of JSON for [ReadBatchLines].
@@ -118,4 +119,16 @@ func readLine(in *bufio.Reader) ([]byte, error) {
 			return bytes.TrimRight(line, "\r\n"), err
 		}
 	}
+}
+
+// invalidUTF8 returns the offset of the first byte that is not UTF-8, or -1.
+func invalidUTF8(text []byte) int {
+	for i := 0; i < len(text); {
+		r, size := utf8.DecodeRune(text[i:])
+		if r == utf8.RuneError && size == 1 {
+			return i
+		}
+		i += size
+	}
+	return -1
 }

@@ -241,6 +241,21 @@ func (r Request) WithReferences(replace func(field, name string) (string, error)
 	return r, problems
 }
 
+// NameGiven puts the reference images and the mask of given into errors about replaced, which is
+// given after [Request.WithReferences]: people know those names.
+func NameGiven(problems []FieldError, given, replaced Request) {
+	images := func(r Request) []string { return append([]string{r.RefImg}, r.RefImages...) }
+	for i, p := range problems {
+		old, names := images(replaced), images(given)
+		if p.Field == "mask_image_url" { // it may be the same image
+			old, names = []string{replaced.MaskImageURL}, []string{given.MaskImageURL}
+		}
+		if n := slices.IndexFunc(old, func(name string) bool { return p.Value == showURL(name) }); n >= 0 {
+			problems[i].Value = showURL(names[n])
+		}
+	}
+}
+
 // refImagesField is the name of an element of ref_images, counted from 1 for people.
 func refImagesField(i int) string { return fmt.Sprintf("ref_images %d", i+1) }
 

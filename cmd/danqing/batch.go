@@ -356,6 +356,9 @@ func (r references) resolver(dir string) func(model, path string) (string, error
 			path = filepath.Join(dir, path)
 		}
 		ref, err := gateway.ReferenceLimits(model).Inspect(path)
+		if errors.Is(err, os.ErrNotExist) && strings.ContainsAny(path, "|;\n") {
+			return "", fmt.Errorf("%w; several images go into ref_images", err)
+		}
 		if err != nil {
 			return "", err
 		}

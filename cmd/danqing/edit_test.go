@@ -52,6 +52,9 @@ func TestEdits(t *testing.T) {
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "small.csv"), []byte("提示词,模型,参考图,编辑方式\nx,wanx2.1-imageedit,small.png,colorization\n"), 0o600))
 	assert.Contains(t, run(exitUsage, "batch", "small.csv", "--simulate"), "is 300×300, allowed are 512×512 to 4096×4096")
 
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "two.jsonl"), []byte(`{"prompt":"a","model":"wan2.7-image","ref_img":"red.png|blue.png"}`), 0o600))
+	assert.Contains(t, run(exitUsage, "batch", "two.jsonl", "--dry-run"), "; several images go into ref_images")
+
 	for text, args := range map[string][]string{
 		`--option strenth=1: there is no parameter "strenth"`:   {"--option", "strenth=1"},
 		`--option strength: it is not NAME=VALUE`:               {"--option", "strength"},
@@ -60,6 +63,7 @@ func TestEdits(t *testing.T) {
 		`is_sketch: "perhaps"; allowed: true, false`:            {"--option", "is_sketch=perhaps"},
 		`strength: 0.5; allowed: none: wanx-v1 has no strength`: {"--option", "strength=0.5"},
 		`ref_images: 2 images; allowed: `:                       {"--ref-img", "red.png", "--ref-img", "blue.png"},
+		`mask_image_url: "blue.png"; allowed: none: `:           {"--ref-img", "red.png", "--mask", "blue.png"},
 	} {
 		assert.Contains(t, run(exitUsage, append([]string{"generate", "x", "--simulate"}, args...)...), text)
 	}

@@ -154,11 +154,7 @@ func (e *enqueuer) enqueueOne(ctx context.Context, cmd *cobra.Command, f enqueue
 	if err := f.applyDelivery(time.Now()); err != nil {
 		return err
 	}
-	req, err := f.read(cmd, e.cfg.Models[0], e.refs)
-	if err != nil {
-		return err
-	}
-	req, warnings, err := req.Normalize()
+	req, warnings, err := f.read(cmd, e.cfg.Models[0], e.refs)
 	if err != nil {
 		return err
 	}

@@ -51,11 +51,7 @@ func (p *program) generate(cmd *cobra.Command, f generateFlags) error {
 		return err
 	}
 	refs := references{}
-	req, err := f.read(cmd, cfg.Models[0], refs)
-	if err != nil {
-		return err
-	}
-	req, warnings, err := req.Normalize()
+	req, warnings, err := f.read(cmd, cfg.Models[0], refs)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -112,9 +113,9 @@ func givenFlags(cmd *cobra.Command, all []string) []string {
 	return names
 }
 
-// read returns the request, not normalized. A local reference image is replaced by its
-// staged name.
-func (f *requestFlags) read(cmd *cobra.Command, defaultModel string, refs references) (jobs.Request, error) {
+// read returns the request, normalized, and its warnings. A local reference image is replaced
+// by its staged name.
+func (f *requestFlags) read(cmd *cobra.Command, defaultModel string, refs references) (jobs.Request, []string, error) {
 	req := f.request
 	if cmd.Flags().Changed("seed") {
 		req.Seed = &f.seed
@@ -133,11 +134,11 @@ func (f *requestFlags) read(cmd *cobra.Command, defaultModel string, refs refere
 	}
 	options, err := f.namedOptions()
 	if err != nil {
-		return req, err
+		return req, nil, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(options)) {
 		if err := req.SetOption(name, options[name]); err != nil {
-			return req, usageErrorf("", "--option: %w", err)
+			return req, nil, usageErrorf("", "--option: %w", err)
 		}
 	}
 	if len(f.refImages) == 1 {
@@ -145,14 +146,18 @@ func (f *requestFlags) read(cmd *cobra.Command, defaultModel string, refs refere
 	} else {
 		req.RefImages = f.refImages
 	}
-	req, problems := req.WithReferences(func(_, name string) (string, error) {
+	staged, problems := req.WithReferences(func(_, name string) (string, error) {
 		if strings.Contains(name, "://") || strings.HasPrefix(name, jobs.StagedPrefix) {
 			return name, nil
 		}
 		return refs.resolver(".")(req.Model, name)
 	})
 	for _, problem := range problems {
-		return req, usageErrorf("name a URL or a file that DashScope takes", "%w", problem.Err)
+		return req, nil, usageErrorf("name a URL or a file that DashScope takes", "%w", problem.Err)
 	}
-	return req, nil
+	normalized, warnings, err := staged.Normalize()
+	if invalid := (*jobs.InvalidError)(nil); errors.As(err, &invalid) {
+		jobs.NameGiven(invalid.Fields, req, staged)
+	}
+	return normalized, warnings, err
 }

@@ -112,10 +112,14 @@ func parseCreate(p dashscope.Protocol, body []byte) (c serviceRequest, err error
 		return c, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("the body is not valid JSON: %v", err), 0)
 	}
 	b := readServiceBody(body)
-	if m, known := jobs.ModelNamed(b.model()); known && b.model() != "" && dashscope.Protocol(m.Protocol) != p {
+	m, known := jobs.ModelNamed(b.model())
+	if known && b.model() != "" && dashscope.Protocol(m.Protocol) != p {
 		return c, newAPIError(http.StatusBadRequest, codeParameter, fmt.Sprintf("url error, please check url! model: %q: send it to %s", b.model(), pathOf(m)), 0)
 	}
 	c.names = serviceNames(p, b.input, b.parameters)
+	if m.Honors("function") {
+		c.names.missing["ref_images"] = "input.base_image_url"
+	}
 	wrong := &jobs.InvalidError{}
 	if p == dashscope.ProtocolImageGeneration && utf8.Valid(body) && b.top["input"] != nil {
 		body, c.names, c.ignored, wrong.Fields = b.flatten()

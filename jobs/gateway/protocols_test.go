@@ -174,6 +174,7 @@ func TestErrorsInEachProtocol(t *testing.T) {
 			"no images":         {editPath, `{"model":"wan2.5-i2i-preview","input":{}}`, []string{`input.images: missing; allowed: 1 to 3`, `input.prompt: missing`}},
 			"base image":        {editPath, `{"model":"wanx2.1-imageedit","input":{"prompt":"a","function":"describe","base_image_url":"/etc/passwd"},"parameters":{"strength":"0.5"}}`, []string{`parameters.strength: "0.5"; allowed: a number`}},
 			"function":          {editPath, `{"model":"wanx2.1-imageedit","input":{"prompt":"a","function":"describe","base_image_url":"/etc/passwd","mask_image_url":"m"}}`, []string{`input.function: "describe"; allowed: stylization_all`, `input.base_image_url: "/etc/passwd"`, `input.mask_image_url: "m"`}},
+			"no base image":     {editPath, `{"model":"wanx2.1-imageedit","input":{"prompt":"a","function":"doodle"}}`, []string{`input.base_image_url: missing; allowed: 1`}},
 			"no mask":           {editPath, `{"model":"wanx2.1-imageedit","input":{"prompt":"a","function":"description_edit_with_mask","base_image_url":"https://e.com/a.png"}}`, []string{`input.mask_image_url: missing`}},
 			"ref_image":         {createPath, `{"model":"wanx-v1","input":{"prompt":"a","ref_image":"x"},"parameters":{"ref_strength":2}}`, []string{`input.ref_image: "x"`, `parameters.ref_strength: 2`}},
 			"no UTF-8":          {generationPath, message("[{\"text\":\"\xff\"}]", ``), []string{"UTF-8"}},

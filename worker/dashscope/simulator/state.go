@@ -132,7 +132,7 @@ func (s *Simulator) apply(e entry) error {
 		// The file may have been edited, or written for another region.
 		m, known := s.lookupModel(e.Task.Request.Model)
 		if n := e.Task.Request.Parameters.N; !known || n != nil && (*n < 1 || *n > m.maxImages) {
-			return fmt.Errorf("task %s: model %q is unknown here or makes fewer images", e.Task.ID, e.Task.Request.Model)
+			return fmt.Errorf("task %s: model %q is unknown here or makes fewer images (with an overlay: is DANQING_MODEL_CATALOG the same file?)", e.Task.ID, e.Task.Request.Model)
 		}
 		s.addTask(e.Task)
 	case e.Cancel != nil:
