@@ -73,7 +73,7 @@ func (p *program) models(ctx context.Context, f jobsFlags) error {
 		return err
 	}
 	t := terminal.Table{
-		Heads: []string{"MODEL", "PRICE", "N", "TASKS", "TIME", "WORKED", "SIZES"}, Right: []int{1, 2, 3, 4},
+		Heads: []string{"MODEL", "AT MOST", "N", "TASKS", "TIME", "WORKED", "SIZES"}, Right: []int{1, 2, 3, 4},
 	}
 	for _, m := range jobs.Models() {
 		info := modelInfo{
