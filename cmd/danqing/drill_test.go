@@ -96,7 +96,7 @@ func TestDrillFailsOver(t *testing.T) {
 // held: it is charged once, and counted.
 func TestDrillUnlisted(t *testing.T) {
 	t.Parallel()
-	cfg := drill.Config{Points: []string{"stop"}, Faults: 1, Jobs: 12, Unlisted: true}
+	cfg := drill.Config{Points: []string{"stop"}, Faults: 1, Jobs: 24, Unlisted: true} // five of each model, at least
 	cfg.WrapHandlers = func(service, store http.Handler) (http.Handler, http.Handler) { return loseReply(service), store }
 	report := drilled(t, cfg)
 	assert.True(t, report.Passed, report.Problems)
