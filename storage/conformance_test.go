@@ -313,7 +313,7 @@ func testReference(t *testing.T, cfg storage.Config) {
 	b, ctx := newBucket(t, cfg), t.Context()
 	var content bytes.Buffer
 	require.NoError(t, png.Encode(&content, image.NewGray(image.Rect(0, 0, 300, 256))))
-	ref, err := storage.InspectReference(writeFile(t, "参考.dat", content.Bytes()))
+	ref, err := storage.ReferenceLimits{}.Inspect(writeFile(t, "参考.dat", content.Bytes()))
 	require.NoError(t, err)
 
 	_, _, err = b.OpenReference(ctx, ref.SHA256, "")

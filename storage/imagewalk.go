@@ -18,8 +18,9 @@ var errUnknownFormat = errors.New("not a PNG, JPEG or WebP image")
 
 // imageWalk is a writer that checks that an image is whole, in the format that its first
 // byte tells: neither a URL nor a Content-Type is believed. It accepts writes of any size
-// and keeps a few bytes, and the metadata that may have an AI label. After the last write, result returns the outcome. A success means
-// that the file arrived as it was written, not that its pixels are correct.
+// and keeps a few bytes, and the metadata that may have an AI label. After the last write,
+// result returns the outcome. A success means that the file arrived as it was written, not that
+// its pixels are correct.
 //
 // No format is decoded: the pixels of an image of 4096×4096 need 64 MB, and 16 images are
 // copied at once. A PNG has a checksum for each chunk. JPEG and WebP have none, so that what

@@ -93,10 +93,6 @@ type Reference struct {
 	ContentType string
 }
 
-// InspectReference checks whether DashScope accepts the file at path as a
-// reference image of wanx-v1, see [ReferenceLimits.Inspect].
-func InspectReference(path string) (*Reference, error) { return ReferenceLimits{}.Inspect(path) }
-
 // Inspect checks whether DashScope accepts the file at path as a reference image:
 // JPEG, PNG, BMP, TIFF or WEBP by its content (the file name does not matter), within
 // the limits. It decodes only the image's header, and reads the file once for its

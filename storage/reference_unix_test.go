@@ -17,7 +17,7 @@ func TestReferenceIsARegularFile(t *testing.T) {
 	pipe := filepath.Join(dir, "pipe.png")
 	require.NoError(t, syscall.Mkfifo(pipe, 0o600))
 	for _, path := range []string{pipe, dir, "/dev/null"} {
-		_, err := InspectReference(path)
+		_, err := ReferenceLimits{}.Inspect(path)
 		require.ErrorContains(t, err, "not a regular file")
 	}
 }

@@ -117,7 +117,7 @@ func TestSidecarNoAnswerIsNotErrNotExist(t *testing.T) {
 	}
 }
 
-func TestInspectReference(t *testing.T) {
+func TestReferenceLimits(t *testing.T) {
 	t.Parallel()
 	picture := func(w, h int) image.Image {
 		img := image.NewGray(image.Rect(0, 0, w, h))
@@ -156,7 +156,7 @@ func TestInspectReference(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			path := writeFile(t, name, c.content)
-			ref, err := storage.InspectReference(path)
+			ref, err := storage.ReferenceLimits{}.Inspect(path)
 			if !strings.HasPrefix(c.want, "image/") {
 				require.ErrorContains(t, err, c.want)
 				assert.ErrorContains(t, err, name)
@@ -169,9 +169,9 @@ func TestInspectReference(t *testing.T) {
 			assert.NotEmpty(t, storage.Extension(ref.ContentType))
 		})
 	}
-	_, err := storage.InspectReference(t.TempDir())
+	_, err := storage.ReferenceLimits{}.Inspect(t.TempDir())
 	require.ErrorContains(t, err, "not a regular file")
-	_, err = storage.InspectReference(filepath.Join(t.TempDir(), "none"))
+	_, err = storage.ReferenceLimits{}.Inspect(filepath.Join(t.TempDir(), "none"))
 	require.ErrorIs(t, err, os.ErrNotExist)
 	_, _, err = newBucket(t, goodConfig()).OpenReference(t.Context(), "../x", "")
 	assert.ErrorContains(t, err, "must be a SHA-256")

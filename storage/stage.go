@@ -49,8 +49,8 @@ func (e *StageError) Error() string {
 func (e *StageError) Unwrap() error { return e.Err }
 
 // FetchReference downloads the reference image at a URL into a new file, at the returned
-// Path: JPEG, PNG, BMP, TIFF or WEBP, within the limits. The caller must remove it. It connects to public addresses only, follows up to three
-// redirects, and times out after one minute.
+// Path: JPEG, PNG, BMP, TIFF or WEBP, within the limits. The caller must remove it. It connects
+// to public addresses only, follows up to three redirects, and times out after one minute.
 //
 // It fails with a [*StageError] if the image or its host is at fault, and otherwise
 // with the error of the disk.

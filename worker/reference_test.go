@@ -26,7 +26,7 @@ func (s *stack) stage() string {
 	require.NoError(s.t, err)
 	require.NoError(s.t, png.Encode(file, image.NewGray(image.Rect(0, 0, 256, 256))))
 	require.NoError(s.t, file.Close())
-	ref, err := storage.InspectReference(file.Name())
+	ref, err := storage.ReferenceLimits{}.Inspect(file.Name())
 	require.NoError(s.t, err)
 	require.NoError(s.t, s.bucket.StageReference(s.t.Context(), ref))
 	return jobs.StagedPrefix + ref.SHA256

@@ -23,7 +23,7 @@ func TestReferencesExpire(t *testing.T) {
 		path := s.dir + "/reference.png"
 		member := func(producer string) string { return rediskey.ReferenceName(storage.Owner(producer), hash) }
 		for _, producer := range []string{"gone", "used", "new"} {
-			ref, err := storage.InspectReference(path)
+			ref, err := storage.ReferenceLimits{}.Inspect(path)
 			require.NoError(t, err)
 			ref.Owner = storage.Owner(producer)
 			require.NoError(t, s.bucket.StageReference(t.Context(), ref))

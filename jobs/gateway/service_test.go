@@ -256,7 +256,7 @@ func (s *service) finish(id string, contentTypes ...string) *jobs.Job {
 func (s *service) store(rec *jobs.Job, n int) jobs.Image {
 	s.t.Helper()
 	path, _ := writePNG(s.t, rec.ID, n)
-	ref, err := storage.InspectReference(path)
+	ref, err := storage.ReferenceLimits{}.Inspect(path)
 	require.NoError(s.t, err)
 	require.NoError(s.t, s.bucket.StageReference(s.t.Context(), ref))
 	return jobs.Image{N: n, Key: "_refs/" + ref.SHA256, Bytes: ref.Bytes, SHA256: ref.SHA256, Width: ref.Width, Height: ref.Height, ContentType: "image/png"}

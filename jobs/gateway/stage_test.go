@@ -21,7 +21,7 @@ import (
 func TestStage(t *testing.T) {
 	t.Parallel()
 	path, content := writePNG(t, "girl", 1)
-	ref, err := storage.InspectReference(path)
+	ref, err := storage.ReferenceLimits{}.Inspect(path)
 	require.NoError(t, err)
 	mux := http.NewServeMux()
 	mux.HandleFunc("/girl.png", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(content) })

@@ -112,7 +112,7 @@ func TestUpload(t *testing.T) {
 	s := newService(t, func(api *gateway.API) { api.Tokens = tokens })
 	shop := []string{"Authorization", "Bearer shop-secret-0123456"}
 	path, content := writePNG(t, "girl", 1)
-	ref, err := storage.InspectReference(path)
+	ref, err := storage.ReferenceLimits{}.Inspect(path)
 	require.NoError(t, err)
 	p := s.policy(shop...)
 	assert.Equal(t, 300, p.ExpireInSeconds)
@@ -156,7 +156,7 @@ func TestReferencesBelongToTheirToken(t *testing.T) {
 	s := newService(t, func(api *gateway.API) { api.Tokens = tokens })
 	shop, blog := []string{"Authorization", "Bearer shop-secret-0123456"}, []string{"Authorization", "Bearer blog-secret-0123456"}
 	path, content := writePNG(t, "girl", 1)
-	ref, err := storage.InspectReference(path)
+	ref, err := storage.ReferenceLimits{}.Inspect(path)
 	require.NoError(t, err)
 	p := s.policy(shop...)
 	require.Equal(t, http.StatusOK, s.sendForm(p, formParts(p, p.UploadDir+"/a.png"), content).status)
@@ -172,7 +172,7 @@ func TestReferencesBelongToTheirToken(t *testing.T) {
 	message := s.submit(withRef(ref.SHA256), blog...).requireRefused(t, http.StatusBadRequest, "InvalidParameter")
 	assert.Contains(t, message, "staged image does not exist")
 	path, _ = writePNG(t, "operator", 1)
-	operators, err := storage.InspectReference(path)
+	operators, err := storage.ReferenceLimits{}.Inspect(path)
 	require.NoError(t, err)
 	require.NoError(t, s.bucket.StageReference(t.Context(), operators))
 	s.submit(withRef(operators.SHA256), shop...).requireRefused(t, http.StatusBadRequest, "InvalidParameter")

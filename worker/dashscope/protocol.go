@@ -11,7 +11,8 @@ import (
 // [ProtocolText2Image].
 type Protocol string
 
-// The protocols. This file has the shapes of all of them, for client, simulator and gateway.
+// The protocols. This file has the shapes of all of them, for client, simulator and gateway; the
+// gateway reads creates itself, as it names the fields of its errors.
 const (
 	// ProtocolText2Image has the prompt in input and the images in output.results.
 	ProtocolText2Image Protocol = "text2image"

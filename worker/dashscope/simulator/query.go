@@ -109,7 +109,7 @@ func (t *task) charged(images int) int64 {
 		return int64(images) * t.model.microYuan
 	}
 	p := jobs.Purchase{Images: images, Inputs: len(inputs(t.Request.Input))}
-	if w, h := t.size(); t.model.later.LargePixels > 0 && w*h > dashscope.LargePixels {
+	if w, h := t.size(); t.model.later.LargePixels > 0 && w*h > t.model.later.LargePixels {
 		p.LargeImages = images
 	}
 	cost, _ := t.model.later.CostOf(nil, t.model.region, p)
