@@ -30,6 +30,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/alicebob/miniredis/v2/server"
@@ -167,6 +168,9 @@ func newClient(dial func() (net.Conn, error)) *redis.Client {
 		// go-redis waits on timers that all its clients share, which breaks tests in
 		// simulated time.
 		PoolSize: poolSize,
+		// A command is late only where the disk or the processor is: sent again, it would be
+		// carried out twice.
+		ReadTimeout: time.Minute,
 	})
 }
 

@@ -120,3 +120,23 @@ func TestNoReplyBeforeSync(t *testing.T) {
 		require.NoError(t, q.Close())
 	})
 }
+
+// A command whose sync takes long is not sent again: it would be carried out twice.
+func TestSlowDisk(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		disk := &limitedDisk{left: -1}
+		q, err := OpenDir(Config{Dir: dir, create: disk.create})
+		require.NoError(t, err)
+		disk.syncGate = make(chan struct{})
+		go func() {
+			time.Sleep(20 * time.Second)
+			close(disk.syncGate)
+		}()
+		n, err := q.Client().Incr(t.Context(), "n").Result()
+		require.NoError(t, err)
+		assert.EqualValues(t, 1, n)
+		require.NoError(t, q.Close())
+	})
+}
