@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -105,15 +106,22 @@ func TestDrillUnlisted(t *testing.T) {
 	assert.Equal(t, report.ImagesCharged, report.ImagesDelivered+report.ImagesUnlisted)
 }
 
-// loseReply loses the reply of one create of the newer protocol, after the warm-up.
+// loseReply loses the reply of one create of the newer protocol that made a task, after the warm-up.
 func loseReply(service http.Handler) http.Handler {
 	var created atomic.Int32
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if strings.HasSuffix(r.URL.Path, dashscope.ProtocolImageGeneration.Path()) && created.Add(1) == 2 {
-			service.ServeHTTP(httptest.NewRecorder(), r)
+		if !strings.HasSuffix(r.URL.Path, dashscope.ProtocolImageGeneration.Path()) {
+			service.ServeHTTP(rw, r)
+			return
+		}
+		reply := httptest.NewRecorder()
+		service.ServeHTTP(reply, r)
+		if reply.Code == http.StatusOK && created.Add(1) == 2 {
 			panic(http.ErrAbortHandler)
 		}
-		service.ServeHTTP(rw, r)
+		maps.Copy(rw.Header(), reply.Header())
+		rw.WriteHeader(reply.Code)
+		_, _ = rw.Write(reply.Body.Bytes()) // the worker may have gone
 	})
 }
 

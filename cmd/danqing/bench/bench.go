@@ -34,8 +34,10 @@ type Config struct {
 
 const (
 	defaultDuration, quickDuration = 2 * time.Minute, 4 * time.Second
-	// extraRounds is how often a run is extended by its duration at most.
-	extraRounds = 10
+	// mostRounds is how often a run is extended by its duration at most, and leastTime is how
+	// long it is extended in any case.
+	mostRounds = 10
+	leastTime  = 5 * time.Minute
 	// DefaultRoundTrip is about that to DashScope from within China.
 	DefaultRoundTrip = 30 * time.Millisecond
 )
@@ -175,7 +177,8 @@ func measureAll(ctx context.Context, duration time.Duration, runs []*run) ([]Row
 	}
 	complete := wait(working, duration)
 	rows := measureRows(runs)
-	for extra := 0; complete && extra < extraRounds && slices.ContainsFunc(rows, func(r Row) bool { return r.Cycles == 0 }); extra++ {
+	most := max(mostRounds*duration, leastTime)
+	for extra := time.Duration(0); complete && extra < most && slices.ContainsFunc(rows, func(r Row) bool { return r.Cycles == 0 }); extra += duration {
 		complete = wait(working, duration)
 		rows = measureRows(runs)
 	}
