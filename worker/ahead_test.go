@@ -126,6 +126,34 @@ func TestNextCreateFollowsATaskAtOnce(t *testing.T) {
 	})
 }
 
+// What belongs to a task that has ended is written when the next create has its outcome: it would
+// delay that. A create whose reply takes long is not waited for.
+func TestNextCreateGoesBeforeTheWritesOfTheLast(t *testing.T) {
+	const trip = 2 * time.Millisecond
+	for name, c := range map[string]struct {
+		reply, look time.Duration
+		state       jobs.State
+	}{
+		"quick reply": {reply: 40 * time.Millisecond, look: 25 * time.Millisecond, state: jobs.StateGenerating},
+		"slow reply":  {reply: 20 * time.Second, look: 10 * time.Second, state: jobs.StateSucceeded},
+	} {
+		sim := aheadTasks()
+		t.Run(name, func(t *testing.T) {
+			bubble(t, sim, func(t *testing.T, s *stack) {
+				s.queue.Client().AddHook(roundTrip(trip))
+				s.prepareOne()
+				seen := make(chan jobs.State, 1)
+				sim.Script(simulator.Fault{Route: simulator.RouteCreate, Delay: c.reply, Match: func(*http.Request) bool {
+					time.AfterFunc(c.look, func() { seen <- s.get("running").State })
+					return true
+				}})
+				assert.Equal(t, c.state, <-seen)
+				s.requireNextAtOnce()
+			})
+		})
+	}
+}
+
 // Two slots of a lane whose tasks end at once get their next tasks as soon as queries show that: a
 // job is prepared for each, and two creates may follow each other.
 func TestCreatesFollowTasksThatEndTogether(t *testing.T) {

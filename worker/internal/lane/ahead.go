@@ -310,7 +310,10 @@ func (l *lane) submitAhead(ctx context.Context, e *execution, rec *jobs.Record, 
 	warm, cool := context.WithCancel(a.session)
 	defer cool()
 	l.group.Go(func() { l.cfg.Account.Client.KeepWarm(warm) })
-	if err := l.awaitSlot(ctx, e, p, a); err != nil {
+	l.prepared.Add(1)
+	err = l.awaitSlot(ctx, e, p, a)
+	l.prepared.Add(-1)
+	if err != nil {
 		return l.rollbackIntent(ctx, p.intent, p.rec, err)
 	}
 	close(a.begun)

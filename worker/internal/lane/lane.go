@@ -124,8 +124,12 @@ type lane struct {
 	listed, checkingList atomic.Bool
 	listCheckedAt        atomic.Pointer[time.Time]
 
-	// settling is the number of tasks that have ended and are not booked yet.
-	settling atomic.Int32
+	// settling is the number of tasks that have ended and are not booked yet, prepared that of
+	// jobs that wait for a slot with everything recorded.
+	settling, prepared atomic.Int32
+	// sent is closed after the next attempt to send a create. It is guarded by mu, nil if nobody
+	// waits for it.
+	sent chan struct{}
 
 	waits waits
 	usage *usage

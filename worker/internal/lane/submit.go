@@ -135,6 +135,7 @@ func (l *lane) awaitOutcomes(ctx context.Context) (ambiguous int, err error) {
 // send sends a prepared job's create once. The record and the journal have that it may be on
 // its way before it is.
 func (l *lane) send(ctx context.Context, e *execution, p *prepared) error {
+	defer l.noteSent()
 	if err := l.take(ctx, l.submitSem); err != nil {
 		return l.rollbackIntent(ctx, p.intent, p.rec, err)
 	}
@@ -177,6 +178,25 @@ func (l *lane) send(ctx context.Context, e *execution, p *prepared) error {
 	}
 	releaseTurn()
 	return l.createFailed(ctx, p.rec, intent, err, refusal)
+}
+
+// nextSent returns a channel that is closed after the next attempt to send a create.
+func (l *lane) nextSent() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sent == nil {
+		l.sent = make(chan struct{})
+	}
+	return l.sent
+}
+
+func (l *lane) noteSent() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sent != nil {
+		close(l.sent)
+		l.sent = nil
+	}
 }
 
 // startSending records that a prepared job's create is about to be sent: in the record by
