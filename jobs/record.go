@@ -88,6 +88,9 @@ type Record struct {
 	// Dataset is the ID of the Redis dataset in which a job was prepared. If Redis may have
 	// lost data since then, the create may have been sent.
 	Dataset string `json:"dataset,omitempty"`
+	// TaskSeed is the seed of the task's first image if the task makes some of the job's images,
+	// nil if it makes all: those have the seeds of the request.
+	TaskSeed *int64 `json:"task_seed,omitempty"`
 	// RequestID is DashScope's ID of a create that it answered without a task.
 	RequestID string `json:"request_id,omitempty"`
 	// ListedAt is when, before the submit, the account's whole list had no task of the same
@@ -118,6 +121,7 @@ func NewRecord(req Request, warnings []string) *Record {
 func (r *Record) ClearIntent() {
 	r.ServiceAt, r.AmbiguousAt, r.ListedAt = time.Time{}, time.Time{}, time.Time{}
 	r.Candidates, r.Rejected, r.Adopted, r.RequestID, r.CutShort, r.SentLater, r.Dataset = nil, nil, false, "", false, false, ""
+	r.TaskSeed = nil
 }
 
 // Result is what DashScope reported for one image: a URL that is valid until ExpiresAt,

@@ -89,7 +89,7 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 		require.Len(t, sim.Tasks(), 2)
 		bought := sim.Tasks()[1].Request.Parameters
 		assert.Equal(t, 2, *bought.N)
-		assert.Equal(t, seed+1, *bought.Seed)
+		assert.Equal(t, seed+4, *bought.Seed)
 
 		sidecar := s.requireStored("job-1", 4)
 		rec = s.requireRecorded(4)
@@ -103,7 +103,7 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 		for _, image := range sidecar.Images {
 			seeds = append(seeds, image.Seed-seed)
 		}
-		assert.Equal(t, []int64{0, 1, 2, 2}, seeds, "the last was made with the seed after the first missing one's")
+		assert.Equal(t, []int64{0, 4, 2, 5}, seeds, "the new ones have seeds that no image had")
 		assert.EqualValues(t, 4*160_000, sidecar.CostMicroYuan)
 		assert.Equal(t, sim.Stats().ChargedMicroYuan, sidecar.CostMicroYuan)
 		require.Len(t, sidecar.Attempts, 2)
@@ -116,6 +116,22 @@ func TestRule13RetryBuysOnlyWhatIsMissing(t *testing.T) {
 		_, err = jobs.NewInspector(s.redis).Retry(t.Context(), "job-1", jobs.Decider{})
 		require.ErrorIs(t, err, jobs.ErrFinished)
 		require.ErrorContains(t, err, "it has all its images")
+	})
+}
+
+// An answer that does not say which image failed does not lead to the purchase of the one that was made.
+func TestRule13RetryBuysAnotherPicture(t *testing.T) {
+	sim := &simulator.Simulator{Outcome: outcomes(simulator.Outcome{Images: map[int]simulator.Failure{1: blocked}})}
+	withModel(t, sim, "wan2.7-image", func(t *testing.T, s *stack) {
+		s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: 2})
+		require.Equal(t, []int{2}, s.wait("job-1").Missing())
+		s.retry()
+		s.state("job-1", jobs.StateGenerating)
+		require.Equal(t, jobs.StateSucceeded, s.wait("job-1").State)
+		first := sim.Tasks()[0].Request.Parameters
+		assert.Equal(t, *first.Seed+2, *sim.Tasks()[1].Request.Parameters.Seed)
+		assert.Equal(t, *first.Seed+2, s.requireStored("job-1", 2).Images[1].Seed)
+		s.requireLedger()
 	})
 }
 
@@ -148,7 +164,7 @@ func TestRule13RetryThatFails(t *testing.T) {
 		assert.Len(t, sidecar.Attempts, 4)
 		assert.EqualValues(t, 4*160_000, sidecar.CostMicroYuan)
 		assert.Equal(t, 1, *sim.Tasks()[3].Request.Parameters.N)
-		assert.Equal(t, *before.Request.Seed+3, *sim.Tasks()[3].Request.Parameters.Seed)
+		assert.Equal(t, *before.Request.Seed+3*4, *sim.Tasks()[3].Request.Parameters.Seed)
 	})
 }
 

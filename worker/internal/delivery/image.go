@@ -228,13 +228,12 @@ func (s *Server) quarantine(ctx context.Context, rec *jobs.Record, result jobs.R
 }
 
 // seedOf returns the seed of a task's i-th result if it differs from the seed that its
-// number implies: a task starts at the seed of its first image and skips none.
+// number implies.
 func seedOf(rec *jobs.Record, i int) *int64 {
-	first, result := rec.Results[0].N, rec.Results[i]
-	if rec.Request == nil || rec.Request.Seed == nil || result.N == first+i {
+	if rec.TaskSeed == nil {
 		return nil
 	}
-	seed := *rec.Request.Seed + int64(first-1+i)
+	seed := *rec.TaskSeed + int64(i)
 	return &seed
 }
 

@@ -40,7 +40,7 @@ func (l *lane) createBody(ctx context.Context, rec *jobs.Record, req jobs.Reques
 		}
 		return name, nil
 	})
-	n, seed := imagesToBuy(rec, req)
+	n, seed := imagesToBuy(l.cfg.Model, rec, req)
 	return newBody(l.cfg.Model, model, req, n, seed), nil
 }
 

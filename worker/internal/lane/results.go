@@ -1,6 +1,8 @@
 package lane
 
 import (
+	"cmp"
+
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
@@ -21,19 +23,18 @@ func purchase(m jobs.Model, req *jobs.Request, task *dashscope.Task, images int)
 	return p
 }
 
-// imagesToBuy returns the number of images to request, and the seed of the first: the
-// images that the job lacks, from the seed of the first of them on. The record must
-// have its request.
-func imagesToBuy(rec *jobs.Record, req jobs.Request) (n int, seed *int64) {
-	missing := rec.Missing()
-	if len(missing) == 0 || len(missing) == max(req.N, 1) {
-		return req.N, req.Seed
+// imagesToBuy returns the number of images to request, and the seed of the first: all with the
+// seeds of the request, or the images that the job lacks, with seeds that no earlier attempt had.
+// The seed of an image that was made would make it again, and answers of some protocols do not say
+// which images failed. The record must have its request.
+func imagesToBuy(m jobs.Model, rec *jobs.Record, req jobs.Request) (n int, seed *int64) {
+	n = max(req.N, 1)
+	missing := len(rec.Missing())
+	if missing == 0 || missing == n || req.Seed == nil {
+		return cmp.Or(missing, n), req.Seed
 	}
-	if req.Seed != nil {
-		first := *req.Seed + int64(missing[0]) - 1
-		seed = &first
-	}
-	return len(missing), seed
+	first := (*req.Seed + int64(n)*int64(rec.Attempt)) % (m.MaxSeed - int64(n) + 2)
+	return missing, &first
 }
 
 // renumber gives the results of a task the numbers of the images that the job lacked.

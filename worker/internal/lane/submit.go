@@ -108,6 +108,9 @@ func (l *lane) record(ctx context.Context, rec *jobs.Record, req *jobs.Request, 
 	if p.intent, err = l.newIntent(ctx, rec, req); err != nil {
 		return nil, l.redisPause(err)
 	}
+	if *body.Parameters.N < req.N {
+		p.intent.TaskSeed = body.Parameters.Seed
+	}
 	if err := l.reserve(ctx, rec, p.intent, *body.Parameters.N, ahead); err != nil {
 		return nil, err
 	}
