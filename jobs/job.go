@@ -167,6 +167,12 @@ func (j *Job) Overdue(now time.Time) bool {
 	return j.State.Waiting() && !j.Deadline.IsZero() && !now.Before(j.Deadline)
 }
 
+// AwaitsBudget reports whether the job is held because its batch's budget has no room for it.
+// Nothing was bought. It goes on when the batch is run again with a larger budget.
+func (j *Job) AwaitsBudget() bool {
+	return j.State == StateHeld && j.Code == CodeBudgetExceeded
+}
+
 // EventID identifies the end of a job: its ID, escaped as in a URL because it is sent in a
 // header, a dot, and the end in Unix milliseconds. A job that is retried ends again, with
 // another event ID. It is "" before the end.

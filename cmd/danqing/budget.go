@@ -68,10 +68,5 @@ func (p *program) enqueueWithinBudget(ctx context.Context, cfg *config.Config, r
 // madeAgain reports whether a held job is queued again when it is enqueued: nothing was bought
 // because of its batch's budget, or an operator has decided to buy it again.
 func madeAgain(rec *jobs.Job) bool {
-	return awaitsBudget(rec) || rec.State == jobs.StateHeld && !rec.BuyAgainAt.IsZero()
-}
-
-// awaitsBudget reports whether a job is held because it exceeds its batch's budget.
-func awaitsBudget(rec *jobs.Job) bool {
-	return rec.State == jobs.StateHeld && rec.Code == jobs.CodeBudgetExceeded
+	return rec.AwaitsBudget() || rec.State == jobs.StateHeld && !rec.BuyAgainAt.IsZero()
 }

@@ -222,7 +222,7 @@ func (v *dataDirView) goOn(job *jobs.Job, batches map[string]startedBatch) strin
 	switch {
 	case job.State.Final():
 		return ""
-	case job.State == jobs.StateHeld && job.BuyAgainAt.IsZero() && job.Code != jobs.CodeBudgetExceeded:
+	case job.State == jobs.StateHeld && job.BuyAgainAt.IsZero() && !job.AwaitsBudget():
 		return "" // to be decided first
 	case known:
 		return batch.goOn()

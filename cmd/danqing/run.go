@@ -344,7 +344,7 @@ func (r *batchRun) note(ctx context.Context, l *line, rec *jobs.Job, before bool
 	if r.prepared { // else with those that were settled before
 		r.downloads.add(ctx, l)
 	}
-	if !awaitsBudget(rec) { // possibly thousands: the summary counts them
+	if !rec.AwaitsBudget() { // possibly thousands: the summary counts them
 		r.progress.printJob(l.position(), rec)
 	}
 	if r.json && !before {
@@ -426,7 +426,7 @@ func (c *counts) add(rec *jobs.Job, before bool) {
 		c.done++
 	case rec.State.Final():
 		c.failed++
-	case awaitsBudget(rec):
+	case rec.AwaitsBudget():
 		c.awaitingBudget++
 	default:
 		c.held++

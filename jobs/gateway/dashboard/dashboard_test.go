@@ -208,6 +208,22 @@ func TestLanguages(t *testing.T) {
 	assert.Equal(t, "/evil.example/", d.call(t, http.MethodGet, "//evil.example/?lang=zh", nil).Header().Get("Location"))
 }
 
+// To buy a job again does not help where its batch's budget has no room: it is not offered.
+func TestJobOverItsBudget(t *testing.T) {
+	t.Parallel()
+	d := newDesk(t, nil)
+	d.put(t, jobs.Request{ID: "cat", Prompt: "a cat"}, func(rec *jobs.Record) {
+		hold(rec)
+		rec.Code, rec.Message, rec.Candidates, rec.Simulated = jobs.CodeBudgetExceeded, "run the batch again with a larger --budget", nil, true
+	})
+	for _, page := range []string{d.page(t, "/"), d.page(t, "/jobs/cat")} {
+		assert.NotContains(t, page, "action=buy-again")
+		assert.Contains(t, page, "action=give-up")
+		assert.Contains(t, page, "run the batch again with a larger --budget")
+	}
+	assert.Contains(t, d.page(t, "/jobs/cat"), "danqing jobs show cat --simulate")
+}
+
 // A held job is bought again once, however often its form is sent, at the same time and after it
 // is held again; who decided and why is kept.
 func TestDecisionsAreMadeOnce(t *testing.T) {
