@@ -53,7 +53,7 @@ func (s *Store) update(ctx context.Context, w write) error {
 
 // answer is what writeScript returned for one write.
 type answer struct {
-	// code is written or writtenBesideMessage, else 0 or less.
+	// code is 1 or writtenBesideMessage if the record was written, else 0 or less.
 	code int64
 	// owner is the other job that owns the task, "" for none.
 	owner string

@@ -126,8 +126,8 @@ func wanxV1() Model {
 	}
 }
 
-// wan returns the common fields of the Wanxiang models 2.0 to 2.2. [Models] changes some of
-// them for 2.5.
+// wan returns the common fields of the Wanxiang models 2.0 to 2.2. [newCatalog] changes
+// some of them for 2.5.
 func wan(name string, prices map[string]int64) Model {
 	return Model{
 		Name:                name,

@@ -66,8 +66,9 @@ func Record(jobID string) string { return "danqing:job:" + jobID }
 // seven days. Writer: the script that writes records. Readers: package jobs.
 func Index(state string) string { return "danqing:jobs:" + state }
 
-// Durations is a list of the durations of a model's last tasks in milliseconds, newest
-// first. Lifetime: none; it has 20 entries at most. Writer: lanes. Reader: jobs.Backlog.
+// Durations is a list of a model's last tasks as MILLISECONDS SIZE IMAGES, newest first.
+// Lifetime: none; it has 256 entries at most. Writer: lanes. Readers: lanes,
+// jobs.Client.Backlog.
 func Durations(model string) string { return "danqing:durations:" + model }
 
 // ProducerWaiting is a set of the IDs of a producer's waiting jobs. Lifetime: none; the
