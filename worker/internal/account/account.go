@@ -24,8 +24,8 @@ type Account struct {
 	// created is the time.Time at which this worker last created a task on the account, by model.
 	created sync.Map
 
-	// Looks are shared by the account's lanes.
-	Looks Looks
+	// SharedList is used by all of the account's lanes.
+	SharedList SharedList
 
 	mu sync.Mutex
 	// date was the service's clock at the local time dated.

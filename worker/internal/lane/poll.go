@@ -50,15 +50,15 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 	var unknownSince time.Time
 	var first runningWrite
 	empty, failing := 0, false
-	looks := l.cfg.Account.Looks.Poll(rec.TaskID)
-	defer looks.Done()
+	poller := l.cfg.Account.SharedList.Register(rec.TaskID)
+	defer poller.Done()
 	slot := taskSlot{l: l, e: e, keep: rec.Adopted} // its images may be another job's: reconcile needs the slot
 	defer slot.settled()
 	for interval := schedule.First() - stopwatch.age(); ; {
 		wait := func() (string, error) { return "", loop.Sleep(ctx, interval) }
 		if !failing {
 			wait = func() (string, error) {
-				return l.awaitQuery(ctx, looks, interval, func() time.Duration {
+				return l.awaitQuery(ctx, poller, interval, func() time.Duration {
 					l.markRunning(ctx, rec, &first)
 					stopwatch.querying()
 					return schedule.Next(stopwatch.age())
@@ -102,7 +102,7 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 			slot.awaitNextCreate(ctx)
 			l.checkList(ctx)
 			if at, err := dashscope.ParseTime(task.Output.EndTime); err == nil {
-				looks.Ended(at)
+				poller.Ended(at)
 			}
 			return l.taskSucceeded(ctx, rec, task, stopwatch.duration(task))
 		case dashscope.StatusFailed:
@@ -125,7 +125,7 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 			unknownSince = time.Time{}
 			l.markRunning(ctx, rec, &first)
 			if slot.given {
-				looks.Distrust()
+				poller.Disable()
 			}
 		}
 	}
@@ -187,16 +187,16 @@ const unqueriedLongest = 10 * time.Second
 // awaitQuery waits until the task should be queried: after the interval, or, if many tasks of
 // the account are polled, when its task list does not show the task running any more. It returns
 // what the list shows then, "" if nothing.
-func (l *lane) awaitQuery(ctx context.Context, looks *account.Poller, interval time.Duration, running func() (next time.Duration)) (listed string, err error) {
+func (l *lane) awaitQuery(ctx context.Context, poller *account.Poller, interval time.Duration, running func() (next time.Duration)) (listed string, err error) {
 	select {
-	case <-looks.Seen: // before the last query
+	case <-poller.Status: // before the last query
 	default:
 	}
 	begun, asked := time.Now(), false
 	for due := begun.Add(interval); ; {
 		timer := time.NewTimer(time.Until(due))
 		select {
-		case status := <-looks.Seen:
+		case status := <-poller.Status:
 			timer.Stop()
 			switch {
 			case status == dashscope.StatusRunning:
@@ -205,10 +205,10 @@ func (l *lane) awaitQuery(ctx context.Context, looks *account.Poller, interval t
 				return status, nil
 			}
 		case <-timer.C:
-			if asked || time.Since(begun) > unqueriedLongest || !looks.Share(ctx, l.cfg.Account.Client) {
+			if asked || time.Since(begun) > unqueriedLongest || !poller.Refresh(ctx, l.cfg.Account.Client) {
 				return "", nil
 			}
-			due, asked = time.Now().Add(unqueriedLongest), true // Seen comes first
+			due, asked = time.Now().Add(unqueriedLongest), true // Status comes first
 		case <-ctx.Done():
 			timer.Stop()
 			return "", context.Cause(ctx)
