@@ -74,7 +74,7 @@ const (
 
 // AlertState is what Redis remembers of alerts.
 type AlertState struct {
-	// Round is when conditions were last looked for, as it stands in Redis; "" for never.
+	// Round is when conditions were last read, as it stands in Redis; "" for never.
 	Round string
 	// Conditions has what is known of each condition that holds, under a name of the caller's.
 	Conditions map[string]string

@@ -36,8 +36,8 @@ const (
 type condition struct {
 	jobs.Alert
 	after time.Duration
-	// mayBeOver means that it holds only if it was seen before.
-	mayBeOver bool
+	// keepOnly means that it neither begins nor ends: it stays as it is in Redis.
+	keepOnly bool
 }
 
 // conditions are what holds, by a name that begins with its event.
@@ -68,8 +68,8 @@ func (c *conditions) add(after time.Duration, event jobs.AlertEvent, subject, wh
 	c.hold[conditionName(event, subject+what)] = condition{Alert: jobs.Alert{Event: event, Subject: subject, Values: values}, after: after}
 }
 
-// look returns the conditions that hold now. last is when somebody looked before.
-func (r *alertRounds) look(ctx context.Context, state *jobs.AlertState, last time.Time) (*conditions, error) {
+// readConditions returns the conditions that hold now. last is the time of the round before.
+func (r *alertRounds) readConditions(ctx context.Context, state *jobs.AlertState, last time.Time) (*conditions, error) {
 	c := &conditions{hold: map[string]condition{}, over: map[string]jobs.Alert{}, unread: map[jobs.AlertEvent]bool{}}
 	lanes, err := r.inspector.Lanes(ctx)
 	if err != nil {
@@ -111,17 +111,17 @@ func (r *alertRounds) records(ctx context.Context, c *conditions) error {
 	return nil
 }
 
-// addLanes adds paused lanes, and says which ones work again. Pauses by an operator are no news, and
-// those by the service's rate limits end soon; a spent budget is told of its account.
+// addLanes adds paused lanes, and says which ones work again. There are no alerts about pauses by an
+// operator; those by the service's rate limits end soon; a spent budget is an alert about its account.
 func addLanes(c *conditions, lanes []jobs.LaneStatus) {
 	for _, lane := range lanes {
 		subject := lane.Account + ":" + lane.Model
 		name := conditionName(jobs.AlertPaused, subject)
-		worth := lane.Reason != jobs.PauseThrottled && lane.Reason != jobs.PauseOperator && lane.Reason != jobs.PauseBudget
+		alertable := lane.Reason != jobs.PauseThrottled && lane.Reason != jobs.PauseOperator && lane.Reason != jobs.PauseBudget
 		switch {
 		case !lane.Held, lane.State == jobs.LaneOpen && time.Since(lane.At) < openAfter:
-			c.hold[name] = condition{mayBeOver: true}
-		case lane.State == jobs.LanePaused && worth:
+			c.hold[name] = condition{keepOnly: true}
+		case lane.State == jobs.LanePaused && alertable:
 			c.add(pausedAfter, jobs.AlertPaused, subject, "", strings.TrimPrefix(lane.Message, "lane paused: "))
 		case lane.State == jobs.LaneOpen:
 			c.over[name] = jobs.Alert{Event: jobs.AlertResumed, Subject: subject}
@@ -217,7 +217,7 @@ func (r *alertRounds) batches(ctx context.Context, c *conditions, state *jobs.Al
 		if now.Sub(end) < batchSettled {
 			continue
 		}
-		if state.Conditions[conditionName(jobs.AlertBatchOver, batch+what)] == told {
+		if state.Conditions[conditionName(jobs.AlertBatchOver, batch+what)] == alerted {
 			c.add(0, jobs.AlertBatchOver, batch, what)
 			continue
 		}

@@ -19,16 +19,16 @@ import (
 )
 
 const (
-	// alertInterval is how often conditions are looked for, by one of all processes. The events in
-	// between are told in one message: robots of DingTalk and WeCom take 20 a minute.
+	// alertInterval is how often conditions are read, by one of all processes. The events in
+	// between are one message: robots of DingTalk and WeCom take 20 a minute.
 	alertInterval = time.Minute
-	// alertTick is how often each process looks whether that is due.
+	// alertTick is how often each process checks whether that is due.
 	alertTick = 15 * time.Second
 	// alertsOfEvent is how many alerts of an event a message has; it has the number of the others.
 	alertsOfEvent = 5
-	// told is the value of a condition that an alert was about. Before, it has the time at which it
-	// was first seen, in Unix milliseconds.
-	told = "told"
+	// alerted is the value of a condition that an alert was about. Before, the value is the time at
+	// which it was first seen, in Unix milliseconds.
+	alerted = "alerted"
 )
 
 // AlertReceiver is where alerts are sent: the robot of a chat service, or a program of one's own.
@@ -61,7 +61,7 @@ type AlertConfig struct {
 	QueueInterval time.Duration
 }
 
-// StartAlerts looks for what people should know, and sends alerts, in a process that has no worker:
+// StartAlerts reads the conditions that alerts are about, and sends alerts, in a process that has no worker:
 // then somebody is left to say that no worker runs. Without receivers it does nothing. A [Worker] with
 // receivers does it by itself. The caller must call stop.
 func StartAlerts(ctx context.Context, cfg AlertConfig) (stop func(), err error) {
@@ -80,16 +80,16 @@ func StartAlerts(ctx context.Context, cfg AlertConfig) (stop func(), err error) 
 		stopWatching()
 		return nil, err
 	}
-	stopLooking := startAlertRounds(ctx, cfg.Redis, cfg.Receivers, cfg.Log)
+	stopRounds := startAlertRounds(ctx, cfg.Redis, cfg.Receivers, cfg.Log)
 	return func() {
-		stopLooking()
+		stopRounds()
 		server.Shutdown()
 		stopWatching()
 	}, nil
 }
 
-// alertRounds looks for the conditions that alerts are about. Many processes may: Redis decides which
-// one tells of an event.
+// alertRounds reads the conditions that alerts are about. Many processes may: Redis decides which
+// one alerts.
 type alertRounds struct {
 	store     *jobs.Store
 	inspector *jobs.Inspector
@@ -99,7 +99,7 @@ type alertRounds struct {
 	openJobs map[string]string
 }
 
-// startAlertRounds looks for conditions, if there are receivers, until ctx ends or stop is called.
+// startAlertRounds reads conditions, if there are receivers, until ctx ends or stop is called.
 func startAlertRounds(ctx context.Context, rdb redis.UniversalClient, receivers []*AlertReceiver, log *slog.Logger) (stop func()) {
 	if len(receivers) == 0 {
 		return func() {}
@@ -109,7 +109,7 @@ func startAlertRounds(ctx context.Context, rdb redis.UniversalClient, receivers 
 		r.receivers = append(r.receivers, receiver.ID)
 	}
 	return loop.Every(ctx, alertTick, func(ctx context.Context) {
-		loop.WarnFailed(ctx, log, r.run(ctx), "alerts not looked for, retrying")
+		loop.WarnFailed(ctx, log, r.run(ctx), "alert conditions not read, retrying")
 	})
 }
 
@@ -135,7 +135,7 @@ func (r *alertRounds) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	found, err := r.look(ctx, state, last)
+	found, err := r.readConditions(ctx, state, last)
 	if err != nil {
 		return err
 	}
@@ -160,9 +160,9 @@ func compareConditions(known map[string]string, found *conditions, now time.Time
 			since = time.UnixMilli(milliseconds)
 		}
 		switch {
-		case value == told || value == "" && c.mayBeOver:
-		case now.Sub(since) >= c.after && !c.mayBeOver:
-			changed[name] = told
+		case value == alerted || value == "" && c.keepOnly:
+		case now.Sub(since) >= c.after && !c.keepOnly:
+			changed[name] = alerted
 			alerts = append(alerts, c.Alert)
 		case value == "":
 			changed[name] = strconv.FormatInt(now.UnixMilli(), 10)
@@ -173,7 +173,7 @@ func compareConditions(known map[string]string, found *conditions, now time.Time
 			continue
 		}
 		changed[name] = ""
-		if over, tells := found.over[name]; tells && value == told {
+		if over, tells := found.over[name]; tells && value == alerted {
 			alerts = append(alerts, over)
 		}
 	}

@@ -27,7 +27,7 @@ import (
 // alertURL has a secret of each kind.
 const alertURL = "slack+http://chat.example/services/hush-token"
 
-// alertStack is a queue whose events are told to a robot, in simulated time.
+// alertStack is a queue whose events are sent to a robot, in simulated time.
 type alertStack struct {
 	*receiver
 
@@ -135,7 +135,7 @@ func (s *alertStack) lease(holder string) {
 	require.NoError(s.t, s.redis.Set(s.t.Context(), rediskey.Lane("east", "wanx-v1", rediskey.LaneLease), holder, 0).Err())
 }
 
-// A held job is told once, whatever number of processes there are and however often they restart; and
+// A held job is alerted once, whatever number of processes there are and however often they restart; and
 // once more if it is held again.
 func TestAlertOfAHeldJob(t *testing.T) {
 	alertBubble(t, func(t *testing.T, s *alertStack) {
@@ -251,7 +251,7 @@ func TestAlertOfAnotherReceiver(t *testing.T) {
 	})
 }
 
-// A lane that is paused is told after a minute, and once it works for a minute; not each of its probes,
+// A lane that is paused is alerted after a minute, and once it works for a minute; not each of its probes,
 // nor the pauses that nobody has to know of.
 func TestAlertOfAPausedLane(t *testing.T) {
 	alertBubble(t, func(t *testing.T, s *alertStack) {
@@ -285,7 +285,7 @@ func TestAlertOfAPausedLane(t *testing.T) {
 	})
 }
 
-// An account's budget is told at 80 % and when it is reached, each once a day.
+// An account's budget is alerted at 80 % and when it is reached, each once a day.
 func TestAlertOfABudget(t *testing.T) {
 	alertBubble(t, func(t *testing.T, s *alertStack) {
 		<-time.After(12 * time.Hour) // simulated time begins at 8:00 in UTC+8
@@ -313,7 +313,7 @@ func TestAlertOfABudget(t *testing.T) {
 	})
 }
 
-// An image that was paid for and is not in the bucket an hour later is told once.
+// An image that was paid for and is not in the bucket an hour later is alerted once.
 func TestAlertOfAnUnstoredImage(t *testing.T) {
 	alertBubble(t, func(t *testing.T, s *alertStack) {
 		s.lane(jobs.LaneStatus{State: jobs.LaneOpen})
@@ -348,7 +348,7 @@ func TestAlertOfNoWorker(t *testing.T) {
 	})
 }
 
-// A batch is over once none of its jobs is open, also if it ended while nobody looked; a batch with a job
+// A batch is over once none of its jobs is open, also if it ended while no round was run; a batch with a job
 // that waits or is held is not over. If it is continued it is over once more.
 func TestAlertOfABatch(t *testing.T) {
 	alertBubble(t, func(t *testing.T, s *alertStack) {

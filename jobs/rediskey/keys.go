@@ -44,8 +44,8 @@ const (
 	// first. Lifetime: none; it has 100 entries at most. Writer: jobs.Inspector, in the same
 	// transaction. Reader: jobs.Inspector.PauseHistory.
 	Pauses = "danqing:pauses"
-	// Alerts is a hash of the conditions that alerts are about → when one was first seen, or that it
-	// was told; round, when they were last looked for; outbox, a message that is not queued yet, as
+	// Alerts is a hash of the conditions that alerts are about → when one was first seen, or "alerted";
+	// round, when they were last read; outbox, a message that is not queued yet, as
 	// JSON. Lifetime: an entry is removed once its condition is over. Writers and readers: workers
 	// and gateways.
 	Alerts = "danqing:alerts"
