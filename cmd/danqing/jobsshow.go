@@ -92,15 +92,8 @@ func (q *jobQueue) report(ctx context.Context, id string) (*jobReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, image := range rec.Images {
-		link, err := q.imageLocation(ctx, from, image)
-		if err != nil {
-			return nil, fmt.Errorf("link to image %d of %s: %w", image.N, id, err)
-		}
-		link.Seed = s.ImageSeed(image)
-		s.Links = append(s.Links, link)
-	}
-	return s, nil
+	s.Links, err = q.imagesWithLinks(ctx, from, s.Job)
+	return s, err
 }
 
 // laneTrouble returns what keeps a lane from the task of its job: the service does not

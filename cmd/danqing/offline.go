@@ -313,15 +313,8 @@ func (v *dataDirView) reportOfFiles(ctx context.Context, id string) (*jobReport,
 	s := &jobReport{Job: redactRecord(job), GoOn: v.goOn(job, readBatches(v.path))}
 	q := &jobQueue{localBucket: v.local}
 	remote, _ := v.bucket.(*storage.Bucket)
-	for _, image := range job.Images {
-		link, err := q.imageLocation(ctx, remote, image)
-		if err != nil {
-			return nil, fmt.Errorf("link to image %d of %s: %w", image.N, id, err)
-		}
-		link.Seed = s.ImageSeed(image)
-		s.Links = append(s.Links, link)
-	}
-	return s, nil
+	s.Links, err = q.imagesWithLinks(ctx, remote, s.Job)
+	return s, err
 }
 
 // resolveInFiles decides about held jobs of a data directory that no process uses.

@@ -208,24 +208,23 @@ func (q *jobQueue) get(ctx context.Context, id string) (*jobs.Job, error) {
 	return finished, sidecarErr
 }
 
-// imageLocation returns an image with its link, or with its file in the local bucket.
-func (q *jobQueue) imageLocation(ctx context.Context, from *storage.Bucket, image jobs.Image) (resultImage, error) {
-	shown := resultImage{
-		N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
-		ContentType: image.ContentType, AILabel: image.AILabel, Code: image.Code, Message: image.Message,
+// imagesWithLinks returns the images of a job with their links, or with their files in the local
+// bucket.
+func (q *jobQueue) imagesWithLinks(ctx context.Context, from *storage.Bucket, job *jobs.Job) (images []resultImage, err error) {
+	for _, image := range job.Images {
+		shown := imageOf(job, image)
+		switch {
+		case image.Key == "":
+		case from != nil:
+			if shown.URL, shown.URLExpiresAt, err = from.Link(ctx, image.Key); err != nil {
+				return nil, fmt.Errorf("link to image %d of %s: %w", image.N, job.ID, err)
+			}
+		case q.localBucket != nil:
+			shown.File = q.localBucket.path(image.Key)
+		}
+		images = append(images, shown)
 	}
-	if image.Key == "" {
-		return shown, nil
-	}
-	if from != nil {
-		var err error
-		shown.URL, shown.URLExpiresAt, err = from.Link(ctx, image.Key)
-		return shown, err
-	}
-	if q.localBucket != nil {
-		shown.File = q.localBucket.path(image.Key)
-	}
-	return shown, nil
+	return images, nil
 }
 
 // lane is the status of a lane for operators.

@@ -54,12 +54,17 @@ func resultOf(rec *jobs.Job) *result {
 		out.FinishedAt, out.Digest = rec.FinishedAt, rec.Digest
 	}
 	for _, image := range rec.Images {
-		out.Images = append(out.Images, resultImage{
-			N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
-			ContentType: image.ContentType, AILabel: image.AILabel, Seed: rec.ImageSeed(image), Code: image.Code, Message: image.Message,
-		})
+		out.Images = append(out.Images, imageOf(rec, image))
 	}
 	return out
+}
+
+// imageOf returns an image of a job without a link.
+func imageOf(job *jobs.Job, image jobs.Image) resultImage {
+	return resultImage{
+		N: image.N, Key: image.Key, Bytes: image.Bytes, SHA256: image.SHA256, Width: image.Width, Height: image.Height,
+		ContentType: image.ContentType, AILabel: image.AILabel, Seed: job.ImageSeed(image), Code: image.Code, Message: image.Message,
+	}
 }
 
 func (r *batchRun) link(ctx context.Context, image *resultImage) (err error) {

@@ -17,13 +17,29 @@ import (
 // byteOrderMark begins a CSV file that Excel reads as UTF-8.
 const byteOrderMark = "\ufeff"
 
+// resultColumn is a column of a table of results.
+type resultColumn struct {
+	header string
+	cell   func(*line, *result) string
+}
+
+// stateColumn is in every table of results, and in no batch file.
+const stateColumn = input.ResultPrefix + "state"
+
 // resultColumns are the columns of a table of results, after those of the batch file.
-func resultColumns() []string {
-	var headers []string
-	for _, name := range []string{"id", "state", "reason", "cost_yuan", "seeds", "images"} {
-		headers = append(headers, input.ResultPrefix+name)
+func resultColumns() []resultColumn {
+	return []resultColumn{
+		{input.ResultPrefix + "id", func(l *line, _ *result) string { return l.lineID }},
+		{stateColumn, func(_ *line, r *result) string { return string(r.State) }},
+		{input.ResultPrefix + "reason", func(_ *line, r *result) string { return strings.Join(r.reasons(), "\n") }},
+		{input.ResultPrefix + "cost_yuan", func(_ *line, r *result) string { return strconv.FormatFloat(r.CostYuan, 'f', -1, 64) }},
+		{input.ResultPrefix + "seeds", func(_ *line, r *result) string {
+			return r.eachStored(" ", func(image resultImage) string { return strconv.FormatInt(image.Seed, 10) })
+		}},
+		{input.ResultPrefix + "images", func(_ *line, r *result) string {
+			return r.eachStored("\n", func(image resultImage) string { return cmp.Or(image.File, image.URL) })
+		}},
 	}
-	return headers
 }
 
 // csvPath is the path of the table beside a results file.
@@ -51,7 +67,10 @@ func newResultsTable(path, file string, s *batchFile) (*resultsFile, error) {
 	for _, c := range f.columns {
 		headers = append(headers, c.Header)
 	}
-	f.head = append([]byte(byteOrderMark), csvRow(append(headers, resultColumns()...))...)
+	for _, c := range resultColumns() {
+		headers = append(headers, c.header)
+	}
+	f.head = append([]byte(byteOrderMark), csvRow(headers)...)
 	return f, nil
 }
 
@@ -66,7 +85,7 @@ func isResultsTable(path string) bool {
 	head := make([]byte, 64<<10)
 	n, _ := file.Read(head) // an unreadable file is none
 	first, _, _ := bytes.Cut(head[:n], []byte("\n"))
-	return len(first) == 0 || bytes.Contains(first, []byte(resultColumns()[1]))
+	return len(first) == 0 || bytes.Contains(first, []byte(stateColumn))
 }
 
 // columnsOf returns the names in lines of JSON as columns, in the order in which they come.
@@ -118,7 +137,14 @@ func tableRow(columns []input.Column, l *line, r *result) ([]byte, error) {
 	for _, c := range columns {
 		cells = append(cells, cellOf(values[c.Name]))
 	}
-	var reasons, seeds, images []string
+	for _, c := range resultColumns() {
+		cells = append(cells, c.cell(l, r))
+	}
+	return csvRow(cells), nil
+}
+
+// reasons say why the job or one of its images failed.
+func (r *result) reasons() (reasons []string) {
 	if why := reason(r.Code, r.Message); why != "" {
 		reasons = append(reasons, why)
 	}
@@ -126,13 +152,19 @@ func tableRow(columns []input.Column, l *line, r *result) ([]byte, error) {
 		if why := reason(image.Code, image.Message); why != "" {
 			reasons = append(reasons, fmt.Sprintf("image %d: %s", image.N, why))
 		}
+	}
+	return reasons
+}
+
+// eachStored returns a text of each image that is in the bucket.
+func (r *result) eachStored(separator string, text func(resultImage) string) string {
+	var texts []string
+	for _, image := range r.Images {
 		if image.Key != "" {
-			seeds = append(seeds, strconv.FormatInt(image.Seed, 10))
-			images = append(images, cmp.Or(image.File, image.URL))
+			texts = append(texts, text(image))
 		}
 	}
-	return csvRow(append(cells, l.lineID, string(r.State), strings.Join(reasons, "\n"), strconv.FormatFloat(r.CostYuan, 'f', -1, 64),
-		strings.Join(seeds, " "), strings.Join(images, "\n"))), nil
+	return strings.Join(texts, separator)
 }
 
 // cellOf returns a value of a line as a text: a string's own, and any other value's JSON.
