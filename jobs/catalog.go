@@ -107,8 +107,9 @@ type Model struct {
 	TaskTime time.Duration `json:"-"`
 	// Sources are the pages of the facts, by field.
 	Sources map[string]string `json:"-"`
-	// Confidence is how well a fact is known, by field: "B" two reports agree, "C" one report.
-	// A fact without an entry is from an official page or SDK. None was tried.
+	// Confidence is how well a fact is known, by field: "B" two reports agree, "C" one report, "–"
+	// Danqing's choice, in whole or in part. A fact without an entry is from an official page or
+	// SDK. None was tried.
 	Confidence map[string]string `json:"-"`
 	// Unknown are the questions that no page answers, for people.
 	Unknown []string `json:"unknown"`

@@ -3,6 +3,7 @@ package jobs
 import (
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -21,12 +22,13 @@ func TestModelFactsHaveSources(t *testing.T) {
 				assert.NotEmpty(t, m.Sources[name], "%s: %s has no source", m.Name, name)
 			}
 		}
-		for name := range m.Sources {
+		for name, source := range m.Sources {
 			assert.True(t, facts[name], "%s: a source for %q, which is no fact", m.Name, name)
+			assert.Equal(t, strings.Contains(source, ownChoice), m.Confidence[name] == "–", "%s: %s", m.Name, name)
 		}
 		for name, confidence := range m.Confidence {
 			assert.True(t, facts[name], "%s: a confidence of %q, which is no fact", m.Name, name)
-			assert.Contains(t, []string{"B", "C"}, confidence, "%s: %s", m.Name, name)
+			assert.Contains(t, []string{"B", "C", "–"}, confidence, "%s: %s", m.Name, name)
 		}
 	}
 }

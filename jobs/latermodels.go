@@ -14,6 +14,7 @@ const (
 	referenceEdit  = "wanx2.1 API reference, wanx-image-edit-api-reference"
 	copies         = "copies of the API reference by other services"
 	reports        = "reports of users with a key of their own"
+	ownChoice      = "Danqing's choice"
 )
 
 // listUnknown is the question that decides how a lost create of these models ends.
@@ -39,7 +40,10 @@ func later(m Model, path string, sources, confidence map[string]string) Model {
 	maps.Copy(m.Sources, sources)
 	m.Confidence = map[string]string{}
 	for fact, source := range m.Sources {
-		if strings.Contains(source, copies) || strings.Contains(source, reports) {
+		switch {
+		case strings.Contains(source, ownChoice):
+			m.Confidence[fact] = "–"
+		case strings.Contains(source, copies) || strings.Contains(source, reports):
 			m.Confidence[fact] = "B"
 		}
 	}
@@ -134,9 +138,9 @@ func wanx21Edit() Model {
 			{Name: "control_cartoon_feature"},
 		},
 	}, referenceEdit, map[string]string{
-		"NoNegativePrompt": referenceEdit, "Inputs": referenceEdit, "Functions": referenceEdit + "; the range of the scales: a user's program; those of strength and upscale_factor: Danqing's choice",
+		"NoNegativePrompt": referenceEdit, "Inputs": referenceEdit, "Functions": referenceEdit + "; the range of the scales: a user's program; those of strength and upscale_factor: " + ownChoice,
 		"TaskTime": referenceEdit + ": 5 to 15 s",
-	}, map[string]string{"Functions": "C"})
+	}, nil)
 	m.SubmitsPerSecond, m.Concurrency = 2, 2
 	delete(m.Sources, "Sizes")
 	return m
@@ -168,8 +172,8 @@ func qwen3(name string, beijing int64, perMinute int) Model {
 		"Name":   referenceQwen3,
 		"Prices": reports, "InputPrices": reports,
 		"SubmitsPerMinute": reports,
-		"SubmitsPerSecond": "Danqing's choice: only the limit per minute is known",
-		"Concurrency":      "Danqing's choice: not known",
+		"SubmitsPerSecond": ownChoice + ": only the limit per minute is known",
+		"Concurrency":      ownChoice + ": not known",
 		"TaskTime":         reports + ": 61 to 72 s with thinking, 17.6 s without",
 	}, nil)
 	delete(m.Sources, "PromptRunes")

@@ -98,7 +98,7 @@ The service cuts off what is longer; Danqing warns, and sends the text as it is.
 			fmt.Fprintf(&b, "| `%s` | %s |\n", m.Name, question)
 		}
 	}
-	b.WriteString("\n## Sources\n\nConfidence: A an official page or SDK, B two reports that agree, C one report.\n\n| fact | models | page | confidence |\n| --- | --- | --- | --- |\n")
+	b.WriteString("\n## Sources\n\nConfidence: A an official page or SDK, B two reports that agree, C one report, – Danqing's choice, in whole or in part.\n\n| fact | models | page | confidence |\n| --- | --- | --- | --- |\n")
 	for _, row := range sourceRows(models) {
 		fmt.Fprintf(&b, "| %s | `%s` | %s | %s |\n", row.fact, strings.Join(row.models, "`, `"), escaped(row.page), row.confidence)
 	}
