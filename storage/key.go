@@ -205,7 +205,7 @@ func cleanName(s string, maxBytes int) string {
 	return s
 }
 
-// HeldKey returns the key under which [Bucket.Hold] stores the file name of a task.
+// HeldKey returns the key under which [Bucket.Quarantine] stores the file name of a task.
 func (b *Bucket) HeldKey(taskID, name string) string {
 	return b.heldFolder(taskID) + cleanName(name, maxNameBytes)
 }
@@ -217,7 +217,7 @@ func (b *Bucket) heldFolder(taskID string) string {
 // maxHeldKeys is more than the images of any task.
 const maxHeldKeys = 32
 
-// HeldKeys returns the keys of what [Bucket.Hold] and [Bucket.Quarantine] have stored of a task,
+// HeldKeys returns the keys of what [Bucket.Quarantine] has stored of a task,
 // in order; at most 32. It fails if the bucket does not answer.
 func (b *Bucket) HeldKeys(ctx context.Context, taskID string) ([]string, error) {
 	page, err := b.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &b.name, Prefix: aws.String(b.heldFolder(taskID)), MaxKeys: aws.Int32(maxHeldKeys)})

@@ -26,7 +26,8 @@ func requireRefused(t *testing.T, b *storage.Bucket, target any) {
 	require.ErrorAs(t, err, target)
 	require.ErrorAs(t, b.PutSidecar(t.Context(), &storage.Sidecar{JobID: "job"}), target)
 	require.ErrorAs(t, b.PutImage(t.Context(), "job/job-1.png", verifiedFile(t, pngOf(10, 1)), nil), target)
-	require.ErrorAs(t, b.Hold(t.Context(), "task", "1.png", writeFile(t, "1.png", []byte("x"))), target)
+	_, err = b.Quarantine(t.Context(), "task", "1.png", writeFile(t, "1.png", []byte("x")))
+	require.ErrorAs(t, err, target)
 }
 
 // A prefix has its first mode for good: one with another reads and writes nothing there.
@@ -143,7 +144,8 @@ func testPurge(t *testing.T, cfg storage.Config) {
 	require.NoError(t, genuine.PutSidecar(t.Context(), &storage.Sidecar{JobID: "job", CostMicroYuan: 160_000}))
 	require.NoError(t, b.PutSidecar(t.Context(), &storage.Sidecar{JobID: "job", Simulated: true, CostMicroYuan: 160_000}))
 	require.NoError(t, b.PutImage(t.Context(), prefix+"job/job-1.png", verifiedFile(t, pngOf(10, 1)), nil))
-	require.NoError(t, b.Hold(t.Context(), "task", "1.png", writeFile(t, "1.png", []byte("x"))))
+	_, err := b.Quarantine(t.Context(), "task", "1.png", writeFile(t, "1.png", []byte("x")))
+	require.NoError(t, err)
 	putForeign(t, cfg, prefix+"_jobs/notes.txt")
 
 	keys, others, err := b.SimulatedKeys(t.Context())

@@ -61,12 +61,6 @@ func (b *Bucket) PutImage(ctx context.Context, key string, img *File, meta map[s
 	return b.put(ctx, key, f, img.digests, img.ContentType, meta)
 }
 
-// Hold is [Bucket.Quarantine] for callers that do not need the key.
-func (b *Bucket) Hold(ctx context.Context, taskID, name, path string) error {
-	_, err := b.Quarantine(ctx, taskID, name, path)
-	return err
-}
-
 // Quarantine stores the file at path, verified or not, for an operator under
 // [Bucket.HeldKey], and returns the key. If the object exists with the same content,
 // nothing is sent. If it exists with other content, it stays, and the new key ends
@@ -74,7 +68,7 @@ func (b *Bucket) Hold(ctx context.Context, taskID, name, path string) error {
 func (b *Bucket) Quarantine(ctx context.Context, taskID, name, path string) (key string, err error) {
 	f, d, err := openWithDigests(path)
 	if err != nil {
-		return "", fmt.Errorf("hold %s of task %s: %w", name, taskID, err)
+		return "", fmt.Errorf("quarantine %s of task %s: %w", name, taskID, err)
 	}
 	defer f.Close() //nolint:errcheck // read only
 	key = b.HeldKey(taskID, name)

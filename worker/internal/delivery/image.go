@@ -169,7 +169,8 @@ func (s *Server) quarantineDuplicate(ctx context.Context, rec *jobs.Record, resu
 	var failed *storage.FetchError
 	switch {
 	case got.file != nil:
-		return s.bucket.Hold(ctx, rec.TaskID, recorder.ImageName(rec, result.N), got.file.Path)
+		_, err := s.bucket.Quarantine(ctx, rec.TaskID, recorder.ImageName(rec, result.N), got.file.Path)
+		return err
 	case errors.As(got.err, &failed) && (failed.Path != "" || failed.Kind == storage.FetchForbidden),
 		failed != nil && failed.Kind == storage.FetchGone && time.Now().After(got.linkExpiry):
 		return nil // the job has its image: this one is not needed

@@ -229,7 +229,7 @@ func (q *Runner) storeImage(ctx context.Context, entry Task, n int, link string)
 	default:
 		return err
 	}
-	if err := q.Recorder.Bucket.Hold(ctx, entry.TaskID, name+ext, path); err != nil {
+	if _, err := q.Recorder.Bucket.Quarantine(ctx, entry.TaskID, name+ext, path); err != nil {
 		return err
 	}
 	return q.Recorder.Spool.Remove(name)
