@@ -2,11 +2,18 @@
 // that no image is paid for twice and that no paid image is lost, and it keeps the slots
 // busy while there is work.
 //
-// A [Worker] runs the lanes of its accounts and a store server. A lane is one account's
-// capacity for one model: it submits a job, polls its task to the end and passes on the
-// result URLs. The store server copies the images of several jobs concurrently, so that
-// copying never occupies a slot. All of them are asynq servers, and every message may be
-// delivered any number of times: the job's record decides what is done.
+// A [Worker] runs the lanes of its accounts, a store server and a notification server. A
+// lane is one account's capacity for one model: it submits a job, polls its task to the
+// end and passes on the result URLs. While all of its slots have tasks, it prepares a job
+// for each, so that the next create is sent as soon as a slot is free. The store server
+// copies the images of several jobs concurrently, so that copying never occupies a slot.
+// The notification server sends callbacks, follow-ups and alerts. All of them are asynq
+// servers, and every message may be delivered any number of times: the job's record
+// decides what is done.
+//
+// Before its lanes start, and once Redis has lost data, a worker replays its data
+// directory to Redis (recovery.go). Every five minutes one of all workers repairs what no
+// message leads to, as a job whose message was lost (janitor.go).
 //
 // One process at a time holds a lane, by a lease in Redis; the others are on standby. The
 // lanes of several accounts draw from the same queues, and a job belongs to an account

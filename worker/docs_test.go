@@ -14,16 +14,16 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"github.com/danqing-queue/danqing/jobs/rediskey"
 	"github.com/danqing-queue/danqing/worker/journal"
 )
 
-// Every test, function and kind of entry that docs/spending.md names exists.
+// Every test, file and function that docs/spending.md names exists, and the page has every Redis key
+// and kind of entry.
 func TestSpendingPage(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("docs/spending.md")
 	require.NoError(t, err)
-	tests, functions := map[string]bool{}, map[string]bool{}
+	tests, declared := map[string]bool{}, map[string]bool{}
 	require.NoError(t, filepath.WalkDir("..", func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() || !strings.HasSuffix(path, ".go") {
 			return err
@@ -32,10 +32,12 @@ func TestSpendingPage(t *testing.T) {
 		if err != nil {
 			return err
 		}
+		path = strings.TrimPrefix(filepath.ToSlash(path), "../")
+		declared[path] = true
 		for _, decl := range file.Decls {
 			if f, ok := decl.(*ast.FuncDecl); ok {
 				tests[f.Name.Name] = tests[f.Name.Name] || strings.HasSuffix(path, "_test.go")
-				functions[strings.TrimPrefix(filepath.ToSlash(path), "../")+":"+f.Name.Name] = true
+				declared[path+":"+f.Name.Name] = true
 			}
 		}
 		return nil
@@ -45,10 +47,10 @@ func TestSpendingPage(t *testing.T) {
 	for _, name := range named {
 		assert.True(t, tests[name[1]], "there is no test %s", name[1])
 	}
-	paths := regexp.MustCompile("`(worker/[a-z/]+\\.go:[A-Za-z]+)`").FindAllStringSubmatch(string(page), -1)
+	paths := regexp.MustCompile("`((?:cmd|jobs|storage|worker)/[a-z0-9/]+\\.go(?::[A-Za-z0-9]+)?)`").FindAllStringSubmatch(string(page), -1)
 	assert.Greater(t, len(paths), 10)
 	for _, path := range paths {
-		assert.True(t, functions[path[1]], "there is no %s", path[1])
+		assert.True(t, declared[path[1]], "there is no %s", path[1])
 	}
 	for _, kind := range []journal.Kind{
 		journal.KindIntent, journal.KindRefused, journal.KindAmbiguous, journal.KindTask, journal.KindResults,
@@ -56,10 +58,18 @@ func TestSpendingPage(t *testing.T) {
 	} {
 		assert.Contains(t, string(page), "| `"+string(kind)+"` |")
 	}
-	for _, name := range []string{rediskey.LaneInFlight, rediskey.LaneIntents, rediskey.LaneQuarantine, rediskey.LaneLastTask, rediskey.LaneVerifiedDataset} {
-		assert.Contains(t, string(page), "`…:"+name+"`")
-	}
-	for _, key := range []string{rediskey.Term, rediskey.Dataset, rediskey.Maintenance} {
-		assert.Contains(t, string(page), "`"+key+"`")
+	source, err := os.ReadFile("../jobs/rediskey/keys.go")
+	require.NoError(t, err)
+	keys := regexp.MustCompile(`"(danqing)?(:[a-z_:]+)"|Lane[A-Za-z]+ += "([a-z_]+)"`).FindAllStringSubmatch(string(source), -1)
+	assert.Greater(t, len(keys), 40)
+	for _, key := range keys {
+		name := key[1] + key[2]
+		if key[3] != "" {
+			name = ":" + key[3]
+		}
+		if !strings.HasSuffix(name, ":") { // more follows
+			name += "`"
+		}
+		assert.Contains(t, string(page), name)
 	}
 }
