@@ -64,7 +64,7 @@ func newCatalog() []Model {
 	return append([]Model{
 		wanxV1(), turbo20, turbo21, plus21, flash22, plus22, preview25,
 		qwen("qwen-image", prices(250_000, 256_873)), qwen("qwen-image-plus", prices(200_000, 220_177)),
-	}, laterModels()...)
+	}, otherPathModels()...)
 }
 
 // prices are in micro-yuan an image in Beijing and in Singapore, which the price

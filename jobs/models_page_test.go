@@ -22,7 +22,7 @@ func modelsPage(models []jobs.Model) string {
 	var b strings.Builder
 	b.WriteString(`# Models
 
-<!-- Made from the catalog, jobs/models.go, by go test ./jobs -update. -->
+<!-- Made from the catalog, jobs/models.go and jobs/otherpathmodels.go, by go test ./jobs -update. -->
 
 Prices are in yuan per image; "–" means that the model is not sold there, or that its price there is not known. Only created
 images are charged. Nothing here was tried with the service itself: see [sources](#sources) and

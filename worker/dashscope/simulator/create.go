@@ -76,8 +76,8 @@ func (s *Simulator) checkCreate(r *http.Request, req dashscope.CreateRequest) (m
 		return bad("num_images_per_prompt must be 1")
 	case n != nil && (*n < 1 || *n > m.maxImages):
 		return bad(fmt.Sprintf("num_images_per_prompt must be 1 to %d", m.maxImages))
-	case m.later != nil && (len(inputs(req.Input)) < m.later.Inputs.Min || len(inputs(req.Input)) > m.later.Inputs.Max):
-		return bad(fmt.Sprintf("the number of images must be %d to %d", m.later.Inputs.Min, m.later.Inputs.Max))
+	case m.catalog != nil && (len(inputs(req.Input)) < m.catalog.Inputs.Min || len(inputs(req.Input)) > m.catalog.Inputs.Max):
+		return bad(fmt.Sprintf("the number of images must be %d to %d", m.catalog.Inputs.Min, m.catalog.Inputs.Max))
 	case slices.ContainsFunc(req.Input.References(), func(name string) bool { return strings.HasPrefix(name, "oss://") }) && r.Header.Get(dashscope.HeaderOSSResolve) != "enable":
 		return bad("The provided URL does not appear to be valid. Ensure it is correctly formatted.")
 	default:
@@ -145,7 +145,7 @@ func (s *Simulator) checkTask(c caller, m model, req dashscope.CreateRequest, no
 	if m.honors("style") && p.Style != "" && !painter.HasStyle(p.Style) {
 		return bad("The style is not match the allowed styles.")
 	}
-	if m.later != nil {
+	if m.catalog != nil {
 		return s.checkInputs(c, m, req, now)
 	}
 	if !m.honors("ref_img") {
@@ -163,7 +163,7 @@ func (s *Simulator) checkTask(c caller, m model, req dashscope.CreateRequest, no
 // checkInputs validates the images and the function of a model that edits.
 func (s *Simulator) checkInputs(c caller, m model, req dashscope.CreateRequest, now time.Time) Failure {
 	named := func(f jobs.Function) bool { return f.Name == req.Input.Function }
-	if len(m.later.Functions) > 0 && !slices.ContainsFunc(m.later.Functions, named) {
+	if len(m.catalog.Functions) > 0 && !slices.ContainsFunc(m.catalog.Functions, named) {
 		return Failure{"InvalidParameter", "The function is not supported."}
 	}
 	for _, name := range req.Input.References() {

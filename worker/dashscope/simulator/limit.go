@@ -44,8 +44,8 @@ func (s *Simulator) admit(key windowKey, limit int, span time.Duration, now time
 // model's.
 func (s *Simulator) admitCreate(lane laneKey, m model, now time.Time) error {
 	refuse := &apiError{http.StatusTooManyRequests, "Throttling.RateQuota", "Requests rate limit exceeded, please try again later."}
-	if m.later != nil && m.later.SubmitsPerMinute > 0 && s.SubmitsPerSecond == 0 {
-		if err := s.admit(windowKey{"create a minute", lane}, m.later.SubmitsPerMinute, time.Minute, now, refuse); err != nil {
+	if m.catalog != nil && m.catalog.SubmitsPerMinute > 0 && s.SubmitsPerSecond == 0 {
+		if err := s.admit(windowKey{"create a minute", lane}, m.catalog.SubmitsPerMinute, time.Minute, now, refuse); err != nil {
 			return err
 		}
 	}

@@ -39,30 +39,30 @@ type model struct {
 	submits, concurrency int
 	// seconds is the median time of a task without prompt_extend.
 	seconds float64
-	// later are the facts of a model of another path, from the catalog; nil for the others.
-	later  *jobs.Model
-	region string // of later
+	// catalog has the facts of a model that catalogModels returns; nil for the others.
+	catalog *jobs.Model
+	region  string // of catalog
 }
 
 // protocol is the shape of the model's creates and answers.
 func (m model) protocol() dashscope.Protocol {
-	if m.later == nil {
+	if m.catalog == nil {
 		return dashscope.ProtocolText2Image
 	}
-	return dashscope.Protocol(m.later.Protocol)
+	return dashscope.Protocol(m.catalog.Protocol)
 }
 
 // defaultImages is the n of a create without one.
 func (m model) defaultImages() int {
-	if m.later == nil {
+	if m.catalog == nil {
 		return m.maxImages
 	}
-	return m.later.ServiceImages
+	return m.catalog.ServiceImages
 }
 
-// laterModels returns the models of a region's other paths, and those of an overlay, as the catalog
+// catalogModels returns the models of a region's other paths, and those of an overlay, as the catalog
 // has them.
-func laterModels(region string) []model {
+func catalogModels(region string) []model {
 	var list []model
 	for _, m := range jobs.Models() {
 		name, sold := m.NameIn(cmp.Or(region, jobs.RegionBeijing))
@@ -76,7 +76,7 @@ func laterModels(region string) []model {
 		}
 		list = append(list, model{
 			name: name, promptRunes: cmp.Or(m.PromptRunes, math.MaxInt32), sizes: s, maxImages: m.ImagesAtMost(), watermark: "AI生成", microYuan: price,
-			submits: max(int(m.SubmitsPerSecond), 1), concurrency: m.Concurrency, seconds: cmp.Or(m.TaskTime, 20*time.Second).Seconds(), later: &m, region: cmp.Or(region, jobs.RegionBeijing),
+			submits: max(int(m.SubmitsPerSecond), 1), concurrency: m.Concurrency, seconds: cmp.Or(m.TaskTime, 20*time.Second).Seconds(), catalog: &m, region: cmp.Or(region, jobs.RegionBeijing),
 		})
 	}
 	return list
@@ -140,11 +140,11 @@ func (s *Simulator) lookupModel(name string) (model, bool) {
 
 // regionModels are all models of the simulator's region.
 func (s *Simulator) regionModels() []model {
-	later := laterModels(s.Region)
+	ofCatalog := catalogModels(s.Region)
 	own := slices.DeleteFunc(models(s.Region), func(m model) bool {
-		return slices.ContainsFunc(later, func(o model) bool { return o.name == m.name })
+		return slices.ContainsFunc(ofCatalog, func(o model) bool { return o.name == m.name })
 	})
-	return append(own, later...)
+	return append(own, ofCatalog...)
 }
 
 // honors returns the rule of the catalog for a model, by its spelling in the region.

@@ -26,12 +26,12 @@ func (s *Simulator) offers(r *http.Request, requestID string) (any, error) {
 			return dashscope.OfferedPrice{Type: kind, Price: strconv.FormatFloat(float64(micro)/1e6, 'f', -1, 64), PriceUnit: "per image", PriceName: kind}
 		}
 		prices := []dashscope.OfferedPrice{price("image_number", m.microYuan)}
-		if m.later != nil {
-			prices[0] = price("image_number", m.later.Prices[m.region])
-			if large, ok := m.later.LargePrices[m.region]; ok {
+		if m.catalog != nil {
+			prices[0] = price("image_number", m.catalog.Prices[m.region])
+			if large, ok := m.catalog.LargePrices[m.region]; ok {
 				prices = append(prices, price("image_number_2k", large))
 			}
-			if input, ok := m.later.InputPrices[m.region]; ok {
+			if input, ok := m.catalog.InputPrices[m.region]; ok {
 				prices = append(prices, price("input_image_number", input))
 			}
 		}
@@ -57,8 +57,8 @@ func (s *Simulator) limits(r *http.Request, requestID string) (any, error) {
 			RequestLimit: number(cmp.Or(max(s.SubmitsPerSecond, 0), m.submits)), RequestLimitPeriod: number(1),
 			AsyncUserQueueLimit: number(queueLimit), AsyncUserConcurrencyLimit: number(cmp.Or(max(s.Concurrency, 0), m.concurrency)),
 		}
-		if m.later != nil && m.later.SubmitsPerMinute > 0 {
-			limit.RequestLimit, limit.RequestLimitPeriod = number(m.later.SubmitsPerMinute), number(60)
+		if m.catalog != nil && m.catalog.SubmitsPerMinute > 0 {
+			limit.RequestLimit, limit.RequestLimitPeriod = number(m.catalog.SubmitsPerMinute), number(60)
 		}
 		all = append(all, dashscope.ModelQuota{Model: m.name, ModelLimit: &limit})
 	}

@@ -79,7 +79,7 @@ func (s *Simulator) describe(out *dashscope.TaskResponse, r *http.Request, t *ta
 
 // usage is what a succeeded task is charged for. Qwen-Image 3.0 says of which price its images are.
 func (t *task) usage() *dashscope.Usage {
-	if t.model.later == nil || t.model.later.InputPrices == nil {
+	if t.model.catalog == nil || t.model.catalog.InputPrices == nil {
 		u := &dashscope.Usage{ImageCount: t.goodImages()}
 		if t.model.protocol() == dashscope.ProtocolImageGeneration {
 			w, h := t.size()
@@ -96,7 +96,7 @@ func (t *task) usage() *dashscope.Usage {
 
 // size is that of the task's images. Qwen-Image 3.0 edits at its largest size, whatever is asked.
 func (t *task) size() (width, height int) {
-	if t.model.later != nil && t.model.later.InputPrices != nil && len(inputs(t.Request.Input)) > 0 {
+	if t.model.catalog != nil && t.model.catalog.InputPrices != nil && len(inputs(t.Request.Input)) > 0 {
 		return 2048, 2048
 	}
 	width, height, _ = t.model.sizes.parse(t.Request.Parameters.Size)
@@ -105,14 +105,14 @@ func (t *task) size() (width, height int) {
 
 // charged is the price of the task's images.
 func (t *task) charged(images int) int64 {
-	if t.model.later == nil || images == 0 {
+	if t.model.catalog == nil || images == 0 {
 		return int64(images) * t.model.microYuan
 	}
 	p := jobs.Purchase{Images: images, Inputs: len(inputs(t.Request.Input))}
-	if w, h := t.size(); t.model.later.LargePixels > 0 && w*h > t.model.later.LargePixels {
+	if w, h := t.size(); t.model.catalog.LargePixels > 0 && w*h > t.model.catalog.LargePixels {
 		p.LargeImages = images
 	}
-	cost, _ := t.model.later.CostOf(nil, t.model.region, p)
+	cost, _ := t.model.catalog.CostOf(nil, t.model.region, p)
 	return cost
 }
 

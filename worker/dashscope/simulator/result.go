@@ -157,7 +157,7 @@ func picture(t *task, index int, uploaded *image.RGBA) painter.Picture {
 		pic.RefStrength = *p.RefStrength
 	}
 	name := reference(in)
-	if t.model.later != nil {
+	if t.model.catalog != nil {
 		name, pic.RefStrength = firstInput(in), editStrength
 	}
 	switch {

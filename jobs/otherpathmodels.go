@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Pages of the facts about the models after wan2.5, as those above.
+// Pages of the facts about the models of the other paths, beside those in models.go.
 const (
 	pythonSDK      = "dashscope-sdk-python 1.26.2, aigc/image_generation.py"
 	javaSDK        = "dashscope-sdk-java 2.22.29, ImageGenerationParam"
@@ -20,8 +20,8 @@ const (
 // listUnknown is the question that decides how a lost create of these models ends.
 const listUnknown = "whether the account's task list shows their tasks: a lane asks, and until it has seen one, a lost create is held"
 
-// laterModels are the models of the paths image-generation and image2image.
-func laterModels() []Model {
+// otherPathModels are the models of the paths image-generation and image2image.
+func otherPathModels() []Model {
 	return []Model{
 		wan26Text(), wan26Image(),
 		wan27("wan2.7-image", prices(200_000, 220_177)), wan27Pro(),
@@ -29,9 +29,9 @@ func laterModels() []Model {
 	}
 }
 
-// later returns the common fields of these models. sources and confidence are completed by the
-// fields that only some have.
-func later(m Model, path string, sources, confidence map[string]string) Model {
+// otherPathModel returns the common fields of these models. sources and confidence are completed by
+// the fields that only some have.
+func otherPathModel(m Model, path string, sources, confidence map[string]string) Model {
 	m.MaxSeed, m.Watermark, m.SubmitsPerSecond, m.Concurrency = maxSeed, true, 5, 5
 	m.Sources = map[string]string{
 		"Name": ratePage + ", " + pricePage, "Protocol": path, "PromptRunes": path, "Sizes": path, "MaxImages": path, "ServiceImages": path,
@@ -53,7 +53,7 @@ func later(m Model, path string, sources, confidence map[string]string) Model {
 }
 
 func wan26Text() Model {
-	m := later(Model{
+	m := otherPathModel(Model{
 		Name: "wan2.6-t2i", Protocol: ProtocolImageGeneration, PromptRunes: 2000, PromptRunesElsewhere: 2100, NegativePromptRunes: 500,
 		Sizes:     Sizes{Default: "1280*1280", MinPixels: 1280 * 1280, MaxPixels: 1440 * 1440, MaxRatio: 4},
 		MaxImages: 4, ServiceImages: 4, PromptExtend: true, Prices: prices(200_000, 220_177), TaskTime: 27 * time.Second,
@@ -69,7 +69,7 @@ func wan26Text() Model {
 }
 
 func wan26Image() Model {
-	return later(Model{
+	return otherPathModel(Model{
 		Name: "wan2.6-image", Protocol: ProtocolImageGeneration, PromptRunes: 2000, NegativePromptRunes: 500,
 		Sizes:     Sizes{Default: "1280*1280", MinPixels: 768 * 768, MaxPixels: 1440 * 1440, MaxRatio: 4},
 		Inputs:    Inputs{Min: 1, Max: 4, MinSide: 384, MaxSide: 5000, MaxBytes: 10 << 20},
@@ -82,7 +82,7 @@ func wan26Image() Model {
 
 // wan27 returns the common fields of the two models of 2.7.
 func wan27(name string, prices map[string]int64) Model {
-	return later(Model{
+	return otherPathModel(Model{
 		Name: name, Protocol: ProtocolImageGeneration, PromptRunes: 5000, NoNegativePrompt: true,
 		Sizes:     Sizes{Default: "2K", Keywords: []string{"1K", "2K"}, MinPixels: 768 * 768, MaxPixels: 2048 * 2048, MaxRatio: 8},
 		Inputs:    Inputs{Max: 9, MinSide: 240, MaxSide: 8000, MaxBytes: 20 << 20},
@@ -108,7 +108,7 @@ func wan27Pro() Model {
 }
 
 func wan25Edit() Model {
-	return later(Model{
+	return otherPathModel(Model{
 		Name: "wan2.5-i2i-preview", Protocol: ProtocolImage2Image, PromptRunes: 2000, NegativePromptRunes: 500,
 		Sizes:     Sizes{Default: "1280*1280", MinPixels: 768 * 768, MaxPixels: 1280 * 1280, MaxRatio: 4},
 		Inputs:    Inputs{Min: 1, Max: 3, MinSide: 384, MaxSide: 5000, MaxBytes: 10 << 20},
@@ -121,7 +121,7 @@ func wan25Edit() Model {
 func wanx21Edit() Model {
 	strength := []Option{{Name: "strength", Default: "0.5", Max: 1}}
 	scale := func(name string) Option { return Option{Name: name, Default: "1", Min: 1, Max: 2} }
-	m := later(Model{
+	m := otherPathModel(Model{
 		Name: "wanx2.1-imageedit", Protocol: ProtocolImage2Image, PromptRunes: 800, NoNegativePrompt: true,
 		Inputs:    Inputs{Min: 1, Max: 1, MinSide: 512, MaxSide: 4096, MaxBytes: 10 << 20},
 		MaxImages: 4, ServiceImages: 1, Prices: prices(140_000, 0), TaskTime: 10 * time.Second,
@@ -148,7 +148,7 @@ func wanx21Edit() Model {
 
 // qwen3 returns the common fields of the two models of Qwen-Image 3.0.
 func qwen3(name string, beijing int64, perMinute int) Model {
-	m := later(Model{
+	m := otherPathModel(Model{
 		Name: name, Protocol: ProtocolImageGeneration,
 		Sizes:     Sizes{Default: "1024*1024", MinPixels: 512 * 512, MaxPixels: 2048 * 2048, MaxRatio: 8},
 		Inputs:    Inputs{Max: 3},

@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The figures of the pages about the models after wan2.5, a second time.
-func TestLaterModelFigures(t *testing.T) {
+// The figures of the pages about the models of the paths image-generation and image2image, a second time.
+func TestOtherPathModelFigures(t *testing.T) {
 	t.Parallel()
 	type figures struct {
 		protocol                     Protocol
