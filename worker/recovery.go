@@ -215,7 +215,7 @@ func (r *recovery) republishIntents(ctx context.Context) error {
 			candidates = candidates[:min(len(candidates), 1)]
 		}
 		for _, task := range candidates {
-			err = errors.Join(err, r.quarantine.Add(ctx, quarantine.Task{JobID: e.JobID, Attempt: e.Attempt, Account: rec.Account, Model: rec.Model, TaskID: task}))
+			err = errors.Join(err, r.quarantine.Add(ctx, quarantine.Task{JobID: e.JobID, Attempt: e.Attempt, Account: rec.Account, Model: rec.Model, TaskID: task, KnownAt: e.At}))
 		}
 		if loop.IsRefused(err) {
 			r.recorder.Log.Error("intent not recorded", "job_id", e.JobID, "err", err)

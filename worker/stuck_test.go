@@ -2,7 +2,9 @@ package worker_test
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,6 +82,114 @@ func TestRule8CandidatesAreKeptAfterARestart(t *testing.T) {
 		for _, task := range rec.Candidates {
 			s.requireKept(task)
 		}
+	})
+}
+
+// heldForLost holds job-1 of n images for its lost create, whose task is then quarantined, and returns
+// the task.
+func (s *stack) heldForLost(n int) (task string) {
+	s.t.Helper()
+	s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Reset: simulator.ResetAfter})
+	s.enqueue(jobs.Request{ID: "job-1", Prompt: "prompt of job-1", N: n})
+	rec := s.wait("job-1")
+	require.Equal(s.t, jobs.StateHeld, rec.State)
+	require.Len(s.t, rec.Candidates, 1)
+	return rec.Candidates[0]
+}
+
+// unknownTask is the answer for a task that the service does not find.
+const unknownTask = `{"request_id":"r","output":{"task_status":"UNKNOWN"}}`
+
+// A link that is refused before its expiry, or a task that is not found for a while, does not end the
+// quarantine of a paid task.
+func TestQuarantineOutlastsFaults(t *testing.T) {
+	for name, fault := range map[string]simulator.Fault{
+		"404":     {Route: simulator.RouteResult, Status: http.StatusNotFound, Code: "NoSuchKey"},
+		"403":     {Route: simulator.RouteResult, Status: http.StatusForbidden, Code: "AccessDenied", Times: 9},
+		"302":     {Route: simulator.RouteResult, Status: http.StatusFound, Code: "Moved"},
+		"UNKNOWN": {Route: simulator.RouteQuery, Body: unknownTask, Times: 9},
+	} {
+		t.Run(name, func(t *testing.T) {
+			withModel(t, &simulator.Simulator{}, "wan2.7-image", func(_ *testing.T, s *stack) {
+				s.sim.Script(fault)
+				task := s.heldForLost(1)
+				<-time.After(10 * time.Minute)
+				s.requireKept(task)
+			})
+		})
+	}
+}
+
+// quarantineBubble runs a test in simulated time with a lane of a model whose lost creates are held.
+func quarantineBubble(t *testing.T, sim *simulator.Simulator, log slog.Handler, test func(*testing.T, *stack)) {
+	t.Helper()
+	t.Parallel()
+	dir := memoryDir(t)
+	synctest.Test(t, func(t *testing.T) {
+		s := newStack(t, dir, sim)
+		s.queueInterval, s.model, s.accounts = time.Minute, "wan2.7-image", map[string][]worker.Lane{"": {{Model: "wan2.7-image"}}}
+		s.configure = func(cfg *worker.Config) { cfg.Logger = slog.New(log) }
+		defer s.close()
+		s.start()
+		test(t, s)
+	})
+}
+
+// A quarantined task is given up when its links have expired or it is too old to be found, not before.
+// A restart does not begin a new day.
+func TestQuarantineGivesUp(t *testing.T) {
+	for name, c := range map[string]struct {
+		after, links time.Duration
+		fault        simulator.Fault
+	}{
+		"link":    {2 * time.Hour, 2 * time.Hour, simulator.Fault{Route: simulator.RouteResult, Status: http.StatusForbidden}},
+		"UNKNOWN": {24 * time.Hour, 0, simulator.Fault{Route: simulator.RouteQuery, Body: unknownTask}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			quarantineBubble(t, &simulator.Simulator{ResultLifetime: c.links}, slog.DiscardHandler, func(t *testing.T, s *stack) {
+				c.fault.Times = -1
+				s.sim.Script(c.fault)
+				s.heldForLost(1)
+				<-time.After(c.after / 2)
+				s.stop()
+				s.start()
+				<-time.After(c.after/2 - 30*time.Minute)
+				assert.True(t, s.worker.Unfinished(t.Context()))
+				<-time.After(time.Hour)
+				assert.False(t, s.worker.Unfinished(t.Context()))
+			})
+		})
+	}
+}
+
+// An image that cannot be stored does not delay the task's others, whose links expire too.
+func TestQuarantineStoresTheOtherImages(t *testing.T) {
+	quarantineBubble(t, &simulator.Simulator{}, slog.DiscardHandler, func(t *testing.T, s *stack) {
+		s.sim.Script(simulator.Fault{
+			Route: simulator.RouteResult, Status: http.StatusNotFound, Times: -1,
+			Match: func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "-1.png") },
+		})
+		task := s.heldForLost(2)
+		<-time.After(10 * time.Minute)
+		_, err := s.bucket.Head(t.Context(), s.bucket.HeldKey(task, task+"-2.png"))
+		require.NoError(t, err)
+		assert.True(t, s.worker.Unfinished(t.Context()))
+	})
+}
+
+// A quarantined task that names fewer images than it was charged for is logged.
+func TestQuarantinedAnswerThatLacksImages(t *testing.T) {
+	var log logText
+	quarantineBubble(t, &simulator.Simulator{}, slog.NewTextHandler(&log, nil), func(t *testing.T, s *stack) {
+		s.sim.Script(simulator.Fault{
+			Route: simulator.RouteQuery, Times: -1,
+			Body: `{"output":{"task_status":"SUCCEEDED","finished":true,"choices":[]},"usage":{"image_count":2}}`,
+		})
+		task := s.heldForLost(2)
+		<-time.After(10 * time.Minute)
+		assert.False(t, s.worker.Unfinished(t.Context()))
+		s.stop()
+		assert.Regexp(t, `level=WARN msg="quarantine: answer lacks images" .*task_id=`+task+` images=0 missing=2`, log.text.String())
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -26,6 +27,9 @@ type Task struct {
 	Account string `json:"account"`
 	Model   string `json:"model"`
 	TaskID  string `json:"task_id"`
+	// KnownAt is when the task was known to exist, or its create was sent: the service finds it for 24
+	// hours. Zero means now, for [List.Add].
+	KnownAt time.Time `json:"known_at,omitzero"`
 	// Extra is set if the job has another task: this one is canceled if it is still
 	// pending.
 	Extra bool `json:"extra,omitempty"`
@@ -46,6 +50,9 @@ func key(account, model string) string { return rediskey.Lane(account, model, re
 // Add adds a task to its lane's quarantine, which the lane's holder processes. A candidate of
 // a held job is not claimed: another job may own it.
 func (l *List) Add(ctx context.Context, task Task) error {
+	if task.KnownAt.IsZero() {
+		task.KnownAt = time.Now().UTC()
+	}
 	encoded, err := compactjson.Marshal(task)
 	if err != nil {
 		return err
@@ -74,7 +81,7 @@ func (l *List) AddExtra(ctx context.Context, rec *jobs.Record) error {
 		return nil
 	}
 	l.Log.Error("duplicate task: canceling if still pending", "job_id", rec.ID, "task_id", rec.TaskID)
-	return l.Add(ctx, Task{JobID: rec.ID, Attempt: rec.Attempt, Account: rec.Account, Model: rec.Model, TaskID: rec.TaskID, Extra: true})
+	return l.Add(ctx, Task{JobID: rec.ID, Attempt: rec.Attempt, Account: rec.Account, Model: rec.Model, TaskID: rec.TaskID, KnownAt: rec.SubmittedAt, Extra: true})
 }
 
 // HoldingNext returns the IDs of a lane's tasks with HoldsNext, sorted.
@@ -117,6 +124,9 @@ func (l *List) tasks(ctx context.Context, account, model string) (map[string]Tas
 		if err := json.Unmarshal([]byte(encoded), &task); err != nil || task.TaskID != id {
 			l.Log.Error("quarantine: entry damaged, its task is kept", "task_id", id, "err", err)
 			task = Task{JobID: UnknownJob}
+		}
+		if task.KnownAt.IsZero() {
+			task.KnownAt = time.Now().UTC()
 		}
 		task.Account, task.Model, task.TaskID = account, model, id
 		tasks[id] = task

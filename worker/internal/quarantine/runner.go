@@ -51,10 +51,10 @@ const (
 )
 
 const (
-	// storeRetry is when a failed image is stored again.
-	storeRetry = time.Second
 	// pollLongest is the longest poll interval of a task.
 	pollLongest = 10 * time.Second
+	// retryLongest is the longest interval while images are not stored or a task is not found.
+	retryLongest = time.Minute
 	// incompleteAnswers is how often a succeeded task that may name more images is queried.
 	incompleteAnswers = 6
 	// Interval is how often a runner checks for new tasks.
@@ -142,28 +142,43 @@ func (q *Runner) remove(ctx context.Context, id string) {
 	delete(q.states, id)
 }
 
-// process polls a task to its end and stores its images in the bucket. After an error it
-// must be called again.
+// process polls a task to its end and stores its images in the bucket. A task that the service does
+// not find may have images: it is polled until it is too old to be found. After an error process must
+// be called again.
 func (q *Runner) process(ctx context.Context, entry Task) error {
 	if err := q.List.Add(ctx, entry); err != nil {
 		return err
 	}
-	pace, incomplete := loop.Backoff{First: time.Second, Most: pollLongest}, 0
+	pace, retry := loop.Backoff{First: time.Second, Most: pollLongest}, loop.Backoff{First: time.Second, Most: retryLongest}
+	incomplete, unknown, stored := 0, false, map[int]bool{}
 	for {
 		task, err := q.Service.Query(ctx, entry.TaskID)
-		status := ""
+		status, wait := "", pace.Next()
 		if err == nil {
 			status = task.Output.TaskStatus
 		}
 		switch status {
 		case dashscope.StatusSucceeded:
 			incomplete++
-			if incomplete == incompleteAnswers || !task.IsInconclusive() && !task.MayNameMore(q.MaxImages) {
-				return q.storeImages(ctx, entry, task)
+			if incomplete < incompleteAnswers && (task.IsInconclusive() || task.MayNameMore(q.MaxImages)) {
+				break
 			}
-		case dashscope.StatusFailed, dashscope.StatusCanceled, dashscope.StatusUnknown:
+			if err := q.storeImages(ctx, entry, task, stored); err == nil {
+				return nil
+			}
+			wait = retry.Next()
+		case dashscope.StatusFailed, dashscope.StatusCanceled:
 			q.Log.Info("quarantine: task has no image", "job_id", entry.JobID, "task_id", entry.TaskID, "status", status)
 			return nil
+		case dashscope.StatusUnknown:
+			if time.Since(entry.KnownAt) >= dashscope.TaskLifetime {
+				q.Log.Warn("quarantine: task given up: it is more than 24 hours old", "job_id", entry.JobID, "task_id", entry.TaskID)
+				return nil
+			}
+			if !unknown {
+				q.Log.Warn("quarantine: DashScope does not find the task, polling on", "job_id", entry.JobID, "task_id", entry.TaskID)
+			}
+			unknown, wait = true, retry.Next()
 		case dashscope.StatusPending:
 			if entry.Extra {
 				if err := q.Service.Cancel(ctx, entry.TaskID); err != nil && !errors.Is(err, dashscope.ErrNotPending) {
@@ -171,14 +186,16 @@ func (q *Runner) process(ctx context.Context, entry Task) error {
 				}
 			}
 		}
-		if err := loop.Sleep(ctx, pace.Next()); err != nil {
+		if err := loop.Sleep(ctx, wait); err != nil {
 			return err
 		}
 	}
 }
 
-// storeImages stores a task's images under _held/ and books its cost in the ledger.
-func (q *Runner) storeImages(ctx context.Context, entry Task, task *dashscope.Task) error {
+// storeImages stores a task's images under _held/ and books its cost in the ledger. An image that
+// cannot be stored does not delay the others: their links expire too. stored has the indexes of those
+// that need nothing more.
+func (q *Runner) storeImages(ctx context.Context, entry Task, task *dashscope.Task, stored map[int]bool) error {
 	rec := &jobs.Record{Job: jobs.Job{ID: entry.JobID, Attempt: entry.Attempt, Account: entry.Account, Model: entry.Model, SubmittedAt: time.Now().UTC()}}
 	current, err := q.List.Store.Get(ctx, entry.JobID)
 	switch {
@@ -195,22 +212,32 @@ func (q *Runner) storeImages(ctx context.Context, entry Task, task *dashscope.Ta
 		loop.WarnRedis(q.Log, err, "task_id", entry.TaskID)
 		return err
 	}
+	named, failed := 0, error(nil)
 	for i, result := range task.Output.Results[:min(len(task.Output.Results), q.MaxImages)] {
 		if result.URL == "" {
 			continue
 		}
-		if err := q.storeImage(ctx, entry, i+1, dashscope.SecureURL(result.URL)); err != nil {
-			q.Log.Warn("quarantine: image not stored, retrying", "job_id", entry.JobID, "task_id", entry.TaskID, "err", err)
-			if err := loop.Sleep(ctx, storeRetry); err != nil {
-				return err
-			}
-			return err
+		named++
+		if stored[i] {
+			continue
 		}
+		err := q.storeImage(ctx, entry, i+1, dashscope.SecureURL(result.URL))
+		stored[i] = err == nil
+		failed = errors.Join(failed, err)
 	}
-	q.Log.Error("orphaned task quarantined", "job_id", entry.JobID, "task_id", entry.TaskID, "images", len(task.Output.Results))
+	if failed != nil {
+		q.Log.Warn("quarantine: image not stored, retrying", "job_id", entry.JobID, "task_id", entry.TaskID, "err", failed)
+		return failed
+	}
+	if charged > named || task.IsInconclusive() {
+		q.Log.Warn("quarantine: answer lacks images", "job_id", entry.JobID, "task_id", entry.TaskID, "images", named, "missing", charged-named)
+	}
+	q.Log.Error("orphaned task quarantined", "job_id", entry.JobID, "task_id", entry.TaskID, "images", named)
 	return nil
 }
 
+// storeImage stores an image. One whose link is refused is given up once the link has expired: each
+// query asks for a new one.
 func (q *Runner) storeImage(ctx context.Context, entry Task, n int, link string) error {
 	name := entry.TaskID + "-" + strconv.Itoa(n)
 	file, err := q.Recorder.Spool.Fetch(ctx, name, link)
@@ -221,11 +248,9 @@ func (q *Runner) storeImage(ctx context.Context, entry Task, n int, link string)
 		path, ext = file.Path, storage.Extension(file.ContentType)
 	case errors.As(err, &failed) && failed.Path != "":
 		path = failed.Path // stored unverified
-	case errors.As(err, &failed) && failed.Kind == storage.FetchForbidden:
-		q.Log.Error("quarantine: image URL refused", "task_id", entry.TaskID, "err", err)
+	case failed != nil && (failed.Kind == storage.FetchGone || failed.Kind == storage.FetchForbidden) && time.Now().After(dashscope.URLExpiry(link)):
+		q.Log.Error("quarantine: image given up: its link has expired", "job_id", entry.JobID, "task_id", entry.TaskID, "err", err)
 		return nil
-	case errors.As(err, &failed) && failed.Kind == storage.FetchGone:
-		return nil // the URL has expired
 	default:
 		return err
 	}
