@@ -85,7 +85,8 @@ type Job struct {
 	// StartedAt is when a task of the job was first seen RUNNING or to have ended, or the job
 	// was held; zero before. Unlike RunningAt it is kept when the job is tried again.
 	StartedAt time.Time `json:"started_at,omitzero"`
-	// SubmittedAt is the last submit, RunningAt when its task was first seen RUNNING,
+	// SubmittedAt is when the create of the last attempt was sent; while the job is prepared, when it
+	// was: its money is reserved on that day. RunningAt is when its task was first seen RUNNING,
 	// GeneratedAt when it was first seen to have ended; zero before.
 	SubmittedAt time.Time `json:"submitted_at,omitzero"`
 	RunningAt   time.Time `json:"running_at,omitzero"`

@@ -294,7 +294,7 @@ func (s *jobReport) timeline() []event {
 		}
 		add(a.EndedAt, "attempt %d: ended: %s", a.Attempt, how)
 	}
-	if !slices.ContainsFunc(s.PastAttempts, func(a jobs.Attempt) bool { return a.Attempt == s.Attempt }) {
+	if !s.State.Waiting() && !slices.ContainsFunc(s.PastAttempts, func(a jobs.Attempt) bool { return a.Attempt == s.Attempt }) {
 		add(s.SubmittedAt, "attempt %d: submitted in term %d, %s", s.Attempt, s.Term, taskText(s.TaskID))
 		add(s.GeneratedAt, "attempt %d: task ended", s.Attempt)
 	}

@@ -31,6 +31,11 @@ func TestJobReport(t *testing.T) {
 
 	rec.State, rec.Images[1] = jobs.StateSucceeded, jobs.Image{N: 2, Key: "k2"}
 	assert.NotContains(t, (&jobReport{Job: rec}).text(), "to buy")
+
+	rec.State, rec.Attempt, rec.TaskID, rec.SubmittedAt = jobs.StatePrepared, 2, "", time.Now()
+	assert.NotContains(t, (&jobReport{Job: rec}).text(), "attempt 2: submitted", "nothing was sent")
+	rec.State = jobs.StateSubmitting
+	assert.Contains(t, (&jobReport{Job: rec}).text(), "attempt 2: submitted")
 }
 
 // A key that is refused while a task is polled, a service that is away, or a lane without a

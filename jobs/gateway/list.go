@@ -167,7 +167,7 @@ func matching(records []*jobs.Job, query listQuery) (found []dashscope.TaskInfo)
 		}
 		found = append(found, dashscope.TaskInfo{
 			TaskID: rec.ID, Status: is, ModelName: rec.Model, APIKeyID: rec.Producer,
-			GmtCreate: milliseconds(rec.EnqueuedAt), StartTime: milliseconds(rec.SubmittedAt), EndTime: milliseconds(rec.FinishedAt),
+			GmtCreate: milliseconds(rec.EnqueuedAt), StartTime: milliseconds(startTime(rec)), EndTime: milliseconds(rec.FinishedAt),
 			UserAPIUniqueKey: "apikey:v1:aigc:" + strings.ReplaceAll(strings.TrimPrefix(protocolOf(rec).Path(), "/services/aigc/"), "/", ":") + ":" + rec.Model,
 		})
 	}

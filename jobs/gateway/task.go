@@ -56,6 +56,14 @@ func isFinal(status string) bool {
 	return slices.Contains([]string{dashscope.StatusSucceeded, dashscope.StatusFailed, dashscope.StatusCanceled, dashscope.StatusUnknown}, status)
 }
 
+// startTime is when the job was submitted; zero while it waits.
+func startTime(rec *jobs.Job) time.Time {
+	if rec.State.Waiting() {
+		return time.Time{}
+	}
+	return rec.SubmittedAt
+}
+
 // taskResponse returns a job in the format of a DashScope task.
 func (a *api) taskResponse(r *request, rec *jobs.Job) (*dashscope.TaskResponse, error) {
 	moment := func(at time.Time) string {
@@ -66,7 +74,7 @@ func (a *api) taskResponse(r *request, rec *jobs.Job) (*dashscope.TaskResponse, 
 	}
 	task := &dashscope.TaskResponse{Output: dashscope.TaskOutput{
 		TaskID: rec.ID, TaskStatus: status(rec, time.Now()),
-		SubmitTime: moment(rec.EnqueuedAt), ScheduledTime: moment(rec.SubmittedAt), EndTime: moment(rec.FinishedAt),
+		SubmitTime: moment(rec.EnqueuedAt), ScheduledTime: moment(startTime(rec)), EndTime: moment(rec.FinishedAt),
 	}}
 	out := &task.Output
 	metrics := &dashscope.TaskMetrics{}

@@ -28,7 +28,7 @@ func timeline(job *jobs.Job) []event {
 		}
 	}
 	add(event{At: job.EnqueuedAt, What: "enqueued"})
-	current := true
+	current := !job.State.Waiting()
 	for _, a := range job.PastAttempts {
 		add(event{At: a.SubmittedAt, What: "submitted", Attempt: a.Attempt, Task: a.TaskID})
 		ended := event{At: a.EndedAt, What: "attempt_ended", Attempt: a.Attempt, Detail: reason(a.Code, a.Message), Tone: "bad"}

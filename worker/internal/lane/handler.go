@@ -26,9 +26,10 @@ type jobError struct {
 
 func (e *jobError) Error() string { return e.message }
 
-// heldRetry is when the message of a held job (ambiguous create) is delivered again.
+// parkedRetry is when the message of a job is delivered again whose ambiguous create is reconciled
+// without a slot.
 // It only ensures that a worker is active for the job.
-const heldRetry = 30 * time.Second
+const parkedRetry = 30 * time.Second
 
 // isFailedAttempt reports whether asynq counts an error as a failure of the message. Nothing else
 // that a lane returns is one.
@@ -75,7 +76,7 @@ func (l *lane) handle(ctx, handling context.Context, message *asynq.Task) error 
 		}
 	case <-e.parked:
 		if l.detachParked(m.JobID, e) {
-			return &jobError{retryIn: heldRetry, message: jobs.CodeSubmitAmbiguous + ": " + reconcile.AmbiguousMessage + "see the job's record"}
+			return &jobError{retryIn: parkedRetry, message: jobs.CodeSubmitAmbiguous + ": " + reconcile.AmbiguousMessage + "see the job's record"}
 		}
 	case <-handling.Done():
 		l.detach(ctx, m.JobID, e)

@@ -1,6 +1,8 @@
 package lane
 
 import (
+	"encoding/json"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -9,6 +11,20 @@ import (
 	"github.com/danqing-queue/danqing/jobs"
 	"github.com/danqing-queue/danqing/worker/dashscope"
 )
+
+// Each option of a request is sent under its name: a digest has it, and its images are paid for.
+func TestEveryOptionIsSent(t *testing.T) {
+	t.Parallel()
+	for _, name := range jobs.OptionNames() {
+		req := jobs.Request{Prompt: "a cat"}
+		require.True(t, slices.ContainsFunc([]string{"true", "2", "direct"}, func(value string) bool {
+			return req.SetOption(name, value) == nil
+		}), name)
+		sent, err := json.Marshal(newBody(jobs.Model{}, "", req, 1, nil).Parameters)
+		require.NoError(t, err)
+		assert.Contains(t, string(sent), `"`+name+`":`)
+	}
+}
 
 // What a usage does not say is booked at the dearest, each part for itself.
 func TestPurchaseOfAUsage(t *testing.T) {

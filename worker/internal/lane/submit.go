@@ -431,7 +431,7 @@ func (l *lane) takeBack(ctx context.Context, rec *jobs.Record) error {
 		return cmp.Or(l.recorder.Transition(ctx, rec, &next), errReread)
 	}
 	next.ClearIntent()
-	next.State, next.Attempt = jobs.StateQueued, rec.Attempt-1
+	next.State, next.Attempt, next.SubmittedAt = jobs.StateQueued, rec.Attempt-1, time.Time{}
 	if err := l.recorder.Transition(ctx, rec, &next); err != nil {
 		return err
 	}
