@@ -72,17 +72,26 @@ func (r Request) digestBytes() []byte {
 
 // WithSeed returns the request with a seed that is derived from the job ID, so that every
 // image can be requested again; unchanged if it has one. The seeds of all n images, seed to
-// seed+n-1, are between 0 and the model's MaxSeed. The same ID and n give the same seed,
+// seed+n-1, are between 0 and the model's MaxSeed. The same ID, n and MaxSeed give the same seed,
 // forever.
 func (r Request) WithSeed(jobID string) Request {
 	if r.Seed != nil {
 		return r
 	}
-	sum := sha256.Sum256([]byte("danqing/seed/1\n" + jobID))
-	seeds := maxSeed - max(r.N, 1) + 2                              // 0 to maxSeed-(n-1)
-	seed := int64(binary.BigEndian.Uint64(sum[:8]) % uint64(seeds)) //nolint:gosec // below 2^31
+	most := int64(maxSeed)
+	if m, err := LookupModel(r.Model); err == nil {
+		most = m.MaxSeed
+	}
+	seed := derivedSeed(jobID, max(r.N, 1), most)
 	r.Seed = &seed
 	return r
+}
+
+// derivedSeed returns the first of n seeds, none of which is above most.
+func derivedSeed(jobID string, n int, most int64) int64 {
+	sum := sha256.Sum256([]byte("danqing/seed/1\n" + jobID))
+	seeds := most - int64(n) + 2                                   // 0 to most-(n-1)
+	return int64(binary.BigEndian.Uint64(sum[:8]) % uint64(seeds)) //nolint:gosec // at most most
 }
 
 // ValidID fails unless id is a valid job ID: 1 to 200 bytes of letters, their marks and digits

@@ -168,6 +168,11 @@ func (j *Job) Overdue(now time.Time) bool {
 	return j.State.Waiting() && !j.Deadline.IsZero() && !now.Before(j.Deadline)
 }
 
+// AdoptedByOperator reports whether an operator has decided which task is the job's.
+func (j *Job) AdoptedByOperator() bool {
+	return !j.ResolvedAt.IsZero() && !j.ResolvedAt.Before(j.SubmittedAt) // else the job was bought again
+}
+
 // AwaitsBudget reports whether the job is held because its batch's budget has no room for it.
 // Nothing was bought. It goes on when the batch is run again with a larger budget.
 func (j *Job) AwaitsBudget() bool {

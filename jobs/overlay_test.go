@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -62,6 +63,16 @@ func TestOverlay(t *testing.T) {
 	added := find("new-image")
 	assert.Equal(t, []any{1, 1.0, int64(maxSeed)}, []any{added.Concurrency, added.SubmitsPerSecond, added.MaxSeed})
 	assert.Equal(t, map[string]int{"danqing:new-image:critical": 1, "danqing:new-image:default": 1, "danqing:new-image:bulk": 1}, ones(LaneQueues(added.Name)))
+}
+
+// A derived seed is in the range of its model, which an overlay may have made smaller.
+func TestDerivedSeeds(t *testing.T) {
+	t.Parallel()
+	for i := range 200 {
+		seed := derivedSeed(fmt.Sprintf("job-%d", i), 4, 9)
+		assert.GreaterOrEqual(t, seed, int64(0))
+		assert.LessOrEqual(t, seed+3, int64(9))
+	}
 }
 
 func ones(queues map[string]int) map[string]int {

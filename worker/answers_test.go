@@ -72,3 +72,55 @@ func TestAnswerThatLacksImages(t *testing.T) {
 		})
 	}
 }
+
+// A create that is refused for a reason that may pass is tried three times.
+func TestRefusalThatMayPassEndsTheJob(t *testing.T) {
+	bubble(t, &simulator.Simulator{}, func(t *testing.T, s *stack) {
+		s.sim.Script(simulator.Fault{Route: simulator.RouteCreate, Times: -1, Status: http.StatusBadRequest, Code: "InvalidURL.Timeout", Message: "download timed out"})
+		s.enqueueMany(1)
+		rec := s.wait("job-1")
+		assert.Equal(t, jobs.StateFailed, rec.State)
+		assert.Equal(t, "InvalidURL.Timeout", rec.Code)
+		assert.Equal(t, 3, s.sim.Stats().Requests[simulator.RouteCreate])
+		s.requireLedger()
+	})
+}
+
+// While a task is UNKNOWN it is queried more and more rarely.
+func TestUnknownTaskIsQueriedMoreRarely(t *testing.T) {
+	bubble(t, aheadTasks(), func(t *testing.T, s *stack) {
+		s.sim.Script(simulator.Fault{Route: simulator.RouteQuery, Times: -1, Body: `{"request_id":"r","output":{"task_status":"UNKNOWN"}}`})
+		s.enqueueMany(1)
+		s.state("job-1", jobs.StateGenerating)
+		<-time.After(4 * time.Minute)
+		assert.Less(t, s.sim.Stats().Requests[simulator.RouteQuery], 20)
+	})
+}
+
+// After an operator had a job bought again, what exceeds its request is neither stored nor booked.
+func TestRule10aAfterAPurchaseByAnOperator(t *testing.T) {
+	bubble(t, aheadTasks(), func(t *testing.T, s *stack) {
+		s.sim.Script(simulator.Fault{Route: simulator.RouteQuery, Times: 6, Body: `{"request_id":"r","output":{"task_status":"SUCCEEDED","results":[]},"usage":{"image_count":1}}`})
+		s.enqueueMany(1)
+		require.Equal(t, jobs.StateHeld, s.wait("job-1").State)
+		s.queue.Client().AddHook(roundTrip(time.Millisecond)) // the decision is before the create
+		_, err := jobs.NewInspector(s.redis).Resolve(t.Context(), "job-1", jobs.Resolution{BuyAgain: true}, jobs.Decider{})
+		require.NoError(t, err)
+		rec := s.state("job-1", jobs.StateGenerating)
+		var through atomic.Bool
+		s.sim.Script(simulator.Fault{
+			Route: simulator.RouteQuery, Times: -1, Status: http.StatusInternalServerError, Match: func(*http.Request) bool { return !through.Load() },
+		})
+		<-time.After(time.Minute)
+		through.Store(true)
+		task, err := s.client("sk-test").Query(t.Context(), rec.TaskID)
+		require.NoError(t, err)
+		result := `{"url":"` + task.Output.Results[0].URL + `"}`
+		s.sim.Script(simulator.Fault{Route: simulator.RouteQuery, Times: -1, Body: `{"request_id":"r","output":{"task_id":"` + rec.TaskID +
+			`","task_status":"SUCCEEDED","results":[` + result + `,` + result + `]},"usage":{"image_count":4000}}`})
+		rec = s.wait("job-1")
+		require.Equal(t, jobs.StateSucceeded, rec.State, rec.Message)
+		assert.Len(t, rec.Images, 1)
+		assert.EqualValues(t, simulator.MicroYuanPerImage, rec.CostMicroYuan)
+	})
+}

@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"context"
 	"os"
 	"strconv"
 	"sync/atomic"
@@ -121,7 +122,8 @@ func TestNoReplyBeforeSync(t *testing.T) {
 	})
 }
 
-// A command whose sync takes long is not sent again: it would be carried out twice.
+// A command whose sync takes long is not sent again: it would be carried out twice. It ends with its
+// context.
 func TestSlowDisk(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -131,12 +133,19 @@ func TestSlowDisk(t *testing.T) {
 		require.NoError(t, err)
 		disk.syncGate = make(chan struct{})
 		go func() {
-			time.Sleep(20 * time.Second)
+			<-time.After(70 * time.Second)
 			close(disk.syncGate)
 		}()
-		n, err := q.Client().Incr(t.Context(), "n").Result()
+		begun := time.Now()
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, q.Client().Incr(short, "other").Err(), os.ErrDeadlineExceeded)
+		assert.Equal(t, time.Second, time.Since(begun))
+		require.ErrorIs(t, q.Client().Incr(t.Context(), "n").Err(), os.ErrDeadlineExceeded)
+		<-time.After(time.Minute)
+		n, err := q.Client().Get(t.Context(), "n").Int()
 		require.NoError(t, err)
-		assert.EqualValues(t, 1, n)
+		assert.Equal(t, 1, n)
 		require.NoError(t, q.Close())
 	})
 }

@@ -97,7 +97,7 @@ func (l *lane) prepareAhead(ctx, session context.Context) {
 			more = how != aheadBegun // the next one when its create was sent
 		case <-session.Done():
 		}
-		for more && !failed && waiting < cap(l.slots) && len(l.slots) == cap(l.slots) && session.Err() == nil {
+		for more && !failed && waiting < cap(l.slots) && l.noSlotForMessages() && session.Err() == nil {
 			var run func() aheadResult
 			if run, more = l.startAhead(ctx, session); run != nil {
 				waiting++
@@ -108,6 +108,12 @@ func (l *lane) prepareAhead(ctx, session context.Context) {
 	for ; waiting > 0; waiting-- {
 		<-ended
 	}
+}
+
+// noSlotForMessages reports whether a message that is drawn gets no slot at once: each slot has a task,
+// or the handler of one that has ended and is not booked yet.
+func (l *lane) noSlotForMessages() bool {
+	return len(l.slots)+int(l.settling.Load()) >= cap(l.slots)
 }
 
 // aheadResult is what became of a preparation.
@@ -163,13 +169,16 @@ func (l *lane) next(ctx context.Context) (drawn chan *ahead, m *jobs.GenerateMes
 		l.log.Debug("queues not read", "err", err)
 		return nil, nil
 	}
-	if len(upcoming[jobs.PriorityCritical]) == 0 {
-		drawn = l.takeWaiting()
+	if m = l.firstMessage(ctx, jobs.PriorityCritical, upcoming); m != nil {
+		return nil, m
 	}
-	if drawn != nil {
+	if drawn = l.takeWaiting(); drawn != nil {
 		return drawn, nil
 	}
-	return nil, l.nextInQueue(ctx, upcoming)
+	for m == nil && len(upcoming) > 0 {
+		m = l.firstMessage(ctx, pick(upcoming, l.cfg.Model.Name), upcoming)
+	}
+	return nil, m
 }
 
 // takeWaiting returns the first drawn job that waits for a slot, nil if none does.
@@ -183,9 +192,10 @@ func (l *lane) takeWaiting() (drawn chan *ahead) {
 	return drawn
 }
 
-// nextInQueue returns the message of the next upcoming job that no lane has prepared.
-func (l *lane) nextInQueue(ctx context.Context, upcoming map[string][]string) *jobs.GenerateMessage {
-	priority := pick(upcoming, l.cfg.Model.Name)
+// firstMessage returns the message of the first upcoming job of a priority that can be prepared, nil if
+// there is none, and removes the priority from upcoming.
+func (l *lane) firstMessage(ctx context.Context, priority string, upcoming map[string][]string) *jobs.GenerateMessage {
+	defer delete(upcoming, priority)
 	for _, id := range upcoming[priority] {
 		if m := l.upcomingMessage(ctx, priority, id); m != nil {
 			return m
@@ -195,12 +205,9 @@ func (l *lane) nextInQueue(ctx context.Context, upcoming map[string][]string) *j
 }
 
 // upcomingMessage returns the message of a job in the queue, nil if the job is not to be
-// prepared: this lane works on it, or another lane has prepared it.
+// prepared: it is being made, although nobody has drawn its message yet, or another lane has prepared it.
 func (l *lane) upcomingMessage(ctx context.Context, priority, id string) *jobs.GenerateMessage {
-	l.mu.Lock()
-	running := l.executions[id] != nil
-	l.mu.Unlock()
-	if running {
+	if l.worksOn(id) {
 		return nil
 	}
 	rec, err := l.recorder.Store.Get(ctx, id)
@@ -218,18 +225,12 @@ func (l *lane) upcomingMessage(ctx context.Context, priority, id string) *jobs.G
 	return &m
 }
 
-// pick chooses a priority by its queue's weight, as asynq does for a message that it draws.
-// Critical jobs go first.
+// pick chooses a priority of at least one by its queue's weight, as asynq does for a message that it
+// draws.
 func pick(upcoming map[string][]string, model string) string {
-	if len(upcoming[jobs.PriorityCritical]) > 0 {
-		return jobs.PriorityCritical
-	}
 	weights, total := jobs.LaneQueues(model), 0
 	for priority := range upcoming {
 		total += weights[jobs.Queue(model, priority)]
-	}
-	if total == 0 {
-		return ""
 	}
 	at := rand.IntN(total) //nolint:gosec // not a secret
 	for priority := range upcoming {
@@ -360,7 +361,8 @@ func (l *lane) checkNext(ctx context.Context, p *prepared) error {
 	return l.checkTurn(ctx, p)
 }
 
-// checkTurn fails unless a job that was prepared ahead may be sent as the next one.
+// checkTurn fails unless a prepared job may still be sent: it may have waited for a while, for the
+// outcome of another create if not for its slot. One that was prepared ahead must be the next one.
 func (l *lane) checkTurn(ctx context.Context, p *prepared) error {
 	if now := time.Now(); now.Sub(p.intent.SubmittedAt) > aheadLifetime || p.rec.Overdue(now) {
 		return errNotNext
@@ -368,6 +370,9 @@ func (l *lane) checkTurn(ctx context.Context, p *prepared) error {
 	var checks errgroup.Group
 	checks.Go(func() error { return l.checkLane(ctx) })
 	checks.Go(func() error { return l.checkRoom(ctx) })
+	if !p.ahead {
+		return checks.Wait()
+	}
 	checks.Go(func() error {
 		may, err := l.recorder.Store.MayStart(ctx, &p.rec.Job)
 		if err != nil {

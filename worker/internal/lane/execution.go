@@ -202,6 +202,13 @@ func (l *lane) drain() {
 	}
 }
 
+// worksOn reports whether a job has an execution.
+func (l *lane) worksOn(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.executions[id] != nil
+}
+
 // someExecution returns an execution that is in progress, nil if there is none. A message that was
 // drawn just before the end may still start one, which the group must not be waiting for.
 func (l *lane) someExecution() *execution {
@@ -244,10 +251,7 @@ func (l *lane) resumeInFlight(ctx context.Context, waiting func(context.Context,
 		return fmt.Errorf("read in-flight marks: %w", err)
 	}
 	for _, id := range left {
-		l.mu.Lock()
-		running := l.executions[id] != nil
-		l.mu.Unlock()
-		if running {
+		if l.worksOn(id) {
 			continue
 		}
 		if err := l.takeSlot(ctx); err != nil {

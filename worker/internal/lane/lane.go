@@ -127,9 +127,8 @@ type lane struct {
 	// settling is the number of tasks that have ended and are not booked yet, prepared that of
 	// jobs that wait for a slot with everything recorded.
 	settling, prepared atomic.Int32
-	// sent is closed after the next attempt to send a create. It is guarded by mu, nil if nobody
-	// waits for it.
-	sent chan struct{}
+	// createDone is the channel of nextCreate. It is guarded by mu, nil if nobody waits for it.
+	createDone chan struct{}
 
 	waits waits
 	usage *usage

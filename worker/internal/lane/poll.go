@@ -47,6 +47,7 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 	defer l.tasks.Delete(rec.TaskID) // the record and the journal name it, or the lane ends
 	schedule := l.pollSchedule(ctx, rec)
 	errorBackoff := loop.Backoff{First: time.Second, Most: 30 * time.Second}
+	inconclusiveBackoff := loop.Backoff{First: time.Second, Most: 30 * time.Second} // while answers are UNKNOWN, or lack images
 	var unknownSince time.Time
 	var first runningWrite
 	empty, failing := 0, false
@@ -70,7 +71,7 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 			return err
 		}
 		if listed == dashscope.StatusSucceeded && int(l.settling.Load()) < cap(l.slots) { // else queries fail
-			slot.giveOn()
+			slot.release()
 		}
 		stopwatch.querying()
 		task, err := l.cfg.Account.Client.Query(ctx, rec.TaskID)
@@ -94,9 +95,9 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 		l.discoverKeyID(ctx, rec)
 		switch task.Output.TaskStatus {
 		case dashscope.StatusSucceeded:
-			slot.giveOn()
+			slot.release()
 			if empty++; empty < emptyAnswers && (task.IsInconclusive() || task.MayNameMore(len(rec.Missing()))) {
-				interval = max(interval, errorBackoff.Next())
+				interval = max(interval, inconclusiveBackoff.Next())
 				continue
 			}
 			slot.awaitNextCreate(ctx)
@@ -113,7 +114,7 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 			if unknownSince.IsZero() {
 				unknownSince = time.Now()
 			}
-			interval = max(interval, errorBackoff.Next())
+			interval = max(interval, inconclusiveBackoff.Next())
 			if held, err := l.holdUnknown(ctx, rec, unknownSince); held || ctx.Err() != nil {
 				return err
 			}
@@ -124,7 +125,7 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 		default:
 			unknownSince = time.Time{}
 			l.markRunning(ctx, rec, &first)
-			if slot.given {
+			if slot.released {
 				poller.Disable()
 			}
 		}
@@ -133,39 +134,38 @@ func (l *lane) poll(ctx context.Context, e *execution, rec *jobs.Record) error {
 
 // taskSlot is the slot of a task that is polled.
 type taskSlot struct {
-	l           *lane
-	e           *execution
-	keep, given bool
-	// next is closed when the create of a prepared job that gets the slot has its outcome, givenAt
-	// is when the slot was released. next is nil if no job was prepared.
-	next    <-chan struct{}
-	givenAt time.Time
+	l              *lane
+	e              *execution
+	keep, released bool
+	// next is [lane.nextCreate], nil if no job was prepared when the slot was released.
+	next       <-chan struct{}
+	releasedAt time.Time
 }
 
-// giveOn releases the slot of a task that has succeeded, unless it is kept.
-func (s *taskSlot) giveOn() {
-	if !s.keep && !s.given {
-		s.given, s.givenAt = true, time.Now()
+// release releases the slot of a task that has succeeded, unless it is kept.
+func (s *taskSlot) release() {
+	if !s.keep && !s.released {
+		s.released, s.releasedAt = true, time.Now()
 		s.l.settling.Add(1)
 		if s.l.prepared.Load() > 0 {
-			s.next = s.l.nextSent()
+			s.next = s.l.nextCreate()
 		}
 		s.l.releaseSlot(s.e)
 	}
 }
 
-// giveWay is how long the writes of a task that has ended wait for the next create: its record is
-// written to the same queue and the same disk, and the slot is idle until then. The value is our
-// choice: a round trip to the service takes some 30 ms.
-const giveWay = 50 * time.Millisecond
+// maxWriteDelay is how long the writes of a task that has ended wait at most for the next create of
+// the lane: its record is written to the same queue and the same disk, and the slot is idle until it is
+// sent, which takes a few milliseconds. The value is our choice, and stands in speed.md.
+const maxWriteDelay = 50 * time.Millisecond
 
-// awaitNextCreate waits until the next create has its outcome, at most [giveWay] since the slot
+// awaitNextCreate waits until the next create has its outcome, at most [maxWriteDelay] since the slot
 // was released.
 func (s *taskSlot) awaitNextCreate(ctx context.Context) {
 	if s.next == nil {
 		return
 	}
-	timer := time.NewTimer(time.Until(s.givenAt.Add(giveWay)))
+	timer := time.NewTimer(time.Until(s.releasedAt.Add(maxWriteDelay)))
 	defer timer.Stop()
 	select {
 	case <-s.next:
@@ -174,9 +174,9 @@ func (s *taskSlot) awaitNextCreate(ctx context.Context) {
 	}
 }
 
-// settled records that a task whose slot was given on is booked.
+// settled records that a task whose slot was released is booked.
 func (s *taskSlot) settled() {
-	if s.given {
+	if s.released {
 		s.l.settling.Add(-1)
 	}
 }
@@ -294,7 +294,7 @@ func (l *lane) holdUnknown(ctx context.Context, rec *jobs.Record, since time.Tim
 func (l *lane) taskSucceeded(ctx context.Context, rec *jobs.Record, task *dashscope.Task, took time.Duration) error {
 	missing := rec.Missing()
 	most := len(missing)
-	if !rec.ResolvedAt.IsZero() { // the operator may have adopted a task with more images
+	if rec.AdoptedByOperator() { // the task may have more images
 		most = max(most, l.cfg.Model.ImagesAtMost())
 	}
 	least := len(missing)
@@ -425,12 +425,12 @@ func (l *lane) taskFailed(ctx context.Context, rec *jobs.Record, code, message s
 	}
 }
 
-// attemptsThisRound returns the number of tasks created for a job since it was submitted or
-// last retried by an operator.
+// attemptsThisRound returns the number of attempts that the service has refused or failed since the
+// job was submitted, or an operator last decided to try it again, this one included.
 func attemptsThisRound(rec *jobs.Record) int {
 	n := 1
 	for _, past := range rec.PastAttempts {
-		if past.TaskID != "" && past.SubmittedAt.After(rec.RetriedAt) {
+		if past.Code != jobs.CodeNotCreated && past.SubmittedAt.After(rec.RetriedAt) && past.SubmittedAt.After(rec.ResolvedAt) {
 			n++
 		}
 	}

@@ -123,7 +123,8 @@ func (l *lane) reserve(ctx context.Context, rec, intent *jobs.Record, images int
 	charge := recorder.ChargeOf(intent, images, l.cfg.Account.Cost(l.cfg.Model, l.cfg.Model.Most(intent.Request, images)))
 	err := l.recorder.Ledger.Reserve(context.WithoutCancel(ctx), charge, l.cfg.Account.DailyBudgetMicroYuan)
 	var full *ledger.BudgetError
-	for errors.As(err, &full) && l.settling.Load() > 0 { // a task may have cost less than was reserved
+	begun := time.Now()
+	for errors.As(err, &full) && l.settling.Load() > 0 && time.Since(begun) < settlingLongest { // a task may have cost less than was reserved
 		if err := loop.Sleep(ctx, settlingInterval); err != nil {
 			return err
 		}

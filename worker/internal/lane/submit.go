@@ -38,9 +38,10 @@ const (
 	// budgetPollInterval is how often a lane checks whether its account's daily budget has
 	// room again: a new day begins, the budget is raised, or a reservation is released.
 	budgetPollInterval = time.Minute
-	// settlingInterval is how often a job for which a budget has no room waits for tasks to be
-	// booked.
+	// settlingInterval is how often a job for which a budget has no room is tried again while tasks
+	// are being booked, and settlingLongest for how long: other jobs wait for it.
 	settlingInterval = 100 * time.Millisecond
+	settlingLongest  = 5 * time.Second
 
 	budgetSpent          = "the daily budget is spent: nothing is submitted"
 	accountPaused        = "lane paused: the account needs attention"
@@ -68,7 +69,10 @@ func (l *lane) submitInSlot(ctx context.Context, e *execution, rec *jobs.Record,
 	if err != nil {
 		return err
 	}
-	return l.send(ctx, e, p)
+	if err = l.send(ctx, e, p); errors.Is(err, errNotNext) {
+		err = errReread
+	}
+	return err
 }
 
 // prepare does everything for a create that can be done before a slot is free. The order of
@@ -135,10 +139,13 @@ func (l *lane) awaitOutcomes(ctx context.Context) (ambiguous int, err error) {
 	return l.ambiguous, l.awaitQuiet(ctx)
 }
 
-// send sends a prepared job's create once. The record and the journal have that it may be on
-// its way before it is.
+// send sends a prepared job's create once. It is sent only if what was checked when it was prepared
+// still holds ([lane.checkTurn]), no create became ambiguous since, the rate limit allows it, the
+// record and the journal have that it may be on its way, and the lease is valid. The checks are made
+// beside the write of the record, which saves a round trip; if one fails, that is rolled back.
+// After a crash from there on, [lane.reconcile] finds out what became of it.
 func (l *lane) send(ctx context.Context, e *execution, p *prepared) error {
-	defer l.noteSent()
+	defer l.nextCreateDone()
 	if err := l.take(ctx, l.submitSem); err != nil {
 		return l.rollbackIntent(ctx, p.intent, p.rec, err)
 	}
@@ -152,9 +159,7 @@ func (l *lane) send(ctx context.Context, e *execution, p *prepared) error {
 		return l.rollbackIntent(ctx, p.intent, p.rec, err)
 	}
 	var checks errgroup.Group
-	if p.ahead {
-		checks.Go(func() error { return l.checkTurn(ctx, p) })
-	}
+	checks.Go(func() error { return l.checkTurn(ctx, p) })
 	intent, err := l.startSending(ctx, p)
 	notNow := checks.Wait()
 	if isRefused(err) {
@@ -183,22 +188,24 @@ func (l *lane) send(ctx context.Context, e *execution, p *prepared) error {
 	return l.createFailed(ctx, p.rec, intent, err, refusal)
 }
 
-// nextSent returns a channel that is closed after the next attempt to send a create.
-func (l *lane) nextSent() <-chan struct{} {
+// nextCreate returns a channel that is closed when the next create of the lane has its outcome on
+// record, or was not sent.
+func (l *lane) nextCreate() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.sent == nil {
-		l.sent = make(chan struct{})
+	if l.createDone == nil {
+		l.createDone = make(chan struct{})
 	}
-	return l.sent
+	return l.createDone
 }
 
-func (l *lane) noteSent() {
+// nextCreateDone closes the channel of [lane.nextCreate].
+func (l *lane) nextCreateDone() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.sent != nil {
-		close(l.sent)
-		l.sent = nil
+	if l.createDone != nil {
+		close(l.createDone)
+		l.createDone = nil
 	}
 }
 
