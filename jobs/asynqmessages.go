@@ -133,6 +133,27 @@ redis.call('HSET', KEYS[4], 'state', 'pending', 'pending_since', ARGV[2])
 return 1
 `)
 
+// postponeScript takes a pending message out of its queue until a time, as asynq does after a
+// failure (rdb.retryCmd). Its keys are the pending list, the set of messages to retry, and the
+// message.
+var postponeScript = redis.NewScript(`
+if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then return 0 end
+redis.call('ZADD', KEYS[2], ARGV[2], ARGV[1])
+redis.call('HSET', KEYS[3], 'state', 'retry')
+return 1
+`)
+
+// PostponeMessage delays the message of a waiting job, if it is in its queue, until a time, as asynq
+// delays the message of a handler that has failed. It fails with Redis's own error.
+func (s *Store) PostponeMessage(ctx context.Context, rec *Record, until time.Time) error {
+	queue := Queue(rec.Model, rec.Priority)
+	keys := []string{asynqPending(queue), asynqRetry(queue), asynqMessage(queue, rec.ID)}
+	if err := postponeScript.Run(ctx, s.redis, keys, rec.ID, until.Unix()).Err(); err != nil {
+		return fmt.Errorf("postpone message of %s: %w", rec.ID, err)
+	}
+	return nil
+}
+
 // abandonedAfter is how long after the end of its lease an active message counts as left behind:
 // asynq recovers it within 90 s, if a server of its queue runs.
 const abandonedAfter = 3 * time.Minute

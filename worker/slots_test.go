@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"path"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -116,6 +117,34 @@ func TestNextJobIsPreparedDuringACriticalOne(t *testing.T) {
 			}
 			assert.Equal(t, 1, prepared)
 			s.wait(id)
+		}
+	})
+}
+
+// A task of a job that was prepared, and whose message nobody has drawn, has failed: the job is tried
+// again half a minute later, as one whose message was drawn.
+func TestFailedPreparedJobWaitsForItsRetry(t *testing.T) {
+	sim := aheadTasks()
+	var failed sync.Map
+	sim.Outcome = func(r dashscope.CreateRequest) simulator.Outcome {
+		if _, again := failed.LoadOrStore(r.Input.Prompt, true); again || !strings.Contains(r.Input.Prompt, "critical") {
+			return simulator.Outcome{}
+		}
+		return simulator.Outcome{Code: "InternalError.Timeout", Message: "again"}
+	}
+	bubble(t, sim, func(t *testing.T, s *stack) {
+		s.enqueueMany(40)
+		s.state("job-1", jobs.StateGenerating)
+		for i := range 12 {
+			<-time.After(3 * time.Second)
+			id := fmt.Sprintf("critical-%d", i)
+			s.enqueue(jobs.Request{ID: id, Prompt: "prompt of " + id, Priority: jobs.PriorityCritical})
+			rec := s.wait(id)
+			require.Len(t, rec.PastAttempts, 1)
+			wait := rec.SubmittedAt.Sub(rec.PastAttempts[0].EndedAt)
+			assert.Greater(t, wait, 28*time.Second) // asynq counts whole seconds
+			assert.Less(t, wait, time.Minute)
+			<-time.After(12 * time.Second)
 		}
 	})
 }

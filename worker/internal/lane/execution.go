@@ -66,7 +66,7 @@ func (l *lane) detach(ctx context.Context, id string, e *execution) {
 	select {
 	case <-e.done:
 		if unattended { // no handler returned the result to asynq
-			l.ensureMessage(ctx, id)
+			l.returnMessage(ctx, id, e.err)
 		}
 	default:
 	}
@@ -115,7 +115,7 @@ func (l *lane) start(ctx context.Context, id string, inSlot bool, handlers int, 
 			<-l.slots
 		}
 		if unattended {
-			l.ensureMessage(ctx, id)
+			l.returnMessage(ctx, id, e.err)
 		}
 	})
 	return e, true
@@ -299,6 +299,24 @@ func (l *lane) ensureMessage(ctx context.Context, id string) {
 	}
 	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
 		l.log.Warn("waiting job may lack a message", "job_id", id, "err", err)
+	}
+}
+
+// returnMessage does for the message of an execution without a handler what asynq does for one with
+// a handler: the job keeps it, and is tried again after the wait that the result asks for.
+func (l *lane) returnMessage(ctx context.Context, id string, result error) {
+	l.ensureMessage(ctx, id)
+	var outcome *jobError
+	if !errors.As(result, &outcome) || outcome.retryIn == 0 {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	rec, err := l.recorder.Store.Get(ctx, id)
+	if err == nil && rec.State == jobs.StateRetrying {
+		err = l.recorder.Store.PostponeMessage(ctx, rec, time.Now().Add(outcome.retryIn))
+	}
+	if err != nil && !errors.Is(err, jobs.ErrNotFound) {
+		l.log.Warn("job is tried again at once", "job_id", id, "err", err)
 	}
 }
 
