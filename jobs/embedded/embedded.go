@@ -170,7 +170,7 @@ func newClient(dial func() (net.Conn, error)) *redis.Client {
 		PoolSize: poolSize,
 		// A command is late only where the disk or the processor is: sent again, it would be
 		// carried out twice.
-		ReadTimeout: time.Minute, MaxRetries: -1, ContextTimeoutEnabled: true,
+		ReadTimeout: 30 * time.Second, MaxRetries: -1,
 	})
 }
 
