@@ -19,6 +19,7 @@ func FuzzDecodeRecord(f *testing.F) {
 		`{"id":"a","state":"queued","digest":"d","model":"wanx-v1","priority":"default","attempt":0,"term":0,"enqueued_at":"` + moment + `","updated_at":"` + moment + `"}`,
 		`{"id":"a","state":"storing","attempt":2,"term":7,"request":{"prompt":"一只白瓷茶杯","n":2,"seed":7},"task_id":"t","past_attempts":[{"attempt":1,"term":6,"submitted_at":"` + moment + `","ended_at":"` + moment + `"}],"results":[{"n":1,"url":"https://x/y?Expires=1","expires_at":"` + moment + `"},{"n":2,"code":"E"}]}`,
 		`{"id":"a","state":"succeeded","images":[{"n":1,"key":"k","bytes":1,"sha256":"s"}],"cost_micro_yuan":160000,"warnings":["w"],"labels":{"sku":"A"},"cancel_requested_at":"` + moment + `"}`,
+		`{"id":"a","state":"queued","enqueued_at":"` + moment + `"}`,
 		`{"id":"b","state":"queued"}`, `{"id":"a"}`, `{"id":"a","state":"painting"}`, `{"id":"a","state":"queued","attempt":-1}`, `{"id":"a","state":"queued","attempt":"1"}`, `{"ID":"a","State":"held"}`, `null`, `[]`, `{`, ``,
 	} {
 		f.Add(text, "")

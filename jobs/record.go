@@ -215,10 +215,12 @@ func decodeRecord(id string, fields []string) (*Record, error) {
 	}
 	if enqueued != "" {
 		rec.EnqueuedAt, errs[2] = time.Parse(time.RFC3339Nano, enqueued)
-		rec.UpdatedAt = rec.EnqueuedAt
 	}
 	if encoded != "" {
 		errs[3] = json.Unmarshal([]byte(encoded), &rec)
+	}
+	if rec.UpdatedAt.IsZero() {
+		rec.UpdatedAt = rec.EnqueuedAt
 	}
 	if cancel != "" {
 		var made Decision
