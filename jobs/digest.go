@@ -91,7 +91,7 @@ func (r Request) WithSeed(jobID string) Request {
 func derivedSeed(jobID string, n int, most int64) int64 {
 	sum := sha256.Sum256([]byte("danqing/seed/1\n" + jobID))
 	seeds := most - int64(n) + 2                                   // 0 to most-(n-1)
-	return int64(binary.BigEndian.Uint64(sum[:8]) % uint64(seeds)) //nolint:gosec // at most most
+	return int64(binary.BigEndian.Uint64(sum[:8]) % uint64(seeds)) //nolint:gosec // below 2^31
 }
 
 // ValidID fails unless id is a valid job ID: 1 to 200 bytes of letters, their marks and digits

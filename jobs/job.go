@@ -85,8 +85,8 @@ type Job struct {
 	// StartedAt is when a task of the job was first seen RUNNING or to have ended, or the job
 	// was held; zero before. Unlike RunningAt it is kept when the job is tried again.
 	StartedAt time.Time `json:"started_at,omitzero"`
-	// SubmittedAt is when the create of the last attempt was sent; while the job is prepared, when it
-	// was: its money is reserved on that day. RunningAt is when its task was first seen RUNNING,
+	// SubmittedAt is when the create of the last attempt was sent; in the state prepared, when the job
+	// was prepared: its money is reserved on that day. RunningAt is when its task was first seen RUNNING,
 	// GeneratedAt when it was first seen to have ended; zero before.
 	SubmittedAt time.Time `json:"submitted_at,omitzero"`
 	RunningAt   time.Time `json:"running_at,omitzero"`
@@ -168,9 +168,10 @@ func (j *Job) Overdue(now time.Time) bool {
 	return j.State.Waiting() && !j.Deadline.IsZero() && !now.Before(j.Deadline)
 }
 
-// AdoptedByOperator reports whether an operator has decided which task is the job's.
+// AdoptedByOperator reports whether an operator has decided which task is the job's, and no other
+// task was made for it since.
 func (j *Job) AdoptedByOperator() bool {
-	return !j.ResolvedAt.IsZero() && !j.ResolvedAt.Before(j.SubmittedAt) // else the job was bought again
+	return !j.ResolvedAt.IsZero() && !j.ResolvedAt.Before(j.SubmittedAt)
 }
 
 // AwaitsBudget reports whether the job is held because its batch's budget has no room for it.

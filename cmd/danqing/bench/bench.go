@@ -34,10 +34,10 @@ type Config struct {
 
 const (
 	defaultDuration, quickDuration = 2 * time.Minute, 4 * time.Second
-	// mostRounds is how often a run is extended by its duration at most, and leastTime is how
-	// long it is extended in any case.
-	mostRounds = 10
-	leastTime  = 5 * time.Minute
+	// A run is extended until each client has a row: by ten times its duration, or five minutes
+	// if that is longer, at most.
+	mostRounds    = 10
+	mostExtension = 5 * time.Minute
 	// DefaultRoundTrip is about that to DashScope from within China.
 	DefaultRoundTrip = 30 * time.Millisecond
 )
@@ -177,7 +177,7 @@ func measureAll(ctx context.Context, duration time.Duration, runs []*run) ([]Row
 	}
 	complete := wait(working, duration)
 	rows := measureRows(runs)
-	most := max(mostRounds*duration, leastTime)
+	most := max(mostRounds*duration, mostExtension)
 	for extra := time.Duration(0); complete && extra < most && slices.ContainsFunc(rows, func(r Row) bool { return r.Cycles == 0 }); extra += duration {
 		complete = wait(working, duration)
 		rows = measureRows(runs)

@@ -27,8 +27,7 @@ type jobError struct {
 func (e *jobError) Error() string { return e.message }
 
 // parkedRetry is when the message of a job is delivered again whose ambiguous create is reconciled
-// without a slot.
-// It only ensures that a worker is active for the job.
+// without a slot. It only ensures that a worker is active for the job.
 const parkedRetry = 30 * time.Second
 
 // isFailedAttempt reports whether asynq counts an error as a failure of the message. Nothing else
